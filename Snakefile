@@ -1,0 +1,42 @@
+# On-policy distillation, from prompts to tables. What lies where below results/NAME, NAME being
+# the config's own name:
+#
+#   prompts/SET/                       prompt tables, and what deduplication removed
+#   embeddings/ENCODER/SET/            question embeddings
+#   pairs/DATA/[sSEED/]                SFT data
+#   models/MODEL/[sSEED/]              checkpoints (no seed: fetched), with their training metrics
+#   generations/GENERATION/sSEED/      rollouts
+#   evaluations/EVALUATION/MODEL/sSEED/  graded samples and a summary
+#   figures/FIGURE.{png,svg}  tables/TABLE.{csv,md}
+#   logs/ benchmarks/                  one file per job, same path as the artifact
+#
+# Each artifact folder holds digest.json (what other stages depend on), manifest.json (what made
+# it) and payload, a link into results/.store.
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+# A default that merges into every other config would leak its names into their DAGs.
+if not workflow.overwrite_configfiles:
+
+    configfile: f"{workflow.basedir}/config/mini.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/models.smk"
+include: "workflow/rules/generate.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        targets(),

@@ -1,0 +1,1 @@
+"""Reference reproduction of on-policy distillation (OPD) for large language models."""

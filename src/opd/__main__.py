@@ -1,0 +1,5 @@
+"""``python -m opd``."""
+
+from opd.cli import main
+
+main()

@@ -1,0 +1,261 @@
+"""Provenance: what made an artifact, and the store that lets a finished stage be used again.
+
+Every artifact is a folder with three things: ``digest.json`` (identity and content digests only,
+so an upstream rerun with the same result changes nothing for what depends on it),
+``manifest.json`` (the audit trail: settings, inputs, versions, host, time; never an input) and
+``payload``, a link into the store. The store is keyed by identity: a digest of the stage's
+settings (which hold a digest of its code) and of the content of its inputs.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from opd.errors import Bad
+
+# One stage per verb: the command line, the code digest and the rules all read this table.
+VERBS = {
+    "prompts": "opd.prompts:run",
+    "corpus": "opd.world:run_corpus",
+    "embed": "opd.dedup:run_embed",
+    "dedup": "opd.dedup:run",
+    "init": "opd.world:run_init",
+    "fetch": "opd.fetch:run",
+    "generate": "opd.sampling:run",
+    "filter": "opd.filters:run",
+    "sft": "opd.training.sft:run",
+    "grpo": "opd.training.grpo:run",
+    "opd": "opd.training.distill:run",
+    "evaluate": "opd.evaluation:run",
+    "table": "opd.figures:run_table",
+    "figure": "opd.figures:run_figure",
+}
+
+# Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
+PACKAGES = ("torch", "transformers", "trl", "vllm", "datasets", "sentence-transformers", "numpy")
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a plain value (sorted keys, no NaN), the base of every digest."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of a plain value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's bytes, read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content(path: Path) -> dict[str, str]:
+    """Relative path -> sha256 of every file below a folder (or of the one file ``path``)."""
+    if path.is_file():
+        return {path.name: file_digest(path)}
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return {p.relative_to(path).as_posix(): file_digest(p) for p in files}
+
+
+def derive_seed(seed: int, stage: str) -> int:
+    """The random seed of a stage: a pure function of the run's seed and the stage's name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:4], "big") >> 1
+
+
+@cache
+def _source(module: str) -> tuple[str, tuple[str, ...]]:
+    """Syntax tree of a module without comments and docstrings, and the opd modules it imports."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(module)
+    tree = ast.parse(Path(spec.origin).read_text())
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imported.add(node.module)
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+        documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    own = sorted(m for m in imported if m.startswith("opd.") and _is_module(m))
+    return ast.dump(tree), tuple(own)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@cache
+def code_digest(verb: str) -> str:
+    """Digest of the code of a stage: the syntax trees of its module and of every ``opd`` module
+    that is imported from there, at any depth. Comments and docstrings do not count."""
+    found: dict[str, str] = {}
+    queue = [VERBS[verb].partition(":")[0]]
+    while queue:
+        module = queue.pop()
+        if module not in found:
+            found[module], imports = _source(module)
+            queue.extend(imports)
+    return digest(found)
+
+
+def identity(verb: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
+    """Digest that names an artifact: verb, settings, and the content digests of its inputs."""
+    return digest({"verb": verb, "cfg": cfg, "inputs": {k: digest(v) for k, v in inputs.items()}})
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file. Raises ``Bad`` where it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise Bad(f"not readable as JSON ({error})", str(path), "make it again") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON to a temporary name, then rename."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def _resolve_input(path: Path) -> tuple[Path, dict[str, str], str]:
+    """A declared input -> (payload folder or plain file, content digests, identity or '')."""
+    if not path.exists():
+        raise Bad("no such input", str(path), "run the stage that makes it")
+    if path.name != "digest.json":
+        return path, content(path), ""
+    record = read_json(path)
+    payload = path.parent / "payload"
+    if not payload.exists():
+        raise Bad(
+            "the artifact's payload is gone from the store",
+            str(payload),
+            f"remove {path} and run snakemake again",
+        )
+    return payload, record["outputs"], record["identity"]
+
+
+def _whole(entry: Path, record: Path) -> bool:
+    return record.is_file() and entry.is_dir() and content(entry) == read_json(record)["outputs"]
+
+
+def _device() -> str:
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return "cpu"
+
+
+def run_stage(
+    verb: str,
+    cfg: Mapping[str, Any],
+    inputs: Sequence[Path],
+    output: Path,
+    copies: Mapping[str, Path],
+    store: Path,
+) -> bool:
+    """Run one stage, or link what the store already has of it.
+
+    ``cfg["inputs"]`` names the ``inputs`` in their order: each is the ``digest.json`` of another
+    artifact or a plain file. ``output`` is the artifact's ``digest.json``; ``copies`` maps payload
+    files to further places. Work happens in a temporary folder and is renamed when whole, so a
+    stage that fails or is killed leaves nothing that could be taken for its output.
+    Returns whether the stage was computed (False: found whole in the store).
+    """
+    names = list(cfg.get("inputs", []))
+    if len(names) != len(inputs):
+        raise Bad(
+            f"{len(inputs)} inputs for the names {names}", f"opd {verb}", "give one path per name"
+        )
+    resolved = {name: _resolve_input(path) for name, path in zip(names, inputs, strict=True)}
+    key = identity(verb, cfg, {name: value[1] for name, value in resolved.items()})
+    entry, record = store / key, store / f"{key}.json"
+    folder = output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    store.mkdir(parents=True, exist_ok=True)
+    for stale in (output, folder / "manifest.json", folder / "payload", *copies.values()):
+        if stale.is_symlink() or stale.is_file():
+            stale.unlink()
+
+    computed = not _whole(entry, record)
+    if computed:
+        module, _, function = VERBS[verb].partition(":")
+        work = Path(tempfile.mkdtemp(prefix=f".{verb}-", dir=store))
+        started = time.time()
+        try:
+            stage = getattr(importlib.import_module(module), function)
+            numbers = stage(dict(cfg), {k: v[0] for k, v in resolved.items()}, work)
+            outputs = content(work)
+            if not outputs:
+                raise Bad("the stage wrote nothing", f"opd {verb}", "this is a bug, report it")
+            if entry.exists():
+                shutil.rmtree(entry)
+            work.chmod(0o755)
+            work.replace(entry)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        write_json(
+            record,
+            {
+                "verb": verb,
+                "identity": key,
+                "cfg": dict(cfg),
+                "inputs": {
+                    name: {"path": str(path), "identity": value[2], "outputs": digest(value[1])}
+                    for (name, value), path in zip(resolved.items(), inputs, strict=True)
+                },
+                "outputs": outputs,
+                "numbers": numbers,
+                "versions": _versions(),
+                "host": platform.node(),
+                "device": _device(),
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+                "seconds": round(time.time() - started, 2),
+            },
+        )
+    made = read_json(record)
+    (folder / "payload").symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
+    write_json(folder / "manifest.json", made)
+    for name, path in copies.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.partial")
+        shutil.copyfile(entry / name, temporary)
+        temporary.replace(path)
+    write_json(
+        output,
+        {"identity": key, "settings": digest([verb, dict(cfg)]), "outputs": made["outputs"]},
+    )
+    return computed
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,293 @@
+"""From a config to the artifacts that it describes, each with the exact settings and inputs of its
+stage. The Snakemake rules read nothing else.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from opd.errors import Bad
+from opd.manifest import canonical, code_digest, derive_seed
+from opd.recipes import Config, Figure, Series, Shown, Table, references
+
+# What a score means: the sampling part of an evaluation.
+PROTOCOL = ("samples", "temperature", "top_p", "top_k", "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One stage's output: its folder below ``results/NAME``, and all that its stage is given."""
+
+    verb: str
+    folder: str
+    cfg: dict[str, Any]
+    inputs: tuple[str, ...]  # folders of other artifacts, or absolute paths of plain files
+
+
+def plan(config: Config) -> dict[str, Artifact]:
+    """Every artifact of a config, by folder. Raises ``Bad`` for an input file that is missing."""
+    found = [*_prompts(config), *_corpora(config)]
+    for seed in config.seeds:
+        found += [*_models(config, seed), *_generations(config, seed), *_evaluations(config, seed)]
+    found += [_table(config, name, table) for name, table in config.tables.items()]
+    found += [_figure(config, name, figure) for name, figure in config.figures.items()]
+    return {artifact.folder: artifact for artifact in found}
+
+
+def targets(config: Config) -> list[str]:
+    """Folders of the figures and tables that a config asks for."""
+    shown = {
+        **{n: f"figures/{n}" for n in config.figures},
+        **{n: f"tables/{n}" for n in config.tables},
+    }
+    return list(shown.values()) if config.targets == "all" else [shown[n] for n in config.targets]
+
+
+def _artifact(
+    verb: str,
+    folder: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    seed: int | None = None,
+) -> Artifact:
+    cfg = {**settings, "inputs": list(inputs), "code": code_digest(verb)}
+    if seed is not None:
+        cfg["seed"] = derive_seed(seed, verb)
+    return Artifact(verb, folder, json.loads(canonical(cfg)), (*inputs.values(),))
+
+
+def _at(config: Config, section: str, name: str, seed: int) -> str:
+    """Folder of a recipe's artifact. What does not depend on the seed is shared by all seeds."""
+    seeded = {
+        "prompts": lambda: False,
+        "pairs": lambda: config.pairs[name].filter is not None,
+        "models": lambda: config.models[name].verb in ("init", "sft", "grpo", "opd"),
+        "generations": lambda: True,
+    }[section]()
+    return f"{section}/{name}/s{seed}" if seeded else f"{section}/{name}"
+
+
+def _inputs(config: Config, recipe: BaseModel, seed: int) -> dict[str, str]:
+    return {key: _at(config, section, name, seed) for key, section, name in references(recipe)}
+
+
+def _settings(recipe: BaseModel) -> dict[str, Any]:
+    """A recipe's settings without the names of other recipes: those are inputs, not settings."""
+    named = {key.partition(".")[0] for key, _, _ in references(recipe)}
+    return recipe.model_dump(mode="json", exclude=named)
+
+
+def _world(config: Config, where: str) -> dict[str, Any]:
+    if config.world is None:
+        raise Bad("the config has no world", where, "add a 'world:' section")
+    return config.world.model_dump(mode="json")
+
+
+def _data_path(path: str, where: str) -> str:
+    """An input file or folder: absolute, or below the folder that OPD_DATA_DIR names."""
+    root = os.environ.get("OPD_DATA_DIR")
+    if not Path(path).is_absolute() and not root:
+        raise Bad(
+            f"the relative path '{path}' needs the environment variable OPD_DATA_DIR",
+            where,
+            "set it to the folder that holds the data files",
+        )
+    full = Path(root or "", path).absolute()
+    if not full.exists():
+        raise Bad(f"no such file: {full}", where, "mend the path or OPD_DATA_DIR")
+    return str(full)
+
+
+def _prompts(config: Config) -> Iterator[Artifact]:
+    for name, recipe in config.prompts.items():
+        folder = f"prompts/{name}"
+        if recipe.dedup:
+            yield from _dedup(config, name)
+            continue
+        settings = recipe.model_dump(mode="json", exclude={*recipe.verbs()})
+        inputs: dict[str, str] = {}
+        if recipe.world:
+            settings["source"] = {"world": recipe.world.model_dump()}
+            settings["world"] = _world(config, f"prompts.{name}.world")
+        elif recipe.hub:
+            source = recipe.hub.model_dump()
+            settings["source"] = {"hub": source.pop("id"), **source}
+        elif recipe.path:
+            source = recipe.path.model_dump()
+            inputs["path"] = _data_path(recipe.path.file, f"prompts.{name}.path.file")
+            settings["source"] = {"path": source.pop("file"), **source}
+        elif recipe.use:
+            inputs["prompts"] = f"prompts/{recipe.use}"
+            settings["source"] = {"from": True}
+        yield _artifact("prompts", folder, settings, inputs)
+
+
+def _dedup(config: Config, name: str) -> Iterator[Artifact]:
+    recipe = config.prompts[name].dedup
+    assert recipe is not None
+    sides = {"prompts": f"prompts/{recipe.prompts}", "against": f"prompts/{recipe.against}"}
+    embedded = {}
+    for side, of in (("prompts", recipe.prompts), ("against", recipe.against)):
+        inputs = {"prompts": sides[side]}
+        encoder = recipe.encoder
+        if encoder in config.models:
+            inputs["encoder"] = _at(config, "models", encoder, config.seeds[0])
+            encoder = "model"
+        embedded[f"{side}_embedded"] = f"embeddings/{recipe.encoder}/{of}"
+        settings = {"encoder": encoder, "threads": config.threads}
+        yield _artifact("embed", embedded[f"{side}_embedded"], settings, inputs)
+    settings = {**_settings(recipe), "threads": config.threads}
+    yield _artifact("dedup", f"prompts/{name}", settings, {**sides, **embedded})
+
+
+def _corpora(config: Config) -> Iterator[Artifact]:
+    for name, recipe in config.pairs.items():
+        if recipe.world:
+            world = _world(config, f"pairs.{name}.world")
+            yield _artifact(
+                "corpus", f"pairs/{name}", {**_settings(recipe.world), "world": world}, {}
+            )
+
+
+def _chat_template(config: Config, name: str) -> dict[str, Any]:
+    """A model's chat template options: its own, or those of the model it was trained from."""
+    model = config.models[name]
+    trained = model.sft or model.grpo or model.opd
+    if model.chat_template or trained is None:
+        return model.chat_template
+    return _chat_template(config, trained.student)
+
+
+def _models(config: Config, seed: int) -> Iterator[Artifact]:
+    for name, model in config.models.items():
+        folder = _at(config, "models", name, seed)
+        trained = model.sft or model.grpo or model.opd
+        if trained:
+            settings = {
+                **_settings(trained),
+                "threads": config.threads,
+                "chat_template_kwargs": _chat_template(config, name),
+            }
+            yield _artifact(model.verb, folder, settings, _inputs(config, trained, seed), seed)
+        elif model.init:
+            world = _world(config, f"models.{name}.init")
+            yield _artifact("init", folder, {**_settings(model.init), "world": world}, {}, seed)
+        elif model.hub:
+            settings = {"hub": model.hub.id, "revision": model.hub.revision}
+            yield _artifact("fetch", folder, settings, {})
+        elif model.index:
+            yield _artifact("fetch", folder, {"index": model.index}, {})
+        elif model.path:
+            files = _data_path(model.path, f"models.{name}.path")
+            yield _artifact("fetch", folder, {"path": model.path}, {"files": files})
+
+
+def _engine(config: Config, model: str) -> dict[str, Any]:
+    return {
+        "threads": config.threads,
+        "backend": config.backend,
+        "chat_template_kwargs": _chat_template(config, model),
+    }
+
+
+def _generations(config: Config, seed: int) -> Iterator[Artifact]:
+    """Rollouts, and the SFT data that is filtered from them."""
+    for name, recipe in config.generations.items():
+        settings = {**_settings(recipe), **_engine(config, recipe.model)}
+        folder = _at(config, "generations", name, seed)
+        yield _artifact("generate", folder, settings, _inputs(config, recipe, seed), seed)
+    for name, pairs in config.pairs.items():
+        if pairs.filter:
+            inputs = _inputs(config, pairs.filter, seed)
+            inputs["prompts"] = f"prompts/{config.generations[pairs.filter.generations].prompts}"
+            folder = _at(config, "pairs", name, seed)
+            yield _artifact("filter", folder, _settings(pairs.filter), inputs)
+
+
+def _evaluation_at(evaluation: str, model: str, seed: int) -> str:
+    return f"evaluations/{evaluation}/{model}/s{seed}"
+
+
+def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
+    for name, recipe in config.evaluations.items():
+        for model in config.models:
+            settings = {
+                "protocol": {key: getattr(recipe, key) for key in PROTOCOL},
+                "max_prompt_tokens": recipe.max_prompt_tokens,
+                "batch_size": recipe.batch_size,
+                "grader": recipe.grader,
+                "benchmarks": recipe.benchmarks,
+                **_engine(config, model),
+            }
+            inputs = {"model": _at(config, "models", model, seed)}
+            inputs |= {f"benchmark:{b}": f"prompts/{b}" for b in recipe.benchmarks}
+            yield _artifact("evaluate", _evaluation_at(name, model, seed), settings, inputs, seed)
+
+
+def _shown(recipe: Shown, *keys: str) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", include={"title", "caption", *keys})
+
+
+def _evaluated(config: Config, inputs: dict[str, str], evaluation: str, model: str) -> list[str]:
+    """Add a model's evaluations, one per seed, to the inputs; the names they go by there."""
+    named = {
+        f"evaluation:{model}:s{seed}": _evaluation_at(evaluation, model, seed)
+        for seed in config.seeds
+    }
+    inputs |= named
+    return list(named)
+
+
+def _trained(config: Config, inputs: dict[str, str], model: str) -> list[str]:
+    """The same for the training runs of a model."""
+    named = {f"run:{model}:s{seed}": _at(config, "models", model, seed) for seed in config.seeds}
+    inputs |= named
+    return list(named)
+
+
+def _table(config: Config, name: str, table: Table) -> Artifact:
+    inputs: dict[str, str] = {}
+    rows = []
+    for row in table.rows:
+        shown: dict[str, Any] = {"label": row.label}
+        sides = {"evaluations": row.model, "base": row.base, "teacher": row.teacher}
+        for side, model in sides.items():
+            if model is not None:
+                shown[side] = _evaluated(config, inputs, table.evaluation, model)
+        if config.models[row.model].opd:
+            shown["run"] = _trained(config, inputs, row.model)
+        rows.append(shown)
+    return _artifact("table", f"tables/{name}", {**_shown(table, "columns"), "rows": rows}, inputs)
+
+
+def _figure(config: Config, name: str, figure: Figure) -> Artifact:
+    inputs: dict[str, str] = {}
+
+    def drawn(series: Iterable[Series]) -> list[dict[str, Any]]:
+        lines = []
+        for one in series:
+            line: dict[str, Any] = {"label": one.label} | (
+                {"group": one.group} if one.group else {}
+            )
+            if figure.evaluation:
+                line["evaluations"] = _evaluated(config, inputs, figure.evaluation, one.model)
+            else:
+                line["runs"] = _trained(config, inputs, one.model)
+            lines.append(line)
+        return lines
+
+    settings = _shown(figure, "kind")
+    if figure.kind == "bars":
+        settings["benchmarks"] = figure.benchmarks
+    else:
+        settings["metrics"] = [metric.model_dump(exclude_none=True) for metric in figure.metrics]
+    if figure.kind == "grid":
+        settings["panels"] = [{"title": p.title, "series": drawn(p.series)} for p in figure.panels]
+    else:
+        settings["series"] = drawn(figure.series)
+    return _artifact("figure", f"figures/{name}", settings, inputs)

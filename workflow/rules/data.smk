@@ -1,0 +1,98 @@
+rule prompts:
+    input:
+        inputs_of("prompts/{prompts}"),
+    output:
+        f"{RESULTS}/prompts/{{prompts}}/digest.json",
+    log:
+        f"{RESULTS}/logs/prompts/{{prompts}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/prompts/{{prompts}}.tsv"
+    wildcard_constraints:
+        prompts=one_of("prompts"),
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        cfg=cfg_of("prompts/{prompts}"),
+    shell:
+        "$OPD_LIGHT -m opd prompts --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"
+
+
+rule embed:
+    input:
+        inputs_of("embeddings/{encoder}/{prompts}"),
+    output:
+        f"{RESULTS}/embeddings/{{encoder}}/{{prompts}}/digest.json",
+    log:
+        f"{RESULTS}/logs/embeddings/{{encoder}}/{{prompts}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/embeddings/{{encoder}}/{{prompts}}.tsv"
+    conda:
+        "../../envs/gpu.yaml"
+    threads: CONFIG.threads
+    params:
+        cfg=cfg_of("embeddings/{encoder}/{prompts}"),
+    shell:
+        "$OPD_GPU -m opd embed --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"
+
+
+rule dedup:
+    input:
+        inputs_of("prompts/{prompts}"),
+    output:
+        f"{RESULTS}/prompts/{{prompts}}/digest.json",
+    log:
+        f"{RESULTS}/logs/prompts/{{prompts}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/prompts/{{prompts}}.tsv"
+    wildcard_constraints:
+        prompts=one_of("dedup"),
+    conda:
+        "../../envs/gpu.yaml"
+    threads: CONFIG.threads
+    params:
+        cfg=cfg_of("prompts/{prompts}"),
+    shell:
+        "$OPD_GPU -m opd dedup --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"
+
+
+rule corpus:
+    input:
+        inputs_of("pairs/{data}"),
+    output:
+        f"{RESULTS}/pairs/{{data}}/digest.json",
+    log:
+        f"{RESULTS}/logs/pairs/{{data}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/pairs/{{data}}.tsv"
+    wildcard_constraints:
+        data=one_of("corpus"),
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        cfg=cfg_of("pairs/{data}"),
+    shell:
+        "$OPD_LIGHT -m opd corpus --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"
+
+
+rule filter:
+    input:
+        inputs_of("pairs/{data}/s{seed}"),
+    output:
+        f"{RESULTS}/pairs/{{data}}/s{{seed}}/digest.json",
+    log:
+        f"{RESULTS}/logs/pairs/{{data}}/s{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/pairs/{{data}}/s{{seed}}.tsv"
+    wildcard_constraints:
+        data=one_of("filter"),
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        cfg=cfg_of("pairs/{data}/s{seed}"),
+    shell:
+        "$OPD_LIGHT -m opd filter --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"

@@ -1,0 +1,48 @@
+rule figure:
+    input:
+        inputs_of("figures/{figure}"),
+    output:
+        digest=f"{RESULTS}/figures/{{figure}}/digest.json",
+        png=report(
+            f"{RESULTS}/figures/{{figure}}.png",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        svg=f"{RESULTS}/figures/{{figure}}.svg",
+    log:
+        f"{RESULTS}/logs/figures/{{figure}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figures/{{figure}}.tsv"
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        cfg=cfg_of("figures/{figure}"),
+    shell:
+        "$OPD_LIGHT -m opd figure --cfg {params.cfg:q} --input {input} --output {output.digest}"
+        " --copy figure.png={output.png} figure.svg={output.svg} > {log} 2>&1"
+
+
+rule table:
+    input:
+        inputs_of("tables/{table}"),
+    output:
+        digest=f"{RESULTS}/tables/{{table}}/digest.json",
+        csv=report(
+            f"{RESULTS}/tables/{{table}}.csv",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
+        md=f"{RESULTS}/tables/{{table}}.md",
+    log:
+        f"{RESULTS}/logs/tables/{{table}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tables/{{table}}.tsv"
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        cfg=cfg_of("tables/{table}"),
+    shell:
+        "$OPD_LIGHT -m opd table --cfg {params.cfg:q} --input {input} --output {output.digest}"
+        " --copy table.csv={output.csv} table.md={output.md} > {log} 2>&1"
