@@ -1,0 +1,134 @@
+"""Intervals against enumeration of every possible draw, and against numbers by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from opd.intervals import Interval, difference, interval, recovery
+
+
+def draws_by_enumeration(*quantities: np.ndarray) -> np.ndarray:
+    """[draws, quantities]: mean of cells [S, P] under every draw of seeds and of problems."""
+    seeds, problems = quantities[0].shape
+    return np.array(
+        [
+            [cells[np.ix_(s, p)].mean() for cells in quantities]
+            for s in itertools.product(range(seeds), repeat=seeds)
+            for p in itertools.product(range(problems), repeat=problems)
+        ]
+    )
+
+
+def samples(cells: list[list[float]], of: int = 4) -> np.ndarray:
+    """Cells [S, P] as scores [S, P, K]: so many of K samples right."""
+    right = np.round(np.array(cells) * of).astype(int)
+    return (np.arange(of) < right[..., None]).astype(float)
+
+
+SCORES = samples([[1.0, 0.25, 0.0, 0.5, 0.75], [0.75, 0.5, 0.25, 0.5, 1.0]])
+OTHER = samples([[0.5, 0.25, 0.0, 0.25, 0.0], [0.75, 0.0, 0.25, 0.0, 0.25]])
+
+
+def quantiles(draws: np.ndarray) -> np.ndarray:
+    return np.quantile(draws, [0.025, 0.975])
+
+
+def test_interval_is_that_of_all_possible_draws() -> None:
+    expected = quantiles(draws_by_enumeration(SCORES.mean(-1))[:, 0])
+    found = interval([SCORES], resamples=100_000)
+    assert found.mean == pytest.approx(0.55)  # (2.5 + 3.0) / 10
+    assert [found.low, found.high] == pytest.approx(expected, abs=0.011)
+
+
+def test_difference_is_paired_over_seeds_and_problems() -> None:
+    draws = draws_by_enumeration(SCORES.mean(-1), OTHER.mean(-1))
+    found = difference([SCORES], [OTHER], resamples=100_000)
+    assert found.mean == pytest.approx(0.55 - 0.225)
+    expected = quantiles(draws[:, 0] - draws[:, 1])
+    assert [found.low, found.high] == pytest.approx(expected, abs=0.011)
+
+
+def test_recovery_is_a_ratio_of_paired_differences() -> None:
+    teacher = samples([[1.0, 1.0, 0.75, 1.0, 1.0]] * 2)
+    draws = draws_by_enumeration(*(s.mean(-1) for s in (SCORES, OTHER, teacher)))
+    found = recovery([SCORES], [OTHER], [teacher], resamples=100_000)
+    assert found is not None
+    assert found.mean == pytest.approx((0.55 - 0.225) / (0.95 - 0.225))
+    expected = quantiles((draws[:, 0] - draws[:, 1]) / (draws[:, 2] - draws[:, 1]))
+    assert [found.low, found.high] == pytest.approx(expected, abs=0.015)
+
+
+def test_no_recovery_of_a_gap_that_may_not_be_there() -> None:
+    assert recovery([SCORES], [OTHER], [OTHER]) is None
+    assert recovery([SCORES], [SCORES], [OTHER]) is None  # the teacher is the worse one
+    hardly = samples([[0.5, 0.5, 0.0, 0.25, 0.0], [0.5, 0.25, 0.25, 0.0, 0.25]])
+    assert recovery([SCORES], [OTHER], [hardly]) is None
+
+
+def test_macro_weighs_benchmarks_equally_whatever_their_size() -> None:
+    small, large = samples([[1.0, 0.5]]), samples([[0.0, 0.25, 0.0, 0.0, 0.25, 0.5]])
+    found = interval([small, large], resamples=100_000)
+    assert found.mean == pytest.approx((0.75 + 1 / 6) / 2)
+    # Every draw of the one against every draw of the other: they are drawn apart.
+    each = [draws_by_enumeration(s.mean(-1))[:, 0] for s in (small, large)]
+    expected = quantiles(np.add.outer(*each).ravel() / 2)
+    assert [found.low, found.high] == pytest.approx(expected, abs=0.011)
+
+
+def test_one_side_with_one_seed_is_paired_with_every_seed_of_the_other() -> None:
+    once = OTHER[:1]
+    repeated = np.repeat(once, 2, axis=0)
+    assert difference([SCORES], [once]) == difference([SCORES], [repeated])
+    with pytest.raises(ValueError, match="broadcast"):
+        difference([SCORES], [np.repeat(once, 3, axis=0)])
+    with pytest.raises(ValueError, match="different problems"):
+        difference([SCORES], [OTHER[:, :3]])
+
+
+def test_few_problems_that_are_all_alike_prove_little() -> None:
+    # Clopper and Pearson's 95 % bound for 0 of 20 is 16.84 %, for 20 of 20 it is 83.16 %.
+    none, every = np.zeros((3, 20, 4)), np.ones((3, 20, 4))
+    assert interval([none]) == Interval(0.0, 0.0, pytest.approx(0.1684, abs=5e-5))
+    assert interval([every]) == Interval(1.0, pytest.approx(0.8316, abs=5e-5), 1.0)
+    same = difference([SCORES], [SCORES])
+    assert same.mean == 0 and same.low == -same.high < 0
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    problems = rng.random((1, 200, 4)) < 0.5
+    alike = np.repeat(problems, 3, axis=0)
+    unlike = np.stack([rng.random((200, 4)) < rate for rate in (0.3, 0.5, 0.7)])
+    widths = [np.diff(interval([scores])[1:]).item() for scores in (alike, unlike)]
+    # The same answers three times say no more than once.
+    assert widths[0] == pytest.approx(np.diff(interval([problems])[1:]).item(), rel=0.1)
+    assert widths[1] > 2 * widths[0]
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng, hits, trials = np.random.default_rng(1), 0, 300
+    for _ in range(trials):
+        rates = rng.beta(1, 1, size=(1, 60, 1))  # mean 0.5
+        found = interval([rng.random((1, 60, 4)) < rates], resamples=500)
+        hits += found.low <= 0.5 <= found.high
+    assert 0.90 <= hits / trials <= 0.98
+
+
+BINARY = arrays(float, st.tuples(*[st.integers(1, 4)] * 3), elements=st.sampled_from([0.0, 1.0]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(BINARY)
+def test_bounds_enclose_the_mean_and_stay_possible(scores: np.ndarray) -> None:
+    found = interval([scores], resamples=200)
+    assert found.mean == pytest.approx(scores.mean())
+    assert 0 <= found.low <= found.high <= 1
+    assert interval([scores], resamples=200) == found
+    gain = difference([scores], [1 - scores], resamples=200)
+    loss = difference([1 - scores], [scores], resamples=200)
+    assert gain.mean == pytest.approx(-loss.mean)
+    assert gain.low == pytest.approx(-loss.high) and gain.high == pytest.approx(-loss.low)
