@@ -1,0 +1,69 @@
+"""A working directory in which a test runs Snakemake."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests" / "workflow" / "tiny.yaml"
+
+
+class Project:
+    """A working directory with results, in which Snakemake runs this repository's Snakefile."""
+
+    def __init__(self, folder: Path, code: Path | None = None) -> None:
+        self.folder, self.code = folder, code or ROOT
+        self.config = folder / "tiny.yaml"
+        if not self.config.exists():
+            shutil.copy(TINY, self.config)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [
+            *(sys.executable, "-m", "snakemake", "--cores", "2", "--rerun-incomplete"),
+            *("--snakefile", str(self.code / "Snakefile"), "--directory", str(self.folder)),
+            *("--configfile", str(self.config), *arguments),
+        ]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(self.code / "src")}
+
+    def run(self, *arguments: str, ok: bool = True) -> str:
+        """Standard output and error of a Snakemake call that must end well (or badly)."""
+        done = subprocess.run(
+            self.command(*arguments), env=self.environment, capture_output=True, text=True
+        )
+        output = done.stdout + done.stderr
+        assert (done.returncode == 0) is ok, output
+        return output
+
+    def would_make(self, *arguments: str) -> set[str]:
+        """Folders of the artifacts that a dry run lists."""
+        output = self.run("-n", *arguments)
+        outputs = re.findall(r"^    output: (\S+)", output, re.MULTILINE)
+        prefix = f"results/{self.name}/"
+        return {o.rstrip(",").removeprefix(prefix).removesuffix("/digest.json") for o in outputs}
+
+    @property
+    def name(self) -> str:
+        return yaml.safe_load(self.config.read_text())["name"]
+
+    def edit(self, change: Callable[[dict[str, Any]], None]) -> None:
+        config = yaml.safe_load(self.config.read_text())
+        change(config)
+        self.config.write_text(yaml.safe_dump(config))
+
+    def result(self, path: str) -> Path:
+        return self.folder / "results" / self.name / path
+
+    def digests(self) -> dict[str, str]:
+        """digest.json of every artifact, by folder."""
+        root = self.folder / "results" / self.name
+        return {str(p.parent.relative_to(root)): p.read_text() for p in root.rglob("digest.json")}

@@ -1,0 +1,105 @@
+"""What runs again after which edit: the promises that the design makes about the DAG."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from project import ROOT, Project
+
+from opd.manifest import read_json
+
+pytestmark = pytest.mark.workflow
+
+EVALUATION = "evaluations/held-out/forward/s0"
+
+
+def test_everything_asked_for_is_there(finished: Project):
+    for path in ("tables/accuracy.csv", "tables/accuracy.md", "figures/overlap.png"):
+        assert finished.result(path).stat().st_size > 0
+    for artifact in finished.digests():
+        folder = finished.result(artifact)
+        assert (folder / "manifest.json").is_file()
+        assert (folder / "payload").is_dir()
+    logs = {p.stem for p in finished.result("logs/models").rglob("*.log")}
+    assert logs == {"s0"}
+
+
+def test_finished_run_has_nothing_to_do(finished: Project):
+    assert "Nothing to be done" in finished.run("-n")
+
+
+def test_edit_of_k_lists_that_run_and_what_shows_it_and_editing_back_trains_nothing(copy: Project):
+    before = copy.digests()
+
+    def set_k(k: int):
+        copy.edit(lambda c: c["models"]["forward"]["opd"].update(loss={"k": k}))
+
+    set_k(8)
+    edited = {"models/forward/s0", EVALUATION, "tables/accuracy", "figures/overlap"}
+    assert copy.would_make() - {"all"} == edited
+    copy.run()
+    changed = {f for f, text in copy.digests().items() if text != before[f]}
+    assert "models/forward/s0" in changed and changed <= edited
+    set_k(4)
+    copy.run()
+    assert copy.digests() == before
+    assert "found in the store" in copy.result("logs/models/forward/s0.log").read_text()
+
+
+def test_evaluation_edit_trains_nothing(copy: Project):
+    copy.edit(lambda c: c["evaluations"]["held-out"].update(temperature=0.5))
+    made = copy.would_make()
+    assert not [m for m in made if m.startswith(("models", "prompts", "pairs", "generations"))]
+    assert EVALUATION in made
+
+
+def _with_code(copy: Project, tmp_path: Path) -> Project:
+    code = tmp_path / "code"
+    for part in ("src", "workflow", "config"):
+        shutil.copytree(ROOT / part, code / part)
+    shutil.copy(ROOT / "Snakefile", code)
+    return Project(copy.folder, code)
+
+
+def test_comment_reruns_nothing_and_a_loss_edit_reruns_training_only(copy: Project, tmp_path):
+    project = _with_code(copy, tmp_path)
+    losses = project.code / "src" / "opd" / "losses.py"
+    text = losses.read_text()
+    losses.write_text(text.replace("import torch\n", "import torch  # tensors\n\n# why not\n", 1))
+    assert "Nothing to be done" in project.run("-n")
+    losses.write_text(text + "\n\nUNUSED = 1\n")
+    made = {m for m in project.would_make() if m.startswith(("models", "prompts", "pairs"))}
+    assert made == {"models/forward/s0", "models/forward-other/s0", "models/backward/s0"}
+
+
+def test_upstream_rerun_with_the_same_result_stops_there(copy: Project):
+    (copy.result("models/base/s0/digest.json")).unlink()
+    for entry in (copy.folder / "results" / ".store").iterdir():
+        if entry.name.startswith(_identity(copy, "models/base/s0")):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    copy.run(f"results/{copy.name}/models/base/s0/digest.json")
+    assert "Nothing to be done" in copy.run("-n")
+
+
+def _identity(project: Project, artifact: str) -> str:
+    return read_json(project.result(artifact) / "manifest.json")["identity"]
+
+
+def test_other_config_has_no_name_of_minis(project: Project):
+    output = project.run("-n")
+    mini = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
+    tiny = yaml.safe_load(project.config.read_text())
+    own = {name for section in tiny.values() if isinstance(section, dict) for name in section}
+    foreign = {n for s in ("models", "tables", "figures") for n in mini[s]} - own
+    assert "results/mini" not in output
+    assert foreign and not [n for n in foreign if f"/{n}/" in output or f"/{n}." in output]
+
+
+def test_default_is_mini(tmp_path: Path):
+    project = Project(tmp_path)
+    command = [c for c in project.command("-n") if c not in ("--configfile", str(project.config))]
+    done = subprocess.run(command, env=project.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "results/mini/" in done.stdout + done.stderr
