@@ -42,16 +42,32 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--output", required=True, type=Path, help="FOLDER/digest.json")
         stage.add_argument("--copy", nargs="*", type=_copy, default=[], metavar="FILE=PATH")
         stage.add_argument("--store", type=Path, default=Path("results/.store"))
-    schema = verbs.add_parser("schema", help="print the JSON schema of a config")
-    schema.set_defaults(verb="schema")
+    verbs.add_parser("schema", help="print the JSON schema of a config")
+    lock = verbs.add_parser("lock", help="ask the hub for the commits of a config's objects")
+    lock.add_argument("config", nargs="+", type=Path, help="config files, later ones on top")
+    lock.add_argument("--lock", type=Path, default=Path("config/hub.lock.yaml"))
     return parser
+
+
+def _lock(configs: list[Path], path: Path) -> None:
+    import yaml
+    from snakemake.utils import update_config
+
+    from opd.lock import lock
+    from opd.recipes import resolve
+
+    merged: dict[str, Any] = {}
+    for config in configs:
+        update_config(merged, yaml.safe_load(config.read_text()))
+    for name, commit in lock(resolve(merged), path).items():
+        print(f"{commit}  {name}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one verb; a ``Bad`` ends with its one line on stderr and exit status 2."""
     arguments = _parser().parse_args(argv)
-    # What runs here reads only what was declared; the one verb that fetches does so on purpose.
-    if arguments.verb != "fetch":
+    # Stages read only what was declared; the few verbs that fetch do so on purpose.
+    if arguments.verb not in ("fetch", "lock", "prompts"):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A stage that is told to stop clears its unfinished work away, as after an error.
@@ -61,6 +77,9 @@ def main(argv: list[str] | None = None) -> None:
             from opd.recipes import schema
 
             print(json.dumps(schema(), indent=1, sort_keys=True))
+            return
+        if arguments.verb == "lock":
+            _lock(arguments.config, arguments.lock)
             return
         computed = run_stage(
             arguments.verb,

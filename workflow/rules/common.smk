@@ -2,13 +2,16 @@ import os
 import re
 import sys
 
-from opd import plan, recipes
+from pathlib import Path
+
+from opd import lock, plan, recipes
 from opd.errors import Bad
 from opd.manifest import canonical
 
 try:
     CONFIG = recipes.resolve(config)
-    ARTIFACTS = plan.plan(CONFIG)
+    LOCK = lock.read(Path(workflow.basedir, "config", "hub.lock.yaml"))
+    ARTIFACTS = plan.plan(CONFIG, LOCK)
 except Bad as bad:
     sys.exit(f"error: {bad}")
 

@@ -1,0 +1,62 @@
+"""Locking hub objects: what is asked, what is written, what is refused."""
+
+import pytest
+
+from opd.errors import Bad
+from opd.lock import lock, read
+from opd.plan import plan
+from opd.recipes import resolve
+
+pytestmark = pytest.mark.unit
+SHA = "0123456789abcdef" * 2 + "01234567"
+
+
+def config(revision=None, source="hub", index="smollm2"):
+    return resolve(
+        {
+            "name": "t",
+            "source": source,
+            "models": {"m": {"hub": {"id": "a/b", "revision": revision, "index": index}}},
+            "prompts": {"p": {"hub": {"id": "a/b", "revision": "main"}}},
+        }
+    )
+
+
+def test_lock_writes_what_the_hub_says_and_plan_uses_it(tmp_path):
+    asked = []
+
+    def ask(kind, name, revision):
+        asked.append((kind, name, revision))
+        return SHA if kind == "models" else SHA[::-1]
+
+    path = tmp_path / "hub.lock.yaml"
+    path.write_text(f"models/other: {SHA}\n")
+    lock(config(), path, ask)
+    assert asked == [("models", "a/b", None), ("datasets", "a/b", "main")]
+    found = read(path)
+    assert found == {"models/other": SHA, "models/a/b": SHA, "datasets/a/b": SHA[::-1]}
+    made = plan(config(), found)
+    assert made["models/m"].cfg["revision"] == SHA
+    assert made["prompts/p"].cfg["source"]["revision"] == SHA[::-1]
+
+
+def test_nothing_is_written_when_the_hub_does_not_answer(tmp_path):
+    def ask(kind, name, revision):
+        raise OSError("offline")
+
+    with pytest.raises(Bad, match=r"models\.m\.hub.*a/b"):
+        lock(config(), tmp_path / "lock.yaml", ask)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_that_contradicts_the_recipe_is_refused():
+    assert plan(config(SHA[:7]), {"models/a/b": SHA})["models/m"].cfg["revision"] == SHA
+    with pytest.raises(Bad, match="locked at"):
+        plan(config("fedcba"), {"models/a/b": SHA})
+
+
+def test_weights_from_the_package_index_need_no_lock():
+    made = plan(config(source="index"), {})
+    assert made["models/m"].cfg["index"] == "smollm2"
+    with pytest.raises(Bad, match=r"a/b is not in the package index.*source: hub"):
+        plan(config(source="index", index=None), {})
