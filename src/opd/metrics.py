@@ -98,7 +98,7 @@ def response_metrics(mask: Tensor, last_ids: Tensor, eos_ids: Tensor) -> dict[st
     mask is [B, T] (ones on response tokens), last_ids [B] the last token of each response,
     eos_ids [E] the tokens that end one.
     """
-    everything = torch.ones(mask.shape[0])
+    everything = torch.ones(mask.shape[0], device=mask.device)
     return {
         "response_tokens": _mean((mask != 0).sum(-1).float(), everything),
         "truncation_ratio": _mean((~torch.isin(last_ids, eos_ids)).float(), everything),

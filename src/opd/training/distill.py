@@ -10,6 +10,7 @@ from torch import Tensor
 from trl import DistillationConfig, DistillationTrainer
 
 from opd import metrics
+from opd.errors import Bad
 from opd.losses import LossSpec, token_loss
 from opd.metrics import Mean
 from opd.training import common
@@ -40,11 +41,26 @@ class Trainer(DistillationTrainer):
         self.means: dict[str, Mean] = {}
         self.teacher_model.eval()
 
-    def _logits(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits [B, T, V] that predict the T response tokens."""
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        if "teacher_prompt" in inputs[0]:
+            encoded = self.processing_class.apply_chat_template(
+                [one["teacher_prompt"] for one in inputs],
+                add_generation_prompt=True,
+                return_dict=True,
+                padding=True,
+                return_tensors="pt",
+                **self.chat_template_kwargs,
+            ).to(batch["prompt_ids"].device)
+            batch["teacher_prompt_ids"] = encoded["input_ids"]
+            batch["teacher_prompt_mask"] = encoded["attention_mask"]
+        return batch
+
+    def _logits(self, model: Any, inputs: dict[str, Tensor], prompt: str = "prompt") -> Tensor:
+        """Logits [B, T, V] that predict the T response tokens after a prompt."""
         length = inputs["completion_ids"].shape[1]
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
-        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        ids = torch.cat([inputs[f"{prompt}_ids"], inputs["completion_ids"]], 1)
+        mask = torch.cat([inputs[f"{prompt}_mask"], inputs["completion_mask"]], 1)
         logits = model(
             input_ids=ids, attention_mask=mask, logits_to_keep=length + 1, use_cache=False
         ).logits[:, :-1]
@@ -56,7 +72,8 @@ class Trainer(DistillationTrainer):
         ids, mask = inputs["completion_ids"], inputs["completion_mask"]
         student = self._logits(unwrapped_student, inputs)
         with torch.no_grad():
-            teacher = self._logits(self.teacher_model, inputs)
+            prompt = "teacher_prompt" if "teacher_prompt_ids" in inputs else "prompt"
+            teacher = self._logits(self.teacher_model, inputs, prompt)
         loss = token_loss(student, teacher, ids, mask, self.spec).sum()
         last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0)).squeeze(1)
         measured = metrics.state_metrics(student.detach(), teacher, mask, self.metrics_k)
@@ -78,15 +95,41 @@ class Trainer(DistillationTrainer):
         super().log(logs, start_time)
 
 
+def _teacher_prompts(
+    cfg: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any
+) -> list[common.Chat]:
+    """What the teacher is asked, by row. Raises ``Bad`` for one of more than max_prompt_tokens."""
+    template, limit = cfg["teacher_template"], cfg["max_prompt_tokens"]
+    chats = [
+        [{"role": "user", "content": template.replace("{question}", row["question"])}]
+        for row in rows
+    ]
+    ids = tokenizer.apply_chat_template(
+        chats,
+        add_generation_prompt=True,
+        return_dict=True,
+        **(cfg.get("chat_template_kwargs") or {}),
+    )["input_ids"]
+    for tokens, row in zip(ids, rows, strict=True):
+        if len(tokens) > limit:
+            raise Bad(
+                f"the teacher's prompt has {len(tokens)} tokens, max_prompt_tokens is {limit}",
+                f"teacher_template: prompt {row['id']}",
+                "raise max_prompt_tokens or shorten the template",
+            )
+    return chats
+
+
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Stage ``opd``: inputs student, teacher and prompts.
 
     cfg: steps, prompts_per_step, rollouts_per_prompt, lr, schedule, warmup, temperature,
     max_new_tokens, max_prompt_tokens, loss {support, k}, metrics_k, max_grad_norm, seed, threads,
-    chat_template_kwargs; optional micro_batch. One optimiser update per step on that step's
-    rollouts; prompts in order, a last partial batch dropped, epochs repeated as steps ask for
-    (Rethinking OPD, Table 2 and section 3.3). Raises ``Bad`` where the tokenizers differ, a prompt
-    is too long, or the loss is no number.
+    chat_template_kwargs; optional micro_batch, and teacher_template: the teacher then sees the
+    student's response after this prompt, not after the student's. One optimiser update per step on
+    that step's rollouts; prompts in order, a last partial batch dropped, epochs repeated as steps
+    ask for (Rethinking OPD, Table 2 and section 3.3). Raises ``Bad`` where the tokenizers differ, a
+    prompt is too long, or the loss is no number.
     """
     common.prepare(cfg)
     spec = LossSpec(**cfg["loss"])
@@ -98,7 +141,13 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     )
     common.require_prompts(len(rows), cfg["prompts_per_step"], inputs["prompts"])
     used = len(rows) - len(rows) % cfg["prompts_per_step"]
-    repeated = [c for c in conversations[:used] for _ in range(cfg["rollouts_per_prompt"])]
+    examples: dict[str, list[common.Chat]] = {"prompt": conversations}
+    if cfg.get("teacher_template"):
+        examples["teacher_prompt"] = _teacher_prompts(cfg, rows, tokenizer)
+    repeated = {
+        name: [chat for chat in chats[:used] for _ in range(cfg["rollouts_per_prompt"])]
+        for name, chats in examples.items()
+    }
     with tempfile.TemporaryDirectory() as scratch:
         sequences = cfg["prompts_per_step"] * cfg["rollouts_per_prompt"]
         trainer = Trainer(
@@ -113,7 +162,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
                 shuffle_dataset=False,
                 chat_template_kwargs=template_kwargs,
             ),
-            train_dataset=Dataset.from_dict({"prompt": repeated}),
+            train_dataset=Dataset.from_dict(repeated),
             processing_class=tokenizer,
         )
         record = common.Record("opd", {name: name for name in NAMES})
