@@ -71,26 +71,27 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     cfg: rules (names of ``RESPONSE_RULES``, ``finished``: ended by itself, ``answered``: the grader
     extracts an answer; a response counts for the first rule that rejects it), correct (null,
     ``only``: wrong ones are dropped, ``first``: right ones are taken first), grader, per_prompt (at
-    most so many of a prompt), n (at most so many in all). Inputs: generations, prompts.
+    most so many of a prompt), n (at most so many in all). Inputs: generations, and prompts: the
+    same questions with their answers, in the words that the pairs are to have.
     Raises ``Bad`` if nothing is left.
     """
     generations = tables.read(inputs["generations"] / "generations.parquet", tables.GENERATIONS)
     prompts = tables.read(inputs["prompts"] / "prompts.parquet", tables.PROMPTS)
-    answers = dict(zip(prompts["id"].to_pylist(), prompts["answer"].to_pylist(), strict=True))
+    asked = {row["id"]: row for row in prompts.to_pylist()}
     rows = generations.to_pylist()
     for i, row in enumerate(rows):
-        if row["prompt_id"] not in answers:
+        if row["prompt_id"] not in asked:
             raise Bad(
                 f"prompt '{row['prompt_id']}' is not among the prompts",
                 f"generations.parquet: row {i}",
-                "give the prompt set that was answered",
+                "give the prompt set that was answered, or one derived from it",
             )
     rules, correct = list(cfg["rules"]), cfg.get("correct")
     if correct not in (None, "only", "first"):
         raise Bad(f"'{correct}' is not allowed", "filter.correct", "use null, only or first")
     graded: list[tuple[str | None, bool]] = [(None, False)] * len(rows)
     if correct or "answered" in rules:
-        pairs = [(row["response"], answers[row["prompt_id"]]) for row in rows]
+        pairs = [(row["response"], asked[row["prompt_id"]]["answer"]) for row in rows]
         graded, _ = grade_all(pairs, cfg["grader"])
 
     rejected = dict.fromkeys(rules, 0)
@@ -132,7 +133,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         [
             {
                 "id": f"{rows[i]['prompt_id']}-{rows[i]['sample']}",
-                "prompt": rows[i]["prompt"],
+                "prompt": asked[rows[i]["prompt_id"]]["prompt"],
                 "response": rows[i]["response"],
             }
             for i in kept

@@ -26,9 +26,10 @@ Row = dict[str, Any]
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Stage ``prompts``: write prompts.parquet.
 
-    cfg: source (one of world, path, hub, from), world, strip, drop_empty, levels, sample, template.
-    The order is strip, empty rows, levels, sample, template. Raises ``Bad`` for a missing file or
-    column, an affix that matches nothing, an empty row (unless ``drop_empty``) and an empty result.
+    cfg: source (one of world, path, hub, from), world, strip, drop_empty, levels, max_chars (longer
+    questions are left out), sample, template. They apply in this order. Raises ``Bad`` for a
+    missing file or column, an affix that matches nothing, an empty row (unless ``drop_empty``) and
+    an empty result.
     """
     name, rows = load(cfg, inputs)
     read = len(rows)
@@ -39,8 +40,16 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         if all(row["level"] is None for row in rows):
             raise Bad(f"levels {levels} asked for, but {name} has none", "levels", "remove the key")
         rows = [row for row in rows if row["level"] in levels]
+    selected = len(rows)
+    if cfg.get("max_chars"):
+        rows = [row for row in rows if len(row["question"]) <= cfg["max_chars"]]
     if not rows:
-        raise Bad(f"no prompt of {name} is left ({read} read)", "levels", "select more of them")
+        raise Bad(
+            f"no prompt of {name} is left ({read} read, {selected} of the levels wanted)",
+            "levels, max_chars",
+            "select more of them",
+        )
+    left = len(rows)
     if cfg.get("sample"):
         n, seed = cfg["sample"]["n"], cfg["sample"].get("seed", cfg.get("seed", 0))
         rows = sample(rows, n, seed)
@@ -52,6 +61,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         "prompts": len(rows),
         "rows_read": read,
         "dropped_empty": dropped,
+        "dropped_long": selected - left,
         "stripped": stripped,
         "longest_prompt_chars": max(len(row["prompt"]) for row in rows),
     }

@@ -249,7 +249,12 @@ def _with_transformers(
     """Responses of ``model.generate`` in left-padded batches of similar prompt length."""
     import torch
     from tqdm import tqdm
-    from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+    from transformers import (
+        AutoModelForCausalLM,
+        GenerationConfig,
+        LogitsProcessor,
+        LogitsProcessorList,
+    )
 
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -257,6 +262,10 @@ def _with_transformers(
     model.to(device).eval()
     stops = sorted(stop_ids(model_dir, tokenizer))
     pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # In place of the checkpoint's own, which may hold penalties that nobody asked for here.
+    model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad
+    )
 
     class Choose(LogitsProcessor):
         """Leaves only the chosen token, so that ``generate`` needs no random state of its own."""
@@ -285,15 +294,6 @@ def _with_transformers(
                     input_ids=torch.tensor(ids, device=device),
                     attention_mask=torch.tensor(mask, device=device),
                     logits_processor=LogitsProcessorList([processor]),
-                    do_sample=False,
-                    num_beams=1,
-                    temperature=None,
-                    top_p=None,
-                    top_k=None,
-                    repetition_penalty=None,
-                    max_new_tokens=max_new_tokens,
-                    eos_token_id=stops,
-                    pad_token_id=pad,
                 )
             for i, tokens in zip(batch, whole[:, width:].tolist(), strict=True):
                 outputs[i] = cut(tokens, set(stops))[0]

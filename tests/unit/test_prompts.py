@@ -183,6 +183,12 @@ def test_empty_rows_are_named_or_dropped(tmp_path: Path) -> None:
     assert [r["question"] for r in rows] == ["a"] and numbers["dropped_empty"] == 1
 
 
+def test_long_questions_are_left_out(tmp_path: Path, verl_file: Path) -> None:
+    source = {"path": str(verl_file)}
+    rows, numbers = run(tmp_path, {"source": source, "strip": [DAPO], "max_chars": 12})
+    assert [r["row"] for r in rows] == list(range(10)) and numbers["dropped_long"] == 2
+
+
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
@@ -194,7 +200,10 @@ def test_empty_rows_are_named_or_dropped(tmp_path: Path) -> None:
         ({"source": {"path": "broken.jsonl"}}, "broken.jsonl:2: not JSON"),
         ({"source": {"path": "broken.parquet"}}, "broken.parquet: not a parquet file"),
         ({"source": {"path": "system.parquet"}}, "row 0: 'prompt' holds .*system"),
-        ({"source": {"path": "set.parquet"}, "levels": [9]}, "levels: no prompt of set.parquet"),
+        (
+            {"source": {"path": "set.parquet"}, "levels": [9]},
+            r"levels.*no prompt of set.parquet is left \(12 read, 0 of",
+        ),
         ({"source": {"path": "plain.jsonl"}, "levels": [1]}, "plain.jsonl has none"),
         ({"source": {"path": "set.parquet"}, "sample": {"n": 13}}, "13 prompts wanted, 12"),
         ({"source": {"hub": "a/b", "revision": "main"}}, "revision 'main' is not locked"),

@@ -1,5 +1,7 @@
 """Sampling with a random tiny model, the choice of tokens, and what bad input gets."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -68,6 +70,15 @@ def test_greedy_is_the_argmax_of_a_plain_forward(model: Path) -> None:
             logits = plain(torch.tensor([prompt + row["token_ids"]])).logits[0]
         wanted = logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
         assert row["token_ids"] == wanted
+
+
+def test_penalties_of_the_checkpoint_do_not_apply(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    more = {"repetition_penalty": 9.0, "temperature": 0.1, "top_k": 1, "do_sample": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    rows = sampling.sample(model, PROMPTS, **LIMITS)
+    assert rows == sampling.sample(tmp_path / "model", PROMPTS, **LIMITS)
 
 
 def reference(logits: np.ndarray, temperature: float, top_p: float, top_k: int) -> np.ndarray:
