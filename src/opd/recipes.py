@@ -116,6 +116,7 @@ class PromptSet(OneOf):
     strip: list[str] = []
     levels: list[int] | None = None
     drop_empty: bool = False
+    max_chars: Count | None = Field(default=None, description="longer questions are left out")
     sample: Sample | None = None
     template: str | None = None
 

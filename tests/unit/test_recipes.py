@@ -147,6 +147,19 @@ def test_seeds_are_derived_and_give_each_model_a_folder_of_its_own():
     )
 
 
+def test_targets_are_all_or_those_named_also_where_figure_and_table_share_a_name():
+    figure = {
+        "title": "F",
+        "kind": "bars",
+        "evaluation": "e",
+        "series": [{"label": "x", "model": "x"}],
+    }
+    given = config(figures={"t1": figure, "f": figure})
+    assert targets(resolve(given)) == ["figures/t1", "figures/f", "tables/t1"]
+    assert targets(resolve({**given, "targets": ["t1"]})) == ["figures/t1", "tables/t1"]
+    assert targets(resolve({**given, "targets": ["f"]})) == ["figures/f"]
+
+
 def test_stage_settings_are_plain_and_hold_no_recipe_names():
     made = artifacts(config())
     for artifact in made.values():
