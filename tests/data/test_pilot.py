@@ -1,0 +1,90 @@
+"""The pilot, shortened: real prompts, real weights, every verb, in minutes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from opd import tables
+
+pytestmark = [pytest.mark.data, pytest.mark.timeout(1500)]
+ROOT = Path(__file__).parents[2]
+SHORT = {
+    "name": "pilot-short",
+    "source": "index",
+    "defaults": {
+        "sft": {"steps": 2, "batch_size": 2, "micro_batch": 2},
+        "opd": {"steps": 2, "prompts_per_step": 2, "micro_batch": 2, "max_new_tokens": 24},
+        "generations": {"max_new_tokens": 48},
+        "evaluations": {"max_new_tokens": 24},
+    },
+    "prompts": {
+        **{name: {"sample": {"n": 40}} for name in ("dapo", "deepmath")},
+        "deepmath-boxed": {"sample": {"n": 8}},
+        "easy": {"sample": {"n": 8}},
+        **{name: {"sample": {"n": 2}} for name in ("amc23", "math500")},
+    },
+    # Which responses end with a box in 48 tokens is not what is tested here.
+    "pairs": {"easy-traces": {"filter": {"rules": ["nonempty"]}}},
+    "evaluations": {"short": {"samples": 1}},
+}
+
+
+@pytest.fixture(scope="module")
+def results(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pilot")
+    overlay = folder / "short.yaml"
+    overlay.write_text(yaml.safe_dump(SHORT))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "snakemake", "--cores", "2", "--show-failed-logs"),
+            *("--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)),
+            *("--configfile", str(ROOT / "config" / "pilot.yaml"), str(overlay)),
+        ],
+        env={**os.environ, "OPD_DATA_DIR": str(data_dir.absolute())},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "results" / "pilot-short"
+
+
+def test_weights_are_real_and_said_to_be_dequantised(results: Path):
+    manifest = json.loads((results / "models" / "smollm2" / "manifest.json").read_text())
+    assert manifest["numbers"]["dequantised"] is True
+    config = json.loads((results / "models" / "smollm2" / "payload" / "config.json").read_text())
+    assert (config["hidden_size"], config["vocab_size"]) == (576, 49152)
+    assert "quantization_config" not in config
+
+
+def test_released_deepmath_has_no_duplicate_of_dapo(results: Path):
+    payload = results / "prompts" / "deepmath-new" / "payload"
+    assert tables.read(payload / "prompts.parquet", tables.PROMPTS).num_rows == 40
+
+
+def test_metrics_of_both_arms_are_those_of_two_different_models(results: Path):
+    for run in ("from-tuned", "from-prompted"):
+        payload = results / "models" / run / "s0" / "payload"
+        rows = tables.read(payload / "metrics.parquet", tables.METRICS).to_pylist()
+        values = {(row["step"], row["name"]): row["value"] for row in rows}
+        for step in (1, 2):
+            assert 0.3 < values[step, "overlap_ratio"] <= 1
+            assert 0 < values[step, "kl_nats"] < 5
+            assert 0.5 < values[step, "overlap_mass_student"] <= 1
+            assert 0 < values[step, "entropy_student_nats"] < 11  # log 49,152 = 10.8
+    tuned, prompted = (
+        json.loads((results / "models" / run / "s0" / "manifest.json").read_text())
+        for run in ("from-tuned", "from-prompted")
+    )
+    # Another prompt moves the teacher further than two small SFT steps.
+    first = [m["numbers"]["first"]["kl_nats"] for m in (tuned, prompted)]
+    assert first[0] < first[1]
+
+
+def test_table_is_complete(results: Path):
+    lines = (results / "tables" / "pilot.csv").read_text().splitlines()
+    assert len(lines) == 5
