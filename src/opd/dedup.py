@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from opd import tables
 from opd.errors import Bad
-from opd.prompts import strip_question
 
 Floats = NDArray[np.float32]
 GRAMS = (1, 2, 3)
@@ -58,9 +57,8 @@ def run_embed(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Stage ``dedup``: prompts.parquet (kept, in the old order), removed.parquet, report.json.
 
-    cfg: threshold (a cosine; at or above it a prompt is removed), exact_strip (affixes taken off
-    both sides before the exact comparison), threads. Inputs: prompts, against, prompts_embedded,
-    against_embedded.
+    cfg: threshold (a cosine; at or above it a prompt is removed), threads. Inputs: prompts,
+    against, prompts_embedded, against_embedded. Templates are stripped where prompts are read.
     """
     ours = tables.read(inputs["prompts"] / "prompts.parquet", tables.PROMPTS)
     theirs = tables.read(inputs["against"] / "prompts.parquet", tables.PROMPTS)
@@ -72,13 +70,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
             "dedup.encoder",
             "embed both sets with the same encoder",
         )
-    strip = cfg.get("exact_strip") or []
     questions = ours["question"].to_pylist()
     their_questions = theirs["question"].to_pylist()
-    exact = exact_matches(
-        [strip_question(q, strip)[0] for q in questions],
-        [strip_question(q, strip)[0] for q in their_questions],
-    )
+    exact = exact_matches(questions, their_questions)
     rest = np.flatnonzero(exact < 0)
     scores, nearest = nearest_neighbours(
         our_vectors[rest], their_vectors, threads=cfg.get("threads", 1)

@@ -647,7 +647,8 @@ def _note(cfg: Mapping[str, Any], reader: Reader) -> str:
     if seeds == {1}:
         parts.append("One seed: how training runs differ from each other is not in the intervals.")
     else:
-        parts.append(f"Seeds: {' or '.join(map(str, sorted(seeds)))}.")
+        counts = " or ".join(map(str, sorted(seeds)))
+        parts.append(f"Seeds: {counts}; so few understate how much training runs differ.")
     parts.append(f"{MISSING}: does not apply. Raw numbers and digests are in the csv file.")
     return " ".join(parts)
 

@@ -97,7 +97,6 @@ class Dedup(Strict):
     against: PromptsRef
     encoder: Annotated[Name, Ref("models", builtin=("hashed",))]
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.6
-    strip: list[str] = []
 
 
 class Sample(Strict):

@@ -98,7 +98,7 @@ def test_scores_by_hand(tmp_path: Path, inputs: dict[str, Path]) -> None:
     assert float(raw[1]["avg_low"]) < distilled < float(raw[1]["avg_high"])
     assert "| student | 31.2 [" in text and "| – | – |" in text
     assert "+37.5 [+" in text
-    assert "Seeds: 1 or 2." in text and "easy 4 × 4, hard 4 × 4" in text
+    assert "Seeds: 1 or 2; so few" in text and "easy 4 × 4, hard 4 × 4" in text
     assert text.startswith("**T**\n\n|  | avg@4 (%) | avg@4 (%), easy | change (points) |")
 
 
