@@ -92,4 +92,6 @@ def main(argv: list[str] | None = None) -> None:
     except Bad as bad:
         print(f"error: {bad}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     print(f"{'made' if computed else 'found in the store'}: {arguments.output.parent}")

@@ -237,7 +237,10 @@ def run_stage(
             },
         )
     made = read_json(record)
-    (folder / "payload").symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
+    # Renamed into place: an orphan of a killed run may be doing the same at this moment.
+    link = folder / f".payload.{os.getpid()}"
+    link.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
+    link.replace(folder / "payload")
     write_json(folder / "manifest.json", made)
     for name, path in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,8 @@ class Project:
         return [
             *(sys.executable, "-m", "snakemake", "--cores", "2", "--rerun-incomplete"),
             *("--snakefile", str(self.code / "Snakefile"), "--directory", str(self.folder)),
-            *("--configfile", str(self.config), *arguments),
+            # Last: --configfile takes all that follows it, targets too.
+            *(*arguments, "--configfile", str(self.config)),
         ]
 
     @property

@@ -1,5 +1,6 @@
 """What a user sees who interrupts a run or feeds it something bad, and what is lost by it."""
 
+import signal
 import subprocess
 import time
 
@@ -17,6 +18,8 @@ def test_interrupted_run_continues_and_ends_the_same(finished: Project, project:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # As in a terminal, also where the tests themselves run in the background and ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.time() + 300
     while not (project.result(reached) / "digest.json").exists():
@@ -57,6 +60,9 @@ def test_killed_run_continues(copy: Project):
     subprocess.run(["kill", "-KILL", "--", f"-{running.pid}"], check=True)
     running.wait()
     copy.run("--unlock")
+    copy.run()
+    assert copy.digests().keys() == before.keys()
+    assert copy.digests()["models/forward/s0"] != before["models/forward/s0"]
     copy.edit(lambda c: c["models"]["forward"]["opd"].update(steps=2))
     copy.run()
     assert copy.digests() == before
