@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,6 +45,18 @@ class Project:
         output = done.stdout + done.stderr
         assert (done.returncode == 0) is ok, output
         return output
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """A Snakemake call in a process group of its own, to be interrupted or killed."""
+        return subprocess.Popen(
+            self.command(),
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            # As in a terminal, also where the tests themselves run in the background and ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
     def would_make(self, *arguments: str) -> set[str]:
         """Folders of the artifacts that a dry run lists."""

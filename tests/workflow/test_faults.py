@@ -1,6 +1,5 @@
 """What a user sees who interrupts a run or feeds it something bad, and what is lost by it."""
 
-import signal
 import subprocess
 import time
 
@@ -12,15 +11,7 @@ pytestmark = pytest.mark.workflow
 
 @pytest.mark.parametrize("reached", ["pairs/mixed", "models/teacher/s0"])
 def test_interrupted_run_continues_and_ends_the_same(finished: Project, project: Project, reached):
-    running = subprocess.Popen(
-        project.command(),
-        env=project.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        # As in a terminal, also where the tests themselves run in the background and ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    running = project.start()
     deadline = time.time() + 300
     while not (project.result(reached) / "digest.json").exists():
         assert running.poll() is None and time.time() < deadline
@@ -44,13 +35,7 @@ def test_killed_run_continues(copy: Project):
     """SIGKILL leaves no time to tidy up: the next run still trusts nothing unfinished."""
     before = copy.digests()
     copy.edit(lambda c: c["models"]["forward"]["opd"].update(steps=3))
-    running = subprocess.Popen(
-        copy.command(),
-        env=copy.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    running = copy.start()
     log = copy.result("logs/models/forward/s0.log")
     old = log.stat().st_mtime
     deadline = time.time() + 120
