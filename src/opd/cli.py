@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--copy", nargs="*", type=_copy, default=[], metavar="FILE=PATH")
         stage.add_argument("--store", type=Path, default=Path("results/.store"))
     verbs.add_parser("schema", help="print the JSON schema of a config")
+    watch = verbs.add_parser("watch", help="show a training run step by step as it goes")
+    watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
     lock = verbs.add_parser("lock", help="ask the hub for the commits of a config's objects")
     lock.add_argument("config", nargs="+", type=Path, help="config files, later ones on top")
     lock.add_argument("--lock", type=Path, default=Path("config/hub.lock.yaml"))
@@ -77,6 +79,12 @@ def main(argv: list[str] | None = None) -> None:
             from opd.recipes import schema
 
             print(json.dumps(schema(), indent=1, sort_keys=True))
+            return
+        if arguments.verb == "watch":
+            from opd.watch import watch
+
+            for line in watch(arguments.folder):
+                print(line, flush=True)
             return
         if arguments.verb == "lock":
             _lock(arguments.config, arguments.lock)

@@ -181,9 +181,13 @@ class Reader:
 
 
 def read_metrics(payload: Path) -> dict[str, tuple[Array, Array]]:
-    """Metric -> (steps, values) of one run, by step. Raises ``Bad`` on a step logged twice."""
+    """Metric -> (steps, values) of one run over all positions, by step.
+
+    Raises ``Bad`` on a step logged twice.
+    """
     path = payload / "metrics.parquet"
     table = tables.read(path, tables.METRICS)
+    table = table.filter(table["position"].is_null())
     names = np.array(table["name"].to_pylist())
     steps, values = table["step"].to_numpy(), table["value"].to_numpy()
     curves = {}

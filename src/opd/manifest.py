@@ -8,6 +8,7 @@ settings (which hold a digest of its code) and of the content of its inputs.
 """
 
 import ast
+import fcntl
 import hashlib
 import importlib
 import importlib.metadata
@@ -16,9 +17,11 @@ import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,9 @@ VERBS = {
     "table": "opd.figures:run_table",
     "figure": "opd.figures:run_figure",
 }
+
+# These go on from where they were killed: they get a scratch folder that outlives the attempt.
+RESUMES = ("sft", "grpo", "opd")
 
 # Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
 PACKAGES = ("torch", "transformers", "trl", "vllm", "datasets", "sentence-transformers", "numpy")
@@ -119,8 +125,48 @@ def code_digest(verb: str) -> str:
 
 
 def identity(verb: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
-    """Digest that names an artifact: verb, settings, and the content digests of its inputs."""
-    return digest({"verb": verb, "cfg": cfg, "inputs": {k: digest(v) for k, v in inputs.items()}})
+    """Digest that names an artifact: verb, settings, and the content digests of its inputs.
+
+    What is under ``execution`` changes how a stage runs and not what it makes: it does not count.
+    """
+    of = {name: digest(value) for name, value in inputs.items()}
+    return digest({"verb": verb, "cfg": _made_by(cfg), "inputs": of})
+
+
+def _made_by(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in cfg.items() if key != "execution"}
+
+
+@contextmanager
+def _alone(scratch: Path) -> Iterator[None]:
+    """Hold the scratch folder of one identity: an orphan of a killed run and its replacement never
+    work at the same time, the second waits and finds what the first has made."""
+    path = scratch / "owner"
+    waited = False
+    while True:
+        scratch.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if not waited:
+                owner = path.read_text() if path.is_file() else ""
+                print(
+                    f"waiting for {owner or 'another process'}, which makes this", file=sys.stderr
+                )
+                waited = True
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Whoever held it may have finished and removed the folder.
+        if path.is_file() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            break
+        file.close()
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    try:
+        yield
+    finally:
+        file.close()
 
 
 def read_json(path: Path) -> Any:
@@ -160,12 +206,66 @@ def _whole(entry: Path, record: Path) -> bool:
 
 
 def _device() -> str:
-    import sys
-
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return "cpu"
+
+
+def _compute(
+    verb: str,
+    cfg: Mapping[str, Any],
+    key: str,
+    resolved: Mapping[str, tuple[Path, dict[str, str], str]],
+    inputs: Sequence[Path],
+    store: Path,
+    folder: Path,
+    scratch: Path,
+) -> None:
+    """Run a stage into the store entry ``key``, and write its record."""
+    entry, running = store / key, folder / "running.json"
+    module, _, function = VERBS[verb].partition(":")
+    work = Path(tempfile.mkdtemp(prefix=f".{verb}-", dir=store))
+    started = time.time()
+    try:
+        stage = getattr(importlib.import_module(module), function)
+        paths = {name: value[0] for name, value in resolved.items()}
+        if verb in RESUMES:
+            write_json(running, {"scratch": str(scratch.absolute())})
+            numbers = stage(dict(cfg), paths, work, scratch)
+        else:
+            numbers = stage(dict(cfg), paths, work)
+        outputs = content(work)
+        if not outputs:
+            raise Bad("the stage wrote nothing", f"opd {verb}", "this is a bug, report it")
+        if entry.exists():
+            shutil.rmtree(entry)
+        work.chmod(0o755)
+        work.replace(entry)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    finally:
+        running.unlink(missing_ok=True)
+    write_json(
+        store / f"{key}.json",
+        {
+            "verb": verb,
+            "identity": key,
+            "cfg": dict(cfg),
+            "inputs": {
+                name: {"path": str(path), "identity": value[2], "outputs": digest(value[1])}
+                for (name, value), path in zip(resolved.items(), inputs, strict=True)
+            },
+            "outputs": outputs,
+            "numbers": numbers,
+            "versions": _versions(),
+            "host": platform.node(),
+            "device": _device(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "seconds": round(time.time() - started, 2),
+        },
+    )
 
 
 def run_stage(
@@ -191,7 +291,7 @@ def run_stage(
         )
     resolved = {name: _resolve_input(path) for name, path in zip(names, inputs, strict=True)}
     key = identity(verb, cfg, {name: value[1] for name, value in resolved.items()})
-    entry, record = store / key, store / f"{key}.json"
+    entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
     folder = output.parent
     folder.mkdir(parents=True, exist_ok=True)
     store.mkdir(parents=True, exist_ok=True)
@@ -199,43 +299,16 @@ def run_stage(
         if stale.is_symlink() or stale.is_file():
             stale.unlink()
 
-    computed = not _whole(entry, record)
-    if computed:
-        module, _, function = VERBS[verb].partition(":")
-        work = Path(tempfile.mkdtemp(prefix=f".{verb}-", dir=store))
-        started = time.time()
+    with _alone(scratch):
+        computed = not _whole(entry, record)
         try:
-            stage = getattr(importlib.import_module(module), function)
-            numbers = stage(dict(cfg), {k: v[0] for k, v in resolved.items()}, work)
-            outputs = content(work)
-            if not outputs:
-                raise Bad("the stage wrote nothing", f"opd {verb}", "this is a bug, report it")
-            if entry.exists():
-                shutil.rmtree(entry)
-            work.chmod(0o755)
-            work.replace(entry)
+            if computed:
+                _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)
         except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
+            if verb not in RESUMES:
+                shutil.rmtree(scratch, ignore_errors=True)
             raise
-        write_json(
-            record,
-            {
-                "verb": verb,
-                "identity": key,
-                "cfg": dict(cfg),
-                "inputs": {
-                    name: {"path": str(path), "identity": value[2], "outputs": digest(value[1])}
-                    for (name, value), path in zip(resolved.items(), inputs, strict=True)
-                },
-                "outputs": outputs,
-                "numbers": numbers,
-                "versions": _versions(),
-                "host": platform.node(),
-                "device": _device(),
-                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-                "seconds": round(time.time() - started, 2),
-            },
-        )
+        shutil.rmtree(scratch, ignore_errors=True)
     made = read_json(record)
     # Renamed into place: an orphan of a killed run may be doing the same at this moment.
     link = folder / f".payload.{os.getpid()}"
@@ -249,7 +322,7 @@ def run_stage(
         temporary.replace(path)
     write_json(
         output,
-        {"identity": key, "settings": digest([verb, dict(cfg)]), "outputs": made["outputs"]},
+        {"identity": key, "settings": digest([verb, _made_by(cfg)]), "outputs": made["outputs"]},
     )
     return computed
 

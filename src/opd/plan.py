@@ -174,6 +174,16 @@ def _chat_template(config: Config, name: str) -> dict[str, Any]:
     return _chat_template(config, trained.student)
 
 
+def _training(config: Config) -> dict[str, Any]:
+    """How a stage trains: what makes its result, and under ``execution`` what does not."""
+    given = config.training.model_dump(mode="json", exclude_none=True)
+    made_by = ("precision", "gradient_checkpointing", "processes")
+    settings = {key: given.pop(key) for key in made_by if key in given}
+    if config.backend == "vllm":
+        settings["backend"] = "vllm"
+    return {**settings, "execution": given}
+
+
 def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Artifact]:
     for name, model in config.models.items():
         folder = _at(config, "models", name, seed)
@@ -181,9 +191,14 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
         if trained:
             settings = {
                 **_settings(trained),
+                **_training(config),
                 "threads": config.threads,
                 "chat_template_kwargs": _chat_template(config, name),
             }
+            if model.opd:
+                theirs = _chat_template(config, model.opd.teacher)
+                if theirs != settings["chat_template_kwargs"]:
+                    settings["teacher_chat_template_kwargs"] = theirs
             yield _artifact(model.verb, folder, settings, _inputs(config, trained, seed), seed)
         elif model.init:
             world = _world(config, f"models.{name}.init")

@@ -14,6 +14,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from opd.errors import Bad
+from opd.loss_spec import (
+    PRESETS,
+    Divergence,
+    Estimator,
+    Gradient,
+    Scope,
+    Support,
+    Weight,
+    loss_spec,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Count = Annotated[int, Field(ge=1)]
@@ -187,18 +197,40 @@ class Grpo(Strict):
 
 
 class Loss(Strict):
-    """Which tokens each position's loss is computed on (Rethinking OPD, section 3)."""
+    """A preset of ``opd.loss_spec``, with other settings written over it."""
 
-    support: Literal["student", "sampled", "vocabulary"] = "student"
-    k: Count | None = Field(default=None, description="of 'student' only; 16 if not given")
+    preset: Literal[*PRESETS] = "rethinking_code"  # type: ignore[valid-type]
+    support: Support | None = None
+    k: Count | None = Field(default=None, description="size of the top-k sets")
+    gradient: Gradient | None = None
+    weight: Weight | None = None
+    weight_scope: Scope | None = None
+    ratio_scope: Scope | None = None
+    divergence: Divergence | None = None
+    beta: Share | None = None
+    tail: bool | None = None
+    estimator: Estimator | None = None
+    teacher_temperature: Positive | None = None
 
     @model_validator(mode="after")
-    def _k_of_student(self) -> "Loss":
-        if self.support != "student" and self.k is not None:
-            raise ValueError(f"support '{self.support}' takes no k")
-        if self.support == "student" and self.k is None:
-            self.k = 16
+    def _makes_sense(self) -> "Loss":
+        try:
+            loss_spec(self.model_dump(exclude_none=True))
+        except Bad as bad:
+            raise ValueError(str(bad)) from None
         return self
+
+
+class Guard(Strict):
+    """What counts as a collapse (``opd.collapse``), and whether it ends the run or is noted."""
+
+    action: Literal["flag", "stop"] = "flag"
+    reference_steps: Count = 10
+    patience: Count = 5
+    length_ratio: Positive | None = 3.0
+    repetition: Share | None = 0.75
+    entropy_rise_nats: Positive | None = 1.0
+    top_mass_drop: Share | None = 0.2
 
 
 class Opd(Strict):
@@ -206,7 +238,11 @@ class Opd(Strict):
     teacher: ModelRef
     prompts: PromptsRef
     loss: Loss = Loss()
+    aggregation: Literal["token_mean", "sequence_mean", "micro_batch_mean"] = "token_mean"
     metrics_k: Count = 16
+    metrics_every: Count = Field(default=1, description="steps between measurements")
+    position_bin: Count = Field(default=512, description="tokens in a bin of response positions")
+    guard: Guard = Guard()
     steps: Count
     prompts_per_step: Count = 64
     rollouts_per_prompt: Count = 4
@@ -215,11 +251,26 @@ class Opd(Strict):
     schedule: Literal["constant", "cosine"] = "constant"
     temperature: Positive = 1.0
     teacher_template: Annotated[str, Field(pattern=r"\{question\}")] | None = Field(
-        default=None, description="what the teacher is asked, if not what the student is asked"
+        default=None,
+        description="what the teacher is asked, with {question} and {answer}, if not what the "
+        "student is asked",
     )
+    max_teacher_prompt_tokens: Count | None = None
+    teacher_update: Literal["frozen", "ema", "live"] | None = Field(
+        default=None, description="frozen; or the student itself, as it is or as a moving average"
+    )
+    ema_decay: Share | None = None
     max_grad_norm: Positive = 1.0
     max_prompt_tokens: Count = 1024
     max_new_tokens: Count = 7168
+
+    @model_validator(mode="after")
+    def _teacher_that_moves(self) -> "Opd":
+        if self.teacher_update in ("ema", "live") and self.teacher != self.student:
+            raise ValueError(f"teacher_update: {self.teacher_update} needs teacher: {self.student}")
+        if (self.ema_decay is not None) != (self.teacher_update == "ema"):
+            raise ValueError("ema_decay goes with teacher_update: ema")
+        return self
 
 
 class Model(OneOf):
@@ -392,6 +443,22 @@ class Interpreters(Strict):
     vllm: str = ""
 
 
+class Training(Strict):
+    """How models are trained: what changes the result, then what does not."""
+
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        default=None, description="what is computed in; trained weights stay float32"
+    )
+    gradient_checkpointing: bool | None = None
+    processes: Count | None = Field(default=None, description="of one stage, through accelerate")
+    checkpoint_every: Count = Field(default=50, description="steps")
+    accelerate: str | None = Field(default=None, description="an accelerate config file")
+    report_to: str | None = Field(default=None, description="as transformers: wandb, trackio, ...")
+    vllm: dict[str, Plain] = Field(
+        default={}, description="TRL's vllm_* settings for rollouts, where backend is vllm"
+    )
+
+
 class World(Strict):
     """The miniature world (``opd.world``)."""
 
@@ -413,6 +480,7 @@ class Config(Strict):
     )
     backend: Literal["transformers", "vllm"] = "transformers"
     interpreters: Interpreters = Interpreters()
+    training: Training = Training()
     world: World | None = None
     defaults: dict[str, dict[str, Any]] = {}
     prompts: dict[Name, PromptSet] = {}

@@ -47,7 +47,8 @@ SCORES = _nullable(
     ),
     "extracted",
 )
-METRICS = _schema(step=_I, name=_S, value=pa.float64())
+# position: the first token of a bin of response positions; empty for the mean over all of them.
+METRICS = _nullable(_schema(step=_I, name=_S, position=_I, value=pa.float64()), "position")
 
 
 def write(path: Path, rows: pa.Table | Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -83,7 +85,45 @@ def test_failed_stage_leaves_nothing(stage, tmp_path):
         call("a", 1, fail=True)
     assert not (tmp_path / "a" / "digest.json").exists()
     assert not (tmp_path / "a" / "payload").exists()
-    assert list((tmp_path / "store").iterdir()) == []
+    assert [p for p in (tmp_path / "store").rglob("*") if not p.is_dir()] == []
+    assert list((tmp_path / "store" / ".scratch").iterdir()) == []
+
+
+def test_how_a_stage_is_run_is_no_part_of_what_it_makes(stage, tmp_path):
+    call, calls = stage
+    call("a", 1, execution={"checkpoint_every": 5})
+    before = (tmp_path / "a" / "digest.json").read_bytes()
+    assert call("a", 1, execution={"checkpoint_every": 50}) is False
+    assert (tmp_path / "a" / "digest.json").read_bytes() == before
+    assert len(calls) == 1
+
+
+def test_two_at_once_make_it_once(stage, tmp_path, monkeypatch, capsys):
+    """The second waits, says for whom, and finds what the first has made."""
+    call, calls = stage
+    fake, started, go = sys.modules["opd.fake_stage"], threading.Event(), threading.Event()
+    run = fake.run
+
+    def slow(cfg, inputs, out):
+        started.set()
+        assert go.wait(30)
+        return run(cfg, inputs, out)
+
+    monkeypatch.setattr(fake, "run", staticmethod(slow))
+    made = {}
+    threads = [
+        threading.Thread(target=lambda n=name: made.update({n: call(n, 1)})) for name in "ab"
+    ]
+    threads[0].start()
+    assert started.wait(30)
+    threads[1].start()
+    while "waiting for process" not in capsys.readouterr().err:
+        time.sleep(0.01)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert made == {"a": True, "b": False} and len(calls) == 1
+    assert (tmp_path / "b" / "payload" / "result.txt").read_text() == "1"
 
 
 def test_damaged_store_entry_is_made_again(stage, tmp_path):

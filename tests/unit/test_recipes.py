@@ -68,8 +68,12 @@ def artifacts(raw: dict[str, Any]) -> dict[str, Artifact]:
         ({"models__x__opd__steps": "many"}, ["models.x.opd.steps", "'many'", "integer"]),
         ({"models__x__opd__steps": 0}, ["models.x.opd.steps", "0", "greater than or equal to 1"]),
         ({"models__x__opd__lr": True}, ["models.x.opd.lr", "number"]),
-        ({"models__x__opd__loss": {"support": "best"}}, ["'best'", "'student', 'sampled'"]),
-        ({"models__x__opd__loss": {"support": "sampled", "k": 4}}, ["takes no k"]),
+        ({"models__x__opd__loss": {"support": "best"}}, ["'best'", "'sampled', 'student'"]),
+        ({"models__x__opd__loss": {"preset": "sampled"}}, ["loss", "takes no k"]),
+        ({"models__x__opd__loss": {"preset": "code"}}, ["loss.preset", "'rethinking_code'"]),
+        ({"models__x__opd__loss": {"tail": True}}, ["a tail goes with"]),
+        ({"models__x__opd__teacher_update": "live"}, ["teacher_update: live needs teacher"]),
+        ({"models__x__opd__ema_decay": 0.9}, ["ema_decay goes with teacher_update"]),
         ({"models__x": {}}, ["models.x", "exactly one of init, hub", "none"]),
         ({"models__x__init": {}}, ["models.x", "init and opd"]),
         ({"models__x__opd__teacher": "bb"}, ["models.x.opd.teacher", "'bb'", "did you mean 'b'"]),
@@ -110,6 +114,29 @@ def test_defaults_are_inherited_and_overridden_key_by_key():
     made = artifacts(config(models__x__opd__loss={"support": "student"}, models__x__opd__lr=0.5))
     cfg = made["models/x/s0"].cfg
     assert (cfg["steps"], cfg["loss"]["k"], cfg["lr"]) == (3, 4, 0.5)
+
+
+def test_what_changes_how_a_model_is_trained_is_apart_from_what_changes_it():
+    plain = artifacts(config())["models/x/s0"].cfg
+    assert plain["execution"] == {"checkpoint_every": 50, "vllm": {}}
+    training = {
+        "checkpoint_every": 5,
+        "report_to": "wandb",
+        "precision": "bfloat16",
+        "processes": 2,
+    }
+    cfg = artifacts(config(training=training))["models/x/s0"].cfg
+    assert cfg["execution"] == {"checkpoint_every": 5, "report_to": "wandb", "vllm": {}}
+    assert (cfg["precision"], cfg["processes"]) == ("bfloat16", 2)
+    assert not {"precision", "processes"} & set(plain)
+
+
+def test_a_teacher_with_other_chat_template_options_is_asked_with_its_own():
+    off = {"enable_thinking": False}
+    made = artifacts(config(models__b__chat_template=off))["models/x/s0"].cfg
+    assert made["teacher_chat_template_kwargs"] == off and made["chat_template_kwargs"] == {}
+    made = artifacts(config(models__b__chat_template=off, models__a__chat_template=off))
+    assert "teacher_chat_template_kwargs" not in made["models/x/s0"].cfg
 
 
 def test_sweep_expands_to_named_runs():

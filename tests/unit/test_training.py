@@ -2,76 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import GRPO, OPD, SFT, SHAPE, WORLD, Inputs, course, run
 
 from opd import tables, world
 from opd.errors import Bad
-
-WORLD = {
-    "seed": 3,
-    "rl_times": 0.4,
-    "other_times": 0.12,
-    "exact_duplicates": 0.05,
-    "near_duplicates": 0.1,
-}
-SHAPE = {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 16, "seed": 0}
-COMMON = {"steps": 3, "lr": 1e-3, "seed": 5, "threads": 1}
-ROLLOUTS = {"prompts_per_step": 4, "temperature": 1.0, "max_new_tokens": 6, "max_prompt_tokens": 16}
-SFT = {**COMMON, "batch_size": 4, "schedule": "cosine", "warmup": 0.5, "max_tokens": 64}
-GRPO = {**COMMON, **ROLLOUTS, "group_size": 2, "grader": "world"}
-OPD = {
-    **COMMON,
-    **ROLLOUTS,
-    "rollouts_per_prompt": 2,
-    "loss": {"support": "student", "k": 4},
-    "metrics_k": 4,
-}
-Inputs = dict[str, Path]
-Stage = Callable[[dict[str, Any], Inputs, Path], dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    """Everything the three stages take: two models, ten prompts, pairs."""
-    root = tmp_path_factory.mktemp("inputs")
-    made = {name: root / name for name in ("student", "teacher", "prompts", "data")}
-    for path in made.values():
-        path.mkdir()
-    world.run_init(SHAPE, {}, made["student"])
-    world.run_init({**SHAPE, "layers": 2, "seed": 1}, {}, made["teacher"])
-    rows = world.make_prompts(WORLD, "rl", 10)
-    tables.write(made["prompts"] / "prompts.parquet", rows, tables.PROMPTS)
-    corpus = {
-        "world": WORLD,
-        "n": 20,
-        "precedence": 0.4,
-        "style": "infix",
-        "templates": ["{question}"],
-        "seed": 1,
-    }
-    world.run_corpus(corpus, {}, made["data"])
-    return made
-
-
-def stage(name: str) -> Stage:
-    import importlib
-
-    module = {"sft": "sft", "grpo": "grpo", "opd": "distill"}[name]
-    return importlib.import_module(f"opd.training.{module}").run
-
-
-def run(name: str, cfg: dict[str, Any], inputs: Inputs, out: Path) -> dict[str, Any]:
-    out.mkdir()
-    return stage(name)(cfg, inputs, out)
-
-
-def course(out: Path, name: str) -> list[float]:
-    rows = tables.read(out / "metrics.parquet", tables.METRICS).to_pylist()
-    return [row["value"] for row in rows if row["name"] == name]
 
 
 @pytest.mark.parametrize(("name", "cfg"), [("sft", SFT), ("grpo", GRPO), ("opd", OPD)])
@@ -105,21 +43,26 @@ def test_opd_logs_every_measurement_each_step(inputs: Inputs, tmp_path: Path) ->
     run("opd", OPD, inputs, tmp_path / "a")
     rows = tables.read(tmp_path / "a" / "metrics.parquet", tables.METRICS).to_pylist()
     steps = {
-        s: {r["name"]: r["value"] for r in rows if r["step"] == s}
+        s: {r["name"]: r["value"] for r in rows if r["step"] == s and r["position"] is None}
         for s in {r["step"] for r in rows}
     }
     assert set(steps) == {1, 2, 3}
     for found in steps.values():
-        assert set(found) == {"loss", "grad_norm", *distill.NAMES}
+        sometimes = {"log_ratio_repeated_nats"}
+        assert set(found) | sometimes == {"loss", "grad_norm", *distill.NAMES}
         assert all(math.isfinite(v) for v in found.values())
         assert 0 <= found["overlap_ratio"] <= 1
         assert found["entropy_gap_of_means_nats"] <= found["entropy_gap_nats"] + 1e-6
         assert found["response_tokens"] <= 6
+    # Two bins of up to four positions: their means, weighted by what was counted, are the whole.
+    first = {r["position"]: r["value"] for r in rows if r["step"] == 1 and r["name"] == "kl_nats"}
+    assert set(first) == {None, 0, 4}
+    assert min(first[0], first[4]) <= first[None] <= max(first[0], first[4])
 
 
 def test_micro_batches_are_the_same_step(inputs: Inputs, tmp_path: Path) -> None:
     """The first step's loss is the token mean over the whole step, whatever its parts."""
-    for name, cfg in (("opd", {**OPD, "loss": {"support": "vocabulary"}}), ("sft", SFT)):
+    for name, cfg in (("opd", {**OPD, "loss": {"preset": "full"}}), ("sft", SFT)):
         whole = run(name, {**cfg, "steps": 1}, inputs, tmp_path / f"{name}-whole")
         parts = run(name, {**cfg, "steps": 1, "micro_batch": 2}, inputs, tmp_path / f"{name}-parts")
         for metric, value in whole["first"].items():
@@ -203,5 +146,5 @@ def test_teacher_template_is_what_the_teacher_is_asked(inputs: Inputs, tmp_path:
         assert changed["first"][name] == plain["first"][name]
     assert changed["first"]["entropy_teacher_nats"] != plain["first"]["entropy_teacher_nats"]
     long = {**OPD, "teacher_template": "{question}" * 4}
-    with pytest.raises(Bad, match=r"teacher's prompt has \d+ tokens.*max_prompt_tokens"):
+    with pytest.raises(Bad, match=r"teacher's prompt has \d+ tokens.*max_teacher_prompt_tokens"):
         run("opd", long, inputs, tmp_path / "long")

@@ -4,18 +4,10 @@ import itertools
 from pathlib import Path
 
 import pytest
+from tiny import SHAPE, WORLD
 
 from opd import tables, world
 from opd.errors import Bad
-
-WORLD = {
-    "seed": 3,
-    "rl_times": 0.4,
-    "other_times": 0.12,
-    "exact_duplicates": 0.05,
-    "near_duplicates": 0.1,
-}
-SHAPE = {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 16, "seed": 0}
 
 
 def test_rules_and_styles() -> None:

@@ -1,7 +1,6 @@
-"""What the three training stages share: settings, checks of their input, records, saving."""
+"""What the three training stages share: settings, checks of their input, loading and saving."""
 
-import math
-import sys
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,12 +15,13 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     set_seed,
 )
 
 from opd import tables
 from opd.errors import Bad
+from opd.losses import Head
+from opd.training.resume import Record, resumable
 
 Chat = list[dict[str, str]]
 
@@ -38,9 +37,9 @@ def prepare(cfg: Mapping[str, Any]) -> None:
     set_seed(cfg["seed"])
 
 
-def load_model(path: Path) -> PreTrainedModel:
-    """A causal language model in float32."""
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model; what is trained is held in float32, whatever it computes in."""
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -51,25 +50,28 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def arguments(cfg: Mapping[str, Any], sequences: int, scratch: str) -> dict[str, Any]:
+def arguments(cfg: Mapping[str, Any], sequences: int, scratch: Path) -> dict[str, Any]:
     """Settings common to TRL's trainers.
 
-    ``sequences`` is the number of sequences in one optimiser step; ``micro_batch`` of them go
-    through the model at a time. Nothing is reported, saved or written but to ``scratch``.
+    ``sequences`` is the number of sequences in one optimiser step, over all processes;
+    ``micro_batch`` of them go through the model at a time in each. Checkpoints go to ``scratch``
+    every execution.checkpoint_every steps.
     """
-    micro = cfg.get("micro_batch") or sequences
-    if sequences % micro:
+    execution, processes = cfg.get("execution", {}), cfg.get("processes", 1)
+    micro = cfg.get("micro_batch") or sequences // processes
+    if not micro or sequences % (micro * processes):
         raise Bad(
-            f"{micro} does not divide the {sequences} sequences of a step",
+            f"{micro} does not divide the {sequences} sequences of a step"
+            + (f" on {processes} processes" if processes > 1 else ""),
             "micro_batch",
             "use a divisor",
         )
     schedule, warmup = cfg.get("schedule", "constant"), cfg.get("warmup", 0.0)
     return {
-        "output_dir": scratch,
+        "output_dir": str(scratch),
         "max_steps": cfg["steps"],
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": sequences // micro,
+        "gradient_accumulation_steps": sequences // (micro * processes),
         "learning_rate": cfg["lr"],
         "lr_scheduler_type": "constant_with_warmup" if schedule == "constant" else schedule,
         "warmup_steps": round(warmup * cfg["steps"]),
@@ -77,16 +79,32 @@ def arguments(cfg: Mapping[str, Any], sequences: int, scratch: str) -> dict[str,
         "max_grad_norm": cfg.get("max_grad_norm", 1.0),
         "optim": "adamw_torch",
         "seed": cfg["seed"],
-        "bf16": False,
+        "bf16": cfg.get("precision") == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": cfg.get("gradient_checkpointing", False),
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
-        "save_strategy": "no",
-        "report_to": "none",
+        "save_strategy": "steps",
+        "save_steps": execution.get("checkpoint_every", cfg["steps"]),
+        # The one before stays until the new one is whole.
+        "save_total_limit": 2,
+        "report_to": execution.get("report_to", "none"),
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
     }
+
+
+def vllm(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of TRL's trainers that sample with vLLM, where ``backend`` says so.
+
+    execution.vllm is passed on: {mode: colocate, gpu_memory_utilization: 0.3, ...} or {mode:
+    server, server_host: ..., server_port: ...}, under TRL's names without their ``vllm_``.
+    """
+    if cfg.get("backend", "transformers") != "vllm":
+        return {}
+    given = cfg.get("execution", {}).get("vllm", {})
+    return {"use_vllm": True, **{f"vllm_{key}": value for key, value in given.items()}}
 
 
 def chats(
@@ -141,63 +159,70 @@ def require_same_tokenizer(
             )
 
 
-class Record(TrainerCallback):
-    """Keeps what a trainer logs as rows of METRICS, draws the bar and stops at a loss that is no
-    number.
+def trim_vocabularies(
+    student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Cut the wider of two embeddings and heads to the ids that both have.
 
-    ``names`` maps the trainer's names of what is kept to ours.
+    Models of one tokenizer may be padded differently (151,936 and 152,064 rows for the 1.5B and 7B
+    R1-Distill models); the rows beyond the shorter belong to no token. Raises ``Bad`` where one
+    would.
     """
-
-    def __init__(self, title: str, names: Mapping[str, str]) -> None:
-        self.title, self.names = title, {"loss": "loss", "grad_norm": "grad_norm", **names}
-        self.rows: list[dict[str, Any]] = []
-        self.bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = tqdm(total=args.max_steps, desc=self.title, file=sys.stderr, mininterval=1.0)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if "loss" not in logs:
-            return
-        step = int(state.global_step)
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(logs[name]):
-                raise Bad(
-                    f"{name} is {logs[name]} at step {step}",
-                    "lr",
-                    f"lower the learning rate (it is {args.learning_rate})",
-                )
-        self.rows += [
-            {"step": step, "name": ours, "value": float(logs[theirs])}
-            for theirs, ours in self.names.items()
-            if logs.get(theirs) is not None
-        ]
-        self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
-        self.bar.update(step - self.bar.n)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.close()
+    sizes = [m.get_input_embeddings().weight.shape[0] for m in (student, teacher)]
+    shared, needed = min(sizes), max(tokenizer.get_vocab().values()) + 1
+    if shared < needed:
+        raise Bad(
+            f"{sizes[0]} embeddings of the student and {sizes[1]} of the teacher do not hold the "
+            f"tokenizer's {needed} ids",
+            "student" if sizes[0] == shared else "teacher",
+            "use weights that belong to this tokenizer",
+        )
+    for model, size in zip((student, teacher), sizes, strict=True):
+        if size > shared:
+            model.resize_token_embeddings(shared, mean_resizing=False)
 
 
-def train(trainer: Trainer, record: Record, source: Path, out: Path) -> dict[str, Any]:
-    """Train, then save model, tokenizer (as it is in ``source``) and metrics.parquet to ``out``.
+def head_of(model: PreTrainedModel) -> Head:
+    """A model's output layer with what its family does to logits (as TRL's trainer reads it)."""
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    scale = None
+    for key in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        scale = scale if scale is not None else getattr(config, key, None)
+    scaling = getattr(config, "logits_scaling", None)
+    if scale is None and scaling is not None:
+        scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
+    return Head(
+        layer.weight,
+        layer.bias,
+        1.0 if scale is None else float(scale),
+        getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def train(
+    trainer: Trainer, record: Record, source: Path, out: Path, scratch: Path
+) -> dict[str, Any]:
+    """Train from the last checkpoint in ``scratch`` if there is one, then save model, tokenizer (as
+    it is in ``source``) and metrics.parquet to ``out``.
 
     Returns first and last values of everything recorded.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(record)
-    try:
-        trainer.train()
-    finally:
-        if record.bar is not None:
-            record.bar.close()
+    # Trainer edits it on the way; what is saved generates as its student does.
+    generation = copy.deepcopy(trainer.model.generation_config)
+    resumable(trainer, record, scratch)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(source).save_pretrained(out)
-    tables.write(out / "metrics.parquet", record.rows, tables.METRICS)
+    model.generation_config = generation
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.accelerator.is_main_process:
+        model.save_pretrained(out, state_dict=state)
+        AutoTokenizer.from_pretrained(source).save_pretrained(out)
+        tables.write(out / "metrics.parquet", record.rows, tables.METRICS)
     first: dict[str, float] = {}
     last: dict[str, float] = {}
     for row in record.rows:
-        first.setdefault(row["name"], row["value"])
-        last[row["name"]] = row["value"]
-    return {"first": first, "last": last}
+        if row["position"] is None:
+            first.setdefault(row["name"], row["value"])
+            last[row["name"]] = row["value"]
+    return {"first": first, "last": last, **({"collapse": record.seen} if record.seen else {})}

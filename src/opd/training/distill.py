@@ -1,45 +1,38 @@
 """On-policy distillation: TRL's DistillationTrainer with our losses and measurements."""
 
-import tempfile
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
-from opd import metrics
+from opd import collapse, metrics
 from opd.errors import Bad
-from opd.losses import LossSpec, token_loss
-from opd.metrics import Mean
-from opd.training import common
+from opd.loss_spec import LossSpec, loss_spec
+from opd.losses import CHUNK_ELEMENTS, Head, aggregate, fused_token_loss, head_logits
+from opd.training import common, launch
+from opd.training.resume import Record
 
-NAMES = (
-    "overlap_ratio",
-    "overlap_token_advantage",
-    "overlap_token_advantage_code",
-    "entropy_gap_nats",
-    "entropy_gap_of_means_nats",
-    "overlap_mass_student",
-    "overlap_mass_teacher",
-    "entropy_student_nats",
-    "entropy_teacher_nats",
-    "kl_nats",
-    "response_tokens",
-    "truncation_ratio",
-)
+NAMES = (*metrics.STATE, *metrics.RESPONSE, *metrics.DERIVED)
 
 
 class Trainer(DistillationTrainer):
-    """TRL's rollouts and optimiser; the loss from ``opd.losses``, averaged over the tokens of a
-    step; measurements from ``opd.metrics`` on the same logits."""
+    """TRL's rollouts and optimiser; the loss from ``opd.losses``, aggregated over a step;
+    measurements from ``opd.metrics`` on the same hidden states."""
 
-    def __init__(self, spec: LossSpec, metrics_k: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.spec, self.metrics_k = spec, metrics_k
-        self.means: dict[str, Mean] = {}
-        self.teacher_model.eval()
+    def __init__(self, spec: LossSpec, cfg: dict[str, Any], teacher: Any, **kwargs: Any) -> None:
+        self.spec, self.cfg = spec, cfg
+        self.update = cfg.get("teacher_update", "frozen")
+        super().__init__(teacher_model=None if self.update == "live" else teacher, **kwargs)
+        if self.teacher_model is not None:
+            self.teacher_model.eval()
+        self.bins = -(-self.max_completion_length // cfg["position_bin"])
+        self.tallies: dict[str, Tensor] = {}
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -50,91 +43,214 @@ class Trainer(DistillationTrainer):
                 return_dict=True,
                 padding=True,
                 return_tensors="pt",
-                **self.chat_template_kwargs,
+                **_teacher_kwargs(self.cfg),
             ).to(batch["prompt_ids"].device)
             batch["teacher_prompt_ids"] = encoded["input_ids"]
             batch["teacher_prompt_mask"] = encoded["attention_mask"]
         return batch
 
-    def _logits(self, model: Any, inputs: dict[str, Tensor], prompt: str = "prompt") -> Tensor:
-        """Logits [B, T, V] that predict the T response tokens after a prompt."""
-        length = inputs["completion_ids"].shape[1]
-        ids = torch.cat([inputs[f"{prompt}_ids"], inputs["completion_ids"]], 1)
-        mask = torch.cat([inputs[f"{prompt}_mask"], inputs["completion_mask"]], 1)
-        logits = model(
-            input_ids=ids, attention_mask=mask, logits_to_keep=length + 1, use_cache=False
-        ).logits[:, :-1]
-        return logits / self.temperature
+    def _hidden(self, model: Any, inputs: dict[str, Tensor], prompt: str) -> Tensor:
+        """Last hidden states [B, T, H] that predict the T response tokens after a prompt."""
+        ids, mask = (
+            torch.cat([inputs[f"{prompt}_{kind}"], inputs[f"completion_{kind}"]], 1)
+            for kind in ("ids", "mask")
+        )
+        return self._get_last_hidden_state(model, ids, mask, inputs["completion_ids"].shape[1])
+
+    @torch.no_grad()
+    def _teacher(self, student: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:
+        prompt = "teacher_prompt" if "teacher_prompt_ids" in inputs else "prompt"
+        if self.teacher_model is None:
+            student.eval()
+            hidden = self._hidden(student, inputs, prompt)
+            student.train()
+            return hidden, common.head_of(student)
+        teacher = self.accelerator.unwrap_model(self.teacher_model)
+        hidden = self._forward_redirection(
+            self.teacher_model, teacher, self._hidden, teacher, inputs, prompt
+        )
+        return hidden, common.head_of(teacher)
 
     def _compute_loss(
         self, unwrapped_student: Any, inputs: dict[str, Tensor], num_items_in_batch: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         ids, mask = inputs["completion_ids"], inputs["completion_mask"]
-        student = self._logits(unwrapped_student, inputs)
-        with torch.no_grad():
-            prompt = "teacher_prompt" if "teacher_prompt_ids" in inputs else "prompt"
-            teacher = self._logits(self.teacher_model, inputs, prompt)
-        loss = token_loss(student, teacher, ids, mask, self.spec).sum()
-        last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0)).squeeze(1)
-        measured = metrics.state_metrics(student.detach(), teacher, mask, self.metrics_k)
-        measured |= metrics.response_metrics(
-            mask, last, torch.tensor(self.eos_token_ids, device=last.device)
+        teacher_hidden, teacher_head = self._teacher(unwrapped_student, inputs)
+        hidden = self._hidden(unwrapped_student, inputs, "prompt")
+        head = common.head_of(unwrapped_student)
+        loss = fused_token_loss(
+            hidden, head, teacher_hidden, teacher_head, ids, mask, self.spec, self.temperature
         )
-        for name, mean in measured.items():
-            self.means[name] = self.means.get(name, Mean(0.0, 0.0)) + mean
-        entropy = torch.tensor(measured["entropy_student_nats"].total, device=loss.device)
-        return loss / num_items_in_batch, entropy, mask.sum()
+        parts = self.args.gradient_accumulation_steps
+        loss = aggregate(loss, mask, self.cfg["aggregation"], num_items_in_batch, parts)
+        if self.state.global_step % self.cfg["metrics_every"] == 0:
+            self._measure(hidden.detach(), head, teacher_hidden, teacher_head, ids, mask)
+        # TRL logs an entropy of its own from these: ours is among the measurements.
+        return loss, torch.zeros((), device=loss.device), mask.sum()
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.means:
-            logs |= {name: mean.value for name, mean in self.means.items()}
-            logs["entropy_gap_of_means_nats"] = metrics.entropy_gap_of_means_nats(
-                self.means["entropy_student_nats"], self.means["entropy_teacher_nats"]
+    @torch.no_grad()
+    def _measure(
+        self, h_p: Tensor, head_p: Head, h_q: Tensor, head_q: Head, ids: Tensor, mask: Tensor
+    ) -> None:
+        kept = mask != 0
+        repeated = metrics.repeats(ids, mask)
+        where = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[kept]
+        h_p, h_q, tokens, again = (x[kept] for x in (h_p, h_q, ids, repeated))
+        rows = max(1, CHUNK_ELEMENTS // head_p.weight.shape[0])
+        for start in range(0, len(tokens), rows):
+            part = slice(start, start + rows)
+            found = metrics.state_metrics(
+                head_logits(h_p[part], head_p, self.temperature),
+                head_logits(h_q[part], head_q, self.spec.teacher_temperature),
+                tokens[part],
+                again[part],
+                self.cfg["metrics_k"],
             )
-            self.means = {}
-        super().log(logs, start_time)
+            self._add("state", found, where[part], self.cfg["position_bin"], self.bins)
+        last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0)).squeeze(1)
+        eos = torch.tensor(self.eos_token_ids, device=ids.device)
+        responses = metrics.response_metrics(mask, last, eos, repeated)
+        self._add("response", responses, torch.zeros_like(last), 1, 1)
+
+    def _add(
+        self, kind: str, found: dict[str, metrics.Sums], where: Tensor, width: int, bins: int
+    ) -> None:
+        tally = metrics.binned(found, where, width, bins)
+        self.tallies[kind] = self.tallies[kind] + tally if kind in self.tallies else tally
+
+    def measured(self) -> list[tuple[str, int | None, float]]:
+        """The measurements since the last call, over all processes, as rows for ``Record``."""
+        rows: list[tuple[str, int | None, float]] = []
+        for kind, names in (("state", metrics.STATE), ("response", metrics.RESPONSE)):
+            if kind in self.tallies:
+                tally = self.accelerator.reduce(self.tallies.pop(kind), "sum")
+                rows += metrics.means(names, tally, self.cfg["position_bin"])
+        whole = {name: value for name, position, value in rows if position is None}
+        if "entropy_student_nats" in whole:
+            gap = metrics.entropy_gap_of_means_nats(
+                whole["entropy_student_nats"], whole["entropy_teacher_nats"]
+            )
+            rows.append(("entropy_gap_of_means_nats", None, gap))
+        return rows
+
+    def move_teacher(self) -> None:
+        """Let an EMA teacher follow the student by one step."""
+        student = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad():
+            for theirs, ours in zip(
+                self.teacher_model.parameters(), student.parameters(), strict=True
+            ):
+                theirs.lerp_(ours.to(theirs.dtype), 1 - self.cfg["ema_decay"])
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.update == "ema":
+            folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+            state = self.accelerator.get_state_dict(self.teacher_model)
+            if self.accelerator.is_main_process:
+                torch.save(state, folder / "teacher.pt")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.update == "ema":
+            state = torch.load(Path(resume_from_checkpoint, "teacher.pt"), weights_only=True)
+            self.teacher_model.load_state_dict(state)
+
+
+class Follow(TrainerCallback):
+    """Calls ``Trainer.move_teacher`` after every update of the student."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.move_teacher()
 
 
 def _teacher_prompts(
     cfg: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any
 ) -> list[common.Chat]:
-    """What the teacher is asked, by row. Raises ``Bad`` for one of more than max_prompt_tokens."""
-    template, limit = cfg["teacher_template"], cfg["max_prompt_tokens"]
-    chats = [
-        [{"role": "user", "content": template.replace("{question}", row["question"])}]
-        for row in rows
-    ]
+    """What the teacher is asked, by row. Raises ``Bad`` for one of more than
+    max_teacher_prompt_tokens (max_prompt_tokens if not given)."""
+    template = cfg.get("teacher_template")
+    limit = cfg.get("max_teacher_prompt_tokens", cfg["max_prompt_tokens"])
+    chats = []
+    for row in rows:
+        text = row["prompt"]
+        if template is not None:
+            # One pass, so that a question that holds "{answer}" stays what it is.
+            text = re.sub(r"\{(question|answer)\}", lambda m, r=row: r[m[1]], template)  # type: ignore[misc]
+        chats.append([{"role": "user", "content": text}])
     ids = tokenizer.apply_chat_template(
         chats,
         add_generation_prompt=True,
         return_dict=True,
-        **(cfg.get("chat_template_kwargs") or {}),
+        **_teacher_kwargs(cfg),
     )["input_ids"]
     for tokens, row in zip(ids, rows, strict=True):
         if len(tokens) > limit:
             raise Bad(
-                f"the teacher's prompt has {len(tokens)} tokens, max_prompt_tokens is {limit}",
+                f"the teacher's prompt has {len(tokens)} tokens, at most {limit} are allowed",
                 f"teacher_template: prompt {row['id']}",
-                "raise max_prompt_tokens or shorten the template",
+                "raise max_teacher_prompt_tokens or shorten the template",
             )
     return chats
 
 
-def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+def _teacher_kwargs(cfg: dict[str, Any]) -> dict[str, Any]:
+    given = cfg.get("teacher_chat_template_kwargs")
+    return (cfg.get("chat_template_kwargs") or {}) if given is None else given
+
+
+def _require_same_thinking(cfg: dict[str, Any], student: Any, teacher: Any) -> None:
+    """Raise ``Bad`` where one model is asked to think and the other is not: the teacher would judge
+    every first token by the other mode's habits."""
+
+    def mode(tokenizer: Any, kwargs: dict[str, Any]) -> str:
+        chat = [{"role": "user", "content": "?"}]
+        text = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=False, **kwargs
+        )
+        asked = text.rpartition("?")[2]
+        if "</think>" in asked:
+            return "off"
+        return "on" if "<think>" in asked else "left to the model"
+
+    ours = mode(student, cfg.get("chat_template_kwargs") or {})
+    theirs = mode(teacher, _teacher_kwargs(cfg))
+    if ours != theirs:
+        raise Bad(
+            f"thinking is {ours} for the student and {theirs} for the teacher",
+            "chat_template",
+            "give both models the same chat_template options (as enable_thinking: false)",
+        )
+
+
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
     """Stage ``opd``: inputs student, teacher and prompts.
 
     cfg: steps, prompts_per_step, rollouts_per_prompt, lr, schedule, warmup, temperature,
-    max_new_tokens, max_prompt_tokens, loss {support, k}, metrics_k, max_grad_norm, seed, threads,
-    chat_template_kwargs; optional micro_batch, and teacher_template: the teacher then sees the
-    student's response after this prompt, not after the student's. One optimiser update per step on
-    that step's rollouts; prompts in order, a last partial batch dropped, epochs repeated as steps
-    ask for (Rethinking OPD, Table 2 and section 3.3). Raises ``Bad`` where the tokenizers differ, a
-    prompt is too long, or the loss is no number.
+    max_new_tokens, max_prompt_tokens, loss (see ``opd.loss_spec``), aggregation (see
+    ``opd.losses.aggregate``), metrics_k, metrics_every (steps), position_bin (tokens),
+    max_grad_norm, seed, threads, chat_template_kwargs; optional micro_batch, precision (``float32``
+    or ``bfloat16``: compute only, weights stay float32), gradient_checkpointing, guard (see
+    ``opd.collapse``), teacher_update (``frozen``, ``ema`` with ema_decay, ``live``: the student as
+    it is), teacher_chat_template_kwargs, and teacher_template with {question} and {answer}: the
+    teacher then sees the student's response after this prompt, not after the student's.
+
+    One optimiser update per step on that step's rollouts; prompts in order, a last partial batch
+    dropped, epochs repeated as steps ask for (Rethinking OPD, Table 2 and section 3.3). Raises
+    ``Bad`` where the tokenizers or thinking modes differ, a prompt is too long, or the loss is no
+    number.
     """
+    if launch.needed(cfg):
+        return launch.launch(__name__, cfg, inputs, out, scratch)
     common.prepare(cfg)
-    spec = LossSpec(**cfg["loss"])
+    spec = loss_spec(cfg["loss"])
     tokenizer = common.load_tokenizer(inputs["student"])
-    common.require_same_tokenizer(tokenizer, common.load_tokenizer(inputs["teacher"]))
+    theirs = common.load_tokenizer(inputs["teacher"])
+    common.require_same_tokenizer(tokenizer, theirs)
+    _require_same_thinking(cfg, tokenizer, theirs)
     template_kwargs = cfg.get("chat_template_kwargs") or {}
     conversations, rows = common.chats(
         inputs["prompts"], tokenizer, cfg["max_prompt_tokens"], template_kwargs
@@ -142,28 +258,41 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     common.require_prompts(len(rows), cfg["prompts_per_step"], inputs["prompts"])
     used = len(rows) - len(rows) % cfg["prompts_per_step"]
     examples: dict[str, list[common.Chat]] = {"prompt": conversations}
-    if cfg.get("teacher_template"):
+    if cfg.get("teacher_template") or _teacher_kwargs(cfg) != template_kwargs:
         examples["teacher_prompt"] = _teacher_prompts(cfg, rows, tokenizer)
     repeated = {
         name: [chat for chat in chats[:used] for _ in range(cfg["rollouts_per_prompt"])]
         for name, chats in examples.items()
     }
-    with tempfile.TemporaryDirectory() as scratch:
-        sequences = cfg["prompts_per_step"] * cfg["rollouts_per_prompt"]
-        trainer = Trainer(
-            spec,
-            cfg["metrics_k"],
-            model=common.load_model(inputs["student"]),
-            teacher_model=common.load_model(inputs["teacher"]),
-            args=DistillationConfig(
-                **common.arguments(cfg, sequences, scratch),
-                max_completion_length=cfg["max_new_tokens"],
-                temperature=cfg["temperature"],
-                shuffle_dataset=False,
-                chat_template_kwargs=template_kwargs,
-            ),
-            train_dataset=Dataset.from_dict(repeated),
-            processing_class=tokenizer,
-        )
-        record = common.Record("opd", {name: name for name in NAMES})
-        return common.train(trainer, record, inputs["student"], out)
+    student = common.load_model(inputs["student"])
+    half = cfg.get("precision") == "bfloat16" and cfg.get("teacher_update", "frozen") == "frozen"
+    teacher = common.load_model(inputs["teacher"], torch.bfloat16 if half else torch.float32)
+    common.trim_vocabularies(student, teacher, tokenizer)
+    sequences = cfg["prompts_per_step"] * cfg["rollouts_per_prompt"]
+    trainer = Trainer(
+        spec,
+        cfg,
+        teacher,
+        model=student,
+        args=DistillationConfig(
+            **common.arguments(cfg, sequences, scratch),
+            **common.vllm(cfg),
+            max_completion_length=cfg["max_new_tokens"],
+            temperature=cfg["temperature"],
+            shuffle_dataset=False,
+            chat_template_kwargs=template_kwargs,
+        ),
+        train_dataset=Dataset.from_dict(repeated),
+        processing_class=tokenizer,
+    )
+    if trainer.update == "ema":
+        trainer.add_callback(Follow(trainer))
+    guard = cfg.get("guard") or {}
+    record = Record(
+        "opd",
+        {},
+        trainer.measured,
+        partial(collapse.signs, guard=guard) if guard else None,
+        guard.get("action") == "stop",
+    )
+    return common.train(trainer, record, inputs["student"], out, scratch)

@@ -1,16 +1,16 @@
 """Reinforcement learning with verifiable rewards (TRL's GRPOTrainer)."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from opd.training import common
+from opd.training import common, launch
+from opd.training.resume import Record
 
 
-def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
     """Stage ``grpo``: inputs student and prompts.
 
     cfg: steps, prompts_per_step, group_size, lr, schedule, warmup, temperature, max_new_tokens,
@@ -19,6 +19,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     (r - mean) / std of the group, losses averaged over the tokens of a step, no KL term
     (Rethinking OPD, Table 1). Prompts are taken in order, a last partial batch is dropped.
     """
+    if launch.needed(cfg):
+        return launch.launch(__name__, cfg, inputs, out, scratch)
     from opd.grading import GRADERS
 
     common.prepare(cfg)
@@ -36,35 +38,35 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
             for completion, truth in zip(completions, answer, strict=True)
         ]
 
-    with tempfile.TemporaryDirectory() as scratch:
-        sequences = cfg["prompts_per_step"] * cfg["group_size"]
-        trainer = GRPOTrainer(
-            model=common.load_model(inputs["student"]),
-            reward_funcs=reward,
-            args=GRPOConfig(
-                **common.arguments(cfg, sequences, scratch),
-                num_generations=cfg["group_size"],
-                max_completion_length=cfg["max_new_tokens"],
-                temperature=cfg["temperature"],
-                epsilon=cfg.get("clip", 0.2),
-                beta=0.0,
-                loss_type="dapo",
-                scale_rewards="group",
-                shuffle_dataset=False,
-                chat_template_kwargs=template_kwargs,
-            ),
-            train_dataset=Dataset.from_dict(
-                {"prompt": conversations, "answer": [row["answer"] for row in rows]}
-            ),
-            processing_class=tokenizer,
-        )
-        record = common.Record(
-            "grpo",
-            {
-                "reward": "reward",
-                "completions/mean_length": "response_tokens",
-                "completions/clipped_ratio": "truncation_ratio",
-                "entropy": "entropy_student_nats",
-            },
-        )
-        return common.train(trainer, record, inputs["student"], out)
+    sequences = cfg["prompts_per_step"] * cfg["group_size"]
+    trainer = GRPOTrainer(
+        model=common.load_model(inputs["student"]),
+        reward_funcs=reward,
+        args=GRPOConfig(
+            **common.arguments(cfg, sequences, scratch),
+            **common.vllm(cfg),
+            num_generations=cfg["group_size"],
+            max_completion_length=cfg["max_new_tokens"],
+            temperature=cfg["temperature"],
+            epsilon=cfg.get("clip", 0.2),
+            beta=0.0,
+            loss_type="dapo",
+            scale_rewards="group",
+            shuffle_dataset=False,
+            chat_template_kwargs=template_kwargs,
+        ),
+        train_dataset=Dataset.from_dict(
+            {"prompt": conversations, "answer": [row["answer"] for row in rows]}
+        ),
+        processing_class=tokenizer,
+    )
+    record = Record(
+        "grpo",
+        {
+            "reward": "reward",
+            "completions/mean_length": "response_tokens",
+            "completions/clipped_ratio": "truncation_ratio",
+            "entropy": "entropy_student_nats",
+        },
+    )
+    return common.train(trainer, record, inputs["student"], out, scratch)

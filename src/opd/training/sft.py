@@ -1,6 +1,5 @@
 """Supervised fine-tuning on prompt and response pairs (TRL's SFTTrainer, loss on responses)."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,19 @@ from trl import SFTConfig, SFTTrainer
 
 from opd import tables
 from opd.errors import Bad
-from opd.training import common
+from opd.training import common, launch
+from opd.training.resume import Record
 
 
-def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
     """Stage ``sft``: inputs student and data (pairs).
 
     cfg: steps, batch_size, lr, schedule, warmup (share of the steps), max_tokens, seed, threads,
     chat_template_kwargs; optional micro_batch. Pairs are shuffled by the seed every epoch. Raises
     ``Bad`` for an empty table, for a pair longer than max_tokens and for a loss that is no number.
     """
+    if launch.needed(cfg):
+        return launch.launch(__name__, cfg, inputs, out, scratch)
     common.prepare(cfg)
     file = inputs["data"] / "pairs.parquet"
     pairs = tables.read(file, tables.PAIRS).to_pylist()
@@ -54,19 +56,18 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
             )
         answered = len(whole) - len(prompt)
         examples.append({"input_ids": whole, "completion_mask": [0] * len(prompt) + [1] * answered})
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = common.arguments(cfg, cfg["batch_size"], scratch)
-        trainer = SFTTrainer(
-            model=common.load_model(inputs["student"]),
-            args=SFTConfig(
-                **arguments,
-                max_length=None,
-                completion_only_loss=True,
-                loss_type="nll",
-                dataloader_drop_last=True,
-            ),
-            train_dataset=Dataset.from_list(examples),
-            processing_class=tokenizer,
-        )
-        record = common.Record("sft", {})
-        return common.train(trainer, record, inputs["student"], out)
+    arguments = common.arguments(cfg, cfg["batch_size"], scratch)
+    trainer = SFTTrainer(
+        model=common.load_model(inputs["student"]),
+        args=SFTConfig(
+            **arguments,
+            max_length=None,
+            completion_only_loss=True,
+            loss_type="nll",
+            dataloader_drop_last=True,
+        ),
+        train_dataset=Dataset.from_list(examples),
+        processing_class=tokenizer,
+    )
+    record = Record("sft", {})
+    return common.train(trainer, record, inputs["student"], out, scratch)

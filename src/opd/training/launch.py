@@ -1,0 +1,104 @@
+"""One training stage on several processes.
+
+The stage's own process starts ``accelerate launch`` with the config file that execution.accelerate
+names (see config/accelerate), or without one torchrun, on this module, and waits. Every process
+runs the stage's ``run``, the first one writes what it makes.
+"""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opd.errors import Bad
+
+LAUNCHED = "OPD_LAUNCHED"
+
+
+def needed(cfg: Mapping[str, Any]) -> bool:
+    """Whether a stage has several processes and this is not one of them."""
+    return cfg.get("processes", 1) > 1 and LAUNCHED not in os.environ
+
+
+def launch(
+    module: str, cfg: dict[str, Any], inputs: Mapping[str, Path], out: Path, scratch: Path
+) -> dict[str, Any]:
+    """Run ``module.run`` in cfg.processes processes and return its numbers.
+
+    SIGTERM is passed on; then, once all processes have left, this one exits with 143.
+    """
+    task, answer = scratch / "task.json", scratch / "answer.json"
+    answer.unlink(missing_ok=True)
+    given = {name: str(path) for name, path in inputs.items()}
+    task.write_text(json.dumps([module, cfg, given, str(out), str(scratch)]))
+    config = cfg.get("execution", {}).get("accelerate")
+    n = str(cfg["processes"])
+    if config:
+        by = ["accelerate.commands.launch", "--config_file", config, "--num_processes", n]
+    else:
+        by = ["torch.distributed.run", "--standalone", "--nproc-per-node", n]
+    command = [sys.executable, "-m", *by, "-m", __name__, str(task)]
+    child = subprocess.Popen(command, env={**os.environ, LAUNCHED: "1"})
+    told = []
+
+    def forward(number: int, _: Any) -> None:
+        told.append(number)
+        child.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, forward)
+    try:
+        code = child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if child.poll() is None:
+            child.terminate()
+    if told:
+        raise SystemExit(143)
+    found = json.loads(answer.read_text()) if answer.is_file() else {}
+    if "bad" in found:
+        raise Bad(*found["bad"])
+    if code or "numbers" not in found:
+        raise Bad(
+            f"a training process ended with exit status {code}",
+            "processes",
+            "its own message stands above in this log",
+        )
+    numbers: dict[str, Any] = found["numbers"]
+    return numbers
+
+
+def main(task: Path) -> None:
+    """What each of the processes does. One that finds itself alone was not launched as asked."""
+    module, cfg, inputs, out, scratch = json.loads(task.read_text())
+    answer = Path(scratch, "answer.json")
+    run = importlib.import_module(module).run
+    # Trainer asks for an optimiser's state on "cpu:0", which torch.load does not know.
+    torch.serialization.register_package(
+        15, lambda _: None, lambda storage, place: storage if place == "cpu:0" else None
+    )
+    try:
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world != cfg["processes"]:
+            raise Bad(
+                f"there are {world} processes instead of {cfg['processes']}",
+                "training.accelerate",
+                "use a config file that starts several, as config/accelerate/ddp.yaml",
+            )
+        numbers = run(cfg, {k: Path(v) for k, v in inputs.items()}, Path(out), Path(scratch))
+    except Bad as bad:
+        answer.write_text(json.dumps({"bad": [bad.what, bad.where, bad.remedy]}))
+        print(f"error: {bad}", file=sys.stderr)
+        sys.exit(2)
+    if os.environ.get("RANK", "0") == "0":
+        answer.write_text(json.dumps({"numbers": numbers}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,34 @@
+"""Inputs of the training stages, made once for all tests of them."""
+
+import os
+
+import pytest
+from tiny import SHAPE, WORLD, Inputs
+
+from opd import tables, world
+
+# Tiny tensors: a second thread only gets in the way. Read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """Everything the three stages take: two models, ten prompts, pairs."""
+    root = tmp_path_factory.mktemp("inputs")
+    made = {name: root / name for name in ("student", "teacher", "prompts", "data")}
+    for path in made.values():
+        path.mkdir()
+    world.run_init(SHAPE, {}, made["student"])
+    world.run_init({**SHAPE, "layers": 2, "seed": 1}, {}, made["teacher"])
+    rows = world.make_prompts(WORLD, "rl", 10)
+    tables.write(made["prompts"] / "prompts.parquet", rows, tables.PROMPTS)
+    corpus = {
+        "world": WORLD,
+        "n": 20,
+        "precedence": 0.4,
+        "style": "infix",
+        "templates": ["{question}"],
+        "seed": 1,
+    }
+    world.run_corpus(corpus, {}, made["data"])
+    return made

@@ -1,0 +1,227 @@
+"""The distillation stage: teachers of every kind, padded heads, thinking modes, the guard."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import OPD, Inputs, course, run
+
+from opd import world
+from opd.errors import Bad
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path / "model.safetensors")
+
+
+def test_a_live_teacher_without_privileged_information_teaches_nothing(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    """Student and teacher are the same function of the same prompt; a frozen one soon is not."""
+    own = {**inputs, "teacher": inputs["student"]}
+    run("opd", {**OPD, "teacher_update": "live"}, own, tmp_path / "live")
+    assert course(tmp_path / "live", "kl_nats") == [pytest.approx(0, abs=1e-7)] * 3
+    assert max(course(tmp_path / "live", "grad_norm")) < 1e-6
+    told = {"teacher_template": "say {question}", "lr": 1e-2}
+    run("opd", {**OPD, **told, "teacher_update": "live"}, own, tmp_path / "told")
+    run("opd", {**OPD, **told}, own, tmp_path / "frozen")
+    ours, theirs = (course(tmp_path / name, "kl_nats") for name in ("told", "frozen"))
+    assert ours[0] == theirs[0] > 0 and ours[2] != theirs[2]
+
+
+def test_an_ema_teacher_follows_the_student(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one step it is decay of what it was and the rest of what the student has become."""
+    from opd.training import distill
+
+    seen: list[dict[str, torch.Tensor]] = []
+    follow = distill.Trainer.move_teacher
+
+    def spy(self: Any) -> None:
+        follow(self)
+        seen.append({k: v.clone() for k, v in self.teacher_model.state_dict().items()})
+
+    monkeypatch.setattr(distill.Trainer, "move_teacher", spy)
+    own = {**inputs, "teacher": inputs["student"]}
+    told = {"teacher_template": "say {question}", "teacher_update": "ema", "ema_decay": 0.75}
+    run("opd", {**OPD, **told, "steps": 1}, own, tmp_path / "a")
+    before, after = weights(inputs["student"]), weights(tmp_path / "a")
+    for name, student in after.items():
+        torch.testing.assert_close(seen[0][name], 0.75 * before[name] + 0.25 * student)
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+
+
+def test_the_answer_can_be_in_the_teachers_prompt(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from opd.training import distill
+
+    seen: list[str] = []
+    generate = distill.Trainer._generate_and_score_completions
+
+    def spy(self: Any, batch: list[dict[str, Any]]) -> Any:
+        seen.extend(row["teacher_prompt"][0]["content"] for row in batch)
+        return generate(self, batch)
+
+    monkeypatch.setattr(distill.Trainer, "_generate_and_score_completions", spy)
+    run(
+        "opd",
+        {**OPD, "steps": 1, "teacher_template": "{question}#{answer}"},
+        inputs,
+        tmp_path / "a",
+    )
+    for text in seen:
+        question, _, answer = text.partition("#")
+        assert answer == world.solve(question)
+
+
+def padded(source: Path, out: Path, rows: int) -> Path:
+    """The same model with ``rows`` rows in embedding and head, the new ones far from zero."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(source)
+    old = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[old:] = 3.0
+        model.get_output_embeddings().weight[old:] = 3.0
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(source).save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize("wider", ["student", "teacher"])
+def test_padded_heads_of_different_width(inputs: Inputs, tmp_path: Path, wider: str) -> None:
+    """The rows beyond the shared ids change nothing."""
+    run("opd", OPD, inputs, tmp_path / "plain")
+    path = padded(inputs[wider], tmp_path / "padded", 80)
+    numbers = run("opd", OPD, {**inputs, wider: path}, tmp_path / "a")
+    assert course(tmp_path / "a", "kl_nats") == course(tmp_path / "plain", "kl_nats")
+    ours, plain = weights(tmp_path / "a"), weights(tmp_path / "plain")
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in plain.items()}
+    assert all(torch.equal(ours[name], plain[name]) for name in plain)
+    assert numbers["first"]
+
+
+def test_a_head_too_narrow_for_the_tokenizer(inputs: Inputs, tmp_path: Path) -> None:
+    path = padded(inputs["teacher"], tmp_path / "narrow", 20)
+    with pytest.raises(Bad, match=r"teacher: \d+ embeddings .* 20 of the teacher do not hold"):
+        run("opd", OPD, {**inputs, "teacher": path}, tmp_path / "a")
+
+
+THINKING = (
+    "{%- for m in messages %}{{ m.content }}{%- endfor %}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}<think></think>{%- endif %}"
+)
+
+
+def test_thinking_modes_that_differ(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    changed = {}
+    for role in ("student", "teacher"):
+        changed[role] = padded(inputs[role], tmp_path / role, 60)
+        tokenizer = AutoTokenizer.from_pretrained(changed[role])
+        tokenizer.chat_template = THINKING
+        tokenizer.save_pretrained(changed[role])
+    off = {"enable_thinking": False}
+    both = {**inputs, **changed}
+    with pytest.raises(
+        Bad, match="thinking is off for the student and left to the model for the teacher"
+    ):
+        cfg = {**OPD, "chat_template_kwargs": off, "teacher_chat_template_kwargs": {}}
+        run("opd", cfg, both, tmp_path / "a")
+
+
+def test_the_guard_flags_or_stops(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a guard that takes any length for a collapse."""
+    guard = {"reference_steps": 2, "patience": 2, "length_ratio": 1e-9, "action": "flag"}
+    cfg = {**OPD, "steps": 8, "guard": guard}
+    flagged = run("opd", cfg, inputs, tmp_path / "flag")
+    assert flagged["collapse"]["step"] == 4 and flagged["collapse"]["stopped"] is False
+    assert "warning: step 4 looks like a collapse: length_ratio" in capsys.readouterr().err
+    assert len(course(tmp_path / "flag", "loss")) == 8
+    stopped = run("opd", {**cfg, "guard": {**guard, "action": "stop"}}, inputs, tmp_path / "stop")
+    assert stopped["collapse"]["stopped"] is True
+    assert course(tmp_path / "stop", "loss") == course(tmp_path / "flag", "loss")[:4]
+    assert (tmp_path / "stop" / "model.safetensors").is_file()
+
+
+def test_bfloat16_computes_narrow_and_keeps_weights_wide(inputs: Inputs, tmp_path: Path) -> None:
+    run("opd", OPD, inputs, tmp_path / "wide")
+    run("opd", {**OPD, "precision": "bfloat16"}, inputs, tmp_path / "narrow")
+    found = weights(tmp_path / "narrow")
+    assert {w.dtype for w in found.values()} == {torch.float32}
+    ours, theirs = (course(tmp_path / name, "entropy_teacher_nats") for name in ("narrow", "wide"))
+    assert ours != theirs and ours == pytest.approx(theirs, rel=0.05)
+
+
+def test_measuring_less_often(inputs: Inputs, tmp_path: Path) -> None:
+    """The same run, fewer measurements."""
+    run("opd", {**OPD, "steps": 5}, inputs, tmp_path / "all")
+    run("opd", {**OPD, "steps": 5, "metrics_every": 2}, inputs, tmp_path / "some")
+    every, some = (course(tmp_path / name, "kl_nats") for name in ("all", "some"))
+    assert some == every[::2]
+    assert course(tmp_path / "some", "loss") == course(tmp_path / "all", "loss")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"preset": "biased_topk", "k": 4},
+        {"preset": "many_faces_default", "k": 4},
+        {"preset": "union", "k": 4},
+        {"preset": "k3"},
+        {"preset": "jsd"},
+    ],
+)
+def test_presets_train(inputs: Inputs, tmp_path: Path, loss: dict[str, Any]) -> None:
+    numbers = run("opd", {**OPD, "loss": loss}, inputs, tmp_path / "a")
+    assert math.isfinite(numbers["last"]["loss"]) and numbers["first"]["grad_norm"] > 0
+
+
+def test_head_of_a_family_that_scales_and_caps_its_logits() -> None:
+    """Against the logits that the models themselves give."""
+    from transformers import (
+        CohereConfig,
+        CohereForCausalLM,
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        GraniteConfig,
+        GraniteForCausalLM,
+    )
+
+    from opd.losses import head_logits
+    from opd.training.common import head_of
+
+    torch.manual_seed(0)
+    small = {
+        "vocab_size": 31,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "pad_token_id": 0,
+    }
+    for model in (
+        CohereForCausalLM(CohereConfig(**small, logit_scale=0.3)),
+        GraniteForCausalLM(GraniteConfig(**small, logits_scaling=4.0)),
+        Gemma2ForCausalLM(Gemma2Config(**small, final_logit_softcapping=2.0)),
+    ):
+        ids = torch.randint(1, 31, (1, 5))
+        with torch.no_grad():
+            hidden = model.base_model(ids).last_hidden_state[0]
+            torch.testing.assert_close(
+                head_logits(hidden, head_of(model)), model(ids).logits[0].float()
+            )

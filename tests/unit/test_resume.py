@@ -1,0 +1,260 @@
+"""Training that is killed, told to stop, or fails: what is left, and how it goes on."""
+
+import errno
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import COMMON, GRPO, OPD, SFT, Inputs, run
+
+from opd.errors import Bad
+from opd.training import resume
+
+STEPS = 7
+EVERY = {"steps": STEPS, "execution": {"checkpoint_every": 2}}
+EMA = {**OPD, "teacher_update": "ema", "ema_decay": 0.5}
+CASES = {
+    "sft": ("sft", {**SFT, **EVERY, "steps": 12}),
+    "grpo": ("grpo", {**GRPO, **EVERY}),
+    "opd": ("opd", {**OPD, **EVERY}),
+    "micro-batches": ("opd", {**OPD, **EVERY, "micro_batch": 2}),
+    "ema": ("opd", {**EMA, **EVERY}),
+    "live": (
+        "opd",
+        {**OPD, **EVERY, "teacher_update": "live", "teacher_template": "say {question}"},
+    ),
+}
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in out.iterdir()}
+
+
+class Killed(BaseException):
+    """Stands for a kill in this process."""
+
+
+def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = resume.Steps.on_step_begin
+
+    def killed(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        begin(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            raise Killed
+
+    monkeypatch.setattr(resume.Steps, "on_step_begin", killed)
+
+
+def own_teacher(inputs: Inputs, cfg: dict[str, Any]) -> Inputs:
+    return {**inputs, "teacher": inputs["student"]} if cfg.get("teacher_update") else inputs
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_before_any_step_a_run_ends_in_the_same_bytes(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Weights, metrics and numbers; ten prompts of four a step, so steps cross epochs."""
+    name, cfg = CASES[case]
+    inputs = own_teacher(inputs, cfg)
+    numbers = run(name, cfg, inputs, tmp_path / "whole")
+    out = tmp_path / "killed"
+    for step in sorted(random.Random(case).sample(range(1, cfg["steps"]), 2)):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_at(step, patch)
+            run(name, cfg, inputs, out)
+        assert not list(out.iterdir())
+    assert run(name, cfg, inputs, out) == numbers
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_checkpoint_is_used_and_one_that_is_not_whole_is_not(
+    inputs: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cfg = CASES["opd"][1]
+    numbers = run("opd", cfg, inputs, tmp_path / "whole")
+    out, scratch = tmp_path / "a", tmp_path / "a-scratch"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(5, patch)
+        run("opd", cfg, inputs, out)
+    (scratch / "checkpoint-4" / resume.MARKER).unlink()
+    (scratch / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    capsys.readouterr()
+    assert run("opd", cfg, inputs, out) == numbers
+    assert "going on from step 2" in capsys.readouterr().err
+    assert files(out) == files(tmp_path / "whole")
+    # The record of a live view holds every step once.
+    lines = [json.loads(line) for line in (scratch / resume.JOURNAL).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [*range(1, STEPS + 1)]
+
+
+def test_killed_after_the_last_step(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from opd.training import common
+
+    cfg = CASES["opd"][1]
+    run("opd", cfg, inputs, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(common.tables, "write", lambda *_: (_ for _ in ()).throw(Killed()))
+        run("opd", cfg, inputs, tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")
+    monkeypatch.setattr(resume.Steps, "on_step_begin", None)  # no further step is taken
+    run("opd", cfg, inputs, tmp_path / "a")
+    assert files(tmp_path / "a") == files(tmp_path / "whole")
+
+
+def started(cfg: dict[str, Any], inputs: Inputs, folder: Path) -> "subprocess.Popen[str]":
+    """The stage in a process of its own, through the command line."""
+    cfg = {**cfg, "inputs": ["student", "teacher", "prompts"]}
+    paths = [str(inputs[name]) for name in cfg["inputs"]]
+    output, store = folder / "artifact" / "digest.json", folder / "store"
+    command = [sys.executable, "-m", "opd", "opd", "--cfg", json.dumps(cfg), "--input", *paths]
+    return subprocess.Popen(
+        [*command, "--output", str(output), "--store", str(store)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    """Until the journal of the run below ``folder`` has reached a step."""
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        lines = [
+            line
+            for path in folder.glob(f"store/.scratch/*/{resume.JOURNAL}")
+            for line in path.read_text().splitlines()
+        ]
+        if lines and json.loads(lines[-1])["step"] >= step:
+            return
+        time.sleep(0.005)
+    raise AssertionError("the run never got there")
+
+
+def payload(folder: Path) -> dict[str, bytes]:
+    return files(folder / "artifact" / "payload")
+
+
+def test_sigkill_and_sigterm(inputs: Inputs, tmp_path: Path) -> None:
+    """Killed at a random step, then told to stop, then left alone: the bytes of a run undisturbed.
+
+    An edited run beside it starts afresh.
+    """
+    cfg = {**OPD, "steps": 60, "execution": {"checkpoint_every": 5}}
+    whole = started(cfg, inputs, tmp_path / "whole")
+    run_dir = tmp_path / "killed"
+    first = started(cfg, inputs, run_dir)
+    wait_for_step(run_dir, random.randint(6, 25))
+    first.kill()
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL and not (run_dir / "artifact/digest.json").exists()
+    second = started(cfg, inputs, run_dir)
+    wait_for_step(run_dir, 30)
+    second.send_signal(signal.SIGTERM)
+    told = time.time()
+    _, errors = second.communicate()
+    assert second.returncode == 143, errors
+    assert time.time() - told < 20
+    (scratch,) = run_dir.glob("store/.scratch/*")
+    kept = [p for p in scratch.glob("checkpoint-*") if (p / resume.MARKER).is_file()]
+    assert max(int(p.name.rpartition("-")[2]) for p in kept) >= 29
+    assert "going on from step" in errors and "told to stop" in errors
+    third, edited = (
+        started(cfg, inputs, run_dir),
+        started({**cfg, "lr": 2e-3}, inputs, run_dir / "b"),
+    )
+    for process in (third, edited, whole):
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert ("going on from step" in errors) == (process is third)
+    assert payload(run_dir) == payload(tmp_path / "whole")
+    assert not list(run_dir.glob("store/.scratch/*"))
+    assert payload(run_dir / "b") != payload(run_dir)
+
+
+def test_a_loss_that_is_no_number_fails_again_at_once(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = {**OPD, **EVERY, "lr": 1e30}
+    with pytest.raises(Bad, match=r"lr: .* lower the learning rate") as first:
+        run("opd", cfg, inputs, tmp_path / "a")
+    monkeypatch.setattr(resume.Steps, "on_step_begin", None)
+    with pytest.raises(Bad, match=r"to try the same once more, remove .*failed\.json") as again:
+        run("opd", cfg, inputs, tmp_path / "a")
+    assert again.value.what == first.value.what
+    monkeypatch.undo()
+    (tmp_path / "a-scratch" / resume.FAILED).unlink()
+    with pytest.raises(Bad, match=r"; lower the learning rate \(it is 1e\+30\)$"):
+        run("opd", cfg, inputs, tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"),
+    ],
+)
+def test_a_full_disk_leaves_the_last_checkpoint(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    cfg = CASES["opd"][1]
+    run("opd", cfg, inputs, tmp_path / "whole")
+    save = torch.save
+
+    def full(what: Any, where: Any, *args: Any, **kwargs: Any) -> None:
+        if "checkpoint-4" in str(where):
+            raise error
+        save(what, where, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(Bad, match="the disk is full, the last checkpoint is whole; free space"):
+            run("opd", cfg, inputs, tmp_path / "a")
+    assert (tmp_path / "a-scratch" / "checkpoint-2" / resume.MARKER).is_file()
+    run("opd", cfg, inputs, tmp_path / "a")
+    assert files(tmp_path / "a") == files(tmp_path / "whole")
+
+
+def test_a_model_that_does_not_fit(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from opd.training import distill
+
+    def too_much(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(distill, "fused_token_loss", too_much)
+    with pytest.raises(Bad, match=r"micro_batch: the model does not fit .*2.00 GiB.*; lower it"):
+        run("opd", {**OPD, **COMMON}, inputs, tmp_path / "a")
+    assert not (tmp_path / "a-scratch" / resume.FAILED).exists()  # a larger device may do
+
+
+def test_other_errors_keep_their_traceback(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from opd.training import distill
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(distill, "fused_token_loss", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("opd", OPD, inputs, tmp_path / "a")
+
+
+def test_the_handler_is_put_back(inputs: Inputs, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    run("opd", OPD, inputs, tmp_path / "a")
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,128 @@
+"""Two processes over gloo train what one does, and stop and go on together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import OPD, Inputs, course, run, stage
+
+from opd.training import launch
+
+# Completions that depend on the prompt alone: the same rollouts however they are shared out.
+RECORDED = """
+import random
+from opd.training import distill
+
+
+def completions(self, prompt_ids, images, multimodal_fields):
+    made = []
+    for ids in prompt_ids:
+        dice = random.Random(str(list(ids)))
+        made.append([dice.randrange(5, 40) for _ in range(dice.randint(1, 6))])
+    return made
+
+
+def run(*given):
+    distill.Trainer._generate_single_turn = completions
+    return distill.run(*given)
+"""
+STEPS = {**OPD, "steps": 5, "lr": 1e-2, "loss": {"preset": "full"}}
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module ``recorded`` that every process can import, and this process too."""
+    (tmp_path / "recorded.py").write_text(RECORDED)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+
+
+def trained(processes: int, cfg: dict[str, Any], inputs: Inputs, out: Path) -> torch.Tensor:
+    """All weights in one row, after training on recorded rollouts."""
+    scratch = out.with_name(f"{out.name}-scratch")
+    for folder in (out, scratch):
+        folder.mkdir()
+    cfg = {**cfg, "processes": processes}
+    if processes == 1:
+        stage("opd")(cfg, inputs, out, scratch)
+    else:
+        numbers = launch.launch("recorded", cfg, inputs, out, scratch)
+        assert numbers["last"]["loss"]
+    return torch.cat([w.flatten() for _, w in sorted(load_file(out / "model.safetensors").items())])
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("how", ["token_mean", "sequence_mean"])
+def test_two_processes_are_one(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Weights after 5 steps within 1e-4, metrics too."""
+    import recorded  # type: ignore[import-not-found]
+
+    from opd.training import distill
+
+    monkeypatch.setattr(distill.Trainer, "_generate_single_turn", recorded.completions)
+    cfg = {**STEPS, "aggregation": how, "micro_batch": 4}
+    one, two = (trained(n, cfg, inputs, tmp_path / str(n)) for n in (1, 2))
+    start = load_file(inputs["student"] / "model.safetensors")
+    before = torch.cat([w.flatten() for _, w in sorted(start.items())])
+    assert (one - before).norm() > 0.05 * before.norm()
+    assert (one - two).norm() <= 1e-4 * one.norm()
+    for name in ("loss", "kl_nats", "overlap_ratio", "response_tokens", "repetition_ratio"):
+        ours, theirs = (course(tmp_path / n, name) for n in "12")
+        assert ours == pytest.approx(theirs, rel=1e-3), name
+
+
+def test_two_processes_stop_and_go_on_together(inputs: Inputs, tmp_path: Path) -> None:
+    cfg = {
+        **OPD,
+        "steps": 40,
+        "processes": 2,
+        "execution": {"checkpoint_every": 5},
+        "inputs": ["student", "teacher", "prompts"],
+    }
+    paths = [str(inputs[name]) for name in cfg["inputs"]]
+
+    def start(folder: Path) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "opd", "opd", "--cfg", json.dumps(cfg), "--input", *paths]
+        command += ["--output", str(folder / "a" / "digest.json"), "--store", str(folder / "store")]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+
+    stopped = start(tmp_path / "stopped")
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        journals = list((tmp_path / "stopped").glob("store/.scratch/*/metrics.jsonl"))
+        if journals and len(journals[0].read_text().splitlines()) >= 8:
+            break
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGTERM)
+    told = time.time()
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 143, errors
+    assert time.time() - told < 20
+    again, whole = start(tmp_path / "stopped"), start(tmp_path / "whole")
+    for process in (again, whole):
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        assert ("going on from step" in errors) == (process is again)
+    ours, theirs = (
+        {p.name: p.read_bytes() for p in (tmp_path / n / "a" / "payload").iterdir()}
+        for n in ("stopped", "whole")
+    )
+    assert ours == theirs
+
+
+def test_an_error_in_the_processes_is_one_line(inputs: Inputs, tmp_path: Path) -> None:
+    from opd.errors import Bad
+
+    cfg = {**OPD, "lr": 1e30, "steps": 6, "processes": 2}
+    with pytest.raises(Bad, match=r"lr: .* at step \d; lower the learning rate"):
+        run("opd", cfg, inputs, tmp_path / "a")
