@@ -218,8 +218,9 @@ class Head(NamedTuple):
     softcap: float | None = None
 
 
-# Elements of one [positions, V] tensor of logits: 268 MB in float32, 441 positions of 151,936.
-CHUNK_ELEMENTS = 2**26
+# Elements of one [positions, V] tensor of logits: 233 MB in float32. Products are fastest where the
+# positions are a multiple of 128, as these are for the vocabulary of Qwen3.
+CHUNK_ELEMENTS = 384 * 151_936
 
 
 def fused_token_loss(

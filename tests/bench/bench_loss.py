@@ -91,9 +91,11 @@ def naive(x: Inputs, spec: LossSpec) -> Tensor:
     return token_loss(student, teacher, x.sampled_ids, x.mask, spec).sum() / x.mask.sum()
 
 
-def trl(x: Inputs, _: LossSpec) -> Tensor:
+def trl(x: Inputs, spec: LossSpec) -> Tensor:
+    """TRL's loss of the same divergence over the whole vocabulary, whatever the support."""
+    beta = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": spec.beta}[spec.divergence]
     loss: Tensor = _chunked_divergence_loss(
-        x.hidden, x.teacher_hidden, x.weight, x.teacher_weight, x.mask, beta=1.0
+        x.hidden, x.teacher_hidden, x.weight, x.teacher_weight, x.mask, beta
     )[0]
     return loss
 

@@ -114,6 +114,17 @@ def test_a_head_too_narrow_for_the_tokenizer(inputs: Inputs, tmp_path: Path) -> 
         run("opd", OPD, {**inputs, "teacher": path}, tmp_path / "a")
 
 
+def test_a_teacher_that_is_missing(inputs: Inputs, tmp_path: Path) -> None:
+    """No folder at all, and one that has lost its weights."""
+    gone = {**inputs, "teacher": tmp_path / "gone"}
+    with pytest.raises(Bad, match=r"gone: no usable tokenizer .*; make or fetch it again"):
+        run("opd", OPD, gone, tmp_path / "a")
+    path = padded(inputs["teacher"], tmp_path / "empty", 60)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(Bad, match=r"empty: no usable weights .*; make or fetch them again"):
+        run("opd", OPD, {**inputs, "teacher": path}, tmp_path / "b")
+
+
 THINKING = (
     "{%- for m in messages %}{{ m.content }}{%- endfor %}"
     "{%- if enable_thinking is defined and enable_thinking is false %}<think></think>{%- endif %}"
@@ -172,6 +183,21 @@ def test_measuring_less_often(inputs: Inputs, tmp_path: Path) -> None:
     every, some = (course(tmp_path / name, "kl_nats") for name in ("all", "some"))
     assert some == every[::2]
     assert course(tmp_path / "some", "loss") == course(tmp_path / "all", "loss")
+
+
+def test_what_is_measured_is_logged_to_everything_that_listens(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from opd.training import distill
+
+    logged: list[dict[str, float]] = []
+    monkeypatch.setattr(
+        distill.DistillationTrainer, "log", lambda _, logs, *__: logged.append(logs)
+    )
+    run("opd", {**OPD, "steps": 2}, inputs, tmp_path / "a")
+    steps = [line for line in logged if "loss" in line]
+    assert len(steps) == 2
+    assert all(line["overlap_ratio"] <= 1 and "kl_nats" in line for line in steps)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import COMMON, GRPO, OPD, SFT, Inputs, run
+from tiny import COMMON, GRPO, OPD, SFT, Inputs, course, run
 
 from opd.errors import Bad
 from opd.training import resume
@@ -258,3 +258,21 @@ def test_the_handler_is_put_back(inputs: Inputs, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     run("opd", OPD, inputs, tmp_path / "a")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_resumed_run_has_the_same_metrics(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within 1e-3: sums run in another order there."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    cfg = {**CASES["opd"][1], "precision": "bfloat16"}
+    run("opd", cfg, inputs, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(5, patch)
+        run("opd", cfg, inputs, tmp_path / "a")
+    run("opd", cfg, inputs, tmp_path / "a")
+    for name in ("loss", "kl_nats", "entropy_student_nats", "overlap_ratio"):
+        ours, theirs = (course(tmp_path / folder, name) for folder in ("a", "whole"))
+        assert ours == pytest.approx(theirs, rel=1e-3), name

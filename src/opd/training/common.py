@@ -39,12 +39,18 @@ def prepare(cfg: Mapping[str, Any]) -> None:
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal language model; what is trained is held in float32, whatever it computes in."""
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise Bad(f"no usable weights ({error})", str(path), "make or fetch them again") from error
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, padding on the left as generation needs it."""
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise Bad(f"no usable tokenizer ({error})", str(path), "make or fetch it again") from error
     if tokenizer.chat_template is None:
         raise Bad("the tokenizer has no chat template", str(path), "use a model that has one")
     return tokenizer

@@ -33,6 +33,7 @@ class Trainer(DistillationTrainer):
             self.teacher_model.eval()
         self.bins = -(-self.max_completion_length // cfg["position_bin"])
         self.tallies: dict[str, Tensor] = {}
+        self.rows: list[tuple[str, int | None, float]] = []
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -85,7 +86,6 @@ class Trainer(DistillationTrainer):
         loss = aggregate(loss, mask, self.cfg["aggregation"], num_items_in_batch, parts)
         if self.state.global_step % self.cfg["metrics_every"] == 0:
             self._measure(hidden.detach(), head, teacher_hidden, teacher_head, ids, mask)
-        # TRL logs an entropy of its own from these: ours is among the measurements.
         return loss, torch.zeros((), device=loss.device), mask.sum()
 
     @torch.no_grad()
@@ -118,7 +118,14 @@ class Trainer(DistillationTrainer):
         tally = metrics.binned(found, where, width, bins)
         self.tallies[kind] = self.tallies[kind] + tally if kind in self.tallies else tally
 
-    def measured(self) -> list[tuple[str, int | None, float]]:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self.rows = self._measured()
+        logs |= {name: value for name, position, value in self.rows if position is None}
+        # TRL's own entropy: ours is among the measurements.
+        self._metrics["train"].pop("entropy", None)
+        super().log(logs, start_time)
+
+    def _measured(self) -> list[tuple[str, int | None, float]]:
         """The measurements since the last call, over all processes, as rows for ``Record``."""
         rows: list[tuple[str, int | None, float]] = []
         for kind, names in (("state", metrics.STATE), ("response", metrics.RESPONSE)):
@@ -291,7 +298,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     record = Record(
         "opd",
         {},
-        trainer.measured,
+        lambda: trainer.rows,
         partial(collapse.signs, guard=guard) if guard else None,
         guard.get("action") == "stop",
     )
