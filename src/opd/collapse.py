@@ -16,7 +16,7 @@ def signs(history: Mapping[str, list[float]], guard: Mapping[str, Any]) -> list[
     over its median in the first ``reference_steps`` steps), ``repetition`` (repetition_ratio),
     ``entropy_rise_nats`` (entropy_student_nats above that median), ``top_mass_drop``
     (top_mass_student below it); a limit that is None is not watched. Silent until the reference is
-    complete.
+    complete. Steps are those that were measured.
     """
     reference, patience = guard["reference_steps"], guard["patience"]
     watched = {

@@ -162,4 +162,10 @@ def loss_spec(settings: Mapping[str, Any]) -> LossSpec:
     name = settings.pop("preset", "rethinking_code")
     if name not in PRESETS:
         _refuse(f"unknown preset '{name}'", "preset", f"use one of {', '.join(PRESETS)}")
-    return replace(PRESETS[name], **settings)
+    preset = PRESETS[name]
+    # What the preset says of a part that is written over goes with it.
+    if settings.get("support", preset.support) in ("sampled", "vocabulary"):
+        settings.setdefault("k", None)
+    if settings.get("divergence", preset.divergence) != "jsd":
+        settings.setdefault("beta", None)
+    return replace(preset, **settings)

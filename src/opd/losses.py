@@ -397,7 +397,7 @@ class _CandidateLoss(torch.autograd.Function):
         temperature: float,
         chunk_elements: int,
     ) -> Tensor:
-        head_p, head_q = _detached(head_p), _detached(head_q)
+        head_p, head_q = _cast(head_p, hidden.dtype), _cast(head_q, h_q.dtype)
         raw = spec.tail or spec.ratio_scope == "vocabulary"
         raw_q = raw or (spec.weight, spec.weight_scope) == ("teacher", "vocabulary")
         whole_q = raw_q or spec.support != "student"
@@ -427,13 +427,15 @@ class _CandidateLoss(torch.autograd.Function):
             del z_p, z_q
         loss, *kept = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         ctx.save_for_backward(hidden, weight, bias, *kept)
-        ctx.settings = head_p, spec.tail, raw, temperature, rows
+        ctx.settings = head_p[1:], spec.tail, raw, temperature, rows
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, ids, valid, d_inside, rest, d_rest = ctx.saved_tensors
-        head, tail, raw, temperature, rows = ctx.settings
+        transform, tail, raw, temperature, rows = ctx.settings
+        narrow = weight.to(hidden.dtype)
+        head = Head(narrow, *transform)
         grad_hidden, grad_weight, grad_bias = (
             torch.zeros(x.shape, dtype=torch.float32, device=x.device) if needed else None
             for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
@@ -448,7 +450,7 @@ class _CandidateLoss(torch.autograd.Function):
             if not raw:
                 g = d_inside[part]
                 if grad_hidden is not None:
-                    w = weight[ids[part]].to(h.dtype).float()
+                    w = narrow[ids[part]].float()
                     grad_hidden[part] = torch.bmm(g.unsqueeze(1), w).squeeze(1)
                 if grad_weight is not None:
                     outer = g.unsqueeze(-1) * h.float().unsqueeze(1)
@@ -468,7 +470,7 @@ class _CandidateLoss(torch.autograd.Function):
                 grad_bias += g.sum(0)
             g = g.to(h.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = _matmul(g, weight.to(h.dtype))
+                grad_hidden[part] = _matmul(g, narrow)
             if grad_weight is not None:
                 _add_matmul(grad_weight, g.t(), h)
         grads = (
@@ -480,6 +482,7 @@ class _CandidateLoss(torch.autograd.Function):
         return (*grads, *(None,) * 7)
 
 
-def _detached(head: Head) -> Head:
+def _cast(head: Head, dtype: torch.dtype) -> Head:
+    """A head without gradient, in the type of the hidden states: once, and not in every chunk."""
     bias = head.bias.detach() if head.bias is not None else None
-    return head._replace(weight=head.weight.detach(), bias=bias)
+    return head._replace(weight=head.weight.detach().to(dtype), bias=bias)

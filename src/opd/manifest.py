@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -145,20 +145,26 @@ def _alone(scratch: Path) -> Iterator[None]:
     waited = False
     while True:
         scratch.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        try:
+            file = path.open("a+")
+        except FileNotFoundError:  # removed in between, by one that has finished
+            continue
+        os.set_inheritable(file.fileno(), True)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             if not waited:
-                owner = path.read_text() if path.is_file() else ""
+                file.seek(0)
+                owner = file.read()
                 print(
                     f"waiting for {owner or 'another process'}, which makes this", file=sys.stderr
                 )
                 waited = True
             fcntl.flock(file, fcntl.LOCK_EX)
         # Whoever held it may have finished and removed the folder.
-        if path.is_file() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-            break
+        with suppress(FileNotFoundError):
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                break
         file.close()
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}")

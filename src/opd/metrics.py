@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from opd.losses import is_in, top_ids
+from opd.losses import LOG_FLOOR_NATS, is_in, top_ids
 
 
 class Sums(NamedTuple):
@@ -61,7 +61,8 @@ def state_metrics(
     """All measurements of N states, each as ``Sums`` over positions, [N].
 
     Logits are [N, V]; sampled_ids [N]; repeated [N] from ``repeats``. S and Q are the top k sets of
-    student and teacher, ties to the lower id. Names:
+    student and teacher, ties to the lower id; log-probabilities below LOG_FLOOR_NATS count as that.
+    Names:
 
     - overlap_ratio (Eq. 6): |S and Q| / k. Counted from either side it is the same number.
     - overlap_token_advantage (Eq. 7): mean over S and Q of pbar (log qbar - log pbar), both
@@ -82,8 +83,8 @@ def state_metrics(
       3-gram of their response, and of the others (Many Faces, A2).
     - kl_nats: KL(p || q) over the vocabulary (Eq. 4).
     """
-    logp = torch.log_softmax(student_logits.float(), -1)
-    logq = torch.log_softmax(teacher_logits.float(), -1)
+    logp = torch.log_softmax(student_logits.float(), -1).clamp(min=LOG_FLOOR_NATS)
+    logq = torch.log_softmax(teacher_logits.float(), -1).clamp(min=LOG_FLOOR_NATS)
     p, q = logp.exp(), logq.exp()
     ones = torch.ones_like(logp[:, 0])
     entropy_p, entropy_q = -(p * logp).sum(-1), -(q * logq).sum(-1)

@@ -19,6 +19,17 @@ from opd.recipes import Config, Figure, Series, Shown, Table, references
 # What a score means: the sampling part of an evaluation.
 PROTOCOL = ("samples", "temperature", "top_p", "top_k", "max_new_tokens")
 
+# Settings of vLLM that say where and how it runs, not what it samples.
+VLLM_PLACE = {
+    "server_base_url",
+    "server_host",
+    "server_port",
+    "server_timeout",
+    "group_port",
+    "gpu_memory_utilization",
+    "enable_sleep_mode",
+}
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -179,8 +190,11 @@ def _training(config: Config) -> dict[str, Any]:
     given = config.training.model_dump(mode="json", exclude_none=True)
     made_by = ("precision", "gradient_checkpointing", "processes")
     settings = {key: given.pop(key) for key in made_by if key in given}
+    vllm = given.pop("vllm")
     if config.backend == "vllm":
         settings["backend"] = "vllm"
+        settings["vllm"] = {key: vllm.pop(key) for key in vllm.keys() - VLLM_PLACE}
+        given["vllm"] = vllm
     return {**settings, "execution": given}
 
 

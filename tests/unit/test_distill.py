@@ -167,13 +167,28 @@ def test_the_guard_flags_or_stops(
     assert (tmp_path / "stop" / "model.safetensors").is_file()
 
 
-def test_bfloat16_computes_narrow_and_keeps_weights_wide(inputs: Inputs, tmp_path: Path) -> None:
+def test_bfloat16_computes_narrow_and_keeps_weights_wide(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from opd.training import distill
+
+    types: set[tuple[torch.dtype, torch.dtype]] = set()
+    fused = distill.fused_token_loss
+
+    def spy(h_p: Any, head: Any, h_q: Any, *rest: Any) -> Any:
+        attention = torch.zeros(1, 1) @ torch.zeros(1, 1)
+        types.add((attention.dtype, h_q.dtype))
+        return fused(h_p, head, h_q, *rest)
+
     run("opd", OPD, inputs, tmp_path / "wide")
+    monkeypatch.setattr(distill, "fused_token_loss", spy)
     run("opd", {**OPD, "precision": "bfloat16"}, inputs, tmp_path / "narrow")
+    assert types == {(torch.bfloat16, torch.bfloat16)}
     found = weights(tmp_path / "narrow")
     assert {w.dtype for w in found.values()} == {torch.float32}
-    ours, theirs = (course(tmp_path / name, "entropy_teacher_nats") for name in ("narrow", "wide"))
-    assert ours != theirs and ours == pytest.approx(theirs, rel=0.05)
+    for name in ("entropy_student_nats", "entropy_teacher_nats"):
+        ours, theirs = (course(tmp_path / folder, name) for folder in ("narrow", "wide"))
+        assert ours[0] != theirs[0] and ours == pytest.approx(theirs, rel=0.05)
 
 
 def test_measuring_less_often(inputs: Inputs, tmp_path: Path) -> None:

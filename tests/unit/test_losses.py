@@ -438,9 +438,12 @@ def test_ties_go_to_the_lower_id() -> None:
 def test_a_preset_with_other_settings() -> None:
     assert loss_spec({}) == PRESETS["rethinking_code"]
     assert loss_spec({"preset": "biased_topk", "k": 5}) == LossSpec("intersection", 5, "direct")
+    assert loss_spec({"support": "sampled"}) == PRESETS["sampled"]
+    assert loss_spec({"preset": "jsd", "divergence": "forward_kl"}) == PRESETS["forward_kl"]
     for given_settings, message in (
         ({"preset": "rethinking"}, "loss.preset: unknown preset 'rethinking'"),
-        ({"support": "vocabulary"}, "loss.k: support 'vocabulary' takes no k"),
+        ({"support": "vocabulary"}, "loss.gradient: the whole vocabulary is"),
+        ({"support": "sampled", "k": 2}, "loss.k: support 'sampled' takes no k"),
         ({"k": 0}, "loss.k: k is 0"),
         ({"preset": "sampled", "k": 4}, "loss.k: support 'sampled' takes no k"),
         ({"support": "both"}, "loss.support: unknown value 'both'"),

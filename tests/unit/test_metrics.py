@@ -108,6 +108,14 @@ def test_entropy_gap_per_state_is_not_that_of_the_means() -> None:
     assert gap == pytest.approx(0, abs=1e-6) and found["entropy_gap_nats"] > 0.3
 
 
+def test_tokens_that_are_ruled_out() -> None:
+    """A probability of zero adds nothing to an entropy, and 100 nats to a divergence."""
+    found = measure(logits(0.5, 0.5, 0.0), logits(1.0, 0.0, 0.0), 2)
+    assert found["entropy_student_nats"] == pytest.approx(math.log(2))
+    assert found["entropy_teacher_nats"] == pytest.approx(0, abs=1e-6)
+    assert found["kl_nats"] == pytest.approx(0.5 * math.log(0.5) + 0.5 * (math.log(0.5) + 100))
+
+
 def test_equal_models() -> None:
     student = torch.randn(8, 9, generator=torch.Generator().manual_seed(0))
     found = measure(student, student)

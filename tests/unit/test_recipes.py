@@ -118,7 +118,7 @@ def test_defaults_are_inherited_and_overridden_key_by_key():
 
 def test_what_changes_how_a_model_is_trained_is_apart_from_what_changes_it():
     plain = artifacts(config())["models/x/s0"].cfg
-    assert plain["execution"] == {"checkpoint_every": 50, "vllm": {}}
+    assert plain["execution"] == {"checkpoint_every": 50}
     training = {
         "checkpoint_every": 5,
         "report_to": "wandb",
@@ -126,9 +126,13 @@ def test_what_changes_how_a_model_is_trained_is_apart_from_what_changes_it():
         "processes": 2,
     }
     cfg = artifacts(config(training=training))["models/x/s0"].cfg
-    assert cfg["execution"] == {"checkpoint_every": 5, "report_to": "wandb", "vllm": {}}
+    assert cfg["execution"] == {"checkpoint_every": 5, "report_to": "wandb"}
     assert (cfg["precision"], cfg["processes"]) == ("bfloat16", 2)
     assert not {"precision", "processes"} & set(plain)
+    vllm = {"mode": "server", "server_host": "a", "tensor_parallel_size": 2}
+    cfg = artifacts(config(training={"vllm": vllm}, backend="vllm"))["models/x/s0"].cfg
+    assert cfg["vllm"] == {"mode": "server", "tensor_parallel_size": 2}
+    assert cfg["execution"]["vllm"] == {"server_host": "a"}
 
 
 def test_a_teacher_with_other_chat_template_options_is_asked_with_its_own():

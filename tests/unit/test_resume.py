@@ -260,6 +260,22 @@ def test_the_handler_is_put_back(inputs: Inputs, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_run_that_the_guard_has_stopped_stays_stopped(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after its last checkpoint, which is of the step that the guard stopped at."""
+    from opd.training import common
+
+    guard = {"reference_steps": 2, "patience": 2, "length_ratio": 1e-9, "action": "stop"}
+    cfg = {**OPD, **EVERY, "guard": guard}
+    numbers = run("opd", cfg, inputs, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(common.tables, "write", lambda *_: (_ for _ in ()).throw(Killed()))
+        run("opd", cfg, inputs, tmp_path / "a")
+    assert run("opd", cfg, inputs, tmp_path / "a") == numbers
+    assert files(tmp_path / "a") == files(tmp_path / "whole")
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_a_resumed_run_has_the_same_metrics(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -38,7 +38,7 @@ def test_same_settings_same_bytes_and_an_ordinary_checkpoint(
 
 
 def test_opd_logs_every_measurement_each_step(inputs: Inputs, tmp_path: Path) -> None:
-    from opd.training import distill
+    from opd import metrics
 
     run("opd", OPD, inputs, tmp_path / "a")
     rows = tables.read(tmp_path / "a" / "metrics.parquet", tables.METRICS).to_pylist()
@@ -49,7 +49,13 @@ def test_opd_logs_every_measurement_each_step(inputs: Inputs, tmp_path: Path) ->
     assert set(steps) == {1, 2, 3}
     for found in steps.values():
         sometimes = {"log_ratio_repeated_nats"}
-        assert set(found) | sometimes == {"loss", "grad_norm", *distill.NAMES}
+        assert set(found) | sometimes == {
+            "loss",
+            "grad_norm",
+            *metrics.STATE,
+            *metrics.RESPONSE,
+            *metrics.DERIVED,
+        }
         assert all(math.isfinite(v) for v in found.values())
         assert 0 <= found["overlap_ratio"] <= 1
         assert found["entropy_gap_of_means_nats"] <= found["entropy_gap_nats"] + 1e-6

@@ -1,5 +1,6 @@
 """The live view: of a run that is under way, and of one that is done."""
 
+import fcntl
 import json
 import threading
 import time
@@ -40,6 +41,8 @@ def test_a_run_under_way_that_is_killed_and_goes_on(tmp_path: Path) -> None:
     scratch.mkdir()
     journal, running = scratch / "metrics.jsonl", tmp_path / "running.json"
     running.write_text(json.dumps({"scratch": str(scratch)}))
+    owner = (scratch / "owner").open("w")
+    fcntl.flock(owner, fcntl.LOCK_EX)
     seen: list[str] = []
     reader = threading.Thread(target=lambda: seen.extend(watch(tmp_path, 0.001)))
     reader.start()
@@ -48,8 +51,9 @@ def test_a_run_under_way_that_is_killed_and_goes_on(tmp_path: Path) -> None:
         temporary.write_text("".join(json.dumps(line(s)) + "\n" for s in steps))
         temporary.replace(journal)
         time.sleep(0.05)
-    running.unlink()
+    owner.close()  # as a kill does it, which leaves running.json where it is
     reader.join(10)
+    assert not reader.is_alive() and running.is_file()
     assert [row.split()[0] for row in seen] == ["step", "1/4", "2/4", "3/4", "4/4"]
     assert seen[0].split() == ["step", "loss", "kl_nats"]
 

@@ -31,6 +31,12 @@ def prepare(cfg: Mapping[str, Any]) -> None:
 
     Silences the libraries' own bars: a stage has one, for its steps.
     """
+    if torch.cuda.device_count() > 1 and cfg.get("processes", 1) == 1:
+        raise Bad(
+            f"{torch.cuda.device_count()} GPUs are visible to one process",
+            "CUDA_VISIBLE_DEVICES",
+            "name one of them, or train on several with training.processes",
+        )
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(cfg.get("threads", 1))
@@ -64,8 +70,8 @@ def arguments(cfg: Mapping[str, Any], sequences: int, scratch: Path) -> dict[str
     every execution.checkpoint_every steps.
     """
     execution, processes = cfg.get("execution", {}), cfg.get("processes", 1)
-    micro = cfg.get("micro_batch") or sequences // processes
-    if not micro or sequences % (micro * processes):
+    micro = cfg.get("micro_batch") or max(1, sequences // processes)
+    if sequences % (micro * processes):
         raise Bad(
             f"{micro} does not divide the {sequences} sequences of a step"
             + (f" on {processes} processes" if processes > 1 else ""),
@@ -104,12 +110,12 @@ def arguments(cfg: Mapping[str, Any], sequences: int, scratch: Path) -> dict[str
 def vllm(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of TRL's trainers that sample with vLLM, where ``backend`` says so.
 
-    execution.vllm is passed on: {mode: colocate, gpu_memory_utilization: 0.3, ...} or {mode:
-    server, server_host: ..., server_port: ...}, under TRL's names without their ``vllm_``.
+    ``vllm`` and execution.vllm are passed on: {mode: colocate, gpu_memory_utilization: 0.3, ...} or
+    {mode: server, server_host: ..., server_port: ...}, TRL's names without their ``vllm_``.
     """
     if cfg.get("backend", "transformers") != "vllm":
         return {}
-    given = cfg.get("execution", {}).get("vllm", {})
+    given = {**cfg.get("vllm", {}), **cfg.get("execution", {}).get("vllm", {})}
     return {"use_vllm": True, **{f"vllm_{key}": value for key, value in given.items()}}
 
 

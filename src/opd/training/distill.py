@@ -18,8 +18,6 @@ from opd.losses import CHUNK_ELEMENTS, Head, aggregate, fused_token_loss, head_l
 from opd.training import common, launch
 from opd.training.resume import Record
 
-NAMES = (*metrics.STATE, *metrics.RESPONSE, *metrics.DERIVED)
-
 
 class Trainer(DistillationTrainer):
     """TRL's rollouts and optimiser; the loss from ``opd.losses``, aggregated over a step;
@@ -30,7 +28,8 @@ class Trainer(DistillationTrainer):
         self.update = cfg.get("teacher_update", "frozen")
         super().__init__(teacher_model=None if self.update == "live" else teacher, **kwargs)
         if self.teacher_model is not None:
-            self.teacher_model.eval()
+            # Under FSDP accelerate neither shards nor moves a model that is not trained.
+            self.teacher_model.to(self.accelerator.device).eval()
         self.bins = -(-self.max_completion_length // cfg["position_bin"])
         self.tallies: dict[str, Tensor] = {}
         self.rows: list[tuple[str, int | None, float]] = []
@@ -76,16 +75,18 @@ class Trainer(DistillationTrainer):
         self, unwrapped_student: Any, inputs: dict[str, Tensor], num_items_in_batch: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         ids, mask = inputs["completion_ids"], inputs["completion_mask"]
-        teacher_hidden, teacher_head = self._teacher(unwrapped_student, inputs)
-        hidden = self._hidden(unwrapped_student, inputs, "prompt")
-        head = common.head_of(unwrapped_student)
-        loss = fused_token_loss(
-            hidden, head, teacher_hidden, teacher_head, ids, mask, self.spec, self.temperature
-        )
+        # TRL calls the backbone past the forward that accelerate has put autocast into.
+        with self.accelerator.autocast():
+            teacher_hidden, teacher_head = self._teacher(unwrapped_student, inputs)
+            hidden = self._hidden(unwrapped_student, inputs, "prompt")
+            head = common.head_of(unwrapped_student)
+            loss = fused_token_loss(
+                hidden, head, teacher_hidden, teacher_head, ids, mask, self.spec, self.temperature
+            )
+            if self.state.global_step % self.cfg["metrics_every"] == 0:
+                self._measure(hidden.detach(), head, teacher_hidden, teacher_head, ids, mask)
         parts = self.args.gradient_accumulation_steps
         loss = aggregate(loss, mask, self.cfg["aggregation"], num_items_in_batch, parts)
-        if self.state.global_step % self.cfg["metrics_every"] == 0:
-            self._measure(hidden.detach(), head, teacher_hidden, teacher_head, ids, mask)
         return loss, torch.zeros((), device=loss.device), mask.sum()
 
     @torch.no_grad()
@@ -96,6 +97,9 @@ class Trainer(DistillationTrainer):
         repeated = metrics.repeats(ids, mask)
         where = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[kept]
         h_p, h_q, tokens, again = (x[kept] for x in (h_p, h_q, ids, repeated))
+        # Also where nothing counts here: all processes add up the same tallies.
+        none = torch.zeros(2, len(metrics.STATE), self.bins, dtype=torch.float64, device=ids.device)
+        self.tallies.setdefault("state", none)
         rows = max(1, CHUNK_ELEMENTS // head_p.weight.shape[0])
         for start in range(0, len(tokens), rows):
             part = slice(start, start + rows)
@@ -160,7 +164,9 @@ class Trainer(DistillationTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.update == "ema":
-            state = torch.load(Path(resume_from_checkpoint, "teacher.pt"), weights_only=True)
+            state = torch.load(
+                Path(resume_from_checkpoint, "teacher.pt"), weights_only=True, map_location="cpu"
+            )
             self.teacher_model.load_state_dict(state)
 
 
@@ -293,6 +299,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         processing_class=tokenizer,
     )
     if trainer.update == "ema":
+        if trainer.is_fsdp_enabled:
+            raise Bad("an EMA teacher is not sharded", "teacher_update", "train it with ddp")
         trainer.add_callback(Follow(trainer))
     guard = cfg.get("guard") or {}
     record = Record(

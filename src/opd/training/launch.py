@@ -23,8 +23,9 @@ LAUNCHED = "OPD_LAUNCHED"
 
 
 def needed(cfg: Mapping[str, Any]) -> bool:
-    """Whether a stage has several processes and this is not one of them."""
-    return cfg.get("processes", 1) > 1 and LAUNCHED not in os.environ
+    """Whether a stage is to be launched and this is not one of its processes."""
+    several = cfg.get("processes", 1) > 1 or "accelerate" in cfg.get("execution", {})
+    return several and LAUNCHED not in os.environ
 
 
 def launch(
@@ -39,25 +40,33 @@ def launch(
     given = {name: str(path) for name, path in inputs.items()}
     task.write_text(json.dumps([module, cfg, given, str(out), str(scratch)]))
     config = cfg.get("execution", {}).get("accelerate")
-    n = str(cfg["processes"])
+    n = str(cfg.get("processes", 1))
     if config:
         by = ["accelerate.commands.launch", "--config_file", config, "--num_processes", n]
+        by += ["--main_process_port", "0"]  # any that is free
     else:
         by = ["torch.distributed.run", "--standalone", "--nproc-per-node", n]
     command = [sys.executable, "-m", *by, "-m", __name__, str(task)]
-    child = subprocess.Popen(command, env={**os.environ, LAUNCHED: "1"})
-    told = []
+    # Processes leave at a step's beginning, and a step may take long: torchrun shall wait.
+    environment = {**os.environ, LAUNCHED: "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "86400"}
+    told: list[int] = []
+    child: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, _: Any) -> None:
         told.append(number)
-        child.send_signal(number)
+        if child is not None:
+            child.send_signal(number)
 
     before = signal.signal(signal.SIGTERM, forward)
     try:
+        # With this process's open files: they hold the lock on the scratch folder if it is killed.
+        child = subprocess.Popen(command, env=environment, close_fds=False)
+        if told:
+            child.send_signal(told[0])
         code = child.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
-        if child.poll() is None:
+        if child is not None and child.poll() is None:
             child.terminate()
     if told:
         raise SystemExit(143)
@@ -85,9 +94,9 @@ def main(task: Path) -> None:
     )
     try:
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        if world != cfg["processes"]:
+        if world != cfg.get("processes", 1):
             raise Bad(
-                f"there are {world} processes instead of {cfg['processes']}",
+                f"there are {world} processes instead of {cfg.get('processes', 1)}",
                 "training.accelerate",
                 "use a config file that starts several, as config/accelerate/ddp.yaml",
             )

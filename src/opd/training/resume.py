@@ -3,7 +3,8 @@ and errors.
 
 A run's scratch folder belongs to one identity (settings, inputs, code), so that no run ever goes on
 from another one's state. A checkpoint counts once its marker is there. All randomness of a step is
-a function of (seed, step, process): a run that goes on from step n does what it would have done.
+a function of (seed, step, process), but for what vLLM draws: a run that goes on from step n does
+what it would have done.
 """
 
 import errno
@@ -98,13 +99,15 @@ class Record(TrainerCallback):
             signs = self.watch(history)
             if signs:
                 self.seen = {"step": step, "signs": signs, "stopped": self.stops}
-                print(
+                tqdm.write(
                     f"warning: step {step} looks like a collapse: {', '.join(signs)}",
                     file=sys.stderr,
                 )
                 control.should_training_stop = control.should_training_stop or self.stops
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every process writes its part
         if state.is_world_process_zero:
             self.seal(_checkpoint(Path(args.output_dir), int(state.global_step)))
 
@@ -135,6 +138,8 @@ class Steps(TrainerCallback):
         self.told = self.updating = False
 
     def handle(self, *_: Any) -> None:
+        if self.told:  # a second signal must not end the writing of the checkpoint
+            return
         self.told = True
         if not self.updating and self.trainer.accelerator.num_processes == 1:
             raise SystemExit(STOPPED)
@@ -178,7 +183,8 @@ def resumable(trainer: Trainer, record: Record, scratch: Path) -> None:
         _rewrite(record.journal, record.rows, trainer.args.max_steps)
     before = signal.signal(signal.SIGTERM, steps.handle)
     try:
-        if last is not None and _step(last) >= trainer.args.max_steps:
+        done = last is not None and _step(last) >= trainer.args.max_steps
+        if last is not None and (done or record.seen.get("stopped")):
             trainer._load_from_checkpoint(str(last))
         else:
             trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
