@@ -34,6 +34,7 @@ def run(*given):
     distill.Trainer._generate_single_turn = completions
     return distill.run(*given)
 """
+ROOT = Path(__file__).parents[2]
 STEPS = {**OPD, "steps": 5, "lr": 1e-2, "loss": {"preset": "full"}}
 
 
@@ -126,3 +127,24 @@ def test_an_error_in_the_processes_is_one_line(inputs: Inputs, tmp_path: Path) -
     cfg = {**OPD, "lr": 1e30, "steps": 6, "processes": 2}
     with pytest.raises(Bad, match=r"lr: .* at step \d; lower the learning rate"):
         run("opd", cfg, inputs, tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["single", "ddp", "fsdp2"])
+def test_accelerate_knows_every_key_of_the_configs(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    config = load_config_from_file(str(ROOT / "config" / "accelerate" / f"{name}.yaml"))
+    options = {action.dest for action in launch_command_parser()._actions}
+    assert set(getattr(config, "fsdp_config", None) or {}) <= options
+
+
+def test_a_config_of_accelerate_for_one_process(inputs: Inputs, tmp_path: Path) -> None:
+    path = ROOT / "config" / "accelerate" / "single.yaml"
+    run("opd", {**OPD, "execution": {"accelerate": str(path)}}, inputs, tmp_path / "launched")
+    run("opd", OPD, inputs, tmp_path / "plain")
+    ours, theirs = (
+        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+        for name in ("launched", "plain")
+    )
+    assert ours == theirs

@@ -1,5 +1,6 @@
 """What a user sees who interrupts a run or feeds it something bad, and what is lost by it."""
 
+import shutil
 import subprocess
 import time
 
@@ -23,7 +24,8 @@ def test_interrupted_run_continues_and_ends_the_same(finished: Project, project:
     kept = project.digests()
     assert kept.keys() < finished.digests().keys()
     store = project.folder / "results" / ".store"
-    assert not [p.name for p in store.iterdir() if p.name.startswith(".")]
+    unfinished = {p.name for p in store.iterdir() if p.name.startswith(".")}
+    assert unfinished <= {".scratch"}
     project.run()
     assert project.digests() == finished.digests()
     for table in ("accuracy.csv", "accuracy.md"):
@@ -31,26 +33,43 @@ def test_interrupted_run_continues_and_ends_the_same(finished: Project, project:
         assert project.result(path).read_bytes() == finished.result(path).read_bytes()
 
 
-def test_killed_run_continues(copy: Project):
-    """SIGKILL leaves no time to tidy up: the next run still trusts nothing unfinished."""
+def test_killed_run_goes_on_from_its_checkpoint(copy: Project):
+    """SIGKILL leaves no time to tidy up: the next run trusts nothing unfinished, goes on with what
+    is whole, and makes what it would have made."""
     before = copy.digests()
-    copy.edit(lambda c: c["models"]["forward"]["opd"].update(steps=3))
+
+    def longer(config):
+        config["models"]["forward"]["opd"]["steps"] = 40
+
+    copy.edit(longer)
+    copy.edit(lambda c: c.update(training={"checkpoint_every": 5}))
     running = copy.start()
-    log = copy.result("logs/models/forward/s0.log")
-    old = log.stat().st_mtime
+    store = copy.folder / "results" / ".store"
     deadline = time.time() + 120
-    while log.stat().st_mtime == old:
+    while True:
+        journals = list(store.glob(".scratch/*/metrics.jsonl"))
+        if journals and len(journals[0].read_text().splitlines()) > 12:
+            break
         assert running.poll() is None and time.time() < deadline
-        time.sleep(0.05)
+        time.sleep(0.01)
     subprocess.run(["kill", "-KILL", "--", f"-{running.pid}"], check=True)
     running.wait()
     copy.run("--unlock")
     copy.run()
-    assert copy.digests().keys() == before.keys()
-    assert copy.digests()["models/forward/s0"] != before["models/forward/s0"]
+    assert "going on from step" in copy.result("logs/models/forward/s0.log").read_text()
+    assert not list(store.glob(".scratch/*"))
+    resumed = copy.digests()
+    assert resumed.keys() == before.keys()
+    assert resumed["models/forward/s0"] != before["models/forward/s0"]
+    # Back and forth: found in the store, then made again without a disturbance.
+    made = copy.result("models/forward/s0/payload").resolve()
     copy.edit(lambda c: c["models"]["forward"]["opd"].update(steps=2))
     copy.run()
     assert copy.digests() == before
+    shutil.rmtree(made)
+    copy.edit(longer)
+    copy.run()
+    assert copy.digests() == resumed
 
 
 def test_bad_input_gets_one_line_and_leaves_nothing_half_written(copy: Project):
