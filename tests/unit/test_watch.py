@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -67,3 +69,17 @@ def test_where_there_is_nothing_to_watch(
     with pytest.raises(SystemExit):
         main(["watch", str(tmp_path)])
     assert "it is no training run" in capsys.readouterr().err
+
+
+def test_a_pipe_that_is_closed_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "payload").mkdir()
+    rows = [{"step": s, "name": "loss", "position": None, "value": 1.0} for s in range(20000)]
+    tables.write(tmp_path / "payload" / "metrics.parquet", rows, tables.METRICS)
+    (tmp_path / "digest.json").write_text("{}")
+    done = subprocess.run(
+        f"{sys.executable} -m opd watch {tmp_path} | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["step", "loss"] and done.stderr == ""
