@@ -20,7 +20,6 @@ from transformers import (
 
 from opd import tables
 from opd.errors import Bad
-from opd.losses import Head
 from opd.training.resume import Record, resumable
 
 Chat = list[dict[str, str]]
@@ -169,46 +168,6 @@ def require_same_tokenizer(
                 "teacher",
                 "use a teacher that shares the student's tokenizer",
             )
-
-
-def trim_vocabularies(
-    student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Cut the wider of two embeddings and heads to the ids that both have.
-
-    Models of one tokenizer may be padded differently (151,936 and 152,064 rows for the 1.5B and 7B
-    R1-Distill models); the rows beyond the shorter belong to no token. Raises ``Bad`` where one
-    would.
-    """
-    sizes = [m.get_input_embeddings().weight.shape[0] for m in (student, teacher)]
-    shared, needed = min(sizes), max(tokenizer.get_vocab().values()) + 1
-    if shared < needed:
-        raise Bad(
-            f"{sizes[0]} embeddings of the student and {sizes[1]} of the teacher do not hold the "
-            f"tokenizer's {needed} ids",
-            "student" if sizes[0] == shared else "teacher",
-            "use weights that belong to this tokenizer",
-        )
-    for model, size in zip((student, teacher), sizes, strict=True):
-        if size > shared:
-            model.resize_token_embeddings(shared, mean_resizing=False)
-
-
-def head_of(model: PreTrainedModel) -> Head:
-    """A model's output layer with what its family does to logits (as TRL's trainer reads it)."""
-    layer, config = model.get_output_embeddings(), model.config.get_text_config()
-    scale = None
-    for key in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        scale = scale if scale is not None else getattr(config, key, None)
-    scaling = getattr(config, "logits_scaling", None)
-    if scale is None and scaling is not None:
-        scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
-    return Head(
-        layer.weight,
-        layer.bias,
-        1.0 if scale is None else float(scale),
-        getattr(config, "final_logit_softcapping", None),
-    )
 
 
 def train(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
 from opd import collapse, metrics
@@ -17,6 +17,46 @@ from opd.loss_spec import LossSpec, loss_spec
 from opd.losses import CHUNK_ELEMENTS, Head, aggregate, fused_token_loss, head_logits
 from opd.training import common, launch
 from opd.training.resume import Record
+
+
+def trim_vocabularies(
+    student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Cut the wider of two embeddings and heads to the ids that both have.
+
+    Models of one tokenizer may be padded differently (151,936 and 152,064 rows for the 1.5B and 7B
+    R1-Distill models); the rows beyond the shorter belong to no token. Raises ``Bad`` where one
+    would.
+    """
+    sizes = [m.get_input_embeddings().weight.shape[0] for m in (student, teacher)]
+    shared, needed = min(sizes), max(tokenizer.get_vocab().values()) + 1
+    if shared < needed:
+        raise Bad(
+            f"{sizes[0]} embeddings of the student and {sizes[1]} of the teacher do not hold the "
+            f"tokenizer's {needed} ids",
+            "student" if sizes[0] == shared else "teacher",
+            "use weights that belong to this tokenizer",
+        )
+    for model, size in zip((student, teacher), sizes, strict=True):
+        if size > shared:
+            model.resize_token_embeddings(shared, mean_resizing=False)
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """A model's output layer with what its family does to logits (as TRL's trainer reads it)."""
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    scale = None
+    for key in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        scale = scale if scale is not None else getattr(config, key, None)
+    scaling = getattr(config, "logits_scaling", None)
+    if scale is None and scaling is not None:
+        scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
+    return Head(
+        layer.weight,
+        layer.bias,
+        1.0 if scale is None else float(scale),
+        getattr(config, "final_logit_softcapping", None),
+    )
 
 
 class Trainer(DistillationTrainer):
@@ -64,12 +104,12 @@ class Trainer(DistillationTrainer):
             student.eval()
             hidden = self._hidden(student, inputs, prompt)
             student.train()
-            return hidden, common.head_of(student)
+            return hidden, head_of(student)
         teacher = self.accelerator.unwrap_model(self.teacher_model)
         hidden = self._forward_redirection(
             self.teacher_model, teacher, self._hidden, teacher, inputs, prompt
         )
-        return hidden, common.head_of(teacher)
+        return hidden, head_of(teacher)
 
     def _compute_loss(
         self, unwrapped_student: Any, inputs: dict[str, Tensor], num_items_in_batch: Any
@@ -79,7 +119,7 @@ class Trainer(DistillationTrainer):
         with self.accelerator.autocast():
             teacher_hidden, teacher_head = self._teacher(unwrapped_student, inputs)
             hidden = self._hidden(unwrapped_student, inputs, "prompt")
-            head = common.head_of(unwrapped_student)
+            head = head_of(unwrapped_student)
             loss = fused_token_loss(
                 hidden, head, teacher_hidden, teacher_head, ids, mask, self.spec, self.temperature
             )
@@ -280,7 +320,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     student = common.load_model(inputs["student"])
     half = cfg.get("precision") == "bfloat16" and cfg.get("teacher_update", "frozen") == "frozen"
     teacher = common.load_model(inputs["teacher"], torch.bfloat16 if half else torch.float32)
-    common.trim_vocabularies(student, teacher, tokenizer)
+    trim_vocabularies(student, teacher, tokenizer)
     sequences = cfg["prompts_per_step"] * cfg["rollouts_per_prompt"]
     trainer = Trainer(
         spec,
