@@ -5,15 +5,13 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import COMMON, GRPO, OPD, SFT, Inputs, course, run
+from tiny import COMMON, GRPO, OPD, SFT, Inputs, course, files, run, started, wait_for_step
 
 from opd.errors import Bad
 from opd.training import resume
@@ -32,10 +30,6 @@ CASES = {
         {**OPD, **EVERY, "teacher_update": "live", "teacher_template": "say {question}"},
     ),
 }
-
-
-def files(out: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in out.iterdir()}
 
 
 class Killed(BaseException):
@@ -112,34 +106,6 @@ def test_killed_after_the_last_step(
     monkeypatch.setattr(resume.Steps, "on_step_begin", None)  # no further step is taken
     run("opd", cfg, inputs, tmp_path / "a")
     assert files(tmp_path / "a") == files(tmp_path / "whole")
-
-
-def started(cfg: dict[str, Any], inputs: Inputs, folder: Path) -> "subprocess.Popen[str]":
-    """The stage in a process of its own, through the command line."""
-    cfg = {**cfg, "inputs": ["student", "teacher", "prompts"]}
-    paths = [str(inputs[name]) for name in cfg["inputs"]]
-    output, store = folder / "artifact" / "digest.json", folder / "store"
-    command = [sys.executable, "-m", "opd", "opd", "--cfg", json.dumps(cfg), "--input", *paths]
-    return subprocess.Popen(
-        [*command, "--output", str(output), "--store", str(store)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_step(folder: Path, step: int) -> None:
-    """Until the journal of the run below ``folder`` has reached a step."""
-    deadline = time.time() + 120
-    while time.time() < deadline:
-        lines = [
-            line
-            for path in folder.glob(f"store/.scratch/*/{resume.JOURNAL}")
-            for line in path.read_text().splitlines()
-        ]
-        if lines and json.loads(lines[-1])["step"] >= step:
-            return
-        time.sleep(0.005)
-    raise AssertionError("the run never got there")
 
 
 def payload(folder: Path) -> dict[str, bytes]:

@@ -1,10 +1,7 @@
 """Two processes over gloo train what one does, and stop and go on together."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import OPD, Inputs, course, run, stage
+from tiny import OPD, Inputs, course, files, run, stage, started, wait_for_step
 
 from opd.training import launch
 
@@ -88,36 +85,20 @@ def test_two_processes_stop_and_go_on_together(inputs: Inputs, tmp_path: Path) -
         "steps": 40,
         "processes": 2,
         "execution": {"checkpoint_every": 5},
-        "inputs": ["student", "teacher", "prompts"],
     }
-    paths = [str(inputs[name]) for name in cfg["inputs"]]
-
-    def start(folder: Path) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "opd", "opd", "--cfg", json.dumps(cfg), "--input", *paths]
-        command += ["--output", str(folder / "a" / "digest.json"), "--store", str(folder / "store")]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-
-    stopped = start(tmp_path / "stopped")
-    deadline = time.time() + 120
-    while time.time() < deadline:
-        journals = list((tmp_path / "stopped").glob("store/.scratch/*/metrics.jsonl"))
-        if journals and len(journals[0].read_text().splitlines()) >= 8:
-            break
-        time.sleep(0.01)
+    stopped = started(cfg, inputs, tmp_path / "stopped")
+    wait_for_step(tmp_path / "stopped", 8)
     stopped.send_signal(signal.SIGTERM)
     told = time.time()
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 143, errors
     assert time.time() - told < 20
-    again, whole = start(tmp_path / "stopped"), start(tmp_path / "whole")
+    again, whole = (started(cfg, inputs, tmp_path / name) for name in ("stopped", "whole"))
     for process in (again, whole):
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
         assert ("going on from step" in errors) == (process is again)
-    ours, theirs = (
-        {p.name: p.read_bytes() for p in (tmp_path / n / "a" / "payload").iterdir()}
-        for n in ("stopped", "whole")
-    )
+    ours, theirs = (files(tmp_path / n / "artifact" / "payload") for n in ("stopped", "whole"))
     assert ours == theirs
 
 
@@ -143,8 +124,5 @@ def test_a_config_of_accelerate_for_one_process(inputs: Inputs, tmp_path: Path) 
     path = ROOT / "config" / "accelerate" / "single.yaml"
     run("opd", {**OPD, "execution": {"accelerate": str(path)}}, inputs, tmp_path / "launched")
     run("opd", OPD, inputs, tmp_path / "plain")
-    ours, theirs = (
-        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
-        for name in ("launched", "plain")
-    )
+    ours, theirs = (files(tmp_path / name) for name in ("launched", "plain"))
     assert ours == theirs

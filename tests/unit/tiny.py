@@ -1,6 +1,10 @@
 """Tiny models, prompts and settings for the training stages."""
 
 import importlib
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,3 +55,36 @@ def course(out: Path, name: str) -> list[float]:
     """A metric over the steps of a run."""
     rows = tables.read(out / "metrics.parquet", tables.METRICS).to_pylist()
     return [r["value"] for r in rows if r["name"] == name and r["position"] is None]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """What a stage has written, by name."""
+    return {p.name: p.read_bytes() for p in out.iterdir()}
+
+
+def started(cfg: dict[str, Any], inputs: Inputs, folder: Path) -> "subprocess.Popen[str]":
+    """The stage in a process of its own, through the command line."""
+    cfg = {**cfg, "inputs": ["student", "teacher", "prompts"]}
+    paths = [str(inputs[name]) for name in cfg["inputs"]]
+    output, store = folder / "artifact" / "digest.json", folder / "store"
+    command = [sys.executable, "-m", "opd", "opd", "--cfg", json.dumps(cfg), "--input", *paths]
+    return subprocess.Popen(
+        [*command, "--output", str(output), "--store", str(store)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    """Until the journal of the run below ``folder`` has reached a step."""
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        lines = [
+            line
+            for path in folder.glob("store/.scratch/*/metrics.jsonl")
+            for line in path.read_text().splitlines()
+        ]
+        if lines and json.loads(lines[-1])["step"] >= step:
+            return
+        time.sleep(0.005)
+    raise AssertionError("the run never got there")
