@@ -9,13 +9,13 @@ Sources: Rethinking OPD (its Eqs. 3 to 5, and what its code trains, which differ
 of OPD (its Eqs. 2 to 17 and App. A.3).
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from opd.errors import Bad
-from opd.loss_spec import LossSpec
+from opd.loss_spec import Aggregation, LossSpec
 
 # A token that a model rules out (log-probability -inf) counts as one of this log-probability, so
 # that a loss stays finite and still pushes away from it.
@@ -65,9 +65,6 @@ def token_loss(
     return torch.zeros(mask.shape, dtype=loss.dtype, device=loss.device).masked_scatter(kept, loss)
 
 
-AGGREGATIONS = ("token_mean", "sequence_mean", "micro_batch_mean")
-
-
 def aggregate(loss: Tensor, mask: Tensor, how: str, tokens: Tensor | float, parts: int) -> Tensor:
     """One number from the losses [B, T] of a micro-batch, to be added over the ``parts`` equal
     micro-batches of a step and averaged over processes.
@@ -84,9 +81,8 @@ def aggregate(loss: Tensor, mask: Tensor, how: str, tokens: Tensor | float, part
         return (loss.sum(-1) / kept.sum(-1).clamp(min=1)).mean() / parts
     if how == "micro_batch_mean":
         return loss.sum() / kept.sum().clamp(min=1) / parts
-    raise Bad(
-        f"unknown aggregation '{how}'", "aggregation", f"use one of {', '.join(AGGREGATIONS)}"
-    )
+    known = ", ".join(get_args(Aggregation))
+    raise Bad(f"unknown aggregation '{how}'", "aggregation", f"use one of {known}")
 
 
 class Candidates(NamedTuple):

@@ -50,8 +50,6 @@ STATE = (
     "kl_nats",
 )
 RESPONSE = ("response_tokens", "truncation_ratio", "repetition_ratio")
-# Worked out from the means of the two entropies, see ``entropy_gap_of_means_nats``.
-DERIVED = ("entropy_gap_of_means_nats",)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from opd.errors import Bad
 from opd.loss_spec import (
     PRESETS,
+    Aggregation,
     Divergence,
     Estimator,
     Gradient,
@@ -238,7 +239,7 @@ class Opd(Strict):
     teacher: ModelRef
     prompts: PromptsRef
     loss: Loss = Loss()
-    aggregation: Literal["token_mean", "sequence_mean", "micro_batch_mean"] = "token_mean"
+    aggregation: Aggregation = "token_mean"
     metrics_k: Count = 16
     metrics_every: Count = Field(default=1, description="steps between measurements")
     position_bin: Count = Field(default=512, description="tokens in a bin of response positions")

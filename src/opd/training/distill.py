@@ -160,7 +160,7 @@ class Trainer(DistillationTrainer):
         self, kind: str, found: dict[str, metrics.Sums], where: Tensor, width: int, bins: int
     ) -> None:
         tally = metrics.binned(found, where, width, bins)
-        self.tallies[kind] = self.tallies[kind] + tally if kind in self.tallies else tally
+        self.tallies[kind] = self.tallies.get(kind, 0) + tally
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.rows = self._measured()
