@@ -40,7 +40,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module ``recorded`` that every process can import, and this process too."""
     (tmp_path / "recorded.py").write_text(RECORDED)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 
 
 def trained(processes: int, cfg: dict[str, Any], inputs: Inputs, out: Path) -> torch.Tensor:
