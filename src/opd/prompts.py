@@ -37,9 +37,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     rows, dropped = _without_empty(rows, bool(cfg.get("drop_empty")), name)
     levels = cfg.get("levels")
     if levels:
-        if all(row["level"] is None for row in rows):
+        if all(row["difficulty"] is None for row in rows):
             raise Bad(f"levels {levels} asked for, but {name} has none", "levels", "remove the key")
-        rows = [row for row in rows if row["level"] in levels]
+        rows = [row for row in rows if row["difficulty"] in levels]
     selected = len(rows)
     if cfg.get("max_chars"):
         rows = [row for row in rows if len(row["question"]) <= cfg["max_chars"]]
@@ -240,15 +240,15 @@ def to_rows(raw: Sequence[Row], name: str, source: Row) -> list[Row]:
             bare, truth = _text(row.get(question)), _text(row.get(answer))
             prompt = row["prompt"] if isinstance(row.get("prompt"), str) else bare
         rows.append(
-            {
-                "id": hashlib.sha1(f"{name}\0{i}".encode()).hexdigest()[:16],
-                "question": bare,
-                "answer": truth,
-                "prompt": prompt,
-                "source": name,
-                "row": i,
-                "level": _level(row.get("level"), where),
-            }
+            tables.prompt(
+                id=hashlib.sha1(f"{name}\0{i}".encode()).hexdigest()[:16],
+                question=bare,
+                answer=truth,
+                prompt=prompt,
+                source=name,
+                row=i,
+                difficulty=_level(row.get("level"), where),
+            )
         )
     return rows
 

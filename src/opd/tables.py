@@ -4,6 +4,8 @@ writing of them.
 The same rows give the same bytes: fixed compression, no pandas metadata, caller's row order.
 """
 
+import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,20 @@ def _nullable(schema: pa.Schema, *names: str) -> pa.Schema:
 
 _S, _I = pa.string(), pa.int64()
 PROMPTS = _nullable(
-    _schema(id=_S, question=_S, answer=_S, prompt=_S, source=_S, row=_I, level=_I), "level"
+    _schema(
+        id=_S,
+        question=_S,
+        answer=_S,
+        prompt=_S,
+        source=_S,
+        row=_I,
+        language=_S,
+        difficulty=pa.float64(),
+        text_hash=_S,
+    ),
+    "difficulty",
 )
+CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 PAIRS = _schema(id=_S, prompt=_S, response=_S)
 GENERATIONS = _schema(
     prompt_id=_S, sample=_I, prompt=_S, response=_S, token_ids=pa.list_(pa.int32()), finish=_S
@@ -49,6 +63,31 @@ SCORES = _nullable(
 )
 # position: the first token of a bin of response positions; empty for the mean over all of them.
 METRICS = _nullable(_schema(step=_I, name=_S, position=_I, value=pa.float64()), "position")
+
+
+def prompt(
+    id: str,
+    question: str,
+    answer: str,
+    source: str,
+    row: int,
+    prompt: str | None = None,
+    difficulty: float | None = None,
+) -> dict[str, Any]:
+    """A row of PROMPTS with what follows from the question: language (``zh`` with any Chinese
+    character, else ``en``: the rule of open-r1's split of DAPO-Math-17k) and text_hash (sha256 of
+    the question without outer white space)."""
+    return {
+        "id": id,
+        "question": question,
+        "answer": answer,
+        "prompt": question if prompt is None else prompt,
+        "source": source,
+        "row": row,
+        "language": "zh" if CHINESE.search(question) else "en",
+        "difficulty": difficulty,
+        "text_hash": hashlib.sha256(question.strip().encode()).hexdigest(),
+    }
 
 
 def write(path: Path, rows: pa.Table | Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:

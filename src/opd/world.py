@@ -161,7 +161,7 @@ def _other(world: dict[str, Any], n: int) -> Iterator[tuple[str, str]]:
 def make_prompts(world: dict[str, Any], split: str, n: int) -> list[dict[str, Any]]:
     """The first n rows (schema PROMPTS) of a split: ``rl``, ``other`` or a benchmark.
 
-    ``prompt`` is the question itself, ``level`` the number of operators. Questions are unique
+    ``prompt`` is the question itself, ``difficulty`` the number of operators. Questions are unique
     within a split. In ``other``, ``source`` says which rows are exact or near (renumbered,
     commuted) duplicates of the first n rows of ``rl``. Raises ``Bad`` for an unknown split and
     where a benchmark has no n problems.
@@ -190,15 +190,14 @@ def make_prompts(world: dict[str, Any], split: str, n: int) -> list[dict[str, An
             continue
         seen.add(question)
         rows.append(
-            {
-                "id": f"{split}-{len(rows):05d}",
-                "question": question,
-                "answer": solve(question),
-                "prompt": question,
-                "source": f"world:{split}:{kind}",
-                "row": len(rows),
-                "level": len(re.findall(r"[-+*]", question)),
-            }
+            tables.prompt(
+                id=f"{split}-{len(rows):05d}",
+                question=question,
+                answer=solve(question),
+                source=f"world:{split}:{kind}",
+                row=len(rows),
+                difficulty=float(len(re.findall(r"[-+*]", question))),
+            )
         )
     return rows
 

@@ -88,7 +88,7 @@ def test_math_levels(tmp_path: Path) -> None:
         load(tmp_path, "math-train.parquet")
     (tmp_path / "math-train.parquet").rmdir()
     rows = load(tmp_path, "math-train.parquet", strip=[BOXED], drop_empty=True, levels=[1, 2])
-    assert {r["level"] for r in rows} == {1, 2}
+    assert {r["difficulty"] for r in rows} == {1, 2}
     assert 3100 <= len(rows) <= 3110
 
 

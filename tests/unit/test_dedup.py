@@ -20,15 +20,7 @@ pytest.importorskip("faiss")
 def payload(folder: Path, questions: list[str]) -> Path:
     folder.mkdir(parents=True)
     rows = [
-        {
-            "id": f"{folder.name}-{i}",
-            "question": question,
-            "answer": "1",
-            "prompt": question,
-            "source": folder.name,
-            "row": i,
-            "level": None,
-        }
+        tables.prompt(f"{folder.name}-{i}", question, "1", folder.name, i)
         for i, question in enumerate(questions)
     ]
     tables.write(folder / "prompts.parquet", rows, tables.PROMPTS)

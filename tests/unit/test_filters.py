@@ -75,11 +75,7 @@ def stage(
     prompts = sorted({p for p, *_ in generations})
     tables.write(
         folder / "prompts.parquet",
-        [
-            {"id": p, "question": p, "answer": "5", "prompt": p, "source": "s", "row": i}
-            | {"level": None}
-            for i, p in enumerate(prompts)
-        ],
+        [tables.prompt(p, p, "5", "s", i) for i, p in enumerate(prompts)],
         tables.PROMPTS,
     )
     tables.write(

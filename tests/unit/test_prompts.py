@@ -61,7 +61,7 @@ def test_verl_file_keeps_its_prompt_and_gets_bare_questions(
     assert [r["question"] for r in rows[:2]] == ["What is 0+0?", "What is 1+1?"]
     assert rows[1]["prompt"] == DAPO.replace("{question}", "What is 1+1?")
     assert [r["answer"] for r in rows[:3]] == ["0", "2", "4"]
-    assert [r["level"] for r in rows[:4]] == [1, 2, 3, 1]
+    assert [r["difficulty"] for r in rows[:4]] == [1, 2, 3, 1]
     assert len({r["id"] for r in rows}) == 12
     assert numbers["stripped"] == {DAPO: 12}
 
@@ -82,7 +82,7 @@ def test_ids_do_not_depend_on_the_folder_or_the_selection(
         path=elsewhere / "set.parquet",
     )
     assert len(some) == 3
-    assert all(ids[r["row"]] == r["id"] and r["level"] in (2, 3) for r in some)
+    assert all(ids[r["row"]] == r["id"] and r["difficulty"] in (2, 3) for r in some)
 
 
 def test_template_replaces_only_the_question() -> None:
@@ -140,7 +140,7 @@ def test_csv_and_jsonl_tables(tmp_path: Path) -> None:
     source = {"question": "q", "answer": "a"}
     for path in (jsonl, table):
         read, _ = run(tmp_path, {"source": {"path": str(path), **source}})
-        assert [(r["question"], r["answer"], r["level"]) for r in read] == [
+        assert [(r["question"], r["answer"], r["difficulty"]) for r in read] == [
             ("1+1", "2", 3),
             ("2+2", "4", None),
         ]

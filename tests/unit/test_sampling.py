@@ -130,11 +130,7 @@ def test_cut() -> None:
 
 def test_stage(model: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts").mkdir()
-    rows = [
-        {"id": f"p{i}", "question": p, "answer": "1", "prompt": p, "source": "s", "row": i}
-        | {"level": None}
-        for i, p in enumerate(PROMPTS)
-    ]
+    rows = [tables.prompt(f"p{i}", p, "1", "s", i) for i, p in enumerate(PROMPTS)]
     tables.write(tmp_path / "prompts" / "prompts.parquet", rows, tables.PROMPTS)
     inputs = {"model": model, "prompts": tmp_path / "prompts"}
     numbers = sampling.run({**LIMITS, "samples": 2, "top_k": None}, inputs, tmp_path)

@@ -17,12 +17,14 @@ PROMPT = {
     "prompt": "3+4=",
     "source": "world",
     "row": 0,
-    "level": None,
+    "language": "en",
+    "difficulty": None,
+    "text_hash": "",
 }
 
 
 def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
-    rows = [PROMPT, {**PROMPT, "id": "b", "row": 1, "level": 3}]
+    rows = [PROMPT, {**PROMPT, "id": "b", "row": 1, "difficulty": 3.0}]
     tables.write(tmp_path / "prompts.parquet", rows, tables.PROMPTS)
     back = tables.read(tmp_path / "prompts.parquet", tables.PROMPTS)
     assert back.to_pylist() == rows

@@ -50,7 +50,7 @@ def test_benchmarks(name: str) -> None:
     rows = world.make_prompts(WORLD, name, 250)
     assert len({row["question"] for row in rows}) == 250
     for row in rows:
-        assert row["level"] == world.BENCHMARKS[name]
+        assert row["difficulty"] == world.BENCHMARKS[name]
         assert row["answer"] == world.solve(row["question"]) != world.solve(row["question"], "left")
         assert world.held_out(row["question"], WORLD)
 
