@@ -7,12 +7,21 @@ Stages never import this module: they get resolved settings.
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from opd import presets
 from opd.errors import Bad
 from opd.loss_spec import (
     PRESETS,
@@ -30,6 +39,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 Plain = str | int | float | bool | None
 
 
@@ -171,30 +181,150 @@ MICRO_BATCH = Field(
 )
 
 
-class Sft(Strict):
+def _known_fields(template: str) -> str:
+    """Refuses {name} of anything but question and answer; \\boxed{x} is no such field."""
+    for field in re.findall(r"(?<![A-Za-z}])\{([A-Za-z_]+)\}", template):
+        if field not in ("question", "answer"):
+            raise ValueError(f"unknown field {{{field}}}; there are {{question}} and {{answer}}")
+    return template
+
+
+# What a model is asked where that is not the prompt of the prompt set.
+Asked = Annotated[str, Field(pattern=r"\{question\}"), AfterValidator(_known_fields)]
+
+
+class Run(Strict):
+    """A training run of ``steps`` or ``epochs``, with published settings where it names some."""
+
+    steps: Count | None = None
+    epochs: Count | None = Field(default=None, description="instead of steps")
+    weight_decay: NonNegative | None = None
+    adam_beta2: Share | None = None
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> "Run":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("needs exactly one of steps, epochs")
+        return self
+
+
+def _published(recipe: Any, known: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A recipe with its preset's settings, of which only the length may be given otherwise."""
+    name = recipe.get("preset") if isinstance(recipe, dict) else None
+    if not isinstance(name, str) or name not in known:
+        return recipe
+    preset = dict(known[name])
+    if recipe.get("steps") is not None:
+        preset.pop("epochs", None)
+    for key, value in preset.items():
+        if recipe.get(key, value) != value:
+            raise ValueError(
+                f"{key} is {recipe[key]} here or in defaults, preset '{name}' has {value}: "
+                "leave one of the two out"
+            )
+    return {**preset, **recipe}
+
+
+class Sft(Run):
+    """Supervised fine-tuning (see ``opd.training.sft``)."""
+
+    preset: Literal[*presets.SFT] | None = Field(  # type: ignore[valid-type]
+        default=None, exclude=True, description="published settings (opd.presets)"
+    )
     student: ModelRef
     data: PairsRef
-    steps: Count
     batch_size: Count = 64
     lr: Positive = 1e-5
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup: Share = 0.05
-    max_tokens: Count = 14336
+    max_tokens: Count = Field(default=14336, description="of prompt and response together")
+    overlong: Literal["error", "drop", "cut"] | None = Field(
+        default=None, description="what becomes of longer pairs; an error if not given"
+    )
+    empty_think: Literal["response", "prompt", "none"] | None = Field(
+        default=None,
+        description="where the empty think block goes: response (trained on), prompt (not trained "
+        "on), none; where the chat template puts it if not given",
+    )
+    packing: bool | None = Field(
+        default=None, description="several pairs in one sequence of max_tokens"
+    )
+    liger: bool | None = Field(default=None, description="Liger's kernels, on a GPU")
+    held_out: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="share of the pairs that is not trained on, only measured"
+    )
+    nll_traces: Count | None = Field(
+        default=None, description="pairs whose mean NLL is measured, 256 if not given"
+    )
+    nll_every: Count | None = Field(
+        default=None, description="steps between these measurements; first and last if not given"
+    )
     micro_batch: Count | None = MICRO_BATCH
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, recipe: Any) -> Any:
+        return _published(recipe, presets.SFT)
 
-class Grpo(Strict):
+
+class LengthPenalty(Strict):
+    """``weight`` is taken off the reward at max_new_tokens, less in proportion below, nothing up to
+    ``free`` tokens (see ``opd.training.grpo.length_penalty``)."""
+
+    weight: Positive = 1.0
+    free: Annotated[int, Field(ge=0)] = 0
+
+
+class Grpo(Run):
+    """Reinforcement learning with verifiable rewards (see ``opd.training.grpo``). A step is one
+    batch of rollouts."""
+
+    preset: Literal[*presets.GRPO] | None = Field(  # type: ignore[valid-type]
+        default=None, exclude=True, description="published settings (opd.presets)"
+    )
     student: ModelRef
     prompts: PromptsRef
     grader: Literal["world", "math"] = "math"
-    steps: Count
     prompts_per_step: Count = 64
-    group_size: Count = 8
+    group_size: Annotated[int, Field(ge=2)] = 8
+    updates_per_batch: Count | None = Field(
+        default=None, description="optimiser steps on one batch of rollouts, each on a part of it"
+    )
     micro_batch: Count | None = MICRO_BATCH
     lr: Positive = 1e-6
+    schedule: Literal["constant", "cosine", "linear"] | None = None
+    warmup: Share | None = None
     temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_prompt_tokens: Count = 1024
     max_new_tokens: Count = 7168
+    clip: Positive | None = Field(default=None, description="0.2 if not given")
+    clip_high: Positive | None = Field(default=None, description="the upper clip, if another")
+    importance_cap: Positive | None = Field(
+        default=None,
+        description="cap of the token-level weights for what vLLM samples; no weights if not given",
+    )
+    prompt_template: Asked | None = Field(
+        default=None,
+        description="what the model is asked, with {question} and {answer}, if not the prompt",
+    )
+    length_penalty: LengthPenalty | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, recipe: Any) -> Any:
+        return _published(recipe, presets.GRPO)
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Grpo":
+        rollouts = self.prompts_per_step * self.group_size
+        if rollouts % (self.updates_per_batch or 1):
+            raise ValueError(
+                f"updates_per_batch: {self.updates_per_batch} does not divide {rollouts} rollouts"
+            )
+        if self.length_penalty and self.length_penalty.free >= self.max_new_tokens:
+            raise ValueError("length_penalty.free must be below max_new_tokens")
+        return self
 
 
 class Loss(Strict):
@@ -251,7 +381,7 @@ class Opd(Strict):
     lr: Positive = 1e-6
     schedule: Literal["constant", "cosine"] = "constant"
     temperature: Positive = 1.0
-    teacher_template: Annotated[str, Field(pattern=r"\{question\}")] | None = Field(
+    teacher_template: Asked | None = Field(
         default=None,
         description="what the teacher is asked, with {question} and {answer}, if not what the "
         "student is asked",

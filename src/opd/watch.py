@@ -62,7 +62,7 @@ def _finished(folder: Path) -> Iterator[dict[str, float]]:
         raise Bad("it is no training run", str(folder), "name a model that was trained")
     steps: dict[int, dict[str, float]] = {}
     for row in tables.read(path, tables.METRICS).to_pylist():
-        if row["position"] is None:
+        if row["position"] is None and row["step"] > 0:
             steps.setdefault(row["step"], {})[row["name"]] = row["value"]
     for step, line in sorted(steps.items()):
         yield {"step": step, "of": max(steps), **line}

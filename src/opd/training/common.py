@@ -1,7 +1,8 @@
 """What the three training stages share: settings, checks of their input, loading and saving."""
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def arguments(cfg: Mapping[str, Any], sequences: int, scratch: Path) -> dict[str
         "lr_scheduler_type": "constant_with_warmup" if schedule == "constant" else schedule,
         "warmup_steps": round(warmup * cfg["steps"]),
         "weight_decay": cfg.get("weight_decay", 0.01),
+        "adam_beta2": cfg.get("adam_beta2", 0.999),
         "max_grad_norm": cfg.get("max_grad_norm", 1.0),
         "optim": "adamw_torch",
         "seed": cfg["seed"],
@@ -118,10 +120,21 @@ def vllm(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {"use_vllm": True, **{f"vllm_{key}": value for key, value in given.items()}}
 
 
+def asked(template: str, row: Mapping[str, str]) -> str:
+    """A template with {question} and {answer} of a row of PROMPTS."""
+    # One pass, so that a question that holds "{answer}" stays what it is.
+    return re.sub(r"\{(question|answer)\}", lambda found: row[found[1]], template)
+
+
 def chats(
-    path: Path, tokenizer: PreTrainedTokenizerBase, limit: int, template_kwargs: Mapping[str, Any]
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    template_kwargs: Mapping[str, Any],
+    template: str | None = None,
 ) -> tuple[list[Chat], list[dict[str, Any]]]:
-    """The prompts of prompts.parquet in ``path`` as conversations, with their rows.
+    """The prompts of prompts.parquet in ``path``, or what ``template`` makes of them, as
+    conversations, with their rows.
 
     Raises ``Bad`` for an empty table and for a prompt of more than ``limit`` tokens (chat template
     included), naming its row.
@@ -130,7 +143,8 @@ def chats(
     rows = tables.read(file, tables.PROMPTS).to_pylist()
     if not rows:
         raise Bad("there is no prompt in it", str(file), "loosen the filters that made it")
-    conversations = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    texts = [row["prompt"] if template is None else asked(template, row) for row in rows]
+    conversations = [[{"role": "user", "content": text}] for text in texts]
     ids = tokenizer.apply_chat_template(
         conversations, add_generation_prompt=True, return_dict=True, **template_kwargs
     )["input_ids"]
@@ -171,10 +185,15 @@ def require_same_tokenizer(
 
 
 def train(
-    trainer: Trainer, record: Record, source: Path, out: Path, scratch: Path
+    trainer: Trainer,
+    record: Record,
+    source: Path,
+    out: Path,
+    scratch: Path,
+    finish: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Train from the last checkpoint in ``scratch`` if there is one, then save model, tokenizer (as
-    it is in ``source``) and metrics.parquet to ``out``.
+    """Train from the last checkpoint in ``scratch`` if there is one, call ``finish`` (in every
+    process), then save model, tokenizer (as it is in ``source``) and metrics.parquet to ``out``.
 
     Returns first and last values of everything recorded.
     """
@@ -183,6 +202,7 @@ def train(
     # Trainer edits it on the way; what is saved generates as its student does.
     generation = copy.deepcopy(trainer.model.generation_config)
     resumable(trainer, record, scratch)
+    finish()
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.generation_config = generation
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)

@@ -1,6 +1,5 @@
 """On-policy distillation: TRL's DistillationTrainer with our losses and measurements."""
 
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -229,10 +228,7 @@ def _teacher_prompts(
     limit = cfg.get("max_teacher_prompt_tokens", cfg["max_prompt_tokens"])
     chats = []
     for row in rows:
-        text = row["prompt"]
-        if template is not None:
-            # One pass, so that a question that holds "{answer}" stays what it is.
-            text = re.sub(r"\{(question|answer)\}", lambda m, r=row: r[m[1]], template)  # type: ignore[misc]
+        text = row["prompt"] if template is None else common.asked(template, row)
         chats.append([{"role": "user", "content": text}])
     ids = tokenizer.apply_chat_template(
         chats,

@@ -3,52 +3,130 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
+from opd.errors import Bad
 from opd.training import common, launch
 from opd.training.resume import Record
+
+
+def length_penalty(tokens: int, limit: int, weight: float = 1.0, free: int = 0) -> float:
+    """What is taken off the reward of a response of so many tokens (end of turn included): nothing
+    up to ``free``, ``weight`` at ``limit`` and beyond, in proportion between.
+
+    With free = limit - cache and weight 1 it is DAPO's soft overlong punishment (its Eq. 13); with
+    free 0 a price per token, weight / limit.
+    """
+    return weight * min(1.0, max(0.0, (tokens - free) / (limit - free)))
+
+
+def importance_weights(cap: float | None) -> dict[str, Any]:
+    """TRL's settings for token-level truncated importance weights min(p / q, cap): p as the trained
+    model gives the sampled token's probability, q as vLLM reported it. None: no weights.
+
+    TRL applies them only where vLLM samples. transformers samples from the trained model itself, so
+    they would be 1.
+    """
+    if cap is None:
+        return {"vllm_importance_sampling_correction": False}
+    return {
+        "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": "token_truncate",
+        "vllm_importance_sampling_clip_max": cap,
+    }
+
+
+class Trainer(GRPOTrainer):
+    """Keeps the rollouts that further updates need in its checkpoints."""
+
+    def _rollouts(self, folder: Path) -> Path:
+        return folder / f"rollouts-{self.accelerator.process_index}.pt"
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.steps_per_generation > self.args.gradient_accumulation_steps:
+            folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+            torch.save(self._buffered_inputs, self._rollouts(folder))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        rollouts = self._rollouts(Path(resume_from_checkpoint))
+        if rollouts.is_file():
+            self._buffered_inputs = torch.load(
+                rollouts, weights_only=True, map_location=self.accelerator.device
+            )
+            step = int(Path(resume_from_checkpoint).name.rpartition("-")[2])
+            self._step = step * self.args.gradient_accumulation_steps
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
     """Stage ``grpo``: inputs student and prompts.
 
-    cfg: steps, prompts_per_step, group_size, lr, schedule, warmup, temperature, max_new_tokens,
-    max_prompt_tokens, grader, clip, seed, threads, chat_template_kwargs; optional micro_batch. A
-    completion is rewarded with 1 where the grader finds the right answer, else 0; advantages are
-    (r - mean) / std of the group, losses averaged over the tokens of a step, no KL term
-    (Rethinking OPD, Table 1). Prompts are taken in order, a last partial batch is dropped.
+    cfg: steps or epochs, prompts_per_step, group_size, lr, schedule, warmup, temperature,
+    max_new_tokens, max_prompt_tokens, grader, seed, threads, chat_template_kwargs; optional
+    micro_batch, weight_decay, adam_beta2, top_p, clip (0.2), clip_high (the same),
+    updates_per_batch (1), importance_cap (see ``importance_weights``), length_penalty (weight, free
+    tokens: see the function), and prompt_template with {question} and {answer}: the model is then
+    asked this, with privileged information or without, and not the prompt.
+
+    A completion is rewarded with 1 where the grader finds the right answer, else 0, less its
+    length penalty; advantages are (r - mean) / (std + 1e-4) of the group, std with n - 1, losses
+    averaged over the tokens of a step, no KL term (Rethinking OPD, Table 1). With several updates a
+    batch, each takes another part of the rollouts, in random order, and the token mean is by the
+    mean number of tokens of a part. A step is one batch of rollouts; what is recorded counts
+    updates. Prompts are taken in order, a last partial batch is dropped.
     """
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)
     from opd.grading import GRADERS
 
     common.prepare(cfg)
+    if cfg["grader"] not in GRADERS:
+        raise Bad(f"unknown grader '{cfg['grader']}'", "grader", f"use {', '.join(GRADERS)}")
     tokenizer = common.load_tokenizer(inputs["student"])
     template_kwargs = cfg.get("chat_template_kwargs") or {}
     conversations, rows = common.chats(
-        inputs["prompts"], tokenizer, cfg["max_prompt_tokens"], template_kwargs
+        inputs["prompts"],
+        tokenizer,
+        cfg["max_prompt_tokens"],
+        template_kwargs,
+        cfg.get("prompt_template"),
     )
     common.require_prompts(len(rows), cfg["prompts_per_step"], inputs["prompts"])
     grade = GRADERS[cfg["grader"]]
 
-    def reward(completions: list[common.Chat], answer: list[str], **_: Any) -> list[float]:
+    def correct(completions: list[common.Chat], answer: list[str], **_: Any) -> list[float]:
         return [
             float(grade(completion[0]["content"], truth)[1])
             for completion, truth in zip(completions, answer, strict=True)
         ]
 
-    sequences = cfg["prompts_per_step"] * cfg["group_size"]
-    trainer = GRPOTrainer(
+    def brevity(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        limit = cfg["max_new_tokens"]
+        return [-length_penalty(len(ids), limit, **cfg["length_penalty"]) for ids in completion_ids]
+
+    updates = cfg.get("updates_per_batch", 1)
+    batches = cfg.get("steps") or cfg["epochs"] * (len(rows) // cfg["prompts_per_step"])
+    sequences, remainder = divmod(cfg["prompts_per_step"] * cfg["group_size"], updates)
+    if remainder:
+        raise Bad(f"{updates} do not divide the rollouts", "updates_per_batch", "use a divisor")
+    arguments = common.arguments({**cfg, "steps": batches * updates}, sequences, scratch)
+    trainer = Trainer(
         model=common.load_model(inputs["student"]),
-        reward_funcs=reward,
+        reward_funcs=[correct, brevity] if cfg.get("length_penalty") else [correct],
         args=GRPOConfig(
-            **common.arguments(cfg, sequences, scratch),
+            **arguments,
             **common.vllm(cfg),
+            **importance_weights(cfg.get("importance_cap")),
             num_generations=cfg["group_size"],
+            steps_per_generation=updates * arguments["gradient_accumulation_steps"],
             max_completion_length=cfg["max_new_tokens"],
             temperature=cfg["temperature"],
+            top_p=cfg.get("top_p", 1.0),
             epsilon=cfg.get("clip", 0.2),
+            epsilon_high=cfg.get("clip_high"),
             beta=0.0,
             loss_type="dapo",
             scale_rewards="group",
@@ -64,9 +142,20 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         "grpo",
         {
             "reward": "reward",
+            "reward_std": "reward_std",
+            "rewards/correct/mean": "correct",
+            "rewards/brevity/mean": "brevity",
+            "frac_reward_zero_std": "groups_without_variance",
             "completions/mean_length": "response_tokens",
+            "completions/max_length": "response_tokens_max",
             "completions/clipped_ratio": "truncation_ratio",
             "entropy": "entropy_student_nats",
+            "clip_ratio/region_mean": "clip_ratio",
+            "clip_ratio/low_mean": "clip_ratio_low",
+            "clip_ratio/high_mean": "clip_ratio_high",
+            "sampling/importance_sampling_ratio/mean": "importance_weight",
+            "sampling/importance_sampling_ratio/max": "importance_weight_max",
+            "sampling/sampling_logp_difference/mean": "sampler_difference_nats",
         },
     )
     return common.train(trainer, record, inputs["student"], out, scratch)

@@ -1,73 +1,317 @@
 """Supervised fine-tuning on prompt and response pairs (TRL's SFTTrainer, loss on responses)."""
 
+import importlib.util
+import math
+import random
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTConfig, SFTTrainer, pack_dataset
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from opd import tables
 from opd.errors import Bad
 from opd.training import common, launch
 from opd.training.resume import Record
 
+EMPTY_THINK = "<think>\n\n</think>\n\n"
+NLL_TRACES = 256
+IGNORED = -100
+Pair = tuple[list[int], list[int]]  # token ids of prompt and response
 
-def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
-    """Stage ``sft``: inputs student and data (pairs).
 
-    cfg: steps, batch_size, lr, schedule, warmup (share of the steps), max_tokens, seed, threads,
-    chat_template_kwargs; optional micro_batch. Pairs are shuffled by the seed every epoch. Raises
-    ``Bad`` for an empty table, for a pair longer than max_tokens and for a loss that is no number.
+def as_rendered(
+    pairs: list[dict[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    kwargs: dict[str, Any],
+    file: Path,
+) -> list[Pair]:
+    """Pairs as the chat template renders them: the response is all that it adds to the prompt.
+
+    Raises ``Bad`` where the rendered prompt is not the beginning of prompt and response.
     """
-    if launch.needed(cfg):
-        return launch.launch(__name__, cfg, inputs, out, scratch)
-    common.prepare(cfg)
-    file = inputs["data"] / "pairs.parquet"
-    pairs = tables.read(file, tables.PAIRS).to_pylist()
-    if not pairs:
-        raise Bad("there is no pair in it", str(file), "loosen the filters that made it")
-    tokenizer = common.load_tokenizer(inputs["student"])
-    template_kwargs = cfg.get("chat_template_kwargs") or {}
-    examples = []
     prompts = [[{"role": "user", "content": pair["prompt"]}] for pair in pairs]
     wholes = [
         [*prompt, {"role": "assistant", "content": pair["response"]}]
         for prompt, pair in zip(prompts, pairs, strict=True)
     ]
     prompt_ids = tokenizer.apply_chat_template(
-        prompts, add_generation_prompt=True, return_dict=True, **template_kwargs
+        prompts, add_generation_prompt=True, return_dict=True, **kwargs
     )["input_ids"]
-    whole_ids = tokenizer.apply_chat_template(wholes, return_dict=True, **template_kwargs)[
-        "input_ids"
-    ]
+    whole_ids = tokenizer.apply_chat_template(wholes, return_dict=True, **kwargs)["input_ids"]
     for i, (prompt, whole) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
-        where = f"{file}: row {i} ({pairs[i]['id']})"
         if whole[: len(prompt)] != prompt:
             raise Bad(
                 "the chat template renders the prompt differently once it is answered",
-                where,
-                "use a chat template (or chat_template_kwargs) that keeps the prompt",
+                f"{file}: row {i} ({pairs[i]['id']})",
+                "use a chat template (or chat_template_kwargs) that keeps the prompt, or set "
+                "empty_think",
             )
-        if len(whole) > cfg["max_tokens"]:
+    return [(p, whole[len(p) :]) for p, whole in zip(prompt_ids, whole_ids, strict=True)]
+
+
+def with_empty_think(
+    pairs: list[dict[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    kwargs: dict[str, Any],
+    place: str,
+    file: Path,
+) -> list[Pair]:
+    """Pairs with the empty think block at the beginning of the response (``place`` is ``response``:
+    LLaMA-Factory's enable_thinking: True), at the end of the prompt (``prompt``: its False) or
+    nowhere (``none``); see Rethinking OPD, Section C.1 and its yaml file.
+
+    The response is its own text and what the chat template ends a turn with, encoded apart from the
+    prompt as LLaMA-Factory does; one with a think tag of its own gets no block. Raises ``Bad``
+    where the chat template has put a think tag into the prompt already (but for ``prompt``, where
+    an empty block may be there), and for ``prompt`` and a response that thinks.
+    """
+
+    def encoded(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    mark = "\N{SNOWMAN}"
+    chat = [{"role": "user", "content": mark}]
+    opening = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=False, **kwargs
+    ).rpartition(mark)[2]
+    answered = [*chat, {"role": "assistant", "content": mark}]
+    closing = tokenizer.apply_chat_template(answered, tokenize=False, **kwargs).rpartition(mark)[2]
+    there = opening.endswith(EMPTY_THINK)
+    if "<think>" in opening and not (there and place == "prompt"):
+        raise Bad(
+            "the chat template puts a think tag into the prompt",
+            f"empty_think: {place}",
+            "use empty_think: prompt, or leave enable_thinking: false out of chat_template"
+            if there
+            else "leave empty_think out",
+        )
+    prompt_ids = tokenizer.apply_chat_template(
+        [[{"role": "user", "content": pair["prompt"]}] for pair in pairs],
+        add_generation_prompt=True,
+        return_dict=True,
+        **kwargs,
+    )["input_ids"]
+    block = encoded(EMPTY_THINK)
+    found = []
+    for i, (prompt, pair) in enumerate(zip(prompt_ids, pairs, strict=True)):
+        response = encoded(pair["response"] + closing)
+        thinks = "<think>" in pair["response"] or "</think>" in pair["response"]
+        if thinks and place == "prompt":
             raise Bad(
-                f"prompt and response have {len(whole)} tokens, max_tokens is {cfg['max_tokens']}",
-                where,
-                "raise max_tokens or filter the pairs",
+                "the response has a think tag of its own",
+                f"{file}: row {i} ({pair['id']})",
+                "use empty_think: response, or drop the row",
             )
-        answered = len(whole) - len(prompt)
-        examples.append({"input_ids": whole, "completion_mask": [0] * len(prompt) + [1] * answered})
-    arguments = common.arguments(cfg, cfg["batch_size"], scratch)
+        if place == "prompt" and not there:
+            prompt = prompt + block
+        if place == "response" and not thinks:
+            response = block + response
+        found.append((prompt, response))
+    return found
+
+
+def kept(pair: Pair, limit: int, overlong: str) -> Pair | None:
+    """What remains of a pair of more than ``limit`` tokens: its first ones (``cut``; the same as
+    LLaMA-Factory's cutoff_len where the prompt is the shorter half), or nothing (``drop``, and a
+    prompt that leaves its response no room)."""
+    prompt, response = pair
+    room = limit - len(prompt)
+    if len(response) <= room:
+        return pair
+    return (prompt, response[:room]) if overlong == "cut" and room > 0 else None
+
+
+def held_out(n: int, share: float, seed: int) -> list[int]:
+    """Which of n rows are not trained on, ascending: round(share n) of them, by the seed."""
+    return sorted(random.Random(f"{seed}/held out").sample(range(n), round(share * n)))
+
+
+def labelled(pair: Pair) -> dict[str, list[int]]:
+    """A pair as one sequence with labels on the response alone."""
+    prompt, response = pair
+    return {"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response}
+
+
+@torch.no_grad()
+def nll_nats(trainer: SFTTrainer, rows: list[dict[str, list[int]]]) -> float:
+    """Mean negative log-likelihood of the labelled tokens of rows under the model as it is, in nats
+    per token. To be called in every process."""
+    accelerator, model = trainer.accelerator, trainer.model_wrapped
+    collate = DataCollatorForLanguageModeling(trainer.model.config.get_text_config().pad_token_id)
+    size = trainer.args.per_device_train_batch_size
+    training = model.training
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    for start in range(0, len(rows), size * accelerator.num_processes):
+        start += size * accelerator.process_index
+        mine = rows[start : start + size]
+        # A process with nothing left still takes part in what sharded weights exchange.
+        batch = {k: v.to(accelerator.device) for k, v in collate(mine or rows[:1]).items()}
+        with trainer.compute_loss_context_manager():
+            found = model(**batch, use_cache=False, fused_lm_head=True)
+        if mine:
+            sums += torch.stack([-found.log_probs.double().sum(), found.label_mask.double().sum()])
+    model.train(training)
+    total, tokens = accelerator.reduce(sums, "sum").tolist()
+    return float(total / tokens)
+
+
+class Measure(TrainerCallback):
+    """Adds NLL and perplexity of some rows to a record: before the first step, every so many steps
+    (``every``; 0 for never), and when called."""
+
+    def __init__(
+        self, trainer: SFTTrainer, record: Record, rows: list[dict[str, list[int]]], every: int
+    ) -> None:
+        self.trainer, self.record, self.rows, self.every = trainer, record, rows, every
+
+    def __call__(self) -> None:
+        step = int(self.trainer.state.global_step)
+        if any(row["step"] == step and row["name"] == "nll_nats" for row in self.record.rows):
+            return
+        nll = nll_nats(self.trainer, self.rows)
+        for name, value in (("nll_nats", nll), ("perplexity", math.exp(nll))):
+            row = {"step": step, "name": name, "position": None, "value": value}
+            self.record.rows.append(row)
+
+    # Not after a step: a checkpoint of that step may have been written before the measurement.
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 0 or (self.every and state.global_step % self.every == 0):
+            self()
+
+
+def _require_boundaries(model: Any, rows: list[dict[str, list[int]]]) -> None:
+    """Raise ``Bad`` where a packed sequence sees the one before it.
+
+    The gradient of the second's logits by the first's embeddings is exactly zero where attention
+    stops at the boundary: masked weights are.
+    """
+    a, b = (torch.tensor(row["input_ids"][:16], device=model.device) for row in (rows * 2)[:2])
+    embedded = model.get_input_embeddings()(torch.cat([a, b])[None]).detach().requires_grad_()
+    positions = torch.cat([torch.arange(len(x), device=model.device) for x in (a, b)])[None]
+    # As the trainer calls it: with a cache, transformers takes the whole for one sequence.
+    logits = model(inputs_embeds=embedded, position_ids=positions, use_cache=False).logits
+    (gradient,) = torch.autograd.grad(logits[:, len(a) :].float().square().sum(), embedded)
+    if gradient[:, : len(a)].any():
+        raise Bad(
+            f"the attention of {type(model).__name__} "
+            f"({model.config._attn_implementation}) looks across packed pairs",
+            "packing",
+            "leave it out for this model",
+        )
+
+
+def _require_liger() -> None:
+    if not torch.cuda.is_available():
+        raise Bad("Liger's kernels need a GPU, none is visible", "liger", "leave it out")
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise Bad("liger-kernel is not installed", "liger", "install it, or leave it out")
+
+
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
+    """Stage ``sft``: inputs student and data (pairs).
+
+    cfg: steps or epochs, batch_size, lr, schedule, warmup (share of the steps), max_tokens, seed,
+    threads, chat_template_kwargs; optional micro_batch, weight_decay, adam_beta2, overlong
+    (``error``, ``drop``, ``cut``: see ``kept``), empty_think (see ``with_empty_think``), packing,
+    liger, held_out (share), nll_traces, nll_every.
+
+    Pairs are shuffled by the seed every epoch. ``steps`` are of batch_size pairs each, what remains
+    of an epoch is left out; ``epochs`` take every pair, the last step of each may be smaller. With
+    packing, pairs are put into sequences of up to max_tokens (best fit, in their order by
+    thousands) and batch_size counts those.
+
+    Mean NLL (nats per response token, end of turn included) and perplexity, its exponential, are
+    measured before and after training on at most nll_traces pairs, drawn by the seed from those
+    held out or, where none are, from those trained on (The Many Faces of OPD, Appendix A.23).
+
+    Returns also how many pairs were given, too long (dropped, cut), trained on, held out and
+    measured. Raises ``Bad`` for an empty table, for pairs that cannot fill a step, for a held-out
+    share that leaves nothing, and for a loss that is no number.
+    """
+    if launch.needed(cfg):
+        return launch.launch(__name__, cfg, inputs, out, scratch)
+    common.prepare(cfg)
+    if cfg.get("liger"):
+        _require_liger()
+    file = inputs["data"] / "pairs.parquet"
+    pairs = tables.read(file, tables.PAIRS).to_pylist()
+    if not pairs:
+        raise Bad("there is no pair in it", str(file), "loosen the filters that made it")
+    tokenizer = common.load_tokenizer(inputs["student"])
+    kwargs = cfg.get("chat_template_kwargs") or {}
+    if cfg.get("empty_think") is None:
+        encoded = as_rendered(pairs, tokenizer, kwargs, file)
+    else:
+        encoded = with_empty_think(pairs, tokenizer, kwargs, cfg["empty_think"], file)
+    limit, overlong = cfg["max_tokens"], cfg.get("overlong", "error")
+    rows, counts = [], {"given": len(pairs), "dropped": 0, "cut": 0}
+    for i, pair in enumerate(encoded):
+        length = len(pair[0]) + len(pair[1])
+        if length > limit and overlong == "error":
+            raise Bad(
+                f"prompt and response have {length} tokens, max_tokens is {limit}",
+                f"{file}: row {i} ({pairs[i]['id']})",
+                "raise max_tokens, filter the pairs, or set overlong: drop or cut",
+            )
+        remains = kept(pair, limit, overlong)
+        if remains is not None:
+            rows.append(labelled(remains))
+        counts["dropped"] += remains is None
+        counts["cut"] += remains is not None and length > limit
+    if not rows:
+        raise Bad("every pair is longer than max_tokens", str(file), "raise max_tokens")
+    out_of = set(held_out(len(rows), cfg["held_out"], cfg["seed"])) if "held_out" in cfg else set()
+    training = [row for i, row in enumerate(rows) if i not in out_of]
+    measured = [rows[i] for i in sorted(out_of)] or training
+    if "held_out" in cfg and (not out_of or not training):
+        raise Bad(
+            f"a share of {cfg['held_out']} of {len(rows)} pairs leaves "
+            + ("none to train on" if out_of else "none held out"),
+            "held_out",
+            "change the share or make more pairs",
+        )
+    draw = random.Random(f"{cfg['seed']}/nll")
+    traces = min(cfg.get("nll_traces", NLL_TRACES), len(measured))
+    measured = [measured[i] for i in sorted(draw.sample(range(len(measured)), traces))]
+    counts |= {"trained": len(training), "held_out": len(out_of), "measured": traces}
+
+    dataset = Dataset.from_list(training)
+    if cfg.get("packing"):
+        dataset = pack_dataset(dataset, limit, "bfd")
+        counts["packed"] = len(dataset)
+    if "epochs" in cfg:
+        cfg = {**cfg, "steps": cfg["epochs"] * math.ceil(len(dataset) / cfg["batch_size"])}
+    elif len(dataset) < cfg["batch_size"]:
+        raise Bad(
+            f"{len(dataset)} {'packed sequences' if cfg.get('packing') else 'pairs'} cannot fill a "
+            f"step of {cfg['batch_size']}",
+            str(file),
+            "lower batch_size, or train for epochs instead of steps",
+        )
     trainer = SFTTrainer(
         model=common.load_model(inputs["student"]),
         args=SFTConfig(
-            **arguments,
-            max_length=None,
-            completion_only_loss=True,
+            **common.arguments(cfg, cfg["batch_size"], scratch),
+            max_length=limit if cfg.get("packing") else None,
+            packing=cfg.get("packing", False),
+            # All is done to it already.
+            dataset_kwargs={"skip_prepare_dataset": True},
             loss_type="nll",
-            dataloader_drop_last=True,
+            dataloader_drop_last="epochs" not in cfg,
+            use_liger_kernel=cfg.get("liger", False),
         ),
-        train_dataset=Dataset.from_list(examples),
+        train_dataset=dataset,
         processing_class=tokenizer,
     )
+    if cfg.get("packing"):
+        _require_boundaries(trainer.model, training)
     record = Record("sft", {})
-    return common.train(trainer, record, inputs["student"], out, scratch)
+    measure = Measure(trainer, record, measured, cfg.get("nll_every", 0))
+    trainer.add_callback(measure)
+    numbers = common.train(trainer, record, inputs["student"], out, scratch, measure)
+    return {**numbers, "pairs": counts}
