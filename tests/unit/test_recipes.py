@@ -1,6 +1,7 @@
 """Configs: what is refused and how, defaults and sweeps, and what an edit can touch."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,28 @@ def artifacts(raw: dict[str, Any]) -> dict[str, Artifact]:
         ({"prompts__p__path": {"file": "x"}}, ["prompts.p", "world and path"]),
         ({"targets": ["t2"]}, ["targets", "'t2'", "there are: t1"]),
         ({"seeds": []}, ["seeds", "at least 1"]),
+        ({"models__a__sft__epochs": 1}, ["models.a.sft", "exactly one of steps, epochs"]),
+        ({"models__a__sft__steps": None}, ["models.a.sft", "exactly one of steps, epochs"]),
+        ({"models__a__sft__preset": "paper"}, ["sft.preset", "'paper'", "'rethinking_paper'"]),
+        (
+            {"models__a__sft__preset": "rethinking_yaml", "models__a__sft__lr": 1e-4},
+            ["models.a.sft", "lr is 0.0001", "preset 'rethinking_yaml' has 1e-05", "leave one"],
+        ),
+        (
+            {"models__b__grpo__preset": "rethinking", "defaults__grpo": {"group_size": 4}},
+            ["models.b.grpo", "group_size is 4", "defaults", "preset 'rethinking' has 8"],
+        ),
+        ({"models__a__sft__held_out": 1.0}, ["models.a.sft.held_out", "less than 1"]),
+        ({"models__a__sft__empty_think": "both"}, ["sft.empty_think", "'response', 'prompt'"]),
+        ({"models__b__grpo__grader": "maths"}, ["models.b.grpo.grader", "'maths'"]),
+        ({"models__b__grpo__group_size": 1}, ["models.b.grpo.group_size", "equal to 2"]),
+        (
+            {"models__b__grpo__prompt_template": "{question} {solution}"},
+            ["models.b.grpo.prompt_template", "unknown field {solution}", "{answer}"],
+        ),
+        ({"models__b__grpo__prompt_template": "{answer}"}, ["grpo.prompt_template", "question"]),
+        ({"models__b__grpo__updates_per_batch": 7}, ["updates_per_batch: 7 does not divide 512"]),
+        ({"models__b__grpo__length_penalty": {"free": 7168}}, ["free must be below max_new"]),
         ({"models__x__sweep": {"opd.lr": 3}}, ["models.x.sweep", "[VALUE"]),
     ],
 )
@@ -141,6 +164,49 @@ def test_a_teacher_with_other_chat_template_options_is_asked_with_its_own():
     assert made["teacher_chat_template_kwargs"] == off and made["chat_template_kwargs"] == {}
     made = artifacts(config(models__b__chat_template=off, models__a__chat_template=off))
     assert "teacher_chat_template_kwargs" not in made["models/x/s0"].cfg
+
+
+def test_presets_are_the_published_runs():
+    """Batch sizes: pairs on a device by accumulation by eight GPUs."""
+    made = artifacts(
+        config(
+            models__a__sft={"student": "i", "data": "c", "preset": "rethinking_card"},
+            models__b__grpo={"student": "a", "prompts": "p", "preset": "g_opd", "epochs": 3},
+            models__y={"sft": {"student": "i", "data": "c", "preset": "rethinking_yaml"}},
+            models__z={
+                "sft": {"student": "i", "data": "c", "preset": "rethinking_paper", "steps": 9}
+            },
+        )
+    )
+    card, grpo, yaml_file, cut = (made[f"models/{m}/s0"].cfg for m in "abyz")
+    assert (card["epochs"], card["batch_size"], card["warmup"]) == (2, 16 * 1 * 8, 0.1)
+    assert (card["max_tokens"], card["held_out"], card["empty_think"]) == (20480, 0.01, "prompt")
+    assert (yaml_file["epochs"], yaml_file["batch_size"]) == (2, 8 * 1 * 8)
+    assert (yaml_file["held_out"], yaml_file["empty_think"]) == (0.05, "response")
+    assert math.ceil(200_000 * 0.95 / yaml_file["batch_size"]) == 2969
+    # A shorter run of the paper's: the rest of its settings, and no epochs.
+    assert (cut["steps"], cut["batch_size"], cut["lr"]) == (9, 64, 1e-5)
+    assert not {"epochs", "held_out", "empty_think", "preset"} & set(cut)
+    assert (grpo["epochs"], grpo["importance_cap"], grpo["max_new_tokens"]) == (3, 5.0, 16384)
+    assert not {"steps", "preset", "clip_high"} & set(grpo)
+
+
+def test_settings_left_out_are_no_part_of_a_training_run():
+    made = artifacts(config())
+    always = {"inputs", "code", "seed", "threads", "chat_template_kwargs", "execution", "lr"}
+    assert set(made["models/a/s0"].cfg) - always == {
+        *("steps", "batch_size", "schedule", "warmup", "max_tokens")
+    }
+    assert set(made["models/b/s0"].cfg) - always == {
+        *("grader", "steps", "prompts_per_step", "group_size", "temperature"),
+        *("max_prompt_tokens", "max_new_tokens"),
+    }
+
+
+def test_what_is_between_braces_in_latex_is_no_field():
+    template = "{question}\nPut it in \\boxed{answer}, not \\text{this} or \\frac{a}{b}."
+    made = artifacts(config(models__b__grpo__prompt_template=template))
+    assert made["models/b/s0"].cfg["prompt_template"] == template
 
 
 def test_sweep_expands_to_named_runs():

@@ -21,7 +21,15 @@ EVERY = {"steps": STEPS, "execution": {"checkpoint_every": 2}}
 EMA = {**OPD, "teacher_update": "ema", "ema_decay": 0.5}
 CASES = {
     "sft": ("sft", {**SFT, **EVERY, "steps": 12}),
+    "packing": ("sft", {**SFT, **EVERY, "packing": True, "batch_size": 2}),
+    "held-out": ("sft", {**SFT, **EVERY, "held_out": 0.3, "nll_every": 3}),
     "grpo": ("grpo", {**GRPO, **EVERY}),
+    # Checkpoints fall between updates on one batch of rollouts.
+    "updates": ("grpo", {**GRPO, **EVERY, "steps": 5, "updates_per_batch": 4}),
+    "updates-micro": (
+        "grpo",
+        {**GRPO, **EVERY, "steps": 5, "group_size": 4, "updates_per_batch": 4, "micro_batch": 2},
+    ),
     "opd": ("opd", {**OPD, **EVERY}),
     "micro-batches": ("opd", {**OPD, **EVERY, "micro_batch": 2}),
     "ema": ("opd", {**EMA, **EVERY}),
@@ -67,6 +75,29 @@ def test_killed_before_any_step_a_run_ends_in_the_same_bytes(
         assert not list(out.iterdir())
     assert run(name, cfg, inputs, out) == numbers
     assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("case", ["updates", "updates-micro", "held-out"])
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_told_to_stop_at_any_step_a_run_ends_in_the_same_bytes(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, step: int
+) -> None:
+    """Also between updates on one batch of rollouts, and before the NLL of a step is measured."""
+    name, cfg = CASES[case]
+    numbers = run(name, cfg, inputs, tmp_path / "whole")
+    begin = resume.Steps.on_step_begin
+
+    def told(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == step:
+            raise SystemExit(resume.STOPPED)
+        begin(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(resume.Steps, "on_step_begin", told)
+        run(name, cfg, inputs, tmp_path / "a")
+    assert (tmp_path / f"a-scratch/checkpoint-{step}" / resume.MARKER).is_file()
+    assert run(name, cfg, inputs, tmp_path / "a") == numbers
+    assert files(tmp_path / "a") == files(tmp_path / "whole")
 
 
 def test_a_checkpoint_is_used_and_one_that_is_not_whole_is_not(
