@@ -45,7 +45,7 @@ OFF = {"enable_thinking": False}
 
 @pytest.fixture(scope="module")
 def qwen3() -> Any:
-    """A tokenizer that merges newlines as Qwen3's does, with Qwen3's special tokens and its chat template."""
+    """A tokenizer with Qwen3's special tokens and chat template, and its way with newlines."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

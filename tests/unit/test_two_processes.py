@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import OPD, Inputs, course, files, run, stage, started, wait_for_step
+from tiny import GRPO, OPD, SFT, Inputs, course, files, run, stage, started, wait_for_step
 
 from opd.training import launch
 
@@ -79,21 +79,33 @@ def test_two_processes_are_one(
         assert ours == pytest.approx(theirs, rel=1e-3), name
 
 
-def test_two_processes_stop_and_go_on_together(inputs: Inputs, tmp_path: Path) -> None:
-    cfg = {
-        **OPD,
-        "steps": 40,
-        "processes": 2,
-        "execution": {"checkpoint_every": 5},
-    }
-    stopped = started(cfg, inputs, tmp_path / "stopped")
+def test_two_processes_measure_the_nll_of_one(inputs: Inputs, tmp_path: Path) -> None:
+    """Five traces, two at a time in each process: the second has nothing left in the end."""
+    cfg = {**SFT, "held_out": 0.25, "nll_every": 1, "micro_batch": 2}
+    for n in (1, 2):
+        numbers = run("sft", {**cfg, "processes": n}, inputs, tmp_path / str(n))
+        assert numbers["pairs"]["measured"] == 5
+    for name in ("loss", "nll_nats", "perplexity"):
+        ours, theirs = (course(tmp_path / n, name) for n in "12")
+        assert ours == pytest.approx(theirs, rel=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("name", "stage_cfg"),
+    [("opd", {**OPD, "steps": 40}), ("grpo", {**GRPO, "steps": 5, "updates_per_batch": 4})],
+)
+def test_two_processes_stop_and_go_on_together(
+    inputs: Inputs, tmp_path: Path, name: str, stage_cfg: dict[str, Any]
+) -> None:
+    cfg = {**stage_cfg, "processes": 2, "execution": {"checkpoint_every": 5}}
+    stopped = started(cfg, inputs, tmp_path / "stopped", name)
     wait_for_step(tmp_path / "stopped", 8)
     stopped.send_signal(signal.SIGTERM)
     told = time.time()
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 143, errors
     assert time.time() - told < 20
-    again, whole = (started(cfg, inputs, tmp_path / name) for name in ("stopped", "whole"))
+    again, whole = (started(cfg, inputs, tmp_path / at, name) for at in ("stopped", "whole"))
     for process in (again, whole):
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors

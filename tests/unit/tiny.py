@@ -62,12 +62,15 @@ def files(out: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in out.iterdir()}
 
 
-def started(cfg: dict[str, Any], inputs: Inputs, folder: Path) -> "subprocess.Popen[str]":
+def started(
+    cfg: dict[str, Any], inputs: Inputs, folder: Path, name: str = "opd"
+) -> "subprocess.Popen[str]":
     """The stage in a process of its own, through the command line."""
-    cfg = {**cfg, "inputs": ["student", "teacher", "prompts"]}
+    named = {"sft": ["data"], "grpo": ["prompts"], "opd": ["teacher", "prompts"]}[name]
+    cfg = {**cfg, "inputs": ["student", *named]}
     paths = [str(inputs[name]) for name in cfg["inputs"]]
     output, store = folder / "artifact" / "digest.json", folder / "store"
-    command = [sys.executable, "-m", "opd", "opd", "--cfg", json.dumps(cfg), "--input", *paths]
+    command = [sys.executable, "-m", "opd", name, "--cfg", json.dumps(cfg), "--input", *paths]
     return subprocess.Popen(
         [*command, "--output", str(output), "--store", str(store)],
         stderr=subprocess.PIPE,
