@@ -217,6 +217,40 @@ def test_importance_weights_as_trl_takes_them() -> None:
     assert config.vllm_importance_sampling_clip_min is None
 
 
+def test_what_another_engine_sampled_is_weighted_up_to_the_cap(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: dict[str, Any]
+) -> None:
+    """vLLM's place is taken by the model itself, said to have given every token a probability of
+    exp(-4): the loss is -sum A min(p / exp(-4), cap) / tokens."""
+    generate = grpo.Trainer._generate_single_turn
+
+    def engine(self: Any, *args: Any) -> tuple[Any, Any]:
+        ids, _ = generate(self, *args)
+        self.use_vllm = True
+        return ids, [[-4.0] * len(one) for one in ids]
+
+    monkeypatch.setattr(grpo.Trainer, "_generate_single_turn", engine)
+    calls = spy(monkeypatch, "_generate_and_score_completions")
+    cfg = {**digits, "steps": 1, "importance_cap": 1.5}
+    run("grpo", cfg, inputs, tmp_path / "a")
+    batch = calls[0][2]
+    model = AutoModelForCausalLM.from_pretrained(inputs["student"])
+    total, weights = 0.0, []
+    for row in range(32):
+        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row] != 0]
+        response = batch["completion_ids"][row][batch["completion_mask"][row] != 0]
+        with torch.no_grad():
+            logp = model(torch.cat([prompt, response])[None]).logits[0].log_softmax(-1)
+        for i, token in enumerate(response.tolist()):
+            p = float(logp[len(prompt) + i - 1, token].exp())
+            weights.append(min(p / np.exp(-4), 1.5))
+            total -= weights[-1] * float(batch["advantages"][row])
+    assert min(weights) < 1 < max(weights) == 1.5
+    assert course(tmp_path / "a", "loss") == pytest.approx([total / len(weights)], abs=1e-4)
+    assert course(tmp_path / "a", "importance_weight") == pytest.approx([np.mean(weights)])
+    assert course(tmp_path / "a", "importance_weight_max") == [1.5]
+
+
 def test_what_the_model_is_asked_with_privileged_information(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
