@@ -27,6 +27,8 @@ def test_a_run_that_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         for s in (1, 2)
         for n, p, v in (("loss", None, s / 3), ("kl_nats", None, 0.25), ("kl_nats", 0, 9.0))
     ]
+    # What is measured before the first step is no step.
+    rows.insert(0, {"step": 0, "name": "nll_nats", "position": None, "value": 4.0})
     tables.write(tmp_path / "payload" / "metrics.parquet", rows, tables.METRICS)
     (tmp_path / "digest.json").write_text("{}")
     main(["watch", str(tmp_path)])

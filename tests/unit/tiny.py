@@ -85,7 +85,7 @@ def wait_for_step(folder: Path, step: int) -> None:
         lines = [
             line
             for path in folder.glob("store/.scratch/*/metrics.jsonl")
-            for line in path.read_text().splitlines()
+            for line in path.read_text().rpartition("\n")[0].splitlines()  # whole lines
         ]
         if lines and json.loads(lines[-1])["step"] >= step:
             return
