@@ -284,7 +284,7 @@ class Grpo(Run):
     )
     student: ModelRef
     prompts: PromptsRef
-    grader: Literal["world", "math"] = "math"
+    grader: Literal["world", "rule", "math_verify"] = "rule"
     prompts_per_step: Count = 64
     group_size: Annotated[int, Field(ge=2)] = 8
     updates_per_batch: Count | None = Field(
@@ -472,7 +472,7 @@ class Filter(Strict):
     )
     rules: list[Rule] = ["boxed", "repeated_line", "repeated_window", "repeated_block"]
     correct: Literal["only", "first"] | None = None
-    grader: Literal["world", "math"] = "math"
+    grader: Literal["world", "rule", "math_verify"] = "rule"
     per_prompt: Count | None = 1
     n: Count | None = None
 
@@ -492,7 +492,7 @@ class Evaluation(Sampling):
     """The protocol of an evaluation: benchmarks (prompt sets), sampling, grader."""
 
     benchmarks: Annotated[list[Name], Ref("prompts")] = Field(min_length=1)
-    grader: Literal["world", "math"] = "math"
+    grader: Literal["world", "rule", "math_verify"] = "rule"
     samples: Count = 16
     temperature: Annotated[float, Field(ge=0)] = 0.7
     top_p: Share = 0.95

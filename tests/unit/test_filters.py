@@ -119,7 +119,7 @@ GENERATIONS = [
 
 
 def test_first_matching_rule_counts(tmp_path: Path) -> None:
-    cfg = {"rules": ["finished", "nonempty", "boxed", "answered"], "grader": "math"}
+    cfg = {"rules": ["finished", "nonempty", "boxed", "answered"], "grader": "rule"}
     ids, report, _ = stage(tmp_path, cfg, GENERATIONS)
     assert ids == ["a-0", "a-1", "b-2", "c-0"]
     assert report["rejected"] == {
@@ -141,14 +141,14 @@ def test_first_matching_rule_counts(tmp_path: Path) -> None:
     ],
 )
 def test_selection(tmp_path: Path, more: dict[str, Any], ids: list[str]) -> None:
-    cfg = {"rules": ["finished", "boxed", "answered"], "grader": "math", **more}
+    cfg = {"rules": ["finished", "boxed", "answered"], "grader": "rule", **more}
     assert stage(tmp_path, cfg, GENERATIONS)[0] == ids
 
 
 def test_nothing_left_and_bad_settings(tmp_path: Path) -> None:
     for cfg, message in [
         (
-            {"rules": ["boxed"], "correct": "only", "grader": "math"},
+            {"rules": ["boxed"], "correct": "only", "grader": "rule"},
             r"none of 2 .*boxed: 1, wrong: 1",
         ),
         ({"rules": ["boxes"]}, "unknown rule 'boxes'; use boxed, "),
