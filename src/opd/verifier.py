@@ -110,7 +110,9 @@ def serve(parent: int) -> None:
     import resource
 
     logging.disable(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    memory = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     for compare in COMPARE.values():
         compare("(x+1)^{2}", "x^{2}+2x+1")
     forbid_code()
@@ -156,25 +158,12 @@ def forbid_code() -> None:
     sympy_parser.eval_expr = refuse
 
 
-def parsed(latex: str) -> list[Any]:
-    """What math-verify reads in an answer: a sympy object if it can, and the text."""
-    from math_verify import LatexExtractionConfig, parse
-
-    # Its grammar fails on a percent sign, which it reads behind a formula only.
-    body = re.sub(r"\s*\\?%$", "", latex)
-    found: list[Any] = parse(
-        f"$\\boxed{{{body}}}$" + "%" * (body != latex),
-        [LatexExtractionConfig(boxed_match_priority=0)],
-        parsing_timeout=None,
-    )
-    return found
-
-
 def equal_for_sympy(given: str, truth: str) -> bool:
-    """Whether the difference of two expressions simplifies to 0."""
+    """Whether the difference of two expressions (normalised LaTeX) simplifies to 0."""
+    from latex2sympy2_extended import latex2sympy
     from sympy import Expr, simplify
 
-    ours, theirs = parsed(given)[0], parsed(truth)[0]
+    ours, theirs = (latex2sympy(text, normalization_config=None) for text in (given, truth))
     if not isinstance(ours, Expr) or not isinstance(theirs, Expr):
         return False
     return bool(simplify(ours - theirs) == 0)
@@ -182,7 +171,17 @@ def equal_for_sympy(given: str, truth: str) -> bool:
 
 def equal_for_math_verify(given: str, truth: str) -> bool:
     """Whether math-verify finds two answers equivalent."""
-    from math_verify import verify
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    def parsed(latex: str) -> list[Any]:
+        # Its grammar fails on a percent sign, which it reads behind a formula only.
+        body = re.sub(r"\s*\\?%$", "", latex)
+        found: list[Any] = parse(
+            f"$\\boxed{{{body}}}$" + "%" * (body != latex),
+            [LatexExtractionConfig(boxed_match_priority=0)],
+            parsing_timeout=None,
+        )
+        return found
 
     return bool(verify(parsed(truth), parsed(given), timeout_seconds=None))
 

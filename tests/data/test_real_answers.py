@@ -67,7 +67,7 @@ def restyled(answer: str) -> str:
         text = re.sub(r"(?<!\\left)\(", r"\\left(", text)
         text = re.sub(r"(?<!\\right)\)", r"\\right)", text)
     text = re.sub(" ?([+=]) ?", r" \1 ", text)
-    return f" {text}."
+    return f" {text.rstrip('.')}."
 
 
 # Restyled gold answers that a grader does not recognise.
@@ -96,15 +96,16 @@ def test_gold_answers_in_other_latex_grade_as_right(
 
 @pytest.mark.parametrize("grader", GRADERS)
 def test_answers_of_other_problems_grade_as_wrong(gold: dict[str, list[str]], grader: str) -> None:
-    for name in PROBLEMS:
-        pairs = [
-            (bare(a), b)
-            for a, b in itertools.pairwise(gold[name])
-            if answers.normalise(bare(a)) != answers.normalise(bare(b))
-        ]
-        verdicts = graded([a for a, _ in pairs], [b for _, b in pairs], grader)
-        accepted = [pair for pair, right in zip(pairs, verdicts, strict=True) if right]
-        assert accepted == [], name
+    pairs = [
+        (f"\\boxed{{{bare(a)}}}", b)
+        for name in gold
+        for a, b in itertools.pairwise(gold[name])
+        if answers.normalise(bare(a)) != answers.normalise(bare(b))
+    ]
+    verdicts, timeouts = grading.grade_all(pairs, grader)
+    assert [pair for pair, (_, right) in zip(pairs, verdicts, strict=True) if right] == []
+    # sympy solves one differential equation of Minerva for the terms of another for seconds.
+    assert timeouts <= (grader == "math_verify")
 
 
 def test_the_released_amc_answers_are_decimals_that_match_integers(
