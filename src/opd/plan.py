@@ -146,6 +146,9 @@ def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
         elif recipe.use:
             inputs["prompts"] = f"prompts/{recipe.use}"
             settings["source"] = {"from": True}
+        if recipe.apart_from:
+            inputs["apart_from"] = f"prompts/{recipe.apart_from.prompts}"
+            settings["apart_from"] = recipe.apart_from.by
         yield _artifact("prompts", folder, settings, inputs)
 
 

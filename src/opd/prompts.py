@@ -1,322 +1,384 @@
 """Prompt sets: loading, cleaning, selection, sampling and templates (schema ``tables.PROMPTS``).
 
-A source is the miniature world, a file, a dataset of the hub, or another prompt set. Affixes that
-the source adds around the bare question are taken off (``strip``), and a template may put others
-on, so that the same questions can be asked in several ways.
+A source is the miniature world, a file, a dataset of the hub, or another prompt set. What the
+source wraps around the bare question is taken off (``strip``), and a template may put other text
+on, so that the same questions can be asked in several ways. Rows pass one by one; what is held is
+the rows that stay, and for the report every distinct text with its answers.
 """
 
-import csv
 import hashlib
+import heapq
 import json
-import os
-import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
-from opd import tables
+from opd import loaders, tables, templates
 from opd.errors import Bad
 
-PLACE = "{question}"
 Row = dict[str, Any]
+# Every text that comes more than once: where, and with which distinct answers. ``rule``: as the
+# source asks it (prompt), or the bare question (question).
+REPEATED = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in {
+            "rule": pa.string(),
+            "text": pa.string(),
+            "sources": pa.list_(pa.string()),
+            "rows": pa.list_(pa.int64()),
+            "answers": pa.list_(pa.string()),
+            "conflicting": pa.bool_(),
+        }.items()
+    ]
+)
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Stage ``prompts``: write prompts.parquet.
+    """Stage ``prompts``: write prompts.parquet, repeated.parquet (schema REPEATED), report.json.
 
-    cfg: source (one of world, path, hub, from), world, strip, drop_empty, levels, max_chars (longer
-    questions are left out), sample, template. They apply in this order. Raises ``Bad`` for a
-    missing file or column, an affix that matches nothing, an empty row (unless ``drop_empty``) and
-    an empty result.
+    cfg: source (one of world, path, hub, from), world, and then in the order in which they apply:
+    strip, drop_empty, language (en or zh), difficulty ({at_least, at_most}, rows of unknown
+    difficulty are left out), max_chars of a question, apart_from (row or question: rows that the
+    input ``apart_from`` has, or whose question it has, are left out), distinct (question or
+    prompt: of equal ones the first stays), sample ({n, seed}), template.
+
+    The report: rows after each step, how often each template and each entry of strip fitted, and
+    of the rows before any selection how many texts are distinct, repeated and have conflicting
+    answers, for the prompt and for the question, as they stand and stripped of white space.
+
+    Raises ``Bad`` for what cannot be read, an entry of strip that fits nowhere, an empty question
+    or answer (unless ``drop_empty``), two rows with one id, and an empty result.
     """
-    name, rows = load(cfg, inputs)
-    read = len(rows)
-    rows, stripped = strip_rows(rows, cfg.get("strip") or [], name)
-    rows, dropped = _without_empty(rows, bool(cfg.get("drop_empty")), name)
-    levels = cfg.get("levels")
-    if levels:
-        if all(row["difficulty"] is None for row in rows):
-            raise Bad(f"levels {levels} asked for, but {name} has none", "levels", "remove the key")
-        rows = [row for row in rows if row["difficulty"] in levels]
-    selected = len(rows)
-    if cfg.get("max_chars"):
-        rows = [row for row in rows if len(row["question"]) <= cfg["max_chars"]]
+    tally: Counter[str] = Counter()
+    name, records, answered = load(cfg, inputs, tally)
+    survey = Survey(name, cfg.get("strip") or [])
+    other = _other(inputs)
+    kept = _selected(_cleaned(records, survey, cfg, tally, answered), cfg, other, tally)
+    if cfg.get("sample"):
+        rows = sample(kept, cfg["sample"]["n"], cfg["sample"].get("seed", cfg.get("seed", 0)))
+    else:
+        rows = list(kept)
+    steps = _steps(tally, len(rows))
     if not rows:
         raise Bad(
-            f"no prompt of {name} is left ({read} read, {selected} of the levels wanted)",
-            "levels, max_chars",
+            f"no prompt of {name} is left ({', '.join(f'{n} {step}' for step, n in steps)})",
+            "prompts",
             "select more of them",
         )
-    left = len(rows)
-    if cfg.get("sample"):
-        n, seed = cfg["sample"]["n"], cfg["sample"].get("seed", cfg.get("seed", 0))
-        rows = sample(rows, n, seed)
     template = cfg.get("template")
     if template is not None:
-        rows = [row | {"prompt": apply_template(template, row["question"])} for row in rows]
-    tables.write(out / "prompts.parquet", rows, tables.PROMPTS)
-    return {
-        "prompts": len(rows),
-        "rows_read": read,
-        "dropped_empty": dropped,
-        "dropped_long": selected - left,
-        "stripped": stripped,
+        rows = [row | {"prompt": templates.apply(template, row["question"])} for row in rows]
+    report = {
+        "source": name,
+        "steps": [{"step": step, "rows": n} for step, n in steps],
+        "languages": dict(Counter(row["language"] for row in rows)),
         "longest_prompt_chars": max(len(row["prompt"]) for row in rows),
+        "template": template,
+        **survey.report(),
     }
+    if cfg.get("difficulty"):
+        report["unknown_difficulty"] = tally["read"] - tally["with difficulty"]
+    if other is not None:
+        report["apart_from"] = _overlap(rows, other, cfg["apart_from"])
+    tables.write(out / "prompts.parquet", rows, tables.PROMPTS)
+    tables.write(out / "repeated.parquet", survey.repeated(), REPEATED)
+    text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False)
+    tables.write_text(out / "report.json", text + "\n")
+    return {"prompts": len(rows), **report}
 
 
-def apply_template(template: str, question: str) -> str:
-    """Put a question into a template. Only ``{question}`` is replaced; other braces stand."""
-    if PLACE not in template:
-        raise Bad(f"the template has no {PLACE}: {template!r}", "template", f"add {PLACE} to it")
-    return template.replace(PLACE, question)
-
-
-def strip_question(text: str, affixes: Sequence[str]) -> tuple[str, list[bool]]:
-    """Take affixes and outer white space off a question.
-
-    An affix with ``{question}`` is a template: its prefix and its suffix come off together, and
-    only if both are there. Any other comes off wherever the text ends or starts with it. Returns
-    the bare question and which of the affixes were found.
-    """
-    text = text.strip()
-    found = []
-    for affix in affixes:
-        before = text
-        if PLACE in affix:
-            prefix, suffix = (part.strip() for part in affix.split(PLACE, 1))
-            fits = len(text) >= len(prefix) + len(suffix)
-            if fits and text.startswith(prefix) and text.endswith(suffix):
-                text = text[len(prefix) : len(text) - len(suffix)].strip()
-        else:
-            affix = affix.strip()
-            text = text.removesuffix(affix).removeprefix(affix).strip()
-        found.append(text != before)
-    return text, found
-
-
-def strip_rows(
-    rows: Iterable[Row], affixes: Sequence[str], name: str
-) -> tuple[list[Row], dict[str, int]]:
-    """Strip every row's question; also returns how many rows had each affix.
-
-    Raises ``Bad`` for an affix that no row has: text that stays on every question drags all
-    similarities along unnoticed (Rethinking OPD's released DAPO file has a double brace where its
-    deduplication script expects a single one).
-    """
-    counts = dict.fromkeys(affixes, 0)
-    stripped = []
-    for row in rows:
-        question, found = strip_question(row["question"], affixes)
-        stripped.append(row | {"question": question})
-        for affix, hit in zip(affixes, found, strict=True):
-            counts[affix] += hit
-    for i, affix in enumerate(affixes):
-        if stripped and not counts[affix]:
-            raise Bad(
-                f"no row of {name} has {affix!r}; its first question reads "
-                f"'{_shorten(stripped[0]['question'])}'",
-                f"strip.{i}",
-                "copy the text from the file, or remove the entry",
-            )
-    return stripped, counts
-
-
-def sample(rows: Sequence[Row], n: int, seed: int) -> list[Row]:
-    """n rows without replacement, in their old order.
-
-    For one seed, a smaller sample is a subset of a larger one. Raises ``Bad`` where n are not left.
-    """
-    if n > len(rows):
-        raise Bad(f"{n} prompts wanted, {len(rows)} are there", "sample.n", "ask for fewer")
-    chosen = np.random.default_rng(seed).permutation(len(rows))[:n]
-    return [rows[i] for i in sorted(chosen)]
-
-
-def load(cfg: dict[str, Any], inputs: dict[str, Path]) -> tuple[str, list[Row]]:
-    """Read the source: a name for messages and ids, and rows of the schema PROMPTS."""
+def load(
+    cfg: dict[str, Any], inputs: dict[str, Path], tally: Counter[str]
+) -> tuple[str, Iterator[Row], bool]:
+    """The source: a name for messages, its rows as ``opd.loaders.read`` gives them, and whether
+    each of them must have an answer."""
     source = cfg["source"]
     if source.get("world"):
         from opd.world import make_prompts
 
         wanted = source["world"]
-        rows = make_prompts(cfg["world"], wanted["split"], wanted["n"])
-        return f"world:{wanted['split']}", [dict(row) for row in rows]
+        made = make_prompts(cfg["world"], wanted["split"], wanted["n"])
+        return f"world:{wanted['split']}", _counted(made, tally), True
     if source.get("from"):
         path = inputs["prompts"] / "prompts.parquet"
-        return str(path), tables.read(path, tables.PROMPTS).to_pylist()
+        rows = tables.read(path, tables.PROMPTS).to_pylist()
+        return "the set in use", _counted(rows, tally), False
     if source.get("hub"):
-        name = f"{source['hub']}@{source['revision']}:{source.get('split', 'train')}"
-        raw = _read_hub(source)
+        name = f"{source['hub']}@{source['revision']}"
     elif source.get("path"):
         name = source["path"]
-        raw = read_file(inputs.get("path") or resolve(name))
     else:
         raise Bad(f"no source in {source}", "source", "give one of world, path, hub, from")
-    return name, to_rows(raw, name, source)
+    answered = loaders.layouts.choose(source).answer is not None
+    return name, loaders.read(source, inputs.get("path"), tally), answered
 
 
-def resolve(path: str) -> Path:
-    """An existing input file: absolute, or relative to the folder that OPD_DATA_DIR names."""
-    full = Path(path)
-    if not full.is_absolute():
-        root = os.environ.get("OPD_DATA_DIR")
-        if not root:
-            raise Bad(
-                f"'{path}' is relative to OPD_DATA_DIR, which is not set",
-                "source.path",
-                "set the environment variable OPD_DATA_DIR to the folder with the data files",
-            )
-        full = Path(root) / path
-    if not full.is_file():
-        raise Bad(f"no such file: {full}", "source.path", "mend the path or OPD_DATA_DIR")
-    return full
+def sample(rows: Iterable[Row], n: int, seed: int) -> list[Row]:
+    """n rows without replacement, in their old order; holds no more than n.
 
-
-def read_file(path: Path) -> list[Row]:
-    """Rows of a .parquet, .jsonl or .csv file, each with the columns of the file."""
-    if not path.is_file():
-        raise Bad(f"no such file: {path}", "source.path", "mend the path or OPD_DATA_DIR")
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            rows: list[Row] = pq.read_table(path).to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise Bad(f"not a parquet file ({error})", str(path), "fetch it again") from error
-        return rows
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    if path.suffix == ".jsonl":
-        rows = []
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise Bad(f"not JSON ({error})", f"{path}:{number}", "mend the line") from error
-                if not isinstance(row, dict):
-                    raise Bad("not a JSON object", f"{path}:{number}", "mend the line")
-                rows.append(row)
-        return rows
-    raise Bad(f"unknown kind of file '{path.suffix}'", str(path), "use .parquet, .jsonl or .csv")
-
-
-def to_rows(raw: Sequence[Row], name: str, source: Row) -> list[Row]:
-    """Raw rows -> rows of the schema PROMPTS.
-
-    ``source['format']`` is ``verl`` (``prompt`` is a list with one user message, the answer is
-    ``reward_model.ground_truth``, and ``extra_info.question``, where there is one, the bare
-    question) or ``table`` (columns named by ``source['question']`` and ``source['answer']``);
-    without it the columns decide. Raises ``Bad`` naming a missing column or a malformed row.
+    Rows are drawn by a hash of seed and id: for one seed a smaller sample is a subset of a larger
+    one, and whether a row is drawn before another does not depend on the rest. Raises ``Bad``
+    where there are fewer than n.
     """
-    if not raw:
-        raise Bad("it has no rows", name, "give a file with prompts")
-    columns = set(raw[0])
-    kind = source.get("format") or ("verl" if "reward_model" in columns else "table")
-    if kind not in ("verl", "table"):
-        raise Bad(f"unknown format '{kind}'", "source.format", "use verl or table")
-    question = source.get("question") or "question"
-    answer = source.get("answer") or "answer"
-    for column in ("prompt", "reward_model") if kind == "verl" else (question, answer):
-        if column not in columns:
+
+    def rank(row: tuple[int, Row]) -> bytes:
+        return hashlib.sha256(f"{seed}/{row[1]['id']}".encode()).digest()
+
+    chosen = heapq.nsmallest(n, enumerate(rows), key=rank)
+    if len(chosen) < n:
+        raise Bad(f"{n} prompts wanted, {len(chosen)} are there", "sample.n", "ask for fewer")
+    return [row for _, row in sorted(chosen, key=itemgetter(0))]
+
+
+@dataclass
+class Texts:
+    """The distinct texts under one rule, each with sources, row numbers and answers of its rows."""
+
+    found: dict[str, tuple[list[str], list[int], dict[str, None]]] = field(default_factory=dict)
+
+    def add(self, text: str, row: Row) -> None:
+        sources, rows, answers = self.found.setdefault(text, ([], [], {}))
+        sources.append(row["source"])
+        rows.append(row["row"])
+        answers[row["answer"]] = None
+
+    def counts(self) -> dict[str, int]:
+        chinese = sum(1 for text in self.found if tables.CHINESE.search(text))
+        return {
+            "distinct": len(self.found),
+            "en": len(self.found) - chinese,
+            "zh": chinese,
+            "repeated": sum(len(rows) > 1 for _, rows, _ in self.found.values()),
+            "conflicting": sum(len(answers) > 1 for _, _, answers in self.found.values()),
+        }
+
+    def repeated(self, rule: str) -> Iterator[Row]:
+        for text, (sources, rows, answers) in self.found.items():
+            if len(rows) > 1:
+                yield {
+                    "rule": rule,
+                    "text": text,
+                    "sources": sources,
+                    "rows": rows,
+                    "answers": list(answers),
+                    "conflicting": len(answers) > 1,
+                }
+
+
+class Survey:
+    """What is in a source, before anything of it is selected."""
+
+    def __init__(self, name: str, affixes: Sequence[str]) -> None:
+        self.name, self.affixes = name, affixes
+        self.first: str | None = None
+        self.fits: dict[str, Counter[str]] = {affix: Counter() for affix in affixes}
+        self.templates = dict.fromkeys(templates.TEMPLATES, 0)
+        # As it stands, and without outer white space.
+        self.prompt, self.prompt_stripped = Texts(), Texts()
+        self.question, self.question_stripped = Texts(), Texts()
+
+    def unwrap(self, row: Row) -> str:
+        """A row's question without affixes; counts what its prompt has and what came off."""
+        for template in self.templates:
+            self.templates[template] += templates.unwrap(row["prompt"], template)[1] == "exact"
+        question: str = row["question"]
+        for affix in self.affixes:
+            question, how = templates.unwrap(question, affix)
+            if how:
+                self.fits[affix][how] += 1
+        self.first = question if self.first is None else self.first
+        return question
+
+    def add(self, row: Row, question: str) -> None:
+        self.prompt.add(row["prompt"], row)
+        self.prompt_stripped.add(row["prompt"].strip(), row)
+        self.question.add(question, row)
+        self.question_stripped.add(question.strip(), row)
+
+    def check_affixes(self) -> None:
+        """Raises ``Bad`` for an entry of strip that no row has.
+
+        Text that stays on every question drags all similarities along unnoticed: Rethinking OPD's
+        released DAPO file has a double brace where its deduplication script expects a single one.
+        """
+        for i, affix in enumerate(self.affixes):
+            if self.first is not None and not self.fits[affix]:
+                raise Bad(
+                    f"no row of {self.name} has {templates.named(affix)!r}; its first question "
+                    f"reads '{_shorten(self.first)}'",
+                    f"strip.{i}",
+                    "copy the text from the file, or remove the entry",
+                )
+
+    def report(self) -> dict[str, Any]:
+        texts = ("prompt", "prompt_stripped", "question", "question_stripped")
+        return {
+            "templates": self.templates,
+            "strip": {affix: dict(fits) for affix, fits in self.fits.items()},
+            "texts": {rule: getattr(self, rule).counts() for rule in texts},
+        }
+
+    def repeated(self) -> list[Row]:
+        asked, bare = self.prompt.repeated("prompt"), self.question_stripped.repeated("question")
+        return [*asked, *bare]
+
+
+def _cleaned(
+    records: Iterable[Row],
+    survey: Survey,
+    cfg: Mapping[str, Any],
+    tally: Counter[str],
+    answered: bool,
+) -> Iterator[Row]:
+    """Rows of the schema PROMPTS with bare questions, without the empty ones.
+
+    Raises ``Bad`` when all are read, for what holds of all of them.
+    """
+    ids: dict[str, int] = {}
+    empty: tuple[str, Row] | None = None
+    for row in records:
+        question = survey.unwrap(row)
+        bare = question.strip()
+        tally["with difficulty"] += row["difficulty"] is not None
+        if not bare or (answered and not row["answer"].strip()):
+            tally["empty"] += 1
+            empty = empty or ("answer" if bare else "question", row)
+            continue
+        if row["id"] in ids:
             raise Bad(
-                f"column '{column}' is missing (it has {', '.join(sorted(columns))})",
-                name,
-                "name the columns with source.question and source.answer"
-                if kind == "table"
-                else "verl files have prompt and reward_model",
+                f"its id '{row['id']}' is that of row {ids[row['id']]}, too",
+                f"{row['source']}: row {row['row']}",
+                "name a column with an id for each row, or none",
             )
-    rows = []
-    for i, row in enumerate(raw):
-        where = f"{name}: row {i}"
-        if kind == "verl":
-            prompt, bare, truth = _verl_row(row, where)
-        else:
-            bare, truth = _text(row.get(question)), _text(row.get(answer))
-            prompt = row["prompt"] if isinstance(row.get("prompt"), str) else bare
-        rows.append(
-            tables.prompt(
-                id=hashlib.sha1(f"{name}\0{i}".encode()).hexdigest()[:16],
-                question=bare,
-                answer=truth,
-                prompt=prompt,
-                source=name,
-                row=i,
-                difficulty=_level(row.get("level"), where),
-            )
+        ids[row["id"]] = row["row"]
+        survey.add(row, question)
+        yield tables.prompt(
+            id=row["id"],
+            question=bare,
+            answer=row["answer"],
+            prompt=row["prompt"],
+            source=row["source"],
+            row=row["row"],
+            difficulty=row["difficulty"],
         )
-    return rows
-
-
-def _verl_row(row: Row, where: str) -> tuple[str, str, str]:
-    """(prompt, question, answer) of a row in verl's columns."""
-    messages = row["prompt"]
-    roles = [m.get("role") for m in messages] if isinstance(messages, list) else None
-    if roles != ["user"]:
-        raise Bad(f"'prompt' holds {roles}", where, "expected a list with one user message")
-    if not isinstance(row["reward_model"], dict) or "ground_truth" not in row["reward_model"]:
-        raise Bad("'reward_model' has no ground_truth", where, "mend the row")
-    prompt = _text(messages[0].get("content"))
-    extra = row.get("extra_info")
-    bare = extra.get("question") if isinstance(extra, dict) else None
-    return prompt, bare or prompt, _text(row["reward_model"]["ground_truth"])
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
-def _level(value: Any, where: str) -> int | None:
-    """3, "3" and "Level 3" are the level 3; the MATH release has "Level ?" for unknown."""
-    if value is None:
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    match = re.fullmatch(r"(?:Level )?(\d+|\?|)", str(value))
-    if match is None:
-        raise Bad(f"level {value!r} is no whole number", where, "mend the column")
-    return int(match[1]) if match[1].isdigit() else None
-
-
-def _without_empty(rows: list[Row], drop: bool, name: str) -> tuple[list[Row], int]:
-    kept = [row for row in rows if row["question"].strip() and row["answer"].strip()]
-    if len(kept) < len(rows) and not drop:
-        bad = next(r for r in rows if not (r["question"].strip() and r["answer"].strip()))
-        column = "answer" if bad["question"].strip() else "question"
+    survey.check_affixes()
+    if empty and not cfg.get("drop_empty"):
         raise Bad(
-            f"the {column} is empty (so in {len(rows) - len(kept)} rows)",
-            f"{name}: row {bad['row']}",
+            f"the {empty[0]} is empty (so in {tally['empty']} rows)",
+            f"{empty[1]['source']}: row {empty[1]['row']}",
             "mend the file, or set drop_empty: true to leave such rows out",
         )
-    return kept, len(rows) - len(kept)
-
-
-def _read_hub(source: Row) -> list[Row]:
-    revision = source["revision"]
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+    if cfg.get("difficulty") and not tally["with difficulty"]:
         raise Bad(
-            f"revision '{revision}' is not locked", "source.revision", "give all 40 hex digits"
+            f"{cfg['difficulty']} asked for, but no row of {survey.name} has a difficulty",
+            "difficulty",
+            "remove the key, or name the column",
         )
-    import datasets
 
-    split = source.get("split", "train")
-    try:
-        data = datasets.load_dataset(
-            source["hub"], source.get("config"), split=split, revision=revision
-        )
-    except Exception as error:
+
+def _selected(
+    rows: Iterable[Row], cfg: Mapping[str, Any], other: "Other | None", tally: Counter[str]
+) -> Iterator[Row]:
+    language, longest, distinct = cfg.get("language"), cfg.get("max_chars"), cfg.get("distinct")
+    bounds = cfg.get("difficulty") or {}
+    low, high = bounds.get("at_least", -float("inf")), bounds.get("at_most", float("inf"))
+    taken: set[bytes] = set()
+    for row in rows:
+        if language and row["language"] != language:
+            tally["language"] += 1
+        elif bounds and (row["difficulty"] is None or not low <= row["difficulty"] <= high):
+            tally["difficulty"] += 1
+        elif longest and len(row["question"]) > longest:
+            tally["max_chars"] += 1
+        elif other is not None and other.has(row, cfg["apart_from"]):
+            tally["apart_from"] += 1
+        else:
+            if distinct:
+                key = hashlib.sha256(row[distinct].encode()).digest()
+                if key in taken:
+                    tally["distinct"] += 1
+                    continue
+                taken.add(key)
+            yield row
+
+
+@dataclass
+class Other:
+    """The set that this one is to have nothing in common with."""
+
+    path: Path
+    rows: set[tuple[str, int]]
+    questions: set[str]
+
+    def has(self, row: Row, by: str) -> bool:
+        if by == "row":
+            return (row["source"], row["row"]) in self.rows
+        return row["text_hash"] in self.questions
+
+
+def _other(inputs: Mapping[str, Path]) -> Other | None:
+    if "apart_from" not in inputs:
+        return None
+    path = inputs["apart_from"] / "prompts.parquet"
+    rows = tables.read(path, tables.PROMPTS).select(["source", "row", "text_hash"]).to_pylist()
+    return Other(
+        path, {(row["source"], row["row"]) for row in rows}, {row["text_hash"] for row in rows}
+    )
+
+
+def _overlap(rows: Sequence[Row], other: Other, by: str) -> dict[str, Any]:
+    """What the result and the other set share. Raises ``Bad`` where rows cannot tell: the sets
+    come from different sources."""
+    sources = {row["source"] for row in rows}
+    if by == "row" and not sources & {source for source, _ in other.rows}:
         raise Bad(
-            f"{source['hub']} at {revision} could not be loaded ({type(error).__name__}: {error})",
-            "source.hub",
-            "check the name, revision, config and split, and that the hub can be reached",
-        ) from error
-    rows: list[Row] = data.to_list()
-    return rows
+            f"it has no row of {', '.join(sorted(sources))}, so no row can be in both sets",
+            str(other.path),
+            "use apart_from by question",
+        )
+    shared = {kind: sum(other.has(row, kind) for row in rows) for kind in ("row", "question")}
+    assert not shared[by]
+    return {
+        "by": by,
+        "their_rows": len(other.rows),
+        "their_questions": len(other.questions),
+        "shared_rows": shared["row"],
+        "rows_with_shared_questions": shared["question"],
+    }
+
+
+def _steps(tally: Counter[str], final: int) -> list[tuple[str, int]]:
+    """Rows that were there after each step that left any out."""
+    left = tally["read"]
+    steps = [("read", left)]
+    for step in (
+        "identical",
+        "row filter",
+        "empty",
+        "language",
+        "difficulty",
+        "max_chars",
+        "apart_from",
+        "distinct",
+    ):
+        if tally[step]:
+            left -= tally[step]
+            steps.append((f"after {step}", left))
+    if final != left:
+        steps.append(("sampled", final))
+    return steps
+
+
+def _counted(rows: Iterable[Row], tally: Counter[str]) -> Iterator[Row]:
+    for row in rows:
+        tally["read"] += 1
+        yield dict(row)
 
 
 def _shorten(text: str, width: int = 60) -> str:

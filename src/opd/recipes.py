@@ -23,6 +23,7 @@ from pydantic import (
 
 from opd import presets
 from opd.errors import Bad
+from opd.layouts import LAYOUTS
 from opd.loss_spec import (
     PRESETS,
     Aggregation,
@@ -34,6 +35,7 @@ from opd.loss_spec import (
     Weight,
     loss_spec,
 )
+from opd.templates import PLACE, TEMPLATES, named
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Count = Annotated[int, Field(ge=1)]
@@ -41,6 +43,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Plain = str | int | float | bool | None
+_NAMES = ", ".join(TEMPLATES)
 
 
 @dataclass(frozen=True)
@@ -94,23 +97,35 @@ class WorldPrompts(Strict):
     n: Count
 
 
-class FilePrompts(Strict):
+class Columns(Strict):
+    """Which columns hold what; by default those of the layout (``opd.layouts``)."""
+
+    layout: Literal[*LAYOUTS] | None = Field(  # type: ignore[valid-type]
+        default=None, description="as this dataset has it; found out if not given"
+    )
+    question: str | None = Field(
+        default=None, description="a column, dotted or not, or a form with {column} in it"
+    )
+    answer: str | None = None
+    difficulty: str | None = None
+    row_id: str | None = Field(default=None, description="column with an id for each row")
+
+
+class FilePrompts(Columns):
     """A parquet, json-lines or csv file; a relative name is looked up below OPD_DATA_DIR."""
 
     file: str
-    format: Literal["verl", "table"] | None = None
-    question: str = "question"
-    answer: str = "answer"
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
-class HubPrompts(Strict):
+class HubPrompts(Columns):
+    """A dataset of the hub; layout, configs and file of those in ``opd.layouts`` are known."""
+
     id: str
     revision: str | None = None
-    config: str | None = None
+    config: str | list[str] | None = Field(default=None, description="several are read in turn")
+    file: str | None = Field(default=None, description="one file of the repository")
     split: str = "train"
-    format: Literal["verl", "table"] | None = None
-    question: str = "question"
-    answer: str = "answer"
 
 
 class Dedup(Strict):
@@ -125,20 +140,53 @@ class Sample(Strict):
     seed: int = 0
 
 
+class Difficulty(Strict):
+    """MATH's levels, DeepMath's difficulty: whatever number the source gives."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "Difficulty":
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("needs at_least or at_most")
+        return self
+
+
+class Apart(Strict):
+    """Nothing that another set has: no row of it, or no question of it."""
+
+    prompts: PromptsRef
+    by: Literal["row", "question"] = "question"
+
+
 class PromptSet(OneOf):
-    """Where prompts come from, and what is done to them: strip, select, sample, template."""
+    """Where prompts come from, and what is done to them, in the order of these keys."""
 
     world: WorldPrompts | None = None
     path: FilePrompts | None = None
     hub: HubPrompts | None = None
     use: Annotated[Name | None, Ref("prompts")] = Field(default=None, description="another set")
     dedup: Dedup | None = None
-    strip: list[str] = []
-    levels: list[int] | None = None
+    strip: list[str] = Field(
+        default=[],
+        description=f"what comes off: {_NAMES} or text, with {{question}} or at one end",
+    )
     drop_empty: bool = False
+    language: Literal["en", "zh"] | None = Field(
+        default=None, description="zh: with any Chinese character"
+    )
+    difficulty: Difficulty | None = None
     max_chars: Count | None = Field(default=None, description="longer questions are left out")
+    apart_from: Apart | None = None
+    distinct: Literal["question", "prompt"] | None = Field(
+        default=None,
+        description="of several equal ones the first stays; prompt: as the source asks it",
+    )
     sample: Sample | None = None
-    template: str | None = None
+    template: str | None = Field(
+        default=None, description=f"what goes on: {_NAMES} or text with {{question}}"
+    )
 
     @classmethod
     def verbs(cls) -> tuple[str, ...]:
@@ -146,9 +194,9 @@ class PromptSet(OneOf):
 
     @model_validator(mode="after")
     def _template_has_a_place(self) -> "PromptSet":
-        if self.template is not None and "{question}" not in self.template:
-            raise ValueError("template must contain {question}")
-        if self.dedup and (self.strip or self.levels or self.sample or self.template):
+        if self.template is not None and PLACE not in named(self.template):
+            raise ValueError(f"template must be {_NAMES}, or text that contains {{question}}")
+        if self.dedup and self.model_fields_set - {"dedup"}:
             raise ValueError("a dedup recipe takes nothing else; put a 'use' recipe after it")
         return self
 

@@ -6,7 +6,8 @@ The same rows give the same bytes: fixed compression, no pandas metadata, caller
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,8 @@ def prompt(
 def write(path: Path, rows: pa.Table | Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
     """Write rows to ``path`` as parquet of exactly this schema.
 
-    Raises ``Bad`` naming the column if a value is missing or of the wrong type; nothing is left
-    at ``path`` then.
+    Raises ``Bad`` naming the column if a value is missing or of the wrong type, and where the disk
+    does not take the file; nothing is left at ``path`` then.
     """
     try:
         table = (
@@ -111,9 +112,28 @@ def write(path: Path, rows: pa.Table | Iterable[Mapping[str, Any]], schema: pa.S
         if nulls and not field.nullable:
             row = table.column(field.name).is_null().to_pylist().index(True)
             raise Bad(f"column '{field.name}' is empty", f"{path}: row {row}", "fill it in")
+    with _whole(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all. Raises ``Bad`` where the disk does not take it."""
+    with _whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary name, renamed to ``path`` when all is written, else removed."""
     temporary = path.with_name(path.name + ".partial")
-    pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise Bad(
+            f"it cannot be written ({error.strerror or error})", str(path), "free space there"
+        ) from error
 
 
 def read(path: Path, schema: pa.Schema) -> pa.Table:

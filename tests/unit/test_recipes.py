@@ -82,7 +82,12 @@ def artifacts(raw: dict[str, Any]) -> dict[str, Artifact]:
         ({"models__a__sft__student": "a"}, ["models.a -> models.a"]),
         ({"prompts__d__dedup__against": "d"}, ["prompts.d -> prompts.d"]),
         ({"prompts__p__template": "no place"}, ["prompts.p", "{question}"]),
+        ({"prompts__p__template": "boxedd"}, ["prompts.p", "dapo, boxed, boxed_double_brace"]),
         ({"prompts__p__path": {"file": "x"}}, ["prompts.p", "world and path"]),
+        ({"prompts__d__distinct": "question"}, ["prompts.d", "takes nothing else"]),
+        ({"prompts__p__difficulty": {}}, ["prompts.p", "at_least or at_most"]),
+        ({"prompts__p__apart_from": {"prompts": "q"}}, ["prompts.p.apart_from.prompts", "'q'"]),
+        ({"prompts__p__apart_from": {"prompts": "p"}}, ["prompts.p -> prompts.p"]),
         ({"targets": ["t2"]}, ["targets", "'t2'", "there are: t1"]),
         ({"seeds": []}, ["seeds", "at least 1"]),
         ({"models__a__sft__epochs": 1}, ["models.a.sft", "exactly one of steps, epochs"]),
@@ -286,3 +291,18 @@ def test_shipped_configs_resolve(name):
     assert config.name == name
     assert set(targets(config)) <= plan(config, {}).keys()
     assert targets(config)
+
+
+def test_a_set_apart_from_another_has_it_as_an_input():
+    apart = {"use": "o", "apart_from": {"prompts": "p", "by": "row"}}
+    made = artifacts(config(prompts__q=apart))["prompts/q"]
+    assert made.inputs == ("prompts/o", "prompts/p")
+    assert made.cfg["inputs"] == ["prompts", "apart_from"]
+    assert made.cfg["apart_from"] == "row"
+
+
+def test_settings_of_a_hub_source():
+    hub = {"id": "cais/mmlu", "revision": "0" * 40, "split": "test", "row_id": "subject"}
+    made = artifacts(config(prompts__q={"hub": hub}))["prompts/q"]
+    wanted = {"hub": "cais/mmlu", "revision": "0" * 40, "split": "test", "row_id": "subject"}
+    assert made.cfg["source"] == wanted
