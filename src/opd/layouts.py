@@ -7,8 +7,9 @@ which a list of choices becomes lines that start with A, B, C, ...
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from opd.errors import Bad
@@ -40,12 +41,21 @@ class Layout:
     configs: tuple[str | None, ...] = (None,)
     file: str | None = None
 
-    def columns(self) -> list[str]:
-        """The top-level columns that are read."""
-        named = [*self.question, *self.prompt, *self.difficulty, *self.where]
-        named += [column for column in (self.answer, self.row_id) if column]
-        parts = [part for column in named for part in FIELD.findall(column) or [column]]
-        return list(dict.fromkeys(part.partition(".")[0] for part in parts))
+    @cached_property
+    def needed(self) -> tuple[str, ...]:
+        """The top-level columns without which a row cannot be read."""
+        return _top(self.question[-1], self.answer, self.row_id, *self.where)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The top-level columns that are read where they are there."""
+        more = _top(*self.question, *self.prompt, *self.difficulty)
+        return tuple(dict.fromkeys([*self.needed, *more]))
+
+
+def _top(*columns: str | None) -> tuple[str, ...]:
+    parts = (part for column in columns if column for part in FIELD.findall(column) or [column])
+    return tuple(part.partition(".")[0] for part in parts)
 
 
 VERL = Layout(
@@ -122,20 +132,15 @@ def choose(source: Mapping[str, Any], columns: Iterable[str] = ()) -> Layout:
     return replace(layout, **given)
 
 
-def check(layout: Layout, columns: Iterable[str], where: str) -> None:
+def check(layout: Layout, columns: Collection[str], where: str) -> None:
     """Raises ``Bad`` naming a column that a layout needs and a file lacks."""
-    columns = list(columns)
-    needed = [layout.question[-1], *layout.where]
-    needed += [column for column in (layout.answer, layout.row_id) if column]
-    for column in needed:
-        for part in FIELD.findall(column) or [column]:
-            if part.partition(".")[0] not in columns:
-                raise Bad(
-                    f"column '{part.partition('.')[0]}' is missing (it has "
-                    f"{', '.join(sorted(map(str, columns)))})",
-                    where,
-                    "name the columns with question and answer, or the layout",
-                )
+    for column in layout.needed:
+        if column not in columns:
+            raise Bad(
+                f"column '{column}' is missing (it has {', '.join(sorted(columns))})",
+                where,
+                "name the columns with question and answer, or the layout",
+            )
 
 
 def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:

@@ -28,10 +28,12 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
     those that the layout left out (``row filter``) and whole rows that came again (``identical``).
     Raises ``Bad`` for whatever cannot be read, with file and row.
     """
+    ids: dict[str, str] = {}
     for name, rows in _parts(source, path):
         layout: layouts.Layout | None = None
         seen: set[bytes] = set()
         for number, row in enumerate(rows):
+            where = f"{name}: row {number}"
             if layout is None:
                 layout = layouts.choose(source, row)
             tally["read"] += 1
@@ -41,12 +43,18 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
                     tally["identical"] += 1
                     continue
                 seen.add(key)
-            found = layouts.record(layout, row, f"{name}: row {number}")
+            found = layouts.record(layout, row, where)
             if found is None:
                 tally["row filter"] += 1
                 continue
-            if found["id"] is None:
+            if not layout.row_id:
                 found["id"] = hashlib.sha1(f"{name}\0{number}".encode()).hexdigest()[:16]
+            elif ids.setdefault(found["id"], where) != where:
+                raise Bad(
+                    f"its id '{found['id']}' is that of {ids[found['id']]}, too",
+                    where,
+                    "name a column with an id for each row, or none",
+                )
             yield {**found, "source": name, "row": number}
         if layout is None:
             raise Bad("it has no rows", name, "give a file with prompts")
@@ -112,7 +120,7 @@ def _hub(
 
         options: dict[str, Any] = {"data_files": file} if file else {}
         if source["hub"] in layouts.LAYOUTS:
-            options |= {"columns": layouts.choose(source).columns(), "batch_size": CHUNK}
+            options |= {"columns": list(layouts.choose(source).columns), "batch_size": CHUNK}
         data = datasets.load_dataset(
             source["hub"],
             config,
@@ -154,7 +162,7 @@ def _parquet(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
             names = file.schema_arrow.names
             layout = layouts.choose(source, names)
             layouts.check(layout, names, source["path"])
-            wanted = [name for name in names if name in layout.columns()]
+            wanted = [name for name in names if name in layout.columns]
             for batch in file.iter_batches(CHUNK, columns=wanted):
                 yield from _rows(batch, source["path"], first)
                 first += batch.num_rows

@@ -240,7 +240,6 @@ def _cleaned(
 
     Raises ``Bad`` when all are read, for what holds of all of them.
     """
-    ids: dict[str, int] = {}
     empty: tuple[str, Row] | None = None
     for row in records:
         question = survey.unwrap(row)
@@ -250,13 +249,6 @@ def _cleaned(
             tally["empty"] += 1
             empty = empty or ("answer" if bare else "question", row)
             continue
-        if row["id"] in ids:
-            raise Bad(
-                f"its id '{row['id']}' is that of row {ids[row['id']]}, too",
-                f"{row['source']}: row {row['row']}",
-                "name a column with an id for each row, or none",
-            )
-        ids[row["id"]] = row["row"]
         survey.add(row, question)
         yield tables.prompt(
             id=row["id"],

@@ -1,7 +1,7 @@
 """Sources of prompts: the hub's datasets in their own columns, files, and what bad input gets.
 
-The hub is a folder of repositories in the hub's layout (parquet files, configurations in the head
-of README.md), which the real ``datasets`` reads.
+The hub is a folder of repositories in the hub's layout (parquet files; configurations and columns
+in the head of README.md), which the real ``datasets`` reads.
 """
 
 import csv
@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from opd import layouts, loaders, templates
 from opd.errors import Bad
@@ -45,7 +46,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
 
     def make(name: str, split: str = "train", files: int = 1, **configs: Rows) -> Path:
         root = tmp_path / "hub" / name
-        head = ["---", "configs:"]
+        card: dict[str, Any] = {"dataset_info": [], "configs": []}
         for config, rows in configs.items():
             folder = root / config
             folder.mkdir(parents=True)
@@ -53,11 +54,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
             for i in range(files):
                 table = pa.Table.from_pylist(rows[i * size : (i + 1) * size])
                 pq.write_table(table, folder / f"{split}-{i:05d}-of-{files:05d}.parquet")
-            head += [
-                f"- config_name: {config}",
-                f"  data_files: [{{split: {split}, path: {config}/{split}-*}}]",
-            ]
-        (root / "README.md").write_text("\n".join([*head, "---", ""]))
+            features = datasets.Dataset.from_list(rows[:1]).features
+            if "choices" in features:
+                features["answer"] = datasets.ClassLabel(names=["A", "B", "C", "D"])
+            info = datasets.DatasetInfo(features=features, config_name=config)
+            card["dataset_info"].append({"config_name": config, **info._to_yaml_dict()})
+            where = [{"split": split, "path": f"{config}/{split}-*"}]
+            card["configs"].append({"config_name": config, "data_files": where})
+        (root / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
         return root
 
     return make
@@ -383,13 +387,13 @@ def test_csv_with_quotes_line_breaks_and_a_byte_order_mark(tmp_path: Path) -> No
 
 
 def test_memory_is_bounded_by_what_is_kept(tmp_path: Path) -> None:
-    """400,000 rows of 2 KB, each of a thousand 400 times: far less than they take is held."""
+    """150,000 rows of 2 KB, each of a thousand 150 times: far less than they take is held."""
     path = tmp_path / "t.parquet"
     batch = pa.Table.from_pylist(
         [verl(f"{i} " + "x" * 2000, "1", index=str(i)) for i in range(1000)]
     )
     with pq.ParquetWriter(path, batch.schema) as file:
-        for _ in range(400):
+        for _ in range(150):
             file.write_table(batch)
     script = f"""
 import resource
@@ -406,5 +410,5 @@ print(len(rows), tally["read"], (resource.getrusage(resource.RUSAGE_SELF).ru_max
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     kept, read, megabytes = map(int, done.stdout.split())
-    assert (kept, read) == (1000, 400_000)
-    assert megabytes < 200  # as rows they would take over 800 MB
+    assert (kept, read) == (1000, 150_000)
+    assert megabytes < 100  # the texts alone take 300
