@@ -7,6 +7,7 @@ which a list of choices becomes lines that start with A, B, C, ...
 
 import math
 import re
+import string
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from opd.errors import Bad
 
 Row = Mapping[str, Any]
 ROLES = {"human": "user", "gpt": "assistant"}
+LETTERS = string.ascii_uppercase
 FIELD = re.compile(r"\{([^{}]+)\}")
 
 
@@ -73,7 +75,7 @@ _MATH = Layout(question=("problem",), answer="solution", take="boxed", difficult
 LAYOUTS: dict[str, Layout] = {
     "verl": VERL,
     "table": TABLE,
-    # 1,791,700 rows: each of the 17,917 a hundred times.
+    # 1,791,700 rows, a hundred times 17,917.
     "BytedTsinghua-SIA/DAPO-Math-17k": replace(VERL, difficulty=(), once=True),
     "open-r1/DAPO-Math-17k-Processed": Layout(question=("prompt",), answer="solution"),
     "zwhe99/DeepMath-103K": Layout(
@@ -157,7 +159,9 @@ def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
     if layout.answer:
         given = _at(row, layout.answer, where)
         if layout.take == "letter" and isinstance(given, int):
-            given = chr(ord("A") + given)
+            if not 0 <= given < len(LETTERS):
+                raise Bad(f"no choice has the number {given}", where, "mend the answer")
+            given = LETTERS[given]
         answer = text(given, "answer", where)
         if layout.one_box and answer.count("\\boxed") != 1:
             return None
@@ -226,7 +230,7 @@ def _filled(form: str, row: Row, fields: list[str], where: str) -> str | None:
         value = _at(row, column, where)
         if isinstance(value, list):
             choices = (text(choice, column, where) for choice in value)
-            value = "\n".join(f"{chr(ord('A') + i)}. {c}" for i, c in enumerate(choices))
+            value = "\n".join(f"{a}. {c}" for a, c in zip(LETTERS, choices, strict=False))
         parts[column] = text(value, column, where)
         if not parts[column].strip():
             return None
@@ -244,7 +248,7 @@ def _is_messages(value: Any) -> bool:
 def _question(messages: list[Row], column: str, where: str) -> Any:
     """What the user says in messages that are one question, which an answer may follow."""
     roles = [m.get("role", m.get("from")) for m in messages]
-    roles = [ROLES.get(role, role) for role in roles]
+    roles = [ROLES.get(str(role), role) for role in roles]
     if roles not in (["user"], ["user", "assistant"]):
         raise Bad(f"'{column}' holds {roles}", where, "expected a list with one user message")
     return messages[0].get("content", messages[0].get("value"))

@@ -117,7 +117,13 @@ def _hub(
     """Rows of one configuration, streamed: of a known dataset no more than the columns needed."""
     try:
         import datasets
-
+    except ImportError as error:
+        raise Bad(
+            f"the hub is read with the package datasets ({error})",
+            name,
+            "install the extra 'train', or set interpreters.light to where it is",
+        ) from error
+    try:
         options: dict[str, Any] = {"data_files": file} if file else {}
         if source["hub"] in layouts.LAYOUTS:
             options |= {"columns": list(layouts.choose(source).columns), "batch_size": CHUNK}

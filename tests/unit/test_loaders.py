@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from opd import layouts, loaders, templates
 from opd.errors import Bad
@@ -343,6 +345,48 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> N
     with pytest.raises(Bad, match=message) as caught:
         load({"path": str(tmp_path / name)})
     assert "\n" not in str(caught.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda values: (
+        st.lists(values, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "from", "content", "value", "x"]), values)
+    ),
+    max_leaves=6,
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "gpt"]), "content": JSON}),
+    max_size=3,
+)
+
+
+@given(st.sampled_from(sorted(layouts.LAYOUTS)), st.data())
+def test_any_row_is_read_or_refused(name: str, data: st.DataObject) -> None:
+    layout = layouts.LAYOUTS[name]
+    value = st.text() | st.integers(0, 3) | JSON | MESSAGES
+    row: dict[str, Any] = {column: data.draw(value) for column in layout.columns}
+    row |= layout.where
+    for column in layout.question[0], layout.answer or "":
+        outer, dot, inner = column.partition(".")
+        if dot:
+            row[outer] = {inner: data.draw(value)}
+    try:
+        found = layouts.record(layout, row, "here: row 0")
+    except Bad as bad:
+        assert str(bad).startswith("here: row 0: ") and "\n" not in str(bad)
+        return
+    if found is not None:
+        assert found.pop("id") is None
+        assert isinstance(found.pop("difficulty"), float | None)
+        for text in found.values():
+            assert isinstance(text, str) and text.encode() is not None
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(Bad, match=r"google/boolq@.*package datasets.*install the extra 'train'"):
+        load({"hub": "google/boolq", "revision": REVISION})
 
 
 def test_a_parquet_file_damaged_anywhere_is_one_line(tmp_path: Path) -> None:
