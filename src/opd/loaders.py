@@ -255,4 +255,4 @@ def _check_hash(path: Path, wanted: str | None) -> None:
 
 
 def _digest(row: Row) -> bytes:
-    return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest()[:16]
+    return hashlib.sha256(repr(row).encode()).digest()[:16]

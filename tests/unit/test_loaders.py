@@ -440,19 +440,21 @@ def test_memory_is_bounded_by_what_is_kept(tmp_path: Path) -> None:
         for _ in range(150):
             file.write_table(batch)
     script = f"""
-import resource
 from collections import Counter
+from pathlib import Path
 from opd import loaders
-import pyarrow.parquet, pyarrow.compute, json, csv
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import pyarrow.parquet
+def peak():  # VmHWM, kilobytes: what getrusage says begins with what the parent process held
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+before = peak()
 tally = Counter()
 source = {{"path": {str(path)!r}, "layout": "BytedTsinghua-SIA/DAPO-Math-17k"}}
 rows = list(loaders.read(source, None, tally))
-print(len(rows), tally["read"], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) // 1024)
+print(len(rows), tally["read"], (peak() - before) // 1024)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     kept, read, megabytes = map(int, done.stdout.split())
     assert (kept, read) == (1000, 150_000)
-    assert megabytes < 100  # the texts alone take 300
+    assert 0 < megabytes < 150  # the texts alone take 300
