@@ -83,7 +83,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         **survey.report(),
     }
     if cfg.get("difficulty"):
-        report["unknown_difficulty"] = tally["read"] - tally["with difficulty"]
+        report["unknown_difficulty"] = tally["unknown difficulty"]
     if other is not None:
         report["apart_from"] = _overlap(rows, other, cfg["apart_from"])
     tables.write(out / "prompts.parquet", rows, tables.PROMPTS)
@@ -245,6 +245,7 @@ def _cleaned(
         question = survey.unwrap(row)
         bare = question.strip()
         tally["with difficulty"] += row["difficulty"] is not None
+        tally["unknown difficulty"] += row["difficulty"] is None
         if not bare or (answered and not row["answer"].strip()):
             tally["empty"] += 1
             empty = empty or ("answer" if bare else "question", row)
