@@ -1,6 +1,7 @@
 """``opd VERB``: one verb per stage, with explicit files, so that every stage runs by hand too."""
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -105,4 +106,10 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # as from `opd watch FOLDER | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        full = Bad(f"no room ({error.strerror})", str(arguments.store), "free space, start again")
+        print(f"error: {full}", file=sys.stderr)
+        sys.exit(2)
     print(f"{'made' if computed else 'found in the store'}: {arguments.output.parent}")

@@ -16,7 +16,7 @@ from opd.intervals import interval
 PREFIX = "benchmark:"
 
 
-def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
     """Stage ``evaluate``: scores.parquet (every problem x sample) and summary.json.
 
     cfg: protocol (samples, temperature, top_p, top_k, max_new_tokens), max_prompt_tokens, grader,
@@ -30,33 +30,39 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     for name in benchmarks:
         table = tables.read(inputs[PREFIX + name] / "prompts.parquet", tables.PROMPTS)
         problems += [(name, row) for row in table.to_pylist()]
-    arguments = sampling.settings({**cfg, **cfg["protocol"]})
     # All benchmarks in one call: an engine starts once.
-    generated = sampling.sample(
-        inputs["model"],
-        [row["prompt"] for _, row in problems],
-        ids=[f"{name}/{row['id']}" for name, row in problems],
-        **arguments,
+    protocol = {**cfg, **cfg["protocol"]}
+    samples = protocol["samples"]
+    sampler = sampling.Sampler(inputs["model"], protocol, scratch)
+    ids = [f"{name}/{row['id']}" for name, row in problems]
+    prompts = sampler.tokenize([row["prompt"] for _, row in problems], ids)
+    responses = sampler.sample(
+        [
+            sampling.Request(id, prompt, i)
+            for id, prompt in zip(ids, prompts, strict=True)
+            for i in range(samples)
+        ]
     )
-    samples = arguments["samples"]
-    asked = [problem for problem in problems for _ in range(samples)]
+    asked = [(*problem, i) for problem in problems for i in range(samples)]
     graded, timeouts = grade_all(
-        [(g["response"], row["answer"]) for g, (_, row) in zip(generated, asked, strict=True)],
+        [(r.text, row["answer"]) for r, (_, row, _) in zip(responses, asked, strict=True)],
         cfg["grader"],
     )
     rows = [
         {
             "benchmark": name,
             "problem": row["id"],
-            "sample": g["sample"],
+            "sample": i,
             "answer": row["answer"],
-            "response": g["response"],
+            "response": response.text,
             "extracted": extracted,
             "correct": correct,
-            "tokens": len(g["token_ids"]),
-            "finish": g["finish"],
+            "tokens": len(response.token_ids),
+            "finish": response.finish,
         }
-        for g, (name, row), (extracted, correct) in zip(generated, asked, graded, strict=True)
+        for response, (name, row, i), (extracted, correct) in zip(
+            responses, asked, graded, strict=True
+        )
     ]
     summary = summarise(rows, benchmarks, samples, cfg["seed"])
     summary["grader_timeouts"] = timeouts

@@ -1,78 +1,24 @@
-"""Filters of sampled responses, and the SFT pairs that pass them.
-
-The four rejection rules of a released rollout script (Rethinking OPD, spec section 2.4, from the
-authors' code): no box, repeated lines, repeated windows, back-to-back repeated blocks.
-"""
+"""SFT pairs from sampled responses: those that no rule rejects."""
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from opd import tables
 from opd.errors import Bad
 from opd.grading import grade_all
-
-RESPONSE_RULES: dict[str, Callable[[str], bool]] = {}
-OTHER_RULES = ("finished", "answered")
-
-
-def no_box(response: str) -> bool:
-    """Whether to reject: ``\\boxed`` does not occur."""
-    return "\\boxed" not in response
-
-
-def repeated_line(response: str) -> bool:
-    """Whether to reject: a line of 20 or more characters, stripped, occurs 5 times or more."""
-    lines = [line.strip() for line in response.split("\n")]
-    counts = Counter(line for line in lines if len(line) >= 20)
-    return any(count >= 5 for count in counts.values())
-
-
-def repeated_window(response: str) -> bool:
-    """Whether to reject: of the 100-character windows that start at every tenth character, three
-    or more are equal."""
-    counts = Counter(response[i : i + 100] for i in range(0, len(response) - 99, 10))
-    return any(count >= 3 for count in counts.values())
-
-
-def repeated_block(response: str) -> bool:
-    """Whether to reject: a response of more than 5,000 characters in which a block of 50
-    characters occurs three times or more back to back."""
-    if len(response) <= 5000:
-        return False
-    # Three equal blocks in a row: every character of 100 equals the one 50 further on.
-    equal = 0
-    for here, there in zip(response, response[50:], strict=False):
-        equal = equal + 1 if here == there else 0
-        if equal == 100:
-            return True
-    return False
-
-
-def empty(response: str) -> bool:
-    """Whether to reject: nothing but white space."""
-    return not response.strip()
-
-
-RESPONSE_RULES |= {
-    "boxed": no_box,
-    "repeated_line": repeated_line,
-    "repeated_window": repeated_window,
-    "repeated_block": repeated_block,
-    "nonempty": empty,
-}
+from opd.rules import first_that_rejects
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Stage ``filter``: pairs.parquet (in the order of the generations) and report.json.
 
-    cfg: rules (names of ``RESPONSE_RULES``, ``finished``: ended by itself, ``answered``: the grader
-    extracts an answer; a response counts for the first rule that rejects it), correct (null,
-    ``only``: wrong ones are dropped, ``first``: right ones are taken first), grader, per_prompt (at
-    most so many of a prompt), n (at most so many in all). Inputs: generations, and prompts: the
-    same questions with their answers, in the words that the pairs are to have.
+    cfg: rules (of ``opd.rules``; a response counts for the rule that it was rejected for when it
+    was sampled, or else for the first that rejects it here), correct (null, ``only``: wrong ones
+    are dropped, ``first``: right ones are taken first), grader, per_prompt (at most so many of a
+    prompt), n (at most so many in all). Inputs: generations, and prompts: the same questions with
+    their answers, in the words that the pairs are to have.
     Raises ``Bad`` if nothing is left.
     """
     generations = tables.read(inputs["generations"] / "generations.parquet", tables.GENERATIONS)
@@ -94,10 +40,12 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         pairs = [(row["response"], asked[row["prompt_id"]]["answer"]) for row in rows]
         graded, _ = grade_all(pairs, cfg["grader"])
 
-    rejected = dict.fromkeys(rules, 0)
+    rejected = Counter(dict.fromkeys(rules, 0))
     kept = []
     for i, row in enumerate(rows):
-        reason = next((rule for rule in rules if rejects(rule, row, graded[i][0])), None)
+        reason = row["rejected"] or first_that_rejects(
+            rules, row["response"], row["finish"], graded[i][0]
+        )
         if reason is None:
             kept.append(i)
         else:
@@ -115,7 +63,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
 
     report = {
         "generations": len(rows),
-        "rejected": rejected,
+        "rejected": dict(rejected),
         "kept": len(kept),
         "prompts_kept": len({rows[i]["prompt_id"] for i in kept}),
     }
@@ -142,18 +90,6 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     )
     (out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
     return report
-
-
-def rejects(rule: str, row: dict[str, Any], extracted: str | None) -> bool:
-    """Whether one rule rejects a generation (a row of the schema GENERATIONS)."""
-    if rule == "finished":
-        return bool(row["finish"] != "stop")
-    if rule == "answered":
-        return extracted is None
-    if rule in RESPONSE_RULES:
-        return RESPONSE_RULES[rule](row["response"])
-    known = ", ".join([*RESPONSE_RULES, *OTHER_RULES])
-    raise Bad(f"unknown rule '{rule}'", "filter.rules", f"use {known}")
 
 
 def _at_most(

@@ -36,7 +36,7 @@ VERBS = {
     "dedup": "opd.dedup:run",
     "init": "opd.world:run_init",
     "fetch": "opd.fetch:run",
-    "generate": "opd.sampling:run",
+    "generate": "opd.generation:run",
     "filter": "opd.filters:run",
     "sft": "opd.training.sft:run",
     "grpo": "opd.training.grpo:run",
@@ -47,7 +47,7 @@ VERBS = {
 }
 
 # These go on from where they were killed: they get a scratch folder that outlives the attempt.
-RESUMES = ("sft", "grpo", "opd")
+RESUMES = ("generate", "sft", "grpo", "opd", "evaluate")
 
 # Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
 PACKAGES = ("torch", "transformers", "trl", "vllm", "datasets", "sentence-transformers", "numpy")

@@ -240,6 +240,7 @@ def _engine(config: Config, model: str) -> dict[str, Any]:
     return {
         "threads": config.threads,
         "backend": config.backend,
+        **config.engine.model_dump(exclude_none=True),
         "chat_template_kwargs": _chat_template(config, model),
     }
 

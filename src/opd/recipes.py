@@ -483,11 +483,33 @@ class Sampling(Strict):
     batch_size: Count = 64
 
 
+TextRule = Literal[
+    "nonempty",
+    "finished",
+    "boxed",
+    "repeated_line",
+    "repeated_window",
+    "repeated_block",
+]
+
+
 class Generation(Sampling):
     """A model answering a prompt set."""
 
     model: ModelRef
     prompts: PromptsRef
+    rules: list[TextRule] | None = Field(
+        default=None, description="what they reject is marked, and sampled again"
+    )
+    attempts: Count | None = Field(
+        default=None, description="most samples of a response that the rules reject; 1 if not given"
+    )
+
+    @model_validator(mode="after")
+    def _attempts_need_rules(self) -> "Generation":
+        if (self.attempts or 1) > 1 and not self.rules:
+            raise ValueError("attempts need rules: without them nothing is sampled again")
+        return self
 
 
 class WorldCorpus(Strict):
@@ -500,15 +522,7 @@ class WorldCorpus(Strict):
     seed: int = 0
 
 
-Rule = Literal[
-    "nonempty",
-    "finished",
-    "answered",
-    "boxed",
-    "repeated_line",
-    "repeated_window",
-    "repeated_block",
-]
+Rule = TextRule | Literal["answered"]
 
 
 class Filter(Strict):
@@ -622,6 +636,18 @@ class Interpreters(Strict):
     vllm: str = ""
 
 
+class Engine(Strict):
+    """What samples generations and evaluations, where it changes the result."""
+
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        default=None, description="of weights and computation; float32 if not given"
+    )
+    batch_invariant: bool | None = Field(
+        default=None,
+        description="vLLM on a GPU: responses do not depend on what else is in flight (slower)",
+    )
+
+
 class Training(Strict):
     """How models are trained: what changes the result, then what does not."""
 
@@ -658,6 +684,7 @@ class Config(Strict):
         default="hub", description="where weights come from: the hub, or the Python package index"
     )
     backend: Literal["transformers", "vllm"] = "transformers"
+    engine: Engine = Engine()
     interpreters: Interpreters = Interpreters()
     training: Training = Training()
     world: World | None = None
@@ -670,6 +697,12 @@ class Config(Strict):
     tables: dict[Name, Table] = {}
     figures: dict[Name, Figure] = {}
     targets: list[Name] | Literal["all"] = "all"
+
+    @model_validator(mode="after")
+    def _batch_invariant_is_vllm(self) -> "Config":
+        if self.engine.batch_invariant and self.backend != "vllm":
+            raise ValueError("engine.batch_invariant needs backend: vllm")
+        return self
 
 
 # The recipe sections that hold something a `defaults:` block can fill in.

@@ -45,8 +45,19 @@ PROMPTS = _nullable(
 )
 CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 PAIRS = _schema(id=_S, prompt=_S, response=_S)
-GENERATIONS = _schema(
-    prompt_id=_S, sample=_I, prompt=_S, response=_S, token_ids=pa.list_(pa.int32()), finish=_S
+# rejected: the rule that rejected the response, which was then sampled again as a next attempt.
+GENERATIONS = _nullable(
+    _schema(
+        prompt_id=_S,
+        sample=_I,
+        attempt=_I,
+        prompt=_S,
+        response=_S,
+        token_ids=pa.list_(pa.int32()),
+        finish=_S,
+        rejected=_S,
+    ),
+    "rejected",
 )
 SCORES = _nullable(
     _schema(
