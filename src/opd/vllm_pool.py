@@ -204,16 +204,23 @@ def _engine(task: Mapping[str, Any]) -> Any:
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(4096, task["length"]),
         }
-    return LLM(
-        model=task["model"],
-        dtype=task["dtype"],
-        max_model_len=task["length"],
-        max_num_seqs=task["batch_size"],
-        enable_prefix_caching=True,
-        seed=0,
-        generation_config="vllm",
-        **on_cpu,
-    ).llm_engine
+    try:
+        return LLM(
+            model=task["model"],
+            dtype=task["dtype"],
+            max_model_len=task["length"],
+            max_num_seqs=task["batch_size"],
+            enable_prefix_caching=True,
+            seed=0,
+            generation_config="vllm",
+            **on_cpu,
+        ).llm_engine
+    except ValueError as error:
+        raise Bad(
+            f"vLLM does not take these settings ({error})",
+            "backend",
+            "change them, or use transformers",
+        ) from error
 
 
 def _work(engine: Any, task: Mapping[str, Any], parent: int) -> None:

@@ -103,9 +103,10 @@ def test_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "seed": 1,
     }
     written = []
+    (tmp_path / "scratch").mkdir()
     for out in (tmp_path / "one", tmp_path / "two"):
         out.mkdir()
-        numbers = evaluation.run(cfg, inputs, out)
+        numbers = evaluation.run(cfg, inputs, out, tmp_path / "scratch")
         written.append({p.name: p.read_bytes() for p in out.iterdir()})
     assert written[0] == written[1] and set(written[0]) == {"scores.parquet", "summary.json"}
     table = tables.read(tmp_path / "one" / "scores.parquet", tables.SCORES)

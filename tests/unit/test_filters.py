@@ -1,4 +1,4 @@
-"""Rejection rules at their boundaries, and the stage that applies them."""
+"""The stage that makes SFT pairs of generations."""
 
 import json
 from pathlib import Path
@@ -9,67 +9,11 @@ import pytest
 from opd import filters, tables
 from opd.errors import Bad
 
-LINE = "x" * 20
-UNIQUE = "".join(f"{i:05d}" for i in range(4000))
-
-
-def test_boxed() -> None:
-    assert filters.no_box("the answer is 5") and not filters.no_box("so \\boxed{5}")
-
-
-@pytest.mark.parametrize(
-    ("lines", "rejected"),
-    [
-        ([LINE] * 5, True),
-        ([LINE] * 4, False),
-        ([f"  {LINE} ", LINE, f"{LINE}\t", LINE, f" {LINE}"], True),
-        ([LINE[:-1]] * 9, False),
-        ([f"{LINE[:-1]} "] * 9, False),
-        ([LINE, "y" * 20] * 4, False),
-    ],
-)
-def test_repeated_line(lines: list[str], rejected: bool) -> None:
-    assert filters.repeated_line("\n".join(lines)) is rejected
-
-
-@pytest.mark.parametrize(
-    ("text", "rejected"),
-    [
-        (UNIQUE[:100] * 3, True),
-        (UNIQUE[:100] * 2, False),
-        # Windows start at every tenth character, so a period of 105 is seen at every second turn.
-        (UNIQUE[:105] * 3, False),
-        (UNIQUE[:105] * 5, True),
-        (UNIQUE, False),
-        ("a" * 119, False),
-        ("a" * 120, True),
-        ("", False),
-    ],
-)
-def test_repeated_window(text: str, rejected: bool) -> None:
-    assert filters.repeated_window(text) is rejected
-
-
-@pytest.mark.parametrize(
-    ("text", "rejected"),
-    [
-        (UNIQUE[:4851] + UNIQUE[-50:] * 3, True),
-        (UNIQUE[:4850] + UNIQUE[-50:] * 3, False),
-        (UNIQUE[:7000] + UNIQUE[-50:] * 2, False),
-        (UNIQUE[:7000] + "z" + UNIQUE[-50:] * 2 + UNIQUE[-50:-1], False),
-        (UNIQUE[:7003] + UNIQUE[-50:] * 3 + UNIQUE[:90], True),
-        (UNIQUE[:7000] + "ab" * 75, True),
-        (UNIQUE[:7000], False),
-    ],
-)
-def test_repeated_block(text: str, rejected: bool) -> None:
-    assert filters.repeated_block(text) is rejected
-
 
 def stage(
-    tmp_path: Path, cfg: dict[str, Any], generations: list[tuple[str, int, str, str]]
+    tmp_path: Path, cfg: dict[str, Any], generations: list[tuple[Any, ...]]
 ) -> tuple[list[str], dict[str, Any], dict[str, Path]]:
-    """Run on generations (prompt, sample, response, finish); every answer is 5."""
+    """Run on generations (prompt, sample, response, finish, rejected); every answer is 5."""
     folder = tmp_path / "in"
     folder.mkdir(exist_ok=True)
     prompts = sorted({p for p, *_ in generations})
@@ -84,12 +28,14 @@ def stage(
             {
                 "prompt_id": p,
                 "sample": s,
+                "attempt": 0,
                 "prompt": f"{p}?",
                 "response": r,
                 "token_ids": [1],
                 "finish": f,
+                "rejected": why[0] if why else None,
             }
-            for p, s, r, f in generations
+            for p, s, r, f, *why in generations
         ],
         tables.GENERATIONS,
     )
@@ -143,6 +89,22 @@ def test_first_matching_rule_counts(tmp_path: Path) -> None:
 def test_selection(tmp_path: Path, more: dict[str, Any], ids: list[str]) -> None:
     cfg = {"rules": ["finished", "boxed", "answered"], "grader": "rule", **more}
     assert stage(tmp_path, cfg, GENERATIONS)[0] == ids
+
+
+def test_what_was_rejected_before_keeps_its_reason(tmp_path: Path) -> None:
+    tried = [
+        ("a", 0, WRONG, "stop", "repeated_line"),
+        ("a", 0, RIGHT, "stop"),
+        ("b", 0, "no box", "length", "boxed"),
+        ("b", 0, RIGHT, "length", "finished"),
+        ("c", 0, "no box", "stop"),
+    ]
+    ids, report, _ = stage(tmp_path, {"rules": ["boxed"]}, tried)
+    assert ids == ["a-0"]
+    assert report["rejected"] == {
+        "boxed": 2, "repeated_line": 1, "finished": 1, "over per_prompt": 0, "over n": 0,
+    }  # fmt: skip
+    assert report["generations"] == 5 and report["kept"] == 1
 
 
 def test_nothing_left_and_bad_settings(tmp_path: Path) -> None:

@@ -1,22 +1,26 @@
-"""Sampling with a random tiny model, the choice of tokens, and what bad input gets."""
+"""Sampling with a random tiny model: the choice of tokens, prefixes, journals, bad input."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from opd import sampling, tables, world
+from opd import engines, journal, world
 from opd.errors import Bad
+from opd.sampling import Request, Response, Sampler
 
 torch = pytest.importorskip("torch")
 
 LIMITS: dict[str, Any] = {"max_new_tokens": 24, "max_prompt_tokens": 64, "seed": 3}
 PROMPTS = ["1+2=", "3*4-5=", "solve 1+2*3-4=", "9-9="]
+IDS = list("abcd")
 
 
 @pytest.fixture(scope="module")
@@ -27,49 +31,65 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_rows_are_complete_and_in_order(model: Path) -> None:
-    rows = sampling.sample(model, PROMPTS, samples=3, **LIMITS)
-    assert [(r["prompt_id"], r["sample"]) for r in rows] == [
-        (str(p), s) for p in range(4) for s in range(3)
-    ]
+def requests(sampler: Sampler, samples: int = 1, ids: Sequence[str] = IDS) -> list[Request]:
+    prompts = [PROMPTS[IDS.index(id)] for id in ids]
+    tokens = sampler.tokenize(prompts, ids)
+    return [Request(i, t, k) for i, t in zip(ids, tokens, strict=True) for k in range(samples)]
+
+
+def sample(model: Path, samples: int = 1, ids: Sequence[str] = IDS, **cfg: Any) -> list[Response]:
+    sampler = Sampler(model, {**LIMITS, **cfg})
+    return sampler.sample(requests(sampler, samples, ids))
+
+
+def test_responses_end_where_they_should(model: Path) -> None:
     from transformers import AutoTokenizer
 
-    eos = AutoTokenizer.from_pretrained(model).eos_token_id
-    for row in rows:
-        assert row["prompt"] == PROMPTS[int(row["prompt_id"])]
-        tokens = row["token_ids"]
-        assert eos not in tokens[:-1]
-        assert (row["finish"] == "stop") == (tokens[-1] == eos)
-        assert row["finish"] == "stop" or len(tokens) == LIMITS["max_new_tokens"]
-    assert {row["finish"] for row in rows} == {"stop", "length"}
-    assert len({row["response"] for row in rows}) == len(rows)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    found = sample(model, 3)
+    assert len(found) == 12 and len({response.text for response in found}) == 12
+    for response in found:
+        tokens = response.token_ids
+        assert tokenizer.eos_token_id not in tokens[:-1]
+        assert (response.finish == "stop") == (tokens[-1] == tokenizer.eos_token_id)
+        assert response.finish == "stop" or len(tokens) == LIMITS["max_new_tokens"]
+        assert response.text == tokenizer.decode(tokens, skip_special_tokens=True)
+    assert {response.finish for response in found} == {"stop", "length"}
 
 
 def test_a_response_depends_on_its_own_request_only(model: Path) -> None:
-    ids = ["a", "b", "c", "d"]
-    whole = sampling.sample(model, PROMPTS, ids=ids, samples=3, **LIMITS)
-    assert whole == sampling.sample(model, PROMPTS, ids=ids, samples=3, batch_size=5, **LIMITS)
-    fewer = sampling.sample(model, PROMPTS[1:3], ids=ids[1:3], samples=2, **LIMITS)
-    assert fewer == [r for r in whole if r["prompt_id"] in "bc" and r["sample"] < 2]
+    whole = sample(model, 3)
+    assert whole == sample(model, 3, batch_size=5)
+    fewer = sample(model, 2, ids=["b", "c"])
+    assert fewer == [whole[3], whole[4], whole[6], whole[7]]
     torch.manual_seed(99)
-    assert whole == sampling.sample(model, PROMPTS, ids=ids, samples=3, **LIMITS)
-    other = sampling.sample(model, PROMPTS, ids=ids, samples=3, **(LIMITS | {"seed": 4}))
-    assert all(a["token_ids"] != b["token_ids"] for a, b in zip(whole, other, strict=True))
+    assert whole == sample(model, 3)
+    for other in (sample(model, 3, seed=4), sample(model, 3, ids=IDS[::-1])):
+        assert all(a != b for a, b in zip(whole, other, strict=True))
+    sampler = Sampler(model, LIMITS)
+    again = [
+        Request(r.id, r.prompt, r.sample, attempt=attempt)
+        for attempt in (0, 1, 2)
+        for r in requests(sampler, 3)
+    ]
+    found = sampler.sample(again)
+    assert found[:12] == whole
+    assert len({response.text for response in found}) == 36
 
 
 def test_greedy_is_the_argmax_of_a_plain_forward(model: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    rows = sampling.sample(model, PROMPTS, temperature=0, **LIMITS)
-    assert rows == sampling.sample(model, PROMPTS, temperature=0, **(LIMITS | {"seed": 8}))
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    sampler = Sampler(model, {**LIMITS, "temperature": 0})
+    asked = requests(sampler)
+    found = sampler.sample(asked)
+    assert found == sample(model, temperature=0, seed=8)
     plain = AutoModelForCausalLM.from_pretrained(model)
-    for row in rows:
-        (prompt,) = sampling.tokenize(tokenizer, [row["prompt"]], ["0"], 64, {})
+    for request, response in zip(asked, found, strict=True):
+        prompt = list(request.prompt)
         with torch.inference_mode():
-            logits = plain(torch.tensor([prompt + row["token_ids"]])).logits[0]
-        wanted = logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
-        assert row["token_ids"] == wanted
+            logits = plain(torch.tensor([prompt + response.token_ids])).logits[0]
+        assert response.token_ids == logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
 
 
 def test_penalties_of_the_checkpoint_do_not_apply(model: Path, tmp_path: Path) -> None:
@@ -77,8 +97,158 @@ def test_penalties_of_the_checkpoint_do_not_apply(model: Path, tmp_path: Path) -
     path = tmp_path / "model" / "generation_config.json"
     more = {"repetition_penalty": 9.0, "temperature": 0.1, "top_k": 1, "do_sample": True}
     path.write_text(json.dumps(json.loads(path.read_text()) | more))
-    rows = sampling.sample(model, PROMPTS, **LIMITS)
-    assert rows == sampling.sample(tmp_path / "model", PROMPTS, **LIMITS)
+    assert sample(model) == sample(tmp_path / "model")
+
+
+def test_a_response_continued_from_its_own_beginning_goes_on_as_it_did(model: Path) -> None:
+    """Also where prefixes of several lengths share a batch, and an empty one is a plain sample."""
+    sampler = Sampler(model, LIMITS)
+    plain = requests(sampler, 3)
+    whole = sampler.sample(plain)
+    lengths = [0, 1, 2, 5, 9, 20]
+    asked, wanted = [], []
+    for i, (request, response) in enumerate(zip(plain, whole, strict=True)):
+        prefix = response.token_ids[: lengths[i % len(lengths)]]
+        asked.append(Request(request.id, request.prompt, request.sample, prefix=prefix))
+        wanted.append((prefix, response))
+    for response, (prefix, before) in zip(sampler.sample(asked), wanted, strict=True):
+        assert response.token_ids[: len(prefix)] == prefix
+        n = len(before.token_ids)
+        assert response.token_ids[:n] == before.token_ids
+        assert response.text.startswith(before.text)
+        # New tokens are counted after the prefix.
+        if response.finish == "length":
+            assert len(response.token_ids) == len(prefix) + LIMITS["max_new_tokens"]
+
+
+def test_any_ids_can_be_forced(model: Path) -> None:
+    sampler = Sampler(model, {**LIMITS, "max_new_tokens": 3})
+    (request,) = requests(sampler, ids=["a"])
+    # The ids of a text would be others: "1" comes twice as one character each, out of any order.
+    for prefix in ([9, 9, 9, 9], [3], list(range(2, 30))):
+        (response,) = sampler.sample([Request("a", request.prompt, prefix=prefix)])
+        assert response.token_ids[: len(prefix)] == prefix
+        assert 1 <= len(response.token_ids) - len(prefix) <= 3
+        assert response.text.startswith(sampler.tokenizer.decode(prefix, skip_special_tokens=True))
+
+
+def test_a_prefix_that_has_ended_is_a_whole_response(model: Path) -> None:
+    sampler = Sampler(model, LIMITS)
+    (request,) = requests(sampler, ids=["a"])
+    (stop,) = sampler.stops
+    (ended,) = sampler.sample([Request("a", request.prompt, prefix=[5, 6, stop])])
+    assert ended == Response([5, 6, stop], sampler.tokenizer.decode([5, 6]), "stop")
+    with pytest.raises(Bad, match="'a': the prefix goes on after the end-of-turn token at 1"):
+        sampler.sample([Request("a", request.prompt, prefix=[5, stop, 6])])
+    # It takes no place in a batch.
+    plain = requests(sampler, 2)
+    among = [*plain[:3], Request("z", request.prompt, prefix=[stop]), *plain[3:]]
+    found = sampler.sample(among)
+    assert found[:3] + found[4:] == sampler.sample(plain)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 64])
+def test_shards_are_the_whole_list_cut_by_length(batch_size: int) -> None:
+    lengths = [4, 1, 3, 1, 2, 4, 9, 1]
+    jobs = {i * 10: engines.Job([0] * n, 0, 0) for i, n in enumerate(lengths)}
+    found = list(engines.shards(jobs, batch_size))
+    flat = [i for shard in found for i in shard]
+    assert flat == [10, 30, 70, 40, 20, 0, 50, 60]
+    assert all(len(shard) == batch_size for shard in found[:-1])
+
+
+def test_what_is_journaled_is_not_sampled_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = {**LIMITS, "batch_size": 3}
+    sampler = Sampler(model, cfg, tmp_path)
+    asked = requests(sampler, 3)
+    batch = engines.Transformers.batch
+    sampled: list[int] = []
+
+    def counted(self: Any, jobs: Sequence[engines.Job]) -> list[list[int]]:
+        sampled.append(len(jobs))
+        if len(sampled) == 3:
+            raise KeyboardInterrupt
+        return batch(self, jobs)
+
+    monkeypatch.setattr(engines.Transformers, "batch", counted)
+    with pytest.raises(KeyboardInterrupt):
+        sampler.sample(asked)
+    assert sampled == [3, 3, 3]
+    found = Sampler(model, cfg, tmp_path).sample(asked)
+    assert sampled == [3] * 5  # two were whole, the third was lost, four make twelve
+    assert found == sample(model, 3)
+    # Once all is there, not even the model is loaded.
+    monkeypatch.setattr(engines.Transformers, "__init__", None)
+    assert Sampler(model, cfg, tmp_path).sample(asked) == found
+
+
+def test_another_list_or_other_settings_use_no_old_journal(model: Path, tmp_path: Path) -> None:
+    sampler = Sampler(model, LIMITS, tmp_path)
+    asked = requests(sampler, 2)
+    sampler.sample(asked)
+    (path,) = tmp_path.iterdir()
+    journaled = path.read_bytes()
+    lists = {
+        "fewer": asked[:-1],
+        "order": asked[::-1],
+        "attempt": [Request(r.id, r.prompt, r.sample, attempt=1) for r in asked],
+        "prompt": [Request(r.id, [*r.prompt, 5], r.sample) for r in asked],
+        "prefix": [Request(r.id, r.prompt, r.sample, prefix=[5]) for r in asked],
+        "place of a token": [Request(r.id, r.prompt[:-1], 0, r.prompt[-1:]) for r in asked[::2]],
+    }
+    for n, (name, other) in enumerate(lists.items()):
+        assert sampler.sample(other) == Sampler(model, LIMITS).sample(other), name
+        assert len(list(tmp_path.iterdir())) == n + 2, name
+    for n, (key, value) in enumerate({"seed": 4, "temperature": 0.5, "batch_size": 2}.items()):
+        Sampler(model, {**LIMITS, key: value}, tmp_path).sample(asked)
+        assert len(list(tmp_path.iterdir())) == len(lists) + n + 2, key
+    assert path.read_bytes() == journaled
+
+
+def test_a_torn_journal_is_read_as_far_as_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    lines: list[journal.Finished] = [{3: [1, 2], 0: []}, {7: [5]}, {1: [2**31 - 1], 2: [0]}]
+    with journal.writing(path) as append:
+        for line in lines:
+            append(line)
+    whole = path.read_bytes()
+    ends = [len(b"".join(whole.splitlines(keepends=True)[:n])) for n in range(4)]
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        n = sum(end <= length for end in ends) - 1
+        merged = {i: tokens for line in lines[:n] for i, tokens in line.items()}
+        assert journal.read(path) == (merged, ends[n])
+        with journal.writing(path) as append:
+            append({9: [9]})
+        assert journal.read(path)[0] == merged | {9: [9]}
+    # Blocks that were allocated and never written are zeros.
+    path.write_bytes(whole + bytes(4096))
+    assert journal.read(path)[1] == len(whole)
+    assert journal.read(path, ends[1]) == ({7: [5], 1: [2**31 - 1], 2: [0]}, len(whole))
+    assert journal.read(tmp_path / "none") == ({}, 0)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from opd import journal
+resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+with journal.writing(Path(sys.argv[1])) as append:
+    for i in range(100):
+        append({i: [7, 8, 9]})
+"""
+
+
+def test_no_room_is_one_line_and_keeps_what_is_whole(tmp_path: Path) -> None:
+    """A limit of the file's size stands for the disk's: the write fails half done."""
+    path = tmp_path / "journal.jsonl"
+    done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True)
+    assert f"{path}: no room (File too large), what was finished is kept; free space" in done.stderr
+    # A line is of 14 bytes.
+    assert journal.read(path) == ({i: [7, 8, 9] for i in range(4)}, 56)
+    assert path.stat().st_size == 56
 
 
 def reference(logits: np.ndarray, temperature: float, top_p: float, top_k: int) -> np.ndarray:
@@ -108,84 +278,50 @@ def test_choice_has_the_right_distribution(
     grid = 20_000
     uniforms = torch.arange(grid, dtype=torch.float64).add(0.5).div(grid)
     rows = torch.tensor(logits, dtype=torch.float32).expand(grid, -1)
-    chosen = sampling.choose(rows, uniforms, temperature, top_p, top_k)
+    chosen = engines.choose(rows, uniforms, temperature, top_p, top_k)
     found = np.bincount(chosen.numpy(), minlength=vocabulary) / grid
     # An evenly spaced grid of uniforms reproduces each probability up to one cell on either side.
     np.testing.assert_allclose(found, wanted, atol=2.5 / grid)
-    ends = sampling.choose(rows[:2], torch.tensor([0.0, 1 - 2**-53]), temperature, top_p, top_k)
+    ends = engines.choose(rows[:2], torch.tensor([0.0, 1 - 2**-53]), temperature, top_p, top_k)
     assert all(wanted[i] > 0 for i in ends.tolist())
 
 
 def test_choice_at_temperature_zero_and_rows_apart() -> None:
     logits = torch.tensor([[0.0, 9.0, 1.0], [5.0, 0.0, 1.0]])
-    assert sampling.choose(logits, torch.rand(2), 0, 0.1, 1).tolist() == [1, 0]
-    assert sampling.choose(logits, torch.tensor([0.5, 0.5]), 1.0, 0.5, 0).tolist() == [1, 0]
+    assert engines.choose(logits, torch.rand(2), 0, 0.1, 1).tolist() == [1, 0]
+    assert engines.choose(logits, torch.tensor([0.5, 0.5]), 1.0, 0.5, 0).tolist() == [1, 0]
 
 
 def test_cut() -> None:
-    assert sampling.cut([5, 6, 1, 1, 0], {0, 1}) == ([5, 6, 1], "stop")
-    assert sampling.cut([5, 6], {1}) == ([5, 6], "length")
-    assert sampling.cut([1], {1}) == ([1], "stop")
-
-
-def test_stage(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "prompts").mkdir()
-    rows = [tables.prompt(f"p{i}", p, "1", "s", i) for i, p in enumerate(PROMPTS)]
-    tables.write(tmp_path / "prompts" / "prompts.parquet", rows, tables.PROMPTS)
-    inputs = {"model": model, "prompts": tmp_path / "prompts"}
-    numbers = sampling.run({**LIMITS, "samples": 2, "top_k": None}, inputs, tmp_path)
-    table = tables.read(tmp_path / "generations.parquet", tables.GENERATIONS)
-    assert numbers["generations"] == len(table) == 8
-    assert table["prompt_id"].to_pylist() == ["p0", "p0", "p1", "p1", "p2", "p2", "p3", "p3"]
-    first = (tmp_path / "generations.parquet").read_bytes()
-    sampling.run({**LIMITS, "samples": 2}, inputs, tmp_path)
-    assert (tmp_path / "generations.parquet").read_bytes() == first
+    assert engines.cut([5, 6, 1, 1, 0], {0, 1}) == ([5, 6, 1], "stop")
+    assert engines.cut([5, 6], {1}) == ([5, 6], "length")
+    assert engines.cut([1], {1}) == ([1], "stop")
 
 
 def test_bad_input(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Bad, match=r"prompt 'b' \(row 1\): the prompt has 8 tokens, more than 6"):
-        sampling.sample(model, PROMPTS, ids=list("abcd"), **(LIMITS | {"max_prompt_tokens": 6}))
-    with pytest.raises(Bad, match="unknown backend 'sglang'"):
-        sampling.sample(model, PROMPTS, backend="sglang", **LIMITS)
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(Bad, match="vLLM cannot be imported"):
-        sampling.sample(model, PROMPTS, backend="vllm", **LIMITS)
-    from transformers import AutoTokenizer
+        sample(model, max_prompt_tokens=6)
+    with pytest.raises(Bad, match="unknown backend 'sglang'; use transformers or vllm"):
+        sample(model, backend="sglang")
+    with pytest.raises(Bad, match="nowhere: no such folder"):
+        sample(tmp_path / "nowhere")
+    with pytest.raises(Bad, match="no tokenizer can be loaded"):
+        sample(tmp_path)
+    shutil.copytree(model, tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").unlink()
+    with pytest.raises(Bad, match="bare: the tokenizer has no chat template; add one"):
+        sample(tmp_path / "bare")
+    sampler = Sampler(model, LIMITS)
+    with pytest.raises(Bad, match="request 'a': sample 0 is asked for twice"):
+        sampler.sample(requests(sampler) * 2)
+    assert sampler.sample([]) == []
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.chat_template = None
-    with pytest.raises(Bad, match="no chat template"):
-        sampling.tokenize(tokenizer, PROMPTS, PROMPTS, 64, {})
 
-
-def test_vllm_gets_the_same_tokens_and_a_seed_per_request(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+def test_vllm_that_is_not_there(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[Any, Any]] = []
-    options: dict[str, Any] = {}
-
-    class LLM:
-        def __init__(self, **given: Any) -> None:
-            options.update(given)
-
-        def generate(self, prompts: list[Any], parameters: list[Any]) -> list[Any]:
-            asked.extend(zip(prompts, parameters, strict=True))
-            output = SimpleNamespace(token_ids=[7, 8, 1, 9])
-            return [SimpleNamespace(outputs=[output]) for _ in prompts]
-
-    fake = ModuleType("vllm")
-    fake.LLM, fake.SamplingParams = LLM, SimpleNamespace  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vllm", fake)
-    rows = sampling.sample(
-        model, PROMPTS, samples=2, temperature=0.7, top_p=0.9, backend="vllm", **LIMITS
-    )
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokens = sampling.tokenize(tokenizer, PROMPTS, PROMPTS, 64, {})
-    assert [p["prompt_token_ids"] for p, _ in asked] == [t for t in tokens for _ in range(2)]
-    assert len({p.seed for _, p in asked}) == 8
-    assert asked[5][1].seed == sampling.request_seed(3, "2", 1)
-    assert options["max_model_len"] == 64 + 24 and asked[0][1].stop_token_ids == [1]
-    assert all(row["token_ids"] == [7, 8, 1] and row["finish"] == "stop" for row in rows)
-    assert rows[0]["response"] == tokenizer.decode([7, 8])
+    # In the worker's process too, and wherever vLLM may be installed.
+    (tmp_path / "vllm.py").write_text("raise ImportError('not today')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    with pytest.raises(Bad, match=r"backend: vLLM cannot be imported \(not today\); install"):
+        sample(model, backend="vllm")

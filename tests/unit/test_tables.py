@@ -42,10 +42,12 @@ def test_token_ids_survive(tmp_path: Path) -> None:
     row = {
         "prompt_id": "a",
         "sample": 0,
+        "attempt": 0,
         "prompt": "p",
         "response": "r",
         "token_ids": [5, 2],
         "finish": "stop",
+        "rejected": None,
     }
     tables.write(tmp_path / "g", [row], tables.GENERATIONS)
     assert tables.read(tmp_path / "g", tables.GENERATIONS)["token_ids"].to_pylist() == [[5, 2]]
