@@ -235,10 +235,15 @@ def test_a_full_disk_keeps_what_is_finished(inputs: Inputs, tmp_path: Path) -> N
     where = ["--output", str(tmp_path / "made" / "digest.json"), "--store", str(tmp_path / "store")]
     command = [sys.executable, "-m", "opd", "generate", "--cfg", json.dumps(cfg)]
     command += ["--input", *map(str, inputs.values()), *where]
-    limited = ["bash", "-c", 'ulimit -f 2; exec "$@"', "bash", *command]
-    done = subprocess.run(limited, capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert ": no room (File too large), what was finished is kept; free space" in done.stderr
+
+    def limited(blocks: int) -> str:
+        shell = ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command]
+        done = subprocess.run(shell, capture_output=True, text=True)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        return done.stderr
+
+    assert "store: no room (File too large); free space, start again" in limited(0)
+    assert ": no room (File too large), what was finished is kept; free space" in limited(2)
     kept = journaled(tmp_path)
     assert 1500 < len(kept) <= 2048 and kept.endswith(b"\n")
     assert subprocess.run(command, capture_output=True).returncode == 0

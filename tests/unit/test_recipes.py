@@ -14,6 +14,7 @@ from opd.recipes import resolve, schema
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
+ASK = {"model": "a", "prompts": "p"}
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -113,6 +114,9 @@ def artifacts(raw: dict[str, Any]) -> dict[str, Artifact]:
         ({"models__b__grpo__updates_per_batch": 7}, ["updates_per_batch: 7 does not divide 512"]),
         ({"models__b__grpo__length_penalty": {"free": 7168}}, ["free must be below max_new"]),
         ({"models__x__sweep": {"opd.lr": 3}}, ["models.x.sweep", "[VALUE"]),
+        ({"generations__g": {**ASK, "attempts": 2}}, ["generations.g", "attempts need rules"]),
+        ({"generations__g": {**ASK, "rules": ["answered"]}}, ["generations.g.rules", "'answered'"]),
+        ({"engine": {"batch_invariant": True}}, ["batch_invariant needs backend: vllm"]),
     ],
 )
 def test_bad_config_gets_one_line_that_names_key_value_and_remedy(changes, words):
@@ -161,6 +165,27 @@ def test_what_changes_how_a_model_is_trained_is_apart_from_what_changes_it():
     cfg = artifacts(config(training={"vllm": vllm}, backend="vllm"))["models/x/s0"].cfg
     assert cfg["vllm"] == {"mode": "server", "tensor_parallel_size": 2}
     assert cfg["execution"]["vllm"] == {"server_host": "a"}
+
+
+def test_what_samples_belongs_to_generations_and_evaluations_only():
+    asking = {"generations__g": ASK}
+    made = [
+        artifacts(config(**asking, **more))
+        for more in (
+            {},
+            {"backend": "vllm", "engine": {"dtype": "bfloat16", "batch_invariant": True}},
+        )
+    ]
+    for folder in ("generations/g/s0", "evaluations/e/x/s0"):
+        plain, other = (artifact[folder].cfg for artifact in made)
+        assert plain["backend"] == "transformers"
+        assert not {"dtype", "batch_invariant", "rules", "attempts"} & plain.keys()
+        changed = {"backend": "vllm", "dtype": "bfloat16", "batch_invariant": True}
+        assert other == plain | changed
+    assert not {"dtype", "batch_invariant"} & made[1]["models/x/s0"].cfg.keys()
+    again = {**ASK, "rules": ["boxed"], "attempts": 3}
+    cfg = artifacts(config(generations__g=again))["generations/g/s0"].cfg
+    assert (cfg["rules"], cfg["attempts"]) == (["boxed"], 3)
 
 
 def test_a_teacher_with_other_chat_template_options_is_asked_with_its_own():
