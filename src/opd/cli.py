@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one verb; a ``Bad`` ends with its one line on stderr and exit status 2."""
     arguments = _parser().parse_args(argv)
     # Stages read only what was declared; the few verbs that fetch do so on purpose.
-    if arguments.verb not in ("fetch", "lock", "prompts"):
+    if arguments.verb not in ("fetch", "dataset", "lock", "prompts"):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A stage that is told to stop clears its unfinished work away, as after an error.

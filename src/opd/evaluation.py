@@ -1,115 +1,230 @@
-"""Evaluation of a model on benchmarks: avg@k with intervals, pass@k, format, truncation, length."""
+"""Evaluation of a model on benchmarks: avg@k with intervals, pass@k, maj@k, format, truncation,
+length."""
 
+import csv
 import json
 import math
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from opd import sampling, tables
+from opd import tables, templates
+from opd.answers import normalise
 from opd.errors import Bad
-from opd.grading import grade_all
-from opd.intervals import interval
+from opd.grading import GRADERS, disagreements, grade_all
+from opd.intervals import interval, sampling_error, standard_error
 
-PREFIX = "benchmark:"
+Row = dict[str, Any]
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
-    """Stage ``evaluate``: scores.parquet (every problem x sample) and summary.json.
+    """Stage ``evaluate``: scores.parquet (every problem x sample), summary.json and
+    disagreements.csv (answers on which two graders of a benchmark differ, most frequent first).
 
-    cfg: protocol (samples, temperature, top_p, top_k, max_new_tokens), max_prompt_tokens, grader,
-    benchmarks (names), backend, batch_size, dtype, chat_template_kwargs, seed, threads.
-    Inputs: model, and a prompt set ``benchmark:NAME`` for each benchmark.
+    cfg: benchmarks (what ``harness.load`` takes), protocol (samples,
+    temperature, top_p, top_k, max_new_tokens, grader, template), max_prompt_tokens, backend,
+    batch_size, dtype, chat_template_kwargs, seed, threads. Inputs: model, and for a benchmark
+    ``prompts:NAME`` (a prompt set), ``data:NAME`` (a folder with a parquet file per split) or
+    ``include:NAME`` (a folder with task files). What is sampled is kept in ``scratch``.
     """
-    benchmarks = cfg.get("benchmarks") or [
-        name.removeprefix(PREFIX) for name in sorted(inputs) if name.startswith(PREFIX)
-    ]
-    problems = []
-    for name in benchmarks:
-        table = tables.read(inputs[PREFIX + name] / "prompts.parquet", tables.PROMPTS)
-        problems += [(name, row) for row in table.to_pylist()]
-    # All benchmarks in one call: an engine starts once.
-    protocol = {**cfg, **cfg["protocol"]}
-    samples = protocol["samples"]
-    sampler = sampling.Sampler(inputs["model"], protocol, scratch)
-    ids = [f"{name}/{row['id']}" for name, row in problems]
-    prompts = sampler.tokenize([row["prompt"] for _, row in problems], ids)
-    responses = sampler.sample(
-        [
-            sampling.Request(id, prompt, i)
-            for id, prompt in zip(ids, prompts, strict=True)
-            for i in range(samples)
-        ]
-    )
-    asked = [(*problem, i) for problem in problems for i in range(samples)]
-    graded, timeouts = grade_all(
-        [(r.text, row["answer"]) for r, (_, row, _) in zip(responses, asked, strict=True)],
-        cfg["grader"],
-    )
-    rows = [
-        {
-            "benchmark": name,
-            "problem": row["id"],
-            "sample": i,
-            "answer": row["answer"],
-            "response": response.text,
-            "extracted": extracted,
-            "correct": correct,
-            "tokens": len(response.token_ids),
-            "finish": response.finish,
+    from opd import harness
+
+    protocol = cfg["protocol"]
+    lm = harness.SamplerLM(inputs["model"], scratch, **_sampling(cfg))
+    with tempfile.TemporaryDirectory() as work:
+        tasks = {
+            one["name"]: harness.load(
+                _benchmark(one, protocol, inputs.get(f"include:{one['name']}")),
+                _data(one["name"], inputs),
+                protocol["samples"],
+                Path(work),
+            )
+            for one in cfg["benchmarks"]
         }
-        for response, (name, row, i), (extracted, correct) in zip(
-            responses, asked, graded, strict=True
-        )
-    ]
-    summary = summarise(rows, benchmarks, samples, cfg["seed"])
+        answered = harness.answer_all(tasks, lm)
+    graders = {
+        name: tuple((task.config.metadata or {}).get("graders", ())) for name, task in tasks.items()
+    }
+    rows, timeouts = score(answered, graders, protocol["grader"])
+    summary = summarise(rows, list(answered), cfg["seed"])
     summary["grader_timeouts"] = timeouts
     tables.write(out / "scores.parquet", rows, tables.SCORES)
+    _write_disagreements(out / "disagreements.csv", rows, graders)
     (out / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
     numbers = {name: values["avg"] for name, values in summary["benchmarks"].items()}
     return numbers | {"macro": summary["macro"]["avg"], "grader_timeouts": timeouts}
 
 
-def summarise(
-    rows: list[dict[str, Any]], benchmarks: list[str], samples: int, seed: int
-) -> dict[str, Any]:
+def _sampling(cfg: Mapping[str, Any]) -> Row:
+    """What the sampler is given: the engine's settings, and the sampling part of the protocol."""
+    about = ("benchmarks", "protocol", "inputs", "code")
+    protocol = ("temperature", "top_p", "top_k", "max_new_tokens")
+    return {
+        **{key: value for key, value in cfg.items() if key not in about},
+        **{key: cfg["protocol"][key] for key in protocol if key in cfg["protocol"]},
+    }
+
+
+def _benchmark(
+    benchmark: Mapping[str, Any], protocol: Mapping[str, Any], include: Path | None
+) -> Row:
+    """A benchmark's settings, with the protocol's template for our tasks, as jinja text."""
+    settings = dict(benchmark)
+    if include is not None:
+        settings["include"] = str(include)
+    if "template" in protocol and benchmark["task"].startswith("opd_"):
+        before, after = templates.named(protocol["template"]).split(templates.PLACE, 1)
+        settings["prompt"] = (
+            f"{{% raw %}}{before}{{% endraw %}}{{{{question}}}}{{% raw %}}{after}{{% endraw %}}"
+        )
+    return settings
+
+
+def _data(name: str, inputs: Mapping[str, Path]) -> dict[str, Path]:
+    """Split -> parquet file of a benchmark. Raises ``Bad`` where two problems have one id."""
+    if f"prompts:{name}" in inputs:
+        file = inputs[f"prompts:{name}"] / "prompts.parquet"
+        ids = Counter(tables.read(file, tables.PROMPTS)["id"].to_pylist())
+        twice = next((id for id, count in ids.items() if count > 1), None)
+        if twice is not None:
+            raise Bad(f"two problems have the id '{twice}'", str(file), "make the ids unique")
+        return {"test": file}
+    if f"data:{name}" in inputs:
+        return {file.stem: file for file in sorted(inputs[f"data:{name}"].glob("*.parquet"))}
+    return {}
+
+
+def score(
+    answered: Mapping[str, Sequence[Any]], graders: Mapping[str, Sequence[str]], grader: str
+) -> tuple[list[Row], int]:
+    """Rows of the schema SCORES, and how many comparisons hit a limit.
+
+    ``answered`` holds ``harness.Scored`` by benchmark. A benchmark with graders is graded by each;
+    its main metric is ``grader``, or where that is not one of its graders, the first. Others bring
+    their scores along; the first one counts.
+    """
+    asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for name, found in answered.items():
+        for one in graders[name]:
+            asked[one] += [(name, i) for i in range(len(found))]
+    verdicts: dict[tuple[str, int], dict[str, tuple[str | None, bool]]] = defaultdict(dict)
+    timeouts = 0
+    for one, places in asked.items():
+        pairs = [(answered[name][i].response, answered[name][i].answer) for name, i in places]
+        graded, limits = grade_all(pairs, one)
+        timeouts += limits
+        for place, verdict in zip(places, graded, strict=True):
+            verdicts[place][one] = verdict
+    rows = []
+    for name, found in answered.items():
+        for i, one in enumerate(found):
+            mine = verdicts.get((name, i))
+            scores = {g: float(right) for g, (_, right) in mine.items()} if mine else one.scores
+            if not scores:
+                raise Bad(
+                    "its metrics are no numbers of single samples",
+                    f"benchmark {name}",
+                    "use a task with such a metric, as acc or exact_match",
+                )
+            main = grader if mine and grader in mine else next(iter(scores))
+            rows.append(
+                {
+                    "benchmark": name,
+                    "problem": one.problem,
+                    "sample": one.sample,
+                    "answer": one.answer,
+                    "response": one.response,
+                    "extracted": mine[main][0] if mine else one.extracted,
+                    "correct": scores[main],
+                    "scores": sorted(scores.items()),
+                    "tokens": one.tokens,
+                    "finish": one.finish,
+                }
+            )
+    return rows, timeouts
+
+
+def _write_disagreements(
+    path: Path, rows: Sequence[Row], graders: Mapping[str, Sequence[str]]
+) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        names = list(dict.fromkeys(one for several in graders.values() for one in several))
+        columns = ["benchmark", "extracted", "answer", *names, "count"]
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        for benchmark, several in graders.items():
+            mine = [row for row in rows if row["benchmark"] == benchmark]
+            pairs = [(row["response"], row["answer"]) for row in mine]
+            graded = {
+                one: [(row["extracted"], bool(dict(row["scores"])[one])) for row in mine]
+                for one in several
+            }
+            for found in disagreements(pairs, graded) if graded else []:
+                writer.writerow({"benchmark": benchmark, **found})
+
+
+def summarise(rows: list[Row], benchmarks: list[str], seed: int) -> Row:
     """Numbers per benchmark and their macro mean, from rows of the schema SCORES.
 
-    avg is the mean over problems of the share of right samples; low and high bound its 95 %
-    interval (bootstrap over problems). Raises ``Bad`` unless every problem of every benchmark has
-    exactly the samples 0..samples-1.
+    avg is the mean over problems of the mean score of the samples (avg@k), se its standard error
+    and low and high its 95 % interval over problems; se_samples is the part of it that other
+    samples of the same problems would show (``opd.intervals``). Raises ``Bad`` unless every problem
+    of a benchmark has the same samples 0..k-1.
     """
-    found: dict[str, Any] = {}
+    found: Row = {}
     matrices = []
     for name in benchmarks:
         mine = [row for row in rows if row["benchmark"] == name]
-        correct = correct_matrix(mine, name, samples)
+        correct = score_matrix(mine, name)
+        samples = correct.shape[1]
         matrices.append(correct[None])
         ks = [2**i for i in range(samples.bit_length()) if 2**i < samples] + [samples]
+        binary = bool(np.isin(correct, (0, 1)).all())
+        metrics = dict.fromkeys(metric for row in mine for metric, _ in row["scores"])
         found[name] = {
             "problems": len(correct),
             "samples": samples,
             **_bounds([correct[None]], seed),
-            "pass": {str(k): pass_at_k(correct, k) for k in ks},
+            "pass": {str(k): pass_at_k(correct, k) for k in ks} if binary else {},
+            "maj": majority(mine),
             "format_rate": float(np.mean([row["extracted"] is not None for row in mine])),
             "truncation_rate": float(np.mean([row["finish"] == "length" for row in mine])),
             "mean_tokens": float(np.mean([row["tokens"] for row in mine])),
+            "metrics": {m: float(np.mean([dict(r["scores"])[m] for r in mine])) for m in metrics},
+            **_disagreed(mine, metrics),
         }
     return {"benchmarks": found, "macro": _bounds(matrices, seed)}
 
 
-def _bounds(scores: list[NDArray[np.float64]], seed: int) -> dict[str, float]:
+def _disagreed(rows: Sequence[Row], metrics: Iterable[str]) -> dict[str, int]:
+    if not set(metrics) <= set(GRADERS):
+        return {}
+    return {"disagreements": sum(len({v for _, v in row["scores"]}) > 1 for row in rows)}
+
+
+def _bounds(scores: list[NDArray[np.float64]], seed: int) -> dict[str, float | None]:
     found = interval(scores, seed=seed)
-    return {"avg": found.mean, "low": found.low, "high": found.high}
+    return {
+        "avg": found.mean,
+        "se": standard_error(scores),
+        "low": found.low,
+        "high": found.high,
+        "se_samples": sampling_error(scores),
+    }
 
 
-def correct_matrix(rows: list[dict[str, Any]], name: str, samples: int) -> NDArray[np.float64]:
-    """1 where a sample is right: float64 [problems, samples]; ``Bad`` if one lacks or is double."""
-    verdicts: dict[str, dict[int, bool]] = {}
+def score_matrix(rows: list[Row], name: str) -> NDArray[np.float64]:
+    """The main metric of every sample: float64 [problems, samples]; ``Bad`` if one lacks or is
+    double."""
+    verdicts: dict[str, dict[int, float]] = {}
     for row in rows:
         verdicts.setdefault(row["problem"], {})[row["sample"]] = row["correct"]
+    samples = max((len(given) for given in verdicts.values()), default=0)
     wanted = list(range(samples))
     for problem, given in verdicts.items():
         if sorted(given) != wanted:
@@ -137,7 +252,18 @@ def pass_at_k(correct: NDArray[np.float64], k: int) -> float:
     return float(np.mean([1 - math.comb(n - c, k) / math.comb(n, k) for c in rights]))
 
 
-def gap_recovery(after: float, before: float, teacher: float) -> float:
-    """(after - before) / (teacher - before): the share of the teacher's lead that was gained
-    (Rethinking OPD, section 3.2). NaN where the teacher has no lead to recover."""
-    return (after - before) / (teacher - before) if teacher != before else math.nan
+def majority(rows: Sequence[Row]) -> float:
+    """Mean over problems of the score of the answer that most of its samples give (maj@k; Wang et
+    al. 2023, self-consistency). Answers are the same if they are after normalisation; samples
+    without one do not vote; of equally frequent answers each counts its share."""
+    votes: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        of = votes.setdefault(row["problem"], {})
+        if row["extracted"] is not None:
+            of.setdefault(normalise(row["extracted"]), []).append(row["correct"])
+    won = []
+    for of in votes.values():
+        most = max((len(scores) for scores in of.values()), default=0)
+        first = [float(np.mean(scores)) for scores in of.values() if len(scores) == most]
+        won.append(float(np.mean(first)) if first else 0.0)
+    return float(np.mean(won))

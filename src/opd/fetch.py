@@ -65,13 +65,43 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     return numbers | {"bytes": sum(p.stat().st_size for p in out.rglob("*") if p.is_file())}
 
 
-def _from_hub(hub: str, revision: str, out: Path) -> None:
+def run_dataset(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Stage ``dataset``: a dataset of the hub as SPLIT.parquet, in its own columns.
+
+    cfg: hub, revision (40 hex digits), optional config.
+    """
+    hub, revision = cfg["hub"], cfg["revision"]
+    _require_commit(hub, revision)
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(hub, cfg.get("config"), revision=revision)
+    except Exception as error:
+        raise _unreachable(hub, revision, error) from error
+    for name, split in splits.items():
+        split.to_parquet(out / f"{name}.parquet")
+    return {name: len(split) for name, split in splits.items()}
+
+
+def _require_commit(hub: str, revision: str) -> None:
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise Bad(
             f"revision '{revision}' is not locked",
             f"fetch.hub: {hub}",
             "lock it: give the commit's 40 hex digits",
         )
+
+
+def _unreachable(hub: str, revision: str, error: Exception) -> Bad:
+    return Bad(
+        f"could not be fetched at {revision} ({type(error).__name__}: {error})",
+        f"fetch.hub: {hub}",
+        "check name and revision, log in if it is gated, and see that the hub can be reached",
+    )
+
+
+def _from_hub(hub: str, revision: str, out: Path) -> None:
+    _require_commit(hub, revision)
     import huggingface_hub
 
     try:
@@ -79,11 +109,7 @@ def _from_hub(hub: str, revision: str, out: Path) -> None:
             hub, revision=revision, local_dir=out, allow_patterns=list(PATTERNS)
         )
     except Exception as error:
-        raise Bad(
-            f"could not be fetched at {revision} ({type(error).__name__}: {error})",
-            f"fetch.hub: {hub}",
-            "check name and revision, log in if it is gated, and see that the hub can be reached",
-        ) from error
+        raise _unreachable(hub, revision, error) from error
     shutil.rmtree(out / ".cache", ignore_errors=True)
 
 

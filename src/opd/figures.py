@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import itertools
+import json
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,16 @@ import pyarrow as pa
 
 from opd import tables
 from opd.errors import Bad
-from opd.intervals import RESAMPLES, Array, Interval, Scores, difference, interval, recovery
+from opd.intervals import (
+    RESAMPLES,
+    Array,
+    Interval,
+    Scores,
+    difference,
+    interval,
+    paired_test,
+    recovery,
+)
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -159,6 +169,17 @@ class Reader:
                         "compare evaluations of one protocol on the same benchmarks",
                     )
         return Evaluations(where, tuple(self._answers[name] for name in names))
+
+    def summary(self, names: Sequence[str], benchmarks: Sequence[str], kind: str) -> float:
+        """Mean over seeds and benchmarks of maj, or of pass at all samples (summary.json)."""
+        values = []
+        for name in names:
+            path = self.inputs[name] / "summary.json"
+            found = json.loads(path.read_text())["benchmarks"]
+            for benchmark in benchmarks:
+                value = found[benchmark][kind]
+                values.append(value[str(found[benchmark]["samples"])] if kind == "pass" else value)
+        return float(np.mean(values))
 
     def metric(self, names: Sequence[str], metric: str, where: str) -> tuple[Array, Array]:
         """Steps [N] and values [S, N] of a metric (NaN where a seed did not log a step)."""
@@ -493,6 +514,9 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "avg": (("evaluations",), _BOUNDED),
     "change": (("evaluations", "base"), _BOUNDED),
     "recovery": (("evaluations", "base", "teacher"), _BOUNDED),
+    "p": (("evaluations", "base"), ("",)),
+    "pass": (("evaluations",), ("",)),
+    "maj": (("evaluations",), ("",)),
     "tokens": (("evaluations",), ("",)),
     "truncated": (("evaluations",), ("",)),
     "answered": (("evaluations",), ("",)),
@@ -549,6 +573,12 @@ def _cell(spec: str, row: Mapping[str, Any], reader: Reader, cfg: Mapping[str, A
         return _bounded(difference(scores[0], scores[1], *_resampling(cfg)), signed=True)
     if kind == "recovery":
         return _bounded(recovery(scores[0], scores[1], scores[2], *_resampling(cfg)))
+    if kind == "p":
+        value = paired_test(scores[0], scores[1], seed=cfg.get("seed", 0))
+        return Cell(_number(value), (value,))
+    if kind in ("pass", "maj"):
+        value = reader.summary(row["evaluations"], models[0].benchmarks(name or MACRO), kind)
+        return Cell(f"{100 * value:.1f}", (value,))
     value = float(np.mean([s.mean() for s in models[0].scores(name or MACRO, kind)]))
     return Cell(f"{value:.0f}" if kind == "tokens" else f"{100 * value:.1f}", (value,))
 
@@ -574,6 +604,9 @@ def _header(spec: str, first: Evaluations | None) -> str:
         "avg": f"{_avg_at(first)} (%)" if first else "avg (%)",
         "change": "change (points)",
         "recovery": "gap recovered (%)",
+        "p": "p of the change",
+        "pass": f"pass@{_at(first)} (%)" if first else "pass (%)",
+        "maj": f"maj@{_at(first)} (%)" if first else "maj (%)",
         "tokens": "response (tokens)",
         "truncated": "cut off (%)",
         "answered": "with an answer (%)",
@@ -592,10 +625,11 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     cfg: ``title``, ``caption``, ``columns`` [kind[:NAME] or {column, label}], ``rows`` [{label,
     evaluations, base, teacher, run}]; the last four are lists of names of ``inputs``, one per
     seed; ``seed`` and ``resamples`` of the bootstrap. Columns, over all benchmarks or the one
-    named: avg, change (against ``base``), recovery (of the gap from ``base`` to ``teacher``),
-    tokens, truncated, answered; and for a metric of ``run``: first, last, course. The last column
-    of the csv holds role:input=digest (sha256, 12 digits) of every file behind a row. Returns
-    {row: {csv column: number}}. Raises ``Bad`` as ``run_figure`` does.
+    named: avg, change (against ``base``), recovery (of the gap from ``base`` to ``teacher``), p (of
+    the change, a paired permutation test over problems), pass, maj, tokens, truncated, answered;
+    and for a metric of ``run``: first, last, course. The last column of the csv holds
+    role:input=digest (sha256, 12 digits) of every file behind a row. Returns {row: {csv column:
+    number}}. Raises ``Bad`` as ``run_figure`` does.
     """
     reader = Reader(inputs)
     columns = [c if isinstance(c, dict) else {"column": c} for c in cfg["columns"]]
@@ -671,8 +705,12 @@ def _benchmark_label(name: str, evaluations: Evaluations) -> str:
     return names[0] if len(names) == 1 else f"mean of {len(names)} benchmarks"
 
 
+def _at(evaluations: Evaluations) -> str:
+    return "/".join(str(k) for k in evaluations.samples())
+
+
 def _avg_at(evaluations: Evaluations) -> str:
-    return "avg@" + "/".join(str(k) for k in evaluations.samples())
+    return f"avg@{_at(evaluations)}"
 
 
 def _json(value: float | None) -> float | None:

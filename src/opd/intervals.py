@@ -66,6 +66,58 @@ def recovery(
     return Interval(float(means[0] / means[1]), low, high)
 
 
+def standard_error(scores: Scores) -> float | None:
+    """Standard error of avg@k over problems, from one seed (each [1, P, K]).
+
+    The spread of the problems' own averages holds the samples' noise already: drawing samples
+    anew within drawn problems, as a nested bootstrap does, would count that noise twice. None for a
+    benchmark of one problem.
+    """
+    return _error([np.asarray(one)[0].mean(axis=1) for one in scores])
+
+
+def sampling_error(scores: Scores) -> float | None:
+    """The part of it that other samples of the same problems would show: None for one sample."""
+    cells = [np.asarray(one)[0] for one in scores]
+    if any(one.shape[1] < 2 for one in cells):
+        return None
+    parts = [(one.var(axis=1, ddof=1) / one.shape[1]).mean() / len(one) for one in cells]
+    return float(np.sqrt(sum(parts)) / len(parts))
+
+
+def _error(cells: Sequence[Array]) -> float | None:
+    """Standard error of the mean over benchmarks of the means of values [P]."""
+    if any(len(one) < 2 for one in cells):
+        return None
+    return float(np.sqrt(sum(one.var(ddof=1) / len(one) for one in cells)) / len(cells))
+
+
+def paired_test(after: Scores, before: Scores, resamples: int = 9999, seed: int = 0) -> float:
+    """Two-sided p value of the difference in avg@k, by swapping the two models' scores of a problem
+    (paired permutation test; each [S, P, K] with the same problems).
+
+    All swaps are tried where there are no more than ``resamples``. Seeds are averaged first, so the
+    question is whether these very runs differ on other problems of the kind.
+    """
+    from scipy.stats import permutation_test
+
+    sides = []
+    for quantity in _cells(after, before):
+        weighed = [cells.mean(axis=0) / cells.shape[1] / len(quantity) for cells in quantity]
+        sides.append(np.concatenate(weighed))
+    if np.array_equal(*sides):
+        return 1.0
+    found = permutation_test(
+        sides,
+        lambda a, b, axis: (a - b).sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
 def _cells(*quantities: Scores) -> list[list[Array]]:
     """Each [S, P, K] averaged over samples and broadcast to the common S: [S, P]."""
     cells = []

@@ -40,6 +40,7 @@ class Layout:
     where: Mapping[str, str] = field(default_factory=dict)
     one_box: bool = False
     once: bool = False
+    shuffled: tuple[str, ...] = ()
     configs: tuple[str | None, ...] = (None,)
     file: str | None = None
 

@@ -6,12 +6,14 @@ from pathlib import Path
 import yaml
 
 from opd.errors import Bad
-from opd.recipes import Config, Hub, HubPrompts
+from opd.recipes import Config, Hub, HubPrompts, TaskData
+
+HubObject = Hub | HubPrompts | TaskData
 
 HEADER = "# Commits of hub objects, read from the hub by `opd lock CONFIG`. Do not edit.\n"
 
 
-def key(recipe: Hub | HubPrompts) -> str:
+def key(recipe: HubObject) -> str:
     """``models/ID`` or ``datasets/ID``."""
     return f"{'models' if isinstance(recipe, Hub) else 'datasets'}/{recipe.id}"
 
@@ -21,11 +23,12 @@ def read(path: Path) -> dict[str, str]:
     return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
 
 
-def hub_objects(config: Config) -> dict[str, Hub | HubPrompts]:
+def hub_objects(config: Config) -> dict[str, HubObject]:
     """Where each hub object is named in a config -> its recipe."""
-    found: dict[str, Hub | HubPrompts] = {}
+    found: dict[str, HubObject] = {}
     found |= {f"models.{n}.hub": m.hub for n, m in config.models.items() if m.hub}
     found |= {f"prompts.{n}.hub": p.hub for n, p in config.prompts.items() if p.hub}
+    found |= {f"benchmarks.{n}.hub": b.hub for n, b in config.benchmarks.items() if b.hub}
     return found
 
 
@@ -65,7 +68,7 @@ def lock(
     return locked
 
 
-def locked(recipe: Hub | HubPrompts, lock: Mapping[str, str], where: str) -> str:
+def locked(recipe: HubObject, lock: Mapping[str, str], where: str) -> str:
     """The revision to fetch: the locked commit, else what the recipe says (which the fetching
     stage refuses unless it is a full commit). Raises ``Bad`` where lock and recipe disagree."""
     known, commit = recipe.revision or "", lock.get(key(recipe), "")

@@ -36,6 +36,7 @@ VERBS = {
     "dedup": "opd.dedup:run",
     "init": "opd.world:run_init",
     "fetch": "opd.fetch:run",
+    "dataset": "opd.fetch:run_dataset",
     "generate": "opd.generation:run",
     "filter": "opd.filters:run",
     "sft": "opd.training.sft:run",

@@ -4,6 +4,7 @@ stage. The Snakemake rules read nothing else.
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,8 @@ from pydantic import BaseModel
 
 from opd.errors import Bad
 from opd.lock import locked
-from opd.manifest import canonical, code_digest, derive_seed
-from opd.recipes import Config, Figure, Series, Shown, Table, references
-
-# What a score means: the sampling part of an evaluation.
-PROTOCOL = ("samples", "temperature", "top_p", "top_k", "max_new_tokens")
+from opd.manifest import canonical, code_digest, derive_seed, digest
+from opd.recipes import PROTOCOLS, Config, Figure, Series, Shown, Table, references
 
 # Settings of vLLM that say where and how it runs, not what it samples.
 VLLM_PLACE = {
@@ -29,6 +27,10 @@ VLLM_PLACE = {
     "gpu_memory_utilization",
     "enable_sleep_mode",
 }
+
+
+# The task files that the project ships.
+BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
     ``lock`` gives the commit (40 hex digits) of hub objects. Raises ``Bad`` for an input file that
     is missing, and for a hub object whose lock contradicts the revision in its recipe.
     """
-    found = [*_prompts(config, lock), *_corpora(config)]
+    found = [*_prompts(config, lock), *_corpora(config), *_datasets(config, lock)]
     for seed in config.seeds:
         found += [
             *_models(config, seed, lock),
@@ -241,7 +243,7 @@ def _engine(config: Config, model: str) -> dict[str, Any]:
         "threads": config.threads,
         "backend": config.backend,
         **config.engine.model_dump(exclude_none=True),
-        "chat_template_kwargs": _chat_template(config, model),
+        "chat_template_kwargs": dict(_chat_template(config, model)),
     }
 
 
@@ -264,19 +266,64 @@ def _evaluation_at(evaluation: str, model: str, seed: int) -> str:
     return f"evaluations/{evaluation}/{model}/s{seed}"
 
 
+def _datasets(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
+    for name, benchmark in config.benchmarks.items():
+        if benchmark.hub:
+            revision = locked(benchmark.hub, lock, f"benchmarks.{name}.hub")
+            settings = {"hub": benchmark.hub.id, "revision": revision}
+            if benchmark.hub.config:
+                settings["config"] = benchmark.hub.config
+            yield _artifact("dataset", f"datasets/{name}", settings, {})
+
+
+def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """A benchmark's settings and inputs. The text of our own task files belongs to the settings."""
+    benchmark = config.benchmarks[name]
+    own = benchmark.model_dump(include={"task", "num_fewshot"}, exclude_none=True)
+    settings = {"name": name, **own}
+    if benchmark.task.startswith("opd_"):
+        settings["file"] = _task_text(benchmark.task, f"benchmarks.{name}.task")
+    inputs = {}
+    if benchmark.prompts:
+        inputs[f"prompts:{name}"] = f"prompts/{benchmark.prompts}"
+    if benchmark.hub:
+        inputs[f"data:{name}"] = f"datasets/{name}"
+    if benchmark.include:
+        where = f"benchmarks.{name}.include"
+        inputs[f"include:{name}"] = _data_path(benchmark.include, where)
+    return settings, inputs
+
+
+def _task_text(task: str, where: str) -> str:
+    """sha256 (hex) of one of our task files and of what it includes."""
+    path: Path | None = BENCHMARKS / f"{task.removeprefix('opd_')}.yaml"
+    texts: list[str] = []
+    if path is None or not path.is_file():
+        known = ", ".join(f"opd_{p.stem}" for p in sorted(BENCHMARKS.glob("[!_]*.yaml")))
+        raise Bad(f"unknown task '{task}'", where, f"there are {known}")
+    while path:
+        texts.append(path.read_text())
+        include = re.search(r"^include: (\S+)$", texts[-1], re.MULTILINE)
+        path = BENCHMARKS / include[1] if include else None
+    return digest(texts)
+
+
 def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
     for name, recipe in config.evaluations.items():
+        protocol = config.protocols.get(recipe.protocol) or PROTOCOLS[recipe.protocol]
+        benchmarks = {b: _benchmark(config, b) for b in recipe.benchmarks}
         for model in config.models:
             settings = {
-                "protocol": {key: getattr(recipe, key) for key in PROTOCOL},
+                "protocol": protocol.model_dump(exclude={"chat_template"}, exclude_none=True),
                 "max_prompt_tokens": recipe.max_prompt_tokens,
                 "batch_size": recipe.batch_size,
-                "grader": recipe.grader,
-                "benchmarks": recipe.benchmarks,
+                "benchmarks": [own for own, _ in benchmarks.values()],
                 **_engine(config, model),
             }
+            settings["chat_template_kwargs"] |= protocol.chat_template
             inputs = {"model": _at(config, "models", model, seed)}
-            inputs |= {f"benchmark:{b}": f"prompts/{b}" for b in recipe.benchmarks}
+            for _, theirs in benchmarks.values():
+                inputs |= theirs
             yield _artifact("evaluate", _evaluation_at(name, model, seed), settings, inputs, seed)
 
 

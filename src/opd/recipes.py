@@ -160,6 +160,11 @@ class Apart(Strict):
     by: Literal["row", "question"] = "question"
 
 
+def _check_template(template: str | None) -> None:
+    if template is not None and PLACE not in named(template):
+        raise ValueError(f"template must be {_NAMES}, or text that contains {{question}}")
+
+
 class PromptSet(OneOf):
     """Where prompts come from, and what is done to them, in the order of these keys."""
 
@@ -194,8 +199,7 @@ class PromptSet(OneOf):
 
     @model_validator(mode="after")
     def _template_has_a_place(self) -> "PromptSet":
-        if self.template is not None and PLACE not in named(self.template):
-            raise ValueError(f"template must be {_NAMES}, or text that contains {{question}}")
+        _check_template(self.template)
         if self.dedup and self.model_fields_set - {"dedup"}:
             raise ValueError("a dedup recipe takes nothing else; put a 'use' recipe after it")
         return self
@@ -550,14 +554,76 @@ class Pairs(OneOf):
         return ("world", "filter")
 
 
-class Evaluation(Sampling):
-    """The protocol of an evaluation: benchmarks (prompt sets), sampling, grader."""
+class TaskData(Strict):
+    """A dataset of the hub, in the columns that an lm-eval task reads."""
 
-    benchmarks: Annotated[list[Name], Ref("prompts")] = Field(min_length=1)
-    grader: Literal["world", "rule", "math_verify"] = "rule"
+    id: str
+    revision: str | None = None
+    config: str | None = None
+
+
+class Benchmark(Strict):
+    """A task of lm-eval: ours (``opd_aime24``, ...), another of its own, or one below ``include``.
+
+    What it reads: a prompt set, a dataset of the hub, or what its file says.
+    """
+
+    task: str
+    prompts: Annotated[Name | None, Ref("prompts")] = None
+    hub: TaskData | None = None
+    include: str | None = Field(default=None, description="a folder with task files")
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Benchmark":
+        if self.prompts and self.hub:
+            raise ValueError("prompts and hub: the task reads one of them")
+        return self
+
+
+class Protocol(Strict):
+    """How benchmarks are answered and graded: what a score means."""
+
     samples: Count = 16
     temperature: Annotated[float, Field(ge=0)] = 0.7
     top_p: Share = 0.95
+    top_k: Count | None = None
+    max_new_tokens: Count = 31744
+    grader: Literal["rule", "math_verify"] = Field(
+        default="rule", description="which of the two counts, where a benchmark has both"
+    )
+    template: str | None = Field(
+        default=None,
+        description=f"{_NAMES} or text with {{question}}, in place of our benchmarks' own",
+    )
+    chat_template: dict[str, Plain] = Field(default={}, description="over the model's own")
+
+    @model_validator(mode="after")
+    def _template_has_a_place(self) -> "Protocol":
+        _check_template(self.template)
+        return self
+
+
+# The first paper's (section 3.1), the second's (Table 1), and one greedy sample.
+PROTOCOLS = {
+    "paper": Protocol(),
+    "many_faces": Protocol(
+        samples=1,
+        temperature=0.6,
+        max_new_tokens=16384,
+        chat_template={"enable_thinking": False},
+    ),
+    "greedy": Protocol(samples=1, temperature=0.0, top_p=1.0),
+}
+
+
+class Evaluation(Strict):
+    """Benchmarks under a protocol."""
+
+    benchmarks: Annotated[list[Name], Ref("benchmarks")] = Field(min_length=1)
+    protocol: Annotated[Name, Ref("protocols", builtin=tuple(PROTOCOLS))] = "paper"
+    max_prompt_tokens: Count = 1024
+    batch_size: Count = 64
 
 
 # Tables and figures
@@ -693,6 +759,8 @@ class Config(Strict):
     pairs: dict[Name, Pairs] = {}
     models: dict[Name, Model] = {}
     generations: dict[Name, Generation] = {}
+    benchmarks: dict[Name, Benchmark] = {}
+    protocols: dict[Name, Protocol] = {}
     evaluations: dict[Name, Evaluation] = {}
     tables: dict[Name, Table] = {}
     figures: dict[Name, Figure] = {}
@@ -863,7 +931,10 @@ def references(recipe: BaseModel, path: str = "") -> Iterator[tuple[str, str, st
 
 def _check_references(config: Config) -> None:
     """Every name refers to a recipe that exists, and none to itself through others."""
-    sections = ("prompts", "pairs", "models", "generations", "evaluations", "tables", "figures")
+    sections = (
+        *("prompts", "pairs", "models", "generations", "benchmarks", "protocols"),
+        *("evaluations", "tables", "figures"),
+    )
     graph = {
         (section, name): list(references(recipe))
         for section in sections

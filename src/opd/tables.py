@@ -59,6 +59,7 @@ GENERATIONS = _nullable(
     ),
     "rejected",
 )
+# correct: the benchmark's main metric, 0 to 1; scores: every metric by its name.
 SCORES = _nullable(
     _schema(
         benchmark=_S,
@@ -67,7 +68,8 @@ SCORES = _nullable(
         answer=_S,
         response=_S,
         extracted=_S,
-        correct=pa.bool_(),
+        correct=pa.float64(),
+        scores=pa.map_(_S, pa.float64()),
         tokens=_I,
         finish=_S,
     ),

@@ -20,7 +20,6 @@ SHORT = {
         "sft": {"steps": 2, "batch_size": 2, "micro_batch": 2},
         "opd": {"steps": 2, "prompts_per_step": 2, "micro_batch": 2, "max_new_tokens": 24},
         "generations": {"max_new_tokens": 48},
-        "evaluations": {"max_new_tokens": 24},
     },
     "prompts": {
         **{name: {"sample": {"n": 40}} for name in ("dapo", "deepmath")},
@@ -30,7 +29,7 @@ SHORT = {
     },
     # Which responses end with a box in 48 tokens is not what is tested here.
     "pairs": {"easy-traces": {"filter": {"rules": ["nonempty"]}}},
-    "evaluations": {"short": {"samples": 1}},
+    "protocols": {"two-samples": {"samples": 1, "max_new_tokens": 24}},
 }
 
 

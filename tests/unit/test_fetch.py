@@ -260,3 +260,35 @@ def test_dequantised_checkpoint_is_an_ordinary_one(tmp_path: Path) -> None:
     )
     assert text == "<|im_start|>user\nx\n y<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_dataset_of_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    calls = []
+
+    def load(*given: Any, **more: Any) -> Any:
+        calls.append((given, more))
+        split = datasets.Dataset.from_list([{"question": "1+1", "answer": "2"}])
+        return datasets.DatasetDict({"train": split, "test": split})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    cfg = {"hub": "a/b", "config": "main", "revision": REVISION}
+    assert fetch.run_dataset(cfg, {}, tmp_path) == {"train": 1, "test": 1}
+    assert calls == [(("a/b", "main"), {"revision": REVISION})]
+    assert {p.name for p in tmp_path.iterdir()} == {"train.parquet", "test.parquet"}
+    read = datasets.Dataset.from_parquet(str(tmp_path / "test.parquet"), cache_dir=str(tmp_path))
+    assert read[0] == {"question": "1+1", "answer": "2"}
+
+
+def test_bad_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    with pytest.raises(Bad, match=r"a/b: revision 'main' is not locked"):
+        fetch.run_dataset({"hub": "a/b", "revision": "main"}, {}, tmp_path)
+
+    def gone(*_: Any, **__: Any) -> Any:
+        raise datasets.exceptions.DatasetNotFoundError("no such dataset")
+
+    monkeypatch.setattr(datasets, "load_dataset", gone)
+    with pytest.raises(Bad, match=r"a/b: could not be fetched .*DatasetNotFoundError"):
+        fetch.run_dataset({"hub": "a/b", "revision": REVISION}, {}, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -25,7 +25,8 @@ def evaluation(folder: Path, right: dict[str, list[int]], samples: int = 4) -> P
             "answer": "7",
             "response": "#7" if k < count else "",
             "extracted": "7" if k < count else None,
-            "correct": k < count,
+            "correct": float(k < count),
+            "scores": [("rule", float(k < count))],
             "tokens": 10 + k,
             "finish": "stop" if k < 3 else "length",
         }

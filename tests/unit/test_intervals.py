@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from opd.intervals import Interval, difference, interval, recovery
+from opd.intervals import (
+    Interval,
+    difference,
+    interval,
+    paired_test,
+    recovery,
+    sampling_error,
+    standard_error,
+)
 
 
 def draws_by_enumeration(*quantities: np.ndarray) -> np.ndarray:
@@ -132,3 +140,62 @@ def test_bounds_enclose_the_mean_and_stay_possible(scores: np.ndarray) -> None:
     loss = difference([1 - scores], [scores], resamples=200)
     assert gain.mean == pytest.approx(-loss.mean)
     assert gain.low == pytest.approx(-loss.high) and gain.high == pytest.approx(-loss.low)
+
+
+def test_errors_by_hand() -> None:
+    """Three problems of two samples: averages 0, 1/2 and 1; another benchmark all right."""
+    one = np.array([[[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
+    full = np.ones((1, 2, 2))
+    # Spread of the averages 1/2, over three problems; only the middle problem's samples vary (1/2).
+    assert standard_error([one]) == pytest.approx(0.5 / np.sqrt(3))
+    assert sampling_error([one]) == pytest.approx(np.sqrt(0.5 / 2 / 9))
+    assert standard_error([one, full]) == pytest.approx(0.5 / np.sqrt(3) / 2)
+    assert sampling_error([one, full]) == pytest.approx(np.sqrt(0.5 / 2 / 9) / 2)
+    assert standard_error([one[:, :1]]) is None and sampling_error([one[..., :1]]) is None
+
+
+def test_error_over_problems_is_the_spread_of_repeated_evaluations() -> None:
+    """Problems drawn with rates uniform on 0 to 1, four samples each: the spread of avg@4 over many
+    such evaluations is what one of them estimates, and what a nested bootstrap overstates."""
+    rng = np.random.default_rng(0)
+    rates = rng.random((4000, 40, 1))
+    scores = (rng.random((4000, 40, 4)) < rates).astype(float)
+    spread = scores.mean(axis=(1, 2)).std()
+    assert spread == pytest.approx(np.sqrt((1 / 12 + 1 / 6 / 4) / 40), rel=0.03)
+    estimates = [standard_error([one[None]]) for one in scores[:400]]
+    assert np.sqrt(np.mean(np.square(estimates))) == pytest.approx(spread, rel=0.03)
+    again = (rng.random((4000, 40, 4)) < rates[:1]).astype(float).mean(axis=(1, 2)).std()
+    estimates = [sampling_error([one[None]]) for one in scores[:400]]
+    assert np.sqrt(np.mean(np.square(estimates))) == pytest.approx(
+        np.sqrt(1 / 6 / 4 / 40), rel=0.03
+    )
+    assert again == pytest.approx(np.sqrt((rates[0] * (1 - rates[0])).mean() / 4 / 40), rel=0.05)
+
+
+def swapped(after: np.ndarray, before: np.ndarray) -> float:
+    """The same p value by going through every swap: values [P]."""
+    found = (after - before).sum()
+    every = [
+        sum(sign * d for sign, d in zip(signs, after - before, strict=True))
+        for signs in itertools.product((1, -1), repeat=len(after))
+    ]
+    return float(np.mean([abs(one) >= abs(found) - 1e-9 for one in every]))
+
+
+def test_paired_test_counts_swaps() -> None:
+    after, before = SCORES[:1], OTHER[:1]
+    expected = swapped(after[0].mean(-1), before[0].mean(-1))
+    assert paired_test([after], [before]) == pytest.approx(expected)
+    assert paired_test([SCORES], [OTHER]) == pytest.approx(
+        swapped(SCORES.mean((0, 2)), OTHER.mean((0, 2)))
+    )
+    assert paired_test([after], [after]) == 1.0
+    # Ten problems, all better: two of 2^10 swaps are as extreme.
+    assert paired_test([np.ones((1, 10, 2))], [np.zeros((1, 10, 2))]) == pytest.approx(2 / 1024)
+
+
+def test_paired_test_weighs_benchmarks_equally() -> None:
+    few, many = np.ones((1, 2, 1)), np.zeros((1, 6, 1))
+    none = [np.zeros((1, 2, 1)), np.zeros((1, 6, 1))]
+    # Only the swaps of the first two matter: all together or all against, 2 of 4.
+    assert paired_test([few, many], none) == pytest.approx(0.5)

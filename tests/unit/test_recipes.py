@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def config(**changes: Any) -> dict[str, Any]:
             "b": {"grpo": {"student": "a", "prompts": "p", "steps": 2}},
             "x": {"opd": {"student": "a", "teacher": "b"}},
         },
-        "evaluations": {"e": {"benchmarks": ["p"], "max_new_tokens": 8}},
+        "benchmarks": {"w": {"task": "opd_world", "prompts": "p"}},
+        "protocols": {"short": {"samples": 2, "max_new_tokens": 8}},
+        "evaluations": {"e": {"benchmarks": ["w"], "protocol": "short"}},
         "tables": {
             "t1": {
                 "title": "T",
@@ -89,6 +92,10 @@ def artifacts(raw: dict[str, Any]) -> dict[str, Artifact]:
         ({"prompts__p__difficulty": {}}, ["prompts.p", "at_least or at_most"]),
         ({"prompts__p__apart_from": {"prompts": "q"}}, ["prompts.p.apart_from.prompts", "'q'"]),
         ({"prompts__p__apart_from": {"prompts": "p"}}, ["prompts.p -> prompts.p"]),
+        ({"benchmarks__w__task": "opd_wolrd"}, ["benchmarks.w.task", "'opd_wolrd'", "opd_world"]),
+        ({"benchmarks__w__hub": {"id": "a/b"}}, ["benchmarks.w", "prompts and hub"]),
+        ({"evaluations__e__protocol": "papr"}, ["evaluations.e.protocol", "'papr'"]),
+        ({"protocols__short__template": "no place"}, ["protocols.short", "{question}"]),
         ({"targets": ["t2"]}, ["targets", "'t2'", "there are: t1"]),
         ({"seeds": []}, ["seeds", "at least 1"]),
         ({"models__a__sft__epochs": 1}, ["models.a.sft", "exactly one of steps, epochs"]),
@@ -121,7 +128,7 @@ def artifacts(raw: dict[str, Any]) -> dict[str, Artifact]:
 )
 def test_bad_config_gets_one_line_that_names_key_value_and_remedy(changes, words):
     with pytest.raises(Bad) as caught:
-        resolve(config(**changes))
+        artifacts(config(**changes))
     line = str(caught.value)
     assert "\n" not in line
     for word in words:
@@ -255,8 +262,55 @@ def _changed(before: dict, after: dict) -> set[str]:
 def test_an_edit_changes_the_settings_of_just_the_stages_it_concerns():
     assert _changed(config(), config(models__x__opd__loss={"k": 8})) == {"models/x/s0"}
     evaluations = {f"evaluations/e/{m}/s0" for m in "iabx"}
-    assert _changed(config(), config(evaluations__e__max_new_tokens=9)) == evaluations
+    assert _changed(config(), config(protocols__short__max_new_tokens=9)) == evaluations
     assert _changed(config(), config(prompts__d__dedup__threshold=0.7)) == {"prompts/d"}
+
+
+def test_an_evaluation_has_its_protocol_and_its_tasks():
+    made = artifacts(config(evaluations__e__protocol="paper"))["evaluations/e/x/s0"]
+    assert made.cfg["protocol"] == {
+        "samples": 16,
+        "temperature": 0.7,
+        "top_p": 0.95,
+        "max_new_tokens": 31744,
+        "grader": "rule",
+    }
+    assert made.inputs == ("models/x/s0", "prompts/p")
+    assert made.cfg["inputs"] == ["model", "prompts:w"]
+    faces = artifacts(config(evaluations__e__protocol="many_faces"))["evaluations/e/x/s0"].cfg
+    assert faces["chat_template_kwargs"] == {"enable_thinking": False}
+    assert faces["protocol"]["samples"] == 1
+    # A protocol of one's own may take the name of a published one.
+    own = config(protocols__paper={"samples": 4}, evaluations__e__protocol="paper")
+    assert artifacts(own)["evaluations/e/x/s0"].cfg["protocol"]["samples"] == 4
+
+
+def test_an_edit_of_a_task_file_or_of_what_it_includes_changes_evaluations(tmp_path, monkeypatch):
+    from opd import plan as planning
+
+    folder = tmp_path / "benchmarks"
+    shutil.copytree(planning.BENCHMARKS, folder)
+    before = artifacts(config())
+    monkeypatch.setattr(planning, "BENCHMARKS", folder)
+    assert artifacts(config()) == before
+    for name in ("world.yaml", "_boxed.yaml"):
+        with (folder / name).open("a") as file:
+            file.write("# more\n")
+        after = artifacts(config())
+        assert {f for f in after if after[f] != before[f]} == {
+            f"evaluations/e/{m}/s0" for m in "iabx"
+        }
+        before = after
+
+
+def test_a_task_reads_a_dataset_of_the_hub_at_its_locked_commit():
+    benchmark = {"task": "gsm8k", "hub": {"id": "openai/gsm8k", "config": "main"}}
+    given = config(benchmarks__w=benchmark)
+    made = plan(resolve(given), {"datasets/openai/gsm8k": "a" * 40})
+    assert made["datasets/w"].cfg["revision"] == "a" * 40
+    assert made["datasets/w"].cfg["config"] == "main"
+    assert made["evaluations/e/x/s0"].cfg["inputs"] == ["model", "data:w"]
+    assert made["evaluations/e/x/s0"].inputs[1] == "datasets/w"
 
 
 def test_seeds_are_derived_and_give_each_model_a_folder_of_its_own():

@@ -49,7 +49,7 @@ def test_edit_of_k_lists_that_run_and_what_shows_it_and_editing_back_trains_noth
 
 
 def test_evaluation_edit_trains_nothing(copy: Project):
-    copy.edit(lambda c: c["evaluations"]["held-out"].update(temperature=0.5))
+    copy.edit(lambda c: c["protocols"]["two-samples"].update(temperature=0.5))
     made = copy.would_make()
     assert not [m for m in made if m.startswith(("models", "prompts", "pairs", "generations"))]
     assert EVALUATION in made

@@ -33,6 +33,7 @@ wildcard_constraints:
     model="[^/]+",
     generation="[^/]+",
     evaluation="[^/]+",
+    benchmark="[^/]+",
     figure="[^/]+",
     table="[^/]+",
 

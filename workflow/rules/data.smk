@@ -96,3 +96,21 @@ rule filter:
     shell:
         "$OPD_LIGHT -m opd filter --cfg {params.cfg:q} --input {input} --output {output}"
         " > {log} 2>&1"
+
+
+rule dataset:
+    input:
+        inputs_of("datasets/{benchmark}"),
+    output:
+        f"{RESULTS}/datasets/{{benchmark}}/digest.json",
+    log:
+        f"{RESULTS}/logs/datasets/{{benchmark}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/datasets/{{benchmark}}.tsv"
+    conda:
+        "../../envs/gpu.yaml"
+    params:
+        cfg=cfg_of("datasets/{benchmark}"),
+    shell:
+        "$OPD_GPU -m opd dataset --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"
