@@ -160,7 +160,7 @@ def _write_disagreements(
         for benchmark, several in graders.items():
             mine = [row for row in rows if row["benchmark"] == benchmark]
             pairs = [(row["response"], row["answer"]) for row in mine]
-            graded = {
+            graded: dict[str, Sequence[tuple[str | None, bool]]] = {
                 one: [(row["extracted"], bool(dict(row["scores"])[one])) for row in mine]
                 for one in several
             }

@@ -195,9 +195,8 @@ def _training(config: Config) -> dict[str, Any]:
     given = config.training.model_dump(mode="json", exclude_none=True)
     made_by = ("precision", "gradient_checkpointing", "processes")
     settings = {key: given.pop(key) for key in made_by if key in given}
-    vllm = given.pop("vllm")
-    if config.backend == "vllm":
-        settings["backend"] = "vllm"
+    vllm = given.pop("vllm", None)
+    if vllm is not None:
         settings["vllm"] = {key: vllm.pop(key) for key in vllm.keys() - VLLM_PLACE}
         given["vllm"] = vllm
     return {**settings, "execution": given}

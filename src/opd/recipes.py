@@ -725,8 +725,9 @@ class Training(Strict):
     checkpoint_every: Count = Field(default=50, description="steps")
     accelerate: str | None = Field(default=None, description="an accelerate config file")
     report_to: str | None = Field(default=None, description="as transformers: wandb, trackio, ...")
-    vllm: dict[str, Plain] = Field(
-        default={}, description="TRL's vllm_* settings for rollouts, where backend is vllm"
+    vllm: dict[str, Plain] | None = Field(
+        default=None,
+        description="TRL's vllm_* settings: rollouts in training go through vLLM where given",
     )
 
 
@@ -749,7 +750,9 @@ class Config(Strict):
     source: Literal["hub", "index"] = Field(
         default="hub", description="where weights come from: the hub, or the Python package index"
     )
-    backend: Literal["transformers", "vllm"] = "transformers"
+    backend: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="what samples rollouts and answers to benchmarks"
+    )
     engine: Engine = Engine()
     interpreters: Interpreters = Interpreters()
     training: Training = Training()

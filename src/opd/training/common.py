@@ -109,14 +109,14 @@ def arguments(cfg: Mapping[str, Any], sequences: int, scratch: Path) -> dict[str
 
 
 def vllm(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of TRL's trainers that sample with vLLM, where ``backend`` says so.
+    """Settings of TRL's trainers that sample with vLLM, where the stage has some.
 
     ``vllm`` and execution.vllm are passed on: {mode: colocate, gpu_memory_utilization: 0.3, ...} or
     {mode: server, server_host: ..., server_port: ...}, TRL's names without their ``vllm_``.
     """
-    if cfg.get("backend", "transformers") != "vllm":
+    if "vllm" not in cfg:
         return {}
-    given = {**cfg.get("vllm", {}), **cfg.get("execution", {}).get("vllm", {})}
+    given = {**cfg["vllm"], **cfg.get("execution", {}).get("vllm", {})}
     return {"use_vllm": True, **{f"vllm_{key}": value for key, value in given.items()}}
 
 
