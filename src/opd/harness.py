@@ -9,6 +9,7 @@ were killed and look at the first sample only.
 import copy
 import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -154,15 +155,15 @@ def problems(dataset: Any) -> Any:
     if set(tables.PROMPTS.names) <= set(dataset.column_names):
         return dataset
     name = str(dataset.info.dataset_name)
-    known = (hub for hub in layouts.LAYOUTS if _plain(hub).endswith("/" + _plain(name)))
+    known = (hub for hub in layouts.LAYOUTS if _plain(hub.rpartition("/")[2]) == _plain(name))
     layout = layouts.choose({"hub": next(known, None)}, dataset.column_names)
     rows = (layouts.record(layout, row, f"{name}: row {i}") for i, row in enumerate(dataset))
     return datasets.Dataset.from_list([{**row, "id": str(i)} for i, row in enumerate(rows) if row])
 
 
 def _plain(name: str) -> str:
-    """A name of the hub as ``datasets`` has it: without case and underscores."""
-    return name.lower().replace("_", "-")
+    """``datasets`` writes names of the hub in its own way: their letters and digits stay."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def graded_boxed(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:

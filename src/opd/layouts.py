@@ -5,6 +5,7 @@ its one user message. A question may be a form of several columns (``{passage} {
 which a list of choices becomes lines that start with A, B, C, ...
 """
 
+import hashlib
 import math
 import re
 import string
@@ -25,10 +26,11 @@ FIELD = re.compile(r"\{([^{}]+)\}")
 class Layout:
     """The columns of one dataset. Of several columns the first that is there and not null counts.
 
-    ``take`` says what of the answer column is the answer: its text, its last ``\\boxed{}``, or the
-    letter that its number stands for. ``where`` (column to text) and ``one_box`` (exactly one
-    ``\\boxed`` in the answer column) choose rows. ``once``: the dataset repeats whole rows, and
-    each is read once.
+    ``take`` says what of the answer column is the answer: its text, its last ``\\boxed{}``, the
+    letter that its number stands for, the one item of its list, or (``choice``) the letter that it
+    gets among the columns ``wrong`` in ``{choices}``, whose order the texts decide. ``where``
+    (column to text) and ``one_box`` (exactly one ``\\boxed`` in the answer column) choose rows.
+    ``once``: the dataset repeats whole rows, and each is read once.
     """
 
     question: tuple[str, ...]
@@ -36,24 +38,25 @@ class Layout:
     prompt: tuple[str, ...] = ()
     difficulty: tuple[str, ...] = ()
     row_id: str | None = None
-    take: Literal["text", "boxed", "letter"] = "text"
+    take: Literal["text", "boxed", "letter", "item", "choice"] = "text"
     where: Mapping[str, str] = field(default_factory=dict)
     one_box: bool = False
     once: bool = False
-    shuffled: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
     configs: tuple[str | None, ...] = (None,)
     file: str | None = None
 
     @cached_property
     def needed(self) -> tuple[str, ...]:
         """The top-level columns without which a row cannot be read."""
-        return _top(self.question[-1], self.answer, self.row_id, *self.where)
+        named = _top(self.question[-1], self.answer, self.row_id, *self.where, *self.wrong)
+        return tuple(column for column in named if not (self.wrong and column == "choices"))
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """The top-level columns that are read where they are there."""
         more = _top(*self.question, *self.prompt, *self.difficulty)
-        return tuple(dict.fromkeys([*self.needed, *more]))
+        return tuple(dict.fromkeys([*self.needed, *(() if self.wrong else more)]))
 
 
 def _top(*columns: str | None) -> tuple[str, ...]:
@@ -115,6 +118,21 @@ LAYOUTS: dict[str, Layout] = {
             "precalculus",
         ),
     ),
+    # Benchmarks.
+    "HuggingFaceH4/aime_2024": Layout(question=("problem",), answer="answer"),
+    "math-ai/aime25": Layout(question=("problem",), answer="answer"),
+    "math-ai/amc23": Layout(question=("question",), answer="answer"),
+    "AI-MO/aimo-validation-amc": Layout(question=("problem",), answer="answer"),
+    "HuggingFaceH4/MATH-500": Layout(question=("problem",), answer="answer", difficulty=("level",)),
+    "math-ai/minervamath": Layout(question=("question",), answer="answer"),
+    "math-ai/olympiadbench": Layout(question=("question",), answer="final_answer", take="item"),
+    "Idavidrein/gpqa": Layout(
+        question=("{Question}\n{choices}",),
+        answer="Correct Answer",
+        take="choice",
+        wrong=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+        configs=("gpqa_diamond",),
+    ),
     "google/boolq": Layout(question=("{passage}\nQuestion: {question}?",), answer="answer"),
     "cais/mmlu": Layout(
         question=("{question}\n{choices}",), answer="answer", take="letter", configs=("all",)
@@ -159,6 +177,10 @@ def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
     answer = ""
     if layout.answer:
         given = _at(row, layout.answer, where)
+        if layout.take == "choice":
+            row, given = _among_choices(layout, row, where)
+        if layout.take == "item" and isinstance(given, list) and len(given) == 1:
+            given = given[0]
         if layout.take == "letter" and isinstance(given, int):
             if not 0 <= given < len(LETTERS):
                 raise Bad(f"no choice has the number {given}", where, "mend the answer")
@@ -179,6 +201,18 @@ def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
         "answer": answer,
         "difficulty": _number(_first(row, layout.difficulty, where), where),
     }
+
+
+def _among_choices(layout: Layout, row: Row, where: str) -> tuple[Row, str]:
+    """A row with its answer among the wrong ones as ``choices``, and the answer's letter."""
+    columns = (str(layout.answer), *layout.wrong)
+    choices = [text(_at(row, column, where), "choice", where) for column in columns]
+    asked = _at(row, layout.needed[0], where)
+    order = sorted(
+        range(len(choices)),
+        key=lambda i: hashlib.sha256(f"{asked}\0{choices[i]}".encode()).digest(),
+    )
+    return {**row, "choices": [choices[i] for i in order]}, LETTERS[order.index(0)]
 
 
 def text(value: Any, what: str, where: str) -> str:

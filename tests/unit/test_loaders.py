@@ -458,3 +458,30 @@ print(len(rows), tally["read"], (peak() - before) // 1024)
     kept, read, megabytes = map(int, done.stdout.split())
     assert (kept, read) == (1000, 150_000)
     assert 0 < megabytes < 150  # the texts alone take 300
+
+
+def test_the_right_choice_gets_a_letter_among_the_wrong_ones() -> None:
+    layout = layouts.LAYOUTS["Idavidrein/gpqa"]
+    wrong = ["Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"]
+    letters = set()
+    for n in range(40):
+        row = {"Question": f"Which is {n}?", "Correct Answer": str(n)}
+        row |= {column: f"no {column[-1]}" for column in wrong}
+        found = layouts.record(layout, row, "here")
+        assert found is not None
+        asked, *choices = found["question"].split("\n")
+        assert asked == f"Which is {n}?"
+        assert f"{found['answer']}. {n}" in choices and len(choices) == 4
+        assert found == layouts.record(layout, dict(reversed(row.items())), "here")
+        letters.add(found["answer"])
+    assert letters == set("ABCD")
+    with pytest.raises(Bad, match=r"here: column 'Incorrect Answer 2' is missing"):
+        layouts.record(layout, {k: v for k, v in row.items() if k != wrong[1]}, "here")
+
+
+def test_the_one_item_of_a_list_is_the_answer() -> None:
+    layout = layouts.LAYOUTS["math-ai/olympiadbench"]
+    found = layouts.record(layout, {"question": "q", "final_answer": ["2"]}, "here")
+    assert found is not None and found["answer"] == "2"
+    with pytest.raises(Bad, match="the answer is a list"):
+        layouts.record(layout, {"question": "q", "final_answer": ["2", "3"]}, "here")
