@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from opd import journal
+from opd.errors import Bad
 
 
 class Job(NamedTuple):
@@ -90,7 +91,12 @@ class Transformers:
         self.settings, self.stops, self.pad = settings, stops, pad
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, settings["dtype"])
-        self.model: Any = AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=dtype)
+        try:
+            self.model: Any = AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise Bad(
+                f"no model can be loaded ({error})", str(model_dir), "make or fetch it again"
+            ) from error
         self.model.to(self.device).eval()
         # In place of the checkpoint's own, which may hold penalties that nobody asked for here.
         self.model.generation_config = GenerationConfig(

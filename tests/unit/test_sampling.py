@@ -311,6 +311,10 @@ def test_bad_input(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "bare" / "chat_template.jinja").unlink()
     with pytest.raises(Bad, match="bare: the tokenizer has no chat template; add one"):
         sample(tmp_path / "bare")
+    shutil.copytree(model, tmp_path / "light")
+    (tmp_path / "light" / "model.safetensors").unlink()
+    with pytest.raises(Bad, match="light: no model can be loaded"):
+        sample(tmp_path / "light")
     sampler = Sampler(model, LIMITS)
     with pytest.raises(Bad, match="request 'a': sample 0 is asked for twice"):
         sampler.sample(requests(sampler) * 2)
