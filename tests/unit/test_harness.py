@@ -83,12 +83,17 @@ def test_both_graders_are_metrics_of_a_task(tmp_path: Path) -> None:
 
 
 def run(
-    tmp_path: Path, model: Path, benchmarks: list[dict[str, Any]], **inputs: Path
+    tmp_path: Path,
+    model: Path,
+    benchmarks: list[dict[str, Any]],
+    batch_size: int = 64,
+    **inputs: Path,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     for folder in (out, scratch):
         folder.mkdir(exist_ok=True)
     cfg = {"protocol": PROTOCOL, "max_prompt_tokens": 600, "benchmarks": benchmarks, "seed": 1}
+    cfg["batch_size"] = batch_size
     evaluation.run(cfg, {"model": model, **inputs}, out, scratch)
     rows = tables.read(out / "scores.parquet", tables.SCORES).to_pylist()
     return json.loads((out / "summary.json").read_text()), rows
@@ -112,6 +117,45 @@ def test_stage(tmp_path: Path, model: Path) -> None:
     assert summary["benchmarks"]["hard"]["problems"] == 5
     run(tmp_path, model, benchmarks, **inputs)
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both benchmarks in shards of four of 30 responses: the second run samples what is left."""
+    from opd.engines import Transformers
+
+    inputs = {
+        f"prompts:{name}": prompts_of(tmp_path / name, world.make_prompts(WORLD, name, 5))
+        for name in ("easy", "hard")
+    }
+    benchmarks = [{"name": name, "task": "opd_world"} for name in ("easy", "hard")]
+    sampled: list[int] = []
+    batch, started = Transformers.batch, Transformers.__init__
+
+    def counted(self: Any, jobs: Any) -> Any:
+        if len(sampled) == 3:
+            raise KeyboardInterrupt
+        sampled.append(len(jobs))
+        return batch(self, jobs)
+
+    def counting(self: Any, *given: Any) -> None:
+        engines.append(1)
+        started(self, *given)
+
+    engines: list[int] = []
+    monkeypatch.setattr(Transformers, "__init__", counting)
+    _, whole = run(tmp_path, model, benchmarks, batch_size=4, **inputs)
+    assert engines == [1]  # one start for both benchmarks
+    monkeypatch.setattr(Transformers, "batch", counted)
+    (tmp_path / "again").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "again", model, benchmarks, batch_size=4, **inputs)
+    assert not list((tmp_path / "again" / "out").iterdir())
+    sampled += [0]  # past the place of the kill
+    _, rows = run(tmp_path / "again", model, benchmarks, batch_size=4, **inputs)
+    assert rows == whole
+    assert sum(sampled) == 30
 
 
 def test_benchmarks_do_not_depend_on_each_other(tmp_path: Path, model: Path) -> None:
@@ -231,13 +275,15 @@ def test_the_sampler_is_a_model_of_lm_eval() -> None:
     [
         ({"task": "opd_amc24"}, r"unknown task 'opd_amc24'.*opd_amc23"),
         ({"task": "no_such_task"}, "lm-eval has no task 'no_such_task'"),
-        ({"task": "gsm8k"}, r"benchmarks\.b: the task 'gsm8k' could not be loaded"),
+        ({"task": "lost"}, r"benchmarks\.b: the task 'lost' could not be loaded"),
     ],
 )
-def test_bad_tasks_get_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmark: dict[str, Any], message: str
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_bad_tasks_get_one_line(tmp_path: Path, benchmark: dict[str, Any], message: str) -> None:
+    if benchmark["task"] == "lost":
+        benchmark = benchmark | {"include": str(tmp_path)}
+        (tmp_path / "lost.yaml").write_text(
+            "task: lost\ndataset_path: parquet\ndataset_kwargs: {data_files: /nowhere/*.parquet}\n"
+        )
     with pytest.raises(Bad, match=message) as caught:
         harness.load({"name": "b", **benchmark}, {}, 1, tmp_path)
     assert "\n" not in str(caught.value)
