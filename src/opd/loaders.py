@@ -115,14 +115,8 @@ def _hub(
     source: Mapping[str, Any], config: str | None, file: str | None, name: str
 ) -> Iterator[Row]:
     """Rows of one configuration, streamed: of a known dataset no more than the columns needed."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise Bad(
-            f"the hub is read with the package datasets ({error})",
-            name,
-            "install the extra 'train', or set interpreters.light to where it is",
-        ) from error
+    import datasets
+
     try:
         options: dict[str, Any] = {"data_files": file} if file else {}
         if source["hub"] in layouts.LAYOUTS:

@@ -383,12 +383,6 @@ def test_any_row_is_read_or_refused(name: str, data: st.DataObject) -> None:
             assert isinstance(text, str) and text.encode() is not None
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(Bad, match=r"google/boolq@.*package datasets.*install the extra 'train'"):
-        load({"hub": "google/boolq", "revision": REVISION})
-
-
 def test_a_parquet_file_damaged_anywhere_is_one_line(tmp_path: Path) -> None:
     """Cut off at the end, and with bytes changed in the middle: an error or unharmed texts."""
     path = tmp_path / "t.parquet"

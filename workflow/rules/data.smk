@@ -108,9 +108,9 @@ rule dataset:
     benchmark:
         f"{RESULTS}/benchmarks/datasets/{{benchmark}}.tsv"
     conda:
-        "../../envs/gpu.yaml"
+        "../../envs/workflow.yaml"
     params:
         cfg=cfg_of("datasets/{benchmark}"),
     shell:
-        "$OPD_GPU -m opd dataset --cfg {params.cfg:q} --input {input} --output {output}"
+        "$OPD_LIGHT -m opd dataset --cfg {params.cfg:q} --input {input} --output {output}"
         " > {log} 2>&1"
