@@ -2,7 +2,10 @@
 # the config's own name:
 #
 #   prompts/SET/                       prompt tables, and what deduplication removed
+#   prompts/SET.html                   what deduplication found, to be judged by eye
 #   embeddings/ENCODER/SET/            question embeddings
+#   neighbours/ENCODER/SET/OTHER/      nearest question of another set, or of the same
+#   contamination/REPORT.html          benchmark problems among training prompts
 #   pairs/DATA/[sSEED/]                SFT data
 #   models/MODEL/[sSEED/]              checkpoints (no seed: fetched), with their training metrics
 #   generations/GENERATION/sSEED/      rollouts

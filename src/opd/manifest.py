@@ -32,8 +32,10 @@ from opd.errors import Bad
 VERBS = {
     "prompts": "opd.prompts:run",
     "corpus": "opd.world:run_corpus",
-    "embed": "opd.dedup:run_embed",
+    "embed": "opd.embeddings:run",
+    "neighbours": "opd.neighbours:run",
     "dedup": "opd.dedup:run",
+    "contamination": "opd.contamination:run",
     "init": "opd.world:run_init",
     "fetch": "opd.fetch:run",
     "dataset": "opd.fetch:run_dataset",
@@ -49,6 +51,9 @@ VERBS = {
 
 # These go on from where they were killed: they get a scratch folder that outlives the attempt.
 RESUMES = ("generate", "sft", "grpo", "opd", "evaluate")
+
+# These keep parts of their work for every later run: they get a folder of the store that stays.
+CACHES = ("embed",)
 
 # Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
 PACKAGES = ("torch", "transformers", "trl", "vllm", "datasets", "sentence-transformers", "numpy")
@@ -113,10 +118,16 @@ def _is_module(name: str) -> bool:
 
 @cache
 def code_digest(verb: str) -> str:
-    """Digest of the code of a stage: the syntax trees of its module and of every ``opd`` module
-    that is imported from there, at any depth. Comments and docstrings do not count."""
+    """Digest of the code of a stage: that of its module."""
+    return module_digest(VERBS[verb].partition(":")[0])
+
+
+@cache
+def module_digest(module: str) -> str:
+    """Digest of the syntax trees of a module and of every ``opd`` module that is imported from
+    there, at any depth. Comments and docstrings do not count."""
     found: dict[str, str] = {}
-    queue = [VERBS[verb].partition(":")[0]]
+    queue = [module]
     while queue:
         module = queue.pop()
         if module not in found:
@@ -240,6 +251,8 @@ def _compute(
         if verb in RESUMES:
             write_json(running, {"scratch": str(scratch.absolute())})
             numbers = stage(dict(cfg), paths, work, scratch)
+        elif verb in CACHES:
+            numbers = stage(dict(cfg), paths, work, store / ".cache" / verb)
         else:
             numbers = stage(dict(cfg), paths, work)
         outputs = content(work)

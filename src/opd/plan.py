@@ -49,7 +49,12 @@ def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
     ``lock`` gives the commit (40 hex digits) of hub objects. Raises ``Bad`` for an input file that
     is missing, and for a hub object whose lock contradicts the revision in its recipe.
     """
-    found = [*_prompts(config, lock), *_corpora(config), *_datasets(config, lock)]
+    found = [
+        *_prompts(config, lock),
+        *_contamination(config),
+        *_corpora(config),
+        *_datasets(config, lock),
+    ]
     for seed in config.seeds:
         found += [
             *_models(config, seed, lock),
@@ -62,8 +67,9 @@ def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
 
 
 def targets(config: Config) -> list[str]:
-    """Folders of the figures and tables that a config asks for."""
-    shown = [("figures", name) for name in config.figures] + [("tables", n) for n in config.tables]
+    """Folders of the figures, tables and contamination reports that a config asks for."""
+    sections = ("figures", "tables", "contamination")
+    shown = [(section, name) for section in sections for name in getattr(config, section)]
     asked = [s[1] for s in shown] if config.targets == "all" else config.targets
     return [f"{section}/{name}" for section, name in shown if name in asked]
 
@@ -154,22 +160,49 @@ def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
         yield _artifact("prompts", folder, settings, inputs)
 
 
+def _embedded(config: Config, encoder: str, prompts: str) -> tuple[str, Artifact]:
+    """Folder of a prompt set's embeddings, and the stage that makes them."""
+    settings: dict[str, Any] = {"encoder": "hashed", "execution": {"threads": config.threads}}
+    inputs = {"prompts": f"prompts/{prompts}"}
+    if encoder in config.models:
+        settings |= {"encoder": "model", "precision": config.encoder_precision}
+        inputs["encoder"] = _at(config, "models", encoder, config.seeds[0])
+    folder = f"embeddings/{encoder}/{prompts}"
+    return folder, _artifact("embed", folder, settings, inputs)
+
+
+def _neighbours(config: Config, encoder: str, prompts: str, against: str) -> Iterator[Artifact]:
+    """The stages up to the neighbours of a prompt set in another, or within itself; these last."""
+    inputs = {}
+    for side, of in {"prompts": prompts, "against": against}.items():
+        if side == "prompts" or of != prompts:
+            inputs[side], artifact = _embedded(config, encoder, of)
+            yield artifact
+    settings = {"execution": {"threads": config.threads}}
+    yield _artifact("neighbours", f"neighbours/{encoder}/{prompts}/{against}", settings, inputs)
+
+
 def _dedup(config: Config, name: str) -> Iterator[Artifact]:
     recipe = config.prompts[name].dedup
     assert recipe is not None
-    sides = {"prompts": f"prompts/{recipe.prompts}", "against": f"prompts/{recipe.against}"}
-    embedded = {}
-    for side, of in (("prompts", recipe.prompts), ("against", recipe.against)):
-        inputs = {"prompts": sides[side]}
-        encoder = recipe.encoder
-        if encoder in config.models:
-            inputs["encoder"] = _at(config, "models", encoder, config.seeds[0])
-            encoder = "model"
-        embedded[f"{side}_embedded"] = f"embeddings/{recipe.encoder}/{of}"
-        settings = {"encoder": encoder, "threads": config.threads}
-        yield _artifact("embed", embedded[f"{side}_embedded"], settings, inputs)
-    settings = {**_settings(recipe), "threads": config.threads}
-    yield _artifact("dedup", f"prompts/{name}", settings, {**sides, **embedded})
+    *embedded, found = _neighbours(config, recipe.encoder, recipe.prompts, recipe.against)
+    yield from (*embedded, found)
+    inputs = {"prompts": f"prompts/{recipe.prompts}"}
+    if recipe.against != recipe.prompts:
+        inputs["against"] = f"prompts/{recipe.against}"
+    inputs["neighbours"] = found.folder
+    yield _artifact("dedup", f"prompts/{name}", _settings(recipe), inputs)
+
+
+def _contamination(config: Config) -> Iterator[Artifact]:
+    for name, recipe in config.contamination.items():
+        inputs = {"prompts": f"prompts/{recipe.prompts}"}
+        for benchmark in recipe.benchmarks:
+            *embedded, found = _neighbours(config, recipe.encoder, benchmark, recipe.prompts)
+            yield from (*embedded, found)
+            inputs[f"benchmark:{benchmark}"] = f"prompts/{benchmark}"
+            inputs[f"neighbours:{benchmark}"] = found.folder
+        yield _artifact("contamination", f"contamination/{name}", _settings(recipe), inputs)
 
 
 def _corpora(config: Config) -> Iterator[Artifact]:

@@ -100,8 +100,13 @@ def prompt(
         "row": row,
         "language": "zh" if CHINESE.search(question) else "en",
         "difficulty": difficulty,
-        "text_hash": hashlib.sha256(question.strip().encode()).hexdigest(),
+        "text_hash": text_hash(question),
     }
+
+
+def text_hash(text: str) -> str:
+    """sha256 (hex) of a text without outer white space."""
+    return hashlib.sha256(text.strip().encode()).hexdigest()
 
 
 def write(path: Path, rows: pa.Table | Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:

@@ -1,8 +1,8 @@
-"""Deduplication against brute force, its boundaries, and the built-in encoder."""
+"""Neighbours against brute force, what is removed at and around a threshold, the page."""
 
 import json
-import subprocess
-import sys
+import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd import dedup, tables
+from opd import dedup, embeddings, neighbours, pairs_page, tables
 from opd.errors import Bad
 
 pytest.importorskip("faiss")
@@ -27,25 +27,71 @@ def payload(folder: Path, questions: list[str]) -> Path:
     return folder
 
 
-def vectors_of(folder: Path, vectors: np.ndarray, prompts: Path) -> Path:
+def texts_of(prompts: Path) -> list[str]:
+    return tables.read(prompts / "prompts.parquet", tables.PROMPTS)["question"].to_pylist()
+
+
+def embedded(folder: Path, prompts: Path, vectors: Any = None) -> Path:
+    """Output of the stage ``embed``: hashed, or with vectors of the test's own."""
     folder.mkdir(parents=True)
-    np.save(folder / "embeddings.npy", np.asarray(vectors, dtype=np.float32))
-    ids = tables.read(prompts / "prompts.parquet", tables.PROMPTS)["id"].to_pylist()
-    (folder / "ids.json").write_text(json.dumps(ids))
+    embeddings.run({"encoder": "hashed"}, {"prompts": prompts}, folder, folder.parent / "cache")
+    if vectors is not None:
+        np.save(folder / "embeddings.npy", np.asarray(vectors, dtype=np.float32))
     return folder
 
 
-def run(tmp_path: Path, cfg: dict[str, Any], inputs: dict[str, Path]) -> tuple[list, list, dict]:
-    out = tmp_path / "out"
+def neighbours_of(folder: Path, prompts: Path, against: Path, rows: list[tuple]) -> Path:
+    """Output of the stage ``neighbours`` with (exact, neighbour, cosine) of the test's own."""
+    folder.mkdir(parents=True)
+    theirs = [tables.text_hash(text) for text in texts_of(against)]
+    made = [
+        {
+            "text_hash": tables.text_hash(text),
+            "exact": exact,
+            "neighbour": neighbour,
+            "neighbour_hash": None if neighbour is None else theirs[neighbour],
+            "cosine": cosine,
+        }
+        for text, (exact, neighbour, cosine) in zip(texts_of(prompts), rows, strict=True)
+    ]
+    tables.write(folder / "neighbours.parquet", made, neighbours.NEIGHBOURS)
+    return folder
+
+
+def find(folder: Path, inputs: dict[str, Path]) -> list[dict[str, Any]]:
+    folder.mkdir(parents=True)
+    neighbours.run({}, inputs, folder)
+    table = tables.read(folder / "neighbours.parquet", neighbours.NEIGHBOURS)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def remove(
+    out: Path, threshold: float, inputs: dict[str, Path]
+) -> tuple[list[str], list[dict[str, Any]], dict[str, Any]]:
+    """Ids kept, rows removed, report."""
     out.mkdir()
-    report = dedup.run(cfg, inputs, out)
-    kept = tables.read(out / "prompts.parquet", tables.PROMPTS).to_pylist()
+    report = dedup.run({"threshold": threshold}, inputs, out)
+    kept = tables.read(out / "prompts.parquet", tables.PROMPTS)["id"].to_pylist()
     removed = tables.read(out / "removed.parquet", dedup.REMOVED).to_pylist()
     assert json.loads((out / "report.json").read_text()) == report
     return kept, removed, report
 
 
-def test_stage_finds_exact_and_near_duplicates(tmp_path: Path) -> None:
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def brute_force(ours: np.ndarray, theirs: np.ndarray) -> tuple[list[float], list[int]]:
+    """Largest cosine and the first row that has it, in plain Python on exact products."""
+    best = []
+    for a in ours.astype(np.float64):
+        products = [float(np.sum(a * b)) for b in theirs.astype(np.float64)]
+        best.append(max((p, -j) for j, p in enumerate(products)) if products else (-np.inf, 1))
+    return [p for p, _ in best], [-j for _, j in best]
+
+
+def test_the_three_stages_find_exact_and_near_duplicates(tmp_path: Path) -> None:
     ours = [
         "How many primes are there below 100?",
         "  What is the area of a circle of radius 3? ",
@@ -59,14 +105,13 @@ def test_stage_finds_exact_and_near_duplicates(tmp_path: Path) -> None:
         "What is the area of a circle of radius 3?",
         "How many primes are there below 101 ?",
     ]
-    inputs = {"prompts": payload(tmp_path / "a", ours), "against": payload(tmp_path / "b", theirs)}
-    for side in list(inputs):
-        folder = tmp_path / side
-        folder.mkdir()
-        dedup.run_embed({"encoder": "hashed"}, {"prompts": inputs[side]}, folder)
-        inputs[f"{side}_embedded"] = folder
-    cfg = {"threshold": 0.85}
-    kept, removed, report = run(tmp_path, cfg, inputs)
+    a, b = payload(tmp_path / "a", ours), payload(tmp_path / "b", theirs)
+    sides = {"prompts": embedded(tmp_path / "u", a), "against": embedded(tmp_path / "v", b)}
+    found = find(tmp_path / "n", sides)
+    assert [row["exact"] for row in found] == [None, 2, None, None, 1]
+    assert [row["neighbour"] for row in found] == [3, 2, found[2]["neighbour"], 3, 1]
+    inputs = {"prompts": a, "against": b, "neighbours": tmp_path / "n"}
+    kept, removed, report = remove(tmp_path / "out", 0.85, inputs)
     assert [(r["id"], r["neighbour"], r["stage"]) for r in removed] == [
         ("a-0", "b-3", "semantic"),
         ("a-1", "b-2", "exact"),
@@ -75,99 +120,238 @@ def test_stage_finds_exact_and_near_duplicates(tmp_path: Path) -> None:
     ]
     assert all(r["score"] >= 0.85 for r in removed)
     assert removed[3]["neighbour_question"] == theirs[1]
-    assert [r["id"] for r in kept] == ["a-2"] and kept[0]["question"] == ours[2]
+    assert kept == ["a-2"]
     assert (report["exact"], report["semantic"], report["kept"]) == (2, 2, 1)
-    assert report["nearest_kept_cosine"] < 0.85
+    assert report["compared"] == 3 and sum(report["histogram"]["count"]) == 3
 
 
 def test_the_threshold_itself_is_removed(tmp_path: Path) -> None:
     # Products that are exact in float32: the boundary is not blurred by rounding.
     ours, theirs = payload(tmp_path / "a", ["p", "q", "r"]), payload(tmp_path / "b", ["x", "y"])
     below = np.nextafter(np.float32(0.5), np.float32(0))
-    inputs = {
-        "prompts": ours,
-        "against": theirs,
-        "prompts_embedded": vectors_of(tmp_path / "u", [[0.5, 0], [below, 0], [0, 0.75]], ours),
-        "against_embedded": vectors_of(tmp_path / "v", [[1, 0], [0, 1]], theirs),
+    sides = {
+        "prompts": embedded(tmp_path / "u", ours, [[0.5, 0], [below, 0], [0, 0.75]]),
+        "against": embedded(tmp_path / "v", theirs, [[1, 0], [0, 1]]),
     }
-    kept, removed, report = run(tmp_path, {"threshold": 0.5}, inputs)
-    assert [r["id"] for r in kept] == ["a-1"]
+    find(tmp_path / "n", sides)
+    inputs = {"prompts": ours, "against": theirs, "neighbours": tmp_path / "n"}
+    kept, removed, report = remove(tmp_path / "out", 0.5, inputs)
+    assert kept == ["a-1"]
     assert [(r["neighbour"], r["score"]) for r in removed] == [("b-0", 0.5), ("b-1", 0.75)]
-    assert report["nearest_kept_cosine"] == float(below)
+    assert report["at"] == {
+        **dict.fromkeys(("0.40", "0.45"), 3),
+        "0.50": 2,
+        **dict.fromkeys(("0.55", "0.60", "0.65", "0.70", "0.75"), 1),
+        **dict.fromkeys(("0.80", "0.85", "0.90"), 0),
+    }
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.integers(2, 24))
-def test_nearest_neighbours_equal_brute_force(seed: int, n: int, m: int, dims: int) -> None:
+def test_cosines_are_compared_in_float64_as_they_are(tmp_path: Path) -> None:
+    ours, theirs = payload(tmp_path / "a", ["p", "q", "r"]), payload(tmp_path / "b", ["x"])
+    rows = [(None, 0, 0.6), (None, 0, float(np.float32(0.6))), (None, 0, np.nextafter(0.6, 0))]
+    found = neighbours_of(tmp_path / "n", ours, theirs, rows)
+    inputs = {"prompts": ours, "against": theirs, "neighbours": found}
+    assert float(np.float32(0.6)) > 0.6
+    assert remove(tmp_path / "out", 0.6, inputs)[0] == ["a-2"]
+
+
+@pytest.mark.parametrize(("ours_at_a_time", "theirs_at_a_time"), [(1024, 16384), (3, 5)])
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 30), st.sampled_from([2, 3, 24])
+)
+def test_nearest_equals_brute_force_with_ties(
+    ours_at_a_time: int, theirs_at_a_time: int, seed: int, n: int, m: int, dims: int
+) -> None:
     rng = np.random.default_rng(seed)
-    ours = rng.normal(size=(n, dims)).astype(np.float32)
-    theirs = rng.normal(size=(m, dims)).astype(np.float32)
-    theirs[rng.integers(0, m, m // 3)] = theirs[0]
-    products = ours.astype(np.float64) @ theirs.T.astype(np.float64)
-    scores, places = dedup.nearest_neighbours(ours, theirs)
-    np.testing.assert_allclose(scores, products.max(axis=1), rtol=1e-4, atol=1e-5)
-    chosen = products[np.arange(n), places]
-    np.testing.assert_allclose(chosen, products.max(axis=1), rtol=1e-4, atol=1e-5)
+    ours, theirs = unit(rng.normal(size=(n, dims))), unit(rng.normal(size=(m, dims)))
+    theirs[rng.integers(0, m, m // 2)] = theirs[0]
+    ours[rng.integers(0, n, n // 3)] = ours[-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "OURS", ours_at_a_time)
+        patch.setattr(neighbours, "THEIRS", theirs_at_a_time)
+        cosines, places = neighbours.nearest(ours, theirs)
+        earlier, before = neighbours.nearest(ours)
+    assert (cosines.tolist(), places.tolist()) == brute_force(ours, theirs)
+    for i in range(n):
+        wanted = brute_force(ours[i : i + 1], ours[:i])
+        assert ([earlier[i]], [before[i]]) == wanted
 
 
-def test_of_equal_neighbours_the_first_is_named() -> None:
-    theirs = np.array([[0, 1], [1, 0], [1, 0], [1, 0]], dtype=np.float32)
-    _, places = dedup.nearest_neighbours(np.array([[1, 0]], dtype=np.float32), theirs)
-    assert places.tolist() == [1]
+def test_more_ties_than_faiss_is_asked_for_at_first() -> None:
+    rng = np.random.default_rng(0)
+    theirs = unit(rng.normal(size=(700, 16)))
+    theirs[100:600] = theirs[650]
+    theirs[99] = np.roll(theirs[650], 1)
+    assert neighbours.nearest(theirs[[650, 3]], theirs)[1].tolist() == [100, 3]
+    rows, columns = neighbours.sift(theirs[[650, 3]], theirs)
+    assert (rows == 0).sum() == 501 and sorted(columns[rows == 0])[0] == 100
 
 
-@given(st.lists(st.text("ab ", max_size=3)), st.lists(st.text("ab ", max_size=3)))
+def test_near_ties_are_settled_in_float64() -> None:
+    """Two neighbours that float32 products cannot tell apart; the second is nearer."""
+    ours = unit(np.ones((1, 768)))
+    further = ours[0].copy()
+    further[0] = np.nextafter(further[0], np.float32(0))
+    theirs = np.stack([further, ours[0]])
+    assert np.float32(ours[0] @ further) == np.float32(ours[0] @ ours[0])
+    assert neighbours.nearest(ours, theirs)[1].tolist() == [1]
+
+
+@given(st.lists(st.text("ab", max_size=2)), st.lists(st.text("ab", max_size=2)))
 def test_exact_matches_equal_brute_force(ours: list[str], theirs: list[str]) -> None:
-    stripped = [t.strip() for t in theirs]
-    wanted = [stripped.index(o.strip()) if o.strip() in stripped else -1 for o in ours]
-    assert dedup.exact_matches(ours, theirs).tolist() == wanted
+    wanted = [theirs.index(o) if o in theirs else -1 for o in ours]
+    assert neighbours.exact_matches(ours, theirs).tolist() == wanted
 
 
-def test_hashed_encoder_is_normalised_and_ignores_case_and_spacing() -> None:
-    texts = ["What is 2+2?", "what  is\n2+2?", "Name a prime.", "é", "", "aaaa" * 200]
-    vectors = dedup.encode(texts, "hashed", dims=256)
-    assert vectors.shape == (6, 256) and vectors.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    np.testing.assert_array_equal(vectors[0], vectors[1])
-    assert vectors[0] @ vectors[2] < 0.5
-    # A text's vector does not depend on its neighbours.
-    np.testing.assert_array_equal(vectors[2], dedup.encode_hashed(["Name a prime."], 256)[0])
+SELF = st.lists(st.sampled_from(["one", "two", " one", "ONE", "one two", "three"]), min_size=1)
 
 
-def test_hashed_encoder_is_the_same_in_every_process() -> None:
-    code = (
-        "import hashlib; from opd.dedup import encode_hashed;"
-        "print(hashlib.sha256(encode_hashed(['What is 2+2?', 'xyz']).tobytes()).hexdigest())"
-    )
-    runs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+@settings(deadline=None)
+@given(SELF)
+def test_within_a_set_neighbours_are_earlier_rows(questions: list[str]) -> None:
+    """Repeated texts, and texts that differ in case alone and so have equal vectors."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = payload(Path(folder) / "p", questions)
+        found = find(Path(folder) / "n", {"prompts": embedded(Path(folder) / "e", prompts)})
+    vectors = embeddings.encoders.encode_hashed([q.strip() for q in questions])
+    for i, row in enumerate(found):
+        same = [j for j in range(i) if questions[j].strip() == questions[i].strip()]
+        assert row["exact"] == (same[0] if same else None)
+        (cosine,), (place,) = brute_force(vectors[i : i + 1], vectors[:i])
+        assert (row["cosine"], row["neighbour"]) == ((cosine, place) if i else (None, None))
+
+
+def test_within_a_set_the_first_of_a_pair_stays_and_no_near_pair_is_left(tmp_path: Path) -> None:
+    """A chain: b is near a, c near b and not near a. An earlier row removes though it is removed
+    itself, so b and c both go."""
+    angles = np.deg2rad([0, 40, 80, 180, 0])
+    prompts = payload(tmp_path / "p", ["a", "b", "c", "d", " a"])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)[:4]
+    found = find(tmp_path / "n", {"prompts": embedded(tmp_path / "e", prompts, vectors)})
+    assert [row["neighbour"] for row in found] == [None, 0, 1, 2, 0]
+    inputs = {"prompts": prompts, "neighbours": tmp_path / "n"}
+    kept, removed, report = remove(tmp_path / "out", 0.7, inputs)
+    assert kept == ["p-0", "p-3"]
+    assert [(r["id"], r["neighbour"], r["stage"]) for r in removed] == [
+        ("p-1", "p-0", "semantic"),
+        ("p-2", "p-1", "semantic"),
+        ("p-4", "p-0", "exact"),
+    ]
+    assert (report["exact"], report["semantic"], report["compared"]) == (1, 2, 3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(-0.5, 0.99))
+def test_what_is_kept_of_a_set_is_apart(seed: int, threshold: float) -> None:
+    vectors = unit(np.random.default_rng(seed).normal(size=(30, 3)))
+    cosines, _ = neighbours.nearest(vectors)
+    kept = vectors[cosines < threshold].astype(np.float64)
+    products = kept @ kept.T - 2 * np.eye(len(kept))
+    assert len(kept) and products.max() < threshold + 1e-12
+
+
+def test_memory_does_not_grow_with_the_sets(tmp_path: Path) -> None:
+    """Peak of anonymous memory while 20 times more rows are compared."""
+    import subprocess
+    import sys
+
+    code = """
+import sys, numpy as np
+from opd import neighbours
+n = int(sys.argv[1]); path = sys.argv[2]
+array = np.lib.format.open_memmap(path, "w+", np.float32, (n, 256))
+rng = np.random.default_rng(0)
+for start in range(0, n, 1000):
+    part = rng.normal(size=(1000, 256)).astype(np.float32)
+    array[start:start + 1000] = part / np.linalg.norm(part, axis=1, keepdims=True)
+array.flush(); del array
+import faiss, tracemalloc
+array = np.load(path, mmap_mode="r")
+neighbours.OURS, neighbours.THEIRS = 256, 512
+tracemalloc.start()
+neighbours.nearest(array[:1000], array)
+print(tracemalloc.get_traced_memory()[1])
+"""
+
+    def peak(rows: int) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(rows), str(tmp_path / f"{rows}.npy")],
+            env={"PYTHONPATH": ":".join(sys.path)},
             capture_output=True,
             text=True,
             check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(runs) == 1
+        )
+        return int(done.stdout)
+
+    small, large = peak(1000), peak(20_000)
+    assert large < 1.2 * small < 20 * 2**20
+
+
+class Words(HTMLParser):
+    """Text of a page, its tags, and every address that it refers to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.said = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.said += data
+
+
+def test_page_shows_the_pairs_around_the_threshold_escaped_and_alone(tmp_path: Path) -> None:
+    count, evil = 60, "<script>alert('x')</script> & $a<b$"
+    ours = payload(tmp_path / "a", [f"ours {i} {evil}" for i in range(count)])
+    theirs = payload(tmp_path / "b", [f"theirs {i}" for i in range(count)])
+    rows = [(None, i, 0.5 + i / 300) for i in range(count)]
+    found = neighbours_of(tmp_path / "n", ours, theirs, rows)
+    inputs = {"prompts": ours, "against": theirs, "neighbours": found}
+    _, removed, report = remove(tmp_path / "out", 0.6, inputs)
+    text = (tmp_path / "out" / "dedup.html").read_text()
+    page = Words(text)
+    assert "script" not in page.tags and evil in page.said
+    assert not page.addresses and "url(" not in text and "@import" not in text
+    assert 'name="viewport"' in text
+    shown = [int(n) for n in re.findall(r"ours (\d+) <", page.said)]
+    # 0.5 + 30 / 300 is 0.6: rows 30 to 49 are the nearest above, 29 to 10 the nearest below.
+    assert len(removed) == 30
+    assert shown == [*range(30, 50), *range(29, 9, -1)]
+    assert page.said.count("theirs ") == 40
+    for threshold, number in report["at"].items():
+        assert f"<td>{threshold}</td><td>{number}</td>" in text
+
+
+def test_histogram_counts_every_cosine_once() -> None:
+    cosines = np.array([-0.01, 0.0, 0.019, 0.02, 0.58, 0.6, 1.0, 1.0 + 1e-7])
+    made = pairs_page.bins(cosines)
+    assert made == {"from": [-0.02, 0.0, 0.02, 0.58, 0.6, 1.0], "count": [1, 2, 1, 1, 1, 2]}
+    assert pairs_page.histogram(made, 0.6).count("<rect") == 6
+    assert "Nothing" in pairs_page.histogram(pairs_page.bins(np.array([])), 0.6)
 
 
 def test_bad_input(tmp_path: Path) -> None:
     a, b = payload(tmp_path / "a", ["p", "q"]), payload(tmp_path / "b", ["x"])
-    u, v = np.eye(2), np.eye(2)[:1]
-    good = {
-        "prompts": a,
-        "against": b,
-        "prompts_embedded": vectors_of(tmp_path / "u", u, a),
-        "against_embedded": vectors_of(tmp_path / "v", v, b),
-    }
-    with pytest.raises(Bad, match="belong to other prompts"):
-        dedup.run({"threshold": 0.6}, good | {"prompts": payload(tmp_path / "c", ["p"])}, tmp_path)
-    wide = vectors_of(tmp_path / "w", np.eye(3)[:1], b)
-    with pytest.raises(Bad, match="2 and of 3 dimensions"):
-        dedup.run({"threshold": 0.6}, good | {"against_embedded": wide}, tmp_path)
+    found = neighbours_of(tmp_path / "n", a, b, [(None, 0, 0.5), (None, 0, -0.5)])
+    good = {"prompts": a, "against": b, "neighbours": found}
+    for key, questions in (("prompts", ["p"]), ("prompts", ["p", "r"]), ("against", ["y"])):
+        other = payload(tmp_path / key / "".join(questions), questions)
+        with pytest.raises(Bad, match="belongs to other prompts"):
+            dedup.run({"threshold": 0.6}, good | {key: other}, tmp_path)
     with pytest.raises(Bad, match="all 2 prompts are duplicates"):
         dedup.run({"threshold": -1.0}, good, tmp_path)
-    with pytest.raises(Bad, match="no sentence-transformers model"):
-        dedup.encode(["a"], str(tmp_path / "missing"))
+    sides = {
+        "prompts": embedded(tmp_path / "u", a, np.eye(2)),
+        "against": embedded(tmp_path / "v", b, np.eye(3)[:1]),
+    }
+    with pytest.raises(Bad, match="2 and of 3 dimensions"):
+        neighbours.run({}, sides, tmp_path)
     assert not list(tmp_path.glob("*.parquet"))

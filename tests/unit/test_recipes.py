@@ -387,3 +387,33 @@ def test_settings_of_a_hub_source():
     made = artifacts(config(prompts__q={"hub": hub}))["prompts/q"]
     wanted = {"hub": "cais/mmlu", "revision": "0" * 40, "split": "test", "row_id": "subject"}
     assert made.cfg["source"] == wanted
+
+
+def test_neighbours_are_found_once_for_all_thresholds_and_reports():
+    encoder = {"prompts": "o", "against": "p", "encoder": "hashed"}
+    made = artifacts(
+        config(
+            prompts__d={"dedup": {**encoder, "threshold": 0.5}},
+            prompts__d2={"dedup": encoder},
+            prompts__own={"dedup": {**encoder, "against": "o"}},
+            contamination={"r": {"prompts": "o", "benchmarks": ["p"], "encoder": "hashed"}},
+        )
+    )
+    found = {a.folder: a.inputs for a in made.values() if a.verb == "neighbours"}
+    assert found == {
+        "neighbours/hashed/o/p": ("embeddings/hashed/o", "embeddings/hashed/p"),
+        "neighbours/hashed/o/o": ("embeddings/hashed/o",),
+        "neighbours/hashed/p/o": ("embeddings/hashed/p", "embeddings/hashed/o"),
+    }
+    assert made["prompts/d"].inputs[2] == made["prompts/d2"].inputs[2] == "neighbours/hashed/o/p"
+    assert made["prompts/own"].inputs == ("prompts/o", "neighbours/hashed/o/o")
+    assert made["contamination/r"].cfg["inputs"] == ["prompts", "benchmark:p", "neighbours:p"]
+
+
+def test_precision_of_the_encoder_is_part_of_its_embeddings_and_threads_are_not():
+    model = {"hub": {"id": "a/b", "index": "mpnet"}}
+    given = {"models__m": model, "prompts__d__dedup__encoder": "m", "source": "index"}
+    changed = {"embeddings/m/o", "embeddings/m/p"}
+    assert _changed(config(**given), config(**given, encoder_precision="bfloat16")) == changed
+    cfg = artifacts(config(**given, threads=2))["embeddings/m/o"].cfg
+    assert cfg["execution"] == {"threads": 2} and "threads" not in cfg

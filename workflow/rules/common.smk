@@ -28,6 +28,8 @@ for kind in ("light", "gpu", "vllm"):
 wildcard_constraints:
     seed="|".join(map(str, CONFIG.seeds)),
     prompts="[^/]+",
+    against="[^/]+",
+    contamination="[^/]+",
     encoder="[^/]+",
     data="[^/]+",
     model="[^/]+",
@@ -66,8 +68,12 @@ def cfg_of(pattern):
 
 
 def targets():
-    """Files of the figures and tables that the config asks for."""
-    files = {"figures": ("png", "svg"), "tables": ("csv", "md")}
+    """Files of the figures, tables and reports that the config asks for."""
+    files = {
+        "figures": ("png", "svg"),
+        "tables": ("csv", "md"),
+        "contamination": ("html",),
+    }
     return [
         f"{RESULTS}/{folder}.{suffix}"
         for folder in plan.targets(CONFIG)

@@ -37,11 +37,36 @@ rule embed:
         " > {log} 2>&1"
 
 
+rule neighbours:
+    input:
+        inputs_of("neighbours/{encoder}/{prompts}/{against}"),
+    output:
+        f"{RESULTS}/neighbours/{{encoder}}/{{prompts}}/{{against}}/digest.json",
+    log:
+        f"{RESULTS}/logs/neighbours/{{encoder}}/{{prompts}}/{{against}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/neighbours/{{encoder}}/{{prompts}}/{{against}}.tsv"
+    conda:
+        "../../envs/gpu.yaml"
+    threads: CONFIG.threads
+    params:
+        cfg=cfg_of("neighbours/{encoder}/{prompts}/{against}"),
+    shell:
+        "$OPD_GPU -m opd neighbours --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"
+
+
 rule dedup:
     input:
         inputs_of("prompts/{prompts}"),
     output:
-        f"{RESULTS}/prompts/{{prompts}}/digest.json",
+        digest=f"{RESULTS}/prompts/{{prompts}}/digest.json",
+        html=report(
+            f"{RESULTS}/prompts/{{prompts}}.html",
+            caption="../report/dedup.rst",
+            category="Prompts",
+            labels={"prompts": "{prompts}"},
+        ),
     log:
         f"{RESULTS}/logs/prompts/{{prompts}}.log",
     benchmark:
@@ -49,13 +74,36 @@ rule dedup:
     wildcard_constraints:
         prompts=one_of("dedup"),
     conda:
-        "../../envs/gpu.yaml"
-    threads: CONFIG.threads
+        "../../envs/workflow.yaml"
     params:
         cfg=cfg_of("prompts/{prompts}"),
     shell:
-        "$OPD_GPU -m opd dedup --cfg {params.cfg:q} --input {input} --output {output}"
-        " > {log} 2>&1"
+        "$OPD_LIGHT -m opd dedup --cfg {params.cfg:q} --input {input} --output {output.digest}"
+        " --copy dedup.html={output.html} > {log} 2>&1"
+
+
+rule contamination:
+    input:
+        inputs_of("contamination/{contamination}"),
+    output:
+        digest=f"{RESULTS}/contamination/{{contamination}}/digest.json",
+        html=report(
+            f"{RESULTS}/contamination/{{contamination}}.html",
+            caption="../report/contamination.rst",
+            category="Prompts",
+            labels={"contamination": "{contamination}"},
+        ),
+    log:
+        f"{RESULTS}/logs/contamination/{{contamination}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/contamination/{{contamination}}.tsv"
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        cfg=cfg_of("contamination/{contamination}"),
+    shell:
+        "$OPD_LIGHT -m opd contamination --cfg {params.cfg:q} --input {input}"
+        " --output {output.digest} --copy contamination.html={output.html} > {log} 2>&1"
 
 
 rule corpus:
