@@ -1,10 +1,12 @@
 """The pilot, shortened: real prompts, real weights, every verb, in minutes."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,11 +15,16 @@ from opd import tables
 
 pytestmark = [pytest.mark.data, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
-SHORT = {
+# An interpreter with vLLM, as `make vllm-cpu` makes one; without it transformers samples.
+VLLM = Path(os.environ.get("OPD_VLLM") or ROOT / ".venv-vllm" / "bin" / "python")
+BACKEND = "vllm" if VLLM.is_file() else "transformers"
+SHORT: dict[str, Any] = {
     "name": "pilot-short",
     "source": "index",
+    "backend": BACKEND,
+    "interpreters": {"vllm": str(VLLM) if BACKEND == "vllm" else ""},
     "defaults": {
-        "sft": {"steps": 2, "batch_size": 2, "micro_batch": 2},
+        "sft": {"batch_size": 2, "micro_batch": 2},
         "opd": {"steps": 2, "prompts_per_step": 2, "micro_batch": 2, "max_new_tokens": 24},
         "generations": {"max_new_tokens": 48},
     },
@@ -25,10 +32,15 @@ SHORT = {
         **{name: {"sample": {"n": 40}} for name in ("dapo", "deepmath")},
         "deepmath-boxed": {"sample": {"n": 8}},
         "easy": {"sample": {"n": 8}},
-        **{name: {"sample": {"n": 2}} for name in ("amc23", "math500")},
+        **{name: {"sample": {"n": 2}} for name in ("amc23", "math500", "easy-held-out")},
     },
     # Which responses end with a box in 48 tokens is not what is tested here.
+    "generations": {"easy-rollouts": {"rules": ["nonempty"], "attempts": 2}},
     "pairs": {"easy-traces": {"filter": {"rules": ["nonempty"]}}},
+    "models": {
+        "tuned": {"sft": {"epochs": 1}},
+        "terse": {"grpo": {"steps": 1, "prompts_per_step": 2, "max_new_tokens": 16}},
+    },
     "protocols": {"two-samples": {"samples": 1, "max_new_tokens": 24}},
 }
 
@@ -86,4 +98,34 @@ def test_metrics_of_both_arms_are_those_of_two_different_models(results: Path):
 
 def test_table_is_complete(results: Path):
     lines = (results / "tables" / "pilot.csv").read_text().splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
+
+
+def test_what_was_sampled_with_what_is_recorded(results: Path):
+    made = [*results.glob("generations/*/s0"), *results.glob("evaluations/short/*/s0")]
+    assert len(made) == 6
+    for folder in made:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["cfg"]["backend"] == BACKEND
+        assert ("vllm" in manifest["versions"]) == (BACKEND == "vllm")
+
+
+def test_every_answer_has_the_verdict_of_both_graders(results: Path):
+    payload = results / "evaluations" / "short" / "smollm2" / "s0" / "payload"
+    rows = tables.read(payload / "scores.parquet", tables.SCORES).to_pylist()
+    assert {row["benchmark"] for row in rows} == {"easy", "amc23", "math500"}
+    assert all({name for name, _ in row["scores"]} == {"rule", "math_verify"} for row in rows)
+
+
+def test_sft_measures_traces_it_is_not_trained_on(results: Path):
+    numbers = json.loads((results / "models" / "tuned" / "s0" / "manifest.json").read_text())
+    numbers = numbers["numbers"]
+    assert numbers["pairs"]["held_out"] >= 1
+    assert 0 < numbers["last"]["nll_nats"] < 5
+    assert numbers["last"]["perplexity"] == pytest.approx(math.exp(numbers["last"]["nll_nats"]))
+
+
+def test_reports_are_there(results: Path):
+    pages = [results / "prompts" / "deepmath-new.html", *results.glob("contamination/*.html")]
+    assert len(pages) == 2
+    assert all("</html>" in page.read_text() for page in pages)
