@@ -55,6 +55,13 @@ def test_evaluation_edit_trains_nothing(copy: Project):
     assert EVALUATION in made
 
 
+def test_new_threshold_of_a_deduplication_reruns_its_filter_alone(copy: Project):
+    copy.edit(lambda c: c["prompts"]["other-new"]["dedup"].update(threshold=0.5))
+    made = copy.would_make()
+    assert "prompts/other-new" in made
+    assert not [m for m in made if m.startswith(("embeddings", "neighbours", "contamination"))]
+
+
 def _with_code(copy: Project, tmp_path: Path) -> Project:
     code = tmp_path / "code"
     for part in ("src", "workflow", "config"):
