@@ -77,29 +77,14 @@ class SamplerLM(LM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        kwargs = self.cfg.get("chat_template_kwargs") or {}
-        text: str = self.sampler.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-            **kwargs,
-        )
-        return text
+        return self.sampler.render(chat_history, add_generation_prompt)
 
     def responses(self, requests: Sequence[Any], ids: Sequence[str]) -> list[sampling.Response]:
         """A response to each request; a request that comes again is another sample of it."""
-        texts = [request.args[0] for request in requests]
-        tokens = self.sampler.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        limit, seen = self.cfg["max_prompt_tokens"], defaultdict[str, int](int)
+        tokens = self.sampler.encode([request.args[0] for request in requests], ids)
+        seen = defaultdict[str, int](int)
         asked = []
         for id, found in zip(ids, tokens, strict=True):
-            if len(found) > limit:
-                raise Bad(
-                    f"the prompt has {len(found)} tokens, more than {limit}",
-                    f"prompt '{id}'",
-                    "raise max_prompt_tokens or leave this problem out",
-                )
             asked.append(sampling.Request(id, found, seen[id]))
             seen[id] += 1
         return self.sampler.sample(asked)

@@ -94,20 +94,31 @@ class Sampler:
     def tokenize(self, prompts: Sequence[str], ids: Sequence[str]) -> list[list[int]]:
         """Token ids of each user message inside the chat template, ready for a response.
 
-        Raises ``Bad`` for a tokenizer without a chat template, and for a prompt of more than
-        ``max_prompt_tokens`` tokens.
+        Raises ``Bad`` as ``render`` and ``encode`` do.
+        """
+        return self.encode([self.render([{"role": "user", "content": p}]) for p in prompts], ids)
+
+    def render(self, chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages inside the chat template; without a generation prompt the last one is left open.
+
+        Raises ``Bad`` for a tokenizer without a chat template.
         """
         if not self.tokenizer.chat_template:
             raise Bad("the tokenizer has no chat template", str(self.model_dir), "add one to it")
-        texts = [
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                add_generation_prompt=True,
-                tokenize=False,
-                **self.settings["chat_template_kwargs"],
-            )
-            for prompt in prompts
-        ]
+        text: str = self.tokenizer.apply_chat_template(
+            chat,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+            **self.settings["chat_template_kwargs"],
+        )
+        return text
+
+    def encode(self, texts: Sequence[str], ids: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that hold the chat template already.
+
+        Raises ``Bad`` for one of more than ``max_prompt_tokens`` tokens.
+        """
         if not texts:
             return []
         tokens: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -1,6 +1,7 @@
 """lm-eval's tasks over our data with our sampler: prompts, scores, repeats, other tasks, errors."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,14 @@ def test_both_graders_are_metrics_of_a_task(tmp_path: Path) -> None:
     assert task.process_results(doc, ["\\boxed{\\frac{4}{2}}"]) == {"rule": 0.0, "math_verify": 1.0}
 
 
+def world_sets(tmp_path: Path, n: int) -> dict[str, Path]:
+    """n problems of each of two benchmarks of the miniature world, as inputs of the stage."""
+    return {
+        f"prompts:{name}": prompts_of(tmp_path / name, world.make_prompts(WORLD, name, n))
+        for name in ("easy", "hard")
+    }
+
+
 def run(
     tmp_path: Path,
     model: Path,
@@ -100,10 +109,7 @@ def run(
 
 
 def test_stage(tmp_path: Path, model: Path) -> None:
-    inputs = {
-        f"prompts:{name}": prompts_of(tmp_path / name, world.make_prompts(WORLD, name, 5))
-        for name in ("easy", "hard")
-    }
+    inputs = world_sets(tmp_path, 5)
     benchmarks = [{"name": name, "task": "opd_world"} for name in ("hard", "easy")]
     summary, rows = run(tmp_path, model, benchmarks, **inputs)
     first = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
@@ -125,10 +131,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(
     """Both benchmarks in shards of four of 30 responses: the second run samples what is left."""
     from opd.engines import Transformers
 
-    inputs = {
-        f"prompts:{name}": prompts_of(tmp_path / name, world.make_prompts(WORLD, name, 5))
-        for name in ("easy", "hard")
-    }
+    inputs = world_sets(tmp_path, 5)
     benchmarks = [{"name": name, "task": "opd_world"} for name in ("easy", "hard")]
     sampled: list[int] = []
     batch, started = Transformers.batch, Transformers.__init__
@@ -159,10 +162,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(
 
 
 def test_benchmarks_do_not_depend_on_each_other(tmp_path: Path, model: Path) -> None:
-    inputs = {
-        f"prompts:{name}": prompts_of(tmp_path / name, world.make_prompts(WORLD, name, 3))
-        for name in ("easy", "hard")
-    }
+    inputs = world_sets(tmp_path, 3)
     both = [{"name": name, "task": "opd_world"} for name in ("easy", "hard")]
     _, together = run(tmp_path, model, both, **inputs)
     (tmp_path / "b").mkdir()
@@ -289,12 +289,21 @@ def test_bad_tasks_get_one_line(tmp_path: Path, benchmark: dict[str, Any], messa
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_without_a_chat_template_gets_one_line(tmp_path: Path, model: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare)
+    (bare / "chat_template.jinja").unlink()
+    benchmark = {"name": "easy", "task": "opd_world"}
+    with pytest.raises(Bad, match=r"bare: the tokenizer has no chat template"):
+        run(tmp_path, bare, [benchmark], **world_sets(tmp_path, 2))
+
+
 def test_bad_problems_get_one_line(tmp_path: Path, model: Path) -> None:
     rows = [tables.prompt("a", "1+1=", "2", "s", i) for i in range(2)]
     benchmark = {"name": "b", "task": "opd_world"}
     with pytest.raises(Bad, match="two problems have the id 'a'"):
         run(tmp_path, model, [benchmark], **{"prompts:b": prompts_of(tmp_path / "p", rows)})
     long = [tables.prompt("a", "1+" * 700, "2", "s", 0)]
-    with pytest.raises(Bad, match=r"prompt 'b/a': the prompt has \d+ tokens, more than 600"):
+    with pytest.raises(Bad, match=r"prompt 'b/a' \(row 0\): the prompt has \d+ tokens"):
         run(tmp_path, model, [benchmark], **{"prompts:b": prompts_of(tmp_path / "q", long)})
     assert not list((tmp_path / "out").iterdir())
