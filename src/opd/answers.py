@@ -65,6 +65,7 @@ NUMBER = re.compile(
     r"([-+]?)(\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d+))?"
     r"(?:e([-+]?\d{1,3})|(?:\\times|\\cdot|\*)10\^(\d|\{[-+]?\d{1,3}\}))?"
 )
+POWER_OF_TEN = re.compile(r"^([-+]?)10\^(?=\{-\d{1,3}\}$)")  # a whole one has to be written out
 FRACTION = re.compile(r"([-+]?)\\frac\{([-+]?)(\d+)\}\{([-+]?)(\d+)\}")
 COMMAND = re.compile(r"\\(?:[a-zA-Z]+|.)")
 SYMPY_COMMANDS = {"\\frac", "\\sqrt", "\\pi", "\\cdot", "\\times", "\\div"}
@@ -110,7 +111,7 @@ def normalise(answer: str) -> str:
 
 def number(text: str) -> Fraction | None:
     """Value of a normalised decimal, with thousands commas and a power of ten; None: it is none."""
-    found = NUMBER.fullmatch(text)
+    found = NUMBER.fullmatch(POWER_OF_TEN.sub(r"\g<1>1\\times10^", text))
     if found is None:
         return None
     decimals = found[3] or ""

@@ -4,7 +4,6 @@ The same text, a cosine at or above a threshold, or a run of 13 words in common 
 Brown et al. 2020, appendix C). A report: what to leave out is for a dedup recipe to say.
 """
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -93,7 +92,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     }
     tables.write(out / "problems.parquet", rows, PROBLEMS)
     (out / "contamination.html").write_text(_page(report, rows))
-    (out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    tables.write_json(out / "report.json", report)
     return {"prompts": len(theirs), "found": sum(_found(row, threshold) for row in rows)}
 
 

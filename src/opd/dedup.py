@@ -10,7 +10,6 @@ or not, has the same text or a cosine at or above the threshold. So no two promp
 are that near, and what is kept depends on the order of the rows.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,7 +110,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     tables.write(out / "prompts.parquet", ours.filter(pa.array(kept)), tables.PROMPTS)
     tables.write(out / "removed.parquet", removed, REMOVED)
     (out / "dedup.html").write_text(html)
-    (out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    tables.write_json(out / "report.json", report)
     return report
 
 

@@ -27,9 +27,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     """Stage ``embed``: hashes.txt (the text hash of each prompt, a line each) and embeddings.npy
     (float32 [U, D], rows of norm 1: the distinct texts in the order of their first appearance).
 
-    cfg: encoder (``hashed``, or ``model``, the input ``encoder``), precision (of a model: float32,
-    or bfloat16), execution.threads. Vectors that ``cache`` has of the same encoder are taken from
-    there, others are added to it chunk by chunk.
+    cfg: encoder (``hashed``, or ``model``, the input ``encoder``), execution.threads. Vectors that
+    ``cache`` has of the same encoder are taken from there, others are added to it chunk by chunk.
     """
     questions = tables.read(inputs["prompts"] / "prompts.parquet", QUESTIONS)["question"]
     texts = [text.strip() for text in questions.to_pylist()]
@@ -40,15 +39,16 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
         raise Bad("the question is empty", where, "mend the prompt set")
 
     folder = inputs.get("encoder")
-    precision = cfg.get("precision", "float32")
     files = content(folder) if folder else {}
-    key = digest([cfg["encoder"], files, precision, module_digest("opd.encoders")])
-    shards = cache / key
+    key = digest(
+        [cfg["encoder"], files, encoders.device() if folder else "", module_digest("opd.encoders")]
+    )
+    shards = cache / "embed" / key
     shards.mkdir(parents=True, exist_ok=True)
     have = {text for held, _ in read_shards(shards) for text in held}
     missing = [text for text in text_of if text not in have]
     if missing:
-        encode = encoders.load(folder, precision, cfg.get("execution", {}).get("threads", 1))
+        encode = encoders.load(folder, cfg.get("execution", {}).get("threads", 1))
         with tqdm(total=len(missing), unit=" texts", mininterval=5) as bar:
             for start in range(0, len(missing), CHUNK):
                 chunk = missing[start : start + CHUNK]

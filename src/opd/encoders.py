@@ -16,7 +16,14 @@ HASHED_DIMS = 1024
 GRAMS = (1, 2, 3)
 
 
-def load(folder: Path | None, precision: str = "float32", threads: int = 1) -> Encode:
+def device() -> str:
+    """What a model computes on: rounding differs between the two."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load(folder: Path | None, threads: int = 1) -> Encode:
     """The encoder of a sentence-transformers folder, or ``hashed`` where there is none.
 
     An encoder takes N texts and returns float32 [N, D] with rows of norm 1. A model truncates as
@@ -30,26 +37,24 @@ def load(folder: Path | None, precision: str = "float32", threads: int = 1) -> E
     from sentence_transformers import SentenceTransformer
 
     try:
-        model = SentenceTransformer(str(folder)).eval()
+        model = SentenceTransformer(str(folder), device=device()).eval()
     except Exception as error:
         raise Bad(
             f"no sentence-transformers model ({type(error).__name__}: {error})",
             str(folder),
             "use 'hashed', or the folder of such a model",
         ) from error
-    device = model.device.type
-    if device == "cpu" and precision == "float32" and torch.backends.mkldnn.is_available():
+    if device() == "cpu" and torch.backends.mkldnn.is_available():
         from opd.onednn import linear_layers_through_onednn
 
         linear_layers_through_onednn(model)
 
     def vector(text: str) -> NDArray[np.float64]:
         features = model.preprocess([text])
-        with (
-            torch.inference_mode(),
-            torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"),
-        ):
-            tensors = {k: v.to(device) for k, v in features.items() if isinstance(v, torch.Tensor)}
+        with torch.inference_mode():
+            tensors = {
+                k: v.to(model.device) for k, v in features.items() if isinstance(v, torch.Tensor)
+            }
             made: NDArray[np.float64] = (
                 model(tensors)["sentence_embedding"][0].double().cpu().numpy()
             )

@@ -2,10 +2,9 @@
 length."""
 
 import csv
-import json
 import math
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opd import tables, templates
+from opd import sampling, tables, templates
 from opd.answers import normalise
 from opd.errors import Bad
 from opd.grading import GRADERS, disagreements, grade_all
@@ -22,7 +21,7 @@ from opd.intervals import interval, sampling_error, standard_error
 Row = dict[str, Any]
 
 
-def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
     """Stage ``evaluate``: scores.parquet (every problem x sample), summary.json and
     disagreements.csv (answers on which two graders of a benchmark differ, most frequent first).
 
@@ -30,12 +29,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     temperature, top_p, top_k, max_new_tokens, grader, template), max_prompt_tokens, backend,
     batch_size, dtype, chat_template_kwargs, seed, threads. Inputs: model, and for a benchmark
     ``prompts:NAME`` (a prompt set), ``data:NAME`` (a folder with a parquet file per split) or
-    ``include:NAME`` (a folder with task files). What is sampled is kept in ``scratch``.
+    ``include:NAME`` (a folder with task files). What is sampled is kept in ``cache``.
     """
     from opd import harness
 
     protocol = cfg["protocol"]
-    lm = harness.SamplerLM(inputs["model"], scratch, **_sampling(cfg))
+    settings = _sampling(cfg)
+    folder = sampling.journals(inputs["model"], settings, cache)
+    lm = harness.SamplerLM(inputs["model"], folder, **settings)
     with tempfile.TemporaryDirectory() as work:
         tasks = {
             one["name"]: harness.load(
@@ -46,7 +47,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
             )
             for one in cfg["benchmarks"]
         }
-        answered = harness.answer_all(tasks, lm)
+        # One after the other with one engine: what else is asked changes no benchmark's answers.
+        answered = {name: harness.answer(name, task, lm) for name, task in tasks.items()}
     graders = {
         name: tuple((task.config.metadata or {}).get("graders", ())) for name, task in tasks.items()
     }
@@ -55,7 +57,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     summary["grader_timeouts"] = timeouts
     tables.write(out / "scores.parquet", rows, tables.SCORES)
     _write_disagreements(out / "disagreements.csv", rows, graders)
-    (out / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
+    tables.write_json(out / "summary.json", summary)
     numbers = {name: values["avg"] for name, values in summary["benchmarks"].items()}
     return numbers | {"macro": summary["macro"]["avg"], "grader_timeouts": timeouts}
 
@@ -86,14 +88,9 @@ def _benchmark(
 
 
 def _data(name: str, inputs: Mapping[str, Path]) -> dict[str, Path]:
-    """Split -> parquet file of a benchmark. Raises ``Bad`` where two problems have one id."""
+    """Split -> parquet file of a benchmark."""
     if f"prompts:{name}" in inputs:
-        file = inputs[f"prompts:{name}"] / "prompts.parquet"
-        ids = Counter(tables.read(file, tables.PROMPTS)["id"].to_pylist())
-        twice = next((id for id, count in ids.items() if count > 1), None)
-        if twice is not None:
-            raise Bad(f"two problems have the id '{twice}'", str(file), "make the ids unique")
-        return {"test": file}
+        return {"test": inputs[f"prompts:{name}"] / "prompts.parquet"}
     if f"data:{name}" in inputs:
         return {file.stem: file for file in sorted(inputs[f"data:{name}"].glob("*.parquet"))}
     return {}

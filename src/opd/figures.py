@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import itertools
-import json
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from opd.intervals import (
     paired_test,
     recovery,
 )
+from opd.manifest import read_json
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -170,16 +170,18 @@ class Reader:
                     )
         return Evaluations(where, tuple(self._answers[name] for name in names))
 
-    def summary(self, names: Sequence[str], benchmarks: Sequence[str], kind: str) -> float:
-        """Mean over seeds and benchmarks of maj, or of pass at all samples (summary.json)."""
+    def summary(self, names: Sequence[str], benchmarks: Sequence[str], kind: str) -> float | None:
+        """Mean over seeds and benchmarks of maj, or of pass at all samples (summary.json); None
+        where a benchmark has no right and wrong."""
         values = []
         for name in names:
-            path = self.inputs[name] / "summary.json"
-            found = json.loads(path.read_text())["benchmarks"]
+            found = read_json(self.inputs[name] / "summary.json")["benchmarks"]
             for benchmark in benchmarks:
                 value = found[benchmark][kind]
-                values.append(value[str(found[benchmark]["samples"])] if kind == "pass" else value)
-        return float(np.mean(values))
+                if kind == "pass":
+                    value = value.get(str(found[benchmark]["samples"]))
+                values.append(value)
+        return None if None in values else float(np.mean(values))
 
     def metric(self, names: Sequence[str], metric: str, where: str) -> tuple[Array, Array]:
         """Steps [N] and values [S, N] of a metric (NaN where a seed did not log a step)."""
@@ -577,8 +579,8 @@ def _cell(spec: str, row: Mapping[str, Any], reader: Reader, cfg: Mapping[str, A
         value = paired_test(scores[0], scores[1], seed=cfg.get("seed", 0))
         return Cell(_number(value), (value,))
     if kind in ("pass", "maj"):
-        value = reader.summary(row["evaluations"], models[0].benchmarks(name or MACRO), kind)
-        return Cell(f"{100 * value:.1f}", (value,))
+        found = reader.summary(row["evaluations"], models[0].benchmarks(name or MACRO), kind)
+        return None if found is None else Cell(f"{100 * found:.1f}", (found,))
     value = float(np.mean([s.mean() for s in models[0].scores(name or MACRO, kind)]))
     return Cell(f"{value:.0f}" if kind == "tokens" else f"{100 * value:.1f}", (value,))
 

@@ -1,6 +1,5 @@
 """SFT pairs from sampled responses: those that no rule rejects."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         ],
         tables.PAIRS,
     )
-    (out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    tables.write_json(out / "report.json", report)
     return report
 
 

@@ -1,6 +1,5 @@
 """A model answers a prompt set; what a rule rejects is sampled again."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,23 +7,24 @@ from typing import Any
 from opd import tables
 from opd.errors import Bad
 from opd.rules import first_that_rejects
-from opd.sampling import Request, Sampler
+from opd.sampling import Request, Sampler, journals
 
 
-def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
     """Stage ``generate``: generations.parquet (by prompt, sample, attempt) and report.json.
 
     cfg: those of ``opd.sampling.settings``; samples; rules (of ``opd.rules``, but ``answered``),
-    attempts (with fresh randomness, as long as a rule rejects). Inputs: model, prompts. All
-    attempts are in the table, those that were rejected with the rule that did it: each sample of
-    each prompt has attempts 0, 1, ..., of which at most the last is not rejected.
+    attempts (with fresh randomness, as long as a rule rejects). Inputs: model, prompts. What is
+    sampled is kept in ``cache``. All attempts are in the table, those that were rejected with the
+    rule that did it: each sample of each prompt has attempts 0, 1, ..., of which at most the last
+    is not rejected.
     """
     path = inputs["prompts"] / "prompts.parquet"
     prompts = tables.read(path, tables.PROMPTS).to_pylist()
     if not prompts:
         raise Bad("there are no prompts", str(path), "give a prompt set that is not empty")
     rules, attempts, samples = cfg.get("rules") or [], cfg.get("attempts", 1), cfg.get("samples", 1)
-    sampler = Sampler(inputs["model"], cfg, scratch)
+    sampler = Sampler(inputs["model"], cfg, journals(inputs["model"], cfg, cache))
     ids = [row["id"] for row in prompts]
     tokens = dict(zip(ids, sampler.tokenize([row["prompt"] for row in prompts], ids), strict=True))
     asked = [(id, sample) for id in ids for sample in range(samples)]
@@ -60,7 +60,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     ]
     tables.write(out / "generations.parquet", rows, tables.GENERATIONS)
     whole = _accepted(len(found), len(asked)) | {"attempts": report}
-    (out / "report.json").write_text(json.dumps(whole, indent=1) + "\n")
+    tables.write_json(out / "report.json", whole)
     numbers: dict[str, Any] = {
         "prompts": len(prompts),
         "generations": len(rows),

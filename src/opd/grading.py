@@ -1,8 +1,9 @@
 """Grading: extraction of the final answer and its comparison with the ground truth.
 
 A grader maps (response, answer) to (what was extracted or None, whether it is right). ``world``
-reads the miniature world's notation; ``rule`` (of the paper) and ``math_verify`` read the last
-``\\boxed{}``. What the text alone does not settle is compared in a process with limits.
+reads the miniature world's notation; the others read the last ``\\boxed{}``: ``choice`` a letter or
+a word, ``rule`` (of the paper) and ``math_verify`` mathematics. What the text alone does not settle
+is compared in a process with limits.
 """
 
 import os
@@ -31,6 +32,19 @@ def grade_world(response: str, answer: str) -> Graded:
     return grade(response, answer)
 
 
+def grade_choice(response: str, answer: str) -> Graded:
+    """The first word of the last ``\\boxed{}`` against a letter, or True or False (yes and no will
+    do): ``C. 12`` and ``\\text{(c)}`` choose C."""
+    extracted = last_boxed(response)
+    return extracted, extracted is not None and _choice(extracted) == _choice(answer) != ""
+
+
+def _choice(text: str) -> str:
+    found = re.match(r"(?:\\[a-z]+(?=\{)|[^\w\\])*([A-Za-z]+)(?!\w)", text)
+    word = found[1].lower() if found else ""
+    return {"yes": "true", "no": "false"}.get(word, word)
+
+
 def grade_boxed(grader: str, response: str, answer: str) -> Graded:
     """The last ``\\boxed{}`` of a response against a ground truth (itself boxed or bare)."""
     return grade_all([(response, answer)], grader)[0][0]
@@ -38,6 +52,7 @@ def grade_boxed(grader: str, response: str, answer: str) -> Graded:
 
 GRADERS: dict[str, Callable[[str, str], Graded]] = {
     "world": grade_world,
+    "choice": grade_choice,
     **{name: partial(grade_boxed, name) for name in SETTLE},
 }
 

@@ -43,32 +43,17 @@ class Scored(NamedTuple):
 
 @register_model("opd")
 class SamplerLM(LM):
-    """The sampler as a model of lm-eval. Texts that it is given hold the chat template already.
+    """The sampler as a model of lm-eval (``opd``, once this module is imported). Texts that it is
+    given hold the chat template already.
 
-    ``model_args`` on lm-eval's command line: ``pretrained``, a checkpoint folder, and settings of
-    ``sampling.Sampler``.
+    ``pretrained``: a checkpoint folder; ``cfg``: see ``sampling.settings``; journals are kept in
+    ``scratch``.
     """
 
-    def __init__(
-        self,
-        pretrained: str | Path,
-        scratch: Path | None = None,
-        batch_size: int | str = 64,
-        max_batch_size: int | None = None,
-        device: str | None = None,
-        **cfg: Any,
-    ) -> None:
+    def __init__(self, pretrained: str | Path, scratch: Path | None = None, **cfg: Any) -> None:
         super().__init__()
-        self.folder, self.cfg = Path(pretrained), {"seed": 0, "max_prompt_tokens": 4096, **cfg}
-        self.cfg |= {"batch_size": int(batch_size)}
-        self.scratch = scratch
-
-    @property
-    def sampler(self) -> sampling.Sampler:
-        """Made when first asked for: lm-eval's command line gives the length only then."""
-        if not hasattr(self, "_sampler"):
-            self._sampler = sampling.Sampler(self.folder, self.cfg, self.scratch)
-        return self._sampler
+        self.folder, self.cfg = Path(pretrained), cfg
+        self.sampler = sampling.Sampler(self.folder, cfg, scratch)
 
     @property
     def tokenizer_name(self) -> str:
@@ -90,28 +75,22 @@ class SamplerLM(LM):
         return self.sampler.sample(asked)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        settings = requests[0].args[1]
-        if "max_new_tokens" not in self.cfg:
-            self.cfg["max_new_tokens"] = settings["max_gen_toks"]
-            self.cfg["temperature"] = (
-                settings.get("temperature", 1.0) if settings.get("do_sample") else 0.0
-            )
-            self.cfg["top_p"] = settings.get("top_p", 1.0)
+        """The protocol is the sampler's; of a task's settings only its stop texts count."""
         ids = [f"{request.task_name}/{request.doc_id}" for request in requests]
-        return [
-            _until(found.text, request.args[1])
-            for found, request in zip(self.responses(requests, ids), requests, strict=True)
-        ]
+        found = self.responses(requests, ids)
+        return [_cut(one.text, r.args[1])[0] for one, r in zip(found, requests, strict=True)]
 
     def _scorer(self) -> Any:
         import torch
         from lm_eval.models.huggingface import HFLM
 
+        # The memory of a GPU holds one of the two.
+        self.sampler.stop()
         return HFLM(
             pretrained=str(self.folder),
-            dtype=self.cfg.get("dtype", "float32"),
+            dtype=self.sampler.settings["dtype"],
             device="cuda" if torch.cuda.is_available() else "cpu",
-            batch_size=self.cfg["batch_size"],
+            batch_size=self.sampler.settings["batch_size"],
         )
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
@@ -125,12 +104,13 @@ class SamplerLM(LM):
         return found
 
 
-def _until(text: str, settings: Mapping[str, Any]) -> str:
-    """A response up to the first of the task's stop texts."""
+def _cut(text: str, settings: Mapping[str, Any]) -> tuple[str, bool]:
+    """A response up to the first of the task's stop texts, and whether there was one."""
+    whole = text
     for stop in settings.get("until") or []:
         if stop:
             text = text.partition(stop)[0]
-    return text
+    return text, text != whole
 
 
 def problems(dataset: Any) -> Any:
@@ -158,7 +138,7 @@ def graded_boxed(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, fl
 
 def graded_choice(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """The same where the answer is a letter or a word."""
-    return _verdicts(doc, results, ("rule",))
+    return _verdicts(doc, results, ("choice",))
 
 
 def graded_world(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
@@ -234,16 +214,26 @@ def load(benchmark: Mapping[str, Any], data: Mapping[str, Path], samples: int, w
     return tasks[name]
 
 
-def requests(tasks: Mapping[str, Any], lm: SamplerLM) -> dict[str, list[Any]]:
-    """lm-eval's requests of each benchmark, in the order of its problems."""
-    for task in tasks.values():
-        task.build_all_requests(
-            apply_chat_template=True,
-            fewshot_as_multiturn=True,
-            chat_template=lm.apply_chat_template,
-            tokenizer_name=lm.tokenizer_name,
-        )
-    return {name: list(task.instances) for name, task in tasks.items()}
+def requests(name: str, task: Any, lm: SamplerLM) -> list[Any]:
+    """lm-eval's requests of a benchmark, in the order of its problems.
+
+    Raises ``Bad`` where two problems have one id.
+    """
+    task.build_all_requests(
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+        chat_template=lm.apply_chat_template,
+        tokenizer_name=lm.tokenizer_name,
+    )
+    problem_of: dict[str, int] = {}
+    for request in task.instances:
+        if problem_of.setdefault(problem_id(request), request.doc_id) != request.doc_id:
+            raise Bad(
+                f"two problems have the id '{problem_id(request)}'",
+                f"benchmarks.{name}",
+                "make the ids of what it reads unique",
+            )
+    return list(task.instances)
 
 
 def problem_id(request: Any) -> str:
@@ -251,54 +241,43 @@ def problem_id(request: Any) -> str:
     return str(request.doc.get("id", request.doc_id))
 
 
-def answer_all(tasks: Mapping[str, Any], lm: SamplerLM) -> dict[str, list[Scored]]:
-    """Every sample of every problem of the benchmarks, scored by the task, a problem at a time.
+def answer(name: str, task: Any, lm: SamplerLM) -> list[Scored]:
+    """Every sample of every problem of a benchmark, scored by the task, a problem at a time.
 
-    Responses of all benchmarks are sampled together: an engine starts once. The scores of our own
-    tasks are left empty: their graders take all responses at once (``opd.evaluation``).
+    The scores of our own tasks are left empty: their graders take all responses at once
+    (``opd.evaluation``).
     """
-    asked = requests(tasks, lm)
-    sampled: list[tuple[str, Any]] = []
-    for name, found in asked.items():
-        if {r.request_type for r in found} == {"generate_until"}:
-            sampled += [(name, request) for request in found for _ in range(request.repeats)]
-    responses = lm.responses(
-        [request for _, request in sampled],
-        [f"{name}/{problem_id(request)}" for name, request in sampled],
-    ) if sampled else []  # fmt: skip
-    of: dict[int, list[sampling.Response]] = defaultdict(list)
-    for (_, request), response in zip(sampled, responses, strict=True):
-        of[id(request)].append(response)
-    return {
-        name: _generated(tasks[name], found, of)
-        if id(found[0]) in of
-        else _likelihoods(tasks[name], found, lm)
-        for name, found in asked.items()
-    }
+    asked = requests(name, task, lm)
+    if {request.request_type for request in asked} != {"generate_until"}:
+        return _likelihoods(task, asked, lm)
+    repeated = [request for request in asked for _ in range(request.repeats)]
+    ids = [f"{name}/{problem_id(request)}" for request in repeated]
+    return _generated(task, repeated, lm.responses(repeated, ids))
 
 
 def _generated(
-    task: Any, asked: Sequence[Any], of: Mapping[int, list[sampling.Response]]
+    task: Any, asked: Sequence[Any], responses: Sequence[sampling.Response]
 ) -> list[Scored]:
     ours = "graders" in (task.config.metadata or {})
     rows = []
-    for request in asked:
-        answer = str(task.doc_to_target(request.doc))
-        for sample, response in enumerate(of[id(request)]):
-            text = _until(response.text, request.args[1])
-            filtered, scores = (None, {}) if ours else _process(task, [(request, text)])
-            rows.append(
-                Scored(
-                    problem_id(request),
-                    sample,
-                    answer,
-                    text,
-                    filtered if isinstance(filtered, str) else None,
-                    scores,
-                    len(response.token_ids),
-                    response.finish,
-                )
+    seen = defaultdict[str, int](int)
+    for request, response in zip(asked, responses, strict=True):
+        problem = problem_id(request)
+        text, stopped = _cut(response.text, request.args[1])
+        filtered, scores = (None, {}) if ours else _process(task, [(request, text)])
+        rows.append(
+            Scored(
+                problem,
+                seen[problem],
+                str(task.doc_to_target(request.doc)),
+                text,
+                filtered if isinstance(filtered, str) else None,
+                scores,
+                len(response.token_ids),
+                "stop" if stopped else response.finish,
             )
+        )
+        seen[problem] += 1
     return rows
 
 

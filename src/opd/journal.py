@@ -6,6 +6,7 @@ within a line is read up to there.
 """
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -42,8 +43,10 @@ def writing(path: Path) -> Iterator[Callable[[Mapping[int, list[int]]], None]]:
 
     It raises ``Bad`` where the disk is full; what was appended before stays.
     """
-    _, end = read(path)
     file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    # An orphan of a killed job may still be writing.
+    fcntl.flock(file, fcntl.LOCK_EX)
+    _, end = read(path)
 
     def append(finished: Mapping[int, list[int]]) -> None:
         nonlocal end

@@ -50,13 +50,16 @@ VERBS = {
 }
 
 # These go on from where they were killed: they get a scratch folder that outlives the attempt.
-RESUMES = ("generate", "sft", "grpo", "opd", "evaluate")
+RESUMES = ("sft", "grpo", "opd")
 
 # These keep parts of their work for every later run: they get a folder of the store that stays.
-CACHES = ("embed",)
+CACHES = ("embed", "generate", "evaluate")
 
 # Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
-PACKAGES = ("torch", "transformers", "trl", "vllm", "datasets", "sentence-transformers", "numpy")
+PACKAGES = (
+    *("torch", "transformers", "trl", "vllm", "datasets", "sentence-transformers", "numpy"),
+    *("faiss-cpu", "lm_eval", "math-verify", "latex2sympy2-extended", "sympy"),
+)
 
 
 def canonical(value: Any) -> str:
@@ -252,7 +255,7 @@ def _compute(
             write_json(running, {"scratch": str(scratch.absolute())})
             numbers = stage(dict(cfg), paths, work, scratch)
         elif verb in CACHES:
-            numbers = stage(dict(cfg), paths, work, store / ".cache" / verb)
+            numbers = stage(dict(cfg), paths, work, store / ".cache")
         else:
             numbers = stage(dict(cfg), paths, work)
         outputs = content(work)

@@ -165,7 +165,7 @@ def _embedded(config: Config, encoder: str, prompts: str) -> tuple[str, Artifact
     settings: dict[str, Any] = {"encoder": "hashed", "execution": {"threads": config.threads}}
     inputs = {"prompts": f"prompts/{prompts}"}
     if encoder in config.models:
-        settings |= {"encoder": "model", "precision": config.encoder_precision}
+        settings["encoder"] = "model"
         inputs["encoder"] = _at(config, "models", encoder, config.seeds[0])
     folder = f"embeddings/{encoder}/{prompts}"
     return folder, _artifact("embed", folder, settings, inputs)

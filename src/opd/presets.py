@@ -9,7 +9,8 @@ from typing import Any
 # The cold start of Rethinking OPD, of which three descriptions differ, and the SFT student of The
 # Many Faces of OPD. All but perhaps the last were trained with LLaMA-Factory, which cuts what is
 # longer than max_tokens and puts an empty think block before responses that hold none: into the
-# response (enable_thinking: True) or into the prompt (False).
+# response (enable_thinking: True) or into the prompt (False). It trains without weight decay unless
+# told otherwise.
 SFT: dict[str, dict[str, Any]] = {
     # Its Section 5.1, Appendix C.1 and Table 3: 8 pairs on each of 8 GPUs.
     "rethinking_paper": {
@@ -20,6 +21,7 @@ SFT: dict[str, dict[str, Any]] = {
         "warmup": 0.05,
         "max_tokens": 14336,
         "overlong": "cut",
+        "weight_decay": 0.0,
     },
     # Its released qwen3_base_full_sft.yaml.
     "rethinking_yaml": {
@@ -30,6 +32,7 @@ SFT: dict[str, dict[str, Any]] = {
         "warmup": 0.05,
         "max_tokens": 14336,
         "overlong": "cut",
+        "weight_decay": 0.0,
         "held_out": 0.05,
         "empty_think": "response",
     },
@@ -42,6 +45,7 @@ SFT: dict[str, dict[str, Any]] = {
         "warmup": 0.1,
         "max_tokens": 20480,
         "overlong": "cut",
+        "weight_decay": 0.0,
         "held_out": 0.01,
         "empty_think": "prompt",
     },

@@ -8,7 +8,6 @@ the rows that stay, and for the report every distinct text with its answers.
 
 import hashlib
 import heapq
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,8 +87,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         report["apart_from"] = _overlap(rows, other, cfg["apart_from"])
     tables.write(out / "prompts.parquet", rows, tables.PROMPTS)
     tables.write(out / "repeated.parquet", survey.repeated(), REPEATED)
-    text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False)
-    tables.write_text(out / "report.json", text + "\n")
+    tables.write_json(out / "report.json", report)
     return {"prompts": len(rows), **report}
 
 

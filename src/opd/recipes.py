@@ -216,6 +216,12 @@ class Contamination(Strict):
     encoder: Annotated[Name, Ref("models", builtin=("hashed",))]
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.6
 
+    @model_validator(mode="after")
+    def _others(self) -> "Contamination":
+        if self.prompts in self.benchmarks:
+            raise ValueError(f"{self.prompts} is compared with itself: use dedup within the set")
+        return self
+
 
 # Models
 
@@ -489,14 +495,9 @@ class Model(OneOf):
 # Generations, SFT data, evaluations
 
 
-class Sampling(Strict):
-    samples: Count = 1
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_p: Share = 1.0
-    top_k: Count | None = None
-    max_prompt_tokens: Count = 1024
-    max_new_tokens: Count = 7168
-    batch_size: Count = 64
+def _check_greedy(temperature: float, samples: int) -> None:
+    if temperature == 0 and samples > 1:
+        raise ValueError("at temperature 0 all samples of a prompt are the same: ask for one")
 
 
 TextRule = Literal[
@@ -509,11 +510,18 @@ TextRule = Literal[
 ]
 
 
-class Generation(Sampling):
+class Generation(Strict):
     """A model answering a prompt set."""
 
     model: ModelRef
     prompts: PromptsRef
+    samples: Count = 1
+    temperature: NonNegative = 1.0
+    top_p: Share = 1.0
+    top_k: Count | None = None
+    max_prompt_tokens: Count = 1024
+    max_new_tokens: Count = 7168
+    batch_size: Count = 64
     rules: list[TextRule] | None = Field(
         default=None, description="what they reject is marked, and sampled again"
     )
@@ -525,6 +533,7 @@ class Generation(Sampling):
     def _attempts_need_rules(self) -> "Generation":
         if (self.attempts or 1) > 1 and not self.rules:
             raise ValueError("attempts need rules: without them nothing is sampled again")
+        _check_greedy(self.temperature, max(self.samples, self.attempts or 1))
         return self
 
 
@@ -577,7 +586,8 @@ class TaskData(Strict):
 class Benchmark(Strict):
     """A task of lm-eval: ours (``opd_aime24``, ...), another of its own, or one below ``include``.
 
-    What it reads: a prompt set, a dataset of the hub, or what its file says.
+    Ours read a prompt set, lm-eval's a dataset of the hub, those below ``include`` either of them
+    or files of that folder.
     """
 
     task: str
@@ -587,9 +597,14 @@ class Benchmark(Strict):
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> "Benchmark":
-        if self.prompts and self.hub:
-            raise ValueError("prompts and hub: the task reads one of them")
+    def _has_its_data(self) -> "Benchmark":
+        ours = self.task.startswith("opd_")
+        if ours and not self.prompts:
+            raise ValueError("a task of ours reads a prompt set: name it with prompts")
+        if self.prompts and not (ours or self.include):
+            raise ValueError("a task of lm-eval reads its own columns: name a dataset with hub")
+        if not (self.prompts or self.hub or self.include):
+            raise ValueError("needs hub, the dataset it reads, so that its commit is locked")
         return self
 
 
@@ -597,7 +612,7 @@ class Protocol(Strict):
     """How benchmarks are answered and graded: what a score means."""
 
     samples: Count = 16
-    temperature: Annotated[float, Field(ge=0)] = 0.7
+    temperature: NonNegative = 0.7
     top_p: Share = 0.95
     top_k: Count | None = None
     max_new_tokens: Count = 31744
@@ -611,8 +626,9 @@ class Protocol(Strict):
     chat_template: dict[str, Plain] = Field(default={}, description="over the model's own")
 
     @model_validator(mode="after")
-    def _template_has_a_place(self) -> "Protocol":
+    def _makes_sense(self) -> "Protocol":
         _check_template(self.template)
+        _check_greedy(self.temperature, self.samples)
         return self
 
 
@@ -766,10 +782,6 @@ class Config(Strict):
         default="transformers", description="what samples rollouts and answers to benchmarks"
     )
     engine: Engine = Engine()
-    encoder_precision: Literal["float32", "bfloat16"] = Field(
-        default="float32",
-        description="of deduplication's encoder; bfloat16 moves cosines by up to 0.007",
-    )
     interpreters: Interpreters = Interpreters()
     training: Training = Training()
     world: World | None = None

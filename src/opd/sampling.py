@@ -17,6 +17,7 @@ from typing import Any, Literal
 from opd import journal
 from opd.engines import Job, Transformers, cut
 from opd.errors import Bad
+from opd.manifest import content, digest, module_digest
 from opd.vllm_pool import Pool
 
 BACKENDS = ("transformers", "vllm")
@@ -72,6 +73,17 @@ def settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if found["backend"] not in BACKENDS:
         raise Bad(f"unknown backend '{found['backend']}'", "backend", "use transformers or vllm")
     return found
+
+
+def journals(model_dir: Path, cfg: Mapping[str, Any], cache: Path) -> Path:
+    """The folder below ``cache`` for what this model samples with these settings and this code.
+
+    It stays when a stage is done: another grader, rule or benchmark samples nothing again.
+    """
+    known = [content(model_dir), settings(cfg), module_digest("opd.sampling")]
+    folder = cache / "responses" / digest(known)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 class Sampler:
@@ -155,6 +167,10 @@ class Sampler:
         if jobs.keys() - done.keys():
             self._finish(jobs, done, base)
         return [self._response(request, done.get(i, [])) for i, request in enumerate(requests)]
+
+    def stop(self) -> None:
+        """Let go of the engine; the next request starts one."""
+        self._engine = None
 
     def _check(self, requests: Sequence[Request]) -> None:
         seen = set()

@@ -5,6 +5,7 @@ The same rows give the same bytes: fixed compression, no pandas metadata, caller
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -132,6 +133,12 @@ def write(path: Path, rows: pa.Table | Iterable[Mapping[str, Any]], schema: pa.S
             raise Bad(f"column '{field.name}' is empty", f"{path}: row {row}", "fill it in")
     with _whole(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a report, as ``write_text`` does: indented, keys sorted, no NaN."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

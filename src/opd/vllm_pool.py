@@ -197,7 +197,7 @@ def _engine(task: Mapping[str, Any]) -> Any:
         # model's sampling.
         cache = task["batch_size"] * task["length"] * _cache_bytes_per_token(task)
         on_cpu = {
-            "kv_cache_memory_bytes": max(cache, 1 << 28),
+            "kv_cache_memory_bytes": max(min(cache, _memory() // 4), 1 << 28),
             "enforce_eager": True,
             # A prompt that is cut into chunks and has a seed of its own ends vLLM 0.31 on a CPU:
             # "CPU Generator does not use offset".
@@ -251,6 +251,11 @@ def _work(engine: Any, task: Mapping[str, Any], parent: int) -> None:
             }
             if finished:
                 append(finished)
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _cache_bytes_per_token(task: Mapping[str, Any]) -> int:

@@ -113,7 +113,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bfloat16", action="store_true", help="a third contender")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
@@ -123,11 +122,8 @@ def main() -> None:
     model = SentenceTransformer(str(arguments.model))
     contenders = {
         "plain encode": lambda t: model.encode(t, normalize_embeddings=True),
-        "opd, float32": encoders.load(arguments.model, "float32", arguments.threads),
+        "opd": encoders.load(arguments.model, arguments.threads),
     }
-    if arguments.bfloat16:
-        load = encoders.load(arguments.model, "bfloat16", arguments.threads)
-        contenders["opd, bfloat16"] = load
     for encode in contenders.values():
         encode(texts[1][:8])
     made: dict[str, Any] = {name: [None, None] for name in contenders}

@@ -2,7 +2,6 @@
 are in OPD_MODEL_DIR, with the one that the paper uses."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,9 @@ import numpy as np
 import pytest
 from test_real_files import DAPO, load
 
-from opd import contamination, dedup, embeddings, encoders, neighbours, tables
+from opd import contamination, dedup, embeddings, encoders, fetch, neighbours, tables
 
 pytest.importorskip("faiss")
-
-MPNET = Path(os.environ.get("OPD_MODEL_DIR", ""), "mpnet")
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +90,6 @@ def test_neighbours_of_real_questions_equal_brute_force(tmp_path: Path) -> None:
         assert (cosines >= threshold).sum() == (products.max(axis=1) >= threshold).sum()
 
 
-@pytest.mark.skipif(not MPNET.is_dir(), reason="no mpnet in OPD_MODEL_DIR")
 def test_the_papers_encoder_decides_as_the_authors_procedure(tmp_path: Path) -> None:
     """150 x 150 rows, 15 of them planted, against plain ``encode`` and a flat index."""
     import faiss
@@ -104,7 +100,10 @@ def test_the_papers_encoder_decides_as_the_authors_procedure(tmp_path: Path) -> 
     ours = deepmath(tmp_path, sample={"n": 150, "seed": 2})
     for i in range(15):
         ours[i]["question"] = f"Determine the answer to this: {theirs[2 * i]['question']}"
-    removed, report = stages(tmp_path, ours, theirs, 0.6, MPNET)
+    mpnet = tmp_path / "mpnet"
+    mpnet.mkdir()
+    fetch.from_index("mpnet", mpnet)
+    removed, report = stages(tmp_path, ours, theirs, 0.6, mpnet)
     assert {r["id"]: r["neighbour"] for r in removed} == {
         ours[i]["id"]: theirs[2 * i]["id"] for i in range(15)
     }
@@ -112,7 +111,7 @@ def test_the_papers_encoder_decides_as_the_authors_procedure(tmp_path: Path) -> 
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    model = SentenceTransformer(str(MPNET))
+    model = SentenceTransformer(str(mpnet))
     u, v = (
         model.encode([r["question"].strip() for r in rows], normalize_embeddings=True)
         for rows in (ours, theirs)

@@ -141,7 +141,7 @@ def started(cfg: dict[str, Any], inputs: Inputs, folder: Path) -> "subprocess.Po
 
 def journaled(folder: Path) -> bytes:
     """All journals of the run below ``folder``, the older ones first."""
-    paths = folder.glob("store/.scratch/*/*.jsonl")
+    paths = folder.glob("store/.cache/responses/*/*.jsonl")
     return b"".join(p.read_bytes() for p in sorted(paths, key=lambda p: p.stat().st_ctime_ns))
 
 
@@ -194,7 +194,7 @@ def test_a_shard_is_in_the_journal_once(inputs: Inputs, tmp_path: Path) -> None:
         wait_for(process, folder, at)
         process.kill()
         process.communicate()
-    (path,) = folder.glob("store/.scratch/*/*.jsonl")
+    (path,) = folder.glob("store/.cache/responses/*/*.jsonl")
     found, end = journal.read(path)
     lines = [json.loads(line) for line in path.read_bytes()[:end].splitlines()]
     indices = [i for line in lines for i, _ in line]

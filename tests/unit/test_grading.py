@@ -103,7 +103,7 @@ def test_world_grader_and_unknown_grader() -> None:
         [("3", True), (None, False)],
         0,
     )
-    with pytest.raises(Bad, match="unknown grader 'maths'; use one of world, rule, math_verify"):
+    with pytest.raises(Bad, match="unknown grader 'maths'; use one of world, choice, rule, math_verify"):
         grading.grade_all([], "maths")
 
 
@@ -191,3 +191,22 @@ def test_an_answer_equals_itself_if_anything_is_left_of_it(grader: str, answer: 
     if extracted is not None:
         bare = answers.normalise(extracted) if grader == "rule" else extracted.strip(" \n$\\.")
         assert grading.SETTLE[grader](extracted, extracted) is True or not bare
+
+
+@pytest.mark.parametrize(
+    ("box", "answer", "right"),
+    [
+        ("C", "C", True), ("c", "C", True), ("C. 12", "C", True), ("(C)", "C", True),
+        ("\\text{C}", "C", True), ("\\textbf{(C)} 12", "C", True), ("C: a cat", "C", True),
+        ("Cat", "C", False), ("D", "C", False), ("12", "C", False), ("C4", "C", False),
+        ("True", "True", True), ("yes", "True", True), ("No.", "False", True),
+        ("no", "True", False), ("untrue", "True", False), ("\\text{true}", "True", True),
+    ],
+)  # fmt: skip
+def test_choices(box: str, answer: str, right: bool) -> None:
+    response = f"A first, \\boxed{{A}}, then \\boxed{{{box}}}."
+    assert grading.grade_all([(response, answer)], "choice") == ([(box, right)], 0)
+
+
+def test_no_choice() -> None:
+    assert grading.grade_all([("C", "C"), ("\\boxed{}", "C")], "choice")[0] == [(None, False)] * 2

@@ -49,6 +49,8 @@ def contexts(task: Any) -> list[str]:
 
 
 NAMES = [p.stem for p in sorted(harness.SHIPPED.glob("[!_]*.yaml"))]
+LETTER = "\n\nPlease reason step by step, and put the letter of the right choice within \\boxed{}."
+TRUTH = LETTER.replace("the letter of the right choice", "your final answer, True or False,")
 SUFFIX = " Please reason step by step, and put your final answer within \\boxed{}."
 
 
@@ -60,7 +62,7 @@ def test_what_is_shipped() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_tasks_ask_byte_for_byte(tmp_path: Path, name: str) -> None:
     task = loaded(tmp_path, f"opd_{name}", questions(tmp_path / "p"))
-    suffix = "" if name == "world" else SUFFIX
+    suffix = {"world": "", "boolq": TRUTH, "mmlu": LETTER, "gpqa_diamond": LETTER}.get(name, SUFFIX)
     assert contexts(task) == [f"What is {i}+{{1}}?{suffix}" for i in range(4)]
     assert [task.doc_to_target(i.doc) for i in task.instances] == ["1", "2", "3", "4"]
     assert [i.repeats for i in task.instances] == [2] * 4
@@ -159,6 +161,52 @@ def test_a_killed_evaluation_goes_on_where_it_was(
     _, rows = run(tmp_path / "again", model, benchmarks, batch_size=4, **inputs)
     assert rows == whole
     assert sum(sampled) == 30
+
+
+def test_another_grader_and_another_benchmark_sample_nothing_again(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from opd.engines import Transformers
+
+    sampled = []
+    batch = Transformers.batch
+
+    def counted(self: Any, jobs: Any) -> Any:
+        sampled.append(len(jobs))
+        return batch(self, jobs)
+
+    monkeypatch.setattr(Transformers, "batch", counted)
+    inputs = world_sets(tmp_path, 4)
+    both = [{"name": name, "task": "opd_world"} for name in ("easy", "hard")]
+    _, before = run(tmp_path, model, both[:1], **inputs)
+    assert sum(sampled) == 12
+    monkeypatch.setitem(PROTOCOL, "grader", "math_verify")
+    assert run(tmp_path, model, both[:1], **inputs)[1] == before
+    assert sum(sampled) == 12
+    assert run(tmp_path, model, both, **inputs)[1][:12] == before
+    assert sum(sampled) == 24
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "question", "answer"),
+    [
+        ("aime_2024", {"problem": "2+2?", "answer": "4"}, "2+2?", "4"),
+        ("math-500", {"problem": "2+2?", "answer": "4", "level": 1}, "2+2?", "4"),
+        ("olympiadbench", {"question": "2+2?", "final_answer": ["4"]}, "2+2?", "4"),
+        ("boolq", {"passage": "P", "question": "q", "answer": True}, "P\nQuestion: q?", "True"),
+        ("mmlu", {"question": "Q", "choices": ["x", "y"], "answer": 1}, "Q\nA. x\nB. y", "B"),
+    ],
+)  # fmt: skip
+def test_the_hubs_columns_of_a_benchmark(
+    name: str, row: dict[str, Any], question: str, answer: str
+) -> None:
+    """As lm-eval hands them to our tasks when it reads the hub itself."""
+    import datasets
+
+    data = datasets.Dataset.from_list([row])
+    data.info.dataset_name = name
+    (found,) = harness.problems(data)
+    assert (found["question"], found["answer"]) == (question, answer)
 
 
 def test_benchmarks_do_not_depend_on_each_other(tmp_path: Path, model: Path) -> None:

