@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from opd import pairs_page, tables
 from opd.dedup import read_neighbours, similarities
@@ -21,21 +20,6 @@ from opd.pairs_page import Pair
 WORDS = 13
 # Letters and digits in a row; a Chinese character is a word of its own.
 _WORD = re.compile(f"{tables.CHINESE.pattern}|[^\\W_{tables.CHINESE.pattern[1:-1]}]+")
-
-PROBLEMS = pa.schema(
-    [
-        pa.field("benchmark", pa.string(), nullable=False),
-        pa.field("problem", pa.string(), nullable=False),
-        pa.field("question", pa.string(), nullable=False),
-        pa.field("exact", pa.bool_(), nullable=False),
-        pa.field("cosine", pa.float64(), nullable=False),
-        pa.field("neighbour", pa.string(), nullable=False),
-        pa.field("neighbour_question", pa.string(), nullable=False),
-        pa.field("shared_words", pa.float64(), nullable=False),
-        pa.field("sharer", pa.string()),
-        pa.field("sharer_question", pa.string()),
-    ]
-)
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -90,7 +74,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         "threshold": threshold,
         "benchmarks": {name: count(name) for name in names},
     }
-    tables.write(out / "problems.parquet", rows, PROBLEMS)
+    tables.write(out / "problems.parquet", rows, tables.PROBLEMS)
     (out / "contamination.html").write_text(_page(report, rows))
     tables.write_json(out / "report.json", report)
     return {"prompts": len(theirs), "found": sum(_found(row, threshold) for row in rows)}

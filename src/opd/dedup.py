@@ -18,22 +18,9 @@ import pyarrow as pa
 
 from opd import pairs_page, tables
 from opd.errors import Bad
-from opd.neighbours import NEIGHBOURS, Doubles, Places
+from opd.neighbours import Doubles, Places
 from opd.pairs_page import Pair
 
-REMOVED = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in {
-            "id": pa.string(),
-            "question": pa.string(),
-            "neighbour": pa.string(),
-            "neighbour_question": pa.string(),
-            "score": pa.float64(),
-            "stage": pa.string(),
-        }.items()
-    ]
-)
 THRESHOLDS = tuple(n / 100 for n in range(40, 91, 5))
 # Pairs shown on either side of the threshold.
 SHOWN = 20
@@ -108,7 +95,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         ],
     )
     tables.write(out / "prompts.parquet", ours.filter(pa.array(kept)), tables.PROMPTS)
-    tables.write(out / "removed.parquet", removed, REMOVED)
+    tables.write(out / "removed.parquet", removed, tables.REMOVED)
     (out / "dedup.html").write_text(html)
     tables.write_json(out / "report.json", report)
     return report
@@ -126,7 +113,7 @@ def read_neighbours(folder: Path, ours: pa.Table, theirs: pa.Table) -> Neighbour
     """What the stage ``neighbours`` found for two prompt tables. Raises ``Bad`` where it found it
     for others."""
     path = folder / "neighbours.parquet"
-    rows = tables.read(path, NEIGHBOURS)
+    rows = tables.read(path, tables.NEIGHBOURS)
     exact, neighbour = (rows[name].fill_null(-1).to_numpy() for name in ("exact", "neighbour"))
     cosine = rows["cosine"].fill_null(-np.inf).to_numpy()
     hashes, their_hashes = (

@@ -20,16 +20,6 @@ OURS, THEIRS = 1024, 16384
 # Pairs whose cosines are taken in float64 at a time.
 PAIRS = 8192
 
-NEIGHBOURS = pa.schema(
-    [
-        pa.field("text_hash", pa.string(), nullable=False),
-        pa.field("exact", pa.int64()),
-        pa.field("neighbour", pa.int64()),
-        pa.field("neighbour_hash", pa.string()),
-        pa.field("cosine", pa.float64()),
-    ]
-)
-
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -78,7 +68,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         "neighbour_hash": [their_hashes[j] if j >= 0 else None for j in neighbour],
         "cosine": pa.array(cosine, mask=~found),
     }
-    tables.write(out / "neighbours.parquet", pa.table(columns, schema=NEIGHBOURS), NEIGHBOURS)
+    tables.write(out / "neighbours.parquet", pa.table(columns), tables.NEIGHBOURS)
     return {
         "prompts": len(hashes),
         "against": len(their_hashes),

@@ -132,6 +132,12 @@ def _data_path(path: str, where: str) -> str:
     return str(full)
 
 
+def _below_data(path: str) -> str:
+    """An input file's name: ids and samples depend on it, so not on where the data lie."""
+    root = Path(os.environ.get("OPD_DATA_DIR", "/dev/null")).absolute()
+    return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else path
+
+
 def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
     for name, recipe in config.prompts.items():
         folder = f"prompts/{name}"
@@ -150,7 +156,8 @@ def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
         elif recipe.path:
             source = recipe.path.model_dump(exclude_none=True)
             inputs["path"] = _data_path(recipe.path.file, f"prompts.{name}.path.file")
-            settings["source"] = {"path": source.pop("file"), **source}
+            del source["file"]
+            settings["source"] = {"path": _below_data(inputs["path"]), **source}
         elif recipe.use:
             inputs["prompts"] = f"prompts/{recipe.use}"
             settings["source"] = {"from": True}

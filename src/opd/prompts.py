@@ -15,27 +15,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from opd import loaders, tables, templates
 from opd.errors import Bad
 
 Row = dict[str, Any]
-# Every text that comes more than once: where, and with which distinct answers. ``rule``: as the
-# source asks it (prompt), or the bare question (question).
-REPEATED = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in {
-            "rule": pa.string(),
-            "text": pa.string(),
-            "sources": pa.list_(pa.string()),
-            "rows": pa.list_(pa.int64()),
-            "answers": pa.list_(pa.string()),
-            "conflicting": pa.bool_(),
-        }.items()
-    ]
-)
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -86,7 +69,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     if other is not None:
         report["apart_from"] = _overlap(rows, other, cfg["apart_from"])
     tables.write(out / "prompts.parquet", rows, tables.PROMPTS)
-    tables.write(out / "repeated.parquet", survey.repeated(), REPEATED)
+    tables.write(out / "repeated.parquet", survey.repeated(), tables.REPEATED)
     tables.write_json(out / "report.json", report)
     return {"prompts": len(rows), **report}
 

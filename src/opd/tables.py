@@ -29,7 +29,7 @@ def _nullable(schema: pa.Schema, *names: str) -> pa.Schema:
     return schema
 
 
-_S, _I = pa.string(), pa.int64()
+_S, _I, _F = pa.string(), pa.int64(), pa.float64()
 PROMPTS = _nullable(
     _schema(
         id=_S,
@@ -39,7 +39,7 @@ PROMPTS = _nullable(
         source=_S,
         row=_I,
         language=_S,
-        difficulty=pa.float64(),
+        difficulty=_F,
         text_hash=_S,
     ),
     "difficulty",
@@ -60,6 +60,37 @@ GENERATIONS = _nullable(
     ),
     "rejected",
 )
+# What deduplication finds: for each prompt the first equal text and the nearest other one (rows
+# there), what was removed for which neighbour, and every text that a source repeats (rule: as the
+# source asks it, prompt, or the bare question).
+NEIGHBOURS = _nullable(
+    _schema(text_hash=_S, exact=_I, neighbour=_I, neighbour_hash=_S, cosine=_F),
+    *("exact", "neighbour", "neighbour_hash", "cosine"),
+)
+REMOVED = _schema(id=_S, question=_S, neighbour=_S, neighbour_question=_S, score=_F, stage=_S)
+REPEATED = _schema(
+    rule=_S,
+    text=_S,
+    sources=pa.list_(_S),
+    rows=pa.list_(_I),
+    answers=pa.list_(_S),
+    conflicting=pa.bool_(),
+)
+PROBLEMS = _nullable(
+    _schema(
+        benchmark=_S,
+        problem=_S,
+        question=_S,
+        exact=pa.bool_(),
+        cosine=_F,
+        neighbour=_S,
+        neighbour_question=_S,
+        shared_words=_F,
+        sharer=_S,
+        sharer_question=_S,
+    ),
+    *("sharer", "sharer_question"),
+)
 # correct: the benchmark's main metric, 0 to 1; scores: every metric by its name.
 SCORES = _nullable(
     _schema(
@@ -69,15 +100,15 @@ SCORES = _nullable(
         answer=_S,
         response=_S,
         extracted=_S,
-        correct=pa.float64(),
-        scores=pa.map_(_S, pa.float64()),
+        correct=_F,
+        scores=pa.map_(_S, _F),
         tokens=_I,
         finish=_S,
     ),
     "extracted",
 )
 # position: the first token of a bin of response positions; empty for the mean over all of them.
-METRICS = _nullable(_schema(step=_I, name=_S, position=_I, value=pa.float64()), "position")
+METRICS = _nullable(_schema(step=_I, name=_S, position=_I, value=_F), "position")
 
 
 def prompt(

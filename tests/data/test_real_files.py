@@ -75,7 +75,7 @@ def test_counts_of_dapo_under_each_rule(
         "question": AS_ASKED,
         "question_stripped": BARE,
     }
-    repeated = tables.read(out / "repeated.parquet", prompts.REPEATED).to_pylist()
+    repeated = tables.read(out / "repeated.parquet", tables.REPEATED).to_pylist()
     assert Counter(r["rule"] for r in repeated) == {"prompt": 495, "question": 628}
     conflicts = [r["answers"] for r in repeated if r["rule"] == "prompt" and r["conflicting"]]
     assert conflicts == [

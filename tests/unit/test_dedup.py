@@ -54,14 +54,14 @@ def neighbours_of(folder: Path, prompts: Path, against: Path, rows: list[tuple])
         }
         for text, (exact, neighbour, cosine) in zip(texts_of(prompts), rows, strict=True)
     ]
-    tables.write(folder / "neighbours.parquet", made, neighbours.NEIGHBOURS)
+    tables.write(folder / "neighbours.parquet", made, tables.NEIGHBOURS)
     return folder
 
 
 def find(folder: Path, inputs: dict[str, Path]) -> list[dict[str, Any]]:
     folder.mkdir(parents=True)
     neighbours.run({}, inputs, folder)
-    table = tables.read(folder / "neighbours.parquet", neighbours.NEIGHBOURS)
+    table = tables.read(folder / "neighbours.parquet", tables.NEIGHBOURS)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
@@ -73,7 +73,7 @@ def remove(
     out.mkdir()
     report = dedup.run({"threshold": threshold}, inputs, out)
     kept = tables.read(out / "prompts.parquet", tables.PROMPTS)["id"].to_pylist()
-    removed = tables.read(out / "removed.parquet", dedup.REMOVED).to_pylist()
+    removed = tables.read(out / "removed.parquet", tables.REMOVED).to_pylist()
     assert json.loads((out / "report.json").read_text()) == report
     return kept, removed, report
 

@@ -103,7 +103,9 @@ def test_world_grader_and_unknown_grader() -> None:
         [("3", True), (None, False)],
         0,
     )
-    with pytest.raises(Bad, match="unknown grader 'maths'; use one of world, choice, rule, math_verify"):
+    with pytest.raises(
+        Bad, match="unknown grader 'maths'; use one of world, choice, rule, math_verify"
+    ):
         grading.grade_all([], "maths")
 
 

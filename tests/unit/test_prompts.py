@@ -291,7 +291,7 @@ def test_repeated_questions_are_reported_and_the_first_kept(tmp_path: Path) -> N
     assert json.loads((out / "report.json").read_text()) == {
         key: value for key, value in numbers.items() if key != "prompts"
     }
-    repeated = tables.read(out / "repeated.parquet", prompts.REPEATED).to_pylist()
+    repeated = tables.read(out / "repeated.parquet", tables.REPEATED).to_pylist()
     shown = [(r["rule"], r["text"].removesuffix(boxed), r["rows"], r["answers"]) for r in repeated]
     assert shown == [
         ("prompt", "a", [0, 6], ["1"]),

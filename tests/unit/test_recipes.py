@@ -154,6 +154,8 @@ def test_missing_data_folder_and_missing_file_are_named(monkeypatch, tmp_path):
     made = artifacts(given)["prompts/p"]
     assert made.inputs == (str(tmp_path / "x.parquet"),)
     assert str(tmp_path) not in json.dumps(made.cfg)  # a path is no part of identity
+    whole = config(prompts__p={"path": {"file": str(tmp_path / "x.parquet")}})
+    assert artifacts(whole)["prompts/p"] == made  # nor is how it is written
 
 
 def test_defaults_are_inherited_and_overridden_key_by_key():
