@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_real_files import DAPO, load
+from test_real_files import load
 
 from opd import contamination, dedup, embeddings, encoders, fetch, neighbours, tables
 
@@ -20,7 +20,7 @@ def folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def dapo(tmp_path: Path, **cfg: Any) -> list[dict[str, Any]]:
-    return load(tmp_path, "dapo-math-17k.parquet", strip=[DAPO], **cfg)
+    return load(tmp_path, "dapo-math-17k.parquet", strip=["dapo"], **cfg)
 
 
 def deepmath(tmp_path: Path, **cfg: Any) -> list[dict[str, Any]]:
