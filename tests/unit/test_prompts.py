@@ -352,8 +352,10 @@ def test_steps_add_up(tmp_path: Path) -> None:
 
 @pytest.fixture
 def thoughts(tmp_path: Path) -> dict[str, Any]:
-    """300 rows, 30 questions: each asked ten times."""
-    return write(tmp_path / "t.jsonl", *({"question": f"q{i % 30}"} for i in range(300)))
+    """300 rows, 30 questions: each asked ten times. With ids of their own, as samples go by ids and
+    those made up for rows hold the file's path."""
+    rows = ({"question": f"q{i % 30}", "name": f"row {i}"} for i in range(300))
+    return write(tmp_path / "t.jsonl", *rows) | {"row_id": "name"}
 
 
 def split(tmp_path: Path, source: dict[str, Any], n: int, **cfg: Any) -> tuple[list, list, dict]:
