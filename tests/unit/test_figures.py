@@ -11,7 +11,8 @@ import pytest
 
 from opd import tables
 from opd.errors import Bad
-from opd.figures import Reader, label_of, read_answers, read_metrics, run_figure, run_table
+from opd.figures import label_of, run_figure, run_table
+from opd.measured import Reader, read_answers, read_metrics
 
 
 def evaluation(folder: Path, right: dict[str, list[int]], samples: int = 4) -> Path:
