@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from opd.errors import Bad
-from opd.manifest import VERBS, read_json, run_stage
+from opd.files import read_json
+from opd.manifest import VERBS, run_stage
 
 
 def _settings(text: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from opd import encoders, tables
 from opd.encoders import Floats
 from opd.errors import Bad
-from opd.manifest import content, digest, module_digest
+from opd.files import content, digest, module_digest
 
 # Texts that are encoded before they are written: what a killed stage loses at most.
 CHUNK = 256

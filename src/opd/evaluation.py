@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from opd import sampling, tables, templates
 from opd.answers import normalise
+from opd.benchmarks import OURS
 from opd.errors import Bad
 from opd.grading import GRADERS, disagreements, grade_all
 from opd.intervals import interval, sampling_error, standard_error
@@ -79,7 +80,7 @@ def _benchmark(
     settings = dict(benchmark)
     if include is not None:
         settings["include"] = str(include)
-    if "template" in protocol and benchmark["task"].startswith("opd_"):
+    if "template" in protocol and benchmark["task"].startswith(OURS):
         before, after = templates.named(protocol["template"]).split(templates.PLACE, 1)
         settings["prompt"] = (
             f"{{% raw %}}{before}{{% endraw %}}{{{{question}}}}{{% raw %}}{after}{{% endraw %}}"

@@ -2,7 +2,6 @@
 index, where a few small models are distributed as ordinary Python packages.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.errors import Bad
+from opd.files import file_digest
 
 # Weights in safetensors, configuration, tokenizer, chat template and sentence-transformers modules.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -176,12 +176,7 @@ def from_index(name: str, out: Path) -> dict[str, Any]:
 
 
 def _weights_sha256(folder: Path) -> str:
-    return _sha256(folder / "model.safetensors")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(folder / "model.safetensors")
 
 
 def _unpack(name: str, folder: Path) -> dict[str, Any]:
@@ -247,7 +242,7 @@ def _extract_folder(archive: Path, prefix: str, folder: Path) -> None:
 
 
 def _check(path: Path, sha256: str) -> None:
-    if _sha256(path) != sha256:
+    if file_digest(path) != sha256:
         raise Bad(f"sha256 is not {sha256}", path.name, "the package has changed: do not use it")
 
 

@@ -20,12 +20,9 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.tasks import TaskManager
 
-from opd import layouts, sampling, tables
+from opd import benchmarks, layouts, sampling, tables
 from opd.errors import Bad
 from opd.grading import GRADERS
-
-SHIPPED = Path(__file__).parent / "benchmarks"
-OURS = "opd_"
 
 
 class Scored(NamedTuple):
@@ -154,12 +151,8 @@ def _verdicts(
 
 def task_file(task: str, include: Path | None = None) -> Path:
     """The file of a task by its name: ours, one below ``include`` if given, or lm-eval's own."""
-    if task.startswith(OURS):
-        path = SHIPPED / f"{task.removeprefix(OURS)}.yaml"
-        known = ", ".join(OURS + p.stem for p in sorted(SHIPPED.glob("[!_]*.yaml")))
-        if not path.is_file():
-            raise Bad(f"unknown task '{task}'", "benchmarks", f"there are {known}")
-        return path
+    if task.startswith(benchmarks.OURS):
+        return benchmarks.find(task, "benchmarks")
     own = {"include_path": str(include), "include_defaults": False}
     # All of lm-eval's thousands of files are read for its index, which takes seconds.
     entry = TaskManager(**(own if include else {})).task_index.get(task)
@@ -190,7 +183,7 @@ def load(benchmark: Mapping[str, Any], data: Mapping[str, Path], samples: int, w
                 "cache_dir": str(work / "cache"),
             },
         }
-    if benchmark["task"].startswith(OURS) and "test" in data:
+    if benchmark["task"].startswith(benchmarks.OURS) and "test" in data:
         config["test_split"] = "test"
     if "num_fewshot" in benchmark:
         config["num_fewshot"] = benchmark["num_fewshot"]

@@ -13,6 +13,7 @@ from typing import Any
 
 from opd import layouts
 from opd.errors import Bad
+from opd.files import file_digest
 
 CHUNK = 1024  # rows
 Row = dict[str, Any]
@@ -240,8 +241,7 @@ def _not_utf8(where: str, error: UnicodeDecodeError) -> Bad:
 def _check_hash(path: Path, wanted: str | None) -> None:
     if wanted is None:
         return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_digest(path)
     if found != wanted:
         raise Bad(
             f"its sha256 is {found}, not {wanted}", str(path), "fetch it again, or mend sha256"

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from opd import tables
 from opd.errors import Bad
+from opd.files import file_digest, read_json
 from opd.intervals import Array, Scores
-from opd.manifest import file_digest, read_json
 
 MACRO = "macro"
 

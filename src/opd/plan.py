@@ -12,9 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from opd import benchmarks
 from opd.errors import Bad
+from opd.files import canonical, digest
 from opd.lock import locked
-from opd.manifest import canonical, code_digest, derive_seed, digest
+from opd.manifest import code_digest, derive_seed
 from opd.recipes import PROTOCOLS, Config, Figure, Series, Shown, Table, references
 
 # Settings of vLLM that say where and how it runs, not what it samples.
@@ -27,10 +29,6 @@ VLLM_PLACE = {
     "gpu_memory_utilization",
     "enable_sleep_mode",
 }
-
-
-# The task files that the project ships.
-BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
 @dataclass(frozen=True)
@@ -320,7 +318,7 @@ def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str
     benchmark = config.benchmarks[name]
     own = benchmark.model_dump(include={"task", "num_fewshot"}, exclude_none=True)
     settings = {"name": name, **own}
-    if benchmark.task.startswith("opd_"):
+    if benchmark.task.startswith(benchmarks.OURS):
         settings["file"] = _task_text(benchmark.task, f"benchmarks.{name}.task")
     inputs = {}
     if benchmark.prompts:
@@ -335,33 +333,30 @@ def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str
 
 def _task_text(task: str, where: str) -> str:
     """sha256 (hex) of one of our task files and of what it includes."""
-    path: Path | None = BENCHMARKS / f"{task.removeprefix('opd_')}.yaml"
+    path: Path | None = benchmarks.find(task, where)
     texts: list[str] = []
-    if path is None or not path.is_file():
-        known = ", ".join(f"opd_{p.stem}" for p in sorted(BENCHMARKS.glob("[!_]*.yaml")))
-        raise Bad(f"unknown task '{task}'", where, f"there are {known}")
     while path:
         texts.append(path.read_text())
         include = re.search(r"^include: (\S+)$", texts[-1], re.MULTILINE)
-        path = BENCHMARKS / include[1] if include else None
+        path = path.parent / include[1] if include else None
     return digest(texts)
 
 
 def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
     for name, recipe in config.evaluations.items():
         protocol = config.protocols.get(recipe.protocol) or PROTOCOLS[recipe.protocol]
-        benchmarks = {b: _benchmark(config, b) for b in recipe.benchmarks}
+        asked = {b: _benchmark(config, b) for b in recipe.benchmarks}
         for model in config.models:
             settings = {
                 "protocol": protocol.model_dump(exclude={"chat_template"}, exclude_none=True),
                 "max_prompt_tokens": recipe.max_prompt_tokens,
                 "batch_size": recipe.batch_size,
-                "benchmarks": [own for own, _ in benchmarks.values()],
+                "benchmarks": [own for own, _ in asked.values()],
                 **_engine(config, model),
             }
             settings["chat_template_kwargs"] |= protocol.chat_template
             inputs = {"model": _at(config, "models", model, seed)}
-            for _, theirs in benchmarks.values():
+            for _, theirs in asked.values():
                 inputs |= theirs
             yield _artifact("evaluate", _evaluation_at(name, model, seed), settings, inputs, seed)
 

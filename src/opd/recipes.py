@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from opd import presets
+from opd.benchmarks import OURS
 from opd.errors import Bad
 from opd.layouts import LAYOUTS
 from opd.loss_spec import (
@@ -598,7 +599,7 @@ class Benchmark(Strict):
 
     @model_validator(mode="after")
     def _has_its_data(self) -> "Benchmark":
-        ours = self.task.startswith("opd_")
+        ours = self.task.startswith(OURS)
         if ours and not self.prompts:
             raise ValueError("a task of ours reads a prompt set: name it with prompts")
         if self.prompts and not (ours or self.include):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from opd import journal
 from opd.engines import Job, Transformers, cut
 from opd.errors import Bad
-from opd.manifest import content, digest, module_digest
+from opd.files import content, digest, module_digest
 from opd.vllm_pool import Pool
 
 BACKENDS = ("transformers", "vllm")

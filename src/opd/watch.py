@@ -9,7 +9,7 @@ from pathlib import Path
 
 from opd import tables
 from opd.errors import Bad
-from opd.manifest import read_json
+from opd.files import read_json
 
 # In this order, as many as the terminal is wide; others are in metrics.parquet.
 SHOWN = (

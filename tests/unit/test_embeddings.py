@@ -14,7 +14,8 @@ import pytest
 
 from opd import embeddings, encoders, tables
 from opd.errors import Bad
-from opd.manifest import code_digest, module_digest, run_stage
+from opd.files import module_digest
+from opd.manifest import code_digest, run_stage
 
 HASHED = {"encoder": "hashed", "execution": {"threads": 1}}
 

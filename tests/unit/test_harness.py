@@ -15,6 +15,7 @@ from opd.errors import Bad
 
 pytest.importorskip("lm_eval")
 from opd import evaluation, harness
+from opd.benchmarks import FOLDER
 
 SAMPLING = {"temperature": 0.0, "max_new_tokens": 8, "max_prompt_tokens": 512, "seed": 1}
 PROTOCOL = {"samples": 3, "temperature": 0.7, "top_p": 0.95, "max_new_tokens": 12, "grader": "rule"}
@@ -48,7 +49,7 @@ def contexts(task: Any) -> list[str]:
     return [instance.args[0] for instance in task.instances]
 
 
-NAMES = [p.stem for p in sorted(harness.SHIPPED.glob("[!_]*.yaml"))]
+NAMES = [p.stem for p in sorted(FOLDER.glob("[!_]*.yaml"))]
 LETTER = "\n\nPlease reason step by step, and put the letter of the right choice within \\boxed{}."
 TRUTH = LETTER.replace("the letter of the right choice", "your final answer, True or False,")
 SUFFIX = " Please reason step by step, and put your final answer within \\boxed{}."

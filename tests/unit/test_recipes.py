@@ -301,9 +301,9 @@ def test_an_edit_of_a_task_file_or_of_what_it_includes_changes_evaluations(tmp_p
     from opd import plan as planning
 
     folder = tmp_path / "benchmarks"
-    shutil.copytree(planning.BENCHMARKS, folder)
+    shutil.copytree(planning.benchmarks.FOLDER, folder)
     before = artifacts(config())
-    monkeypatch.setattr(planning, "BENCHMARKS", folder)
+    monkeypatch.setattr(planning.benchmarks, "FOLDER", folder)
     assert artifacts(config()) == before
     for name in ("world.yaml", "_boxed.yaml"):
         with (folder / name).open("a") as file:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from project import ROOT, Project
 
-from opd.manifest import read_json
+from opd.files import read_json
 
 pytestmark = pytest.mark.workflow
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from opd import lock, plan, recipes
 from opd.errors import Bad
-from opd.manifest import canonical
+from opd.files import canonical
 
 try:
     CONFIG = recipes.resolve(config)

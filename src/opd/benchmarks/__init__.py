@@ -1,0 +1,17 @@
+"""The project's own task files of lm-eval: ``opd_NAME`` is ``NAME.yaml`` in this folder."""
+
+from pathlib import Path
+
+from opd.errors import Bad
+
+OURS = "opd_"
+FOLDER = Path(__file__).parent
+
+
+def find(task: str, where: str) -> Path:
+    """The file of one of our tasks. Raises ``Bad`` where there is none."""
+    path = FOLDER / f"{task.removeprefix(OURS)}.yaml"
+    if not path.is_file():
+        known = ", ".join(OURS + p.stem for p in sorted(FOLDER.glob("[!_]*.yaml")))
+        raise Bad(f"unknown task '{task}'", where, f"there are {known}")
+    return path
