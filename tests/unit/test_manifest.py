@@ -158,9 +158,9 @@ def _code_digest(root: Path) -> str:
     program = (
         "from opd import manifest as m\nm.VERBS['top'] = 'opd.top:run'\nprint(m.code_digest('top'))"
     )
-    (root / "opd" / "manifest.py").write_text(Path(manifest.__file__).read_text())
-    errors = Path(manifest.__file__).with_name("errors.py")
-    (root / "opd" / "errors.py").write_text(errors.read_text())
+    for name in ("manifest.py", "files.py", "errors.py"):
+        source = Path(manifest.__file__).with_name(name)
+        (root / "opd" / name).write_text(source.read_text())
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
     )
