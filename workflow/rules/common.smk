@@ -4,7 +4,7 @@ import sys
 
 from pathlib import Path
 
-from opd import lock, plan, recipes
+from opd import exhibits, lock, plan, recipes
 from opd.errors import Bad
 from opd.files import canonical
 
@@ -12,6 +12,8 @@ try:
     CONFIG = recipes.resolve(config)
     LOCK = lock.read(Path(workflow.basedir, "config", "hub.lock.yaml"))
     ARTIFACTS = plan.plan(CONFIG, LOCK)
+    ARTIFACTS |= exhibits.exhibits(CONFIG, ARTIFACTS, Path(workflow.basedir, "config"))
+    TARGETS = exhibits.targets(CONFIG, ARTIFACTS)
 except Bad as bad:
     sys.exit(f"error: {bad}")
 
@@ -36,8 +38,9 @@ wildcard_constraints:
     generation="[^/]+",
     evaluation="[^/]+",
     benchmark="[^/]+",
-    figure="[^/]+",
+    figure="[^/]+(/[^/]+)?",
     table="[^/]+",
+    probe="[^/]+",
 
 
 def one_of(verb):
@@ -68,14 +71,16 @@ def cfg_of(pattern):
 
 
 def targets():
-    """Files of the figures, tables and reports that the config asks for."""
+    """Files of the figures, tables and pages that the config asks for."""
     files = {
         "figures": ("png", "svg"),
         "tables": ("csv", "md"),
         "contamination": ("html",),
+        "claims": ("json", "md", "html"),
+        "report": ("html",),
     }
     return [
         f"{RESULTS}/{folder}.{suffix}"
-        for folder in plan.targets(CONFIG)
+        for folder in TARGETS
         for suffix in files[folder.partition("/")[0]]
     ]
