@@ -4,7 +4,7 @@ import sys
 
 from pathlib import Path
 
-from opd import exhibits, lock, plan, recipes
+from opd import current, exhibits, lock, plan, recipes
 from opd.errors import Bad
 from opd.files import canonical
 
@@ -18,6 +18,21 @@ except Bad as bad:
     sys.exit(f"error: {bad}")
 
 RESULTS = f"results/{CONFIG.name}"
+PLAN = f"{RESULTS}/plan.json"
+
+if workflow.is_main_process:
+    OTHER = current.other_settings(ARTIFACTS, Path(RESULTS))
+    if OTHER:
+        more = f" and {len(OTHER) - 1} more" if len(OTHER) > 1 else ""
+        print(
+            f"not as the config says: {RESULTS}/{OTHER[0]}{more}; where no job makes it again, run:"
+            f" snakemake --forcerun {RESULTS}/{OTHER[0]}/digest.json",
+            file=sys.stderr,
+        )
+
+
+onstart:
+    current.write_plan(Path(PLAN), ARTIFACTS)
 
 
 # Paths of interpreters belong to execution, not identity: in the environment they appear neither
