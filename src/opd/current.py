@@ -57,9 +57,9 @@ def check(plan: Path, inputs: Iterable[Path]) -> None:
             stale[folder] = "made with other settings than the config's"
         else:
             for path, outputs in _made_from(record.with_name("manifest.json")):
-                if path.name == "digest.json" and path.is_file():
-                    if digest(read_json(path)["outputs"]) != outputs:
-                        stale[folder] = f"made from what {path.parent} was before"
+                recorded = path.name == "digest.json" and path.is_file()
+                if recorded and digest(read_json(path)["outputs"]) != outputs:
+                    stale[folder] = f"made from what {path.parent} was before"
         for one in planned[folder]["inputs"]:
             if one not in seen:
                 seen.add(one)
