@@ -9,13 +9,14 @@ of them are paired: a difference of quantities is the difference of their draws.
 seeds only: with one seed they have no interval, and all draws are the value.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from opd import tables
+from opd.claim_spec import SCORES, unit_of
 from opd.errors import Bad
 from opd.files import read_json
 from opd.intervals import (
@@ -32,16 +33,7 @@ from opd.intervals import (
 )
 from opd.measured import MACRO, Evaluations, NotLogged, Reader
 
-# Draws of a probe's values; ``values`` of one length, in the same order for every name.
-DRAWS = pa.schema(
-    [
-        pa.field("name", pa.string(), nullable=False),
-        pa.field("draws", pa.list_(pa.float64()), nullable=False),
-    ]
-)
 LIMITS = {"share": (0.0, 1.0), "points of a share": (-1.0, 1.0)}
-_UNITS = {"nats": "nats", "tokens": "tokens", "ratio": "share"}
-_SHARES = ("overlap_mass", "top_mass", "max_advantage", "min_advantage", "extreme_advantage")
 
 
 class Missing(Exception):
@@ -112,7 +104,7 @@ def benchmarks(
     quantity: Mapping[str, Any], reader: Reader, arms: Mapping[str, Mapping[str, Any]]
 ) -> tuple[str, ...]:
     """Names of the benchmarks of a score's arm. Raises ``Missing``."""
-    kind = next(key for key in ("avg", "change", "recovery") if key in quantity)
+    kind = next(key for key in SCORES if key in quantity)
     return _evaluations(quantity[kind], "evaluations", reader, arms).benchmarks()
 
 
@@ -146,20 +138,16 @@ def _score(
     seed: int,
 ) -> Estimate:
     """avg, change (less the base) or recovery (of the gap from base to teacher)."""
-    sides = {
-        "avg": ("evaluations",),
-        "change": ("evaluations", "base"),
-        "recovery": ("evaluations", "base", "teacher"),
-    }
-    kind = next(key for key in sides if key in quantity)
+    kind = next(key for key in SCORES if key in quantity)
     name, benchmark = quantity[kind], quantity.get("benchmark", MACRO)
-    found = [_evaluations(name, side, reader, arms) for side in sides[kind]]
+    sides = SCORES[kind]
+    found = [_evaluations(name, side, reader, arms) for side in sides]
     assert reader.first is not None
     known = reader.first.benchmarks()  # one order everywhere, so that draws of problems are paired
     if benchmark not in (MACRO, *known):
         raise Missing(f"benchmark {benchmark}")
     only = None if benchmark == MACRO else known.index(benchmark)
-    for side, one in zip(sides[kind], found, strict=True):
+    for side, one in zip(sides, found, strict=True):
         _require(len(one.seeds), seeds, f"arm {name}, {side}")
     wide = [
         [np.broadcast_to(cells, (seeds, cells.shape[1])) for cells in side]
@@ -237,15 +225,6 @@ def at(values: Array, when: str) -> float:
     return float(getattr(values, when)())
 
 
-def unit_of(metric: str) -> str:
-    """A metric's unit, from its name: nats, tokens, share, or none."""
-    if metric.startswith(_SHARES):
-        return "share"
-    if metric.startswith("overlap_token_advantage") or metric == "loss":
-        return "nats"
-    return _UNITS.get(metric.rpartition("_")[2], "")
-
-
 def _probe(
     quantity: Mapping[str, Any],
     reader: Reader,
@@ -261,33 +240,53 @@ def _probe(
     if not runs:
         raise Missing(f"run of probe {name}")
     _require(len(runs), seeds, f"probe {name}")
-    values, draws = [], []
-    for run in runs:
-        value, drawn = read_probe(reader, run, wanted)
-        values.append(value)
-        draws.append(np.resize(drawn, resamples) if len(drawn) else np.full(resamples, value))
+    if wanted.endswith("_*"):
+        wanted = numbered(quantity, reader, probes)[0 if quantity["at"] == "first" else -1]
+    found = [read_probe(reader, run, wanted) for run in runs]
+    values = [value for value, _, _ in found]
+    draws = [np.resize(drawn, resamples) for _, drawn, _ in found]
+    floor = float(np.mean([slack for _, _, slack in found]))
     drawn = draws[0]
     if len(runs) > 1:
         of_seeds, _ = weights(seeds, (), resamples, seed)
         drawn = (np.stack(draws, axis=1) * of_seeds).sum(axis=1)
-    return Estimate(float(np.mean(values)), drawn, len(runs), unit_of(wanted))
+    return Estimate(float(np.mean(values)), drawn, len(runs), unit_of(wanted), floor)
 
 
-def read_probe(reader: Reader, run: str, wanted: str) -> tuple[float, Array]:
-    """A value of one probe's payload and its draws, none of which there may be.
+def numbered(
+    quantity: Mapping[str, Any], reader: Reader, probes: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Names of a probe's values NAME_1, NAME_2, ... by number, for the value NAME_*.
+
+    Raises ``Missing`` where the probe has none.
+    """
+    name, wanted = quantity["probe"], quantity["value"]
+    runs = probes.get(name, {}).get("runs")
+    if not runs:
+        raise Missing(f"probe {name}")
+    stem = re.escape(wanted.removesuffix("*"))
+    values = read_json(reader.inputs[runs[0]] / "probe.json")["values"]
+    found = [value for value in values if re.fullmatch(stem + r"\d+", value)]
+    if not found:
+        raise Missing(f"value {wanted} of probe {name}")
+    return sorted(found, key=lambda value: int(value.rpartition("_")[2]))
+
+
+def read_probe(reader: Reader, run: str, wanted: str) -> tuple[float, Array, float]:
+    """A value of one probe's payload, its draws, and how far to either side it may lie all the same
+    where they are all alike. Without draws the value is its only one.
 
     Raises ``Missing`` where the probe has no such value, or could not measure it.
     """
     folder = reader.inputs[run]
     values = read_json(folder / "probe.json")["values"]
-    if wanted not in values:
-        raise Missing(f"value {wanted} of probe input {run}; it has {', '.join(values)}")
-    value = values[wanted]["value"]
-    if value is None:
-        raise Missing(f"value {wanted} of probe input {run}, which could not measure it")
-    path = folder / "draws.parquet"
-    if not path.is_file():
-        return float(value), np.array([])
-    table = tables.read(path, DRAWS)
-    drawn = dict(zip(table["name"].to_pylist(), table["draws"].to_pylist(), strict=True))
-    return float(value), np.array(drawn.get(wanted, []), dtype=np.float64)
+    if values.get(wanted, {}).get("value") is None:
+        why = "which could not be measured" if wanted in values else f"only {', '.join(values)}"
+        raise Missing(f"value {wanted} of {run}, {why}")
+    one = values[wanted]
+    value = float(one["value"])
+    table = tables.read(folder / "draws.parquet", tables.DRAWS)
+    listed = dict(zip(table["name"].to_pylist(), table["draws"].to_pylist(), strict=True))
+    drawn = np.array(listed.get(wanted) or [value], dtype=np.float64)
+    apart = [abs(value - one[end]) for end in ("low", "high") if one.get(end) is not None]
+    return value, drawn, max(apart, default=0.0) if np.ptp(drawn) == 0 else 0.0

@@ -14,7 +14,6 @@ from opd.intervals import difference as difference_of_scores
 from opd.intervals import interval, recovery
 from opd.measured import Reader
 from opd.quantities import (
-    DRAWS,
     Estimate,
     Missing,
     Undefined,
@@ -39,7 +38,7 @@ def probe(folder: Path, values: dict[str, float | None], draws: dict[str, list[f
     found = {name: {"value": value, "n": 10} for name, value in values.items()}
     (folder / "probe.json").write_text(json.dumps({"values": found}))
     rows = [{"name": name, "draws": drawn} for name, drawn in draws.items()]
-    tables.write(folder / "draws.parquet", rows, DRAWS)
+    tables.write(folder / "draws.parquet", rows, tables.DRAWS)
     return folder
 
 
