@@ -46,7 +46,7 @@ from opd.quantities import (
 # From best to worst. What was not run decides over all: a claim is not judged by half.
 VERDICTS = ("reproduced", "inconclusive", "not reproduced", "not run")
 REPRODUCED, INCONCLUSIVE, NOT_REPRODUCED, NOT_RUN = VERDICTS
-ONE_SEED = "one seed: how training runs differ from each other is not in the intervals"
+ONE_SEED = "one seed"
 
 Band = tuple[float | None, float | None]
 
@@ -64,11 +64,15 @@ class Check(NamedTuple):
 
 
 class Side(NamedTuple):
-    """A quantity with its words: what is measured (``overlap ratio, end``), and of whom."""
+    """A quantity in words: what is measured (``overlap ratio``), of whom, and when in training."""
 
     what: str
     whose: str
     estimate: Estimate
+    when: str = ""
+
+    def shown(self, value: str) -> str:
+        return f"{value} {self.when}".strip()
 
 
 def judge(found: Interval, band: Band, strictly: bool = False) -> str:
@@ -96,10 +100,10 @@ def number(value: float, unit: str, signed: bool = False) -> str:
 def _digits(value: float, unit: str, signed: bool = False) -> tuple[str, str]:
     sign = "+" if signed or unit == "points of a share" else ""
     if unit in ("share", "points of a share"):
-        text = f"{100 * value:{sign}.1f}"
+        text = f"{round(100 * value, 1) + 0.0:{sign}.1f}"  # + 0.0: no minus zero
         suffix = "%" if unit == "share" else "points"
     else:
-        text = f"{value:{sign}.3g}" if not 1e3 <= abs(value) < 1e6 else f"{value:{sign}.0f}"
+        text = f"{value:{sign}.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:{sign}.3g}"
         suffix = unit
     return text.replace("-", "−"), suffix
 
@@ -115,14 +119,23 @@ def ranged(found: Interval, unit: str, seeds: int, signed: bool = False) -> str:
 
 def _limit(value: float, unit: str) -> str:
     """A number of a claim itself, as it was written."""
-    if unit in ("share", "points of a share"):
-        return f"{100 * value:.10g} {'%' if unit == 'share' else 'points'}".replace("-", "−")
-    return f"{value:.10g} {unit}".strip().replace("-", "−")
+    if unit == "share":
+        text = f"{100 * value:.10g} %"
+    elif unit == "points of a share":
+        text = f"{100 * value:.10g} point{'' if abs(value) == 0.01 else 's'}"
+    else:
+        text = f"{value:.10g} {unit}".strip()
+    return text.replace("-", "−")
 
 
 def _words(name: str) -> str:
-    """A metric's name without its unit: overlap_ratio -> overlap ratio."""
-    return name.removesuffix("_nats").replace("_", " ")
+    """A metric's name in words, without its unit: entropy_student_nats -> student's entropy."""
+    if name in ("loss", "grad_norm", "auroc"):
+        return {"grad_norm": "gradient norm", "auroc": "AUROC"}.get(name, name)
+    words = name.removesuffix("_nats").split("_")
+    if words[-1] in ("student", "teacher"):
+        words = [f"{words[-1]}'s", *words[:-1]]
+    return " ".join(words)
 
 
 def side(
@@ -135,7 +148,7 @@ def side(
     if isinstance(quantity, Probe):
         what = _words(quantity.value)
         if quantity.at:
-            what = f"{what.removesuffix(' *')}, {quantity.at} of its values"
+            what = f"{quantity.at} {what.removesuffix(' *')}"
         return Side(what, probes[quantity.probe]["label"], estimate)
     if isinstance(quantity, Scored):
         kind, arm = next((k, v) for k, v in quantity if k != "benchmark")
@@ -154,9 +167,9 @@ def side(
         "mean": "over training",
         "min": "at its lowest",
         "max": "at its highest",
-        "jump": "largest step",
+        "jump": "in its largest step",
     }[quantity.at]
-    return Side(f"{what}, {when}", arms[quantity.of]["label"], estimate)
+    return Side(what, arms[quantity.of]["label"], estimate, when)
 
 
 # Predicates
@@ -170,14 +183,14 @@ def bounded(of: Side, low: float | None, high: float | None) -> Check:
         for word, limit in (("at least", low), ("at most", high))
         if limit is not None
     ]
-    shown = ranged(found, unit, of.estimate.seeds)
+    shown = of.shown(ranged(found, unit, of.estimate.seeds))
     text = f"{of.whose}: {of.what} {shown}; claimed: {' and '.join(words)}"
     return Check(text, *found, (low, high), judge(found, (low, high)))
 
 
 def greater(left: Side, right: Side, by: float = 0.0) -> Check:
     """left - right is more than ``by``."""
-    claimed = f"more than {_limit(by, _apart(left))}" if by else "more"
+    claimed = f"more than {_limit(by, _apart(left)) if by else 0}"
     return _compared(left, right, (by, None), claimed, strictly=True)
 
 
@@ -215,12 +228,15 @@ def _compared(left: Side, right: Side, band: Band, claimed: str, strictly: bool 
     apart = difference(left.estimate, right.estimate)
     found, unit = apart.interval(), left.estimate.unit
     a, b = (number(one.estimate.value, unit) for one in (left, right))
-    if left.what == right.what:
-        text = f"{left.what}: {left.whose} {a}, {right.whose} {b}"
+    if left.whose == right.whose and left.what == right.what:
+        text = f"{left.whose}: {left.what} {left.shown(a)}, {right.shown(b)}"
     elif left.whose == right.whose:
-        text = f"{left.whose}: {left.what} {a}, {right.what} {b}"
+        text = f"{left.whose}: {left.what} {left.shown(a)}, {right.what} {right.shown(b)}"
+    elif (left.what, left.when) == (right.what, right.when):
+        text = f"{left.shown(left.what)}: {left.whose} {a}, {right.whose} {b}"
     else:
-        text = f"{left.whose}, {left.what} {a}; {right.whose}, {right.what} {b}"
+        sides = zip((left, right), (a, b), strict=True)
+        text = "; ".join(f"{one.whose}, {one.what} {one.shown(v)}" for one, v in sides)
     shown = ranged(found, apart.unit, apart.seeds, signed=True)
     text += f"; difference {shown}; claimed: {claimed}"
     return Check(text, *found, band, judge(found, band, strictly))
@@ -260,6 +276,22 @@ class Measured:
         names = numbered(quantity.model_dump(), self.reader, self.probes)
         return [Probe(probe=quantity.probe, value=name) for name in names]
 
+    def missing(self, test: Test) -> tuple[list[str], list[str]]:
+        """What a test needs and this scale has not, and what of it was measured and is undefined;
+        each once."""
+        absent: dict[str, None] = {}
+        undefined: dict[str, None] = {}
+        for one in quantities(test):
+            try:
+                self.written_out(test)
+                for part in _ends(one) if type(one) is Curve else self.numbered(one):
+                    self.of(part)
+            except Undefined as reason:
+                undefined[str(reason)] = None
+            except Missing as reason:
+                absent[str(reason)] = None
+        return list(absent), list(undefined)
+
     def written_out(self, test: Test) -> Test:
         """A test on ``benchmark: each`` as one on every benchmark. Raises ``Missing``."""
         scored = [one for one in quantities(test) if isinstance(one, Scored)]
@@ -295,10 +327,14 @@ def checks(test: Test, measured: Measured) -> list[Check]:
         if whole.all:
             return checks(whole, measured)
         return _found(test, measured)
-    except Undefined as undefined:
-        return [Check(str(undefined), None, None, None, (None, None), INCONCLUSIVE)]
-    except Missing as missing:
-        return [Check(f"not measured: {missing}", None, None, None, (None, None), NOT_RUN)]
+    except Missing:
+        missing, undefined = measured.missing(test)
+        text, verdict = (
+            (f"not measured: {', '.join(missing)}", NOT_RUN)
+            if missing
+            else ("; ".join(undefined), INCONCLUSIVE)
+        )
+        return [Check(text, None, None, None, (None, None), verdict)]
 
 
 def _found(test: Test, measured: Measured) -> list[Check]:
@@ -333,10 +369,8 @@ def _reason(found: Sequence[Check], seeds: int | None) -> str:
     missing = [c.text for c in found if c.verdict == NOT_RUN]
     if missing:
         return "; ".join(dict.fromkeys(missing))
-    parts = []
-    if len(found) > 1:
-        counts = {v: sum(c.verdict == v for c in found) for v in VERDICTS}
-        parts = [f"{n} of {len(found)} checks {v}" for v, n in counts.items() if n]
+    counts = {v: sum(c.verdict == v for c in found) for v in VERDICTS}
+    parts = [f"{n} of {len(found)} checks {v}" for v, n in counts.items() if 0 < n < len(found)]
     return "; ".join(parts + ([ONE_SEED] if seeds == 1 else []))
 
 
@@ -389,7 +423,8 @@ def _bounds(found: Interval, unit: str, seeds: int, signed: bool = False) -> dic
 
 
 def _json(value: float | None) -> float | None:
-    return None if value is None else round(float(value), 6)
+    """Ten digits: beyond them the order in which a machine adds up may show."""
+    return None if value is None else float(f"{value:.10g}")
 
 
 def _judged(

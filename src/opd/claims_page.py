@@ -86,6 +86,11 @@ def _meta(claim: Mapping[str, Any]) -> str:
     return ", ".join([f"section {claim['section']}", *figure, claim["id"]])
 
 
+def _reason(claim: Mapping[str, Any]) -> str:
+    """Why, where the checks do not say it themselves: what is missing stands there."""
+    return "" if claim["verdict"] == "not run" else claim["reason"]
+
+
 def _said(said: Mapping[str, Any]) -> list[str]:
     """Cells of a published row: what, its value, ours, the difference, where it is from."""
     what = ", ".join(said[key] for key in ("metric", "benchmark", "setting") if said[key] != "-")
@@ -107,8 +112,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         lines += [f"## {name}", ""]
         for claim in claims:
             lines += [f"**{mark(claim['verdict'])}** {claim['statement']} ({_meta(claim)})", ""]
-            if claim["reason"]:
-                lines += [f"{claim['reason'].capitalize()}.", ""]
+            if _reason(claim):
+                lines += [f"{_reason(claim)}.", ""]
             listed = [f"- {mark(one['verdict'])}: {one['text']}" for one in claim["checks"]]
             listed += [
                 f"- published {' | '.join(_said(one)[:-1])} ({one['confidence']})"
@@ -136,7 +141,7 @@ def _claim(claim: Mapping[str, Any]) -> str:
         f"{MARKS[one['verdict']]}</span> {escape(one['text'])}</li>\n"
         for one in claim["checks"]
     )
-    reason = f'<p class="meta">{escape(claim["reason"])}</p>\n' if claim["reason"] else ""
+    reason = f'<p class="meta">{escape(_reason(claim))}</p>\n' if _reason(claim) else ""
     published = ""
     if claim["published"]:
         rows = _table(HEADER, map(_said, claim["published"]))
