@@ -1,6 +1,7 @@
 """Claims and their verdicts, to be read: as Markdown, as a page that needs no other file, and as a
 part of another page."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
@@ -22,24 +23,26 @@ STYLE = """
   margin: .8rem 0; padding: .7rem 1rem; }
 .claims h4 { margin: 0; font-size: 1rem; }
 .claims p, .claims ul { margin: .35rem 0; }
-.claims ul { padding-left: 1.2rem; }
+.claims ul { list-style: none; padding: 0; }
+.claims li { padding-left: 1.4rem; text-indent: -1.4rem; }
+.claims li .verdict { display: inline-block; width: 1.4rem; text-indent: 0; }
 .claims .verdict { font-weight: 700; white-space: nowrap; }
 .claims .meta, .claims small { color: light-dark(#5c5c5c, #a8a8a8); font-size: .9rem; }
 .claims .scroll { overflow-x: auto; }
 .claims table { border-collapse: collapse; font-size: .9rem; }
 .claims :is(th, td) { border-bottom: 1px solid #8886; padding: .2rem .8rem .2rem 0;
-  text-align: left; vertical-align: top; min-width: 4rem; }
+  text-align: left; vertical-align: top; min-width: 6rem; overflow-wrap: normal; }
 .claims details { margin: .5rem 0; }
 .claims summary { cursor: pointer; }
-.claims .not-reproduced { border-left-style: double; }
-.claims .inconclusive { border-left-style: dashed; }
-.claims .not-run { border-left-style: dotted; }
+.claims article.not-reproduced { border-left-style: double; }
+.claims article.inconclusive { border-left-style: dashed; }
+.claims article.not-run { border-left-style: dotted; }
 @media print { .claims fieldset { display: none; } }
 """ + "".join(
     f".claims article.{kind} {{ border-left-color: var(--{kind}); }}\n"
     f".claims .{kind} > .verdict, .claims .{kind} > h4 .verdict {{ color: var(--{kind}); }}\n"
-    f".claims:has(#claims-{kind}:checked) :is(article:not(.{kind}), section:not(:has(.{kind})))"
-    " { display: none; }\n"
+    f".claims:has(#claims-{kind}:checked) :is(article:not(.{kind}), "
+    f"section:not(:has(article.{kind}))) {{ display: none; }}\n"
     for kind in _KINDS.values()
 )
 PAGE = """
@@ -105,7 +108,7 @@ HEADER = ("published", "value", "here", "difference", "source")
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The verdicts as Markdown: counts, then experiment by experiment."""
-    counts = ", ".join(f"{n} {mark(v)}" for v, n in found["counts"].items())
+    counts = ", ".join(f"{found['counts'][v]} {mark(v)}" for v in MARKS)
     lines = [f"# Claims, scale {found['scale']}", "", counts, ""]
     lines += [line for text in preface(found) for line in (text, "")]
     for name, claims in _experiments(found):
@@ -126,7 +129,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
+        "<tr>" + "".join(f"<td>{_unbroken(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
     )
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
@@ -134,11 +137,16 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
+def _unbroken(text: str) -> str:
+    """Escaped, with numbers held to their units."""
+    return re.sub(r"(\d) (?=%|points?\b|nats|tokens)", "\\1\u00a0", escape(text))
+
+
 def _claim(claim: Mapping[str, Any]) -> str:
     kind = _KINDS[claim["verdict"]]
     checks = "".join(
         f'<li class="{_KINDS[one["verdict"]]}"><span class="verdict" title="{one["verdict"]}">'
-        f"{MARKS[one['verdict']]}</span> {escape(one['text'])}</li>\n"
+        f"{MARKS[one['verdict']]}</span>{_unbroken(one['text'])}</li>\n"
         for one in claim["checks"]
     )
     reason = f'<p class="meta">{escape(_reason(claim))}</p>\n' if _reason(claim) else ""
@@ -157,7 +165,7 @@ def _claim(claim: Mapping[str, Any]) -> str:
 def _filter(counts: Mapping[str, int]) -> str:
     """Radio buttons that the stylesheet reads: no script is needed."""
     options = [("claims-all", f"all {sum(counts.values())}", " checked")]
-    options += [(f"claims-{_KINDS[v]}", f"{mark(v)} {n}", "") for v, n in counts.items()]
+    options += [(f"claims-{_KINDS[v]}", f"{mark(v)} {counts[v]}", "") for v in MARKS]
     buttons = "".join(
         f'<label><input type="radio" name="claims-shown" id="{name}"{on}> {text}</label>\n'
         for name, text, on in options
