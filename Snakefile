@@ -10,7 +10,7 @@
 #   models/MODEL/[sSEED/]              checkpoints (no seed: fetched), with their training metrics
 #   generations/GENERATION/sSEED/      rollouts
 #   evaluations/EVALUATION/MODEL/sSEED/  graded samples and a summary
-#   figures/FIGURE.{png,svg}  tables/TABLE.{csv,md}
+#   figures/FIGURE.{png,svg}  tables/TABLE.{csv,md}  claims.{html,md,json}
 #   logs/ benchmarks/                  one file per job, same path as the artifact
 #
 # Each artifact folder holds digest.json (what other stages depend on), manifest.json (what made

@@ -47,6 +47,7 @@ VERBS = {
     "evaluate": "opd.evaluation:run",
     "table": "opd.figures:run_table",
     "figure": "opd.figures:run_figure",
+    "claims": "opd.claims:run",
 }
 
 # These go on from where they were killed: they get a scratch folder that outlives the attempt.

@@ -32,7 +32,7 @@ from opd.claim_spec import (
 )
 from opd.claims import Side, bounded, equivalent, greater, judge, monotone, moves, worst
 from opd.errors import Bad
-from opd.intervals import Interval
+from opd.intervals import Interval, bootstrap
 from opd.quantities import Estimate
 
 ROOT = Path(__file__).parents[2]
@@ -178,6 +178,25 @@ def test_monotone_checks_every_step() -> None:
     assert [one.verdict for one in monotone(sides, "falling")] == [YES, NO, YES]
     assert [one.verdict for one in monotone(sides, "falling", 0.02)] == [YES] * 3
     assert [one.value for one in monotone(sides, "falling")] == pytest.approx([-0.1, 0.01, -0.26])
+
+
+def test_how_often_verdicts_are_wrong() -> None:
+    """Two models that solve every problem equally often: one is called better in about 2.5 % of
+    evaluations of 60 problems, and the two are rarely called apart by 3 points."""
+    rng, trials = np.random.default_rng(3), 300
+    better, apart = [], []
+    for seed in range(trials):
+        rates = rng.random((60, 1))
+        sides = []
+        for _ in range(2):
+            cells = (rng.random((1, 60, 4)) < rates).mean(axis=2)
+            means, draws = bootstrap([[cells]], 500, seed)
+            sides.append(Side("accuracy", "a", Estimate(means[0], draws[:, 0], 1, "share")))
+        better.append(greater(*sides).verdict)
+        apart.append(equivalent(*sides, 0.03).verdict)
+    assert 0.005 <= better.count(YES) / trials <= 0.06
+    assert 0.005 <= better.count(NO) / trials <= 0.06
+    assert apart.count(NO) / trials <= 0.02
 
 
 def test_numbers_in_words() -> None:
