@@ -374,6 +374,27 @@ def test_a_results_folder_gets_every_verdict(tmp_path: Path, inputs: dict[str, P
     assert rise["value"] == pytest.approx(0.19) and rise["bound"] == [0.1, None]
 
 
+def test_all_that_is_missing_is_named(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    sides = {"left": {"avg": "E01.a", "benchmark": "each"}, "right": {"avg": "E01.b"}}
+    kl = {"metric": "kl_nats", "of": "E04.good"}
+    listed = [
+        claim("arms", {"greater": sides}),
+        claim("metric", {"monotone": {"of": [kl, {**kl, "of": "E09.l1"}], "direction": "rising"}}),
+        claim(
+            "benchmark", {"at_least": {"of": {"avg": "E04.good", "benchmark": "b"}, "value": 0.1}}
+        ),
+        claim("probe", {"at_least": {"of": {"probe": "E11", "value": "auroc"}, "value": 0.1}}),
+    ]
+    found = judged(inputs, tmp_path / "out", claims=listed)["by_id"]
+    assert {name: one["reason"] for name, one in found.items()} == {
+        "arms": "not measured: arm E01.a, arm E01.b",
+        "metric": "not measured: metric kl_nats of arm E04.good, arm E09.l1",
+        "benchmark": "not measured: benchmark b",
+        "probe": "not measured: probe E11",
+    }
+    assert {one["verdict"] for one in found.values()} == {NOT_RUN}
+
+
 def test_published_numbers_beside_ours(tmp_path: Path, inputs: dict[str, Path]) -> None:
     found = judged(inputs, tmp_path / "out")
     bound, number = found["by_id"]["recovers"]["published"]
