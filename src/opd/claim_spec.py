@@ -286,6 +286,22 @@ class Context(Strict):
     reason: str
 
 
+def needs(claim: Claim) -> Iterator[tuple[str, str]]:
+    """(kind, name) of what a claim reads: evaluation, change (of arm and base), recovery (of its
+    teacher too) or run of an arm, or probe."""
+    for one in quantities(claim):
+        if isinstance(one, Avg):
+            yield "evaluation", one.avg
+        elif isinstance(one, Change):
+            yield "change", one.change
+        elif isinstance(one, Recovery):
+            yield "recovery", one.recovery
+        elif isinstance(one, Curve):
+            yield "run", one.of
+        elif isinstance(one, Probe):
+            yield "probe", one.probe
+
+
 def parse(claims: Sequence[Any]) -> list[Claim]:
     """Claims as they are written in YAML. Raises ``Bad`` that names the claim."""
     parsed = []
@@ -363,12 +379,17 @@ def _valid(model: type[Given], given: Any, where: str) -> Given:
 SKIPPED = (*SCORES, "Said", "str")
 
 
-def read_claims(path: Path) -> dict[str, Any]:
-    """A file of claims as it is written: {claims, context}. Raises ``Bad`` where it is none."""
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds. Raises ``Bad`` where it is none."""
     try:
-        found = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise Bad(f"not readable as YAML ({error})", str(path), "mend the file") from error
+
+
+def read_claims(path: Path) -> dict[str, Any]:
+    """A file of claims as it is written: {claims, context}. Raises ``Bad`` where it is none."""
+    found = read_yaml(path)
     if not isinstance(found, dict) or found.keys() - {"claims", "context"}:
         raise Bad("it holds other keys than claims and context", str(path), "leave them out")
     return {"claims": found.get("claims") or [], "context": found.get("context") or []}

@@ -28,6 +28,7 @@ from opd.claim_spec import (
     Test,
     parse,
     quantities,
+    read_claims,
     read_targets,
 )
 from opd.files import canonical
@@ -505,16 +506,22 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     """Stage ``claims``: claims.json, claims.md and claims.html.
 
     cfg: ``scale``, ``comparable`` (whether published numbers may be compared with this scale's),
-    ``seeds``, ``arms`` and ``probes`` (see ``opd.quantities.estimate``), ``claims``, ``context``,
-    ``figures`` {name: [published rows]}; ``resamples`` and ``seed`` of the bootstrap. Inputs: those
-    that arms and probes name, and published rows as targets:PAPER. Returns the counts of verdicts.
+    ``seeds``, ``arms`` and ``probes`` (see ``opd.quantities.estimate``), ``figures`` {name:
+    [published rows]}; ``resamples`` and ``seed`` of the bootstrap. Inputs: those that arms and
+    probes name, and for each paper its files claims:PAPER and targets:PAPER. Returns the counts of
+    verdicts.
     """
     rows: dict[str, dict[str, str]] = {}
+    claims: list[Claim] = []
+    context: list[dict[str, Any]] = []
     for name, path in inputs.items():
         if name.startswith("targets:"):
             rows |= {row["id"]: row for row in read_targets(path)}
+        elif name.startswith("claims:"):
+            given = read_claims(path)
+            claims += parse(given["claims"])
+            context += given["context"]
     measured = Measured(cfg, Reader(inputs))
-    claims = parse(cfg["claims"])
     judged = [_judged(claim, rows, measured, cfg["comparable"]) for claim in claims]
     judged.sort(key=lambda claim: str(claim["experiment"]))
     counts = {v: sum(claim["verdict"] == v for claim in judged) for v in VERDICTS}
@@ -524,7 +531,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         "seeds": cfg["seeds"],
         "counts": counts,
         "claims": judged,
-        "targets": _rows(rows, judged, cfg.get("figures", {}), cfg["context"]),
+        "targets": _rows(rows, judged, cfg.get("figures", {}), context),
     }
     tables.write_json(out / "claims.json", json.loads(json.dumps(found)))
     tables.write_text(out / "claims.md", claims_page.markdown(found))

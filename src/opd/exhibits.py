@@ -9,22 +9,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from opd.errors import Bad
+from opd import claim_spec, figure_spec
+from opd.claim_spec import Claim
 from opd.manifest import VERBS
 from opd.plan import Artifact, artifact, at, evaluation_at
 from opd.recipes import Config, Figure, Series, Shown, Table, unknown
 
 
 class Paper(NamedTuple):
-    """A paper's claims, which of its numbers are context and why, its figures and its numbers."""
+    """What a paper claims and shows; ``files``: its claims and its published numbers."""
 
     name: str
-    claims: list[dict[str, Any]]
-    context: list[dict[str, Any]]
+    claims: list[Claim]
     figures: dict[str, dict[str, Any]]
-    targets: Path
+    files: dict[str, Path]
 
 
 def read_paper(name: str, root: Path) -> Paper:
@@ -32,29 +30,23 @@ def read_paper(name: str, root: Path) -> Paper:
 
     Raises ``Bad`` where one is missing or says something that it cannot.
     """
-    loaded = []
-    for folder in ("claims", "figures"):
-        path = root / folder / f"{name}.yaml"
+    files = {
+        "claims": root / "claims" / f"{name}.yaml",
+        "figures": root / "figures" / f"{name}.yaml",
+        "targets": root / "targets" / f"{name}.csv",
+    }
+    for path in files.values():
         if not path.is_file():
-            known = sorted(p.stem for p in (root / folder).glob("*.yaml"))
+            known = sorted(p.stem for p in path.parent.glob(f"*{path.suffix}"))
             raise unknown(name, known, "papers", "paper")
-        try:
-            loaded.append(yaml.safe_load(path.read_text()) or {})
-        except yaml.YAMLError as error:
-            raise Bad(f"no YAML ({error})", str(path), "mend the file") from error
-    claims, figures = loaded
-    paper = Paper(
-        name,
-        claims.get("claims", []),
-        claims.get("context", []),
-        figures,
-        (root / "targets" / f"{name}.csv").absolute(),
-    )
-    from opd import claim_spec, figure_spec
-
-    claim_spec.check(paper.claims, paper.context, paper.targets)
-    figure_spec.check(paper.figures, paper.targets)
-    return paper
+    figures = claim_spec.read_yaml(files["figures"])
+    given = claim_spec.read_claims(files["claims"])
+    rows = [row["id"] for row in claim_spec.read_targets(files["targets"])]
+    shown = {figure: figure_spec.targets(one) for figure, one in figures.items()}
+    claims = claim_spec.check(given["claims"], given["context"], rows, shown)
+    figure_spec.check(figures, files["targets"])
+    del files["figures"]
+    return Paper(name, claims, figures, {key: path.absolute() for key, path in files.items()})
 
 
 def exhibits(
@@ -249,8 +241,6 @@ def _figure(config: Config, name: str, figure: Figure) -> Artifact:
 
 def _paper_figures(config: Config, paper: Paper) -> Iterator[Artifact]:
     """The figures of a paper of which at least one series is there at this scale."""
-    from opd import figure_spec
-
     labels = {name: config.arms[name].label for name in arms(config)}
     measured = {name: config.probes[name].label or name for name in probes(config)}
     for name, figure in paper.figures.items():
@@ -260,32 +250,25 @@ def _paper_figures(config: Config, paper: Paper) -> Iterator[Artifact]:
         settings, needs = resolved
         inputs: dict[str, str] = {}
         found = _resolved(config, needs, inputs)
-        inputs[f"targets:{paper.name}"] = str(paper.targets)
+        inputs[f"targets:{paper.name}"] = str(paper.files["targets"])
         settings = {**settings, **found, "comparable": config.comparable}
         yield artifact("figure", f"figures/{paper.name}/{name}", settings, inputs)
 
 
 def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
-    from opd import claim_spec, figure_spec
-
     inputs: dict[str, str] = {}
     settings: dict[str, Any] = {
         "scale": config.name,
         "comparable": config.comparable,
         "seeds": config.seeds,
-        "claims": [],
-        "context": [],
         "figures": {},
     }
     needs: set[tuple[str, str]] = set()
     for paper in papers:
-        settings["claims"] += paper.claims
-        settings["context"] += paper.context
         for name, figure in paper.figures.items():
             settings["figures"][f"{paper.name}/{name}"] = figure_spec.targets(figure)
-        for claim in paper.claims:
-            needs |= claim_spec.needs(claim)
-        inputs[f"targets:{paper.name}"] = str(paper.targets)
+        needs |= {need for claim in paper.claims for need in claim_spec.needs(claim)}
+        inputs |= {f"{key}:{paper.name}": str(path) for key, path in paper.files.items()}
     settings |= _resolved(config, needs, inputs)
     return artifact("claims", "claims", settings, inputs)
 

@@ -240,6 +240,9 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
             {"auroc": np.linspace(0.66, 0.82, 100).tolist()},
         )
     made["targets:tiny"] = tmp_path / "targets.csv"
+    made["claims:tiny"] = tmp_path / "claims.yaml"
+    context = [{"targets": ["R3"], "reason": "hyperparameter"}]
+    made["claims:tiny"].write_text(yaml.safe_dump({"claims": CLAIMS, "context": context}))
     rows = [
         ["R1", "E04", "Fig6", "s", "t", "gap_recovery", "mean3", "final", ">0.80", "PQ", "P"],
         ["R2", "E04", "Fig6", "s", "t", "avg@16", "easy", "final", "0.5", "PQ", "P"],
@@ -329,14 +332,17 @@ CFG = {
         | {"teacher": arm("same")["evaluations"]},
     },
     "probes": {"E10": {"label": "continuation", "runs": ["probe:P:s0", "probe:P:s1"]}},
-    "claims": CLAIMS,
-    "context": [{"targets": ["R3"], "reason": "hyperparameter"}],
     "figures": {"fig06": ["R2", "R5"]},
 }
 
 
-def judged(inputs: dict[str, Path], out: Path, **changed: Any) -> dict[str, Any]:
+def judged(
+    inputs: dict[str, Path], out: Path, listed: list[Any] | None = None, **changed: Any
+) -> dict[str, Any]:
+    """claims.json of the claims above, or of those listed."""
     out.mkdir(exist_ok=True)
+    if listed is not None:
+        inputs["claims:tiny"].write_text(yaml.safe_dump({"claims": listed}))
     counts = claims.run({**copy.deepcopy(CFG), **changed}, inputs, out)
     found = json.loads((out / "claims.json").read_text())
     assert found["counts"] == counts
@@ -385,7 +391,7 @@ def test_all_that_is_missing_is_named(tmp_path: Path, inputs: dict[str, Path]) -
         ),
         claim("probe", {"at_least": {"of": {"probe": "E11", "value": "auroc"}, "value": 0.1}}),
     ]
-    found = judged(inputs, tmp_path / "out", claims=listed)["by_id"]
+    found = judged(inputs, tmp_path / "out", listed)["by_id"]
     assert {name: one["reason"] for name, one in found.items()} == {
         "arms": "not measured: arm E01.a, arm E01.b",
         "metric": "not measured: metric kl_nats of arm E04.good, arm E09.l1",
@@ -460,7 +466,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, inputs: dict[str, P
 
 def test_the_page_stands_alone(tmp_path: Path, inputs: dict[str, Path]) -> None:
     odd = [claim("odd", {"rises": {"of": OVERLAP}}, statement="a < b & c")]
-    found = judged(inputs, tmp_path / "out", claims=[*CLAIMS, *odd])
+    found = judged(inputs, tmp_path / "out", [*CLAIMS, *odd])
     page = (tmp_path / "out/claims.html").read_text()
     assert not re.search(r"<script|<link|src=|https?:|@import|url\(", page)
     assert "a &lt; b &amp; c" in page
