@@ -1058,13 +1058,13 @@ def _chat_template(
     models: Mapping[str, Model], name: str, seen: tuple[str, ...] = ()
 ) -> dict[str, Plain]:
     """A model's chat template options: its own, or those of the model it was trained from."""
-    name = name.partition("@")[0]
-    model = models.get(name)
+    of, _, step = name.partition("@")
+    model = models.get(of)
     if model is None or name in seen:  # an error of its own, found where references are checked
         return {}
-    if model.chat_template or model.trained is None:
-        return model.chat_template
-    return _chat_template(models, model.trained.student, (*seen, name))
+    if model.trained and (step == "0" or not model.chat_template):
+        return _chat_template(models, model.trained.student, (*seen, name))
+    return model.chat_template
 
 
 def _rename_models(recipe: BaseModel, path: str, rename: Callable[[str, str], str]) -> None:

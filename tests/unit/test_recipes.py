@@ -495,6 +495,15 @@ def test_a_kept_step_is_asked_as_its_run_is():
     off = {"enable_thinking": False}
     made = artifacts(config(**KEEP, models__i={"init": {}, "chat_template": off}))
     assert made["evaluations/e/x@1/s0"].cfg["chat_template_kwargs"] == off
+    # Options of the run's own count from its first step on, not for its student.
+    own = {"opd": {"student": "a", "teacher": "b", "keep_steps": [1]}, "chat_template": off}
+    asked = {
+        step: artifacts(
+            config(models__x=own, models__y={"opd": {"student": f"x@{step}", "teacher": "b"}})
+        )["models/y/s0"].cfg["chat_template_kwargs"]
+        for step in (0, 1, 3)
+    }
+    assert asked == {0: {}, 1: off, 3: off}
 
 
 def test_released_weights_take_the_place_of_training_under_the_same_name():
