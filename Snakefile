@@ -8,6 +8,7 @@
 #   contamination/REPORT.html          benchmark problems among training prompts
 #   pairs/DATA/[sSEED/]                SFT data
 #   models/MODEL/[sSEED/]              checkpoints (no seed: fetched), with their training metrics
+#   models/MODEL@STEP/sSEED/           the weights after a step that keep_steps names
 #   generations/GENERATION/sSEED/      rollouts
 #   evaluations/EVALUATION/MODEL/sSEED/  graded samples and a summary
 #   figures/FIGURE.{png,svg}  tables/TABLE.{csv,md}  claims.{html,md,json}

@@ -158,7 +158,7 @@ def _resolved(
         arm = config.arms[name]
         shown = found["arms"].setdefault(name, {"label": arm.label})
         if kind == "run":
-            if _run(config, arm.model) is not None:
+            if config.models[arm.model].trained:
                 shown["run"] = _trained(config, inputs, arm.model)
             continue
         if kind == "scores":
@@ -177,20 +177,13 @@ def _resolved(
     return found
 
 
-def _run(config: Config, model: str) -> Any:
-    """The training recipe behind a model or one of its kept steps; None where nothing is trained
-    here."""
-    recipe = config.models[model.partition("@")[0]]
-    return recipe.sft or recipe.grpo or recipe.opd
-
-
 def _steps(config: Config, model: str) -> dict[int, str]:
-    """Step -> model of a run's kept steps, its start and its end."""
-    run = _run(config, model)
+    """Step -> model of a run's start, its kept steps and its end."""
+    run = config.models[model].trained
     if run is None or run.steps is None:
         return {}
-    kept = {step: f"{model}@{step}" for step in run.keep_steps or []}
-    return {0: run.student, **kept, run.steps: model}
+    between = sorted(step for step in run.keep_steps if 0 < step < run.steps)
+    return {0: run.student, **{step: f"{model}@{step}" for step in between}, run.steps: model}
 
 
 # Exhibits
@@ -205,7 +198,7 @@ def _table(config: Config, name: str, table: Table) -> Artifact:
         for side, model in sides.items():
             if model is not None:
                 shown[side] = _evaluated(config, inputs, table.evaluation, model)
-        if "@" not in row.model and config.models[row.model].opd:
+        if config.models[row.model].opd:
             shown["run"] = _trained(config, inputs, row.model)
         rows.append(shown)
     return artifact("table", f"tables/{name}", {**_shown(table, "columns"), "rows": rows}, inputs)

@@ -26,7 +26,7 @@ def read(path: Path) -> dict[str, str]:
 def hub_objects(config: Config) -> dict[str, HubObject]:
     """Where each hub object is named in a config -> its recipe."""
     found: dict[str, HubObject] = {}
-    found |= {f"models.{n}.hub": m.hub for n, m in config.models.items() if m.hub}
+    found |= {f"models.{n}.{m.hub_key}": m.hub for n, m in config.models.items() if m.hub}
     found |= {f"prompts.{n}.hub": p.hub for n, p in config.prompts.items() if p.hub}
     found |= {f"benchmarks.{n}.hub": b.hub for n, b in config.benchmarks.items() if b.hub}
     return found

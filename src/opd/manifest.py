@@ -27,6 +27,7 @@ from typing import Any
 
 from opd.errors import Bad
 from opd.files import content, digest, module_digest, read_json
+from opd.keep import steps_of, whole
 
 # One stage per verb: the command line, the code digest and the rules all read this table.
 VERBS = {
@@ -44,6 +45,7 @@ VERBS = {
     "sft": "opd.training.sft:run",
     "grpo": "opd.training.grpo:run",
     "opd": "opd.training.distill:run",
+    "keep": "opd.keep:run",
     "evaluate": "opd.evaluation:run",
     "table": "opd.figures:run_table",
     "figure": "opd.figures:run_figure",
@@ -154,8 +156,25 @@ def _resolve_input(path: Path) -> tuple[Path, dict[str, str], str]:
     return payload, record["outputs"], record["identity"]
 
 
-def _whole(entry: Path, record: Path) -> bool:
-    return record.is_file() and entry.is_dir() and content(entry) == read_json(record)["outputs"]
+def _kept(verb: str, cfg: Mapping[str, Any]) -> list[int]:
+    """The steps whose weights a training run is asked to keep."""
+    return list(cfg.get("execution", {}).get("keep_steps", ())) if verb in RESUMES else []
+
+
+def _store_steps(asked: Sequence[int], made: Path, steps: Path) -> None:
+    """Move the steps that a run has kept into the store; one that it did not reach is empty."""
+    found = {}
+    for step in asked:
+        (made / str(step)).mkdir(parents=True, exist_ok=True)
+        found[step] = content(made / str(step))
+    # Digests first: a kill between two moves would cost a training run.
+    for step, outputs in found.items():
+        folder, record = steps / str(step), steps / f"{step}.json"
+        record.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        steps.mkdir(exist_ok=True)
+        (made / str(step)).replace(folder)
+        write_json(record, {"outputs": outputs})
 
 
 def _device() -> str:
@@ -175,8 +194,14 @@ def _compute(
     folder: Path,
     scratch: Path,
 ) -> None:
-    """Run a stage into the store entry ``key``, and write its record."""
-    entry, running = store / key, folder / "running.json"
+    """Run a stage into the store entry ``key``, and write its record.
+
+    What is the same as before stays in place. The steps kept of a training run that ended
+    differently are those of another run: they go.
+    """
+    entry, record, running = store / key, store / f"{key}.json", folder / "running.json"
+    steps = steps_of(entry)
+    asked = {*_kept(verb, cfg), *(int(p.name) for p in steps.glob("*") if p.is_dir())}
     module, _, function = VERBS[verb].partition(":")
     work = Path(tempfile.mkdtemp(prefix=f".{verb}-", dir=store))
     started = time.time()
@@ -185,7 +210,8 @@ def _compute(
         paths = {name: value[0] for name, value in resolved.items()}
         if verb in RESUMES:
             write_json(running, {"scratch": str(scratch.absolute())})
-            numbers = stage(dict(cfg), paths, work, scratch)
+            execution = {**cfg.get("execution", {}), "keep_steps": sorted(asked)}
+            numbers = stage({**cfg, "execution": execution}, paths, work, scratch)
         elif verb in CACHES:
             numbers = stage(dict(cfg), paths, work, store / ".cache")
         else:
@@ -193,17 +219,21 @@ def _compute(
         outputs = content(work)
         if not outputs:
             raise Bad("the stage wrote nothing", f"opd {verb}", "this is a bug, report it")
-        if entry.exists():
-            shutil.rmtree(entry)
-        work.chmod(0o755)
-        work.replace(entry)
+        if whole(entry, record) and read_json(record)["outputs"] == outputs:
+            shutil.rmtree(work)
+        else:
+            shutil.rmtree(steps, ignore_errors=True)
+            if entry.exists():
+                shutil.rmtree(entry)
+            work.chmod(0o755)
+            work.replace(entry)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     finally:
         running.unlink(missing_ok=True)
     write_json(
-        store / f"{key}.json",
+        record,
         {
             "verb": verb,
             "identity": key,
@@ -218,6 +248,7 @@ def _compute(
             "seconds": round(time.time() - started, 2),
         },
     )
+    _store_steps(sorted(asked), scratch / "kept", steps)
 
 
 def _made_from(
@@ -242,7 +273,8 @@ def run_stage(
     ``cfg["inputs"]`` names the ``inputs`` in their order: each is the ``digest.json`` of another
     artifact or a plain file. ``output`` is the artifact's ``digest.json``; ``copies`` maps payload
     files to further places. Work happens in a temporary folder and is renamed when whole, so a
-    stage that fails or is killed leaves nothing that could be taken for its output.
+    stage that fails or is killed leaves nothing that could be taken for its output. A training run
+    is whole with the steps in execution.keep_steps: see ``opd.keep``.
     Returns whether the stage was computed (False: found whole in the store).
     """
     names = list(cfg.get("inputs", []))
@@ -261,7 +293,10 @@ def run_stage(
             stale.unlink()
 
     with _alone(scratch):
-        computed = not _whole(entry, record)
+        steps = steps_of(entry)
+        computed = not whole(entry, record) or not all(
+            whole(steps / str(step), steps / f"{step}.json") for step in _kept(verb, cfg)
+        )
         try:
             if computed:
                 _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)

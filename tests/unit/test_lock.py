@@ -60,3 +60,28 @@ def test_weights_from_the_package_index_need_no_lock():
     assert made["models/m"].cfg["index"] == "smollm2"
     with pytest.raises(Bad, match=r"a/b is not in the package index.*source: hub"):
         plan(config(source="index", index=None), {})
+
+
+def test_released_weights_are_locked_where_they_are_used(tmp_path):
+    asked = []
+
+    def ask(kind, name, revision):
+        asked.append((kind, name, revision))
+        return SHA
+
+    raw = {
+        "name": "t",
+        "world": {"rl_times": 0.6, "other_times": 0.1},
+        "pairs": {"c": {"world": {"n": 8}}},
+        "models": {
+            "i": {"init": {}},
+            "m": {
+                "sft": {"student": "i", "data": "c", "steps": 1},
+                "released": {"hub": "a/b", "revision": SHA[:5]},
+            },
+        },
+    }
+    lock(resolve(raw), tmp_path / "lock.yaml", ask)
+    assert asked == []
+    found = lock(resolve({**raw, "use_released": True}), tmp_path / "lock.yaml", ask)
+    assert asked == [("models", "a/b", SHA[:5])] and found == {"models/a/b": SHA}

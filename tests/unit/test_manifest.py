@@ -1,5 +1,6 @@
 """Identity, code digests, the store: what makes a stage run, and what does not."""
 
+import errno
 import json
 import sys
 import threading
@@ -135,6 +136,114 @@ def test_damaged_store_entry_is_made_again(stage, tmp_path):
     assert len(calls) == 2
 
 
+@pytest.fixture
+def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run that ends at step 9 or at ``ends``: makes it, and a kept step of it; every time it was
+    computed, with the steps that it was asked for."""
+    asked: list[list[int]] = []
+    luck = {"value": "", "ends": 9}
+
+    class Module:
+        @staticmethod
+        def run(cfg, inputs, out, scratch):
+            asked.append(cfg["execution"]["keep_steps"])
+            for step in asked[-1]:
+                if step <= luck["ends"]:
+                    folder = scratch / "kept" / str(step)
+                    folder.mkdir(parents=True)
+                    (folder / "weights").write_text(f"{step}{luck['value']}")
+            (out / "weights").write_text(f"9{luck['value']}")
+            return {}
+
+    monkeypatch.setitem(sys.modules, "opd.fake_run", Module)
+    monkeypatch.setitem(manifest.VERBS, "train", "opd.fake_run:run")
+    monkeypatch.setattr(manifest, "RESUMES", ("train",))
+    output, store = tmp_path / "m" / "digest.json", tmp_path / "store"
+
+    def train(*steps: int) -> bool:
+        cfg = {"inputs": [], "execution": {"keep_steps": list(steps)} if steps else {}}
+        return manifest.run_stage("train", cfg, [], output, {}, store)
+
+    def keep(step: int) -> str:
+        kept = tmp_path / f"m@{step}" / "digest.json"
+        cfg = {"inputs": ["model"], "step": step}
+        manifest.run_stage("keep", cfg, [output], kept, {}, store)
+        return (kept.parent / "payload" / "weights").read_text()
+
+    return train, keep, asked, luck
+
+
+def test_a_run_is_whole_with_the_steps_that_are_asked_for(training, tmp_path):
+    train, keep, asked, _ = training
+    assert train() is True
+    before = (tmp_path / "m" / "digest.json").read_bytes()
+    made = (tmp_path / "m" / "payload" / "weights").stat()
+    assert train(2) is True and train(2) is False and train() is False
+    # One more step: those that are there stay, also of a run that others have asked for.
+    assert train(4) is True and train(2) is False and train(4, 2) is False
+    assert asked == [[], [2], [2, 4]]
+    assert (tmp_path / "m" / "digest.json").read_bytes() == before
+    # What came out the same was left where it was.
+    assert (tmp_path / "m" / "payload" / "weights").stat() == made
+    assert (keep(2), keep(4)) == ("2", "4")
+    (store,) = (tmp_path / "store").glob("*.steps")
+    ours, theirs = tmp_path / "m@2" / "payload" / "weights", store / "2" / "weights"
+    assert ours.samefile(theirs)
+    assert json.loads((tmp_path / "m@2" / "digest.json").read_text()).keys() == {
+        *("identity", "settings", "outputs")
+    }
+
+
+def test_a_step_on_another_device_is_copied(training, tmp_path, monkeypatch):
+    from opd import keep as keeping
+
+    def other_device(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    train, keep, _, _ = training
+    train(2)
+    monkeypatch.setattr(keeping.os, "link", other_device)
+    assert keep(2) == "2"
+    (store,) = (tmp_path / "store").glob("*.steps")
+    assert not (tmp_path / "m@2/payload/weights").samefile(store / "2" / "weights")
+
+
+def test_a_damaged_step_is_made_again_and_not_handed_out(training, tmp_path):
+    train, keep, asked, _ = training
+    train(2, 4)
+    (store,) = (tmp_path / "store").glob("*.steps")
+    (store / "2" / "weights").write_text("?")
+    with pytest.raises(Bad, match=r"step 2 was not kept, or is damaged; .* remove .*digest\.json"):
+        keep(2)
+    with pytest.raises(Bad, match="step 3 was not kept"):
+        keep(3)
+    assert train(4) is False and train(2, 4) is True and keep(2) == "2"
+    (store / "4.json").unlink()
+    assert train(4) is True and keep(4) == "4"
+    assert len(asked) == 3
+
+
+def test_a_run_that_ends_differently_replaces_the_one_before_with_its_steps(training, tmp_path):
+    train, keep, _, luck = training
+    train(2)
+    keep(2)
+    luck["value"] = "'"  # sums in another order
+    assert train(2) is False
+    assert train(2, 4) is True
+    assert (tmp_path / "m" / "payload" / "weights").read_text() == "9'"
+    assert (keep(2), keep(4)) == ("2'", "4'")
+
+
+def test_a_step_that_a_run_did_not_reach(training):
+    train, keep, asked, luck = training
+    luck["ends"] = 3
+    assert train(2, 5) is True and train(2, 5) is False
+    assert keep(2) == "2"
+    with pytest.raises(Bad, match="the run ended before step 5; name an earlier step"):
+        keep(5)
+    assert len(asked) == 1
+
+
 def test_lost_payload_of_an_input_is_named(stage, tmp_path):
     call, _ = stage
     call("a", 1)
@@ -158,7 +267,7 @@ def _code_digest(root: Path) -> str:
     program = (
         "from opd import manifest as m\nm.VERBS['top'] = 'opd.top:run'\nprint(m.code_digest('top'))"
     )
-    for name in ("manifest.py", "files.py", "errors.py"):
+    for name in ("manifest.py", "files.py", "keep.py", "errors.py"):
         source = Path(manifest.__file__).with_name(name)
         (root / "opd" / name).write_text(source.read_text())
     done = subprocess.run(

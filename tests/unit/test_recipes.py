@@ -17,6 +17,9 @@ from opd.recipes import resolve, schema
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
 ASK = {"model": "a", "prompts": "p"}
+KEEP = {"models__x__opd__keep_steps": [0, 1, 3]}
+SHA = "0123456789" * 4
+RELEASED = {"models__x__released": {"hub": "o/x", "revision": SHA[:7]}}
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -138,6 +141,29 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"generations__g": {**ASK, "attempts": 2}}, ["generations.g", "attempts need rules"]),
         ({"generations__g": {**ASK, "rules": ["answered"]}}, ["generations.g.rules", "'answered'"]),
         ({"engine": {"batch_invariant": True}}, ["batch_invariant needs backend: vllm"]),
+        (
+            {**KEEP, "tables__t1__rows": [{"label": "x", "model": "x@2"}]},
+            ["tables.t1.rows.0.model", "'x@2': step 2 of x is not kept, only 0, 1, 3 are", "x.opd"],
+        ),
+        ({"generations__g": {**ASK, "model": "a@1"}}, ["generations.g.model", "only 0, 2 are"]),
+        ({"generations__g": {**ASK, "model": "i@1"}}, ["generations.g.model", "not trained"]),
+        ({"generations__g": {**ASK, "model": "y@1"}}, ["generations.g.model", "unknown", "'y'"]),
+        ({"generations__g": {**ASK, "model": "x@01"}}, ["generations.g.model", "'x@01'"]),
+        ({"models__x__opd__keep_steps": [1, 4]}, ["models.x.opd", "4 is beyond the run's 3 steps"]),
+        ({"models__x__opd__keep_steps": [-1]}, ["models.x.opd.keep_steps.0", "-1"]),
+        ({**KEEP, "models__b__grpo__student": "x@1"}, ["models.b -> models.x@1 -> models.x"]),
+        ({"models__a__sft__student": "a@0"}, ["models.a.sft.student", "refers to itself: a@0"]),
+        ({"use_released": ["a"]}, ["use_released", "'a' has no released weights", "models.a.rel"]),
+        ({"use_released": ["bb"]}, ["use_released", "unknown model 'bb'", "did you mean 'b'"]),
+        (
+            {"models__i__released": {"hub": "o/i"}},
+            ["models.i", "released goes beside sft, grpo or opd"],
+        ),
+        ({"models__x__released": {"id": "o/x"}}, ["models.x.released.id", "unknown key 'id'"]),
+        (
+            {**KEEP, **RELEASED, "use_released": True, "generations__g": {**ASK, "model": "x@1"}},
+            ["generations.g.model", "'x@1': x is not trained here"],
+        ),
     ],
 )
 def test_bad_config_gets_one_line_that_names_key_value_and_remedy(changes, words):
@@ -433,3 +459,80 @@ def test_threads_of_an_encoder_are_no_part_of_its_embeddings():
     given = {"models__m": model, "prompts__d__dedup__encoder": "m", "source": "index"}
     cfg = artifacts(config(**given, threads=2))["embeddings/m/o"].cfg
     assert cfg["execution"] == {"threads": 2} and "threads" not in cfg
+
+
+def test_a_kept_step_is_a_model_that_everything_can_name():
+    row = {"label": "x", "model": "x@1", "base": "x@0", "teacher": "x@3"}
+    named = {
+        "models__y": {"opd": {"student": "x@1", "teacher": "b"}},
+        "generations__g": {**ASK, "model": "x@1"},
+        "tables__t1__rows": [row],
+    }
+    made = artifacts(config(**KEEP, **named))
+    kept = made["models/x@1/s0"]
+    assert (kept.verb, kept.inputs) == ("keep", ("models/x/s0",))
+    assert kept.cfg.keys() == {"step", "inputs", "code"}
+    assert (kept.cfg["step"], kept.cfg["inputs"]) == (1, ["model"])
+    assert made["models/y/s0"].inputs[0] == made["generations/g/s0"].inputs[0] == "models/x@1/s0"
+    assert made["evaluations/e/x@1/s0"].inputs[0] == "models/x@1/s0"
+    # The first step is the student, the last one the model: they have no artifact of their own.
+    folders = [f"evaluations/e/{model}/s0" for model in ("x@1", "a", "x")]
+    assert made["tables/t1"].inputs == (*folders,)
+    assert not [folder for folder in made if "x@0" in folder or "x@3" in folder]
+    # A student's first step may be another run's kept one.
+    again = artifacts(config(**KEEP, **{**named, "generations__g": {**ASK, "model": "y@0"}}))
+    assert again["generations/g/s0"].inputs[0] == "models/x@1/s0"
+
+
+def test_keeping_steps_is_no_part_of_what_a_run_makes():
+    plain, keeping = artifacts(config()), artifacts(config(**KEEP))
+    assert plain.keys() < keeping.keys()
+    changed = {folder for folder in plain if plain[folder] != keeping[folder]}
+    assert changed == {"models/x/s0"}
+    cfg, wanted = keeping["models/x/s0"].cfg, plain["models/x/s0"].cfg
+    assert cfg["execution"] == {**wanted["execution"], "keep_steps": [1]}
+    assert {**cfg, "execution": 0} == {**wanted, "execution": 0}
+    # By the epoch: how many steps there are is known to the run alone.
+    epochs = {"sft": {"student": "i", "data": "c", "epochs": 2, "keep_steps": [7]}}
+    made = artifacts(config(models__a=epochs))
+    assert made["models/a/s0"].cfg["execution"]["keep_steps"] == [7]
+    assert "models/a@7/s0" in made
+
+
+def test_a_kept_step_is_asked_as_its_run_is():
+    off = {"enable_thinking": False}
+    made = artifacts(config(**KEEP, models__i={"init": {}, "chat_template": off}))
+    assert made["evaluations/e/x@1/s0"].cfg["chat_template_kwargs"] == off
+    # Options of the run's own count from its first step on, not for its student.
+    own = {"opd": {"student": "a", "teacher": "b", "keep_steps": [1]}, "chat_template": off}
+    asked = {
+        step: artifacts(
+            config(models__x=own, models__y={"opd": {"student": f"x@{step}", "teacher": "b"}})
+        )["models/y/s0"].cfg["chat_template_kwargs"]
+        for step in (0, 1, 3)
+    }
+    assert asked == {0: {}, 1: off, 3: off}
+
+
+def test_released_weights_take_the_place_of_training_under_the_same_name():
+    off = {"models__i": {"init": {}, "chat_template": {"enable_thinking": False}}}
+    lock = {"models/o/x": SHA}
+    plain = plan(resolve(config(**off)), lock)
+    assert plan(resolve(config(**off, **RELEASED)), lock) == plain
+    assert plan(resolve(config(**off, **RELEASED, use_released=[])), lock) == plain
+    for switch in (True, ["x"]):
+        made = plan(resolve(config(**off, **RELEASED, use_released=switch)), lock)
+        fetched = made["models/x"]
+        assert (fetched.verb, fetched.inputs) == ("fetch", ())
+        assert (fetched.cfg["hub"], fetched.cfg["revision"]) == ("o/x", SHA)
+        assert "models/x/s0" not in made
+        before, after = (m["evaluations/e/x/s0"] for m in (plain, made))
+        assert (before.inputs[0], after.inputs[0]) == ("models/x/s0", "models/x")
+        # Asked as the model would be that is trained here.
+        assert before.cfg == after.cfg
+        assert made["models/b/s0"] == plain["models/b/s0"]
+    # What it would have been trained from need not be there any more.
+    given = config(**RELEASED, use_released=True, models__x__opd={"student": "y", "teacher": "b"})
+    assert "models/x" in plan(resolve(given), lock)
+    with pytest.raises(Bad, match=r"models\.x\.released: .*locked at"):
+        plan(resolve(config(**RELEASED, use_released=True)), {"models/o/x": "f" * 40})

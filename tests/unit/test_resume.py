@@ -40,6 +40,16 @@ CASES = {
 }
 
 
+def keeping(cfg: dict[str, Any], *steps: int) -> dict[str, Any]:
+    return {**cfg, "execution": {**cfg["execution"], "keep_steps": list(steps)}}
+
+
+def kept(out: Path) -> dict[int, dict[str, bytes]]:
+    """The files of each step that a run into ``out`` has kept in its scratch folder."""
+    folder = out.with_name(f"{out.name}-scratch") / "kept"
+    return {int(p.name): files(p) for p in folder.iterdir()} if folder.is_dir() else {}
+
+
 class Killed(BaseException):
     """Stands for a kill in this process."""
 
@@ -100,6 +110,84 @@ def test_told_to_stop_at_any_step_a_run_ends_in_the_same_bytes(
     assert files(tmp_path / "a") == files(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("case", ["sft", "held-out", "updates", "opd", "ema"])
+def test_kept_steps_change_nothing_and_are_what_a_shorter_run_ends_with(
+    inputs: Inputs, tmp_path: Path, case: str
+) -> None:
+    name, cfg = CASES[case]
+    inputs = own_teacher(inputs, cfg)
+    # Of settings that do not depend on the length of the run.
+    cfg = {**cfg, "schedule": "constant", "warmup": 0.0, "steps": 4}
+    numbers = run(name, cfg, inputs, tmp_path / "plain")
+    assert run(name, keeping(cfg, 1, 3), inputs, tmp_path / "keeping") == numbers
+    assert files(tmp_path / "keeping") == files(tmp_path / "plain")
+    found = kept(tmp_path / "keeping")
+    assert found.keys() == {1, 3} and kept(tmp_path / "plain") == {}
+    for step, ours in found.items():
+        run(name, {**cfg, "steps": step}, inputs, tmp_path / str(step))
+        theirs = files(tmp_path / str(step))
+        del theirs["metrics.parquet"]
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("case", ["sft", "updates", "opd"])
+def test_killed_between_kept_steps_a_run_ends_in_the_same_bytes(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Before and after a checkpoint (every 2 updates), at a step just kept, and with another step
+    asked for on the way, which the last checkpoint is past."""
+    name, cfg = CASES[case]
+    numbers = run(name, keeping(cfg, 1, 2, 3, 4), inputs, tmp_path / "whole")
+    wanted, out = kept(tmp_path / "whole"), tmp_path / "killed"
+    updates = cfg.get("updates_per_batch", 1)
+
+    def killed_at(step: int, *steps: int) -> set[int]:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_at(step, patch)
+            run(name, keeping(cfg, *steps), inputs, out)
+        return set(kept(out))
+
+    assert killed_at(1 * updates, 1, 4) == {1}
+    assert killed_at(3 * updates, 1, 4) == {1}
+    assert killed_at(4 * updates, 1, 2, 4) == {1, 2, 4}
+    assert not list(out.iterdir())
+    assert run(name, keeping(cfg, 1, 2, 3, 4), inputs, out) == numbers
+    assert files(out) == files(tmp_path / "whole")
+    assert kept(out) == wanted
+
+
+def test_what_was_kept_after_the_last_checkpoint_is_made_again(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The run may take another course from there, where sums run in another order."""
+    cfg = keeping(CASES["opd"][1], 4, 5)
+    run("opd", cfg, inputs, tmp_path / "whole")
+    out = tmp_path / "a"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(5, patch)
+        run("opd", cfg, inputs, out)
+    for step in (4, 5):
+        (tmp_path / f"a-scratch/kept/{step}/config.json").write_text(str(step))
+    run("opd", cfg, inputs, out)
+    assert "going on from step 4" in capsys.readouterr().err
+    assert kept(out)[4]["config.json"] == b"4"
+    assert kept(out)[5] == kept(tmp_path / "whole")[5]
+
+
+def test_a_step_beyond_the_run_and_one_that_it_did_not_reach(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    epochs = {**SFT, "epochs": 2, "batch_size": 8, "execution": {}}
+    del epochs["steps"]
+    with pytest.raises(Bad, match="keep_steps: step 7 is beyond the run's 6 steps"):
+        run("sft", keeping(epochs, 1, 7), inputs, tmp_path / "a")
+    run("sft", keeping(epochs, 6), inputs, tmp_path / "b")
+    assert kept(tmp_path / "b")[6].items() <= files(tmp_path / "b").items()
+    guard = {"reference_steps": 2, "patience": 2, "length_ratio": 1e-9, "action": "stop"}
+    run("opd", keeping({**OPD, **EVERY, "guard": guard}, 1, 6), inputs, tmp_path / "c")
+    assert kept(tmp_path / "c").keys() == {1}
+
+
 def test_a_checkpoint_is_used_and_one_that_is_not_whole_is_not(
     inputs: Inputs,
     tmp_path: Path,
@@ -144,12 +232,12 @@ def payload(folder: Path) -> dict[str, bytes]:
 
 
 def test_sigkill_and_sigterm(inputs: Inputs, tmp_path: Path) -> None:
-    """Killed at a random step, then told to stop, then left alone: the bytes of a run undisturbed.
-
-    An edited run beside it starts afresh.
+    """Killed at a random step, then told to stop, then left alone: the bytes of a run undisturbed,
+    which keeps no steps. An edited run beside it starts afresh.
     """
-    cfg = {**OPD, "steps": 60, "execution": {"checkpoint_every": 5}}
-    whole = started(cfg, inputs, tmp_path / "whole")
+    plain = {**OPD, "steps": 60, "execution": {"checkpoint_every": 5}}
+    whole = started(plain, inputs, tmp_path / "whole")
+    cfg = keeping(plain, 3, 28, 33)
     run_dir = tmp_path / "killed"
     first = started(cfg, inputs, run_dir)
     wait_for_step(run_dir, random.randint(6, 25))
@@ -164,8 +252,8 @@ def test_sigkill_and_sigterm(inputs: Inputs, tmp_path: Path) -> None:
     assert second.returncode == 143, errors
     assert time.time() - told < 20
     (scratch,) = run_dir.glob("store/.scratch/*")
-    kept = [p for p in scratch.glob("checkpoint-*") if (p / resume.MARKER).is_file()]
-    assert max(int(p.name.rpartition("-")[2]) for p in kept) >= 29
+    left = [p for p in scratch.glob("checkpoint-*") if (p / resume.MARKER).is_file()]
+    assert max(int(p.name.rpartition("-")[2]) for p in left) >= 29
     assert "going on from step" in errors and "told to stop" in errors
     third, edited = (
         started(cfg, inputs, run_dir),
@@ -178,6 +266,14 @@ def test_sigkill_and_sigterm(inputs: Inputs, tmp_path: Path) -> None:
     assert payload(run_dir) == payload(tmp_path / "whole")
     assert not list(run_dir.glob("store/.scratch/*"))
     assert payload(run_dir / "b") != payload(run_dir)
+    again = started(cfg, inputs, tmp_path / "whole")
+    _, errors = again.communicate()
+    assert again.returncode == 0, errors
+    ours, theirs = (
+        {p.name: files(p) for p in folder.glob("store/*.steps/*") if p.is_dir()}
+        for folder in (run_dir, tmp_path / "whole")
+    )
+    assert ours.keys() == {"3", "28", "33"} and ours == theirs
 
 
 def test_a_loss_that_is_no_number_fails_again_at_once(

@@ -97,7 +97,8 @@ def test_two_processes_measure_the_nll_of_one(inputs: Inputs, tmp_path: Path) ->
 def test_two_processes_stop_and_go_on_together(
     inputs: Inputs, tmp_path: Path, name: str, stage_cfg: dict[str, Any]
 ) -> None:
-    cfg = {**stage_cfg, "processes": 2, "execution": {"checkpoint_every": 5}}
+    execution = {"checkpoint_every": 5, "keep_steps": [1, 4]}
+    cfg = {**stage_cfg, "processes": 2, "execution": execution}
     stopped = started(cfg, inputs, tmp_path / "stopped", name)
     wait_for_step(tmp_path / "stopped", 8)
     stopped.send_signal(signal.SIGTERM)
@@ -112,6 +113,9 @@ def test_two_processes_stop_and_go_on_together(
         assert ("going on from step" in errors) == (process is again)
     ours, theirs = (files(tmp_path / n / "artifact" / "payload") for n in ("stopped", "whole"))
     assert ours == theirs
+    for step in ("1", "4"):
+        kept = [files(*tmp_path.glob(f"{n}/store/*.steps/{step}")) for n in ("stopped", "whole")]
+        assert kept[0] == kept[1] and kept[0].keys() == ours.keys() - {"metrics.parquet"}
 
 
 def test_an_error_in_the_processes_is_one_line(inputs: Inputs, tmp_path: Path) -> None:

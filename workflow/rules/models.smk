@@ -101,3 +101,23 @@ rule opd:
     shell:
         "$OPD_GPU -m opd opd --cfg {params.cfg:q} --input {input} --output {output}"
         " > {log} 2>&1"
+
+
+rule keep:
+    input:
+        inputs_of("models/{model}/s{seed}"),
+    output:
+        f"{RESULTS}/models/{{model}}/s{{seed}}/digest.json",
+    log:
+        f"{RESULTS}/logs/models/{{model}}/s{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/models/{{model}}/s{{seed}}.tsv"
+    wildcard_constraints:
+        model=one_of("keep"),
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        cfg=cfg_of("models/{model}/s{seed}"),
+    shell:
+        "$OPD_LIGHT -m opd keep --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"

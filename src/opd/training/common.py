@@ -21,7 +21,7 @@ from transformers import (
 
 from opd import tables
 from opd.errors import Bad
-from opd.training.resume import Record, resumable
+from opd.training.resume import Keep, Record, resumable
 
 Chat = list[dict[str, str]]
 
@@ -187,28 +187,45 @@ def require_same_tokenizer(
 def train(
     trainer: Trainer,
     record: Record,
+    cfg: Mapping[str, Any],
     source: Path,
     out: Path,
     scratch: Path,
     finish: Callable[[], None] = lambda: None,
+    updates: int = 1,
 ) -> dict[str, Any]:
     """Train from the last checkpoint in ``scratch`` if there is one, call ``finish`` (in every
     process), then save model, tokenizer (as it is in ``source``) and metrics.parquet to ``out``.
+    The model and tokenizer of the steps in execution.keep_steps, of ``updates`` updates each, go to
+    kept/STEP in ``scratch``.
 
-    Returns first and last values of everything recorded.
+    Returns first and last values of everything recorded. Raises ``Bad`` for a step to keep that the
+    run does not have.
     """
+    steps = trainer.args.max_steps // updates
+    keep = cfg.get("execution", {}).get("keep_steps", [])
+    if max(keep, default=0) > steps:
+        raise Bad(f"step {max(keep)} is beyond the run's {steps} steps", "keep_steps", "lower it")
+    kept = {step * updates: scratch / "kept" / str(step) for step in keep}
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(record)
     # Trainer edits it on the way; what is saved generates as its student does.
     generation = copy.deepcopy(trainer.model.generation_config)
-    resumable(trainer, record, scratch)
+
+    def save(folder: Path) -> None:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if trainer.accelerator.is_main_process:
+            edited, model.generation_config = model.generation_config, generation
+            model.save_pretrained(folder, state_dict=state)
+            model.generation_config = edited
+            AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+
+    trainer.add_callback(Keep(kept, save))
+    resumable(trainer, record, scratch, kept)
     finish()
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    model.generation_config = generation
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    save(out)
     if trainer.accelerator.is_main_process:
-        model.save_pretrained(out, state_dict=state)
-        AutoTokenizer.from_pretrained(source).save_pretrained(out)
         tables.write(out / "metrics.parquet", record.rows, tables.METRICS)
     first: dict[str, float] = {}
     last: dict[str, float] = {}

@@ -346,4 +346,4 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         partial(collapse.signs, guard=guard) if guard else None,
         guard.get("action") == "stop",
     )
-    return common.train(trainer, record, inputs["student"], out, scratch)
+    return common.train(trainer, record, cfg, inputs["student"], out, scratch)

@@ -158,4 +158,4 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
             "sampling/sampling_logp_difference/mean": "sampler_difference_nats",
         },
     )
-    return common.train(trainer, record, inputs["student"], out, scratch)
+    return common.train(trainer, record, cfg, inputs["student"], out, scratch, updates=updates)

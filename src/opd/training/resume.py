@@ -160,8 +160,30 @@ class Steps(TrainerCallback):
         self.updating = True
 
 
-def resumable(trainer: Trainer, record: Record, scratch: Path) -> None:
-    """``trainer.train()`` from the last whole checkpoint in ``scratch``.
+class Keep(TrainerCallback):
+    """Keeps the weights of some steps: ``save(folder)`` is called in every process after the step,
+    the folder counts once it has the name in ``folders`` (by step)."""
+
+    def __init__(self, folders: Mapping[int, Path], save: Callable[[Path], None]) -> None:
+        self.folders, self.save = folders, save
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = self.folders.get(int(state.global_step))
+        if folder is None:
+            return
+        partial = folder.with_name(f".{folder.name}.partial")
+        if state.is_world_process_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.save(partial)
+        if state.is_world_process_zero:
+            partial.replace(folder)
+
+
+def resumable(
+    trainer: Trainer, record: Record, scratch: Path, kept: Mapping[int, Path] | None = None
+) -> None:
+    """``trainer.train()`` from the last whole checkpoint in ``scratch`` up to which everything that
+    is to be ``kept`` (folders by step, see ``Keep``) has been.
 
     SIGTERM leaves a checkpoint of the last step and exits with 143. A loss that is no number leaves
     a marker: the same run fails at once with the same message until the marker is removed. Memory
@@ -173,17 +195,23 @@ def resumable(trainer: Trainer, record: Record, scratch: Path) -> None:
         raise Bad(what, where, f"{remedy}; to try the same once more, remove {failed}")
     steps = Steps(trainer.args.seed, trainer)
     trainer.add_callback(steps)
-    last = _last(scratch)
+    kept = kept or {}
+    last = _last(scratch, kept)
+    start = 0 if last is None else _step(last)
     record.journal = scratch / JOURNAL
     if last is not None:
-        kept = json.loads((last / MARKER).read_text())
-        record.rows, record.seen = kept["rows"], kept["seen"]
-        print(f"going on from step {_step(last)}", file=sys.stderr)
+        sealed = json.loads((last / MARKER).read_text())
+        record.rows, record.seen = sealed["rows"], sealed["seen"]
+        print(f"going on from step {start}", file=sys.stderr)
     if trainer.accelerator.is_main_process:
+        # What comes after belongs to the steps that are made again.
+        for step, folder in kept.items():
+            if step > start:
+                shutil.rmtree(folder, ignore_errors=True)
         _rewrite(record.journal, record.rows, trainer.args.max_steps)
     before = signal.signal(signal.SIGTERM, steps.handle)
     try:
-        done = last is not None and _step(last) >= trainer.args.max_steps
+        done = start >= trainer.args.max_steps
         if last is not None and (done or record.seen.get("stopped")):
             trainer._load_from_checkpoint(str(last))
         else:
@@ -218,11 +246,13 @@ def _step(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
-def _last(scratch: Path) -> Path | None:
-    """The last whole checkpoint; what a killed process left half-written is removed."""
+def _last(scratch: Path, kept: Mapping[int, Path]) -> Path | None:
+    """The last whole checkpoint before the first step that is yet to be kept; later ones are
+    removed, and what a killed process left half-written."""
     whole = []
+    missing = min((step for step in kept if not kept[step].is_dir()), default=math.inf)
     for folder in scratch.glob("checkpoint-*"):
-        if (folder / MARKER).is_file():
+        if (folder / MARKER).is_file() and _step(folder) < missing:
             whole.append(folder)
         else:
             shutil.rmtree(folder, ignore_errors=True)

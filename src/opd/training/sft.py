@@ -313,5 +313,5 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     record = Record("sft", {})
     measure = Measure(trainer, record, measured, cfg.get("nll_every", 0))
     trainer.add_callback(measure)
-    numbers = common.train(trainer, record, inputs["student"], out, scratch, measure)
+    numbers = common.train(trainer, record, cfg, inputs["student"], out, scratch, finish=measure)
     return {**numbers, "pairs": counts}
