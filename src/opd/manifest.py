@@ -45,7 +45,7 @@ VERBS = {
     "grpo": "opd.training.grpo:run",
     "opd": "opd.training.distill:run",
     "evaluate": "opd.evaluation:run",
-    "table": "opd.figures:run_table",
+    "table": "opd.report_tables:run_table",
     "figure": "opd.figures:run_figure",
 }
 
