@@ -226,7 +226,6 @@ def _curve(axes: "Axes", at: int, line: Data, scale: float) -> "Artist":
 
 def _level(axes: "Axes", at: int, level: Data, scale: float) -> "Artist":
     """A value that does not change over steps, as a teacher's; its interval would hide others."""
-    axes.axhspan(scale * level["low"], scale * level["high"], color="0.5", alpha=0.12, linewidth=0)
     return axes.axhline(
         scale * level["value"],
         color=GREY,
