@@ -4,9 +4,7 @@ A series names an arm or a probe of the scale, or its inputs outright, one per s
 (``opd.measured`` reads them). Same inputs, same bytes.
 """
 
-import fnmatch
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from opd.errors import Bad
 from opd.files import read_json
 from opd.labels import avg_at, benchmark_label, label_of, plain, resampling
 from opd.measured import MACRO, Evaluations, Reader
-from opd.published import parse
+from opd.published import parse, read_targets
 from opd.quantities import Missing, estimate, unit_of
 
 EACH = "each"  # a panel for every benchmark of the evaluation
@@ -64,8 +62,14 @@ def _named(cfg: Cfg) -> Data:
         {**panel, "series": named(panel["series"])} if "series" in panel else panel
         for panel in cfg.get("panels") or []
     ]
-    every = {"series": named(cfg.get("series") or []), "levels": named(cfg.get("levels") or [])}
-    return {**cfg, **every, "panels": panels, "arms": arms, "probes": probes}
+    series, levels = (named(cfg.get(key) or []) for key in ("series", "levels"))
+    for together in ([*series, *levels], *(panel.get("series", []) for panel in panels)):
+        labels = [one["label"] for one in together]
+        for one in together:
+            if labels.count(one["label"]) > 1 and one["of"] != one["label"]:
+                one["label"] += f" ({one['of']})"
+    every = {"series": series, "levels": levels, "panels": panels}
+    return {**cfg, **every, "arms": arms, "probes": probes}
 
 
 def _all_series(cfg: Cfg) -> Iterator[Data]:
@@ -221,21 +225,22 @@ def _quantities(panel: Cfg, one: Cfg, cfg: Cfg, reader: Reader) -> Iterator[tupl
         wanted = quantity["value"]
         for pattern in [wanted] if isinstance(wanted, str) else wanted:
             for name in _matching(pattern, one, cfg, reader):
-                part = name[pattern.index("*") :] if "*" in pattern else name
-                several = isinstance(wanted, list) or "*" in wanted
+                part = name.removeprefix(pattern.removesuffix("*")) or name
+                several = isinstance(wanted, list) or wanted.endswith("*")
                 words = panel.get("each", "{}").format(part.replace("_", " "))
                 yield name, words if several else "", {"probe": one["of"], "value": name}
 
 
 def _matching(pattern: str, one: Cfg, cfg: Cfg, reader: Reader) -> list[str]:
-    """Names of a probe's values that fit ``advantage_*``, by the number in them."""
-    if "*" not in pattern:
+    """Names of a probe's values that ``NAME_*`` stands for, by number."""
+    if not pattern.endswith("*"):
         return [pattern]
     found: set[str] = set()
     for run in cfg["probes"].get(one["of"], {}).get("runs") or []:
         found |= set(read_json(reader.inputs[run] / "probe.json")["values"])
-    kept = fnmatch.filter(found, pattern)
-    return sorted(kept, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+    start = pattern.removesuffix("*")
+    numbers = [name.removeprefix(start) for name in found if name.startswith(start)]
+    return [f"{start}{number}" for number in sorted((n for n in numbers if n.isdigit()), key=int)]
 
 
 def _bar(
@@ -279,8 +284,7 @@ def _titles(panel: Cfg, cfg: Cfg, reader: Reader) -> tuple[str, str]:
         words = label_of(quantity["metric"]).rpartition(" (")[0] or label_of(quantity["metric"])
         return f"{words}, {when}", unit_of(quantity["metric"]) or "value"
     first = quantity["value"] if isinstance(quantity["value"], str) else quantity["value"][0]
-    words = re.sub(r"\W+$", "", label_of(first.replace("*", "")))
-    return words, unit_of(first) or "value"
+    return label_of(first.rstrip("*_")), unit_of(first) or "value"
 
 
 def _written_out(panels: Sequence[Cfg], cfg: Cfg, reader: Reader) -> Iterator[Cfg]:
@@ -475,22 +479,32 @@ def _mark(data: Data, one: Cfg) -> bool:
     return placed
 
 
-def _publish(data: Data, cfg: Cfg) -> None:
+def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path]) -> None:
+    """Mark published values where the scale is comparable, and list them all."""
     for panel in data.get("panels", []) + data.get("bars", []):
         panel["marks"] = []
-    data["published"] = [
-        {**one, "drawn": bool(cfg.get("comparable")) and _mark(data, one)}
-        for one in cfg.get("published") or []
-    ]
+    rows: dict[str, dict[str, str]] = {}
+    for name, path in inputs.items():
+        rows |= read_targets(path) if name.startswith("targets:") else {}
+    data["published"] = []
+    for one in cfg.get("published") or []:
+        if one["target"] not in rows:
+            raise Bad(f"no published row '{one['target']}'", "published", "name one of the targets")
+        row = rows[one["target"]]
+        about = [row.get(key) or "-" for key in ("student", "teacher", "metric", "benchmark")]
+        shown = {
+            **one,
+            "value": row["value"],
+            "confidence": row.get("confidence", ""),
+            "about": ", ".join(text for text in [*about, row.get("setting") or "-"] if text != "-"),
+        }
+        drawn = bool(cfg.get("comparable")) and _mark(data, shown)
+        data["published"].append({**shown, "drawn": drawn})
 
 
-def _published_text(one: Cfg, labels: Mapping[str, str]) -> str:
-    about = [labels.get(one.get("series") or "", one.get("series")), one.get("metric")]
-    at = one.get("at")
-    about.append(f"at step {at}" if isinstance(at, int) else f"at the {at}" if at else None)
-    said = ", ".join(str(part) for part in about if part) or one.get("what", "")
-    sure = f", {one['confidence']}" if one.get("confidence") else ""
-    return f"{said}: {one['value']} ({one['target']}{sure})" if said else f"{one['target']}"
+def _published_text(one: Cfg) -> str:
+    source = ", ".join(filter(None, (one["target"], one["confidence"])))
+    return f"{one['about']}: {one['value']} ({source})"
 
 
 # Captions
@@ -499,7 +513,6 @@ def _published_text(one: Cfg, labels: Mapping[str, str]) -> str:
 def _caption(data: Data, cfg: Cfg) -> str:
     """What a reader has to know beside the drawing, as Markdown."""
     series = [*_all_series(cfg), *cfg["levels"]]
-    labels = {one["of"]: one["label"] for one in series}
     panels = data.get("panels", []) + data.get("bars", [])
     drawn = [x for p in panels for x in p.get("lines", []) + p.get("bars", [])]
     drawn += [p for p in data.get("panels", []) if "seeds" in p] + [
@@ -525,8 +538,8 @@ def _caption(data: Data, cfg: Cfg) -> str:
     absent = [f"{b['metric']}, {b['label']}: {b['missing']}" for b in bars if b.get("missing")]
     if absent:
         parts.append(f"Without a value: {'; '.join(absent)}.")
-    marked = [_published_text(one, labels) for one in data["published"] if one["drawn"]]
-    others = [_published_text(one, labels) for one in data["published"] if not one["drawn"]]
+    marked = [_published_text(one) for one in data["published"] if one["drawn"]]
+    others = [_published_text(one) for one in data["published"] if not one["drawn"]]
     if marked:
         parts.append(f"Open diamonds are published values: {'; '.join(marked)}.")
     if others and cfg.get("comparable"):
@@ -592,10 +605,11 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
     A series is {arm} or {probe} with an optional label and group, looked up in ``arms`` {NAME:
     {label, evaluations, base, teacher, run, scores: {STEP: [..]}}} and ``probes`` {NAME: {label,
     runs}}; or {label, runs, evaluations, group}. All of these name ``inputs``, one per seed.
-    ``published`` [{target, value, confidence, what, series, metric, at}] are marked where the scale
-    is ``comparable``, else named in the caption, as is what is ``missing``. Returns the last value
-    of each curve, or [value, low, high] of each bar. Raises ``Bad`` on a name that is not there and
-    on evaluations that do not compare.
+    ``published`` [{target, series, metric, at}] are rows of inputs ``targets:PAPER``, marked where
+    the scale is ``comparable``, else named in the caption, as is what is ``missing``.
+
+    Returns the last value of each curve, or [value, low, high] of each bar. Raises ``Bad`` on a
+    name that is not there and on evaluations that do not compare.
     """
     kind = cfg["kind"]
     if kind not in KINDS:
@@ -604,7 +618,7 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
     reader = Reader(inputs)
     drawn = "curves" if kind == "grid" else kind
     data = {"kind": drawn, "title": cfg.get("title"), **KINDS[kind](cfg, reader)}
-    _publish(data, cfg)
+    _publish(data, cfg, inputs)
     # What is drawn is what is written.
     data = json.loads(json.dumps(data, allow_nan=False))
     draw(data, out)
