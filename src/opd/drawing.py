@@ -284,7 +284,11 @@ def _heights(bars: Sequence[Data]) -> tuple[list[str], np.ndarray]:
 
 
 def _bars(
-    axes: "Axes", panel: Data, styles: Mapping[str, tuple[str, str]], limits: tuple[float, float]
+    axes: "Axes",
+    panel: Data,
+    styles: Mapping[str, tuple[str, str]],
+    limits: tuple[float, float],
+    inches: float,
 ) -> None:
     """Horizontal bars with their intervals and numbers."""
     scale = 100 if panel["percent"] else 1
@@ -295,7 +299,7 @@ def _bars(
         if bar["value"] is None:
             axes.annotate("–", (0, place), **offset)
             continue
-        colour, hatch = styles.get(bar["group"], (COLOURS[0], ""))
+        colour, hatch = styles.get(bar["group"], ("0.6" if styles else COLOURS[0], ""))
         value, low, high = (scale * bar[key] for key in ("value", "low", "high"))
         axes.barh(place, value, height=1, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
         axes.errorbar(
@@ -322,8 +326,8 @@ def _bars(
     axes.set_ylim(-heights.sum(), 0)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-    axes.set_title(_wrap(panel["label"], 34))
-    axes.set_xlabel(_wrap(panel["axis"], 40))
+    axes.set_title(_wrap(panel["label"], int(12.5 * inches)))
+    axes.set_xlabel(_wrap(panel["axis"], int(14 * inches)))
 
 
 def _of(mark: Data, bar: Data) -> bool:
@@ -350,9 +354,12 @@ def _limits(panels: Sequence[Data], columns: int) -> tuple[float, float]:
 def _bar_panels(page: Any, panels: Sequence[Data], styles: Any, rows: int, columns: int) -> None:
     alike = len({tuple(bar["label"] for bar in panel["bars"]) for panel in panels}) == 1
     grid = page.subplots(rows, columns, squeeze=False, sharey=alike)
+    names = [line for p in panels for label in _heights(p["bars"])[0] for line in label.split("\n")]
+    # What the names of the bars leave for each panel.
+    inches = (WIDTH - 0.2 - 0.065 * max(map(len, names))) / columns - 0.2
     for axes, panel in zip(grid.flat, panels, strict=False):
         same = [other for other in panels if other["axis"] == panel["axis"]]
-        _bars(axes, panel, styles, _limits(same, columns))
+        _bars(axes, panel, styles, _limits(same, columns), inches)
     _hide(list(grid.flat)[len(panels) :])
 
 

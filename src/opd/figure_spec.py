@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from opd.errors import Bad
 from opd.published import parse, read_targets
@@ -85,6 +85,16 @@ class Group(Strict):
     series: list[Series] = Field(min_length=1)
 
 
+def _panel(given: Any) -> str:
+    is_group = "series" in given if isinstance(given, Mapping) else isinstance(given, Group)
+    return "group" if is_group else "bars"
+
+
+Panel = Annotated[
+    Annotated[Bars, Tag("bars")] | Annotated[Group, Tag("group")], Discriminator(_panel)
+]
+
+
 class Published(Strict):
     """A row of the paper's numbers, and where it belongs in the figure."""
 
@@ -104,7 +114,7 @@ class PaperFigure(Shown):
     series: list[Series] = Field(default=[])
     levels: list[Series] = Field(default=[])
     metrics: list[Metric] = Field(default=[])
-    panels: list[Bars | Group] = Field(default=[])
+    panels: list[Panel] = Field(default=[])
     x: Bars | None = None
     y: Bars | None = None
     xlabel: str | None = None
@@ -135,9 +145,9 @@ class PaperFigure(Shown):
             raise ValueError("a distribution is of probes")
         return self
 
-    def all_series(self) -> list[Series]:
+    def drawn(self) -> list[Series]:
         groups = [panel for panel in self.panels if isinstance(panel, Group)]
-        return [*self.series, *(one for group in groups for one in group.series), *self.levels]
+        return [*self.series, *(one for group in groups for one in group.series)]
 
     def targets(self) -> list[str]:
         return [one if isinstance(one, str) else one.target for one in self.published]
@@ -150,7 +160,7 @@ def parse_figure(name: str, given: Any) -> PaperFigure:
     except ValidationError as error:
         # A misspelt key is also a missing one: the misspelling is what helps.
         first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
-        parts = [str(p) for p in first["loc"] if p not in ("Bars", "Group", "Published", "str")]
+        parts = [str(p) for p in first["loc"] if p not in ("bars", "group", "Published", "str")]
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             what = "no such key"
@@ -166,7 +176,7 @@ def check(figures: Mapping[str, Any], targets: Path) -> None:
     known = read_targets(targets)
     for name, given in figures.items():
         figure = parse_figure(name, given)
-        shown = {one.of for one in figure.all_series()}
+        shown = {one.of for one in figure.drawn()}
         for one in figure.published:
             target, where = one if isinstance(one, str) else one.target, f"figure {name}.published"
             if target not in known:
@@ -199,7 +209,7 @@ def resolve(
     """
     parsed = parse_figure(figure.get("title", ""), figure)
     known = {*arms, *probes}
-    missing = [one.of for one in parsed.all_series() if one.of not in known]
+    missing = [one.of for one in [*parsed.drawn(), *parsed.levels] if one.of not in known]
     left = parsed.model_copy(
         update={
             "series": _known(parsed.series, known),
@@ -214,7 +224,7 @@ def resolve(
         }
     )
     needs = list(dict.fromkeys(_needs(left)))
-    if all(one in left.levels for one in left.all_series()) or not needs:
+    if not left.drawn() or not needs:
         return None
     settings = left.model_dump(mode="json", exclude={"section", "published"}, exclude_none=True)
     settings["published"] = [
@@ -234,8 +244,7 @@ def _needs(figure: PaperFigure) -> Iterator[Need]:
         yield "evaluation", one.of
     bars = [panel for panel in figure.panels if isinstance(panel, Bars)]
     bars += [side for side in (figure.x, figure.y) if side]
-    lines = [one for one in figure.all_series() if one not in figure.levels]
-    for one in lines:
+    for one in figure.drawn():
         for metric in figure.metrics:
             yield "scores" if metric.name.startswith("avg:") else "run", one.of
         for quantity in (panel.quantity for panel in bars):
