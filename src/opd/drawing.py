@@ -216,7 +216,7 @@ def _curve(axes: "Axes", at: int, line: Data, scale: float) -> "Artist":
         linestyle=LINES[at % len(LINES)],
         marker=MARKERS[at % len(MARKERS)],
         # Shifted from series to series, so that markers on lines that coincide stay apart.
-        markevery=(at * max(1, len(x) // 40) % max(1, len(x)), max(1, len(x) // 8)),
+        markevery=(at * (len(x) // 40) % max(1, len(x)), max(1, len(x) // 8)),
     )
     if line["low"] is not None:
         low, high = (scale * np.array(line[end], dtype=float) for end in ("low", "high"))
@@ -294,7 +294,7 @@ def _bars(
     scale = 100 if panel["percent"] else 1
     labels, heights = _heights(panel["bars"])
     places = heights / 2 - np.cumsum(heights)  # downwards, as tall as their labels
-    offset: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+    offset: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
     for place, bar in zip(places, panel["bars"], strict=True):
         if bar["value"] is None:
             axes.annotate("–", (0, place), **offset)
@@ -417,7 +417,8 @@ def draw_heatmap(data: Data, out: Path) -> None:
                 vmax=high,
                 rasterized=True,
             )
-            axes.set_facecolor("0.85")
+            # What no response reached: hatched, as any shade would be one of the scale in grey.
+            axes.patch.set(facecolor="white", edgecolor="0.6", hatch="////", linewidth=0)
             axes.grid(visible=False)
             if len(panels) > 1:
                 axes.set_title(_wrap(panel["label"], 84 // columns))

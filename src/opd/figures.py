@@ -566,7 +566,9 @@ def _how(data: Data, cfg: Cfg, seeds: Sequence[int]) -> str:
         bands = "Other bands" if scores else "Bands"
         of += f" {bands} reach from the lowest seed to the highest."
     if any(p.get("levels") for p in panels):
-        of += " Horizontal lines are scores after all training."
+        of += " Horizontal lines are models that are not trained here."
+    if data["kind"] == "heatmap" and any(None in row for p in panels for row in p["values"]):
+        of += " Hatched: no response is that long."
     if data["kind"] in ("bars", "scatter", "distribution"):
         of += f" Intervals are 95 %, {draws}."
     return of.strip()
