@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
+from opd.claim_spec import read_targets
 from opd.errors import Bad
-from opd.published import parse, read_targets
+from opd.published import parse
 from opd.recipes import Shown, Strict
 
 Arm = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$")]
@@ -173,7 +174,7 @@ def check(figures: Mapping[str, Any], targets: Path) -> None:
     Arms may be unknown: a scale need not have them all. Raises ``Bad`` that names the figure, for
     what is malformed, a row that does not exist, or a mark without a number or a series.
     """
-    known = read_targets(targets)
+    known = {row["id"]: row for row in read_targets(targets)}
     for name, given in figures.items():
         figure = parse_figure(name, given)
         shown = {one.of for one in figure.drawn()}

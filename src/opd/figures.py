@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from opd import tables
+from opd.claim_spec import read_targets
 from opd.drawing import draw
 from opd.errors import Bad
 from opd.files import read_json
 from opd.labels import avg_at, benchmark_label, label_of, plain, resampling
 from opd.measured import MACRO, Evaluations, Reader
-from opd.published import parse, read_targets
+from opd.published import parse
 from opd.quantities import Missing, estimate, unit_of
 
 EACH = "each"  # a panel for every benchmark of the evaluation
@@ -483,28 +484,26 @@ def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path]) -> None:
     """Mark published values where the scale is comparable, and list them all."""
     for panel in data.get("panels", []) + data.get("bars", []):
         panel["marks"] = []
-    rows: dict[str, dict[str, str]] = {}
-    for name, path in inputs.items():
-        rows |= read_targets(path) if name.startswith("targets:") else {}
+    files = [path for name, path in inputs.items() if name.startswith("targets:")]
+    rows = {row["id"]: row for path in files for row in read_targets(path)}
     data["published"] = []
     for one in cfg.get("published") or []:
         if one["target"] not in rows:
             raise Bad(f"no published row '{one['target']}'", "published", "name one of the targets")
         row = rows[one["target"]]
-        about = [row.get(key) or "-" for key in ("student", "teacher", "metric", "benchmark")]
+        about = [row[key] for key in ("student", "teacher", "metric", "benchmark", "setting")]
         shown = {
             **one,
             "value": row["value"],
-            "confidence": row.get("confidence", ""),
-            "about": ", ".join(text for text in [*about, row.get("setting") or "-"] if text != "-"),
+            "confidence": row["confidence"],
+            "about": ", ".join(text for text in about if text not in ("", "-")),
         }
         drawn = bool(cfg.get("comparable")) and _mark(data, shown)
         data["published"].append({**shown, "drawn": drawn})
 
 
 def _published_text(one: Cfg) -> str:
-    source = ", ".join(filter(None, (one["target"], one["confidence"])))
-    return f"{one['about']}: {one['value']} ({source})"
+    return f"{one['about']}: {one['value']} ({one['target']}, {one['confidence']})"
 
 
 # Captions

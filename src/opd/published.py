@@ -1,11 +1,7 @@
 """Numbers as papers print them: ``0.72``, ``0.58-0.60``, ``>0.80``, ``~0.85``."""
 
-import csv
 import re
-from pathlib import Path
 from typing import NamedTuple
-
-from opd.errors import Bad
 
 _NUMBER = r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
 _TEXT = re.compile(
@@ -33,15 +29,3 @@ def parse(text: str) -> Published | None:
     bound = {"≥": ">", "≤": "<", "≈": "~"}.get(sign, sign)
     low = float(found["low"])
     return Published(low, low if found["high"] is None else float(found["high"]), bound)
-
-
-def read_targets(path: Path) -> dict[str, dict[str, str]]:
-    """Published rows by id. Raises ``Bad`` where the file is missing or has no ids."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise Bad(f"not readable ({error})", str(path), "put the numbers there") from error
-    if not rows or not {"id", "value"} <= rows[0].keys():
-        raise Bad("it has no columns id and value", str(path), "name them in the first line")
-    return {row["id"]: row for row in rows}

@@ -8,9 +8,11 @@ import pytest
 import yaml
 
 from opd import metrics
+from opd.claim_spec import check as check_claims
+from opd.claim_spec import read_claims, read_targets
 from opd.errors import Bad
 from opd.figure_spec import check, resolve, targets
-from opd.published import parse, read_targets
+from opd.published import parse
 
 ROOT = Path(__file__).parents[2] / "config"
 TARGETS = ROOT / "targets" / "rethinking_opd.csv"
@@ -135,6 +137,15 @@ def test_the_figures_of_the_first_paper() -> None:
         assert figure["title"] and figure["caption"] and figure["section"], name
 
 
+def test_figures_and_claims_agree_on_what_is_context() -> None:
+    said = read_claims(ROOT / "claims" / "rethinking_opd.yaml")
+    shown = {name: targets(figure) for name, figure in FIGURES.items()}
+    ids = [row["id"] for row in read_targets(TARGETS)]
+    check_claims(said["claims"], said["context"], ids, shown)
+    named = {claim.get("figure") for claim in said["claims"]} - {None}
+    assert named <= FIGURES.keys()
+
+
 def test_every_metric_that_is_drawn_is_logged() -> None:
     logged = {*metrics.STATE, *metrics.RESPONSE, "loss", "grad_norm"}
     drawn = {metric["name"] for figure in FIGURES.values() for metric in figure.get("metrics", [])}
@@ -156,7 +167,7 @@ def test_every_number_that_a_figure_of_the_paper_plots_belongs_to_it() -> None:
     shown = {name: set(targets(figure)) for name, figure in FIGURES.items()}
     plotted = [
         row
-        for row in read_targets(TARGETS).values()
+        for row in read_targets(TARGETS)
         if row["figure_or_table"].startswith("Fig")
         and row["confidence"] in ("paper-quoted", "second-hand")
         and parse(row["value"]) is not None
@@ -171,7 +182,7 @@ def test_every_number_that_a_figure_of_the_paper_plots_belongs_to_it() -> None:
 
 
 def test_marks_lie_where_the_paper_has_them() -> None:
-    rows = read_targets(TARGETS)
+    rows = {row["id"]: row for row in read_targets(TARGETS)}
     for figure in FIGURES.values():
         for one in figure.get("published", []):
             if isinstance(one, str):

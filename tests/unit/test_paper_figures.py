@@ -11,6 +11,7 @@ from test_figures import LONG, evaluation, run, wordy
 from test_quantities import probe
 
 from opd import tables
+from opd.claim_spec import TARGETS
 from opd.drawing import _common, _limits
 from opd.errors import Bad
 from opd.figures import run_figure
@@ -70,12 +71,12 @@ PRINTED = {"A": "0.72", "B": "0.58-0.60", "C": ">0.80", "D": "stagnant", "E": "0
 
 
 def rows(path: Path) -> Path:
-    columns = ("id", "student", "teacher", "metric", "benchmark", "setting", "value", "confidence")
     with path.open("w", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(columns)
+        out = csv.DictWriter(file, TARGETS, restval="-")
+        out.writeheader()
         for name, value in PRINTED.items():
-            out.writerow([name, "s", "-", "overlap", "-", "first", value, "paper-quoted"])
+            said = {"student": "s", "metric": "overlap", "setting": "first"}
+            out.writerow({**said, "id": name, "value": value, "confidence": "paper-quoted"})
     return path
 
 
