@@ -1,529 +1,644 @@
-"""Figures and tables, one function per kind; what a figure shows is config.
+"""Figures: what one shows is config; its numbers are worked out here and drawn by ``opd.drawing``.
 
-A series or a row names one input per seed (``opd.measured`` reads them). Same inputs, same bytes.
+A series names an arm or a probe of the scale, or its inputs outright, one per seed
+(``opd.measured`` reads them). Same inputs, same bytes.
 """
 
-import csv
-import io
-import itertools
-import math
-import textwrap
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from opd import tables
+from opd.claim_spec import read_targets
+from opd.drawing import draw
 from opd.errors import Bad
-from opd.intervals import (
-    RESAMPLES,
-    Array,
-    Interval,
-    difference,
-    interval,
-    paired_test,
-    recovery,
-)
+from opd.files import read_json
+from opd.labels import avg_at, benchmark_label, label_of, plain, resampling
 from opd.measured import MACRO, Evaluations, Reader
+from opd.published import parse
+from opd.quantities import Missing, estimate, unit_of
 
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+EACH = "each"  # a panel for every benchmark of the evaluation
+SCORES = ("avg", "change", "recovery")
+BINS = 30  # of a histogram
+_ROLLOUTS = pa.schema([pa.field("reward_nats", pa.float64()), pa.field("correct", pa.bool_())])
 
-# Drawing
-
-# Okabe and Ito's palette without its yellow; line styles and markers carry the same distinction
-# for readers who see no colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 3)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "----", "++++")
-WIDTH = 7.0  # inches, the text width of a page
-STYLE: dict[Any, Any] = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 9,
-    "axes.axisbelow": True,
-    "figure.titlesize": 10,
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.5,
-    "hatch.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4,
-    "svg.hashsalt": "opd",
-    "text.parse_math": False,
-}
-
-# Names with a better label than their own words.
-LABELS = {
-    "kl_nats": "KL(student ‖ teacher) (nats)",
-    "overlap_mass_student": "student mass on overlap",
-    "overlap_mass_teacher": "teacher mass on overlap",
-}
-UNITS = {"nats": "nats", "tokens": "tokens", "min": "min", "gib": "GiB"}
+Cfg = Mapping[str, Any]
+Data = dict[str, Any]
 
 
-def label_of(name: str) -> str:
-    """A metric's name in words, its unit in brackets: kl_nats -> kl (nats)."""
-    if name in LABELS:
-        return LABELS[name]
-    words = name.split("_")
-    if len(words) > 1 and words[-1] in UNITS:
-        return f"{' '.join(words[:-1])} ({UNITS[words[-1]]})"
-    return " ".join(words)
+# Series
 
 
-def _wrap(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width))
+def _named(cfg: Cfg) -> Data:
+    """The config with every series as an arm or a probe: ``of`` is its name, ``label`` is there.
 
-
-def _legend(labels: Sequence[str]) -> tuple[list[str], int, int]:
-    """Wrapped labels, in how many columns they fit across the page, and how many lines high."""
-    if not labels:
-        return [], 1, 0
-    columns = max(1, min(len(labels), 4, int(WIDTH * 16 / (max(map(len, labels)) + 6))))
-    wrapped = [_wrap(label, 90) for label in labels]
-    high = max(label.count("\n") + 1 for label in wrapped)
-    return wrapped, columns, high * math.ceil(len(labels) / columns)
-
-
-@contextmanager
-def _page(
-    out: Path, title: str | None, height: float, legend: Sequence[str]
-) -> Iterator[tuple["Figure", dict[str, "Artist"]]]:
-    """A page with room for panels ``height`` inches high in all, a title above and a legend below.
-
-    Yields the figure and a dict to be filled with one artist per label of the legend; writes
-    figure.png and figure.svg when the block ends.
+    A series that names its inputs outright becomes an arm of its own.
     """
-    import matplotlib
+    arms, probes = dict(cfg.get("arms") or {}), cfg.get("probes") or {}
 
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    def named(series: Sequence[Cfg]) -> list[Data]:
+        found = []
+        for one in series:
+            of, known = one.get("arm") or one.get("probe"), probes if "probe" in one else arms
+            if of is None:
+                of = one["label"]
+                while of in arms:
+                    of += "'"
+                sources = {"evaluations": "evaluations", "run": "runs", "scores": "scores"}
+                arms[of] = {"label": one["label"]} | {
+                    key: one[given] for key, given in sources.items() if given in one
+                }
+            elif of not in known:
+                kind = "probe" if "probe" in one else "arm"
+                raise Bad(f"no {kind} '{of}'", "series", f"there are {', '.join(known) or 'none'}")
+            found.append({**one, "of": of, "label": one.get("label") or known[of]["label"]})
+        return found
 
-        heading = _wrap(title or "", 80)
-        labels, columns, lines = _legend(legend)
-        room = 0.2 * (heading.count("\n") + 1 if heading else 0) + 0.19 * lines + 0.25
-        page = Figure(
-            figsize=(WIDTH, height + room), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
-        )
-        if heading:
-            page.suptitle(heading, fontweight="bold")
-        artists: dict[str, Artist] = {}
-        yield page, artists
-        shown = {text: artists[one] for one, text in zip(legend, labels, strict=True)}
-        if shown:
-            page.legend(
-                list(shown.values()),
-                list(shown),
-                loc="outside lower center",
-                ncols=columns,
-                handlelength=3.2,
-            )
-        page.savefig(out / "figure.png", dpi=160, metadata={"Software": None})
-        page.savefig(out / "figure.svg", metadata={"Date": None, "Creator": None})
-
-
-def _curve(axes: "Axes", at: int, steps: Array, values: Array) -> "Artist":
-    """Mean over seeds of values [S, N] as a line, with a band from the lowest to the highest."""
-    seen = ~np.isnan(values).all(axis=0)
-    steps, values = steps[seen], values[:, seen]
-    colour = COLOURS[at % len(COLOURS)]
-    (line,) = axes.plot(
-        steps,
-        np.nanmean(values, axis=0),
-        color=colour,
-        linestyle=LINES[at % len(LINES)],
-        marker=MARKERS[at % len(MARKERS)],
-        # Shifted from series to series, so that markers on lines that coincide stay apart.
-        markevery=(at * max(1, len(steps) // 40) % max(1, len(steps)), max(1, len(steps) // 8)),
-    )
-    if len(values) > 1 and len(steps):
-        low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-    return line
+    panels = [
+        {**panel, "series": named(panel["series"])} if "series" in panel else panel
+        for panel in cfg.get("panels") or []
+    ]
+    series, levels = (named(cfg.get(key) or []) for key in ("series", "levels"))
+    for together in ([*series, *levels], *(panel.get("series", []) for panel in panels)):
+        labels = [one["label"] for one in together]
+        for one in together:
+            if labels.count(one["label"]) > 1 and one["of"] != one["label"]:
+                one["label"] += f" ({one['of']})"
+    every = {"series": series, "levels": levels, "panels": panels}
+    return {**cfg, **every, "arms": arms, "probes": probes}
 
 
-def _panels(
-    cfg: Mapping[str, Any],
-    reader: Reader,
-    out: Path,
-    groups: Sequence[Mapping[str, Any]],
-    rows: int,
-    columns: int,
-) -> dict[str, Any]:
-    """Panels of curves, metric by metric and within it group by group.
-
-    A label has one style wherever it stands, so that one legend serves all panels.
-    """
-    several = len(groups) > 1
-    order = list(dict.fromkeys(one["label"] for group in groups for one in group["series"]))
-    kept: dict[str, Any] = {}
-    height = (2.5 if columns < 3 else 2.1) * rows
-    with _page(out, cfg.get("title"), height, order) as (page, artists):
-        grid = page.subplots(rows, columns, squeeze=False, sharey="row" if several else False)
-        panels = list(itertools.product(cfg["metrics"], groups))
-        for at, (axes, (metric, group)) in enumerate(zip(grid.flat, panels, strict=False)):
-            for one in group["series"]:
-                where = f"series '{one['label']}'"
-                steps, values = reader.metric(one["runs"], metric["name"], where)
-                line = _curve(axes, order.index(one["label"]), steps, values)
-                artists[one["label"]] = line
-                shown = kept.setdefault(group["title"], {}) if several else kept
-                ends = np.concatenate([v[~np.isnan(v)][-1:] for v in values])
-                shown.setdefault(one["label"], {})[metric["name"]] = _json(
-                    ends.mean() if len(ends) else None
-                )
-            if metric.get("log"):
-                _logarithmic(axes)
-            label = metric.get("label") or label_of(metric["name"])
-            if several:
-                axes.set_title(_wrap(group["title"], 84 // columns) if at < columns else "")
-                axes.set_ylabel(_wrap(label, 32) if at % columns == 0 else "")
-            else:
-                axes.set_title(_wrap(label, 84 // columns))
-            if at + columns >= len(panels):
-                axes.set_xlabel(cfg.get("xlabel", "training step"))
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.margins(x=0.02)
-        for empty in list(grid.flat)[len(panels) :]:
-            empty.set_visible(False)
-    return kept
+def _all_series(cfg: Cfg) -> Iterator[Data]:
+    yield from cfg["series"]
+    for panel in cfg["panels"]:
+        yield from panel.get("series") or []
 
 
-def _logarithmic(axes: "Axes") -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
+def _where(one: Cfg) -> str:
+    return f"series '{one['label']}'"
 
 
-def _layout(panels: int) -> tuple[int, int]:
-    """Rows and columns for so many panels: up to three across, four as a square."""
-    columns = 2 if panels == 4 else min(panels, 3)
-    return math.ceil(panels / columns), columns
+def _evaluations(one: Cfg, cfg: Cfg, reader: Reader) -> Evaluations | None:
+    """A series' evaluations, at any step if they are by step."""
+    arm = cfg["arms"].get(one["of"], {})
+    if "evaluations" not in arm and not arm.get("scores"):
+        return None
+    names = arm["evaluations"] if "evaluations" in arm else next(iter(arm["scores"].values()))
+    return reader.evaluations(names, _where(one))
 
 
-def draw_curves(cfg: Mapping[str, Any], reader: Reader, out: Path) -> dict[str, Any]:
-    """One panel per metric, one line per series over steps."""
-    rows, columns = _layout(len(cfg["metrics"]))
-    return _panels(cfg, reader, out, [{"title": "", "series": cfg["series"]}], rows, columns)
+def _scored(cfg: Cfg, reader: Reader) -> Evaluations:
+    """Some series' evaluations: all that are compared have the same benchmarks."""
+    for one in [*_all_series(cfg), *cfg["levels"]]:
+        found = _evaluations(one, cfg, reader)
+        if found is not None:
+            return found
+    raise Bad("no series has an evaluation", "series", "name models that are evaluated")
 
 
-def draw_grid(cfg: Mapping[str, Any], reader: Reader, out: Path) -> dict[str, Any]:
-    """Small multiples: metrics downwards, panels (groups of series) across, one scale per row."""
-    return _panels(cfg, reader, out, cfg["panels"], len(cfg["metrics"]), len(cfg["panels"]))
+def _every(beside_mean: bool, cfg: Cfg, reader: Reader) -> tuple[str, ...]:
+    """The benchmarks that ``each`` stands for: none where a lone one is its own mean beside it."""
+    known = _scored(cfg, reader).benchmarks()
+    return () if beside_mean and len(known) == 1 else known
 
 
-def draw_bars(cfg: Mapping[str, Any], reader: Reader, out: Path) -> dict[str, Any]:
-    """avg@k of each series as a bar with its 95 % interval, one panel per benchmark."""
-    from matplotlib.patches import Patch
+def _score(
+    name: str, inputs: Sequence[str], benchmark: str, where: str, cfg: Cfg, reader: Reader
+) -> tuple[float, float, float]:
+    """avg@k of evaluations with its 95 % interval."""
+    reader.evaluations(inputs, where).benchmarks(benchmark)
+    arms = {**cfg["arms"], name: {"label": name, "evaluations": inputs}}
+    wanted = {"avg": name, "benchmark": benchmark}
+    found = estimate(wanted, reader, arms, cfg["probes"], *resampling(cfg))
+    return found.interval()
 
-    series = cfg["series"]
-    models = [reader.evaluations(s["evaluations"], f"series '{s['label']}'") for s in series]
-    wanted = cfg.get("benchmarks") or [MACRO]
-    results = {
-        name: [interval(m.scores(name), *_resampling(cfg)) for m in models] for name in wanted
-    }
-    groups = list(dict.fromkeys(s["group"] for s in series if s.get("group")))
-    style = {name: (COLOURS[i % len(COLOURS)], HATCHES[i % 7]) for i, name in enumerate(groups)}
-    rows, columns = _layout(len(wanted))
-    labels = [_wrap(s["label"], 34) for s in series]
-    widest = 100 * max(v.high for values in results.values() for v in values)
-    heights = np.array([max(1.6, label.count("\n") + 1.3) for label in labels])
-    height = rows * (0.8 + 0.17 * heights.sum())
-    with _page(out, cfg.get("title"), height, groups) as (page, artists):
-        grid = page.subplots(rows, columns, squeeze=False, sharey=True)
-        places = heights / 2 - np.cumsum(heights)  # downwards, as tall as their labels
-        for axes, (name, values) in zip(grid.flat, results.items(), strict=False):
-            for place, one, value in zip(places, series, values, strict=True):
-                colour, hatch = style.get(one.get("group", ""), (COLOURS[0], ""))
-                mean, low, high = (100 * v for v in value)
-                axes.barh(
-                    place,
-                    mean,
-                    height=1,
-                    color=colour,
-                    hatch=hatch,
-                    edgecolor="white",
-                    linewidth=0,
-                )
-                axes.errorbar(
-                    mean,
-                    place,
-                    xerr=[[mean - low], [high - mean]],
-                    color="black",
-                    capsize=2.5,
-                    linewidth=1,
-                )
-                axes.annotate(
-                    f"{mean:.1f}",
-                    (high, place),
-                    xytext=(4, 0),
-                    textcoords="offset points",
-                    va="center",
-                )
-            # Room for the number behind the longest bar; no figure pretends that 2 % is a lot.
-            axes.set_xlim(0, max(widest * (1.1 + 0.08 * columns), 10))
-            axes.set_xticks([t for t in axes.get_xticks() if t <= 100])
-            axes.set_yticks(places, labels)
-            axes.set_ylim(-heights.sum(), 0)
-            axes.grid(visible=False, axis="y")
-            axes.tick_params(axis="y", length=0)
-            axes.set_title(_benchmark_label(name, models[0]))
-            axes.set_xlabel(f"{_avg_at(models[0])} (%), 95 % interval")
-        for empty in list(grid.flat)[len(wanted) :]:
-            empty.set_visible(False)
-        for group, (colour, hatch) in style.items():
-            artists[group] = Patch(facecolor=colour, hatch=hatch, edgecolor="white")
+
+# Curves
+
+
+def _metrics(cfg: Cfg, reader: Reader) -> list[Data]:
+    """Metrics with ``avg:each`` written out; ``benchmark`` is set where they are scores."""
+    beside_mean = any(metric["name"] == f"avg:{MACRO}" for metric in cfg["metrics"])
+    written: list[Data] = []
+    for metric in cfg["metrics"]:
+        kind, _, benchmark = metric["name"].partition(":")
+        if kind != "avg":
+            written.append({**metric, "benchmark": None})
+            continue
+        known = _every(beside_mean, cfg, reader) if benchmark == EACH else (benchmark,)
+        written += [{**metric, "name": f"avg:{n}", "benchmark": n} for n in known]
+    return written
+
+
+def _line(one: Cfg, metric: Cfg, cfg: Cfg, reader: Reader) -> Data:
+    arm = cfg["arms"].get(one["of"], {})
+    if metric["benchmark"] is None:
+        steps, values = reader.metric(arm.get("run") or [], metric["name"], _where(one))
+        seen = ~np.isnan(values).all(axis=0)
+        steps, values = steps[seen], values[:, seen]
+        points = [np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0)]
+        ends = [v[~np.isnan(v)][-1:] for v in values]
+        last = np.concatenate(ends).mean() if seen.any() else None
+        seeds, band = len(values), len(values) > 1
+    else:
+        if not arm.get("scores"):
+            raise Bad("no evaluations over steps", _where(one), "keep steps and evaluate them")
+        by_step = sorted((int(step), names) for step, names in arm["scores"].items())
+        steps = np.array([step for step, _ in by_step])
+        scores = [
+            _score(one["of"], names, metric["benchmark"], _where(one), cfg, reader)
+            for _, names in by_step
+        ]
+        points = list(np.array(scores).T)
+        last, seeds, band = points[0][-1], len(by_step[-1][1]), True
+    y, low, high = ([plain(v) for v in side] for side in points)
     return {
-        one["label"]: {name: [_json(v) for v in results[name][i]] for name in wanted}
-        for i, one in enumerate(series)
+        "series": one["of"],
+        "label": one["label"],
+        "seeds": seeds,
+        "x": steps.tolist(),
+        "y": y,
+        "low": low if band else None,
+        "high": high if band else None,
+        "last": plain(last),
     }
 
 
-KINDS: dict[str, Callable[[Mapping[str, Any], Reader, Path], dict[str, Any]]] = {
-    "curves": draw_curves,
-    "grid": draw_grid,
-    "bars": draw_bars,
+def _score_label(benchmark: str, cfg: Cfg, reader: Reader) -> str:
+    scored = _scored(cfg, reader)
+    return f"{avg_at(scored)} (%), {benchmark_label(benchmark, scored)}"
+
+
+def read_curves(cfg: Cfg, reader: Reader) -> Data:
+    """One panel per metric, one line per series over steps; or groups of series across."""
+    groups = cfg["panels"] or [{"title": "", "series": cfg["series"]}]
+    panels = []
+    for metric in _metrics(cfg, reader):
+        benchmark = metric["benchmark"]
+        label = metric.get("label") or (
+            _score_label(benchmark, cfg, reader) if benchmark else label_of(metric["name"])
+        )
+        levels = []
+        for one in cfg["levels"] if benchmark else []:
+            names = cfg["arms"][one["of"]].get("evaluations") or []
+            found = _score(one["of"], names, benchmark, _where(one), cfg, reader)
+            bounds = dict(zip(("value", "low", "high"), map(plain, found), strict=True))
+            levels.append({"series": one["of"], "label": one["label"], **bounds})
+        panels += [
+            {
+                "group": group["title"],
+                "metric": metric["name"],
+                "label": label,
+                "log": bool(metric.get("log")),
+                "percent": benchmark is not None,
+                "lines": [_line(one, metric, cfg, reader) for one in group["series"]],
+                "levels": levels,
+            }
+            for group in groups
+        ]
+    return {
+        "groups": [group["title"] for group in groups],
+        "xlabel": cfg.get("xlabel", "training step"),
+        "panels": panels,
+    }
+
+
+# Bars
+
+
+def _quantities(panel: Cfg, one: Cfg, cfg: Cfg, reader: Reader) -> Iterator[tuple[str, str, Data]]:
+    """(name, words of its own, quantity) of what a panel shows of a series: one, or several values
+    of a probe."""
+    quantity = panel["quantity"]
+    kind = next(iter(quantity.keys() & {*SCORES, "metric", "value"}))
+    if kind in SCORES:
+        benchmark = quantity[kind]
+        yield f"{kind}:{benchmark}", "", {kind: one["of"], "benchmark": benchmark}
+    elif kind == "metric":
+        name, at = quantity["metric"], quantity.get("at", "end")
+        yield f"{name}@{at}", "", {"metric": name, "of": one["of"], "at": at}
+    else:
+        wanted = quantity["value"]
+        for pattern in [wanted] if isinstance(wanted, str) else wanted:
+            for name in _matching(pattern, one, cfg, reader):
+                part = name.removeprefix(pattern.removesuffix("*")) or name
+                several = isinstance(wanted, list) or wanted.endswith("*")
+                words = panel.get("each", "{}").format(part.replace("_", " "))
+                yield name, words if several else "", {"probe": one["of"], "value": name}
+
+
+def _matching(pattern: str, one: Cfg, cfg: Cfg, reader: Reader) -> list[str]:
+    """Names of a probe's values that ``NAME_*`` stands for, by number."""
+    if not pattern.endswith("*"):
+        return [pattern]
+    found: set[str] = set()
+    for run in cfg["probes"].get(one["of"], {}).get("runs") or []:
+        found |= set(read_json(reader.inputs[run] / "probe.json")["values"])
+    start = pattern.removesuffix("*")
+    numbers = [name.removeprefix(start) for name in found if name.startswith(start)]
+    return [f"{start}{number}" for number in sorted((n for n in numbers if n.isdigit()), key=int)]
+
+
+def _bar(
+    name: str, words: str, quantity: Cfg, one: Cfg, alone: bool, cfg: Cfg, reader: Reader
+) -> Data:
+    label = words if words and alone else ": ".join(filter(None, (one["label"], words)))
+    bar: Data = {
+        "series": one["of"],
+        "metric": name,
+        "label": label,
+        "group": one.get("group"),
+        "value": None,
+        "low": None,
+        "high": None,
+        "seeds": 0,
+    }
+    try:
+        found = estimate(quantity, reader, cfg["arms"], cfg["probes"], *resampling(cfg))
+    except Missing as missing:
+        return {**bar, "missing": str(missing)}
+    bounds = dict(zip(("value", "low", "high"), map(plain, found.interval()), strict=True))
+    return {**bar, **bounds, "seeds": found.seeds}
+
+
+def _titles(panel: Cfg, cfg: Cfg, reader: Reader) -> tuple[str, str]:
+    """What stands above a panel of bars, and what below its axis."""
+    quantity = panel["quantity"]
+    for kind in SCORES:
+        if kind in quantity:
+            scored = _scored(cfg, reader)
+            unit = {
+                "avg": f"{avg_at(scored)} (%)",
+                "change": f"change in {avg_at(scored)} (points)",
+                "recovery": "gap recovered (%)",
+            }[kind]
+            return benchmark_label(quantity[kind], scored), unit
+    if "metric" in quantity:
+        when = {"start": "at the start", "end": "at the end"}.get(quantity.get("at", "end"))
+        when = when or quantity["at"]
+        # The unit stands below the axis.
+        words = label_of(quantity["metric"]).rpartition(" (")[0] or label_of(quantity["metric"])
+        return f"{words}, {when}", unit_of(quantity["metric"]) or "value"
+    first = quantity["value"] if isinstance(quantity["value"], str) else quantity["value"][0]
+    return label_of(first.rstrip("*_")), unit_of(first) or "value"
+
+
+def _written_out(panels: Sequence[Cfg], cfg: Cfg, reader: Reader) -> Iterator[Cfg]:
+    """Panels with ``each`` written out."""
+    for panel in panels:
+        kind = _score_of(panel)
+        if kind is None or panel["quantity"][kind] != EACH:
+            yield panel
+            continue
+        beside_mean = any(other["quantity"].get(kind) == MACRO for other in panels)
+        for name in _every(beside_mean, cfg, reader):
+            yield {**panel, "quantity": {kind: name}}
+
+
+def _score_of(panel: Cfg) -> str | None:
+    return next((kind for kind in SCORES if kind in panel["quantity"]), None)
+
+
+def _bar_panels(panels: Sequence[Cfg], cfg: Cfg, reader: Reader) -> list[Data]:
+    return [
+        found
+        for panel in _written_out(panels, cfg, reader)
+        for found in [_bar_panel(panel, cfg, reader)]
+        if found["bars"]
+    ]
+
+
+def _bar_panel(panel: Cfg, cfg: Cfg, reader: Reader) -> Data:
+    kind, of_probes = _score_of(panel), "value" in panel["quantity"]
+    series = [one for one in cfg["series"] if of_probes == (one["of"] in cfg["probes"])]
+    bars = []
+    for one in series:
+        scored = _evaluations(one, cfg, reader)
+        if kind and scored:
+            scored.benchmarks(panel["quantity"][kind])
+        for name, words, quantity in _quantities(panel, one, cfg, reader):
+            bars.append(_bar(name, words, quantity, one, len(series) == 1, cfg, reader))
+    title, unit = _titles(panel, cfg, reader)
+    if panel.get("percent") and not kind:
+        unit = "%"
+    drawn = any(bar["value"] is not None and bar["low"] < bar["high"] for bar in bars)
+    unit = panel.get("unit") or unit
+    return {
+        "label": panel.get("label") or title,
+        "unit": unit,
+        "axis": f"{unit}, 95 % interval" if drawn else unit,
+        "percent": panel.get("percent", kind is not None),
+        "bars": bars,
+    }
+
+
+def read_bars(cfg: Cfg, reader: Reader) -> Data:
+    """One panel per quantity, one bar per series, or per value of a probe."""
+    panels = cfg["panels"] or [{"quantity": {"avg": b}} for b in cfg.get("benchmarks") or [MACRO]]
+    return {"panels": _bar_panels(panels, cfg, reader)}
+
+
+# Heat maps
+
+
+def read_heatmap(cfg: Cfg, reader: Reader) -> Data:
+    """A metric by step and response position, mean over seeds, one panel per series."""
+    (metric,) = cfg["metrics"]
+    panels = []
+    for one in cfg["series"]:
+        runs = cfg["arms"].get(one["of"], {}).get("run") or []
+        curves = reader.positions(runs, metric["name"], _where(one))
+        steps, positions = (np.unique(np.concatenate([c[i] for c in curves])) for i in (0, 1))
+        cells = np.full((len(curves), len(positions), len(steps)), np.nan)
+        for seed, (at, position, value) in zip(cells, curves, strict=True):
+            seed[np.searchsorted(positions, position), np.searchsorted(steps, at)] = value
+        counted = (~np.isnan(cells)).sum(axis=0)
+        means = np.where(counted, np.nansum(cells, axis=0) / np.maximum(counted, 1), np.nan)
+        width = int(np.diff(positions).min()) if len(positions) > 1 else int(positions[0]) + 1
+        # Bins that no response reached at any step keep their place.
+        bins = np.arange(0, positions[-1] + 1, width)
+        values = np.full((len(bins), len(steps)), np.nan)
+        values[np.searchsorted(bins, positions)] = means
+        panels.append(
+            {
+                "series": one["of"],
+                "label": one["label"],
+                "metric": metric["name"],
+                "seeds": len(runs),
+                "steps": steps.tolist(),
+                "positions": bins.tolist(),
+                "width": width,
+                "values": [[plain(v) for v in row] for row in values],
+            }
+        )
+    label = metric.get("label") or label_of(metric["name"])
+    return {"label": label, "xlabel": cfg.get("xlabel", "training step"), "panels": panels}
+
+
+# One quantity against another
+
+
+def read_scatter(cfg: Cfg, reader: Reader) -> Data:
+    """Two quantities, one point per series; a series that lacks one has no point."""
+    sides = {side: _bar_panels([cfg[side]], cfg, reader) for side in ("x", "y")}
+    found: Data = {"points": [], "missing_points": []}
+    for side, panels in sides.items():
+        if not panels:
+            raise Bad("no series has this quantity", side, "name arms for scores and metrics")
+        label, unit = panels[0]["label"], panels[0]["unit"]
+        text = f"{unit}, {label}" if _score_of(cfg[side]) else f"{label} ({unit})"
+        found[side] = {"label": text, "percent": panels[0]["percent"]}
+    for x, y in zip(*(panels[0]["bars"] for panels in sides.values()), strict=True):
+        if x["value"] is None or y["value"] is None:
+            found["missing_points"].append(x if x["value"] is None else y)
+            continue
+        found["points"].append({"series": x["series"], "label": x["label"], "x": x, "y": y})
+    if not found["points"]:
+        raise Bad("no series has both quantities", "series", "name arms that were measured")
+    return found
+
+
+# Distributions
+
+
+def _rollouts(one: Cfg, cfg: Cfg, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards and whether right of a probe's graded rollouts, all seeds together."""
+    parts = []
+    for run in cfg["probes"].get(one["of"], {}).get("runs") or []:
+        parts.append(tables.read(reader.inputs[run] / "rollouts.parquet", _ROLLOUTS))
+    if not parts:
+        raise Bad("no run of the probe is named", _where(one), "name one input per seed")
+    whole = pa.concat_tables(parts)
+    whole = whole.filter(whole["correct"].is_valid())
+    return whole["reward_nats"].to_numpy(), whole["correct"].to_numpy()
+
+
+def read_distribution(cfg: Cfg, reader: Reader) -> Data:
+    """Histograms of the sequence mean reward of right and wrong rollouts (Rethinking OPD, section
+    6.2), one panel per probe, over the same bins; values of the probes as bars below.
+
+    The outer bins hold the two per mille that lie beyond them on either side.
+    """
+    read = [(one, *_rollouts(one, cfg, reader)) for one in cfg["series"]]
+    rewards = np.concatenate([reward for _, reward, _ in read])
+    if not len(rewards):
+        raise Bad("no rollout is graded", "series", "grade the rollouts of the probe")
+    low, high = np.quantile(rewards, [0.002, 0.998])
+    edges = np.histogram_bin_edges([low, high], BINS)
+    panels = []
+    for one, reward, right in read:
+        held = np.clip(reward, edges[0], edges[-1])
+        counts = {k: np.histogram(held[right == v], edges)[0] for k, v in _KINDS.items()}
+        panels.append(
+            {
+                "series": one["of"],
+                "label": one["label"],
+                "edges": [plain(v) for v in edges],
+                **{k: [plain(v) for v in n / max(1, n.sum())] for k, n in counts.items()},
+                **{f"n_{k}": int(n.sum()) for k, n in counts.items()},
+            }
+        )
+    return {
+        "label": cfg.get("xlabel", "sequence mean reward (nats per token)"),
+        "panels": panels,
+        "bars": _bar_panels(cfg["panels"], cfg, reader),
+    }
+
+
+_KINDS = {"right": True, "wrong": False}
+
+
+# Published values
+
+
+def _mark(data: Data, one: Cfg) -> bool:
+    """Put a published value where its series is drawn; False where it is not."""
+    found = parse(one["value"])
+    if found is None or not one.get("series") or not one.get("metric"):
+        return False
+    mark = {"series": one["series"], **found._asdict(), "text": one["value"]}
+    at, placed = one.get("at"), False
+    for panel in data.get("panels", []) + data.get("bars", []):
+        name = one["metric"]
+        for line in panel.get("lines", []) if panel.get("metric") == name else []:
+            if line["series"] == one["series"] and line["x"]:
+                ends = {"start": line["x"][0], "end": line["x"][-1], None: None}
+                x = ends.get(at, at)
+                last = x is not None and x > (line["x"][0] + line["x"][-1]) / 2
+                panel["marks"].append({**mark, "metric": name, "x": x, "last": last})
+                placed = True
+        name = f"{name}@{at}" if at else name
+        for bar in panel.get("bars", []):
+            if (bar["series"], bar["metric"]) == (one["series"], name) and bar["value"] is not None:
+                panel["marks"].append({**mark, "metric": name})
+                placed = True
+    return placed
+
+
+def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path]) -> None:
+    """Mark published values where the scale is comparable, and list them all."""
+    for panel in data.get("panels", []) + data.get("bars", []):
+        panel["marks"] = []
+    files = [path for name, path in inputs.items() if name.startswith("targets:")]
+    rows = {row["id"]: row for path in files for row in read_targets(path)}
+    data["published"] = []
+    for one in cfg.get("published") or []:
+        if one["target"] not in rows:
+            raise Bad(f"no published row '{one['target']}'", "published", "name one of the targets")
+        row = rows[one["target"]]
+        about = [row[key] for key in ("student", "teacher", "metric", "benchmark", "setting")]
+        shown = {
+            **one,
+            "value": row["value"],
+            "confidence": row["confidence"],
+            "about": ", ".join(text for text in about if text not in ("", "-")),
+        }
+        drawn = bool(cfg.get("comparable")) and _mark(data, shown)
+        data["published"].append({**shown, "drawn": drawn})
+
+
+def _published_text(one: Cfg) -> str:
+    return f"{one['about']}: {one['value']} ({one['target']}, {one['confidence']})"
+
+
+# Captions
+
+
+def _caption(data: Data, cfg: Cfg) -> str:
+    """What a reader has to know beside the drawing, as Markdown."""
+    series = [*_all_series(cfg), *cfg["levels"]]
+    panels = data.get("panels", []) + data.get("bars", [])
+    drawn = [x for p in panels for x in p.get("lines", []) + p.get("bars", [])]
+    drawn += [p for p in data.get("panels", []) if "seeds" in p] + [
+        side for point in data.get("points", []) for side in (point["x"], point["y"])
+    ]
+    seeds = sorted({x["seeds"] for x in drawn if x["seeds"]})
+    parts = [f"**{cfg.get('title') or ''}**"] if cfg.get("title") else []
+    first = [(cfg.get("caption") or "").strip()]
+    known = {**cfg["arms"], **cfg["probes"]}
+    stands = {
+        one["label"]: known[one["of"]]["label"]
+        for one in series
+        if known[one["of"]]["label"] != one["label"]
+    }
+    if stands:
+        first.append(f"{'; '.join(f'{a}: {b}' for a, b in stands.items())}.")
+    first += [_how(data, cfg, seeds)]
+    parts.append(" ".join(filter(None, first)))
+    if cfg.get("missing"):
+        parts.append(f"Not run at this scale, so not drawn: {', '.join(cfg['missing'])}.")
+    bars = [bar for panel in panels for bar in panel.get("bars", [])]
+    bars += data.get("missing_points", [])
+    absent = [f"{b['metric']}, {b['label']}: {b['missing']}" for b in bars if b.get("missing")]
+    if absent:
+        parts.append(f"Without a value: {'; '.join(absent)}.")
+    marked = [_published_text(one) for one in data["published"] if one["drawn"]]
+    others = [_published_text(one) for one in data["published"] if not one["drawn"]]
+    if marked:
+        parts.append(f"Open diamonds are published values: {'; '.join(marked)}.")
+    if others and cfg.get("comparable"):
+        parts.append(f"Also published, and not drawn: {'; '.join(others)}.")
+    elif others:
+        parts.append(
+            "Published values, which belong to other models and data and are not comparable with "
+            f"this scale: {'; '.join(others)}."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _how(data: Data, cfg: Cfg, seeds: Sequence[int]) -> str:
+    """How many seeds the numbers are from, and what bands and intervals mean."""
+    counts = " or ".join(map(str, seeds))
+    of = {"": "", "1": "One seed."}.get(counts, f"Means over {counts} seeds.")
+    draws = f"from {resampling(cfg)[0]:,} bootstrap draws of seeds and problems"
+    panels = data.get("panels", [])
+    lines = [(p["percent"], line) for p in panels for line in p.get("lines", [])]
+    scores = any(score for score, _ in lines)
+    if scores:
+        of += f" Bands of scores are 95 % intervals {draws}."
+    if any(not score and line["low"] for score, line in lines):
+        bands = "Other bands" if scores else "Bands"
+        of += f" {bands} reach from the lowest seed to the highest."
+    if any(p.get("levels") for p in panels):
+        of += " Horizontal lines are models that are not trained here."
+    if data["kind"] == "heatmap" and any(None in row for p in panels for row in p["values"]):
+        of += " Hatched: no response is that long."
+    if data["kind"] in ("bars", "scatter", "distribution"):
+        of += f" Intervals are 95 %, {draws}."
+    return of.strip()
+
+
+# All kinds
+
+KINDS: dict[str, Callable[[Cfg, Reader], Data]] = {
+    "curves": read_curves,
+    "grid": read_curves,
+    "bars": read_bars,
+    "heatmap": read_heatmap,
+    "scatter": read_scatter,
+    "distribution": read_distribution,
 }
 
 
 def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Draw a figure: figure.png (160 dpi) and figure.svg.
+    """Draw a figure: figure.png (160 dpi), figure.svg, figure.json (all numbers that are drawn) and
+    caption.md.
 
-    cfg: ``kind`` (curves, grid or bars), ``title``, ``seed`` and ``resamples`` of the bootstrap;
-    curves and grid: ``metrics`` [{name, label, log}], ``xlabel``, ``series`` [{label, runs}] or
-    ``panels`` [{title, series}]; bars: ``benchmarks``, ``series`` [{label, evaluations, group}].
-    ``runs`` and ``evaluations`` are names of ``inputs``, one per seed. Returns the values drawn:
-    the last of each curve, or [mean, low, high] of each bar. Raises ``Bad`` on a name that is not
-    there and on evaluations that do not compare.
+    cfg: ``kind``, ``title``, ``caption``, ``seed`` and ``resamples`` of the bootstrap, and by kind:
+
+    - curves: ``metrics`` [{name, label, log}] over steps, ``series``, ``levels`` (series whose
+      final score is a horizontal line), ``xlabel``. A metric ``avg:BENCHMARK`` is accuracy; the
+      benchmark may be ``macro``, or ``each`` for a panel of every one.
+    - grid: the same with ``panels`` [{title, series}] across.
+    - bars: ``benchmarks``, or ``panels`` [{quantity, label, unit, percent, each}]; a quantity is
+      {avg | change | recovery: BENCHMARK}, {metric, at} or {value: NAME | [NAMES] | "advantage_*"}
+      of probes (``opd.quantities``, without what it is of: that is the series). ``each`` words a
+      bar of several values, as "prefix of {} tokens".
+    - heatmap: one of ``metrics`` by step and response position.
+    - scatter: ``x`` and ``y``, each as a panel of bars.
+    - distribution: rewards of right and wrong rollouts of probes; ``panels`` of bars below.
+
+    A series is {arm} or {probe} with an optional label and group, looked up in ``arms`` {NAME:
+    {label, evaluations, base, teacher, run, scores: {STEP: [..]}}} and ``probes`` {NAME: {label,
+    runs}}; or {label, runs, evaluations, group}. All of these name ``inputs``, one per seed.
+    ``published`` [{target, series, metric, at}] are rows of inputs ``targets:PAPER``, marked where
+    the scale is ``comparable``, else named in the caption, as is what is ``missing``.
+
+    Returns the last value of each curve, or [value, low, high] of each bar. Raises ``Bad`` on a
+    name that is not there and on evaluations that do not compare.
     """
-    if cfg["kind"] not in KINDS:
-        raise Bad(f"no kind of figure '{cfg['kind']}'", "kind", f"there are {', '.join(KINDS)}")
-    return KINDS[cfg["kind"]](cfg, Reader(inputs), out)
-
-
-# Tables
-
-MISSING = "–"
-
-
-# Kind of column -> what a row must name for it, and the endings of its columns in the csv.
-_BOUNDED = ("", "_low", "_high")
-COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "avg": (("evaluations",), _BOUNDED),
-    "change": (("evaluations", "base"), _BOUNDED),
-    "recovery": (("evaluations", "base", "teacher"), _BOUNDED),
-    "p": (("evaluations", "base"), ("",)),
-    "pass": (("evaluations",), ("",)),
-    "maj": (("evaluations",), ("",)),
-    "tokens": (("evaluations",), ("",)),
-    "truncated": (("evaluations",), ("",)),
-    "answered": (("evaluations",), ("",)),
-    "first": (("run",), ("",)),
-    "last": (("run",), ("",)),
-    "course": (("run",), ("_first", "_last")),
-}
-
-
-class Cell(NamedTuple):
-    """What a table shows, and its numbers for the csv in the order of the column's endings."""
-
-    text: str
-    numbers: tuple[float, ...]
-
-
-def _parse(spec: str) -> tuple[str, str]:
-    """``kind[:NAME]`` -> kind, name. Raises ``Bad`` on a column that does not exist."""
-    kind, _, name = spec.partition(":")
-    if kind not in COLUMNS:
-        raise Bad(f"no column '{spec}'", "columns", f"there are {', '.join(COLUMNS)}")
-    if COLUMNS[kind][0] == ("run",) and not name:
-        raise Bad(f"column '{spec}' names no metric", "columns", f"write {kind}:METRIC")
-    return kind, name
-
-
-def _cell(spec: str, row: Mapping[str, Any], reader: Reader, cfg: Mapping[str, Any]) -> Cell | None:
-    """The cell of a row in a column; None where the row does not name what the column needs."""
-    kind, name = _parse(spec)
-    where = f"row '{row['label']}'"
-    needs = COLUMNS[kind][0]
-    if not all(row.get(need) for need in needs):
-        return None
-    if needs == ("run",):
-        _, values = reader.metric(row["run"], name, where)
-        logged = [v[~np.isnan(v)] for v in values]
-        if not all(len(v) for v in logged):
-            return None
-        ends = {"_first": float(np.mean([v[0] for v in logged]))}
-        ends["_last"] = float(np.mean([v[-1] for v in logged]))
-        numbers = tuple(v for k, v in ends.items() if kind == "course" or k == f"_{kind}")
-        return Cell(" → ".join(map(_number, numbers)), numbers)
-    models = [reader.evaluations(row[need], where) for need in needs]
-    if len({len(m.seeds) for m in models} - {1}) > 1:
-        raise Bad(
-            f"{', '.join(needs)} have different numbers of seeds",
-            where,
-            "name as many inputs for each, or one",
-        )
-    scores = [m.scores(name or MACRO) for m in models]
-    if kind == "avg":
-        return _bounded(interval(scores[0], *_resampling(cfg)))
-    if kind == "change":
-        return _bounded(difference(scores[0], scores[1], *_resampling(cfg)), signed=True)
-    if kind == "recovery":
-        return _bounded(recovery(scores[0], scores[1], scores[2], *_resampling(cfg)))
-    if kind == "p":
-        value = paired_test(scores[0], scores[1], seed=cfg.get("seed", 0))
-        return Cell(_number(value), (value,))
-    if kind in ("pass", "maj"):
-        found = reader.summary(row["evaluations"], models[0].benchmarks(name or MACRO), kind)
-        return None if found is None else Cell(f"{100 * found:.1f}", (found,))
-    value = float(np.mean([s.mean() for s in models[0].scores(name or MACRO, kind)]))
-    return Cell(f"{value:.0f}" if kind == "tokens" else f"{100 * value:.1f}", (value,))
-
-
-def _bounded(value: Interval | None, signed: bool = False) -> Cell | None:
-    if value is None:
-        return None
-    mean, low, high = (f"{100 * v:{'+' if signed else ''}.1f}".replace("-", "−") for v in value)
-    return Cell(f"{mean} [{low}, {high}]", tuple(value))
-
-
-def _number(value: float) -> str:
-    """Three significant digits, without exponents at usual sizes."""
-    if value == 0 or not 1e-4 <= abs(value) < 1e5:
-        return f"{value:.3g}".replace("-", "−")
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}".replace("-", "−")
-
-
-def _header(spec: str, first: Evaluations | None) -> str:
-    """What a column says above its cells, by default; ``first`` is any evaluation of the table."""
-    kind, name = _parse(spec)
-    words = {
-        "avg": f"{_avg_at(first)} (%)" if first else "avg (%)",
-        "change": "change (points)",
-        "recovery": "gap recovered (%)",
-        "p": "p of the change",
-        "pass": f"pass@{_at(first)} (%)" if first else "pass (%)",
-        "maj": f"maj@{_at(first)} (%)" if first else "maj (%)",
-        "tokens": "response (tokens)",
-        "truncated": "cut off (%)",
-        "answered": "with an answer (%)",
-        "first": f"{label_of(name)}, first step",
-        "last": f"{label_of(name)}, last step",
-        "course": f"{label_of(name)}, first → last step",
-    }[kind]
-    if COLUMNS[kind][0] == ("run",) or first is None or not name:
-        return words
-    return f"{words}, {_benchmark_label(name, first)}"
-
-
-def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Write table.csv (raw numbers, shares from 0 to 1, and digests) and table.md (to be read).
-
-    cfg: ``title``, ``caption``, ``columns`` [kind[:NAME] or {column, label}], ``rows`` [{label,
-    evaluations, base, teacher, run}]; the last four are lists of names of ``inputs``, one per
-    seed; ``seed`` and ``resamples`` of the bootstrap. Columns, over all benchmarks or the one
-    named: avg, change (against ``base``), recovery (of the gap from ``base`` to ``teacher``), p (of
-    the change, a paired permutation test over problems), pass, maj, tokens, truncated, answered;
-    and for a metric of ``run``: first, last, course. The last column of the csv holds
-    role:input=digest (sha256, 12 digits) of every file behind a row. Returns {row: {csv column:
-    number}}. Raises ``Bad`` as ``run_figure`` does.
-    """
+    kind = cfg["kind"]
+    if kind not in KINDS:
+        raise Bad(f"no kind of figure '{kind}'", "kind", f"there are {', '.join(KINDS)}")
+    cfg = _named(cfg)
     reader = Reader(inputs)
-    columns = [c if isinstance(c, dict) else {"column": c} for c in cfg["columns"]]
-    specs = [c["column"] for c in columns]
-    names = [spec.replace(":", "_") + end for spec in specs for end in COLUMNS[_parse(spec)[0]][1]]
-    shown, raw, kept = [], [], {}
-    for row in cfg["rows"]:
-        cells = [_cell(spec, row, reader, cfg) for spec in specs]
-        numbers: list[float | None] = []
-        for spec, cell in zip(specs, cells, strict=True):
-            numbers += cell.numbers if cell else [None] * len(COLUMNS[_parse(spec)[0]][1])
-        used = [
-            f"{role}:{name}={reader.digests[name]}"
-            for role in ("evaluations", "base", "teacher", "run")
-            for name in row.get(role) or []
-            if name in reader.digests
-        ]
-        seeds = max(len(row.get(role) or []) for role in ("evaluations", "run"))
-        # Ten digits: beyond them the order in which a machine adds up may show.
-        written = ["" if number is None else f"{number:.10g}" for number in numbers]
-        raw.append([row["label"], *written, seeds, " ".join(used)])
-        shown.append([row["label"], *(cell.text if cell else MISSING for cell in cells)])
-        kept[row["label"]] = dict(zip(names, map(_json, numbers), strict=True))
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["row", *names, "seeds", "digests"], *raw])
-    (out / "table.csv").write_text(text.getvalue())
-    headers = [c.get("label") or _header(c["column"], reader.first) for c in columns]
-    lines = [f"**{cfg['title']}**", ""] if cfg.get("title") else []
-    lines += [cfg["caption"].strip(), ""] if cfg.get("caption") else []
-    lines += [_line(["", *headers]), _line(["---", *["---:"] * len(headers)])]
-    lines += [*map(_line, shown), "", _note(cfg, reader), ""]
-    (out / "table.md").write_text("\n".join(lines))
-    return kept
+    drawn = "curves" if kind == "grid" else kind
+    data = {"kind": drawn, "title": cfg.get("title"), **KINDS[kind](cfg, reader)}
+    _publish(data, cfg, inputs)
+    # What is drawn is what is written.
+    data = json.loads(json.dumps(data, allow_nan=False))
+    draw(data, out)
+    tables.write_json(out / "figure.json", data)
+    tables.write_text(out / "caption.md", _caption(data, cfg))
+    return _summary(data)
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _note(cfg: Mapping[str, Any], reader: Reader) -> str:
-    """What the numbers of a table are, and how far they reach."""
-    seeds = {len(row[k]) for row in cfg["rows"] for k in ("evaluations", "run") if row.get(k)}
-    parts = []
-    if reader.first:
-        shape = reader.first.shape().items()
-        each = ", ".join(f"{name} {len(problems)} × {k}" for name, (problems, k) in shape)
-        if len(shape) > 1:
-            parts.append("Where a column names no benchmark: the unweighted mean of all.")
-        parts.append(
-            f"Problems × samples: {each}. In brackets: 95 % intervals from {_resampling(cfg)[0]} "
-            "bootstrap draws of seeds and problems, paired where two models are compared."
-        )
-    if seeds == {1}:
-        parts.append("One seed: how training runs differ from each other is not in the intervals.")
-    else:
-        counts = " or ".join(map(str, sorted(seeds)))
-        parts.append(f"Seeds: {counts}; so few understate how much training runs differ.")
-    parts.append(f"{MISSING}: does not apply. Raw numbers and digests are in the csv file.")
-    return " ".join(parts)
-
-
-# Shared by figures and tables
-
-
-def _resampling(cfg: Mapping[str, Any]) -> tuple[int, int]:
-    return cfg.get("resamples", RESAMPLES), cfg.get("seed", 0)
-
-
-def _benchmark_label(name: str, evaluations: Evaluations) -> str:
-    names = evaluations.benchmarks(name)
-    if name != MACRO:
-        return name
-    return names[0] if len(names) == 1 else f"mean of {len(names)} benchmarks"
-
-
-def _at(evaluations: Evaluations) -> str:
-    return "/".join(str(k) for k in evaluations.samples())
-
-
-def _avg_at(evaluations: Evaluations) -> str:
-    return f"avg@{_at(evaluations)}"
-
-
-def _json(value: float | None) -> float | None:
-    """A number as a manifest holds it: short, and no NaN, which JSON does not know."""
-    return None if value is None or math.isnan(value) else round(float(value), 6)
+def _summary(data: Data) -> dict[str, Any]:
+    """The few numbers of a figure that its manifest holds."""
+    found: dict[str, Any] = {}
+    several = len(data.get("groups", [])) > 1
+    for panel in data.get("panels", []) + data.get("bars", []):
+        shown = found.setdefault(panel["group"], {}) if several else found
+        for line in panel.get("lines", []):
+            shown.setdefault(line["label"], {})[panel["metric"]] = line["last"]
+        for bar in panel.get("bars", []):
+            values = [bar[key] for key in ("value", "low", "high")]
+            shown.setdefault(bar["label"], {})[bar["metric"]] = values
+    for point in data.get("points", []):
+        found[point["label"]] = {side: point[side]["value"] for side in ("x", "y")}
+    return found

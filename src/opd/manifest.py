@@ -47,7 +47,7 @@ VERBS = {
     "opd": "opd.training.distill:run",
     "keep": "opd.keep:run",
     "evaluate": "opd.evaluation:run",
-    "table": "opd.figures:run_table",
+    "table": "opd.report_tables:run_table",
     "figure": "opd.figures:run_figure",
     "claims": "opd.claims:run",
 }

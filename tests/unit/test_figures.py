@@ -11,8 +11,10 @@ import pytest
 
 from opd import tables
 from opd.errors import Bad
-from opd.figures import label_of, run_figure, run_table
+from opd.figures import run_figure
+from opd.labels import label_of
 from opd.measured import Reader, read_answers, read_metrics
+from opd.report_tables import run_table
 
 
 def evaluation(folder: Path, right: dict[str, list[int]], samples: int = 4) -> Path:
@@ -216,7 +218,7 @@ def test_same_inputs_same_bytes(tmp_path: Path, inputs: dict[str, Path], name: s
         out.mkdir()
         run_figure(FIGURES[name], inputs, out)
         made.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
-    assert list(made[0]) == ["figure.png", "figure.svg"]
+    assert list(made[0]) == ["caption.md", "figure.json", "figure.png", "figure.svg"]
     assert made[0] == made[1]
 
 
@@ -237,7 +239,7 @@ def test_a_figure_returns_what_it_shows(tmp_path: Path, inputs: dict[str, Path])
     shown = run_figure(FIGURES["grid"], inputs, tmp_path)
     assert shown["b"] == {"one": {"overlap_ratio": 0.9, "kl_nats": 0.1}}
     shown = run_figure(FIGURES["bars"], inputs, tmp_path)
-    mean, low, high = shown["distilled"]["hard"]
+    mean, low, high = shown["distilled"]["avg:hard"]
     assert mean == 0.4375 and 0 <= low < mean < high <= 1
 
 

@@ -1,0 +1,31 @@
+"""Numbers as papers print them: ``0.72``, ``0.58-0.60``, ``>0.80``, ``~0.85``."""
+
+import re
+from typing import NamedTuple
+
+_NUMBER = r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
+_TEXT = re.compile(
+    rf"(?P<bound>>=|<=|[<>~≥≤≈])?\s*(?P<low>{_NUMBER})(?:\s*[-–]\s*(?P<high>{_NUMBER}))?"
+)
+
+
+class Published(NamedTuple):
+    """A published value: ``low`` equals ``high`` unless it is a range.
+
+    ``bound`` is ``>`` or ``<`` where only a side is given, ``~`` where it is rough, else empty.
+    """
+
+    low: float
+    high: float
+    bound: str
+
+
+def parse(text: str) -> Published | None:
+    """A printed number with what is said of it; None for words, as ``stagnant``."""
+    found = _TEXT.fullmatch(str(text).strip())
+    if not found:
+        return None
+    sign = (found["bound"] or "")[:1]
+    bound = {"≥": ">", "≤": "<", "≈": "~"}.get(sign, sign)
+    low = float(found["low"])
+    return Published(low, low if found["high"] is None else float(found["high"]), bound)

@@ -1,0 +1,195 @@
+"""Tables: models in rows, and what was measured of them in columns.
+
+A row names one input per seed (``opd.measured`` reads them). Same inputs, same bytes.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from opd.errors import Bad
+from opd.intervals import Interval, difference, interval, paired_test, recovery
+from opd.labels import avg_at, benchmark_label, label_of, number, plain, resampling, samples_at
+from opd.measured import MACRO, Evaluations, Reader
+
+MISSING = "–"
+
+
+# Kind of column -> what a row must name for it, and the endings of its columns in the csv.
+_BOUNDED = ("", "_low", "_high")
+COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "avg": (("evaluations",), _BOUNDED),
+    "change": (("evaluations", "base"), _BOUNDED),
+    "recovery": (("evaluations", "base", "teacher"), _BOUNDED),
+    "p": (("evaluations", "base"), ("",)),
+    "pass": (("evaluations",), ("",)),
+    "maj": (("evaluations",), ("",)),
+    "tokens": (("evaluations",), ("",)),
+    "truncated": (("evaluations",), ("",)),
+    "answered": (("evaluations",), ("",)),
+    "first": (("run",), ("",)),
+    "last": (("run",), ("",)),
+    "course": (("run",), ("_first", "_last")),
+}
+
+
+class Cell(NamedTuple):
+    """What a table shows, and its numbers for the csv in the order of the column's endings."""
+
+    text: str
+    numbers: tuple[float, ...]
+
+
+def _parse(spec: str) -> tuple[str, str]:
+    """``kind[:NAME]`` -> kind, name. Raises ``Bad`` on a column that does not exist."""
+    kind, _, name = spec.partition(":")
+    if kind not in COLUMNS:
+        raise Bad(f"no column '{spec}'", "columns", f"there are {', '.join(COLUMNS)}")
+    if COLUMNS[kind][0] == ("run",) and not name:
+        raise Bad(f"column '{spec}' names no metric", "columns", f"write {kind}:METRIC")
+    return kind, name
+
+
+def _cell(spec: str, row: Mapping[str, Any], reader: Reader, cfg: Mapping[str, Any]) -> Cell | None:
+    """The cell of a row in a column; None where the row does not name what the column needs."""
+    kind, name = _parse(spec)
+    where = f"row '{row['label']}'"
+    needs = COLUMNS[kind][0]
+    if not all(row.get(need) for need in needs):
+        return None
+    if needs == ("run",):
+        _, values = reader.metric(row["run"], name, where)
+        logged = [v[~np.isnan(v)] for v in values]
+        if not all(len(v) for v in logged):
+            return None
+        ends = {"_first": float(np.mean([v[0] for v in logged]))}
+        ends["_last"] = float(np.mean([v[-1] for v in logged]))
+        numbers = tuple(v for k, v in ends.items() if kind == "course" or k == f"_{kind}")
+        return Cell(" → ".join(map(number, numbers)), numbers)
+    models = [reader.evaluations(row[need], where) for need in needs]
+    if len({len(m.seeds) for m in models} - {1}) > 1:
+        raise Bad(
+            f"{', '.join(needs)} have different numbers of seeds",
+            where,
+            "name as many inputs for each, or one",
+        )
+    scores = [m.scores(name or MACRO) for m in models]
+    if kind == "avg":
+        return _bounded(interval(scores[0], *resampling(cfg)))
+    if kind == "change":
+        return _bounded(difference(scores[0], scores[1], *resampling(cfg)), signed=True)
+    if kind == "recovery":
+        return _bounded(recovery(scores[0], scores[1], scores[2], *resampling(cfg)))
+    if kind == "p":
+        value = paired_test(scores[0], scores[1], seed=cfg.get("seed", 0))
+        return Cell(number(value), (value,))
+    if kind in ("pass", "maj"):
+        found = reader.summary(row["evaluations"], models[0].benchmarks(name or MACRO), kind)
+        return None if found is None else Cell(f"{100 * found:.1f}", (found,))
+    value = float(np.mean([s.mean() for s in models[0].scores(name or MACRO, kind)]))
+    return Cell(f"{value:.0f}" if kind == "tokens" else f"{100 * value:.1f}", (value,))
+
+
+def _bounded(value: Interval | None, signed: bool = False) -> Cell | None:
+    if value is None:
+        return None
+    mean, low, high = (f"{100 * v:{'+' if signed else ''}.1f}".replace("-", "−") for v in value)
+    return Cell(f"{mean} [{low}, {high}]", tuple(value))
+
+
+def _header(spec: str, first: Evaluations | None) -> str:
+    """What a column says above its cells, by default; ``first`` is any evaluation of the table."""
+    kind, name = _parse(spec)
+    words = {
+        "avg": f"{avg_at(first)} (%)" if first else "avg (%)",
+        "change": "change (points)",
+        "recovery": "gap recovered (%)",
+        "p": "p of the change",
+        "pass": f"pass@{samples_at(first)} (%)" if first else "pass (%)",
+        "maj": f"maj@{samples_at(first)} (%)" if first else "maj (%)",
+        "tokens": "response (tokens)",
+        "truncated": "cut off (%)",
+        "answered": "with an answer (%)",
+        "first": f"{label_of(name)}, first step",
+        "last": f"{label_of(name)}, last step",
+        "course": f"{label_of(name)}, first → last step",
+    }[kind]
+    if COLUMNS[kind][0] == ("run",) or first is None or not name:
+        return words
+    return f"{words}, {benchmark_label(name, first)}"
+
+
+def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Write table.csv (raw numbers, shares from 0 to 1, and digests) and table.md (to be read).
+
+    cfg: ``title``, ``caption``, ``columns`` [kind[:NAME] or {column, label}], ``rows`` [{label,
+    evaluations, base, teacher, run}]; the last four are lists of names of ``inputs``, one per
+    seed; ``seed`` and ``resamples`` of the bootstrap. Columns, over all benchmarks or the one
+    named: avg, change (against ``base``), recovery (of the gap from ``base`` to ``teacher``), p (of
+    the change, a paired permutation test over problems), pass, maj, tokens, truncated, answered;
+    and for a metric of ``run``: first, last, course. The last column of the csv holds
+    role:input=digest (sha256, 12 digits) of every file behind a row. Returns {row: {csv column:
+    number}}. Raises ``Bad`` as ``opd.figures.run_figure`` does.
+    """
+    reader = Reader(inputs)
+    columns = [c if isinstance(c, dict) else {"column": c} for c in cfg["columns"]]
+    specs = [c["column"] for c in columns]
+    names = [spec.replace(":", "_") + end for spec in specs for end in COLUMNS[_parse(spec)[0]][1]]
+    shown, raw, kept = [], [], {}
+    for row in cfg["rows"]:
+        cells = [_cell(spec, row, reader, cfg) for spec in specs]
+        numbers: list[float | None] = []
+        for spec, cell in zip(specs, cells, strict=True):
+            numbers += cell.numbers if cell else [None] * len(COLUMNS[_parse(spec)[0]][1])
+        used = [
+            f"{role}:{name}={reader.digests[name]}"
+            for role in ("evaluations", "base", "teacher", "run")
+            for name in row.get(role) or []
+            if name in reader.digests
+        ]
+        seeds = max(len(row.get(role) or []) for role in ("evaluations", "run"))
+        # Ten digits: beyond them the order in which a machine adds up may show.
+        written = ["" if number is None else f"{number:.10g}" for number in numbers]
+        raw.append([row["label"], *written, seeds, " ".join(used)])
+        shown.append([row["label"], *(cell.text if cell else MISSING for cell in cells)])
+        kept[row["label"]] = dict(zip(names, map(plain, numbers), strict=True))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([["row", *names, "seeds", "digests"], *raw])
+    (out / "table.csv").write_text(text.getvalue())
+    headers = [c.get("label") or _header(c["column"], reader.first) for c in columns]
+    lines = [f"**{cfg['title']}**", ""] if cfg.get("title") else []
+    lines += [cfg["caption"].strip(), ""] if cfg.get("caption") else []
+    lines += [_line(["", *headers]), _line(["---", *["---:"] * len(headers)])]
+    lines += [*map(_line, shown), "", _note(cfg, reader), ""]
+    (out / "table.md").write_text("\n".join(lines))
+    return kept
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _note(cfg: Mapping[str, Any], reader: Reader) -> str:
+    """What the numbers of a table are, and how far they reach."""
+    seeds = {len(row[k]) for row in cfg["rows"] for k in ("evaluations", "run") if row.get(k)}
+    parts = []
+    if reader.first:
+        shape = reader.first.shape().items()
+        each = ", ".join(f"{name} {len(problems)} × {k}" for name, (problems, k) in shape)
+        if len(shape) > 1:
+            parts.append("Where a column names no benchmark: the unweighted mean of all.")
+        parts.append(
+            f"Problems × samples: {each}. In brackets: 95 % intervals from {resampling(cfg)[0]} "
+            "bootstrap draws of seeds and problems, paired where two models are compared."
+        )
+    if seeds == {1}:
+        parts.append("One seed: how training runs differ from each other is not in the intervals.")
+    else:
+        counts = " or ".join(map(str, sorted(seeds)))
+        parts.append(f"Seeds: {counts}; so few understate how much training runs differ.")
+    parts.append(f"{MISSING}: does not apply. Raw numbers and digests are in the csv file.")
+    return " ".join(parts)
