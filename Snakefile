@@ -9,6 +9,7 @@
 #   pairs/DATA/[sSEED/]                SFT data
 #   models/MODEL/[sSEED/]              checkpoints (no seed: fetched), with their training metrics
 #   generations/GENERATION/sSEED/      rollouts
+#   probes/PROBE/sSEED/                what a pair of models shows without training
 #   evaluations/EVALUATION/MODEL/sSEED/  graded samples and a summary
 #   figures/FIGURE.{png,svg}  tables/TABLE.{csv,md}
 #   logs/ benchmarks/                  one file per job, same path as the artifact
@@ -31,6 +32,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/generate.smk"
+include: "workflow/rules/probe.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 

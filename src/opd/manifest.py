@@ -45,6 +45,9 @@ VERBS = {
     "grpo": "opd.training.grpo:run",
     "opd": "opd.training.distill:run",
     "evaluate": "opd.evaluation:run",
+    "pair": "opd.probes.pair:run",
+    "continuation": "opd.probes.continuation:run",
+    "indicators": "opd.probes.preflight:run",
     "table": "opd.figures:run_table",
     "figure": "opd.figures:run_figure",
 }
@@ -53,7 +56,7 @@ VERBS = {
 RESUMES = ("sft", "grpo", "opd")
 
 # These keep parts of their work for every later run: they get a folder of the store that stays.
-CACHES = ("embed", "generate", "evaluate")
+CACHES = ("embed", "generate", "evaluate", "continuation", "indicators")
 
 # Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
 PACKAGES = (

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -25,6 +26,15 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMode
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError) as error:
         raise Bad(f"no usable weights ({error})", str(path), "make or fetch them again") from error
+
+
+def vocabulary_rows(path: Path) -> int:
+    """Rows of a checkpoint's embedding, as its settings say."""
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise Bad(f"no usable settings ({error})", str(path), "make or fetch it again") from error
+    return int(config.get_text_config().vocab_size)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -54,24 +64,33 @@ def require_same_tokenizer(
             )
 
 
-def trim_vocabularies(
-    student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Cut the wider of two embeddings and heads to the ids that both have.
+def shared_vocabulary(student: int, teacher: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many ids both models have, of the rows of their embeddings.
 
     Models of one tokenizer may be padded differently (151,936 and 152,064 rows for the 1.5B and 7B
     R1-Distill models); the rows beyond the shorter belong to no token. Raises ``Bad`` where one
     would.
     """
-    sizes = [m.get_input_embeddings().weight.shape[0] for m in (student, teacher)]
-    shared, needed = min(sizes), max(tokenizer.get_vocab().values()) + 1
+    shared, needed = min(student, teacher), max(tokenizer.get_vocab().values()) + 1
     if shared < needed:
         raise Bad(
-            f"{sizes[0]} embeddings of the student and {sizes[1]} of the teacher do not hold the "
+            f"{student} embeddings of the student and {teacher} of the teacher do not hold the "
             f"tokenizer's {needed} ids",
-            "student" if sizes[0] == shared else "teacher",
+            "student" if student == shared else "teacher",
             "use weights that belong to this tokenizer",
         )
+    return shared
+
+
+def trim_vocabularies(
+    student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Cut the wider of two embeddings and heads to the ids that both have.
+
+    Raises ``Bad`` as ``shared_vocabulary`` does.
+    """
+    sizes = [m.get_input_embeddings().weight.shape[0] for m in (student, teacher)]
+    shared = shared_vocabulary(sizes[0], sizes[1], tokenizer)
     for model, size in zip((student, teacher), sizes, strict=True):
         if size > shared:
             model.resize_token_embeddings(shared, mean_resizing=False)
