@@ -218,7 +218,8 @@ def _by_depth(
     """The continuation advantage at four depths, on the rollouts that are longer than the deepest;
     and what these depths are."""
     lengths = np.array([len(row["token_ids"]) for row in rollouts])
-    deepest = min(int(np.percentile(lengths, DEEPEST)), lengths.max() - 1)
+    # Many may be of one length: those are kept, too.
+    deepest = int(np.percentile(lengths, DEEPEST)) - 1
     depths: dict[int, int] = {}  # by prefix; of equal ones the first
     for i, part in enumerate(DEPTHS):
         depths.setdefault(max(1, int(deepest * part)), i + 1)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 Outlook = Literal["likely to help", "unlikely to help", "likely to harm", "unclear"]
 Found = Mapping[str, Mapping[str, Any]]  # name -> value, low, high, n
 
-# The deepest prefix is as long as the shortest DEEPEST % of the rollouts; the others are to it as
+# The deepest prefix is shorter than all but DEEPEST % of the rollouts; the others are to it as
 # the paper's 1K, 4K and 8K to its 16K tokens.
 DEEPEST = 25
 DEPTHS = (1 / 16, 1 / 4, 1 / 2, 1)
@@ -31,8 +31,9 @@ def outlook(values: Found) -> tuple[Outlook, str]:
        least depth, is below the student's (interval below zero). It will be imitated all the same.
     2. unlikely to help: either model has less than FOREIGN of its mass on shared tokens.
     3. unlikely to help: KL below LITTLE_NATS, or an advantage that is below USABLE (interval).
-    4. likely to help: the advantage is above zero (interval), and both masses are at least
-       FAMILIAR.
+    4. likely to help: the advantage is above zero (interval), both masses are at least FAMILIAR,
+       and where there are right and wrong rollouts the reward tells them apart (AUROC above one
+       half, interval).
     5. unclear.
 
     values: ``draws.summary`` of what ``preflight.run`` measured.
@@ -75,6 +76,13 @@ def outlook(values: Found) -> tuple[Outlook, str]:
             "unlikely to help",
             "From the student's own first tokens the teacher does no better than the student: it "
             "has nothing new to teach on these prompts.",
+        )
+    auroc = values.get("auroc")
+    if shallow["low"] > 0 and auroc and auroc["value"] is not None and auroc["low"] <= 0.5:
+        return (
+            "unclear",
+            "The teacher does better than the student from its first tokens, but its reward does "
+            "not tell right rollouts from wrong ones.",
         )
     if shallow["low"] > 0 and mass >= FAMILIAR:
         return (
@@ -208,9 +216,9 @@ def _markdown(whole: Mapping[str, Any]) -> str:
             "The paper gives no thresholds and forecasts nothing. The outlook follows rules of our "
             "own: likely to harm, the teacher is below the student; unlikely to help, shared mass "
             f"below {FOREIGN}, KL below {LITTLE_NATS} nats, or an advantage below {USABLE}; likely "
-            f"to help, an advantage above zero and shared mass of {FAMILIAR} or more. Shares and "
-            "advantages count by the bounds of their 95 % intervals over prompts, the advantage at "
-            "the least depth. A larger teacher of the student's own pipeline may pass and still "
+            f"to help, an advantage above zero, shared mass of {FAMILIAR} or more and an AUROC above "
+            "0.5. Shares, advantages and AUROC count by the bounds of their 95 % intervals over "
+            "prompts, the advantage at the least depth. A larger teacher of the student's own pipeline may pass and still "
             "teach little: in the paper such a pair looked as good as others at its start."
         ),
     ]
@@ -222,7 +230,7 @@ def _indicator_rows(whole: Mapping[str, Any]) -> list[list[str]]:
     rows = [["indicator", "this pair", "95 % interval", "paper: success", "paper: failure"]]
     published = ("+0.37 (1K)", "+0.27 (4K)", "+0.15 (8K)", "+0.02 (16K)")
     advantages = [
-        (one["name"], f"advantage after {one['prefix']} tokens", published[one["depth"] - 1], "")
+        (one["name"], f"advantage, prefix of {one['prefix']:,}", published[one["depth"] - 1], "")
         for one in whole["depths"]
     ]
     for name, title, success, failure in (*_PAPER, *advantages, _REWARD):
