@@ -216,10 +216,11 @@ def _markdown(whole: Mapping[str, Any]) -> str:
             "The paper gives no thresholds and forecasts nothing. The outlook follows rules of our "
             "own: likely to harm, the teacher is below the student; unlikely to help, shared mass "
             f"below {FOREIGN}, KL below {LITTLE_NATS} nats, or an advantage below {USABLE}; likely "
-            f"to help, an advantage above zero, shared mass of {FAMILIAR} or more and an AUROC above "
-            "0.5. Shares, advantages and AUROC count by the bounds of their 95 % intervals over "
-            "prompts, the advantage at the least depth. A larger teacher of the student's own pipeline may pass and still "
-            "teach little: in the paper such a pair looked as good as others at its start."
+            f"to help, an advantage above zero, shared mass of {FAMILIAR} or more and an AUROC "
+            "above 0.5. Shares, advantages and AUROC count by the bounds of their 95 % intervals "
+            "over prompts, the advantage at the least depth. A larger teacher of the student's own "
+            "pipeline may pass and still teach little: in the paper such a pair looked as good as "
+            "others at its start."
         ),
     ]
     return "\n".join(lines) + "\n"
