@@ -10,6 +10,7 @@
 #   models/MODEL/[sSEED/]              checkpoints (no seed: fetched), with their training metrics
 #   models/MODEL@STEP/sSEED/           the weights after a step that keep_steps names
 #   generations/GENERATION/sSEED/      rollouts
+#   probes/PROBE/sSEED/                what a pair of models shows without training
 #   evaluations/EVALUATION/MODEL/sSEED/  graded samples and a summary
 #   figures/FIGURE.{png,svg}  tables/TABLE.{csv,md}  claims.{html,md,json}
 #   logs/ benchmarks/                  one file per job, same path as the artifact
@@ -32,6 +33,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/generate.smk"
+include: "workflow/rules/probe.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 

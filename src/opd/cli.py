@@ -48,12 +48,47 @@ def _parser() -> argparse.ArgumentParser:
         )
         stage.add_argument("--store", type=Path, default=Path("results/.store"))
     verbs.add_parser("schema", help="print the JSON schema of a config")
+    before = verbs.add_parser(
+        "preflight", help="what a few dozen rollouts say of a student and a teacher, untrained"
+    )
+    for name, about in (("student", "model folder"), ("teacher", "model folder")):
+        before.add_argument(f"--{name}", type=Path, required=True, help=about)
+    before.add_argument(
+        "--prompts",
+        type=Path,
+        required=True,
+        help="prompts.parquet, or lines of JSON with question, answer and prompt",
+    )
+    before.add_argument("--n", type=int, default=48, help="prompts, the first of them")
+    before.add_argument("--samples", type=int, default=4, help="rollouts of each")
+    before.add_argument("--max-new-tokens", type=int, default=7168)
+    before.add_argument("--max-prompt-tokens", type=int, default=1024)
+    before.add_argument("--temperature", type=float, default=1.0)
+    before.add_argument("--grader", help="world, choice, rule or math_verify; nothing if not given")
+    before.add_argument("--k", type=int, default=16, help="size of the top k sets")
+    before.add_argument("--chat-template", type=json.loads, default={}, metavar="JSON")
+    before.add_argument("--backend", default="transformers", help="transformers or vllm")
+    before.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    before.add_argument("--seed", type=int, default=0)
+    before.add_argument("--out", type=Path, help="folder that keeps all of it")
     watch = verbs.add_parser("watch", help="show a training run step by step as it goes")
     watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
     lock = verbs.add_parser("lock", help="ask the hub for the commits of a config's objects")
     lock.add_argument("config", nargs="+", type=Path, help="config files, later ones on top")
     lock.add_argument("--lock", type=Path, default=Path("config/hub.lock.yaml"))
     return parser
+
+
+def _preflight(arguments: argparse.Namespace) -> str:
+    from opd.probes.preflight import preflight
+
+    given = vars(arguments)
+    same = ("n", "samples", "max_new_tokens", "max_prompt_tokens", "temperature", "grader")
+    cfg = {name: given[name] for name in (*same, "backend", "dtype", "seed")}
+    cfg["metrics_k"], cfg["chat_template_kwargs"] = arguments.k, arguments.chat_template
+    cfg["threads"] = len(os.sched_getaffinity(0))
+    folders = (arguments.student, arguments.teacher, arguments.prompts, arguments.out)
+    return preflight(*folders, cfg)
 
 
 def _lock(configs: list[Path], path: Path) -> None:
@@ -90,6 +125,9 @@ def main(argv: list[str] | None = None) -> None:
 
             for line in watch(arguments.folder):
                 print(line, flush=True)
+            return
+        if arguments.verb == "preflight":
+            print(_preflight(arguments), end="")
             return
         if arguments.verb == "lock":
             _lock(arguments.config, arguments.lock)

@@ -47,6 +47,9 @@ VERBS = {
     "opd": "opd.training.distill:run",
     "keep": "opd.keep:run",
     "evaluate": "opd.evaluation:run",
+    "pair": "opd.probes.pair:run",
+    "continuation": "opd.probes.continuation:run",
+    "indicators": "opd.probes.preflight:run",
     "table": "opd.report_tables:run_table",
     "figure": "opd.figures:run_figure",
     "claims": "opd.claims:run",
@@ -56,7 +59,7 @@ VERBS = {
 RESUMES = ("sft", "grpo", "opd")
 
 # These keep parts of their work for every later run: they get a folder of the store that stays.
-CACHES = ("embed", "generate", "evaluate")
+CACHES = ("embed", "generate", "evaluate", "continuation", "indicators")
 
 # Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
 PACKAGES = (

@@ -109,8 +109,23 @@ SCORES = _nullable(
 )
 # position: the first token of a bin of response positions; empty for the mean over all of them.
 METRICS = _nullable(_schema(step=_I, name=_S, position=_I, value=_F), "position")
-# What probes measure: bootstrap draws of each value.
+# What probes measure: bootstrap draws of each value; every rollout with its sequence mean reward;
+# every continuation of a rollout's first ``prefix`` tokens, by the teacher or the student.
 DRAWS = _schema(name=_S, draws=pa.list_(_F))
+ROLLOUTS = _nullable(
+    _schema(id=_S, sample=_I, tokens=_I, reward_nats=_F, correct=pa.bool_()), "correct"
+)
+CONTINUATIONS = _schema(
+    id=_S,
+    sample=_I,
+    prefix=_I,
+    by=_S,
+    continuation=_I,
+    response=_S,
+    tokens=_I,
+    finish=_S,
+    correct=pa.bool_(),
+)
 
 
 def prompt(

@@ -242,7 +242,7 @@ def test_head_of_a_family_that_scales_and_caps_its_logits() -> None:
     )
 
     from opd.losses import head_logits
-    from opd.training.distill import head_of
+    from opd.models import head_of
 
     torch.manual_seed(0)
     small = {

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from opd import tables
 from opd.errors import Bad
+from opd.models import load_tokenizer
 from opd.training import sft
-from opd.training.common import load_tokenizer
 
 # As Qwen3's chat template: an empty think block before an answer without one, always when answered,
 # and in the prompt where thinking is off.

@@ -10,9 +10,7 @@ import datasets
 import torch
 import transformers
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -41,25 +39,6 @@ def prepare(cfg: Mapping[str, Any]) -> None:
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(cfg.get("threads", 1))
     set_seed(cfg["seed"])
-
-
-def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model; what is trained is held in float32, whatever it computes in."""
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise Bad(f"no usable weights ({error})", str(path), "make or fetch them again") from error
-
-
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, padding on the left as generation needs it."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    except (OSError, ValueError) as error:
-        raise Bad(f"no usable tokenizer ({error})", str(path), "make or fetch it again") from error
-    if tokenizer.chat_template is None:
-        raise Bad("the tokenizer has no chat template", str(path), "use a model that has one")
-    return tokenizer
 
 
 def arguments(cfg: Mapping[str, Any], sequences: int, scratch: Path) -> dict[str, Any]:
@@ -166,22 +145,6 @@ def require_prompts(found: int, needed: int, path: Path) -> None:
             str(path / "prompts.parquet"),
             "lower prompts_per_step or make a larger prompt set",
         )
-
-
-def require_same_tokenizer(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
-) -> None:
-    """Raise ``Bad`` naming the lowest token id on which two tokenizers differ."""
-    ours = {i: token for token, i in student.get_vocab().items()}
-    theirs = {i: token for token, i in teacher.get_vocab().items()}
-    for i in sorted(ours.keys() | theirs.keys()):
-        if ours.get(i) != theirs.get(i):
-            raise Bad(
-                f"student and teacher have different tokenizers: token {i} is {ours.get(i)!r} for "
-                f"the student and {theirs.get(i)!r} for the teacher",
-                "teacher",
-                "use a teacher that shares the student's tokenizer",
-            )
 
 
 def train(

@@ -7,55 +7,24 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
 from opd import collapse, metrics
 from opd.errors import Bad
 from opd.loss_spec import LossSpec, loss_spec
 from opd.losses import CHUNK_ELEMENTS, Head, aggregate, fused_token_loss, head_logits
+from opd.models import (
+    head_of,
+    load_model,
+    load_tokenizer,
+    require_same_thinking,
+    require_same_tokenizer,
+    teacher_kwargs,
+    trim_vocabularies,
+)
 from opd.training import common, launch
 from opd.training.resume import Record
-
-
-def trim_vocabularies(
-    student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Cut the wider of two embeddings and heads to the ids that both have.
-
-    Models of one tokenizer may be padded differently (151,936 and 152,064 rows for the 1.5B and 7B
-    R1-Distill models); the rows beyond the shorter belong to no token. Raises ``Bad`` where one
-    would.
-    """
-    sizes = [m.get_input_embeddings().weight.shape[0] for m in (student, teacher)]
-    shared, needed = min(sizes), max(tokenizer.get_vocab().values()) + 1
-    if shared < needed:
-        raise Bad(
-            f"{sizes[0]} embeddings of the student and {sizes[1]} of the teacher do not hold the "
-            f"tokenizer's {needed} ids",
-            "student" if sizes[0] == shared else "teacher",
-            "use weights that belong to this tokenizer",
-        )
-    for model, size in zip((student, teacher), sizes, strict=True):
-        if size > shared:
-            model.resize_token_embeddings(shared, mean_resizing=False)
-
-
-def head_of(model: PreTrainedModel) -> Head:
-    """A model's output layer with what its family does to logits (as TRL's trainer reads it)."""
-    layer, config = model.get_output_embeddings(), model.config.get_text_config()
-    scale = None
-    for key in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        scale = scale if scale is not None else getattr(config, key, None)
-    scaling = getattr(config, "logits_scaling", None)
-    if scale is None and scaling is not None:
-        scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
-    return Head(
-        layer.weight,
-        layer.bias,
-        1.0 if scale is None else float(scale),
-        getattr(config, "final_logit_softcapping", None),
-    )
 
 
 class Trainer(DistillationTrainer):
@@ -82,7 +51,7 @@ class Trainer(DistillationTrainer):
                 return_dict=True,
                 padding=True,
                 return_tensors="pt",
-                **_teacher_kwargs(self.cfg),
+                **teacher_kwargs(self.cfg),
             ).to(batch["prompt_ids"].device)
             batch["teacher_prompt_ids"] = encoded["input_ids"]
             batch["teacher_prompt_mask"] = encoded["attention_mask"]
@@ -234,7 +203,7 @@ def _teacher_prompts(
         chats,
         add_generation_prompt=True,
         return_dict=True,
-        **_teacher_kwargs(cfg),
+        **teacher_kwargs(cfg),
     )["input_ids"]
     for tokens, row in zip(ids, rows, strict=True):
         if len(tokens) > limit:
@@ -244,35 +213,6 @@ def _teacher_prompts(
                 "raise max_teacher_prompt_tokens or shorten the template",
             )
     return chats
-
-
-def _teacher_kwargs(cfg: dict[str, Any]) -> dict[str, Any]:
-    given = cfg.get("teacher_chat_template_kwargs")
-    return (cfg.get("chat_template_kwargs") or {}) if given is None else given
-
-
-def _require_same_thinking(cfg: dict[str, Any], student: Any, teacher: Any) -> None:
-    """Raise ``Bad`` where one model is asked to think and the other is not: the teacher would judge
-    every first token by the other mode's habits."""
-
-    def mode(tokenizer: Any, kwargs: dict[str, Any]) -> str:
-        chat = [{"role": "user", "content": "?"}]
-        text = tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=False, **kwargs
-        )
-        asked = text.rpartition("?")[2]
-        if "</think>" in asked:
-            return "off"
-        return "on" if "<think>" in asked else "left to the model"
-
-    ours = mode(student, cfg.get("chat_template_kwargs") or {})
-    theirs = mode(teacher, _teacher_kwargs(cfg))
-    if ours != theirs:
-        raise Bad(
-            f"thinking is {ours} for the student and {theirs} for the teacher",
-            "chat_template",
-            "give both models the same chat_template options (as enable_thinking: false)",
-        )
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
@@ -296,10 +236,10 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         return launch.launch(__name__, cfg, inputs, out, scratch)
     common.prepare(cfg)
     spec = loss_spec(cfg["loss"])
-    tokenizer = common.load_tokenizer(inputs["student"])
-    theirs = common.load_tokenizer(inputs["teacher"])
-    common.require_same_tokenizer(tokenizer, theirs)
-    _require_same_thinking(cfg, tokenizer, theirs)
+    tokenizer = load_tokenizer(inputs["student"])
+    theirs = load_tokenizer(inputs["teacher"])
+    require_same_tokenizer(tokenizer, theirs)
+    require_same_thinking(cfg, tokenizer, theirs)
     template_kwargs = cfg.get("chat_template_kwargs") or {}
     conversations, rows = common.chats(
         inputs["prompts"], tokenizer, cfg["max_prompt_tokens"], template_kwargs
@@ -307,15 +247,15 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     common.require_prompts(len(rows), cfg["prompts_per_step"], inputs["prompts"])
     used = len(rows) - len(rows) % cfg["prompts_per_step"]
     examples: dict[str, list[common.Chat]] = {"prompt": conversations}
-    if cfg.get("teacher_template") or _teacher_kwargs(cfg) != template_kwargs:
+    if cfg.get("teacher_template") or teacher_kwargs(cfg) != template_kwargs:
         examples["teacher_prompt"] = _teacher_prompts(cfg, rows, tokenizer)
     repeated = {
         name: [chat for chat in chats[:used] for _ in range(cfg["rollouts_per_prompt"])]
         for name, chats in examples.items()
     }
-    student = common.load_model(inputs["student"])
+    student = load_model(inputs["student"])
     half = cfg.get("precision") == "bfloat16" and cfg.get("teacher_update", "frozen") == "frozen"
-    teacher = common.load_model(inputs["teacher"], torch.bfloat16 if half else torch.float32)
+    teacher = load_model(inputs["teacher"], torch.bfloat16 if half else torch.float32)
     trim_vocabularies(student, teacher, tokenizer)
     sequences = cfg["prompts_per_step"] * cfg["rollouts_per_prompt"]
     trainer = Trainer(

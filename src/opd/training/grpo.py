@@ -8,6 +8,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from opd.errors import Bad
+from opd.models import load_model, load_tokenizer
 from opd.training import common, launch
 from opd.training.resume import Record
 
@@ -85,7 +86,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     common.prepare(cfg)
     if cfg["grader"] not in GRADERS:
         raise Bad(f"unknown grader '{cfg['grader']}'", "grader", f"use {', '.join(GRADERS)}")
-    tokenizer = common.load_tokenizer(inputs["student"])
+    tokenizer = load_tokenizer(inputs["student"])
     template_kwargs = cfg.get("chat_template_kwargs") or {}
     conversations, rows = common.chats(
         inputs["prompts"],
@@ -114,7 +115,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         raise Bad(f"{updates} do not divide the rollouts", "updates_per_batch", "use a divisor")
     arguments = common.arguments({**cfg, "steps": batches * updates}, sequences, scratch)
     trainer = Trainer(
-        model=common.load_model(inputs["student"]),
+        model=load_model(inputs["student"]),
         reward_funcs=[correct, brevity] if cfg.get("length_penalty") else [correct],
         args=GRPOConfig(
             **arguments,

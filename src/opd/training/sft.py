@@ -14,6 +14,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from opd import tables
 from opd.errors import Bad
+from opd.models import load_model, load_tokenizer
 from opd.training import common, launch
 from opd.training.resume import Record
 
@@ -242,7 +243,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     pairs = tables.read(file, tables.PAIRS).to_pylist()
     if not pairs:
         raise Bad("there is no pair in it", str(file), "loosen the filters that made it")
-    tokenizer = common.load_tokenizer(inputs["student"])
+    tokenizer = load_tokenizer(inputs["student"])
     kwargs = cfg.get("chat_template_kwargs") or {}
     if cfg.get("empty_think") is None:
         encoded = as_rendered(pairs, tokenizer, kwargs, file)
@@ -294,7 +295,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
             "lower batch_size, or train for epochs instead of steps",
         )
     trainer = SFTTrainer(
-        model=common.load_model(inputs["student"]),
+        model=load_model(inputs["student"]),
         args=SFTConfig(
             **common.arguments(cfg, cfg["batch_size"], scratch),
             max_length=limit if cfg.get("packing") else None,

@@ -1,0 +1,1 @@
+"""Measurements of a student and a teacher without training."""

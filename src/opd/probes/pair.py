@@ -1,0 +1,300 @@
+"""A student and a teacher on the student's own rollouts: overlap, mass, entropies, rewards.
+
+Rethinking OPD, Eqs. 6 to 10 at the start of a run, and section 6.2 (Fig. 14): how well the mean
+reward of a rollout tells correct ones from others.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from opd import metrics, models, sampling, tables
+from opd.errors import Bad
+from opd.grading import grade_all
+from opd.intervals import Array
+from opd.losses import CHUNK_ELEMENTS, Head, head_logits
+from opd.probes import draws
+
+NAMES = (*metrics.STATE, *metrics.RESPONSE)
+Row = dict[str, Any]
+
+
+class Rollout(NamedTuple):
+    """Token ids of a prompt as the student saw it, of the same as the teacher sees it, and of the
+    student's response."""
+
+    prompt: Sequence[int]
+    teacher_prompt: Sequence[int]
+    response: Sequence[int]
+
+
+class Measured(NamedTuple):
+    """Totals and counts of every metric: ``rollouts`` [2, M, N] of NAMES by rollout, ``positions``
+    [2, M, bins] of ``metrics.STATE`` by bins of positions. rewards [N]: the mean reward of each
+    rollout, (1/T) sum of log q - log p of its tokens, in nats (section 6.2)."""
+
+    rollouts: Array
+    positions: Array
+    rewards: Array
+
+
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Stage ``pair``: probe.json, draws.parquet, metrics.parquet (at step 0, over all positions and
+    by bins of them) and rollouts.parquet.
+
+    cfg: metrics_k, position_bin (tokens), temperature (the student's), seed; optional
+    teacher_temperature, grader, micro_batch (rollouts), dtype, threads, chat_template_kwargs (as
+    the rollouts were sampled), teacher_chat_template_kwargs. Inputs: generations, student, teacher,
+    prompts. Rollouts that a rule rejected are left out. Both models read the same token ids, those
+    that were sampled. Raises ``Bad`` where the tokenizers differ, and where there is no rollout.
+    """
+    found = read_rollouts(inputs["generations"])
+    measured = measure(cfg, tokens(cfg, found, inputs["student"]), inputs)
+    grader = cfg.get("grader")
+    correct = right(found, answers(inputs["prompts"]), grader) if grader else None
+    values, rows = summarise(cfg, found, measured, correct)
+    draws.write(out, values, {"rollouts": len(found), "prompts": prompts_of(found)})
+    tables.write(out / "metrics.parquet", rows, tables.METRICS)
+    tables.write(out / "rollouts.parquet", rollout_rows(found, measured, correct), tables.ROLLOUTS)
+    return {name: value.value for name, value in values.items()} | {"rollouts": len(found)}
+
+
+def read_rollouts(payload: Path) -> list[Row]:
+    """Rows of GENERATIONS that no rule rejected, in their order. Raises ``Bad`` for none."""
+    path = payload / "generations.parquet"
+    rows: list[Row] = tables.read(path, tables.GENERATIONS).to_pylist()
+    kept = [row for row in rows if row["rejected"] is None and row["token_ids"]]
+    if not kept:
+        raise Bad("there is no rollout in it", str(path), "loosen the rules that reject them")
+    return kept
+
+
+def prompts_of(rollouts: Sequence[Row]) -> int:
+    """Number of prompts that rollouts answer."""
+    return len({row["prompt_id"] for row in rollouts})
+
+
+def answers(payload: Path) -> dict[str, str]:
+    """Answer of each prompt by its id."""
+    table = tables.read(payload / "prompts.parquet", tables.PROMPTS)
+    return dict(zip(table["id"].to_pylist(), table["answer"].to_pylist(), strict=True))
+
+
+def right(rollouts: Sequence[Row], answers: Mapping[str, str], grader: str) -> Array:
+    """Which rollouts are correct, bool [N]. Raises ``Bad`` for one of an unknown prompt."""
+    for row in rollouts:
+        if row["prompt_id"] not in answers:
+            raise Bad(
+                f"there is no prompt '{row['prompt_id']}'",
+                "prompts",
+                "give the prompt set that the rollouts answer",
+            )
+    graded, _ = grade_all(
+        [(row["response"], answers[row["prompt_id"]]) for row in rollouts], grader
+    )
+    return np.array([correct for _, correct in graded], dtype=bool)
+
+
+def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> list[Rollout]:
+    """Token ids of rollouts (rows of GENERATIONS), prompts in the student's chat template: for the
+    teacher with its own options for it, where it has some."""
+    tokenizer = models.load_tokenizer(student)
+    chats = {row["prompt_id"]: [{"role": "user", "content": row["prompt"]}] for row in rollouts}
+
+    def rendered(kwargs: Mapping[str, Any]) -> dict[str, list[int]]:
+        ids = tokenizer.apply_chat_template(
+            list(chats.values()), add_generation_prompt=True, return_dict=True, **kwargs
+        )["input_ids"]
+        return dict(zip(chats, ids, strict=True))
+
+    ours = rendered(cfg.get("chat_template_kwargs") or {})
+    theirs = rendered(models.teacher_kwargs(cfg))
+    return [
+        Rollout(ours[row["prompt_id"]], theirs[row["prompt_id"]], row["token_ids"])
+        for row in rollouts
+    ]
+
+
+def measure(
+    cfg: Mapping[str, Any], rollouts: Sequence[Rollout], inputs: Mapping[str, Path]
+) -> Measured:
+    """Read every rollout once with each model of ``inputs`` (student, teacher).
+
+    cfg: see ``run``. Raises ``Bad`` where tokenizers or vocabularies do not fit together.
+    """
+    from tqdm import tqdm
+
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(cfg.get("threads", 1))
+    tokenizer = models.load_tokenizer(inputs["student"])
+    models.require_same_tokenizer(tokenizer, models.load_tokenizer(inputs["teacher"]))
+    dtype = getattr(torch, cfg.get("dtype", "float32"))
+    student, teacher = (models.load_model(inputs[name], dtype) for name in ("student", "teacher"))
+    models.trim_vocabularies(student, teacher, tokenizer)
+    width = student.get_input_embeddings().weight.shape[0]
+    if max(max(one.response) for one in rollouts) >= width:
+        raise Bad(
+            f"a rollout holds a token beyond the {width} that both models have",
+            str(inputs["generations"] if "generations" in inputs else inputs["student"]),
+            "sample with a model whose padding is never likely",
+        )
+    stops = torch.tensor(sorted(sampling.stop_ids(inputs["student"], tokenizer)))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for model in (student, teacher):
+        model.to(device).eval()
+    longest = max(len(one.response) for one in rollouts)
+    bins = -(-longest // cfg["position_bin"])
+    by_rollout = torch.zeros(2, len(NAMES), len(rollouts), dtype=torch.float64, device=device)
+    by_position = torch.zeros(2, len(metrics.STATE), bins, dtype=torch.float64, device=device)
+    rewards = torch.zeros(len(rollouts), dtype=torch.float64, device=device)
+    heads = models.head_of(student), models.head_of(teacher)
+    # Alike in length: little padding.
+    order = sorted(range(len(rollouts)), key=lambda i: (len(rollouts[i].response), i))
+    size = cfg.get("micro_batch") or 8
+    for start in tqdm(range(0, len(order), size), unit="batch", desc="scoring"):
+        places = order[start : start + size]
+        batch = [rollouts[i] for i in places]
+        where = torch.tensor(places, device=device)
+        ids, mask = _padded([one.response for one in batch], device)
+        repeated = metrics.repeats(ids, mask)
+        hidden = [
+            _hidden(student, [one.prompt for one in batch], batch, device),
+            _hidden(teacher, [one.teacher_prompt for one in batch], batch, device),
+        ]
+        kept = mask != 0
+        row = where.unsqueeze(1).expand_as(ids)[kept]
+        position = torch.arange(ids.shape[1], device=device).expand_as(ids)[kept]
+        for part, found in _states(cfg, hidden, heads, ids[kept], repeated[kept]):
+            states = metrics.binned(found, row[part], 1, len(rollouts))
+            by_rollout[:, : len(metrics.STATE)] += states
+            by_position += metrics.binned(found, position[part], cfg["position_bin"], bins)
+            # Each token is one of these two.
+            ratio = found["log_ratio_repeated_nats"].total + found["log_ratio_other_nats"].total
+            rewards.index_add_(0, row[part], ratio.double())
+        last = ids.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
+        responses = metrics.response_metrics(mask, last, stops.to(device), repeated)
+        by_rollout[:, len(metrics.STATE) :] += metrics.binned(responses, where, 1, len(rollouts))
+    lengths = np.array([len(one.response) for one in rollouts])
+    return Measured(
+        by_rollout.cpu().numpy(), by_position.cpu().numpy(), rewards.cpu().numpy() / lengths
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor]:
+    """Token ids [B, T] with padding behind, and a mask with ones on what counts."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    return ids, mask
+
+
+@torch.no_grad()
+def _hidden(
+    model: Any, prompts: Sequence[Sequence[int]], batch: Sequence[Rollout], device: str
+) -> Tensor:
+    """Last hidden states [N, H] that predict the response tokens, one rollout after the other."""
+    ids, mask = _padded(
+        [[*prompt, *one.response] for prompt, one in zip(prompts, batch, strict=True)], device
+    )
+    states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return torch.cat(
+        [
+            row[len(prompt) - 1 : len(prompt) - 1 + len(one.response)]
+            for row, prompt, one in zip(states, prompts, batch, strict=True)
+        ]
+    )
+
+
+def _states(
+    cfg: Mapping[str, Any],
+    hidden: Sequence[Tensor],
+    heads: tuple[Head, Head],
+    ids: Tensor,
+    repeated: Tensor,
+) -> Any:
+    """Measurements of N states in parts, so that logits of all of them are never held at once."""
+    (h_p, h_q), (head_p, head_q) = hidden, heads
+    rows = max(1, CHUNK_ELEMENTS // head_p.weight.shape[0])
+    for start in range(0, len(ids), rows):
+        part = slice(start, start + rows)
+        yield (
+            part,
+            metrics.state_metrics(
+                head_logits(h_p[part], head_p, cfg["temperature"]),
+                head_logits(h_q[part], head_q, cfg.get("teacher_temperature", 1.0)),
+                ids[part],
+                repeated[part],
+                cfg["metrics_k"],
+            ),
+        )
+
+
+def summarise(
+    cfg: Mapping[str, Any], rollouts: Sequence[Row], measured: Measured, correct: Array | None
+) -> tuple[dict[str, draws.Value], list[Row]]:
+    """Values of the probe by name, and rows of METRICS at step 0.
+
+    Every metric of ``opd.metrics``; the entropy gap as the mean over states (entropy_gap_nats, the
+    paper's), as the difference of the two means (entropy_gap_of_means_nats, what can be had from
+    the code's log) and as that difference within each rollout (entropy_gap_of_rollouts_nats); and
+    with ``correct`` [N] the AUROC of the mean rewards and the mean of either kind's.
+    """
+    weights = draws.multiplicities([row["prompt_id"] for row in rollouts])
+    totals, counts = measured.rollouts
+    values = {
+        name: draws.mean(totals[m], counts[m], weights)
+        for m, name in enumerate(NAMES)
+        if counts[m].any()
+    }
+    student, teacher = (NAMES.index(f"entropy_{who}_nats") for who in ("student", "teacher"))
+    gap = draws.difference(values["entropy_teacher_nats"], values["entropy_student_nats"])
+    assert gap.value is not None and gap.draws is not None
+    values["entropy_gap_of_means_nats"] = gap._replace(value=abs(gap.value), draws=abs(gap.draws))
+    within = abs(totals[teacher] / counts[teacher] - totals[student] / counts[student])
+    values["entropy_gap_of_rollouts_nats"] = draws.mean(within, np.ones(len(rollouts)), weights)
+    values["reward_nats"] = draws.mean(measured.rewards, np.ones(len(rollouts)), weights)
+    if correct is not None:
+        values["auroc"] = draws.auroc(measured.rewards, correct, weights)
+        for kind, which in (("correct", correct), ("incorrect", ~correct)):
+            values[f"n_{kind}"] = draws.total(which, weights)
+            values[f"reward_{kind}_nats"] = draws.mean(measured.rewards * which, which, weights)
+    rows = metrics.means(metrics.STATE, torch.from_numpy(measured.positions), cfg["position_bin"])
+    at = {(name, position): value for name, position, value in rows}
+    rows += [
+        (
+            "entropy_gap_of_means_nats",
+            position,
+            metrics.entropy_gap_of_means_nats(value, at["entropy_teacher_nats", position]),
+        )
+        for (name, position), value in at.items()
+        if name == "entropy_student_nats"
+    ]
+    # Of whole rollouts: there are no positions of these.
+    rows += [
+        (name, None, value.value)
+        for name in (*metrics.RESPONSE, "entropy_gap_of_rollouts_nats")
+        if (value := values.get(name)) is not None and value.value is not None
+    ]
+    return values, [
+        {"step": 0, "name": name, "position": position, "value": value}
+        for name, position, value in rows
+    ]
+
+
+def rollout_rows(rollouts: Sequence[Row], measured: Measured, correct: Array | None) -> list[Row]:
+    """Rows of ROLLOUTS."""
+    return [
+        {
+            "id": row["prompt_id"],
+            "sample": row["sample"],
+            "tokens": len(row["token_ids"]),
+            "reward_nats": float(reward),
+            "correct": None if correct is None else bool(correct[i]),
+        }
+        for i, (row, reward) in enumerate(zip(rollouts, measured.rewards, strict=True))
+    ]

@@ -1,0 +1,61 @@
+rule pair:
+    input:
+        inputs_of("probes/{probe}/s{seed}"),
+    output:
+        f"{RESULTS}/probes/{{probe}}/s{{seed}}/digest.json",
+    log:
+        f"{RESULTS}/logs/probes/{{probe}}/s{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/probes/{{probe}}/s{{seed}}.tsv"
+    wildcard_constraints:
+        probe=one_of("pair"),
+    conda:
+        "../../envs/gpu.yaml"
+    threads: CONFIG.threads
+    params:
+        cfg=cfg_of("probes/{probe}/s{seed}"),
+    shell:
+        "$OPD_GPU -m opd pair --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"
+
+
+rule continuation:
+    input:
+        inputs_of("probes/{probe}/s{seed}"),
+    output:
+        f"{RESULTS}/probes/{{probe}}/s{{seed}}/digest.json",
+    log:
+        f"{RESULTS}/logs/probes/{{probe}}/s{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/probes/{{probe}}/s{{seed}}.tsv"
+    wildcard_constraints:
+        probe=one_of("continuation"),
+    conda:
+        "../../envs/gpu.yaml"
+    threads: CONFIG.threads
+    params:
+        cfg=cfg_of("probes/{probe}/s{seed}"),
+    shell:
+        "$OPD_VLLM -m opd continuation --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"
+
+
+rule indicators:
+    input:
+        inputs_of("probes/{probe}/s{seed}"),
+    output:
+        f"{RESULTS}/probes/{{probe}}/s{{seed}}/digest.json",
+    log:
+        f"{RESULTS}/logs/probes/{{probe}}/s{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/probes/{{probe}}/s{{seed}}.tsv"
+    wildcard_constraints:
+        probe=one_of("indicators"),
+    conda:
+        "../../envs/gpu.yaml"
+    threads: CONFIG.threads
+    params:
+        cfg=cfg_of("probes/{probe}/s{seed}"),
+    shell:
+        "$OPD_VLLM -m opd indicators --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"
