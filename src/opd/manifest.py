@@ -47,6 +47,7 @@ VERBS = {
     "evaluate": "opd.evaluation:run",
     "table": "opd.figures:run_table",
     "figure": "opd.figures:run_figure",
+    "report": "opd.report:run",
 }
 
 # These go on from where they were killed: they get a scratch folder that outlives the attempt.
@@ -54,6 +55,10 @@ RESUMES = ("sft", "grpo", "opd")
 
 # These keep parts of their work for every later run: they get a folder of the store that stays.
 CACHES = ("embed", "generate", "evaluate")
+
+# These look at the files of other artifacts as they lie there, changed or not: what the store has
+# of them may no longer be true.
+LOOKS = ("report",)
 
 # Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
 PACKAGES = (
@@ -249,7 +254,7 @@ def run_stage(
             stale.unlink()
 
     with _alone(scratch):
-        computed = not _whole(entry, record)
+        computed = verb in LOOKS or not _whole(entry, record)
         try:
             if computed:
                 _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)

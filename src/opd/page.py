@@ -34,15 +34,25 @@ th, td { border-bottom: 1px solid var(--line); padding: .2rem .8rem .2rem 0; tex
 thead th { vertical-align: bottom; }
 th:first-child, td:first-child, table.text :is(th, td) { text-align: left; }
 tbody th { font-weight: 400; }
-.scroll { overflow-x: auto; }
-.scroll table { min-width: max-content; }
-.scroll td, .scroll th { max-width: 22rem; }
+/* A shadow at the edge behind which there is more. */
+.scroll { overflow-x: auto; --shade: light-dark(#0003, #fff3);
+  background: linear-gradient(to right, Canvas 40%, transparent) left / 2.5rem 100% local,
+    linear-gradient(to left, Canvas 40%, transparent) right / 2.5rem 100% local,
+    linear-gradient(to right, var(--shade), transparent) left / .8rem 100% scroll,
+    linear-gradient(to left, var(--shade), transparent) right / .8rem 100% scroll;
+  background-repeat: no-repeat; }
+td { white-space: nowrap; }
+table.text td { white-space: normal; min-width: 5rem; }
+tbody th { min-width: 7rem; }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 @media print {
   :root { color-scheme: light; }
   body { font-size: 10pt; max-width: none; padding: 0; }
   .scroll { overflow: visible; }
-  .scroll table { min-width: 0; font-size: 8pt; }
+  .scroll { background: none; }
+  table { font-size: 8pt; }
+  td { white-space: normal; }
+  td, tbody th, table.text td { min-width: 0; }
   details::details-content { content-visibility: visible; height: auto; }
   h2, h3 { break-after: avoid; }
 }
