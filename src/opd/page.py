@@ -23,19 +23,19 @@ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
   --panel: light-dark(#f5f5f3, #242424); --link: light-dark(#0b57a4, #8ab8f0);
   --bar: #4878a8; --cut: #c0392b; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 75rem;
-  overflow-wrap: break-word; }
+  overflow-wrap: anywhere; }
 a { color: var(--link); }
 h1 { font-size: 1.5rem; line-height: 1.25; }
 h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 h3 { font-size: 1.05rem; margin-bottom: .4rem; }
-table { border-collapse: collapse; }
+table { border-collapse: collapse; overflow-wrap: break-word; }
 th, td { border-bottom: 1px solid var(--line); padding: .2rem .8rem .2rem 0; text-align: right;
   vertical-align: top; }
 thead th { vertical-align: bottom; }
 th:first-child, td:first-child, table.text :is(th, td) { text-align: left; }
 tbody th { font-weight: 400; }
 /* A shadow at the edge behind which there is more. */
-.scroll { overflow-x: auto; --shade: light-dark(#0003, #fff3);
+.scroll { margin: .5rem 0 1rem; overflow-x: auto; --shade: light-dark(#0003, #fff3);
   background: linear-gradient(to right, Canvas 40%, transparent) left / 2.5rem 100% local,
     linear-gradient(to left, Canvas 40%, transparent) right / 2.5rem 100% local,
     linear-gradient(to right, var(--shade), transparent) left / .8rem 100% scroll,
@@ -43,6 +43,7 @@ tbody th { font-weight: 400; }
   background-repeat: no-repeat; }
 td { white-space: nowrap; }
 table.text td { white-space: normal; min-width: 5rem; }
+table.text a { white-space: nowrap; }
 tbody th { min-width: 7rem; }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 @media print {
@@ -51,7 +52,7 @@ tbody th { min-width: 7rem; }
   .scroll { overflow: visible; }
   .scroll { background: none; }
   table { font-size: 8pt; }
-  td { white-space: normal; }
+  td, table.text a { white-space: normal; }
   td, tbody th, table.text td { min-width: 0; }
   details::details-content { content-visibility: visible; height: auto; }
   h2, h3 { break-after: avoid; }

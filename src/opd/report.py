@@ -81,7 +81,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         artifacts=len(made),
         anchor=_anchor,
         duration=duration,
-        folder_of=lambda path: _below(Path(path).parent, root),
+        folder_of=lambda path: _below((root.parent.parent / path).parent, root),
         file=quote,
         number=number,
         signed=lambda value: number(value, signed=True),
@@ -293,7 +293,7 @@ def number(value: Any, signed: bool = False) -> str:
 def duration(seconds: float) -> Markup:
     """Seconds as a reader says them: 4.2 s, 3 min 05 s, 2 h 07 min."""
     minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
+    if seconds < 59.95:
         text = f"{seconds:.1f} s"
     elif minutes < 60:
         text = f"{minutes} min {rest:02d} s"

@@ -11,7 +11,7 @@ TEMPLATE = """\
   --inconclusive: light-dark(#7a5200, #e6b450); --not-run: var(--faint); }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0; }
 fieldset { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; border: 1px solid var(--line);
-  border-radius: .4rem; margin: 1rem 0; }
+  border-radius: .4rem; margin: 1rem 0; min-width: 0; }
 .claim, figure, .table, .trouble { border: 1px solid var(--line); border-radius: .4rem;
   margin: .8rem 0; padding: .7rem 1rem; min-width: 0; }
 .claim { border-left-width: .4rem; }
@@ -58,6 +58,7 @@ summary { cursor: pointer; }
 <a href="#{{ anchor('figure:' ~ name) }}">{{ name }}</a>
 {%- else %}{{ name }}{% endif %}{% endmacro %}
 {% macro claim_link(id) %}<a href="#{{ anchor('claim:' ~ id) }}">{{ id }}</a>{% endmacro %}
+{% macro time(stamp) %}{{ stamp[:10] }} {{ stamp[11:16] }} UTC{% endmacro %}
 {% macro link(path, text) %}<a href="{{ file(path) }}">{{ text }}</a>{% endmacro %}
 
 {% macro published(targets, name) %}
@@ -151,8 +152,8 @@ alt="{{ figure.title }}. What it shows in numbers is below it, under Values draw
   folder_of(used.path)) }}{% else %}{{ name }}: a file{% endif %}
 {%- if not loop.last %}<br>{% endif %}
 {% else %}nothing{% endfor %}</td>
-<td>{{ link("logs/" ~ run.folder ~ ".log", "log") }} ·
-{{ link(run.folder ~ "/manifest.json", "manifest") }}</td></tr>
+<td>{{ link("logs/" ~ run.folder ~ ".log", "log") }}&nbsp;·&nbsp;
+{{- link(run.folder ~ "/manifest.json", "manifest") }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 {% endmacro %}
@@ -167,7 +168,8 @@ this page are not what they should be.</strong>
 <ul>{% for one in wrong %}<li>
 {%- if one.folder in anchors %}<a href="{{ anchors[one.folder] }}">{{ one.folder }}</a>
 {%- else %}{{ one.folder }}{% endif %}: {{ one.troubles | join("; ") }}</li>{% endfor %}</ul>
-Remove the digest.json of each and run the workflow again: what is whole is used again.</div>
+Remove the digest.json of each, and report/digest.json, and run the workflow again. What is whole
+in the store is used again.</div>
 {% else %}
 <p>All {{ artifacts }} artifacts behind this page are current, and what it shows is as it was
 made.</p>
@@ -237,9 +239,10 @@ made.</p>
 {% else %}<p>None.</p>{% endfor %}
 </section>
 <section id="cost"><h2>Cost</h2>
-<p>{{ duration(cost.seconds) }} of wall-clock time in {{ cost.stages }} stages, one after the other,
-for everything behind this page{% if cost.first %}; begun between {{ cost.first }} and
-{{ cost.last }}{% endif %}. A stage counts once, with the time it took when it was computed.</p>
+<p>Added up, the {{ cost.stages }} stages behind this page took {{ duration(cost.seconds) }} of
+wall-clock time{% if cost.first %}; the first began on {{ time(cost.first) }}, the last on
+{{ time(cost.last) }}{% endif %}. A stage counts once, with the time that it took when it was
+computed, also where it is used in several places or again.</p>
 <div class="short">
 {{ table(["verb", "stages", "time"], cost.verb, name="cost by verb") }}
 {{ table(["device", "stages", "time"], cost.device, name="cost by device") }}</div>
