@@ -11,6 +11,7 @@
 #   generations/GENERATION/sSEED/      rollouts
 #   evaluations/EVALUATION/MODEL/sSEED/  graded samples and a summary
 #   figures/FIGURE.{png,svg}  tables/TABLE.{csv,md}
+#   report/                            report.html: claims, figures, tables, runs, cost, state
 #   logs/ benchmarks/                  one file per job, same path as the artifact
 #
 # Each artifact folder holds digest.json (what other stages depend on), manifest.json (what made

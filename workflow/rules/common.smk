@@ -73,6 +73,7 @@ def targets():
         "figures": ("png", "svg"),
         "tables": ("csv", "md"),
         "contamination": ("html",),
+        "report": ("html",),
     }
     return [
         f"{RESULTS}/{folder}.{suffix}"
