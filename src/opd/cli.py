@@ -43,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--input", nargs="*", type=Path, default=[], help="in cfg.inputs' order")
         stage.add_argument("--output", required=True, type=Path, help="FOLDER/digest.json")
         stage.add_argument("--copy", nargs="*", type=_copy, default=[], metavar="FILE=PATH")
+        stage.add_argument(
+            "--plan", type=Path, help="refuse inputs that are not what this plan.json describes"
+        )
         stage.add_argument("--store", type=Path, default=Path("results/.store"))
     verbs.add_parser("schema", help="print the JSON schema of a config")
     watch = verbs.add_parser("watch", help="show a training run step by step as it goes")
@@ -91,6 +94,10 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.verb == "lock":
             _lock(arguments.config, arguments.lock)
             return
+        if arguments.plan:
+            from opd.current import check
+
+            check(arguments.plan, arguments.input)
         computed = run_stage(
             arguments.verb,
             _settings(arguments.cfg),

@@ -87,6 +87,11 @@ def identity(verb: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str
     return digest({"verb": verb, "cfg": _made_by(cfg), "inputs": of})
 
 
+def settings_digest(verb: str, cfg: Mapping[str, Any]) -> str:
+    """Digest of what a stage is told to make: ``settings`` in digest.json."""
+    return digest([verb, _made_by(cfg)])
+
+
 def _made_by(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in cfg.items() if key != "execution"}
 
@@ -207,10 +212,7 @@ def _compute(
             "verb": verb,
             "identity": key,
             "cfg": dict(cfg),
-            "inputs": {
-                name: {"path": str(path), "identity": value[2], "outputs": digest(value[1])}
-                for (name, value), path in zip(resolved.items(), inputs, strict=True)
-            },
+            "inputs": _made_from(resolved, inputs),
             "outputs": outputs,
             "numbers": numbers,
             "versions": _versions(),
@@ -220,6 +222,15 @@ def _compute(
             "seconds": round(time.time() - started, 2),
         },
     )
+
+
+def _made_from(
+    resolved: Mapping[str, tuple[Path, dict[str, str], str]], inputs: Sequence[Path]
+) -> dict[str, dict[str, str]]:
+    return {
+        name: {"path": str(path), "identity": value[2], "outputs": digest(value[1])}
+        for (name, value), path in zip(resolved.items(), inputs, strict=True)
+    }
 
 
 def run_stage(
@@ -268,7 +279,8 @@ def run_stage(
     link = folder / f".payload.{os.getpid()}"
     link.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
     link.replace(folder / "payload")
-    write_json(folder / "manifest.json", made)
+    # The entry may have been made for another results folder: the inputs are those of this one.
+    write_json(folder / "manifest.json", made | {"inputs": _made_from(resolved, inputs)})
     for name, path in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.partial")
@@ -276,7 +288,7 @@ def run_stage(
         temporary.replace(path)
     write_json(
         output,
-        {"identity": key, "settings": digest([verb, _made_by(cfg)]), "outputs": made["outputs"]},
+        {"identity": key, "settings": settings_digest(verb, cfg), "outputs": made["outputs"]},
     )
     return computed
 

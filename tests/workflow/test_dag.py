@@ -1,5 +1,6 @@
 """What runs again after which edit: the promises that the design makes about the DAG."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -110,3 +111,24 @@ def test_default_is_mini(tmp_path: Path):
     done = subprocess.run(command, env=project.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "results/mini/" in done.stdout + done.stderr
+
+
+def test_old_results_are_not_shown_under_an_edited_config_without_snakemakes_records(
+    copy: Project,
+):
+    shutil.rmtree(copy.folder / ".snakemake")
+    copy.edit(lambda c: c["models"]["forward"]["opd"].update(loss={"k": 8}))
+    table = copy.result("tables/accuracy.csv")
+    asked = str(table.relative_to(copy.folder))
+    said = copy.run(asked)
+    assert "not as the config says: results/tiny/models/forward/s0" in said
+    table.unlink()
+    copy.run(asked, ok=False)
+    failed = copy.result("logs/tables/accuracy.log").read_text()
+    assert "stale: made with other settings" in failed
+    assert not table.exists()
+    mend = re.search(r"--forcerun (results/tiny/models/forward/s0/digest.json)", failed)
+    assert mend
+    copy.run("--forcerun", mend[1])
+    assert table.stat().st_size > 0
+    assert "not as the config says" not in copy.run("-n")

@@ -4,7 +4,7 @@ import sys
 
 from pathlib import Path
 
-from opd import lock, plan, recipes
+from opd import current, exhibits, lock, plan, recipes
 from opd.errors import Bad
 from opd.files import canonical
 
@@ -12,10 +12,27 @@ try:
     CONFIG = recipes.resolve(config)
     LOCK = lock.read(Path(workflow.basedir, "config", "hub.lock.yaml"))
     ARTIFACTS = plan.plan(CONFIG, LOCK)
+    ARTIFACTS |= exhibits.exhibits(CONFIG, ARTIFACTS, Path(workflow.basedir, "config"))
+    TARGETS = exhibits.targets(CONFIG, ARTIFACTS)
 except Bad as bad:
     sys.exit(f"error: {bad}")
 
 RESULTS = f"results/{CONFIG.name}"
+PLAN = f"{RESULTS}/plan.json"
+
+if workflow.is_main_process:
+    OTHER = current.other_settings(ARTIFACTS, Path(RESULTS))
+    if OTHER:
+        more = f" and {len(OTHER) - 1} more" if len(OTHER) > 1 else ""
+        print(
+            f"not as the config says: {RESULTS}/{OTHER[0]}{more}; where no job makes it again, run:"
+            f" snakemake --forcerun {RESULTS}/{OTHER[0]}/digest.json",
+            file=sys.stderr,
+        )
+
+
+onstart:
+    current.write_plan(Path(PLAN), ARTIFACTS)
 
 
 # Paths of interpreters belong to execution, not identity: in the environment they appear neither
@@ -36,8 +53,9 @@ wildcard_constraints:
     generation="[^/]+",
     evaluation="[^/]+",
     benchmark="[^/]+",
-    figure="[^/]+",
+    figure="[^/]+(/[^/]+)?",
     table="[^/]+",
+    probe="[^/]+",
 
 
 def one_of(verb):
@@ -68,15 +86,16 @@ def cfg_of(pattern):
 
 
 def targets():
-    """Files of the figures, tables and reports that the config asks for."""
+    """Files of the figures, tables and pages that the config asks for."""
     files = {
         "figures": ("png", "svg"),
         "tables": ("csv", "md"),
         "contamination": ("html",),
+        "claims": ("json", "md", "html"),
         "report": ("html",),
     }
     return [
         f"{RESULTS}/{folder}.{suffix}"
-        for folder in plan.targets(CONFIG)
+        for folder in TARGETS
         for suffix in files[folder.partition("/")[0]]
     ]

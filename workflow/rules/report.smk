@@ -20,6 +20,7 @@ rule figure:
         cfg=cfg_of("figures/{figure}"),
     shell:
         "$OPD_LIGHT -m opd figure --cfg {params.cfg:q} --input {input} --output {output.digest}"
+        f" --plan {PLAN}"
         " --copy figure.png={output.png} figure.svg={output.svg} > {log} 2>&1"
 
 
@@ -45,6 +46,7 @@ rule table:
         cfg=cfg_of("tables/{table}"),
     shell:
         "$OPD_LIGHT -m opd table --cfg {params.cfg:q} --input {input} --output {output.digest}"
+        f" --plan {PLAN}"
         " --copy table.csv={output.csv} table.md={output.md} > {log} 2>&1"
 
 

@@ -1,0 +1,335 @@
+"""What a config shows: tables and figures of its own, and of each paper the claims and figures; one
+report of it all. Each is an artifact with the evaluations, runs and probes that it reads as inputs.
+
+A paper's files name arms (``E04.success``), a config says which of its models they are, so that
+one file of claims and one of figures serve every scale.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from opd.errors import Bad
+from opd.manifest import VERBS
+from opd.plan import Artifact, artifact, at, evaluation_at
+from opd.recipes import Config, Figure, Series, Shown, Table, unknown
+
+
+class Paper(NamedTuple):
+    """A paper's claims, which of its numbers are context and why, its figures and its numbers."""
+
+    name: str
+    claims: list[dict[str, Any]]
+    context: list[dict[str, Any]]
+    figures: dict[str, dict[str, Any]]
+    targets: Path
+
+
+def read_paper(name: str, root: Path) -> Paper:
+    """A paper's files below ``root``: claims/, figures/ and targets/.
+
+    Raises ``Bad`` where one is missing or says something that it cannot.
+    """
+    loaded = []
+    for folder in ("claims", "figures"):
+        path = root / folder / f"{name}.yaml"
+        if not path.is_file():
+            known = sorted(p.stem for p in (root / folder).glob("*.yaml"))
+            raise unknown(name, known, "papers", "paper")
+        try:
+            loaded.append(yaml.safe_load(path.read_text()) or {})
+        except yaml.YAMLError as error:
+            raise Bad(f"no YAML ({error})", str(path), "mend the file") from error
+    claims, figures = loaded
+    paper = Paper(
+        name,
+        claims.get("claims", []),
+        claims.get("context", []),
+        figures,
+        (root / "targets" / f"{name}.csv").absolute(),
+    )
+    from opd import claim_spec, figure_spec
+
+    claim_spec.check(paper.claims, paper.context, paper.targets)
+    figure_spec.check(paper.figures, paper.targets)
+    return paper
+
+
+def exhibits(
+    config: Config, measured: Mapping[str, Artifact], root: Path = Path("config")
+) -> dict[str, Artifact]:
+    """Every artifact that a config shows, by folder; ``measured`` is what ``opd.plan`` found.
+
+    Raises ``Bad`` for a target that does not exist, and for papers' files that are wrong.
+    """
+    papers = [read_paper(name, root) for name in config.papers]
+    shown = [_table(config, name, table) for name, table in config.tables.items()]
+    shown += [_figure(config, name, figure) for name, figure in config.figures.items()]
+    for paper in papers:
+        shown += _paper_figures(config, paper)
+    if papers:
+        shown.append(_claims(config, papers))
+    found = {one.folder: one for one in shown}
+    if "report" in VERBS:
+        found["report"] = _report(config, papers, {**measured, **found})
+    return found
+
+
+def targets(config: Config, artifacts: Mapping[str, Artifact]) -> list[str]:
+    """Folders of the figures, tables and pages that a config asks for."""
+    wanted = config.targets == "all" or "report" in config.targets
+    return [*_asked(config, artifacts), *(["report"] if wanted and "report" in artifacts else [])]
+
+
+def _asked(config: Config, artifacts: Iterable[str]) -> list[str]:
+    """The same but the report, which shows these. Raises ``Bad`` for a name that nothing has."""
+    sections = ("figures/", "tables/", "contamination/")
+    shown = [f for f in artifacts if f.startswith(sections) or f == "claims"]
+    if config.targets == "all":
+        return shown
+    names: dict[str, list[str]] = {"report": []}
+    for folder in shown:
+        section, _, name = folder.partition("/")
+        for called in {name or section, name.partition("/")[0] or section}:
+            names.setdefault(called, []).append(folder)
+    for called in config.targets:
+        if called not in names:
+            raise unknown(called, names, "targets", "figure, table or page")
+    wanted = {folder for called in config.targets for folder in names[called]}
+    return [folder for folder in shown if folder in wanted]
+
+
+def _shown(recipe: Shown, *keys: str) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", include={"title", "caption", *keys})
+
+
+# Inputs by the names they go by in a stage's settings
+
+
+def _evaluated(config: Config, inputs: dict[str, str], evaluation: str, model: str) -> list[str]:
+    """Add a model's evaluations, one per seed, to the inputs; the names they go by there."""
+    named = {
+        f"evaluation:{model}:s{seed}": evaluation_at(evaluation, model, seed)
+        for seed in config.seeds
+    }
+    inputs |= named
+    return list(named)
+
+
+def _trained(config: Config, inputs: dict[str, str], model: str) -> list[str]:
+    """The same for the training runs of a model."""
+    named = {f"run:{model}:s{seed}": at(config, "models", model, seed) for seed in config.seeds}
+    inputs |= named
+    return list(named)
+
+
+def _probed(config: Config, inputs: dict[str, str], probe: str) -> list[str]:
+    """The same for a probe."""
+    named = {f"probe:{probe}:s{seed}": f"probes/{probe}/s{seed}" for seed in config.seeds}
+    inputs |= named
+    return list(named)
+
+
+def _in_experiments(config: Config, name: str) -> bool:
+    return config.experiments == "all" or name.partition(".")[0] in config.experiments
+
+
+def arms(config: Config) -> list[str]:
+    """The arms that the experiments asked for have here."""
+    return [name for name in config.arms if _in_experiments(config, name)]
+
+
+def probes(config: Config) -> list[str]:
+    """The same of the probes."""
+    return [name for name in config.probes if _in_experiments(config, name)]
+
+
+def _resolved(
+    config: Config, needs: Iterable[tuple[str, str]], inputs: dict[str, str]
+) -> dict[str, Any]:
+    """``arms`` and ``probes`` of a stage's settings, with what is needed of each as inputs.
+
+    needs: (kind, name): evaluation, change, recovery, run, scores of an arm, and probe.
+    """
+    assert config.evaluation is not None
+    found: dict[str, dict[str, Any]] = {"arms": {}, "probes": {}}
+    for kind, name in sorted(set(needs)):
+        if kind == "probe":
+            if name in probes(config):
+                label = config.probes[name].label or name
+                found["probes"][name] = {"label": label, "runs": _probed(config, inputs, name)}
+            continue
+        if name not in arms(config):
+            continue
+        arm = config.arms[name]
+        shown = found["arms"].setdefault(name, {"label": arm.label})
+        if kind == "run":
+            if _run(config, arm.model) is not None:
+                shown["run"] = _trained(config, inputs, arm.model)
+            continue
+        if kind == "scores":
+            shown["scores"] = {
+                str(step): _evaluated(config, inputs, config.evaluation, model)
+                for step, model in _steps(config, arm.model).items()
+            }
+            continue
+        sides = {"evaluations": arm.model}
+        if kind in ("change", "recovery") and arm.base:
+            sides["base"] = arm.base
+        if kind == "recovery" and arm.teacher:
+            sides["teacher"] = arm.teacher
+        for side, model in sides.items():
+            shown[side] = _evaluated(config, inputs, config.evaluation, model)
+    return found
+
+
+def _run(config: Config, model: str) -> Any:
+    """The training recipe behind a model or one of its kept steps; None where nothing is trained
+    here."""
+    recipe = config.models[model.partition("@")[0]]
+    return recipe.sft or recipe.grpo or recipe.opd
+
+
+def _steps(config: Config, model: str) -> dict[int, str]:
+    """Step -> model of a run's kept steps, its start and its end."""
+    run = _run(config, model)
+    if run is None or run.steps is None:
+        return {}
+    kept = {step: f"{model}@{step}" for step in run.keep_steps or []}
+    return {0: run.student, **kept, run.steps: model}
+
+
+# Exhibits
+
+
+def _table(config: Config, name: str, table: Table) -> Artifact:
+    inputs: dict[str, str] = {}
+    rows = []
+    for row in table.rows:
+        shown: dict[str, Any] = {"label": row.label}
+        sides = {"evaluations": row.model, "base": row.base, "teacher": row.teacher}
+        for side, model in sides.items():
+            if model is not None:
+                shown[side] = _evaluated(config, inputs, table.evaluation, model)
+        if "@" not in row.model and config.models[row.model].opd:
+            shown["run"] = _trained(config, inputs, row.model)
+        rows.append(shown)
+    return artifact("table", f"tables/{name}", {**_shown(table, "columns"), "rows": rows}, inputs)
+
+
+def _figure(config: Config, name: str, figure: Figure) -> Artifact:
+    inputs: dict[str, str] = {}
+
+    def drawn(series: Iterable[Series]) -> list[dict[str, Any]]:
+        lines = []
+        for one in series:
+            line: dict[str, Any] = {"label": one.label} | (
+                {"group": one.group} if one.group else {}
+            )
+            if figure.evaluation:
+                line["evaluations"] = _evaluated(config, inputs, figure.evaluation, one.model)
+            else:
+                line["runs"] = _trained(config, inputs, one.model)
+            lines.append(line)
+        return lines
+
+    settings = _shown(figure, "kind")
+    if figure.kind == "bars":
+        settings["benchmarks"] = figure.benchmarks
+    else:
+        settings["metrics"] = [metric.model_dump(exclude_none=True) for metric in figure.metrics]
+    if figure.kind == "grid":
+        settings["panels"] = [{"title": p.title, "series": drawn(p.series)} for p in figure.panels]
+    else:
+        settings["series"] = drawn(figure.series)
+    return artifact("figure", f"figures/{name}", settings, inputs)
+
+
+def _paper_figures(config: Config, paper: Paper) -> Iterator[Artifact]:
+    """The figures of a paper of which at least one series is there at this scale."""
+    from opd import figure_spec
+
+    labels = {name: config.arms[name].label for name in arms(config)}
+    measured = {name: config.probes[name].label or name for name in probes(config)}
+    for name, figure in paper.figures.items():
+        resolved = figure_spec.resolve(figure, labels, measured)
+        if resolved is None:
+            continue
+        settings, needs = resolved
+        inputs: dict[str, str] = {}
+        found = _resolved(config, needs, inputs)
+        inputs[f"targets:{paper.name}"] = str(paper.targets)
+        settings = {**settings, **found, "comparable": config.comparable}
+        yield artifact("figure", f"figures/{paper.name}/{name}", settings, inputs)
+
+
+def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
+    from opd import claim_spec, figure_spec
+
+    inputs: dict[str, str] = {}
+    settings: dict[str, Any] = {
+        "scale": config.name,
+        "comparable": config.comparable,
+        "seeds": config.seeds,
+        "claims": [],
+        "context": [],
+        "figures": {},
+    }
+    needs: set[tuple[str, str]] = set()
+    for paper in papers:
+        settings["claims"] += paper.claims
+        settings["context"] += paper.context
+        for name, figure in paper.figures.items():
+            settings["figures"][f"{paper.name}/{name}"] = figure_spec.targets(figure)
+        for claim in paper.claims:
+            needs |= claim_spec.needs(claim)
+        inputs[f"targets:{paper.name}"] = str(paper.targets)
+    settings |= _resolved(config, needs, inputs)
+    return artifact("claims", "claims", settings, inputs)
+
+
+# Stages of which a reader of the report wants to know what they made and what they cost.
+RUNS = ("sft", "grpo", "opd", "generate", "evaluate", "pair", "continuation", "indicators")
+
+
+def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Artifact]) -> Artifact:
+    """One page of all that is asked for, with every run behind it."""
+    asked = _asked(config, artifacts)
+    shown = [folder for folder in asked if not folder.startswith("contamination/")]
+    inputs: dict[str, str] = {}
+    figures = [f.removeprefix("figures/") for f in shown if f.startswith("figures/")]
+    sections = []
+    for title in ("", *(paper.name for paper in papers)):
+        names = [name for name in figures if name.rpartition("/")[0] == title]
+        if names:
+            sections.append({"title": title, "figures": names})
+    for folder in shown:
+        section, _, name = folder.partition("/")
+        inputs[f"{section.removesuffix('s')}:{name}" if name else section] = folder
+    runs = [artifacts[f] for f in closure(shown, artifacts) if artifacts[f].verb in RUNS]
+    inputs |= {f"run:{one.folder}": one.folder for one in runs}
+    settings = {
+        "title": config.name,
+        "scale": config.name,
+        "sections": sections,
+        "tables": [f.removeprefix("tables/") for f in shown if f.startswith("tables/")],
+        "runs": [{"name": o.folder, "verb": o.verb, "folder": o.folder} for o in runs],
+    }
+    return artifact("report", "report", settings, inputs)
+
+
+def closure(folders: Iterable[str], artifacts: Mapping[str, Artifact]) -> list[str]:
+    """These artifacts and all that they are made from, each after what it is made from."""
+    found: dict[str, None] = {}
+
+    def visit(folder: str) -> None:
+        if folder in artifacts and folder not in found:
+            for one in artifacts[folder].inputs:
+                visit(one)
+            found[folder] = None
+
+    for folder in folders:
+        visit(folder)
+    return list(found)

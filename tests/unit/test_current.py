@@ -1,0 +1,95 @@
+"""What lies in a results folder against a plan: what is refused where it is shown."""
+
+from pathlib import Path
+
+import pytest
+
+from opd import current, tables
+from opd.errors import Bad
+from opd.files import content, digest
+from opd.manifest import settings_digest, write_json
+from opd.measured import Reader
+from opd.plan import Artifact
+
+PLANNED = {
+    "models/a": Artifact("sft", "models/a", {"k": 1, "execution": {"x": 1}}, ()),
+    "evaluations/e/a": Artifact("evaluate", "evaluations/e/a", {"n": 1}, ("models/a",)),
+}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A model and its evaluation as planned."""
+    for folder, one in PLANNED.items():
+        where = tmp_path / folder
+        (where / "payload").mkdir(parents=True)
+        tables.write(
+            where / "payload" / "metrics.parquet",
+            [{"step": 1, "name": "m", "value": 1.0}],
+            tables.METRICS,
+        )
+        record = {
+            "settings": settings_digest(one.verb, one.cfg),
+            "outputs": content(where / "payload"),
+        }
+        write_json(where / "digest.json", record)
+        inputs = {
+            name: {"path": str(tmp_path / name / "digest.json"), "outputs": digest(outputs(path))}
+            for name in one.inputs
+            for path in [tmp_path / name]
+        }
+        write_json(where / "manifest.json", {"inputs": inputs})
+    current.write_plan(tmp_path / "plan.json", PLANNED)
+    return tmp_path
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    return content(folder / "payload")
+
+
+def check(results: Path) -> None:
+    current.check(results / "plan.json", [results / "evaluations/e/a/digest.json"])
+
+
+def test_what_is_as_planned_passes(results: Path) -> None:
+    check(results)
+    assert current.other_settings(PLANNED, results) == []
+
+
+def test_other_settings_behind_what_is_shown_are_named_with_the_command(results: Path) -> None:
+    edited = {**PLANNED, "models/a": Artifact("sft", "models/a", {"k": 2}, ())}
+    current.write_plan(results / "plan.json", edited)
+    with pytest.raises(Bad, match=r"models/a: stale.*--forcerun \S+/models/a/digest.json"):
+        check(results)
+    assert current.other_settings(edited, results) == ["models/a"]
+
+
+def test_how_a_stage_runs_makes_nothing_stale(results: Path) -> None:
+    same = Artifact("sft", "models/a", {"k": 1, "execution": {"x": 2}}, ())
+    current.write_plan(results / "plan.json", {**PLANNED, "models/a": same})
+    check(results)
+
+
+def test_what_was_made_from_an_earlier_version_is_named(results: Path) -> None:
+    record = results / "models/a/digest.json"
+    planned = PLANNED["models/a"]
+    settings = settings_digest(planned.verb, planned.cfg)
+    write_json(record, {"settings": settings, "outputs": {"metrics.parquet": "0"}})
+    with pytest.raises(Bad, match=r"evaluations/e/a: stale: made from what \S+models/a was before"):
+        check(results)
+
+
+def test_a_plan_is_written_again_only_where_it_differs(results: Path) -> None:
+    path = results / "plan.json"
+    before = path.stat().st_mtime_ns
+    current.write_plan(path, PLANNED)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_file_changed_after_it_was_made_is_refused(results: Path) -> None:
+    payload = results / "models/a/payload"
+    Reader({"a": payload}).metric(["a"], "m", "here")
+    row = {"step": 1, "name": "m", "value": 2.0}
+    tables.write(payload / "metrics.parquet", [row], tables.METRICS)
+    with pytest.raises(Bad, match="modified after it was made"):
+        Reader({"a": payload}).metric(["a"], "m", "here")
