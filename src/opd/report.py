@@ -7,7 +7,7 @@ for. Links lead to files beside it in the results folder; the page itself loads 
 import base64
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -61,7 +61,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         claims=at.get("claims"),
         sections=[
             {
-                "title": section["title"],
+                "title": section["title"] or "Figures",
                 "figures": [
                     _figure(name, at[f"figure:{name}"], inputs[f"figure:{name}"], found)
                     for name in section["figures"]
@@ -77,14 +77,15 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         package_rows=versions(list(made.values())),
         wrong=wrong,
         anchors=shown,
-        shown=sorted({figure for s in cfg["sections"] for figure in s["figures"]}),
+        figure_names=called(figure for s in cfg["sections"] for figure in s["figures"]),
+        results=f"results/{root.name}",
         artifacts=len(made),
         anchor=_anchor,
         duration=duration,
         folder_of=lambda path: _below((root.parent.parent / path).parent, root),
         file=quote,
         number=number,
-        signed=lambda value: number(value, signed=True),
+        what=what,
     )
     (out / "report.html").write_text(html)
     return {"verdicts": found["counts"], "modified or stale": len(wrong)}
@@ -97,8 +98,8 @@ def results_folder(inputs: Mapping[str, Path]) -> Path:
     """The folder that the report will lie in, from where its inputs lie: results/NAME."""
     for name, path in inputs.items():
         kind, _, rest = name.partition(":")
-        depth = {"run": len(Path(rest).parts), "figure": 2, "table": 2}.get(kind)
-        if depth:
+        depth = len(Path(rest).parts) + (kind in ("figure", "table"))
+        if rest:
             return path.parent.parents[depth - 1]
     return next(iter(inputs.values())).parent.parent
 
@@ -115,6 +116,8 @@ def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
     """
     found: dict[str, Made] = {}
     queue = list(folders)
+    # What the config describes now, where a run has written it.
+    plan = read_json(root / "plan.json") if (root / "plan.json").is_file() else {}
     while queue:
         folder = queue.pop()
         name = _below(folder, root)
@@ -125,6 +128,8 @@ def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
         one = found[name] = Made(name, manifest, [])
         if any(manifest[key] != record[key] for key in ("identity", "outputs")):
             one.troubles.append("modified: digest.json and manifest.json are not of one run")
+        if name in plan and record.get("settings") != plan[name]["settings"]:
+            one.troubles.append("stale: made with other settings than the config's")
         for used in manifest["inputs"].values():
             path = root.parent.parent / used["path"]
             if path.name != "digest.json":
@@ -212,12 +217,33 @@ def _figure(name: str, made: Made, payload: Path, found: Mapping[str, Any]) -> d
         "name": name,
         "made": made,
         "title": settings.get("title") or name,
-        "caption": settings.get("caption") or "",
+        "caption": _caption(payload / "caption.md", settings),
         "image": image,
         "drawn": list(flat(made.manifest["numbers"] or {})),
         "published": [t for t in found["targets"] if name in t["figures"]],
-        "claims": [c for c in found["claims"] if c["figure"] == name],
+        "claims": [c for c in found["claims"] if c["figure"] in (name, Path(name).name)],
     }
+
+
+def _caption(path: Path, settings: Mapping[str, Any]) -> list[str]:
+    """Paragraphs: the caption that a figure was drawn with, or the config's."""
+    text = settings.get("caption") or ""
+    if path.is_file():
+        text = path.read_text(errors="replace")
+    parts = [part.strip() for part in text.split("\n\n")]
+    return [part for part in parts if part and part != f"**{settings.get('title')}**"]
+
+
+def called(names: Iterable[str]) -> dict[str, str]:
+    """Figure by each name it goes by: a claim says fig06 of what is PAPER/fig06 here."""
+    names = list(names)
+    return {Path(name).name: name for name in names} | {name: name for name in names}
+
+
+def what(row: Mapping[str, Any]) -> str:
+    """What a published row is about, in words: metric, benchmark and setting."""
+    said = [row.get(key) for key in ("metric", "benchmark", "setting")]
+    return ", ".join(str(one) for one in said if one not in (None, "", "-"))
 
 
 def _image(svg: Path) -> dict[str, Any] | None:
@@ -279,15 +305,13 @@ def _values(value: Any) -> str:
     return f"{texts[0]} [{texts[1]}, {texts[2]}]" if len(texts) == 3 else ", ".join(texts)
 
 
-def number(value: Any, signed: bool = False) -> str:
+def number(value: Any) -> str:
     """Three significant digits with a true minus; text as it is, – for None."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, int) and not signed:
-        return str(value).replace("-", "−")
-    return f"{value:{'+' if signed else ''}.3g}".replace("-", "−")
+    return (str(value) if isinstance(value, int) else f"{value:.3g}").replace("-", "−")
 
 
 def duration(seconds: float) -> Markup:

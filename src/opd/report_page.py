@@ -47,15 +47,12 @@ summary { cursor: pointer; }
 
 {% macro verdict_of(verdict) %}<span class="verdict">
 {{- marks[verdict] }} {{ verdict }}</span>{% endmacro %}
-{% macro interval(of) %}{{ number(of.value) }}
-{%- if of.low is not none and of.high is not none %} [{{ number(of.low) }}, {{ number(of.high) }}]
-{%- endif %}{% endmacro %}
 {% macro troubles(made) %}{% if made.troubles %}
 <div class="trouble"><strong>⚠ Not as it was made.</strong>
 <ul>{% for line in made.troubles %}<li>{{ line }}</li>{% endfor %}</ul></div>
 {% endif %}{% endmacro %}
-{% macro figure_link(name) %}{% if name in shown -%}
-<a href="#{{ anchor('figure:' ~ name) }}">{{ name }}</a>
+{% macro figure_link(name) %}{% if name in figure_names -%}
+<a href="#{{ anchor('figure:' ~ figure_names[name]) }}">{{ name }}</a>
 {%- else %}{{ name }}{% endif %}{% endmacro %}
 {% macro claim_link(id) %}<a href="#{{ anchor('claim:' ~ id) }}">{{ id }}</a>{% endmacro %}
 {% macro time(stamp) %}{{ stamp[:10] }} {{ stamp[11:16] }} UTC{% endmacro %}
@@ -64,12 +61,12 @@ summary { cursor: pointer; }
 {% macro published(targets, name) %}
 <div class="scroll" tabindex="0" role="region" aria-label="{{ name }}"><table class="text">
 <thead><tr><th scope="col">target</th><th scope="col">experiment</th><th scope="col">of</th>
-<th scope="col">metric</th><th scope="col">value</th><th scope="col">confidence</th>
+<th scope="col">what</th><th scope="col">value</th><th scope="col">confidence</th>
 <th scope="col">here</th></tr></thead>
 <tbody>
 {% for target in targets %}
 <tr><th scope="row">{{ target.id }}</th><td>{{ target.experiment }}</td><td>{{ target.figure }}</td>
-<td>{{ target.metric }}</td><td>{{ number(target.value) }}</td><td>{{ target.confidence }}</td>
+<td>{{ what(target) }}</td><td>{{ number(target.value) }}</td><td>{{ target.confidence }}</td>
 <td>{{ target.status }}{% if target.context %}: {{ target.context }}{% endif %}
 {% for id in target.claims %} {{ claim_link(id) }}{% endfor %}
 {% for figure in target.figures %} {{ figure_link(figure) }}{% endfor %}</td></tr>
@@ -82,26 +79,21 @@ summary { cursor: pointer; }
 class="claim {{ claim.verdict | replace(' ', '-') }}">
 <h4>{{ claim.statement }}</h4>
 <p>{{ verdict_of(claim.verdict) }}{% if claim.reason %}: {{ claim.reason }}{% endif %}</p>
-{% if claim.checks %}
 <ul>
-{% for check in claim.checks %}
-<li>{{ check.text }}: ours {{ interval(check) }}
-{%- if check.bound is not none %}, asked {{ number(check.bound) }}{% endif %}
-{%- if claim.checks | length > 1 %} ({{ check.verdict }}){% endif %}</li>
+{% for check in claim.checks if check.verdict != "not run" %}
+<li>{{ check.text }} ({{ marks.get(check.verdict, "") }} {{ check.verdict }})</li>
 {% endfor %}
 </ul>
-{% endif %}
 {% for row in claim.published %}
-<p>Published: <strong>{{ number(row.value) }}</strong> ({{ row.confidence }})
-{%- if row.ours is not none %}; ours {{ number(row.ours) }}{% endif %};
-{% if row.difference is not none %}difference {{ signed(row.difference) }}
-{%- elif found.comparable %}no difference to form{% else %}not comparable at this scale{% endif %}.
+<p>Published: <strong>{{ number(row.value) }}</strong> ({{ what(row) or row.target }};
+{{ row.confidence }}){% if row.ours %}. Ours: {{ row.ours.text }}{% endif %}.
+{% if row.difference %}Difference: {{ row.difference.text }}{% elif not found.comparable -%}
+Not comparable at this scale{% else %}{{ row.note or "No difference to form" }}{% endif %}.
 <small>{{ row.target }}: {{ row.source }}</small></p>
 {% endfor %}
 <p class="meta">{{ claim.id }}{% if claim.section %} · section {{ claim.section }}{% endif %}
 {%- if claim.figure %} · {{ figure_link(claim.figure) }}{% endif %}
-{%- if claim.seeds is not none %} · seeds: {{ claim.seeds if claim.seeds is number
-  else claim.seeds | join(", ") }}{% endif %}</p>
+{%- if claim.seeds is not none %} · seeds: {{ claim.seeds }}{% endif %}</p>
 </article>
 {% endmacro %}
 
@@ -118,7 +110,7 @@ alt="{{ figure.title }}. What it shows in numbers is below it, under Values draw
 <p>{{ figure.title }}: figure.svg is missing or cannot be read.</p>
 {% endif %}
 <figcaption>
-{% if figure.caption %}<p>{{ figure.caption }}</p>{% endif %}
+{% for part in figure.caption %}<p>{{ part }}</p>{% endfor %}
 <p>{{ link("figures/" ~ figure.name ~ ".svg", "SVG") }} ·
 {{ link("figures/" ~ figure.name ~ ".png", "PNG") }} ·
 {{ link(figure.made.folder ~ "/manifest.json", "manifest") }}</p>
@@ -168,8 +160,9 @@ this page are not what they should be.</strong>
 <ul>{% for one in wrong %}<li>
 {%- if one.folder in anchors %}<a href="{{ anchors[one.folder] }}">{{ one.folder }}</a>
 {%- else %}{{ one.folder }}{% endif %}: {{ one.troubles | join("; ") }}</li>{% endfor %}</ul>
-Remove the digest.json of each, and report/digest.json, and run the workflow again. What is whole
-in the store is used again.</div>
+To make them again, run the workflow as before with
+<code>--forcerun{% for one in wrong %} {{ results }}/{{ one.folder }}/digest.json{% endfor %}
+ {{ results }}/report/digest.json</code>. What is whole in the store is used again.</div>
 {% else %}
 <p>All {{ artifacts }} artifacts behind this page are current, and what it shows is as it was
 made.</p>
@@ -189,7 +182,8 @@ made.</p>
 {{ troubles(claims) }}
 <p>{{ found.claims | length }} claims:
 {% for verdict in marks %}{{ found.counts.get(verdict, 0) }} {{ verdict }}
-{%- if not loop.last %}, {% endif %}{% endfor %}. In brackets: 95 % intervals.</p>
+{%- if not loop.last %}, {% endif %}{% endfor %}. A claim is judged by 95 %
+intervals, which stand in brackets.</p>
 <fieldset><legend>Show</legend>
 <label><input type="radio" name="only" id="only-all" checked> all</label>
 {% for verdict, mark in marks.items() %}

@@ -75,15 +75,20 @@ def test_all_there_is_appears(tmp_path):
         assert one["statement"] in card
         assert f"</span>{': ' + one['reason'] if one['reason'] else ''}" in card
         assert re.search(rf"[✓✗≈○] {one['verdict']}</span>", card)
-    assert "gap recovered is at least 0.8: ours 0.884 [0.85, 0.92], asked 0.8" in page.text
-    assert "it rises: ours −0.1 [−0.2, −0.05], asked 0.8 (not reproduced)" in page.text
+    assert "gap 88.5 % [85.0, 92.0]; claimed: at least 80 % (✓ reproduced)" in page.text
+    assert "it rises −0.1 [−0.2, −0.05] (✗ not reproduced)" in page.text
+    assert page.text.count("not measured: E12.k64") == 1
+    assert html.count('<a href="#figure:a_paper/fig06">fig06</a>') == 2  # from its claims
     assert page.values("src") == [report._image(_svg(tmp_path))["uri"]] * 2
     assert [of["alt"].partition(".")[0] for tag, of in page.tags if tag == "img"] == [
         "Recovery",
         "A cold start",
     ]
     assert "What came back." in page.text and "large · macro 0.5 [0.4, 0.6]" in page.text
-    assert page.text.count("R033 E04 Fig6 recovery 0.812 printed tested E04-recovery fig06") == 2
+    assert (
+        page.text.count("R033 E04 Fig6 recovery 0.812 printed tested E04-recovery a_paper/fig06")
+        == 2
+    )
     for section in ("Success", "Cold start", "Tables", "Runs", "Cost", "Environment"):
         assert f"<h2>{section}</h2>" in html
     assert "small | after SFT" in page.text and "36.3 [32.9, 39.7]" in page.text
@@ -100,11 +105,11 @@ def _svg(tmp_path: Path) -> Path:
 
 def test_differences_where_the_scale_may_be_compared(tmp_path):
     page, _ = made(sample(tmp_path / "a"), tmp_path / "out-a")
-    ours = "Published: 0.812 (printed); ours 0.884;"
-    assert f"{ours} not comparable at this scale. R033: where R033 stands" in page.text
+    said = "Published: 0.812 (recovery, a setting; printed). Ours: 88.5 % [85.0, 92.0]."
+    assert f"{said} Not comparable at this scale. R033: where R033 stands" in page.text
     page, _ = made(sample(tmp_path / "b", comparable=True), tmp_path / "out-b")
-    assert f"{ours} difference +0.0725." in page.text
-    assert "not comparable" not in page.text
+    assert f"{said} Difference: +7.2 points [3.8, 10.8]." in page.text
+    assert "ot comparable" not in page.text
 
 
 def test_cost_adds_up_what_lies_behind_the_page_too(tmp_path):
@@ -130,7 +135,7 @@ def test_modified_payload_is_marked_in_place_and_on_top(tmp_path, kind):
     results = sample(tmp_path)
     page, html = made(results, tmp_path / "out")
     assert "All 9 artifacts behind this page are current" in page.text and "⚠" not in html
-    svg = results.root / "figures/fig06/payload/figure.svg"
+    svg = results.root / "figures/a_paper/fig06/payload/figure.svg"
     if kind == "changed":
         svg.write_text(SVG.replace("a curve", "a better curve"))
     elif kind == "gone":
@@ -147,7 +152,7 @@ def test_modified_payload_is_marked_in_place_and_on_top(tmp_path, kind):
     }
     line = f"modified: {words[kind]}"
     assert line in html[html.index('id="wrong"') : html.index("<nav")]
-    assert line in html[html.index('id="figure:fig06"') : html.index("</figure>")]
+    assert line in html[html.index('id="figure:a_paper/fig06"') : html.index("</figure>")]
     assert html.count(line) == 2
     assert "1 of 9 artifacts" in page.text
     assert ("cannot be read" in page.text) is (kind == "gone")
@@ -180,6 +185,29 @@ def test_what_was_made_from_another_state_is_stale(tmp_path):
         "models/small-from-large/s0 : stale: prompts/rl, which it was made from, is gone"
         in page.text
     )
+
+
+def test_other_settings_than_the_plan(tmp_path):
+    results = sample(tmp_path)
+    folders = ("models/small/s0", "prompts/rl", "tables/headline")
+    plan = {
+        one: {"settings": "other" if one == folders[0] else "", "inputs": []} for one in folders
+    }
+    (results.root / "plan.json").write_text(json.dumps(plan))
+    page, _ = made(results, tmp_path / "out")
+    assert "1 of 9 artifacts" in page.text
+    assert "models/small/s0: stale: made with other settings than the config's" in page.text
+    again = "results/mini/models/small/s0/digest.json results/mini/report/digest.json"
+    assert f"--forcerun {again}" in page.text
+
+
+def test_caption_is_the_one_drawn(tmp_path):
+    results = sample(tmp_path)
+    text = "**Recovery**\n\nWhat came back, and how.\n\nNot drawn: E05.union.\n"
+    (results.root / "figures/a_paper/fig06/payload/caption.md").write_text(text)
+    _, html = made(results, tmp_path / "out")
+    assert "<p>What came back, and how.</p><p>Not drawn: E05.union.</p>" in html
+    assert "What came back.</p>" not in html and "**" not in html
 
 
 def test_digest_and_manifest_of_two_runs(tmp_path):
@@ -244,7 +272,7 @@ def test_hostile_strings_stay_text(tmp_path):
             reason=HOSTILE,
             figure=name,
             published=[{**published(HOSTILE, HOSTILE, HOSTILE, None), "source": HOSTILE}],
-            checks=[{**check(HOSTILE, 1.0, 0.0, 2.0, HOSTILE), "bound": HOSTILE}],
+            checks=[check(HOSTILE, HOSTILE)],
         )
     )
     hostile["targets"].append(
@@ -291,7 +319,7 @@ def test_stage_looks_anew_each_time(tmp_path, monkeypatch):
         return (root / "report.html").read_text()
 
     whole = stage()
-    svg = root / "figures/fig06/payload/figure.svg"
+    svg = root / "figures/a_paper/fig06/payload/figure.svg"
     svg.write_text(SVG + "\n")
     assert "figure.svg was changed" in stage()
     svg.write_text(SVG)
@@ -301,8 +329,8 @@ def test_stage_looks_anew_each_time(tmp_path, monkeypatch):
 
 def test_missing_manifest_is_named(tmp_path):
     results = sample(tmp_path)
-    (results.root / "figures/fig06/manifest.json").unlink()
-    with pytest.raises(Bad, match=r"figures/fig06/manifest\.json"):
+    (results.root / "figures/a_paper/fig06/manifest.json").unlink()
+    with pytest.raises(Bad, match=r"figures/a_paper/fig06/manifest\.json"):
         made(results, tmp_path / "out")
 
 
@@ -324,7 +352,7 @@ def test_tables_are_read_as_they_were_written(rows):
 def test_numbers_and_times():
     assert report.number(0.98765) == "0.988" and report.number(-2) == "−2"
     assert report.number(None) == "–" and report.number("~40 %") == "~40 %"
-    assert report.number(-1.5e-6) == "−1.5e−06" and report.number(0.5, signed=True) == "+0.5"
+    assert report.number(-1.5e-6) == "−1.5e−06"
     times = {59.94: "59.9 s", 59.96: "1 min 00 s", 3599.6: "1 h 00 min", 3725: "1 h 02 min"}
     for seconds, text in times.items():
         assert report.duration(seconds).replace("&nbsp;", " ") == text
