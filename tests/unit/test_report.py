@@ -75,7 +75,7 @@ def test_all_there_is_appears(tmp_path):
         assert one["statement"] in card
         assert f"</span>{': ' + one['reason'] if one['reason'] else ''}" in card
         assert re.search(rf"[✓✗≈○] {one['verdict']}</span>", card)
-    assert "gap 88.5 % [85.0, 92.0]; claimed: at least 80 % (✓ reproduced)" in page.text
+    assert "gap recovered 88.5 % [85.0, 92.0]; claimed: at least 80 % (✓ reproduced)" in page.text
     assert "it rises −0.1 [−0.2, −0.05] (✗ not reproduced)" in page.text
     assert page.text.count("not measured: E12.k64") == 1
     assert html.count('<a href="#figure:a_paper/fig06">fig06</a>') == 2  # from its claims
