@@ -58,6 +58,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         found=found,
         marks=MARKS,
         experiments=_grouped(found["claims"], "experiment"),
+        by_experiment=_verdicts(found["claims"]),
         claims=at.get("claims"),
         sections=[
             {
@@ -86,6 +87,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         file=quote,
         number=number,
         what=what,
+        said=lambda claim: _said(claim, found["comparable"]),
     )
     (out / "report.html").write_text(html)
     return {"verdicts": found["counts"], "modified or stale": len(wrong)}
@@ -208,6 +210,32 @@ def _grouped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Mapp
 def _anchor(name: str) -> str:
     """The id of a claim, figure, table or run on the page, and the target of links to it."""
     return quote(name, safe=":/")
+
+
+def _verdicts(claims: Sequence[Mapping[str, Any]]) -> Markup:
+    """How many claims of each experiment have which verdict, as a table with links."""
+    rows = []
+    for experiment, of in _grouped(claims, "experiment").items():
+        counts = Counter(claim["verdict"] for claim in of)
+        link = Markup('<a href="#{}">{}</a>').format(
+            _anchor(f"experiment:{experiment}"), experiment
+        )
+        rows.append([link, *(counts[verdict] or "" for verdict in MARKS)])
+    header = ["experiment", *(f"{mark} {verdict}" for verdict, mark in MARKS.items())]
+    return page.table(header, rows, name="verdicts by experiment")
+
+
+def _said(claim: Mapping[str, Any], comparable: bool) -> list[list[str]]:
+    """Rows of what was published of a claim: what, the value, ours, the difference, whence."""
+    rows = []
+    for row in claim["published"]:
+        ours = row["ours"]["text"] if row["ours"] else row.get("note") or "–"
+        apart = row["difference"]["text"] if row["difference"] else "–"
+        if not comparable:
+            apart = "not comparable"
+        name = f"{row['target']}: {what(row)}"
+        rows.append([name, number(row["value"]), ours, apart, row["confidence"], row["source"]])
+    return rows
 
 
 def _figure(name: str, made: Made, payload: Path, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,13 +84,13 @@ class="claim {{ claim.verdict | replace(' ', '-') }}">
 <li>{{ check.text }} ({{ marks.get(check.verdict, "") }} {{ check.verdict }})</li>
 {% endfor %}
 </ul>
-{% for row in claim.published %}
-<p>Published: <strong>{{ number(row.value) }}</strong> ({{ what(row) or row.target }};
-{{ row.confidence }}){% if row.ours %}. Ours: {{ row.ours.text }}{% endif %}.
-{% if row.difference %}Difference: {{ row.difference.text }}{% elif not found.comparable -%}
-Not comparable at this scale{% else %}{{ row.note or "No difference to form" }}{% endif %}.
-<small>{{ row.target }}: {{ row.source }}</small></p>
-{% endfor %}
+{% if claim.published %}
+<details{% if found.comparable %} open{% endif %}>
+<summary>Published: {{ claim.published | map(attribute="value") | map("string") | join("; ") }}
+{%- if not found.comparable %} (not comparable at this scale){% endif %}</summary>
+{{ table(["", "published", "ours", "difference", "confidence", "source"], said(claim),
+  name="published values of " ~ claim.id, text=true) }}</details>
+{% endif %}
 <p class="meta">{{ claim.id }}{% if claim.section %} · section {{ claim.section }}{% endif %}
 {%- if claim.figure %} · {{ figure_link(claim.figure) }}{% endif %}
 {%- if claim.seeds is not none %} · seeds: {{ claim.seeds }}{% endif %}</p>
@@ -191,8 +191,9 @@ intervals, which stand in brackets.</p>
 {{ mark }} {{ verdict }} ({{ found.counts.get(verdict, 0) }})</label>
 {% endfor %}
 </fieldset>
+<div class="short">{{ by_experiment }}</div>
 {% for experiment, of in experiments.items() %}
-<div class="group"><h3>{{ experiment }}</h3>
+<div class="group" id="{{ anchor('experiment:' ~ experiment) }}"><h3>{{ experiment }}</h3>
 {% for claim in of %}
 {{ claim_card(claim) }}
 {% endfor %}

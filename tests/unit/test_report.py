@@ -70,6 +70,7 @@ def test_all_there_is_appears(tmp_path):
     page, html = made(sample(tmp_path), tmp_path / "out")
     counts = "4 claims: 1 reproduced, 1 not reproduced, 1 inconclusive, 1 not run."
     assert counts in page.text
+    assert "E04 1 1 E06 1 E12 1" in page.text  # verdicts by experiment
     for one in found()["claims"]:
         card = part(html, f"claim:{one['id']}")
         assert one["statement"] in card
@@ -105,10 +106,11 @@ def _svg(tmp_path: Path) -> Path:
 
 def test_differences_where_the_scale_may_be_compared(tmp_path):
     page, _ = made(sample(tmp_path / "a"), tmp_path / "out-a")
-    said = "Published: 0.812 (recovery, a setting; printed). Ours: 88.5 % [85.0, 92.0]."
-    assert f"{said} Not comparable at this scale. R033: where R033 stands" in page.text
+    row = "R033: recovery, a setting 0.812 88.5 % [85.0, 92.0]"
+    assert "Published: 0.812 (not comparable at this scale)" in page.text
+    assert f"{row} not comparable printed where R033 stands" in page.text
     page, _ = made(sample(tmp_path / "b", comparable=True), tmp_path / "out-b")
-    assert f"{said} Difference: +7.2 points [3.8, 10.8]." in page.text
+    assert f"{row} +7.2 points [3.8, 10.8] printed where R033 stands" in page.text
     assert "ot comparable" not in page.text
 
 
