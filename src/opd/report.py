@@ -229,10 +229,9 @@ def _said(claim: Mapping[str, Any], comparable: bool) -> list[list[str]]:
     """Rows of what was published of a claim: what, the value, ours, the difference, whence."""
     rows = []
     for row in claim["published"]:
-        ours = row["ours"]["text"] if row["ours"] else row.get("note") or "–"
-        apart = row["difference"]["text"] if row["difference"] else "–"
-        if not comparable:
-            apart = "not comparable"
+        ours = row["ours"]["text"] if row["ours"] else "–"
+        none = row.get("note") or ("–" if comparable else "not comparable at this scale")
+        apart = row["difference"]["text"] if row["difference"] else none
         name = f"{row['target']}: {what(row)}"
         rows.append([name, number(row["value"]), ours, apart, row["confidence"], row["source"]])
     return rows

@@ -38,6 +38,8 @@ figure h3, .table h3 { margin-top: 0; }
 details { margin: .5rem 0; }
 summary { cursor: pointer; }
 .short { max-width: 40rem; }
+.short tbody th { min-width: 0; }
+.short thead th { font-size: .8rem; padding-right: .5rem; }
 @media print {
   nav, fieldset { display: none; }
   .claim, figure { break-inside: avoid; }

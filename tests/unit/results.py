@@ -153,7 +153,7 @@ def published(target: str, value: Any, ours: Any, difference: Any) -> dict[str, 
         "source": f"where {target} stands",
         "ours": ours and {"value": 0.5, "low": 0.4, "high": 0.6, "text": ours},
         "difference": difference and {"value": 0.5, "low": 0.4, "high": 0.6, "text": difference},
-        **({} if difference else {"note": "not measured"}),
+        **({} if difference else {"note": "not comparable at this scale"}),
     }
 
 

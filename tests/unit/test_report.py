@@ -108,7 +108,7 @@ def test_differences_where_the_scale_may_be_compared(tmp_path):
     page, _ = made(sample(tmp_path / "a"), tmp_path / "out-a")
     row = "R033: recovery, a setting 0.812 88.5 % [85.0, 92.0]"
     assert "Published: 0.812 (not comparable at this scale)" in page.text
-    assert f"{row} not comparable printed where R033 stands" in page.text
+    assert f"{row} not comparable at this scale printed where R033 stands" in page.text
     page, _ = made(sample(tmp_path / "b", comparable=True), tmp_path / "out-b")
     assert f"{row} +7.2 points [3.8, 10.8] printed where R033 stands" in page.text
     assert "ot comparable" not in page.text
