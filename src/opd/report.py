@@ -221,7 +221,7 @@ def _verdicts(claims: Sequence[Mapping[str, Any]]) -> Markup:
             _anchor(f"experiment:{experiment}"), experiment
         )
         rows.append([link, *(counts[verdict] or "" for verdict in MARKS)])
-    header = ["experiment", *(f"{mark} {verdict}" for verdict, mark in MARKS.items())]
+    header = ["", *(f"{mark} {verdict}" for verdict, mark in MARKS.items())]
     return page.table(header, rows, name="verdicts by experiment")
 
 
