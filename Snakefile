@@ -10,8 +10,8 @@
 #   models/MODEL/[sSEED/]              checkpoints (no seed: fetched), with their training metrics
 #   generations/GENERATION/sSEED/      rollouts
 #   evaluations/EVALUATION/MODEL/sSEED/  graded samples and a summary
-#   figures/FIGURE.{png,svg}  tables/TABLE.{csv,md}
-#   report/                            report.html: claims, figures, tables, runs, cost, state
+#   figures/FIGURE.{png,svg}  tables/TABLE.{csv,md}  claims.{html,md,json}
+#   report/ report.html                claims, figures, tables, runs, cost and state in one file
 #   logs/ benchmarks/                  one file per job, same path as the artifact
 #
 # Each artifact folder holds digest.json (what other stages depend on), manifest.json (what made

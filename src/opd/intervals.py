@@ -6,11 +6,31 @@ samples (avg@k), and over benchmarks their unweighted mean (macro).
 
 Intervals are percentiles of a bootstrap that draws seeds and problems with replacement. All seeds
 answer the same problems, so one draw of problems serves all seeds, benchmarks share the draw of
-seeds, and quantities that are compared share both (paired). Samples are averaged within their
-problem, not drawn. With one seed the interval is about problems only.
+seeds, and quantities that are compared share both (paired). With one seed the interval is about
+problems only.
+
+Samples are averaged within their problem, not drawn: how the averages of problems differ holds the
+samples' noise already, and drawing samples anew within drawn problems counts it twice. Coverage of
+the 95 % intervals in 1,000 simulated evaluations each, without and with drawn samples (rates of
+problems uniform from 0 to 1, the same for both sides of a difference; U-shaped, Beta(1/2, 1/2),
+for 30 x 16; seeds differ by a normal deviate of the log-odds with standard deviation sd):
+
+    seeds x problems x samples, sd   avg@k            difference of two models
+    1 x 60 x 4                       95.4  97.5 %     93.3  99.0 %
+    1 x 30 x 16                      93.4  94.7 %     92.4  99.1 %
+    1 x 60 x 1                       93.6  93.6 %     94.5  94.7 %
+    3 x 60 x 4, 0.0                  95.8  97.2 %     99.3  99.8 %
+    3 x 60 x 4, 0.2                  94.9  95.7 %     95.6  97.3 %
+    3 x 60 x 4, 0.5                  90.6  90.9 %     86.0  88.3 %
+    3 x 30 x 16, 0.2                 93.1  93.9 %     93.2  96.7 %
+    5 x 60 x 4, 0.2                  95.8  96.2 %     97.6  98.8 %
+
+Drawn samples widen the interval of a difference by a third (60 x 4) or more (30 x 16), which is
+where claims are decided. Where seeds differ much, three of them are too few with either.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +51,9 @@ class Interval(NamedTuple):
 
 def interval(scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """avg@k of ``scores`` (each [S, P, K], 0 to 1)."""
-    (cells,) = _cells(scores)
-    return _bounds(*_bootstrap([cells], resamples, seed), cells, (0.0, 1.0))
+    (cells,) = averages(scores)
+    means, draws = bootstrap([cells], resamples, seed)
+    return bounds(means[0], draws[:, 0], least(cells), (0.0, 1.0))
 
 
 def difference(
@@ -43,8 +64,9 @@ def difference(
     Paired over problems, and over seeds where both sides have several; a side with one seed is
     paired with every seed of the other. Raises ``ValueError`` where the shapes do not allow it.
     """
-    paired = [a - b for a, b in zip(*_cells(after, before), strict=True)]
-    return _bounds(*_bootstrap([paired], resamples, seed), paired, (-1.0, 1.0))
+    paired = less(*averages(after, before))
+    means, draws = bootstrap([paired], resamples, seed)
+    return bounds(means[0], draws[:, 0], least(paired), (-1.0, 1.0))
 
 
 def recovery(
@@ -55,15 +77,21 @@ def recovery(
     Paired as in ``difference``. None where the interval of the gap itself reaches zero: a share
     of a gap that may not be there means nothing.
     """
-    now, base, goal = _cells(after, before, teacher)
-    gained = [a - b for a, b in zip(now, base, strict=True)]
-    gap = [t - b for t, b in zip(goal, base, strict=True)]
-    means, draws = _bootstrap([gained, gap], resamples, seed)
+    found = shares(averages(after, before, teacher), resamples, seed)
+    return None if found is None else bounds(*found)
+
+
+def shares(
+    sides: Sequence[Sequence[Array]], resamples: int, seed: int, only: int | None = None
+) -> tuple[float, Array] | None:
+    """``recovery`` as its value and its draws [R], from the averages of after, before and teacher;
+    NaN in the few draws without a gap."""
+    now, base, goal = sides
+    means, draws = bootstrap([less(now, base), less(goal, base)], resamples, seed, only)
     if means[1] <= 0 or np.quantile(draws[:, 1], (1 - LEVEL) / 2) <= 0:
         return None
-    kept = draws[draws[:, 1] > 0]
-    low, high = _percentiles(kept[:, 0] / kept[:, 1])
-    return Interval(float(means[0] / means[1]), low, high)
+    gap = np.where(draws[:, 1] > 0, draws[:, 1], np.nan)
+    return float(means[0] / means[1]), draws[:, 0] / gap
 
 
 def standard_error(scores: Scores) -> float | None:
@@ -102,7 +130,7 @@ def paired_test(after: Scores, before: Scores, resamples: int = 9999, seed: int 
     from scipy.stats import permutation_test
 
     sides = []
-    for quantity in _cells(after, before):
+    for quantity in averages(after, before):
         weighed = [cells.mean(axis=0) / cells.shape[1] / len(quantity) for cells in quantity]
         sides.append(np.concatenate(weighed))
     if np.array_equal(*sides):
@@ -118,8 +146,11 @@ def paired_test(after: Scores, before: Scores, resamples: int = 9999, seed: int 
     return float(found.pvalue)
 
 
-def _cells(*quantities: Scores) -> list[list[Array]]:
-    """Each [S, P, K] averaged over samples and broadcast to the common S: [S, P]."""
+def averages(*quantities: Scores) -> list[list[Array]]:
+    """Each [S, P, K] averaged over samples and broadcast to the common S: [S, P].
+
+    Raises ``ValueError`` where the sides have different problems or numbers of seeds.
+    """
     cells = []
     for benchmark in zip(*quantities, strict=True):
         means = [np.asarray(scores, dtype=np.float64).mean(axis=2) for scores in benchmark]
@@ -129,40 +160,65 @@ def _cells(*quantities: Scores) -> list[list[Array]]:
     return [list(quantity) for quantity in zip(*cells, strict=True)]
 
 
-def _bootstrap(
-    quantities: Sequence[Sequence[Array]], resamples: int, seed: int
-) -> tuple[Array, Array]:
-    """Means [Q] and bootstrap draws [R, Q] of quantities given as cells [S, P] per benchmark."""
+def less(after: Sequence[Array], before: Sequence[Array]) -> list[Array]:
+    """Differences [S, P] of averages, benchmark by benchmark."""
+    return [a - b for a, b in zip(after, before, strict=True)]
+
+
+@lru_cache(maxsize=4)
+def weights(
+    seeds: int, problems: tuple[int, ...], resamples: int, seed: int
+) -> tuple[Array, list[Array]]:
+    """How often each draw has each seed [R, S] and each problem of every benchmark [R, P], as
+    shares of one. The same for all quantities that are compared: that pairs them."""
     rng = np.random.default_rng(seed)
-    seeds = quantities[0][0].shape[0]
-    seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+    return _drawn(rng, seeds, resamples), [_drawn(rng, n, resamples) for n in problems]
+
+
+def _drawn(rng: np.random.Generator, n: int, resamples: int) -> Array:
+    return rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
+
+
+def bootstrap(
+    quantities: Sequence[Sequence[Array]], resamples: int, seed: int, only: int | None = None
+) -> tuple[Array, Array]:
+    """Means [Q] and bootstrap draws [R, Q] of quantities given as averages [S, P] per benchmark.
+
+    ``only`` averages one benchmark, by its place, under the draws that it has among all of them.
+    """
+    sizes = tuple(cells.shape[1] for cells in quantities[0])
+    of_seeds, of_problems = weights(quantities[0][0].shape[0], sizes, resamples, seed)
+    places = range(len(sizes)) if only is None else [only]
     means, draws = np.zeros(len(quantities)), np.zeros((resamples, len(quantities)))
-    for benchmark in zip(*quantities, strict=True):
-        problems = benchmark[0].shape[1]
-        weights = rng.multinomial(problems, np.full(problems, 1 / problems), size=resamples)
-        for q, cells in enumerate(benchmark):
+    for place in places:
+        for q, benchmarks in enumerate(quantities):
+            cells = benchmarks[place]
             means[q] += cells.mean()
-            draws[:, q] += np.einsum("rp,rp->r", seed_weights @ cells, weights / problems)
-    return means / len(quantities[0]), draws / len(quantities[0])
+            draws[:, q] += np.einsum("rp,rp->r", of_seeds @ cells, of_problems[place])
+    return means / len(places), draws / len(places)
 
 
-def _percentiles(draws: Array) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def _bounds(
-    means: Array, draws: Array, cells: Sequence[Array], limits: tuple[float, float]
-) -> Interval:
-    """Percentile bounds of one quantity.
+def least(cells: Sequence[Array]) -> float:
+    """The least half width that an interval of these averages [S, P] can have.
 
     Where all problems have one and the same value (none solved, all solved, none changed) the
     bootstrap has no width, although few problems prove little. Then the exact binomial bound
     stands in: the rate of problems unlike these that could still have shown none among P.
     """
-    mean = float(means[0])
-    low, high = _percentiles(draws[:, 0])
-    if all(np.ptp(c) == 0 for c in cells):
-        unseen = float(np.mean([1 - ((1 - LEVEL) / 2) ** (1 / c.shape[1]) for c in cells]))
-        low, high = max(limits[0], mean - unseen), min(limits[1], mean + unseen)
-    return Interval(mean, low, high)
+    if any(np.ptp(one) for one in cells):
+        return 0.0
+    return float(np.mean([1 - ((1 - LEVEL) / 2) ** (1 / one.shape[1]) for one in cells]))
+
+
+def bounds(
+    value: float,
+    draws: Array,
+    least: float = 0.0,
+    limits: tuple[float, float] = (-np.inf, np.inf),
+) -> Interval:
+    """A value between the percentiles of its draws [R], but at least ``least`` to either side as
+    far as ``limits`` allow."""
+    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if least:
+        low, high = max(limits[0], value - least), min(limits[1], value + least)
+    return Interval(float(value), float(low), float(high))

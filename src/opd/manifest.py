@@ -47,6 +47,7 @@ VERBS = {
     "evaluate": "opd.evaluation:run",
     "table": "opd.figures:run_table",
     "figure": "opd.figures:run_figure",
+    "claims": "opd.claims:run",
     "report": "opd.report:run",
 }
 

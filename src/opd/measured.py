@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from opd import tables
 from opd.errors import Bad
@@ -18,6 +19,11 @@ from opd.files import file_digest, read_json
 from opd.intervals import Array, Scores
 
 MACRO = "macro"
+
+
+class NotLogged(Bad):
+    """A run has no such metric."""
+
 
 # Only these columns are read: responses are by far the largest part of the file.
 _ANSWERS = pa.schema(
@@ -175,13 +181,32 @@ class Reader:
                 self._metrics[name] = read_metrics(payload)
             if metric not in self._metrics[name]:
                 known = ", ".join(sorted(self._metrics[name]))
-                raise Bad(f"'{name}' did not log '{metric}'", where, f"it logged {known}")
+                raise NotLogged(f"'{name}' did not log '{metric}'", where, f"it logged {known}")
             curves.append(self._metrics[name][metric])
         steps = np.unique(np.concatenate([s for s, _ in curves]))
         values = np.full((len(curves), len(steps)), np.nan)
         for row, (at, value) in zip(values, curves, strict=True):
             row[np.searchsorted(steps, at)] = value
         return steps, values
+
+    def positions(
+        self, names: Sequence[str], metric: str, where: str
+    ) -> list[tuple[Array, Array, Array]]:
+        """Steps, first positions of bins, and values [N] of a metric by position, run by run."""
+        found = []
+        for name in names:
+            path = self._payload(name, "metrics.parquet", where) / "metrics.parquet"
+            table = tables.read(path, tables.METRICS)
+            table = table.filter(
+                pc.and_(pc.equal(table["name"], metric), pc.is_valid(table["position"]))
+            )
+            if not table.num_rows:
+                raise NotLogged(
+                    f"'{name}' did not log '{metric}' by position", where, "make position_bin less"
+                )
+            columns = (table[column].to_numpy() for column in ("step", "position", "value"))
+            found.append(tuple(columns))
+        return found
 
 
 def read_metrics(payload: Path) -> dict[str, tuple[Array, Array]]:

@@ -109,6 +109,8 @@ SCORES = _nullable(
 )
 # position: the first token of a bin of response positions; empty for the mean over all of them.
 METRICS = _nullable(_schema(step=_I, name=_S, position=_I, value=_F), "position")
+# What probes measure: bootstrap draws of each value.
+DRAWS = _schema(name=_S, draws=pa.list_(_F))
 
 
 def prompt(

@@ -50,6 +50,32 @@ rule table:
         " --copy table.csv={output.csv} table.md={output.md} > {log} 2>&1"
 
 
+rule claims:
+    input:
+        inputs_of("claims"),
+    output:
+        digest=f"{RESULTS}/claims/digest.json",
+        html=report(
+            f"{RESULTS}/claims.html",
+            caption="../report/claims.rst",
+            category="Claims",
+        ),
+        json=f"{RESULTS}/claims.json",
+        md=f"{RESULTS}/claims.md",
+    log:
+        f"{RESULTS}/logs/claims.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/claims.tsv"
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        cfg=cfg_of("claims"),
+    shell:
+        "$OPD_LIGHT -m opd claims --cfg {params.cfg:q} --input {input} --output {output.digest}"
+        " --copy claims.html={output.html} claims.json={output.json} claims.md={output.md}"
+        " > {log} 2>&1"
+
+
 rule report:
     input:
         inputs_of("report"),

@@ -1,0 +1,390 @@
+"""The grammar of claims: what config/claims/PAPER.yaml may say. Without numpy, so that a config is
+checked at once.
+
+A quantity is one number of an arm (a run or model of the paper, named alike at every scale) or of a
+probe; a test compares quantities; a claim is a sentence with a test and the published rows that say
+it.
+"""
+
+import csv
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from opd.errors import Bad
+
+Arm = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$")]
+NonNegative = Annotated[float, Field(ge=0)]
+
+# A score, and the evaluations of its arm that it needs.
+SCORES = {
+    "avg": ("evaluations",),
+    "change": ("evaluations", "base"),
+    "recovery": ("evaluations", "base", "teacher"),
+}
+EACH = "each"
+
+TARGETS = (
+    *("id", "experiment_id", "figure_or_table", "student", "teacher", "metric", "benchmark"),
+    *("setting", "value", "confidence", "source"),
+)
+
+
+class Strict(BaseModel):
+    """As in ``opd.recipes``, which imports this module."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Scored(Strict):
+    benchmark: str = Field(
+        default="macro", description="a benchmark, macro (the mean of all), or each of them in turn"
+    )
+
+
+class Avg(Scored):
+    avg: Arm
+
+
+class Change(Scored):
+    change: Arm = Field(description="avg less that of the arm's base")
+
+
+class Recovery(Scored):
+    recovery: Arm = Field(description="share of the gap from base to teacher")
+
+
+class Curve(Strict):
+    """A metric over the steps of a run."""
+
+    metric: str
+    of: Arm
+    positions: Literal["front", "back"] | None = Field(
+        default=None, description="over the first or second half of response positions only"
+    )
+
+
+class Metric(Curve):
+    at: Literal["start", "end", "late", "mean", "min", "max", "jump"] = Field(
+        default="end",
+        description="first value; mean of the last tenth, of the second half, of all; least, "
+        "largest; largest change from one value to the next",
+    )
+
+
+class Probe(Strict):
+    probe: Arm
+    value: str = Field(
+        description="a value, or NAME_*: all values NAME_1, NAME_2, ... by number, of which "
+        "monotone takes each, and everything else the one that at says"
+    )
+    at: Literal["first", "last"] | None = None
+
+    @property
+    def numbered(self) -> bool:
+        return self.value.endswith("_*")
+
+    @model_validator(mode="after")
+    def _one_of_several(self) -> "Probe":
+        if self.at and not self.numbered:
+            raise ValueError(f"at: {self.at} is for values of the form NAME_*")
+        return self
+
+
+def _kind(value: Any) -> str | None:
+    keys = value if isinstance(value, Mapping) else type(value).model_fields
+    return next((key for key in (*SCORES, "metric", "probe") if key in keys), None)
+
+
+Quantity = Annotated[
+    Annotated[Avg, Tag("avg")]
+    | Annotated[Change, Tag("change")]
+    | Annotated[Recovery, Tag("recovery")]
+    | Annotated[Metric, Tag("metric")]
+    | Annotated[Probe, Tag("probe")],
+    Discriminator(
+        _kind,
+        custom_error_type="quantity",
+        custom_error_message="is no quantity: needs one of avg, change, recovery, metric, probe",
+    ),
+]
+
+_UNITS = {"nats": "nats", "tokens": "tokens", "ratio": "share"}
+_SHARES = ("overlap_mass", "top_mass", "max_advantage", "min_advantage", "extreme_advantage")
+
+
+def unit_of(metric: str) -> str:
+    """Unit of a metric or of a probe's value, from its name: nats, tokens, share, points of a share
+    (an advantage in accuracy at some prefix), or none."""
+    kind, _, prefix = metric.rpartition("_")
+    if re.fullmatch(r"q?\d+|\*", prefix) and kind in ("advantage", "teacher", "student"):
+        return "points of a share" if kind == "advantage" else "share"
+    if metric.startswith(_SHARES):
+        return "share"
+    if metric.startswith("overlap_token_advantage") or metric == "loss":
+        return "nats"
+    return _UNITS.get(prefix, "")
+
+
+def unit(quantity: BaseModel) -> str:
+    """Unit of a quantity: ``opd.quantities.Estimate`` has the same."""
+    if isinstance(quantity, Change):
+        return "points of a share"
+    if isinstance(quantity, Curve):
+        return unit_of(quantity.metric)
+    return unit_of(quantity.value) if isinstance(quantity, Probe) else "share"
+
+
+def _several(quantity: BaseModel) -> bool:
+    return isinstance(quantity, Probe) and quantity.numbered and quantity.at is None
+
+
+class Greater(Strict):
+    """left - right is more than ``by``."""
+
+    left: Quantity
+    right: Quantity
+    by: float = 0.0
+
+
+class Equivalent(Strict):
+    """left - right is no more than ``within``, to either side."""
+
+    left: Quantity
+    right: Quantity
+    within: NonNegative
+
+
+class Moves(Strict):
+    """A metric changes from start to end by at least ``by``."""
+
+    of: Curve
+    by: NonNegative = 0.0
+
+
+class Monotone(Strict):
+    """Every quantity is more (or less) than the one before, or goes back by ``slack`` at most."""
+
+    of: list[Quantity] = Field(min_length=1)
+    direction: Literal["rising", "falling"]
+    slack: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _several(self) -> "Monotone":
+        if len(self.of) < 2 and not _several(self.of[0]):
+            raise ValueError("one quantity has no order: name several, or NAME_* of a probe")
+        return self
+
+
+class Bound(Strict):
+    of: Quantity
+    value: float
+
+
+class Between(Strict):
+    of: Quantity
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Between":
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+class Test(Strict):
+    """One predicate; ``all`` holds where each of its tests does."""
+
+    greater: Greater | None = None
+    equivalent: Equivalent | None = None
+    rises: Moves | None = None
+    falls: Moves | None = None
+    monotone: Monotone | None = None
+    at_least: Bound | None = None
+    at_most: Bound | None = None
+    between: Between | None = None
+    all: list["Test"] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_predicate_of_one_unit(self) -> "Test":
+        given = self.model_fields_set
+        if len(given) != 1:
+            raise ValueError(
+                f"needs exactly one of {', '.join(type(self).model_fields)} "
+                f"(it has {' and '.join(sorted(given)) or 'none'})"
+            )
+        if not (self.monotone or self.all) and any(_several(one) for one in quantities(self)):
+            raise ValueError("several values at once are for monotone: say at: first, or at: last")
+        units = {unit(one) for one in quantities(self)} if not self.all else set()
+        if len(units) > 1:
+            raise ValueError(f"compares {' with '.join(sorted(u or 'a number' for u in units))}")
+        return self
+
+    @property
+    def predicate(self) -> str:
+        (name,) = self.model_fields_set
+        return name
+
+
+def quantities(test: BaseModel) -> Iterator[BaseModel]:
+    """Every quantity that a test or claim reads."""
+    for key in type(test).model_fields:
+        value = getattr(test, key)
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, (Scored, Curve, Probe)):
+                yield one
+            elif isinstance(one, BaseModel):
+                yield from quantities(one)
+
+
+class Said(Strict):
+    """A published row with the quantity that it is a value of."""
+
+    target: str
+    quantity: Quantity
+
+    @model_validator(mode="after")
+    def _one_number(self) -> "Said":
+        if getattr(self.quantity, "benchmark", "") == EACH or _several(self.quantity):
+            raise ValueError("a published row is one number")
+        return self
+
+
+class Claim(Strict):
+    """A sentence that a paper says of its measurements, and the test of it."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    section: str
+    figure: str | None = None
+    experiment: str
+    statement: str
+    test: Test
+    published: list[str | Said] = []
+
+    def targets(self) -> list[str]:
+        return [one if isinstance(one, str) else one.target for one in self.published]
+
+
+class Context(Strict):
+    """Published rows that no claim tests, and why."""
+
+    targets: list[str] = Field(min_length=1)
+    reason: str
+
+
+def parse(claims: Sequence[Any]) -> list[Claim]:
+    """Claims as they are written in YAML. Raises ``Bad`` that names the claim."""
+    parsed = []
+    for place, one in enumerate(claims, 1):
+        name = one.get("id") if isinstance(one, Mapping) else None
+        parsed.append(_valid(Claim, one, f"claim {name or f'number {place}'}"))
+    return parsed
+
+
+def check(
+    claims: Sequence[Any],
+    context: Sequence[Any],
+    targets: Iterable[str],
+    figures: Mapping[str, Sequence[str]] | None = None,
+) -> list[Claim]:
+    """Claims, parsed and held to the ids of published rows.
+
+    ``figures``: figure -> rows that it shows. Raises ``Bad`` that names the claim, for what is
+    malformed, an id given twice, a row that does not exist, one that is context and something else.
+    """
+    known = set(targets)
+    parsed = parse(claims)
+    seen: set[str] = set()
+    used: dict[str, str] = {}
+    for claim in parsed:
+        where = f"claim {claim.id}"
+        if claim.id in seen:
+            raise Bad("two claims have this id", where, "rename one")
+        seen.add(claim.id)
+        for target in claim.targets():
+            _require(target, known, f"{where}.published")
+            used[target] = where
+    for name, shown in (figures or {}).items():
+        for target in shown:
+            _require(target, known, f"figure {name}.published")
+            used.setdefault(target, f"figure {name}")
+    for place, one in enumerate(context, 1):
+        where = f"context number {place}"
+        for target in _valid(Context, one, where).targets:
+            _require(target, known, where)
+            if target in used:
+                raise Bad(
+                    f"row {target} belongs to {used[target]}", where, "leave it out of one of them"
+                )
+            used[target] = where
+    return parsed
+
+
+def _require(target: str, known: set[str], where: str) -> None:
+    if target not in known:
+        close = difflib.get_close_matches(target, sorted(known), n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are {len(known)} rows"
+        raise Bad(f"no published row '{target}'", where, hint)
+
+
+Given = TypeVar("Given", bound=Strict)
+
+
+def _valid(model: type[Given], given: Any, where: str) -> Given:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        first = errors[0]
+        key = ".".join(str(part) for part in first["loc"] if part not in SKIPPED)
+        what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            what = "no such key"
+        elif not isinstance(first["input"], (Mapping, list)):
+            what = f"{first['input']!r} is not allowed: {what}"
+        raise Bad(what, f"{where}.{key}" if key else where, "mend the claim") from None
+
+
+# Parts of a location that pydantic adds for its own unions.
+SKIPPED = (*SCORES, "Said", "str")
+
+
+def read_claims(path: Path) -> dict[str, Any]:
+    """A file of claims as it is written: {claims, context}. Raises ``Bad`` where it is none."""
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise Bad(f"not readable as YAML ({error})", str(path), "mend the file") from error
+    if not isinstance(found, dict) or found.keys() - {"claims", "context"}:
+        raise Bad("it holds other keys than claims and context", str(path), "leave them out")
+    return {"claims": found.get("claims") or [], "context": found.get("context") or []}
+
+
+def read_targets(path: Path) -> list[dict[str, str]]:
+    """Published rows, one dict each with the columns TARGETS.
+
+    Raises ``Bad`` for other columns, and for an id that is given twice.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or tuple(rows[0]) != TARGETS:
+        raise Bad("it has other columns", str(path), f"expected {', '.join(TARGETS)}")
+    ids = [row["id"] for row in rows]
+    for number, name in enumerate(ids):
+        if name in ids[:number]:
+            raise Bad(f"two rows have the id '{name}'", str(path), "rename one")
+    return rows

@@ -1,0 +1,532 @@
+"""Verdicts on a paper's claims, computed from what a scale measured.
+
+A predicate asks whether a number, or the difference of two, lies in a band. Its verdict is decided
+by the 95 % interval: ``reproduced`` where the whole interval lies in the band, ``not reproduced``
+where none of it does, ``inconclusive`` where it straddles; ``not run`` where something was not
+measured. A claim has the worst verdict of its checks. ``opd.claim_spec`` has the grammar,
+``opd.quantities`` the numbers, ``opd.claims_page`` the page.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel
+
+from opd import claims_page, tables
+from opd.claim_spec import (
+    EACH,
+    Claim,
+    Curve,
+    Metric,
+    Moves,
+    Probe,
+    Scored,
+    Test,
+    parse,
+    quantities,
+    read_targets,
+)
+from opd.files import canonical
+from opd.intervals import RESAMPLES, Interval
+from opd.measured import MACRO, Reader
+from opd.quantities import (
+    Estimate,
+    Missing,
+    Undefined,
+    benchmarks,
+    difference,
+    estimate,
+    numbered,
+)
+
+# From best to worst. What was not run decides over all: a claim is not judged by half.
+VERDICTS = ("reproduced", "inconclusive", "not reproduced", "not run")
+REPRODUCED, INCONCLUSIVE, NOT_REPRODUCED, NOT_RUN = VERDICTS
+ONE_SEED = "one seed"
+
+Band = tuple[float | None, float | None]
+
+
+class Check(NamedTuple):
+    """What one predicate found: a sentence, the number with its interval, the band that the claim
+    allows (None: open to that side), all in the quantity's unit, and the verdict."""
+
+    text: str
+    value: float | None
+    low: float | None
+    high: float | None
+    bound: Band
+    verdict: str
+
+
+class Side(NamedTuple):
+    """A quantity in words: what is measured (``overlap ratio``), of whom, and when in training."""
+
+    what: str
+    whose: str
+    estimate: Estimate
+    when: str = ""
+
+    def shown(self, value: str) -> str:
+        return f"{value} {self.when}".strip()
+
+
+def judge(found: Interval, band: Band, strictly: bool = False) -> str:
+    """Whether an interval lies in a band; ``strictly``: its ends do not belong to it."""
+    low = -np.inf if band[0] is None else band[0]
+    high = np.inf if band[1] is None else band[1]
+    if strictly:
+        inside = low < found.low and found.high < high
+        outside = found.high <= low or found.low >= high
+    else:
+        inside = low <= found.low and found.high <= high
+        outside = found.high < low or found.low > high
+    return REPRODUCED if inside else NOT_REPRODUCED if outside else INCONCLUSIVE
+
+
+# Words
+
+
+def number(value: float, unit: str, signed: bool = False) -> str:
+    """A value with its unit: 98.6 %, +1.2 points, 0.345 nats."""
+    text, suffix = _digits(value, unit, signed)
+    return f"{text} {suffix}".strip()
+
+
+def _digits(value: float, unit: str, signed: bool = False) -> tuple[str, str]:
+    sign = "+" if signed or unit == "points of a share" else ""
+    if unit in ("share", "points of a share"):
+        text = f"{round(100 * value, 1) + 0.0:{sign}.1f}"  # + 0.0: no minus zero
+        suffix = "%" if unit == "share" else "points"
+    else:
+        text = f"{value:{sign}.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:{sign}.3g}"
+        suffix = unit
+    return text.replace("-", "−"), suffix
+
+
+def ranged(found: Interval, unit: str, seeds: int, signed: bool = False) -> str:
+    """A value with its interval: 98.6 % [96.6, 100.3]."""
+    if found.low == found.high:
+        why = "one seed, no interval" if seeds == 1 else "no interval"
+        return f"{number(found.mean, unit, signed)} ({why})"
+    low, high = (_digits(bound, unit, signed)[0] for bound in found[1:])
+    return f"{number(found.mean, unit, signed)} [{low}, {high}]"
+
+
+def _limit(value: float, unit: str) -> str:
+    """A number of a claim itself, as it was written."""
+    if unit == "share":
+        text = f"{100 * value:.10g} %"
+    elif unit == "points of a share":
+        text = f"{100 * value:.10g} point{'' if abs(value) == 0.01 else 's'}"
+    else:
+        text = f"{value:.10g} {unit}".strip()
+    return text.replace("-", "−")
+
+
+def _words(name: str) -> str:
+    """A metric's name in words, without its unit: entropy_student_nats -> student's entropy."""
+    if name in ("loss", "grad_norm", "auroc"):
+        return {"grad_norm": "gradient norm", "auroc": "AUROC"}.get(name, name)
+    words = name.removesuffix("_nats").split("_")
+    if words[-1] in ("student", "teacher"):
+        words = [f"{words[-1]}'s", *words[:-1]]
+    return " ".join(words)
+
+
+def side(
+    quantity: BaseModel,
+    estimate: Estimate,
+    arms: Mapping[str, Mapping[str, Any]],
+    probes: Mapping[str, Mapping[str, Any]],
+) -> Side:
+    """An estimate in words: of which arm or probe, by its label."""
+    if isinstance(quantity, Probe):
+        what = _words(quantity.value)
+        if quantity.at:
+            what = f"{quantity.at} {what.removesuffix(' *')}"
+        return Side(what, probes[quantity.probe]["label"], estimate)
+    if isinstance(quantity, Scored):
+        kind, arm = next((k, v) for k, v in quantity if k != "benchmark")
+        what = {"avg": "accuracy", "change": "gain", "recovery": "share of the gap recovered"}[kind]
+        if quantity.benchmark != "macro":
+            what += f" on {quantity.benchmark}"
+        return Side(what, arms[arm]["label"], estimate)
+    assert isinstance(quantity, Metric)
+    what = _words(quantity.metric)
+    if quantity.positions:
+        what += f" in the {quantity.positions} half of responses"
+    when = {
+        "start": "at the start",
+        "end": "at the end",
+        "late": "in the second half of training",
+        "mean": "over training",
+        "min": "at its lowest",
+        "max": "at its highest",
+        "jump": "in its largest step",
+    }[quantity.at]
+    return Side(what, arms[quantity.of]["label"], estimate, when)
+
+
+# Predicates
+
+
+def bounded(of: Side, low: float | None, high: float | None) -> Check:
+    """A quantity is at least ``low`` and at most ``high``, as far as they are given."""
+    found, unit = of.estimate.interval(), of.estimate.unit
+    words = [
+        f"{word} {_limit(limit, unit)}"
+        for word, limit in (("at least", low), ("at most", high))
+        if limit is not None
+    ]
+    shown = of.shown(ranged(found, unit, of.estimate.seeds))
+    text = f"{of.whose}: {of.what} {shown}; claimed: {' and '.join(words)}"
+    return Check(text, *found, (low, high), judge(found, (low, high)))
+
+
+def greater(left: Side, right: Side, by: float = 0.0) -> Check:
+    """left - right is more than ``by``."""
+    claimed = f"more than {_limit(by, _apart(left)) if by else 0}"
+    return _compared(left, right, (by, None), claimed, strictly=True)
+
+
+def equivalent(left: Side, right: Side, within: float) -> Check:
+    """left - right is between - ``within`` and ``within``; an interval that is wider than that can
+    only be inconclusive or outside."""
+    claimed = f"no more than {_limit(within, _apart(left))} apart"
+    return _compared(left, right, (-within, within), claimed)
+
+
+def moves(start: Side, end: Side, by: float, direction: str) -> Check:
+    """A metric rises (or falls) from start to end by at least ``by``."""
+    claimed = f"{direction} by at least {_limit(by, _apart(start))}" if by else direction
+    band = (by, None) if direction == "rising" else (None, -by)
+    return _compared(end, start, band, claimed, strictly=not by)
+
+
+def monotone(sides: Sequence[Side], direction: str, slack: float = 0.0) -> list[Check]:
+    """Every quantity is more (or less) than the one before; with ``slack``, not less (or more) by
+    more than that."""
+    back = f", or back by at most {_limit(slack, _apart(sides[0]))}" if slack else ""
+    band = (-slack, None) if direction == "rising" else (None, slack)
+    return [
+        _compared(after, before, band, direction + back, strictly=not slack)
+        for before, after in pairwise(sides)
+    ]
+
+
+def _apart(one: Side) -> str:
+    """The unit of a difference."""
+    return "points of a share" if one.estimate.unit == "share" else one.estimate.unit
+
+
+def _compared(left: Side, right: Side, band: Band, claimed: str, strictly: bool = False) -> Check:
+    apart = difference(left.estimate, right.estimate)
+    found, unit = apart.interval(), left.estimate.unit
+    a, b = (number(one.estimate.value, unit) for one in (left, right))
+    if left.whose == right.whose and left.what == right.what:
+        text = f"{left.whose}: {left.what} {left.shown(a)}, {right.shown(b)}"
+    elif left.whose == right.whose:
+        text = f"{left.whose}: {left.what} {left.shown(a)}, {right.what} {right.shown(b)}"
+    elif (left.what, left.when) == (right.what, right.when):
+        text = f"{left.shown(left.what)}: {left.whose} {a}, {right.whose} {b}"
+    else:
+        sides = zip((left, right), (a, b), strict=True)
+        text = "; ".join(f"{one.whose}, {one.what} {one.shown(v)}" for one, v in sides)
+    shown = ranged(found, apart.unit, apart.seeds, signed=True)
+    text += f"; difference {shown}; claimed: {claimed}"
+    return Check(text, *found, band, judge(found, band, strictly))
+
+
+# Claims
+
+
+class Measured:
+    """Estimates of a scale, each made once; ``seeds`` collects how many there were behind each."""
+
+    def __init__(self, cfg: Mapping[str, Any], reader: Reader) -> None:
+        self.reader, self.arms, self.probes = reader, cfg["arms"], cfg["probes"]
+        self.drawn = (cfg.get("resamples", RESAMPLES), cfg.get("seed", 0))
+        self.seeds: set[int] = set()
+        self._made: dict[str, Estimate | Missing] = {}
+
+    def of(self, quantity: BaseModel) -> Side:
+        """Raises ``Missing``."""
+        asked = quantity.model_dump(exclude_none=True)
+        key = canonical(asked)
+        if key not in self._made:
+            try:
+                self._made[key] = estimate(asked, self.reader, self.arms, self.probes, *self.drawn)
+            except Missing as missing:
+                self._made[key] = missing
+        found = self._made[key]
+        if isinstance(found, Missing):
+            raise found
+        self.seeds.add(found.seeds)
+        return side(quantity, found, self.arms, self.probes)
+
+    def numbered(self, quantity: BaseModel) -> list[BaseModel]:
+        """The values that a probe's NAME_* stands for, by number; else the quantity itself."""
+        if not (isinstance(quantity, Probe) and quantity.numbered and quantity.at is None):
+            return [quantity]
+        names = numbered(quantity.model_dump(), self.reader, self.probes)
+        return [Probe(probe=quantity.probe, value=name) for name in names]
+
+    def missing(self, test: Test) -> tuple[list[str], list[str]]:
+        """What a test needs and this scale has not, and what of it was measured and is undefined;
+        each once."""
+        absent: dict[str, None] = {}
+        undefined: dict[str, None] = {}
+        for one in quantities(test):
+            if isinstance(one, Scored) and one.benchmark == EACH:
+                one = one.model_copy(update={"benchmark": MACRO})
+            try:
+                for part in _ends(one) if type(one) is Curve else self.numbered(one):
+                    self.of(part)
+            except Undefined as reason:
+                undefined[str(reason)] = None
+            except Missing as reason:
+                absent[str(reason)] = None
+        return list(absent), list(undefined)
+
+    def written_out(self, test: Test) -> Test:
+        """A test on ``benchmark: each`` as one on every benchmark. Raises ``Missing``."""
+        scored = [one for one in quantities(test) if isinstance(one, Scored)]
+        if test.all or not any(one.benchmark == EACH for one in scored):
+            return test
+        names = benchmarks(scored[0].model_dump(), self.reader, self.arms)
+        parts = [Test.model_validate(_on(test.model_dump(exclude_none=True), n)) for n in names]
+        return Test(all=parts)
+
+
+def _on(test: Any, benchmark: str) -> Any:
+    if isinstance(test, list):
+        return [_on(one, benchmark) for one in test]
+    if not isinstance(test, dict):
+        return test
+    return {
+        key: benchmark if (key, value) == ("benchmark", EACH) else _on(value, benchmark)
+        for key, value in test.items()
+    }
+
+
+def _ends(curve: Curve) -> list[BaseModel]:
+    given = curve.model_dump()
+    return [Metric(**given, at="start"), Metric(**given, at="end")]
+
+
+def checks(test: Test, measured: Measured) -> list[Check]:
+    """What a test finds: one check for each predicate, or a check that says what is missing."""
+    if test.all:
+        return [check for part in test.all for check in checks(part, measured)]
+    try:
+        whole = measured.written_out(test)
+        if whole.all:
+            return checks(whole, measured)
+        return _found(test, measured)
+    except Missing:
+        missing, undefined = measured.missing(test)
+        text, verdict = (
+            (f"not measured: {', '.join(missing)}", NOT_RUN)
+            if missing
+            else ("; ".join(undefined), INCONCLUSIVE)
+        )
+        return [Check(text, None, None, None, (None, None), verdict)]
+
+
+def _found(test: Test, measured: Measured) -> list[Check]:
+    of: Callable[[BaseModel], Side] = measured.of
+    if test.greater:
+        return [greater(of(test.greater.left), of(test.greater.right), test.greater.by)]
+    if test.equivalent:
+        asked = test.equivalent
+        return [equivalent(of(asked.left), of(asked.right), asked.within)]
+    if test.monotone:
+        sides = [of(one) for given in test.monotone.of for one in measured.numbered(given)]
+        return monotone(sides, test.monotone.direction, test.monotone.slack)
+    if test.at_least:
+        return [bounded(of(test.at_least.of), test.at_least.value, None)]
+    if test.at_most:
+        return [bounded(of(test.at_most.of), None, test.at_most.value)]
+    if test.between:
+        return [bounded(of(test.between.of), test.between.low, test.between.high)]
+    course = test.rises or test.falls
+    assert isinstance(course, Moves)
+    start, end = (of(one) for one in _ends(course.of))
+    return [moves(start, end, course.by, "rising" if test.rises else "falling")]
+
+
+def worst(verdicts: Sequence[str]) -> str:
+    """The verdict of a conjunction."""
+    return max(verdicts, key=VERDICTS.index)
+
+
+def _reason(found: Sequence[Check], seeds: int | None) -> str:
+    """Why a claim has its verdict, in a few words."""
+    missing = [c.text for c in found if c.verdict == NOT_RUN]
+    if missing:
+        return "; ".join(dict.fromkeys(missing))
+    counts = {v: sum(c.verdict == v for c in found) for v in VERDICTS}
+    parts = [f"{n} of {len(found)} checks {v}" for v, n in counts.items() if 0 < n < len(found)]
+    return "; ".join(parts + ([ONE_SEED] if seeds == 1 else []))
+
+
+def plain(text: str) -> float | None:
+    """A published value as a number, with or without a ~; None for ranges, bounds and words."""
+    try:
+        return float(text.removeprefix("~"))
+    except ValueError:
+        return None
+
+
+def _published(
+    claim: Claim, rows: Mapping[str, Mapping[str, str]], measured: Measured, comparable: bool
+) -> list[dict[str, Any]]:
+    shown = []
+    for one in claim.published:
+        target = one if isinstance(one, str) else one.target
+        row = rows[target]
+        entry: dict[str, Any] = {
+            "target": target,
+            **{key: row[key] for key in ("metric", "benchmark", "setting", "value", "confidence")},
+            "source": row["source"],
+            "ours": None,
+            "difference": None,
+        }
+        if not isinstance(one, str):
+            try:
+                found = measured.of(one.quantity).estimate
+            except Missing as missing:
+                entry["note"] = f"not measured: {missing}"
+            else:
+                entry["ours"] = _bounds(found.interval(), found.unit, found.seeds)
+                theirs = plain(row["value"])
+                if comparable and theirs is not None:
+                    apart = Estimate(found.value - theirs, found.draws - theirs, *found[2:])
+                    unit = "points of a share" if found.unit == "share" else found.unit
+                    entry["difference"] = _bounds(
+                        apart._replace(unit=unit).interval(), unit, found.seeds, signed=True
+                    )
+        if not comparable:
+            entry["note"] = entry.get("note") or "not comparable at this scale"
+        shown.append(entry)
+    return shown
+
+
+def _bounds(found: Interval, unit: str, seeds: int, signed: bool = False) -> dict[str, Any]:
+    value, low, high = (_json(v) for v in found)
+    text = ranged(found, unit, seeds, signed)
+    return {"value": value, "low": low, "high": high, "text": text}
+
+
+def _json(value: float | None) -> float | None:
+    """Ten digits: beyond them the order in which a machine adds up may show."""
+    return None if value is None else float(f"{value:.10g}")
+
+
+def _judged(
+    claim: Claim, rows: Mapping[str, Mapping[str, str]], measured: Measured, comparable: bool
+) -> dict[str, Any]:
+    measured.seeds.clear()
+    found = checks(claim.test, measured)
+    seeds = min(measured.seeds, default=None)
+    return {
+        "id": claim.id,
+        "experiment": claim.experiment,
+        "section": claim.section,
+        "figure": claim.figure,
+        "statement": claim.statement,
+        "verdict": worst([one.verdict for one in found]),
+        "reason": _reason(found, seeds),
+        "seeds": seeds,
+        "checks": [
+            {
+                "text": one.text,
+                "value": _json(one.value),
+                "low": _json(one.low),
+                "high": _json(one.high),
+                "bound": list(one.bound),
+                "verdict": one.verdict,
+            }
+            for one in found
+        ],
+        "published": _published(claim, rows, measured, comparable),
+    }
+
+
+def _rows(
+    rows: Mapping[str, Mapping[str, str]],
+    judged: Sequence[Mapping[str, Any]],
+    figures: Mapping[str, Sequence[str]],
+    context: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Every published row, and what became of it: the worst verdict of its claims, ``shown`` where
+    only figures have it, ``context``, or ``unattached``."""
+    by_claim: dict[str, list[Mapping[str, Any]]] = {}
+    for claim in judged:
+        for said in claim["published"]:
+            by_claim.setdefault(said["target"], []).append(claim)
+    reasons = {target: one["reason"] for one in context for target in one["targets"]}
+    shown = []
+    for target, row in rows.items():
+        theirs = by_claim.get(target, [])
+        drawn = [name for name, ids in figures.items() if target in ids]
+        status = (
+            worst([claim["verdict"] for claim in theirs])
+            if theirs
+            else "shown"
+            if drawn
+            else "context"
+            if target in reasons
+            else "unattached"
+        )
+        shown.append(
+            {
+                "id": target,
+                "experiment": row["experiment_id"],
+                "figure": row["figure_or_table"],
+                **{key: row[key] for key in ("metric", "benchmark", "setting")},
+                "value": row["value"],
+                "confidence": row["confidence"],
+                "claims": [claim["id"] for claim in theirs],
+                "figures": drawn,
+                "context": reasons.get(target),
+                "status": status,
+            }
+        )
+    return shown
+
+
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Stage ``claims``: claims.json, claims.md and claims.html.
+
+    cfg: ``scale``, ``comparable`` (whether published numbers may be compared with this scale's),
+    ``seeds``, ``arms`` and ``probes`` (see ``opd.quantities.estimate``), ``claims``, ``context``,
+    ``figures`` {name: [published rows]}; ``resamples`` and ``seed`` of the bootstrap. Inputs: those
+    that arms and probes name, and published rows as targets:PAPER. Returns the counts of verdicts.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for name, path in inputs.items():
+        if name.startswith("targets:"):
+            rows |= {row["id"]: row for row in read_targets(path)}
+    measured = Measured(cfg, Reader(inputs))
+    claims = parse(cfg["claims"])
+    judged = [_judged(claim, rows, measured, cfg["comparable"]) for claim in claims]
+    judged.sort(key=lambda claim: str(claim["experiment"]))
+    counts = {v: sum(claim["verdict"] == v for claim in judged) for v in VERDICTS}
+    found = {
+        "scale": cfg["scale"],
+        "comparable": cfg["comparable"],
+        "seeds": cfg["seeds"],
+        "counts": counts,
+        "claims": judged,
+        "targets": _rows(rows, judged, cfg.get("figures", {}), cfg["context"]),
+    }
+    tables.write_json(out / "claims.json", json.loads(json.dumps(found)))
+    tables.write_text(out / "claims.md", claims_page.markdown(found))
+    tables.write_text(out / "claims.html", claims_page.page(found))
+    return counts
