@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import test_claims
 from hypothesis import given
 from hypothesis import strategies as st
 from results import SVG, Results, check, claim, found, published, sample, target
@@ -15,6 +16,9 @@ from results import SVG, Results, check, claim, found, published, sample, target
 from opd import manifest, report
 from opd.errors import Bad
 from opd.figures import _line
+from opd.report_page import MARKS
+
+measured = test_claims.inputs  # a fixture: what claims are judged on
 
 VOID = {"meta", "input", "img", "br", "link", "hr"}
 
@@ -112,6 +116,24 @@ def test_differences_where_the_scale_may_be_compared(tmp_path):
     page, _ = made(sample(tmp_path / "b", comparable=True), tmp_path / "out-b")
     assert f"{row} +7.2 points [3.8, 10.8] printed where R033 stands" in page.text
     assert "ot comparable" not in page.text
+
+
+@pytest.mark.parametrize("comparable", [True, False])
+def test_claims_as_their_stage_writes_them(tmp_path, measured, comparable):
+    results = Results(tmp_path)
+    found = test_claims.judged(measured, tmp_path / "claims", comparable=comparable)
+    results.claims(found, {})
+    page, _ = made(results, tmp_path / "out")
+    assert {one["verdict"] for one in found["claims"]} == {*MARKS}
+    for one in found["claims"]:
+        assert one["statement"] in page.text and one["reason"] in page.text
+        assert all(check["text"] in page.text for check in one["checks"])
+        for row in one["published"]:
+            assert row["source"] in page.text
+            for shown in filter(None, (row["ours"], row["difference"])):
+                assert shown["text"] in page.text
+    differences = [row["difference"] for one in found["claims"] for row in one["published"]]
+    assert any(differences) is comparable
 
 
 def test_cost_adds_up_what_lies_behind_the_page_too(tmp_path):
