@@ -16,8 +16,9 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from opd import page
+from opd.claims_page import MARKS
 from opd.files import content, digest, read_json
-from opd.report_page import MARKS, TEMPLATE
+from opd.report_page import TEMPLATE
 
 # Kinds of input whose payload the report shows, and so compares with its digests.
 SHOWN = ("claims", "figure", "table")

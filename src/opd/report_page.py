@@ -1,8 +1,5 @@
 """The template of the report (Jinja). A string, so that it counts as code of the stage."""
 
-# A sign beside each verdict, for readers who see no colour.
-MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "≈", "not run": "○"}
-
 TEMPLATE = """\
 {% extends "base" %}
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from results import SVG, Results, check, claim, found, published, sample, target
 
 from opd import manifest, report
+from opd.claims_page import MARKS
 from opd.errors import Bad
 from opd.figures import _line
-from opd.report_page import MARKS
 
 measured = test_claims.inputs  # a fixture: what claims are judged on
 
