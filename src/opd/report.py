@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from opd import page
-from opd.claims_page import MARKS
+from opd.claims_page import MARKS, preface
 from opd.files import content, digest, read_json
 from opd.report_page import TEMPLATE
 
@@ -59,6 +59,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         found=found,
         marks=MARKS,
         experiments=_grouped(found["claims"], "experiment"),
+        preface=preface(found) if found["claims"] else [],
         by_experiment=_verdicts(found["claims"]),
         claims=at.get("claims"),
         sections=[

@@ -150,9 +150,7 @@ alt="{{ figure.title }}. What it shows in numbers is below it, under Values draw
 {% endmacro %}
 
 {% block body %}
-<p>Scale: <strong>{{ scale }}</strong>.
-{% if not found.comparable %}This scale does not run the paper's own models: its claims are tested
-here, its published values are shown beside ours, and no differences are formed.{% endif %}</p>
+<p>Scale: <strong>{{ scale }}</strong>.</p>
 {% if wrong %}
 <div class="trouble" id="wrong"><strong>⚠ {{ wrong | length }} of {{ artifacts }} artifacts behind
 this page are not what they should be.</strong>
@@ -181,8 +179,10 @@ made.</p>
 {{ troubles(claims) }}
 <p>{{ found.claims | length }} claims:
 {% for verdict in marks %}{{ found.counts.get(verdict, 0) }} {{ verdict }}
-{%- if not loop.last %}, {% endif %}{% endfor %}. A claim is judged by 95 %
-intervals, which stand in brackets.</p>
+{%- if not loop.last %}, {% endif %}{% endfor %}.</p>
+{% for line in preface %}
+<p>{{ line }}</p>
+{% endfor %}
 <fieldset><legend>Show</legend>
 <label><input type="radio" name="only" id="only-all" checked> all</label>
 {% for verdict, mark in marks.items() %}
