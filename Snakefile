@@ -13,6 +13,7 @@
 #   probes/PROBE/sSEED/                what a pair of models shows without training
 #   evaluations/EVALUATION/MODEL/sSEED/  graded samples and a summary
 #   figures/FIGURE.{png,svg}  tables/TABLE.{csv,md}  claims.{html,md,json}
+#   report/ report.html                claims, figures, tables, runs, cost and state in one file
 #   logs/ benchmarks/                  one file per job, same path as the artifact
 #
 # Each artifact folder holds digest.json (what other stages depend on), manifest.json (what made

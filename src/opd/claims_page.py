@@ -7,6 +7,10 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from markupsafe import Markup
+
+from opd.page import render
+
 # A sign beside each verdict, for readers who see no colour.
 MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "≈", "not run": "○"}
 
@@ -45,10 +49,15 @@ STYLE = """
     f"section:not(:has(article.{kind}))) {{ display: none; }}\n"
     for kind in _KINDS.values()
 )
-PAGE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 60rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; } h3 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+_PAGE = """\
+{% extends "base" %}
+{% block style %}{{ style }}{% endblock %}
+{% block body %}
+{% for line in preface %}
+<p>{{ line }}</p>
+{% endfor %}
+{{ claims }}
+{% endblock %}
 """
 
 
@@ -132,7 +141,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         "<tr>" + "".join(f"<td>{_unbroken(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
     )
     return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
+        f'<div class="scroll" tabindex="0"><table class="text"><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>\n"
     )
 
@@ -201,11 +210,10 @@ def claims_html(found: Mapping[str, Any]) -> str:
 
 def page(found: Mapping[str, Any]) -> str:
     """claims.html: one file that needs no other."""
-    title = f"Claims, scale {found['scale']}"
-    text = "".join(f"<p>{escape(line)}</p>\n" for line in preface(found))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{PAGE}{STYLE}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1>\n{text}{claims_html(found)}</body></html>\n"
+    return render(
+        _PAGE,
+        f"Claims, scale {found['scale']}",
+        style=Markup(STYLE),
+        preface=preface(found),
+        claims=Markup(claims_html(found)),
     )

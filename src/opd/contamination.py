@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from opd import pairs_page, tables
+from opd import page, pairs_page, tables
 from opd.dedup import read_neighbours, similarities
 from opd.errors import Bad
 from opd.neighbours import Doubles, Places
@@ -126,14 +127,14 @@ def _page(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         "words": f"{WORDS} words",
         "any": "any of them",
     }
-    counted = pairs_page.table(
+    counted = page.table(
         ["benchmark", *columns.values(), "largest cosine"],
         [
             [name, *(counts[key] for key in columns), f"{counts['largest_cosine']:.4f}"]
             for name, counts in report["benchmarks"].items()
         ],
     )
-    at = pairs_page.table(
+    at = page.table(
         ["threshold", *report["benchmarks"]],
         [
             [key, *(counts["at"][key] for counts in report["benchmarks"].values())]
@@ -141,7 +142,7 @@ def _page(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         ],
     )
 
-    def shown(name: str) -> str:
+    def shown(name: str) -> Markup:
         mine = [row for row in rows if row["benchmark"] == name and _found(row, threshold)]
         mine = sorted(mine, key=lambda row: (-row["cosine"], row["problem"]))
         return pairs_page.pairs(pair for row in mine for pair in _pairs_of(row, threshold))

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from markupsafe import Markup
 
-from opd import pairs_page, tables
+from opd import page, pairs_page, tables
 from opd.errors import Bad
 from opd.neighbours import Doubles, Places
 from opd.pairs_page import Pair
@@ -73,7 +74,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     order = compared[np.argsort(found.cosine[compared], kind="stable")]
     cut = int(np.searchsorted(found.cosine[order], threshold))
 
-    def shown(rows: Places) -> str:
+    def shown(rows: Places) -> Markup:
         return pairs_page.pairs(
             Pair(
                 f"{found.cosine[i]:.4f}",
@@ -145,7 +146,7 @@ def _sources(prompts: pa.Table) -> str:
     return ", ".join(prompts["source"].unique().to_pylist())
 
 
-def _counts(report: dict[str, Any], against: str | None) -> str:
+def _counts(report: dict[str, Any], against: str | None) -> Markup:
     """``against``: the sources of the other set; None within one set."""
     lines = {
         "prompts": report["prompts"],
@@ -154,13 +155,13 @@ def _counts(report: dict[str, Any], against: str | None) -> str:
         f"removed: cosine of at least {report['threshold']}": report["semantic"],
         "kept": report["kept"],
     }
-    return pairs_page.table(["", "rows"], list(lines.items()))
+    return page.table(["", "rows"], list(lines.items()))
 
 
-def _spread(report: dict[str, Any]) -> str:
+def _spread(report: dict[str, Any]) -> Markup:
     """Histogram and counts at thresholds, without the exact matches."""
     return (
         pairs_page.histogram(report["histogram"], report["threshold"])
         + pairs_page.paragraph("Without prompts of the same text. The line is the threshold.")
-        + pairs_page.table(["threshold", "would be removed"], list(report["at"].items()))
+        + page.table(["threshold", "would be removed"], list(report["at"].items()))
     )

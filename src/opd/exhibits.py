@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from opd import claim_spec, figure_spec
 from opd.claim_spec import Claim
-from opd.manifest import VERBS
 from opd.plan import Artifact, artifact, at, evaluation_at
 from opd.recipes import Config, Figure, Series, Shown, Table, unknown
 
@@ -64,15 +63,14 @@ def exhibits(
     if papers:
         shown.append(_claims(config, papers))
     found = {one.folder: one for one in shown}
-    if "report" in VERBS:
-        found["report"] = _report(config, papers, {**measured, **found})
+    found["report"] = _report(config, papers, {**measured, **found})
     return found
 
 
 def targets(config: Config, artifacts: Mapping[str, Artifact]) -> list[str]:
     """Folders of the figures, tables and pages that a config asks for."""
     wanted = config.targets == "all" or "report" in config.targets
-    return [*_asked(config, artifacts), *(["report"] if wanted and "report" in artifacts else [])]
+    return [*_asked(config, artifacts), *(["report"] if wanted else [])]
 
 
 def _asked(config: Config, artifacts: Iterable[str]) -> list[str]:

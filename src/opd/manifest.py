@@ -53,6 +53,7 @@ VERBS = {
     "table": "opd.report_tables:run_table",
     "figure": "opd.figures:run_figure",
     "claims": "opd.claims:run",
+    "report": "opd.report:run",
 }
 
 # These go on from where they were killed: they get a scratch folder that outlives the attempt.
@@ -60,6 +61,10 @@ RESUMES = ("sft", "grpo", "opd")
 
 # These keep parts of their work for every later run: they get a folder of the store that stays.
 CACHES = ("embed", "generate", "evaluate", "continuation", "indicators")
+
+# These look at the files of other artifacts as they lie there, changed or not: what the store has
+# of them may no longer be true.
+LOOKS = ("report",)
 
 # Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
 PACKAGES = (
@@ -297,9 +302,10 @@ def run_stage(
 
     with _alone(scratch):
         steps = steps_of(entry)
-        computed = not whole(entry, record) or not all(
+        found = whole(entry, record) and all(
             whole(steps / str(step), steps / f"{step}.json") for step in _kept(verb, cfg)
         )
+        computed = verb in LOOKS or not found
         try:
             if computed:
                 _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)

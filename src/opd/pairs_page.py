@@ -1,22 +1,20 @@
 """A page on which a person judges a similarity threshold: one HTML file that needs no other."""
 
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
+
+from opd.page import render
 
 # A question longer than this is cut on the page.
 CHARACTERS = 2000
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8886; --faint: #888; --bar: #4878a8; --cut: #c0392b; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 75rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
-th, td { border-bottom: 1px solid var(--line); padding: .2rem .8rem .2rem 0; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+_PAGE = """\
+{% extends "base" %}
+{% block style %}
 svg { width: 100%; max-width: 45rem; height: auto; }
 svg text { font-size: 11px; fill: currentColor; }
 article { border: 1px solid var(--line); border-radius: .4rem; margin: .8rem 0; padding: .6rem; }
@@ -25,6 +23,13 @@ article div { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
 article p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; min-width: 0; }
 small { display: block; color: var(--faint); font-weight: 400; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { article div { grid-template-columns: 1fr; } }
+{% endblock %}
+{% block body %}
+{% for head, content in sections %}
+<section><h2>{{ head }}</h2>
+{{ content }}</section>
+{% endfor %}
+{% endblock %}
 """
 
 
@@ -38,42 +43,28 @@ class Pair(NamedTuple):
     right: str
 
 
-def page(title: str, sections: Iterable[tuple[str, str]]) -> str:
+def page(title: str, sections: Iterable[tuple[str, Markup]]) -> str:
     """The page: a title, and sections of a heading and its HTML."""
-    body = "".join(
-        f"<section><h2>{escape(head)}</h2>\n{html}</section>\n" for head, html in sections
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1>\n{body}</body></html>\n"
-    )
+    return render(_PAGE, title, sections=sections)
 
 
-def paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>\n"
+def paragraph(text: str) -> Markup:
+    return Markup("<p>{}</p>\n").format(text)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows below a header; the first column is a name, the others are numbers."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>\n"
-        for row in rows
-    )
-    return f"<table><tr>{head}</tr>\n{body}</table>\n"
+_PAIR = Markup(
+    "<article><header>{}</header><div><p><small>{}</small>{}</p><p><small>{}</small>{}</p>"
+    "</div></article>\n"
+)
 
 
-def pairs(shown: Iterable[Pair]) -> str:
+def pairs(shown: Iterable[Pair]) -> Markup:
     """Questions side by side, or one above the other on a narrow screen."""
-    return "".join(
-        f"<article><header>{escape(pair.head)}</header><div>"
-        f"<p><small>{escape(pair.left_name)}</small>{escape(_cut(pair.left))}</p>"
-        f"<p><small>{escape(pair.right_name)}</small>{escape(_cut(pair.right))}</p>"
-        "</div></article>\n"
+    found = [
+        _PAIR.format(pair.head, pair.left_name, _cut(pair.left), pair.right_name, _cut(pair.right))
         for pair in shown
-    ) or paragraph("None.")
+    ]
+    return Markup().join(found) or paragraph("None.")
 
 
 def _cut(text: str) -> str:
@@ -87,7 +78,7 @@ def bins(cosines: NDArray[np.float64]) -> dict[str, list[float]]:
     return {"from": [round(p / 50, 2) for p in found.tolist()], "count": counts.tolist()}
 
 
-def histogram(counted: dict[str, list[float]], threshold: float) -> str:
+def histogram(counted: dict[str, list[float]], threshold: float) -> Markup:
     """The histogram of ``bins`` as SVG, with a line at the threshold."""
     if not counted["from"]:
         return paragraph("Nothing was compared.")
@@ -109,7 +100,7 @@ def histogram(counted: dict[str, list[float]], threshold: float) -> str:
         for n in range(-10, 11)
         if low <= n / 10
     )
-    return (
+    return Markup(
         f'<svg viewBox="0 0 {width} {height + 20}" role="img" aria-label="histogram of cosines">'
         f'{bars}<line x1="{x(threshold)}" x2="{x(threshold)}" y1="0" y2="{height}" '
         f'stroke="var(--cut)" stroke-width="2"/>{ticks}'

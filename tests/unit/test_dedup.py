@@ -327,7 +327,7 @@ def test_page_shows_the_pairs_around_the_threshold_escaped_and_alone(tmp_path: P
     assert shown == [*range(30, 50), *range(29, 9, -1)]
     assert page.said.count("theirs ") == 40
     for threshold, number in report["at"].items():
-        assert f"<td>{threshold}</td><td>{number}</td>" in text
+        assert f'<th scope="row">{threshold}</th><td>{number}</td>' in text
 
 
 def test_histogram_counts_every_cosine_once() -> None:

@@ -74,3 +74,26 @@ rule claims:
         "$OPD_LIGHT -m opd claims --cfg {params.cfg:q} --input {input} --output {output.digest}"
         " --copy claims.html={output.html} claims.json={output.json} claims.md={output.md}"
         " > {log} 2>&1"
+
+
+rule report:
+    input:
+        inputs_of("report"),
+    output:
+        digest=f"{RESULTS}/report/digest.json",
+        html=report(
+            f"{RESULTS}/report.html",
+            caption="../report/report.rst",
+            category="Report",
+        ),
+    log:
+        f"{RESULTS}/logs/report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/report.tsv"
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        cfg=cfg_of("report"),
+    shell:
+        "$OPD_LIGHT -m opd report --cfg {params.cfg:q} --input {input} --output {output.digest}"
+        " --copy report.html={output.html} > {log} 2>&1"

@@ -1,0 +1,355 @@
+"""The report of a scale: claims, figures, tables, runs, cost and state, as one HTML file.
+
+What it says of state it finds by looking at the files, so it is made anew each time it is asked
+for. Links lead to files beside it in the results folder; the page itself loads nothing.
+"""
+
+import base64
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+from opd import page
+from opd.claims_page import MARKS, preface
+from opd.files import content, digest, read_json
+from opd.report_page import TEMPLATE
+
+# Kinds of input whose payload the report shows, and so compares with its digests.
+SHOWN = ("claims", "figure", "table")
+
+
+class Made(NamedTuple):
+    """An artifact: its folder below the results folder, its manifest, and what is wrong with it."""
+
+    folder: str
+    manifest: dict[str, Any]
+    troubles: list[str]
+
+
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Stage ``report``: report.html, made to lie in the results folder.
+
+    cfg: ``title``, ``scale``, ``sections`` [{title, figures: [names]}], ``tables`` [names],
+    ``runs`` [{name, verb, folder}]. Inputs: ``claims`` (may be left out), ``figure:NAME``,
+    ``table:NAME``, ``run:FOLDER``, each the payload of an artifact of the results folder. Returns
+    the counts of verdicts, and how many artifacts are modified or stale. Raises ``Bad`` where a
+    digest.json, manifest.json or claims.json cannot be read.
+    """
+    root = results_folder(inputs)
+    made = behind([path.parent for path in inputs.values()], root)
+    at = {name: made[_below(path.parent, root)] for name, path in inputs.items()}
+    for name, path in inputs.items():
+        if name.partition(":")[0] in SHOWN:
+            at[name].troubles[:0] = modified(path)
+    found: dict[str, Any] = {"counts": {}, "claims": [], "targets": [], "comparable": True}
+    if "claims" in inputs:
+        found = read_json(inputs["claims"] / "claims.json")
+    wrong = sorted((one for one in made.values() if one.troubles), key=lambda one: one.folder)
+    shown = {one.folder: f"#{_anchor(name)}" for name, one in at.items()}
+    html = page.render(
+        TEMPLATE,
+        cfg["title"],
+        scale=cfg["scale"],
+        found=found,
+        marks=MARKS,
+        experiments=_grouped(found["claims"], "experiment"),
+        preface=preface(found) if found["claims"] else [],
+        by_experiment=_verdicts(found["claims"]),
+        claims=at.get("claims"),
+        sections=[
+            {
+                "title": section["title"] or "Figures",
+                "figures": [
+                    _figure(name, at[f"figure:{name}"], inputs[f"figure:{name}"], found)
+                    for name in section["figures"]
+                ],
+            }
+            for section in cfg["sections"]
+        ],
+        tables=[
+            _table(name, at[f"table:{name}"], inputs[f"table:{name}"]) for name in cfg["tables"]
+        ],
+        runs=_grouped([{**one, "made": at[f"run:{one['folder']}"]} for one in cfg["runs"]], "verb"),
+        cost=cost(list(made.values())),
+        package_rows=versions(list(made.values())),
+        wrong=wrong,
+        anchors=shown,
+        figure_names=called(figure for s in cfg["sections"] for figure in s["figures"]),
+        results=f"results/{root.name}",
+        artifacts=len(made),
+        anchor=_anchor,
+        duration=duration,
+        folder_of=lambda path: _below((root.parent.parent / path).parent, root),
+        file=quote,
+        number=number,
+        what=what,
+        said=lambda claim: _said(claim, found["comparable"]),
+    )
+    (out / "report.html").write_text(html)
+    return {"verdicts": found["counts"], "modified or stale": len(wrong)}
+
+
+# What lies in the results folder
+
+
+def results_folder(inputs: Mapping[str, Path]) -> Path:
+    """The folder that the report will lie in, from where its inputs lie: results/NAME."""
+    for name, path in inputs.items():
+        kind, _, rest = name.partition(":")
+        depth = len(Path(rest).parts) + (kind in ("figure", "table"))
+        if rest:
+            return path.parent.parents[depth - 1]
+    return next(iter(inputs.values())).parent.parent
+
+
+def _below(folder: Path, root: Path) -> str:
+    """Folder below the results folder; of one outside, which may be anywhere, the name only."""
+    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.name
+
+
+def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
+    """These artifacts and all that they were made from, as their manifests say, by folder.
+
+    Manifests name their inputs from the folder that holds ``results``, as Snakemake runs there.
+    """
+    found: dict[str, Made] = {}
+    queue = list(folders)
+    # What the config describes now, where a run has written it.
+    plan = read_json(root / "plan.json") if (root / "plan.json").is_file() else {}
+    while queue:
+        folder = queue.pop()
+        name = _below(folder, root)
+        if name in found:
+            continue
+        manifest = read_json(folder / "manifest.json")
+        record = read_json(folder / "digest.json")
+        one = found[name] = Made(name, manifest, [])
+        if any(manifest[key] != record[key] for key in ("identity", "outputs")):
+            one.troubles.append("modified: digest.json and manifest.json are not of one run")
+        if name in plan and record.get("settings") != plan[name]["settings"]:
+            one.troubles.append("stale: made with other settings than the config's")
+        for used in manifest["inputs"].values():
+            path = root.parent.parent / used["path"]
+            if path.name != "digest.json":
+                continue
+            source = _below(path.parent, root)
+            if not path.is_file():
+                one.troubles.append(f"stale: {source}, which it was made from, is gone")
+                continue
+            if digest(read_json(path)["outputs"]) != used["outputs"]:
+                one.troubles.append(f"stale: {source}, which it was made from, was made anew")
+            queue.append(path.parent)
+    return found
+
+
+def modified(payload: Path) -> list[str]:
+    """What in a payload is not as it was made: one line per file that differs."""
+    made, there = read_json(payload.parent / "digest.json")["outputs"], content(payload)
+    words = {(True, True): "was changed", (True, False): "is gone", (False, True): "was added"}
+    return [
+        f"modified: {name} {words[name in made, name in there]}"
+        for name in sorted(made.keys() | there.keys())
+        if made.get(name) != there.get(name)
+    ]
+
+
+# Sums
+
+
+def cost(made: Sequence[Made]) -> dict[str, Any]:
+    """Seconds in all, and [(name, stages, duration)] by verb and by device, longest first.
+
+    An artifact that several folders link was made once and counts once.
+    """
+    stages = list({one.manifest["identity"]: one.manifest for one in made}.values())
+
+    def by(key: str) -> list[tuple[str, int, Markup]]:
+        sums = [
+            (sum(m["seconds"] for m in of), name, len(of))
+            for name, of in _grouped(stages, key).items()
+        ]
+        return [(name, n, duration(s)) for s, name, n in sorted(sums, reverse=True)]
+
+    return {
+        "seconds": sum(m["seconds"] for m in stages),
+        "stages": len(stages),
+        "verb": by("verb"),
+        "device": by("device"),
+        "first": min((m["started"] for m in stages), default=None),
+        "last": max((m["started"] for m in stages), default=None),
+    }
+
+
+def versions(made: Sequence[Made]) -> list[tuple[str, str]]:
+    """(package, version); where there are several, each with the number of artifacts made by it."""
+    counted: dict[str, Counter[str]] = {}
+    for one in made:
+        for package, version in one.manifest["versions"].items():
+            counted.setdefault(package, Counter())[version] += 1
+    rows = []
+    for package, of in sorted(counted.items()):
+        several = [f"{version} ({n} artifacts)" for version, n in sorted(of.items())]
+        rows.append((package, ", ".join(several if len(of) > 1 else of)))
+    return rows
+
+
+def _grouped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return groups
+
+
+# What the template shows
+
+
+def _anchor(name: str) -> str:
+    """The id of a claim, figure, table or run on the page, and the target of links to it."""
+    return quote(name, safe=":/")
+
+
+def _verdicts(claims: Sequence[Mapping[str, Any]]) -> Markup:
+    """How many claims of each experiment have which verdict, as a table with links."""
+    rows = []
+    for experiment, of in _grouped(claims, "experiment").items():
+        counts = Counter(claim["verdict"] for claim in of)
+        link = Markup('<a href="#{}">{}</a>').format(
+            _anchor(f"experiment:{experiment}"), experiment
+        )
+        rows.append([link, *(counts[verdict] or "" for verdict in MARKS)])
+    header = ["", *(f"{mark} {verdict}" for verdict, mark in MARKS.items())]
+    return page.table(header, rows, name="verdicts by experiment")
+
+
+def _said(claim: Mapping[str, Any], comparable: bool) -> list[list[str]]:
+    """Rows of what was published of a claim: what, the value, ours, the difference, whence."""
+    rows = []
+    for row in claim["published"]:
+        ours = row["ours"]["text"] if row["ours"] else "–"
+        none = row.get("note") or ("–" if comparable else "not comparable at this scale")
+        apart = row["difference"]["text"] if row["difference"] else none
+        name = f"{row['target']}: {what(row)}"
+        rows.append([name, number(row["value"]), ours, apart, row["confidence"], row["source"]])
+    return rows
+
+
+def _figure(name: str, made: Made, payload: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    settings = made.manifest["cfg"]
+    image = _image(payload / "figure.svg")
+    return {
+        "name": name,
+        "made": made,
+        "title": settings.get("title") or name,
+        "caption": _caption(payload / "caption.md", settings),
+        "image": image,
+        "drawn": list(flat(made.manifest["numbers"] or {})),
+        "published": [t for t in found["targets"] if name in t["figures"]],
+        "claims": [c for c in found["claims"] if c["figure"] in (name, Path(name).name)],
+    }
+
+
+def _caption(path: Path, settings: Mapping[str, Any]) -> list[str]:
+    """Paragraphs: the caption that a figure was drawn with, or the config's."""
+    text = settings.get("caption") or ""
+    if path.is_file():
+        text = path.read_text(errors="replace")
+    parts = [part.strip() for part in text.split("\n\n")]
+    return [part for part in parts if part and part != f"**{settings.get('title')}**"]
+
+
+def called(names: Iterable[str]) -> dict[str, str]:
+    """Figure by each name it goes by: a claim says fig06 of what is PAPER/fig06 here."""
+    names = list(names)
+    return {Path(name).name: name for name in names} | {name: name for name in names}
+
+
+def what(row: Mapping[str, Any]) -> str:
+    """What a published row is about, in words: metric, benchmark and setting."""
+    said = [row.get(key) for key in ("metric", "benchmark", "setting")]
+    return ", ".join(str(one) for one in said if one not in (None, "", "-"))
+
+
+def _image(svg: Path) -> dict[str, Any] | None:
+    """An SVG file as a data URI (so that its ids and styles stay its own) with its size in CSS
+    pixels; None where it is missing or no SVG."""
+    try:
+        data = svg.read_bytes()
+        box = ElementTree.fromstring(data).get("viewBox", "").split()
+        width, height = (round(float(side) * 96 / 72) for side in box[2:])
+    except (OSError, ValueError, ElementTree.ParseError):
+        return None
+    uri = f"data:image/svg+xml;base64,{base64.b64encode(data).decode()}"
+    return {"uri": uri, "width": width, "height": height}
+
+
+def _table(name: str, made: Made, payload: Path) -> dict[str, Any]:
+    settings, text = made.manifest["cfg"], ""
+    if (payload / "table.md").is_file():
+        text = (payload / "table.md").read_text(errors="replace")
+    header, rows, note = parse(text)
+    title = settings.get("title") or name
+    return {
+        "name": name,
+        "made": made,
+        "title": title,
+        "caption": settings.get("caption") or "",
+        "html": page.table(header, rows, name=title),
+        "note": note,
+    }
+
+
+def parse(text: str) -> tuple[list[str], list[list[str]], str]:
+    """A table.md of ``opd.figures`` -> header, rows, and the note below them."""
+    lines = [line.strip() for line in text.splitlines()]
+    places = [i for i, line in enumerate(lines) if line.startswith("|")]
+    if not places:
+        return [], [], ""
+    rows = [
+        [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", lines[i])[1:-1]]
+        for i in places
+    ]
+    return rows[0], rows[2:], " ".join(lines[places[-1] + 1 :]).strip()
+
+
+def flat(value: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Nested numbers as (names from the outside in, value) pairs."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from flat(inner, (*name, str(key)))
+    else:
+        yield " · ".join(name), _values(value)
+
+
+def _values(value: Any) -> str:
+    if not isinstance(value, list):
+        return number(value)
+    texts = [_values(one) for one in value]
+    # Mean, low and high, as draw_bars keeps them.
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]" if len(texts) == 3 else ", ".join(texts)
+
+
+def number(value: Any) -> str:
+    """Three significant digits with a true minus; text as it is, – for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return (str(value) if isinstance(value, int) else f"{value:.3g}").replace("-", "−")
+
+
+def duration(seconds: float) -> Markup:
+    """Seconds as a reader says them: 4.2 s, 3 min 05 s, 2 h 07 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if seconds < 59.95:
+        text = f"{seconds:.1f} s"
+    elif minutes < 60:
+        text = f"{minutes} min {rest:02d} s"
+    else:
+        text = f"{minutes // 60} h {minutes % 60:02d} min"
+    return Markup(text.replace(" ", "&nbsp;"))

@@ -1,0 +1,251 @@
+"""The template of the report (Jinja). A string, so that it counts as code of the stage."""
+
+TEMPLATE = """\
+{% extends "base" %}
+
+{% block style %}
+:root { --reproduced: light-dark(#12663c, #6fcf97); --not-reproduced: light-dark(#a8261b, #ff8f80);
+  --inconclusive: light-dark(#7a5200, #e6b450); --not-run: var(--faint); }
+nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0; }
+fieldset { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; border: 1px solid var(--line);
+  border-radius: .4rem; margin: 1rem 0; min-width: 0; }
+.claim, figure, .table, .trouble { border: 1px solid var(--line); border-radius: .4rem;
+  margin: .8rem 0; padding: .7rem 1rem; min-width: 0; }
+.claim { border-left-width: .4rem; }
+.claim h4 { margin: 0; font-size: 1rem; }
+.claim p, .claim ul { margin: .35rem 0; }
+.claim ul, .trouble ul { padding-left: 1.2rem; }
+.verdict { font-weight: 700; white-space: nowrap; }
+{% for verdict in marks %}{% set kind = verdict | replace(" ", "-") %}
+.{{ kind }} { border-left-color: var(--{{ kind }}); }
+.{{ kind }} .verdict { color: var(--{{ kind }}); }
+main:has(#only-{{ kind }}:checked) :is(.claim:not(.{{ kind }}), .group:not(:has(.{{ kind }}))) {
+  display: none; }
+{% endfor %}
+.not-reproduced { border-left-style: double; }
+.inconclusive { border-left-style: dashed; }
+.not-run { border-left-style: dotted; }
+.meta, figcaption, .note { color: var(--faint); font-size: .9rem; }
+small { color: var(--faint); }
+.trouble { border: 2px solid var(--not-reproduced); }
+figure h3, .table h3 { margin-top: 0; }
+.image { background: #fff; overflow-x: auto; }
+.image img { display: block; width: 100%; min-width: 34rem; max-width: 60rem; height: auto;
+  margin: 0 auto; }
+details { margin: .5rem 0; }
+summary { cursor: pointer; }
+.short { max-width: 40rem; }
+.short tbody th { min-width: 0; }
+.short thead th { font-size: .8rem; padding-right: .5rem; }
+@media print {
+  nav, fieldset { display: none; }
+  .claim, figure { break-inside: avoid; }
+  .image img { min-width: 0; }
+}
+{% endblock %}
+
+{% macro verdict_of(verdict) %}<span class="verdict">
+{{- marks[verdict] }} {{ verdict }}</span>{% endmacro %}
+{% macro troubles(made) %}{% if made.troubles %}
+<div class="trouble"><strong>⚠ Not as it was made.</strong>
+<ul>{% for line in made.troubles %}<li>{{ line }}</li>{% endfor %}</ul></div>
+{% endif %}{% endmacro %}
+{% macro figure_link(name) %}{% if name in figure_names -%}
+<a href="#{{ anchor('figure:' ~ figure_names[name]) }}">{{ name }}</a>
+{%- else %}{{ name }}{% endif %}{% endmacro %}
+{% macro claim_link(id) %}<a href="#{{ anchor('claim:' ~ id) }}">{{ id }}</a>{% endmacro %}
+{% macro time(stamp) %}{{ stamp[:10] }} {{ stamp[11:16] }} UTC{% endmacro %}
+{% macro link(path, text) %}<a href="{{ file(path) }}">{{ text }}</a>{% endmacro %}
+
+{% macro published(targets, name) %}
+<div class="scroll" tabindex="0" role="region" aria-label="{{ name }}"><table class="text">
+<thead><tr><th scope="col">target</th><th scope="col">experiment</th><th scope="col">of</th>
+<th scope="col">what</th><th scope="col">value</th><th scope="col">confidence</th>
+<th scope="col">here</th></tr></thead>
+<tbody>
+{% for target in targets %}
+<tr><th scope="row">{{ target.id }}</th><td>{{ target.experiment }}</td><td>{{ target.figure }}</td>
+<td>{{ what(target) }}</td><td>{{ number(target.value) }}</td><td>{{ target.confidence }}</td>
+<td>{{ target.status }}{% if target.context %}: {{ target.context }}{% endif %}
+{% for id in target.claims %} {{ claim_link(id) }}{% endfor %}
+{% for figure in target.figures %} {{ figure_link(figure) }}{% endfor %}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{% endmacro %}
+
+{% macro claim_card(claim) %}
+<article id="{{ anchor('claim:' ~ claim.id) }}"
+class="claim {{ claim.verdict | replace(' ', '-') }}">
+<h4>{{ claim.statement }}</h4>
+<p>{{ verdict_of(claim.verdict) }}{% if claim.reason %}: {{ claim.reason }}{% endif %}</p>
+<ul>
+{% for check in claim.checks if check.verdict != "not run" %}
+<li>{{ check.text }} ({{ marks.get(check.verdict, "") }} {{ check.verdict }})</li>
+{% endfor %}
+</ul>
+{% if claim.published %}
+<details{% if found.comparable %} open{% endif %}>
+<summary>Published: {{ claim.published | map(attribute="value") | map("string") | join("; ") }}
+{%- if not found.comparable %} (not comparable at this scale){% endif %}</summary>
+{{ table(["", "published", "ours", "difference", "confidence", "source"], said(claim),
+  name="published values of " ~ claim.id, text=true) }}</details>
+{% endif %}
+<p class="meta">{{ claim.id }}{% if claim.section %} · section {{ claim.section }}{% endif %}
+{%- if claim.figure %} · {{ figure_link(claim.figure) }}{% endif %}
+{%- if claim.seeds is not none %} · seeds: {{ claim.seeds }}{% endif %}</p>
+</article>
+{% endmacro %}
+
+{% macro figure_card(figure) %}
+<figure id="{{ anchor('figure:' ~ figure.name) }}">
+<h3>{{ figure.name }}</h3>
+{{ troubles(figure.made) }}
+{% if figure.image %}
+<div class="image" tabindex="0" role="region" aria-label="{{ figure.title }}">
+<img src="{{ figure.image.uri }}"
+width="{{ figure.image.width }}" height="{{ figure.image.height }}"
+alt="{{ figure.title }}. What it shows in numbers is below it, under Values drawn."></div>
+{% else %}
+<p>{{ figure.title }}: figure.svg is missing or cannot be read.</p>
+{% endif %}
+<figcaption>
+{% for part in figure.caption %}<p>{{ part }}</p>{% endfor %}
+<p>{{ link("figures/" ~ figure.name ~ ".svg", "SVG") }} ·
+{{ link("figures/" ~ figure.name ~ ".png", "PNG") }} ·
+{{ link(figure.made.folder ~ "/manifest.json", "manifest") }}</p>
+</figcaption>
+{% if figure.claims %}
+<p>Claims: {% for claim in figure.claims %}{{ claim_link(claim.id) }} ({{ claim.verdict }})
+{%- if not loop.last %}, {% endif %}{% endfor %}</p>
+{% endif %}
+{% if figure.drawn %}
+<details><summary>Values drawn</summary>
+{{ table(["", "value"], figure.drawn, name="values drawn in " ~ figure.title) }}</details>
+{% endif %}
+{% if figure.published %}
+<details open><summary>Published values</summary>
+{{ published(figure.published, "published values of " ~ figure.title) }}</details>
+{% endif %}
+</figure>
+{% endmacro %}
+
+{% macro run_table(verb, of) %}
+<div class="scroll" tabindex="0" role="region" aria-label="runs of {{ verb }}"><table class="text">
+<thead><tr><th scope="col">run</th><th scope="col">time</th><th scope="col">device</th>
+<th scope="col">made from</th><th scope="col">files</th></tr></thead>
+<tbody>
+{% for run in of %}{% set manifest = run.made.manifest %}
+<tr><th scope="row" id="{{ anchor('run:' ~ run.folder) }}">{{ run.name }}
+{% for line in run.made.troubles %}<br><strong>⚠ {{ line }}</strong>{% endfor %}</th>
+<td>{{ duration(manifest.seconds) }}</td><td>{{ manifest.device }}</td>
+<td>{% for name, used in manifest.inputs.items() %}
+{% if used.identity %}{{ name }}: {{ link(folder_of(used.path) ~ "/manifest.json",
+  folder_of(used.path)) }}{% else %}{{ name }}: a file{% endif %}
+{%- if not loop.last %}<br>{% endif %}
+{% else %}nothing{% endfor %}</td>
+<td>{{ link("logs/" ~ run.folder ~ ".log", "log") }}&nbsp;·&nbsp;
+{{- link(run.folder ~ "/manifest.json", "manifest") }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{% endmacro %}
+
+{% block body %}
+<p>Scale: <strong>{{ scale }}</strong>.</p>
+{% if wrong %}
+<div class="trouble" id="wrong"><strong>⚠ {{ wrong | length }} of {{ artifacts }} artifacts behind
+this page are not what they should be.</strong>
+<ul>{% for one in wrong %}<li>
+{%- if one.folder in anchors %}<a href="{{ anchors[one.folder] }}">{{ one.folder }}</a>
+{%- else %}{{ one.folder }}{% endif %}: {{ one.troubles | join("; ") }}</li>{% endfor %}</ul>
+To make them again, run the workflow as before with
+<code>--forcerun{% for one in wrong %} {{ results }}/{{ one.folder }}/digest.json{% endfor %}
+ {{ results }}/report/digest.json</code>. What is whole in the store is used again.</div>
+{% else %}
+<p>All {{ artifacts }} artifacts behind this page are current, and what it shows is as it was
+made.</p>
+{% endif %}
+<nav aria-label="contents"><ul>
+{% if claims %}<li><a href="#claims">Claims</a></li>{% endif %}
+{% for section in sections %}<li><a href="#section-{{ loop.index }}">{{ section.title }}</a></li>
+{% endfor %}
+{% if tables %}<li><a href="#tables">Tables</a></li>{% endif %}
+{% if found.targets %}<li><a href="#published">Published values</a></li>{% endif %}
+<li><a href="#runs">Runs</a></li><li><a href="#cost">Cost</a></li>
+<li><a href="#environment">Environment</a></li>
+</ul></nav>
+<main>
+{% if claims %}
+<section id="claims"><h2>Claims</h2>
+{{ troubles(claims) }}
+<p>{{ found.claims | length }} claims:
+{% for verdict in marks %}{{ found.counts.get(verdict, 0) }} {{ verdict }}
+{%- if not loop.last %}, {% endif %}{% endfor %}.</p>
+{% for line in preface %}
+<p>{{ line }}</p>
+{% endfor %}
+<fieldset><legend>Show</legend>
+<label><input type="radio" name="only" id="only-all" checked> all</label>
+{% for verdict, mark in marks.items() %}
+<label><input type="radio" name="only" id="only-{{ verdict | replace(' ', '-') }}">
+{{ mark }} {{ verdict }} ({{ found.counts.get(verdict, 0) }})</label>
+{% endfor %}
+</fieldset>
+<div class="short">{{ by_experiment }}</div>
+{% for experiment, of in experiments.items() %}
+<div class="group" id="{{ anchor('experiment:' ~ experiment) }}"><h3>{{ experiment }}</h3>
+{% for claim in of %}
+{{ claim_card(claim) }}
+{% endfor %}
+</div>
+{% endfor %}
+</section>
+{% endif %}
+{% for section in sections %}
+<section id="section-{{ loop.index }}"><h2>{{ section.title }}</h2>
+{% for figure in section.figures %}{{ figure_card(figure) }}{% endfor %}
+</section>
+{% endfor %}
+{% if tables %}
+<section id="tables"><h2>Tables</h2>
+{% for one in tables %}
+<div class="table" id="{{ anchor('table:' ~ one.name) }}"><h3>{{ one.title }}</h3>
+{{ troubles(one.made) }}
+{% if one.caption %}<p>{{ one.caption }}</p>{% endif %}
+{{ one.html }}
+<p class="note">{{ one.note }}</p>
+<p class="meta">{{ link("tables/" ~ one.name ~ ".csv", "CSV") }} ·
+{{ link("tables/" ~ one.name ~ ".md", "Markdown") }} ·
+{{ link(one.made.folder ~ "/manifest.json", "manifest") }}</p></div>
+{% endfor %}
+</section>
+{% endif %}
+{% if found.targets %}
+<section id="published"><h2>Published values</h2>
+<details><summary>All {{ found.targets | length }}, and where each is used here</summary>
+{{ published(found.targets, "all published values") }}</details></section>
+{% endif %}
+<section id="runs"><h2>Runs</h2>
+{% for verb, of in runs.items() %}
+<details{% if of | selectattr("made.troubles") | list %} open{% endif %}>
+<summary>{{ verb }}: {{ of | length }},
+{{ duration(of | sum(attribute="made.manifest.seconds")) }}</summary>
+{{ run_table(verb, of) }}</details>
+{% else %}<p>None.</p>{% endfor %}
+</section>
+<section id="cost"><h2>Cost</h2>
+<p>Added up, the {{ cost.stages }} stages behind this page took {{ duration(cost.seconds) }} of
+wall-clock time{% if cost.first %}; the first began on {{ time(cost.first) }}, the last on
+{{ time(cost.last) }}{% endif %}. A stage counts once, with the time that it took when it was
+computed, also where it is used in several places or again.</p>
+<div class="short">
+{{ table(["verb", "stages", "time"], cost.verb, name="cost by verb") }}
+{{ table(["device", "stages", "time"], cost.device, name="cost by device") }}</div>
+</section>
+<section id="environment"><h2>Environment</h2>
+<p>Versions that the stages recorded. More than one: how many artifacts were made with each.</p>
+<div class="short">
+{{ table(["package", "version"], package_rows, name="versions of packages", text=true) }}</div>
+</section>
+</main>
+{% endblock %}
+"""

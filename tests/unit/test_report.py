@@ -1,0 +1,382 @@
+"""The report shows all there is, says what is not as it was made, and is a sound page."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import test_claims
+from hypothesis import given
+from hypothesis import strategies as st
+from results import SVG, Results, check, claim, found, published, sample, target
+
+from opd import manifest, report
+from opd.claims_page import MARKS
+from opd.errors import Bad
+from opd.figures import _line
+
+measured = test_claims.inputs  # a fixture: what claims are judged on
+
+VOID = {"meta", "input", "img", "br", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags, ids, links and text of a page; tags must close in the order in which they open."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        assert len({name for name, _ in attributes}) == len(attributes), (tag, attributes)
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).replace("\xa0", " ").split())
+
+    def values(self, attribute: str) -> list[str]:
+        return [of[attribute] or "" for _, of in self.tags if attribute in of]
+
+
+def made(results: Results, out: Path) -> tuple[Page, str]:
+    out.mkdir(exist_ok=True)
+    report.run(results.cfg, results.inputs, out)
+    html = (out / "report.html").read_text()
+    return Page(html), html
+
+
+def part(html: str, anchor: str) -> str:
+    """The text of one element with an id, up to the next sibling of its kind."""
+    start = html.index(f'id="{anchor}"')
+    tag = re.findall(r"<(\w+)", html[:start])[-1]
+    return html[start : html.index(f"</{tag}>", start)]
+
+
+def test_all_there_is_appears(tmp_path):
+    page, html = made(sample(tmp_path), tmp_path / "out")
+    counts = "4 claims: 1 reproduced, 1 not reproduced, 1 inconclusive, 1 not run."
+    assert counts in page.text
+    assert "E04 1 1 E06 1 E12 1" in page.text  # verdicts by experiment
+    for one in found()["claims"]:
+        card = part(html, f"claim:{one['id']}")
+        assert one["statement"] in card
+        assert f"</span>{': ' + one['reason'] if one['reason'] else ''}" in card
+        assert re.search(rf"[✓✗≈○] {one['verdict']}</span>", card)
+    assert "gap recovered 88.5 % [85.0, 92.0]; claimed: at least 80 % (✓ reproduced)" in page.text
+    assert "it rises −0.1 [−0.2, −0.05] (✗ not reproduced)" in page.text
+    assert page.text.count("not measured: E12.k64") == 1
+    assert html.count('<a href="#figure:a_paper/fig06">fig06</a>') == 2  # from its claims
+    assert page.values("src") == [report._image(_svg(tmp_path))["uri"]] * 2
+    assert [of["alt"].partition(".")[0] for tag, of in page.tags if tag == "img"] == [
+        "Recovery",
+        "A cold start",
+    ]
+    assert "What came back." in page.text and "large · macro 0.5 [0.4, 0.6]" in page.text
+    assert (
+        page.text.count("R033 E04 Fig6 recovery 0.812 printed tested E04-recovery a_paper/fig06")
+        == 2
+    )
+    for section in ("Success", "Cold start", "Tables", "Runs", "Cost", "Environment"):
+        assert f"<h2>{section}</h2>" in html
+    assert "small | after SFT" in page.text and "36.3 [32.9, 39.7]" in page.text
+    for run in ("small-from-large/s0", "held-out/small-from-large/s0", "E11.success/s0"):
+        assert run in page.texts or f"{run}\n" in page.texts
+    assert "hyperparameter" in page.text
+
+
+def _svg(tmp_path: Path) -> Path:
+    path = tmp_path / "a.svg"
+    path.write_text(SVG)
+    return path
+
+
+def test_differences_where_the_scale_may_be_compared(tmp_path):
+    page, _ = made(sample(tmp_path / "a"), tmp_path / "out-a")
+    row = "R033: recovery, a setting 0.812 88.5 % [85.0, 92.0]"
+    assert "Published: 0.812 (not comparable at this scale)" in page.text
+    assert f"{row} not comparable at this scale printed where R033 stands" in page.text
+    page, _ = made(sample(tmp_path / "b", comparable=True), tmp_path / "out-b")
+    assert f"{row} +7.2 points [3.8, 10.8] printed where R033 stands" in page.text
+    assert "ot comparable" not in page.text
+
+
+@pytest.mark.parametrize("comparable", [True, False])
+def test_claims_as_their_stage_writes_them(tmp_path, measured, comparable):
+    results = Results(tmp_path)
+    found = test_claims.judged(measured, tmp_path / "claims", comparable=comparable)
+    results.claims(found, {})
+    page, _ = made(results, tmp_path / "out")
+    assert {one["verdict"] for one in found["claims"]} == {*MARKS}
+    for one in found["claims"]:
+        assert one["statement"] in page.text and one["reason"] in page.text
+        assert all(check["text"] in page.text for check in one["checks"])
+        for row in one["published"]:
+            assert row["source"] in page.text
+            for shown in filter(None, (row["ours"], row["difference"])):
+                assert shown["text"] in page.text
+    differences = [row["difference"] for one in found["claims"] for row in one["published"]]
+    assert any(differences) is comparable
+
+
+def test_cost_adds_up_what_lies_behind_the_page_too(tmp_path):
+    """2 + 3 + 3725 + 60 + 4.5 and one second for each of two figures, table and claims."""
+    page, _ = made(sample(tmp_path), tmp_path / "out")
+    assert "the 9 stages behind this page took 1 h 03 min" in page.text  # 3,798.5 s
+    assert "opd 1 1 h 02 min" in page.text and "init 1 3.0 s" in page.text
+    assert "A GPU 1 1 h 02 min" in page.text and "cpu 8 1 min 14 s" in page.text  # 73.5 s
+    assert "python 3.11.7 (8 artifacts), 3.12.1 (1 artifacts)" in page.text
+    assert "torch 2.13.0" in page.text
+
+
+def test_what_two_folders_link_counts_once(tmp_path):
+    results = Results(tmp_path)
+    for name in ("a", "b"):
+        results.run("opd", f"models/{name}/s0", {}, seconds=30.0, identity="same")
+    page, _ = made(results, tmp_path / "out")
+    assert "opd 1 30.0 s" in page.text and "opd: 2," in page.text
+
+
+@pytest.mark.parametrize("kind", ["changed", "gone", "added"])
+def test_modified_payload_is_marked_in_place_and_on_top(tmp_path, kind):
+    results = sample(tmp_path)
+    page, html = made(results, tmp_path / "out")
+    assert "All 9 artifacts behind this page are current" in page.text and "⚠" not in html
+    svg = results.root / "figures/a_paper/fig06/payload/figure.svg"
+    if kind == "changed":
+        svg.write_text(SVG.replace("a curve", "a better curve"))
+    elif kind == "gone":
+        svg.unlink()
+    else:
+        svg.with_name("note.txt").write_text("x")
+    numbers = report.run(results.cfg, results.inputs, tmp_path / "out")
+    assert numbers["modified or stale"] == 1
+    page, html = made(results, tmp_path / "out")
+    words = {
+        "changed": "figure.svg was changed",
+        "gone": "figure.svg is gone",
+        "added": "note.txt was added",
+    }
+    line = f"modified: {words[kind]}"
+    assert line in html[html.index('id="wrong"') : html.index("<nav")]
+    assert line in html[html.index('id="figure:a_paper/fig06"') : html.index("</figure>")]
+    assert html.count(line) == 2
+    assert "1 of 9 artifacts" in page.text
+    assert ("cannot be read" in page.text) is (kind == "gone")
+
+
+def test_modified_claims_and_tables_are_marked(tmp_path):
+    results = sample(tmp_path)
+    changed = found()
+    changed["claims"][3]["verdict"] = "reproduced"
+    (results.root / "claims/payload/claims.json").write_text(json.dumps(changed))
+    (results.root / "tables/headline/payload/table.md").write_text("| a |\n|---|\n| 99 |\n")
+    _, html = made(results, tmp_path / "out")
+    claims = html[html.index('id="claims"') : html.index('id="claim:')]
+    assert "modified: claims.json was changed" in claims
+    table = html[html.index('id="table:headline"') :]
+    assert "modified: table.md was changed" in table[: table.index("<table")]
+
+
+def test_what_was_made_from_another_state_is_stale(tmp_path):
+    """Also far behind what is shown: the run is stale, what was made from it is not."""
+    results = sample(tmp_path)
+    results.add("prompts", "prompts/rl", {"prompts.parquet": "other prompts"})
+    page, html = made(results, tmp_path / "out")
+    line = "stale: prompts/rl, which it was made from, was made anew"
+    assert "1 of 9 artifacts" in page.text and html.count(line) == 2
+    assert line in html[html.index('id="run:models/small-from-large/s0"') :]
+    shutil.rmtree(results.root / "prompts/rl")
+    page, _ = made(results, tmp_path / "out")
+    assert (
+        "models/small-from-large/s0 : stale: prompts/rl, which it was made from, is gone"
+        in page.text
+    )
+
+
+def test_other_settings_than_the_plan(tmp_path):
+    results = sample(tmp_path)
+    folders = ("models/small/s0", "prompts/rl", "tables/headline")
+    plan = {
+        one: {"settings": "other" if one == folders[0] else "", "inputs": []} for one in folders
+    }
+    (results.root / "plan.json").write_text(json.dumps(plan))
+    page, _ = made(results, tmp_path / "out")
+    assert "1 of 9 artifacts" in page.text
+    assert "models/small/s0: stale: made with other settings than the config's" in page.text
+    again = "results/mini/models/small/s0/digest.json results/mini/report/digest.json"
+    assert f"--forcerun {again}" in page.text
+
+
+def test_caption_is_the_one_drawn(tmp_path):
+    results = sample(tmp_path)
+    text = "**Recovery**\n\nWhat came back, and how.\n\nNot drawn: E05.union.\n"
+    (results.root / "figures/a_paper/fig06/payload/caption.md").write_text(text)
+    _, html = made(results, tmp_path / "out")
+    assert "<p>What came back, and how.</p><p>Not drawn: E05.union.</p>" in html
+    assert "What came back.</p>" not in html and "**" not in html
+
+
+def test_digest_and_manifest_of_two_runs(tmp_path):
+    results = sample(tmp_path)
+    path = results.root / "probes/E11.success/s0/manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "identity": "another"}))
+    page, _ = made(results, tmp_path / "out")
+    line = "probes/E11.success/s0 : modified: digest.json and manifest.json are not of one run"
+    assert line in page.text
+
+
+def _sound(page: Page, html: str, root: Path) -> None:
+    """Unique ids; links lead to an id of the page or a file beside it; nothing is loaded."""
+    ids = page.values("id")
+    assert len(set(ids)) == len(ids)
+    assert not any(re.search(r"\s", name) for name in ids)
+    links = page.values("href")
+    assert len(links) > 10
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in ids, link
+        else:
+            assert not re.match(r"[a-z]+:|//|/", link), link
+            assert (root / unquote(link)).exists(), link
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.values("src"))
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    assert not any(name.startswith("on") for _, of in page.tags for name in of)
+    assert "http://" not in html and "https://" not in html
+    assert "@import" not in html and "url(" not in html
+
+
+def test_page_is_sound(tmp_path):
+    results = sample(tmp_path)
+    (results.root / "figures/fig09/payload/figure.svg").write_text(
+        "changed"
+    )  # marks have links too
+    _sound(*made(results, tmp_path / "out"), results.root)
+
+
+HOSTILE = """<script>alert('1')</script>"></style><img src=x onerror="a">&amp;{{ 7 * 7 }}"""
+
+
+def test_hostile_strings_stay_text(tmp_path):
+    """In names of files too, as far as those can hold them."""
+    name = 'a "b" <i>c&d#e?f%20:g'
+    results = sample(tmp_path)
+    results.cfg["title"] = results.cfg["scale"] = HOSTILE
+    training = {HOSTILE: "models/small-from-large/s0"}
+    results.figure(name, HOSTILE, training, title=HOSTILE, caption=HOSTILE)
+    path = results.root / "figures" / name / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "numbers": {HOSTILE: HOSTILE}}))
+    results.table(name, training, title=HOSTILE, caption=HOSTILE)
+    results.run("opd", f"models/{name}", training, device=HOSTILE, versions={HOSTILE: HOSTILE})
+    hostile = found()
+    hostile["claims"].append(
+        claim(
+            *(name, "reproduced"),
+            experiment=HOSTILE,
+            section=HOSTILE,
+            statement=HOSTILE,
+            reason=HOSTILE,
+            figure=name,
+            published=[{**published(HOSTILE, HOSTILE, HOSTILE, None), "source": HOSTILE}],
+            checks=[check(HOSTILE, HOSTILE)],
+        )
+    )
+    hostile["targets"].append(
+        target(HOSTILE, [name], [name], metric=HOSTILE, status=HOSTILE, context=HOSTILE)
+    )
+    results.claims(hostile, {})
+    page, html = made(results, tmp_path / "out")
+    _sound(page, html, results.root)
+    assert "".join(page.texts).count("alert('1')") >= 15
+    assert "<script" not in html and "<i>" not in html
+    assert "{{ 7 * 7 }}" in page.text
+    assert {tag for tag, _ in page.tags} == {
+        tag for tag, _ in made(sample(tmp_path / "plain"), tmp_path / "out")[0].tags
+    }
+
+
+def test_without_claims_or_runs(tmp_path):
+    results = Results(tmp_path)
+    results.figure("one", "Figures", {}, title="One")
+    page, html = made(results, tmp_path / "out")
+    assert 'id="claims"' not in html and "Tables" not in html and "Runs" in page.text
+    ids = page.values("id")
+    assert all(link[1:] in ids for link in page.values("href") if link.startswith("#"))
+
+
+def test_same_files_same_bytes(tmp_path):
+    results = sample(tmp_path)
+    assert made(results, tmp_path / "a")[1] == made(results, tmp_path / "b")[1]
+
+
+def test_stage_looks_anew_each_time(tmp_path, monkeypatch):
+    """The identity of a report does not know what was changed by hand, so the store must not
+    answer for it."""
+    results = sample(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    root = Path("results/mini")
+    cfg = {**results.cfg, "inputs": list(results.folders)}
+
+    def stage() -> str:
+        inputs = [root / folder / "digest.json" for folder in results.folders.values()]
+        copies = {"report.html": root / "report.html"}
+        store = Path("results/.store")
+        assert manifest.run_stage("report", cfg, inputs, root / "report/digest.json", copies, store)
+        return (root / "report.html").read_text()
+
+    whole = stage()
+    svg = root / "figures/a_paper/fig06/payload/figure.svg"
+    svg.write_text(SVG + "\n")
+    assert "figure.svg was changed" in stage()
+    svg.write_text(SVG)
+    assert stage() == whole
+    assert "figure.svg" not in whole
+
+
+def test_missing_manifest_is_named(tmp_path):
+    results = sample(tmp_path)
+    (results.root / "figures/a_paper/fig06/manifest.json").unlink()
+    with pytest.raises(Bad, match=r"figures/a_paper/fig06/manifest\.json"):
+        made(results, tmp_path / "out")
+
+
+cells = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=8)
+
+
+@given(
+    st.integers(1, 4).flatmap(
+        lambda n: st.lists(st.lists(cells, min_size=n, max_size=n), min_size=1)
+    )
+)
+def test_tables_are_read_as_they_were_written(rows):
+    header = [f"column {i}" for i in range(len(rows[0]))]
+    table = map(_line, [header, ["---"] * len(header), *rows])
+    text = "\n".join(["**a title**", "", *table, "", "A note."])
+    assert report.parse(text) == (header, rows, "A note.")
+
+
+def test_numbers_and_times():
+    assert report.number(0.98765) == "0.988" and report.number(-2) == "−2"
+    assert report.number(None) == "–" and report.number("~40 %") == "~40 %"
+    assert report.number(-1.5e-6) == "−1.5e−06"
+    times = {59.94: "59.9 s", 59.96: "1 min 00 s", 3599.6: "1 h 00 min", 3725: "1 h 02 min"}
+    for seconds, text in times.items():
+        assert report.duration(seconds).replace("&nbsp;", " ") == text
