@@ -1,6 +1,5 @@
 """``opd calibrate RESULTS...``: what finished stages took, for ``opd plan`` to reckon with."""
 
-import json
 import math
 import statistics
 from collections import defaultdict
@@ -30,22 +29,23 @@ class Finished:
     numbers: Mapping[str, Mapping[str, Any]]
     seconds: Mapping[str, float]
     devices: Mapping[str, str]
+    identities: Mapping[str, str]
 
 
 def finished(results: Path) -> Finished:
     """All finished stages below ``results`` (results/NAME). Raises ``Bad`` where there is none."""
-    artifacts, numbers, seconds, devices = {}, {}, {}, {}
-    for path in sorted(results.glob("*/**/manifest.json")):
-        # A link into the store leads to files of the store, none of them a manifest of a stage.
+    artifacts, numbers, seconds, devices, identities = {}, {}, {}, {}, {}
+    for path in sorted(results.glob("**/manifest.json")):
         made = read_json(path)
         folder = path.parent.relative_to(results).as_posix()
         inputs = [_below(made["inputs"][name]["path"]) for name in made["cfg"].get("inputs", [])]
         artifacts[folder] = Artifact(made["verb"], folder, made["cfg"], (*inputs,))
         numbers[folder] = made["numbers"] or {}
         seconds[folder], devices[folder] = made["seconds"], made["device"]
+        identities[folder] = made["identity"]
     if not artifacts:
         raise Bad("no finished stage", str(results), "give a folder results/NAME")
-    return Finished(artifacts, numbers, seconds, devices)
+    return Finished(artifacts, numbers, seconds, devices, identities)
 
 
 def _below(path: str) -> str:
@@ -58,7 +58,7 @@ def _below(path: str) -> str:
 
 
 def calibrate(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Measured rates: {"measured": [...], "natural_tokens": {parameters: tokens}}.
+    """Measured rates: {"measured": [...], "natural_tokens_measured": {parameters: tokens}}.
 
     An entry has verb, device, stages (how many were measured) and either parameters,
     tokens_per_second (median, of one device) and times_reference {low, middle, high} (least, median
@@ -72,11 +72,10 @@ def calibrate(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[str, 
         facts = cost.Facts(one.artifacts, tables, one.numbers, natural)
         for folder, artifact in one.artifacts.items():
             work = cost.work(facts, folder)
-            took = one.seconds[folder] * artifact.cfg.get("processes", 1)
-            measured = json.dumps([artifact.verb, artifact.cfg, one.seconds[folder]])
-            if measured in seen:
+            took = one.seconds[folder] * cost.width(artifact.cfg, one.devices[folder])
+            if one.identities[folder] in seen:
                 continue  # what two results folders share was measured once
-            seen.add(measured)
+            seen.add(one.identities[folder])
             if work is None:
                 groups[artifact.verb, one.devices[folder], 0.0].append((took, 0.0))
             elif (reference := cost.reference_seconds(work, tables)) > 0:
@@ -94,7 +93,10 @@ def calibrate(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[str, 
         else:
             entry["seconds"] = span
         entries.append(entry)
-    return {"measured": entries, "natural_tokens": {int(k): _round(v) for k, v in natural.items()}}
+    return {
+        "measured": entries,
+        "natural_tokens_measured": {int(k): _round(v) for k, v in natural.items()},
+    }
 
 
 def _span(values: list[float]) -> dict[str, float]:
@@ -116,10 +118,8 @@ def _natural(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[float,
         facts = cost.Facts(one.artifacts, tables, one.numbers)
         for folder, artifact in one.artifacts.items():
             numbers = one.numbers[folder]
-            means = [
-                numbers.get(end, {}).get("response_tokens") for end in ("first", "last")
-            ] or [numbers.get("mean_tokens")]
-            means = [m for m in (*means, numbers.get("mean_tokens")) if m]
+            means = [numbers.get(end, {}).get("response_tokens") for end in ("first", "last")]
+            means = [mean for mean in (*means, numbers.get("mean_tokens")) if mean]
             if not means or "max_new_tokens" not in artifact.cfg:
                 continue
             length = cost.natural_length(statistics.mean(means), artifact.cfg["max_new_tokens"])
@@ -132,7 +132,9 @@ def _natural(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[float,
 def write(path: Path, found: Mapping[str, Any]) -> None:
     """Write what ``calibrate`` has found."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(HEADER + yaml.safe_dump(dict(found), sort_keys=False, width=100))
+    temporary.write_text(
+        HEADER + yaml.safe_dump(dict(found), sort_keys=False, default_flow_style=None, width=100)
+    )
     temporary.replace(path)
 
 

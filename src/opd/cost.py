@@ -57,6 +57,12 @@ def named(artifact: Artifact) -> dict[str, str]:
     return dict(zip(artifact.cfg.get("inputs", []), artifact.inputs, strict=True))
 
 
+def width(cfg: Mapping[str, Any], device: str) -> int:
+    """Devices that a job has for itself: processes, on a processor threads."""
+    threads = cfg.get("threads", cfg.get("execution", {}).get("threads", 1))
+    return int(cfg.get("processes", 1) * (threads if device == "cpu" else 1))
+
+
 def world_parameters(cfg: Mapping[str, Any]) -> float:
     """Parameters of a Qwen3 model with tied embeddings over the miniature world's characters."""
     hidden, inner = cfg["hidden"], cfg["intermediate"]
@@ -74,7 +80,7 @@ def parameters(facts: Facts, folder: str) -> float:
         return math.nan
     artifact = facts.artifacts[folder]
     inputs = named(artifact)
-    for source in ("student", "model", "run"):
+    for source in ("student", "model"):
         if source in inputs:
             return parameters(facts, inputs[source])
     if artifact.verb == "init":
@@ -116,8 +122,8 @@ def rows(facts: Facts, folder: str) -> float:
     elif "world" in source:
         most = float(source["world"]["n"])
     else:
-        listed = facts.tables.get("rows", {})
-        most = float(listed.get(source.get("hub") or source.get("path"), math.nan))
+        listed, name = facts.tables.get("rows", {}), source.get("hub") or source.get("path")
+        most = float(listed.get(f"{name}:{source.get('config')}", listed.get(name, math.nan)))
     sample = (cfg.get("sample") or {}).get("n")
     # A sample is as large as asked for: the stage refuses a set that is smaller.
     return float(sample) if sample else most
@@ -196,11 +202,39 @@ def work(facts: Facts, folder: str) -> Work | None:
         each = response(how["max_new_tokens"], size)
         tokens = questions * how["samples"] * each
         return Work({"sample": (tokens, size)}, tokens, size, each)
+    if artifact.verb in ("pair", "continuation", "indicators"):
+        return _probe(facts, artifact, asked)
     if artifact.verb == "embed" and "encoder" in inputs:
         size = parameters(facts, inputs["encoder"])
         tokens = rows(facts, inputs["prompts"]) * typical
         return Work({"score": (tokens, size)}, tokens, size)
     return None
+
+
+def _probe(facts: Facts, artifact: Artifact, asked: float) -> Work:
+    """Rollouts under student and teacher (pair), sampled before that (indicators), or what the
+    teacher makes of their beginnings (continuation; the student, too, where it is resampled)."""
+    cfg, inputs = artifact.cfg, named(artifact)
+    student, teacher = (parameters(facts, inputs[side]) for side in ("student", "teacher"))
+    if artifact.verb == "continuation":
+        limit = cfg["max_new_tokens"]
+        each = [mean_response(limit - p, _natural(facts, teacher)) for p in cfg["prefixes"]]
+        tokens = rows(facts, inputs["generations"]) * cfg["samples"] * sum(each)
+        # Two models in turn cost what one does that has the parameters of both.
+        both = student if cfg.get("baseline") == "resampled" else 0.0
+        return Work({"sample": (tokens, teacher + both)}, tokens, teacher, sum(each))
+    if artifact.verb == "pair":
+        count = rows(facts, inputs["generations"])
+        limit = facts.artifacts[inputs["generations"]].cfg["max_new_tokens"]
+    else:
+        count = min(cfg["n"], rows(facts, inputs["prompts"])) * cfg["samples"]
+        limit = cfg["max_new_tokens"]
+    each = mean_response(limit, _natural(facts, student))
+    whole = count * (asked + each)
+    phases = {"score": (whole, student), "teacher": (whole, teacher)}
+    if artifact.verb == "indicators":
+        phases["sample"] = (count * each, student)
+    return Work(phases, count * each, student, each if "sample" in phases else 0.0)
 
 
 def _natural(facts: Facts, size: float) -> float:
@@ -248,19 +282,18 @@ def critical_path(artifacts: Artifacts, seconds: Mapping[str, float]) -> float:
     return max(ends.values(), default=0.0)
 
 
-def wall_clock(total: float, longest: float, workers: int) -> tuple[float, float]:
-    """Least and most seconds on ``workers`` that never idle while a job is ready: no less than the
-    longest chain and an even share of the total; no more than both together (Graham 1966)."""
-    share = total / workers
-    return max(longest, share), share + longest * (1 - 1 / workers)
+def wall_clock(total: float, longest: float, workers: int) -> float:
+    """Least seconds on ``workers`` devices: the longest chain of jobs, or an even share of the
+    total."""
+    return max(longest, total / workers)
 
 
 def disk(facts: Facts, folder: str) -> float:
     """Bytes that a stage leaves: weights, responses (in its table and in the store's cache).
-    Smaller files are not counted."""
+    Smaller files are not counted, nor links to weights that a run has kept."""
     artifact = facts.artifacts[folder]
-    if artifact.verb in TRAINED or artifact.verb == "keep":
-        kept = len(artifact.cfg.get("keep_steps") or ())
+    if artifact.verb in TRAINED:
+        kept = len(artifact.cfg.get("execution", {}).get("keep_steps", ()))
         return MODEL_BYTES * parameters(facts, folder) * (1 + kept)
     if artifact.verb == "fetch":
         return FETCHED_BYTES * parameters(facts, folder)
@@ -278,15 +311,16 @@ def scratch(facts: Facts, folder: str) -> float:
 
 
 def claim_needs(test: Any) -> set[tuple[str, str]]:
-    """(kind, ARM or PROBE) of the quantities in a claim's test: kind is avg, change, recovery,
-    metric or probe."""
+    """(kind, ARM or PROBE) of the quantities in a claim's test, as ``opd.exhibits`` has them: kind is
+    evaluation, change, recovery, run (of which a metric is asked) or probe."""
     if isinstance(test, list):
         return {need for part in test for need in claim_needs(part)}
     if not isinstance(test, Mapping):
         return set()
-    for kind in ("avg", "change", "recovery", "probe"):
-        if isinstance(test.get(kind), str):
-            return {(kind, test[kind])}
+    kinds = {"avg": "evaluation", "change": "change", "recovery": "recovery", "probe": "probe"}
+    for key, kind in kinds.items():
+        if isinstance(test.get(key), str):
+            return {(kind, test[key])}
     if "metric" in test and isinstance(test.get("of"), str):
-        return {("metric", test["of"])}
+        return {("run", test["of"])}
     return {need for part in test.values() for need in claim_needs(part)}

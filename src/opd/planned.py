@@ -1,0 +1,222 @@
+"""What of a plan is there, what each job would take on a machine, and what a target or a claim
+needs of it. Nothing is started, and no file is made."""
+
+import difflib
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from opd import cost, exhibits, plan
+from opd.cost import Artifacts, Facts, Work
+from opd.errors import Bad
+from opd.files import content, read_json
+from opd.manifest import identity
+from opd.recipes import Config, unknown
+
+
+class Estimate(NamedTuple):
+    """Seconds of one device (all that a job has, added up) and how many devices it has; ``source``
+    says where the rate is from. Seconds are NaN where the size of the work is not known."""
+
+    low: float
+    middle: float
+    high: float
+    width: int
+    source: str
+    model: bool
+
+
+class Machine(NamedTuple):
+    """``device`` as torch names it; rates measured on it, best first; bounds in terms of the
+    reference where nothing was measured."""
+
+    device: str
+    measured: list[Mapping[str, Any]]
+    reference: Mapping[str, Any] | None
+
+
+# What is there
+
+
+def states(
+    artifacts: Artifacts, folders: Iterable[str], results: Path, store: Path
+) -> dict[str, str]:
+    """Of each artifact, in an order in which inputs come first: ``there`` (in the results, made by
+    the same settings from the same inputs), ``store`` (would be linked from the store) or ``run``.
+
+    What follows a stage that runs again counts as run: whether its inputs change is not known.
+    """
+    outputs: dict[str, dict[str, str]] = {}
+    found = {}
+    for folder in folders:
+        found[folder], made = _state(artifacts[folder], outputs, results, store)
+        if made is not None:
+            outputs[folder] = made
+    return found
+
+
+def _state(
+    artifact: plan.Artifact, outputs: Mapping[str, dict[str, str]], results: Path, store: Path
+) -> tuple[str, dict[str, str] | None]:
+    given = {}
+    for name, path in cost.named(artifact).items():
+        if path not in outputs and not Path(path).is_absolute():
+            return "run", None
+        given[name] = outputs[path] if path in outputs else content(Path(path))
+    key = identity(artifact.verb, artifact.cfg, given)
+    kept = artifact.cfg.get("execution", {}).get("keep_steps", ())
+    if not all((store / f"{key}.steps" / f"{step}.json").is_file() for step in kept):
+        return "run", None
+    digest = results / artifact.folder / "digest.json"
+    if digest.is_file() and (digest.parent / "payload").exists():
+        record = read_json(digest)
+        if record["identity"] == key:
+            return "there", record["outputs"]
+    record, entry = store / f"{key}.json", store / key
+    if record.is_file() and entry.is_dir():
+        return "store", read_json(record)["outputs"]
+    return "run", None
+
+
+def counted(artifacts: Artifacts, results: Path) -> dict[str, dict[str, Any]]:
+    """Numbers of finished stages, whatever made them: how many rows a prompt set had."""
+    found = {}
+    for folder in artifacts:
+        path = results / folder / "manifest.json"
+        if path.is_file():
+            found[folder] = read_json(path).get("numbers") or {}
+    return found
+
+
+# What it takes
+
+
+def machine(
+    name: str | None, processor: bool, files: Iterable[Mapping[str, Any]], tables: Mapping[str, Any]
+) -> Machine:
+    """The machine to reckon with: the one of that name (or part of it), or else what rates were
+    measured on, or else the reference; ``processor`` says that the plan is one without a GPU.
+
+    Raises ``Bad`` for a name of which nothing is known.
+    """
+    measured = [entry for file in files for entry in file.get("measured", [])]
+    if name is None:
+        there = [e["device"] for e in measured if (e["device"] == "cpu") is processor]
+        name = "cpu" if processor else statistics.mode(there) if there else "H100"
+    own = [e for e in measured if name.lower() in e["device"].lower()]
+    known = tables["machines"]
+    bounds = next((known[n] for n in known if n.lower() in name.lower()), None)
+    if not own and bounds is None:
+        names = sorted({*known, *(e["device"] for e in measured)})
+        close = difflib.get_close_matches(name, names, n=1)
+        raise Bad(
+            f"nothing is known of the device '{name}'",
+            "--device",
+            f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(names)}",
+        )
+    return Machine(own[0]["device"] if own else name, own, bounds)
+
+
+def estimate(facts: Facts, folder: str, on: Machine) -> Estimate:
+    """What a job takes, from the best rate there is: of its own verb on this machine (nearest in
+    parameters), of other verbs on it, of the reference."""
+    artifact = facts.artifacts[folder]
+    work = cost.work(facts, folder)
+    width = cost.width(artifact.cfg, on.device)
+    if work is None:
+        return _fixed(artifact.verb, facts, on)
+    seconds = cost.reference_seconds(work, facts.tables)
+    own = [e for e in on.measured if e["verb"] == artifact.verb and "times_reference" in e]
+    best = _nearest(own or [e for e in on.measured if "times_reference" in e], work)
+    if best is not None and (own or on.reference is None):
+        times = best["times_reference"]
+        source = f"measured ({on.device})" if own else f"measured on other stages ({on.device})"
+        low, middle, high = (times[bound] * seconds for bound in ("low", "middle", "high"))
+        return Estimate(low, middle, high, width, source, True)
+    assert on.reference is not None  # a machine is one or the other
+    in_turn = work.floor * facts.tables["reference"]["seconds_per_token_in_turn"] * width
+    times, least = on.reference, max(seconds, in_turn)
+    low, middle, high = (times[bound] * least for bound in ("low", "middle", "high"))
+    return Estimate(low, middle, high, width, f"reference ({on.device})", True)
+
+
+def _nearest(entries: list[Mapping[str, Any]], work: Work) -> Mapping[str, Any] | None:
+    """The entry of the nearest size; of equally near ones the first."""
+
+    def distance(entry: Mapping[str, Any]) -> float:
+        ratio = math.log(entry["parameters"] / work.parameters)
+        return abs(ratio) if math.isfinite(ratio) else 0.0
+
+    return min(entries, key=distance, default=None)
+
+
+def _fixed(verb: str, facts: Facts, on: Machine) -> Estimate:
+    """Stages that run no model take a processor and a time of their own."""
+    for entry in on.measured:
+        if entry["verb"] == verb and "seconds" in entry:
+            times = entry["seconds"]
+            source = f"measured ({entry['device']})"
+            return Estimate(times["low"], times["middle"], times["high"], 1, source, False)
+    seconds = float(facts.tables["seconds"].get(verb, 60))
+    return Estimate(seconds, seconds, seconds, 1, "assumed", False)
+
+
+# Which part of it
+
+
+def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
+    """Folders of what decides a claim: the evaluations, runs and probes of its quantities, with one
+    seed. ``root`` holds claims/PAPER.yaml.
+
+    Raises ``Bad`` for a claim that no paper of the config has, and where an arm is not run here.
+    """
+    claims: dict[str, Mapping[str, Any]] = {}
+    for paper in config.papers:
+        path = root / "claims" / f"{paper}.yaml"
+        if not path.is_file():
+            raise Bad("no such file", str(path), "name the folder of the first config file")
+        loaded = yaml.safe_load(path.read_text()) or {}
+        claims |= {one["id"]: one for one in loaded.get("claims", [])}
+    if claim not in claims:
+        raise unknown(claim, claims, "--claim", "claim")
+    needs = cost.claim_needs(claims[claim]["test"])
+    there = {*exhibits.arms(config), *exhibits.probes(config)}
+    for _, name in sorted(needs):
+        if name not in there:
+            raise Bad(
+                f"claim {claim} needs {name}, which this config does not run",
+                "arms, probes, experiments",
+                "add it, or choose another claim",
+            )
+    inputs: dict[str, str] = {}
+    exhibits.needed(one_seed(config), needs, inputs)
+    return list(inputs.values())
+
+
+def one_seed(config: Config) -> Config:
+    """The config with its first seed alone."""
+    return config.model_copy(update={"seeds": config.seeds[:1]})
+
+
+def target_folders(wanted: Iterable[str], artifacts: Artifacts) -> list[str]:
+    """Folders that ``--target`` names: a figure, table or page, one of a paper by its own name
+    (fig15), or any folder. Raises ``Bad`` for a name that nothing has."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for folder in artifacts:
+        parts = folder.split("/")
+        for i in range(len(parts)):
+            names["/".join(parts[i:])].append(folder)
+            names["/".join(parts[: i + 1])].append(folder)
+    found: dict[str, None] = {}
+    for name in wanted:
+        if name not in names:
+            raise unknown(name, names, "--target", "figure, table, page or folder")
+        shown = ("figures/", "tables/", "contamination/", "claims", "report")
+        exhibited = [f for f in names[name] if f.startswith(shown)]
+        found |= dict.fromkeys(exhibited or names[name])
+    return list(found)
