@@ -93,10 +93,8 @@ def calibrate(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[str, 
         else:
             entry["seconds"] = span
         entries.append(entry)
-    return {
-        "measured": entries,
-        "natural_tokens_measured": {int(k): _round(v) for k, v in natural.items()},
-    }
+    lengths = {int(size): _round(tokens) for size, tokens in sorted(natural.items())}
+    return {"measured": entries, "natural_tokens_measured": lengths}
 
 
 def _span(values: list[float]) -> dict[str, float]:
@@ -132,9 +130,9 @@ def _natural(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[float,
 def write(path: Path, found: Mapping[str, Any]) -> None:
     """Write what ``calibrate`` has found."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(
-        HEADER + yaml.safe_dump(dict(found), sort_keys=False, default_flow_style=None, width=100)
-    )
+    text = yaml.safe_dump(dict(found), sort_keys=False, default_flow_style=None, width=100)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(HEADER + text)
     temporary.replace(path)
 
 

@@ -13,7 +13,6 @@ from opd.errors import Bad
 from opd.files import read_json
 from opd.manifest import VERBS, run_stage
 
-
 RATES = Path("results/calibration.yaml")
 
 
@@ -79,8 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     plan = verbs.add_parser("plan", help="what would run, what is there, and what it would cost")
     first = [Path("config/mini.yaml")]
     plan.add_argument("--configfile", nargs="+", type=Path, default=first, help="later ones on top")
-    plan.add_argument("--target", action="append", default=[], help="a figure, table or folder")
-    plan.add_argument("--claim", help="the cheapest part that decides this claim of a paper")
+    part = plan.add_mutually_exclusive_group()
+    part.add_argument("--target", action="append", default=[], help="a figure, table or folder")
+    part.add_argument("--claim", help="the cheapest part that decides this claim of a paper")
     plan.add_argument("--gpus", type=int, help="as many as the widest job has, if not given")
     plan.add_argument("--device", help="as torch names it, or a part of that")
     plan.add_argument("--jobs", action="store_true", help="list every job")

@@ -176,8 +176,11 @@ def work(facts: Facts, folder: str) -> Work | None:
             cfg["epochs"] * rows(facts, inputs["prompts"]) / cfg["prompts_per_step"]
         )
         sampled, whole = steps * per_step * each, steps * per_step * (asked + each)
-        phases = {p: (whole, student) for p in ("score", "update")}
-        phases["sample"] = (sampled, student)
+        phases = {
+            "sample": (sampled, student),
+            "score": (whole, student),
+            "update": (whole, student),
+        }
         if artifact.verb == "opd":
             phases["teacher"] = (whole, parameters(facts, inputs["teacher"]))
         return Work(phases, sampled, student, steps * each)
@@ -218,11 +221,12 @@ def _probe(facts: Facts, artifact: Artifact, asked: float) -> Work:
     student, teacher = (parameters(facts, inputs[side]) for side in ("student", "teacher"))
     if artifact.verb == "continuation":
         limit = cfg["max_new_tokens"]
-        each = [mean_response(limit - p, _natural(facts, teacher)) for p in cfg["prefixes"]]
-        tokens = rows(facts, inputs["generations"]) * cfg["samples"] * sum(each)
+        natural = _natural(facts, teacher)
+        each = sum(mean_response(limit - prefix, natural) for prefix in cfg["prefixes"])
+        tokens = rows(facts, inputs["generations"]) * cfg["samples"] * each
         # Two models in turn cost what one does that has the parameters of both.
         both = student if cfg.get("baseline") == "resampled" else 0.0
-        return Work({"sample": (tokens, teacher + both)}, tokens, teacher, sum(each))
+        return Work({"sample": (tokens, teacher + both)}, tokens, teacher, each)
     if artifact.verb == "pair":
         count = rows(facts, inputs["generations"])
         limit = facts.artifacts[inputs["generations"]].cfg["max_new_tokens"]
@@ -311,8 +315,8 @@ def scratch(facts: Facts, folder: str) -> float:
 
 
 def claim_needs(test: Any) -> set[tuple[str, str]]:
-    """(kind, ARM or PROBE) of the quantities in a claim's test, as ``opd.exhibits`` has them: kind is
-    evaluation, change, recovery, run (of which a metric is asked) or probe."""
+    """(kind, ARM or PROBE) of the quantities in a claim's test, as ``opd.exhibits`` has them: kind
+    is evaluation, change, recovery, run (of which a metric is asked) or probe."""
     if isinstance(test, list):
         return {need for part in test for need in claim_needs(part)}
     if not isinstance(test, Mapping):

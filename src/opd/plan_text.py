@@ -35,6 +35,8 @@ def lines(
     config = recipes.resolve(merged)
     root = configs[0].parent
     tables = calibration.read(root / "calibration.yaml")
+    if gpus is not None and gpus < 1:
+        raise Bad(f"{gpus} GPUs compute nothing", "--gpus", "give one or more")
     if "reference" not in tables:
         raise Bad("no reference to reckon with", str(root / "calibration.yaml"), "restore it")
     measured = calibration.read(rates)
@@ -53,13 +55,11 @@ def lines(
 
     results = Path("results") / config.name
     folders = cost.order(artifacts, needed)
-    files = [measured, tables]
-    natural = {
-        k: v for one in reversed(files) for k, v in one.get("natural_tokens_measured", {}).items()
-    }
-    facts = Facts(artifacts, tables, planned.counted(artifacts, results), natural)
-    on = planned.machine(device, _processor(config), files, tables)
-    found = planned.states(artifacts, folders, results, Path("results/.store"))
+    lengths = "natural_tokens_measured"
+    natural = {**tables.get(lengths, {}), **measured.get(lengths, {})}
+    on = planned.machine(device, _processor(config), [measured, tables], tables)
+    found = planned.states(artifacts, folders, results, results.parent / ".store")
+    facts = Facts(artifacts, tables, planned.counted(found, results), natural)
     yield from text(facts, found, on, gpus, title)
     if jobs:
         yield ""
@@ -177,7 +177,7 @@ def _disk(facts: Facts, known: Mapping[str, Estimate], workers: int) -> Iterator
 def _assumptions(facts: Facts, known: Mapping[str, Estimate], on: Machine) -> Iterator[str]:
     sources = {one.source.partition(" ")[0] for one in known.values() if one.model}
     step, tables = facts.tables["reference"], facts.tables
-    yield "assumed:"
+    yield "from the fastest to the slowest that was measured; assumed besides:"
     yield (
         "- time is in proportion to tokens and to parameters (2N FLOPs a token forward, 4N "
         "backward; sampling reads N weights a token)"
@@ -191,11 +191,11 @@ def _assumptions(facts: Facts, known: Mapping[str, Estimate], on: Machine) -> It
         )
     if "measured" in sources:
         stages = sum(e["stages"] for e in on.measured if "times_reference" in e)
-        yield f"- measured: {stages} finished stages on {on.device}, from the fastest to the slowest"
+        yield f"- measured: {stages} finished stages on {on.device}"
     yield (
-        f"- responses that nothing cuts have {tables['natural_tokens']:,} tokens on average, unless "
-        f"measured for models of about that size; prompts have {tables['prompt_tokens']}, or the "
-        "most that is allowed"
+        f"- responses that nothing cuts have {tables['natural_tokens']:,} tokens on average, or "
+        "what was measured for models of about that size; prompts have "
+        f"{tables['prompt_tokens']}, or the most that is allowed"
     )
     yield (
         "- several devices share a job without loss; starting up, waiting and second attempts at "

@@ -74,23 +74,19 @@ def _state(
         return "run", None
     digest = results / artifact.folder / "digest.json"
     if digest.is_file() and (digest.parent / "payload").exists():
-        record = read_json(digest)
-        if record["identity"] == key:
-            return "there", record["outputs"]
+        made = read_json(digest)
+        if made["identity"] == key:
+            return "there", made["outputs"]
     record, entry = store / f"{key}.json", store / key
     if record.is_file() and entry.is_dir():
         return "store", read_json(record)["outputs"]
     return "run", None
 
 
-def counted(artifacts: Artifacts, results: Path) -> dict[str, dict[str, Any]]:
-    """Numbers of finished stages, whatever made them: how many rows a prompt set had."""
-    found = {}
-    for folder in artifacts:
-        path = results / folder / "manifest.json"
-        if path.is_file():
-            found[folder] = read_json(path).get("numbers") or {}
-    return found
+def counted(found: Mapping[str, str], results: Path) -> dict[str, dict[str, Any]]:
+    """Numbers of the stages that are there, such as the rows of a prompt set."""
+    paths = {f: results / f / "manifest.json" for f, state in found.items() if state == "there"}
+    return {f: read_json(path)["numbers"] or {} for f, path in paths.items() if path.is_file()}
 
 
 # What it takes

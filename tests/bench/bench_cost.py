@@ -38,16 +38,15 @@ def main() -> None:
             took = one.seconds[folder] * found.width
             pairs[one.artifacts[folder].verb].append((found.middle, took))
             inside += found.low <= took <= found.high
-    print(
-        f"{'stage':<14}{'held out':>9}{'median':>8}{'least':>8}{'most':>8}{'within 2':>10}{'sum':>8}"
-    )
+    head = ("held out", "median", "least", "most", "within 2", "sum")
+    print(f"{'stage':<14}" + "".join(f"{word:>9}" for word in head))
     for verb, values in {**pairs, "all": [v for vs in pairs.values() for v in vs]}.items():
         ratios = [estimate / took for estimate, took in values]
         good = sum(0.5 <= ratio <= 2 for ratio in ratios)
         total = sum(e for e, _ in values) / sum(t for _, t in values)
         print(
-            f"{verb:<14}{len(values):>9}{statistics.median(ratios):>8.2f}{min(ratios):>8.2f}"
-            f"{max(ratios):>8.2f}{good / len(ratios):>10.0%}{total:>8.2f}"
+            f"{verb:<14}{len(values):>9}{statistics.median(ratios):>9.2f}{min(ratios):>9.2f}"
+            f"{max(ratios):>9.2f}{good / len(ratios):>9.0%}{total:>9.2f}"
         )
     print(f"between lowest and highest estimate: {inside} of {sum(map(len, pairs.values()))}")
 
