@@ -13,6 +13,7 @@ from opd.errors import Bad
 from opd.planned import Estimate, Machine
 
 GIB = 2.0**30
+TO_RUN = ("run", "stale")
 
 
 def lines(
@@ -75,7 +76,8 @@ def text(
     facts: Facts, found: Mapping[str, str], on: Machine, workers: int | None, title: str
 ) -> Iterator[str]:
     """The table, time, disk and assumptions of artifacts in these states (``planned.states``)."""
-    takes = {f: planned.estimate(facts, f, on) for f, state in found.items() if state == "run"}
+    runs = [folder for folder, state in found.items() if state in TO_RUN]
+    takes = {folder: planned.estimate(facts, folder, on) for folder in runs}
     known = {f: e for f, e in takes.items() if math.isfinite(e.high)}
     workers = workers or max((e.width for e in known.values()), default=1)
     yield f"{title}: {len(takes)} of {len(found)} jobs to run, on {workers} x {on.device}"
@@ -126,8 +128,9 @@ def _table(
     workers: int,
 ) -> Iterator[str]:
     unit = "processor h" if on.device == "cpu" else "GPU-hours"
-    form = "{:<14}{:>7}{:>7}{:>7}  {:>13}{:>13}{:>11}  {}"
-    yield form.format("stage", "run", "there", "store", unit, "at least h", "disk GiB", "rate")
+    form = "{:<14}{:>6}{:>7}{:>7}{:>7}  {:>12}{:>12}{:>10}  {}"
+    head = ("run", "stale", "there", "store")
+    yield form.format("stage", *head, unit, "at least h", "disk GiB", "rate")
     verbs = dict.fromkeys(facts.artifacts[folder].verb for folder in found)
     for verb in verbs:
         mine = [folder for folder in found if facts.artifacts[folder].verb == verb]
@@ -139,7 +142,7 @@ def _table(
         space = sum(cost.disk(facts, folder) for folder in mine if folder in known) / GIB
         yield form.format(
             verb,
-            *(states.count(state) for state in ("run", "there", "store")),
+            *(states.count(state) for state in head),
             span(sum(e.low for e in counted), sum(e.high for e in counted)) if counted else "",
             hours(cost.wall_clock(share, max(each), workers)) if takes else "",
             digits(space) if space else "",
@@ -214,7 +217,7 @@ def _jobs(facts: Facts, found: Mapping[str, str], on: Machine) -> Iterator[str]:
     yield f"{'state':<6}{'hours':>14}  {'stage':<14}folder"
     for folder, state in found.items():
         takes = ""
-        if state == "run":
+        if state in TO_RUN:
             one = planned.estimate(facts, folder, on)
             takes = span(one.low, one.high) if math.isfinite(one.high) else "not known"
         yield f"{state:<6}{takes:>14}  {facts.artifacts[folder].verb:<14}{folder}"

@@ -47,22 +47,27 @@ def states(
     artifacts: Artifacts, folders: Iterable[str], results: Path, store: Path
 ) -> dict[str, str]:
     """Of each artifact, in an order in which inputs come first: ``there`` (in the results, made by
-    the same settings from the same inputs), ``store`` (would be linked from the store) or ``run``.
+    the same settings from the same inputs), ``store`` (would be linked from the store), ``run``,
+    or ``stale`` (runs again: what is there is of other settings or inputs).
 
-    What follows a stage that runs again counts as run: whether its inputs change is not known.
+    What follows a stage that runs, runs: whether its inputs will be others is not known.
     """
     outputs: dict[str, dict[str, str]] = {}
     found = {}
     for folder in folders:
-        found[folder], made = _state(artifacts[folder], outputs, results, store)
+        state, made = _state(artifacts[folder], outputs, results, store)
         if made is not None:
             outputs[folder] = made
+        elif (results / folder / "digest.json").is_file():
+            state = "stale"
+        found[folder] = state
     return found
 
 
 def _state(
     artifact: plan.Artifact, outputs: Mapping[str, dict[str, str]], results: Path, store: Path
 ) -> tuple[str, dict[str, str] | None]:
+    """The state, and the digests of what is made, None where it has yet to be made."""
     given = {}
     for name, path in cost.named(artifact).items():
         if path not in outputs and not Path(path).is_absolute():
