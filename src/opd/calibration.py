@@ -136,6 +136,16 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
+def tables(path: Path) -> dict[str, Any]:
+    """config/calibration.yaml: the reference, machines and sizes. Raises ``Bad`` without them."""
+    found = read(path)
+    if "reference" not in found:
+        raise Bad(
+            "no reference to reckon with", str(path), "give the repository's calibration.yaml"
+        )
+    return found
+
+
 def read(path: Path) -> dict[str, Any]:
     """A calibration file, empty where there is none. Raises ``Bad`` for what is no mapping."""
     if not path.exists():

@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.verb == "calibrate":
             from opd import calibration
 
-            tables = calibration.read(arguments.reference)
+            tables = calibration.tables(arguments.reference)
             done = [calibration.finished(folder) for folder in arguments.results]
             calibration.write(arguments.output, calibration.calibrate(done, tables))
             return

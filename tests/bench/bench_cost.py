@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("calibrated", nargs="+", type=Path)
     parser.add_argument("--held-out", nargs="+", type=Path, required=True)
     given = parser.parse_args()
-    tables = calibration.read(ROOT / "config" / "calibration.yaml")
+    tables = calibration.tables(ROOT / "config" / "calibration.yaml")
     done = [calibration.finished(folder) for folder in given.calibrated]
     known = calibration.calibrate(done, tables)
     seen = {identity for one in done for identity in one.identities.values()}
