@@ -191,7 +191,7 @@ def _assumptions(facts: Facts, known: Mapping[str, Estimate], on: Machine) -> It
             f"{on.reference['high']} times that ({on.reference['source']})"
         )
     if "measured" in sources:
-        stages = sum(e["stages"] for e in on.measured if "times_reference" in e)
+        stages = sum(entry["stages"] for one in on.rates for entry in one)
         yield f"- measured: {stages} finished stages on {on.device}"
     yield (
         f"- responses that nothing cuts have {tables['natural_tokens']:,} tokens on average, or "

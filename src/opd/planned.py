@@ -32,12 +32,14 @@ class Estimate(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """``device`` as torch names it; rates measured on it, best first; bounds in terms of the
-    reference where nothing was measured."""
+    """``device`` as torch names it; rates measured on it, one list of entries a file, the preferred
+    file first; bounds in terms of the reference, where it has some; seconds {low, middle, high} of
+    stages that run no model, by verb, measured on whatever processor."""
 
     device: str
-    measured: list[Mapping[str, Any]]
+    rates: list[list[Mapping[str, Any]]]
     reference: Mapping[str, Any] | None
+    fixed: Mapping[str, Mapping[str, float]]
 
 
 # What is there
@@ -105,65 +107,70 @@ def machine(
 
     Raises ``Bad`` for a name of which nothing is known.
     """
-    measured = [entry for file in files for entry in file.get("measured", [])]
+    measured = [list(file.get("measured", [])) for file in files]
+    fixed = {e["verb"]: e["seconds"] for one in reversed(measured) for e in one if "seconds" in e}
+    rates = [[e for e in one if "times_reference" in e] for one in measured]
+    devices = [e["device"] for one in rates for e in one]
     if name is None:
-        there = [e["device"] for e in measured if (e["device"] == "cpu") is processor]
+        there = [device for device in devices if (device == "cpu") is processor]
         name = "cpu" if processor else statistics.mode(there) if there else "H100"
-    own = [e for e in measured if name.lower() in e["device"].lower()]
+    own = [device for device in devices if name.lower() in device.lower()]
     known = tables["machines"]
     bounds = next((known[n] for n in known if n.lower() in name.lower()), None)
     if not own and bounds is None:
-        names = sorted({*known, *(e["device"] for e in measured)})
+        names = sorted({*known, *devices})
         close = difflib.get_close_matches(name, names, n=1)
         raise Bad(
             f"nothing is known of the device '{name}'",
             "--device",
             f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(names)}",
         )
-    return Machine(own[0]["device"] if own else name, own, bounds)
+    device = own[0] if own else name
+    rates = [[e for e in one if e["device"] == device] for one in rates]
+    return Machine(device, rates, bounds, fixed)
 
 
 def estimate(facts: Facts, folder: str, on: Machine) -> Estimate:
-    """What a job takes, from the best rate there is: of its own verb on this machine (nearest in
-    parameters), of other verbs on it, of the reference."""
+    """What a job takes, from the best rate there is: of its own verb on this machine (of the
+    preferred file, nearest in parameters), the reference, of other verbs on this machine."""
     artifact = facts.artifacts[folder]
     work = cost.work(facts, folder)
     width = cost.width(artifact.cfg, on.device)
     if work is None:
-        return _fixed(artifact.verb, facts, on)
+        return _fixed(facts, artifact, on)
     seconds = cost.reference_seconds(work, facts.tables)
-    own = [e for e in on.measured if e["verb"] == artifact.verb and "times_reference" in e]
-    best = _nearest(own or [e for e in on.measured if "times_reference" in e], work)
-    if best is not None and (own or on.reference is None):
-        times = best["times_reference"]
+    same = [[e for e in one if e["verb"] == artifact.verb] for one in on.rates]
+    own, other = (next((one for one in lists if one), []) for lists in (same, on.rates))
+    if own or on.reference is None:
+        times = _nearest(own or other, work)["times_reference"]
         source = f"measured ({on.device})" if own else f"measured on other stages ({on.device})"
         low, middle, high = (times[bound] * seconds for bound in ("low", "middle", "high"))
         return Estimate(low, middle, high, width, source, True)
-    assert on.reference is not None  # a machine is one or the other
     in_turn = work.floor * facts.tables["reference"]["seconds_per_token_in_turn"] * width
     times, least = on.reference, max(seconds, in_turn)
     low, middle, high = (times[bound] * least for bound in ("low", "middle", "high"))
     return Estimate(low, middle, high, width, f"reference ({on.device})", True)
 
 
-def _nearest(entries: list[Mapping[str, Any]], work: Work) -> Mapping[str, Any] | None:
-    """The entry of the nearest size; of equally near ones the first."""
+def _nearest(entries: list[Mapping[str, Any]], work: Work) -> Mapping[str, Any]:
+    """The entry of the nearest size."""
 
     def distance(entry: Mapping[str, Any]) -> float:
         ratio = math.log(entry["parameters"] / work.parameters)
         return abs(ratio) if math.isfinite(ratio) else 0.0
 
-    return min(entries, key=distance, default=None)
+    return min(entries, key=distance)
 
 
-def _fixed(verb: str, facts: Facts, on: Machine) -> Estimate:
-    """Stages that run no model take a processor and a time of their own."""
-    for entry in on.measured:
-        if entry["verb"] == verb and "seconds" in entry:
-            times = entry["seconds"]
-            source = f"measured ({entry['device']})"
-            return Estimate(times["low"], times["middle"], times["high"], 1, source, False)
-    seconds = float(facts.tables["seconds"].get(verb, 60))
+def _fixed(facts: Facts, artifact: plan.Artifact, on: Machine) -> Estimate:
+    """Stages that run no model take a processor and a time of their own; fetching goes by size."""
+    times = on.fixed.get(artifact.verb)
+    if times is not None and artifact.verb != "fetch":
+        return Estimate(times["low"], times["middle"], times["high"], 1, "measured", False)
+    if artifact.verb == "fetch":
+        seconds = cost.disk(facts, artifact.folder) / facts.tables["bytes_per_second"]
+    else:
+        seconds = float(facts.tables["seconds"].get(artifact.verb, 60))
     return Estimate(seconds, seconds, seconds, 1, "assumed", False)
 
 

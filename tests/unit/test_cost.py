@@ -42,6 +42,7 @@ TABLES: dict[str, Any] = {
     "rows": {"a.csv": 40, "some/set:en": 30, "some/set": 70},
     "problems": {"known": 5},
     "seconds": {"figure": 7},
+    "bytes_per_second": 10,
 }
 RUN = {"steps": 3, "prompts_per_step": 5, "max_prompt_tokens": 64, "max_new_tokens": 100}
 
@@ -414,8 +415,10 @@ def test_calibration_gives_back_what_stages_took(tmp_path):
     path, tables = tmp_path / "results" / "calibration.yaml", tmp_path / "tables.yaml"
     tables.write_text(yaml.safe_dump(TABLES))
     subprocess.run(
-        [sys.executable, "-m", "opd", "calibrate", *(tmp_path / name for name in "xyz")]
-        + ["--output", path, "--reference", tables],
+        [
+            *(sys.executable, "-m", "opd", "calibrate", "--output", path, "--reference", tables),
+            *(tmp_path / name for name in "xyz"),
+        ],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         check=True,
     )
@@ -445,13 +448,15 @@ def test_calibration_gives_back_what_stages_took(tmp_path):
     on = planned.machine("R", False, [found], TABLES)
     assert planned.estimate(facts, "distilled", on).middle == pytest.approx(2 * reference)
     assert planned.estimate(facts, "shown", on).middle == 7
+    assert planned.estimate(facts, "teacher", on).middle == 2 * 2000 / 10
 
 
-def test_the_nearest_size_counts_and_ones_own_rates_come_first():
+def test_ones_own_rates_come_first_and_the_nearest_size_counts():
     own = {"verb": "opd", "device": "R"}
     far = {**own, "parameters": 10, "times_reference": {"low": 9, "middle": 9, "high": 9}}
     near = {**own, "parameters": 1500, "times_reference": {"low": 5, "middle": 5, "high": 5}}
-    shipped = {**near, "times_reference": {"low": 1, "middle": 1, "high": 1}}
+    exact = {"low": 1, "middle": 1, "high": 1}
+    shipped = {**own, "parameters": 1000, "times_reference": exact}
     files = [{"measured": [far, near]}, {"measured": [shipped]}]
     on = planned.machine("R", False, files, TABLES)
     assert planned.estimate(Facts(models(), TABLES), "distilled", on).middle == 5 * 3 * 24
