@@ -34,7 +34,7 @@ class Estimate(NamedTuple):
 class Machine(NamedTuple):
     """``device`` as torch names it; rates measured on it, one list of entries a file, the preferred
     file first; bounds in terms of the reference, where it has some; seconds {low, middle, high} of
-    stages that run no model, by verb, measured on whatever processor."""
+    stages that run no model, by verb."""
 
     device: str
     rates: list[list[Mapping[str, Any]]]
@@ -103,12 +103,12 @@ def machine(
     name: str | None, processor: bool, files: Iterable[Mapping[str, Any]], tables: Mapping[str, Any]
 ) -> Machine:
     """The machine to reckon with: the one of that name (or part of it), or else what rates were
-    measured on, or else the reference; ``processor`` says that the plan is one without a GPU.
+    measured on, or else the reference; ``processor`` says that the plan is one without a GPU. Of
+    the files (``opd.calibration``) the first is of the machine at hand.
 
     Raises ``Bad`` for a name of which nothing is known.
     """
     measured = [list(file.get("measured", [])) for file in files]
-    fixed = {e["verb"]: e["seconds"] for one in reversed(measured) for e in one if "seconds" in e}
     rates = [[e for e in one if "times_reference" in e] for one in measured]
     devices = [e["device"] for one in rates for e in one]
     if name is None:
@@ -126,6 +126,9 @@ def machine(
             f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(names)}",
         )
     device = own[0] if own else name
+    # What needs no GPU is known of this very machine, or, on a processor, of one like it.
+    alike = [e for i, one in enumerate(measured) for e in one if not i or e["device"] == device]
+    fixed = {e["verb"]: e["seconds"] for e in reversed(alike) if "seconds" in e}
     rates = [[e for e in one if e["device"] == device] for one in rates]
     return Machine(device, rates, bounds, fixed)
 
