@@ -18,6 +18,8 @@ from opd.files import content, read_json
 from opd.manifest import identity
 from opd.recipes import Config, unknown
 
+SHOWN = ("figures/", "tables/", "contamination/", "claims", "report")
+
 
 class Estimate(NamedTuple):
     """Seconds of one device (all that a job has, added up) and how many devices it has; ``source``
@@ -226,8 +228,8 @@ def target_folders(wanted: Iterable[str], artifacts: Artifacts) -> list[str]:
     found: dict[str, None] = {}
     for name in wanted:
         if name not in names:
-            raise unknown(name, names, "--target", "figure, table, page or folder")
-        shown = ("figures/", "tables/", "contamination/", "claims", "report")
-        exhibited = [f for f in names[name] if f.startswith(shown)]
-        found |= dict.fromkeys(exhibited or names[name])
+            known = [folder.rpartition("/")[2] for folder in artifacts if folder.startswith(SHOWN)]
+            raise unknown(name, known, "--target", "figure, table, page or folder")
+        shown = [folder for folder in names[name] if folder.startswith(SHOWN)]
+        found |= dict.fromkeys(shown or names[name])
     return list(found)

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd import calibration, cost, plan_text, planned, world
+from opd import calibration, cost, exhibits, plan_text, planned, world
 from opd.cost import Facts
 from opd.errors import Bad
 from opd.manifest import run_stage
@@ -595,24 +596,32 @@ def test_the_command_says_what_the_miniature_would_cost(tmp_path):
     assert list(tmp_path.iterdir()) == []
     # Of a processor, so that a busy machine changes nothing.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
-    table = {line.split()[0]: line.split() for line in lines if line}
-    config = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
-    rows = next(n for n in range(len(lines)) if lines[n].startswith("in all"))
-    total = sum(int(line.split()[1]) for line in lines[3 : rows - 1])
-    assert lines[0].startswith(f"mini: {total} of {total} jobs to run, on 1 x cpu")
-    assert table["figure"][1] == str(sum(name in config["figures"] for name in config["targets"]))
-    assert table["init"][1] == "2"
-    # A laptop makes it in some minutes: 750 s on two cores.
-    hours = float(lines[rows].split("likely")[1].strip(" )"))
-    assert 0.5 * 1500 < hours * 3600 < 2 * 1500
+    raw = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
+    config = resolve(raw)
+    made = plan(config, {})
+    made |= exhibits.exhibits(config, made, ROOT / "config")
+    behind: set[str] = set()
+    queue = exhibits.targets(config, made)
+    while queue:
+        folder = queue.pop()
+        if folder in made and folder not in behind:
+            behind.add(folder)
+            queue += made[folder].inputs
+    assert lines[0] == f"mini: {len(behind)} of {len(behind)} jobs to run, on 1 x cpu"
+    table = {line.split()[0]: line.split()[1:5] for line in lines[3 : lines.index("", 3)]}
+    verbs = Counter(made[folder].verb for folder in behind)
+    assert table == {verb: [str(n), "0", "0", "0"] for verb, n in verbs.items()}
+    # It is meant for a laptop and minutes, less than an hour.
+    total = next(line for line in lines if line.startswith("in all"))
+    assert 0.2 < float(total.split("likely")[1].strip(" )")) < 2
 
 
 def test_targets_restrict_the_plan(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     configs = [ROOT / "config" / "mini.yaml"]
-    listed = folders(plan_text.lines(configs, ["which_tokens"], jobs=True))
-    assert listed[-1] == "figures/which_tokens"
-    assert "models/support-intersection/s0" in listed
+    listed = folders(plan_text.lines(configs, ["loss_form"], jobs=True))
+    assert listed[-1] == "figures/loss_form"
+    assert "models/top2-biased_topk/s0" in listed
     assert not any("large" in folder or "foreign" in folder for folder in listed)
     lines = list(plan_text.lines(configs, ["models/foreign/s0"], gpus=2))
     assert lines[0] == "mini, models/foreign/s0: 3 of 3 jobs to run, on 2 x cpu"
@@ -621,7 +630,7 @@ def test_targets_restrict_the_plan(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"targets": ["which_token"]}, "did you mean 'which_tokens'"),
+        ({"targets": ["loss_from"]}, "did you mean 'loss_form'"),
         ({"device": "B200"}, "nothing is known of the device 'B200'"),
         ({"gpus": 0}, "--gpus"),
         ({"claim": "x"}, "unknown claim"),
