@@ -81,6 +81,8 @@ def text(
     yield f"{title}: {len(takes)} of {len(found)} jobs to run, on {workers} x {on.device}"
     yield ""
     yield from _table(facts, found, known, on, workers)
+    if not takes:
+        return
     yield ""
     yield from _time(facts, known, on, workers)
     yield from _disk(facts, known, workers)

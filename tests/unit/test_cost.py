@@ -642,6 +642,13 @@ def test_what_is_unknown_is_refused(tmp_path, monkeypatch, more, message):
         list(plan_text.lines([ROOT / "config" / "mini.yaml"], **{"targets": [], **more}))
 
 
+def test_where_all_is_there_nothing_is_reckoned():
+    made = graph(("figure", "a", {}, {}))
+    on = planned.machine("R", False, [], TABLES)
+    *_, last = plan_text.text(Facts(made, TABLES), {"a": "there"}, on, None, "x")
+    assert last.split() == ["figure", "0", "0", "1", "0"]
+
+
 def test_what_has_no_known_size_is_named_and_not_counted(tmp_path):
     made = graph(
         ("fetch", "m", {"hub": "some/model"}, {}),
