@@ -312,19 +312,3 @@ def scratch(facts: Facts, folder: str) -> float:
     """Bytes of the checkpoints (two) of a run under way, removed when it ends."""
     trains = facts.artifacts[folder].verb in ("sft", "grpo", "opd")
     return 2 * CHECKPOINT_BYTES * parameters(facts, folder) if trains else 0.0
-
-
-def claim_needs(test: Any) -> set[tuple[str, str]]:
-    """(kind, ARM or PROBE) of the quantities in a claim's test, as ``opd.exhibits`` has them: kind
-    is evaluation, change, recovery, run (of which a metric is asked) or probe."""
-    if isinstance(test, list):
-        return {need for part in test for need in claim_needs(part)}
-    if not isinstance(test, Mapping):
-        return set()
-    kinds = {"avg": "evaluation", "change": "change", "recovery": "recovery", "probe": "probe"}
-    for key, kind in kinds.items():
-        if isinstance(test.get(key), str):
-            return {(kind, test[key])}
-    if "metric" in test and isinstance(test.get("of"), str):
-        return {("run", test["of"])}
-    return {need for part in test.values() for need in claim_needs(part)}

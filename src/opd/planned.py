@@ -9,9 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from opd import cost, exhibits, plan
+from opd import claim_spec, cost, exhibits, plan
 from opd.cost import Artifacts, Facts, Work
 from opd.errors import Bad
 from opd.files import content, read_json
@@ -188,16 +186,13 @@ def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
 
     Raises ``Bad`` for a claim that no paper of the config has, and where an arm is not run here.
     """
-    claims: dict[str, Mapping[str, Any]] = {}
+    claims: dict[str, Any] = {}
     for paper in config.papers:
-        path = root / "claims" / f"{paper}.yaml"
-        if not path.is_file():
-            raise Bad("no such file", str(path), "name the folder of the first config file")
-        loaded = yaml.safe_load(path.read_text()) or {}
-        claims |= {one["id"]: one for one in loaded.get("claims", [])}
+        given = claim_spec.read_claims(root / "claims" / f"{paper}.yaml")["claims"]
+        claims |= {one.id: one for one in claim_spec.parse(given)}
     if claim not in claims:
         raise unknown(claim, claims, "--claim", "claim")
-    needs = cost.claim_needs(claims[claim]["test"])
+    needs = {*claim_spec.needs(claims[claim])}
     there = {*exhibits.arms(config), *exhibits.probes(config)}
     for _, name in sorted(needs):
         if name not in there:

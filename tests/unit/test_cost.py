@@ -501,44 +501,19 @@ def test_calibration_of_nothing_is_refused(tmp_path):
 # Claims
 
 
-def test_claim_needs_are_the_leaves_of_its_test():
-    test = {
-        "all": [
-            {"at_least": {"of": {"recovery": "E04.success"}, "value": 0.8}},
-            {
-                "greater": {
-                    "left": {"change": "E02.new", "benchmark": "macro"},
-                    "right": {"avg": "E02.same"},
-                    "by": 0.02,
-                }
-            },
-            {"rises": {"of": {"metric": "overlap_ratio", "of": "E04.success"}, "by": 0.1}},
-            {"monotone": {"of": [{"probe": "E10", "value": "a"}, {"probe": "E10", "value": "b"}]}},
-        ]
-    }
-    assert cost.claim_needs(test) == {
-        ("recovery", "E04.success"),
-        ("change", "E02.new"),
-        ("evaluation", "E02.same"),
-        ("run", "E04.success"),
-        ("probe", "E10"),
-    }
-
-
 def claimed(folder: Path) -> Path:
     """The miniature with arms and two claims, beside what `opd plan` reads."""
     config = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
     success = {"label": "s", "model": "small-from-small-rl", "base": "small", "teacher": "small-rl"}
     config |= {"papers": ["p"], "evaluation": "held-out", "seeds": [3, 4, 5]}
     config["arms"] = {"E04.success": success, "E05.union": {"label": "u", "model": "support-union"}}
-    claims = [
-        {"id": "recovers", "test": {"at_least": {"of": {"recovery": "E04.success"}, "value": 0.8}}},
-        {
-            "id": "rises",
-            "test": {"rises": {"of": {"metric": "overlap_ratio", "of": "E05.union"}, "by": 0.1}},
-        },
-        {"id": "other", "test": {"at_least": {"of": {"avg": "E13.success"}, "value": 0.8}}},
-    ]
+    tests = {
+        "recovers": {"at_least": {"of": {"recovery": "E04.success"}, "value": 0.8}},
+        "rises": {"rises": {"of": {"metric": "overlap_ratio", "of": "E05.union"}, "by": 0.1}},
+        "other": {"at_least": {"of": {"avg": "E13.success"}, "value": 0.8}},
+    }
+    said = {"section": "1", "figure": "fig06", "experiment": "E04", "statement": "It does."}
+    claims = [{"id": name, **said, "test": test} for name, test in tests.items()]
     (folder / "claims").mkdir(parents=True)
     (folder / "claims" / "p.yaml").write_text(yaml.safe_dump({"claims": claims}))
     (folder / "calibration.yaml").write_text((ROOT / "config" / "calibration.yaml").read_text())
