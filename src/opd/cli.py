@@ -13,6 +13,8 @@ from opd.errors import Bad
 from opd.files import read_json
 from opd.manifest import VERBS, run_stage
 
+RATES = Path("results/calibration.yaml")
+
 
 def _settings(text: str) -> dict[str, Any]:
     """``--cfg``: a JSON object, or the path of a file (a ``manifest.json`` will do)."""
@@ -73,6 +75,20 @@ def _parser() -> argparse.ArgumentParser:
     before.add_argument("--out", type=Path, help="folder that keeps all of it")
     watch = verbs.add_parser("watch", help="show a training run step by step as it goes")
     watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
+    plan = verbs.add_parser("plan", help="what would run, what is there, and what it would cost")
+    first = [Path("config/mini.yaml")]
+    plan.add_argument("--configfile", nargs="+", type=Path, default=first, help="later ones on top")
+    part = plan.add_mutually_exclusive_group()
+    part.add_argument("--target", action="append", default=[], help="a figure, table or folder")
+    part.add_argument("--claim", help="the cheapest part that decides this claim of a paper")
+    plan.add_argument("--gpus", type=int, help="as many as the widest job has, if not given")
+    plan.add_argument("--device", help="as torch names it, or a part of that")
+    plan.add_argument("--jobs", action="store_true", help="list every job")
+    plan.add_argument("--calibration", type=Path, default=RATES, help="rates of `opd calibrate`")
+    rates = verbs.add_parser("calibrate", help="measure rates for `opd plan` in finished stages")
+    rates.add_argument("results", nargs="+", type=Path, help="results/NAME")
+    rates.add_argument("--output", type=Path, default=RATES)
+    rates.add_argument("--reference", type=Path, default=Path("config/calibration.yaml"))
     lock = verbs.add_parser("lock", help="ask the hub for the commits of a config's objects")
     lock.add_argument("config", nargs="+", type=Path, help="config files, later ones on top")
     lock.add_argument("--lock", type=Path, default=Path("config/hub.lock.yaml"))
@@ -93,14 +109,13 @@ def _preflight(arguments: argparse.Namespace) -> str:
 
 def _lock(configs: list[Path], path: Path) -> None:
     import yaml
-    from snakemake.utils import update_config
 
     from opd.lock import lock
-    from opd.recipes import resolve
+    from opd.recipes import merge, resolve
 
     merged: dict[str, Any] = {}
     for config in configs:
-        update_config(merged, yaml.safe_load(config.read_text()))
+        merged = merge(merged, yaml.safe_load(config.read_text()))
     for name, commit in lock(resolve(merged), path).items():
         print(f"{commit}  {name}")
 
@@ -128,6 +143,27 @@ def main(argv: list[str] | None = None) -> None:
             return
         if arguments.verb == "preflight":
             print(_preflight(arguments), end="")
+            return
+        if arguments.verb == "plan":
+            from opd.plan_text import lines
+
+            for line in lines(
+                arguments.configfile,
+                arguments.target,
+                arguments.claim,
+                arguments.gpus,
+                arguments.device,
+                arguments.jobs,
+                arguments.calibration,
+            ):
+                print(line)
+            return
+        if arguments.verb == "calibrate":
+            from opd import calibration
+
+            tables = calibration.tables(arguments.reference)
+            done = [calibration.finished(folder) for folder in arguments.results]
+            calibration.write(arguments.output, calibration.calibrate(done, tables))
             return
         if arguments.verb == "lock":
             _lock(arguments.config, arguments.lock)

@@ -136,7 +136,7 @@ def probes(config: Config) -> list[str]:
     return [name for name in config.probes if _in_experiments(config, name)]
 
 
-def _resolved(
+def needed(
     config: Config, needs: Iterable[tuple[str, str]], inputs: dict[str, str]
 ) -> dict[str, Any]:
     """``arms`` and ``probes`` of a stage's settings, with what is needed of each as inputs.
@@ -240,7 +240,7 @@ def _paper_figures(config: Config, paper: Paper) -> Iterator[Artifact]:
             continue
         settings, needs = resolved
         inputs: dict[str, str] = {}
-        found = _resolved(config, needs, inputs)
+        found = needed(config, needs, inputs)
         inputs[f"targets:{paper.name}"] = str(paper.files["targets"])
         settings = {**settings, **found, "comparable": config.comparable}
         yield artifact("figure", f"figures/{paper.name}/{name}", settings, inputs)
@@ -260,7 +260,7 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
             settings["figures"][f"{paper.name}/{name}"] = figure_spec.targets(figure)
         needs |= {need for claim in paper.claims for need in claim_spec.needs(claim)}
         inputs |= {f"{key}:{paper.name}": str(path) for key, path in paper.files.items()}
-    settings |= _resolved(config, needs, inputs)
+    settings |= needed(config, needs, inputs)
     return artifact("claims", "claims", settings, inputs)
 
 

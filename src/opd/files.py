@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def content(path: Path) -> dict[str, str]:
 @cache
 def _source(module: str) -> tuple[str, tuple[str, ...]]:
     """Syntax tree of a module without comments and docstrings, and the opd modules it imports."""
-    spec = importlib.util.find_spec(module)
+    spec = _spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(module)
     tree = ast.parse(Path(spec.origin).read_text())
@@ -52,15 +53,20 @@ def _source(module: str) -> tuple[str, tuple[str, ...]]:
         documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    own = sorted(m for m in imported if m.startswith("opd.") and _is_module(m))
+    own = sorted(m for m in imported if m.startswith("opd.") and _spec(m))
     return ast.dump(tree), tuple(own)
 
 
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+def _spec(module: str) -> ModuleSpec | None:
+    """Where a module lies. Nothing is imported for it, as ``importlib.util.find_spec`` would import
+    all that is above: a digest of what trains must not load torch."""
+    top, *parts = module.split(".")
+    spec = importlib.util.find_spec(top)
+    for part in parts:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
+    return spec
 
 
 @cache

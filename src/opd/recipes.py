@@ -1011,12 +1011,13 @@ def resolve(raw: Mapping[str, Any]) -> Config:
     return config
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with another on top, as Snakemake lays them: mappings key by key."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
 
 
@@ -1042,10 +1043,10 @@ def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(recipe, dict):
                 expanded[name] = recipe
                 continue
-            recipe = _merge(defaults.get(section, {}), recipe)
+            recipe = merge(defaults.get(section, {}), recipe)
             for verb in set(recipe) & set(defaults):
                 if isinstance(recipe[verb], dict):
-                    recipe[verb] = _merge(defaults[verb], recipe[verb])
+                    recipe[verb] = merge(defaults[verb], recipe[verb])
             expanded |= _sweep(f"{section}.{name}", name, recipe)
         config[section] = expanded
     return config
