@@ -17,6 +17,7 @@ from opd.claim_spec import read_targets
 from opd.drawing import draw
 from opd.errors import Bad
 from opd.files import read_json
+from opd.intervals import Interval
 from opd.labels import avg_at, benchmark_label, label_of, plain, resampling
 from opd.measured import MACRO, Evaluations, Reader
 from opd.published import parse
@@ -109,7 +110,7 @@ def _every(beside_mean: bool, cfg: Cfg, reader: Reader) -> tuple[str, ...]:
 
 def _score(
     name: str, inputs: Sequence[str], benchmark: str, where: str, cfg: Cfg, reader: Reader
-) -> tuple[float, float, float]:
+) -> Interval:
     """avg@k of evaluations with its 95 % interval."""
     reader.evaluations(inputs, where).benchmarks(benchmark)
     arms = {**cfg["arms"], name: {"label": name, "evaluations": inputs}}
