@@ -1,0 +1,68 @@
+"""The paper's scale, planned by Snakemake itself from nothing: no lock, no hub, no data."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from project import ROOT, Project
+
+pytestmark = pytest.mark.workflow
+
+
+def jobs(output: str) -> dict[str, int]:
+    """Rule -> number of jobs, from the table that a dry run ends with."""
+    table = output.rpartition("Job stats:")[2]
+    return {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+@pytest.fixture
+def paper(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    for variable in ("OPD_DATA_DIR", "OPD_MODEL_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    code = tmp_path / "code"
+    for part in ("src", "workflow", "config"):
+        shutil.copytree(ROOT / part, code / part)
+    shutil.copy(ROOT / "Snakefile", code)
+    (code / "config" / "hub.lock.yaml").unlink(missing_ok=True)
+    paper = Project(project.folder, code)
+    paper.config = code / "config" / "paper.yaml"
+    return paper
+
+
+def dry_run(paper: Project, *settings: str) -> str:
+    """Output of a dry run for every arm's evaluation."""
+    config = yaml.safe_load(paper.config.read_text())
+    models = {arm["model"] for arm in config["arms"].values()}
+    released = {m for m in models if "released" in config["models"].get(m, {})}
+    fetched = {m for m in models if "hub" in config["models"].get(m, {})} | released
+    assert fetched < models
+    targets = [f"results/paper/evaluations/math/{model}/s0/digest.json" for model in models]
+    return paper.run("-n", "--quiet", "rules", *targets, "--config", *settings)
+
+
+def test_every_run_is_planned_from_a_fresh_clone_without_a_hub(paper: Project):
+    output = dry_run(paper, "papers=[]")
+    assert "not locked, so planned but not fetched: models.mpnet.hub, models.r1-1.5b.hub" in output
+    found = jobs(output)
+    assert found["opd"] == 27
+    assert "grpo" not in found and "sft" not in found
+    assert found["keep"] == 6  # E09 at step 200
+
+
+def test_teacher_and_cold_start_are_planned_where_released_ones_are_not_taken(paper: Project):
+    found = jobs(dry_run(paper, "papers=[]", "use_released=false"))
+    assert (found["opd"], found["grpo"], found["sft"]) == (27, 1, 1)
+    assert (found["generate"], found["filter"]) == (1, 1)
+
+
+def test_numbers_below_the_first_level_of_a_setting_are_numbers(paper: Project):
+    """Snakemake itself gives them as text."""
+    target = "results/paper/models/k-4/s0/digest.json"
+    output = paper.run(
+        *("-n", "--printshellcmds", target, "--config", "papers=[]"),
+        "models={k-4: {opd: {loss: {k: 8}, micro_batch: null}}}",
+    )
+    assert '"loss":{"k":8,"preset":"rethinking_code"}' in output
+    assert '"micro_batch"' not in output
