@@ -360,6 +360,25 @@ def test_another_k_changes_what_is_downstream_of_that_run_alone(config, planned)
     assert downstream == ["evaluations/math/k-4/s0"]
 
 
+def test_settings_of_the_command_line_get_the_types_of_yaml():
+    given = {
+        "a": {"k": "8", "lr": "1.0e-6", "on": "false", "off": "null", "text": "{question}?"},
+        "b": ["1", "x"],
+        "c": "2024-01-01",
+        "d": "",
+        "e": 3,
+        "f": "[1",
+    }
+    assert typed(given) == {
+        "a": {"k": 8, "lr": 1e-6, "on": False, "off": None, "text": "{question}?"},
+        "b": [1, "x"],
+        "c": "2024-01-01",
+        "d": "",
+        "e": 3,
+        "f": "[1",
+    }
+
+
 # Readings
 
 READINGS = (ROOT / "docs" / "readings.md").read_text()
