@@ -12,9 +12,8 @@ import yaml
 from snakemake.cli import parse_config
 from snakemake.utils import update_config
 
-from opd import lock
+from opd import exhibits, lock
 from opd.errors import Bad
-from opd.exhibits import closure, exhibits
 from opd.plan import Artifact, plan
 from opd.recipes import Config, resolve, typed
 
@@ -154,9 +153,9 @@ def needed(config: Config, planned: Mapping[str, Artifact]) -> dict[str, Artifac
             if name
             for seed in config.seeds
         ]
-    own = exhibits(config.model_copy(update={"papers": []}), planned)
+    own = exhibits.exhibits(config.model_copy(update={"papers": []}), planned)
     made = {**planned, **own}
-    return {folder: made[folder] for folder in closure([*folders, *own], made)}
+    return {folder: made[folder] for folder in exhibits.closure([*folders, *own], made)}
 
 
 def hub_id(planned: Mapping[str, Artifact], folder: str) -> str:
@@ -257,6 +256,15 @@ def test_runs_that_are_shared(config):
 def test_response_lengths_are_compared_at_step_200(config):
     arms = [config.arms[f"E09.l{i}"].model for i in range(1, 7)]
     assert all(model.endswith("@200") for model in arms)
+    inputs: dict[str, str] = {}
+    needs = [(kind, "E09.l4") for kind in ("evaluation", "run", "scores")]
+    exhibits._resolved(config, needs, inputs)
+    # What was logged, and the curve, are those of the whole run.
+    assert inputs["run:r1-1.5b-from-justrl:s0"] == "models/r1-1.5b-from-justrl/s0"
+    steps = {0: "r1-1.5b", 279: "r1-1.5b-from-justrl"}
+    steps |= {step: f"r1-1.5b-from-justrl@{step}" for step in range(20, 279, 20)}
+    read = {f"evaluations/math/{model}/s0" for model in steps.values()}
+    assert {f for name, f in inputs.items() if name.startswith("evaluation:")} == read
 
 
 def test_runs_whose_accuracy_is_drawn_over_steps_are_kept_every_20_steps(config, planned):
@@ -389,7 +397,7 @@ SWITCHES = re.findall(r"\| `(--config(?:file)? [^`]+)` \|$", READINGS, re.MULTIL
 def identities(planned: Mapping[str, Artifact]) -> dict[str, str]:
     """What each artifact is made with, inputs of inputs included."""
     found: dict[str, str] = {}
-    for folder in closure(planned, planned):
+    for folder in exhibits.closure(planned, planned):
         made = planned[folder]
         found[folder] = json.dumps([made.cfg, [found.get(one, one) for one in made.inputs]])
     return found
