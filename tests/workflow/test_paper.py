@@ -8,6 +8,8 @@ import pytest
 import yaml
 from project import ROOT, Project
 
+from opd.files import read_json
+
 pytestmark = pytest.mark.workflow
 
 
@@ -66,3 +68,16 @@ def test_numbers_below_the_first_level_of_a_setting_are_numbers(paper: Project):
     )
     assert '"loss":{"k":8,"preset":"rethinking_code"}' in output
     assert '"micro_batch"' not in output
+
+
+def test_jobs_get_settings_of_the_command_line_as_they_were_planned(project: Project):
+    rows = {}
+    for n in (5, 7):
+        project.run(
+            "results/tiny/prompts/rl/digest.json",
+            "--config",
+            f"prompts={{rl: {{world: {{n: {n}}}}}}}",
+        )
+        manifest = read_json(project.result("prompts/rl/manifest.json"))
+        rows[n] = (manifest["cfg"]["source"]["world"]["n"], manifest["numbers"]["prompts"])
+    assert rows == {5: (5, 5), 7: (7, 7)}
