@@ -1,5 +1,6 @@
 """config/paper.yaml against the paper: models, runs, sharing, lengths, what an edit can touch."""
 
+import functools
 import json
 import re
 import shlex
@@ -410,10 +411,16 @@ def test_every_row_says_how_to_switch():
     assert len(SWITCHES) + sum(row.endswith("[none] |") for row in rows) == len(rows)
 
 
+@functools.cache
+def unswitched(use_released: str) -> tuple[dict[str, str], dict[str, Any]]:
+    config = resolve(changed(f"use_released={use_released}"))
+    return identities(needed(config, plan(config, {}))), config.arms
+
+
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_changes_what_is_run_or_shown(switch, tmp_path, monkeypatch):
     option, *arguments = shlex.split(switch)
-    base = raw()
+    released = "true"
     if option == "--configfile":
         for file in ("dapo-math-17k", "deepmath-deduped", "OpenThoughts3_opd"):
             (tmp_path / f"{file}.parquet").touch()
@@ -421,15 +428,15 @@ def test_a_switch_changes_what_is_run_or_shown(switch, tmp_path, monkeypatch):
         for file in ("AIME24", "AIME25", "AMC23", "AMC23-83"):
             (tmp_path / "benchmarks" / f"{file}.parquet").touch()
         monkeypatch.setenv("OPD_DATA_DIR", str(tmp_path))
-        after = raw()
-        update_config(after, yaml.safe_load((ROOT / arguments[0]).read_text()))
+        given: dict[str, Any] = {}
+        for file in arguments:
+            update_config(given, yaml.safe_load((ROOT / file).read_text()))
     else:
-        after = changed(*arguments)
+        given = changed(*arguments)
         if "use_released=false" in arguments and len(arguments) > 1:
-            base = changed("use_released=false")
-    before, now = (resolve(one) for one in (base, after))
-    was, found = (identities(needed(c, plan(c, {}))) for c in (before, now))
-    assert was != found or before.arms != now.arms
+            released = "false"  # what the switch changes beyond that
+    config = resolve(given)
+    assert (identities(needed(config, plan(config, {}))), config.arms) != unswitched(released)
 
 
 def test_released_files_take_the_place_of_datasets():
