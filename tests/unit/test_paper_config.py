@@ -140,23 +140,10 @@ def planned(config: Config) -> dict[str, Artifact]:
 
 
 def needed(config: Config, planned: Mapping[str, Artifact]) -> dict[str, Artifact]:
-    """What figures, claims and probes of the paper can ask for, with all behind it: evaluations of
-    every arm with its base and teacher, training runs of arms and their kept steps, probes."""
-    folders = [f"probes/{name}/s{seed}" for name in config.probes for seed in config.seeds]
-    for arm in config.arms.values():
-        run = arm.model.partition("@")[0]
-        models = [m for m in planned if m.startswith((f"models/{run}/s", f"models/{run}@"))]
-        names = [arm.model, arm.base, arm.teacher, *(m.split("/")[1] for m in models)]
-        folders += models
-        folders += [
-            f"evaluations/{config.evaluation}/{name}/s{seed}"
-            for name in names
-            if name
-            for seed in config.seeds
-        ]
-    own = exhibits.exhibits(config.model_copy(update={"papers": []}), planned)
-    made = {**planned, **own}
-    return {folder: made[folder] for folder in exhibits.closure([*folders, *own], made)}
+    """All that the paper's figures and claims are made from, and figures of the config's own."""
+    shown = exhibits.exhibits(config, planned, ROOT / "config")
+    made = {**planned, **shown}
+    return {folder: made[folder] for folder in exhibits.closure(shown, made)}
 
 
 def hub_id(planned: Mapping[str, Artifact], folder: str) -> str:
@@ -175,10 +162,11 @@ def test_27_distillation_runs_serve_all_figures(config, planned):
     wanted = needed(config, planned)
     assert len(verbs(wanted, "opd")) == 27
     assert not verbs(wanted, "grpo") and not verbs(wanted, "sft")
-    assert not verbs(wanted, "generate") or all(
-        folder.split("/")[1] in ("long-rollouts", "judged-rollouts")
-        for folder in verbs(wanted, "generate")
-    )
+    rollouts = {"generations/long-rollouts/s0", "generations/judged-rollouts/s0"}
+    assert set(verbs(wanted, "generate")) == rollouts
+    figures = [*range(2, 11), "11a", "11b", *range(12, 24)]  # 1 is made of parts of others
+    names = {f"figures/rethinking_opd/fig{n:0>2}" for n in figures}
+    assert set(verbs(wanted, "figure")) == names
 
 
 def test_teacher_and_cold_start_are_trained_where_released_ones_are_not_taken():
@@ -254,18 +242,16 @@ def test_runs_that_are_shared(config):
     assert len(by_run) == 27
 
 
-def test_response_lengths_are_compared_at_step_200(config):
+def test_response_lengths_are_compared_at_step_200(config, planned):
     arms = [config.arms[f"E09.l{i}"].model for i in range(1, 7)]
     assert all(model.endswith("@200") for model in arms)
-    inputs: dict[str, str] = {}
-    needs = [(kind, "E09.l4") for kind in ("evaluation", "run", "scores")]
-    exhibits._resolved(config, needs, inputs)
-    # What was logged, and the curve, are those of the whole run.
-    assert inputs["run:r1-1.5b-from-justrl:s0"] == "models/r1-1.5b-from-justrl/s0"
-    steps = {0: "r1-1.5b", 279: "r1-1.5b-from-justrl"}
-    steps |= {step: f"r1-1.5b-from-justrl@{step}" for step in range(20, 279, 20)}
-    read = {f"evaluations/math/{model}/s0" for model in steps.values()}
-    assert {f for name, f in inputs.items() if name.startswith("evaluation:")} == read
+    shown = exhibits.exhibits(config, planned, ROOT / "config")
+    accuracy = shown["figures/rethinking_opd/fig11a"].inputs
+    assert {f"evaluations/math/{model}/s0" for model in arms} < set(accuracy)
+    # What was logged, and curves over steps, are those of the whole run.
+    runs = {f"models/{model.partition('@')[0]}/s0" for model in arms}
+    assert runs < set(shown["figures/rethinking_opd/fig12"].inputs)
+    assert not [f for f in shown["figures/rethinking_opd/fig12"].inputs if "@" in f]
 
 
 def test_runs_whose_accuracy_is_drawn_over_steps_are_kept_every_20_steps(config, planned):
@@ -362,12 +348,15 @@ def test_a_plan_needs_no_lock_and_says_what_is_not_locked(config):
         lock.unlocked(config, {f"models/{JUSTRL}": "f" * 40})
 
 
-def test_another_k_changes_what_is_downstream_of_that_run_alone(config, planned):
-    after = plan(resolve(changed("models={k-4: {opd: {loss: {k: 8}}}}")), LOCK)
-    assert {f for f in planned if planned[f] != after[f]} == {"models/k-4/s0"}
-    assert set(after) == set(planned)
-    downstream = [f for f, made in planned.items() if "models/k-4/s0" in made.inputs]
-    assert downstream == ["evaluations/math/k-4/s0"]
+def test_another_k_changes_what_is_downstream_of_that_run_alone(config):
+    edited = resolve(changed("models={k-4: {opd: {loss: {k: 8}}}}"))
+    before, after = (identities(needed(c, plan(c, LOCK))) for c in (config, edited))
+    assert set(after) == set(before)
+    differ = {f for f in before if before[f] != after[f]}
+    # Figs 15 and 16, and what shows all.
+    expected = {"models/k-4/s0", "evaluations/math/k-4/s0", "claims"}
+    expected |= {f"figures/rethinking_opd/{name}" for name in ("fig15", "fig16")}
+    assert differ - {"report"} == expected
 
 
 def test_settings_of_the_command_line_get_the_types_of_yaml():

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from project import ROOT, Project
 
 from opd.files import read_json
@@ -33,37 +32,26 @@ def paper(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return paper
 
 
-def dry_run(paper: Project, *settings: str) -> str:
-    """Output of a dry run for every arm's evaluation."""
-    config = yaml.safe_load(paper.config.read_text())
-    models = {arm["model"] for arm in config["arms"].values()}
-    released = {m for m in models if "released" in config["models"].get(m, {})}
-    fetched = {m for m in models if "hub" in config["models"].get(m, {})} | released
-    assert fetched < models
-    targets = [f"results/paper/evaluations/math/{model}/s0/digest.json" for model in models]
-    return paper.run("-n", *targets, "--config", *settings)
-
-
 def test_every_run_is_planned_from_a_fresh_clone_without_a_hub(paper: Project):
-    output = dry_run(paper, "papers=[]")
+    output = paper.run("-n")
     assert "not locked, so planned but not fetched: models.mpnet.hub, models.r1-1.5b.hub" in output
     found = jobs(output)
-    assert found["opd"] == 27
+    assert (found["opd"], found["figure"], found["claims"]) == (27, 23, 1)
+    assert (found["pair"], found["continuation"]) == (2, 1)
     assert "grpo" not in found and "sft" not in found
-    assert found["keep"] == 6  # E09 at step 200
 
 
 def test_teacher_and_cold_start_are_planned_where_released_ones_are_not_taken(paper: Project):
-    found = jobs(dry_run(paper, "papers=[]", "use_released=false"))
+    found = jobs(paper.run("-n", "--config", "use_released=false"))
     assert (found["opd"], found["grpo"], found["sft"]) == (27, 1, 1)
-    assert (found["generate"], found["filter"]) == (1, 1)
+    assert (found["generate"], found["filter"]) == (3, 1)
 
 
 def test_numbers_below_the_first_level_of_a_setting_are_numbers(paper: Project):
     """Snakemake itself gives them as text."""
     target = "results/paper/models/k-4/s0/digest.json"
     output = paper.run(
-        *("-n", "--printshellcmds", target, "--config", "papers=[]"),
+        *("-n", "--printshellcmds", target, "--config"),
         "models={k-4: {opd: {loss: {k: 8}, micro_batch: null}}}",
     )
     assert '"loss":{"k":8,"preset":"rethinking_code"}' in output
