@@ -156,8 +156,9 @@ def needed(
         arm = config.arms[name]
         shown = found["arms"].setdefault(name, {"label": arm.label})
         if kind == "run":
-            if config.models[arm.model].trained:
-                shown["run"] = _trained(config, inputs, arm.model)
+            run = arm.model.partition("@")[0]
+            if config.models[run].trained:
+                shown["run"] = _trained(config, inputs, run)
             continue
         if kind == "scores":
             shown["scores"] = {
@@ -176,7 +177,8 @@ def needed(
 
 
 def _steps(config: Config, model: str) -> dict[int, str]:
-    """Step -> model of a run's start, its kept steps and its end."""
+    """Step -> model of the start, the kept steps and the end of a model's run."""
+    model = model.partition("@")[0]
     run = config.models[model].trained
     if run is None or run.steps is None:
         return {}

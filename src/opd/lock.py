@@ -1,5 +1,6 @@
 """The lock of hub objects: the commit that each model and dataset of a config stands at."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -80,3 +81,16 @@ def locked(recipe: HubObject, lock: Mapping[str, str], where: str) -> str:
             "mend the recipe, or lock it again with `opd lock`",
         )
     return commit or known
+
+
+def unlocked(config: Config, lock: Mapping[str, str]) -> list[str]:
+    """Where hub objects are named that would not be fetched: no full commit of theirs is known.
+
+    Raises ``Bad`` where lock and recipe disagree.
+    """
+    return [
+        where
+        for where, recipe in hub_objects(config).items()
+        if not (config.source == "index" and isinstance(recipe, Hub) and recipe.index)
+        and not re.fullmatch(r"[0-9a-f]{40}", locked(recipe, lock, where))
+    ]

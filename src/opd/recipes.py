@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -1009,6 +1010,22 @@ def resolve(raw: Mapping[str, Any]) -> Config:
     if config.evaluation and config.evaluation not in config.evaluations:
         raise unknown(config.evaluation, config.evaluations, "evaluation", "evaluation")
     return config
+
+
+def typed(given: Any) -> Any:
+    """What Snakemake's ``--config`` gives, with numbers, true, false and null as YAML reads them:
+    it hands over everything below the first level as text."""
+    if isinstance(given, Mapping):
+        return {key: typed(value) for key, value in given.items()}
+    if isinstance(given, list):
+        return [typed(value) for value in given]
+    if not isinstance(given, str) or not given:
+        return given
+    try:
+        value = yaml.safe_load(given)
+    except yaml.YAMLError:
+        return given
+    return value if value is None or isinstance(value, bool | int | float) else given
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

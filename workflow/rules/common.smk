@@ -4,11 +4,14 @@ import sys
 
 from pathlib import Path
 
+from snakemake.utils import update_config
+
 from opd import current, exhibits, lock, plan, recipes
 from opd.errors import Bad
 from opd.files import canonical
 
 try:
+    update_config(config, recipes.typed(workflow.config_settings.config))
     CONFIG = recipes.resolve(config)
     LOCK = lock.read(Path(workflow.basedir, "config", "hub.lock.yaml"))
     ARTIFACTS = plan.plan(CONFIG, LOCK)
@@ -21,6 +24,13 @@ RESULTS = f"results/{CONFIG.name}"
 PLAN = f"{RESULTS}/plan.json"
 
 if workflow.is_main_process:
+    UNLOCKED = lock.unlocked(CONFIG, LOCK)
+    if UNLOCKED:
+        print(
+            f"not locked, so planned but not fetched: {', '.join(UNLOCKED)}. Once, online:"
+            " opd lock CONFIG",
+            file=sys.stderr,
+        )
     OTHER = current.other_settings(ARTIFACTS, Path(RESULTS))
     if OTHER:
         more = f" and {len(OTHER) - 1} more" if len(OTHER) > 1 else ""
