@@ -200,6 +200,8 @@ def _table(config: Config, name: str, table: Table) -> Artifact:
                 shown[side] = _evaluated(config, inputs, table.evaluation, model)
         if config.models[row.model].opd:
             shown["run"] = _trained(config, inputs, row.model)
+        if row.probe:
+            shown["probe"] = _probed(config, inputs, row.probe)
         rows.append(shown)
     return artifact("table", f"tables/{name}", {**_shown(table, "columns"), "rows": rows}, inputs)
 

@@ -7,7 +7,7 @@ trained models.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -169,6 +169,10 @@ class Reader:
                     value = value.get(str(found[benchmark]["samples"]))
                 values.append(value)
         return None if None in values else float(np.mean(values))
+
+    def json(self, name: str, file: str, where: str) -> Any:
+        """A JSON file of an input, as the probes write it."""
+        return read_json(self._payload(name, file, where) / file)
 
     def metric(self, names: Sequence[str], metric: str, where: str) -> tuple[Array, Array]:
         """Steps [N] and values [S, N] of a metric (NaN where a seed did not log a step)."""

@@ -18,7 +18,6 @@ import numpy as np
 from opd import tables
 from opd.claim_spec import SCORES, unit_of
 from opd.errors import Bad
-from opd.files import read_json
 from opd.intervals import (
     RESAMPLES,
     Array,
@@ -265,7 +264,7 @@ def numbered(
     if not runs:
         raise Missing(f"probe {name}")
     stem = re.escape(wanted.removesuffix("*"))
-    values = read_json(reader.inputs[runs[0]] / "probe.json")["values"]
+    values = reader.json(runs[0], "probe.json", f"probe {name}")["values"]
     found = [value for value in values if re.fullmatch(stem + r"\d+", value)]
     if not found:
         raise Missing(f"value {wanted} of probe {name}")
@@ -278,14 +277,13 @@ def read_probe(reader: Reader, run: str, wanted: str) -> tuple[float, Array, flo
 
     Raises ``Missing`` where the probe has no such value, or could not measure it.
     """
-    folder = reader.inputs[run]
-    values = read_json(folder / "probe.json")["values"]
+    values = reader.json(run, "probe.json", run)["values"]
     if values.get(wanted, {}).get("value") is None:
         why = "which could not be measured" if wanted in values else f"only {', '.join(values)}"
         raise Missing(f"value {wanted} of {run}, {why}")
     one = values[wanted]
     value = float(one["value"])
-    table = tables.read(folder / "draws.parquet", tables.DRAWS)
+    table = tables.read(reader.inputs[run] / "draws.parquet", tables.DRAWS)
     listed = dict(zip(table["name"].to_pylist(), table["draws"].to_pylist(), strict=True))
     drawn = np.array(listed.get(wanted) or [value], dtype=np.float64)
     apart = [abs(value - one[end]) for end in ("low", "high") if one.get(end) is not None]

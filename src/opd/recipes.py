@@ -807,6 +807,7 @@ class Row(Strict):
     model: ModelRef
     base: Annotated[ModelName | None, Ref("models")] = None
     teacher: Annotated[ModelName | None, Ref("models")] = None
+    probe: Annotated[Name | None, Ref("probes")] = None
 
 
 class Column(Strict):

@@ -5,6 +5,7 @@ A row names one input per seed (``opd.measured`` reads them). Same inputs, same 
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +16,11 @@ from opd.errors import Bad
 from opd.intervals import Interval, difference, interval, paired_test, recovery
 from opd.labels import avg_at, benchmark_label, label_of, number, plain, resampling, samples_at
 from opd.measured import MACRO, Evaluations, Reader
+from opd.quantities import Missing, estimate
 
 MISSING = "–"
+# What a row may name.
+ROLES = ("evaluations", "base", "teacher", "run", "probe")
 
 
 # Kind of column -> what a row must name for it, and the endings of its columns in the csv.
@@ -34,14 +38,16 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "first": (("run",), ("",)),
     "last": (("run",), ("",)),
     "course": (("run",), ("_first", "_last")),
+    "probe": (("probe",), _BOUNDED),
+    "outlook": (("probe",), ("",)),
 }
 
 
 class Cell(NamedTuple):
-    """What a table shows, and its numbers for the csv in the order of the column's endings."""
+    """What a table shows, and what the csv has of it in the order of the column's endings."""
 
     text: str
-    numbers: tuple[float, ...]
+    numbers: tuple[float | str, ...]
 
 
 def _parse(spec: str) -> tuple[str, str]:
@@ -49,7 +55,7 @@ def _parse(spec: str) -> tuple[str, str]:
     kind, _, name = spec.partition(":")
     if kind not in COLUMNS:
         raise Bad(f"no column '{spec}'", "columns", f"there are {', '.join(COLUMNS)}")
-    if COLUMNS[kind][0] == ("run",) and not name:
+    if (COLUMNS[kind][0] == ("run",) or kind == "probe") and not name:
         raise Bad(f"column '{spec}' names no metric", "columns", f"write {kind}:METRIC")
     return kind, name
 
@@ -70,6 +76,20 @@ def _cell(spec: str, row: Mapping[str, Any], reader: Reader, cfg: Mapping[str, A
         ends["_last"] = float(np.mean([v[-1] for v in logged]))
         numbers = tuple(v for k, v in ends.items() if kind == "course" or k == f"_{kind}")
         return Cell(" → ".join(map(number, numbers)), numbers)
+    if kind == "outlook":
+        said = Counter(reader.json(run, "preflight.json", where)["outlook"] for run in row["probe"])
+        several = len(row["probe"]) > 1
+        text = ", ".join(f"{one} ({n})" if several else one for one, n in said.most_common())
+        return Cell(text, (text,))
+    if kind == "probe":
+        probes = {"it": {"label": row["label"], "runs": row["probe"]}}
+        try:
+            found = estimate({"probe": "it", "value": name}, reader, {}, probes, *resampling(cfg))
+        except Missing:
+            return None
+        bounds = found.interval()
+        shown, least, most = map(number, bounds)
+        return Cell(f"{shown} [{least}, {most}]", tuple(bounds))
     models = [reader.evaluations(row[need], where) for need in needs]
     if len({len(m.seeds) for m in models} - {1}) > 1:
         raise Bad(
@@ -88,10 +108,10 @@ def _cell(spec: str, row: Mapping[str, Any], reader: Reader, cfg: Mapping[str, A
         value = paired_test(scores[0], scores[1], seed=cfg.get("seed", 0))
         return Cell(number(value), (value,))
     if kind in ("pass", "maj"):
-        found = reader.summary(row["evaluations"], models[0].benchmarks(name or MACRO), kind)
-        return None if found is None else Cell(f"{100 * found:.1f}", (found,))
-    value = float(np.mean([s.mean() for s in models[0].scores(name or MACRO, kind)]))
-    return Cell(f"{value:.0f}" if kind == "tokens" else f"{100 * value:.1f}", (value,))
+        mean = reader.summary(row["evaluations"], models[0].benchmarks(name or MACRO), kind)
+        return None if mean is None else Cell(f"{100 * mean:.1f}", (mean,))
+    mean = float(np.mean([s.mean() for s in models[0].scores(name or MACRO, kind)]))
+    return Cell(f"{mean:.0f}" if kind == "tokens" else f"{100 * mean:.1f}", (mean,))
 
 
 def _bounded(value: Interval | None, signed: bool = False) -> Cell | None:
@@ -117,8 +137,10 @@ def _header(spec: str, first: Evaluations | None) -> str:
         "first": f"{label_of(name)}, first step",
         "last": f"{label_of(name)}, last step",
         "course": f"{label_of(name)}, first → last step",
+        "probe": label_of(name),
+        "outlook": "outlook before training",
     }[kind]
-    if COLUMNS[kind][0] == ("run",) or first is None or not name:
+    if COLUMNS[kind][0] in (("run",), ("probe",)) or first is None or not name:
         return words
     return f"{words}, {benchmark_label(name, first)}"
 
@@ -127,11 +149,12 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     """Write table.csv (raw numbers, shares from 0 to 1, and digests) and table.md (to be read).
 
     cfg: ``title``, ``caption``, ``columns`` [kind[:NAME] or {column, label}], ``rows`` [{label,
-    evaluations, base, teacher, run}]; the last four are lists of names of ``inputs``, one per
-    seed; ``seed`` and ``resamples`` of the bootstrap. Columns, over all benchmarks or the one
+    evaluations, base, teacher, run, probe}]; the last five are lists of names of ``inputs``, one
+    per seed; ``seed`` and ``resamples`` of the bootstrap. Columns, over all benchmarks or the one
     named: avg, change (against ``base``), recovery (of the gap from ``base`` to ``teacher``), p (of
     the change, a paired permutation test over problems), pass, maj, tokens, truncated, answered;
-    and for a metric of ``run``: first, last, course. The last column of the csv holds
+    for a metric of ``run``: first, last, course; for a value of ``probe``: probe, and the outlook
+    of the probe ``indicators``. The last column of the csv holds
     role:input=digest (sha256, 12 digits) of every file behind a row. Returns {row: {csv column:
     number}}. Raises ``Bad`` as ``opd.figures.run_figure`` does.
     """
@@ -142,21 +165,22 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     shown, raw, kept = [], [], {}
     for row in cfg["rows"]:
         cells = [_cell(spec, row, reader, cfg) for spec in specs]
-        numbers: list[float | None] = []
+        numbers: list[float | str | None] = []
         for spec, cell in zip(specs, cells, strict=True):
             numbers += cell.numbers if cell else [None] * len(COLUMNS[_parse(spec)[0]][1])
         used = [
             f"{role}:{name}={reader.digests[name]}"
-            for role in ("evaluations", "base", "teacher", "run")
+            for role in ROLES
             for name in row.get(role) or []
             if name in reader.digests
         ]
-        seeds = max(len(row.get(role) or []) for role in ("evaluations", "run"))
+        seeds = max(len(row.get(role) or []) for role in ROLES)
         # Ten digits: beyond them the order in which a machine adds up may show.
-        written = ["" if number is None else f"{number:.10g}" for number in numbers]
+        written = ["" if n is None else n if isinstance(n, str) else f"{n:.10g}" for n in numbers]
         raw.append([row["label"], *written, seeds, " ".join(used)])
         shown.append([row["label"], *(cell.text if cell else MISSING for cell in cells)])
-        kept[row["label"]] = dict(zip(names, map(plain, numbers), strict=True))
+        plainly = [n if isinstance(n, str) else plain(n) for n in numbers]
+        kept[row["label"]] = dict(zip(names, plainly, strict=True))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["row", *names, "seeds", "digests"], *raw])
     (out / "table.csv").write_text(text.getvalue())
@@ -175,7 +199,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def _note(cfg: Mapping[str, Any], reader: Reader) -> str:
     """What the numbers of a table are, and how far they reach."""
-    seeds = {len(row[k]) for row in cfg["rows"] for k in ("evaluations", "run") if row.get(k)}
+    seeds = {len(row[role]) for row in cfg["rows"] for role in ROLES if row.get(role)}
     parts = []
     if reader.first:
         shape = reader.first.shape().items()

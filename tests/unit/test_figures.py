@@ -85,6 +85,46 @@ def table(tmp_path: Path, inputs: dict[str, Path], columns: list[Any]) -> tuple[
         return numbers, list(csv.DictReader(file)), (out / "table.md").read_text()
 
 
+def probe(folder: Path, outlook: str, auroc: float | None, draws: list[float]) -> Path:
+    folder.mkdir(parents=True)
+    tables.write_json(folder / "preflight.json", {"outlook": outlook})
+    value = {"value": auroc, "low": min(draws, default=None), "high": max(draws, default=None)}
+    tables.write_json(folder / "probe.json", {"values": {"auroc": {**value, "n": 4}}})
+    rows = [{"name": "auroc", "draws": draws}] if draws else []
+    tables.write(folder / "draws.parquet", rows, tables.DRAWS)
+    return folder
+
+
+def test_what_was_said_beforehand_stands_beside_what_came(tmp_path: Path, inputs) -> None:
+    made = {
+        "p0": probe(tmp_path / "p0", "likely to help", 0.75, [0.7, 0.8]),
+        "p1": probe(tmp_path / "p1", "unclear", 0.65, [0.6, 0.7]),
+        "none": probe(tmp_path / "none", "unclear", None, []),
+    }
+    rows = [
+        {"label": "both", "probe": ["p0", "p1"], "evaluations": ["s0", "s1"], "base": ["student"]},
+        {"label": "one", "probe": ["none"]},
+    ]
+    out = tmp_path / "table"
+    out.mkdir()
+    columns = ["outlook", "probe:auroc", "change"]
+    numbers = run_table({"columns": columns, "rows": rows}, inputs | made, out)
+    assert numbers["both"]["outlook"] == "likely to help (1), unclear (1)"
+    assert numbers["one"]["outlook"] == "unclear"
+    # Means of the seeds' values; every draw is one of 0.6 to 0.8.
+    assert numbers["both"]["probe_auroc"] == pytest.approx(0.7)
+    low, high = (numbers["both"][f"probe_auroc_{end}"] for end in ("low", "high"))
+    assert 0.6 <= low < 0.7 < high <= 0.8
+    assert numbers["one"]["probe_auroc"] is None
+    assert numbers["both"]["change"] == pytest.approx((0.9375 + 0.4375) / 2 - 0.3125)
+    text = (out / "table.md").read_text()
+    assert "| one | unclear | – | – |" in text
+    with (out / "table.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert first["outlook"] == numbers["both"]["outlook"]
+    assert all(f"probe:{name}=" in first["digests"] for name in ("p0", "p1"))
+
+
 def test_scores_by_hand(tmp_path: Path, inputs: dict[str, Path]) -> None:
     numbers, raw, text = table(tmp_path, inputs, ["avg", "avg:easy", "change", "recovery"])
     # Student: easy 8/16, hard 2/16. Distilled: easy 14/16 and 16/16, hard 6/16 and 8/16.
