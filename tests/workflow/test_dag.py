@@ -38,7 +38,8 @@ def test_edit_of_k_lists_that_run_and_what_shows_it_and_editing_back_trains_noth
         copy.edit(lambda c: c["models"]["forward"]["opd"].update(loss={"k": k}))
 
     set_k(8)
-    edited = {"models/forward/s0", EVALUATION, "tables/accuracy", "figures/overlap"}
+    shown = {"tables/accuracy", "figures/overlap", "report"}
+    edited = {"models/forward/s0", EVALUATION, *shown}
     assert copy.would_make() - {"all"} == edited
     copy.run()
     changed = {f for f, text in copy.digests().items() if text != before[f]}
