@@ -305,7 +305,7 @@ def _table(name: str, made: Made, payload: Path) -> dict[str, Any]:
 
 
 def parse(text: str) -> tuple[list[str], list[list[str]], str]:
-    """A table.md of ``opd.figures`` -> header, rows, and the note below them."""
+    """A table.md of ``opd.report_tables`` -> header, rows, and the note below them."""
     lines = [line.strip() for line in text.splitlines()]
     places = [i for i, line in enumerate(lines) if line.startswith("|")]
     if not places:

@@ -16,7 +16,7 @@ from results import SVG, Results, check, claim, found, published, sample, target
 from opd import manifest, report
 from opd.claims_page import MARKS
 from opd.errors import Bad
-from opd.figures import _line
+from opd.report_tables import _line
 
 measured = test_claims.inputs  # a fixture: what claims are judged on
 
