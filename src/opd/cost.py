@@ -8,11 +8,11 @@ token). What finished stages took in terms of that is measured (``opd.calibratio
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from opd.plan import Artifact
+from opd.plan import Artifact, closure
 
 Artifacts = Mapping[str, Artifact]
 
@@ -261,26 +261,11 @@ def reference_seconds(done: Work, tables: Mapping[str, Any]) -> float:
     return seconds
 
 
-def order(artifacts: Artifacts, folders: Iterable[str]) -> list[str]:
-    """Folders and all that they are made from, each after what it is made from."""
-    found: dict[str, None] = {}
-
-    def visit(folder: str) -> None:
-        if folder in artifacts and folder not in found:
-            for upstream in artifacts[folder].inputs:
-                visit(upstream)
-            found[folder] = None
-
-    for folder in folders:
-        visit(folder)
-    return list(found)
-
-
 def critical_path(artifacts: Artifacts, seconds: Mapping[str, float]) -> float:
     """Longest chain of jobs that wait for each other, in seconds; jobs not in ``seconds`` take
     none."""
     ends: dict[str, float] = {}
-    for folder in order(artifacts, seconds):
+    for folder in closure(seconds, artifacts):
         start = max((ends.get(i, 0.0) for i in artifacts[folder].inputs), default=0.0)
         ends[folder] = start + seconds.get(folder, 0.0)
     return max(ends.values(), default=0.0)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from opd import claim_spec, figure_spec
 from opd.claim_spec import Claim
-from opd.plan import Artifact, artifact, at, evaluation_at
+from opd.plan import Artifact, artifact, at, closure, evaluation_at
 from opd.recipes import Config, Figure, Series, Shown, Table, unknown
 
 
@@ -296,18 +296,3 @@ def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Art
         "runs": [{"name": o.folder, "verb": o.verb, "folder": o.folder} for o in runs],
     }
     return artifact("report", "report", settings, inputs)
-
-
-def closure(folders: Iterable[str], artifacts: Mapping[str, Artifact]) -> list[str]:
-    """These artifacts and all that they are made from, each after what it is made from."""
-    found: dict[str, None] = {}
-
-    def visit(folder: str) -> None:
-        if folder in artifacts and folder not in found:
-            for one in artifacts[folder].inputs:
-                visit(one)
-            found[folder] = None
-
-    for folder in folders:
-        visit(folder)
-    return list(found)

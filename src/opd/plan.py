@@ -5,7 +5,7 @@ stage. The Snakemake rules read nothing else.
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,21 @@ def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
             *_probes(config, seed),
         ]
     return {one.folder: one for one in found}
+
+
+def closure(folders: Iterable[str], artifacts: Mapping[str, Artifact]) -> list[str]:
+    """These artifacts and all that they are made from, each after what it is made from."""
+    found: dict[str, None] = {}
+
+    def visit(folder: str) -> None:
+        if folder in artifacts and folder not in found:
+            for one in artifacts[folder].inputs:
+                visit(one)
+            found[folder] = None
+
+    for folder in folders:
+        visit(folder)
+    return list(found)
 
 
 def artifact(

@@ -53,7 +53,7 @@ def lines(
         title += f", {' '.join(targets)}" if targets else ""
 
     results = Path("results") / config.name
-    folders = cost.order(artifacts, needed)
+    folders = plan.closure(needed, artifacts)
     lengths = "natural_tokens_measured"
     natural = {**tables.get(lengths, {}), **measured.get(lengths, {})}
     on = planned.machine(device, _processor(config), [measured, tables], tables)

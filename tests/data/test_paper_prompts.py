@@ -7,8 +7,7 @@ import yaml
 from snakemake.utils import update_config
 
 from opd import prompts, tables
-from opd.exhibits import closure
-from opd.plan import plan
+from opd.plan import closure, plan
 from opd.recipes import resolve
 from opd.templates import strip
 

@@ -20,7 +20,7 @@ from opd import calibration, cost, exhibits, plan_text, planned, world
 from opd.cost import Facts
 from opd.errors import Bad
 from opd.manifest import run_stage
-from opd.plan import Artifact, plan
+from opd.plan import Artifact, closure, plan
 from opd.recipes import resolve
 
 pytestmark = pytest.mark.unit
@@ -303,7 +303,7 @@ def test_jobs_that_are_done_take_no_time():
     )
     assert cost.critical_path(made, {"a": 5.0, "c": 2.0, "d": 6.0}) == 7.0
     assert cost.critical_path(made, {"c": 2.0, "d": 6.0}) == 6.0
-    assert cost.order(made, ["c"]) == ["a", "b", "c"]
+    assert closure(["c"], made) == ["a", "b", "c"]
 
 
 def test_wall_clock_is_bounded_by_chain_and_share():
@@ -347,7 +347,7 @@ def test_states_of_a_results_folder(tmp_path, monkeypatch):
 
     def states(where: Path = results, **changes: Any) -> dict[str, str]:
         made = tiny(**changes)
-        return planned.states(made, cost.order(made, made), where, store)
+        return planned.states(made, closure(made, made), where, store)
 
     assert states() == {p: "run", f: "run", u: "run"}
     make(tiny(), results, store)

@@ -15,7 +15,7 @@ from snakemake.utils import update_config
 
 from opd import exhibits, lock
 from opd.errors import Bad
-from opd.plan import Artifact, plan
+from opd.plan import Artifact, closure, plan
 from opd.recipes import Config, resolve, typed
 
 pytestmark = pytest.mark.unit
@@ -143,7 +143,7 @@ def needed(config: Config, planned: Mapping[str, Artifact]) -> dict[str, Artifac
     """All that the paper's figures and claims are made from, and figures of the config's own."""
     shown = exhibits.exhibits(config, planned, ROOT / "config")
     made = {**planned, **shown}
-    return {folder: made[folder] for folder in exhibits.closure(shown, made)}
+    return {folder: made[folder] for folder in closure(shown, made)}
 
 
 def hub_id(planned: Mapping[str, Artifact], folder: str) -> str:
@@ -387,7 +387,7 @@ SWITCHES = re.findall(r"\| `(--config(?:file)? [^`]+)` \|$", READINGS, re.MULTIL
 def identities(planned: Mapping[str, Artifact]) -> dict[str, str]:
     """What each artifact is made with, inputs of inputs included."""
     found: dict[str, str] = {}
-    for folder in exhibits.closure(planned, planned):
+    for folder in closure(planned, planned):
         made = planned[folder]
         found[folder] = json.dumps([made.cfg, [found.get(one, one) for one in made.inputs]])
     return found
