@@ -9,22 +9,15 @@ it.
 import csv
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from opd.errors import Bad
+from opd.strict import Given, Strict, valid
 
 Arm = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$")]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -35,18 +28,12 @@ SCORES = {
     "change": ("evaluations", "base"),
     "recovery": ("evaluations", "base", "teacher"),
 }
-EACH = "each"
+EACH = "each"  # of the benchmarks of an evaluation
 
 TARGETS = (
     *("id", "experiment_id", "figure_or_table", "student", "teacher", "metric", "benchmark"),
     *("setting", "value", "confidence", "source"),
 )
-
-
-class Strict(BaseModel):
-    """As in ``opd.recipes``, which imports this module."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Scored(Strict):
@@ -332,16 +319,16 @@ def check(
             raise Bad("two claims have this id", where, "rename one")
         seen.add(claim.id)
         for target in claim.targets():
-            _require(target, known, f"{where}.published")
+            require(target, known, f"{where}.published")
             used[target] = where
     for name, shown in (figures or {}).items():
         for target in shown:
-            _require(target, known, f"figure {name}.published")
+            require(target, known, f"figure {name}.published")
             used.setdefault(target, f"figure {name}")
     for place, one in enumerate(context, 1):
         where = f"context number {place}"
         for target in _valid(Context, one, where).targets:
-            _require(target, known, where)
+            require(target, known, where)
             if target in used:
                 raise Bad(
                     f"row {target} belongs to {used[target]}", where, "leave it out of one of them"
@@ -350,33 +337,16 @@ def check(
     return parsed
 
 
-def _require(target: str, known: set[str], where: str) -> None:
+def require(target: str, known: Collection[str], where: str) -> None:
+    """Raises ``Bad`` for an id that no published row has."""
     if target not in known:
         close = difflib.get_close_matches(target, sorted(known), n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"there are {len(known)} rows"
         raise Bad(f"no published row '{target}'", where, hint)
 
 
-Given = TypeVar("Given", bound=Strict)
-
-
 def _valid(model: type[Given], given: Any, where: str) -> Given:
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        first = errors[0]
-        key = ".".join(str(part) for part in first["loc"] if part not in SKIPPED)
-        what = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            what = "no such key"
-        elif not isinstance(first["input"], (Mapping, list)):
-            what = f"{first['input']!r} is not allowed: {what}"
-        raise Bad(what, f"{where}.{key}" if key else where, "mend the claim") from None
-
-
-# Parts of a location that pydantic adds for its own unions.
-SKIPPED = (*SCORES, "Said", "str")
+    return valid(model, given, where, "mend the claim", (*SCORES, "Said", "str"))
 
 
 def read_yaml(path: Path) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel
 
-from opd import claims_page, tables
+from opd import claims_page, published, tables
 from opd.claim_spec import (
     EACH,
     Claim,
@@ -376,14 +376,6 @@ def _reason(found: Sequence[Check], seeds: int | None) -> str:
     return "; ".join(parts + ([ONE_SEED] if seeds == 1 else []))
 
 
-def plain(text: str) -> float | None:
-    """A published value as a number, with or without a ~; None for ranges, bounds and words."""
-    try:
-        return float(text.removeprefix("~"))
-    except ValueError:
-        return None
-
-
 def _published(
     claim: Claim, rows: Mapping[str, Mapping[str, str]], measured: Measured, comparable: bool
 ) -> list[dict[str, Any]]:
@@ -405,8 +397,9 @@ def _published(
                 entry["note"] = f"not measured: {missing}"
             else:
                 entry["ours"] = _bounds(found.interval(), found.unit, found.seeds)
-                theirs = plain(row["value"])
-                if comparable and theirs is not None:
+                said = published.parse(row["value"])
+                if comparable and said and said.single:
+                    theirs = said.low
                     apart = Estimate(found.value - theirs, found.draws - theirs, *found[2:])
                     unit = "points of a share" if found.unit == "share" else found.unit
                     entry["difference"] = _bounds(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from opd import claim_spec, figure_spec
 from opd.claim_spec import Claim
+from opd.figure_spec import PaperFigure
 from opd.plan import Artifact, artifact, at, closure, evaluation_at
 from opd.recipes import Config, Figure, Series, Shown, Table, unknown
 
@@ -20,7 +21,7 @@ class Paper(NamedTuple):
 
     name: str
     claims: list[Claim]
-    figures: dict[str, dict[str, Any]]
+    figures: dict[str, PaperFigure]
     files: dict[str, Path]
 
 
@@ -29,22 +30,21 @@ def read_paper(name: str, root: Path) -> Paper:
 
     Raises ``Bad`` where one is missing or says something that it cannot.
     """
+    drawn = root / "figures" / f"{name}.yaml"
     files = {
         "claims": root / "claims" / f"{name}.yaml",
-        "figures": root / "figures" / f"{name}.yaml",
         "targets": root / "targets" / f"{name}.csv",
     }
-    for path in files.values():
+    for path in (drawn, *files.values()):
         if not path.is_file():
             known = sorted(p.stem for p in path.parent.glob(f"*{path.suffix}"))
             raise unknown(name, known, "papers", "paper")
-    figures = claim_spec.read_yaml(files["figures"])
+    rows = claim_spec.read_targets(files["targets"])
+    figures = figure_spec.check(claim_spec.read_yaml(drawn), rows)
+    shown = {figure: one.targets() for figure, one in figures.items()}
     given = claim_spec.read_claims(files["claims"])
-    rows = [row["id"] for row in claim_spec.read_targets(files["targets"])]
-    shown = {figure: figure_spec.targets(one) for figure, one in figures.items()}
-    claims = claim_spec.check(given["claims"], given["context"], rows, shown)
-    figure_spec.check(figures, files["targets"])
-    del files["figures"]
+    ids = [row["id"] for row in rows]
+    claims = claim_spec.check(given["claims"], given["context"], ids, shown)
     return Paper(name, claims, figures, {key: path.absolute() for key, path in files.items()})
 
 
@@ -261,7 +261,7 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
     needs: set[tuple[str, str]] = set()
     for paper in papers:
         for name, figure in paper.figures.items():
-            settings["figures"][f"{paper.name}/{name}"] = figure_spec.targets(figure)
+            settings["figures"][f"{paper.name}/{name}"] = figure.targets()
         needs |= {need for claim in paper.claims for need in claim_spec.needs(claim)}
         inputs |= {f"{key}:{paper.name}": str(path) for key, path in paper.files.items()}
     settings |= needed(config, needs, inputs)

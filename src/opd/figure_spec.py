@@ -4,21 +4,18 @@ A figure names arms and probes of the paper (``E04.success``), not models, so th
 every scale; a scale draws the figures of which it has a series.
 """
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from opd.claim_spec import read_targets
+from opd.claim_spec import SCORES, Arm, require
 from opd.errors import Bad
 from opd.published import parse
-from opd.recipes import Shown, Strict
+from opd.recipes import Shown
+from opd.strict import Strict, valid
 
-Arm = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$")]
 Need = tuple[str, str]
-SCORES = ("avg", "change", "recovery")
 EACH = "a benchmark, macro (the mean of all), or each (a panel for every one)"
 
 
@@ -112,14 +109,14 @@ class PaperFigure(Shown):
 
     section: str
     kind: Literal["curves", "grid", "bars", "heatmap", "scatter", "distribution"]
-    series: list[Series] = Field(default=[])
-    levels: list[Series] = Field(default=[])
-    metrics: list[Metric] = Field(default=[])
-    panels: list[Panel] = Field(default=[])
+    series: list[Series] = []
+    levels: list[Series] = []
+    metrics: list[Metric] = []
+    panels: list[Panel] = []
     x: Bars | None = None
     y: Bars | None = None
     xlabel: str | None = None
-    published: list[str | Published] = Field(default=[])
+    published: list[str | Published] = []
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> "PaperFigure":
@@ -151,39 +148,30 @@ class PaperFigure(Shown):
         return [*self.series, *(one for group in groups for one in group.series)]
 
     def targets(self) -> list[str]:
-        return [one if isinstance(one, str) else one.target for one in self.published]
+        """Ids of the published rows that belong to the figure, each once."""
+        named = (one if isinstance(one, str) else one.target for one in self.published)
+        return list(dict.fromkeys(named))
 
 
 def parse_figure(name: str, given: Any) -> PaperFigure:
     """A figure as it is written in YAML. Raises ``Bad`` with the key that is wrong."""
-    try:
-        return PaperFigure.model_validate(given)
-    except ValidationError as error:
-        # A misspelt key is also a missing one: the misspelling is what helps.
-        first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
-        parts = [str(p) for p in first["loc"] if p not in ("bars", "group", "Published", "str")]
-        what = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            what = "no such key"
-        raise Bad(what, ".".join(["figure " + name, *parts]), "mend the figure") from None
+    unions = ("bars", "group", "Published", "str")
+    return valid(PaperFigure, given, f"figure {name}", "mend the figure", unions)
 
 
-def check(figures: Mapping[str, Any], targets: Path) -> None:
-    """Hold a paper's figures to the grammar and to the rows of its published numbers.
+def check(figures: Mapping[str, Any], rows: Iterable[Mapping[str, str]]) -> dict[str, PaperFigure]:
+    """A paper's figures, parsed and held to the rows of its published numbers.
 
     Arms may be unknown: a scale need not have them all. Raises ``Bad`` that names the figure, for
     what is malformed, a row that does not exist, or a mark without a number or a series.
     """
-    known = {row["id"]: row for row in read_targets(targets)}
-    for name, given in figures.items():
-        figure = parse_figure(name, given)
+    known = {row["id"]: row for row in rows}
+    parsed = {name: parse_figure(name, given) for name, given in figures.items()}
+    for name, figure in parsed.items():
         shown = {one.of for one in figure.drawn()}
         for one in figure.published:
             target, where = one if isinstance(one, str) else one.target, f"figure {name}.published"
-            if target not in known:
-                close = difflib.get_close_matches(target, known, n=1)
-                hint = f"did you mean '{close[0]}'?" if close else f"there are {len(known)} rows"
-                raise Bad(f"no published row '{target}'", where, hint)
+            require(target, known, where)
             if isinstance(one, str):
                 continue
             if one.series not in shown:
@@ -191,15 +179,11 @@ def check(figures: Mapping[str, Any], targets: Path) -> None:
             if parse(known[target]["value"]) is None:
                 value = known[target]["value"]
                 raise Bad(f"{target} is no number: '{value}'", where, f"write {target} alone")
-
-
-def targets(figure: Mapping[str, Any]) -> list[str]:
-    """Ids of the published rows that belong to a figure."""
-    return list(dict.fromkeys(parse_figure(figure.get("title", ""), figure).targets()))
+    return parsed
 
 
 def resolve(
-    figure: Mapping[str, Any], arms: Iterable[str], probes: Iterable[str]
+    figure: PaperFigure, arms: Iterable[str], probes: Iterable[str]
 ) -> tuple[dict[str, Any], list[Need]] | None:
     """Settings of the figure stage and what they need, from what a scale has.
 
@@ -208,18 +192,17 @@ def resolve(
     ``probes``, in which the stage looks names up. Series of other arms and probes are left out and
     named in ``missing``. None where no series is left.
     """
-    parsed = parse_figure(figure.get("title", ""), figure)
     known = {*arms, *probes}
-    missing = [one.of for one in [*parsed.drawn(), *parsed.levels] if one.of not in known]
-    left = parsed.model_copy(
+    missing = [one.of for one in [*figure.drawn(), *figure.levels] if one.of not in known]
+    left = figure.model_copy(
         update={
-            "series": _known(parsed.series, known),
-            "levels": _known(parsed.levels, known),
+            "series": _known(figure.series, known),
+            "levels": _known(figure.levels, known),
             "panels": [
                 panel
                 if isinstance(panel, Bars)
                 else panel.model_copy(update={"series": _known(panel.series, known)})
-                for panel in parsed.panels
+                for panel in figure.panels
                 if isinstance(panel, Bars) or _known(panel.series, known)
             ],
         }
@@ -230,7 +213,7 @@ def resolve(
     settings = left.model_dump(mode="json", exclude={"section", "published"}, exclude_none=True)
     settings["published"] = [
         {"target": one} if isinstance(one, str) else one.model_dump(exclude_none=True)
-        for one in parsed.published
+        for one in figure.published
     ]
     settings["missing"] = list(dict.fromkeys(missing))
     return {key: value for key, value in settings.items() if value != []}, needs

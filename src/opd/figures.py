@@ -13,20 +13,17 @@ import numpy as np
 import pyarrow as pa
 
 from opd import tables
-from opd.claim_spec import read_targets
+from opd.claim_spec import EACH, SCORES, read_targets
 from opd.drawing import draw
 from opd.errors import Bad
-from opd.files import read_json
 from opd.intervals import Interval
 from opd.labels import avg_at, benchmark_label, label_of, plain, resampling
 from opd.measured import MACRO, Evaluations, Reader
 from opd.published import parse
-from opd.quantities import Missing, estimate, unit_of
+from opd.quantities import Missing, estimate, numbered, unit_of
 
-EACH = "each"  # a panel for every benchmark of the evaluation
-SCORES = ("avg", "change", "recovery")
 BINS = 30  # of a histogram
-_ROLLOUTS = pa.schema([pa.field("reward_nats", pa.float64()), pa.field("correct", pa.bool_())])
+_ROLLOUTS = pa.schema(tables.ROLLOUTS.field(name) for name in ("reward_nats", "correct"))
 
 Cfg = Mapping[str, Any]
 Data = dict[str, Any]
@@ -237,12 +234,10 @@ def _matching(pattern: str, one: Cfg, cfg: Cfg, reader: Reader) -> list[str]:
     """Names of a probe's values that ``NAME_*`` stands for, by number."""
     if not pattern.endswith("*"):
         return [pattern]
-    found: set[str] = set()
-    for run in cfg["probes"].get(one["of"], {}).get("runs") or []:
-        found |= set(read_json(reader.inputs[run] / "probe.json")["values"])
-    start = pattern.removesuffix("*")
-    numbers = [name.removeprefix(start) for name in found if name.startswith(start)]
-    return [f"{start}{number}" for number in sorted((n for n in numbers if n.isdigit()), key=int)]
+    try:
+        return numbered({"probe": one["of"], "value": pattern}, reader, cfg["probes"])
+    except Missing:
+        return []
 
 
 def _bar(

@@ -19,6 +19,11 @@ class Published(NamedTuple):
     high: float
     bound: str
 
+    @property
+    def single(self) -> bool:
+        """Whether it is one number, exact or rough: no range and no bound."""
+        return self.low == self.high and self.bound in ("", "~")
+
 
 def parse(text: str) -> Published | None:
     """A printed number with what is said of it; None for words, as ``stagnant``."""

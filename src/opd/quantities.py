@@ -43,6 +43,14 @@ class Undefined(Missing):
     """A quantity that was measured and means nothing, as a share of a gap that may be none."""
 
 
+class Resampling(NamedTuple):
+    """What draws are made of: seeds of a scale, number of draws, and the bootstrap's own seed."""
+
+    seeds: int
+    resamples: int
+    seed: int
+
+
 class Estimate(NamedTuple):
     """A value with its draws [R] in the same unit (all equal to it where nothing can be drawn; NaN
     where a draw has none), the number of seeds behind it, and ``intervals.least`` of its scores."""
@@ -84,12 +92,12 @@ def estimate(
     there, ``Undefined`` for the recovery of a gap that may be none, ``Bad`` where what is there is
     broken.
     """
-    draw = (_seeds(arms, probes), resamples, seed)
+    how = Resampling(_seeds(arms, probes), resamples, seed)
     if "metric" in quantity:
-        return _metric(quantity, reader, arms, *draw)
+        return _metric(quantity, reader, arms, how)
     if "probe" in quantity:
-        return _probe(quantity, reader, probes, *draw)
-    return _score(quantity, reader, arms, *draw)
+        return _probe(quantity, reader, probes, how)
+    return _score(quantity, reader, arms, how)
 
 
 def _seeds(*named: Mapping[str, Mapping[str, Any]]) -> int:
@@ -132,9 +140,7 @@ def _score(
     quantity: Mapping[str, Any],
     reader: Reader,
     arms: Mapping[str, Mapping[str, Any]],
-    seeds: int,
-    resamples: int,
-    seed: int,
+    how: Resampling,
 ) -> Estimate:
     """avg, change (less the base) or recovery (of the gap from base to teacher)."""
     kind = next(key for key in SCORES if key in quantity)
@@ -147,20 +153,20 @@ def _score(
         raise Missing(f"benchmark {benchmark}")
     only = None if benchmark == MACRO else known.index(benchmark)
     for side, one in zip(sides, found, strict=True):
-        _require(len(one.seeds), seeds, f"arm {name}, {side}")
+        _require(len(one.seeds), how.seeds, f"arm {name}, {side}")
     wide = [
-        [np.broadcast_to(cells, (seeds, cells.shape[1])) for cells in side]
+        [np.broadcast_to(cells, (how.seeds, cells.shape[1])) for cells in side]
         for side in averages(*(_in_order(one, known) for one in found))
     ]
     measured = max(len(one.seeds) for one in found)
     if kind == "recovery":
-        shared = shares(wide, resamples, seed, only)
+        shared = shares(wide, how.resamples, how.seed, only)
         if shared is None:
             of = "all benchmarks" if only is None else benchmark
             raise Undefined(f"the gap that {name} could recover may be none (on {of})")
         return Estimate(*shared, measured, "share")
     cells = wide[0] if kind == "avg" else less(*wide)
-    means, draws = bootstrap([cells], resamples, seed, only)
+    means, draws = bootstrap([cells], how.resamples, how.seed, only)
     floor = least(cells if only is None else [cells[only]])
     unit = "share" if kind == "avg" else "points of a share"
     return Estimate(float(means[0]), draws[:, 0], measured, unit, floor)
@@ -174,14 +180,12 @@ def _metric(
     quantity: Mapping[str, Any],
     reader: Reader,
     arms: Mapping[str, Mapping[str, Any]],
-    seeds: int,
-    resamples: int,
-    seed: int,
+    how: Resampling,
 ) -> Estimate:
     name, arm = quantity["metric"], quantity["of"]
     where = f"arm {arm}, {name}"
     runs = _arm(arm, "run", arms)
-    _require(len(runs), seeds, where)
+    _require(len(runs), how.seeds, where)
     part = quantity.get("positions")
     try:
         if part is None:
@@ -194,8 +198,8 @@ def _metric(
     values = [at(curve[~np.isnan(curve)], quantity.get("at", "end")) for curve in curves]
     unit = unit_of(name)
     if len(values) == 1:
-        return Estimate(values[0], np.full(resamples, values[0]), 1, unit)
-    of_seeds, _ = weights(seeds, (), resamples, seed)
+        return Estimate(values[0], np.full(how.resamples, values[0]), 1, unit)
+    of_seeds, _ = weights(how.seeds, (), how.resamples, how.seed)
     return Estimate(float(np.mean(values)), of_seeds @ np.array(values), len(values), unit)
 
 
@@ -228,9 +232,7 @@ def _probe(
     quantity: Mapping[str, Any],
     reader: Reader,
     probes: Mapping[str, Mapping[str, Any]],
-    seeds: int,
-    resamples: int,
-    seed: int,
+    how: Resampling,
 ) -> Estimate:
     name, wanted = quantity["probe"], quantity["value"]
     if name not in probes:
@@ -238,16 +240,16 @@ def _probe(
     runs = probes[name].get("runs") or []
     if not runs:
         raise Missing(f"run of probe {name}")
-    _require(len(runs), seeds, f"probe {name}")
+    _require(len(runs), how.seeds, f"probe {name}")
     if wanted.endswith("_*"):
         wanted = numbered(quantity, reader, probes)[0 if quantity["at"] == "first" else -1]
     found = [read_probe(reader, run, wanted) for run in runs]
     values = [value for value, _, _ in found]
-    draws = [np.resize(drawn, resamples) for _, drawn, _ in found]
+    draws = [np.resize(drawn, how.resamples) for _, drawn, _ in found]
     floor = float(np.mean([slack for _, _, slack in found]))
     drawn = draws[0]
     if len(runs) > 1:
-        of_seeds, _ = weights(seeds, (), resamples, seed)
+        of_seeds, _ = weights(how.seeds, (), how.resamples, how.seed)
         drawn = (np.stack(draws, axis=1) * of_seeds).sum(axis=1)
     return Estimate(float(np.mean(values)), drawn, len(runs), unit_of(wanted), floor)
 

@@ -16,7 +16,6 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
@@ -37,6 +36,7 @@ from opd.loss_spec import (
     Weight,
     loss_spec,
 )
+from opd.strict import Strict
 from opd.templates import PLACE, TEMPLATES, named
 
 Grader = Literal["world", "rule", "math_verify"]
@@ -64,12 +64,6 @@ PromptsRef = Annotated[Name, Ref("prompts")]
 PairsRef = Annotated[Name, Ref("pairs")]
 GenerationsRef = Annotated[Name, Ref("generations")]
 EvaluationRef = Annotated[Name, Ref("evaluations")]
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors; values are not coerced from other types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class OneOf(Strict):

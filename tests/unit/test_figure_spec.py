@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
-from opd import metrics
+from opd import figure_spec, metrics
 from opd.claim_spec import check as check_claims
 from opd.claim_spec import read_claims, read_targets
 from opd.errors import Bad
-from opd.figure_spec import check, resolve, targets
+from opd.figure_spec import check, parse_figure
 from opd.published import parse
 
 ROOT = Path(__file__).parents[2] / "config"
-TARGETS = ROOT / "targets" / "rethinking_opd.csv"
+TARGETS = read_targets(ROOT / "targets" / "rethinking_opd.csv")
 FIGURES = yaml.safe_load((ROOT / "figures" / "rethinking_opd.yaml").read_text())
 CURVES: dict[str, Any] = {
     "title": "T",
@@ -38,6 +38,12 @@ BARS: dict[str, Any] = {
     ],
     "series": [{"arm": "E1.a"}, {"probe": "E2"}],
 }
+
+
+def resolve(
+    figure: dict[str, Any], arms: list[str], probes: list[str]
+) -> tuple[dict[str, Any], list[tuple[str, str]]] | None:
+    return figure_spec.resolve(parse_figure("f", figure), arms, probes)
 
 
 def test_needs_by_what_is_drawn() -> None:
@@ -96,7 +102,10 @@ def changed(figure: dict[str, Any], **change: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("figure", "message"),
     [
-        (changed(CURVES, kind="pie"), "figure f.kind: Input should be 'curves'"),
+        (
+            changed(CURVES, kind="pie"),
+            "figure f.kind: 'pie' is not allowed: Input should be 'curves'",
+        ),
         (changed(CURVES, captoin="x"), "figure f.captoin: no such key"),
         (changed(CURVES, metrics=[]), "a figure of kind 'curves' needs metrics"),
         (changed(CURVES, panels=BARS["panels"]), "a figure of kind 'curves' has no panels"),
@@ -139,8 +148,8 @@ def test_the_figures_of_the_first_paper() -> None:
 
 def test_figures_and_claims_agree_on_what_is_context() -> None:
     said = read_claims(ROOT / "claims" / "rethinking_opd.yaml")
-    shown = {name: targets(figure) for name, figure in FIGURES.items()}
-    ids = [row["id"] for row in read_targets(TARGETS)]
+    shown = {name: figure.targets() for name, figure in check(FIGURES, TARGETS).items()}
+    ids = [row["id"] for row in TARGETS]
     check_claims(said["claims"], said["context"], ids, shown)
     named = {claim.get("figure") for claim in said["claims"]} - {None}
     assert named <= FIGURES.keys()
@@ -164,10 +173,10 @@ def test_at_most_five_lines_in_a_panel() -> None:
 
 
 def test_every_number_that_a_figure_of_the_paper_plots_belongs_to_it() -> None:
-    shown = {name: set(targets(figure)) for name, figure in FIGURES.items()}
+    shown = {name: set(figure.targets()) for name, figure in check(FIGURES, TARGETS).items()}
     plotted = [
         row
-        for row in read_targets(TARGETS)
+        for row in TARGETS
         if row["figure_or_table"].startswith("Fig")
         and row["confidence"] in ("paper-quoted", "second-hand")
         and parse(row["value"]) is not None
@@ -182,7 +191,7 @@ def test_every_number_that_a_figure_of_the_paper_plots_belongs_to_it() -> None:
 
 
 def test_marks_lie_where_the_paper_has_them() -> None:
-    rows = {row["id"]: row for row in read_targets(TARGETS)}
+    rows = {row["id"]: row for row in TARGETS}
     for figure in FIGURES.values():
         for one in figure.get("published", []):
             if isinstance(one, str):
