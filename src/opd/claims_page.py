@@ -2,61 +2,106 @@
 part of another page."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from itertools import groupby
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
-from opd.page import render
+from opd.page import render, table
 
 # A sign beside each verdict, for readers who see no colour.
 MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "≈", "not run": "○"}
 
-_KINDS = {verdict: verdict.replace(" ", "-") for verdict in MARKS}
+KINDS = {verdict: verdict.replace(" ", "-") for verdict in MARKS}
 
-# For claims_html, below an element of the class "claims"; no network, no script.
+# What _CLAIMS and _ROWS need of a page's style: a filter by radio buttons that needs no script.
 STYLE = """
-.claims { --reproduced: light-dark(#12663c, #6fcf97);
-  --not-reproduced: light-dark(#a8261b, #ff8f80); --inconclusive: light-dark(#7a5200, #e6b450);
-  --not-run: light-dark(#5c5c5c, #a8a8a8); overflow-wrap: anywhere; }
-.claims fieldset { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; border: 1px solid #8886;
-  border-radius: .4rem; margin: 1rem 0; }
-.claims article { border: 1px solid #8886; border-left: .4rem solid; border-radius: .4rem;
-  margin: .8rem 0; padding: .7rem 1rem; }
-.claims h4 { margin: 0; font-size: 1rem; }
-.claims p, .claims ul { margin: .35rem 0; }
-.claims ul { list-style: none; padding: 0; }
-.claims li { padding-left: 1.4rem; text-indent: -1.4rem; }
-.claims li .verdict { display: inline-block; width: 1.4rem; text-indent: 0; }
-.claims .verdict { font-weight: 700; white-space: nowrap; }
-.claims .meta, .claims small { color: light-dark(#5c5c5c, #a8a8a8); font-size: .9rem; }
-.claims .scroll { overflow-x: auto; }
-.claims table { border-collapse: collapse; font-size: .9rem; }
-.claims :is(th, td) { border-bottom: 1px solid #8886; padding: .2rem .8rem .2rem 0;
-  text-align: left; vertical-align: top; min-width: 6rem; overflow-wrap: normal; }
-.claims details { margin: .5rem 0; }
-.claims summary { cursor: pointer; }
-.claims article.not-reproduced { border-left-style: double; }
-.claims article.inconclusive { border-left-style: dashed; }
-.claims article.not-run { border-left-style: dotted; }
-@media print { .claims fieldset { display: none; } }
+:root { --reproduced: light-dark(#12663c, #6fcf97); --not-reproduced: light-dark(#a8261b, #ff8f80);
+  --inconclusive: light-dark(#7a5200, #e6b450); --not-run: var(--faint); }
+fieldset { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; border: 1px solid var(--line);
+  border-radius: .4rem; margin: 1rem 0; min-width: 0; }
+.claim { border: 1px solid var(--line); border-left-width: .4rem; border-radius: .4rem;
+  margin: .8rem 0; padding: .7rem 1rem; min-width: 0; }
+.claim h4 { margin: 0; font-size: 1rem; }
+.claim p, .claim ul { margin: .35rem 0; }
+.claim ul { padding-left: 1.2rem; }
+.claim.not-reproduced { border-left-style: double; }
+.claim.inconclusive { border-left-style: dashed; }
+.claim.not-run { border-left-style: dotted; }
+.verdict { font-weight: 700; white-space: nowrap; }
+.meta { color: var(--faint); font-size: .9rem; }
+details { margin: .5rem 0; }
+summary { cursor: pointer; }
+.short { max-width: 40rem; }
+.short tbody th { min-width: 0; }
+.short thead th { font-size: .8rem; padding-right: .5rem; }
+@media print {
+  fieldset { display: none; }
+  .claim { break-inside: avoid; }
+}
 """ + "".join(
-    f".claims article.{kind} {{ border-left-color: var(--{kind}); }}\n"
-    f".claims .{kind} > .verdict, .claims .{kind} > h4 .verdict {{ color: var(--{kind}); }}\n"
-    f".claims:has(#claims-{kind}:checked) :is(article:not(.{kind}), "
-    f"section:not(:has(article.{kind}))) {{ display: none; }}\n"
-    for kind in _KINDS.values()
+    f".claim.{kind} {{ border-left-color: var(--{kind}); }}\n"
+    f".claim.{kind} .verdict, .claim li.{kind}::marker {{ color: var(--{kind}); }}\n"
+    f"body:has(#claims-{kind}:checked) :is(.claim:not(.{kind}), .group:not(:has(.claim.{kind})))\n"
+    "  { display: none; }\n"
+    for kind in KINDS.values()
 )
+
+_CLAIMS = """\
+<p>{{ claims | length }} claims:
+{% for verdict in marks %}{{ counts.get(verdict, 0) }} {{ verdict }}
+{%- if not loop.last %}, {% endif %}{% endfor %}.</p>
+{% for line in preface %}
+<p>{{ line }}</p>
+{% endfor %}
+<fieldset><legend>Show</legend>
+<label><input type="radio" name="claims-shown" id="claims-all" checked>
+all {{ claims | length }}</label>
+{% for verdict, mark in marks.items() %}
+<label><input type="radio" name="claims-shown" id="claims-{{ kinds[verdict] }}">
+{{ mark }} {{ verdict }} {{ counts.get(verdict, 0) }}</label>
+{% endfor %}
+</fieldset>
+<div class="short">{{ by_experiment }}</div>
+{% for experiment, of in experiments.items() %}
+<div class="group" id="{{ anchor('experiment:' ~ experiment) }}"><h3>{{ experiment }}</h3>
+{% for claim in of %}
+<article class="claim {{ kinds[claim.verdict] }}" id="{{ anchor('claim:' ~ claim.id) }}">
+<h4>{{ claim.statement }}</h4>
+<p><span class="verdict">{{ marks[claim.verdict] }} {{ claim.verdict }}</span>
+{%- if claim.reason %}: {{ claim.reason }}{% endif %}</p>
+<ul>
+{% for check in claim.checks if check.verdict != "not run" %}
+<li class="{{ kinds.get(check.verdict, "") }}">{{ unbroken(check.text) }} \
+({{ marks.get(check.verdict, "") }} {{ check.verdict }})</li>
+{% endfor %}
+</ul>
+{% if claim.published %}
+<details{% if comparable %} open{% endif %}>
+<summary>Published: {{ claim.published | map(attribute="value") | join("; ") }}
+{%- if not comparable %} (not comparable at this scale){% endif %}</summary>
+{{ published(claim) }}</details>
+{% endif %}
+<p class="meta">{{ claim.id }}{% if claim.section %} · section {{ claim.section }}{% endif %}
+{%- if claim.figure %} · {{ figure(claim.figure) }}{% endif %}
+{%- if claim.seeds is not none %} · seeds: {{ claim.seeds }}{% endif %}</p>
+</article>
+{% endfor %}
+</div>
+{% endfor %}
+"""
+
 _PAGE = """\
 {% extends "base" %}
 {% block style %}{{ style }}{% endblock %}
 {% block body %}
-{% for line in preface %}
-<p>{{ line }}</p>
-{% endfor %}
+<h2>Verdicts</h2>
 {{ claims }}
+<h2>Published values</h2>
+<details><summary>All {{ many }}, and what became of each</summary>
+{{ published }}</details>
 {% endblock %}
 """
 
@@ -88,9 +133,11 @@ def preface(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _experiments(found: Mapping[str, Any]) -> Iterable[tuple[str, list[Mapping[str, Any]]]]:
-    for name, group in groupby(found["claims"], lambda claim: claim["experiment"]):
-        yield name, list(group)
+def _experiments(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for claim in found["claims"]:
+        groups.setdefault(claim["experiment"], []).append(claim)
+    return groups
 
 
 def _meta(claim: Mapping[str, Any]) -> str:
@@ -103,16 +150,26 @@ def _reason(claim: Mapping[str, Any]) -> str:
     return "" if claim["verdict"] == "not run" else claim["reason"]
 
 
-def _said(said: Mapping[str, Any]) -> list[str]:
-    """Cells of a published row: what, its value, ours, the difference, where it is from."""
-    what = ", ".join(said[key] for key in ("metric", "benchmark", "setting") if said[key] != "-")
-    ours = said["ours"]["text"] if said["ours"] else "–"
-    apart = said["difference"]["text"] if said["difference"] else said.get("note") or "–"
-    source = f"{said['confidence']}: {said['source']}"
-    return [f"{said['target']}: {what}", said["value"], ours, apart, source]
+def what(row: Mapping[str, Any]) -> str:
+    """What a published row is about, in words: metric, benchmark and setting."""
+    return ", ".join(row[key] for key in ("metric", "benchmark", "setting") if row[key] != "-")
 
 
-HEADER = ("published", "value", "here", "difference", "source")
+def _said(row: Mapping[str, Any]) -> list[str]:
+    """Cells of a published row: what, its value, ours, the difference, how sure the value is."""
+    ours = row["ours"]["text"] if row["ours"] else "–"
+    apart = row["difference"]["text"] if row["difference"] else row.get("note") or "–"
+    return [f"{row['target']}: {what(row)}", row["value"], ours, apart, row["confidence"]]
+
+
+def unbroken(text: str) -> str:
+    """A text with its numbers held to their units."""
+    return re.sub(r"(\d) (?=%|points?\b|nats|tokens)", "\\1\u00a0", text)
+
+
+def anchor(name: str) -> str:
+    """The id of a claim, figure, table or run on a page, and the target of links to it."""
+    return quote(name, safe=":/")
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -120,7 +177,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{found['counts'][v]} {mark(v)}" for v in MARKS)
     lines = [f"# Claims, scale {found['scale']}", "", counts, ""]
     lines += [line for text in preface(found) for line in (text, "")]
-    for name, claims in _experiments(found):
+    for name, claims in _experiments(found).items():
         lines += [f"## {name}", ""]
         for claim in claims:
             lines += [f"**{mark(claim['verdict'])}** {claim['statement']} ({_meta(claim)})", ""]
@@ -135,77 +192,65 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_unbroken(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
+def _published(claim: Mapping[str, Any]) -> Markup:
+    """What was published of a claim beside what was found here."""
+    header = ("", "published", "here", "difference", "confidence", "source")
+    rows = [[*map(unbroken, _said(row)), row["source"]] for row in claim["published"]]
+    return table(header, rows, name=f"published values of {claim['id']}", text=True)
+
+
+def _by_experiment(experiments: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
+    """How many claims of each experiment have which verdict, with links."""
+    rows = []
+    for experiment, of in experiments.items():
+        counts = Counter(claim["verdict"] for claim in of)
+        link = Markup('<a href="#{}">{}</a>').format(anchor(f"experiment:{experiment}"), experiment)
+        rows.append([link, *(counts[verdict] or "" for verdict in MARKS)])
+    return table(["", *map(mark, MARKS)], rows, name="verdicts by experiment")
+
+
+def claims_html(found: Mapping[str, Any], figure: Callable[[str], str] = str) -> Markup:
+    """The claims of claims.json as a part of a page that has ``STYLE``: counts, a filter, then
+    experiment by experiment. ``figure`` makes a link of a figure's name, where the page has it."""
+    experiments = _experiments(found)
+    part = render(
+        _CLAIMS,
+        "Claims",
+        claims=found["claims"],
+        counts=found["counts"],
+        comparable=found["comparable"],
+        experiments=experiments,
+        by_experiment=_by_experiment(experiments),
+        preface=preface(found) if found["claims"] else [],
+        marks=MARKS,
+        kinds=KINDS,
+        anchor=anchor,
+        figure=figure,
+        published=_published,
+        unbroken=unbroken,
     )
-    return (
-        f'<div class="scroll" tabindex="0"><table class="text"><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>\n"
-    )
+    return Markup(part)
 
 
-def _unbroken(text: str) -> str:
-    """Escaped, with numbers held to their units."""
-    return re.sub(r"(\d) (?=%|points?\b|nats|tokens)", "\\1\u00a0", escape(text))
-
-
-def _claim(claim: Mapping[str, Any]) -> str:
-    kind = _KINDS[claim["verdict"]]
-    checks = "".join(
-        f'<li class="{_KINDS[one["verdict"]]}"><span class="verdict" title="{one["verdict"]}">'
-        f"{MARKS[one['verdict']]}</span>{_unbroken(one['text'])}</li>\n"
-        for one in claim["checks"]
-    )
-    reason = f'<p class="meta">{escape(_reason(claim))}</p>\n' if _reason(claim) else ""
-    published = ""
-    if claim["published"]:
-        rows = _table(HEADER, map(_said, claim["published"]))
-        published = f"<details><summary>what the paper says</summary>{rows}</details>\n"
-    return (
-        f'<article class="{kind}" id="claim-{escape(claim["id"])}"><h4>'
-        f'<span class="verdict">{mark(claim["verdict"])}</span> {escape(claim["statement"])}</h4>\n'
-        f'<p class="meta">{escape(_meta(claim))}</p>\n<ul>{checks}</ul>\n'
-        f"{reason}{published}</article>\n"
-    )
-
-
-def _filter(counts: Mapping[str, int]) -> str:
-    """Radio buttons that the stylesheet reads: no script is needed."""
-    options = [("claims-all", f"all {sum(counts.values())}", " checked")]
-    options += [(f"claims-{_KINDS[v]}", f"{mark(v)} {counts[v]}", "") for v in MARKS]
-    buttons = "".join(
-        f'<label><input type="radio" name="claims-shown" id="{name}"{on}> {text}</label>\n'
-        for name, text, on in options
-    )
-    return f"<fieldset><legend>show</legend>\n{buttons}</fieldset>\n"
-
-
-def claims_html(found: Mapping[str, Any]) -> str:
-    """The claims of claims.json as HTML to be put into a page that has ``STYLE``: a filter, then
-    experiment by experiment, then every published row."""
-    sections = "".join(
-        f"<section><h3>{escape(name)}</h3>\n{''.join(map(_claim, claims))}</section>\n"
-        for name, claims in _experiments(found)
-    )
-    rows = [
-        [
-            row["id"],
-            f"{row['experiment']}, {row['figure']}",
-            ", ".join(row[key] for key in ("metric", "benchmark", "setting") if row[key] != "-"),
-            row["value"],
-            ", ".join([*row["claims"], *row["figures"]]) or row["context"] or "–",
-            row["status"],
+def targets_html(
+    targets: Sequence[Mapping[str, Any]], name: str, figure: Callable[[str], str] = str
+) -> Markup:
+    """Published rows of claims.json, and what became of each, as a table of that name."""
+    header = ("target", "experiment", "of", "what", "value", "confidence", "here")
+    rows = []
+    for row in targets:
+        links = [
+            Markup('<a href="#{}">{}</a>').format(anchor(f"claim:{id}"), id) for id in row["claims"]
         ]
-        for row in found["targets"]
-    ]
-    header = ("row", "where", "what", "value", "claims, figures or reason", "status")
-    published = (
-        f"<details><summary>all {len(rows)} published rows and what became of each</summary>\n"
-        f"{_table(header, rows)}</details>\n"
-    )
-    return f'<div class="claims">\n{_filter(found["counts"])}{sections}{published}</div>\n'
+        here = row["status"] + (f": {row['context']}" if row["context"] else "")
+        rows.append(
+            [
+                *(row[key] for key in ("id", "experiment", "figure")),
+                *(what(row), row["value"], row["confidence"]),
+                Markup(" ").join([here, *links, *map(figure, row["figures"])]),
+            ]
+        )
+    return table(header, rows, name=name, text=True)
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -214,6 +259,7 @@ def page(found: Mapping[str, Any]) -> str:
         _PAGE,
         f"Claims, scale {found['scale']}",
         style=Markup(STYLE),
-        preface=preface(found),
-        claims=Markup(claims_html(found)),
+        claims=claims_html(found),
+        many=len(found["targets"]),
+        published=targets_html(found["targets"], "all published values"),
     )

@@ -7,7 +7,7 @@ for. Links lead to files beside it in the results folder; the page itself loads 
 import base64
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from opd import page
-from opd.claims_page import MARKS, preface
+from opd import claims_page, page
+from opd.claims_page import anchor
 from opd.files import content, digest, read_json
 from opd.report_page import TEMPLATE
 
@@ -51,16 +51,16 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     if "claims" in inputs:
         found = read_json(inputs["claims"] / "claims.json")
     wrong = sorted((one for one in made.values() if one.troubles), key=lambda one: one.folder)
-    shown = {one.folder: f"#{_anchor(name)}" for name, one in at.items()}
+    shown = {one.folder: f"#{anchor(name)}" for name, one in at.items()}
+    link = figure_link(name for section in cfg["sections"] for name in section["figures"])
     html = page.render(
         TEMPLATE,
         cfg["title"],
         scale=cfg["scale"],
         found=found,
-        marks=MARKS,
-        experiments=_grouped(found["claims"], "experiment"),
-        preface=preface(found) if found["claims"] else [],
-        by_experiment=_verdicts(found["claims"]),
+        claims_style=Markup(claims_page.STYLE),
+        claims_html=claims_page.claims_html(found, link),
+        published=lambda targets, name: claims_page.targets_html(targets, name, link),
         claims=at.get("claims"),
         sections=[
             {
@@ -80,16 +80,12 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         package_rows=versions(list(made.values())),
         wrong=wrong,
         anchors=shown,
-        figure_names=called(figure for s in cfg["sections"] for figure in s["figures"]),
         results=f"results/{root.name}",
         artifacts=len(made),
-        anchor=_anchor,
+        anchor=anchor,
         duration=duration,
         folder_of=lambda path: _below((root.parent.parent / path).parent, root),
         file=quote,
-        number=number,
-        what=what,
-        said=lambda claim: _said(claim, found["comparable"]),
     )
     (out / "report.html").write_text(html)
     return {"verdicts": found["counts"], "modified or stale": len(wrong)}
@@ -209,36 +205,6 @@ def _grouped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Mapp
 # What the template shows
 
 
-def _anchor(name: str) -> str:
-    """The id of a claim, figure, table or run on the page, and the target of links to it."""
-    return quote(name, safe=":/")
-
-
-def _verdicts(claims: Sequence[Mapping[str, Any]]) -> Markup:
-    """How many claims of each experiment have which verdict, as a table with links."""
-    rows = []
-    for experiment, of in _grouped(claims, "experiment").items():
-        counts = Counter(claim["verdict"] for claim in of)
-        link = Markup('<a href="#{}">{}</a>').format(
-            _anchor(f"experiment:{experiment}"), experiment
-        )
-        rows.append([link, *(counts[verdict] or "" for verdict in MARKS)])
-    header = ["", *(f"{mark} {verdict}" for verdict, mark in MARKS.items())]
-    return page.table(header, rows, name="verdicts by experiment")
-
-
-def _said(claim: Mapping[str, Any], comparable: bool) -> list[list[str]]:
-    """Rows of what was published of a claim: what, the value, ours, the difference, whence."""
-    rows = []
-    for row in claim["published"]:
-        ours = row["ours"]["text"] if row["ours"] else "–"
-        none = row.get("note") or ("–" if comparable else "not comparable at this scale")
-        apart = row["difference"]["text"] if row["difference"] else none
-        name = f"{row['target']}: {what(row)}"
-        rows.append([name, number(row["value"]), ours, apart, row["confidence"], row["source"]])
-    return rows
-
-
 def _figure(name: str, made: Made, payload: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     settings = made.manifest["cfg"]
     image = _image(payload / "figure.svg")
@@ -263,16 +229,18 @@ def _caption(path: Path, settings: Mapping[str, Any]) -> list[str]:
     return [part for part in parts if part and part != f"**{settings.get('title')}**"]
 
 
-def called(names: Iterable[str]) -> dict[str, str]:
-    """Figure by each name it goes by: a claim says fig06 of what is PAPER/fig06 here."""
+def figure_link(names: Iterable[str]) -> Callable[[str], str]:
+    """What makes a link to each of these figures of its name. A claim says fig06 of what is
+    PAPER/fig06 here; what is no figure of the page stays text."""
     names = list(names)
-    return {Path(name).name: name for name in names} | {name: name for name in names}
+    called = {Path(name).name: name for name in names} | {name: name for name in names}
 
+    def link(name: str) -> str:
+        if name not in called:
+            return name
+        return Markup('<a href="#{}">{}</a>').format(anchor(f"figure:{called[name]}"), name)
 
-def what(row: Mapping[str, Any]) -> str:
-    """What a published row is about, in words: metric, benchmark and setting."""
-    said = [row.get(key) for key in ("metric", "benchmark", "setting")]
-    return ", ".join(str(one) for one in said if one not in (None, "", "-"))
+    return link
 
 
 def _image(svg: Path) -> dict[str, Any] | None:

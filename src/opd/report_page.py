@@ -4,97 +4,31 @@ TEMPLATE = """\
 {% extends "base" %}
 
 {% block style %}
-:root { --reproduced: light-dark(#12663c, #6fcf97); --not-reproduced: light-dark(#a8261b, #ff8f80);
-  --inconclusive: light-dark(#7a5200, #e6b450); --not-run: var(--faint); }
+{{ claims_style }}
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0; }
-fieldset { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; border: 1px solid var(--line);
-  border-radius: .4rem; margin: 1rem 0; min-width: 0; }
-.claim, figure, .table, .trouble { border: 1px solid var(--line); border-radius: .4rem;
+figure, .table, .trouble { border: 1px solid var(--line); border-radius: .4rem;
   margin: .8rem 0; padding: .7rem 1rem; min-width: 0; }
-.claim { border-left-width: .4rem; }
-.claim h4 { margin: 0; font-size: 1rem; }
-.claim p, .claim ul { margin: .35rem 0; }
-.claim ul, .trouble ul { padding-left: 1.2rem; }
-.verdict { font-weight: 700; white-space: nowrap; }
-{% for verdict in marks %}{% set kind = verdict | replace(" ", "-") %}
-.{{ kind }} { border-left-color: var(--{{ kind }}); }
-.{{ kind }} .verdict { color: var(--{{ kind }}); }
-main:has(#only-{{ kind }}:checked) :is(.claim:not(.{{ kind }}), .group:not(:has(.{{ kind }}))) {
-  display: none; }
-{% endfor %}
-.not-reproduced { border-left-style: double; }
-.inconclusive { border-left-style: dashed; }
-.not-run { border-left-style: dotted; }
-.meta, figcaption, .note { color: var(--faint); font-size: .9rem; }
-small { color: var(--faint); }
+.trouble ul { padding-left: 1.2rem; }
+figcaption, .note { color: var(--faint); font-size: .9rem; }
 .trouble { border: 2px solid var(--not-reproduced); }
 figure h3, .table h3 { margin-top: 0; }
 .image { background: #fff; overflow-x: auto; }
 .image img { display: block; width: 100%; min-width: 34rem; max-width: 60rem; height: auto;
   margin: 0 auto; }
-details { margin: .5rem 0; }
-summary { cursor: pointer; }
-.short { max-width: 40rem; }
-.short tbody th { min-width: 0; }
-.short thead th { font-size: .8rem; padding-right: .5rem; }
 @media print {
-  nav, fieldset { display: none; }
-  .claim, figure { break-inside: avoid; }
+  nav { display: none; }
+  figure { break-inside: avoid; }
   .image img { min-width: 0; }
 }
 {% endblock %}
 
-{% macro verdict_of(verdict) %}<span class="verdict">
-{{- marks[verdict] }} {{ verdict }}</span>{% endmacro %}
 {% macro troubles(made) %}{% if made.troubles %}
 <div class="trouble"><strong>⚠ Not as it was made.</strong>
 <ul>{% for line in made.troubles %}<li>{{ line }}</li>{% endfor %}</ul></div>
 {% endif %}{% endmacro %}
-{% macro figure_link(name) %}{% if name in figure_names -%}
-<a href="#{{ anchor('figure:' ~ figure_names[name]) }}">{{ name }}</a>
-{%- else %}{{ name }}{% endif %}{% endmacro %}
 {% macro claim_link(id) %}<a href="#{{ anchor('claim:' ~ id) }}">{{ id }}</a>{% endmacro %}
 {% macro time(stamp) %}{{ stamp[:10] }} {{ stamp[11:16] }} UTC{% endmacro %}
 {% macro link(path, text) %}<a href="{{ file(path) }}">{{ text }}</a>{% endmacro %}
-
-{% macro published(targets, name) %}
-<div class="scroll" tabindex="0" role="region" aria-label="{{ name }}"><table class="text">
-<thead><tr><th scope="col">target</th><th scope="col">experiment</th><th scope="col">of</th>
-<th scope="col">what</th><th scope="col">value</th><th scope="col">confidence</th>
-<th scope="col">here</th></tr></thead>
-<tbody>
-{% for target in targets %}
-<tr><th scope="row">{{ target.id }}</th><td>{{ target.experiment }}</td><td>{{ target.figure }}</td>
-<td>{{ what(target) }}</td><td>{{ number(target.value) }}</td><td>{{ target.confidence }}</td>
-<td>{{ target.status }}{% if target.context %}: {{ target.context }}{% endif %}
-{% for id in target.claims %} {{ claim_link(id) }}{% endfor %}
-{% for figure in target.figures %} {{ figure_link(figure) }}{% endfor %}</td></tr>
-{% endfor %}
-</tbody></table></div>
-{% endmacro %}
-
-{% macro claim_card(claim) %}
-<article id="{{ anchor('claim:' ~ claim.id) }}"
-class="claim {{ claim.verdict | replace(' ', '-') }}">
-<h4>{{ claim.statement }}</h4>
-<p>{{ verdict_of(claim.verdict) }}{% if claim.reason %}: {{ claim.reason }}{% endif %}</p>
-<ul>
-{% for check in claim.checks if check.verdict != "not run" %}
-<li>{{ check.text }} ({{ marks.get(check.verdict, "") }} {{ check.verdict }})</li>
-{% endfor %}
-</ul>
-{% if claim.published %}
-<details{% if found.comparable %} open{% endif %}>
-<summary>Published: {{ claim.published | map(attribute="value") | map("string") | join("; ") }}
-{%- if not found.comparable %} (not comparable at this scale){% endif %}</summary>
-{{ table(["", "published", "ours", "difference", "confidence", "source"], said(claim),
-  name="published values of " ~ claim.id, text=true) }}</details>
-{% endif %}
-<p class="meta">{{ claim.id }}{% if claim.section %} · section {{ claim.section }}{% endif %}
-{%- if claim.figure %} · {{ figure_link(claim.figure) }}{% endif %}
-{%- if claim.seeds is not none %} · seeds: {{ claim.seeds }}{% endif %}</p>
-</article>
-{% endmacro %}
 
 {% macro figure_card(figure) %}
 <figure id="{{ anchor('figure:' ~ figure.name) }}">
@@ -177,27 +111,7 @@ made.</p>
 {% if claims %}
 <section id="claims"><h2>Claims</h2>
 {{ troubles(claims) }}
-<p>{{ found.claims | length }} claims:
-{% for verdict in marks %}{{ found.counts.get(verdict, 0) }} {{ verdict }}
-{%- if not loop.last %}, {% endif %}{% endfor %}.</p>
-{% for line in preface %}
-<p>{{ line }}</p>
-{% endfor %}
-<fieldset><legend>Show</legend>
-<label><input type="radio" name="only" id="only-all" checked> all</label>
-{% for verdict, mark in marks.items() %}
-<label><input type="radio" name="only" id="only-{{ verdict | replace(' ', '-') }}">
-{{ mark }} {{ verdict }} ({{ found.counts.get(verdict, 0) }})</label>
-{% endfor %}
-</fieldset>
-<div class="short">{{ by_experiment }}</div>
-{% for experiment, of in experiments.items() %}
-<div class="group" id="{{ anchor('experiment:' ~ experiment) }}"><h3>{{ experiment }}</h3>
-{% for claim in of %}
-{{ claim_card(claim) }}
-{% endfor %}
-</div>
-{% endfor %}
+{{ claims_html }}
 </section>
 {% endif %}
 {% for section in sections %}

@@ -472,7 +472,7 @@ def test_the_page_stands_alone(tmp_path: Path, inputs: dict[str, Path]) -> None:
     assert "a &lt; b &amp; c" in page
     for one in found["claims"]:
         kind = one["verdict"].replace(" ", "-")
-        assert f'<article class="{kind}" id="claim-{one["id"]}">' in page
+        assert f'<article class="claim {kind}" id="claim:{one["id"]}">' in page
     for verdict, sign in claims_page.MARKS.items():
         assert f"{sign} {verdict} {found['counts'][verdict]}" in page  # the filter
         assert f"#claims-{verdict.replace(' ', '-')}:checked" in page

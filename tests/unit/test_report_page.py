@@ -122,7 +122,7 @@ def test_keyboard_filters_claims_and_opens_details(file, browser):
         )
 
     assert len(claims()) == 5
-    page.focus("#only-all")
+    page.focus("#claims-all")
     page.keyboard.press("ArrowRight")
     assert claims() == ["claim:E04-recovery"]
     assert page.locator(".group h3:visible").all_inner_texts() == ["E04"]
