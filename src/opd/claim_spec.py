@@ -358,11 +358,19 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_claims(path: Path) -> dict[str, Any]:
-    """A file of claims as it is written: {claims, context}. Raises ``Bad`` where it is none."""
+    """A file of claims as it is written: {title, claims, context}. Raises ``Bad`` where it is none,
+    or does not say what the paper is called."""
     found = read_yaml(path)
-    if not isinstance(found, dict) or found.keys() - {"claims", "context"}:
-        raise Bad("it holds other keys than claims and context", str(path), "leave them out")
-    return {"claims": found.get("claims") or [], "context": found.get("context") or []}
+    if not isinstance(found, dict) or found.keys() - {"title", "claims", "context"}:
+        raise Bad("it holds other keys than title, claims and context", str(path), "leave them out")
+    title = found.get("title")
+    if not isinstance(title, str) or not title.strip():
+        raise Bad("it has no title", str(path), "say what the paper is called")
+    return {
+        "title": title,
+        "claims": found.get("claims") or [],
+        "context": found.get("context") or [],
+    }
 
 
 def read_targets(path: Path) -> list[dict[str, str]]:

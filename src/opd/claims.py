@@ -505,24 +505,31 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     verdicts.
     """
     rows: dict[str, dict[str, str]] = {}
-    claims: list[Claim] = []
+    claims: dict[str, list[Claim]] = {}
+    titles: dict[str, str] = {}
     context: list[dict[str, Any]] = []
     for name, path in inputs.items():
         if name.startswith("targets:"):
             rows |= {row["id"]: row for row in read_targets(path)}
         elif name.startswith("claims:"):
             given = read_claims(path)
-            claims += parse(given["claims"])
+            paper = name.partition(":")[2]
+            titles[paper] = given["title"]
+            claims[paper] = sorted(parse(given["claims"]), key=lambda claim: claim.experiment)
             context += given["context"]
     measured = Measured(cfg, Reader(inputs))
-    judged = [_judged(claim, rows, measured, cfg["comparable"]) for claim in claims]
-    judged.sort(key=lambda claim: str(claim["experiment"]))
+    judged = [
+        {"paper": paper, **_judged(claim, rows, measured, cfg["comparable"])}
+        for paper, of in claims.items()
+        for claim in of
+    ]
     counts = {v: sum(claim["verdict"] == v for claim in judged) for v in VERDICTS}
     found = {
         "scale": cfg["scale"],
         "comparable": cfg["comparable"],
         "seeds": cfg["seeds"],
         "counts": counts,
+        "papers": titles,
         "claims": judged,
         "targets": _rows(rows, judged, cfg.get("figures", {}), context),
     }

@@ -24,7 +24,8 @@ fieldset { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; border: 1px solid 
   border-radius: .4rem; margin: 1rem 0; min-width: 0; }
 .claim { border: 1px solid var(--line); border-left-width: .4rem; border-radius: .4rem;
   margin: .8rem 0; padding: .7rem 1rem; min-width: 0; }
-.claim h4 { margin: 0; font-size: 1rem; }
+.group h4 { margin: 1.2rem 0 .4rem; font-size: 1.05rem; }
+.claim h5 { margin: 0; font-size: 1rem; }
 .claim p, .claim ul { margin: .35rem 0; }
 .claim ul { padding-left: 1.2rem; }
 .claim.not-reproduced { border-left-style: double; }
@@ -64,12 +65,14 @@ all {{ claims | length }}</label>
 {{ mark }} {{ verdict }} {{ counts.get(verdict, 0) }}</label>
 {% endfor %}
 </fieldset>
-<div class="short">{{ by_experiment }}</div>
+{% for paper, experiments in papers.items() %}
+<section><h3>{{ titles[paper] }}</h3>
+<div class="short">{{ by_experiment(paper, experiments) }}</div>
 {% for experiment, of in experiments.items() %}
-<div class="group" id="{{ anchor('experiment:' ~ experiment) }}"><h3>{{ experiment }}</h3>
+<div class="group" id="{{ anchor(group(paper, experiment)) }}"><h4>{{ experiment }}</h4>
 {% for claim in of %}
 <article class="claim {{ kinds[claim.verdict] }}" id="{{ anchor('claim:' ~ claim.id) }}">
-<h4>{{ claim.statement }}</h4>
+<h5>{{ claim.statement }}</h5>
 <p><span class="verdict">{{ marks[claim.verdict] }} {{ claim.verdict }}</span>
 {%- if claim.reason %}: {{ claim.reason }}{% endif %}</p>
 <ul>
@@ -90,6 +93,8 @@ all {{ claims | length }}</label>
 </article>
 {% endfor %}
 </div>
+{% endfor %}
+</section>
 {% endfor %}
 """
 
@@ -133,21 +138,17 @@ def preface(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _experiments(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+def _papers(found: Mapping[str, Any]) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
+    """Claims by paper and experiment."""
+    papers: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for claim in found["claims"]:
-        groups.setdefault(claim["experiment"], []).append(claim)
-    return groups
+        papers.setdefault(claim["paper"], {}).setdefault(claim["experiment"], []).append(claim)
+    return papers
 
 
 def _meta(claim: Mapping[str, Any]) -> str:
     figure = [claim["figure"]] if claim["figure"] else []
     return ", ".join([f"section {claim['section']}", *figure, claim["id"]])
-
-
-def _reason(claim: Mapping[str, Any]) -> str:
-    """Why, where the checks do not say it themselves: what is missing stands there."""
-    return "" if claim["verdict"] == "not run" else claim["reason"]
 
 
 def what(row: Mapping[str, Any]) -> str:
@@ -173,23 +174,28 @@ def anchor(name: str) -> str:
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """The verdicts as Markdown: counts, then experiment by experiment."""
+    """The verdicts as Markdown: counts, then paper by paper and experiment by experiment."""
     counts = ", ".join(f"{found['counts'][v]} {mark(v)}" for v in MARKS)
     lines = [f"# Claims, scale {found['scale']}", "", counts, ""]
     lines += [line for text in preface(found) for line in (text, "")]
-    for name, claims in _experiments(found).items():
-        lines += [f"## {name}", ""]
-        for claim in claims:
-            lines += [f"**{mark(claim['verdict'])}** {claim['statement']} ({_meta(claim)})", ""]
-            if _reason(claim):
-                lines += [f"{_reason(claim)}.", ""]
-            listed = [f"- {mark(one['verdict'])}: {one['text']}" for one in claim["checks"]]
-            listed += [
-                f"- published {' | '.join(_said(one)[:-1])} ({one['confidence']})"
-                for one in claim["published"]
-            ]
-            lines += [*listed, ""]
+    for paper, experiments in _papers(found).items():
+        lines += [f"## {found['papers'][paper]}", ""]
+        for experiment, claims in experiments.items():
+            lines += [f"### {experiment}", ""]
+            lines += [line for claim in claims for line in _lines(claim)]
     return "\n".join(lines)
+
+
+def _lines(claim: Mapping[str, Any]) -> list[str]:
+    """A claim as lines of Markdown. What is missing is said by its checks."""
+    lines = [f"**{mark(claim['verdict'])}** {claim['statement']} ({_meta(claim)})", ""]
+    if claim["reason"] and claim["verdict"] != "not run":
+        lines += [f"{claim['reason']}.", ""]
+    lines += [f"- {mark(one['verdict'])}: {one['text']}" for one in claim["checks"]]
+    for one in claim["published"]:
+        *said, confidence = _said(one)
+        lines.append(f"- published {' | '.join(said)} ({confidence})")
+    return [*lines, ""]
 
 
 def _published(claim: Mapping[str, Any]) -> Markup:
@@ -199,28 +205,34 @@ def _published(claim: Mapping[str, Any]) -> Markup:
     return table(header, rows, name=f"published values of {claim['id']}", text=True)
 
 
-def _by_experiment(experiments: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
+def _group(paper: str, experiment: str) -> str:
+    return f"experiment:{paper}/{experiment}"
+
+
+def _by_experiment(paper: str, experiments: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
     """How many claims of each experiment have which verdict, with links."""
     rows = []
     for experiment, of in experiments.items():
         counts = Counter(claim["verdict"] for claim in of)
-        link = Markup('<a href="#{}">{}</a>').format(anchor(f"experiment:{experiment}"), experiment)
+        link = Markup('<a href="#{}">{}</a>').format(anchor(_group(paper, experiment)), experiment)
         rows.append([link, *(counts[verdict] or "" for verdict in MARKS)])
     return table(["", *map(mark, MARKS)], rows, name="verdicts by experiment")
 
 
 def claims_html(found: Mapping[str, Any], figure: Callable[[str], str] = str) -> Markup:
     """The claims of claims.json as a part of a page that has ``STYLE``: counts, a filter, then
-    experiment by experiment. ``figure`` makes a link of a figure's name, where the page has it."""
-    experiments = _experiments(found)
+    paper by paper and experiment by experiment. ``figure`` makes a link of a figure's name, where
+    the page has that figure."""
     part = render(
         _CLAIMS,
         "Claims",
         claims=found["claims"],
         counts=found["counts"],
         comparable=found["comparable"],
-        experiments=experiments,
-        by_experiment=_by_experiment(experiments),
+        papers=_papers(found),
+        titles=found["papers"],
+        by_experiment=_by_experiment,
+        group=_group,
         preface=preface(found) if found["claims"] else [],
         marks=MARKS,
         kinds=KINDS,

@@ -20,6 +20,7 @@ class Paper(NamedTuple):
     """What a paper claims and shows; ``files``: its claims and its published numbers."""
 
     name: str
+    title: str
     claims: list[Claim]
     figures: dict[str, PaperFigure]
     files: dict[str, Path]
@@ -45,7 +46,8 @@ def read_paper(name: str, root: Path) -> Paper:
     given = claim_spec.read_claims(files["claims"])
     ids = [row["id"] for row in rows]
     claims = claim_spec.check(given["claims"], given["context"], ids, shown)
-    return Paper(name, claims, figures, {key: path.absolute() for key, path in files.items()})
+    files = {key: path.absolute() for key, path in files.items()}
+    return Paper(name, given["title"], claims, figures, files)
 
 
 def exhibits(
@@ -279,8 +281,8 @@ def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Art
     inputs: dict[str, str] = {}
     figures = [f.removeprefix("figures/") for f in shown if f.startswith("figures/")]
     sections = []
-    for title in ("", *(paper.name for paper in papers)):
-        names = [name for name in figures if name.rpartition("/")[0] == title]
+    for paper, title in {"": "", **{paper.name: paper.title for paper in papers}}.items():
+        names = [name for name in figures if name.rpartition("/")[0] == paper]
         if names:
             sections.append({"title": title, "figures": names})
     for folder in shown:
@@ -289,7 +291,7 @@ def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Art
     runs = [artifacts[f] for f in closure(shown, artifacts) if artifacts[f].verb in RUNS]
     inputs |= {f"run:{one.folder}": one.folder for one in runs}
     settings = {
-        "title": config.name,
+        "title": f"On-policy distillation, scale {config.name}",
         "scale": config.name,
         "sections": sections,
         "tables": [f.removeprefix("tables/") for f in shown if f.startswith("tables/")],

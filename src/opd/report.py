@@ -47,7 +47,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     for name, path in inputs.items():
         if name.partition(":")[0] in SHOWN:
             at[name].troubles[:0] = modified(path)
-    found: dict[str, Any] = {"counts": {}, "claims": [], "targets": [], "comparable": True}
+    found: dict[str, Any] = {"counts": {}, "papers": {}, "claims": [], "targets": []}
+    found["comparable"] = False
     if "claims" in inputs:
         found = read_json(inputs["claims"] / "claims.json")
     wrong = sorted((one for one in made.values() if one.troubles), key=lambda one: one.folder)

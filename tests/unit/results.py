@@ -118,6 +118,7 @@ class Results:
 def claim(name: str, verdict: str, **more: Any) -> dict[str, Any]:
     return {
         "id": name,
+        "paper": "a_paper",
         "experiment": name.partition("-")[0],
         "section": "4.1",
         "figure": "fig06",
@@ -209,6 +210,7 @@ def found(comparable: bool = False) -> dict[str, Any]:
         "scale": "mini",
         "comparable": comparable,
         "seeds": [0, 1, 2],
+        "papers": {"a_paper": "A Paper (arXiv)"},
         "counts": {one["verdict"]: 1 for one in claims},
         "claims": claims,
         "targets": [

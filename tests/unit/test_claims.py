@@ -241,8 +241,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
         )
     made["targets:tiny"] = tmp_path / "targets.csv"
     made["claims:tiny"] = tmp_path / "claims.yaml"
-    context = [{"targets": ["R3"], "reason": "hyperparameter"}]
-    made["claims:tiny"].write_text(yaml.safe_dump({"claims": CLAIMS, "context": context}))
+    made["claims:tiny"].write_text(yaml.safe_dump(FILE))
     rows = [
         ["R1", "E04", "Fig6", "s", "t", "gap_recovery", "mean3", "final", ">0.80", "PQ", "P"],
         ["R2", "E04", "Fig6", "s", "t", "avg@16", "easy", "final", "0.5", "PQ", "P"],
@@ -336,13 +335,20 @@ CFG = {
 }
 
 
+FILE = {
+    "title": "A Tiny Paper (arXiv 1234.56789)",
+    "claims": CLAIMS,
+    "context": [{"targets": ["R3"], "reason": "hyperparameter"}],
+}
+
+
 def judged(
     inputs: dict[str, Path], out: Path, listed: list[Any] | None = None, **changed: Any
 ) -> dict[str, Any]:
     """claims.json of the claims above, or of those listed."""
     out.mkdir(exist_ok=True)
     if listed is not None:
-        inputs["claims:tiny"].write_text(yaml.safe_dump({"claims": listed}))
+        inputs["claims:tiny"].write_text(yaml.safe_dump({**FILE, "claims": listed}))
     counts = claims.run({**copy.deepcopy(CFG), **changed}, inputs, out)
     found = json.loads((out / "claims.json").read_text())
     assert found["counts"] == counts
@@ -478,7 +484,9 @@ def test_the_page_stands_alone(tmp_path: Path, inputs: dict[str, Path]) -> None:
         assert f"#claims-{verdict.replace(' ', '-')}:checked" in page
     part = claims_page.claims_html(found)
     assert part in page and "<html" not in part
+    assert part.count(f"<h3>{FILE['title']}</h3>") == 1
     text = (tmp_path / "out/claims.md").read_text()
+    assert text.count(f"\n## {FILE['title']}\n") == 1
     assert all(
         f"**{claims_page.mark(c['verdict'])}** {c['statement']}" in text for c in CLAIMS_OF(found)
     )
@@ -549,6 +557,25 @@ def test_rows_and_ids_are_used_once() -> None:
         check([], [{"targets": ["R3"], "reason": "r"}] * 2, known)
     with pytest.raises(Bad, match="claim number 2: "):
         check([GOOD, "text"], [], known)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"title": None}, "it has no title"),
+        ({"title": " "}, "it has no title"),
+        ({"title": 2604}, "it has no title"),
+        ({"titel": "T"}, "it holds other keys than title, claims and context"),
+    ],
+)
+def test_a_file_of_claims_names_its_paper(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump({**FILE, **change}))
+    with pytest.raises(Bad, match=said) as caught:
+        read_claims(path)
+    assert str(path) in str(caught.value)
 
 
 def test_checking_claims_needs_no_numpy() -> None:

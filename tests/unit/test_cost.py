@@ -515,7 +515,7 @@ def claimed(folder: Path) -> Path:
     said = {"section": "1", "figure": "fig06", "experiment": "E04", "statement": "It does."}
     claims = [{"id": name, **said, "test": test} for name, test in tests.items()]
     (folder / "claims").mkdir(parents=True)
-    (folder / "claims" / "p.yaml").write_text(yaml.safe_dump({"claims": claims}))
+    (folder / "claims" / "p.yaml").write_text(yaml.safe_dump({"title": "P", "claims": claims}))
     (folder / "calibration.yaml").write_text((ROOT / "config" / "calibration.yaml").read_text())
     (folder / "c.yaml").write_text(yaml.safe_dump(config))
     return folder / "c.yaml"

@@ -158,6 +158,15 @@ def verbs(artifacts: Mapping[str, Artifact], verb: str) -> list[str]:
     return [folder for folder, made in artifacts.items() if made.verb == verb]
 
 
+def test_the_report_is_headed_by_scale_and_paper(config, planned):
+    report = exhibits.exhibits(config, planned, ROOT / "config")["report"].cfg
+    assert report["title"] == "On-policy distillation, scale paper"
+    paper = "Rethinking On-Policy Distillation (arXiv 2604.13016)"
+    titles = [one["title"] for one in report["sections"]]
+    assert titles[-1] == paper and set(titles) <= {"", paper}
+    assert all(name.startswith("rethinking_opd/") for name in report["sections"][-1]["figures"])
+
+
 def test_27_distillation_runs_serve_all_figures(config, planned):
     wanted = needed(config, planned)
     assert len(verbs(wanted, "opd")) == 27

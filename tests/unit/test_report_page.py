@@ -125,7 +125,7 @@ def test_keyboard_filters_claims_and_opens_details(file, browser):
     page.focus("#claims-all")
     page.keyboard.press("ArrowRight")
     assert claims() == ["claim:E04-recovery"]
-    assert page.locator(".group h3:visible").all_inner_texts() == ["E04"]
+    assert page.locator(".group h4:visible").all_inner_texts() == ["E04"]
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     assert claims() == ["claim:E12-k", f"claim:{LONG}"]
