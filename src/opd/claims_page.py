@@ -24,6 +24,7 @@ fieldset { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; border: 1px solid 
   border-radius: .4rem; margin: 1rem 0; min-width: 0; }
 .claim { border: 1px solid var(--line); border-left-width: .4rem; border-radius: .4rem;
   margin: .8rem 0; padding: .7rem 1rem; min-width: 0; }
+.paper > h3 { margin-top: 2rem; font-size: 1.15rem; }
 .group h4 { margin: 1.2rem 0 .4rem; font-size: 1.05rem; }
 .claim h5 { margin: 0; font-size: 1rem; }
 .claim p, .claim ul { margin: .35rem 0; }
@@ -66,7 +67,7 @@ all {{ claims | length }}</label>
 {% endfor %}
 </fieldset>
 {% for paper, experiments in papers.items() %}
-<section><h3>{{ titles[paper] }}</h3>
+<section class="paper"><h3>{{ titles[paper] }}</h3>
 <div class="short">{{ by_experiment(paper, experiments) }}</div>
 {% for experiment, of in experiments.items() %}
 <div class="group" id="{{ anchor(group(paper, experiment)) }}"><h4>{{ experiment }}</h4>

@@ -95,7 +95,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _preflight(arguments: argparse.Namespace) -> str:
+def _schema(arguments: argparse.Namespace) -> None:
+    from opd.recipes import schema
+
+    print(json.dumps(schema(), indent=1, sort_keys=True))
+
+
+def _watch(arguments: argparse.Namespace) -> None:
+    from opd.watch import watch
+
+    for line in watch(arguments.folder):
+        print(line, flush=True)
+
+
+def _preflight(arguments: argparse.Namespace) -> None:
     from opd.probes.preflight import preflight
 
     given = vars(arguments)
@@ -104,20 +117,70 @@ def _preflight(arguments: argparse.Namespace) -> str:
     cfg["metrics_k"], cfg["chat_template_kwargs"] = arguments.k, arguments.chat_template
     cfg["threads"] = len(os.sched_getaffinity(0))
     folders = (arguments.student, arguments.teacher, arguments.prompts, arguments.out)
-    return preflight(*folders, cfg)
+    print(preflight(*folders, cfg), end="")
 
 
-def _lock(configs: list[Path], path: Path) -> None:
+def _plan(arguments: argparse.Namespace) -> None:
+    from opd.plan_text import lines
+
+    for line in lines(
+        arguments.configfile,
+        arguments.target,
+        arguments.claim,
+        arguments.gpus,
+        arguments.device,
+        arguments.jobs,
+        arguments.calibration,
+    ):
+        print(line)
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from opd import calibration
+
+    tables = calibration.tables(arguments.reference)
+    done = [calibration.finished(folder) for folder in arguments.results]
+    calibration.write(arguments.output, calibration.calibrate(done, tables))
+
+
+def _lock(arguments: argparse.Namespace) -> None:
     import yaml
 
     from opd.lock import lock
     from opd.recipes import merge, resolve
 
     merged: dict[str, Any] = {}
-    for config in configs:
+    for config in arguments.config:
         merged = merge(merged, yaml.safe_load(config.read_text()))
-    for name, commit in lock(resolve(merged), path).items():
+    for name, commit in lock(resolve(merged), arguments.lock).items():
         print(f"{commit}  {name}")
+
+
+def _stage(arguments: argparse.Namespace) -> None:
+    if arguments.plan:
+        from opd.current import check
+
+        check(arguments.plan, arguments.input)
+    computed = run_stage(
+        arguments.verb,
+        _settings(arguments.cfg),
+        arguments.input,
+        arguments.output,
+        dict(arguments.copy),
+        arguments.store,
+    )
+    print(f"{'made' if computed else 'found in the store'}: {arguments.output.parent}")
+
+
+# What is no stage. Each imports what it needs: a verb starts without the others' libraries.
+OTHERS = {
+    "schema": _schema,
+    "preflight": _preflight,
+    "watch": _watch,
+    "plan": _plan,
+    "calibrate": _calibrate,
+    "lock": _lock,
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -130,56 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     # A stage that is told to stop clears its unfinished work away, as after an error.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        if arguments.verb == "schema":
-            from opd.recipes import schema
-
-            print(json.dumps(schema(), indent=1, sort_keys=True))
-            return
-        if arguments.verb == "watch":
-            from opd.watch import watch
-
-            for line in watch(arguments.folder):
-                print(line, flush=True)
-            return
-        if arguments.verb == "preflight":
-            print(_preflight(arguments), end="")
-            return
-        if arguments.verb == "plan":
-            from opd.plan_text import lines
-
-            for line in lines(
-                arguments.configfile,
-                arguments.target,
-                arguments.claim,
-                arguments.gpus,
-                arguments.device,
-                arguments.jobs,
-                arguments.calibration,
-            ):
-                print(line)
-            return
-        if arguments.verb == "calibrate":
-            from opd import calibration
-
-            tables = calibration.tables(arguments.reference)
-            done = [calibration.finished(folder) for folder in arguments.results]
-            calibration.write(arguments.output, calibration.calibrate(done, tables))
-            return
-        if arguments.verb == "lock":
-            _lock(arguments.config, arguments.lock)
-            return
-        if arguments.plan:
-            from opd.current import check
-
-            check(arguments.plan, arguments.input)
-        computed = run_stage(
-            arguments.verb,
-            _settings(arguments.cfg),
-            arguments.input,
-            arguments.output,
-            dict(arguments.copy),
-            arguments.store,
-        )
+        OTHERS.get(arguments.verb, _stage)(arguments)
     except Bad as bad:
         print(f"error: {bad}", file=sys.stderr)
         sys.exit(2)
@@ -194,4 +208,3 @@ def main(argv: list[str] | None = None) -> None:
         full = Bad(f"no room ({error.strerror})", str(arguments.store), "free space, start again")
         print(f"error: {full}", file=sys.stderr)
         sys.exit(2)
-    print(f"{'made' if computed else 'found in the store'}: {arguments.output.parent}")

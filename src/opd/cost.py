@@ -16,8 +16,6 @@ from opd.plan import Artifact, closure
 
 Artifacts = Mapping[str, Artifact]
 
-# Phases of a training step, as the reference step has them.
-PHASES = ("sample", "teacher", "score", "update")
 # What trains models and keeps weights in float32, with Adam's two moments in its checkpoints.
 TRAINED = ("init", "sft", "grpo", "opd")
 MODEL_BYTES, CHECKPOINT_BYTES, FETCHED_BYTES, TOKEN_BYTES = 4, 12, 2, 4
@@ -42,7 +40,8 @@ class Facts:
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens and parameters of each phase: {phase: (tokens, parameters)}; ``tokens`` are those that
+    """Tokens and parameters of each phase: {phase: (tokens, parameters)}, the phases being those of
+    the reference step (sample, teacher, score, update); ``tokens`` are those that
     a stage is spoken of by (sampled ones, or, in SFT, those trained on); ``floor`` is the number of
     tokens that have to be sampled one after the other."""
 

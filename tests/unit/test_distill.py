@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from probing import padded
 from tiny import OPD, Inputs, course, run
 
 from opd import world
@@ -78,21 +79,6 @@ def test_the_answer_can_be_in_the_teachers_prompt(
     for text in seen:
         question, _, answer = text.partition("#")
         assert answer == world.solve(question)
-
-
-def padded(source: Path, out: Path, rows: int) -> Path:
-    """The same model with ``rows`` rows in embedding and head, the new ones far from zero."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(source)
-    old = model.get_input_embeddings().weight.shape[0]
-    model.resize_token_embeddings(rows, mean_resizing=False)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[old:] = 3.0
-        model.get_output_embeddings().weight[old:] = 3.0
-    model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(source).save_pretrained(out)
-    return out
 
 
 @pytest.mark.parametrize("wider", ["student", "teacher"])
