@@ -180,9 +180,9 @@ def _markdown(whole: Mapping[str, Any]) -> str:
     lines = [
         "# Preflight",
         "",
-        f"student  {whole['student']}",
-        f"teacher  {whole['teacher']}",
-        f"{whole['prompts']} prompts, {whole['rollouts']} rollouts of the student "
+        f"- student: {whole['student']}",
+        f"- teacher: {whole['teacher']}",
+        f"- {whole['prompts']} prompts, {whole['rollouts']} rollouts of the student "
         f"({values['response_tokens']['value']:.0f} tokens on average, "
         f"{_percent(values['truncation_ratio'])} cut off). Nothing was trained.",
         "",
@@ -298,9 +298,9 @@ def _reading(whole: Mapping[str, Any]) -> list[str]:
         depth = whole["depths"][0]
         lines += _wrapped(
             "advantage: share right when the teacher goes on from the student's first tokens, less "
-            f"the student's own, on the {depth['rollouts']} longer rollouts. It is what new "
-            "knowledge that the student's own states can take up looks like. With depth it falls: "
-            "in the paper from +0.37 to +0.02.",
+            f"the student's own, on the {depth['rollouts']} rollouts that are long enough. It is "
+            "what new knowledge that the student's own states can take up looks like. With depth "
+            "it falls: in the paper from +0.37 to +0.02.",
             "- ",
         )
     if "auroc" in values:
