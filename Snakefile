@@ -3,6 +3,7 @@
 #
 #   prompts/SET/                       prompt tables, and what deduplication removed
 #   prompts/SET.html                   what deduplication found, to be judged by eye
+#   datasets/BENCHMARK/                what a task of lm-eval reads
 #   embeddings/ENCODER/SET/            question embeddings
 #   neighbours/ENCODER/SET/OTHER/      nearest question of another set, or of the same
 #   contamination/REPORT.html          benchmark problems among training prompts
@@ -15,6 +16,7 @@
 #   figures/FIGURE.{png,svg}  tables/TABLE.{csv,md}  claims.{html,md,json}
 #   report/ report.html                claims, figures, tables, runs, cost and state in one file
 #   logs/ benchmarks/                  one file per job, same path as the artifact
+#   plan.json                          what the config describes, for what is shown to be held to
 #
 # Each artifact folder holds digest.json (what other stages depend on), manifest.json (what made
 # it) and payload, a link into results/.store.

@@ -16,16 +16,22 @@ from opd.manifest import VERBS, run_stage
 RATES = Path("results/calibration.yaml")
 
 
+def _object(text: str, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise Bad(f"not JSON ({error})", option, "give a JSON object") from error
+    if not isinstance(value, dict):
+        raise Bad("not a JSON object", option, "write it as {...}")
+    return value
+
+
 def _settings(text: str) -> dict[str, Any]:
     """``--cfg``: a JSON object, or the path of a file (a ``manifest.json`` will do)."""
-    if not text.lstrip().startswith("{"):
-        value = read_json(Path(text))
-        value = value.get("cfg", value) if isinstance(value, dict) else value
-    else:
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise Bad(f"not JSON ({error})", "--cfg", "give an object or a file name") from error
+    if text.lstrip().startswith("{"):
+        return _object(text, "--cfg")
+    value = read_json(Path(text))
+    value = value.get("cfg", value) if isinstance(value, dict) else value
     if not isinstance(value, dict):
         raise Bad("not a JSON object", "--cfg", "give an object or a file name")
     return value
@@ -68,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     before.add_argument("--temperature", type=float, default=1.0)
     before.add_argument("--grader", help="world, choice, rule or math_verify; nothing if not given")
     before.add_argument("--k", type=int, default=16, help="size of the top k sets")
-    before.add_argument("--chat-template", type=json.loads, default={}, metavar="JSON")
+    before.add_argument("--chat-template", default="{}", metavar="JSON")
     before.add_argument("--backend", default="transformers", help="transformers or vllm")
     before.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     before.add_argument("--seed", type=int, default=0)
@@ -114,7 +120,8 @@ def _preflight(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
     same = ("n", "samples", "max_new_tokens", "max_prompt_tokens", "temperature", "grader")
     cfg = {name: given[name] for name in (*same, "backend", "dtype", "seed")}
-    cfg["metrics_k"], cfg["chat_template_kwargs"] = arguments.k, arguments.chat_template
+    cfg["metrics_k"] = arguments.k
+    cfg["chat_template_kwargs"] = _object(arguments.chat_template, "--chat-template")
     cfg["threads"] = len(os.sched_getaffinity(0))
     folders = (arguments.student, arguments.teacher, arguments.prompts, arguments.out)
     print(preflight(*folders, cfg), end="")

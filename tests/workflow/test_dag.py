@@ -1,5 +1,6 @@
 """What runs again after which edit: the promises that the design makes about the DAG."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -17,8 +18,13 @@ EVALUATION = "evaluations/held-out/forward/s0"
 
 
 def test_everything_asked_for_is_there(finished: Project):
-    for path in ("tables/accuracy.csv", "tables/accuracy.md", "figures/overlap.png"):
+    for path in ("tables/accuracy.csv", "tables/outlook.md", "figures/overlap.png", "report.html"):
         assert finished.result(path).stat().st_size > 0
+    figures = {p.stem for p in finished.result("figures/rethinking_opd").glob("*.svg")}
+    assert figures == {"fig05", "fig11b", "fig14"}
+    judged = json.loads(finished.result("claims.json").read_text())["claims"]
+    verdicts = {one["experiment"]: one["verdict"] for one in judged}
+    assert verdicts["E04"] == "not run" and verdicts["E10"] != "not run"
     for artifact in finished.digests():
         folder = finished.result(artifact)
         assert (folder / "manifest.json").is_file()

@@ -35,8 +35,8 @@ if workflow.is_main_process:
     if OTHER:
         more = f" and {len(OTHER) - 1} more" if len(OTHER) > 1 else ""
         print(
-            f"not as the config says: {RESULTS}/{OTHER[0]}{more}; where no job makes it again, run:"
-            f" snakemake --forcerun {RESULTS}/{OTHER[0]}/digest.json",
+            f"not as the config says: {RESULTS}/{OTHER[0]}{more}; where no job makes it again, give"
+            f" this command --forcerun {RESULTS}/{OTHER[0]}/digest.json",
             file=sys.stderr,
         )
 

@@ -72,6 +72,7 @@ rule claims:
         cfg=cfg_of("claims"),
     shell:
         "$OPD_LIGHT -m opd claims --cfg {params.cfg:q} --input {input} --output {output.digest}"
+        f" --plan {PLAN}"
         " --copy claims.html={output.html} claims.json={output.json} claims.md={output.md}"
         " > {log} 2>&1"
 

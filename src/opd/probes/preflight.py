@@ -15,6 +15,7 @@ import transformers
 
 from opd import models, tables
 from opd.errors import Bad
+from opd.grading import grade_all
 from opd.intervals import Array
 from opd.probes import continuation, draws, pair
 from opd.probes.pair import Row
@@ -39,6 +40,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     if not prompts:
         raise Bad("there are no prompts", str(path), "give a prompt set that is not empty")
     grader = cfg.get("grader")
+    if grader:
+        grade_all([], grader)  # an unknown one is refused before anything is sampled
     for row in prompts if grader else ():
         if not row["answer"]:
             raise Bad("it has no answer", f"{path}: prompt '{row['id']}'", "leave the grader out")

@@ -29,8 +29,9 @@ def outlook(values: Found) -> tuple[Outlook, str]:
 
     1. likely to harm: the teacher's share right, or the advantage of its continuations at the
        least depth, is below the student's (interval below zero). It will be imitated all the same.
-    2. unlikely to help: either model has less than FOREIGN of its mass on shared tokens.
-    3. unlikely to help: KL below LITTLE_NATS, or an advantage that is below USABLE (interval).
+    2. unlikely to help: KL below LITTLE_NATS, or either model with less than FOREIGN of its mass on
+       shared tokens.
+    3. unlikely to help: an advantage that is below USABLE (interval).
     4. likely to help: the advantage is above zero (interval), both masses are at least FAMILIAR,
        and where there are right and wrong rollouts the reward tells them apart (AUROC above one
        half, interval).
@@ -53,17 +54,17 @@ def outlook(values: Found) -> tuple[Outlook, str]:
             "likely to harm",
             f"The student will come to be like the teacher, which is worse: {worse[0]}.",
         )
-    if mass < FOREIGN:
-        return (
-            "unlikely to help",
-            f"The two share few tokens (mass {mass:.2f}): the teacher judges texts that are "
-            "foreign to it, and what it prefers the student never samples.",
-        )
     if values["kl_nats"]["value"] < LITTLE_NATS:
         return (
             "unlikely to help",
             f"The teacher asks for what the student does already "
             f"(KL {values['kl_nats']['value']:.4f} nats a token).",
+        )
+    if mass < FOREIGN:
+        return (
+            "unlikely to help",
+            f"The two share few tokens (mass {mass:.2f}): the teacher judges texts that are "
+            "foreign to it, and what it prefers the student never samples.",
         )
     if shallow is None:
         return (
@@ -179,9 +180,9 @@ def _markdown(whole: Mapping[str, Any]) -> str:
     lines = [
         "# Preflight",
         "",
-        f"student  {whole['student']}",
-        f"teacher  {whole['teacher']}",
-        f"{whole['prompts']} prompts, {whole['rollouts']} rollouts of the student "
+        f"- student: {whole['student']}",
+        f"- teacher: {whole['teacher']}",
+        f"- {whole['prompts']} prompts, {whole['rollouts']} rollouts of the student "
         f"({values['response_tokens']['value']:.0f} tokens on average, "
         f"{_percent(values['truncation_ratio'])} cut off). Nothing was trained.",
         "",
@@ -297,9 +298,9 @@ def _reading(whole: Mapping[str, Any]) -> list[str]:
         depth = whole["depths"][0]
         lines += _wrapped(
             "advantage: share right when the teacher goes on from the student's first tokens, less "
-            f"the student's own, on the {depth['rollouts']} longer rollouts. It is what new "
-            "knowledge that the student's own states can take up looks like. With depth it falls: "
-            "in the paper from +0.37 to +0.02.",
+            f"the student's own, on the {depth['rollouts']} rollouts that are long enough. It is "
+            "what new knowledge that the student's own states can take up looks like. With depth "
+            "it falls: in the paper from +0.37 to +0.02.",
             "- ",
         )
     if "auroc" in values:
