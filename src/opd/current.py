@@ -68,7 +68,11 @@ def check(plan: Path, inputs: Iterable[Path]) -> None:
         first, why = next(iter(stale.items()))
         more = f", and {len(stale) - 1} more like it" if len(stale) > 1 else ""
         files = " ".join(f"{results}/{folder}/digest.json" for folder in sorted(stale)[:20])
-        raise Bad(f"stale: {why}{more}", f"{results}/{first}", f"run the same command with --forcerun {files}")
+        raise Bad(
+            f"stale: {why}{more}",
+            f"{results}/{first}",
+            f"run the same command with --forcerun {files}",
+        )
 
 
 def _made_from(manifest: Path) -> list[tuple[Path, str]]:
