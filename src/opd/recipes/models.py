@@ -1,0 +1,352 @@
+"""Recipes of models: fetched, with random weights, trained, or kept at a step of a training."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from opd import presets
+from opd.errors import Bad
+from opd.loss_spec import (
+    PRESETS,
+    Aggregation,
+    Divergence,
+    Estimator,
+    Gradient,
+    Scope,
+    Support,
+    Weight,
+    loss_spec,
+)
+from opd.recipes.base import (
+    MICRO_BATCH,
+    Count,
+    Grader,
+    ModelRef,
+    NonNegative,
+    OneOf,
+    PairsRef,
+    Plain,
+    Positive,
+    PromptsRef,
+    Share,
+)
+from opd.strict import Strict
+
+
+class Init(Strict):
+    """Random weights of the Qwen3 architecture over the miniature world's characters."""
+
+    hidden: Count = 96
+    layers: Count = 3
+    heads: Count = 4
+    kv_heads: Count = 2
+    intermediate: Count = 256
+
+
+class Hub(Strict):
+    """Weights from the hub. ``index`` names the same weights in the Python package index."""
+
+    id: str
+    revision: str | None = Field(
+        default=None, description="as far as known; `opd lock` finds the 40 digits"
+    )
+    index: Literal["smollm2", "mpnet", "minilm"] | None = None
+
+
+class Released(Hub):
+    """Published weights that a model can be taken from instead of being trained."""
+
+    id: str = Field(alias="hub", description="id of the weights on the hub")
+
+
+def _known_fields(template: str) -> str:
+    """Refuses {name} of anything but question and answer; \\boxed{x} is no such field."""
+    for field in re.findall(r"(?<![A-Za-z}])\{([A-Za-z_]+)\}", template):
+        if field not in ("question", "answer"):
+            raise ValueError(f"unknown field {{{field}}}; there are {{question}} and {{answer}}")
+    return template
+
+
+# What a model is asked where that is not the prompt of the prompt set.
+Asked = Annotated[str, Field(pattern=r"\{question\}"), AfterValidator(_known_fields)]
+
+
+class Trained(Strict):
+    """A training run; ``keep_steps`` are kept as models of their own, named MODEL@STEP."""
+
+    steps: Count | None = None
+    keep_steps: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[],
+        exclude=True,
+        description="steps whose weights are kept as MODEL@STEP; 0 is the student",
+    )
+
+    @model_validator(mode="after")
+    def _keeps_steps_of_the_run(self) -> "Trained":
+        beyond = [step for step in self.keep_steps if self.steps and step > self.steps]
+        if beyond:
+            raise ValueError(f"keep_steps: {beyond[0]} is beyond the run's {self.steps} steps")
+        return self
+
+
+class Run(Trained):
+    """A training run of ``steps`` or ``epochs``, with published settings where it names some."""
+
+    epochs: Count | None = Field(default=None, description="instead of steps")
+    weight_decay: NonNegative | None = None
+    adam_beta2: Share | None = None
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> "Run":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("needs exactly one of steps, epochs")
+        return self
+
+
+def _published(recipe: Any, known: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A recipe with its preset's settings, of which only the length may be given otherwise."""
+    name = recipe.get("preset") if isinstance(recipe, dict) else None
+    if not isinstance(name, str) or name not in known:
+        return recipe
+    preset = dict(known[name])
+    if recipe.get("steps") is not None:
+        preset.pop("epochs", None)
+    for key, value in preset.items():
+        if recipe.get(key, value) != value:
+            raise ValueError(
+                f"{key} is {recipe[key]} here or in defaults, preset '{name}' has {value}: "
+                "leave one of the two out"
+            )
+    return {**preset, **recipe}
+
+
+class Sft(Run):
+    """Supervised fine-tuning (see ``opd.training.sft``)."""
+
+    preset: Literal[*presets.SFT] | None = Field(  # type: ignore[valid-type]
+        default=None, exclude=True, description="published settings (opd.presets)"
+    )
+    student: ModelRef
+    data: PairsRef
+    batch_size: Count = 64
+    lr: Positive = 1e-5
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup: Share = 0.05
+    max_tokens: Count = Field(default=14336, description="of prompt and response together")
+    overlong: Literal["error", "drop", "cut"] | None = Field(
+        default=None, description="what becomes of longer pairs; an error if not given"
+    )
+    empty_think: Literal["response", "prompt", "none"] | None = Field(
+        default=None,
+        description="where the empty think block goes: response (trained on), prompt (not trained "
+        "on), none; where the chat template puts it if not given",
+    )
+    packing: bool | None = Field(
+        default=None, description="several pairs in one sequence of max_tokens"
+    )
+    liger: bool | None = Field(default=None, description="Liger's kernels, on a GPU")
+    held_out: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="share of the pairs that is not trained on, only measured"
+    )
+    nll_traces: Count | None = Field(
+        default=None, description="pairs whose mean NLL is measured, 256 if not given"
+    )
+    nll_every: Count | None = Field(
+        default=None, description="steps between these measurements; first and last if not given"
+    )
+    micro_batch: Count | None = MICRO_BATCH
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, recipe: Any) -> Any:
+        return _published(recipe, presets.SFT)
+
+
+class LengthPenalty(Strict):
+    """``weight`` is taken off the reward at max_new_tokens, less in proportion below, nothing up to
+    ``free`` tokens (see ``opd.training.grpo.length_penalty``)."""
+
+    weight: Positive = 1.0
+    free: Annotated[int, Field(ge=0)] = 0
+
+
+class Grpo(Run):
+    """Reinforcement learning with verifiable rewards (see ``opd.training.grpo``). A step is one
+    batch of rollouts."""
+
+    preset: Literal[*presets.GRPO] | None = Field(  # type: ignore[valid-type]
+        default=None, exclude=True, description="published settings (opd.presets)"
+    )
+    student: ModelRef
+    prompts: PromptsRef
+    grader: Grader = "rule"
+    prompts_per_step: Count = 64
+    group_size: Annotated[int, Field(ge=2)] = 8
+    updates_per_batch: Count | None = Field(
+        default=None, description="optimiser steps on one batch of rollouts, each on a part of it"
+    )
+    micro_batch: Count | None = MICRO_BATCH
+    lr: Positive = 1e-6
+    schedule: Literal["constant", "cosine", "linear"] | None = None
+    warmup: Share | None = None
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_prompt_tokens: Count = 1024
+    max_new_tokens: Count = 7168
+    clip: Positive | None = Field(default=None, description="0.2 if not given")
+    clip_high: Positive | None = Field(default=None, description="the upper clip, if another")
+    importance_cap: Positive | None = Field(
+        default=None,
+        description="cap of the token-level weights for what vLLM samples; no weights if not given",
+    )
+    prompt_template: Asked | None = Field(
+        default=None,
+        description="what the model is asked, with {question} and {answer}, if not the prompt",
+    )
+    length_penalty: LengthPenalty | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, recipe: Any) -> Any:
+        return _published(recipe, presets.GRPO)
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Grpo":
+        rollouts = self.prompts_per_step * self.group_size
+        if rollouts % (self.updates_per_batch or 1):
+            raise ValueError(
+                f"updates_per_batch: {self.updates_per_batch} does not divide {rollouts} rollouts"
+            )
+        if self.length_penalty and self.length_penalty.free >= self.max_new_tokens:
+            raise ValueError("length_penalty.free must be below max_new_tokens")
+        return self
+
+
+class Loss(Strict):
+    """A preset of ``opd.loss_spec``, with other settings written over it."""
+
+    preset: Literal[*PRESETS] = "rethinking_code"  # type: ignore[valid-type]
+    support: Support | None = None
+    k: Count | None = Field(default=None, description="size of the top-k sets")
+    gradient: Gradient | None = None
+    weight: Weight | None = None
+    weight_scope: Scope | None = None
+    ratio_scope: Scope | None = None
+    divergence: Divergence | None = None
+    beta: Share | None = None
+    tail: bool | None = None
+    estimator: Estimator | None = None
+    teacher_temperature: Positive | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Loss":
+        try:
+            loss_spec(self.model_dump(exclude_none=True))
+        except Bad as bad:
+            raise ValueError(str(bad)) from None
+        return self
+
+
+class Guard(Strict):
+    """What counts as a collapse (``opd.collapse``), and whether it ends the run or is noted."""
+
+    action: Literal["flag", "stop"] = "flag"
+    reference_steps: Count = 10
+    patience: Count = 5
+    length_ratio: Positive | None = 3.0
+    repetition: Share | None = 0.75
+    entropy_rise_nats: Positive | None = 1.0
+    top_mass_drop: Share | None = 0.2
+
+
+class Opd(Trained):
+    student: ModelRef
+    teacher: ModelRef
+    prompts: PromptsRef
+    loss: Loss = Loss()
+    aggregation: Aggregation = "token_mean"
+    metrics_k: Count = 16
+    metrics_every: Count = Field(default=1, description="steps between measurements")
+    position_bin: Count = Field(default=512, description="tokens in a bin of response positions")
+    guard: Guard = Guard()
+    steps: Count
+    prompts_per_step: Count = 64
+    rollouts_per_prompt: Count = 4
+    micro_batch: Count | None = MICRO_BATCH
+    lr: Positive = 1e-6
+    schedule: Literal["constant", "cosine"] = "constant"
+    temperature: Positive = 1.0
+    teacher_template: Asked | None = Field(
+        default=None,
+        description="what the teacher is asked, with {question} and {answer}, if not what the "
+        "student is asked",
+    )
+    max_teacher_prompt_tokens: Count | None = None
+    teacher_update: Literal["frozen", "ema", "live"] | None = Field(
+        default=None, description="frozen; or the student itself, as it is or as a moving average"
+    )
+    ema_decay: Share | None = None
+    max_grad_norm: Positive = 1.0
+    max_prompt_tokens: Count = 1024
+    max_new_tokens: Count = 7168
+
+    @model_validator(mode="after")
+    def _teacher_that_moves(self) -> "Opd":
+        if self.teacher_update in ("ema", "live") and self.teacher != self.student:
+            raise ValueError(f"teacher_update: {self.teacher_update} needs teacher: {self.student}")
+        if (self.ema_decay is not None) != (self.teacher_update == "ema"):
+            raise ValueError("ema_decay goes with teacher_update: ema")
+        return self
+
+
+class Model(OneOf):
+    """A model is fetched (hub, path), has random weights (init), or is trained."""
+
+    init: Init | None = None
+    hub: Hub | None = None
+    path: str | None = None
+    sft: Sft | None = None
+    grpo: Grpo | None = None
+    opd: Opd | None = None
+    chat_template: dict[str, Plain] = Field(
+        default={}, description="chat template options, as enable_thinking: false"
+    )
+    released: Released | None = Field(
+        default=None, description="weights that use_released takes instead of training the model"
+    )
+
+    @classmethod
+    def verbs(cls) -> tuple[str, ...]:
+        return ("init", "hub", "path", "sft", "grpo", "opd")
+
+    @model_validator(mode="after")
+    def _released_instead_of_training(self) -> "Model":
+        if self.released and not self.trained:
+            raise ValueError("released goes beside sft, grpo or opd")
+        return self
+
+    @property
+    def trained(self) -> Sft | Grpo | Opd | None:
+        return self.sft or self.grpo or self.opd
+
+    @property
+    def hub_key(self) -> str:
+        """The key of the recipe that names the weights on the hub."""
+        return "released" if isinstance(self.hub, Released) else "hub"
+
+
+class Keep(Strict):
+    model: ModelRef
+    step: Count
+
+
+class Kept(Model):
+    """A model as it was after a step of its training: ``resolve`` adds one for each step kept."""
+
+    keep: Keep
+
+    @classmethod
+    def verbs(cls) -> tuple[str, ...]:
+        return ("keep",)

@@ -1,0 +1,144 @@
+"""Recipes of prompt sets, and of reports on what they share with benchmarks."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from opd.layouts import LAYOUTS
+from opd.recipes.base import (
+    TEMPLATE_NAMES,
+    Count,
+    ModelName,
+    Name,
+    OneOf,
+    PromptsRef,
+    Ref,
+    check_template,
+)
+from opd.strict import Strict
+
+
+class WorldPrompts(Strict):
+    split: str
+    n: Count
+
+
+class Columns(Strict):
+    """Which columns hold what; by default those of the layout (``opd.layouts``)."""
+
+    layout: Literal[*LAYOUTS] | None = Field(  # type: ignore[valid-type]
+        default=None, description="as this dataset has it; found out if not given"
+    )
+    question: str | None = Field(
+        default=None, description="a column, dotted or not, or a form with {column} in it"
+    )
+    answer: str | None = None
+    difficulty: str | None = None
+    row_id: str | None = Field(default=None, description="column with an id for each row")
+
+
+class FilePrompts(Columns):
+    """A parquet, json-lines or csv file; a relative name is looked up below OPD_DATA_DIR."""
+
+    file: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+class HubPrompts(Columns):
+    """A dataset of the hub; layout, configs and file of those in ``opd.layouts`` are known."""
+
+    id: str
+    revision: str | None = None
+    config: str | list[str] | None = Field(default=None, description="several are read in turn")
+    file: str | None = Field(default=None, description="one file of the repository")
+    split: str = "train"
+
+
+class Dedup(Strict):
+    """What is left of a prompt set without what is in another, or, against itself, without what
+    is in its own earlier rows."""
+
+    prompts: PromptsRef
+    against: PromptsRef
+    encoder: Annotated[ModelName, Ref("models", builtin=("hashed",))]
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.6
+
+
+class Sample(Strict):
+    n: Count
+    seed: int = 0
+
+
+class Difficulty(Strict):
+    """MATH's levels, DeepMath's difficulty: whatever number the source gives."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "Difficulty":
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("needs at_least or at_most")
+        return self
+
+
+class Apart(Strict):
+    """Nothing that another set has: no row of it, or no question of it."""
+
+    prompts: PromptsRef
+    by: Literal["row", "question"] = "question"
+
+
+class PromptSet(OneOf):
+    """Where prompts come from, and what is done to them, in the order of these keys."""
+
+    world: WorldPrompts | None = None
+    path: FilePrompts | None = None
+    hub: HubPrompts | None = None
+    use: Annotated[Name | None, Ref("prompts")] = Field(default=None, description="another set")
+    dedup: Dedup | None = None
+    strip: list[str] = Field(
+        default=[],
+        description=f"what comes off: {TEMPLATE_NAMES} or text, with {{question}} or at one end",
+    )
+    drop_empty: bool = False
+    language: Literal["en", "zh"] | None = Field(
+        default=None, description="zh: with any Chinese character"
+    )
+    difficulty: Difficulty | None = None
+    max_chars: Count | None = Field(default=None, description="longer questions are left out")
+    apart_from: Apart | None = None
+    distinct: Literal["question", "prompt"] | None = Field(
+        default=None,
+        description="of several equal ones the first stays; prompt: as the source asks it",
+    )
+    sample: Sample | None = None
+    template: str | None = Field(
+        default=None, description=f"what goes on: {TEMPLATE_NAMES} or text with {{question}}"
+    )
+
+    @classmethod
+    def verbs(cls) -> tuple[str, ...]:
+        return ("world", "path", "hub", "use", "dedup")
+
+    @model_validator(mode="after")
+    def _template_has_a_place(self) -> "PromptSet":
+        check_template(self.template)
+        if self.dedup and self.model_fields_set - {"dedup"}:
+            raise ValueError("a dedup recipe takes nothing else; put a 'use' recipe after it")
+        return self
+
+
+class Contamination(Strict):
+    """A report on which problems of benchmarks a prompt set holds."""
+
+    prompts: PromptsRef
+    benchmarks: Annotated[list[Name], Ref("prompts")] = Field(min_length=1)
+    encoder: Annotated[ModelName, Ref("models", builtin=("hashed",))]
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.6
+
+    @model_validator(mode="after")
+    def _others(self) -> "Contamination":
+        if self.prompts in self.benchmarks:
+            raise ValueError(f"{self.prompts} is compared with itself: use dedup within the set")
+        return self

@@ -1,0 +1,266 @@
+"""From a config as it is written to one that is checked: defaults, sweeps, names, kept steps."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from opd.errors import Bad
+from opd.recipes.base import Plain, Ref, references, unknown
+from opd.recipes.config import DEFAULTS, Config, schema
+from opd.recipes.models import Keep, Kept, Model
+
+
+def resolve(raw: Mapping[str, Any]) -> Config:
+    """Check a config, with defaults written in, sweeps written out and every name looked up.
+
+    ``models`` then also holds each kept step, under MODEL@STEP; every other @STEP is gone (step 0
+    is the student, the last one the model), and so is what released weights take the place of.
+    Raises ``Bad`` with the key, the value and what is allowed.
+    """
+    config = _parse(_expand(raw))
+    _settle_models(config)
+    _check_references(config)
+    if config.evaluation and config.evaluation not in config.evaluations:
+        raise unknown(config.evaluation, config.evaluations, "evaluation", "evaluation")
+    return config
+
+
+def typed(given: Any) -> Any:
+    """What Snakemake's ``--config`` gives, with numbers, true, false and null as YAML reads them:
+    it hands over everything below the first level as text."""
+    if isinstance(given, Mapping):
+        return {key: typed(value) for key, value in given.items()}
+    if isinstance(given, list):
+        return [typed(value) for value in given]
+    if not isinstance(given, str) or not given:
+        return given
+    try:
+        value = yaml.safe_load(given)
+    except yaml.YAMLError:
+        return given
+    return value if value is None or isinstance(value, bool | int | float) else given
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with another on top, as Snakemake lays them: mappings key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``defaults`` into each recipe and each ``sweep`` out as recipes of its own."""
+    config = json.loads(json.dumps(raw))
+    defaults = config.get("defaults", {})
+    if not isinstance(defaults, dict):
+        raise Bad(f"expected a mapping, got {defaults!r}", "defaults", "write VERB: {...}")
+    for verb, values in defaults.items():
+        if verb not in DEFAULTS:
+            raise unknown(verb, DEFAULTS, f"defaults.{verb}", "key")
+        for key in values if isinstance(values, dict) else ():
+            if key not in DEFAULTS[verb].model_fields:
+                raise unknown(key, DEFAULTS[verb].model_fields, f"defaults.{verb}.{key}", "key")
+    sections = ("prompts", "contamination", "pairs", "models", "generations", "evaluations")
+    for section in (*sections, "probes"):
+        recipes = config.get(section)
+        if not isinstance(recipes, dict):
+            continue
+        expanded: dict[str, Any] = {}
+        for name, recipe in recipes.items():
+            if not isinstance(recipe, dict):
+                expanded[name] = recipe
+                continue
+            recipe = merge(defaults.get(section, {}), recipe)
+            for verb in set(recipe) & set(defaults):
+                if isinstance(recipe[verb], dict):
+                    recipe[verb] = merge(defaults[verb], recipe[verb])
+            expanded |= _sweep(f"{section}.{name}", name, recipe)
+        config[section] = expanded
+    return config
+
+
+def _sweep(where: str, name: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    """``sweep: {opd.loss.k: [1, 4]}`` -> recipes ``name-1`` and ``name-4``."""
+    sweep = recipe.pop("sweep", None)
+    if sweep is None:
+        return {name: recipe}
+    if not isinstance(sweep, dict) or [type(v) for v in sweep.values()] != [list]:
+        raise Bad(f"got {sweep!r}", f"{where}.sweep", "write one KEY: [VALUE, ...]")
+    ((key, values),) = sweep.items()
+    expanded = {}
+    for value in values:
+        copy = json.loads(json.dumps(recipe))
+        target = copy
+        *path, last = key.split(".")
+        for part in path:
+            target = target.setdefault(part, {})
+        target[last] = value
+        expanded[f"{name}-{value}"] = copy
+    return expanded
+
+
+def _parse(raw: Mapping[str, Any]) -> Config:
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        # A misspelt key is also a missing one: the misspelling is what helps.
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        first, *others = errors
+        where = ".".join(str(part) for part in first["loc"] if part != "[key]") or "config"
+        more = f" ({len(others)} more like this)" if others else ""
+        if first["type"] == "extra_forbidden":
+            known = _fields_at(first["loc"][:-1])
+            raise unknown(str(first["loc"][-1]), known, where, "key") from None
+        given = first["input"]
+        shown = "" if isinstance(given, Mapping) else f"{given!r} is not allowed: "
+        message = first["msg"].removeprefix("Value error, ")
+        raise Bad(f"{shown}{message}", where, f"mend this key of the config{more}") from None
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields that the config allows at a place, by walking its JSON schema."""
+    whole = schema()
+    node: dict[str, Any] = whole
+    for part in location:
+        node = _deref(node, whole)
+        if "properties" in node and part in node["properties"]:
+            node = node["properties"][part]
+        elif isinstance(node.get("additionalProperties"), dict):
+            node = node["additionalProperties"]
+        elif "patternProperties" in node:
+            node = next(iter(node["patternProperties"].values()))
+        else:
+            node = node.get("items", {})
+    return list(_deref(node, whole).get("properties", {}))
+
+
+def _deref(node: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    for option in node.get("anyOf", []):
+        if "$ref" in option:
+            node = option
+    while "$ref" in node:
+        node = whole["$defs"][node["$ref"].rpartition("/")[2]]
+    return node
+
+
+def _settle_models(config: Config) -> None:
+    """Write out what models leave to others: chat templates, released weights, kept steps."""
+    models = config.models
+    for name, options in {name: _chat_template(models, name) for name in models}.items():
+        models[name].chat_template = options
+    released = {name: model for name, model in models.items() if model.released}
+    if isinstance(config.use_released, list):
+        for name in config.use_released:
+            if name not in models:
+                raise unknown(name, models, "use_released", "model")
+            if name not in released:
+                has = ", ".join(released) or "none"
+                remedy = f"leave it out, or name some under models.{name}.released (there: {has})"
+                raise Bad(f"model '{name}' has no released weights", "use_released", remedy)
+        released = {name: released[name] for name in config.use_released}
+    for name, model in released.items() if config.use_released else ():
+        models[name] = Model(hub=model.released, chat_template=model.chat_template)
+    _rename_models(config, "", lambda name, where: _without_step(models, name, where))
+    for name, model in list(models.items()):
+        if model.trained:
+            for step in sorted({*model.trained.keep_steps} - {0, model.trained.steps}):
+                keep = Keep(model=name, step=step)
+                models[f"{name}@{step}"] = Kept(keep=keep, chat_template=model.chat_template)
+
+
+def _chat_template(
+    models: Mapping[str, Model], name: str, seen: tuple[str, ...] = ()
+) -> dict[str, Plain]:
+    """A model's chat template options: its own, or those of the model it was trained from."""
+    of, _, step = name.partition("@")
+    model = models.get(of)
+    if model is None or name in seen:  # an error of its own, found where references are checked
+        return {}
+    if model.trained and (step == "0" or not model.chat_template):
+        return _chat_template(models, model.trained.student, (*seen, name))
+    return model.chat_template
+
+
+def _rename_models(recipe: BaseModel, path: str, rename: Callable[[str, str], str]) -> None:
+    """Put ``rename(name, where)`` for every model's name in a recipe and in those within it."""
+    for key, info in type(recipe).model_fields.items():
+        value, where = getattr(recipe, key), f"{path}{key}"
+        if any(isinstance(m, Ref) and m.section == "models" for m in info.metadata):
+            if isinstance(value, list):
+                setattr(recipe, key, [rename(name, where) for name in value])
+            elif value is not None:
+                setattr(recipe, key, rename(value, where))
+            continue
+        if isinstance(value, BaseModel):
+            _rename_models(value, f"{where}.", rename)
+        elif isinstance(value, dict | list):
+            for part, item in value.items() if isinstance(value, dict) else enumerate(value):
+                if isinstance(item, BaseModel):
+                    _rename_models(item, f"{where}.{part}.", rename)
+
+
+def _without_step(
+    models: Mapping[str, Model], name: str, where: str, seen: tuple[str, ...] = ()
+) -> str:
+    """The model that a name means: of a step that is another model's name, that name."""
+    of, at, digits = name.partition("@")
+    if not at:
+        return name
+    if of not in models:
+        raise unknown(of, models, where, "models recipe")
+    if name in seen:
+        loop = " -> ".join([*seen[seen.index(name) :], name])
+        raise Bad(f"refers to itself: {loop}", where, "break the loop")
+    trained, step = models[of].trained, int(digits)
+    if trained is None:
+        raise Bad(f"'{name}': {of} is not trained here", where, "name it without a step")
+    if step == 0:
+        return _without_step(models, trained.student, where, (*seen, name))
+    if step == trained.steps:
+        return of
+    if step not in trained.keep_steps:
+        kept = sorted({0, *trained.keep_steps, *([trained.steps] if trained.steps else [])})
+        raise Bad(
+            f"'{name}': step {step} of {of} is not kept, only {', '.join(map(str, kept))} are",
+            where,
+            f"add it to keep_steps of models.{of}.{models[of].verb}",
+        )
+    return name
+
+
+def _check_references(config: Config) -> None:
+    """Every name refers to a recipe that exists, and none to itself through others."""
+    sections = (
+        *("prompts", "contamination", "pairs", "models", "generations", "benchmarks"),
+        *("protocols", "evaluations", "probes", "arms", "tables", "figures"),
+    )
+    graph = {
+        (section, name): list(references(recipe))
+        for section in sections
+        for name, recipe in getattr(config, section).items()
+    }
+    for (section, name), refs in graph.items():
+        for key, other, target in refs:
+            if (other, target) not in graph:
+                known = [n for s, n in graph if s == other]
+                where = f"{section}.{name}.{key}"
+                raise unknown(target, known, where, f"{other} recipe")
+    done: set[tuple[str, str]] = set()
+
+    def visit(node: tuple[str, str], path: list[tuple[str, str]]) -> None:
+        if node in path:
+            loop = " -> ".join(f"{s}.{n}" for s, n in [*path[path.index(node) :], node])
+            raise Bad(f"refers to itself: {loop}", ".".join(node), "break the loop")
+        if node not in done:
+            for _, other, target in graph[node]:
+                visit((other, target), [*path, node])
+            done.add(node)
+
+    for node in graph:
+        visit(node, [])
