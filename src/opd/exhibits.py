@@ -57,6 +57,7 @@ def exhibits(
 
     Raises ``Bad`` for a target that does not exist, and for papers' files that are wrong.
     """
+    _check_experiments(config)
     papers = [read_paper(name, root) for name in config.papers]
     shown = [_table(config, name, table) for name, table in config.tables.items()]
     shown += [_figure(config, name, figure) for name, figure in config.figures.items()]
@@ -84,7 +85,7 @@ def _asked(config: Config, artifacts: Iterable[str]) -> list[str]:
     names: dict[str, list[str]] = {"report": []}
     for folder in shown:
         section, _, name = folder.partition("/")
-        for called in {name or section, name.partition("/")[0] or section}:
+        for called in {name or section, *name.split("/")} - {""}:
             names.setdefault(called, []).append(folder)
     for called in config.targets:
         if called not in names:
@@ -122,6 +123,13 @@ def _probed(config: Config, inputs: dict[str, str], probe: str) -> list[str]:
     named = {f"probe:{probe}:s{seed}": f"probes/{probe}/s{seed}" for seed in config.seeds}
     inputs |= named
     return list(named)
+
+
+def _check_experiments(config: Config) -> None:
+    known = sorted({name.partition(".")[0] for name in (*config.arms, *config.probes)})
+    for name in () if config.experiments == "all" else config.experiments:
+        if name not in known:
+            raise unknown(name, known, "experiments", "experiment of arms and probes")
 
 
 def _in_experiments(config: Config, name: str) -> bool:

@@ -536,3 +536,62 @@ def test_released_weights_take_the_place_of_training_under_the_same_name():
     assert "models/x" in plan(resolve(given), lock)
     with pytest.raises(Bad, match=r"models\.x\.released: .*locked at"):
         plan(resolve(config(**RELEASED, use_released=True)), {"models/o/x": "f" * 40})
+
+
+def with_paper(**changes: Any) -> dict[str, Any]:
+    """The config above with one arm of the first paper, and a probe."""
+    return config(
+        papers=["rethinking_opd"],
+        evaluation="e",
+        arms={
+            "E04.student": {"label": "a", "model": "a"},
+            "E04.success": {"label": "x", "model": "x", "base": "a", "teacher": "b"},
+            "E03.student": {"label": "b", "model": "b"},
+        },
+        generations={"g": {"model": "a", "prompts": "p"}},
+        probes={"E11.success": {"pair": {"generations": "g", "teacher": "b"}}},
+        **changes,
+    )
+
+
+def test_a_paper_is_shown_by_what_this_config_has_of_it():
+    made = artifacts(with_paper())
+    figures = {folder for folder in made if folder.startswith("figures/rethinking_opd/")}
+    assert "figures/rethinking_opd/fig06" in figures
+    assert "figures/rethinking_opd/fig14" in figures  # of the probe
+    assert "figures/rethinking_opd/fig05" not in figures  # E03 has a student only
+    claims = made["claims"]
+    assert set(claims.cfg["arms"]) == {"E03.student", "E04.success"}
+    for side in ("evaluations", "base", "teacher", "run"):
+        (name,) = claims.cfg["arms"]["E04.success"][side]
+        assert name in claims.cfg["inputs"]
+    assert {"claims:rethinking_opd", "targets:rethinking_opd"} <= {*claims.cfg["inputs"]}
+    # Accuracy over steps: before, at the steps kept, and after.
+    scores = made["figures/rethinking_opd/fig06"].cfg["arms"]["E04.success"]["scores"]
+    assert scores == {"0": ["evaluation:a:s0"], "3": ["evaluation:x:s0"]}
+    report = made["report"]
+    assert set(report.inputs) > figures | {"claims", "tables/t1", "models/x/s0"}
+
+
+def test_experiments_left_out_are_not_run():
+    made = artifacts(with_paper(experiments=["E11"]))
+    assert made["claims"].cfg["arms"] == {}
+    assert set(made["claims"].cfg["probes"]) == {"E11.success"}
+    assert "models/x/s0" not in made["claims"].inputs
+    with pytest.raises(Bad, match=r"experiments: unknown .*'E4'.*E03, E04, E11|did you mean"):
+        artifacts(with_paper(experiments=["E4"]))
+
+
+def test_targets_name_a_paper_or_one_figure_of_it():
+    wanted = asked(with_paper(targets=["fig06", "claims"]))
+    assert set(wanted) == {"figures/rethinking_opd/fig06", "claims"}
+    whole = asked(with_paper(targets=["rethinking_opd"]))
+    assert whole and all(folder.startswith("figures/rethinking_opd/") for folder in whole)
+    assert targets(resolve(with_paper(targets=["t1"])), artifacts(with_paper())) == ["tables/t1"]
+
+
+def test_papers_need_the_evaluation_that_their_claims_are_about():
+    with pytest.raises(Bad, match="papers need evaluation"):
+        artifacts(config(papers=["rethinking_opd"]))
+    with pytest.raises(Bad, match=r"papers: unknown paper 'rethinking'; .*rethinking_opd"):
+        artifacts(config(papers=["rethinking"], evaluation="e"))
