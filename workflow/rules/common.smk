@@ -4,6 +4,7 @@ import sys
 
 from pathlib import Path
 
+from snakemake.settings.types import RerunTrigger
 from snakemake.utils import update_config
 
 from opd import current, exhibits, lock, plan, recipes
@@ -23,6 +24,7 @@ except Bad as bad:
 RESULTS = f"results/{CONFIG.name}"
 PLAN = f"{RESULTS}/plan.json"
 
+EDITED = []
 if workflow.is_main_process:
     UNLOCKED = lock.unlocked(CONFIG, LOCK)
     if UNLOCKED:
@@ -31,12 +33,11 @@ if workflow.is_main_process:
             " opd lock CONFIG",
             file=sys.stderr,
         )
-    OTHER = current.other_settings(ARTIFACTS, Path(RESULTS))
-    if OTHER:
-        more = f" and {len(OTHER) - 1} more" if len(OTHER) > 1 else ""
+    EDITED = current.other_settings(ARTIFACTS, Path(RESULTS))
+    if EDITED:
+        more = f" and {len(EDITED) - 1} more" if len(EDITED) > 1 else ""
         print(
-            f"not as the config says: {RESULTS}/{OTHER[0]}{more}; where no job makes it again, give"
-            f" this command --forcerun {RESULTS}/{OTHER[0]}/digest.json",
+            f"not as the config says: {RESULTS}/{EDITED[0]}{more}; what is asked for is made again",
             file=sys.stderr,
         )
 
@@ -74,11 +75,19 @@ def one_of(verb):
     return "|".join(sorted(re.escape(name) for name in names)) or "(?!)"
 
 
+def force_if_edited(folder):
+    """Have an artifact made again that was made with other settings. Snakemake sees edits by its
+    own records only, which a copy of the results or a clean-up lacks."""
+    if folder in EDITED and RerunTrigger.PARAMS in workflow.dag_settings.rerun_triggers:
+        workflow.dag.forcefiles.add(f"{RESULTS}/{folder}/digest.json")
+
+
 def inputs_of(pattern):
     """Input function: what the artifact at this folder is made from."""
 
     def paths(wildcards):
         made = ARTIFACTS[pattern.format(**wildcards)]
+        force_if_edited(made.folder)
         return [
             p if os.path.isabs(p) else f"{RESULTS}/{p}/digest.json" for p in made.inputs
         ]
