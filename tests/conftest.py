@@ -1,7 +1,9 @@
 """Markers by folder, and what a test needs of the machine that it runs on."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -24,6 +26,14 @@ def _cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _environment_is_restored() -> Iterator[None]:
+    """The command line sets variables for the rest of its process, and a saved tokenizer tells
+    HF_HUB_OFFLINE: a test that calls it in its own process must not decide what others save."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")
