@@ -565,7 +565,7 @@ def test_rows_and_ids_are_used_once() -> None:
         ({"title": None}, "it has no title"),
         ({"title": " "}, "it has no title"),
         ({"title": 2604}, "it has no title"),
-        ({"titel": "T"}, "it holds other keys than title, claims and context"),
+        ({"titel": "T"}, "it holds other keys than title, arms, probes, claims and context"),
     ],
 )
 def test_a_file_of_claims_names_its_paper(
