@@ -222,6 +222,22 @@ class Test(Strict):
             raise ValueError(f"compares {' with '.join(sorted(u or 'a number' for u in units))}")
         return self
 
+    @model_validator(mode="after")
+    def _says_something(self) -> "Test":
+        """No comparison with itself, and no margin in percent: 80 for 0.8 decides nothing."""
+        one = self.greater or self.equivalent
+        if one and one.left == one.right:
+            raise ValueError("it compares a quantity with itself")
+        if self.monotone and any(q in self.monotone.of[:i] for i, q in enumerate(self.monotone.of)):
+            raise ValueError("it names a quantity twice")
+        if not self.all and unit(next(quantities(self))) in ("share", "points of a share"):
+            # A student that passes its teacher closes more than the gap.
+            most = 2 if any(isinstance(q, Recovery) for q in quantities(self)) else 1
+            for value in vars(getattr(self, self.predicate)).values():
+                if isinstance(value, float) and abs(value) > most:
+                    raise ValueError(f"{value} of a share: write {value / 100:g} for {value:g} %")
+        return self
+
     @property
     def predicate(self) -> str:
         (name,) = self.model_fields_set

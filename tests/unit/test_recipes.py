@@ -17,6 +17,7 @@ from opd.recipes import resolve, schema
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
 ASK = {"model": "a", "prompts": "p"}
+CONTINUE = {"generations": "g", "teacher": "b"}
 KEEP = {"models__x__opd__keep_steps": [0, 1, 3]}
 SHA = "0123456789" * 4
 RELEASED = {"models__x__released": {"hub": "o/x", "revision": SHA[:7]}}
@@ -140,6 +141,13 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"models__x__sweep": {"opd.lr": 3}}, ["models.x.sweep", "[VALUE"]),
         ({"generations__g": {**ASK, "attempts": 2}}, ["generations.g", "attempts need rules"]),
         ({"generations__g": {**ASK, "rules": ["answered"]}}, ["generations.g.rules", "'answered'"]),
+        (
+            {
+                "generations__g": ASK,
+                "probes": {"e": {"continuation": {**CONTINUE, "prefixes": [6, 2, 2]}}},
+            },
+            ["probes.e.continuation", "prefixes are [6, 2, 2]", "each longer than the one before"],
+        ),
         ({"engine": {"batch_invariant": True}}, ["batch_invariant needs backend: vllm"]),
         (
             {**KEEP, "tables__t1__rows": [{"label": "x", "model": "x@2"}]},
