@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from opd import claim_spec, declared, figure_spec
 from opd.claim_spec import Claim
+from opd.errors import Bad
 from opd.figure_spec import PaperFigure
 from opd.plan import Artifact, artifact, at, closure, evaluation_at
 from opd.recipes import Config, Figure, Series, Shown, Table, unknown
@@ -94,6 +95,9 @@ def _asked(config: Config, artifacts: Iterable[str]) -> list[str]:
         for called in {name or section, *name.split("/")} - {""}:
             names.setdefault(called, []).append(folder)
     for called in config.targets:
+        if called == "claims" and not config.papers:
+            remedy = "name one under papers, or leave 'claims' out"
+            raise Bad("there are no claims without a paper", "targets", remedy)
         if called not in names:
             raise unknown(called, names, "targets", "figure, table or page")
     wanted = {folder for called in config.targets for folder in names[called]}

@@ -415,9 +415,15 @@ def unswitched(use_released: str) -> tuple[dict[str, str], dict[str, Any]]:
     return identities(needed(config, plan(config, {}))), config.arms
 
 
+def switch_arguments(switch: str) -> tuple[str, list[str]]:
+    """The option of a switch, --config or --configfile, and what follows it."""
+    option, *arguments = shlex.split(switch)
+    return option, arguments
+
+
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_changes_what_is_run_or_shown(switch, tmp_path, monkeypatch):
-    option, *arguments = shlex.split(switch)
+    option, arguments = switch_arguments(switch)
     released = "true"
     if option == "--configfile":
         for file in ("dapo-math-17k", "deepmath-deduped", "OpenThoughts3_opd"):
