@@ -13,7 +13,7 @@ import yaml
 from snakemake.cli import parse_config
 from snakemake.utils import update_config
 
-from opd import exhibits, lock
+from opd import exhibits, lock, plan_text
 from opd.errors import Bad
 from opd.plan import Artifact, closure, plan
 from opd.recipes import Config, resolve, typed
@@ -421,17 +421,22 @@ def switch_arguments(switch: str) -> tuple[str, list[str]]:
     return option, arguments
 
 
+def data_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OPD_DATA_DIR with the names of the released files."""
+    for file in ("dapo-math-17k", "deepmath-deduped", "OpenThoughts3_opd"):
+        (folder / f"{file}.parquet").touch()
+    (folder / "benchmarks").mkdir()
+    for file in ("AIME24", "AIME25", "AMC23", "AMC23-83"):
+        (folder / "benchmarks" / f"{file}.parquet").touch()
+    monkeypatch.setenv("OPD_DATA_DIR", str(folder))
+
+
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_changes_what_is_run_or_shown(switch, tmp_path, monkeypatch):
     option, arguments = switch_arguments(switch)
     released = "true"
     if option == "--configfile":
-        for file in ("dapo-math-17k", "deepmath-deduped", "OpenThoughts3_opd"):
-            (tmp_path / f"{file}.parquet").touch()
-        (tmp_path / "benchmarks").mkdir()
-        for file in ("AIME24", "AIME25", "AMC23", "AMC23-83"):
-            (tmp_path / "benchmarks" / f"{file}.parquet").touch()
-        monkeypatch.setenv("OPD_DATA_DIR", str(tmp_path))
+        data_files(tmp_path, monkeypatch)
         given: dict[str, Any] = {}
         for file in arguments:
             update_config(given, yaml.safe_load((ROOT / file).read_text()))
@@ -441,6 +446,47 @@ def test_a_switch_changes_what_is_run_or_shown(switch, tmp_path, monkeypatch):
             released = "false"  # what the switch changes beyond that
     config = resolve(given)
     assert (identities(needed(config, plan(config, {}))), config.arms) != unswitched(released)
+
+
+@functools.cache
+def cost_of(settings: tuple[str, ...] = (), more: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """What `opd plan` says of the config, with these settings and config files on top."""
+    paths = [ROOT / file for file in ("config/paper.yaml", *more)]
+    return tuple(plan_text.lines(paths, [], settings=settings))
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_can_be_costed(switch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    option, arguments = switch_arguments(switch)
+    if option == "--configfile":
+        data_files(tmp_path, monkeypatch)
+        lines = cost_of(more=tuple(arguments[1:]))
+    else:
+        lines = cost_of(tuple(arguments))
+    jobs = re.fullmatch(r"paper: (\d+) of \1 jobs to run, on 8 x H100", lines[0])
+    assert jobs is not None and int(jobs[1]) > 300
+    assert not [line for line in lines if line.startswith("not counted")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "more", "less"),
+    [
+        (["seeds=[0, 1, 2]"], 2.9, 3.0),
+        # 21 runs of 27 have 200 steps in place of 279.
+        (["defaults={opd: {steps: 200, keep_steps: [100]}}"], 0.6, 0.9),
+        (["use_released=false"], 1.05, 1.5),
+        (["protocols={paper: {grader: math_verify}}"], 1, 1),
+    ],
+)
+def test_what_a_switch_costs(settings, more, less, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def hours(*arguments: str) -> float:
+        (line,) = (line for line in cost_of(arguments) if line.startswith("in all"))
+        return float(line.partition("likely ")[2].strip(")").replace(",", ""))
+
+    assert more <= hours(*settings) / hours() <= less
 
 
 def test_released_files_take_the_place_of_datasets():
