@@ -13,7 +13,8 @@ import yaml
 from snakemake.cli import parse_config
 from snakemake.utils import update_config
 
-from opd import exhibits, lock, plan_text
+from opd import calibration, cost, exhibits, lock, plan_text
+from opd.cost import Facts
 from opd.errors import Bad
 from opd.plan import Artifact, closure, plan
 from opd.recipes import Config, resolve, typed
@@ -487,6 +488,33 @@ def test_what_a_switch_costs(settings, more, less, tmp_path, monkeypatch):
         return float(line.partition("likely ")[2].strip(")").replace(",", ""))
 
     assert more <= hours(*settings) / hours() <= less
+
+
+def test_what_is_written_of_the_disk_is_what_is_planned(config, planned, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written = " ".join((ROOT / "docs" / "cost.md").read_text().split())
+    lines = cost_of()
+    (disk,) = (line for line in lines if line.startswith("disk: "))
+    (total,) = re.findall(r"^disk: ([\d,]+ GiB) to stay", disk)
+    (low, high) = next(re.findall(r"[\d,]+", line)[:2] for line in lines if line[:6] == "in all")
+    assert f"{low} to {high} GPU-hours" in written and written.count(total) == 2
+    # Every kept step is counted with its run, and not again as a model of its own.
+    facts = Facts(planned, calibration.tables(ROOT / "config" / "calibration.yaml"))
+    wanted = needed(config, planned)
+    runs, kept = verbs(wanted, "opd"), verbs(wanted, "keep")
+    assert not any(cost.disk(facts, folder) for folder in kept)
+    ends = sum(4 * cost.parameters(facts, folder) for folder in runs)
+    steps = sum(4 * cost.parameters(facts, folder) for folder in kept)
+    assert sum(cost.disk(facts, folder) for folder in runs) == pytest.approx(ends + steps)
+    for words in (
+        f"{steps / 2**30:,.0f} are the {len(kept)} steps",
+        f"the {len(runs)} runs end with is {ends / 2**30:,.0f} GiB",
+    ):
+        assert words in written
+    (fewer,) = re.findall(r"--config '(models=\{r1-7b-from-skywork: [^']+)'", written)
+    (disk,) = (line for line in cost_of((fewer,)) if line.startswith("disk: "))
+    (left,) = re.findall(r"^disk: ([\d,]+ GiB) to stay", disk)
+    assert f"leave {left}" in written
 
 
 def test_released_files_take_the_place_of_datasets():
