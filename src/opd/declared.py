@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from opd import claim_spec, figure_spec
 from opd.claim_spec import SCORES, Claim, Curve
 from opd.figure_spec import Bars, PaperFigure
-from opd.recipes import unknown
+from opd.recipes import Figure, Table, unknown
 
 # What training logs (opd.metrics, and the trainers' own), here without torch.
 METRICS = (
@@ -64,6 +64,23 @@ def check_config(arms: Iterable[str], probes: Iterable[str], papers: Iterable[Na
     for name in probes:
         if _experiment(name) in experiments and name not in known["probes"]:
             raise unknown(name, known["probes"], "probes", "probe")
+
+
+def check_shown(figures: Mapping[str, Figure], tables: Mapping[str, Table]) -> None:
+    """Hold the metrics of a config's own figures and tables to what is logged. Raises ``Bad``."""
+    named = [
+        (f"figures.{name}.metrics", metric.name)
+        for name, figure in figures.items()
+        for metric in figure.metrics
+    ]
+    for name, table in tables.items():
+        for column in table.columns:
+            kind, _, metric = (column if isinstance(column, str) else column.column).partition(":")
+            if kind in ("first", "last", "course"):
+                named.append((f"tables.{name}.columns", metric))
+    for where, metric in named:
+        if metric not in METRICS:
+            raise unknown(metric, METRICS, where, "metric")
 
 
 def _experiment(name: str) -> str:

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
 ASK = {"model": "a", "prompts": "p"}
 CONTINUE = {"generations": "g", "teacher": "b"}
+CURVES = {"title": "F", "kind": "curves", "series": [{"label": "x", "model": "x"}]}
 KEEP = {"models__x__opd__keep_steps": [0, 1, 3]}
 SHA = "0123456789" * 4
 RELEASED = {"models__x__released": {"hub": "o/x", "revision": SHA[:7]}}
@@ -116,6 +117,18 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"evaluations__e__protocol": "papr"}, ["evaluations.e.protocol", "'papr'"]),
         ({"protocols__short__template": "no place"}, ["protocols.short", "{question}"]),
         ({"targets": ["t2"]}, ["targets", "'t2'", "there are: report, t1"]),
+        (
+            {"figures": {"f": {**CURVES, "metrics": [{"name": "kl_nat"}]}}},
+            ["figures.f.metrics: unknown metric 'kl_nat'; did you mean 'kl_nats'?"],
+        ),
+        (
+            {"tables__t1__columns": ["avg", "course:overlap_raito"]},
+            ["tables.t1.columns: unknown metric 'overlap_raito'; did you mean 'overlap_ratio'?"],
+        ),
+        (
+            {"tables__t1__columns": [{"column": "last:overlap_raito", "label": "x"}]},
+            ["tables.t1.columns: unknown metric 'overlap_raito'"],
+        ),
         ({"targets": ["claims"]}, ["targets: there are no claims without a paper", "papers"]),
         ({"experiments": ["E99"]}, ["experiments", "'E99'", "there are: none"]),
         ({"seeds": []}, ["seeds", "at least 1"]),
