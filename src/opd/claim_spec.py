@@ -19,7 +19,8 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 from opd.errors import Bad
 from opd.strict import Given, Strict, valid
 
-Arm = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$")]
+ARM = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$"
+Arm = Annotated[str, Field(pattern=ARM)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 # A score, and the evaluations of its arm that it needs.
@@ -221,6 +222,22 @@ class Test(Strict):
             raise ValueError(f"compares {' with '.join(sorted(u or 'a number' for u in units))}")
         return self
 
+    @model_validator(mode="after")
+    def _says_something(self) -> "Test":
+        """No comparison with itself, and no margin in percent: 80 for 0.8 decides nothing."""
+        one = self.greater or self.equivalent
+        if one and one.left == one.right:
+            raise ValueError("it compares a quantity with itself")
+        if self.monotone and any(q in self.monotone.of[:i] for i, q in enumerate(self.monotone.of)):
+            raise ValueError("it names a quantity twice")
+        if not self.all and unit(next(quantities(self))) in ("share", "points of a share"):
+            # A student that passes its teacher closes more than the gap.
+            most = 2 if any(isinstance(q, Recovery) for q in quantities(self)) else 1
+            for value in vars(getattr(self, self.predicate)).values():
+                if isinstance(value, float) and abs(value) > most:
+                    raise ValueError(f"{value} of a share: write {value / 100:g} for {value:g} %")
+        return self
+
     @property
     def predicate(self) -> str:
         (name,) = self.model_fields_set
@@ -358,19 +375,35 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_claims(path: Path) -> dict[str, Any]:
-    """A file of claims as it is written: {title, claims, context}. Raises ``Bad`` where it is none,
-    or does not say what the paper is called."""
+    """A file of claims as it is written: {title, arms, probes, claims, context}; arms and probes
+    are {name: what it is}. Raises ``Bad`` where it is none, or does not say what the paper is
+    called or what a name means."""
     found = read_yaml(path)
-    if not isinstance(found, dict) or found.keys() - {"title", "claims", "context"}:
-        raise Bad("it holds other keys than title, claims and context", str(path), "leave them out")
+    keys = ("title", "arms", "probes", "claims", "context")
+    if not isinstance(found, dict) or found.keys() - {*keys}:
+        known = f"{', '.join(keys[:-1])} and {keys[-1]}"
+        raise Bad(f"it holds other keys than {known}", str(path), "leave them out")
     title = found.get("title")
     if not isinstance(title, str) or not title.strip():
         raise Bad("it has no title", str(path), "say what the paper is called")
     return {
         "title": title,
+        "arms": _declared(found.get("arms"), f"{path}: arms"),
+        "probes": _declared(found.get("probes"), f"{path}: probes"),
         "claims": found.get("claims") or [],
         "context": found.get("context") or [],
     }
+
+
+def _declared(given: Any, where: str) -> dict[str, str]:
+    if not isinstance(given, dict | None):
+        raise Bad(f"got {given!r}", where, "write NAME: what it is")
+    for name, text in (given or {}).items():
+        if not re.fullmatch(ARM, str(name)):
+            raise Bad("no name", f"{where}.{name}", "use letters, digits, dots and dashes")
+        if not isinstance(text, str) or not text.strip():
+            raise Bad(f"got {text!r}", f"{where}.{name}", "say in a line what it is")
+    return dict(given or {})
 
 
 def read_targets(path: Path) -> list[dict[str, str]]:

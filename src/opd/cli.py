@@ -3,9 +3,12 @@
 import argparse
 import errno
 import json
+import math
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +45,38 @@ def _copy(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
+def _whole(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(
+                f"{text} is not allowed: a whole number from {least} up"
+            )
+        return value
+
+    return read
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: a number above 0")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="opd", description=__doc__)
+    parser = argparse.ArgumentParser(prog="opd", description=__doc__, allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    # What is not an option is no abbreviation of one: --config is not --configfile.
+    add = partial(verbs.add_parser, allow_abbrev=False)
     for verb, target in VERBS.items():
-        stage = verbs.add_parser(verb, help=f"run the stage {target}")
+        stage = add(verb, help=f"run the stage {target}")
         stage.add_argument("--cfg", required=True, help="settings: JSON, or a JSON file")
         stage.add_argument("--input", nargs="*", type=Path, default=[], help="in cfg.inputs' order")
         stage.add_argument("--output", required=True, type=Path, help="FOLDER/digest.json")
@@ -55,50 +85,149 @@ def _parser() -> argparse.ArgumentParser:
             "--plan", type=Path, help="refuse inputs that are not what this plan.json describes"
         )
         stage.add_argument("--store", type=Path, default=Path("results/.store"))
-    verbs.add_parser("schema", help="print the JSON schema of a config")
-    before = verbs.add_parser(
-        "preflight", help="what a few dozen rollouts say of a student and a teacher, untrained"
+    add("schema", help="print the JSON schema of a config")
+    _add_preflight(add)
+    watch = add("watch", help="show a training run step by step as it goes")
+    watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
+    _add_plan(add)
+    rates = add("calibrate", help="measure rates for `opd plan` in finished stages")
+    rates.add_argument("results", nargs="+", type=Path, help="results/NAME")
+    rates.add_argument(
+        "--output", type=Path, default=RATES, help="file to write; %(default)s if not given"
     )
-    for name, about in (("student", "model folder"), ("teacher", "model folder")):
-        before.add_argument(f"--{name}", type=Path, required=True, help=about)
+    rates.add_argument(
+        "--reference",
+        type=Path,
+        default=Path("config/calibration.yaml"),
+        help="what rates are in terms of; %(default)s if not given",
+    )
+    lock = add("lock", help="ask the hub for the commits of a config's objects")
+    lock.add_argument("config", nargs="+", type=Path, help="config files, later ones on top")
+    lock.add_argument(
+        "--lock",
+        type=Path,
+        default=Path("config/hub.lock.yaml"),
+        help="file to write; %(default)s if not given",
+    )
+    return parser
+
+
+def _add_preflight(add: Callable[..., argparse.ArgumentParser]) -> None:
+    before = add(
+        "preflight",
+        help="what a few dozen rollouts say of a student and a teacher, untrained",
+        usage="opd preflight --student DIR --teacher DIR --prompts FILE [options]",
+    )
+    for name in ("student", "teacher"):
+        before.add_argument(
+            f"--{name}", type=Path, required=True, metavar="DIR", help="model folder"
+        )
     before.add_argument(
         "--prompts",
         type=Path,
         required=True,
+        metavar="FILE",
         help="prompts.parquet, or lines of JSON with question, answer and prompt",
     )
-    before.add_argument("--n", type=int, default=48, help="prompts, the first of them")
-    before.add_argument("--samples", type=int, default=4, help="rollouts of each")
-    before.add_argument("--max-new-tokens", type=int, default=7168)
-    before.add_argument("--max-prompt-tokens", type=int, default=1024)
-    before.add_argument("--temperature", type=float, default=1.0)
-    before.add_argument("--grader", help="world, choice, rule or math_verify; nothing if not given")
-    before.add_argument("--k", type=int, default=16, help="size of the top k sets")
-    before.add_argument("--chat-template", default="{}", metavar="JSON")
-    before.add_argument("--backend", default="transformers", help="transformers or vllm")
-    before.add_argument("--dtype", default="float32", help="float32 or bfloat16")
-    before.add_argument("--seed", type=int, default=0)
-    before.add_argument("--out", type=Path, help="folder that keeps all of it")
-    watch = verbs.add_parser("watch", help="show a training run step by step as it goes")
-    watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
-    plan = verbs.add_parser("plan", help="what would run, what is there, and what it would cost")
-    first = [Path("config/mini.yaml")]
-    plan.add_argument("--configfile", nargs="+", type=Path, default=first, help="later ones on top")
+    numbers = {
+        "n": (48, "prompts, the first of the file"),
+        "samples": (4, "rollouts of each prompt"),
+        "max-new-tokens": (7168, "longest response in tokens"),
+        "max-prompt-tokens": (1024, "longest prompt in tokens"),
+        "k": (16, "tokens in the top k sets of student and teacher"),
+    }
+    for name, (value, about) in numbers.items():
+        text = f"{about}; %(default)s if not given"
+        before.add_argument(f"--{name}", type=_whole(1), default=value, metavar="N", help=text)
+    before.add_argument(
+        "--temperature",
+        type=_positive,
+        default=1.0,
+        metavar="T",
+        help="that rollouts are sampled at; %(default)s if not given",
+    )
+    before.add_argument(
+        "--grader",
+        help="of answers: world, choice, rule or math_verify; nothing is graded if not given",
+    )
+    before.add_argument(
+        "--chat-template",
+        default="{}",
+        metavar="JSON",
+        help='arguments of both chat templates, as {"enable_thinking": false}; %(default)s if not '
+        "given",
+    )
+    choices = {
+        "backend": (("transformers", "vllm"), "what samples"),
+        "dtype": (("float32", "bfloat16"), "what models are computed in"),
+    }
+    for name, (values, about) in choices.items():
+        text = f"{about}: {' or '.join(values)}; %(default)s if not given"
+        before.add_argument(f"--{name}", choices=values, default=values[0], help=text)
+    before.add_argument(
+        "--seed",
+        type=_whole(0),
+        default=0,
+        metavar="N",
+        help="of sampling; %(default)s if not given",
+    )
+    before.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder that keeps all of it; none if not given"
+    )
+
+
+def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
+    plan = add(
+        "plan",
+        help="what would run, what is there, and what it would cost",
+        usage="opd plan [--configfile FILE ...] [--config KEY=VALUE ...] [options]",
+    )
+    plan.add_argument(
+        "--configfile",
+        nargs="+",
+        type=Path,
+        default=[Path("config/mini.yaml")],
+        metavar="FILE",
+        help="as for snakemake, later ones on top; config/mini.yaml if not given",
+    )
+    plan.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as for snakemake, on top of all files; nothing if not given",
+    )
     part = plan.add_mutually_exclusive_group()
-    part.add_argument("--target", action="append", default=[], help="a figure, table or folder")
-    part.add_argument("--claim", help="the cheapest part that decides this claim of a paper")
-    plan.add_argument("--gpus", type=int, help="as many as the widest job has, if not given")
-    plan.add_argument("--device", help="as torch names it, or a part of that")
+    part.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        help="a figure, table or folder, may be repeated; what the config asks for if not given",
+    )
+    part.add_argument(
+        "--claim",
+        help="the cheapest part that decides this claim of a paper; all of them if not given",
+    )
+    plan.add_argument(
+        "--gpus",
+        type=_whole(1),
+        metavar="N",
+        help="devices to share the jobs; as many as the widest job has if not given",
+    )
+    plan.add_argument(
+        "--device",
+        help="as torch names it, or a part of that; H100, what was measured, or cpu, as the config "
+        "computes, if not given",
+    )
     plan.add_argument("--jobs", action="store_true", help="list every job")
-    plan.add_argument("--calibration", type=Path, default=RATES, help="rates of `opd calibrate`")
-    rates = verbs.add_parser("calibrate", help="measure rates for `opd plan` in finished stages")
-    rates.add_argument("results", nargs="+", type=Path, help="results/NAME")
-    rates.add_argument("--output", type=Path, default=RATES)
-    rates.add_argument("--reference", type=Path, default=Path("config/calibration.yaml"))
-    lock = verbs.add_parser("lock", help="ask the hub for the commits of a config's objects")
-    lock.add_argument("config", nargs="+", type=Path, help="config files, later ones on top")
-    lock.add_argument("--lock", type=Path, default=Path("config/hub.lock.yaml"))
-    return parser
+    plan.add_argument(
+        "--calibration",
+        type=Path,
+        default=RATES,
+        metavar="FILE",
+        help="rates of `opd calibrate`; %(default)s if not given",
+    )
 
 
 def _schema(arguments: argparse.Namespace) -> None:
@@ -138,6 +267,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         arguments.device,
         arguments.jobs,
         arguments.calibration,
+        arguments.config,
     ):
         print(line)
 

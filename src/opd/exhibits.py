@@ -9,18 +9,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd import claim_spec, figure_spec
+from opd import claim_spec, declared, figure_spec
 from opd.claim_spec import Claim
+from opd.errors import Bad
 from opd.figure_spec import PaperFigure
 from opd.plan import Artifact, artifact, at, closure, evaluation_at
 from opd.recipes import Config, Figure, Series, Shown, Table, unknown
 
 
 class Paper(NamedTuple):
-    """What a paper claims and shows; ``files``: its claims and its published numbers."""
+    """What a paper claims and shows; ``names``: its arms and probes, and what they are; ``files``:
+    its claims and its published numbers."""
 
     name: str
     title: str
+    names: declared.Names
     claims: list[Claim]
     figures: dict[str, PaperFigure]
     files: dict[str, Path]
@@ -46,8 +49,10 @@ def read_paper(name: str, root: Path) -> Paper:
     given = claim_spec.read_claims(files["claims"])
     ids = [row["id"] for row in rows]
     claims = claim_spec.check(given["claims"], given["context"], ids, shown)
+    names = {key: given[key] for key in ("arms", "probes")}
+    declared.check(claims, figures, names)
     files = {key: path.absolute() for key, path in files.items()}
-    return Paper(name, given["title"], claims, figures, files)
+    return Paper(name, given["title"], names, claims, figures, files)
 
 
 def exhibits(
@@ -59,6 +64,9 @@ def exhibits(
     """
     _check_experiments(config)
     papers = [read_paper(name, root) for name in config.papers]
+    declared.check_shown(config.figures, config.tables)
+    if papers:
+        declared.check_config(config.arms, config.probes, [paper.names for paper in papers])
     shown = [_table(config, name, table) for name, table in config.tables.items()]
     shown += [_figure(config, name, figure) for name, figure in config.figures.items()]
     for paper in papers:
@@ -88,6 +96,9 @@ def _asked(config: Config, artifacts: Iterable[str]) -> list[str]:
         for called in {name or section, *name.split("/")} - {""}:
             names.setdefault(called, []).append(folder)
     for called in config.targets:
+        if called == "claims" and not config.papers:
+            remedy = "name one under papers, or leave 'claims' out"
+            raise Bad("there are no claims without a paper", "targets", remedy)
         if called not in names:
             raise unknown(called, names, "targets", "figure, table or page")
     wanted = {folder for called in config.targets for folder in names[called]}

@@ -1,7 +1,7 @@
 """``opd plan``: what would run, what is there already, and what it would cost."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,20 @@ def lines(
     device: str | None = None,
     jobs: bool = False,
     rates: Path = Path("results/calibration.yaml"),
+    settings: Iterable[str] = (),
 ) -> Iterator[str]:
-    """Lines to print. ``configs`` are as for Snakemake, later ones on top; beside the first lie
-    hub.lock.yaml, calibration.yaml and claims/. Raises ``Bad`` for whatever ``opd.recipes``,
-    ``opd.plan`` and ``opd.exhibits`` refuse, and for an unknown target, claim or device."""
+    """Lines to print. ``configs`` and ``settings`` (KEY=VALUE) are as for Snakemake, later ones on
+    top; beside the first config lie hub.lock.yaml, calibration.yaml and claims/. Raises ``Bad`` for
+    whatever ``opd.recipes``, ``opd.plan`` and ``opd.exhibits`` refuse, and for an unknown target,
+    claim or device."""
     merged: dict[str, Any] = {}
     for path in configs:
         if not path.is_file():
             raise Bad("no such config", str(path), "mend the path")
         merged = recipes.merge(merged, yaml.safe_load(path.read_text()) or {})
-    config = recipes.resolve(merged)
+    config = recipes.resolve(recipes.merge(merged, recipes.settings(settings)))
     root = configs[0].parent
     tables = calibration.tables(root / "calibration.yaml")
-    if gpus is not None and gpus < 1:
-        raise Bad(f"{gpus} GPUs compute nothing", "--gpus", "give one or more")
     measured = calibration.read(rates)
 
     title = config.name

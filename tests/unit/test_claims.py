@@ -531,6 +531,48 @@ GOOD = CLAIMS[0]
             {"test": {"between": {"of": {"avg": "A"}, "low": 0.8, "high": 0.7}}},
             "low 0.8 is above high 0.7",
         ),
+        (
+            {"test": {"greater": {"left": OVERLAP, "right": {**OVERLAP, "at": "end"}}}},
+            "compares a quantity with itself",
+        ),
+        (
+            {
+                "test": {
+                    "equivalent": {
+                        "left": {"avg": "A"},
+                        "right": {"avg": "A", "benchmark": "macro"},
+                        "within": 0.1,
+                    }
+                }
+            },
+            "compares a quantity with itself",
+        ),
+        (
+            {
+                "test": {
+                    "monotone": {
+                        "of": [{"avg": "A"}, {"avg": "B"}, {"avg": "A"}],
+                        "direction": "rising",
+                    }
+                }
+            },
+            "names a quantity twice",
+        ),
+        ({"test": {"at_least": {"of": {"avg": "A"}, "value": 80.0}}}, "80.0 of a share: write 0.8"),
+        ({"test": {"at_most": {"of": {"change": "A"}, "value": 3.0}}}, "3.0 of a share"),
+        ({"test": {"at_least": {"of": {"recovery": "A"}, "value": 80.0}}}, "80.0 of a share"),
+        (
+            {"test": {"greater": {"left": {"avg": "A"}, "right": {"avg": "B"}, "by": -3.0}}},
+            "-3.0 of a share: write -0.03",
+        ),
+        (
+            {"test": {"all": [{"rises": {"of": OVERLAP, "by": 10.0}}]}},
+            "claim recovers.test.all.0: 10.0 of a share",
+        ),
+        (
+            {"test": {"between": {"of": {"avg": "A"}, "low": 0.7, "high": 80.0}}},
+            "80.0 of a share",
+        ),
         ({"published": ["R9"]}, "claim recovers.published: no published row 'R9'"),
         ({"verdict": "reproduced"}, "claim recovers.verdict: no such key"),
         ({"statement": None}, "claim recovers.statement"),
@@ -540,6 +582,20 @@ def test_malformed_claims_are_named(change: dict[str, Any], said: str) -> None:
     with pytest.raises(Bad, match=re.escape(said)) as caught:
         check([{**GOOD, **change}], [], ["R1", "R2"])
     assert str(caught.value).startswith("claim recovers")
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        # Nats, and a share of a gap, of which a student that passes its teacher has more than all.
+        {"at_least": {"of": {"metric": "kl_nats", "of": "A"}, "value": 3.0}},
+        {"at_least": {"of": {"recovery": "A"}, "value": 1.1}},
+        {"greater": {"left": OVERLAP, "right": {**OVERLAP, "at": "start"}, "by": 1.0}},
+        {"greater": {"left": OVERLAP, "right": {**OVERLAP, "positions": "back"}}},
+    ],
+)
+def test_what_a_claim_may_compare(test: dict[str, Any]) -> None:
+    assert check([{**GOOD, "test": test}], [], ["R1", "R2"])
 
 
 def test_rows_and_ids_are_used_once() -> None:
@@ -565,7 +621,7 @@ def test_rows_and_ids_are_used_once() -> None:
         ({"title": None}, "it has no title"),
         ({"title": " "}, "it has no title"),
         ({"title": 2604}, "it has no title"),
-        ({"titel": "T"}, "it holds other keys than title, claims and context"),
+        ({"titel": "T"}, "it holds other keys than title, arms, probes, claims and context"),
     ],
 )
 def test_a_file_of_claims_names_its_paper(

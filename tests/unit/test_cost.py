@@ -607,7 +607,6 @@ def test_targets_restrict_the_plan(tmp_path, monkeypatch):
     [
         ({"targets": ["loss_from"]}, "did you mean 'loss_form'"),
         ({"device": "B200"}, "nothing is known of the device 'B200'"),
-        ({"gpus": 0}, "--gpus"),
         ({"claim": "x"}, "unknown claim"),
     ],
 )

@@ -13,7 +13,8 @@ import yaml
 from snakemake.cli import parse_config
 from snakemake.utils import update_config
 
-from opd import exhibits, lock
+from opd import calibration, cost, exhibits, lock, plan_text
+from opd.cost import Facts
 from opd.errors import Bad
 from opd.plan import Artifact, closure, plan
 from opd.recipes import Config, resolve, typed
@@ -415,17 +416,28 @@ def unswitched(use_released: str) -> tuple[dict[str, str], dict[str, Any]]:
     return identities(needed(config, plan(config, {}))), config.arms
 
 
+def switch_arguments(switch: str) -> tuple[str, list[str]]:
+    """The option of a switch, --config or --configfile, and what follows it."""
+    option, *arguments = shlex.split(switch)
+    return option, arguments
+
+
+def data_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OPD_DATA_DIR with the names of the released files."""
+    for file in ("dapo-math-17k", "deepmath-deduped", "OpenThoughts3_opd"):
+        (folder / f"{file}.parquet").touch()
+    (folder / "benchmarks").mkdir()
+    for file in ("AIME24", "AIME25", "AMC23", "AMC23-83"):
+        (folder / "benchmarks" / f"{file}.parquet").touch()
+    monkeypatch.setenv("OPD_DATA_DIR", str(folder))
+
+
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_changes_what_is_run_or_shown(switch, tmp_path, monkeypatch):
-    option, *arguments = shlex.split(switch)
+    option, arguments = switch_arguments(switch)
     released = "true"
     if option == "--configfile":
-        for file in ("dapo-math-17k", "deepmath-deduped", "OpenThoughts3_opd"):
-            (tmp_path / f"{file}.parquet").touch()
-        (tmp_path / "benchmarks").mkdir()
-        for file in ("AIME24", "AIME25", "AMC23", "AMC23-83"):
-            (tmp_path / "benchmarks" / f"{file}.parquet").touch()
-        monkeypatch.setenv("OPD_DATA_DIR", str(tmp_path))
+        data_files(tmp_path, monkeypatch)
         given: dict[str, Any] = {}
         for file in arguments:
             update_config(given, yaml.safe_load((ROOT / file).read_text()))
@@ -435,6 +447,74 @@ def test_a_switch_changes_what_is_run_or_shown(switch, tmp_path, monkeypatch):
             released = "false"  # what the switch changes beyond that
     config = resolve(given)
     assert (identities(needed(config, plan(config, {}))), config.arms) != unswitched(released)
+
+
+@functools.cache
+def cost_of(settings: tuple[str, ...] = (), more: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """What `opd plan` says of the config, with these settings and config files on top."""
+    paths = [ROOT / file for file in ("config/paper.yaml", *more)]
+    return tuple(plan_text.lines(paths, [], settings=settings))
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_can_be_costed(switch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    option, arguments = switch_arguments(switch)
+    if option == "--configfile":
+        data_files(tmp_path, monkeypatch)
+        lines = cost_of(more=tuple(arguments[1:]))
+    else:
+        lines = cost_of(tuple(arguments))
+    jobs = re.fullmatch(r"paper: (\d+) of \1 jobs to run, on 8 x H100", lines[0])
+    assert jobs is not None and int(jobs[1]) > 300
+    assert not [line for line in lines if line.startswith("not counted")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "more", "less"),
+    [
+        (["seeds=[0, 1, 2]"], 2.9, 3.0),
+        # 21 runs of 27 have 200 steps in place of 279.
+        (["defaults={opd: {steps: 200, keep_steps: [100]}}"], 0.6, 0.9),
+        (["use_released=false"], 1.05, 1.5),
+        (["protocols={paper: {grader: math_verify}}"], 1, 1),
+    ],
+)
+def test_what_a_switch_costs(settings, more, less, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def hours(*arguments: str) -> float:
+        (line,) = (line for line in cost_of(arguments) if line.startswith("in all"))
+        return float(line.partition("likely ")[2].strip(")").replace(",", ""))
+
+    assert more <= hours(*settings) / hours() <= less
+
+
+def test_what_is_written_of_the_disk_is_what_is_planned(config, planned, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written = " ".join((ROOT / "docs" / "cost.md").read_text().split())
+    lines = cost_of()
+    (disk,) = (line for line in lines if line.startswith("disk: "))
+    (total,) = re.findall(r"^disk: ([\d,]+ GiB) to stay", disk)
+    (low, high) = next(re.findall(r"[\d,]+", line)[:2] for line in lines if line[:6] == "in all")
+    assert f"{low} to {high} GPU-hours" in written and written.count(total) == 2
+    # Every kept step is counted with its run, and not again as a model of its own.
+    facts = Facts(planned, calibration.tables(ROOT / "config" / "calibration.yaml"))
+    wanted = needed(config, planned)
+    runs, kept = verbs(wanted, "opd"), verbs(wanted, "keep")
+    assert not any(cost.disk(facts, folder) for folder in kept)
+    ends = sum(4 * cost.parameters(facts, folder) for folder in runs)
+    steps = sum(4 * cost.parameters(facts, folder) for folder in kept)
+    assert sum(cost.disk(facts, folder) for folder in runs) == pytest.approx(ends + steps)
+    for words in (
+        f"{steps / 2**30:,.0f} are the {len(kept)} steps",
+        f"the {len(runs)} runs end with is {ends / 2**30:,.0f} GiB",
+    ):
+        assert words in written
+    (fewer,) = re.findall(r"--config '(models=\{r1-7b-from-skywork: [^']+)'", written)
+    (disk,) = (line for line in cost_of((fewer,)) if line.startswith("disk: "))
+    (left,) = re.findall(r"^disk: ([\d,]+ GiB) to stay", disk)
+    assert f"leave {left}" in written
 
 
 def test_released_files_take_the_place_of_datasets():

@@ -244,13 +244,12 @@ def test_templates_and_heads_that_differ_are_shown(
         ({"teacher": "gone"}, None, [], "gone: no such folder; give the folder of a model"),
         ({"lines": "gone.jsonl"}, None, [], "gone.jsonl: it cannot be read"),
         ({"lines": "gone.parquet"}, None, [], "gone.parquet: no such file"),
-        ({}, "", [], "there are no prompts"),
+        ({}, "", [], "lines.jsonl: there are no prompts"),
         ({}, '{"question": "1+1="}\n{"answer": 2}', [], "line 2: there is no question in it"),
         ({}, "1+1=", [], "line 1: not JSON"),
-        ({}, '{"question": "1+1="}', ["--grader", "world"], "prompt '1': it has no answer"),
+        ({}, '{"question": "1+1="}', ["--grader", "world"], "lines.jsonl: prompt '1': it has no"),
         ({}, None, ["--grader", "guess"], "unknown grader 'guess'"),
         ({}, None, ["--chat-template", '["x"]'], "--chat-template: not a JSON object"),
-        ({}, None, ["--n", "0"], "there are no prompts"),
     ],
 )
 def test_bad_input_is_one_line(

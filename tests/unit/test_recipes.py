@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import yaml
 
+from opd.claim_spec import read_claims
 from opd.errors import Bad
 from opd.exhibits import exhibits, targets
-from opd.plan import Artifact, plan
-from opd.recipes import resolve, schema
+from opd.plan import Artifact, closure, plan
+from opd.recipes import merge, resolve, schema
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
 ASK = {"model": "a", "prompts": "p"}
+CONTINUE = {"generations": "g", "teacher": "b"}
+CURVES = {"title": "F", "kind": "curves", "series": [{"label": "x", "model": "x"}]}
 KEEP = {"models__x__opd__keep_steps": [0, 1, 3]}
 SHA = "0123456789" * 4
 RELEASED = {"models__x__released": {"hub": "o/x", "revision": SHA[:7]}}
@@ -114,6 +117,20 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"evaluations__e__protocol": "papr"}, ["evaluations.e.protocol", "'papr'"]),
         ({"protocols__short__template": "no place"}, ["protocols.short", "{question}"]),
         ({"targets": ["t2"]}, ["targets", "'t2'", "there are: report, t1"]),
+        (
+            {"figures": {"f": {**CURVES, "metrics": [{"name": "kl_nat"}]}}},
+            ["figures.f.metrics: unknown metric 'kl_nat'; did you mean 'kl_nats'?"],
+        ),
+        (
+            {"tables__t1__columns": ["avg", "course:overlap_raito"]},
+            ["tables.t1.columns: unknown metric 'overlap_raito'; did you mean 'overlap_ratio'?"],
+        ),
+        (
+            {"tables__t1__columns": [{"column": "last:overlap_raito", "label": "x"}]},
+            ["tables.t1.columns: unknown metric 'overlap_raito'"],
+        ),
+        ({"targets": ["claims"]}, ["targets: there are no claims without a paper", "papers"]),
+        ({"experiments": ["E99"]}, ["experiments", "'E99'", "there are: none"]),
         ({"seeds": []}, ["seeds", "at least 1"]),
         ({"models__a__sft__epochs": 1}, ["models.a.sft", "exactly one of steps, epochs"]),
         ({"models__a__sft__steps": None}, ["models.a.sft", "exactly one of steps, epochs"]),
@@ -140,6 +157,13 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"models__x__sweep": {"opd.lr": 3}}, ["models.x.sweep", "[VALUE"]),
         ({"generations__g": {**ASK, "attempts": 2}}, ["generations.g", "attempts need rules"]),
         ({"generations__g": {**ASK, "rules": ["answered"]}}, ["generations.g.rules", "'answered'"]),
+        (
+            {
+                "generations__g": ASK,
+                "probes": {"e": {"continuation": {**CONTINUE, "prefixes": [6, 2, 2]}}},
+            },
+            ["probes.e.continuation", "prefixes are [6, 2, 2]", "each longer than the one before"],
+        ),
         ({"engine": {"batch_invariant": True}}, ["batch_invariant needs backend: vllm"]),
         (
             {**KEEP, "tables__t1__rows": [{"label": "x", "model": "x@2"}]},
@@ -406,16 +430,51 @@ def test_schema_file_is_what_the_models_generate():
     assert json.loads(path.read_text()) == schema(), "run: opd schema > " + str(path)
 
 
+def shipped(name: str) -> dict[str, Any]:
+    """mini, or an overlay on it, as Snakemake lays them."""
+    raw: dict[str, Any] = {}
+    for file in dict.fromkeys(("mini", name)):
+        raw = merge(raw, yaml.safe_load((ROOT / "config" / f"{file}.yaml").read_text()))
+    return raw
+
+
+def behind_targets(raw: dict[str, Any]) -> set[str]:
+    made = artifacts(raw)
+    return set(closure(targets(resolve(raw), made), made))
+
+
 @pytest.mark.parametrize("name", ["mini", "mini-all"])
 def test_shipped_configs_resolve(name):
-    raw = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
-    if name != "mini":
-        raw |= yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    raw = shipped(name)
     config = resolve(raw)
     assert config.name == name
     made = artifacts(raw)
     assert set(targets(config, made)) <= made.keys()
     assert targets(config, made)
+
+
+def test_every_arm_and_probe_of_the_paper_has_a_miniature():
+    declared = read_claims(ROOT / "config" / "claims" / "rethinking_opd.yaml")
+    config = resolve(shipped("mini-all"))
+    assert config.arms.keys() == declared["arms"].keys()
+    assert declared["probes"].keys() <= config.probes.keys()
+    run = config.models[config.arms["E02.new2"].model].opd
+    assert run is not None
+    assert (run.student, config.models[run.teacher].grpo.student) == ("large", "huge")
+    assert config.arms["E02.student2"].model == config.arms["E02.new2"].base == "large"
+    same = config.models[config.arms["E02.same2"].model].opd
+    assert (same.student, same.teacher) == ("large", "huge")
+    # Lengths grow from arm to arm.
+    models = [config.models[config.arms[f"E09.l{i}"].model] for i in range(1, 7)]
+    lengths = [model.opd.max_new_tokens for model in models]
+    assert lengths == [4, 8, 16, 32, 64, 128]
+
+
+def test_one_command_trains_no_more_for_what_only_all_of_it_shows():
+    mini, whole = behind_targets(shipped("mini")), behind_targets(shipped("mini-all"))
+    more = {"huge", "huge-rl", "large-from-huge", "large-from-huge-rl", "length-128"}
+    assert {f"models/{name}/s0" for name in more} <= whole - mini
+    assert mini - whole == set()
 
 
 def test_a_set_apart_from_another_has_it_as_an_input():

@@ -37,14 +37,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     """
     path = inputs["prompts"] / "prompts.parquet"
     prompts = tables.read(path, tables.PROMPTS).to_pylist()[: cfg.get("n", 48)]
-    if not prompts:
-        raise Bad("there are no prompts", str(path), "give a prompt set that is not empty")
+    _check(prompts, cfg, path)
     grader = cfg.get("grader")
-    if grader:
-        grade_all([], grader)  # an unknown one is refused before anything is sampled
-    for row in prompts if grader else ():
-        if not row["answer"]:
-            raise Bad("it has no answer", f"{path}: prompt '{row['id']}'", "leave the grader out")
     about = _compared(cfg, inputs, prompts)
     rollouts = _answered(cfg, inputs["student"], prompts, cache)
     # One bin: where in a response it is, is not asked here.
@@ -81,7 +75,8 @@ def preflight(
     for folder in (student, teacher):
         if not folder.is_dir():
             raise Bad("no such folder", str(folder), "give the folder of a model")
-    rows = _prompts(prompts)
+    rows = _prompts(prompts)[: cfg.get("n", 48)]
+    _check(rows, cfg, prompts)  # before they stand in a file that the user has never seen
     with tempfile.TemporaryDirectory(prefix="opd-preflight-") as temporary:
         work = Path(temporary)
         tables.write(work / "prompts.parquet", rows, tables.PROMPTS)
@@ -90,6 +85,19 @@ def preflight(
         inputs = {"student": student, "teacher": teacher, "prompts": work}
         run(dict(cfg), inputs, made, made / ".cache")
         return (made / "preflight.md").read_text(encoding="utf-8")
+
+
+def _check(prompts: Sequence[Row], cfg: Mapping[str, Any], path: Path) -> None:
+    """Raises ``Bad`` where there is no prompt, and for a grader that is unknown or has nothing to
+    hold answers to: before anything is sampled."""
+    if not prompts:
+        raise Bad("there are no prompts", str(path), "give a prompt set that is not empty")
+    grader = cfg.get("grader")
+    if grader:
+        grade_all([], grader)
+    for row in prompts if grader else ():
+        if not row["answer"]:
+            raise Bad("it has no answer", f"{path}: prompt '{row['id']}'", "leave the grader out")
 
 
 def _prompts(path: Path) -> list[Row]:

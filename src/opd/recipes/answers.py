@@ -221,6 +221,12 @@ class ContinuationProbe(Scored):
     max_new_tokens: Count = Field(default=31744, description="of prefix and continuation together")
     batch_size: Count = 64
 
+    @model_validator(mode="after")
+    def _prefixes_rise(self) -> "ContinuationProbe":
+        if self.prefixes != sorted(set(self.prefixes)):
+            raise ValueError(f"prefixes are {self.prefixes}: each longer than the one before")
+        return self
+
 
 class IndicatorsProbe(Strict):
     """What `opd preflight` says of a pair, from a few dozen rollouts."""

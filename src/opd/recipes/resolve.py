@@ -1,7 +1,8 @@
 """From a config as it is written to one that is checked: defaults, sweeps, names, kept steps."""
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -42,6 +43,34 @@ def typed(given: Any) -> Any:
     except yaml.YAMLError:
         return given
     return value if value is None or isinstance(value, bool | int | float) else given
+
+
+def settings(entries: Iterable[str]) -> dict[str, Any]:
+    """KEY=VALUE as they follow Snakemake's ``--config``, read as Snakemake and the workflow do.
+
+    Raises ``Bad`` for one that is none.
+    """
+    found: dict[str, Any] = {}
+    for entry in entries:
+        key, equals, text = entry.partition("=")
+        if not equals or not re.fullmatch(r"[a-zA-Z_][\w-]*\w", key):
+            raise Bad(f"'{entry}' is no setting", "--config", "write KEY=VALUE")
+        found = merge(found, {key: _value(text.strip("'\""))})
+    return found
+
+
+def _value(text: str) -> Any:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            pass
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return typed(yaml.load(text, yaml.BaseLoader)) if text else None
+    except yaml.YAMLError:
+        return text
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
