@@ -72,7 +72,8 @@ class Project:
     def edit(self, change: Callable[[dict[str, Any]], None]) -> None:
         config = yaml.safe_load(self.config.read_text())
         change(config)
-        self.config.write_text(yaml.safe_dump(config))
+        # In the order of the file: the report shows things in it.
+        self.config.write_text(yaml.safe_dump(config, sort_keys=False))
 
     def result(self, path: str) -> Path:
         return self.folder / "results" / self.name / path

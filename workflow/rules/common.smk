@@ -82,6 +82,13 @@ def force_if_edited(folder):
         workflow.dag.forcefiles.add(f"{RESULTS}/{folder}/digest.json")
 
 
+def plain(path):
+    """A plain file as Snakemake's records name it: below the working directory without the path of
+    that, so that a clone that is moved runs nothing again."""
+    inside = Path(path).is_relative_to(Path.cwd())
+    return os.path.relpath(path) if inside else path
+
+
 def inputs_of(pattern):
     """Input function: what the artifact at this folder is made from."""
 
@@ -89,7 +96,8 @@ def inputs_of(pattern):
         made = ARTIFACTS[pattern.format(**wildcards)]
         force_if_edited(made.folder)
         return [
-            p if os.path.isabs(p) else f"{RESULTS}/{p}/digest.json" for p in made.inputs
+            plain(p) if os.path.isabs(p) else f"{RESULTS}/{p}/digest.json"
+            for p in made.inputs
         ]
 
     return paths
