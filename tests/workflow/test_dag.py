@@ -73,7 +73,7 @@ def test_new_threshold_of_a_deduplication_reruns_its_filter_alone(copy: Project)
 def _with_code(copy: Project, tmp_path: Path) -> Project:
     """The finished run with code of its own, and up to date: a paper's files lie elsewhere then."""
     code = tmp_path / "code"
-    for part in ("src", "workflow", "config"):
+    for part in ("src", "workflow", "config", "envs"):
         shutil.copytree(ROOT / part, code / part)
     shutil.copy(ROOT / "Snakefile", code)
     moved = Project(copy.folder, code)
