@@ -406,7 +406,8 @@ def _rollouts(one: Cfg, cfg: Cfg, reader: Reader) -> tuple[np.ndarray, np.ndarra
     """Rewards and whether right of a probe's graded rollouts, all seeds together."""
     parts = []
     for run in cfg["probes"].get(one["of"], {}).get("runs") or []:
-        parts.append(tables.read(reader.inputs[run] / "rollouts.parquet", _ROLLOUTS))
+        path = reader.file(run, "rollouts.parquet", _where(one))
+        parts.append(tables.read(path, _ROLLOUTS))
     if not parts:
         raise Bad("no run of the probe is named", _where(one), "name one input per seed")
     whole = pa.concat_tables(parts)
