@@ -17,11 +17,11 @@ from markupsafe import Markup
 
 from opd import claims_page, page
 from opd.claims_page import anchor
-from opd.files import content, digest, read_json
+from opd.files import digest, file_digest, read_json
 from opd.report_page import TEMPLATE
 
-# Kinds of input whose payload the report shows, and so compares with its digests.
-SHOWN = ("claims", "figure", "table")
+# Not compared with their digests: reading them would take longer than all else together.
+WEIGHTS = ".safetensors"
 
 
 class Made(NamedTuple):
@@ -44,9 +44,6 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     root = results_folder(inputs)
     made = behind([path.parent for path in inputs.values()], root)
     at = {name: made[_below(path.parent, root)] for name, path in inputs.items()}
-    for name, path in inputs.items():
-        if name.partition(":")[0] in SHOWN:
-            at[name].troubles[:0] = modified(path)
     found: dict[str, Any] = {"counts": {}, "papers": {}, "claims": [], "targets": []}
     found["comparable"] = False
     if "claims" in inputs:
@@ -126,7 +123,7 @@ def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
             continue
         manifest = read_json(folder / "manifest.json")
         record = read_json(folder / "digest.json")
-        one = found[name] = Made(name, manifest, [])
+        one = found[name] = Made(name, manifest, modified(folder / "payload"))
         if any(manifest[key] != record[key] for key in ("identity", "outputs")):
             one.troubles.append("modified: digest.json and manifest.json are not of one run")
         if name in plan and record.get("settings") != plan[name]["settings"]:
@@ -146,14 +143,18 @@ def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
 
 
 def modified(payload: Path) -> list[str]:
-    """What in a payload is not as it was made: one line per file that differs."""
-    made, there = read_json(payload.parent / "digest.json")["outputs"], content(payload)
-    words = {(True, True): "was changed", (True, False): "is gone", (False, True): "was added"}
-    return [
-        f"modified: {name} {words[name in made, name in there]}"
-        for name in sorted(made.keys() | there.keys())
-        if made.get(name) != there.get(name)
+    """What in a payload is not as it was made: one line per file that differs. Of weights only
+    whether they are there."""
+    made = read_json(payload.parent / "digest.json")["outputs"]
+    there = {p.relative_to(payload).as_posix(): p for p in payload.rglob("*") if p.is_file()}
+    lines = [f"modified: {name} is gone" for name in made.keys() - there.keys()]
+    lines += [f"modified: {name} was added" for name in there.keys() - made.keys()]
+    lines += [
+        f"modified: {name} was changed"
+        for name in made.keys() & there.keys()
+        if not name.endswith(WEIGHTS) and file_digest(there[name]) != made[name]
     ]
+    return sorted(lines)
 
 
 # Sums

@@ -95,9 +95,11 @@ To make them again, run the workflow as before with
 <code>--forcerun{% for one in wrong %} {{ results }}/{{ one.folder }}/digest.json{% endfor %}
  {{ results }}/report/digest.json</code>. What is whole in the store is used again.</div>
 {% else %}
-<p>All {{ artifacts }} artifacts behind this page are current, and what it shows is as it was
+<p>All {{ artifacts }} artifacts behind this page are current, and their files are as they were
 made.</p>
 {% endif %}
+<p class="meta">Compared by sha256 is every file of every artifact; of a model's weights only
+whether they are there.</p>
 <nav aria-label="contents"><ul>
 {% if claims %}<li><a href="#claims">Claims</a></li>{% endif %}
 {% for section in sections %}<li><a href="#section-{{ loop.index }}">{{ section.title }}</a></li>

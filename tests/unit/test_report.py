@@ -182,6 +182,40 @@ def test_modified_payload_is_marked_in_place_and_on_top(tmp_path, kind):
     assert ("cannot be read" in page.text) is (kind == "gone")
 
 
+@pytest.mark.parametrize(
+    "folder",
+    ["models/small-from-large/s0", "evaluations/held-out/small-from-large/s0", "prompts/rl"],
+)
+def test_modified_measurement_is_marked_with_the_way_to_mend_it(tmp_path, folder):
+    """Of a run of the page, and of what is behind it and has no place there."""
+    results = sample(tmp_path)
+    file = next((results.root / folder / "payload").iterdir())
+    file.write_text("by hand")
+    page, html = made(results, tmp_path / "out")
+    line = f"modified: {file.name} was changed"
+    top = html[html.index('id="wrong"') : html.index("<nav")]
+    again = f"--forcerun results/mini/{folder}/digest.json results/mini/report/digest.json"
+    assert line in top and again in top and "1 of 9 artifacts" in page.text
+    if folder != "prompts/rl":
+        assert line in part(html, f"run:{folder}")
+
+
+def test_weights_must_be_there_and_are_not_read(tmp_path):
+    results = Results(tmp_path)
+    files = {"model-1.safetensors": "a", "deep/model.safetensors": "b", "config.json": "{}"}
+    (results.root / "models/small/s0/payload/deep").mkdir(parents=True)
+    results.add("init", "models/small/s0", files)
+    results.run("opd", "models/small-from-large/s0", {"student": "models/small/s0"})
+    weights = results.root / "models/small/s0/payload/model-1.safetensors"
+    weights.write_text("others")
+    page, _ = made(results, tmp_path / "out")
+    assert "of a model's weights only whether they are there." in page.text
+    assert "All 2 artifacts" in page.text and "modified" not in page.text
+    weights.unlink()
+    page, _ = made(results, tmp_path / "out")
+    assert "models/small/s0: modified: model-1.safetensors is gone" in page.text
+
+
 def test_modified_claims_and_tables_are_marked(tmp_path):
     results = sample(tmp_path)
     changed = found()
