@@ -499,10 +499,6 @@ def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path]) -> None:
         data["published"].append({**shown, "drawn": drawn})
 
 
-def _published_text(one: Cfg) -> str:
-    return f"{one['about']}: {one['value']} ({one['target']}, {one['confidence']})"
-
-
 # Captions
 
 
@@ -534,17 +530,15 @@ def _caption(data: Data, cfg: Cfg) -> str:
     absent = [f"{b['metric']}, {b['label']}: {b['missing']}" for b in bars if b.get("missing")]
     if absent:
         parts.append(f"Without a value: {'; '.join(absent)}.")
-    marked = [_published_text(one) for one in data["published"] if one["drawn"]]
-    others = [_published_text(one) for one in data["published"] if not one["drawn"]]
-    if marked:
-        parts.append(f"Open diamonds are published values: {'; '.join(marked)}.")
-    if others and cfg.get("comparable"):
-        parts.append(f"Also published, and not drawn: {'; '.join(others)}.")
+    others = sum(not one["drawn"] for one in data["published"])
+    if others < len(data["published"]):
+        more = f"; {others} more have no place in the drawing" if others else ""
+        parts.append(f"Open diamonds are published values{more}.")
     elif others:
-        parts.append(
-            "Published values, which belong to other models and data and are not comparable with "
-            f"this scale: {'; '.join(others)}."
-        )
+        why = "have no place in the drawing"
+        if not cfg.get("comparable"):
+            why = "belong to other models and data, and are not drawn"
+        parts.append(f"Published values {why}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -22,6 +22,7 @@ from opd.report_page import TEMPLATE
 
 # Not compared with their digests: reading them would take longer than all else together.
 WEIGHTS = ".safetensors"
+MISSING = "–"
 
 
 class Made(NamedTuple):
@@ -58,11 +59,11 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         found=found,
         claims_style=Markup(claims_page.STYLE),
         claims_html=claims_page.claims_html(found, link),
-        published=lambda targets, name: claims_page.targets_html(targets, name, link),
+        published=claims_page.targets_html(found["targets"], "all published values", link),
         claims=at.get("claims"),
         sections=[
             {
-                "title": section["title"] or "Figures",
+                "title": section["title"],
                 "figures": [
                     _figure(name, at[f"figure:{name}"], inputs[f"figure:{name}"], found)
                     for name in section["figures"]
@@ -209,17 +210,48 @@ def _grouped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Mapp
 
 def _figure(name: str, made: Made, payload: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     settings = made.manifest["cfg"]
-    image = _image(payload / "figure.svg")
+    title = settings.get("title") or name
+    published = [target for target in found["targets"] if name in target["figures"]]
     return {
         "name": name,
         "made": made,
-        "title": settings.get("title") or name,
+        "title": title,
         "caption": _caption(payload / "caption.md", settings),
-        "image": image,
+        "image": _image(payload / "figure.svg"),
         "drawn": list(flat(made.manifest["numbers"] or {})),
-        "published": [t for t in found["targets"] if name in t["figures"]],
+        "published": page.table(
+            ("of", "what", "benchmark", "setting", "published", "ours"),
+            _published(published, settings),
+            name=f"published values of {title}",
+            text=True,
+        ),
+        "many": len(published),
         "claims": [c for c in found["claims"] if c["figure"] in (name, Path(name).name)],
     }
+
+
+def _published(
+    targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> Iterator[list[str]]:
+    """Rows of the published values of a figure: whose, as it is called in the drawing, what, and
+    what was measured of it here."""
+    known = {**settings.get("arms", {}), **settings.get("probes", {})}
+    called = {of: one["label"] for of, one in known.items()}
+    for part in (settings, *settings.get("panels", [])):
+        for one in part.get("series", []):
+            of = one.get("arm") or one.get("probe")
+            called |= {of: one["label"]} if "label" in one else {}
+    series = {one["target"]: one.get("series", "-") for one in settings.get("published", [])}
+    for row in targets:
+        whose = series.get(row["id"], "-")
+        cells = [
+            called.get(whose, whose),
+            f"{row['metric']} ({row['id']})",
+            *(row["benchmark"], row["setting"]),
+            f"{row['value']} ({row['confidence']})",
+            "; ".join(row.get("ours", [])),
+        ]
+        yield [MISSING if cell in ("-", "") else cell for cell in cells]
 
 
 def _caption(path: Path, settings: Mapping[str, Any]) -> list[str]:
@@ -307,7 +339,7 @@ def _values(value: Any) -> str:
 def number(value: Any) -> str:
     """Three significant digits with a true minus; text as it is, – for None."""
     if value is None:
-        return "–"
+        return MISSING
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return (str(value) if isinstance(value, int) else f"{value:.3g}").replace("-", "−")

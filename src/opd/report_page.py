@@ -56,9 +56,10 @@ alt="{{ figure.title }}. What it shows in numbers is below it, under Values draw
 <details><summary>Values drawn</summary>
 {{ table(["", "value"], figure.drawn, name="values drawn in " ~ figure.title) }}</details>
 {% endif %}
-{% if figure.published %}
-<details open><summary>Published values</summary>
-{{ published(figure.published, "published values of " ~ figure.title) }}</details>
+{% if figure.many %}
+<details><summary>Published values: {{ figure.many }}
+{%- if not found.comparable %} (not comparable at this scale){% endif %}</summary>
+{{ figure.published }}</details>
 {% endif %}
 </figure>
 {% endmacro %}
@@ -138,7 +139,7 @@ whether they are there.</p>
 {% if found.targets %}
 <section id="published"><h2>Published values</h2>
 <details><summary>All {{ found.targets | length }}, and where each is used here</summary>
-{{ published(found.targets, "all published values") }}</details></section>
+{{ published }}</details></section>
 {% endif %}
 <section id="runs"><h2>Runs</h2>
 {% for verb, of in runs.items() %}

@@ -317,13 +317,15 @@ def test_published_values_are_marked_where_they_compare(
     ]
     assert not any(marks.values())
     assert [one["drawn"] for one in found["published"]] == [True] * 3 + [False] * 3
-    assert "diamonds are published values: s, overlap, first: 0.72 (A, paper-quoted);" in caption
-    assert "not drawn: s, overlap, first: stagnant (D, paper-quoted);" in caption
+    assert "Open diamonds are published values; 3 more have no place in the drawing." in caption
+    assert "0.72" not in caption
+    assert found["published"][0]["about"] == "s, overlap, first"
     found, caption = drawn({**cfg, "comparable": False}, inputs, tmp_path / "no")
     assert not any(panel["marks"] for panel in found["panels"])
     assert not any(one["drawn"] for one in found["published"])
     assert "diamond" not in caption
-    assert "not comparable with this scale: s, overlap, first: 0.72" in caption
+    assert "Published values belong to other models and data, and are not drawn." in caption
+    assert "0.72" not in caption
     pictures = [(tmp_path / name / "figure.png").read_bytes() for name in ("yes", "no")]
     drawn(SCORES, inputs, tmp_path / "plain")
     assert pictures[0] != pictures[1] == (tmp_path / "plain" / "figure.png").read_bytes()
