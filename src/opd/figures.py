@@ -555,8 +555,13 @@ def _how(data: Data, cfg: Cfg, seeds: Sequence[int]) -> str:
     if any(not score and line["low"] for score, line in lines):
         bands = "Other bands" if scores else "Bands"
         of += f" {bands} reach from the lowest seed to the highest."
-    if any(p.get("levels") for p in panels):
-        of += " Horizontal lines are models that are not trained here."
+    levels = " and ".join(dict.fromkeys(o["label"] for p in panels for o in p.get("levels", [])))
+    if levels:
+        many = len(cfg["levels"]) > 1
+        lines_are = (
+            "Horizontal lines are the scores" if many else "The horizontal line is the score"
+        )
+        of += f" {lines_are} of {levels}."
     if data["kind"] == "heatmap" and any(None in row for p in panels for row in p["values"]):
         of += " Hatched: no response is that long."
     if data["kind"] in ("bars", "scatter", "distribution"):

@@ -214,6 +214,7 @@ def _figure(name: str, made: Made, payload: Path, found: Mapping[str, Any]) -> d
     published = [target for target in found["targets"] if name in target["figures"]]
     return {
         "name": name,
+        "called": Path(name).name,
         "made": made,
         "title": title,
         "caption": _caption(payload / "caption.md", settings),

@@ -32,7 +32,7 @@ figure h3, .table h3 { margin-top: 0; }
 
 {% macro figure_card(figure) %}
 <figure id="{{ anchor('figure:' ~ figure.name) }}">
-<h3>{{ figure.name }}</h3>
+<h3>{{ figure.called }}</h3>
 {{ troubles(figure.made) }}
 {% if figure.image %}
 <div class="image" tabindex="0" role="region" aria-label="{{ figure.title }}">

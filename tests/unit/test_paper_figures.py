@@ -183,6 +183,10 @@ def test_accuracy_over_kept_steps(tmp_path: Path, inputs: dict[str, Path]) -> No
     assert (line["low"], line["high"]) == ([0.6, 0.7, 0.9], [0.8, 0.9, 1.1])
     assert panels["avg:easy"]["label"] == "avg@4 (%), easy"
     assert "Means over 2 seeds" in caption and "95 % intervals from 500 bootstrap" in caption
+    assert "The horizontal line is the score of large." in caption
+    both = {**SCORES, "levels": [{"arm": "E1.teacher"}, {"arm": "E1.student", "label": "first"}]}
+    _, caption = drawn(both, inputs, tmp_path / "g")
+    assert "Horizontal lines are the scores of large and first." in caption
 
 
 def test_a_lone_benchmark_is_not_shown_beside_its_mean(
