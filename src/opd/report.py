@@ -219,7 +219,7 @@ def _figure(name: str, made: Made, payload: Path, found: Mapping[str, Any]) -> d
         "title": title,
         "caption": _caption(payload / "caption.md", settings),
         "image": _image(payload / "figure.svg"),
-        "drawn": list(flat(made.manifest["numbers"] or {})),
+        "drawn": sorted(flat(made.manifest["numbers"] or {}), key=_by_number),
         "published": page.table(
             ("of", "what", "benchmark", "setting", "published", "ours"),
             _published(published, settings),
@@ -247,7 +247,7 @@ def _published(
         whose = series.get(row["id"], "-")
         cells = [
             called.get(whose, whose),
-            f"{row['metric']} ({row['id']})",
+            f"{row['metric'].replace('_', ' ')} ({row['id']})",
             *(row["benchmark"], row["setting"]),
             f"{row['value']} ({row['confidence']})",
             "; ".join(row.get("ours", [])),
@@ -327,6 +327,15 @@ def flat(value: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
             yield from flat(inner, (*name, str(key)))
     else:
         yield " · ".join(name), _values(value)
+
+
+def _by_number(named: tuple[str, str]) -> list[tuple[str, int]]:
+    """Names in order, with the numbers in them as numbers: 2 before 10."""
+    parts = re.split(r"(\d+)", named[0])
+    return [
+        (text, int(number or 0))
+        for text, number in zip(parts[::2], [*parts[1::2], ""], strict=True)
+    ]
 
 
 def _values(value: Any) -> str:

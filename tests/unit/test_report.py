@@ -442,3 +442,9 @@ def test_numbers_and_times():
     times = {59.94: "59.9 s", 59.96: "1 min 00 s", 3599.6: "1 h 00 min", 3725: "1 h 02 min"}
     for seconds, text in times.items():
         assert report.duration(seconds).replace("&nbsp;", " ") == text
+
+
+def test_values_drawn_are_in_the_order_of_their_numbers():
+    names = ["prefix of 10", "prefix of 2", "a · 1", "prefix of 2 · b", "prefix"]
+    ordered = ["a · 1", "prefix", "prefix of 2", "prefix of 2 · b", "prefix of 10"]
+    assert [name for name, _ in sorted(((n, "") for n in names), key=report._by_number)] == ordered
