@@ -300,7 +300,8 @@ def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Art
     inputs: dict[str, str] = {}
     figures = [f.removeprefix("figures/") for f in shown if f.startswith("figures/")]
     sections = []
-    for paper, title in {"": "", **{paper.name: paper.title for paper in papers}}.items():
+    titles = {paper.name: paper.title for paper in papers}
+    for paper, title in {**titles, "": "Other figures" if titles else "Figures"}.items():
         names = [name for name in figures if name.rpartition("/")[0] == paper]
         if names:
             sections.append({"title": title, "figures": names})

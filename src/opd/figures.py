@@ -406,7 +406,8 @@ def _rollouts(one: Cfg, cfg: Cfg, reader: Reader) -> tuple[np.ndarray, np.ndarra
     """Rewards and whether right of a probe's graded rollouts, all seeds together."""
     parts = []
     for run in cfg["probes"].get(one["of"], {}).get("runs") or []:
-        parts.append(tables.read(reader.inputs[run] / "rollouts.parquet", _ROLLOUTS))
+        path = reader.file(run, "rollouts.parquet", _where(one))
+        parts.append(tables.read(path, _ROLLOUTS))
     if not parts:
         raise Bad("no run of the probe is named", _where(one), "name one input per seed")
     whole = pa.concat_tables(parts)
@@ -498,10 +499,6 @@ def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path]) -> None:
         data["published"].append({**shown, "drawn": drawn})
 
 
-def _published_text(one: Cfg) -> str:
-    return f"{one['about']}: {one['value']} ({one['target']}, {one['confidence']})"
-
-
 # Captions
 
 
@@ -533,17 +530,15 @@ def _caption(data: Data, cfg: Cfg) -> str:
     absent = [f"{b['metric']}, {b['label']}: {b['missing']}" for b in bars if b.get("missing")]
     if absent:
         parts.append(f"Without a value: {'; '.join(absent)}.")
-    marked = [_published_text(one) for one in data["published"] if one["drawn"]]
-    others = [_published_text(one) for one in data["published"] if not one["drawn"]]
-    if marked:
-        parts.append(f"Open diamonds are published values: {'; '.join(marked)}.")
-    if others and cfg.get("comparable"):
-        parts.append(f"Also published, and not drawn: {'; '.join(others)}.")
+    others = sum(not one["drawn"] for one in data["published"])
+    if others < len(data["published"]):
+        more = f"; {others} more have no place in the drawing" if others else ""
+        parts.append(f"Open diamonds are published values{more}.")
     elif others:
-        parts.append(
-            "Published values, which belong to other models and data and are not comparable with "
-            f"this scale: {'; '.join(others)}."
-        )
+        why = "have no place in the drawing"
+        if not cfg.get("comparable"):
+            why = "belong to other models and data, and are not drawn"
+        parts.append(f"Published values {why}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -560,8 +555,13 @@ def _how(data: Data, cfg: Cfg, seeds: Sequence[int]) -> str:
     if any(not score and line["low"] for score, line in lines):
         bands = "Other bands" if scores else "Bands"
         of += f" {bands} reach from the lowest seed to the highest."
-    if any(p.get("levels") for p in panels):
-        of += " Horizontal lines are models that are not trained here."
+    levels = " and ".join(dict.fromkeys(o["label"] for p in panels for o in p.get("levels", [])))
+    if levels:
+        many = len(cfg["levels"]) > 1
+        lines_are = (
+            "Horizontal lines are the scores" if many else "The horizontal line is the score"
+        )
+        of += f" {lines_are} of {levels}."
     if data["kind"] == "heatmap" and any(None in row for p in panels for row in p["values"]):
         of += " Hatched: no response is that long."
     if data["kind"] in ("bars", "scatter", "distribution"):

@@ -112,28 +112,35 @@ class Evaluations:
 
 
 class Reader:
-    """Reads each input once, and remembers the content digest of what was read."""
+    """Reads files of inputs, each held to the digest that it was made with."""
 
     def __init__(self, inputs: Mapping[str, Path]) -> None:
         self.inputs = inputs
-        self.digests: dict[str, str] = {}
+        self._digests: dict[tuple[str, str], str] = {}
         self._answers: dict[str, dict[str, Answers]] = {}
         self._metrics: dict[str, dict[str, tuple[Array, Array]]] = {}
         self.first: Evaluations | None = None
 
-    def _payload(self, name: str, file: str, where: str) -> Path:
+    def file(self, name: str, file: str, where: str) -> Path:
+        """The path of a file of an input, for reading it; whether it is there shows then.
+
+        Raises ``Bad`` where there is no such input, and where the file is not as it was made: its
+        content is not what digest.json says.
+        """
         if name not in self.inputs:
             raise Bad(f"no input '{name}'", where, f"inputs are {', '.join(self.inputs) or 'none'}")
-        path = self.inputs[name]
-        if name not in self.digests and (path / file).is_file():
-            found = file_digest(path / file)
-            record = path.with_name("digest.json")
-            if record.is_file() and read_json(record)["outputs"].get(file, found) != found:
-                raise Bad(
-                    "modified after it was made", str(path / file), f"remove {record}, start again"
-                )
-            self.digests[name] = found[:12]
+        path = self.inputs[name] / file
+        if (name, file) not in self._digests and path.is_file():
+            found = file_digest(path)
+            record = self.inputs[name].with_name("digest.json")
+            if record.is_file() and read_json(record)["outputs"].get(file) != found:
+                raise Bad("modified after it was made", str(path), f"remove {record}, start again")
+            self._digests[name, file] = found[:12]
         return path
+
+    def digests(self, name: str) -> dict[str, str]:
+        """File -> sha256 (12 digits) of what was read of an input so far."""
+        return {file: found for (of, file), found in sorted(self._digests.items()) if of == name}
 
     def evaluations(self, names: Sequence[str], where: str) -> Evaluations:
         """Evaluations by input name, one per seed.
@@ -145,7 +152,7 @@ class Reader:
             raise Bad("no evaluation is named", where, "name one input per seed")
         for name in names:
             if name not in self._answers:
-                self._answers[name] = read_answers(self._payload(name, "scores.parquet", where))
+                self._answers[name] = read_answers(self.file(name, "scores.parquet", where).parent)
             one = Evaluations(str(self.inputs[name]), (self._answers[name],))
             self.first = self.first or one
             for other in {*self.first.shape(), *one.shape()}:
@@ -162,7 +169,7 @@ class Reader:
         where a benchmark has no right and wrong."""
         values = []
         for name in names:
-            found = read_json(self.inputs[name] / "summary.json")["benchmarks"]
+            found = self.json(name, "summary.json", name)["benchmarks"]
             for benchmark in benchmarks:
                 value = found[benchmark][kind]
                 if kind == "pass":
@@ -172,7 +179,7 @@ class Reader:
 
     def json(self, name: str, file: str, where: str) -> Any:
         """A JSON file of an input, as the probes write it."""
-        return read_json(self._payload(name, file, where) / file)
+        return read_json(self.file(name, file, where))
 
     def metric(self, names: Sequence[str], metric: str, where: str) -> tuple[Array, Array]:
         """Steps [N] and values [S, N] of a metric (NaN where a seed did not log a step)."""
@@ -181,8 +188,7 @@ class Reader:
         curves = []
         for name in names:
             if name not in self._metrics:
-                payload = self._payload(name, "metrics.parquet", where)
-                self._metrics[name] = read_metrics(payload)
+                self._metrics[name] = read_metrics(self.file(name, "metrics.parquet", where).parent)
             if metric not in self._metrics[name]:
                 known = ", ".join(sorted(self._metrics[name]))
                 raise NotLogged(f"'{name}' did not log '{metric}'", where, f"it logged {known}")
@@ -199,8 +205,7 @@ class Reader:
         """Steps, first positions of bins, and values [N] of a metric by position, run by run."""
         found = []
         for name in names:
-            path = self._payload(name, "metrics.parquet", where) / "metrics.parquet"
-            table = tables.read(path, tables.METRICS)
+            table = tables.read(self.file(name, "metrics.parquet", where), tables.METRICS)
             table = table.filter(
                 pc.and_(pc.equal(table["name"], metric), pc.is_valid(table["position"]))
             )

@@ -285,7 +285,7 @@ def read_probe(reader: Reader, run: str, wanted: str) -> tuple[float, Array, flo
         raise Missing(f"value {wanted} of {run}, {why}")
     one = values[wanted]
     value = float(one["value"])
-    table = tables.read(reader.inputs[run] / "draws.parquet", tables.DRAWS)
+    table = tables.read(reader.file(run, "draws.parquet", run), tables.DRAWS)
     listed = dict(zip(table["name"].to_pylist(), table["draws"].to_pylist(), strict=True))
     drawn = np.array(listed.get(wanted) or [value], dtype=np.float64)
     apart = [abs(value - one[end]) for end in ("low", "high") if one.get(end) is not None]

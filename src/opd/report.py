@@ -17,11 +17,12 @@ from markupsafe import Markup
 
 from opd import claims_page, page
 from opd.claims_page import anchor
-from opd.files import content, digest, read_json
+from opd.files import digest, file_digest, read_json
 from opd.report_page import TEMPLATE
 
-# Kinds of input whose payload the report shows, and so compares with its digests.
-SHOWN = ("claims", "figure", "table")
+# Not compared with their digests: reading them would take longer than all else together.
+WEIGHTS = ".safetensors"
+MISSING = "–"
 
 
 class Made(NamedTuple):
@@ -44,9 +45,6 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     root = results_folder(inputs)
     made = behind([path.parent for path in inputs.values()], root)
     at = {name: made[_below(path.parent, root)] for name, path in inputs.items()}
-    for name, path in inputs.items():
-        if name.partition(":")[0] in SHOWN:
-            at[name].troubles[:0] = modified(path)
     found: dict[str, Any] = {"counts": {}, "papers": {}, "claims": [], "targets": []}
     found["comparable"] = False
     if "claims" in inputs:
@@ -61,11 +59,11 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         found=found,
         claims_style=Markup(claims_page.STYLE),
         claims_html=claims_page.claims_html(found, link),
-        published=lambda targets, name: claims_page.targets_html(targets, name, link),
+        published=claims_page.targets_html(found["targets"], "all published values", link),
         claims=at.get("claims"),
         sections=[
             {
-                "title": section["title"] or "Figures",
+                "title": section["title"],
                 "figures": [
                     _figure(name, at[f"figure:{name}"], inputs[f"figure:{name}"], found)
                     for name in section["figures"]
@@ -126,7 +124,7 @@ def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
             continue
         manifest = read_json(folder / "manifest.json")
         record = read_json(folder / "digest.json")
-        one = found[name] = Made(name, manifest, [])
+        one = found[name] = Made(name, manifest, modified(folder / "payload"))
         if any(manifest[key] != record[key] for key in ("identity", "outputs")):
             one.troubles.append("modified: digest.json and manifest.json are not of one run")
         if name in plan and record.get("settings") != plan[name]["settings"]:
@@ -146,14 +144,18 @@ def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
 
 
 def modified(payload: Path) -> list[str]:
-    """What in a payload is not as it was made: one line per file that differs."""
-    made, there = read_json(payload.parent / "digest.json")["outputs"], content(payload)
-    words = {(True, True): "was changed", (True, False): "is gone", (False, True): "was added"}
-    return [
-        f"modified: {name} {words[name in made, name in there]}"
-        for name in sorted(made.keys() | there.keys())
-        if made.get(name) != there.get(name)
+    """What in a payload is not as it was made: one line per file that differs. Of weights only
+    whether they are there."""
+    made = read_json(payload.parent / "digest.json")["outputs"]
+    there = {p.relative_to(payload).as_posix(): p for p in payload.rglob("*") if p.is_file()}
+    lines = [f"modified: {name} is gone" for name in made.keys() - there.keys()]
+    lines += [f"modified: {name} was added" for name in there.keys() - made.keys()]
+    lines += [
+        f"modified: {name} was changed"
+        for name in made.keys() & there.keys()
+        if not name.endswith(WEIGHTS) and file_digest(there[name]) != made[name]
     ]
+    return sorted(lines)
 
 
 # Sums
@@ -208,17 +210,49 @@ def _grouped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Mapp
 
 def _figure(name: str, made: Made, payload: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     settings = made.manifest["cfg"]
-    image = _image(payload / "figure.svg")
+    title = settings.get("title") or name
+    published = [target for target in found["targets"] if name in target["figures"]]
     return {
         "name": name,
+        "called": Path(name).name,
         "made": made,
-        "title": settings.get("title") or name,
+        "title": title,
         "caption": _caption(payload / "caption.md", settings),
-        "image": image,
-        "drawn": list(flat(made.manifest["numbers"] or {})),
-        "published": [t for t in found["targets"] if name in t["figures"]],
+        "image": _image(payload / "figure.svg"),
+        "drawn": sorted(flat(made.manifest["numbers"] or {}), key=_by_number),
+        "published": page.table(
+            ("of", "what", "benchmark", "setting", "published", "ours"),
+            _published(published, settings),
+            name=f"published values of {title}",
+            text=True,
+        ),
+        "many": len(published),
         "claims": [c for c in found["claims"] if c["figure"] in (name, Path(name).name)],
     }
+
+
+def _published(
+    targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> Iterator[list[str]]:
+    """Rows of the published values of a figure: whose, as it is called in the drawing, what, and
+    what was measured of it here."""
+    known = {**settings.get("arms", {}), **settings.get("probes", {})}
+    called = {of: one["label"] for of, one in known.items()}
+    for part in (settings, *settings.get("panels", [])):
+        for one in part.get("series", []):
+            of = one.get("arm") or one.get("probe")
+            called |= {of: one["label"]} if "label" in one else {}
+    series = {one["target"]: one.get("series", "-") for one in settings.get("published", [])}
+    for row in targets:
+        whose = series.get(row["id"], "-")
+        cells = [
+            called.get(whose, whose),
+            f"{row['metric'].replace('_', ' ')} ({row['id']})",
+            *(row["benchmark"], row["setting"]),
+            f"{row['value']} ({row['confidence']})",
+            "; ".join(row.get("ours", [])),
+        ]
+        yield [MISSING if cell in ("-", "") else cell for cell in cells]
 
 
 def _caption(path: Path, settings: Mapping[str, Any]) -> list[str]:
@@ -295,6 +329,15 @@ def flat(value: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
         yield " · ".join(name), _values(value)
 
 
+def _by_number(named: tuple[str, str]) -> list[tuple[str, int]]:
+    """Names in order, with the numbers in them as numbers: 2 before 10."""
+    parts = re.split(r"(\d+)", named[0])
+    return [
+        (text, int(number or 0))
+        for text, number in zip(parts[::2], [*parts[1::2], ""], strict=True)
+    ]
+
+
 def _values(value: Any) -> str:
     if not isinstance(value, list):
         return number(value)
@@ -306,7 +349,7 @@ def _values(value: Any) -> str:
 def number(value: Any) -> str:
     """Three significant digits with a true minus; text as it is, – for None."""
     if value is None:
-        return "–"
+        return MISSING
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return (str(value) if isinstance(value, int) else f"{value:.3g}").replace("-", "−")

@@ -32,7 +32,7 @@ figure h3, .table h3 { margin-top: 0; }
 
 {% macro figure_card(figure) %}
 <figure id="{{ anchor('figure:' ~ figure.name) }}">
-<h3>{{ figure.name }}</h3>
+<h3>{{ figure.called }}</h3>
 {{ troubles(figure.made) }}
 {% if figure.image %}
 <div class="image" tabindex="0" role="region" aria-label="{{ figure.title }}">
@@ -56,9 +56,10 @@ alt="{{ figure.title }}. What it shows in numbers is below it, under Values draw
 <details><summary>Values drawn</summary>
 {{ table(["", "value"], figure.drawn, name="values drawn in " ~ figure.title) }}</details>
 {% endif %}
-{% if figure.published %}
-<details open><summary>Published values</summary>
-{{ published(figure.published, "published values of " ~ figure.title) }}</details>
+{% if figure.many %}
+<details><summary>Published values: {{ figure.many }}
+{%- if not found.comparable %} (not comparable at this scale){% endif %}</summary>
+{{ figure.published }}</details>
 {% endif %}
 </figure>
 {% endmacro %}
@@ -95,9 +96,11 @@ To make them again, run the workflow as before with
 <code>--forcerun{% for one in wrong %} {{ results }}/{{ one.folder }}/digest.json{% endfor %}
  {{ results }}/report/digest.json</code>. What is whole in the store is used again.</div>
 {% else %}
-<p>All {{ artifacts }} artifacts behind this page are current, and what it shows is as it was
+<p>All {{ artifacts }} artifacts behind this page are current, and their files are as they were
 made.</p>
 {% endif %}
+<p class="meta">Compared by sha256 is every file of every artifact; of a model's weights only
+whether they are there.</p>
 <nav aria-label="contents"><ul>
 {% if claims %}<li><a href="#claims">Claims</a></li>{% endif %}
 {% for section in sections %}<li><a href="#section-{{ loop.index }}">{{ section.title }}</a></li>
@@ -136,7 +139,7 @@ made.</p>
 {% if found.targets %}
 <section id="published"><h2>Published values</h2>
 <details><summary>All {{ found.targets | length }}, and where each is used here</summary>
-{{ published(found.targets, "all published values") }}</details></section>
+{{ published }}</details></section>
 {% endif %}
 <section id="runs"><h2>Runs</h2>
 {% for verb, of in runs.items() %}

@@ -155,8 +155,8 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     the change, a paired permutation test over problems), pass, maj, tokens, truncated, answered;
     for a metric of ``run``: first, last, course; for a value of ``probe``: probe, and the outlook
     of the probe ``indicators``. The last column of the csv holds
-    role:input=digest (sha256, 12 digits) of every file behind a row. Returns {row: {csv column:
-    number}}. Raises ``Bad`` as ``opd.figures.run_figure`` does.
+    role:input/file=digest (sha256, 12 digits) of every file that was read of a row's inputs.
+    Returns {row: {csv column: number}}. Raises ``Bad`` as ``opd.figures.run_figure`` does.
     """
     reader = Reader(inputs)
     columns = [c if isinstance(c, dict) else {"column": c} for c in cfg["columns"]]
@@ -168,19 +168,22 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
         numbers: list[float | str | None] = []
         for spec, cell in zip(specs, cells, strict=True):
             numbers += cell.numbers if cell else [None] * len(COLUMNS[_parse(spec)[0]][1])
-        used = [
-            f"{role}:{name}={reader.digests[name]}"
-            for role in ROLES
-            for name in row.get(role) or []
-            if name in reader.digests
-        ]
         seeds = max(len(row.get(role) or []) for role in ROLES)
         # Ten digits: beyond them the order in which a machine adds up may show.
         written = ["" if n is None else n if isinstance(n, str) else f"{n:.10g}" for n in numbers]
-        raw.append([row["label"], *written, seeds, " ".join(used)])
+        raw.append([row["label"], *written, seeds])
         shown.append([row["label"], *(cell.text if cell else MISSING for cell in cells)])
         plainly = [n if isinstance(n, str) else plain(n) for n in numbers]
         kept[row["label"]] = dict(zip(names, plainly, strict=True))
+    # Last, so that what is listed of an input does not depend on the order of rows.
+    for row, line in zip(cfg["rows"], raw, strict=True):
+        used = [
+            f"{role}:{name}/{file}={found}"
+            for role in ROLES
+            for name in row.get(role) or []
+            for file, found in reader.digests(name).items()
+        ]
+        line.append(" ".join(used))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["row", *names, "seeds", "digests"], *raw])
     (out / "table.csv").write_text(text.getvalue())

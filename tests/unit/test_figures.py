@@ -122,7 +122,10 @@ def test_what_was_said_beforehand_stands_beside_what_came(tmp_path: Path, inputs
     with (out / "table.csv").open() as file:
         first = next(csv.DictReader(file))
     assert first["outlook"] == numbers["both"]["outlook"]
-    assert all(f"probe:{name}=" in first["digests"] for name in ("p0", "p1"))
+    used = [part.partition("=")[0] for part in first["digests"].split()]
+    files = ("draws.parquet", "preflight.json", "probe.json")
+    assert used[:2] == ["evaluations:s0/scores.parquet", "evaluations:s1/scores.parquet"]
+    assert used[3:] == [f"probe:{name}/{file}" for name in ("p0", "p1") for file in files]
 
 
 def test_scores_by_hand(tmp_path: Path, inputs: dict[str, Path]) -> None:
@@ -172,9 +175,10 @@ def test_a_row_names_the_digests_of_what_it_came_from(
     tmp_path: Path, inputs: dict[str, Path]
 ) -> None:
     _, raw, _ = table(tmp_path, inputs, ["avg", "change", "last:kl_nats"])
-    files = {"evaluations:s0": "scores", "base:student": "scores", "run:r1": "metrics"}
-    for name, file in files.items():
-        content = (inputs[name.partition(":")[2]] / f"{file}.parquet").read_bytes()
+    for name in ("evaluations:s0/scores", "base:student/scores", "run:r1/metrics"):
+        name += ".parquet"
+        folder, _, file = name.partition(":")[2].partition("/")
+        content = (inputs[folder] / file).read_bytes()
         assert f"{name}={hashlib.sha256(content).hexdigest()[:12]}" in raw[1]["digests"]
     assert "base" not in raw[0]["digests"]
     assert [row["seeds"] for row in raw] == ["1", "2"]

@@ -183,6 +183,10 @@ def test_accuracy_over_kept_steps(tmp_path: Path, inputs: dict[str, Path]) -> No
     assert (line["low"], line["high"]) == ([0.6, 0.7, 0.9], [0.8, 0.9, 1.1])
     assert panels["avg:easy"]["label"] == "avg@4 (%), easy"
     assert "Means over 2 seeds" in caption and "95 % intervals from 500 bootstrap" in caption
+    assert "The horizontal line is the score of large." in caption
+    both = {**SCORES, "levels": [{"arm": "E1.teacher"}, {"arm": "E1.student", "label": "first"}]}
+    _, caption = drawn(both, inputs, tmp_path / "g")
+    assert "Horizontal lines are the scores of large and first." in caption
 
 
 def test_a_lone_benchmark_is_not_shown_beside_its_mean(
@@ -317,13 +321,15 @@ def test_published_values_are_marked_where_they_compare(
     ]
     assert not any(marks.values())
     assert [one["drawn"] for one in found["published"]] == [True] * 3 + [False] * 3
-    assert "diamonds are published values: s, overlap, first: 0.72 (A, paper-quoted);" in caption
-    assert "not drawn: s, overlap, first: stagnant (D, paper-quoted);" in caption
+    assert "Open diamonds are published values; 3 more have no place in the drawing." in caption
+    assert "0.72" not in caption
+    assert found["published"][0]["about"] == "s, overlap, first"
     found, caption = drawn({**cfg, "comparable": False}, inputs, tmp_path / "no")
     assert not any(panel["marks"] for panel in found["panels"])
     assert not any(one["drawn"] for one in found["published"])
     assert "diamond" not in caption
-    assert "not comparable with this scale: s, overlap, first: 0.72" in caption
+    assert "Published values belong to other models and data, and are not drawn." in caption
+    assert "0.72" not in caption
     pictures = [(tmp_path / name / "figure.png").read_bytes() for name in ("yes", "no")]
     drawn(SCORES, inputs, tmp_path / "plain")
     assert pictures[0] != pictures[1] == (tmp_path / "plain" / "figure.png").read_bytes()

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,21 @@ def test_everything_asked_for_is_there(finished: Project):
         assert (folder / "payload").is_dir()
     logs = {p.stem for p in finished.result("logs/models").rglob("*.log")}
     assert logs == {"s0"}
+
+
+def test_snakemakes_own_report_has_what_each_result_says(finished: Project, tmp_path: Path):
+    finished.run("--report", str(tmp_path / "report.zip"))
+    with zipfile.ZipFile(tmp_path / "report.zip") as file:
+        page = file.read("report/report.html").decode()
+        names = {Path(name).name for name in file.namelist()}
+    paper = yaml.safe_load((ROOT / "config" / "figures" / "rethinking_opd.yaml").read_text())
+    titles = ["Overlap", "Reverse", "Accuracy", "Outlook"]
+    titles += [paper[figure]["title"] for figure in ("fig05", "fig11b", "fig14")]
+    for title in titles:
+        assert f"<strong>{title}.</strong>" in page
+    assert "What the paper claims, and whether it holds here" in page
+    assert "The report of this scale, in one file" in page
+    assert {"report.html", "claims.html", "overlap.png", "fig05.png", "accuracy.csv"} <= names
 
 
 def test_finished_run_has_nothing_to_do(finished: Project):

@@ -112,6 +112,16 @@ def cfg_of(pattern):
     return cfg
 
 
+def said_of(pattern):
+    """Params function: title and caption of the artifact at this folder."""
+
+    def said(wildcards):
+        cfg = ARTIFACTS[pattern.format(**wildcards)].cfg
+        return [cfg.get("title") or "", cfg.get("caption") or ""]
+
+    return said
+
+
 def targets():
     """Files of the figures, tables and pages that the config asks for."""
     files = {

@@ -18,6 +18,7 @@ rule figure:
         "../../envs/workflow.yaml"
     params:
         cfg=cfg_of("figures/{figure}"),
+        said=said_of("figures/{figure}"),
     shell:
         "$OPD_LIGHT -m opd figure --cfg {params.cfg:q} --input {input} --output {output.digest}"
         f" --plan {PLAN}"
