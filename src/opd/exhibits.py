@@ -267,12 +267,18 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
         "comparable": config.comparable,
         "seeds": config.seeds,
         "figures": {},
+        "marked": {},
     }
     needs: set[tuple[str, str]] = set()
     for paper in papers:
         for name, figure in paper.figures.items():
             settings["figures"][f"{paper.name}/{name}"] = figure.targets()
-        needs |= {need for claim in paper.claims for need in claim_spec.needs(claim)}
+        claimed = {target for claim in paper.claims for target in claim.targets()}
+        said = [one for figure in paper.figures.values() for one in figure.said()]
+        only = [one for one in said if one.target not in claimed]
+        for one in only:
+            settings["marked"][one.target] = one.model_dump(exclude_none=True)["quantity"]
+        needs |= {need for one in [*paper.claims, *only] for need in claim_spec.needs(one)}
         inputs |= {f"{key}:{paper.name}": str(path) for key, path in paper.files.items()}
     settings |= needed(config, needs, inputs)
     return artifact("claims", "claims", settings, inputs)

@@ -211,7 +211,7 @@ def test_quantities_as_bars(tmp_path: Path, inputs: dict[str, Path]) -> None:
     start = bars["E1.run", "overlap_ratio@start"]
     assert (start["value"], start["seeds"]) == (pytest.approx(0.7), 2)
     assert bars["E1.student", "recovery:macro"]["value"] is None
-    assert "recovery:macro, small: base of arm E1.student" in caption
+    assert "recovery:macro, small: base of small" in caption
     assert [p["axis"].partition(",")[0] for p in found["panels"]] == [
         "avg@4 (%)",
         "gap recovered (%)",
@@ -263,7 +263,7 @@ def test_a_point_for_each_series_that_has_both(tmp_path: Path, inputs: dict[str,
     assert point["x"]["value"] == pytest.approx(1.0)
     assert point["y"]["value"] == pytest.approx(12 / 19)
     assert point["y"]["low"] < 12 / 19 < point["y"]["high"]
-    assert "overlap_ratio@end, small: training run of arm E1.student" in caption
+    assert "overlap_ratio@end, small: training run of small" in caption
 
 
 def test_rewards_of_right_and_wrong(tmp_path: Path, inputs: dict[str, Path]) -> None:
