@@ -281,6 +281,17 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
         needs |= {need for one in [*paper.claims, *only] for need in claim_spec.needs(one)}
         inputs |= {f"{key}:{paper.name}": str(path) for key, path in paper.files.items()}
     settings |= needed(config, needs, inputs)
+    # What is left out keeps its label, by which the page says what was not run.
+    labels = {
+        "arms": {name: arm.label for name, arm in config.arms.items()},
+        "probes": {name: probe.label or name for name, probe in config.probes.items()},
+    }
+    for kind, known in labels.items():
+        settings[kind] |= {
+            name: {"label": label}
+            for name, label in known.items()
+            if not _in_experiments(config, name)
+        }
     return artifact("claims", "claims", settings, inputs)
 
 

@@ -180,7 +180,7 @@ def whose(name: str, named: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _arm(name: str, key: str, arms: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
-    if name not in arms:
+    if not arms.get(name, {}).keys() - {"label"}:  # nothing of it belongs to this scale
         raise Missing(whose(name, arms))
     found: Sequence[str] = arms[name].get(key) or ()
     if not found:
@@ -340,11 +340,9 @@ def _probe(
     how: Resampling,
 ) -> Estimate:
     name, wanted = quantity["probe"], quantity["value"]
-    if name not in probes:
-        raise Missing(whose(name, probes))
-    runs = probes[name].get("runs") or []
+    runs = probes.get(name, {}).get("runs") or []
     if not runs:
-        raise Missing(f"run of {whose(name, probes)}")
+        raise Missing(whose(name, probes))
     _require(len(runs), how.seeds, f"probe {name}")
     if wanted.endswith("_*"):
         wanted = numbered(quantity, reader, probes)[0 if quantity["at"] == "first" else -1]

@@ -73,6 +73,7 @@ ARMS = {
     "once": {"label": "one", "evaluations": ["s0"], "base": ["student"], "run": ["r0"]},
     "student": {"label": "student", "evaluations": ["student", "student"]},
     "perfect": {"label": "perfect", "evaluations": ["perfect", "perfect"]},
+    "E09.l2": {"label": "1,024 tokens"},
 }
 PROBES = {"P": {"label": "p", "runs": ["p0", "p1"]}, "Q": {"label": "q", "runs": ["p0"]}}
 
@@ -272,6 +273,7 @@ def test_probes_average_drawn_seeds(reader: Reader) -> None:
 def test_what_is_missing_is_named(reader: Reader) -> None:
     for quantity, what in [
         ({"avg": "E09.l1"}, r"l1 \(E09\)"),
+        ({"avg": "E09.l2"}, "^1,024 tokens$"),
         ({"avg": "after", "benchmark": "aime24"}, "benchmark aime24"),
         ({"change": "perfect"}, "base of perfect"),
         ({"recovery": "once"}, "teacher of one"),
