@@ -229,7 +229,7 @@ def said(claim: Mapping[str, Any]) -> str:
     shown = []
     for row in rows[:FEW]:
         about = ", ".join(row[key] for key in telling if row[key] not in ("-", "train"))
-        shown.append(f"{about or what(row)}: {row['value']}")
+        shown.append(f"{(about or what(row)).replace('_', ' ')}: {row['value']}")
     more = len(rows) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "")
 
