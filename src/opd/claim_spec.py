@@ -65,11 +65,24 @@ class Curve(Strict):
     )
 
 
+When = Literal["start", "end", "late", "mean", "min", "max", "jump", "drop"]
+
+
+class Reference(Strict):
+    """What a metric is a share of; ``of``: the same arm, if not given."""
+
+    of: Arm | None = None
+    at: When
+
+
 class Metric(Curve):
-    at: Literal["start", "end", "late", "mean", "min", "max", "jump"] = Field(
+    at: When = Field(
         default="end",
         description="first value; mean of the last tenth, of the second half, of all; least, "
-        "largest; largest change from one value to the next",
+        "largest; largest change from one value to the next; largest less end",
+    )
+    per: Reference | None = Field(
+        default=None, description="as a share of the same metric at some time, or of another arm"
     )
 
 
@@ -127,12 +140,25 @@ def unit_of(metric: str) -> str:
     return _UNITS.get(prefix, "")
 
 
+def apart(unit: str) -> str:
+    """The unit of a difference."""
+    return "points of a share" if unit == "share" else unit
+
+
+def unit_of_metric(quantity: Mapping[str, Any]) -> str:
+    """Unit of a metric's number: that of the metric, of a difference of it, or a share."""
+    if quantity.get("per"):
+        return "share"
+    found = unit_of(quantity["metric"])
+    return apart(found) if quantity.get("at") in ("jump", "drop") else found
+
+
 def unit(quantity: BaseModel) -> str:
     """Unit of a quantity: ``opd.quantities.Estimate`` has the same."""
     if isinstance(quantity, Change):
         return "points of a share"
     if isinstance(quantity, Curve):
-        return unit_of(quantity.metric)
+        return unit_of_metric(quantity.model_dump())
     return unit_of(quantity.value) if isinstance(quantity, Probe) else "share"
 
 
@@ -231,8 +257,9 @@ class Test(Strict):
         if self.monotone and any(q in self.monotone.of[:i] for i, q in enumerate(self.monotone.of)):
             raise ValueError("it names a quantity twice")
         if not self.all and unit(next(quantities(self))) in ("share", "points of a share"):
-            # A student that passes its teacher closes more than the gap.
-            most = 2 if any(isinstance(q, Recovery) for q in quantities(self)) else 1
+            # A student that passes its teacher closes more than the gap; a metric may double.
+            wide = any(isinstance(q, Recovery) or getattr(q, "per", None) for q in quantities(self))
+            most = 2 if wide else 1
             for value in vars(getattr(self, self.predicate)).values():
                 if isinstance(value, float) and abs(value) > most:
                     raise ValueError(f"{value} of a share: write {value / 100:g} for {value:g} %")
@@ -256,14 +283,17 @@ def quantities(test: BaseModel) -> Iterator[BaseModel]:
 
 
 class Said(Strict):
-    """A published row with the quantity that it is a value of."""
+    """A published row with the quantity that it is a value of, and what it says beyond the test."""
 
     target: str
-    quantity: Quantity
+    quantity: Quantity | None = None
+    untested: str | None = None
 
     @model_validator(mode="after")
     def _one_number(self) -> "Said":
-        if getattr(self.quantity, "benchmark", "") == EACH or _several(self.quantity):
+        if getattr(self.quantity, "benchmark", "") == EACH or (
+            self.quantity and _several(self.quantity)
+        ):
             raise ValueError("a published row is one number")
         return self
 
@@ -277,6 +307,10 @@ class Claim(Strict):
     experiment: str
     statement: str
     test: Test
+    level: bool = Field(
+        default=False, description="only says how high a published number is, so needs comparable"
+    )
+    note: str | None = Field(default=None, description="what a reader of the verdict has to know")
     published: list[str | Said] = []
 
     def targets(self) -> list[str]:
@@ -290,7 +324,7 @@ class Context(Strict):
     reason: str
 
 
-def needs(claim: Claim) -> Iterator[tuple[str, str]]:
+def needs(claim: BaseModel) -> Iterator[tuple[str, str]]:
     """(kind, name) of what a claim reads: evaluation, change (of arm and base), recovery (of its
     teacher too) or run of an arm, or probe."""
     for one in quantities(claim):
@@ -302,6 +336,8 @@ def needs(claim: Claim) -> Iterator[tuple[str, str]]:
             yield "recovery", one.recovery
         elif isinstance(one, Curve):
             yield "run", one.of
+            if isinstance(one, Metric) and one.per and one.per.of:
+                yield "run", one.per.of
         elif isinstance(one, Probe):
             yield "probe", one.probe
 

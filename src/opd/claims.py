@@ -3,7 +3,9 @@
 A predicate asks whether a number, or the difference of two, lies in a band. Its verdict is decided
 by the 95 % interval: ``reproduced`` where the whole interval lies in the band, ``not reproduced``
 where none of it does, ``inconclusive`` where it straddles; ``not run`` where something was not
-measured. A claim has the worst verdict of its checks. ``opd.claim_spec`` has the grammar,
+measured. A claim has the worst verdict of its checks; one that only says how high a published
+number is, is ``not comparable`` at a scale whose numbers are not the paper's. A number without an
+interval decides by itself, and the claim is marked. ``opd.claim_spec`` has the grammar,
 ``opd.quantities`` the numbers, ``opd.claims_page`` the page.
 """
 
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel
 
-from opd import claims_page, published, tables
+from opd import claim_spec, claims_page, published, tables
 from opd.claim_spec import (
     EACH,
     Claim,
@@ -24,6 +26,7 @@ from opd.claim_spec import (
     Metric,
     Moves,
     Probe,
+    Said,
     Scored,
     Test,
     parse,
@@ -45,9 +48,13 @@ from opd.quantities import (
 )
 
 # From best to worst. What was not run decides over all: a claim is not judged by half.
-VERDICTS = ("reproduced", "inconclusive", "not reproduced", "not run")
-REPRODUCED, INCONCLUSIVE, NOT_REPRODUCED, NOT_RUN = VERDICTS
+VERDICTS = ("reproduced", "inconclusive", "not reproduced", "not comparable", "not run")
+REPRODUCED, INCONCLUSIVE, NOT_REPRODUCED, NOT_COMPARABLE, NOT_RUN = VERDICTS
 ONE_SEED = "one seed"
+
+# What may become of a published row; of several quantities the first of these.
+DIFFERS, AGREES, NOT_MEASURED, WORDS = "differs", "agrees", "not measured", "words only"
+STATUSES = (DIFFERS, AGREES, NOT_COMPARABLE, NOT_MEASURED, WORDS)
 
 Band = tuple[float | None, float | None]
 
@@ -62,6 +69,11 @@ class Check(NamedTuple):
     high: float | None
     bound: Band
     verdict: str
+
+    @property
+    def bare(self) -> bool:
+        """Judged by a number that has no interval."""
+        return self.value is not None and self.low == self.high
 
 
 class Side(NamedTuple):
@@ -139,6 +151,18 @@ def _words(name: str) -> str:
     return " ".join(words)
 
 
+_WHEN = {
+    "start": "at the start",
+    "end": "at the end",
+    "late": "in the second half of training",
+    "mean": "over training",
+    "min": "at its lowest",
+    "max": "at its highest",
+    "jump": "in its largest step",
+    "drop": "from its highest to the end",
+}
+
+
 def side(
     quantity: BaseModel,
     estimate: Estimate,
@@ -161,15 +185,13 @@ def side(
     what = _words(quantity.metric)
     if quantity.positions:
         what += f" in the {quantity.positions} half of responses"
-    when = {
-        "start": "at the start",
-        "end": "at the end",
-        "late": "in the second half of training",
-        "mean": "over training",
-        "min": "at its lowest",
-        "max": "at its highest",
-        "jump": "in its largest step",
-    }[quantity.at]
+    when = _WHEN[quantity.at]
+    if per := quantity.per:
+        whole = f"that {_WHEN[per.at]}" if per.of in (None, quantity.of) else ""
+        whole = whole or f"that of {arms[per.of or '']['label']}"
+        if per.of not in (None, quantity.of) and per.at != quantity.at:
+            whole += f" {_WHEN[per.at]}"
+        when += f" as a share of {whole}"
     return Side(what, arms[quantity.of]["label"], estimate, when)
 
 
@@ -221,8 +243,7 @@ def monotone(sides: Sequence[Side], direction: str, slack: float = 0.0) -> list[
 
 
 def _apart(one: Side) -> str:
-    """The unit of a difference."""
-    return "points of a share" if one.estimate.unit == "share" else one.estimate.unit
+    return claim_spec.apart(one.estimate.unit)
 
 
 def _compared(left: Side, right: Side, band: Band, claimed: str, strictly: bool = False) -> Check:
@@ -238,9 +259,18 @@ def _compared(left: Side, right: Side, band: Band, claimed: str, strictly: bool 
     else:
         sides = zip((left, right), (a, b), strict=True)
         text = "; ".join(f"{one.whose}, {one.what} {one.shown(v)}" for one, v in sides)
-    shown = ranged(found, apart.unit, apart.seeds, signed=True)
+    shown = ranged(found, apart.unit, apart.seeds, signed=True) + _unheard(left, right, found)
     text += f"; difference {shown}; claimed: {claimed}"
     return Check(text, *found, band, judge(found, band, strictly))
+
+
+def _unheard(left: Side, right: Side, found: Interval) -> str:
+    """Which side's noise is not in the interval of a difference: that of the one number of a run
+    that has none."""
+    still = [one for one in (left, right) if one.when and np.ptp(one.estimate.draws) == 0]
+    if found.low == found.high or len(still) != 1 or still[0].estimate.by_seed is not None:
+        return ""
+    return f" (without the noise of the value {still[0].when})"
 
 
 # Claims
@@ -366,8 +396,10 @@ def worst(verdicts: Sequence[str]) -> str:
     return max(verdicts, key=VERDICTS.index)
 
 
-def _reason(found: Sequence[Check], seeds: int | None) -> str:
+def _reason(found: Sequence[Check], seeds: int | None, verdict: str) -> str:
     """Why a claim has its verdict, in a few words."""
+    if verdict == NOT_COMPARABLE:
+        return "it says how high a number is, and numbers of this scale are not the paper's"
     missing = [c.text for c in found if c.verdict == NOT_RUN]
     if missing:
         return "; ".join(dict.fromkeys(missing))
@@ -379,36 +411,51 @@ def _reason(found: Sequence[Check], seeds: int | None) -> str:
 def _published(
     claim: Claim, rows: Mapping[str, Mapping[str, str]], measured: Measured, comparable: bool
 ) -> list[dict[str, Any]]:
-    shown = []
-    for one in claim.published:
-        target = one if isinstance(one, str) else one.target
-        row = rows[target]
-        entry: dict[str, Any] = {
-            "target": target,
-            **{key: row[key] for key in ("metric", "benchmark", "setting", "value", "confidence")},
-            "source": row["source"],
-            "ours": None,
-            "difference": None,
-        }
-        if not isinstance(one, str):
-            try:
-                found = measured.of(one.quantity).estimate
-            except Missing as missing:
-                entry["note"] = f"not measured: {missing}"
-            else:
-                entry["ours"] = _bounds(found.interval(), found.unit, found.seeds)
-                said = published.parse(row["value"])
-                if comparable and said and said.single:
-                    theirs = said.low
-                    apart = Estimate(found.value - theirs, found.draws - theirs, *found[2:])
-                    unit = "points of a share" if found.unit == "share" else found.unit
-                    entry["difference"] = _bounds(
-                        apart._replace(unit=unit).interval(), unit, found.seeds, signed=True
-                    )
-        if not comparable:
-            entry["note"] = entry.get("note") or "not comparable at this scale"
-        shown.append(entry)
-    return shown
+    """Published rows of a claim beside what was measured of them."""
+    return [
+        beside(Said(target=one) if isinstance(one, str) else one, rows, measured, comparable)
+        for one in claim.published
+    ]
+
+
+_COLUMNS = ("student", "teacher", "metric", "benchmark", "setting", "value", "confidence", "source")
+
+
+def beside(
+    said: Said, rows: Mapping[str, Mapping[str, str]], measured: Measured, comparable: bool
+) -> dict[str, Any]:
+    """A published row with our number for it, how far apart the two are, and its status: a
+    published number or range ``agrees`` where it overlaps our interval, else ``differs``."""
+    row = rows[said.target]
+    theirs, reach = published.parse(row["value"]), published.reach(row["value"])
+    entry: dict[str, Any] = {
+        "target": said.target,
+        **{key: row[key] for key in _COLUMNS},
+        "ours": None,
+        "difference": None,
+        "status": NOT_MEASURED if theirs else WORDS,
+        "note": None,
+    }
+    notes = [f"not tested: {said.untested}"] if said.untested else []
+    try:
+        found = measured.of(said.quantity).estimate if said.quantity else None
+    except Missing as missing:
+        notes.append(str(missing))
+        found = None
+    if found:
+        ours = found.interval()
+        entry["ours"] = _bounds(ours, found.unit, found.seeds)
+        if theirs and not comparable:
+            entry["status"] = NOT_COMPARABLE
+        elif reach:
+            overlap = reach[0] <= ours.high and ours.low <= reach[1]
+            entry["status"] = AGREES if overlap else DIFFERS
+        if comparable and theirs and theirs.single:
+            unit = claim_spec.apart(found.unit)
+            apart = Interval(*(bound - theirs.low for bound in ours))
+            entry["difference"] = _bounds(apart, unit, found.seeds, signed=True)
+    entry["note"] = "; ".join(notes) or None
+    return entry
 
 
 def _bounds(found: Interval, unit: str, seeds: int, signed: bool = False) -> dict[str, Any]:
@@ -428,14 +475,21 @@ def _judged(
     measured.seeds.clear()
     found = checks(claim.test, measured)
     seeds = min(measured.seeds, default=None)
+    verdict = worst([one.verdict for one in found])
+    if claim.level and not comparable and verdict != NOT_RUN:
+        found = [one._replace(verdict=NOT_COMPARABLE) for one in found]
+        verdict = NOT_COMPARABLE
     return {
         "id": claim.id,
         "experiment": claim.experiment,
         "section": claim.section,
         "figure": claim.figure,
         "statement": claim.statement,
-        "verdict": worst([one.verdict for one in found]),
-        "reason": _reason(found, seeds),
+        "note": claim.note,
+        "level": claim.level,
+        "verdict": verdict,
+        "interval": not any(one.bare for one in found),
+        "reason": _reason(found, seeds, verdict),
         "seeds": seeds,
         "checks": [
             {
@@ -456,28 +510,29 @@ def _rows(
     rows: Mapping[str, Mapping[str, str]],
     judged: Sequence[Mapping[str, Any]],
     figures: Mapping[str, Sequence[str]],
+    marked: Mapping[str, Mapping[str, Any]],
     context: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Every published row, and what became of it: the worst verdict of its claims, ``shown`` where
-    only figures have it, ``context``, or ``unattached``."""
-    by_claim: dict[str, list[Mapping[str, Any]]] = {}
-    for claim in judged:
-        for said in claim["published"]:
-            by_claim.setdefault(said["target"], []).append(claim)
+    """Every published row, and what became of it.
+
+    ``marked``: rows that only figures have, as ``beside`` gives them. The status is of the row's
+    own number, and has nothing to do with the verdicts of its claims: one of STATUSES, ``context``,
+    or ``unattached``.
+    """
     reasons = {target: one["reason"] for one in context for target in one["targets"]}
     shown = []
     for target, row in rows.items():
-        theirs = by_claim.get(target, [])
-        drawn = [name for name, ids in figures.items() if target in ids]
-        status = (
-            worst([claim["verdict"] for claim in theirs])
-            if theirs
-            else "shown"
-            if drawn
-            else "context"
-            if target in reasons
-            else "unattached"
-        )
+        of = [
+            (claim, said)
+            for claim in judged
+            for said in claim["published"]
+            if said["target"] == target
+        ]
+        found = [said for _, said in of] or ([marked[target]] if target in marked else [])
+        claims = {claim["id"]: claim["verdict"] for claim, _ in of}
+        status = min((said["status"] for said in found), key=STATUSES.index, default="unattached")
+        notes = dict.fromkeys(said["note"] for said in found if said["note"])
+        ours = dict.fromkeys(said["ours"]["text"] for said in found if said["ours"])
         shown.append(
             {
                 "id": target,
@@ -486,10 +541,13 @@ def _rows(
                 **{key: row[key] for key in ("metric", "benchmark", "setting")},
                 "value": row["value"],
                 "confidence": row["confidence"],
-                "claims": [claim["id"] for claim in theirs],
-                "figures": drawn,
+                "ours": list(ours),
+                "claims": list(claims),
+                "verdicts": list(claims.values()),
+                "figures": [name for name, ids in figures.items() if target in ids],
                 "context": reasons.get(target),
-                "status": status,
+                "status": "context" if target in reasons else status,
+                "note": "; ".join(notes) or None,
             }
         )
     return shown
@@ -500,8 +558,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
 
     cfg: ``scale``, ``comparable`` (whether published numbers may be compared with this scale's),
     ``seeds``, ``arms`` and ``probes`` (see ``opd.quantities.estimate``), ``figures`` {name:
-    [published rows]}; ``resamples`` and ``seed`` of the bootstrap. Inputs: those that arms and
-    probes name, and for each paper its files claims:PAPER and targets:PAPER. Returns the counts of
+    [published rows]}, ``marked`` {row: quantity} of rows that only figures have; ``resamples`` and
+    ``seed`` of the bootstrap. Inputs: those that arms and probes name, and for each paper its files
+    claims:PAPER and targets:PAPER. Returns the counts of
     verdicts.
     """
     rows: dict[str, dict[str, str]] = {}
@@ -524,14 +583,22 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         for claim in of
     ]
     counts = {v: sum(claim["verdict"] == v for claim in judged) for v in VERDICTS}
+    bare = [claim["verdict"] for claim in judged if not claim["interval"]]
+    figures, marked = cfg.get("figures", {}), dict(cfg.get("marked", {}))
+    marked |= {target: None for ids in figures.values() for target in ids if target not in marked}
+    only = {
+        target: beside(Said(target=target, quantity=of), rows, measured, cfg["comparable"])
+        for target, of in marked.items()
+    }
     found = {
         "scale": cfg["scale"],
         "comparable": cfg["comparable"],
         "seeds": cfg["seeds"],
         "counts": counts,
+        "without_interval": {v: bare.count(v) for v in VERDICTS},
         "papers": titles,
         "claims": judged,
-        "targets": _rows(rows, judged, cfg.get("figures", {}), context),
+        "targets": _rows(rows, judged, figures, only, context),
     }
     tables.write_json(out / "claims.json", json.loads(json.dumps(found)))
     tables.write_text(out / "claims.md", claims_page.markdown(found))

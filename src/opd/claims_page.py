@@ -4,6 +4,7 @@ part of another page."""
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -12,14 +13,23 @@ from markupsafe import Markup
 from opd.page import render, table
 
 # A sign beside each verdict, for readers who see no colour.
-MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "≈", "not run": "○"}
+MARKS = {
+    "reproduced": "✓",
+    "not reproduced": "✗",
+    "inconclusive": "≈",
+    "not comparable": "◇",
+    "not run": "○",
+}
+BARE = "no interval"
+FEW = 4  # published numbers that are named in the line of a claim
 
 KINDS = {verdict: verdict.replace(" ", "-") for verdict in MARKS}
 
 # What _CLAIMS and _ROWS need of a page's style: a filter by radio buttons that needs no script.
 STYLE = """
 :root { --reproduced: light-dark(#12663c, #6fcf97); --not-reproduced: light-dark(#a8261b, #ff8f80);
-  --inconclusive: light-dark(#7a5200, #e6b450); --not-run: var(--faint); }
+  --inconclusive: light-dark(#7a5200, #e6b450); --not-run: var(--faint);
+  --not-comparable: var(--faint); }
 fieldset { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; border: 1px solid var(--line);
   border-radius: .4rem; margin: 1rem 0; min-width: 0; }
 .claim { border: 1px solid var(--line); border-left-width: .4rem; border-radius: .4rem;
@@ -31,7 +41,8 @@ fieldset { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; border: 1px solid 
 .claim ul { padding-left: 1.2rem; }
 .claim.not-reproduced { border-left-style: double; }
 .claim.inconclusive { border-left-style: dashed; }
-.claim.not-run { border-left-style: dotted; }
+.claim:is(.not-run, .not-comparable) { border-left-style: dotted; }
+.claim li > p { margin: .1rem 0 .4rem; }
 .verdict { font-weight: 700; white-space: nowrap; }
 .meta { color: var(--faint); font-size: .9rem; }
 details { margin: .5rem 0; }
@@ -52,9 +63,7 @@ summary { cursor: pointer; }
 )
 
 _CLAIMS = """\
-<p>{{ claims | length }} claims:
-{% for verdict in marks %}{{ counts.get(verdict, 0) }} {{ verdict }}
-{%- if not loop.last %}, {% endif %}{% endfor %}.</p>
+<p>{{ claims | length }} claims: {{ headline }}.</p>
 {% for line in preface %}
 <p>{{ line }}</p>
 {% endfor %}
@@ -68,14 +77,19 @@ all {{ claims | length }}</label>
 </fieldset>
 {% for paper, experiments in papers.items() %}
 <section class="paper"><h3>{{ titles[paper] }}</h3>
-<div class="short">{{ by_experiment(paper, experiments) }}</div>
+<div class="short">{{ by_experiment(paper, experiments) }}
+<p class="meta">{% for verdict, mark in marks.items() %}{{ mark }} {{ verdict }}
+{%- if not loop.last %} · {% endif %}{% endfor %}</p></div>
 {% for experiment, of in experiments.items() %}
 <div class="group" id="{{ anchor(group(paper, experiment)) }}"><h4>{{ experiment }}</h4>
-{% for claim in of %}
+{% for claim in of if claim.verdict != "not run" %}
 <article class="claim {{ kinds[claim.verdict] }}" id="{{ anchor('claim:' ~ claim.id) }}">
 <h5>{{ claim.statement }}</h5>
-<p><span class="verdict">{{ marks[claim.verdict] }} {{ claim.verdict }}</span>
+<p><span class="verdict">{{ verdict_of(claim) }}</span>
 {%- if claim.reason %}: {{ claim.reason }}{% endif %}</p>
+{% if claim.note %}
+<p>{{ claim.note }}</p>
+{% endif %}
 <ul>
 {% for check in claim.checks if check.verdict != "not run" %}
 <li class="{{ kinds.get(check.verdict, "") }}">{{ unbroken(check.text) }} \
@@ -84,7 +98,7 @@ all {{ claims | length }}</label>
 </ul>
 {% if claim.published %}
 <details{% if comparable %} open{% endif %}>
-<summary>Published: {{ claim.published | map(attribute="value") | join("; ") }}
+<summary>Published: {{ said(claim) }}
 {%- if not comparable %} (not comparable at this scale){% endif %}</summary>
 {{ published(claim) }}</details>
 {% endif %}
@@ -92,6 +106,19 @@ all {{ claims | length }}</label>
 {%- if claim.figure %} · {{ figure(claim.figure) }}{% endif %}
 {%- if claim.seeds is not none %} · seeds: {{ claim.seeds }}{% endif %}</p>
 </article>
+{% endfor %}
+{% for claims, reason in folded(experiment, of) %}
+<details class="claim not-run" id="{{ anchor('not-run:' ~ paper ~ '/' ~ experiment) }}">
+<summary><span class="verdict">{{ marks["not run"] }} not run</span>:
+{{ claims | length }} claim{{ "s" if claims | length > 1 }}. {{ reason }}</summary>
+<ul>
+{% for claim in claims %}
+<li id="{{ anchor('claim:' ~ claim.id) }}">{{ claim.statement }}
+<p class="meta">{{ claim.id }}{% if claim.section %} · section {{ claim.section }}{% endif %}
+{%- if claim.figure %} · {{ figure(claim.figure) }}{% endif %}
+{%- if claim.published %} · published: {{ said(claim) }}{% endif %}</p></li>
+{% endfor %}
+</ul></details>
 {% endfor %}
 </div>
 {% endfor %}
@@ -117,6 +144,29 @@ def mark(verdict: str) -> str:
     return f"{MARKS[verdict]} {verdict}"
 
 
+def marks(found: Mapping[str, Any]) -> dict[str, str]:
+    """Verdicts that a claim of this scale may have, with their signs."""
+    return {v: m for v, m in MARKS.items() if v != "not comparable" or not found["comparable"]}
+
+
+def verdict_of(claim: Mapping[str, Any]) -> str:
+    """A claim's verdict, marked where a number without an interval decided it."""
+    bare = not claim["interval"] and claim["verdict"] not in ("not run", "not comparable")
+    return mark(claim["verdict"]) + (f" ({BARE})" if bare else "")
+
+
+def headline(found: Mapping[str, Any], name: Callable[[str], str] = str) -> str:
+    """How many claims have which verdict, and how many of these without an interval."""
+    on = " on one run," if len(found["seeds"]) == 1 else ""
+    parts = []
+    for verdict in marks(found):
+        many, bare = (found[key].get(verdict, 0) for key in ("counts", "without_interval"))
+        counted = bare if verdict not in ("not run", "not comparable") else 0
+        aside = f" ({counted} of them{on} without an interval)" if counted else ""
+        parts.append(f"{many} {name(verdict)}{aside}")
+    return ", ".join(parts)
+
+
 def preface(found: Mapping[str, Any]) -> list[str]:
     """What a reader has to know before the verdicts, a paragraph each."""
     seeds = found["seeds"]
@@ -128,13 +178,16 @@ def preface(found: Mapping[str, Any]) -> list[str]:
     ]
     if len(seeds) == 1:
         lines.append(
-            "With one seed intervals are about problems only, and what is measured in training has "
-            "none: its verdict is that of this one run."
+            "With one seed, intervals of scores are about problems, and those of training metrics "
+            "about the steps of this one run: neither says how other runs would differ. A metric's "
+            "first value, its extremes and its jumps have no interval: the number alone decides, "
+            f"and the verdict is marked ({BARE})."
         )
     if not found["comparable"]:
         lines.append(
             "Models and data of this scale are not the paper's: its numbers stand beside ours, but "
-            "only directions and the claims' own margins are judged."
+            "only directions and the claims' own margins are judged. Claims about how high a "
+            "number is are not comparable here."
         )
     return lines
 
@@ -160,8 +213,42 @@ def what(row: Mapping[str, Any]) -> str:
 def _said(row: Mapping[str, Any]) -> list[str]:
     """Cells of a published row: what, its value, ours, the difference, how sure the value is."""
     ours = row["ours"]["text"] if row["ours"] else "–"
-    apart = row["difference"]["text"] if row["difference"] else row.get("note") or "–"
+    apart = f"{row['difference']['text']}, {row['status']}" if row["difference"] else row["status"]
+    apart += f": {row['note']}" if row.get("note") else ""
     return [f"{row['target']}: {what(row)}", row["value"], ours, apart, row["confidence"]]
+
+
+def said(claim: Mapping[str, Any]) -> str:
+    """The first published values of a claim, each with what tells it from the others."""
+    rows = list({row["target"]: row for row in claim["published"]}.values())
+    telling: list[str] = []
+    for key in ("benchmark", "teacher", "student", "metric", "setting"):
+        if _groups(rows, [*telling, key]) > _groups(rows, telling):
+            telling.append(key)
+    telling = telling or ["metric"]
+    shown = []
+    for row in rows[:FEW]:
+        about = ", ".join(row[key] for key in telling if row[key] not in ("-", "train"))
+        shown.append(f"{(about or what(row)).replace('_', ' ')}: {row['value']}")
+    more = len(rows) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
+
+
+def _groups(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
+    return len({tuple(row[key] for key in keys) for row in rows})
+
+
+def folded(
+    experiment: str, claims: Sequence[Mapping[str, Any]]
+) -> list[tuple[list[Mapping[str, Any]], str]]:
+    """The claims of an experiment that were not run, and why: nothing, or all of them as one."""
+    absent = [claim for claim in claims if claim["verdict"] == "not run"]
+    if not absent:
+        return []
+    parts = [part for claim in absent for part in (claim["reason"] or "").split("; ")]
+    lacking = [part.removeprefix("not measured: ").split(", ") for part in parts if part]
+    names = dict.fromkeys(name.removesuffix(f" ({experiment})") for one in lacking for name in one)
+    return [(absent, f"Not measured here: {', '.join(names)}." if names else "")]
 
 
 def unbroken(text: str) -> str:
@@ -176,22 +263,26 @@ def anchor(name: str) -> str:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The verdicts as Markdown: counts, then paper by paper and experiment by experiment."""
-    counts = ", ".join(f"{found['counts'][v]} {mark(v)}" for v in MARKS)
-    lines = [f"# Claims, scale {found['scale']}", "", counts, ""]
+    lines = [f"# Claims, scale {found['scale']}", "", headline(found, mark), ""]
     lines += [line for text in preface(found) for line in (text, "")]
     for paper, experiments in _papers(found).items():
         lines += [f"## {found['papers'][paper]}", ""]
         for experiment, claims in experiments.items():
             lines += [f"### {experiment}", ""]
-            lines += [line for claim in claims for line in _lines(claim)]
+            run = [claim for claim in claims if claim["verdict"] != "not run"]
+            lines += [line for claim in run for line in _lines(claim)]
+            for absent, reason in folded(experiment, claims):
+                lines += [f"**{mark('not run')}** {reason}", ""]
+                lines += [f"- {claim['statement']} ({_meta(claim)})" for claim in absent]
+                lines.append("")
     return "\n".join(lines)
 
 
 def _lines(claim: Mapping[str, Any]) -> list[str]:
-    """A claim as lines of Markdown. What is missing is said by its checks."""
-    lines = [f"**{mark(claim['verdict'])}** {claim['statement']} ({_meta(claim)})", ""]
-    if claim["reason"] and claim["verdict"] != "not run":
-        lines += [f"{claim['reason']}.", ""]
+    """A claim that was run as lines of Markdown."""
+    lines = [f"**{verdict_of(claim)}** {claim['statement']} ({_meta(claim)})", ""]
+    for text in (claim["reason"], claim["note"]):
+        lines += [f"{text.removesuffix('.')}.", ""] if text else []
     lines += [f"- {mark(one['verdict'])}: {one['text']}" for one in claim["checks"]]
     for one in claim["published"]:
         *said, confidence = _said(one)
@@ -210,14 +301,16 @@ def _group(paper: str, experiment: str) -> str:
     return f"experiment:{paper}/{experiment}"
 
 
-def _by_experiment(paper: str, experiments: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
+def _by_experiment(
+    marks: Mapping[str, str], paper: str, experiments: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Markup:
     """How many claims of each experiment have which verdict, with links."""
     rows = []
     for experiment, of in experiments.items():
         counts = Counter(claim["verdict"] for claim in of)
         link = Markup('<a href="#{}">{}</a>').format(anchor(_group(paper, experiment)), experiment)
-        rows.append([link, *(counts[verdict] or "" for verdict in MARKS)])
-    return table(["", *map(mark, MARKS)], rows, name="verdicts by experiment")
+        rows.append([link, *(counts[verdict] or "" for verdict in marks)])
+    return table(["", *marks.values()], rows, name="verdicts by experiment")
 
 
 def claims_html(found: Mapping[str, Any], figure: Callable[[str], str] = str) -> Markup:
@@ -229,13 +322,17 @@ def claims_html(found: Mapping[str, Any], figure: Callable[[str], str] = str) ->
         "Claims",
         claims=found["claims"],
         counts=found["counts"],
+        headline=headline(found) if found["claims"] else "",
+        verdict_of=verdict_of,
+        said=said,
+        folded=folded,
         comparable=found["comparable"],
         papers=_papers(found),
         titles=found["papers"],
-        by_experiment=_by_experiment,
+        by_experiment=partial(_by_experiment, marks(found)),
         group=_group,
         preface=preface(found) if found["claims"] else [],
-        marks=MARKS,
+        marks=marks(found),
         kinds=KINDS,
         anchor=anchor,
         figure=figure,
@@ -249,18 +346,31 @@ def targets_html(
     targets: Sequence[Mapping[str, Any]], name: str, figure: Callable[[str], str] = str
 ) -> Markup:
     """Published rows of claims.json, and what became of each, as a table of that name."""
-    header = ("target", "experiment", "of", "what", "value", "confidence", "here")
+    header = (
+        "target",
+        "experiment",
+        "of",
+        "what",
+        "value",
+        "confidence",
+        "here",
+        "status",
+        "claims",
+    )
     rows = []
     for row in targets:
         links = [
-            Markup('<a href="#{}">{}</a>').format(anchor(f"claim:{id}"), id) for id in row["claims"]
+            Markup('<a href="#{}">{}</a> {}').format(anchor(f"claim:{id}"), id, verdict)
+            for id, verdict in zip(row["claims"], row["verdicts"], strict=True)
         ]
-        here = row["status"] + (f": {row['context']}" if row["context"] else "")
+        aside = row["context"] or row["note"]
         rows.append(
             [
                 *(row[key] for key in ("id", "experiment", "figure")),
                 *(what(row), row["value"], row["confidence"]),
-                Markup(" ").join([here, *links, *map(figure, row["figures"])]),
+                unbroken("; ".join(row["ours"])) or "–",
+                row["status"] + (f": {aside}" if aside else ""),
+                Markup(", ").join([*links, *map(figure, row["figures"])]),
             ]
         )
     return table(header, rows, name=name, text=True)

@@ -278,14 +278,31 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
         "comparable": config.comparable,
         "seeds": config.seeds,
         "figures": {},
+        "marked": {},
     }
     needs: set[tuple[str, str]] = set()
     for paper in papers:
         for name, figure in paper.figures.items():
             settings["figures"][f"{paper.name}/{name}"] = figure.targets()
-        needs |= {need for claim in paper.claims for need in claim_spec.needs(claim)}
+        claimed = {target for claim in paper.claims for target in claim.targets()}
+        said = [one for figure in paper.figures.values() for one in figure.said()]
+        only = [one for one in said if one.target not in claimed]
+        for one in only:
+            settings["marked"][one.target] = one.model_dump(exclude_none=True)["quantity"]
+        needs |= {need for one in [*paper.claims, *only] for need in claim_spec.needs(one)}
         inputs |= {f"{key}:{paper.name}": str(path) for key, path in paper.files.items()}
     settings |= needed(config, needs, inputs)
+    # What is left out keeps its label, by which the page says what was not run.
+    labels = {
+        "arms": {name: arm.label for name, arm in config.arms.items()},
+        "probes": {name: probe.label or name for name, probe in config.probes.items()},
+    }
+    for kind, known in labels.items():
+        settings[kind] |= {
+            name: {"label": label}
+            for name, label in known.items()
+            if not _in_experiments(config, name)
+        }
     return artifact("claims", "claims", settings, inputs)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from opd.claim_spec import SCORES, Arm, require
+from opd.claim_spec import SCORES, Arm, Said, require
 from opd.errors import Bad
 from opd.published import parse
 from opd.recipes import Shown
@@ -146,6 +146,23 @@ class PaperFigure(Shown):
     def drawn(self) -> list[Series]:
         groups = [panel for panel in self.panels if isinstance(panel, Group)]
         return [*self.series, *(one for group in groups for one in group.series)]
+
+    def said(self) -> list[Said]:
+        """Published rows with the quantities that they are values of, where that is known."""
+        probes = {one.probe for one in self.drawn() if one.probe}
+        found = []
+        for one in self.published:
+            if isinstance(one, str) or isinstance(one.at, int):
+                continue
+            kind, _, benchmark = one.metric.partition(":")
+            quantity: dict[str, Any] = {"metric": one.metric, "of": one.series}
+            quantity |= {"at": one.at} if one.at else {}
+            if one.series in probes:
+                quantity = {"probe": one.series, "value": one.metric}
+            elif benchmark:
+                quantity = {kind: one.series, "benchmark": benchmark}
+            found.append(Said.model_validate({"target": one.target, "quantity": quantity}))
+        return found
 
     def targets(self) -> list[str]:
         """Ids of the published rows that belong to the figure, each once."""

@@ -17,8 +17,9 @@ from opd.claim_spec import EACH, SCORES, read_targets
 from opd.drawing import draw
 from opd.errors import Bad
 from opd.intervals import Interval
-from opd.labels import avg_at, benchmark_label, label_of, plain, resampling
+from opd.labels import avg_at, benchmark_label, label_of, of_draws, plain, resampling
 from opd.measured import MACRO, Evaluations, Reader
+from opd.probes.draws import RESAMPLES as PROBE_DRAWS
 from opd.published import parse
 from opd.quantities import Missing, estimate, numbered, unit_of
 
@@ -546,12 +547,13 @@ def _how(data: Data, cfg: Cfg, seeds: Sequence[int]) -> str:
     """How many seeds the numbers are from, and what bands and intervals mean."""
     counts = " or ".join(map(str, seeds))
     of = {"": "", "1": "One seed."}.get(counts, f"Means over {counts} seeds.")
-    draws = f"from {resampling(cfg)[0]:,} bootstrap draws of seeds and problems"
+    count = resampling(cfg)[0]
     panels = data.get("panels", [])
     lines = [(p["percent"], line) for p in panels for line in p.get("lines", [])]
     scores = any(score for score, _ in lines)
     if scores:
-        of += f" Bands of scores are 95 % intervals {draws}."
+        draws = of_draws(count, "problems", seeds)
+        of += f" Bands of scores are 95 % intervals from {draws}."
     if any(not score and line["low"] for score, line in lines):
         bands = "Other bands" if scores else "Bands"
         of += f" {bands} reach from the lowest seed to the highest."
@@ -565,8 +567,26 @@ def _how(data: Data, cfg: Cfg, seeds: Sequence[int]) -> str:
     if data["kind"] == "heatmap" and any(None in row for p in panels for row in p["values"]):
         of += " Hatched: no response is that long."
     if data["kind"] in ("bars", "scatter", "distribution"):
-        of += f" Intervals are 95 %, {draws}."
+        of += f" Intervals are 95 %: {'; '.join(_intervals(cfg, seeds))}."
     return of.strip()
+
+
+def _intervals(cfg: Cfg, seeds: Sequence[int]) -> list[str]:
+    """What the intervals of quantities are from, for each kind that is drawn."""
+    panels = cfg.get("panels") or [cfg[side] for side in ("x", "y") if side in cfg]
+    kinds = {key for panel in panels for key in panel["quantity"]}
+    count = resampling(cfg)[0]
+    found = []
+    if not panels or kinds & {*SCORES}:
+        found.append(f"of scores from {of_draws(count, 'problems', seeds)}")
+    if "value" in kinds:
+        found.append(f"of probes from {of_draws(PROBE_DRAWS, 'prompts', seeds)}")
+    if "metric" in kinds and max(seeds, default=1) > 1:
+        found.append("of what training logs Student's t over seeds")
+    elif "metric" in kinds:
+        steps = of_draws(count, "blocks of steps", seeds)
+        found.append(f"of what training logs, where it is a mean over steps, from {steps}")
+    return found
 
 
 # All kinds

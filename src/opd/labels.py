@@ -1,7 +1,7 @@
 """What figures and tables call things, and their numbers as plain values."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from opd.intervals import RESAMPLES
@@ -48,6 +48,12 @@ def avg_at(evaluations: Evaluations) -> str:
 def resampling(cfg: Mapping[str, Any]) -> tuple[int, int]:
     """Draws and seed of the bootstrap."""
     return cfg.get("resamples", RESAMPLES), cfg.get("seed", 0)
+
+
+def of_draws(count: int, drawn: str, seeds: Iterable[int]) -> str:
+    """How many draws an interval is from, and of what; of seeds where there are several."""
+    more = "seeds and " if max(seeds, default=1) > 1 else ""
+    return f"{count:,} bootstrap draws of {more}{drawn}"
 
 
 def number(value: float) -> str:

@@ -1,5 +1,6 @@
 """Numbers as papers print them: ``0.72``, ``0.58-0.60``, ``>0.80``, ``~0.85``."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -34,3 +35,22 @@ def parse(text: str) -> Published | None:
     bound = {"≥": ">", "≤": "<", "≈": "~"}.get(sign, sign)
     low = float(found["low"])
     return Published(low, low if found["high"] is None else float(found["high"]), bound)
+
+
+def reach(text: str) -> tuple[float, float] | None:
+    """The numbers that would be printed like this: a range, a half line, or what rounds to it; None
+    for words.
+
+    Rounding is at most 0.005: lists drop final zeros, and 0.70 may stand there as 0.7.
+    """
+    found = parse(text)
+    if found is None:
+        return None
+    if found.bound == ">":
+        return found.low, math.inf
+    if found.bound == "<":
+        return -math.inf, found.high
+    digits = re.findall(_NUMBER, str(text))[0]
+    places = len(re.split("[eE]", digits)[0].partition(".")[2])
+    slack = min(0.005, 0.5 * 10**-places)
+    return found.low - slack, found.high + slack

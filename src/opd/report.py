@@ -250,7 +250,7 @@ def _published(
             f"{row['metric'].replace('_', ' ')} ({row['id']})",
             *(row["benchmark"], row["setting"]),
             f"{row['value']} ({row['confidence']})",
-            "; ".join(row.get("ours", [])),
+            "; ".join(row["ours"]),
         ]
         yield [MISSING if cell in ("-", "") else cell for cell in cells]
 

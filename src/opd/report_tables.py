@@ -14,8 +14,18 @@ import numpy as np
 
 from opd.errors import Bad
 from opd.intervals import Interval, difference, interval, paired_test, recovery
-from opd.labels import avg_at, benchmark_label, label_of, number, plain, resampling, samples_at
+from opd.labels import (
+    avg_at,
+    benchmark_label,
+    label_of,
+    number,
+    of_draws,
+    plain,
+    resampling,
+    samples_at,
+)
 from opd.measured import MACRO, Evaluations, Reader
+from opd.probes.draws import RESAMPLES as PROBE_DRAWS
 from opd.quantities import Missing, estimate
 
 MISSING = "–"
@@ -209,10 +219,15 @@ def _note(cfg: Mapping[str, Any], reader: Reader) -> str:
         each = ", ".join(f"{name} {len(problems)} × {k}" for name, (problems, k) in shape)
         if len(shape) > 1:
             parts.append("Where a column names no benchmark: the unweighted mean of all.")
+        draws = of_draws(resampling(cfg)[0], "problems", seeds)
         parts.append(
-            f"Problems × samples: {each}. In brackets: 95 % intervals from {resampling(cfg)[0]} "
-            "bootstrap draws of seeds and problems, paired where two models are compared."
+            f"Problems × samples: {each}. In brackets: 95 % intervals from {draws}, paired where "
+            "two models are compared."
         )
+    columns = [c["column"] if isinstance(c, dict) else c for c in cfg["columns"]]
+    if any(_parse(spec)[0] == "probe" for spec in columns):
+        draws = of_draws(PROBE_DRAWS, "prompts", seeds)
+        parts.append(f"Intervals of a probe's values are from {draws}.")
     if seeds == {1}:
         parts.append("One seed: how training runs differ from each other is not in the intervals.")
     else:

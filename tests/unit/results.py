@@ -124,6 +124,9 @@ def claim(name: str, verdict: str, **more: Any) -> dict[str, Any]:
         "figure": "fig06",
         "statement": f"What {name} says.",
         "verdict": verdict,
+        "note": None,
+        "level": False,
+        "interval": True,
         "reason": None,
         "seeds": 3,
         "checks": [],
@@ -146,6 +149,8 @@ def check(text: str, verdict: str) -> dict[str, Any]:
 def published(target: str, value: Any, ours: Any, difference: Any) -> dict[str, Any]:
     return {
         "target": target,
+        "student": "a student",
+        "teacher": "a teacher",
         "metric": "recovery",
         "benchmark": "-",
         "setting": "a setting",
@@ -154,7 +159,8 @@ def published(target: str, value: Any, ours: Any, difference: Any) -> dict[str, 
         "source": f"where {target} stands",
         "ours": ours and {"value": 0.5, "low": 0.4, "high": 0.6, "text": ours},
         "difference": difference and {"value": 0.5, "low": 0.4, "high": 0.6, "text": difference},
-        **({} if difference else {"note": "not comparable at this scale"}),
+        "status": "agrees" if difference else "not comparable",
+        "note": None,
     }
 
 
@@ -168,10 +174,13 @@ def target(name: str, claims: list[str], figures: list[str], **more: Any) -> dic
         "setting": "-",
         "value": "0.812",
         "confidence": "printed",
+        "ours": ["88.5 % [85.0, 92.0]"] if claims else [],
         "claims": claims,
+        "verdicts": ["reproduced"] * len(claims),
         "figures": figures,
         "context": None,
-        "status": "tested",
+        "status": "not comparable" if claims else "context",
+        "note": None,
         **more,
     }
 
@@ -212,9 +221,13 @@ def found(comparable: bool = False) -> dict[str, Any]:
         "seeds": [0, 1, 2],
         "papers": {"a_paper": "A Paper (arXiv)"},
         "counts": {one["verdict"]: 1 for one in claims},
+        "without_interval": {},
         "claims": claims,
         "targets": [
-            target("R033", ["E04-recovery"], ["a_paper/fig06"]),
+            target(
+                *("R033", ["E04-recovery"], ["a_paper/fig06"]),
+                status="agrees" if comparable else "not comparable",
+            ),
             target("R200", [], [], context="hyperparameter", status="context", value="1e-6"),
         ],
     }

@@ -67,6 +67,25 @@ def test_needs_by_what_is_drawn() -> None:
     assert needs == [("recovery", "E1.a"), ("change", "E1.a"), ("run", "E1.a"), ("probe", "E2")]
 
 
+def test_marks_say_of_what_they_are_values() -> None:
+    marks = [
+        {"target": "A", "series": "E1.a", "metric": "avg:aime24"},
+        {"target": "B", "series": "E1.a", "metric": "recovery:macro"},
+        {"target": "C", "series": "E1.a", "metric": "kl_nats", "at": "start"},
+        {"target": "D", "series": "E2", "metric": "auroc"},
+        {"target": "E", "series": "E1.a", "metric": "kl_nats", "at": 20},  # no quantity
+        "F",
+    ]
+    said = parse_figure("f", {**BARS, "published": marks}).said()
+    found = {one.target: one.model_dump(exclude_none=True)["quantity"] for one in said}
+    assert found == {
+        "A": {"avg": "E1.a", "benchmark": "aime24"},
+        "B": {"recovery": "E1.a", "benchmark": "macro"},
+        "C": {"metric": "kl_nats", "of": "E1.a", "at": "start"},
+        "D": {"probe": "E2", "value": "auroc"},
+    }
+
+
 def test_what_a_scale_lacks_is_left_out_and_named() -> None:
     settings, needs = resolve(CURVES, ["E1.b", "E1.teacher"], []) or ({}, [])
     assert settings["series"] == [{"arm": "E1.b"}]

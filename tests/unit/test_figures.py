@@ -119,6 +119,7 @@ def test_what_was_said_beforehand_stands_beside_what_came(tmp_path: Path, inputs
     assert numbers["both"]["change"] == pytest.approx((0.9375 + 0.4375) / 2 - 0.3125)
     text = (out / "table.md").read_text()
     assert "| one | unclear | – | – |" in text
+    assert "a probe's values are from 2,000 bootstrap draws of seeds and prompts." in text
     with (out / "table.csv").open() as file:
         first = next(csv.DictReader(file))
     assert first["outlook"] == numbers["both"]["outlook"]

@@ -189,6 +189,23 @@ def test_accuracy_over_kept_steps(tmp_path: Path, inputs: dict[str, Path]) -> No
     assert "Horizontal lines are the scores of large and first." in caption
 
 
+def test_intervals_say_what_is_drawn(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    _, caption = drawn(REWARDS, inputs, tmp_path / "probe")
+    assert (
+        "Intervals are 95 %: of probes from 2,000 bootstrap draws of seeds and prompts." in caption
+    )
+    probes = {"E2": {**REWARDS["probes"]["E2"], "runs": REWARDS["probes"]["E2"]["runs"][:1]}}
+    _, caption = drawn({**REWARDS, "probes": probes}, inputs, tmp_path / "once")
+    assert "of probes from 2,000 bootstrap draws of prompts." in caption
+    one = {"E1.run": {**QUANTITIES["arms"]["E1.run"]}}
+    for key in ("evaluations", "base", "teacher", "run"):
+        one["E1.run"][key] = one["E1.run"][key][:1]
+    bars = {**QUANTITIES, "arms": one, "probes": {}, "series": [{"arm": "E1.run"}]}
+    _, caption = drawn(bars, inputs, tmp_path / "one")
+    assert "of scores from 500 bootstrap draws of problems;" in caption
+    assert "of what training logs, where it is a mean over steps, from 500 bootstrap" in caption
+
+
 def test_a_lone_benchmark_is_not_shown_beside_its_mean(
     tmp_path: Path, inputs: dict[str, Path]
 ) -> None:
@@ -215,7 +232,11 @@ def test_quantities_as_bars(tmp_path: Path, inputs: dict[str, Path]) -> None:
     start = bars["E1.run", "overlap_ratio@start"]
     assert (start["value"], start["seeds"]) == (pytest.approx(0.7), 2)
     assert bars["E1.student", "recovery:macro"]["value"] is None
-    assert "recovery:macro, small: base of arm E1.student" in caption
+    assert "recovery:macro, small: base of small" in caption
+    assert (
+        "Intervals are 95 %: of scores from 500 bootstrap draws of seeds and problems; of what "
+        "training logs Student's t over seeds."
+    ) in caption
     assert [p["axis"].partition(",")[0] for p in found["panels"]] == [
         "avg@4 (%)",
         "gap recovered (%)",
@@ -267,7 +288,7 @@ def test_a_point_for_each_series_that_has_both(tmp_path: Path, inputs: dict[str,
     assert point["x"]["value"] == pytest.approx(1.0)
     assert point["y"]["value"] == pytest.approx(12 / 19)
     assert point["y"]["low"] < 12 / 19 < point["y"]["high"]
-    assert "overlap_ratio@end, small: training run of arm E1.student" in caption
+    assert "overlap_ratio@end, small: training run of small" in caption
 
 
 def test_rewards_of_right_and_wrong(tmp_path: Path, inputs: dict[str, Path]) -> None:

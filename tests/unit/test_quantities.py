@@ -11,7 +11,7 @@ from test_figures import evaluation, run
 from opd import tables
 from opd.errors import Bad
 from opd.intervals import difference as difference_of_scores
-from opd.intervals import interval, recovery
+from opd.intervals import interval, recovery, weights
 from opd.measured import Reader
 from opd.quantities import (
     Estimate,
@@ -19,8 +19,10 @@ from opd.quantities import (
     Undefined,
     at,
     benchmarks,
+    blocks,
     difference,
     estimate,
+    over_seeds,
     unit_of,
 )
 
@@ -71,6 +73,7 @@ ARMS = {
     "once": {"label": "one", "evaluations": ["s0"], "base": ["student"], "run": ["r0"]},
     "student": {"label": "student", "evaluations": ["student", "student"]},
     "perfect": {"label": "perfect", "evaluations": ["perfect", "perfect"]},
+    "E09.l2": {"label": "1,024 tokens"},
 }
 PROBES = {"P": {"label": "p", "runs": ["p0", "p1"]}, "Q": {"label": "q", "runs": ["p0"]}}
 
@@ -139,6 +142,7 @@ def test_curves_become_numbers() -> None:
     assert at(values, "late") == pytest.approx((5 * 4 + 15) / 11)
     assert at(values, "mean") == pytest.approx((20 + 40 + 15) / 21)
     assert (at(values, "min"), at(values, "max"), at(values, "jump")) == (0, 9, 6)
+    assert at(values, "drop") == pytest.approx(9 - 4)
     assert {at(values[:1], w) for w in ("start", "end", "late", "mean", "min", "max")} == {5}
     assert at(values[:1], "jump") == 0
 
@@ -146,15 +150,87 @@ def test_curves_become_numbers() -> None:
 def test_metrics_vary_over_seeds_only(reader: Reader) -> None:
     one = found({"metric": "kl_nats", "of": "once", "at": "end"}, reader)
     assert one.value == pytest.approx(1.5) and one.seeds == 1 and one.unit == "nats"
-    assert set(one.draws) == {one.value}
+    # The last two of twenty steps, 1 and 2: one block of each, spread by Student's t.
+    assert one.draws.mean() == pytest.approx(1.5, abs=1.0) and np.ptp(one.draws) > 1
     two = found({"metric": "kl_nats", "of": "after", "at": "end"}, reader, 4000)
     assert two.value == pytest.approx(11.5) and two.seeds == 2
-    # Two seeds with replacement: both 1.5, one of each, both 21.5.
-    ends, counts = np.unique(two.draws.round(9), return_counts=True)
-    assert ends.tolist() == [1.5, 11.5, 21.5]
-    assert counts / 4000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+    # 1.5 and 21.5: standard error 10, and Student's t for one degree of freedom 12.706.
+    assert two.interval() == pytest.approx((11.5, 11.5 - 127.062, 11.5 + 127.062), abs=1e-3)
     start = found({"metric": "kl_nats", "of": "after", "at": "start"}, reader, 4000)
-    np.testing.assert_allclose(difference(start, two).draws, 18.5)
+    # Seed by seed the two differ by the same: paired.
+    assert difference(start, two).interval() == pytest.approx((18.5, 18.5, 18.5))
+    one_run = found({"metric": "kl_nats", "of": "once", "at": "end"}, reader, 4000)
+    apart = difference(two, one_run).by_seed
+    assert apart is not None and apart.tolist() == pytest.approx([0.0, 20.0])
+
+
+def test_one_run_has_intervals_of_means_over_steps(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(size=200)
+    inputs = {
+        name: run(tmp_path / name, kl_nats={s: 1 + sign * v for s, v in enumerate(noise)})
+        for name, sign in {"a": 0.1, "b": 0.1, "c": -0.1}.items()
+    }
+    arms = {name: {"label": name, "run": [name]} for name in inputs}
+
+    def of(arm: str, **more: Any) -> Estimate:
+        return estimate({"metric": "kl_nats", "of": arm, **more}, Reader(inputs), arms, {})
+
+    for when, n in {"end": 20, "late": 100, "mean": 200}.items():
+        got = of("a", at=when).interval()
+        half = 1.96 * 0.1 * noise[-n:].std() / np.sqrt(n)
+        assert got.low < got.mean < got.high
+        assert 0.6 * half < (got.high - got.low) / 2 < 2.2 * half
+        # The same steps are drawn of every run: equal courses have no difference.
+        same = difference(of("a", at=when), of("b", at=when)).interval()
+        assert same == pytest.approx((0, 0, 0), abs=1e-12)
+        opposed = difference(of("a", at=when), of("c", at=when)).interval()
+        assert opposed.high - opposed.low == pytest.approx(2 * (got.high - got.low))
+    for when in ("start", "min", "max", "jump", "drop"):
+        assert np.ptp(of("a", at=when).draws) == 0
+    assert np.ptp(blocks(np.array([3.0]), 50, 0)) == 0
+
+
+def test_coverage_within_a_run() -> None:
+    """Of 28 steps that correlate by 0.5 the mean is held by about 90 % of intervals: more than
+    without the spread of Student's t (77 %), and fewer than 95 %."""
+    rng, hits, trials = np.random.default_rng(4), 0, 400
+    for seed in range(trials):
+        steps = np.zeros(80)
+        for i in range(1, 80):
+            steps[i] = 0.5 * steps[i - 1] + rng.normal()
+        low, high = np.quantile(blocks(steps[-28:], 400, seed), [0.025, 0.975])
+        hits += low <= 0 <= high
+    assert 0.85 <= hits / trials <= 0.96
+
+
+def test_coverage_over_three_seeds() -> None:
+    """A bootstrap of three seeds is their range, which holds the mean in 1 - 2 / 2^3 = 75 % of
+    cases; Student's t in 95 %."""
+    rng, trials = np.random.default_rng(5), 2000
+    of_seeds, _ = weights(3, (), 1000, 0)
+    t, ranges = 0, 0
+    for _ in range(trials):
+        values = rng.normal(size=3)
+        found = over_seeds(values)
+        t += found.low <= 0 <= found.high
+        low, high = np.quantile(of_seeds @ values, [0.025, 0.975])
+        ranges += low <= 0 <= high
+    assert t / trials == pytest.approx(0.95, abs=0.015)
+    assert ranges / trials == pytest.approx(0.75, abs=0.03)
+    # Half width 4.303 standard errors.
+    found = over_seeds(np.array([1.0, 2.0, 3.0]))
+    assert (found.high - found.low) / 2 == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
+
+
+def test_a_metric_as_a_share_of_another(reader: Reader) -> None:
+    ends = {"at": "end", "per": {"at": "start"}}
+    one = found({"metric": "kl_nats", "of": "once", **ends}, reader)
+    assert one.value == pytest.approx(1.5 / 20) and one.unit == "share"
+    two = found({"metric": "kl_nats", "of": "after", **ends}, reader)
+    assert two.by_seed is not None
+    assert two.by_seed.tolist() == pytest.approx([1.5 / 20, 21.5 / 40])
+    of_one = found({"metric": "kl_nats", "of": "after", "per": {"of": "once", "at": "end"}}, reader)
+    assert of_one.by_seed is not None and of_one.by_seed.tolist() == pytest.approx([1, 21.5 / 1.5])
 
 
 def test_a_metric_by_position(tmp_path: Path) -> None:
@@ -181,7 +257,7 @@ def test_a_metric_by_position(tmp_path: Path) -> None:
         ("back", "start"): 4.0,
         ("back", "end"): 3.0,
     }
-    with pytest.raises(Missing, match="metric loss, by position, of arm A"):
+    with pytest.raises(Missing, match="metric loss by position of a"):
         estimate({"metric": "loss", "of": "A", "positions": "back"}, reader, arms, {})
 
 
@@ -196,15 +272,20 @@ def test_probes_average_drawn_seeds(reader: Reader) -> None:
 
 def test_what_is_missing_is_named(reader: Reader) -> None:
     for quantity, what in [
-        ({"avg": "E09.l1"}, "arm E09.l1"),
+        ({"avg": "E09.l1"}, r"l1 \(E09\)"),
+        ({"avg": "E09.l2"}, "^1,024 tokens$"),
         ({"avg": "after", "benchmark": "aime24"}, "benchmark aime24"),
-        ({"change": "perfect"}, "base of arm perfect"),
-        ({"recovery": "once"}, "teacher of arm once"),
-        ({"metric": "kl_nats", "of": "perfect"}, "training run of arm perfect"),
-        ({"metric": "top_mass_student", "of": "after"}, "metric top_mass_student of arm after"),
-        ({"probe": "E10", "value": "gain"}, "probe E10"),
-        ({"probe": "P", "value": "gain"}, "value gain"),
-        ({"probe": "P", "value": "none"}, "value none"),
+        ({"change": "perfect"}, "base of perfect"),
+        ({"recovery": "once"}, "teacher of one"),
+        ({"metric": "kl_nats", "of": "perfect"}, "training run of perfect"),
+        (
+            {"metric": "top_mass_student", "of": "after"},
+            "metric top_mass_student of student ← teacher",
+        ),
+        ({"probe": "E10", "value": "gain"}, "E10"),
+        ({"probe": "P", "value": "gain"}, "^gain$"),
+        ({"probe": "P", "value": "advantage_1024"}, "^prefix of 1024 tokens$"),
+        ({"probe": "P", "value": "none"}, "none, which could not"),
     ]:
         with pytest.raises(Missing, match=what):
             found(quantity, reader)
