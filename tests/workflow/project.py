@@ -79,6 +79,9 @@ class Project:
         return self.folder / "results" / self.name / path
 
     def digests(self) -> dict[str, str]:
-        """digest.json of every artifact, by folder."""
+        """digest.json of every artifact, by folder; but of the report, which tells what time the
+        runs took."""
         root = self.folder / "results" / self.name
-        return {str(p.parent.relative_to(root)): p.read_text() for p in root.rglob("digest.json")}
+        found = {str(p.parent.relative_to(root)): p.read_text() for p in root.rglob("digest.json")}
+        found.pop("report", None)
+        return found
