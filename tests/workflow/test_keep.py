@@ -58,7 +58,7 @@ def test_a_step_kept_later_trains_that_run_again_and_nothing_after_it(copy: Proj
     assert (payload / name).read_bytes() != (final / name).read_bytes()
 
     copy.edit(_row("forward@1"))
-    assert copy.would_make() - {"all"} == {"tables/accuracy"}
+    assert copy.would_make() - {"all"} == {"tables/accuracy", "report"}
     copy.run()
     assert "forward@1" in copy.result("tables/accuracy.md").read_text()
 
@@ -70,7 +70,7 @@ def test_in_one_call_what_depends_on_the_run_is_found_in_the_store(copy: Project
     for model in ("forward@0", "forward@1", "forward@2"):
         copy.edit(_row(model))
     copy.run()
-    assert _computed(copy, logged) == {RUN, STEP, EVALUATION, "tables/accuracy"}
+    assert _computed(copy, logged) == {RUN, STEP, EVALUATION, "tables/accuracy", "report"}
     after = copy.digests()
     assert {f for f in before if after[f] != before[f]} == {"tables/accuracy"}
     assert "Nothing to be done" in copy.run("-n")
@@ -83,7 +83,7 @@ def test_in_one_call_what_depends_on_the_run_is_found_in_the_store(copy: Project
     copy.edit(lambda c: c["models"]["forward"]["opd"].pop("keep_steps"))
     copy.edit(lambda c: c["tables"]["accuracy"]["rows"].pop(-2))
     copy.run()
-    assert _computed(copy, logged) == {"tables/accuracy"}
+    assert _computed(copy, logged) == {"tables/accuracy", "report"}
 
 
 def test_a_step_that_is_not_kept_is_one_line(copy: Project):
