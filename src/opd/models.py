@@ -1,4 +1,4 @@
-"""Checkpoints of a student and its teacher: loading them, and what they have to share.
+"""What a student and its teacher have to share: tokenizer, vocabulary, thinking mode.
 
 Apart from the training stages, whose libraries take seconds to load.
 """
@@ -7,25 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from opd.errors import Bad
 from opd.losses import Head
-
-
-def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model; what is trained is held in float32, whatever it computes in."""
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise Bad(f"no usable weights ({error})", str(path), "make or fetch them again") from error
 
 
 def vocabulary_rows(path: Path) -> int:
@@ -35,17 +24,6 @@ def vocabulary_rows(path: Path) -> int:
     except (OSError, ValueError) as error:
         raise Bad(f"no usable settings ({error})", str(path), "make or fetch it again") from error
     return int(config.get_text_config().vocab_size)
-
-
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, padding on the left as generation needs it."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    except (OSError, ValueError) as error:
-        raise Bad(f"no usable tokenizer ({error})", str(path), "make or fetch it again") from error
-    if tokenizer.chat_template is None:
-        raise Bad("the tokenizer has no chat template", str(path), "use a model that has one")
-    return tokenizer
 
 
 def require_same_tokenizer(

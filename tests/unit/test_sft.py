@@ -10,8 +10,8 @@ from tiny import SFT, Inputs, course, files, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from opd import tables
+from opd.checkpoints import load_tokenizer
 from opd.errors import Bad
-from opd.models import load_tokenizer
 from opd.training import sft
 
 # As Qwen3's chat template: an empty think block before an answer without one, always when answered,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from opd import models, tables
+from opd.checkpoints import load_tokenizer
 from opd.engines import cut
 from opd.errors import Bad
 from opd.grading import grade_all
@@ -60,7 +61,7 @@ def advantages(
             "max_new_tokens",
             f"raise it above that (it is {most})",
         )
-    student, teacher = (models.load_tokenizer(inputs[name]) for name in (STUDENT, TEACHER))
+    student, teacher = (load_tokenizer(inputs[name]) for name in (STUDENT, TEACHER))
     models.require_same_tokenizer(student, teacher)
     known, prompts = answers(inputs["prompts"]), [row["prompt_id"] for row in rollouts]
     own = right(rollouts, known, cfg["grader"])

@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 
 from opd import metrics, models, sampling, tables
+from opd.checkpoints import load_model, load_tokenizer
 from opd.errors import Bad
 from opd.grading import grade_all
 from opd.intervals import Array
@@ -103,7 +104,7 @@ def right(rollouts: Sequence[Row], answers: Mapping[str, str], grader: str) -> A
 def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> list[Rollout]:
     """Token ids of rollouts (rows of GENERATIONS), prompts in the student's chat template: for the
     teacher with its own options for it, where it has some."""
-    tokenizer = models.load_tokenizer(student)
+    tokenizer = load_tokenizer(student)
     chats = {row["prompt_id"]: [{"role": "user", "content": row["prompt"]}] for row in rollouts}
 
     def rendered(kwargs: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -131,10 +132,10 @@ def measure(
 
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(cfg.get("threads", 1))
-    tokenizer = models.load_tokenizer(inputs["student"])
-    models.require_same_tokenizer(tokenizer, models.load_tokenizer(inputs["teacher"]))
+    tokenizer = load_tokenizer(inputs["student"])
+    models.require_same_tokenizer(tokenizer, load_tokenizer(inputs["teacher"]))
     dtype = getattr(torch, cfg.get("dtype", "float32"))
-    student, teacher = (models.load_model(inputs[name], dtype) for name in ("student", "teacher"))
+    student, teacher = (load_model(inputs[name], dtype) for name in ("student", "teacher"))
     models.trim_vocabularies(student, teacher, tokenizer)
     width = student.get_input_embeddings().weight.shape[0]
     if max(max(one.response) for one in rollouts) >= width:

@@ -14,6 +14,7 @@ import numpy as np
 import transformers
 
 from opd import models, tables
+from opd.checkpoints import load_tokenizer
 from opd.errors import Bad
 from opd.grading import grade_all
 from opd.intervals import Array
@@ -139,7 +140,7 @@ def _compared(
     cfg: Mapping[str, Any], inputs: Mapping[str, Path], prompts: Sequence[Row]
 ) -> dict[str, Any]:
     """What can be told of the two models without running them."""
-    student, teacher = (models.load_tokenizer(inputs[name]) for name in ("student", "teacher"))
+    student, teacher = (load_tokenizer(inputs[name]) for name in ("student", "teacher"))
     models.require_same_tokenizer(student, teacher)
     rows = [models.vocabulary_rows(inputs[name]) for name in ("student", "teacher")]
     models.shared_vocabulary(rows[0], rows[1], student)

@@ -11,13 +11,12 @@ from transformers import TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
 from opd import collapse, metrics
+from opd.checkpoints import load_model, load_tokenizer
 from opd.errors import Bad
 from opd.loss_spec import LossSpec, loss_spec
 from opd.losses import CHUNK_ELEMENTS, Head, aggregate, fused_token_loss, head_logits
 from opd.models import (
     head_of,
-    load_model,
-    load_tokenizer,
     require_same_thinking,
     require_same_tokenizer,
     teacher_kwargs,

@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
+from opd.checkpoints import load_model, load_tokenizer
 from opd.errors import Bad
-from opd.models import load_model, load_tokenizer
 from opd.training import common, launch
 from opd.training.resume import Record
 
