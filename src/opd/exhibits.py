@@ -166,13 +166,14 @@ def needed(
     """
     assert config.evaluation is not None
     found: dict[str, dict[str, Any]] = {"arms": {}, "probes": {}}
+    run_here, probed_here = set(arms(config)), set(probes(config))
     for kind, name in sorted(set(needs)):
         if kind == "probe":
-            if name in probes(config):
+            if name in probed_here:
                 label = config.probes[name].label or name
                 found["probes"][name] = {"label": label, "runs": _probed(config, inputs, name)}
             continue
-        if name not in arms(config):
+        if name not in run_here:
             continue
         arm = config.arms[name]
         shown = found["arms"].setdefault(name, {"label": arm.label})
