@@ -22,13 +22,9 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMode
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, padding on the left as generation needs it.
-
-    It is saved with the word whether it came from local files alone, which else depends on the
-    environment: the same stage would write other bytes.
-    """
+    """The tokenizer of a checkpoint, padding on the left as generation needs it."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     except (OSError, ValueError) as error:
         raise Bad(f"no usable tokenizer ({error})", str(path), "make or fetch it again") from error
     if tokenizer.chat_template is None:

@@ -182,7 +182,10 @@ def train(
             edited, model.generation_config = model.generation_config, generation
             model.save_pretrained(folder, state_dict=state)
             model.generation_config = edited
-            AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+            # A tokenizer is saved with whether it came from local files alone; left to itself that
+            # depends on the environment, and the same stage writes other bytes.
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+            tokenizer.save_pretrained(folder)
 
     trainer.add_callback(Keep(kept, save))
     resumable(trainer, record, scratch, kept)
