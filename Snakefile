@@ -43,6 +43,9 @@ include: "workflow/rules/report.smk"
 
 localrules:
     all,
+    download,
+    dataset,
+    fetch,
 
 
 rule all:

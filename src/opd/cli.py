@@ -293,6 +293,13 @@ def _lock(arguments: argparse.Namespace) -> None:
         print(f"{commit}  {name}")
 
 
+def _fetches(arguments: argparse.Namespace) -> bool:
+    """Whether a verb asks the hub: all other stages read only what was declared."""
+    if arguments.verb == "prompts":
+        return "hub" in _settings(arguments.cfg).get("source", {})
+    return arguments.verb in ("fetch", "dataset", "lock")
+
+
 def _stage(arguments: argparse.Namespace) -> None:
     if arguments.plan:
         from opd.current import check
@@ -323,13 +330,12 @@ OTHERS = {
 def main(argv: list[str] | None = None) -> None:
     """Run one verb; a ``Bad`` ends with its one line on stderr and exit status 2."""
     arguments = _parser().parse_args(argv)
-    # Stages read only what was declared; the few verbs that fetch do so on purpose.
-    if arguments.verb not in ("fetch", "dataset", "lock", "prompts"):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A stage that is told to stop clears its unfinished work away, as after an error.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
+        if not _fetches(arguments):
+            os.environ["HF_HUB_OFFLINE"] = "1"
         OTHERS.get(arguments.verb, _stage)(arguments)
     except Bad as bad:
         print(f"error: {bad}", file=sys.stderr)

@@ -3,6 +3,9 @@
 Snakemake notices an edit by its own records in ``.snakemake/``. Where these are gone (a copy, a
 clean-up) it would show old results under a new config: so the stages that show something compare
 all that lies behind them with the plan, which the run writes as ``results/NAME/plan.json``.
+
+A job that waits on a cluster parses config and code again when it starts: it compares what it finds
+with the plan of the run that submitted it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,15 +20,48 @@ if TYPE_CHECKING:
     from opd.plan import Artifact
 
 
-def write_plan(path: Path, artifacts: Mapping[str, "Artifact"]) -> None:
-    """Write folder -> digest of the settings, and inputs, of every artifact of a plan."""
-    plan = {
+def described(artifacts: Mapping[str, "Artifact"]) -> dict[str, Any]:
+    """Folder -> digest of the settings, and inputs, of every artifact of a plan."""
+    return {
         folder: {"settings": settings_digest(one.verb, one.cfg), "inputs": list(one.inputs)}
         for folder, one in artifacts.items()
     }
+
+
+def write_plan(path: Path, artifacts: Mapping[str, "Artifact"]) -> None:
+    """Write what a plan describes (``described``), unless it stands there already."""
+    plan = described(artifacts)
     if not path.is_file() or read_json(path) != plan:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plan)
+
+
+def parsed(artifacts: Mapping[str, "Artifact"], rules: Iterable[Path]) -> str:
+    """What a run tells its jobs of itself: digests of its plan and of the text of its rules."""
+    return f"{digest(described(artifacts))} {digest([path.read_text() for path in rules])}"
+
+
+def edited_since(
+    told: str, own: str, plan: Path, artifacts: Mapping[str, "Artifact"]
+) -> dict[str, str]:
+    """Folder -> what has come in between since the job that asks was submitted.
+
+    ``told`` and ``own`` are what the run and the job have parsed (``parsed``), ``plan`` is the
+    run's plan.json.
+    """
+    if told == own:
+        return {}
+    now = described(artifacts)
+    if told.partition(" ")[2] != own.partition(" ")[2]:
+        return dict.fromkeys(now, "the rules were edited")
+    before = read_json(plan) if plan.is_file() else None
+    if before is None or digest(before) != told.partition(" ")[0]:
+        return dict.fromkeys(now, "the plan of its run was replaced")
+    return {
+        folder: "was edited" if folder in now else "was taken out of the config"
+        for folder in before.keys() | now.keys()
+        if before.get(folder) != now.get(folder)
+    }
 
 
 def other_settings(artifacts: Mapping[str, "Artifact"], results: Path) -> list[str]:

@@ -10,6 +10,7 @@ import yaml
 from opd import calibration, cost, exhibits, lock, plan, planned, recipes
 from opd.cost import Facts
 from opd.errors import Bad
+from opd.placement import without_gpu
 from opd.planned import Estimate, Machine
 
 GIB = 2.0**30
@@ -56,18 +57,13 @@ def lines(
     folders = plan.closure(needed, artifacts)
     lengths = "natural_tokens_measured"
     natural = {**tables.get(lengths, {}), **measured.get(lengths, {})}
-    on = planned.machine(device, _processor(config), [measured, tables], tables)
+    on = planned.machine(device, without_gpu(config), [measured, tables], tables)
     found = planned.states(artifacts, folders, results, results.parent / ".store")
     facts = Facts(artifacts, tables, planned.counted(found, results), natural)
     yield from text(facts, found, on, gpus, title)
     if jobs:
         yield ""
         yield from _jobs(facts, found, on)
-
-
-def _processor(config: recipes.Config) -> bool:
-    """Whether a config is one for machines without a GPU: nothing in it is computed in bfloat16."""
-    return "bfloat16" not in (config.engine.dtype, config.training.precision)
 
 
 def text(

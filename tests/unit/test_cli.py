@@ -110,3 +110,19 @@ def test_a_setting_is_a_key_and_a_value(given: str, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         cli.main(["plan", "--config", given])
     assert capsys.readouterr().err == f"error: --config: '{given}' is no setting; write KEY=VALUE\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asks"),
+    [
+        (["corpus", "--cfg", "{}"], False),
+        (["evaluate", "--cfg", "{}"], False),
+        (["prompts", "--cfg", '{"source": {"world": {"n": 1}}}'], False),
+        (["prompts", "--cfg", '{"source": {"hub": "a/b", "revision": "c"}}'], True),
+        (["fetch", "--cfg", "{}"], True),
+        (["dataset", "--cfg", "{}"], True),
+    ],
+)
+def test_only_what_fetches_may_ask_the_hub(arguments: list[str], asks: bool) -> None:
+    given = cli._parser().parse_args([*arguments, "--output", "x"])
+    assert cli._fetches(given) is asks

@@ -93,3 +93,44 @@ def test_a_file_changed_after_it_was_made_is_refused(results: Path) -> None:
     tables.write(payload / "metrics.parquet", [row], tables.METRICS)
     with pytest.raises(Bad, match="modified after it was made"):
         Reader({"a": payload}).metric(["a"], "m", "here")
+
+
+def parsed(artifacts: dict[str, Artifact], rules: Path) -> str:
+    return current.parsed(artifacts, [rules])
+
+
+def test_a_job_finds_what_was_edited_since_it_was_submitted(results: Path) -> None:
+    rules = results / "rules.smk"
+    rules.write_text("rule a:")
+    told, plan = parsed(PLANNED, rules), results / "plan.json"
+    assert current.edited_since(told, parsed(PLANNED, rules), plan, PLANNED) == {}
+
+    def found(now: dict[str, Artifact]) -> dict[str, str]:
+        return current.edited_since(told, parsed(now, rules), plan, now)
+
+    # How a stage runs and not what it makes.
+    same = Artifact("sft", "models/a", {"k": 1, "execution": {"x": 2}}, ())
+    assert found({**PLANNED, "models/a": same}) == {}
+    other = Artifact("sft", "models/a", {"k": 2}, ())
+    assert found({**PLANNED, "models/a": other}) == {"models/a": "was edited"}
+    moved = Artifact("evaluate", "evaluations/e/a", {"n": 1}, ("models/b",))
+    now = {"models/b": PLANNED["models/a"], "evaluations/e/a": moved}
+    assert found(now) == {
+        "models/a": "was taken out of the config",
+        "models/b": "was edited",
+        "evaluations/e/a": "was edited",
+    }
+
+
+def test_every_job_stops_where_rules_were_edited_or_its_plan_is_gone(results: Path) -> None:
+    rules = results / "rules.smk"
+    rules.write_text("rule a:")
+    told, plan = parsed(PLANNED, rules), results / "plan.json"
+    rules.write_text("rule b:")
+    found = current.edited_since(told, parsed(PLANNED, rules), plan, PLANNED)
+    assert found == dict.fromkeys(PLANNED, "the rules were edited")
+    rules.write_text("rule a:")
+    edited = {**PLANNED, "models/a": Artifact("sft", "models/a", {"k": 2}, ())}
+    current.write_plan(plan, edited)  # by a run that was started since
+    found = current.edited_since(told, parsed(edited, rules), plan, edited)
+    assert found == dict.fromkeys(edited, "the plan of its run was replaced")

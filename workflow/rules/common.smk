@@ -7,7 +7,7 @@ from pathlib import Path
 from snakemake.settings.types import RerunTrigger
 from snakemake.utils import update_config
 
-from opd import current, exhibits, lock, plan, recipes
+from opd import current, exhibits, lock, placement, plan, recipes
 from opd.errors import Bad
 from opd.files import canonical
 
@@ -18,14 +18,22 @@ try:
     ARTIFACTS = plan.plan(CONFIG, LOCK)
     ARTIFACTS |= exhibits.exhibits(CONFIG, ARTIFACTS, Path(workflow.basedir, "config"))
     TARGETS = exhibits.targets(CONFIG, ARTIFACTS)
+    ASKS = placement.read_classes(Path(workflow.basedir, "workflow", "resources.yaml"))
+    SITE = placement.read_site(
+        os.environ.get("OPD_SITE"), Path(workflow.basedir, "slurm", "site.yaml")
+    )
 except Bad as bad:
     sys.exit(f"error: {bad}")
 
 RESULTS = f"results/{CONFIG.name}"
 PLAN = f"{RESULTS}/plan.json"
 
-EDITED = []
+# A job parses all of this again when it starts: it is told what the run that submitted it has parsed.
+RULES = sorted(Path(workflow.basedir, "workflow", "rules").glob("*.smk"))
+PARSED = current.parsed(ARTIFACTS, [Path(workflow.basedir, "Snakefile"), *RULES])
+EDITED, OTHERWISE = [], {}
 if workflow.is_main_process:
+    os.environ["OPD_PLAN"] = PARSED
     UNLOCKED = lock.unlocked(CONFIG, LOCK)
     if UNLOCKED:
         print(
@@ -40,6 +48,10 @@ if workflow.is_main_process:
             f"not as the config says: {RESULTS}/{EDITED[0]}{more}; what is asked for is made again",
             file=sys.stderr,
         )
+else:
+    OTHERWISE = current.edited_since(
+        os.environ.get("OPD_PLAN", PARSED), PARSED, Path(PLAN), ARTIFACTS
+    )
 
 
 onstart:
@@ -49,12 +61,16 @@ onstart:
 # Paths of interpreters belong to execution, not identity: in the environment they appear neither
 # in a rule's code nor in its settings.
 for kind in ("light", "gpu", "vllm"):
-    chosen = getattr(CONFIG.interpreters, kind)
+    chosen = getattr(SITE.interpreters, kind) or getattr(CONFIG.interpreters, kind)
     os.environ[f"OPD_{kind.upper()}"] = chosen or sys.executable
+if SITE.setup:
+    # What loads modules reads variables that are not set, which comes to an end with -u.
+    setup = SITE.setup.replace("{", "{{").replace("}", "}}")
+    shell.prefix(f"set -eo pipefail\n{setup}\nset -euo pipefail\n")
 
 
 wildcard_constraints:
-    seed="|".join(map(str, CONFIG.seeds)),
+    seed="|".join(map(str, CONFIG.seeds)) if workflow.is_main_process else "[0-9]+",
     prompts="[^/]+",
     against="[^/]+",
     contamination="[^/]+",
@@ -69,9 +85,16 @@ wildcard_constraints:
     probe="[^/]+",
 
 
-def one_of(verb):
-    """Regular expression of the names that a verb makes; matches nothing if there are none."""
-    names = {a.folder.split("/")[1] for a in ARTIFACTS.values() if a.verb == verb}
+def one_of(verb, hub=None):
+    """Regular expression of the names that a verb makes (with ``hub``, from the hub or not);
+    matches nothing if there are none."""
+    names = {
+        a.folder.split("/")[1]
+        for a in ARTIFACTS.values()
+        if a.verb == verb and hub in (None, "hub" in a.cfg.get("source", {}))
+    }
+    # What a job was submitted for is told why it stops, whatever has become of it (inputs_of).
+    names |= {folder.split("/")[1] for folder in OTHERWISE if "/" in folder}
     return "|".join(sorted(re.escape(name) for name in names)) or "(?!)"
 
 
@@ -89,12 +112,35 @@ def plain(path):
     return os.path.relpath(path) if inside else path
 
 
+def of(rule, work):
+    """Resources of a rule: those of the class that its work has under this config and at this site
+    (workflow/resources.yaml)."""
+    return placement.resources(rule, work, CONFIG, ASKS, SITE)
+
+
+def stop(folder):
+    """End a job that would not make what was planned. Its log says so too, as that is what is shown
+    where the run was started."""
+    said = (
+        f"error: {RESULTS}/{folder}: {OTHERWISE[folder]} while this job waited;"
+        " run the same command again"
+    )
+    log = Path(RESULTS, "logs", f"{folder}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(f"{said}\n")
+    sys.exit(said)
+
+
 def inputs_of(pattern):
-    """Input function: what the artifact at this folder is made from."""
+    """Input function: what the artifact at this folder is made from. The first function that is
+    asked of a job, so a job that would not make what was planned stops here."""
 
     def paths(wildcards):
-        made = ARTIFACTS[pattern.format(**wildcards)]
-        force_if_edited(made.folder)
+        folder = pattern.format(**wildcards)
+        if folder in OTHERWISE:
+            stop(folder)
+        made = ARTIFACTS[folder]
+        force_if_edited(folder)
         return [
             plain(p) if os.path.isabs(p) else f"{RESULTS}/{p}/digest.json"
             for p in made.inputs

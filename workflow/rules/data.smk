@@ -8,7 +8,32 @@ rule prompts:
     benchmark:
         f"{RESULTS}/benchmarks/prompts/{{prompts}}.tsv"
     wildcard_constraints:
-        prompts=one_of("prompts"),
+        prompts=one_of("prompts", hub=False),
+    conda:
+        "../../envs/workflow.yaml"
+    resources:
+        **of("prompts", "light"),
+    params:
+        cfg=cfg_of("prompts/{prompts}"),
+    shell:
+        "$OPD_LIGHT -m opd prompts --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"
+
+
+# What asks the hub runs where the workflow was started: nodes of a cluster may not reach it. Only
+# these rules have retries of their own, as a job on a cluster would apply them once more inside.
+rule download:
+    input:
+        inputs_of("prompts/{prompts}"),
+    output:
+        f"{RESULTS}/prompts/{{prompts}}/digest.json",
+    log:
+        f"{RESULTS}/logs/prompts/{{prompts}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/prompts/{{prompts}}.tsv"
+    wildcard_constraints:
+        prompts=one_of("prompts", hub=True),
+    retries: 3
     conda:
         "../../envs/workflow.yaml"
     params:
@@ -30,6 +55,8 @@ rule embed:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("embed", "device"),
     params:
         cfg=cfg_of("embeddings/{encoder}/{prompts}"),
     shell:
@@ -49,6 +76,8 @@ rule neighbours:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("neighbours", "cpu"),
     params:
         cfg=cfg_of("neighbours/{encoder}/{prompts}/{against}"),
     shell:
@@ -75,6 +104,8 @@ rule dedup:
         prompts=one_of("dedup"),
     conda:
         "../../envs/workflow.yaml"
+    resources:
+        **of("dedup", "light"),
     params:
         cfg=cfg_of("prompts/{prompts}"),
     shell:
@@ -99,6 +130,8 @@ rule contamination:
         f"{RESULTS}/benchmarks/contamination/{{contamination}}.tsv"
     conda:
         "../../envs/workflow.yaml"
+    resources:
+        **of("contamination", "light"),
     params:
         cfg=cfg_of("contamination/{contamination}"),
     shell:
@@ -119,6 +152,8 @@ rule corpus:
         data=one_of("corpus"),
     conda:
         "../../envs/workflow.yaml"
+    resources:
+        **of("corpus", "light"),
     params:
         cfg=cfg_of("pairs/{data}"),
     shell:
@@ -139,6 +174,8 @@ rule filter:
         data=one_of("filter"),
     conda:
         "../../envs/workflow.yaml"
+    resources:
+        **of("filter", "cpu"),
     params:
         cfg=cfg_of("pairs/{data}/s{seed}"),
     shell:
@@ -155,6 +192,7 @@ rule dataset:
         f"{RESULTS}/logs/datasets/{{benchmark}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/datasets/{{benchmark}}.tsv"
+    retries: 3
     conda:
         "../../envs/workflow.yaml"
     params:

@@ -10,6 +10,8 @@ rule evaluate:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("evaluate", "device"),
     params:
         cfg=cfg_of("evaluations/{evaluation}/{model}/s{seed}"),
     shell:

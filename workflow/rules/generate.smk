@@ -10,6 +10,8 @@ rule generate:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("generate", "devices" if CONFIG.backend == "vllm" else "device"),
     params:
         cfg=cfg_of("generations/{generation}/s{seed}"),
     shell:

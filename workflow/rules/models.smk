@@ -9,6 +9,7 @@ rule fetch:
         f"{RESULTS}/benchmarks/models/{{model}}.tsv"
     wildcard_constraints:
         model=one_of("fetch"),
+    retries: 3
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
@@ -33,6 +34,8 @@ rule init:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("init", "cpu"),
     params:
         cfg=cfg_of("models/{model}/s{seed}"),
     shell:
@@ -54,6 +57,8 @@ rule sft:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("sft", "devices"),
     params:
         cfg=cfg_of("models/{model}/s{seed}"),
     shell:
@@ -75,6 +80,8 @@ rule grpo:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("grpo", "devices"),
     params:
         cfg=cfg_of("models/{model}/s{seed}"),
     shell:
@@ -96,6 +103,8 @@ rule opd:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("opd", "devices"),
     params:
         cfg=cfg_of("models/{model}/s{seed}"),
     shell:
@@ -116,6 +125,8 @@ rule keep:
         model=one_of("keep"),
     conda:
         "../../envs/workflow.yaml"
+    resources:
+        **of("keep", "light"),
     params:
         cfg=cfg_of("models/{model}/s{seed}"),
     shell:

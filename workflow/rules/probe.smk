@@ -12,6 +12,8 @@ rule pair:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("pair", "device"),
     params:
         cfg=cfg_of("probes/{probe}/s{seed}"),
     shell:
@@ -33,6 +35,8 @@ rule continuation:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("continuation", "device"),
     params:
         cfg=cfg_of("probes/{probe}/s{seed}"),
     shell:
@@ -54,6 +58,8 @@ rule indicators:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("indicators", "device"),
     params:
         cfg=cfg_of("probes/{probe}/s{seed}"),
     shell:

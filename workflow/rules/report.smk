@@ -16,6 +16,8 @@ rule figure:
         f"{RESULTS}/benchmarks/figures/{{figure}}.tsv"
     conda:
         "../../envs/workflow.yaml"
+    resources:
+        **of("figure", "light"),
     params:
         cfg=cfg_of("figures/{figure}"),
         said=said_of("figures/{figure}"),
@@ -43,6 +45,8 @@ rule table:
         f"{RESULTS}/benchmarks/tables/{{table}}.tsv"
     conda:
         "../../envs/workflow.yaml"
+    resources:
+        **of("table", "light"),
     params:
         cfg=cfg_of("tables/{table}"),
     shell:
@@ -69,6 +73,8 @@ rule claims:
         f"{RESULTS}/benchmarks/claims.tsv"
     conda:
         "../../envs/workflow.yaml"
+    resources:
+        **of("claims", "light"),
     params:
         cfg=cfg_of("claims"),
     shell:
@@ -94,6 +100,8 @@ rule report:
         f"{RESULTS}/benchmarks/report.tsv"
     conda:
         "../../envs/workflow.yaml"
+    resources:
+        **of("report", "light"),
     params:
         cfg=cfg_of("report"),
     shell:
