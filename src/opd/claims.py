@@ -126,6 +126,8 @@ def ranged(found: Interval, unit: str, seeds: int, signed: bool = False) -> str:
     if found.low == found.high:
         why = "one seed, no interval" if seeds == 1 else "no interval"
         return f"{number(found.mean, unit, signed)} ({why})"
+    if not np.isfinite(found[1:]).all():
+        return f"{number(found.mean, unit, signed)} (no bounds: a gap may be none)"
     low, high = (_digits(bound, unit, signed)[0] for bound in found[1:])
     return f"{number(found.mean, unit, signed)} [{low}, {high}]"
 
@@ -465,8 +467,8 @@ def _bounds(found: Interval, unit: str, seeds: int, signed: bool = False) -> dic
 
 
 def _json(value: float | None) -> float | None:
-    """Ten digits: beyond them the order in which a machine adds up may show."""
-    return None if value is None else float(f"{value:.10g}")
+    """Ten digits: beyond them the order in which a machine adds up may show. No bound is None."""
+    return None if value is None or not np.isfinite(value) else float(f"{value:.10g}")
 
 
 def _judged(

@@ -64,7 +64,7 @@ def exhibits(
     """
     _check_experiments(config)
     papers = [read_paper(name, root) for name in config.papers]
-    declared.check_shown(config.figures, config.tables)
+    declared.check_shown(config)
     if papers:
         declared.check_config(config.arms, config.probes, [paper.names for paper in papers])
     shown = [_table(config, name, table) for name, table in config.tables.items()]

@@ -151,6 +151,19 @@ def test_paired_draws_decide_what_apart_would_not() -> None:
     assert greater(left, apart, 0.05).verdict == MAYBE
 
 
+def test_a_difference_of_shares_of_gaps_that_may_be_none() -> None:
+    """Of 1,000 draws 20 of either side have no gap, not the same ones: 40 of the difference."""
+    sides = []
+    for value, without in ((0.9, slice(0, 20)), (0.1, slice(20, 40))):
+        draws = np.linspace(value - 0.05, value + 0.05, 1000)
+        draws[without] = np.nan
+        sides.append(Side("share of the gap recovered", "a", Estimate(value, draws, 3, "share")))
+        assert np.isfinite(sides[-1].estimate.interval()).all()
+    found = greater(*sides)
+    assert (found.low, found.high, found.verdict) == (-np.inf, np.inf, "inconclusive")
+    assert "difference +80.0 points (no bounds: a gap may be none); claimed" in found.text
+
+
 def test_equivalent_needs_an_interval_within_the_margin() -> None:
     assert equivalent(spread(0.49, 0.52), certain(0.5), 0.03).verdict == YES
     assert equivalent(spread(0.45, 0.55), certain(0.5), 0.03).verdict == MAYBE
