@@ -509,13 +509,14 @@ def _judged(
 
 
 def _rows(
+    paper: str,
     rows: Mapping[str, Mapping[str, str]],
     judged: Sequence[Mapping[str, Any]],
     figures: Mapping[str, Sequence[str]],
     marked: Mapping[str, Mapping[str, Any]],
     context: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Every published row, and what became of it.
+    """Every published row of a paper, and what became of it.
 
     ``marked``: rows that only figures have, as ``beside`` gives them. The status is of the row's
     own number, and has nothing to do with the verdicts of its claims: one of STATUSES, ``context``,
@@ -537,6 +538,7 @@ def _rows(
         ours = dict.fromkeys(said["ours"]["text"] for said in found if said["ours"])
         shown.append(
             {
+                "paper": paper,
                 "id": target,
                 "experiment": row["experiment_id"],
                 "figure": row["figure_or_table"],
@@ -559,50 +561,58 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     """Stage ``claims``: claims.json, claims.md and claims.html.
 
     cfg: ``scale``, ``comparable`` (whether published numbers may be compared with this scale's),
-    ``seeds``, ``arms`` and ``probes`` (see ``opd.quantities.estimate``), ``figures`` {name:
-    [published rows]}, ``marked`` {row: quantity} of rows that only figures have; ``resamples`` and
-    ``seed`` of the bootstrap. Inputs: those that arms and probes name, and for each paper its files
-    claims:PAPER and targets:PAPER. Returns the counts of
-    verdicts.
+    ``seeds``, ``arms`` and ``probes`` (see ``opd.quantities.estimate``), ``figures`` {PAPER/name:
+    [published rows]}, ``marked`` {PAPER: {row: quantity}} of rows that only figures have;
+    ``resamples`` and ``seed`` of the bootstrap. Inputs: those that arms and probes name, and for
+    each paper its files claims:PAPER and targets:PAPER. Ids of claims and of rows are a paper's
+    own: two papers may have the same. Returns the counts of verdicts.
     """
-    rows: dict[str, dict[str, str]] = {}
-    claims: dict[str, list[Claim]] = {}
-    titles: dict[str, str] = {}
-    context: list[dict[str, Any]] = []
-    for name, path in inputs.items():
-        if name.startswith("targets:"):
-            rows |= {row["id"]: row for row in read_targets(path)}
-        elif name.startswith("claims:"):
-            given = read_claims(path)
-            paper = name.partition(":")[2]
-            titles[paper] = given["title"]
-            claims[paper] = sorted(parse(given["claims"]), key=lambda claim: claim.experiment)
-            context += given["context"]
     measured = Measured(cfg, Reader(inputs))
-    judged = [
-        {"paper": paper, **_judged(claim, rows, measured, cfg["comparable"])}
-        for paper, of in claims.items()
-        for claim in of
-    ]
-    counts = {v: sum(claim["verdict"] == v for claim in judged) for v in VERDICTS}
-    bare = [claim["verdict"] for claim in judged if not claim["interval"]]
-    figures, marked = cfg.get("figures", {}), dict(cfg.get("marked", {}))
-    marked |= {target: None for ids in figures.values() for target in ids if target not in marked}
-    only = {
-        target: beside(Said(target=target, quantity=of), rows, measured, cfg["comparable"])
-        for target, of in marked.items()
-    }
+    papers: dict[str, dict[str, Any]] = {}
+    claims: list[dict[str, Any]] = []
+    published: list[dict[str, Any]] = []
+    for name, path in inputs.items():
+        if not name.startswith("claims:"):
+            continue
+        paper = name.partition(":")[2]
+        given = read_claims(path)
+        rows = {row["id"]: row for row in read_targets(inputs[f"targets:{paper}"])}
+        parsed = sorted(parse(given["claims"]), key=lambda claim: claim.experiment)
+        judged = [
+            {"paper": paper, **_judged(claim, rows, measured, cfg["comparable"])}
+            for claim in parsed
+        ]
+        figures = {n: i for n, i in cfg.get("figures", {}).items() if n.startswith(f"{paper}/")}
+        marked = dict.fromkeys(target for ids in figures.values() for target in ids)
+        marked |= cfg.get("marked", {}).get(paper, {})
+        only = {
+            target: beside(Said(target=target, quantity=of), rows, measured, cfg["comparable"])
+            for target, of in marked.items()
+        }
+        papers[paper] = {"title": given["title"], **_counts(judged)}
+        claims += judged
+        published += _rows(paper, rows, judged, figures, only, given["context"])
     found = {
         "scale": cfg["scale"],
         "comparable": cfg["comparable"],
         "seeds": cfg["seeds"],
-        "counts": counts,
-        "without_interval": {v: bare.count(v) for v in VERDICTS},
-        "papers": titles,
-        "claims": judged,
-        "targets": _rows(rows, judged, figures, only, context),
+        **_counts(claims),
+        "papers": papers,
+        "claims": claims,
+        "targets": published,
     }
     tables.write_json(out / "claims.json", json.loads(json.dumps(found)))
     tables.write_text(out / "claims.md", claims_page.markdown(found))
     tables.write_text(out / "claims.html", claims_page.page(found))
+    counts: dict[str, int] = found["counts"]
     return counts
+
+
+def _counts(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """How many claims have which verdict, and how many of these by a number without interval."""
+    every = [claim["verdict"] for claim in judged]
+    bare = [claim["verdict"] for claim in judged if not claim["interval"]]
+    return {
+        "counts": {v: every.count(v) for v in VERDICTS},
+        "without_interval": {v: bare.count(v) for v in VERDICTS},
+    }

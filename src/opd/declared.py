@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from opd import claim_spec, columns, figure_spec
 from opd.claim_spec import SCORES, Claim, Curve
+from opd.errors import Bad
 from opd.figure_spec import Bars, PaperFigure
 from opd.recipes import Config, unknown
 
@@ -51,6 +52,22 @@ def check(claims: Iterable[Claim], figures: Mapping[str, PaperFigure], names: Na
     for where, kind, name in (*_of_claims(claims), *_of_figures(figures)):
         if name not in known[kind]:
             raise unknown(name, known[kind], where, kind)
+
+
+def check_papers(papers: Mapping[str, Names]) -> None:
+    """Hold papers to each other: an arm or probe that two of them declare is one and the same run,
+    so both have to say the same of it. Raises ``Bad``."""
+    said: dict[tuple[str, str], tuple[str, str]] = {}
+    for paper, names in papers.items():
+        for key in ("arms", "probes"):
+            for name, text in names[key].items():
+                other, theirs = said.setdefault((key, name), (paper, text))
+                if theirs != text:
+                    raise Bad(
+                        f"{other} and {paper} declare '{name}', and not in the same words",
+                        f"papers: {key}",
+                        "rename it in one of them; the same run has the same words in both",
+                    )
 
 
 def check_config(arms: Iterable[str], probes: Iterable[str], papers: Iterable[Names]) -> None:

@@ -26,7 +26,8 @@ figure h3, .table h3 { margin-top: 0; }
 <div class="trouble"><strong>⚠ Not as it was made.</strong>
 <ul>{% for line in made.troubles %}<li>{{ line }}</li>{% endfor %}</ul></div>
 {% endif %}{% endmacro %}
-{% macro claim_link(id) %}<a href="#{{ anchor('claim:' ~ id) }}">{{ id }}</a>{% endmacro %}
+{% macro claim_link(claim) %}<a href="#{{ anchor(of_claim(claim)) }}">{{ claim.id }}</a>
+{%- endmacro %}
 {% macro time(stamp) %}{{ stamp[:10] }} {{ stamp[11:16] }} UTC{% endmacro %}
 {% macro link(path, text) %}<a href="{{ file(path) }}">{{ text }}</a>{% endmacro %}
 
@@ -49,7 +50,7 @@ alt="{{ figure.title }}. What it shows in numbers is below it, under Values draw
 {{ link(figure.made.folder ~ "/manifest.json", "manifest") }}</p>
 </figcaption>
 {% if figure.claims %}
-<p>Claims: {% for claim in figure.claims %}{{ claim_link(claim.id) }} ({{ claim.verdict }})
+<p>Claims: {% for claim in figure.claims %}{{ claim_link(claim) }} ({{ claim.verdict }})
 {%- if not loop.last %}, {% endif %}{% endfor %}</p>
 {% endif %}
 {% if figure.drawn %}
@@ -138,8 +139,7 @@ whether they are there.</p>
 {% endif %}
 {% if found.targets %}
 <section id="published"><h2>Published values</h2>
-<details><summary>All {{ found.targets | length }}, and where each is used here</summary>
-{{ published }}</details></section>
+{{ published }}</section>
 {% endif %}
 <section id="runs"><h2>Runs</h2>
 {% for verb, of in runs.items() %}

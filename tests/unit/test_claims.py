@@ -353,7 +353,7 @@ CFG = {
         | {"teacher": arm("same")["evaluations"]},
     },
     "probes": {"E10": {"label": "continuation", "runs": ["probe:P:s0", "probe:P:s1"]}},
-    "figures": {"fig06": ["R2", "R5"]},
+    "figures": {"tiny/fig06": ["R2", "R5"]},
 }
 
 
@@ -459,17 +459,19 @@ def test_every_row_is_accounted_for(tmp_path: Path, inputs: dict[str, Path]) -> 
         "R5": "not measured",
         "R6": "words only",
     }
-    assert rows["R2"]["claims"] == ["recovers"] and rows["R2"]["figures"] == ["fig06"]
+    assert rows["R2"]["claims"] == ["recovers"] and rows["R2"]["figures"] == ["tiny/fig06"]
     assert rows["R2"]["verdicts"] == [YES] and rows["R4"]["verdicts"] == [NOT_RUN]
     assert rows["R3"]["context"] == "hyperparameter"
     bare = judged(inputs, tmp_path / "bare", figures={})
     assert [r["id"] for r in bare["targets"] if r["status"] == "unattached"] == ["R5"]
     # Only a figure has R5, and it says of what it is a value.
     easy = {"avg": "E04.same", "benchmark": "easy"}
-    drawn = judged(inputs, tmp_path / "drawn", marked={"R5": easy})
+    drawn = judged(inputs, tmp_path / "drawn", marked={"tiny": {"R5": easy}})
     (row,) = (row for row in drawn["targets"] if row["id"] == "R5")
     assert row["status"] in ("agrees", "differs") and len(row["ours"]) == 1
-    elsewhere = judged(inputs, tmp_path / "elsewhere", comparable=False, marked={"R5": easy})
+    elsewhere = judged(
+        inputs, tmp_path / "elsewhere", comparable=False, marked={"tiny": {"R5": easy}}
+    )
     assert [row["status"] for row in elsewhere["targets"]] == [
         *("not comparable", "not comparable", "context", "not measured", "not comparable"),
         "words only",
@@ -547,7 +549,7 @@ def test_the_page_stands_alone(tmp_path: Path, inputs: dict[str, Path]) -> None:
     for one in found["claims"]:
         kind = one["verdict"].replace(" ", "-")
         start = f'<article class="claim {kind}" id=' if kind != "not-run" else "<li id="
-        assert f'{start}"claim:{one["id"]}">' in page
+        assert f'{start}"claim:tiny/{one["id"]}">' in page
     for verdict, sign in claims_page.marks(found).items():
         assert f"{sign} {verdict} {found['counts'][verdict]}" in page  # the filter
         assert f"#claims-{verdict.replace(' ', '-')}:checked" in page

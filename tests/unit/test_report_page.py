@@ -134,14 +134,14 @@ def test_keyboard_filters_claims_and_opens_details(file, browser):
     assert len(claims()) == 5
     page.focus("#claims-all")
     page.keyboard.press("ArrowRight")
-    assert claims() == ["claim:E04-recovery"]
+    assert claims() == ["claim:a_paper/E04-recovery"]
     assert page.locator(".group h4:visible").all_inner_texts() == ["E04"]
     for _ in range(4):
         page.keyboard.press("ArrowRight")
     assert claims() == ["not-run:a_paper/E12", "not-run:a_paper/an"]
     page.focus("[id='not-run:a_paper/E12'] summary")
     page.keyboard.press("Enter")
-    assert page.locator("[id='claim:E12-k']").is_visible()
+    assert page.locator("[id='claim:a_paper/E12-k']").is_visible()
     page.focus("#runs summary")
     page.keyboard.press("Enter")
     assert page.locator("#runs details").first.get_attribute("open") is not None
