@@ -35,6 +35,7 @@ from opd.errors import Bad
 from opd.intervals import Interval, bootstrap
 from opd.published import reach
 from opd.quantities import Estimate
+from opd.recipes import resolve
 
 ROOT = Path(__file__).parents[2]
 PAPER = "rethinking_opd"
@@ -766,6 +767,22 @@ def test_no_published_row_is_forgotten(
         assert hyperparameter or not measures, row
 
 
+def test_shares_on_the_way_are_attached_to_what_is_measured_of_them(paper: dict[str, Any]) -> None:
+    said = {
+        one.target: one
+        for claim in parse(paper["claims"])
+        for one in claim.published
+        if not isinstance(one, str)
+    }
+    arms = {name: said[name].quantity.recovery for name in ("R039", "R040")}
+    assert arms == {"R039": "E04.success-200", "R040": "E04.success"}
+    config = resolve(yaml.safe_load((ROOT / "config/paper.yaml").read_text()))
+    late, end = (config.arms[arm] for arm in arms.values())
+    assert late.model == f"{end.model}@200" and (late.base, late.teacher) == (end.base, end.teacher)
+    run = config.models[end.model].opd
+    assert 200 in run.keep_steps and run.steps < 300 and "300" in said["R040"].untested
+
+
 def test_rows_are_the_published_ones(rows: dict[str, dict[str, str]]) -> None:
     assert list(rows) == [f"R{n:03d}" for n in range(1, 272)]
     assert rows["R001"]["value"] == "0.212" and rows["R271"]["experiment_id"] == "E01"
@@ -777,7 +794,7 @@ NAMES = {
     "E02": "student same new same-teacher new-teacher "
     "student2 same2 new2 same2-teacher new2-teacher",
     "E03": "student small large small-teacher large-teacher",
-    "E04": "student success failure success-teacher failure-teacher",
+    "E04": "student success success-200 failure success-teacher failure-teacher",
     "E05": "student intersection symmetric_difference union teacher",
     "E06": "base cold base-student cold-student teacher",
     "E07": "original aligned",
