@@ -13,12 +13,18 @@ figcaption, .note { color: var(--faint); font-size: .9rem; }
 .trouble { border: 2px solid var(--not-reproduced); }
 figure h3, .table h3 { margin-top: 0; }
 .image { background: #fff; overflow-x: auto; }
-.image img { display: block; width: 100%; min-width: 34rem; max-width: 60rem; height: auto;
-  margin: 0 auto; }
+.image img { display: block; width: 100%; max-width: 60rem; height: auto; margin: 0 auto; }
+/* A figure fits the screen; where that is too small to read, it grows on request. */
+.enlarge { display: none; }
+@media (max-width: 40rem) {
+  .enlarge { display: block; font-size: .9rem; padding: .4rem 0; }
+  .enlarge:has(:checked) + .image img { min-width: 44rem; }
+}
 @media print {
   nav { display: none; }
   figure { break-inside: avoid; }
-  .image img { min-width: 0; }
+  .enlarge { display: none; }
+  .image img { min-width: 0 !important; }
 }
 {% endblock %}
 
@@ -36,6 +42,7 @@ figure h3, .table h3 { margin-top: 0; }
 <h3>{{ figure.called }}</h3>
 {{ troubles(figure.made) }}
 {% if figure.image %}
+<label class="enlarge"><input type="checkbox"> enlarge {{ figure.called }} (moves sideways)</label>
 <div class="image" tabindex="0" role="region" aria-label="{{ figure.title }}">
 <img src="{{ figure.image.uri }}"
 width="{{ figure.image.width }}" height="{{ figure.image.height }}"

@@ -72,6 +72,10 @@ CUT = """() => {
 }"""
 
 
+# How far each figure reaches over its own box.
+IMAGES = "[...document.querySelectorAll('.image')].map(e => e.scrollWidth - e.clientWidth)"
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_overflows(file, browser, tmp_path, size, scheme):
@@ -92,11 +96,27 @@ def test_nothing_overflows(file, browser, tmp_path, size, scheme):
         " e.getBoundingClientRect().height])"
     )
     assert len(shown) == 3 and all(done and min(w, h) > 100 for done, w, h in shown)
-    # Figures keep their shape and a size at which their text can be read.
-    assert all(abs(w / h - 2) < 0.02 and w >= 500 for _, w, h in shown)
+    # Figures keep their shape and fit the page.
+    assert all(abs(w / h - 2) < 0.02 and width * 0.7 < w <= width for _, w, h in shown)
+    assert page.evaluate(IMAGES) == [0, 0, 0]
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert said == []
     page.screenshot(path=tmp_path / f"{size}-{scheme}.png", full_page=True)
+    page.close()
+
+
+def test_a_figure_grows_on_a_phone_where_that_is_asked_for(file, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(file.as_uri())
+    assert page.evaluate(IMAGES) == [0, 0, 0]
+    page.focus(".enlarge input")
+    page.keyboard.press("Space")
+    over, *others = page.evaluate(IMAGES)
+    assert over > 300 and others == [0, 0]
+    wide, window = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    assert wide <= window and page.evaluate(CUT) == []
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert page.locator(".enlarge").first.is_hidden()
     page.close()
 
 
