@@ -60,10 +60,12 @@ Band = tuple[float | None, float | None]
 
 
 class Check(NamedTuple):
-    """What one predicate found: a sentence, the number with its interval, the band that the claim
-    allows (None: open to that side), all in the quantity's unit, and the verdict."""
+    """What one predicate found: a sentence, the number with its interval in words (``shown``, None
+    where nothing was measured) and in the quantity's unit, the band that the claim allows (None:
+    open to that side), and the verdict."""
 
     text: str
+    shown: str | None
     value: float | None
     low: float | None
     high: float | None
@@ -208,9 +210,11 @@ def bounded(of: Side, low: float | None, high: float | None) -> Check:
         for word, limit in (("at least", low), ("at most", high))
         if limit is not None
     ]
-    shown = of.shown(ranged(found, unit, of.estimate.seeds))
-    text = f"{of.whose}: {of.what} {shown}; claimed: {' and '.join(words)}"
-    return Check(text, *found, (low, high), judge(found, (low, high)))
+    shown, claimed = ranged(found, unit, of.estimate.seeds), " and ".join(words)
+    text = f"{of.whose}: {of.what} {of.shown(shown)}; claimed: {claimed}"
+    return Check(
+        text, f"{shown}; claimed: {claimed}", *found, (low, high), judge(found, (low, high))
+    )
 
 
 def greater(left: Side, right: Side, by: float = 0.0) -> Check:
@@ -263,7 +267,7 @@ def _compared(left: Side, right: Side, band: Band, claimed: str, strictly: bool 
         text = "; ".join(f"{one.whose}, {one.what} {one.shown(v)}" for one, v in sides)
     shown = ranged(found, apart.unit, apart.seeds, signed=True) + _unheard(left, right, found)
     text += f"; difference {shown}; claimed: {claimed}"
-    return Check(text, *found, band, judge(found, band, strictly))
+    return Check(text, f"{shown}; claimed: {claimed}", *found, band, judge(found, band, strictly))
 
 
 def _unheard(left: Side, right: Side, found: Interval) -> str:
@@ -368,7 +372,7 @@ def checks(test: Test, measured: Measured) -> list[Check]:
             if missing
             else ("; ".join(undefined), INCONCLUSIVE)
         )
-        return [Check(text, None, None, None, (None, None), verdict)]
+        return [Check(text, None, None, None, None, (None, None), verdict)]
 
 
 def _found(test: Test, measured: Measured) -> list[Check]:
@@ -496,6 +500,7 @@ def _judged(
         "checks": [
             {
                 "text": one.text,
+                "shown": one.shown,
                 "value": _json(one.value),
                 "low": _json(one.low),
                 "high": _json(one.high),

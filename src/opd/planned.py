@@ -201,7 +201,7 @@ def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
             f"write {' or '.join(named[claim])}",
         )
     (decided,) = named[claim].values()
-    needs = {*claim_spec.needs(decided)}
+    needs = {*claim_spec.needs(decided.test)}
     there = {*exhibits.arms(config), *exhibits.probes(config)}
     for _, name in sorted(needs):
         if name not in there:

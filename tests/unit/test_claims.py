@@ -406,6 +406,8 @@ def test_a_results_folder_gets_every_verdict(tmp_path: Path, inputs: dict[str, P
     # By number, not by the order of the file or of letters: 2, 8, 16.
     assert [c["value"] for c in found["by_id"]["falls"]["checks"]] == pytest.approx([-0.2, -0.1])
     (rise,) = found["by_id"]["rises"]["checks"]
+    assert rise["shown"] == "+19.0 points (no interval); claimed: rising by at least 10 points"
+    assert rise["shown"] in rise["text"]
     # Eleven steps: the end is the mean of the last two, 0.88 and 0.9.
     assert rise["value"] == pytest.approx(0.19) and rise["bound"] == [0.1, None]
 
