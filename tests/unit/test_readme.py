@@ -97,7 +97,7 @@ def test_parts_are_filled_and_the_rest_stays(readme: ModuleType, root: Path, cap
     # A second time changes nothing.
     readme.main(root, root / "results")
     assert (root / "README.md").read_text() == text
-    assert "filled" not in capsys.readouterr().out
+    assert "README.md: filled" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
