@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from results import claim, found, sample, target
 
-from opd import report
+from opd import claims_page, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
@@ -38,6 +38,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results.claims(claims, {})
     (results.root / "tables" / LONG / "payload" / "table.csv").write_text("changed")
     report.run(results.cfg, results.inputs, results.root)
+    (results.root / "claims.html").write_text(claims_page.page(claims))
     return results.root / "report.html"
 
 
@@ -102,6 +103,19 @@ def test_nothing_overflows(file, browser, tmp_path, size, scheme):
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert said == []
     page.screenshot(path=tmp_path / f"{size}-{scheme}.png", full_page=True)
+    page.close()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_nothing_of_the_claims_page_overflows(file, browser, size):
+    width, height = SIZES[size]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto(file.with_name("claims.html").as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.locator("table").count() == 3 and page.locator(".claim").count() == 5
+    wide, window = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    assert window == width and wide <= window
+    assert page.evaluate(CUT) == []
     page.close()
 
 
