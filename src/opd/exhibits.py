@@ -44,13 +44,16 @@ def read_paper(name: str, root: Path) -> Paper:
             known = sorted(p.stem for p in path.parent.glob(f"*{path.suffix}"))
             raise unknown(name, known, "papers", "paper")
     rows = claim_spec.read_targets(files["targets"])
-    figures = figure_spec.check(claim_spec.read_yaml(drawn), rows)
-    shown = {figure: one.targets() for figure, one in figures.items()}
-    given = claim_spec.read_claims(files["claims"])
-    ids = [row["id"] for row in rows]
-    claims = claim_spec.check(given["claims"], given["context"], ids, shown)
+    drawings, given = claim_spec.read_yaml(drawn), claim_spec.read_claims(files["claims"])
     names = {key: given[key] for key in ("arms", "probes")}
-    declared.check(claims, figures, names)
+    try:
+        figures = figure_spec.check(drawings, rows)
+        shown = {figure: one.targets() for figure, one in figures.items()}
+        ids = [row["id"] for row in rows]
+        claims = claim_spec.check(given["claims"], given["context"], ids, shown)
+        declared.check(claims, figures, names)
+    except Bad as bad:  # names of claims and figures are a paper's own
+        raise Bad(bad.what, f"{name}: {bad.where}", bad.remedy) from bad
     files = {key: path.absolute() for key, path in files.items()}
     return Paper(name, given["title"], names, claims, figures, files)
 

@@ -114,6 +114,15 @@ def test_an_arm_that_two_papers_declare_is_one_run(root: Path) -> None:
         shown(root)
 
 
+def test_an_error_says_in_which_paper(root: Path) -> None:
+    written(root, "second", arms={"E04.student": "the student"})
+    with pytest.raises(Bad, match=r"^second: claim same: unknown arm 'A4\.other'"):
+        shown(root)
+    (root / "figures" / "first.yaml").write_text("fig01: {title: x}\n")
+    with pytest.raises(Bad, match=r"^first: figure fig01"):
+        shown(root)
+
+
 @pytest.fixture
 def found(root: Path, tmp_path: Path) -> dict[str, Any]:
     """claims.json of both, as the plan has its stage made."""
