@@ -11,7 +11,7 @@ SHELL := bash
 export PATH := $(BIN):$(PATH)
 
 .PHONY: mini mini-all pilot install test lint unit workflow data test-slurm test-slurm-nightly \
-	vllm-cpu lock clean
+	vllm-cpu lock readme clean
 .NOTPARALLEL:
 
 shown = echo "claims: $$(sed -n '/reproduced/{p;q}' results/$(1)/claims.md)"; \
@@ -115,6 +115,9 @@ lock:
 	$(call pins,envs/workflow.txt,--extra slurm)
 	$(call conda,envs/gpu.yaml,--extra train --extra vllm -c envs/constraints.txt)
 	$(call conda,envs/workflow.yaml,--extra slurm -c envs/workflow.txt)
+
+readme: $(STAMP) ## the generated parts of README.md and docs/, from results/mini-all and results/pilot
+	python scripts/readme.py
 
 clean: ## the environments and tool caches; results/ stays
 	rm -rf .venv .venv-vllm .venv-workflow .mypy_cache .pytest_cache .ruff_cache
