@@ -33,7 +33,7 @@ RULES = sorted(Path(workflow.basedir, "workflow", "rules").glob("*.smk"))
 PARSED = current.parsed(ARTIFACTS, [Path(workflow.basedir, "Snakefile"), *RULES])
 EDITED, OTHERWISE = [], {}
 if workflow.is_main_process:
-    os.environ["OPD_PLAN"] = PARSED
+    os.environ.update(OPD_PLAN=PARSED)
     UNLOCKED = lock.unlocked(CONFIG, LOCK)
     if UNLOCKED:
         print(
@@ -94,7 +94,7 @@ def one_of(verb, hub=None):
         if a.verb == verb and hub in (None, "hub" in a.cfg.get("source", {}))
     }
     # What a job was submitted for is told why it stops, whatever has become of it (inputs_of).
-    names |= {folder.split("/")[1] for folder in OTHERWISE if "/" in folder}
+    names |= {name for folder in OTHERWISE for name in Path(folder).parts[1:2]}
     return "|".join(sorted(re.escape(name) for name in names)) or "(?!)"
 
 
