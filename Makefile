@@ -106,8 +106,10 @@ export VLLM_NEEDS
 UV ?= uv pip compile
 COMPILE = $(UV) --quiet --no-annotate --no-header --python-version 3.11 pyproject.toml
 MADE := \# Made from pyproject.toml by `make lock`. Do not edit.
-pins = $(COMPILE) --universal --output-file $(1) $(2); sed -i '1i $(MADE)' $(1)
-conda = { printf '%s\n' '$(MADE)' 'channels: [conda-forge, nodefaults]' 'dependencies:' \
+# By this line a test tells whether pyproject.toml has been edited since.
+OF = \# $(shell PYTHONPATH=src $(PYTHON) -m opd.envs)
+pins = $(COMPILE) --universal --output-file $(1) $(2); sed -i '1i $(MADE)\n$(OF)' $(1)
+conda = { printf '%s\n' '$(MADE)' '$(OF)' 'channels: [conda-forge, nodefaults]' 'dependencies:' \
 	    '  - python=3.11' '  - pip' '  - pip:'; \
 	  $(COMPILE) --python-platform linux $(2) | sed 's/.*/      - "&"/'; } > $(1)
 lock:

@@ -1,54 +1,100 @@
 """The locks in envs/ say what pyproject.toml says: a version is chosen in one place only."""
 
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+
+from opd import envs
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+PYTHONS = ("3.11.9", "3.12.4")
 
 
-def pins(lines: list[str]) -> set[tuple[str, str]]:
-    """Name and version of the requirements that have an exact one; a lock that serves several
-    versions of Python may hold more than one of a name."""
-    found = set()
-    for line in lines:
-        if match := re.match(r"([\w.-]+)(?:\[[\w,]+\])?==([^\s;]+)", line):
-            found.add((match[1].lower().replace("_", "-"), match[2]))
-    return found
+def conda(name: str) -> dict[str, str]:
+    listed = yaml.safe_load((ROOT / "envs" / name).read_text())["dependencies"][-1]["pip"]
+    return {envs.name(one): version for one, version in (line.split("==") for line in listed)}
 
 
-def lock(name: str) -> set[tuple[str, str]]:
-    return pins((ROOT / "envs" / name).read_text().splitlines())
+def asked(*extras: str) -> list[Requirement]:
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
+    return [Requirement(line) for line in lines]
 
 
-def conda(name: str) -> set[tuple[str, str]]:
-    return pins(yaml.safe_load((ROOT / "envs" / name).read_text())["dependencies"][-1]["pip"])
+def test_locks_are_of_what_pyproject_asks_for_now() -> None:
+    assert not envs.old(ROOT / "pyproject.toml", ROOT / "envs"), "run `make lock`"
 
 
 @pytest.mark.parametrize(
-    ("file", "extras"),
+    ("was", "now"),
     [
-        ("constraints.txt", ["train", "vllm", "dev"]),
-        ("workflow.txt", ["slurm"]),
-        ("gpu.yaml", ["train", "vllm"]),
-        ("workflow.yaml", ["slurm"]),
+        ('"jinja2",', '"jinja2<9",'),
+        ('"jinja2",', ""),
+        ('"trl==1.16.0",', '"trl==1.16.1",'),
+        ("python-dateutil<3", "python-dateutil<4"),
+        ('requires-python = ">=3.11"', 'requires-python = ">=3.12"'),
     ],
 )
-def test_locks_hold_what_pyproject_asks_for(file: str, extras: list[str]) -> None:
-    locked = conda(file) if file.endswith("yaml") else lock(file)
-    wanted = [*PROJECT["dependencies"], *(r for extra in extras for r in EXTRAS[extra])]
-    assert pins(wanted) <= locked, "run `make lock`"
-    names = {re.split(r"[\[<>=]", requirement)[0] for requirement in wanted}
-    assert names <= {name for name, _ in locked}, "run `make lock`"
+def test_an_edit_of_what_is_asked_for_makes_locks_old_and_no_other(
+    tmp_path: Path, was: str, now: str
+) -> None:
+    edited, text = tmp_path / "pyproject.toml", (ROOT / "pyproject.toml").read_text()
+    assert was in text
+    edited.write_text(text.replace(was, now) + "\n# why not\n")
+    assert envs.old(edited, ROOT / "envs") == [*envs.FILES]
+    edited.write_text(text.replace("line-length = 100", "line-length = 99") + "\n# why not\n")
+    assert not envs.old(edited, ROOT / "envs")
+    shutil.copytree(ROOT / "envs", tmp_path / "envs")
+    (tmp_path / "envs" / "gpu.yaml").write_text("dependencies: []\n")
+    assert envs.old(edited, tmp_path / "envs") == ["gpu.yaml"]
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize(
+    ("file", "extras"), [("constraints.txt", ["train", "vllm", "dev"]), ("workflow.txt", ["slurm"])]
+)
+def test_locks_hold_what_pyproject_asks_for(file: str, extras: list[str], python: str) -> None:
+    pinned = envs.pins(ROOT / "envs" / file, python)
+    for one in asked(*extras):
+        assert pinned[envs.name(one.name)] in one.specifier, "run `make lock`"
 
 
 @pytest.mark.parametrize(
-    ("environment", "of"), [("gpu.yaml", "constraints.txt"), ("workflow.yaml", "workflow.txt")]
+    ("environment", "of", "extras"),
+    [
+        ("gpu.yaml", "constraints.txt", ["train", "vllm"]),
+        ("workflow.yaml", "workflow.txt", ["slurm"]),
+    ],
 )
-def test_conda_environments_agree_with_the_locks(environment: str, of: str) -> None:
-    assert conda(environment) <= lock(of), "run `make lock`"
+def test_conda_environments_agree_with_the_locks(
+    environment: str, of: str, extras: list[str]
+) -> None:
+    theirs = conda(environment)
+    assert theirs.items() <= envs.pins(ROOT / "envs" / of, PYTHONS[0]).items(), "run `make lock`"
+    assert {envs.name(one.name) for one in asked(*extras)} <= theirs.keys(), "run `make lock`"
+
+
+def test_pins_are_those_of_a_version_of_python_on_this_system(tmp_path: Path) -> None:
+    lock = tmp_path / "lock.txt"
+    lock.write_text(
+        "# Made.\nPy_YAML.x==6.0.3\n\n"
+        "scipy==1.17.1 ; python_full_version < '3.12'\n"
+        "scipy==1.18.1 ; python_full_version >= '3.12'\n"
+        "pywin32==312 ; sys_platform == 'win32'\n"
+        "extra[one]==1 # why\n"
+    )
+    assert envs.pins(lock, "3.11.9") == {"py-yaml-x": "6.0.3", "scipy": "1.17.1", "extra": "1"}
+    assert envs.pins(lock, "3.12.0")["scipy"] == "1.18.1"
+
+
+def test_every_package_of_a_lock_has_one_version() -> None:
+    for file in ("constraints.txt", "workflow.txt"):
+        lines = (ROOT / "envs" / file).read_text().splitlines()
+        plain = [re.split(r"==", line)[0] for line in lines if ";" not in line and "==" in line]
+        assert len(plain) == len({*plain})
