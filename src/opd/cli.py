@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     watch = add("watch", help="show a training run step by step as it goes")
     watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
     _add_plan(add)
+    _add_doctor(add)
     rates = add("calibrate", help="measure rates for `opd plan` in finished stages")
     rates.add_argument("results", nargs="+", type=Path, help="results/NAME")
     rates.add_argument(
@@ -242,6 +243,37 @@ def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
 
 
+def _add_doctor(add: Callable[..., argparse.ArgumentParser]) -> None:
+    doctor = add(
+        "doctor",
+        help="what a run would lack on this machine, before anything is started",
+        usage="opd doctor [--configfile FILE ...] [--config KEY=VALUE ...] [--profile NAME]",
+    )
+    doctor.add_argument(
+        "--configfile",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="as for snakemake, later ones on top; that of the profile, or config/mini.yaml, if "
+        "not given",
+    )
+    doctor.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as for snakemake, on top of all files; nothing if not given",
+    )
+    doctor.add_argument(
+        "--profile",
+        metavar="NAME",
+        help="as for snakemake: looks at the cluster too; this machine alone if not given",
+    )
+    doctor.add_argument("--json", action="store_true", help="print all of it as JSON")
+
+
 def _schema(arguments: argparse.Namespace) -> None:
     from opd.recipes import schema
 
@@ -304,7 +336,20 @@ def _fetches(arguments: argparse.Namespace) -> bool:
     """Whether a verb asks the hub: all other stages read only what was declared."""
     if arguments.verb == "prompts":
         return "hub" in _settings(arguments.cfg).get("source", {})
-    return arguments.verb in ("fetch", "dataset", "lock")
+    return arguments.verb in ("fetch", "dataset", "lock", "doctor")
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from opd import doctor
+
+    found = doctor.examine(arguments.configfile, arguments.config, arguments.profile)
+    if arguments.json:
+        told = [one._asdict() for one in found]
+        print(json.dumps({"ready": doctor.ready(found), "findings": told}, indent=1))
+    else:
+        print("\n".join(doctor.lines(found)))
+    if not doctor.ready(found):
+        sys.exit(1)
 
 
 def _stage(arguments: argparse.Namespace) -> None:
@@ -331,6 +376,7 @@ OTHERS = {
     "plan": _plan,
     "calibrate": _calibrate,
     "lock": _lock,
+    "doctor": _doctor,
 }
 
 

@@ -296,3 +296,14 @@ def scratch(facts: Facts, folder: str) -> float:
     """Bytes of the checkpoints (two) of a run under way, removed when it ends."""
     trains = facts.artifacts[folder].verb in ("sft", "grpo", "opd")
     return 2 * CHECKPOINT_BYTES * parameters(facts, folder) if trains else 0.0
+
+
+def room(facts: Facts, widths: Mapping[str, int], workers: int) -> tuple[float, float]:
+    """Bytes that jobs leave, and the most that checkpoints take besides while ``workers`` devices
+    are at work; ``widths``: devices of each job, by folder."""
+    stays = sum(disk(facts, folder) for folder in widths)
+    running = [
+        scratch(facts, folder) * (workers // min(width, workers))
+        for folder, width in widths.items()
+    ]
+    return stays, max(running, default=0.0)

@@ -122,7 +122,7 @@ def _world(config: Config, where: str) -> dict[str, Any]:
     return config.world.model_dump(mode="json")
 
 
-def _data_path(path: str, where: str) -> str:
+def data_path(path: str, where: str) -> str:
     """An input file or folder: absolute, or below the folder that OPD_DATA_DIR names."""
     root = os.environ.get("OPD_DATA_DIR")
     if not Path(path).is_absolute() and not root:
@@ -135,6 +135,15 @@ def _data_path(path: str, where: str) -> str:
     if not full.exists():
         raise Bad(f"no such file: {full}", where, "mend the path or OPD_DATA_DIR")
     return str(full)
+
+
+def data_files(config: Config) -> dict[str, str]:
+    """Where a config names an input file or folder -> the path that it gives."""
+    found = {f"prompts.{n}.path.file": p.path.file for n, p in config.prompts.items() if p.path}
+    found |= {f"models.{n}.path": m.path for n, m in config.models.items() if m.path}
+    return found | {
+        f"benchmarks.{n}.include": b.include for n, b in config.benchmarks.items() if b.include
+    }
 
 
 def _below_data(path: str) -> str:
@@ -160,7 +169,7 @@ def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
             settings["source"] = {"hub": source.pop("id"), **source}
         elif recipe.path:
             source = recipe.path.model_dump(exclude_none=True)
-            inputs["path"] = _data_path(recipe.path.file, f"prompts.{name}.path.file")
+            inputs["path"] = data_path(recipe.path.file, f"prompts.{name}.path.file")
             del source["file"]
             settings["source"] = {"path": _below_data(inputs["path"]), **source}
         elif recipe.use:
@@ -276,7 +285,7 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
             revision = locked(model.hub, lock, f"models.{name}.{model.hub_key}")
             yield artifact("fetch", folder, {"hub": model.hub.id, "revision": revision}, {})
         elif model.path:
-            files = _data_path(model.path, f"models.{name}.path")
+            files = data_path(model.path, f"models.{name}.path")
             yield artifact("fetch", folder, {"path": model.path}, {"files": files})
 
 
@@ -333,7 +342,7 @@ def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str
         inputs[f"data:{name}"] = f"datasets/{name}"
     if benchmark.include:
         where = f"benchmarks.{name}.include"
-        inputs[f"include:{name}"] = _data_path(benchmark.include, where)
+        inputs[f"include:{name}"] = data_path(benchmark.include, where)
     return settings, inputs
 
 

@@ -10,7 +10,6 @@ from opd.placement import without_gpu
 from opd.planned import Estimate, Machine
 
 GIB = 2.0**30
-TO_RUN = ("run", "stale")
 
 
 def lines(
@@ -61,7 +60,7 @@ def text(
     facts: Facts, found: Mapping[str, str], on: Machine, workers: int | None, title: str
 ) -> Iterator[str]:
     """The table, time, disk and assumptions of artifacts in these states (``planned.states``)."""
-    runs = [folder for folder, state in found.items() if state in TO_RUN]
+    runs = [folder for folder, state in found.items() if state in planned.TO_RUN]
     takes = {folder: planned.estimate(facts, folder, on) for folder in runs}
     known = {f: e for f, e in takes.items() if math.isfinite(e.high)}
     workers = workers or max((e.width for e in known.values()), default=1)
@@ -153,14 +152,11 @@ def _time(facts: Facts, known: Mapping[str, Estimate], on: Machine, workers: int
 
 
 def _disk(facts: Facts, known: Mapping[str, Estimate], workers: int) -> Iterator[str]:
-    stays = sum(cost.disk(facts, folder) for folder in known)
-    running = [
-        cost.scratch(facts, folder) * (workers // min(one.width, workers))
-        for folder, one in known.items()
-    ]
+    widths = {folder: one.width for folder, one in known.items()}
+    stays, running = cost.room(facts, widths, workers)
     yield (
         f"disk: {digits(stays / GIB)} GiB to stay, "
-        f"and up to {digits(max(running, default=0.0) / GIB)} GiB while models train"
+        f"and up to {digits(running / GIB)} GiB while models train"
     )
 
 
@@ -204,7 +200,7 @@ def _jobs(facts: Facts, found: Mapping[str, str], on: Machine) -> Iterator[str]:
     yield f"{'state':<6}{'hours':>14}  {'stage':<14}folder"
     for folder, state in found.items():
         takes = ""
-        if state in TO_RUN:
+        if state in planned.TO_RUN:
             one = planned.estimate(facts, folder, on)
             takes = span(one.low, one.high) if math.isfinite(one.high) else "not known"
         yield f"{state:<6}{takes:>14}  {facts.artifacts[folder].verb:<14}{folder}"

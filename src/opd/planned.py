@@ -16,6 +16,7 @@ from opd.files import content, read_json
 from opd.manifest import identity
 from opd.recipes import Config, unknown
 
+TO_RUN = ("run", "stale")
 SHOWN = ("figures/", "tables/", "contamination/", "claims", "report")
 
 

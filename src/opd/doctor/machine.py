@@ -1,0 +1,137 @@
+"""This machine: the file system of the results, room on it, processors and GPUs."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from opd.doctor.ask import ask
+from opd.doctor.finding import Finding, some
+from opd.plan_text import GIB, digits
+
+SKEW_SECONDS = 2
+SECONDS = 20
+
+
+def above(path: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def file_system(results: Path) -> Iterator[Finding]:
+    """Whether files can be written, linked and locked where results go, and the clock there."""
+    folder = above(results)
+    subject = "results folder"
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
+            made = Path(name) / "file"
+            before = time.time()
+            made.write_text("x")
+            skew = made.stat().st_mtime - before
+            (made.parent / "link").symlink_to("file")
+            made.replace(made.with_name("moved"))
+            locks = exclusive(made.parent / "lock")
+    except OSError as error:
+        remedy = "let the workflow run where you may write, or mend the folder's owner and mode"
+        yield Finding(subject, "missing", f"{folder}: {error.strerror or error}", remedy)
+        return
+    yield Finding(subject, "ok", f"{folder} can be written to")
+    kind, options = mount(folder)
+    remedy = "mount it with locks for the cluster (Lustre: -o flock), or put results elsewhere"
+    if not locks:
+        what = f"{kind} does not lock files: two jobs could write the same artifact"
+        yield Finding("file locks", "missing", what, remedy)
+    elif "localflock" in options or "local_lock=flock" in options or "local_lock=all" in options:
+        what = f"{kind} locks within one machine alone: no two machines may work on one folder"
+        yield Finding("file locks", "warning", what, remedy)
+    else:
+        yield Finding("file locks", "ok", f"{kind} locks files")
+    # A file is not older than the call that made it, but for how coarsely times are kept.
+    if abs(skew) > SKEW_SECONDS:
+        what = f"files there are dated {skew:+.0f} s from this machine's clock"
+        remedy = "set both clocks (NTP): what runs again goes by times of files"
+        yield Finding("clock", "warning", what, remedy)
+    else:
+        yield Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M %Z, as the files'"))
+
+
+def exclusive(path: Path) -> bool:
+    """Whether a lock on a file keeps a second one out."""
+    with path.open("w") as first, path.open("w") as second:
+        try:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def mount(folder: Path, table: Path = Path("/proc/self/mounts")) -> tuple[str, list[str]]:
+    """Type and options of the file system that a folder lies on, as the kernel lists them."""
+    best: tuple[str, str, list[str]] = ("", "this file system", [])
+    if table.is_file():
+        for line in table.read_text().splitlines():
+            _, at, kind, options, *_ = line.split(" ")
+            at = at.replace("\\040", " ")
+            if folder.is_relative_to(at) and len(at) >= len(best[0]):
+                best = (at, kind, options.split(","))
+    return best[1], best[2]
+
+
+def disk(results: Path, stays: float, running: float, unknown: int) -> Finding:
+    """Free bytes against what a plan leaves, and takes besides while models train."""
+    free = shutil.disk_usage(above(results)).free
+    needs = f"the plan needs {digits(stays / GIB)} GiB to stay and {digits(running / GIB)} besides"
+    if unknown:
+        needs += f" ({unknown} artifacts are not counted)"
+    what = f"{digits(free / GIB)} GiB free, {needs}"
+    if free < stays + running:
+        return Finding("disk", "missing", what, "free space, or make results a link to where it is")
+    if free < 1.2 * (stays + running):
+        return Finding("disk", "warning", what, "free space: the estimate is a rough one")
+    return Finding("disk", "ok", what)
+
+
+def processors(threads: int) -> Finding:
+    """Processors that this process may use, against what one job wants."""
+    there = len(os.sched_getaffinity(0))
+    if threads > there:
+        what = f"{there} here, a job computes with {threads} threads"
+        return Finding("processors", "warning", what, "set threads to what the machines have")
+    return Finding("processors", "ok", f"{there} here, {threads} a job")
+
+
+def devices() -> list[str]:
+    """Names of the GPUs that the driver sees."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        code, out, _ = ask(command, SECONDS)
+    except OSError:
+        return []
+    return out.strip().splitlines() if code == 0 else []
+
+
+def gpus(seen: Iterable[str], torch: int | None, needed: int, elsewhere: bool) -> Finding:
+    """GPUs of this machine (by the driver, and by torch of the config's interpreter, None where it
+    did not say), against how many a job needs; ``elsewhere``: jobs run on other machines."""
+    seen = list(seen)
+    counts = f"{len(seen)} here ({some(seen, 2)})" if seen else "none here"
+    if seen and torch == 0:
+        what, remedy = f"{counts}, torch sees none", "install a build of torch for this driver"
+        return Finding("GPUs", "warning" if elsewhere or not needed else "missing", what, remedy)
+    if needed > len(seen) and not elsewhere:
+        remedy = "add --profile slurm where a cluster has them, or plan less (training.processes)"
+        return Finding("GPUs", "missing", f"{counts}, a job needs {needed}", remedy)
+    at = ", jobs get theirs from the cluster" if elsewhere and needed else ""
+    return Finding("GPUs", "ok", f"{counts}, a job needs {needed or 'none'}{at}")
