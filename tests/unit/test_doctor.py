@@ -152,10 +152,16 @@ def locks(folder: Path) -> Path:
     return folder
 
 
+def test_what_a_site_sets_up_comes_before_the_probe(tmp_path: Path) -> None:
+    python = program(tmp_path / "python", '[ "$LOADED" = cuda ] && echo {\\"python\\": \\"1\\"}')
+    assert "error" in interpreters.probe(python, [])
+    assert interpreters.probe(python, [], setup="export LOADED=cuda") == {"python": "1"}
+
+
 def test_one_probe_serves_all_kinds_of_one_interpreter(tmp_path: Path) -> None:
     failed = {"trl": "ImportError: no trl", "faiss": "OSError: libomp"}
     python = speaks(tmp_path / "python", told(failed=failed))
-    given = config(interpreters={"light": python, "gpu": python, "vllm": str(tmp_path / "gone")})
+    given = {"light": python, "gpu": python, "vllm": str(tmp_path / "gone")}
     wanted = {"light": {"opd.cli"}, "gpu": {"torch", "trl"}, "vllm": {"torch"}}
     findings, answers = interpreters.examine(given, wanted, locks(tmp_path / "envs"))
     assert (tmp_path / "python.calls").read_text() == "once\n"
@@ -193,7 +199,7 @@ def test_versions_are_compared_with_the_lock_of_their_environment(
 def test_another_clones_code_is_seen_unless_it_is_the_same(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src" / "opd", tmp_path / "opd")
     python = speaks(tmp_path / "python", told(opd=str(tmp_path / "opd")))
-    given = config(interpreters={"gpu": python})
+    given = {"gpu": python}
     envs = locks(tmp_path / "envs")
     findings, _ = interpreters.examine(given, {"gpu": {"torch"}}, envs)
     assert [one.state for one in findings if one.subject == "interpreters.gpu"] == ["ok"]
@@ -479,9 +485,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return made
 
 
-def seen(gpus: int = 0) -> list[Finding]:
+def seen(**rules: dict[str, Any]) -> list[Finding]:
     """Without the plugin, which may be there or not."""
-    return [one for one in slurm.examine("slurm", gpus) if one.subject != "Slurm plugin"]
+    return [one for one in slurm.examine("slurm", rules) if one.subject != "Slurm plugin"]
 
 
 def test_a_cluster_that_has_what_the_profile_asks_for(cluster: Cluster) -> None:
@@ -494,7 +500,7 @@ def test_a_cluster_that_has_what_the_profile_asks_for(cluster: Cluster) -> None:
             },
         }
     )
-    findings = seen(8)
+    findings = seen(opd={"gpu": 8, "gpu_model": "h100", "mem_mb": lambda wildcards, attempt: 9000})
     assert ready(findings), findings
     assert only(findings, "Slurm").what == "22.05.8, cluster lab"
     assert only(findings, "partitions").what == (
@@ -508,32 +514,49 @@ def test_a_cluster_that_has_what_the_profile_asks_for(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("resources", "said"),
     [
-        ({"slurm_partition": "gpus"}, "opd names gpus, there are cpu, gpu, old"),
-        ({"slurm_partition": "cpu", "gpu": 1}, "opd asks for 1 GPUs of one node, of 0"),
-        ({"gres": "gpu:h100:16"}, "opd asks for 16 GPUs of one node, of 8"),
-        ({"slurm_partition": "cpu", "runtime": 2881}, "opd asks for 2881 minutes, of 2880"),
-        ({"slurm_partition": "cpu", "mem_mb": 256001}, "opd asks for 256001 MB of memory"),
-        ({"cpus_per_task": 97}, "opd asks for 97 CPUs, of 96"),
+        ({"slurm_partition": "gpus"}, "no partition gpus (opd)"),
+        (
+            {"slurm_partition": "cpu", "gpu": 1},
+            "1 GPUs of one node asked for, at most 0 there in cpu (opd)",
+        ),
+        ({"gpu": 16}, "16 GPUs of one node asked for, at most 8 there (opd)"),
+        ({"gres": "gpu:h100:16"}, "16 GPUs of one node asked for, at most 8 there (opd)"),
+        ({"gpu": 1, "gpu_model": "a100"}, "no GPU a100 (opd)"),
+        ({"gres": "gpu:a100:1"}, "no GPU a100 (opd)"),
+        (
+            {"slurm_partition": "cpu", "runtime": 2881},
+            "2881 minutes asked for, at most 2880 there in cpu (opd)",
+        ),
+        (
+            {"slurm_partition": "cpu", "mem_mb": lambda wildcards, attempt: 256001 * attempt},
+            "256001 MB of memory asked for, at most 256000 there in cpu (opd)",
+        ),
+        ({"cpus_per_task": 97}, "97 CPUs asked for, at most 96 there (opd)"),
         # A partition that is down takes no jobs, whatever it has.
-        ({"slurm_partition": "old", "gpu": 2}, "opd asks for 2 GPUs of one node, of 0"),
+        ({"slurm_partition": "old", "gpu": 2}, "2 GPUs of one node asked for, at most 0 there in"),
     ],
 )
 def test_what_no_partition_has_is_missing(
     cluster: Cluster, resources: dict[str, Any], said: str
 ) -> None:
-    cluster.profile(**{"set-resources": {"opd": resources}})
-    found = only(seen(), "partitions")
+    found = only(seen(opd=resources, prompts={}), "partitions")
     assert found.state == "missing" and said in found.what
 
 
-def test_default_resources_may_be_a_list(cluster: Cluster) -> None:
-    cluster.profile(**{"default-resources": ["slurm_partition=nowhere", "mem_mb=500"]})
-    assert "default-resources names nowhere" in only(seen(), "partitions").what
-
-
-def test_a_job_with_more_gpus_than_any_node_is_missing(cluster: Cluster) -> None:
-    found = only(seen(16), "partitions")
-    assert found.state == "missing" and "needs 16 GPUs of one node" in found.what
+def test_a_profile_stands_around_what_the_workflow_asks_for(cluster: Cluster) -> None:
+    rules = {"opd": {"mem_mb": 1}, "sft": {"mem_mb": 2, "slurm_partition": "gpu"}, "keep": {}}
+    given = {
+        "default-resources": ["slurm_partition=cpu", "runtime=7"],
+        "set-resources": {"sft": ["mem_mb=3"], "keep": {"slurm_partition": "nowhere"}},
+    }
+    assert slurm.asked(given, rules) == {
+        "opd": {"slurm_partition": "cpu", "runtime": 7, "mem_mb": 1},
+        "sft": {"slurm_partition": "gpu", "runtime": 7, "mem_mb": 3},
+        "keep": {"slurm_partition": "nowhere", "runtime": 7},
+    }
+    cluster.profile(**given)
+    found = only(seen(**rules), "partitions")
+    assert found.state == "missing" and found.what.endswith("no partition nowhere (keep)")
 
 
 def test_a_cluster_of_which_no_node_takes_jobs(cluster: Cluster) -> None:
@@ -604,7 +627,7 @@ def test_profiles_are_found_where_snakemake_finds_them(
     assert slurm.profile("slurm")[0] == Path("slurm/profile.yaml")
     (cluster.folder / "site").mkdir()  # hides the other
     assert slurm.profile("site") == (None, {})
-    (found,) = slurm.examine("site", 0)
+    (found,) = slurm.examine("site", {})
     assert found.state == "missing" and "no profile 'site'" in found.what
 
 
@@ -642,7 +665,8 @@ def test_gpus_among_generic_resources(gres: str, gpus: int) -> None:
 @pytest.fixture
 def clone(cluster: Cluster) -> Path:
     """A repository with a config whose interpreters answer at once."""
-    for part in ("config", "workflow", "envs"):
+    shutil.rmtree(cluster.folder / "slurm")
+    for part in ("config", "workflow", "envs", "slurm"):
         shutil.copytree(ROOT / part, cluster.folder / part)
     for file in ("Snakefile", "pyproject.toml"):
         shutil.copy(ROOT / file, cluster.folder)
@@ -696,6 +720,26 @@ def test_a_config_that_is_wrong_is_a_finding_and_the_rest_is_looked_at(
     assert code == 1 and "unknown key 'seedz'" in printed and "ok       partitions" in printed
     code, printed = run(capsys, "--configfile", "gone.yaml")
     assert code == 1 and "gone.yaml: no such config" in printed
+
+
+def test_a_site_file_has_the_last_word_on_interpreters_and_partitions(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = {
+        "interpreters": {"gpu": str(clone / "gone")},
+        "classes": {"light": {"partition": "cpu"}, "cpu": {"partition": "elsewhere"}},
+    }
+    monkeypatch.delenv("OPD_SITE", raising=False)
+    (clone / "slurm" / "site.yaml").write_text(yaml.safe_dump(site))
+    findings = examine([Path("my.yaml")], [], "slurm")
+    assert only(findings, "interpreters.gpu").what == f"no such program: {clone / 'gone'}"
+    assert only(findings, "interpreters.light").state == "ok"
+    # Without a GPU, all that runs a model is of the class cpu.
+    found = only(findings, "partitions")
+    assert "no partition elsewhere (" in found.what and "more)" in found.what
+    (clone / "slurm" / "site.yaml").write_text("acount: mine\n")
+    found = only(examine([Path("my.yaml")], []), "config")
+    assert found.state == "missing" and "acount" in found.what
 
 
 def test_the_profiles_config_is_taken_where_none_is_given(clone: Path) -> None:

@@ -6,12 +6,14 @@ is submitted, fetched or changed.
 
 import importlib.metadata
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from opd import calibration, cost, envs, exhibits, lock, plan, planned, recipes
+from opd import calibration, cost, envs, exhibits, lock, placement, plan, planned, recipes
 from opd.doctor import hub, interpreters, machine, slurm
 from opd.doctor.finding import Finding, lines, ready, some
 from opd.errors import Bad
@@ -31,18 +33,25 @@ def examine(
         named = given.get("configfile") or ["config/mini.yaml"]
         configs = [Path(one) for one in ([named] if isinstance(named, str) else named)]
     findings = [*_tools(root)]
-    needed = 0
+    asks: dict[str, dict[str, Any]] = {}
     try:
         config = recipes.read(configs, settings)
+        site = placement.read_site(os.environ.get("OPD_SITE"), root / "slurm" / "site.yaml")
+        rows = placement.read_classes(root / "workflow" / "resources.yaml")
     except Bad as bad:
         findings.append(_of(bad, "config"))
     else:
         findings.append(Finding("config", "ok", f"{' '.join(map(str, configs))}: {config.name}"))
+        work = interpreters.work(root / "workflow" / "rules")
+        everything = {
+            rule: placement.resources(rule, one, config, rows, site) for rule, one in work.items()
+        }
         elsewhere = given.get("executor", "local") != "local"
-        theirs, needed = _run(config, configs, elsewhere, root)
+        theirs, verbs = _run(config, site, configs, everything, elsewhere, root)
         findings += theirs
+        asks = {rule: one for rule, one in everything.items() if rule in verbs}
     if profile:
-        findings += slurm.examine(profile, needed)
+        findings += slurm.examine(profile, asks)
     return findings
 
 
@@ -51,10 +60,15 @@ def _of(bad: Bad, subject: str) -> Finding:
 
 
 def _run(
-    config: recipes.Config, configs: list[Path], elsewhere: bool, root: Path
-) -> tuple[list[Finding], int]:
-    """Findings about what a config needs on this machine, and the most GPUs that a job has;
-    ``elsewhere``: jobs run on other machines."""
+    config: recipes.Config,
+    site: placement.Site,
+    configs: list[Path],
+    asks: Mapping[str, Mapping[str, Any]],
+    elsewhere: bool,
+    root: Path,
+) -> tuple[list[Finding], set[str]]:
+    """Findings about what a config needs of this machine, and the verbs that it runs; ``asks``: the
+    resources of each, ``elsewhere``: jobs run on other machines."""
     results = root / "results" / config.name
     locked = lock.read(root / "config" / "hub.lock.yaml")
     findings = [*_files(config)]
@@ -74,20 +88,22 @@ def _run(
 
     rules = interpreters.kinds(root / "workflow" / "rules")
     verbs = {one.verb for one in to_run} if folders else set(rules)
+    chosen = {
+        kind: getattr(site.interpreters, kind) or getattr(config.interpreters, kind)
+        for kind in rules.values()
+    }
     wanted = interpreters.wanted(config, verbs, rules)
-    theirs, told = interpreters.examine(config, wanted, root / "envs")
+    theirs, told = interpreters.examine(chosen, wanted, root / "envs", site.setup)
     findings += theirs
     if folders:
         findings += hub.examine(config, locked, states, " ".join(map(str, configs)))
         findings.append(_disk(config, artifacts, states, results, root))
     findings += machine.file_system(results)
     findings.append(machine.processors(config.threads))
-    needed = 0
-    if not without_gpu(config):
-        needed = max((cost.width(one.cfg, "gpu") for one in to_run), default=0)
+    needed = max((slurm.gpus_asked(one) for rule, one in asks.items() if rule in verbs), default=0)
     torch = told.get("gpu", {}).get("gpus")
     findings.append(machine.gpus(machine.devices(), torch, needed, elsewhere))
-    return findings, needed
+    return findings, verbs
 
 
 def _tools(root: Path) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from opd import envs
 from opd.doctor.ask import ask
 from opd.doctor.finding import Finding, some
 from opd.files import content
+from opd.placement import Work
 from opd.recipes import Config
 
 LIMIT_SECONDS = 180  # a first import of torch from a network file system takes its time
@@ -69,17 +70,32 @@ def wanted(config: Config, verbs: Iterable[str], rules: Mapping[str, str]) -> di
 
 def kinds(rules: Path) -> dict[str, str]:
     """Verb -> the kind of interpreter that the rules (a folder of .smk files) run it with."""
-    text = "\n".join(path.read_text() for path in sorted(rules.glob("*.smk")))
-    return {verb: kind.lower() for kind, verb in re.findall(r"\$OPD_([A-Z]+) -m opd (\w+)", text)}
+    found = re.findall(r"\$OPD_([A-Z]+) -m opd (\w+)", _text(rules))
+    return {verb: kind.lower() for kind, verb in found}
 
 
-def probe(python: str, modules: Iterable[str], seconds: float = LIMIT_SECONDS) -> dict[str, Any]:
+def work(rules: Path) -> dict[str, Work]:
+    """Rule -> what it works with, as the rules (a folder of .smk files) say."""
+    found = re.findall(r"\*\*of\(\"(\w+)\", \"(\w+)\"", _text(rules))
+    return dict(found)
+
+
+def _text(rules: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(rules.glob("*.smk")))
+
+
+def probe(
+    python: str, modules: Iterable[str], seconds: float = LIMIT_SECONDS, setup: str = ""
+) -> dict[str, Any]:
     """What an interpreter says of itself after importing ``modules``: python, versions by
-    distribution, failed {module: error}, gpus, opd (folder of its package).
+    distribution, failed {module: error}, gpus, opd (folder of its package). ``setup`` are lines of
+    bash that run before it.
 
     A dictionary with the one key ``error`` where it does not start or does not answer in time.
     """
     command = [python, "-c", PROBE, *sorted(modules)]
+    if setup:
+        command = ["bash", "-c", f'{setup}\nexec "$0" "$@"', *command]
     try:
         code, out, err = ask(command, seconds)
     except OSError as error:
@@ -95,26 +111,27 @@ def probe(python: str, modules: Iterable[str], seconds: float = LIMIT_SECONDS) -
 
 
 def examine(
-    config: Config, wanted: Mapping[str, set[str]], folder: Path, seconds: float = LIMIT_SECONDS
+    chosen: Mapping[str, str], wanted: Mapping[str, set[str]], folder: Path, setup: str = ""
 ) -> tuple[list[Finding], dict[str, dict[str, Any]]]:
-    """Findings about the interpreters of a config, and what each kind's probe told.
+    """Findings about the interpreters ``chosen`` (empty: this one) for each kind in ``wanted``, and
+    what each kind's probe told. ``folder`` holds the locks.
 
     One process for each interpreter, all at once, however many kinds it serves.
     """
-    chosen = {kind: getattr(config.interpreters, kind) or sys.executable for kind in wanted}
+    chosen = {kind: chosen.get(kind) or sys.executable for kind in wanted}
     paths = {kind: shutil.which(python) for kind, python in chosen.items()}
     together: dict[str, set[str]] = {}
     for kind, path in paths.items():
         if path:
             together.setdefault(path, set()).update(wanted[kind])
     with ThreadPoolExecutor() as pool:
-        answers = pool.map(lambda path: probe(path, together[path], seconds), together)
+        answers = pool.map(lambda path: probe(path, together[path], setup=setup), together)
         told = dict(zip(together, answers, strict=True))
     findings: list[Finding] = []
     for kind, path in paths.items():
         where = f"interpreters.{kind}"
         if path is None:
-            remedy = f"mend {where} in the config, or make the environment it names"
+            remedy = f"mend {where} in slurm/site.yaml or the config, or make the environment"
             findings.append(Finding(where, "missing", f"no such program: {chosen[kind]}", remedy))
             continue
         findings += _one(where, path, wanted[kind], told[path])

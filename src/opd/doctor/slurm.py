@@ -5,7 +5,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,8 @@ DEFAULT_INIT_SECONDS, POLLS_KEPT = 40, 3
 
 
 class Partition(NamedTuple):
-    """``nodes`` that take jobs, of all its nodes; the most of one node; ``minutes`` a job may run
-    (infinity: no limit)."""
+    """``nodes`` that take jobs, of all its nodes; the most of one node; ``models`` of its GPUs, as
+    jobs ask for them; ``minutes`` that a job may run (infinity: no limit)."""
 
     up: bool
     nodes: int
@@ -33,6 +34,7 @@ class Partition(NamedTuple):
     mem_mb: int
     gpus: int
     minutes: float
+    models: frozenset[str]
 
 
 def profile(name: str) -> tuple[Path | None, dict[str, Any]]:
@@ -56,12 +58,17 @@ def _mapping(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def asked(profile: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Resources that a profile asks for: of single rules, and ``default-resources``."""
-    found = {"default-resources": _resources(profile.get("default-resources"))}
-    for rule, given in (profile.get("set-resources") or {}).items():
-        found[rule] = _resources(given)
-    return found
+def asked(
+    profile: Mapping[str, Any], rules: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Resources of each rule: those of the workflow between a profile's ``default-resources`` and
+    its ``set-resources``."""
+    defaults = _resources(profile.get("default-resources"))
+    over = {rule: _resources(one) for rule, one in (profile.get("set-resources") or {}).items()}
+    return {
+        rule: {**defaults, **rules.get(rule, {}), **over.get(rule, {})}
+        for rule in dict.fromkeys([*rules, *over])
+    } or {"default-resources": defaults}
 
 
 def _resources(given: Any) -> dict[str, Any]:
@@ -71,9 +78,9 @@ def _resources(given: Any) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, _, value in pairs}
 
 
-def examine(name: str, gpus: int) -> Iterator[Finding]:
-    """Findings about the profile ``name`` and its cluster; ``gpus``: the most that a job needs of
-    one node."""
+def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+    """Findings about the profile ``name`` and its cluster; ``rules``: the resources that the
+    workflow asks for, by rule."""
     file, given = profile(name)
     if file is None:
         remedy = "run at the top of the repository, or give the name of a profile"
@@ -99,7 +106,7 @@ def examine(name: str, gpus: int) -> Iterator[Finding]:
     yield Finding("Slurm", "ok", f"{version}, cluster {settings.get('ClusterName', 'unnamed')}")
     yield _status(given, settings, file)
     found = partitions(table)
-    yield from _partitions(asked(given), found, gpus)
+    yield from _partitions(asked(given, rules), found)
 
 
 def _plugin() -> Finding:
@@ -164,6 +171,7 @@ def partitions(table: str) -> dict[str, Partition]:
             _number(memory) or 0,
             gpus_of(gres),
             minutes(limit),
+            frozenset(re.findall(r"\bgpu:([A-Za-z]\w*)", gres)),
         )
         old = found.get(name)
         if old is not None:
@@ -174,6 +182,7 @@ def partitions(table: str) -> dict[str, Partition]:
                 mem_mb=max(old.mem_mb, one.mem_mb),
                 gpus=max(old.gpus, one.gpus),
                 minutes=max(old.minutes, one.minutes),
+                models=old.models | one.models,
             )
         found[name] = one
     return found
@@ -200,9 +209,9 @@ def minutes(limit: str) -> float:
 
 
 def _partitions(
-    asked: Mapping[str, Mapping[str, Any]], found: Mapping[str, Partition], gpus: int
+    asked: Mapping[str, Mapping[str, Any]], found: Mapping[str, Partition]
 ) -> Iterator[Finding]:
-    """What the profile asks for, against what the partitions it names have."""
+    """What each rule asks for, against what the partitions have that it may run in."""
     shown = [
         f"{name} ({one.nodes} of {one.of} nodes, {one.gpus} GPUs each)"
         for name, one in found.items()
@@ -211,42 +220,52 @@ def _partitions(
         what = f"no partition has a node that takes jobs: {some(shown) or 'there is none'}"
         yield Finding("partitions", "missing", what, "ask whoever runs the cluster; see `sinfo`")
         return
-    wrong = []
-    defaults = asked["default-resources"]
-    for where, given in asked.items():
-        wants = {**defaults, **given}
-        names = [n for n in str(wants.get("slurm_partition") or "").split(",") if n]
-        unknown = [name for name in names if name not in found]
-        if unknown:
-            wrong.append(f"{where} names {unknown[0]}, there are {some(found)}")
-            continue
-        theirs = [found[name] for name in names or found if found[name].up]
-        wrong += [f"{where} {one}" for one in _short(wants, theirs)]
-    if gpus > max((one.gpus for one in found.values()), default=0):
-        wrong.append(f"a job of the config needs {gpus} GPUs of one node")
+    wrong: dict[str, list[str]] = defaultdict(list)
+    for rule, wants in asked.items():
+        for one in _short(wants, found):
+            wrong[one].append(rule)
     if wrong:
-        what = f"{some(shown)}; {'; '.join(wrong[:3])}"
-        remedy = "mend the profile's resources, or training.processes of the config"
-        yield Finding("partitions", "missing", what, remedy)
+        said = "; ".join(f"{one} ({some(rules, 3)})" for one, rules in wrong.items())
+        remedy = "mend slurm/site.yaml, or plan smaller jobs (training.processes)"
+        yield Finding("partitions", "missing", f"{some(shown)}; {said}", remedy)
     else:
         yield Finding("partitions", "ok", some(shown))
 
 
-def _short(wants: Mapping[str, Any], theirs: Iterable[Partition]) -> Iterator[str]:
-    """What none of the partitions has, in words."""
-    theirs = list(theirs)
-    gpus = max(_plain(wants.get("gpu")), gpus_of(str(wants.get("gres") or "")))
+def _short(wants: Mapping[str, Any], found: Mapping[str, Partition]) -> Iterator[str]:
+    """What no partition that a job may run in has, in words."""
+    names = [name for name in str(wants.get("slurm_partition") or "").split(",") if name]
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        yield f"no partition {unknown[0]}"
+        return
+    theirs = [found[name] for name in names or found if found[name].up]
+    gres = str(wants.get("gres") or "")
     limits: dict[str, tuple[int, list[int] | list[float]]] = {
-        "GPUs of one node": (gpus, [one.gpus for one in theirs]),
+        "GPUs of one node": (
+            gpus_asked(wants),
+            [one.gpus for one in theirs],
+        ),
         "MB of memory": (_plain(wants.get("mem_mb")), [one.mem_mb for one in theirs]),
         "CPUs": (_plain(wants.get("cpus_per_task")), [one.cpus for one in theirs]),
         "minutes": (_plain(wants.get("runtime")), [one.minutes for one in theirs]),
     }
+    at = f" in {','.join(names)}" if names else ""
     for unit, (want, have) in limits.items():
         if want > max(have, default=0):
-            yield f"asks for {want} {unit}, of {max(have, default=0):g}"
+            yield f"{want} {unit} asked for, at most {max(have, default=0):g} there{at}"
+    model = wants.get("gpu_model") or next(iter(re.findall(r"^gpu:([A-Za-z]\w*)", gres)), None)
+    if model and not any(model in one.models for one in theirs):
+        yield f"no GPU {model}{at}"
+
+
+def gpus_asked(wants: Mapping[str, Any]) -> int:
+    """GPUs of a job."""
+    return max(_plain(wants.get("gpu")), gpus_of(str(wants.get("gres") or "")))
 
 
 def _plain(value: Any) -> int:
-    """A number of a profile; 0 for what is worked out at run time."""
+    """A number of a first attempt; 0 for what is worked out at run time."""
+    if callable(value):
+        value = value(None, attempt=1)
     return int(value) if str(value).isdigit() else 0
