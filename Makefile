@@ -12,7 +12,6 @@ export PATH := $(BIN):$(PATH)
 
 .PHONY: mini mini-all pilot install test lint unit workflow data test-slurm test-slurm-nightly \
 	vllm-cpu lock readme clean
-.NOTPARALLEL:
 
 shown = echo "claims: $$(sed -n '/reproduced/{p;q}' results/$(1)/claims.md)"; \
 	  echo "all of it: results/$(1)/report.html"
@@ -50,7 +49,7 @@ $(STAMP): pyproject.toml envs/constraints.txt
 	  $(BIN)/python -m pip install --quiet -c envs/constraints.txt -e '.[$(EXTRAS)]'; \
 	  touch $(STAMP))
 
-test: lint unit workflow data ## everything that CI runs
+test: lint unit workflow data ## everything that CI runs; --jobs=2 --output-sync=target: two parts at a time
 
 lint: $(STAMP)
 	$(call timed,lint,\
@@ -63,6 +62,10 @@ tests = $(call timed,$(1),\
 	  { code=$$?; [ $$code = 5 ] || exit $$code; echo "no $(1) tests here"; })
 unit workflow data: $(STAMP)
 	$(call tests,$@)
+# Where vLLM is asked for as well, what tests it waits for it, also under --jobs.
+ifneq ($(filter vllm-cpu,$(MAKECMDGOALS)),)
+unit data: | .venv-vllm/installed
+endif
 
 # A cluster of its own, which ends with the tests; needs root on Debian.
 slurm = $(call timed,$@,\

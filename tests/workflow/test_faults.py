@@ -10,22 +10,23 @@ from project import Project
 pytestmark = pytest.mark.workflow
 
 
-@pytest.mark.parametrize("reached", ["pairs/mixed", "models/teacher/s0"])
-def test_interrupted_run_continues_and_ends_the_same(finished: Project, project: Project, reached):
-    running = project.start()
-    deadline = time.time() + 300
-    while not (project.result(reached) / "digest.json").exists():
-        assert running.poll() is None and time.time() < deadline
-        time.sleep(0.1)
-    time.sleep(1)  # into the next stage
-    # Ctrl-C reaches the whole foreground process group.
-    subprocess.run(["kill", "-INT", "--", f"-{running.pid}"], check=True)
-    assert running.wait(timeout=120) != 0
-    kept = project.digests()
-    assert kept.keys() < finished.digests().keys()
-    store = project.folder / "results" / ".store"
-    unfinished = {p.name for p in store.iterdir() if p.name.startswith(".")}
-    assert unfinished <= {".scratch", ".cache"}
+def test_interrupted_run_continues_and_ends_the_same(finished: Project, project: Project):
+    """Interrupted twice, early and while a model is trained."""
+    for reached in ("pairs/mixed", "models/teacher/s0"):
+        running = project.start()
+        deadline = time.time() + 300
+        while not (project.result(reached) / "digest.json").exists():
+            assert running.poll() is None and time.time() < deadline
+            time.sleep(0.1)
+        time.sleep(1)  # into the next stage
+        # Ctrl-C reaches the whole foreground process group.
+        subprocess.run(["kill", "-INT", "--", f"-{running.pid}"], check=True)
+        assert running.wait(timeout=120) != 0
+        kept = project.digests()
+        assert kept.keys() < finished.digests().keys()
+        store = project.folder / "results" / ".store"
+        unfinished = {p.name for p in store.iterdir() if p.name.startswith(".")}
+        assert unfinished <= {".scratch", ".cache"}
     project.run()
     assert project.digests() == finished.digests()
     for table in ("accuracy.csv", "accuracy.md"):
