@@ -14,6 +14,7 @@ from opd import cost
 from opd.errors import Bad
 from opd.files import read_json
 from opd.plan import Artifact
+from opd.yaml_text import load
 
 HEADER = (
     "# What finished stages took (`opd calibrate`): seconds in terms of the reference machine of\n"
@@ -151,7 +152,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = yaml.safe_load(path.read_text())
+        found = load(path.read_text())
     except yaml.YAMLError as error:
         raise Bad(f"not YAML ({error})", str(path), "make it again") from error
     if not isinstance(found, dict):

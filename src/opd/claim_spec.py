@@ -18,6 +18,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from opd.errors import Bad
 from opd.strict import Given, Strict, valid
+from opd.yaml_text import load
 
 ARM = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$"
 Arm = Annotated[str, Field(pattern=ARM)]
@@ -405,7 +406,7 @@ def _valid(model: type[Given], given: Any, where: str) -> Given:
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds. Raises ``Bad`` where it is none."""
     try:
-        return yaml.safe_load(path.read_text())
+        return load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise Bad(f"not readable as YAML ({error})", str(path), "mend the file") from error
 

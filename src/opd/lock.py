@@ -8,6 +8,7 @@ import yaml
 
 from opd.errors import Bad
 from opd.recipes import Config, Hub, HubPrompts, TaskData
+from opd.yaml_text import load
 
 HubObject = Hub | HubPrompts | TaskData
 
@@ -21,7 +22,7 @@ def key(recipe: HubObject) -> str:
 
 def read(path: Path) -> dict[str, str]:
     """The lock, empty where there is no file."""
-    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    return (load(path.read_text()) or {}) if path.exists() else {}
 
 
 def hub_objects(config: Config) -> dict[str, HubObject]:

@@ -13,6 +13,7 @@ from opd.errors import Bad
 from opd.recipes.base import Plain, Ref, references, unknown
 from opd.recipes.config import DEFAULTS, Config, schema
 from opd.recipes.models import Keep, Kept, Model
+from opd.yaml_text import load
 
 
 def resolve(raw: Mapping[str, Any]) -> Config:
@@ -40,7 +41,7 @@ def read(paths: Iterable[Path], entries: Iterable[str] = ()) -> Config:
         if not path.is_file():
             raise Bad("no such config", str(path), "mend the path")
         try:
-            given = yaml.safe_load(path.read_text()) or {}
+            given = load(path.read_text()) or {}
         except yaml.YAMLError as error:
             raise Bad(f"not readable as YAML ({error})", str(path), "mend the file") from error
         if not isinstance(given, Mapping):
