@@ -62,7 +62,7 @@ def options(verb: str) -> Iterator[argparse.Action]:
             yield action
 
 
-@pytest.mark.parametrize("verb", ["preflight", "plan", "calibrate", "watch", "lock"])
+@pytest.mark.parametrize("verb", ["preflight", "plan", "calibrate", "watch", "lock", "doctor"])
 def test_help_says_what_an_option_is_and_what_it_is_without(verb: str) -> None:
     for option in options(verb):
         text = option.help or ""
