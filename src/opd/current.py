@@ -29,12 +29,16 @@ def write_plan(path: Path, artifacts: Mapping[str, "Artifact"]) -> None:
 
 
 def other_settings(artifacts: Mapping[str, "Artifact"], results: Path) -> list[str]:
-    """Folders of the artifacts that are there, made with other settings than the plan's."""
+    """Folders of the artifacts that are there, made with other settings than the plan's, or with a
+    ``digest.json`` that is damaged."""
     found = []
     for folder, one in artifacts.items():
         path = results / folder / "digest.json"
         if path.is_file():
-            made = read_json(path).get("settings")
+            try:
+                made = read_json(path)["settings"]
+            except (Bad, KeyError, TypeError):
+                made = None
             if made != settings_digest(one.verb, one.cfg):
                 found.append(folder)
     return found

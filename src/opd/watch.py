@@ -1,13 +1,12 @@
 """``opd watch FOLDER``: the metrics of a training run in the terminal, step by step."""
 
-import fcntl
 import json
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from opd import tables
+from opd import owner, tables
 from opd.errors import Bad
 from opd.files import read_json
 
@@ -68,18 +67,6 @@ def _finished(folder: Path) -> Iterator[dict[str, float]]:
         yield {"step": step, "of": max(steps), **line}
 
 
-def _held(owner: Path) -> bool:
-    """Whether a process holds the lock on a scratch folder: one that was killed does not."""
-    try:
-        with owner.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
 def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float]]:
     running = folder / "running.json"
     if not running.is_file():
@@ -89,7 +76,7 @@ def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float]]:
     journal = Path(read_json(running)["scratch"], "metrics.jsonl")
     seen, last = 0, 0.0
     while True:
-        alive = running.is_file() and _held(journal.with_name("owner"))
+        alive = running.is_file() and owner.held(journal.parent)
         text = journal.read_text() if journal.is_file() else ""
         lines = text[: text.rfind("\n") + 1].splitlines()
         # A run that goes on from a checkpoint writes a shorter journal first.

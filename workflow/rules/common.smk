@@ -51,6 +51,7 @@ onstart:
 for kind in ("light", "gpu", "vllm"):
     chosen = getattr(CONFIG.interpreters, kind)
     os.environ[f"OPD_{kind.upper()}"] = chosen or sys.executable
+os.environ["OPD_STALL_MINUTES"] = str(CONFIG.stall_minutes)
 
 
 wildcard_constraints:
