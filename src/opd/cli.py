@@ -370,7 +370,8 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        shortage = _shortage(error, arguments.verb)
+        where = getattr(arguments, "store", f"opd {arguments.verb}")
+        shortage = _shortage(error, str(where))
         if shortage is None:
             raise
         _fail(shortage)
@@ -387,17 +388,16 @@ def _told(*_: Any) -> NoReturn:
     sys.exit(143)
 
 
-def _shortage(error: Exception, verb: str) -> Bad | None:
-    """What a user can mend of the errors that libraries raise: disk, rights, memory."""
+def _shortage(error: Exception, place: str) -> Bad | None:
+    """What a user can mend of the errors that libraries raise: disk, rights, memory. ``place`` is
+    where, if they do not name a file."""
     number, text = getattr(error, "errno", None), str(error)
     file = getattr(error, "filename", None)
-    where = str(file) if file else f"opd {verb}"
+    where = str(file) if file else place
     # What is written in Rust or C++ tells a full disk in words only.
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text:
         reason = os.strerror(number or errno.ENOSPC)
-        return Bad(
-            f"no room ({reason}), nothing unfinished is kept", where, "free space, start again"
-        )
+        return Bad(f"no room ({reason})", where, "free space, start again")
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return Bad(
             f"not allowed ({os.strerror(number)})",

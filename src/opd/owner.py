@@ -40,22 +40,22 @@ def alone(scratch: Path) -> Iterator[None]:
             said = time.monotonic()
             print(f"waiting for {life(path)}", file=sys.stderr, flush=True)
         time.sleep(POLL_SECONDS)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}")
-    file.flush()
+    with suppress(OSError):  # a full disk will be told of where it matters
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
     try:
         yield
     finally:
         file.close()
 
 
-def take(scratch: Path) -> IO[str] | None:
+def take(scratch: Path) -> IO[bytes] | None:
     """The locked owner file of a scratch folder, which is made; None where another holds it."""
     path = scratch / OWNER
     while True:
         scratch.mkdir(parents=True, exist_ok=True)
         try:
-            file = path.open("a+")
+            file = path.open("ab")
         except FileNotFoundError:  # removed in between, by one that has finished
             continue
         os.set_inheritable(file.fileno(), True)
@@ -129,17 +129,13 @@ def _beat(scratch: Path, where: str, limit: float, done: threading.Event) -> Non
 def _written(scratch: Path) -> Written:
     """Time and size of every file that this stage may be writing."""
     found: Written = {}
-    # What a stage's processes hold open: journals in the cache, the log.
+    # What a stage's processes hold open: journals in the cache, the log if it is a file.
     folders = [Path(f"/proc/{pid}/fd") for pid in (os.getpid(), *_descendants(os.getpid()))]
     for path in (*scratch.rglob("*"), *(p for folder in folders for p in _inside(folder))):
         with suppress(OSError):
             status = path.stat()
-            if stat.S_ISREG(status.st_mode):  # pipes between processes are no sign of progress
+            if stat.S_ISREG(status.st_mode):
                 found[status.st_dev, status.st_ino] = status.st_mtime_ns, status.st_size
-    for said in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            status = os.fstat(said.fileno())
-            found[status.st_dev, status.st_ino] = status.st_mtime_ns, status.st_size
     with suppress(OSError):  # its time is ours
         status = (scratch / OWNER).stat()
         found.pop((status.st_dev, status.st_ino), None)

@@ -1,0 +1,111 @@
+"""What becomes of a stage whose children die or hang: workers of vLLM, processes that train."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stages import HERE, Run, environment, only_error
+
+from opd import journal, owner
+
+pytestmark = pytest.mark.faults
+
+FAKE = {"PYTHONPATH": os.pathsep.join([str(HERE / "fake"), environment()["PYTHONPATH"]])}
+ROLLOUTS, TRAINED = "generations/rollouts/s0", "models/cold/s0"
+
+
+def journaled(run: Run) -> journal.Finished:
+    found: journal.Finished = {}
+    for path in run.store.glob(".cache/responses/*/*.jsonl"):
+        found |= journal.read(path)[0]
+    return found
+
+
+def test_a_worker_of_vllm_that_is_killed_or_hangs(run: Run, tried) -> None:
+    """As the kernel kills one for want of memory; and one that stands still, within an engine."""
+    run.forget(ROLLOUTS)
+    run.change(ROLLOUTS, {"backend": "vllm"})
+    ended = run.make(ROLLOUTS, env=FAKE)
+    assert ended.status == 0, ended.log
+    whole = run.digests()
+    run.forget(ROLLOUTS)
+    ended = run.make(ROLLOUTS, env={**FAKE, "FAKE_VLLM": "SIGKILL:3"})
+    assert ended.status == 2
+    assert "a vLLM worker ended with exit status -9" in only_error(ended)
+    assert len(journaled(run)) == 3
+    tried("memory: a worker of vLLM is killed", ROLLOUTS)
+    limit = {owner.LIMIT: "0.5"}
+    ended = run.make(ROLLOUTS, env={**FAKE, **limit, "FAKE_VLLM": "SIGSTOP:4"})
+    assert ended.status == 2
+    said = only_error(ended)
+    assert f"results/tiny/{ROLLOUTS}: nothing was written for 0.5 minutes" in said
+    assert "stall_minutes" in said and "vllm_pool.py" in ended.log
+    assert len(journaled(run)) == 7
+    tried("a worker of vLLM hangs", ROLLOUTS)
+    ended = run.make(ROLLOUTS, env=FAKE)
+    assert ended.status == 0, ended.log
+    assert run.digests() == whole
+
+
+def ranks(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that train, of a stage with several."""
+    found = []
+    for pid in owner._descendants(process.pid):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        except OSError:
+            continue
+        if "opd.training.launch" in words and "torch.distributed.run" not in words:
+            found.append(pid)
+    return found
+
+
+def at_step(run: Run, process: "subprocess.Popen[str]", step: int) -> None:
+    deadline = time.monotonic() + 300
+    while True:
+        (text,) = [p.read_text() for p in run.store.glob(".scratch/*/metrics.jsonl")] or [""]
+        if text.count("\n") >= step:
+            return
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.005)
+
+
+def test_a_process_of_training_that_is_killed_or_hangs(run: Run, tried) -> None:
+    """One of two: the other waits for it in the middle of a sum."""
+    several: dict[str, Any] = {"processes": 2, "steps": 40, "execution": {"checkpoint_every": 2}}
+    run.forget(TRAINED)
+    run.change(TRAINED, several)
+    ended = run.make(TRAINED)
+    assert ended.status == 0, ended.log
+    whole = run.digests()
+    run.forget(TRAINED)
+    for number, step, said in (
+        (signal.SIGKILL, 6, "a training process ended with exit status"),
+        (signal.SIGSTOP, 14, "nothing was written for 0.5 minutes"),
+    ):
+        process = run.start(TRAINED, **{owner.LIMIT: "0.5"})
+        at_step(run, process, step)
+        children = ranks(process)
+        assert len(children) == 2
+        os.kill(children[1], number)
+        log = process.communicate(timeout=300)[0]
+        assert process.returncode == 2, log
+        (error,) = [line for line in log.splitlines() if line.startswith("error: ")]
+        assert said in error
+        assert not [pid for pid in children if alive(pid)]
+        tried(f"a training process gets {number.name}", TRAINED)
+    ended = run.make(TRAINED)
+    assert ended.status == 0, ended.log
+    assert "going on from step" in ended.log
+    assert run.digests() == whole
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
