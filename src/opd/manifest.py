@@ -247,12 +247,15 @@ def _same_as_before(
     other bytes.
     """
     source = cfg if verb in ("fetch", "dataset") else cfg.get("source", {})
-    if not source.get("hub") or not record.is_file():
+    if not source.get("hub"):
         return
-    before = read_json(record)
-    if verb != "fetch" and before["versions"] != _versions():
+    try:
+        before = read_json(record)
+        kept, versions = before["outputs"], before["versions"]
+    except (Bad, KeyError, TypeError):  # the first time, or it is damaged
         return
-    kept = before["outputs"]
+    if verb != "fetch" and versions != _versions():
+        return
     other = sorted(n for n in {*kept, *outputs} if kept.get(n) != outputs.get(n))
     if other:
         raise Bad(
@@ -302,19 +305,21 @@ def run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     store.mkdir(parents=True, exist_ok=True)
     with owner.alone(scratch):
-        published = (output, folder / "manifest.json", folder / "payload", *copies.values())
-        for path in published:
-            for one in (path, *path.parent.glob(f".{path.name}.*.partial")):
-                if one.is_dir() and not one.is_symlink():  # as a copy that followed links has it
-                    shutil.rmtree(one)
-                else:
-                    one.unlink(missing_ok=True)
-        steps = steps_of(entry)
-        found = whole(entry, record) and all(
-            whole(steps / str(step), steps / f"{step}.json") for step in _kept(verb, cfg)
-        )
-        computed = verb in LOOKS or not found
         try:
+            published = (output, folder / "manifest.json", folder / "payload", *copies.values())
+            for path in published:
+                for one in (path, *path.parent.glob(f".{path.name}.*.partial")):
+                    if (
+                        one.is_dir() and not one.is_symlink()
+                    ):  # as a copy that followed links has it
+                        shutil.rmtree(one)
+                    else:
+                        one.unlink(missing_ok=True)
+            steps = steps_of(entry)
+            found = whole(entry, record) and all(
+                whole(steps / str(step), steps / f"{step}.json") for step in _kept(verb, cfg)
+            )
+            computed = verb in LOOKS or not found
             if computed:
                 with owner.watched(scratch, str(folder)):
                     _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)

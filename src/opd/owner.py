@@ -4,6 +4,7 @@ The lock is on the file ``owner``; child processes inherit it, so it is free onc
 stage is left. The file's time is when the stage was last seen to write anything.
 """
 
+import errno
 import faulthandler
 import fcntl
 import os
@@ -61,9 +62,15 @@ def take(scratch: Path) -> IO[bytes] | None:
         os.set_inheritable(file.fileno(), True)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             file.close()
-            return None
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return None
+            raise Bad(
+                f"files cannot be locked there ({error.strerror})",
+                str(path),
+                "mount that file system with flock, or keep the store on another",
+            ) from error
         # Whoever held it may have finished and removed the folder.
         with suppress(FileNotFoundError):
             if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
@@ -78,7 +85,7 @@ def held(scratch: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
+    except OSError:
         return True
     return False
 

@@ -31,12 +31,11 @@ def install(folder: Path, damaged: Mapping[str, str]) -> None:
         hub = given[0] if given else more["path"]
         if not (folder / "datasets" / hub).is_dir():  # a format, of files that lie here
             return local(*given, **more)
-        return datasets.DatasetDict(
-            {
-                path.stem: datasets.Dataset.from_list(list(map(json.loads, path.open())))
-                for path in sorted((folder / "datasets" / hub).iterdir())
-            }
-        )
+        splits = {
+            path.stem: datasets.Dataset.from_list(list(map(json.loads, path.open())))
+            for path in sorted((folder / "datasets" / hub).iterdir())
+        }
+        return splits[more["split"]] if more.get("split") else datasets.DatasetDict(splits)
 
     huggingface_hub.snapshot_download = snapshot_download
     huggingface_hub.HfApi = Api

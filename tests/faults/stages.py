@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from opd import current, exhibits, plan, recipes
+from opd import current, exhibits, plan, recipes, verified
 from opd.files import canonical, read_json
 from opd.plan import Artifact
 
@@ -113,20 +114,27 @@ class Run:
         files = COPIES.get(self.artifacts[name].verb, ())
         return {file: Path("results", NAME, f"{name}{Path(file).suffix}") for file in files}
 
+    def check_inputs(self, name: str) -> None:
+        """Have an artifact's inputs read and remembered, so that its stage need not."""
+        time.sleep(2 * verified.TICK_NS / 1e9)
+        for path in self.artifacts[name].inputs:
+            if not os.path.isabs(path):
+                verified.artifact(self.results / path / "digest.json")
+
     def make(self, name: str, **more: Any) -> Ended:
         """Run the stage of an artifact in a fork of the zygote."""
         return self.zygote.run(self.folder, self.argv(name), hub=str(self.hub), **more)
 
-    def start(self, name: str, **more: str) -> "subprocess.Popen[str]":
-        """Run it in a process of its own, which a test can signal; its log is its output."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "opd", *self.argv(name)],
-            cwd=self.folder,
-            env=environment() | more,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(self, name: str, log: Path, **more: str) -> "subprocess.Popen[bytes]":
+        """Run it in a process of its own, which a test can signal."""
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", "opd", *self.argv(name)],
+                cwd=self.folder,
+                env=environment() | more,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
 
     def change(self, name: str, cfg: dict[str, Any]) -> None:
         """Edit the settings of an artifact."""
@@ -185,12 +193,13 @@ def finished(folder: Path, zygote: Zygote) -> Run:
     raw["defaults"]["generations"]["batch_size"] = 4
     raw["defaults"]["evaluations"]["batch_size"] = 2
     raw["training"] = {"checkpoint_every": 1}
+    for part in ("hub", "run"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
     config = recipes.resolve(raw)
+    (folder / "run" / "tiny.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     artifacts = plan.plan(config, {})
     artifacts |= exhibits.exhibits(config, artifacts, ROOT / "config")
     shown = exhibits.targets(config, artifacts)
-    (folder / "hub").mkdir(parents=True)
-    (folder / "run").mkdir()
     run = Run(folder / "run", artifacts, zygote, folder / "hub")
     current.write_plan(run.results / "plan.json", artifacts)
     for name in plan.closure(shown, artifacts):
@@ -208,8 +217,8 @@ def finished(folder: Path, zygote: Zygote) -> Run:
 def _from_hub(run: Run) -> list[Artifact]:
     model, data = run.hub / "models" / "a" / "model", run.hub / "datasets" / "a" / "data"
     payload = run.results / "models" / "init" / "s0" / "payload"
-    shutil.copytree(payload, model)
-    data.mkdir(parents=True)
+    shutil.copytree(payload, model, dirs_exist_ok=True)
+    data.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
         rows = [{"question": f"{split} {i}", "answer": str(i)} for i in range(5)]
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -14,6 +14,8 @@ from opd import journal, owner
 
 pytestmark = pytest.mark.faults
 
+# Every import is told in the log: on a busy machine they take longer than the limit.
+TOLD = {"PYTHONVERBOSE": "1"}
 FAKE = {"PYTHONPATH": os.pathsep.join([str(HERE / "fake"), environment()["PYTHONPATH"]])}
 ROLLOUTS, TRAINED = "generations/rollouts/s0", "models/cold/s0"
 
@@ -38,8 +40,7 @@ def test_a_worker_of_vllm_that_is_killed_or_hangs(run: Run, tried) -> None:
     assert "a vLLM worker ended with exit status -9" in only_error(ended)
     assert len(journaled(run)) == 3
     tried("memory: a worker of vLLM is killed", ROLLOUTS)
-    limit = {owner.LIMIT: "0.5"}
-    ended = run.make(ROLLOUTS, env={**FAKE, **limit, "FAKE_VLLM": "SIGSTOP:4"})
+    ended = run.make(ROLLOUTS, env={**FAKE, **TOLD, owner.LIMIT: "0.5", "FAKE_VLLM": "SIGSTOP:4"})
     assert ended.status == 2
     said = only_error(ended)
     assert f"results/tiny/{ROLLOUTS}: nothing was written for 0.5 minutes" in said
@@ -51,7 +52,7 @@ def test_a_worker_of_vllm_that_is_killed_or_hangs(run: Run, tried) -> None:
     assert run.digests() == whole
 
 
-def ranks(process: "subprocess.Popen[str]") -> list[int]:
+def ranks(process: "subprocess.Popen[bytes]") -> list[int]:
     """The processes that train, of a stage with several."""
     found = []
     for pid in owner._descendants(process.pid):
@@ -64,13 +65,13 @@ def ranks(process: "subprocess.Popen[str]") -> list[int]:
     return found
 
 
-def at_step(run: Run, process: "subprocess.Popen[str]", step: int) -> None:
+def at_step(run: Run, process: "subprocess.Popen[bytes]", step: int) -> None:
     deadline = time.monotonic() + 300
     while True:
         (text,) = [p.read_text() for p in run.store.glob(".scratch/*/metrics.jsonl")] or [""]
         if text.count("\n") >= step:
             return
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
 
 
@@ -87,14 +88,15 @@ def test_a_process_of_training_that_is_killed_or_hangs(run: Run, tried) -> None:
         (signal.SIGKILL, 6, "a training process ended with exit status"),
         (signal.SIGSTOP, 14, "nothing was written for 0.5 minutes"),
     ):
-        process = run.start(TRAINED, **{owner.LIMIT: "0.5"})
+        log = run.folder / "own.log"
+        process = run.start(TRAINED, log, **TOLD, **{owner.LIMIT: "0.5"})
         at_step(run, process, step)
         children = ranks(process)
         assert len(children) == 2
         os.kill(children[1], number)
-        log = process.communicate(timeout=300)[0]
-        assert process.returncode == 2, log
-        (error,) = [line for line in log.splitlines() if line.startswith("error: ")]
+        status, text = process.wait(300), log.read_text(errors="replace")
+        assert status == 2, text[-5000:]
+        (error,) = [line for line in text.splitlines() if line.startswith("error: ")]
         assert said in error
         assert not [pid for pid in children if alive(pid)]
         tried(f"a training process gets {number.name}", TRAINED)

@@ -44,6 +44,7 @@ def sampled(run: Run) -> dict[Path, journal.Finished]:
 def test_a_killed_stage_is_made_again_to_the_same_digests(run: Run, verb: str, tried) -> None:
     name = stage_of(run, verb)
     # What an undisturbed run of it makes, and in how many events.
+    run.check_inputs(name)
     run.forget(name)
     undisturbed = run.make(name)
     assert undisturbed.status == 0, undisturbed.log

@@ -16,6 +16,14 @@ from opd import owner
 pytestmark = pytest.mark.faults
 
 
+def first_line(log: Path) -> str:
+    deadline = time.monotonic() + 300
+    while "\n" not in (text := log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return text.splitlines()[0]
+
+
 def test_two_stages_of_one_artifact(run: Run, tried) -> None:
     digests, files, name = run.digests(), run.files(), "contamination/easy-in-rl"
     identity = run.identity(name)
@@ -23,16 +31,16 @@ def test_two_stages_of_one_artifact(run: Run, tried) -> None:
     scratch = run.store / ".scratch" / identity
     with owner.alone(scratch):
         os.utime(scratch / owner.OWNER, (time.time() - 42,) * 2)
-        both = [run.start(name) for _ in range(2)]
+        logs = [run.folder / "a.log", run.folder / "b.log"]
+        both = [run.start(name, log) for log in logs]
         waiting = f"waiting for process {os.getpid()} on {platform.node()}, last heard "
-        for process in both:
-            assert process.stdout
-            line = process.stdout.readline()
-            assert line.startswith(waiting) and line.endswith(" s ago\n")
+        for log in logs:
+            line = first_line(log)
+            assert line.startswith(waiting) and line.endswith(" s ago")
             assert 42 <= int(line.removeprefix(waiting).split()[0]) < 400
         assert not (run.results / name / "digest.json").exists()
-    said = [process.communicate()[0].splitlines()[-1] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    assert [process.wait() for process in both] == [0, 0]
+    said = [log.read_text().splitlines()[-1] for log in logs]
     assert sorted(line.partition(":")[0] for line in said) == ["found in the store", "made"]
     assert run.digests() == digests and run.files() == files
     tried("two stages of one artifact", name)
@@ -58,7 +66,9 @@ def test_two_snakemakes_on_one_folder(tmp_path: Path, tried) -> None:
     target = "results/tiny/prompts/easy/digest.json"
     first = snakemake(tmp_path, target)
     deadline = time.monotonic() + 300
-    while not list(tmp_path.glob(".snakemake/locks/*output*")):
+    # Each lock names what a run makes.
+    locks = tmp_path / ".snakemake" / "locks"
+    while not any(target in path.read_text() for path in locks.glob("*output*")):
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     os.killpg(first.pid, signal.SIGSTOP)  # in the middle of what it does

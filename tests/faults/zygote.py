@@ -11,11 +11,14 @@ removing, linking, listing, syncing a file in the working folder. Between two of
 the same files behind.
 """
 
+import atexit
+import gc
 import json
 import os
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +51,13 @@ class Progress:
             self.step(name if event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR) else None)
 
     def step(self, written: str | None = None) -> None:
-        if self.count == self.kill:
+        self.count += 1
+        if self.count - 1 == self.kill:
+            self.kill = None
             if self.half and written:
-                self.kill = None
                 with open(written, "ab") as file:
                     file.write(b'{"half": ')
             os.kill(os.getpid(), self.by)
-        self.count += 1
 
     def fsync(self, file: Any) -> None:
         """In place of ``os.fsync``, of which Python tells nobody."""
@@ -103,18 +106,29 @@ def main() -> None:
     from opd import cli
 
     preload()
+    gc.collect()
+    gc.freeze()  # or every fork copies it all when it collects
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         task = json.loads(line)
         ours, theirs = os.pipe()
         child = os.fork()
         if not child:
-            progress = become(task)
+            progress, status = become(task), 0
             try:
                 cli.main(task["argv"])
-            finally:
-                os.write(theirs, str(progress.count).encode())
-            return
+            except SystemExit as ended:
+                status = int(ended.code or 0)
+            except BaseException:
+                traceback.print_exc()
+                status = 1
+            os.write(theirs, str(progress.count).encode())
+            # As an interpreter ends, but for taking apart all that was imported, which takes longer
+            # than the stage.
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
         os.close(theirs)
         _, status = os.waitpid(child, 0)
         count = os.read(ours, 20).decode()

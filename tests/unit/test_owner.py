@@ -1,5 +1,6 @@
 """The lock on a scratch folder, what it tells those who wait, and the end of a stage that hangs."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from opd import owner
+from opd.errors import Bad
 
 pytestmark = pytest.mark.unit
 SOURCE = str(Path(owner.__file__).parents[1])
@@ -17,6 +19,7 @@ WATCHED = """
 import subprocess, sys, time
 from pathlib import Path
 from opd import owner
+from opd.errors import Bad
 scratch = Path(sys.argv[1])
 with owner.alone(scratch), owner.watched(scratch, "results/x"):
     {body}
@@ -47,6 +50,17 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     lock = owner.take(scratch)
     assert lock and owner.held(scratch)
     lock.close()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(owner.fcntl, "flock", flock)
+    with pytest.raises(
+        Bad, match=r"owner: files cannot be locked there .*; mount that file system"
+    ):
+        owner.take(tmp_path / "scratch")
 
 
 def test_who_was_heard_of_when(tmp_path: Path) -> None:
