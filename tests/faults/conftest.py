@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from stages import Run, Zygote, finished
 
+from opd.manifest import VERBS
+
 
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
@@ -47,10 +49,24 @@ def tried(outcomes: Counter[tuple[str, str]]) -> Callable[[str, str], None]:
     return note
 
 
+# Of the stage that it happens to; everything else stays. Where nothing is named: nothing is lost.
+LOST = {
+    "SIGKILL": "what it had done since its last checkpoint, or line in a journal",
+    "Ctrl-C": "what it had done since its last checkpoint, or line in a journal",
+    "SIGTERM": "of training at most a step, of others what was done since the last line in a journal",
+    "a worker of vLLM is killed, as for want of memory": "the responses in flight",
+    "a worker of vLLM hangs": "the responses in flight",
+    "one of two training processes is killed": "the steps since the last checkpoint",
+    "one of two training processes hangs": "the steps since the last checkpoint",
+    "a full disk": "what it had done since its last checkpoint, or line in a journal",
+}
+
+
 def table(outcomes: Counter[tuple[str, str]]) -> Iterator[str]:
-    """Markdown: fault, how often it was tried, on what."""
-    yield "| what happened | times | to |"
-    yield "| --- | ---: | --- |"
+    """Markdown: fault, how often it was tried, on what, what was lost by it."""
+    yield "| what happened | times | to | lost |"
+    yield "| --- | ---: | --- | --- |"
     for fault in dict.fromkeys(fault for fault, _ in outcomes):
         of = {where: n for (one, where), n in outcomes.items() if one == fault}
-        yield f"| {fault} | {sum(of.values())} | {', '.join(of)} |"
+        to = ", ".join(of) if len(of) < len(VERBS) else "every kind of stage"
+        yield f"| {fault} | {sum(of.values())} | {to} | {LOST.get(fault, 'nothing')} |"

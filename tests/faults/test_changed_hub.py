@@ -38,7 +38,7 @@ def test_an_object_that_changes_under_its_revision(
     assert not (run.results / name / "digest.json").exists()
     changed.write_bytes(before)
     mended(run, name, digests, files)
-    tried("a hub object that changes under its revision", name)
+    tried("a hub object that changes under its revision", run.artifacts[name].verb)
 
 
 def test_a_download_that_is_damaged_on_the_way(run: Run, tried) -> None:
@@ -53,4 +53,4 @@ def test_a_download_that_is_damaged_on_the_way(run: Run, tried) -> None:
         assert ended.status == 2
         assert f"{file} is not the file that the hub lists at 0123456789abcdef" in only_error(ended)
         mended(run, name, digests, files)
-        tried("a download that is damaged", file)
+        tried("a file that is damaged on its way from the hub", "fetch")

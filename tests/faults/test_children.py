@@ -39,14 +39,14 @@ def test_a_worker_of_vllm_that_is_killed_or_hangs(run: Run, tried) -> None:
     assert ended.status == 2
     assert "a vLLM worker ended with exit status -9" in only_error(ended)
     assert len(journaled(run)) == 3
-    tried("memory: a worker of vLLM is killed", ROLLOUTS)
+    tried("a worker of vLLM is killed, as for want of memory", "generate")
     ended = run.make(ROLLOUTS, env={**FAKE, **TOLD, owner.LIMIT: "0.5", "FAKE_VLLM": "SIGSTOP:4"})
     assert ended.status == 2
     said = only_error(ended)
     assert f"results/tiny/{ROLLOUTS}: nothing was written for 0.5 minutes" in said
     assert "stall_minutes" in said and "vllm_pool.py" in ended.log
     assert len(journaled(run)) == 7
-    tried("a worker of vLLM hangs", ROLLOUTS)
+    tried("a worker of vLLM hangs", "generate")
     ended = run.make(ROLLOUTS, env=FAKE)
     assert ended.status == 0, ended.log
     assert run.digests() == whole
@@ -84,9 +84,9 @@ def test_a_process_of_training_that_is_killed_or_hangs(run: Run, tried) -> None:
     assert ended.status == 0, ended.log
     whole = run.digests()
     run.forget(TRAINED)
-    for number, step, said in (
-        (signal.SIGKILL, 6, "a training process ended with exit status"),
-        (signal.SIGSTOP, 14, "nothing was written for 0.5 minutes"),
+    for number, step, fault, said in (
+        (signal.SIGKILL, 6, "is killed", "a training process ended with exit status"),
+        (signal.SIGSTOP, 14, "hangs", "nothing was written for 0.5 minutes"),
     ):
         log = run.folder / "own.log"
         process = run.start(TRAINED, log, **TOLD, **{owner.LIMIT: "0.5"})
@@ -99,7 +99,7 @@ def test_a_process_of_training_that_is_killed_or_hangs(run: Run, tried) -> None:
         (error,) = [line for line in text.splitlines() if line.startswith("error: ")]
         assert said in error
         assert not [pid for pid in children if alive(pid)]
-        tried(f"a training process gets {number.name}", TRAINED)
+        tried(f"one of two training processes {fault}", "sft")
     ended = run.make(TRAINED)
     assert ended.status == 0, ended.log
     assert "going on from step" in ended.log

@@ -68,7 +68,7 @@ def test_no_stage_takes_a_damaged_input(run: Run, tried) -> None:
             path.write_bytes(before)
             path.with_name("added").unlink(missing_ok=True)
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-            tried("a damaged file of an input", verb)
+            tried("an input with a damaged file (one bit, cut off, empty, gone, added)", verb)
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,4 @@ def test_damaged_records(run: Run, file: str, damage: Callable[[Path], None], tr
     (run.results / name / "digest.json").unlink()
     mended(run, name, digests, files)
     mended(run, second, digests, files)
-    tried("a damaged record", file)
+    tried("a damaged record or manifest", file)

@@ -29,4 +29,4 @@ def test_an_interrupted_stage(run: Run, name: str, tried) -> None:
             assert {p.name for p in run.store.glob(".scratch/*/*")} <= {"owner"}
         assert {f: data for f, data in run.digests().items() if digests.get(f) != data} == {}
         mended(run, name, digests, files)
-        tried(signal, name)
+        tried("Ctrl-C" if signal == "SIGINT" else signal, run.artifacts[name].verb)

@@ -43,7 +43,7 @@ def test_two_stages_of_one_artifact(run: Run, tried) -> None:
     said = [log.read_text().splitlines()[-1] for log in logs]
     assert sorted(line.partition(":")[0] for line in said) == ["found in the store", "made"]
     assert run.digests() == digests and run.files() == files
-    tried("two stages of one artifact", name)
+    tried("two processes that make one artifact", "contamination")
 
 
 def snakemake(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
@@ -84,4 +84,4 @@ def test_two_snakemakes_on_one_folder(tmp_path: Path, tried) -> None:
         said = done.communicate()[0]
         assert done.returncode == 0, said
     assert (tmp_path / target).is_file()
-    tried("two Snakemakes on one folder", "all")
+    tried("two Snakemakes on one folder, one of them killed", "Snakemake")
