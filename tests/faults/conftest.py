@@ -53,7 +53,7 @@ def tried(outcomes: Counter[tuple[str, str]]) -> Callable[[str, str], None]:
 LOST = {
     "SIGKILL": "what it had done since its last checkpoint, or line in a journal",
     "Ctrl-C": "what it had done since its last checkpoint, or line in a journal",
-    "SIGTERM": "of training at most a step, of others what was done since the last line in a journal",
+    "SIGTERM": "of training at most a step, of others what is in no journal yet",
     "a worker of vLLM is killed, as for want of memory": "the responses in flight",
     "a worker of vLLM hangs": "the responses in flight",
     "one of two training processes is killed": "the steps since the last checkpoint",

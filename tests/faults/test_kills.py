@@ -55,13 +55,23 @@ def test_a_killed_stage_is_made_again_to_the_same_digests(run: Run, verb: str, t
         assert killed.status == -9, (event, killed.log)
         # Nothing that is there is other than it should be.
         assert {f: data for f, data in run.digests().items() if digests.get(f) != data} == {}
-        kept, checkpoints = sampled(run), list(run.store.glob(".scratch/*/*/opd-complete.json"))
+        kept, trained = sampled(run), resumable(run, name)
         again = run.make(name)
         assert again.status == 0, (event, again.log)
         assert run.digests() == digests, event
         assert run.files() == files, event
-        went_on(run, again, kept, bool(checkpoints))
+        went_on(run, again, kept, trained)
         tried("SIGKILL", verb)
+
+
+def resumable(run: Run, name: str) -> bool:
+    """Whether there is a whole checkpoint, of a step after which nothing that is to be kept is
+    missing."""
+    asked = run.artifacts[name].cfg.get("execution", {}).get("keep_steps", [])
+    kept = {int(path.name) for path in run.store.glob(".scratch/*/kept/[0-9]*")}
+    first = min({*asked} - kept, default=10**9)
+    whole = run.store.glob(".scratch/*/checkpoint-*/opd-complete.json")
+    return any(int(path.parent.name.rpartition("-")[2]) < first for path in whole)
 
 
 def went_on(run: Run, again: Ended, kept: dict[Path, journal.Finished], trained: bool) -> None:
