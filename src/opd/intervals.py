@@ -33,7 +33,7 @@ interval of (after - before) - r * gap holds zero. Taken from bootstrap draws th
 percentiles of the drawn shares as long as every draw has a gap; a draw without one may be any
 share, so it counts against both ends. Where as many draws as an end leaves out have none, which is
 where the interval of the gap itself reaches zero, no share is bounded and none is given (Fieller,
-J. R. Stat. Soc. B 16, 1954; von Luxburg and Franz, Stat. Sin. 19, 2009, sections 3 and 4). To leave
+J. R. Stat. Soc. B 16, 1954; von Luxburg and Franz, Stat. Sin. 19, 2009). To leave
 such draws out instead is too narrow just where the gap is hardly there.
 """
 
