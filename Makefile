@@ -10,7 +10,7 @@ SHELL := bash
 # Rules and tests call `python`, `opd` and `snakemake` by name.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: mini mini-all pilot install test lint unit workflow data test-slurm test-slurm-nightly \
+.PHONY: mini mini-all pilot install test lint unit workflow data faults test-slurm test-slurm-nightly \
 	vllm-cpu lock readme clean
 
 shown = echo "claims: $$(sed -n '/reproduced/{p;q}' results/$(1)/claims.md)"; \
@@ -49,7 +49,7 @@ $(STAMP): pyproject.toml envs/constraints.txt
 	  $(BIN)/python -m pip install --quiet -c envs/constraints.txt -e '.[$(EXTRAS)]'; \
 	  touch $(STAMP))
 
-test: lint unit workflow data ## everything that CI runs; --jobs=2 --output-sync=target: two parts at a time
+test: lint unit workflow data faults ## everything that CI runs; --jobs=2 --output-sync=target: two parts at a time
 
 lint: $(STAMP)
 	$(call timed,lint,\
@@ -60,7 +60,7 @@ lint: $(STAMP)
 tests = $(call timed,$(1),\
 	  pytest -q --durations=5 -m "$(1) and not slow and not gpu and not slurm" || \
 	  { code=$$?; [ $$code = 5 ] || exit $$code; echo "no $(1) tests here"; })
-unit workflow data: $(STAMP)
+unit workflow data faults: $(STAMP)
 	$(call tests,$@)
 # Where vLLM is asked for as well, what tests it waits for it, also under --jobs.
 ifneq ($(filter vllm-cpu,$(MAKECMDGOALS)),)

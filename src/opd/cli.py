@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from opd.errors import Bad
 from opd.files import read_json
@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("config/calibration.yaml"),
         help="what rates are in terms of; %(default)s if not given",
     )
+    _add_gc(add)
     lock = add(
         "lock",
         help="ask the hub for the commits of a config's objects",
@@ -116,6 +117,27 @@ def _parser() -> argparse.ArgumentParser:
         help="file to write; %(default)s if not given",
     )
     return parser
+
+
+def _add_gc(add: Callable[..., argparse.ArgumentParser]) -> None:
+    from opd.gc import KINDS
+
+    gc = add("gc", help="list what nothing in a folder of results needs, and remove what is named")
+    gc.add_argument(
+        "results",
+        nargs="?",
+        type=Path,
+        default=Path("results"),
+        help="the folder with .store; %(default)s if not given",
+    )
+    gc.add_argument(
+        "--remove",
+        nargs="+",
+        choices=KINDS,
+        default=[],
+        metavar="KIND",
+        help="; ".join(f"{kind}: {about}" for kind, about in KINDS.items()),
+    )
 
 
 CONFIGS = "config files as for snakemake, later ones on top"
@@ -352,6 +374,13 @@ def _doctor(arguments: argparse.Namespace) -> None:
         sys.exit(1)
 
 
+def _gc(arguments: argparse.Namespace) -> None:
+    from opd.gc import lines
+
+    for line in lines(arguments.results, arguments.remove):
+        print(line)
+
+
 def _stage(arguments: argparse.Namespace) -> None:
     if arguments.plan:
         from opd.current import check
@@ -377,6 +406,7 @@ OTHERS = {
     "calibrate": _calibrate,
     "lock": _lock,
     "doctor": _doctor,
+    "gc": _gc,
 }
 
 
@@ -385,22 +415,64 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A stage that is told to stop clears its unfinished work away, as after an error.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _told)
     try:
         if not _fetches(arguments):
             os.environ["HF_HUB_OFFLINE"] = "1"
         OTHERS.get(arguments.verb, _stage)(arguments)
     except Bad as bad:
-        print(f"error: {bad}", file=sys.stderr)
-        sys.exit(2)
+        _fail(bad)
     except KeyboardInterrupt:
+        print("interrupted: what was finished is kept, start again", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # as from `opd watch FOLDER | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        where = getattr(arguments, "store", f"opd {arguments.verb}")
+        shortage = _shortage(error, str(where))
+        if shortage is None:
             raise
-        full = Bad(f"no room ({error.strerror})", str(arguments.store), "free space, start again")
-        print(f"error: {full}", file=sys.stderr)
-        sys.exit(2)
+        _fail(shortage)
+
+
+def _fail(bad: Bad) -> NoReturn:
+    print(f"error: {bad}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _told(*_: Any) -> NoReturn:
+    # A handler may run in the middle of a print.
+    os.write(2, b"told to stop: what was finished is kept, start again\n")
+    sys.exit(143)
+
+
+def _shortage(error: Exception, place: str) -> Bad | None:
+    """What a user can mend of the errors that libraries raise: disk, rights, memory. ``place`` is
+    where, if they do not name a file."""
+    number, text = getattr(error, "errno", None), str(error)
+    file = getattr(error, "filename", None)
+    where = str(file) if file else place
+    # What is written in Rust or C++ tells a full disk in words only.
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text:
+        reason = os.strerror(number or errno.ENOSPC)
+        return Bad(f"no room ({reason})", where, "free space, start again")
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return Bad(
+            f"not allowed ({os.strerror(number)})",
+            where,
+            "have it made accessible (writable, if it is a result), start again",
+        )
+    # Of torch only the name is known here: it is not imported for this.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or ("can't allocate memory" in text)
+    ):
+        first = text.splitlines()[0] if text else "out of it"
+        return Bad(
+            f"memory does not suffice ({first})",
+            where,
+            "give the job more memory or the stage less at a time (batch_size, micro_batch)",
+        )
+    return None

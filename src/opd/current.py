@@ -64,16 +64,24 @@ def edited_since(
     }
 
 
+def _record(path: Path) -> Mapping[str, Any]:
+    """A ``digest.json``; empty where it is damaged."""
+    try:
+        found = read_json(path)
+    except Bad:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
 def other_settings(artifacts: Mapping[str, "Artifact"], results: Path) -> list[str]:
-    """Folders of the artifacts that are there, made with other settings than the plan's."""
-    found = []
-    for folder, one in artifacts.items():
-        path = results / folder / "digest.json"
-        if path.is_file():
-            made = read_json(path).get("settings")
-            if made != settings_digest(one.verb, one.cfg):
-                found.append(folder)
-    return found
+    """Folders of the artifacts that are there, made with other settings than the plan's, or with a
+    ``digest.json`` that is damaged."""
+    return [
+        folder
+        for folder, one in artifacts.items()
+        if (path := results / folder / "digest.json").is_file()
+        and _record(path).get("settings") != settings_digest(one.verb, one.cfg)
+    ]
 
 
 def check(plan: Path, inputs: Iterable[Path]) -> None:
@@ -89,12 +97,12 @@ def check(plan: Path, inputs: Iterable[Path]) -> None:
         record = results / folder / "digest.json"
         if folder not in planned or not record.is_file():
             continue
-        if read_json(record).get("settings") != planned[folder]["settings"]:
+        if _record(record).get("settings") != planned[folder]["settings"]:
             stale[folder] = "made with other settings than the config's"
         else:
             for path, outputs in _made_from(record.with_name("manifest.json")):
                 recorded = path.name == "digest.json" and path.is_file()
-                if recorded and digest(read_json(path)["outputs"]) != outputs:
+                if recorded and digest(_record(path).get("outputs")) != outputs:
                     stale[folder] = f"made from what {path.parent} was before"
         for one in planned[folder]["inputs"]:
             if one not in seen:

@@ -1,7 +1,6 @@
 """Embeddings of questions, kept by text and encoder, so that a text is encoded once."""
 
 import os
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -52,7 +51,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
         with tqdm(total=len(missing), unit=" texts", mininterval=5) as bar:
             for start in range(0, len(missing), CHUNK):
                 chunk = missing[start : start + CHUNK]
-                write_shard(shards, chunk, encode([text_of[h] for h in chunk]))
+                write_shard(shards, chunk, encode([text_of[h] for h in chunk]), out)
                 bar.update(len(chunk))
     dims = gather(shards, list(text_of), out / "embeddings.npy")
     (out / "hashes.txt").write_text("".join(f"{h}\n" for h in hashes))
@@ -65,14 +64,15 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     }
 
 
-def write_shard(folder: Path, hashes: Sequence[str], vectors: Floats) -> None:
+def write_shard(folder: Path, hashes: Sequence[str], vectors: Floats, work: Path) -> None:
     """Add vectors [N, D] to a cache folder as one file, whole or not at all.
 
     The file is named after the texts in it, so writers of the same texts write the same file and
-    writers of others never meet.
+    writers of others never meet. ``work`` is the stage's own folder, which a kill leaves to the
+    next attempt to clear.
     """
     path = folder / f"{digest(list(hashes))}.npz"
-    temporary = folder / f".{uuid.uuid4().hex}.partial"
+    temporary = work / f"{path.name}.partial"
     try:
         with temporary.open("wb") as file:
             np.savez(file, hashes=np.array(hashes, dtype="S64"), vectors=vectors)

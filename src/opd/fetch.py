@@ -2,6 +2,7 @@
 index, where a few small models are distributed as ordinary Python packages.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -38,8 +40,9 @@ INDEX: dict[str, dict[str, Any]] = {
 }
 
 
-def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Stage ``fetch``: an ordinary Hugging Face checkpoint at the top of ``out``.
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
+    """Stage ``fetch``: an ordinary Hugging Face checkpoint at the top of ``out``. What a killed one
+    has in ``scratch`` of a hub's files is not fetched again.
 
     cfg: exactly one of hub (with revision: 40 hex digits), path (a folder; the input ``files``, if
     given, goes before it) and index (smollm2, mpnet or minilm). ``dequantised`` in the returned
@@ -51,7 +54,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         raise Bad(f"{given or 'none'} given", "fetch", "give exactly one of hub, path, index")
     numbers: dict[str, Any] = {"dequantised": False}
     if cfg.get("hub"):
-        _from_hub(cfg["hub"], cfg.get("revision") or "", out)
+        _from_hub(cfg["hub"], cfg.get("revision") or "", out, scratch / "download")
     elif cfg.get("path"):
         _from_folder(inputs.get("files") or _folder(cfg["path"]), out)
     else:
@@ -100,17 +103,48 @@ def _unreachable(hub: str, revision: str, error: Exception) -> Bad:
     )
 
 
-def _from_hub(hub: str, revision: str, out: Path) -> None:
+def _from_hub(hub: str, revision: str, out: Path, folder: Path) -> None:
     _require_commit(hub, revision)
     import huggingface_hub
 
     try:
         huggingface_hub.snapshot_download(
-            hub, revision=revision, local_dir=out, allow_patterns=list(PATTERNS)
+            hub, revision=revision, local_dir=folder, allow_patterns=list(PATTERNS)
         )
+        info = huggingface_hub.HfApi().model_info(hub, revision=revision, files_metadata=True)
     except Exception as error:
         raise _unreachable(hub, revision, error) from error
-    shutil.rmtree(out / ".cache", ignore_errors=True)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    for known in info.siblings or ():
+        path = folder / known.rfilename
+        if path.is_file() and not _as_known(path, known):
+            shutil.rmtree(folder)
+            raise Bad(
+                f"{known.rfilename} is not the file that the hub lists at {revision}",
+                f"fetch.hub: {hub}",
+                "it was damaged on the way or changed: start again, and if that does not help, "
+                "ask its owners",
+            )
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        target = out / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, target)
+        except OSError:
+            shutil.copyfile(path, target)
+
+
+def _as_known(path: Path, known: Any) -> bool:
+    """Whether a file has the size and digest that the hub lists: sha256 of large files, for small
+    ones git's own."""
+    if known.size is not None and known.size != path.stat().st_size:
+        return False
+    if known.lfs:
+        return bool(known.lfs.sha256 == file_digest(path))
+    if known.blob_id:
+        found = path.read_bytes()
+        return bool(known.blob_id == hashlib.sha1(b"blob %d\0" % len(found) + found).hexdigest())
+    return True
 
 
 def _folder(path: str) -> Path:
@@ -155,11 +189,11 @@ def from_index(name: str, out: Path) -> dict[str, Any]:
                 "remove it, or use it with path",
             )  # fmt: skip
         kept.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+        work = Path(root, f".{name}-{uuid.uuid4().hex}")
+        work.mkdir()
         try:
             record = _unpack(name, work)
             (work / MARK).write_text(json.dumps(record | {"weights": _weights_sha256(work)}))
-            work.chmod(0o755)
             try:
                 work.rename(kept)
             except OSError:

@@ -16,8 +16,14 @@ def steps_of(entry: Path) -> Path:
 
 
 def whole(folder: Path, record: Path) -> bool:
-    """Whether a folder has exactly the content that its record says."""
-    return record.is_file() and folder.is_dir() and content(folder) == read_json(record)["outputs"]
+    """Whether a folder has exactly the content that its record says. A damaged record says none."""
+    if not (record.is_file() and folder.is_dir()):
+        return False
+    try:
+        outputs = read_json(record)["outputs"]
+    except (Bad, KeyError, TypeError):
+        return False
+    return bool(content(folder) == outputs)
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:

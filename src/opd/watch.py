@@ -1,13 +1,12 @@
 """``opd watch FOLDER``: the metrics of a training run in the terminal, step by step."""
 
-import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from opd import tables
+from opd import owner, tables
 from opd.errors import Bad
 from opd.files import read_json
 
@@ -30,22 +29,29 @@ SHOWN = (
 
 def watch(folder: Path, seconds: float = 0.5) -> Iterator[str]:
     """Lines to print of the run whose artifact is ``folder``: of one that is under way until it
-    ends, of one that is done all steps. Raises ``Bad`` where there is neither."""
+    ends, of one that is done all steps; every minute without a step, when the run was last heard
+    of. Raises ``Bad`` where there is neither."""
     columns: list[str] = []
-    steps = _finished(folder) if (folder / "digest.json").is_file() else _under_way(folder, seconds)
+    done = (folder / "digest.json").is_file()
+    steps: Iterable[dict[str, float] | str] = (
+        _finished(folder) if done else _under_way(folder, seconds)
+    )
     for line in steps:
+        if isinstance(line, str):
+            yield line
+            continue
         if not columns:
             width = shutil.get_terminal_size((120, 24)).columns
             columns = [name for name in SHOWN if name in line]
             while columns and len(_header(columns)) > width:
                 columns.pop()
             yield _header(columns)
-        done = f"{line['step']:.0f}/{line['of']:.0f}"
+        step = f"{line['step']:.0f}/{line['of']:.0f}"
         cells = (
             f"{line[name]:>{_width(name)}.4g}" if name in line else " " * _width(name)
             for name in columns
         )
-        yield "  ".join([f"{done:>11}", *cells])
+        yield "  ".join([f"{step:>11}", *cells])
 
 
 def _width(name: str) -> int:
@@ -68,36 +74,29 @@ def _finished(folder: Path) -> Iterator[dict[str, float]]:
         yield {"step": step, "of": max(steps), **line}
 
 
-def _held(owner: Path) -> bool:
-    """Whether a process holds the lock on a scratch folder: one that was killed does not."""
-    try:
-        with owner.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
-def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float]]:
+def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]:
     running = folder / "running.json"
     if not running.is_file():
         raise Bad(
             "no run is under way or done here", str(folder), "name results/NAME/models/MODEL/sSEED"
         )
     journal = Path(read_json(running)["scratch"], "metrics.jsonl")
-    seen, last = 0, 0.0
+    seen, last, said = 0, 0.0, time.monotonic()
     while True:
-        alive = running.is_file() and _held(journal.with_name("owner"))
+        alive = running.is_file() and owner.held(journal.parent)
         text = journal.read_text() if journal.is_file() else ""
         lines = text[: text.rfind("\n") + 1].splitlines()
         # A run that goes on from a checkpoint writes a shorter journal first.
         for line in map(json.loads, lines[min(seen, len(lines)) :]):
             if line["step"] > last:
-                last = line["step"]
+                last, said = line["step"], time.monotonic()
                 yield line
         seen = len(lines)
         if not alive:
+            if running.is_file():  # which a stage that ends by itself removes
+                yield "it was killed: start it again, it goes on from its last checkpoint"
             return
+        if time.monotonic() - said >= owner.SAY_SECONDS:
+            said = time.monotonic()
+            yield owner.life(journal.with_name(owner.OWNER))
         time.sleep(seconds)

@@ -126,3 +126,52 @@ def test_a_setting_is_a_key_and_a_value(given: str, capsys: pytest.CaptureFixtur
 def test_only_what_fetches_may_ask_the_hub(arguments: list[str], asks: bool) -> None:
     given = cli._parser().parse_args([*arguments, "--output", "x"])
     assert cli._fetches(given) is asks
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "/r/x"), "/r/x: no room (No space left on device)"),
+        (OSError(122, "Disk quota exceeded"), "/s: no room (Disk quota exceeded); free space"),
+        (
+            RuntimeError(
+                "Error while serializing: I/O error: No space left on device (os error 28)"
+            ),
+            "/s: no room (No space left on device)",
+        ),
+        (OSError(30, "Read-only file system", "/r"), "/r: not allowed (Read-only file system)"),
+        (PermissionError(13, "Permission denied", "/r"), "/r: not allowed (Permission denied)"),
+        (MemoryError(), "/s: memory does not suffice (out of it); give the job more memory"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+            ),
+            "/s: memory does not suffice ([enforce fail",
+        ),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "CUDA out of memory"),
+    ],
+)
+def test_what_a_machine_lacks_is_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "run_stage", fails)
+    stage = ["corpus", "--cfg", "{}", "--output", "a/digest.json", "--store", "/s"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(stage)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith("error: ") and said in line
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(5, "Input/output error")])
+def test_what_nobody_foresaw_keeps_its_traceback(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "run_stage", fails)
+    with pytest.raises(type(error)):
+        cli.main(["corpus", "--cfg", "{}", "--output", "a/digest.json"])

@@ -64,6 +64,15 @@ def test_other_settings_behind_what_is_shown_are_named_with_the_command(results:
     assert current.other_settings(edited, results) == ["models/a"]
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"settings": '])
+def test_a_damaged_record_is_made_again_and_not_shown(results: Path, text: str) -> None:
+    current.write_plan(results / "plan.json", PLANNED)
+    (results / "models/a/digest.json").write_text(text)
+    assert current.other_settings(PLANNED, results) == ["models/a"]
+    with pytest.raises(Bad, match=r"stale.*--forcerun .*/models/a/digest.json"):
+        check(results)
+
+
 def test_how_a_stage_runs_makes_nothing_stale(results: Path) -> None:
     same = Artifact("sft", "models/a", {"k": 1, "execution": {"x": 2}}, ())
     current.write_plan(results / "plan.json", {**PLANNED, "models/a": same})

@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def run(tmp_path: Path, cfg: dict[str, Any], **inputs: Path) -> tuple[set[str], 
     out = tmp_path / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    numbers = fetch.run(cfg, inputs, out)
+    numbers = fetch.run(cfg, inputs, out, tmp_path / "scratch")
     return {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}, numbers
 
 
@@ -52,22 +53,77 @@ def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert numbers == {"dequantised": False, "bytes": sum(map(len, FILES.values()))}
 
 
-def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A hub with one model: what it has (files), what it says of them (listed), what it was asked
+    for (calls), and what arrives of each file (arrives)."""
+    import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 
-    calls = []
+    found: dict[str, Any] = {"files": FILES | OTHERS, "listed": {}, "calls": [], "arrives": {}}
 
     def snapshot_download(repo: str, *, revision: str, local_dir: Path, allow_patterns: list[str]):
-        calls.append((repo, revision))
-        whole = FILES | OTHERS
+        found["calls"].append((repo, revision, sorted(p.name for p in local_dir.glob("*"))))
+        whole = found["files"]
         wanted = filter_repo_objects(list(whole), allow_patterns=allow_patterns)
-        checkpoint(Path(local_dir), {name: whole[name] for name in wanted})
-        checkpoint(Path(local_dir), {".cache/huggingface/x.metadata": b""})
+        files = {name: found["arrives"].get(name, whole[name]) for name in wanted}
+        checkpoint(Path(local_dir), files | {".cache/huggingface/x.metadata": b""})
+        if "fails" in found:
+            raise found["fails"]
 
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    class Api:
+        def model_info(self, repo: str, *, revision: str, files_metadata: bool) -> Any:
+            assert (repo, revision, files_metadata) == ("a/b", REVISION, True)
+            return SimpleNamespace(siblings=[listed(n, d) for n, d in found["files"].items()])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    return found
+
+
+def listed(name: str, data: bytes) -> Any:
+    """As the hub lists large files and small ones: with the content's sha256, and as git does."""
+    large = name.endswith(".safetensors")
+    return SimpleNamespace(
+        rfilename=name,
+        size=len(data),
+        lfs=SimpleNamespace(sha256=hashlib.sha256(data).hexdigest()) if large else None,
+        # What `git hash-object` says of these two.
+        blob_id={
+            b"{}": "9e26dfeeb6e641a33dae4961196235bdb965b21b",
+            b"t": "32f64f4d836716819dc5fa9a1e09a29b428881df",
+        }.get(data),
+    )
+
+
+def test_hub(tmp_path: Path, hub: dict[str, Any]) -> None:
     files, _ = run(tmp_path, {"hub": "a/b", "revision": REVISION})
-    assert calls == [("a/b", REVISION)] and files == set(FILES)
+    assert hub["calls"] == [("a/b", REVISION, [])] and files == set(FILES)
+
+
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [("model.safetensors", b"weighty"), ("model.safetensors", b"w"), ("config.json", b"[]")],
+)
+def test_a_file_that_arrives_as_another(
+    tmp_path: Path, hub: dict[str, Any], file: str, data: bytes
+) -> None:
+    hub["arrives"] = {file: data}
+    with pytest.raises(Bad, match=f"a/b: {file} is not the file that the hub lists at {REVISION}"):
+        run(tmp_path, {"hub": "a/b", "revision": REVISION})
+    assert not list((tmp_path / "out").iterdir())
+    hub["arrives"] = {}
+    assert run(tmp_path, {"hub": "a/b", "revision": REVISION})[0] == set(FILES)
+    assert hub["calls"][1][2] == []  # nothing of the damaged download was left
+
+
+def test_a_fetch_that_fails_goes_on_from_what_it_has(tmp_path: Path, hub: dict[str, Any]) -> None:
+    hub["fails"] = OSError("connection lost")
+    with pytest.raises(Bad, match=r"could not be fetched .*connection lost"):
+        run(tmp_path, {"hub": "a/b", "revision": REVISION})
+    del hub["fails"]
+    assert run(tmp_path, {"hub": "a/b", "revision": REVISION})[0] == set(FILES)
+    assert {"model.safetensors", ".cache"} <= set(hub["calls"][1][2])
 
 
 @pytest.mark.parametrize("revision", [None, "", "main", REVISION[:12], REVISION.upper()])

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import stat
 import sys
 import threading
 import time
@@ -244,6 +246,130 @@ def test_a_step_that_a_run_did_not_reach(training):
     assert len(asked) == 1
 
 
+def test_a_damaged_record_of_a_step_counts_as_none(training, tmp_path):
+    train, keep, asked, _ = training
+    train(2)
+    (store,) = (tmp_path / "store").glob("*.steps")
+    (store / "2.json").write_text('{"outputs": ')
+    with pytest.raises(Bad, match="step 2 was not kept, or is damaged"):
+        keep(2)
+    assert train(2) is True and keep(2) == "2" and len(asked) == 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"verb": '])
+def test_a_damaged_record_in_the_store_is_made_again(stage, tmp_path, text):
+    call, calls = stage
+    call("a", 1)
+    (record,) = (tmp_path / "store").glob("*.json")
+    record.write_text(text)
+    assert call("a", 1) is True and call("a", 1) is False
+    assert len(calls) == 2
+
+
+def test_an_input_that_was_changed_is_refused_and_what_is_advised_helps(stage, tmp_path):
+    call, calls = stage
+    call("a", 1)
+    call("c", 5, {"x": tmp_path / "a" / "digest.json"})
+    before = (tmp_path / "c" / "digest.json").read_bytes()
+    (tmp_path / "a" / "payload" / "result.txt").write_text("7")
+    with pytest.raises(Bad, match=r"result\.txt was changed; remove .*a/digest\.json and run"):
+        call("c", 5, {"x": tmp_path / "a" / "digest.json"})
+    (tmp_path / "a" / "digest.json").unlink()
+    assert call("a", 1) is True
+    call("c", 5, {"x": tmp_path / "a" / "digest.json"})
+    assert (tmp_path / "c" / "digest.json").read_bytes() == before and len(calls) == 3
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_modes_follow_the_umask(stage, tmp_path, umask):
+    call, _ = stage
+    before = os.umask(umask)
+    try:
+        call("a", 1)
+    finally:
+        os.umask(before)
+    found = [p for p in (tmp_path / "store", tmp_path / "a") for p in (p, *p.rglob("*"))]
+    modes = {stat.S_IMODE(p.lstat().st_mode) for p in found if p.is_file() and not p.is_symlink()}
+    assert modes == {0o666 & ~umask}
+    assert {stat.S_IMODE(p.stat().st_mode) for p in found if p.is_dir()} == {0o777 & ~umask}
+
+
+def test_what_killed_attempts_left_is_cleared_by_the_next(stage, tmp_path):
+    """Half-written names beside the artifact, a work folder, whatever the identity was."""
+    call, _ = stage
+    call("a", 1)
+    (key,) = (p.name for p in (tmp_path / "store").iterdir() if p.is_dir() and p.name[0] != ".")
+    clean = sorted(tmp_path.rglob("*"))
+    for name in (
+        "a/.digest.json.0123.partial",
+        "a/.manifest.json.4567.partial",
+        ".a.txt.89.partial",
+    ):
+        (tmp_path / name).write_text("{")
+    (tmp_path / "a" / ".payload.0123.partial").symlink_to("nowhere")
+    work = tmp_path / "store" / ".scratch" / key / "work"
+    work.mkdir(parents=True)
+    (work / "result.txt").write_text("half")
+    (tmp_path / "store" / f"{key}.json").unlink()
+    assert call("a", 1) is True
+    assert sorted(tmp_path.rglob("*")) == clean
+    assert (tmp_path / "a" / "payload" / "result.txt").read_text() == "1"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stage that takes what a hub has at a revision; ``has`` is that."""
+    has = {"text": "first"}
+
+    class Module:
+        @staticmethod
+        def run(cfg, inputs, out, *_):
+            (out / "file").write_text(has["text"])
+            return {}
+
+    monkeypatch.setitem(sys.modules, "opd.fake_fetch", Module)
+    for verb in ("fetch", "dataset"):
+        monkeypatch.setitem(manifest.VERBS, verb, "opd.fake_fetch:run")
+
+    def take(verb, lose=True, **cfg):
+        output = tmp_path / verb / "digest.json"
+        if lose and output.exists():
+            (output.parent / "payload" / "file").unlink()
+        manifest.run_stage(verb, cfg, [], output, {}, tmp_path / "store")
+        return (output.parent / "payload" / "file").read_text()
+
+    return has, take
+
+
+@pytest.mark.parametrize("verb", ["fetch", "dataset"])
+def test_a_hub_object_that_changes_under_its_revision_is_refused(hub, tmp_path, verb):
+    has, take = hub
+    cfg = {"hub": "a/b", "revision": "0" * 40}
+    take(verb, **cfg)
+    has["text"] = "second"
+    with pytest.raises(Bad, match=r"hub: a/b: the hub has another file at 0000") as refused:
+        take(verb, **cfg)
+    assert not (tmp_path / verb / "digest.json").exists()
+    has["text"] = "first"
+    assert take(verb, **cfg) == "first"
+    # What is advised: the user takes the new one for right.
+    has["text"] = "second"
+    (record,) = (tmp_path / "store").glob("*.json")
+    assert f"remove {record} and start again" in str(refused.value)
+    record.unlink()
+    assert take(verb, **cfg) == "second"
+
+
+def test_tables_of_other_versions_and_files_of_a_folder_may_differ(hub, monkeypatch):
+    has, take = hub
+    take("dataset", hub="a/b", revision="0" * 40)
+    take("fetch", path="folder")
+    has["text"] = "second"
+    assert take("fetch", path="folder") == "second"
+    monkeypatch.setattr(manifest, "_versions", lambda: {"datasets": "other"})
+    assert take("dataset", hub="a/b", revision="0" * 40) == "second"
+
+
 def test_lost_payload_of_an_input_is_named(stage, tmp_path):
     call, _ = stage
     call("a", 1)
@@ -267,7 +393,7 @@ def _code_digest(root: Path) -> str:
     program = (
         "from opd import manifest as m\nm.VERBS['top'] = 'opd.top:run'\nprint(m.code_digest('top'))"
     )
-    for name in ("manifest.py", "files.py", "keep.py", "errors.py"):
+    for name in ("manifest.py", "files.py", "keep.py", "errors.py", "owner.py", "verified.py"):
         source = Path(manifest.__file__).with_name(name)
         (root / "opd" / name).write_text(source.read_text())
     done = subprocess.run(

@@ -211,19 +211,21 @@ def test_a_checkpoint_is_used_and_one_that_is_not_whole_is_not(
     assert [line["step"] for line in lines] == [*range(1, STEPS + 1)]
 
 
+@pytest.mark.parametrize("case", ["opd", "sft", "held-out"])
 def test_killed_after_the_last_step(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
+    """With a checkpoint of it: no step is taken any more, but what is measured last still is."""
     from opd.training import common
 
-    cfg = CASES["opd"][1]
-    run("opd", cfg, inputs, tmp_path / "whole")
+    name, cfg = CASES[case]
+    run(name, cfg, inputs, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(common.tables, "write", lambda *_: (_ for _ in ()).throw(Killed()))
-        run("opd", cfg, inputs, tmp_path / "a")
+        run(name, cfg, inputs, tmp_path / "a")
     shutil.rmtree(tmp_path / "a")
     monkeypatch.setattr(resume.Steps, "on_step_begin", None)  # no further step is taken
-    run("opd", cfg, inputs, tmp_path / "a")
+    run(name, cfg, inputs, tmp_path / "a")
     assert files(tmp_path / "a") == files(tmp_path / "whole")
 
 

@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import os
+import platform
 import subprocess
 import sys
 import threading
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from opd import tables
+from opd import owner, tables
 from opd.cli import main
 from opd.errors import Bad
 from opd.watch import watch
@@ -45,8 +47,8 @@ def test_a_run_under_way_that_is_killed_and_goes_on(tmp_path: Path) -> None:
     scratch.mkdir()
     journal, running = scratch / "metrics.jsonl", tmp_path / "running.json"
     running.write_text(json.dumps({"scratch": str(scratch)}))
-    owner = (scratch / "owner").open("w")
-    fcntl.flock(owner, fcntl.LOCK_EX)
+    held = (scratch / "owner").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
     seen: list[str] = []
     reader = threading.Thread(target=lambda: seen.extend(watch(tmp_path, 0.001)))
     reader.start()
@@ -55,11 +57,27 @@ def test_a_run_under_way_that_is_killed_and_goes_on(tmp_path: Path) -> None:
         temporary.write_text("".join(json.dumps(line(s)) + "\n" for s in steps))
         temporary.replace(journal)
         time.sleep(0.05)
-    owner.close()  # as a kill does it, which leaves running.json where it is
+    held.close()  # as a kill does it, which leaves running.json where it is
     reader.join(10)
     assert not reader.is_alive() and running.is_file()
+    assert seen.pop() == "it was killed: start it again, it goes on from its last checkpoint"
     assert [row.split()[0] for row in seen] == ["step", "1/4", "2/4", "3/4", "4/4"]
     assert seen[0].split() == ["step", "loss", "kl_nats"]
+
+
+def test_a_run_without_news_tells_when_it_was_last_heard_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "SAY_SECONDS", 0.02)
+    (tmp_path / "running.json").write_text(json.dumps({"scratch": str(tmp_path / "scratch")}))
+    with owner.alone(tmp_path / "scratch"):
+        path = tmp_path / "scratch" / owner.OWNER
+        os.utime(path, (time.time() - 90,) * 2)
+        news = watch(tmp_path, 0.001)
+        said = f"process {os.getpid()} on {platform.node()}, last heard 9"
+        assert [next(news).startswith(said) for _ in range(2)] == [True, True]
+        (tmp_path / "running.json").unlink()
+    assert not [line for line in news if not line.startswith(said)]
 
 
 def test_where_there_is_nothing_to_watch(

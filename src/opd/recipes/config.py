@@ -84,6 +84,12 @@ class Config(Strict):
     )
     engine: Engine = Engine()
     interpreters: Interpreters = Interpreters()
+    stall_minutes: float = Field(
+        default=120,
+        ge=0,
+        description="a stage that writes nothing for so long, no log either, hangs: it is ended "
+        "(0: never)",
+    )
     training: Training = Training()
     world: World | None = None
     defaults: dict[str, dict[str, Any]] = {}

@@ -171,7 +171,9 @@ class Measure(TrainerCallback):
         self.trainer, self.record, self.rows, self.every = trainer, record, rows, every
 
     def __call__(self) -> None:
-        step = int(self.trainer.state.global_step)
+        # A run that had no step left to take has no state of its own, but the record of its steps.
+        known = [row["step"] for row in self.record.rows]
+        step = max([int(self.trainer.state.global_step), *known])
         if any(row["step"] == step and row["name"] == "nll_nats" for row in self.record.rows):
             return
         nll = nll_nats(self.trainer, self.rows)

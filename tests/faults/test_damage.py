@@ -1,0 +1,112 @@
+"""Files damaged between two stages: the second takes nothing of them, and says what mends it."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from stages import Run, mended, only_error
+
+pytestmark = pytest.mark.faults
+
+
+def flip(path: Path) -> None:
+    """One bit, in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def flip_unseen(path: Path) -> None:
+    """One bit, at the same size and time of change."""
+    before = path.stat()
+    flip(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def add(path: Path) -> None:
+    path.with_name("added").write_bytes(b"")
+
+
+DAMAGE: list[Callable[[Path], None]] = [flip, flip_unseen, truncate, empty, Path.unlink, add]
+
+
+def consumer(run: Run, name: str) -> str | None:
+    """An artifact made from this one; one that shows things reads no more than it needs."""
+    made = [n for n, one in run.artifacts.items() if name in one.inputs and one.verb != "report"]
+    return made[0] if made else None
+
+
+def test_no_stage_takes_a_damaged_input(run: Run, tried) -> None:
+    """Of each kind of artifact that another is made from, one, in every file."""
+    pairs: dict[str, tuple[str, str]] = {}
+    for name, one in run.artifacts.items():
+        if (second := consumer(run, name)) is not None:
+            pairs.setdefault(one.verb, (name, second))
+    assert len(pairs) >= 15
+    for number, (verb, (name, second)) in enumerate(pairs.items()):
+        payload = run.results / name / "payload"
+        for i, path in enumerate(sorted(p for p in payload.rglob("*") if p.is_file())):
+            damage = DAMAGE[(number + i) % len(DAMAGE)]
+            before, times = path.read_bytes(), path.stat()
+            damage(path)
+            ended = run.make(second)
+            assert ended.status == 2, (verb, path.name, damage, ended.log)
+            said = only_error(ended)
+            assert "modified after it was made" in said, said
+            assert f"remove results/tiny/{name}/digest.json and run snakemake again" in said
+            assert (path.name if damage is not add else "added") in said
+            path.write_bytes(before)
+            path.with_name("added").unlink(missing_ok=True)
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            tried("an input with a damaged file (one bit, cut off, empty, gone, added)", verb)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("prompts/rl", truncate), ("embeddings/hashed/rl", flip), ("generations/rollouts/s0", flip)],
+)
+def test_what_is_advised_mends_it(run: Run, name: str, damage: Callable[[Path], None]) -> None:
+    digests, files = run.digests(), run.files()
+    second = consumer(run, name)
+    assert second
+    path = max((run.results / name / "payload").iterdir(), key=lambda p: p.stat().st_size)
+    damage(path)
+    said = only_error(run.make(second))
+    (advised,) = re.findall(r"remove (\S+) and run snakemake again", said)
+    (run.folder / advised).unlink()
+    again = run.make(name)
+    assert again.status == 0 and "made: " in again.log
+    mended(run, second, digests, files)
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip])
+@pytest.mark.parametrize("file", ["digest.json", "record", "manifest.json"])
+def test_damaged_records(run: Run, file: str, damage: Callable[[Path], None], tried) -> None:
+    """A damaged digest.json is refused; a damaged record in the store, or manifest, is written anew
+    where it is needed."""
+    digests, files = run.digests(), run.files()
+    name, second = "prompts/rl", "embeddings/hashed/rl"
+    path = run.results / name / file
+    if file == "record":
+        path = run.store / f"{run.identity(name)}.json"
+    damage(path)
+    ended = run.make(second)
+    if file == "digest.json":
+        assert ended.status == 2
+        assert f"remove results/tiny/{name}/digest.json" in only_error(ended)
+    else:
+        assert ended.status == 0, ended.log
+    (run.results / name / "digest.json").unlink()
+    mended(run, name, digests, files)
+    mended(run, second, digests, files)
+    tried("a damaged record or manifest", file)

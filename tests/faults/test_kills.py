@@ -1,0 +1,82 @@
+"""SIGKILL at points of a stage's progress: what is left, and what the next run makes of it."""
+
+import random
+from pathlib import Path
+
+import pytest
+from stages import Ended, Run
+
+from opd import journal
+from opd.manifest import VERBS
+
+pytestmark = pytest.mark.faults
+
+# Kills of one stage of each verb; those that import torch take longest.
+TORCH = ("init", "sft", "grpo", "opd", "generate", "evaluate", "pair", "continuation", "indicators")
+KILLS = {verb: 2 if verb in TORCH else 3 for verb in VERBS}
+SEED = 20
+
+
+def stage_of(run: Run, verb: str) -> str:
+    """The artifact of a verb that is killed: of training one with a step to keep, of prompts one
+    that has inputs."""
+    names = [name for name, one in run.artifacts.items() if one.verb == verb]
+    chosen = {"opd": "models/forward/s0", "prompts": "prompts/other", "sft": "models/cold/s0"}
+    return chosen.get(verb, names[0])
+
+
+def points(verb: str, events: int) -> list[tuple[int, bool]]:
+    """Events to be killed before, one in each part of the stage; every second one within a write,
+    if it is one."""
+    found, rng = [], random.Random(f"{SEED}/{verb}")
+    for i in range(KILLS[verb]):
+        edges = (events * i // KILLS[verb], events * (i + 1) // KILLS[verb])
+        found.append((rng.randrange(*edges), rng.random() < 0.5))
+    return found
+
+
+def sampled(run: Run) -> dict[Path, journal.Finished]:
+    paths = run.store.glob(".cache/responses/*/*.jsonl")
+    return {path: journal.read(path)[0] for path in paths}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_killed_stage_is_made_again_to_the_same_digests(run: Run, verb: str, tried) -> None:
+    name = stage_of(run, verb)
+    # What an undisturbed run of it makes, and in how many events.
+    run.check_inputs(name)
+    run.forget(name)
+    undisturbed = run.make(name)
+    assert undisturbed.status == 0, undisturbed.log
+    digests, files = run.digests(), run.files()
+    for event, half in points(verb, undisturbed.events):
+        run.forget(name)
+        killed = run.make(name, kill=event, half=half)
+        assert killed.status == -9, (event, killed.log)
+        # Nothing that is there is other than it should be.
+        assert {f: data for f, data in run.digests().items() if digests.get(f) != data} == {}
+        kept, trained = sampled(run), resumable(run, name)
+        again = run.make(name)
+        assert again.status == 0, (event, again.log)
+        assert run.digests() == digests, event
+        assert run.files() == files, event
+        went_on(run, again, kept, trained)
+        tried("SIGKILL", verb)
+
+
+def resumable(run: Run, name: str) -> bool:
+    """Whether there is a whole checkpoint, of a step after which nothing that is to be kept is
+    missing."""
+    asked = run.artifacts[name].cfg.get("execution", {}).get("keep_steps", [])
+    kept = {int(path.name) for path in run.store.glob(".scratch/*/kept/[0-9]*")}
+    first = min({*asked} - kept, default=10**9)
+    whole = run.store.glob(".scratch/*/checkpoint-*/opd-complete.json")
+    return any(int(path.parent.name.rpartition("-")[2]) < first for path in whole)
+
+
+def went_on(run: Run, again: Ended, kept: dict[Path, journal.Finished], trained: bool) -> None:
+    """What was finished when it was killed was not made again."""
+    assert ("going on from step" in again.log) == (trained and "made: " in again.log)
+    after = sampled(run)
+    for path, finished in kept.items():
+        assert after[path].items() >= finished.items()
