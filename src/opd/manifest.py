@@ -25,6 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from opd import gpu
 from opd.errors import Bad
 from opd.files import content, digest, module_digest, read_json
 from opd.keep import steps_of, whole
@@ -216,14 +217,15 @@ def _compute(
     try:
         stage = getattr(importlib.import_module(module), function)
         paths = {name: value[0] for name, value in resolved.items()}
-        if verb in RESUMES:
-            write_json(running, {"scratch": str(scratch.absolute())})
-            execution = {**cfg.get("execution", {}), "keep_steps": sorted(asked)}
-            numbers = stage({**cfg, "execution": execution}, paths, work, scratch)
-        elif verb in CACHES:
-            numbers = stage(dict(cfg), paths, work, store / ".cache")
-        else:
-            numbers = stage(dict(cfg), paths, work)
+        with gpu.telemetry(verb) as drawn:
+            if verb in RESUMES:
+                write_json(running, {"scratch": str(scratch.absolute())})
+                execution = {**cfg.get("execution", {}), "keep_steps": sorted(asked)}
+                numbers = stage({**cfg, "execution": execution}, paths, work, scratch)
+            elif verb in CACHES:
+                numbers = stage(dict(cfg), paths, work, store / ".cache")
+            else:
+                numbers = stage(dict(cfg), paths, work)
         outputs = content(work)
         if not outputs:
             raise Bad("the stage wrote nothing", f"opd {verb}", "this is a bug, report it")
@@ -252,6 +254,7 @@ def _compute(
             "versions": _versions(),
             "host": platform.node(),
             "device": _device(),
+            **({"gpu": drawn} if drawn else {}),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.time() - started, 2),
         },
@@ -308,7 +311,8 @@ def run_stage(
         computed = verb in LOOKS or not found
         try:
             if computed:
-                _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)
+                with gpu.lease(verb, cfg):
+                    _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)
         except BaseException:
             if verb not in RESUMES:
                 shutil.rmtree(scratch, ignore_errors=True)
