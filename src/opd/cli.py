@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("config/calibration.yaml"),
         help="what rates are in terms of; %(default)s if not given",
     )
+    _add_export(add)
     lock = add("lock", help="ask the hub for the commits of a config's objects")
     lock.add_argument("config", nargs="+", type=Path, help="config files, later ones on top")
     lock.add_argument(
@@ -230,6 +231,33 @@ def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
 
 
+def _add_export(add: Callable[..., argparse.ArgumentParser]) -> None:
+    export = add(
+        "export",
+        help="pack results, with what made them, as an RO-Crate",
+        usage="opd export RESULTS --out FILE.zip [options]",
+    )
+    export.add_argument("results", type=Path, help="results/NAME")
+    export.add_argument(
+        "--out", type=Path, required=True, help="a file that ends in .zip, or a new folder"
+    )
+    export.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        help="a figure, table, page or folder: what is behind it alone; may be repeated; all that "
+        "is there if not given",
+    )
+    export.add_argument(
+        "--full",
+        action="store_true",
+        help="with weights, fetched objects and files above 50 MB, which are only listed otherwise",
+    )
+    export.add_argument(
+        "--agent", metavar="NAME <URL>", help="who ran it; nobody is named if not given"
+    )
+
+
 def _schema(arguments: argparse.Namespace) -> None:
     from opd.recipes import schema
 
@@ -280,6 +308,14 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     calibration.write(arguments.output, calibration.calibrate(done, tables))
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from opd.export import export
+
+    given = arguments
+    for line in export(given.results, given.target, given.out, given.full, given.agent):
+        print(line)
+
+
 def _lock(arguments: argparse.Namespace) -> None:
     import yaml
 
@@ -316,6 +352,7 @@ OTHERS = {
     "watch": _watch,
     "plan": _plan,
     "calibrate": _calibrate,
+    "export": _export,
     "lock": _lock,
 }
 

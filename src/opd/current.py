@@ -5,6 +5,7 @@ clean-up) it would show old results under a new config: so the stages that show 
 all that lies behind them with the plan, which the run writes as ``results/NAME/plan.json``.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,19 @@ def write_plan(path: Path, artifacts: Mapping[str, "Artifact"]) -> None:
     if not path.is_file() or read_json(path) != plan:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plan)
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write a config as Snakemake has merged it from files and command line, to run it again."""
+    import yaml
+
+    plain = json.loads(json.dumps(config))
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+    if not path.is_file() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.partial")
+        temporary.write_text(text)
+        temporary.replace(path)
 
 
 def other_settings(artifacts: Mapping[str, "Artifact"], results: Path) -> list[str]:
