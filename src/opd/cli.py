@@ -15,6 +15,7 @@ from typing import Any
 from opd.errors import Bad
 from opd.files import read_json
 from opd.manifest import VERBS, run_stage
+from opd.safe import Redacting, redacted, refuse_code, visible
 
 RATES = Path("results/calibration.yaml")
 
@@ -268,7 +269,7 @@ def _watch(arguments: argparse.Namespace) -> None:
     from opd.watch import watch
 
     for line in watch(arguments.folder):
-        print(line, flush=True)
+        print(visible(line), flush=True)
 
 
 def _preflight(arguments: argparse.Namespace) -> None:
@@ -280,8 +281,10 @@ def _preflight(arguments: argparse.Namespace) -> None:
     cfg["metrics_k"] = arguments.k
     cfg["chat_template_kwargs"] = _object(arguments.chat_template, "--chat-template")
     cfg["threads"] = len(os.sched_getaffinity(0))
+    refuse_code(arguments.student)
+    refuse_code(arguments.teacher)
     folders = (arguments.student, arguments.teacher, arguments.prompts, arguments.out)
-    print(preflight(*folders, cfg), end="")
+    print(visible(preflight(*folders, cfg)), end="")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -297,7 +300,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         arguments.calibration,
         arguments.config,
     ):
-        print(line)
+        print(visible(line))
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
@@ -313,7 +316,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
     given = arguments
     for line in export(given.results, given.target, given.out, given.full, given.agent):
-        print(line)
+        print(visible(line))
 
 
 def _lock(arguments: argparse.Namespace) -> None:
@@ -360,6 +363,10 @@ OTHERS = {
 def main(argv: list[str] | None = None) -> None:
     """Run one verb; a ``Bad`` ends with its one line on stderr and exit status 2."""
     arguments = _parser().parse_args(argv)
+    if argv is None:  # a process of its own
+        sys.stderr = Redacting(sys.stderr)  # type: ignore[assignment]
+        # Libraries may ask whether to run a model's own code: there is nobody who says yes.
+        sys.stdin = open(os.devnull)  # noqa: SIM115
     # Stages read only what was declared; the few verbs that fetch do so on purpose.
     if arguments.verb not in ("fetch", "dataset", "lock", "prompts"):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -369,7 +376,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         OTHERS.get(arguments.verb, _stage)(arguments)
     except Bad as bad:
-        print(f"error: {bad}", file=sys.stderr)
+        print(f"error: {visible(redacted(str(bad)))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -29,6 +29,7 @@ from opd import gpu
 from opd.errors import Bad
 from opd.files import content, digest, module_digest, read_json
 from opd.keep import steps_of, whole
+from opd.safe import folder_mode, refuse_code
 
 # One stage per verb: the command line, the code digest and the rules all read this table.
 VERBS = {
@@ -162,6 +163,7 @@ def _resolve_input(path: Path) -> tuple[Path, dict[str, str], str]:
             str(payload),
             f"remove {path} and run snakemake again",
         )
+    refuse_code(payload)
     return payload, record["outputs"], record["identity"]
 
 
@@ -235,7 +237,7 @@ def _compute(
             shutil.rmtree(steps, ignore_errors=True)
             if entry.exists():
                 shutil.rmtree(entry)
-            work.chmod(0o755)
+            work.chmod(folder_mode())
             work.replace(entry)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)

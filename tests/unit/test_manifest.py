@@ -267,7 +267,7 @@ def _code_digest(root: Path) -> str:
     program = (
         "from opd import manifest as m\nm.VERBS['top'] = 'opd.top:run'\nprint(m.code_digest('top'))"
     )
-    for name in ("manifest.py", "files.py", "gpu.py", "keep.py", "errors.py"):
+    for name in ("manifest.py", "files.py", "gpu.py", "keep.py", "safe.py", "errors.py"):
         source = Path(manifest.__file__).with_name(name)
         (root / "opd" / name).write_text(source.read_text())
     done = subprocess.run(
