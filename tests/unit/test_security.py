@@ -278,7 +278,7 @@ def test_nobody_is_asked_to_run_a_models_own_code(
         text=True,
         env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
     )
-    assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+    assert done.returncode == 2 and "\nerror: " in f"\n{done.stderr}", done.stderr
     assert ("may run code" in done.stderr) is guarded
     assert not sprung.exists()
 
