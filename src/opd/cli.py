@@ -371,7 +371,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one verb; a ``Bad`` ends with its one line on stderr and exit status 2."""
     arguments = _parser().parse_args(argv)
     if argv is None:  # a process of its own
-        sys.stderr = Redacting(sys.stderr)  # type: ignore[assignment]
+        sys.stderr = Redacting(sys.stderr)
         # Libraries may ask whether to run a model's own code: there is nobody who says yes.
         sys.stdin = open(os.devnull)  # noqa: SIM115
     # Stages read only what was declared; the few verbs that fetch do so on purpose.
