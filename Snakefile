@@ -17,6 +17,7 @@
 #   report/ report.html                claims, figures, tables, runs, cost and state in one file
 #   logs/ benchmarks/                  one file per job, same path as the artifact
 #   plan.json                          what the config describes, for what is shown to be held to
+#   config.yaml                        the config of the last run, merged from files and command line
 #
 # Each artifact folder holds digest.json (what other stages depend on), manifest.json (what made
 # it) and payload, a link into results/.store.

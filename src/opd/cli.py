@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from opd.errors import Bad
 from opd.files import read_json
 from opd.manifest import VERBS, run_stage
+from opd.safe import Redacting, redacted, refuse_code, visible
 
 RATES = Path("results/calibration.yaml")
 
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what rates are in terms of; %(default)s if not given",
     )
     _add_gc(add)
+    _add_export(add)
     lock = add(
         "lock",
         help="ask the hub for the commits of a config's objects",
@@ -296,6 +298,33 @@ def _add_doctor(add: Callable[..., argparse.ArgumentParser]) -> None:
     doctor.add_argument("--json", action="store_true", help="print all of it as JSON")
 
 
+def _add_export(add: Callable[..., argparse.ArgumentParser]) -> None:
+    export = add(
+        "export",
+        help="pack results, with what made them, as an RO-Crate",
+        usage="opd export RESULTS --out FILE.zip [options]",
+    )
+    export.add_argument("results", type=Path, help="results/NAME")
+    export.add_argument(
+        "--out", type=Path, required=True, help="a file that ends in .zip, or a new folder"
+    )
+    export.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        help="a figure, table, page or folder: what is behind it alone; may be repeated; all that "
+        "is there if not given",
+    )
+    export.add_argument(
+        "--full",
+        action="store_true",
+        help="with weights, fetched objects and files above 50 MB, which are only listed otherwise",
+    )
+    export.add_argument(
+        "--agent", metavar="NAME <URL>", help="who ran it; nobody is named if not given"
+    )
+
+
 def _schema(arguments: argparse.Namespace) -> None:
     from opd.recipes import schema
 
@@ -306,7 +335,7 @@ def _watch(arguments: argparse.Namespace) -> None:
     from opd.watch import watch
 
     for line in watch(arguments.folder):
-        print(line, flush=True)
+        print(visible(line), flush=True)
 
 
 def _preflight(arguments: argparse.Namespace) -> None:
@@ -318,8 +347,10 @@ def _preflight(arguments: argparse.Namespace) -> None:
     cfg["metrics_k"] = arguments.k
     cfg["chat_template_kwargs"] = _object(arguments.chat_template, "--chat-template")
     cfg["threads"] = len(os.sched_getaffinity(0))
+    refuse_code(arguments.student)
+    refuse_code(arguments.teacher)
     folders = (arguments.student, arguments.teacher, arguments.prompts, arguments.out)
-    print(preflight(*folders, cfg), end="")
+    print(visible(preflight(*folders, cfg)), end="")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -335,7 +366,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         arguments.calibration,
         arguments.config,
     ):
-        print(line)
+        print(visible(line))
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
@@ -344,6 +375,14 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     tables = calibration.tables(arguments.reference)
     done = [calibration.finished(folder) for folder in arguments.results]
     calibration.write(arguments.output, calibration.calibrate(done, tables))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from opd.export import export
+
+    given = arguments
+    for line in export(given.results, given.target, given.out, given.full, given.agent):
+        print(visible(line))
 
 
 def _lock(arguments: argparse.Namespace) -> None:
@@ -404,6 +443,7 @@ OTHERS = {
     "watch": _watch,
     "plan": _plan,
     "calibrate": _calibrate,
+    "export": _export,
     "lock": _lock,
     "doctor": _doctor,
     "gc": _gc,
@@ -413,6 +453,10 @@ OTHERS = {
 def main(argv: list[str] | None = None) -> None:
     """Run one verb; a ``Bad`` ends with its one line on stderr and exit status 2."""
     arguments = _parser().parse_args(argv)
+    if argv is None:  # a process of its own
+        sys.stderr = Redacting(sys.stderr)
+        # Libraries may ask whether to run a model's own code: there is nobody who says yes.
+        sys.stdin = open(os.devnull)  # noqa: SIM115
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A stage that is told to stop clears its unfinished work away, as after an error.
     signal.signal(signal.SIGTERM, _told)
@@ -437,7 +481,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _fail(bad: Bad) -> NoReturn:
-    print(f"error: {bad}", file=sys.stderr)
+    print(f"error: {visible(redacted(str(bad)))}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -8,6 +8,7 @@ A job that waits on a cluster parses config and code again when it starts: it co
 with the plan of the run that submitted it.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,19 @@ def _record(path: Path) -> Mapping[str, Any]:
     except Bad:
         found = None
     return found if isinstance(found, dict) else {}
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write a config as Snakemake has merged it from files and command line, to run it again."""
+    import yaml
+
+    plain = json.loads(json.dumps(config))
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+    if not path.is_file() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.partial")
+        temporary.write_text(text)
+        temporary.replace(path)
 
 
 def other_settings(artifacts: Mapping[str, "Artifact"], results: Path) -> list[str]:

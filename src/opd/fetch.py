@@ -17,6 +17,7 @@ from typing import Any
 
 from opd.errors import Bad
 from opd.files import file_digest
+from opd.safe import inside
 
 # Weights in safetensors, configuration, tokenizer, chat template and sentence-transformers modules.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -269,7 +270,7 @@ def _extract_folder(archive: Path, prefix: str, folder: Path) -> None:
             inner = Path(member.filename.removeprefix(prefix))
             wanted = member.filename.startswith(prefix) and not member.is_dir()
             if wanted and any(inner.match(pattern) for pattern in PATTERNS):
-                target = folder / inner
+                target = inside(folder, inner.as_posix())
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink)

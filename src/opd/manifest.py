@@ -23,10 +23,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from opd import owner, verified
+from opd import gpu, owner, verified
 from opd.errors import Bad
 from opd.files import content, digest, module_digest, read_json
 from opd.keep import steps_of, whole
+from opd.safe import refuse_code
 
 # One stage per verb: the command line, the code digest and the rules all read this table.
 VERBS = {
@@ -132,7 +133,9 @@ def _resolve_input(path: Path, look: bool) -> tuple[Path, dict[str, str], str]:
         raise Bad("no such input", str(path), "run the stage that makes it")
     if path.name != "digest.json":
         return path, content(path), ""
-    return verified.artifact(path, look)
+    made = verified.artifact(path, look)
+    refuse_code(made[0])
+    return made
 
 
 def _kept(verb: str, cfg: Mapping[str, Any]) -> list[int]:
@@ -190,14 +193,15 @@ def _compute(
     try:
         stage = getattr(importlib.import_module(module), function)
         paths = {name: value[0] for name, value in resolved.items()}
-        if verb in RESUMES:
-            write_json(running, {"scratch": str(scratch.absolute())}, key)
-            execution = {**cfg.get("execution", {}), "keep_steps": sorted(asked)}
-            numbers = stage({**cfg, "execution": execution}, paths, work, scratch)
-        elif verb in CACHES:
-            numbers = stage(dict(cfg), paths, work, store / ".cache")
-        else:
-            numbers = stage(dict(cfg), paths, work)
+        with gpu.telemetry(verb) as drawn:
+            if verb in RESUMES:
+                write_json(running, {"scratch": str(scratch.absolute())}, key)
+                execution = {**cfg.get("execution", {}), "keep_steps": sorted(asked)}
+                numbers = stage({**cfg, "execution": execution}, paths, work, scratch)
+            elif verb in CACHES:
+                numbers = stage(dict(cfg), paths, work, store / ".cache")
+            else:
+                numbers = stage(dict(cfg), paths, work)
         stamps = verified.stamps(work)
         outputs = content(work)
         if not outputs:
@@ -230,6 +234,7 @@ def _compute(
             "versions": _versions(),
             "host": platform.node(),
             "device": _device(),
+            **({"gpu": drawn} if drawn else {}),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.time() - started, 2),
         },
@@ -321,7 +326,7 @@ def run_stage(
             )
             computed = verb in LOOKS or not found
             if computed:
-                with owner.watched(scratch, str(folder)):
+                with gpu.lease(verb, cfg), owner.watched(scratch, str(folder)):
                     _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)
             # Room for what follows. The lock stays until all is done.
             for path in scratch.iterdir():

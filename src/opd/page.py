@@ -1,12 +1,15 @@
 """The page that every report shares: one HTML file that needs no other, on any screen and on paper.
 
-A page is a Jinja template that extends ``base``. Values are escaped unless they are ``Markup``.
+A page is a Jinja template that extends ``base``. Values are escaped unless they are ``Markup``;
+control characters are spelt out, whatever they came in.
 """
 
 from collections.abc import Iterable, Sequence
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
+
+from opd.safe import visible
 
 # The policy keeps the page whole offline and safe: nothing is loaded, no script runs.
 BASE = """\
@@ -66,7 +69,6 @@ tbody th { min-width: 7rem; }
 </body>
 </html>
 """
-
 _PAGES = Environment(
     loader=DictLoader({"base": BASE}),
     autoescape=True,
@@ -90,7 +92,7 @@ _TABLE = _PAGES.from_string("""\
 
 def render(template: str, title: str, **values: object) -> str:
     """The HTML of a page: a template that extends ``base`` and fills its blocks style and body."""
-    return _PAGES.from_string(template).render(title=title, **values)
+    return visible(_PAGES.from_string(template).render(title=title, **values))
 
 
 def table(

@@ -23,6 +23,7 @@ from opd.report_page import TEMPLATE
 # Not compared with their digests: reading them would take longer than all else together.
 WEIGHTS = ".safetensors"
 MISSING = "–"
+DRAWN = ("GPU memory, peak (GiB)", "GPU busy (%)", "GPU energy (Wh)")
 
 
 class Made(NamedTuple):
@@ -163,20 +164,23 @@ def modified(payload: Path) -> list[str]:
 
 
 def cost(made: Sequence[Made]) -> dict[str, Any]:
-    """Seconds in all, and [(name, stages, duration)] by verb and by device, longest first.
+    """Seconds in all, and rows by verb and by device, longest first: name, stages, duration and,
+    where a stage has recorded what it drew from a GPU, the three numbers of ``drawn``.
 
     An artifact that several folders link was made once and counts once.
     """
     stages = list({one.manifest["identity"]: one.manifest for one in made}.values())
+    gpu = any("gpu" in manifest for manifest in stages)
 
-    def by(key: str) -> list[tuple[str, int, Markup]]:
+    def by(key: str) -> list[tuple[Any, ...]]:
         sums = [
-            (sum(m["seconds"] for m in of), name, len(of))
+            (sum(m["seconds"] for m in of), name, len(of), drawn(of) if gpu else ())
             for name, of in _grouped(stages, key).items()
         ]
-        return [(name, n, duration(s)) for s, name, n in sorted(sums, reverse=True)]
+        return [(name, n, duration(s), *of) for s, name, n, of in sorted(sums, reverse=True)]
 
     return {
+        "columns": ["stages", "time", *(DRAWN if gpu else ())],
         "seconds": sum(m["seconds"] for m in stages),
         "stages": len(stages),
         "verb": by("verb"),
@@ -184,6 +188,21 @@ def cost(made: Sequence[Made]) -> dict[str, Any]:
         "first": min((m["started"] for m in stages), default=None),
         "last": max((m["started"] for m in stages), default=None),
     }
+
+
+def drawn(manifests: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What stages drew from GPUs, as ``DRAWN`` heads it: the highest peak of memory on one device,
+    the mean share of time with work on them (weighted by the stages' time), the sum of energy."""
+    of = [(m["seconds"], m["gpu"]) for m in manifests if "gpu" in m]
+    peaks = [gpu["peak_memory_bytes"] for _, gpu in of if "peak_memory_bytes" in gpu]
+    busy = [(s, gpu["utilisation"]) for s, gpu in of if "utilisation" in gpu]
+    energy = [gpu["energy_joules"] for _, gpu in of if "energy_joules" in gpu]
+    time = sum(s for s, _ in busy)
+    return (
+        f"{max(peaks) / 2**30:.1f}" if peaks else MISSING,
+        f"{100 * sum(s * u for s, u in busy) / time:.0f}" if time else MISSING,
+        f"{sum(energy) / 3600:.1f}" if energy else MISSING,
+    )
 
 
 def versions(made: Sequence[Made]) -> list[tuple[str, str]]:

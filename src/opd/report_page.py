@@ -162,8 +162,8 @@ wall-clock time{% if cost.first %}; the first began on {{ time(cost.first) }}, t
 {{ time(cost.last) }}{% endif %}. A stage counts once, with the time that it took when it was
 computed, also where it is used in several places or again.</p>
 <div class="short">
-{{ table(["verb", "stages", "time"], cost.verb, name="cost by verb") }}
-{{ table(["device", "stages", "time"], cost.device, name="cost by device") }}</div>
+{{ table(["verb"] + cost.columns, cost.verb, name="cost by verb") }}
+{{ table(["device"] + cost.columns, cost.device, name="cost by device") }}</div>
 </section>
 <section id="environment"><h2>Environment</h2>
 <p>Versions that the stages recorded. More than one: how many artifacts were made with each.</p>

@@ -393,7 +393,8 @@ def _code_digest(root: Path) -> str:
     program = (
         "from opd import manifest as m\nm.VERBS['top'] = 'opd.top:run'\nprint(m.code_digest('top'))"
     )
-    for name in ("manifest.py", "files.py", "keep.py", "errors.py", "owner.py", "verified.py"):
+    names = ("manifest", "files", "keep", "errors", "owner", "verified", "gpu", "safe")
+    for name in (f"{module}.py" for module in names):
         source = Path(manifest.__file__).with_name(name)
         (root / "opd" / name).write_text(source.read_text())
     done = subprocess.run(

@@ -170,6 +170,26 @@ def test_what_two_folders_link_counts_once(tmp_path):
     assert "opd 1 30.0 s" in page.text and "opd: 2," in page.text
 
 
+def test_what_stages_drew_from_gpus_stands_beside_their_time(tmp_path):
+    results = Results(tmp_path)
+    results.run("opd", "models/dry/s0", {}, seconds=5.0)
+    page, _ = made(results, tmp_path / "out")
+    assert "GPU" not in page.text
+    gib = 2**30
+    for name, seconds, peak, busy, joules in [
+        ("a", 100.0, 70 * gib, 0.9, 36_000.0),
+        ("b", 300.0, 20 * gib, 0.5, 54_000.0),
+    ]:
+        gpu = {"peak_memory_bytes": peak, "utilisation": busy, "energy_joules": joules}
+        results.run("opd", f"models/{name}/s0", {}, seconds=seconds, device="H100", gpu=gpu)
+    page, _ = made(results, tmp_path / "out")
+    assert "GPU memory, peak (GiB) GPU busy (%) GPU energy (Wh)" in page.text
+    # (100 x 0.9 + 300 x 0.5) / 400 = 0.6; 90,000 J are 25 Wh; what ran without a GPU tells nothing.
+    assert "H100 2 6 min 40 s 70.0 60 25.0" in page.text
+    assert "cpu 1 5.0 s – – –" in page.text
+    assert "opd 3 6 min 45 s 70.0 60 25.0" in page.text
+
+
 @pytest.mark.parametrize("kind", ["changed", "gone", "added"])
 def test_modified_payload_is_marked_in_place_and_on_top(tmp_path, kind):
     results = sample(tmp_path)

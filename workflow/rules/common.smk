@@ -56,6 +56,7 @@ else:
 
 onstart:
     current.write_plan(Path(PLAN), ARTIFACTS)
+    current.write_config(Path(RESULTS, "config.yaml"), config)
 
 
 # Paths of interpreters belong to execution, not identity: in the environment they appear neither

@@ -13,6 +13,7 @@ from opd.errors import Bad
 from opd.recipes.base import Plain, Ref, references, unknown
 from opd.recipes.config import DEFAULTS, Config, schema
 from opd.recipes.models import Keep, Kept, Model
+from opd.safe import holds_secret
 from opd.yaml_text import load
 
 
@@ -23,6 +24,7 @@ def resolve(raw: Mapping[str, Any]) -> Config:
     is the student, the last one the model), and so is what released weights take the place of.
     Raises ``Bad`` with the key, the value and what is allowed.
     """
+    _refuse_secrets(raw)
     config = _parse(_expand(raw))
     _settle_models(config)
     _check_references(config)
@@ -102,6 +104,18 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
+
+
+def _refuse_secrets(value: Any, where: str = "") -> None:
+    """Settings are written into manifests and logs."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_secrets(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            _refuse_secrets(inner, f"{where}.{i}")
+    elif isinstance(value, str) and holds_secret(value):
+        raise Bad("it holds a token or a password", where, "put it into the environment")
 
 
 def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
