@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     watch = add("watch", help="show a training run step by step as it goes")
     watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
     _add_plan(add)
+    _add_audit(add)
     rates = add("calibrate", help="measure rates for `opd plan` in finished stages")
     rates.add_argument("results", nargs="+", type=Path, help="results/NAME")
     rates.add_argument(
@@ -230,6 +231,41 @@ def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
 
 
+def _add_config(parser: argparse.ArgumentParser, about: str, **more: Any) -> None:
+    parser.add_argument(
+        "--configfile",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help=f"as for snakemake, later ones on top; {about} if not given",
+        **more,
+    )
+
+
+def _add_audit(add: Callable[..., argparse.ArgumentParser]) -> None:
+    audit = add("audit", help="whether results are what was made, whole and current")
+    audit.add_argument("path", type=Path, help="results, results/NAME, or an artifact below it")
+    _add_config(audit, "what the last run found in plan.json")
+    audit.add_argument(
+        "--json", type=Path, metavar="FILE", help="also written there; - is standard output"
+    )
+    audit.add_argument(
+        "--allow",
+        nargs="+",
+        choices=("stale", "orphaned", "missing"),
+        default=[],
+        help="states that end well, too; none if not given",
+    )
+    audit.add_argument(
+        "--strict",
+        action="store_true",
+        help="other versions, and store entries that nothing links, end badly, too",
+    )
+    audit.add_argument(
+        "--store", type=Path, metavar="DIR", help="where files are whose links lead nowhere"
+    )
+
+
 def _schema(arguments: argparse.Namespace) -> None:
     from opd.recipes import schema
 
@@ -272,6 +308,35 @@ def _plan(arguments: argparse.Namespace) -> None:
         print(line)
 
 
+def _audit(arguments: argparse.Namespace) -> int:
+    import time
+
+    from opd import audit_text
+    from opd.audit import audit, fails
+    from opd.trail import results_folders
+
+    plan = None
+    if arguments.configfile:
+        from opd.planned import described
+
+        if len(results_folders(arguments.path.absolute())) > 1:
+            remedy = "name results/NAME"
+            raise Bad("a config describes one results folder", str(arguments.path), remedy)
+        plan = described(arguments.configfile)
+    started = time.monotonic()
+    found = audit(arguments.path, plan, arguments.store)
+    seconds = time.monotonic() - started
+    as_json = json.dumps(audit_text.as_json(found), indent=1)
+    if arguments.json and str(arguments.json) != "-":
+        arguments.json.write_text(as_json + "\n")
+    if arguments.json and str(arguments.json) == "-":
+        print(as_json)
+    else:
+        for line in audit_text.lines(found, str(arguments.path), seconds):
+            print(line)
+    return int(fails(found, arguments.allow, arguments.strict))
+
+
 def _calibrate(arguments: argparse.Namespace) -> None:
     from opd import calibration
 
@@ -309,12 +374,14 @@ def _stage(arguments: argparse.Namespace) -> None:
     print(f"{'made' if computed else 'found in the store'}: {arguments.output.parent}")
 
 
-# What is no stage. Each imports what it needs: a verb starts without the others' libraries.
-OTHERS = {
+# What is no stage, with its exit status. Each imports what it needs: a verb starts without the
+# others' libraries.
+OTHERS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "schema": _schema,
     "preflight": _preflight,
     "watch": _watch,
     "plan": _plan,
+    "audit": _audit,
     "calibrate": _calibrate,
     "lock": _lock,
 }
@@ -330,7 +397,9 @@ def main(argv: list[str] | None = None) -> None:
     # A stage that is told to stop clears its unfinished work away, as after an error.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        OTHERS.get(arguments.verb, _stage)(arguments)
+        status = OTHERS.get(arguments.verb, _stage)(arguments)
+        if status:
+            sys.exit(status)
     except Bad as bad:
         print(f"error: {bad}", file=sys.stderr)
         sys.exit(2)

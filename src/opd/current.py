@@ -11,18 +11,35 @@ from typing import TYPE_CHECKING, Any
 
 from opd.errors import Bad
 from opd.files import digest, read_json
-from opd.manifest import settings_digest, write_json
+from opd.manifest import sealed, settings_digest, write_json
 
 if TYPE_CHECKING:
     from opd.plan import Artifact
 
 
-def write_plan(path: Path, artifacts: Mapping[str, "Artifact"]) -> None:
-    """Write folder -> digest of the settings, and inputs, of every artifact of a plan."""
-    plan = {
-        folder: {"settings": settings_digest(one.verb, one.cfg), "inputs": list(one.inputs)}
+def described(
+    artifacts: Mapping[str, "Artifact"], asked: Iterable[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Folder -> verb, settings and their digest, inputs, and whether it is asked for, of every
+    artifact of a plan; each sealed."""
+    shown = set(asked)
+    return {
+        folder: sealed(
+            {
+                "verb": one.verb,
+                "cfg": one.cfg,
+                "settings": settings_digest(one.verb, one.cfg),
+                "inputs": list(one.inputs),
+                "asked": folder in shown,
+            }
+        )
         for folder, one in artifacts.items()
     }
+
+
+def write_plan(path: Path, artifacts: Mapping[str, "Artifact"], asked: Iterable[str] = ()) -> None:
+    """Write what a config describes (``described``), where it differs from what is there."""
+    plan = described(artifacts, asked)
     if not path.is_file() or read_json(path) != plan:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plan)

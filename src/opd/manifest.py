@@ -4,7 +4,8 @@ Every artifact is a folder with three things: ``digest.json`` (identity and cont
 so an upstream rerun with the same result changes nothing for what depends on it),
 ``manifest.json`` (the audit trail: settings, inputs, versions, host, time; never an input) and
 ``payload``, a link into the store. The store is keyed by identity: a digest of the stage's
-settings (which hold a digest of its code) and of the content of its inputs.
+settings (which hold a digest of its code) and of the content of its inputs. What was adopted
+(``opd.adopt``) has an identity of its own kind: nothing here has made it.
 """
 
 import fcntl
@@ -25,6 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from opd import files
 from opd.errors import Bad
 from opd.files import content, digest, module_digest, read_json
 from opd.keep import steps_of, whole
@@ -84,13 +86,39 @@ def code_digest(verb: str) -> str:
     return module_digest(VERBS[verb].partition(":")[0])
 
 
+@cache
+def modules(verb: str) -> dict[str, str]:
+    """Module -> digest of its own code, of all that ``code_digest`` covers: what tells which of
+    them has changed."""
+    found: dict[str, str] = {}
+    queue = [VERBS[verb].partition(":")[0]]
+    while queue:
+        module = queue.pop()
+        if module not in found:
+            source, imports = files._source(module)
+            found[module] = digest(source)
+            queue.extend(imports)
+    return found
+
+
 def identity(verb: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
     """Digest that names an artifact: verb, settings, and the content digests of its inputs.
 
     What is under ``execution`` changes how a stage runs and not what it makes: it does not count.
     """
-    of = {name: digest(value) for name, value in inputs.items()}
-    return digest({"verb": verb, "cfg": _made_by(cfg), "inputs": of})
+    return identity_of(verb, cfg, {name: digest(value) for name, value in inputs.items()})
+
+
+def identity_of(verb: str, cfg: Mapping[str, Any], used: Mapping[str, str]) -> str:
+    """The same from the digests of the inputs' contents, as manifests have them."""
+    return digest({"verb": verb, "cfg": _made_by(cfg), "inputs": dict(used)})
+
+
+def adopted_identity(verb: str, cfg: Mapping[str, Any], outputs: Mapping[str, str]) -> str:
+    """The same for what was adopted as the work of this stage: verb, settings without the code,
+    which did not make it, and content. Never that of something a stage has made."""
+    settings = {key: value for key, value in _made_by(cfg).items() if key != "code"}
+    return digest({"adopted": verb, "cfg": settings, "outputs": dict(outputs)})
 
 
 def settings_digest(verb: str, cfg: Mapping[str, Any]) -> str:
@@ -140,14 +168,25 @@ def _alone(scratch: Path) -> Iterator[None]:
         file.close()
 
 
+def json_text(value: Any) -> str:
+    """The text of a record: any other text of the same value was not written here."""
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON to a temporary name, then rename."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(json_text(value))
     temporary.replace(path)
 
 
-def _resolve_input(path: Path) -> tuple[Path, dict[str, str], str]:
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with a digest of its own text, ``seal``: much of a manifest is in no other."""
+    rest = {name: one for name, one in value.items() if name != "seal"}
+    return rest | {"seal": hashlib.sha256(json_text(rest).encode()).hexdigest()}
+
+
+def resolve_input(path: Path) -> tuple[Path, dict[str, str], str]:
     """A declared input -> (payload folder or plain file, content digests, identity or '')."""
     if not path.exists():
         raise Bad("no such input", str(path), "run the stage that makes it")
@@ -240,32 +279,70 @@ def _compute(
         raise
     finally:
         running.unlink(missing_ok=True)
-    write_json(
-        record,
-        {
-            "verb": verb,
-            "identity": key,
-            "cfg": dict(cfg),
-            "inputs": _made_from(resolved, inputs),
-            "outputs": outputs,
-            "numbers": numbers,
-            "versions": _versions(),
-            "host": platform.node(),
-            "device": _device(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-            "seconds": round(time.time() - started, 2),
-        },
-    )
+    made = {
+        "verb": verb,
+        "identity": key,
+        "cfg": dict(cfg),
+        "inputs": made_from(resolved, inputs),
+        "outputs": outputs,
+        "numbers": numbers,
+        "modules": _modules(verb, cfg),
+        "versions": versions(),
+        "host": platform.node(),
+        "device": _device(),
+        "started": stamp(started),
+        "seconds": round(time.time() - started, 2),
+    }
+    write_json(record, sealed(made))
     _store_steps(sorted(asked), scratch / "kept", steps)
 
 
-def _made_from(
+def _modules(verb: str, cfg: Mapping[str, Any]) -> dict[str, str]:
+    """Those of the code that the settings name; none where it has been edited while a job was
+    queued, or where the settings are of other code."""
+    return modules(verb) if "code" in cfg and cfg["code"] == code_digest(verb) else {}
+
+
+def stamp(seconds: float) -> str:
+    """A time as manifests have it, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _adopted(folder: Path, verb: str, cfg: Mapping[str, Any]) -> str | None:
+    """The identity of what was adopted in this folder for these settings, if anything was."""
+    with suppress(Bad):
+        made = read_json(folder / "manifest.json")
+        if made.get("adopted") and made["identity"] == adopted_identity(verb, cfg, made["outputs"]):
+            return str(made["identity"])
+    return None
+
+
+def made_from(
     resolved: Mapping[str, tuple[Path, dict[str, str], str]], inputs: Sequence[Path]
 ) -> dict[str, dict[str, str]]:
+    """``inputs`` of a manifest."""
     return {
         name: {"path": str(path), "identity": value[2], "outputs": digest(value[1])}
         for (name, value), path in zip(resolved.items(), inputs, strict=True)
     }
+
+
+def hand_off(verb: str, cfg: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """digest.json of what has this manifest."""
+    found = {
+        "identity": made["identity"],
+        "settings": settings_digest(verb, cfg),
+        "outputs": made["outputs"],
+    }
+    return found | ({"adopted": True} if made.get("adopted") else {})
+
+
+def link(entry: Path, folder: Path) -> None:
+    """Link an entry of the store as the payload of an artifact's folder."""
+    # Renamed into place: an orphan of a killed run may be doing the same at this moment.
+    name = folder / f".payload.{os.getpid()}"
+    name.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
+    name.replace(folder / "payload")
 
 
 def run_stage(
@@ -290,20 +367,29 @@ def run_stage(
         raise Bad(
             f"{len(inputs)} inputs for the names {names}", f"opd {verb}", "give one path per name"
         )
-    resolved = {name: _resolve_input(path) for name, path in zip(names, inputs, strict=True)}
-    key = identity(verb, cfg, {name: value[1] for name, value in resolved.items()})
-    entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
+    resolved = {name: resolve_input(path) for name, path in zip(names, inputs, strict=True)}
     folder = output.parent
+    adopted = _adopted(folder, verb, cfg)
+    key = adopted or identity(verb, cfg, {name: value[1] for name, value in resolved.items()})
+    entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
+    if adopted and not whole(entry, record):
+        raise Bad(
+            "what was adopted here is damaged, or gone from the store",
+            str(folder),
+            f"adopt it again, or remove {folder} to have it made",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     store.mkdir(parents=True, exist_ok=True)
-    for stale in (output, folder / "manifest.json", folder / "payload", *copies.values()):
+    # What says that it was adopted stays until it is replaced, should this be killed.
+    old = () if adopted else (folder / "manifest.json", folder / "payload")
+    for stale in (output, *old, *copies.values()):
         if stale.is_symlink() or stale.is_file():
             stale.unlink()
 
     with _alone(scratch):
         steps = steps_of(entry)
         found = whole(entry, record) and all(
-            whole(steps / str(step), steps / f"{step}.json") for step in _kept(verb, cfg)
+            adopted or whole(steps / str(step), steps / f"{step}.json") for step in _kept(verb, cfg)
         )
         computed = verb in LOOKS or not found
         try:
@@ -315,29 +401,26 @@ def run_stage(
             raise
         shutil.rmtree(scratch, ignore_errors=True)
     made = read_json(record)
-    # Renamed into place: an orphan of a killed run may be doing the same at this moment.
-    link = folder / f".payload.{os.getpid()}"
-    link.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
-    link.replace(folder / "payload")
-    # The entry may have been made for another results folder: the inputs are those of this one.
-    write_json(folder / "manifest.json", made | {"inputs": _made_from(resolved, inputs)})
+    link(entry, folder)
+    # The entry may have been made for another results folder: the inputs are those of this one. The
+    # settings are the same but for the code of what was adopted, which did not make it.
+    own = {"inputs": made_from(resolved, inputs)} | ({"cfg": dict(cfg)} if adopted else {})
+    write_json(folder / "manifest.json", sealed(made | own))
     for name, path in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.partial")
         shutil.copyfile(entry / name, temporary)
         temporary.replace(path)
-    write_json(
-        output,
-        {"identity": key, "settings": settings_digest(verb, cfg), "outputs": made["outputs"]},
-    )
+    write_json(output, hand_off(verb, cfg, made))
     return computed
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Version of Python and of each of ``PACKAGES`` that is installed."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions
+    return found

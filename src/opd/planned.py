@@ -5,15 +5,17 @@ import difflib
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd import claim_spec, cost, exhibits, plan
+import yaml
+
+from opd import claim_spec, cost, current, exhibits, lock, plan, recipes
 from opd.cost import Artifacts, Facts, Work
 from opd.errors import Bad
 from opd.files import content, read_json
-from opd.manifest import identity
+from opd.manifest import adopted_identity, identity
 from opd.recipes import Config, unknown
 
 SHOWN = ("figures/", "tables/", "contamination/", "claims", "report")
@@ -40,6 +42,32 @@ class Machine(NamedTuple):
     rates: list[list[Mapping[str, Any]]]
     reference: Mapping[str, Any] | None
     fixed: Mapping[str, Mapping[str, float]]
+
+
+# What a config describes
+
+
+def read_config(files: Iterable[Path], settings: Iterable[str] = ()) -> Config:
+    """The config of these files and ``settings`` (KEY=VALUE), later ones on top. Raises ``Bad``."""
+    merged: dict[str, Any] = {}
+    for path in files:
+        if not path.is_file():
+            raise Bad("no such config", str(path), "mend the path")
+        merged = recipes.merge(merged, yaml.safe_load(path.read_text()) or {})
+    return recipes.resolve(recipes.merge(merged, recipes.settings(settings)))
+
+
+def artifacts_of(config: Config, root: Path) -> dict[str, plan.Artifact]:
+    """Every artifact of a config; ``root`` holds hub.lock.yaml and the papers' files."""
+    found = plan.plan(config, lock.read(root / "hub.lock.yaml"))
+    return found | exhibits.exhibits(config, found, root)
+
+
+def described(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """What a run with these config files would write as plan.json."""
+    config = read_config(files)
+    artifacts = artifacts_of(config, files[0].parent)
+    return current.described(artifacts, exhibits.targets(config, artifacts))
 
 
 # What is there
@@ -70,6 +98,13 @@ def _state(
     artifact: plan.Artifact, outputs: Mapping[str, dict[str, str]], results: Path, store: Path
 ) -> tuple[str, dict[str, str] | None]:
     """The state, and the digests of what is made, None where it has yet to be made."""
+    digest = results / artifact.folder / "digest.json"
+    present = digest.is_file() and (digest.parent / "payload").exists()
+    made = read_json(digest) if present else {}
+    if made.get("adopted"):
+        theirs = adopted_identity(artifact.verb, artifact.cfg, made["outputs"])
+        if made["identity"] == theirs:
+            return "there", made["outputs"]
     given = {}
     for name, path in cost.named(artifact).items():
         if path not in outputs and not Path(path).is_absolute():
@@ -79,11 +114,8 @@ def _state(
     kept = artifact.cfg.get("execution", {}).get("keep_steps", ())
     if not all((store / f"{key}.steps" / f"{step}.json").is_file() for step in kept):
         return "run", None
-    digest = results / artifact.folder / "digest.json"
-    if digest.is_file() and (digest.parent / "payload").exists():
-        made = read_json(digest)
-        if made["identity"] == key:
-            return "there", made["outputs"]
+    if made.get("identity") == key:
+        return "there", made["outputs"]
     record, entry = store / f"{key}.json", store / key
     if record.is_file() and entry.is_dir():
         return "store", read_json(record)["outputs"]

@@ -43,7 +43,7 @@ if workflow.is_main_process:
 
 
 onstart:
-    current.write_plan(Path(PLAN), ARTIFACTS)
+    current.write_plan(Path(PLAN), ARTIFACTS, TARGETS)
 
 
 # Paths of interpreters belong to execution, not identity: in the environment they appear neither

@@ -1,0 +1,467 @@
+"""``opd audit``: whether what lies in a results folder is what was made, and is current.
+
+Every file is hashed, every record is held against itself, its payload, the records of its inputs
+and the plan. Nothing is written, and nothing but the folder is needed: no ``.snakemake/``, and no
+store behind a copy whose links were followed. docs/audit.md says what that proves.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opd import manifest, trail
+from opd.diff import changes
+from opd.files import digest
+from opd.hashing import hashed
+from opd.keep import steps_of
+from opd.trail import Artifact
+
+# From worst to best: an artifact has the worst of what was found.
+STATES = ("modified", "missing", "stale", "orphaned", "whole")
+MODIFIED, MISSING, STALE, ORPHANED, WHOLE = STATES
+
+# What records without a seal hold, as earlier versions wrote them.
+_MANIFEST = {
+    *("verb", "identity", "cfg", "inputs", "outputs", "numbers", "versions", "host", "device"),
+    *("started", "seconds"),
+}
+_PLANNED = {"settings", "inputs"}
+_RECORD = {"identity", "settings", "outputs"}
+_NOT_MADE = "its bytes are not those that were made"
+
+Plan = Mapping[str, Mapping[str, Any]]
+Record = Mapping[str, Any]
+
+
+class Finding(NamedTuple):
+    """What is wrong: the state that it means, which file, setting or input, and what is with it."""
+
+    state: str
+    where: str
+    what: str
+
+
+class Audited(NamedTuple):
+    """An artifact, or a file or store entry that is none, and what was found. ``drift``: versions
+    {package: (then, now)}; ``absent``: plain files it was made from that are not here."""
+
+    place: str
+    verb: str
+    findings: tuple[Finding, ...]
+    drift: Mapping[str, tuple[str, str]] = {}
+    absent: tuple[str, ...] = ()
+    adopted: bool = False
+
+    @property
+    def state(self) -> str:
+        return min((one.state for one in self.findings), key=STATES.index, default=WHOLE)
+
+
+class Audit(NamedTuple):
+    """All that was looked at. ``unused``: bytes of store entries that nothing links; ``prints``: a
+    digest of all that was made in a results folder, by its name."""
+
+    audited: Sequence[Audited]
+    unused: Mapping[str, int]
+    prints: Mapping[str, str]
+    files: int
+    bytes: int
+
+
+def audit(given: Path, plan: Plan | None = None, store: Path | None = None) -> Audit:
+    """Look at ``results``, at one results folder, or at an artifact and all behind it.
+
+    plan: what a config describes (``opd.current.described``); what the last run found
+    (``plan.json``) if not given. store: where the files are whose links lead nowhere. Raises
+    ``Bad`` where there is nothing to look at.
+    """
+    path = given.absolute()
+    roots = trail.results_folders(path)
+    artifacts = [trail.artifact(root, name) for root in roots for name in trail.folders(root)]
+    if not roots:
+        artifacts = trail.behind(trail.locate(given))
+    plans = {one.root: plan or _plan(one.root) for one in artifacts}
+    entries = _entries(path / ".store")
+    paths = [file for one in artifacts for file in _files(one, store)]
+    files = hashed([*paths, *(file for entry in entries for file in _below(entry).values())])
+
+    several = len(roots) > 1
+    audited = []
+    for one in artifacts:
+        found = _artifact(one, plans[one.root], store, files.of)
+        audited.append(
+            found._replace(place=f"{one.root.name}/{one.folder}" if several else one.folder)
+        )
+    for root in roots:
+        own = [one for one in artifacts if one.root == root]
+        for found in _folder(root, plans.get(root), own):
+            place = f"{root.name}/{found.place}" if several else found.place
+            audited.append(found._replace(place=place))
+    linked = {(one.path / "payload").resolve() for one in artifacts}
+    loose = [entry for entry in entries if entry.resolve() not in linked]
+    for entry in loose:
+        findings = (*_stored(entry, files.of),)
+        if findings:
+            audited.append(Audited(f".store/{entry.name}", "", findings))
+    return Audit(
+        audited,
+        {one.name: sum(file.stat().st_size for file in _below(one).values()) for one in loose},
+        {root.name: _print([one for one in artifacts if one.root == root]) for root in roots},
+        files.files,
+        files.bytes,
+    )
+
+
+def fails(found: Audit, allow: Iterable[str] = (), strict: bool = False) -> bool:
+    """Whether anything is in another state than whole and those to ``allow``; ``strict``: or was
+    made by other versions, or is in the store and linked by nothing."""
+    if {one.state for one in found.audited} - {WHOLE, *allow}:
+        return True
+    return strict and (bool(found.unused) or any(one.drift for one in found.audited))
+
+
+def _print(artifacts: Iterable[Artifact]) -> str:
+    """A digest of what was made, when and where it was made apart; so without the report."""
+    made = {one.folder: one.record for one in artifacts if one.verb not in manifest.LOOKS}
+    return digest(made)
+
+
+# What is to be hashed
+
+
+def _below(folder: Path) -> dict[str, Path]:
+    """The files of a folder by their path below it."""
+    return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+
+
+def _entries(store: Path) -> list[Path]:
+    if not store.is_dir():
+        return []
+    return sorted(p for p in store.iterdir() if p.is_dir() and _is_identity(p.name))
+
+
+def _is_identity(name: str) -> bool:
+    return len(name) == 64 and set(name) <= set("0123456789abcdef")
+
+
+def _entry(one: Artifact) -> Path | None:
+    """The store entry that an artifact links; None where it holds its files itself."""
+    link = one.path / "payload"
+    entry = link.resolve()
+    return entry if link.is_symlink() and entry.is_dir() and _is_identity(entry.name) else None
+
+
+def _copies(one: Artifact) -> dict[str, Path]:
+    """File of the payload -> where its copy lies."""
+    names = trail.COPIES.get(one.verb, ())
+    return {name: one.root / f"{one.folder}{Path(name).suffix}" for name in names}
+
+
+def _plain(one: Artifact) -> Iterator[tuple[str, Record, Path | None]]:
+    """The inputs that are plain files or folders of such."""
+    for name, used, place in trail.inputs(one):
+        if Path(used["path"]).name != "digest.json":
+            yield name, used, place
+
+
+def _within(path: Path) -> dict[str, Path]:
+    """The files of a folder, or the one file, by their names in ``opd.files.content``."""
+    return {path.name: path} if path.is_file() else _below(path)
+
+
+def _files(one: Artifact, store: Path | None) -> Iterator[Path]:
+    payload = trail.payload(one, store)
+    if payload:
+        yield from _below(payload).values()
+    entry = _entry(one)
+    if entry:
+        yield from _below(steps_of(entry)).values()
+    yield from (path for path in _copies(one).values() if path.is_file())
+    for _, _, place in _plain(one):
+        if place:
+            yield from _within(place).values()
+
+
+# Records
+
+
+def _unsound(path: Path, known: set[str]) -> str | None:
+    """What is wrong with a record by itself; None where nothing is. ``known``: its keys where it
+    has no seal."""
+    try:
+        text = path.read_bytes()
+        value = json.loads(text)
+    except (OSError, ValueError) as error:
+        return f"it is no JSON ({error})"
+    if not isinstance(value, dict) or manifest.json_text(value).encode() != text:
+        return "its text is not as it was written"
+    return _broken(value, known)
+
+
+def _broken(value: Record, known: set[str]) -> str | None:
+    if "seal" not in value:
+        return None if value.keys() == known else "its keys are not those of a record"
+    return None if manifest.sealed(value) == value else "it was changed after it was sealed"
+
+
+def _plan(root: Path) -> Plan | None:
+    """plan.json of a results folder, without what is damaged in it; None where there is none."""
+    plan = trail.parsed(root / "plan.json")
+    if plan is None:
+        return None
+    return {name: one for name, one in plan.items() if not _entry_of_plan(one)}
+
+
+def _entry_of_plan(one: Any) -> str | None:
+    return _broken(one, _PLANNED) if isinstance(one, dict) else "it is no record"
+
+
+def _expected(made: Record) -> str:
+    """The identity that follows from what a manifest says; empty where it does not say enough."""
+    try:
+        if made.get("adopted"):
+            return manifest.adopted_identity(made["verb"], made["cfg"], made["outputs"])
+        used = {name: one["outputs"] for name, one in made["inputs"].items()}
+        return manifest.identity_of(made["verb"], made["cfg"], used)
+    except (AttributeError, KeyError, TypeError):
+        return ""
+
+
+# One artifact
+
+
+def _artifact(
+    one: Artifact, plan: Plan | None, store: Path | None, sha: Mapping[Path, str]
+) -> Audited:
+    findings = []
+    for name, known in (("digest.json", _RECORD), ("manifest.json", _MANIFEST)):
+        path = one.path / name
+        said = _unsound(path, known if name != "digest.json" else {*_RECORD, *_marks(one)})
+        if not path.is_file():
+            findings.append(Finding(MISSING, name, "it is gone"))
+        elif said:
+            findings.append(Finding(MODIFIED, name, said))
+    wrong = {finding.where for finding in findings}
+    record = None if "digest.json" in wrong else one.record
+    made = None if "manifest.json" in wrong else one.manifest
+    if made and _expected(made) != made.get("identity"):
+        said = "its identity does not follow from its settings and inputs"
+        findings.append(Finding(MODIFIED, "manifest.json", said))
+        made = None
+    if record and made:
+        findings += _related(record, made)
+    outputs = (record or made or {}).get("outputs", {})
+    findings += _payload(one, outputs, store, sha)
+    findings += _copied(one, outputs, plan, sha)
+    entry = _entry(one)
+    if entry:
+        findings += _linked(one, entry, sha)
+    if made:
+        # What was adopted was not made from its inputs, nor by any code here.
+        if not made.get("adopted"):
+            findings += [*_inputs(one, sha), *_code(made)]
+        findings += _planned(one, made, plan)
+    return Audited(
+        one.folder,
+        one.verb,
+        (*findings,),
+        _drift(made) if made else {},
+        (*(used["path"] for _, used, place in _plain(one) if place is None),),
+        bool(made and made.get("adopted")),
+    )
+
+
+def _marks(one: Artifact) -> set[str]:
+    return {"adopted"} if one.record and one.record.get("adopted") is True else set()
+
+
+def _related(record: Record, made: Record) -> Iterator[Finding]:
+    """digest.json against manifest.json."""
+    should = manifest.hand_off(made["verb"], made["cfg"], made)
+    keys = sorted(key for key in {*record, *should} if record.get(key) != should.get(key))
+    if keys:
+        yield Finding(MODIFIED, "digest.json", f"{', '.join(keys)}: not as manifest.json says")
+
+
+def _compared(
+    made: Mapping[str, str], there: Mapping[str, Path], sha: Mapping[Path, str], at: str
+) -> Iterator[Finding]:
+    """Files against the digests that they were made with."""
+    for name in sorted({*made, *there}):
+        if name not in there:
+            yield Finding(MISSING, f"{at}/{name}", "it is gone")
+        elif name not in made:
+            yield Finding(MODIFIED, f"{at}/{name}", "it was added")
+        elif (found := sha.get(there[name], "")) != made[name]:
+            said = _NOT_MADE if found else "it cannot be read"
+            yield Finding(MODIFIED, f"{at}/{name}", said)
+
+
+def _payload(
+    one: Artifact, outputs: Mapping[str, str], store: Path | None, sha: Mapping[Path, str]
+) -> Iterator[Finding]:
+    folder = trail.payload(one, store)
+    if folder is None:
+        link = (one.path / "payload").is_symlink()
+        said = "its link leads nowhere; name the store with --store" if link else "it is gone"
+        yield Finding(MISSING, "payload", said)
+    elif outputs:
+        yield from _compared(outputs, _below(folder), sha, "payload")
+
+
+def _copied(
+    one: Artifact, outputs: Mapping[str, str], plan: Plan | None, sha: Mapping[Path, str]
+) -> Iterator[Finding]:
+    for name, path in _copies(one).items():
+        where = path.relative_to(one.root).as_posix()
+        if not path.is_file():
+            # Made by hand, an artifact has copies only where they were asked for.
+            if plan and one.folder in plan:
+                yield Finding(MISSING, where, "it is gone")
+        elif outputs and sha.get(path) != outputs.get(name):
+            yield Finding(MODIFIED, where, f"it is not {name} of its artifact")
+
+
+def _linked(one: Artifact, entry: Path, sha: Mapping[Path, str]) -> Iterator[Finding]:
+    """The store entry behind an artifact: whether it is its own, and its record and kept steps."""
+    identity = (one.record or one.manifest or {}).get("identity")
+    if entry.name != identity:
+        yield Finding(MODIFIED, "payload", f"it links another entry of the store, {entry.name}")
+        return
+    yield from _recorded(entry)
+    steps = steps_of(entry)
+    kept = {p.name.removesuffix(".json") for p in steps.iterdir()} if steps.is_dir() else set()
+    for step in sorted(kept):
+        where, record = f"kept step {step}", steps / f"{step}.json"
+        said = _unsound(record, {"outputs"}) if record.is_file() else "it is gone"
+        if said:
+            state = MODIFIED if record.is_file() else MISSING
+            yield Finding(state, f"{where}.json", said)
+        else:
+            made = (trail.parsed(record) or {})["outputs"]
+            yield from _compared(made, _below(steps / step), sha, where)
+
+
+def _recorded(entry: Path) -> Iterator[Finding]:
+    """The record beside a store entry."""
+    path = entry.with_name(f"{entry.name}.json")
+    where = f".store/{path.name}"
+    said = _unsound(path, _MANIFEST) if path.is_file() else None
+    record = trail.parsed(path)
+    if not path.is_file():
+        yield Finding(MISSING, where, "it is gone")
+    elif said:
+        yield Finding(MODIFIED, where, said)
+    elif record and not entry.name == record.get("identity") == _expected(record):
+        yield Finding(MODIFIED, where, "its identity does not follow from its settings and inputs")
+
+
+def _stored(entry: Path, sha: Mapping[Path, str]) -> Iterator[Finding]:
+    """A store entry that nothing links. Without a record it is never used, and counts as none."""
+    record = trail.parsed(entry.with_name(f"{entry.name}.json"))
+    if record is not None:
+        yield from _recorded(entry)
+        yield from _compared(record.get("outputs", {}), _below(entry), sha, "files")
+
+
+def _inputs(one: Artifact, sha: Mapping[Path, str]) -> Iterator[Finding]:
+    for name, used, place in trail.inputs(one):
+        where = f"input {name}"
+        if Path(used["path"]).name == "digest.json":
+            if place is None:
+                said = f"{trail.below(used['path'])[:-12]}, which it was made from, is gone"
+                yield Finding(MISSING, where, said)
+                continue
+            record = trail.at(one.root, place.parent).record
+            outputs = record.get("outputs") if record else None
+            if isinstance(outputs, dict) and digest(outputs) != used["outputs"]:
+                said = f"{trail.below(used['path'])[:-12]} was made anew since"
+                yield Finding(STALE, where, said)
+        elif place:
+            there = {file: sha.get(path, "") for file, path in _within(place).items()}
+            if digest(there) != used["outputs"]:
+                yield Finding(STALE, where, f"data: {used['path']} has changed since")
+
+
+def _code(made: Record) -> Iterator[Finding]:
+    verb, code = made["verb"], made["cfg"].get("code")
+    if code is None or verb not in manifest.VERBS or code == manifest.code_digest(verb):
+        return
+    then, now = made.get("modules") or {}, manifest.modules(verb)
+    changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    said = ", ".join(changed) if then else "which modules was not recorded"
+    yield Finding(STALE, "code", f"changed since: {said}")
+
+
+def _planned(one: Artifact, made: Record, plan: Plan | None) -> Iterator[Finding]:
+    """An artifact against what the config describes now."""
+    if plan is None:
+        return
+    if one.folder not in plan:
+        yield Finding(ORPHANED, "config", "it names no such artifact")
+        return
+    wanted = plan[one.folder]
+    if "cfg" not in wanted:
+        if manifest.settings_digest(made["verb"], made["cfg"]) != wanted["settings"]:
+            yield Finding(STALE, "config", "made with other settings, or by other code")
+        return
+    then = {"verb": made["verb"], **_told(made["cfg"])}
+    now = {"verb": wanted["verb"], **_told(wanted["cfg"])}
+    for key, old, new in changes(then, now):
+        yield Finding(STALE, f"config: {key}", f"{short(old)} then, {short(new)} now")
+    if made.get("adopted") or then != now:
+        return
+    given = zip(trail.inputs(one), wanted["inputs"], strict=False)
+    for (name, used, _), folder in given:
+        path = trail.below(used["path"]).removesuffix("/digest.json")
+        if not Path(folder).is_absolute() and path != folder:
+            yield Finding(STALE, f"config: input {name}", f"{path} then, {folder} now")
+
+
+def _told(cfg: Record) -> dict[str, Any]:
+    """Settings that are the config's and change what is made."""
+    return {key: value for key, value in cfg.items() if key not in ("execution", "code")}
+
+
+def short(value: Any) -> str:
+    """A setting in a few words."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _drift(made: Record) -> dict[str, tuple[str, str]]:
+    now = manifest.versions()
+    then = made.get("versions") or {}
+    return {p: (then[p], now[p]) for p in sorted(then) if p in now and then[p] != now[p]}
+
+
+# A results folder
+
+
+def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Artifact]) -> Iterator[Audited]:
+    """What is no artifact, or should be one: the plan, files of none, and what is not there."""
+    path = root / "plan.json"
+    if path.is_file():
+        whole = trail.parsed(path)
+        said = "it is no JSON"
+        if whole is not None:
+            damaged = {name: why for name, one in whole.items() if (why := _entry_of_plan(one))}
+            said = "; ".join(f"{name}: {why}" for name, why in damaged.items())
+            if not said and manifest.json_text(whole).encode() != path.read_bytes():
+                said = "its text is not as it was written"
+        if said:
+            yield Audited("plan.json", "", (Finding(MODIFIED, "plan.json", said),))
+    known = {path}
+    for one in artifacts:
+        known |= {one.path / name for name in ("digest.json", "manifest.json", "running.json")}
+        known |= {*_copies(one).values()}
+    for file in trail.loose(root):
+        if file not in known:
+            place = file.relative_to(root).as_posix()
+            yield Audited(place, "", (Finding(ORPHANED, place, "a file of no artifact"),))
+    there = {one.folder for one in artifacts}
+    for folder, wanted in (plan or {}).items():
+        if wanted.get("asked") and folder not in there:
+            finding = Finding(MISSING, folder, "the config asks for it, and it is not there")
+            yield Audited(folder, wanted["verb"], (finding,))
