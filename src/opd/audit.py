@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd import manifest, trail
-from opd.diff import changes
+from opd.diff import changes, told
 from opd.files import digest
 from opd.hashing import hashed
 from opd.keep import steps_of
@@ -87,9 +87,10 @@ def audit(given: Path, plan: Plan | None = None, store: Path | None = None) -> A
     files = hashed([*paths, *(file for entry in entries for file in _below(entry).values())])
 
     several = len(roots) > 1
+    contents = {one.path: _contents(one) for one in artifacts}
     audited = []
     for one in artifacts:
-        found = _artifact(one, plans[one.root], store, files.of)
+        found = _artifact(one, plans[one.root], store, files.of, contents)
         audited.append(
             found._replace(place=f"{one.root.name}/{one.folder}" if several else one.folder)
         )
@@ -232,7 +233,11 @@ def _expected(made: Record) -> str:
 
 
 def _artifact(
-    one: Artifact, plan: Plan | None, store: Path | None, sha: Mapping[Path, str]
+    one: Artifact,
+    plan: Plan | None,
+    store: Path | None,
+    sha: Mapping[Path, str],
+    contents: Mapping[Path, str],
 ) -> Audited:
     findings = []
     for name, known in (("digest.json", _RECORD), ("manifest.json", _MANIFEST)):
@@ -260,7 +265,7 @@ def _artifact(
     if made:
         # What was adopted was not made from its inputs, nor by any code here.
         if not made.get("adopted"):
-            findings += [*_inputs(one, sha), *_code(made)]
+            findings += [*_inputs(one, sha, contents), *_code(made)]
         findings += _planned(one, made, plan)
     return Audited(
         one.folder,
@@ -365,7 +370,19 @@ def _stored(entry: Path, sha: Mapping[Path, str]) -> Iterator[Finding]:
         yield from _compared(record.get("outputs", {}), _below(entry), sha, "files")
 
 
-def _inputs(one: Artifact, sha: Mapping[Path, str]) -> Iterator[Finding]:
+def _contents(one: Artifact) -> str:
+    """The digest of an artifact's contents; empty where its records do not agree: then what was
+    made from it cannot be told from what it is now."""
+    record, made = one.record, one.manifest
+    if not record or not made or _expected(made) != made.get("identity"):
+        return ""
+    agree = manifest.hand_off(made["verb"], made["cfg"], made) == record
+    return digest(record["outputs"]) if agree and not _broken(made, _MANIFEST) else ""
+
+
+def _inputs(
+    one: Artifact, sha: Mapping[Path, str], contents: Mapping[Path, str]
+) -> Iterator[Finding]:
     for name, used, place in trail.inputs(one):
         where = f"input {name}"
         if Path(used["path"]).name == "digest.json":
@@ -373,9 +390,11 @@ def _inputs(one: Artifact, sha: Mapping[Path, str]) -> Iterator[Finding]:
                 said = f"{trail.below(used['path'])[:-12]}, which it was made from, is gone"
                 yield Finding(MISSING, where, said)
                 continue
-            record = trail.at(one.root, place.parent).record
-            outputs = record.get("outputs") if record else None
-            if isinstance(outputs, dict) and digest(outputs) != used["outputs"]:
+            folder = place.parent.absolute()
+            found = contents.get(folder)
+            if found is None:  # outside of what is looked at
+                found = _contents(trail.at(one.root, folder))
+            if found not in ("", used["outputs"]):
                 said = f"{trail.below(used['path'])[:-12]} was made anew since"
                 yield Finding(STALE, where, said)
         elif place:
@@ -406,8 +425,8 @@ def _planned(one: Artifact, made: Record, plan: Plan | None) -> Iterator[Finding
         if manifest.settings_digest(made["verb"], made["cfg"]) != wanted["settings"]:
             yield Finding(STALE, "config", "made with other settings, or by other code")
         return
-    then = {"verb": made["verb"], **_told(made["cfg"])}
-    now = {"verb": wanted["verb"], **_told(wanted["cfg"])}
+    then = {"verb": made["verb"], **told(made["cfg"])}
+    now = {"verb": wanted["verb"], **told(wanted["cfg"])}
     for key, old, new in changes(then, now):
         yield Finding(STALE, f"config: {key}", f"{short(old)} then, {short(new)} now")
     if made.get("adopted") or then != now:
@@ -417,11 +436,6 @@ def _planned(one: Artifact, made: Record, plan: Plan | None) -> Iterator[Finding
         path = trail.below(used["path"]).removesuffix("/digest.json")
         if not Path(folder).is_absolute() and path != folder:
             yield Finding(STALE, f"config: input {name}", f"{path} then, {folder} now")
-
-
-def _told(cfg: Record) -> dict[str, Any]:
-    """Settings that are the config's and change what is made."""
-    return {key: value for key, value in cfg.items() if key not in ("execution", "code")}
 
 
 def short(value: Any) -> str:

@@ -91,6 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
     _add_plan(add)
     _add_audit(add)
+    _add_adopt(add)
+    why = add("why", help="what made an artifact, from what, and how to make it again")
+    why.add_argument(
+        "path", type=Path, help="its folder, a file of it, or results/NAME/MODEL/sSEED"
+    )
+    diff = add("diff", help="where two artifacts, or two results folders, part ways")
+    for name in "ab":
+        diff.add_argument(name, type=Path, help="results/NAME, or an artifact")
     rates = add("calibrate", help="measure rates for `opd plan` in finished stages")
     rates.add_argument("results", nargs="+", type=Path, help="results/NAME")
     rates.add_argument(
@@ -183,14 +191,7 @@ def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="what would run, what is there, and what it would cost",
         usage="opd plan [--configfile FILE ...] [--config KEY=VALUE ...] [options]",
     )
-    plan.add_argument(
-        "--configfile",
-        nargs="+",
-        type=Path,
-        default=[Path("config/mini.yaml")],
-        metavar="FILE",
-        help="as for snakemake, later ones on top; config/mini.yaml if not given",
-    )
+    _add_config(plan, "config/mini.yaml", [Path("config/mini.yaml")])
     plan.add_argument(
         "--config",
         nargs="+",
@@ -231,15 +232,28 @@ def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
 
 
-def _add_config(parser: argparse.ArgumentParser, about: str, **more: Any) -> None:
+def _add_config(parser: argparse.ArgumentParser, about: str, default: Any = None) -> None:
     parser.add_argument(
         "--configfile",
         nargs="+",
         type=Path,
+        default=default,
         metavar="FILE",
         help=f"as for snakemake, later ones on top; {about} if not given",
-        **more,
     )
+
+
+def _add_adopt(add: Callable[..., argparse.ArgumentParser]) -> None:
+    adopt = add("adopt", help="put a checkpoint or rollouts from elsewhere in a recipe's place")
+    adopt.add_argument("path", type=Path, help="a checkpoint's folder, or a file of rollouts")
+    adopt.add_argument(
+        "--as",
+        dest="recipe",
+        required=True,
+        metavar="RECIPE",
+        help="a model or generation of the config; NAME/sSEED where there are several seeds",
+    )
+    _add_config(adopt, "config/mini.yaml", [Path("config/mini.yaml")])
 
 
 def _add_audit(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -337,6 +351,33 @@ def _audit(arguments: argparse.Namespace) -> int:
     return int(fails(found, arguments.allow, arguments.strict))
 
 
+def _why(arguments: argparse.Namespace) -> None:
+    from opd.why import lines
+
+    for line in lines(arguments.path):
+        print(line)
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from opd.diff import compare, lines
+
+    found = compare(arguments.a, arguments.b)
+    for line in lines(arguments.a, arguments.b, found):
+        print(line)
+    return int(found.any)
+
+
+def _adopt(arguments: argparse.Namespace) -> None:
+    from opd.adopt import adopt, recipe
+    from opd.planned import artifacts_of, read_config
+
+    config = read_config(arguments.configfile)
+    artifacts = artifacts_of(config, arguments.configfile[0].parent)
+    artifact, results = recipe(arguments.recipe, artifacts), Path("results") / config.name
+    folder = adopt(arguments.path, artifact, results, results.parent / ".store")
+    print(f"adopted: {folder} is {arguments.path}; remove {folder} to have it made instead")
+
+
 def _calibrate(arguments: argparse.Namespace) -> None:
     from opd import calibration
 
@@ -382,6 +423,9 @@ OTHERS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "watch": _watch,
     "plan": _plan,
     "audit": _audit,
+    "why": _why,
+    "adopt": _adopt,
+    "diff": _diff,
     "calibrate": _calibrate,
     "lock": _lock,
 }

@@ -33,6 +33,24 @@ class Made(NamedTuple):
     troubles: list[str]
 
 
+class Link(NamedTuple):
+    """An artifact behind an exhibit: what it is to it, its folder, where a click leads, and the
+    first digits of the digest of its contents (as ``opd why`` shows it)."""
+
+    role: str
+    folder: str
+    href: str
+    digest: str
+
+
+class Origin(NamedTuple):
+    """What a row, series or arm of an exhibit is from; its name and its place in the page."""
+
+    label: str
+    anchor: str
+    links: list[Link]
+
+
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Stage ``report``: report.html, made to lie in the results folder.
 
@@ -52,6 +70,11 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     wrong = sorted((one for one in made.values() if one.troubles), key=lambda one: one.folder)
     shown = {one.folder: f"#{anchor(name)}" for name, one in at.items()}
     link = figure_link(name for section in cfg["sections"] for name in section["figures"])
+    where = {one["folder"]: anchor(f"run:{one['folder']}") for one in cfg["runs"]}
+
+    def from_(one: Made, kind: str) -> list[Origin]:
+        return origins(one, root, where, anchor(f"from:{kind}"))
+
     html = page.render(
         TEMPLATE,
         cfg["title"],
@@ -61,18 +84,28 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         claims_html=claims_page.claims_html(found, link),
         published=claims_page.targets_html(found["targets"], "all published values", link),
         claims=at.get("claims"),
+        claims_from=from_(at["claims"], "claims") if "claims" in at else [],
         sections=[
             {
                 "title": section["title"],
                 "figures": [
-                    _figure(name, at[f"figure:{name}"], inputs[f"figure:{name}"], found)
+                    {
+                        **_figure(name, at[f"figure:{name}"], inputs[f"figure:{name}"], found),
+                        "origins": from_(at[f"figure:{name}"], f"figure:{name}"),
+                    }
                     for name in section["figures"]
                 ],
             }
             for section in cfg["sections"]
         ],
         tables=[
-            _table(name, at[f"table:{name}"], inputs[f"table:{name}"]) for name in cfg["tables"]
+            _table(
+                name,
+                at[f"table:{name}"],
+                inputs[f"table:{name}"],
+                from_(at[f"table:{name}"], f"table:{name}"),
+            )
+            for name in cfg["tables"]
         ],
         runs=_grouped([{**one, "made": at[f"run:{one['folder']}"]} for one in cfg["runs"]], "verb"),
         cost=cost(list(made.values())),
@@ -83,6 +116,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         artifacts=len(made),
         anchor=anchor,
         duration=duration,
+        adopted=sorted(one.folder for one in made.values() if one.manifest.get("adopted")),
         folder_of=lambda path: _below((root.parent.parent / path).parent, root),
         file=quote,
     )
@@ -164,9 +198,11 @@ def modified(payload: Path) -> list[str]:
 def cost(made: Sequence[Made]) -> dict[str, Any]:
     """Seconds in all, and [(name, stages, duration)] by verb and by device, longest first.
 
-    An artifact that several folders link was made once and counts once.
+    An artifact that several folders link was made once and counts once; one that was adopted was
+    not made here.
     """
-    stages = list({one.manifest["identity"]: one.manifest for one in made}.values())
+    here = [one.manifest for one in made if not one.manifest.get("adopted")]
+    stages = list({one["identity"]: one for one in here}.values())
 
     def by(key: str) -> list[tuple[str, int, Markup]]:
         sums = [
@@ -291,11 +327,55 @@ def _image(svg: Path) -> dict[str, Any] | None:
     return {"uri": uri, "width": width, "height": height}
 
 
-def _table(name: str, made: Made, payload: Path) -> dict[str, Any]:
+def origins(made: Made, root: Path, runs: Mapping[str, str], anchor: str) -> list[Origin]:
+    """What an exhibit shows by its rows, series or arms, and the artifacts that each is from.
+
+    runs: folder -> anchor of the page, of those that it lists; others lead to their manifests.
+    """
+    used = made.manifest["inputs"]
+    found: list[Origin] = []
+    for label, roles in _roles(made.manifest["cfg"]):
+        links = []
+        for role, names in roles:
+            for name in names:
+                if name not in used:
+                    continue
+                folder = _below((root.parent.parent / used[name]["path"]).parent, root)
+                href = f"#{runs[folder]}" if folder in runs else f"{quote(folder)}/manifest.json"
+                links.append(Link(role, folder, href, used[name]["outputs"][:12]))
+        found.append(Origin(label, f"{anchor}:{len(found)}", list(dict.fromkeys(links))))
+    return found
+
+
+# What names inputs in the settings of tables, figures and claims, and what it is to a reader.
+ROLES = {
+    "evaluations": "scores",
+    "base": "scores before",
+    "teacher": "scores of the teacher",
+    "run": "training run",
+    "probe": "probe",
+    "runs": "run",
+}
+
+
+def _roles(cfg: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
+    """(label, [(role, names of inputs)]) of each row, arm, probe, and series of its own."""
+    own = [s for part in (cfg, *cfg.get("panels", [])) for s in part.get("series", [])]
+    known = [*cfg.get("arms", {}).values(), *cfg.get("probes", {}).values()]
+    for one in (*cfg.get("rows", []), *known, *own):
+        roles = [(said, one[key]) for key, said in ROLES.items() if one.get(key)]
+        roles += [(f"scores at step {s}", names) for s, names in one.get("scores", {}).items()]
+        if roles or one in cfg.get("rows", []):
+            yield one["label"], roles
+
+
+def _table(name: str, made: Made, payload: Path, origins: Sequence[Origin]) -> dict[str, Any]:
     settings, text = made.manifest["cfg"], ""
     if (payload / "table.md").is_file():
         text = (payload / "table.md").read_text(errors="replace")
     header, rows, note = parse(text)
+    if len(rows) == len(origins):
+        rows = [_linked(row, one) for row, one in zip(rows, origins, strict=True)]
     title = settings.get("title") or name
     return {
         "name": name,
@@ -304,7 +384,14 @@ def _table(name: str, made: Made, payload: Path) -> dict[str, Any]:
         "caption": settings.get("caption") or "",
         "html": page.table(header, rows, name=title),
         "note": note,
+        "origins": origins,
     }
+
+
+def _linked(row: Sequence[str], origin: Origin) -> list[str]:
+    """Cells that lead to what they are from."""
+    link = Markup('<a class="from" href="#{}">{}</a>')
+    return [row[0], *(link.format(origin.anchor, cell) for cell in row[1:])]
 
 
 def parse(text: str) -> tuple[list[str], list[list[str]], str]:

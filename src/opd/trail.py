@@ -119,6 +119,8 @@ def locate(given: Path) -> Artifact:
     root = next((p for p in (path, *path.parents) if (p / "plan.json").is_file()), root)
     asked = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
     named = [f for f in folders(root) if f"/{f}".endswith(f"/{asked}")] if root.is_dir() else []
+    if f"models/{asked}" in named:
+        named = [f"models/{asked}"]
     if len(named) != 1:
         what = f"it may be {', '.join(named)}" if named else "no artifact is there"
         raise Bad(what, str(given), "give a folder that holds digest.json")
