@@ -256,7 +256,7 @@ def _artifact(
         made = None
     if record and made:
         findings += _related(record, made)
-    outputs = (record or made or {}).get("outputs", {})
+    outputs = (record or made or {}).get("outputs") or one.outputs
     findings += _payload(one, outputs, store, sha)
     findings += _copied(one, outputs, plan, sha)
     entry = _entry(one)
