@@ -187,13 +187,22 @@ def _files(one: Artifact, store: Path | None) -> Iterator[Path]:
 # Records
 
 
-def _unsound(path: Path, known: set[str]) -> str | None:
-    """What is wrong with a record by itself; None where nothing is. ``known``: its keys where it
-    has no seal."""
+def _unsound(path: Path, known: set[str]) -> Finding | None:
+    """What is wrong with a record's file by itself; None where nothing is. ``known``: its keys
+    where it has no seal."""
     try:
-        text = path.read_bytes()
+        said = _misread(path.read_bytes(), known)
+    except FileNotFoundError:
+        return Finding(MISSING, path.name, "it is gone")
+    except OSError as error:
+        said = f"it cannot be read ({error.strerror})"
+    return Finding(MODIFIED, path.name, said) if said else None
+
+
+def _misread(text: bytes, known: set[str]) -> str | None:
+    try:
         value = json.loads(text)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         return f"it is no JSON ({error})"
     if not isinstance(value, dict) or manifest.json_text(value).encode() != text:
         return "its text is not as it was written"
@@ -207,11 +216,12 @@ def _broken(value: Record, known: set[str]) -> str | None:
 
 
 def _plan(root: Path) -> Plan | None:
-    """plan.json of a results folder, without what is damaged in it; None where there is none."""
+    """plan.json of a results folder, with nothing said of what is damaged in it; None where there
+    is none."""
     plan = trail.parsed(root / "plan.json")
     if plan is None:
         return None
-    return {name: one for name, one in plan.items() if not _entry_of_plan(one)}
+    return {name: {} if _entry_of_plan(one) else one for name, one in plan.items()}
 
 
 def _entry_of_plan(one: Any) -> str | None:
@@ -239,14 +249,9 @@ def _artifact(
     sha: Mapping[Path, str],
     contents: Mapping[Path, str],
 ) -> Audited:
-    findings = []
-    for name, known in (("digest.json", _RECORD), ("manifest.json", _MANIFEST)):
-        path = one.path / name
-        said = _unsound(path, known if name != "digest.json" else {*_RECORD, *_marks(one)})
-        if not path.is_file():
-            findings.append(Finding(MISSING, name, "it is gone"))
-        elif said:
-            findings.append(Finding(MODIFIED, name, said))
+    known = {"digest.json": {*_RECORD, *_marks(one)}, "manifest.json": _MANIFEST}
+    records = (_unsound(one.path / name, keys) for name, keys in known.items())
+    findings = [found for found in records if found]
     wrong = {finding.where for finding in findings}
     record = None if "digest.json" in wrong else one.record
     made = None if "manifest.json" in wrong else one.manifest
@@ -254,14 +259,17 @@ def _artifact(
         said = "its identity does not follow from its settings and inputs"
         findings.append(Finding(MODIFIED, "manifest.json", said))
         made = None
-    if record and made:
-        findings += _related(record, made)
+    unlike = [*_related(record, made)] if record and made else []
+    if unlike:
+        # The manifest has a seal, digest.json has none.
+        findings, record = [*findings, *unlike], None
+    identity = (made or record or one.record or one.manifest or {}).get("identity")
     outputs = (record or made or {}).get("outputs") or one.outputs
     findings += _payload(one, outputs, store, sha)
     findings += _copied(one, outputs, plan, sha)
     entry = _entry(one)
     if entry:
-        findings += _linked(one, entry, sha)
+        findings += _linked(entry, identity, sha)
     if made:
         # What was adopted was not made from its inputs, nor by any code here.
         if not made.get("adopted"):
@@ -328,9 +336,8 @@ def _copied(
             yield Finding(MODIFIED, where, f"it is not {name} of its artifact")
 
 
-def _linked(one: Artifact, entry: Path, sha: Mapping[Path, str]) -> Iterator[Finding]:
+def _linked(entry: Path, identity: Any, sha: Mapping[Path, str]) -> Iterator[Finding]:
     """The store entry behind an artifact: whether it is its own, and its record and kept steps."""
-    identity = (one.record or one.manifest or {}).get("identity")
     if entry.name != identity:
         yield Finding(MODIFIED, "payload", f"it links another entry of the store, {entry.name}")
         return
@@ -339,10 +346,9 @@ def _linked(one: Artifact, entry: Path, sha: Mapping[Path, str]) -> Iterator[Fin
     kept = {p.name.removesuffix(".json") for p in steps.iterdir()} if steps.is_dir() else set()
     for step in sorted(kept):
         where, record = f"kept step {step}", steps / f"{step}.json"
-        said = _unsound(record, {"outputs"}) if record.is_file() else "it is gone"
-        if said:
-            state = MODIFIED if record.is_file() else MISSING
-            yield Finding(state, f"{where}.json", said)
+        wrong = _unsound(record, {"outputs"})
+        if wrong:
+            yield wrong._replace(where=f"{where}.json")
         else:
             made = (trail.parsed(record) or {})["outputs"]
             yield from _compared(made, _below(steps / step), sha, where)
@@ -351,15 +357,13 @@ def _linked(one: Artifact, entry: Path, sha: Mapping[Path, str]) -> Iterator[Fin
 def _recorded(entry: Path) -> Iterator[Finding]:
     """The record beside a store entry."""
     path = entry.with_name(f"{entry.name}.json")
-    where = f".store/{path.name}"
-    said = _unsound(path, _MANIFEST) if path.is_file() else None
+    wrong = _unsound(path, _MANIFEST)
     record = trail.parsed(path)
-    if not path.is_file():
-        yield Finding(MISSING, where, "it is gone")
-    elif said:
-        yield Finding(MODIFIED, where, said)
+    if wrong:
+        yield wrong._replace(where=f".store/{path.name}")
     elif record and not entry.name == record.get("identity") == _expected(record):
-        yield Finding(MODIFIED, where, "its identity does not follow from its settings and inputs")
+        said = "its identity does not follow from its settings and inputs"
+        yield Finding(MODIFIED, f".store/{path.name}", said)
 
 
 def _stored(entry: Path, sha: Mapping[Path, str]) -> Iterator[Finding]:
@@ -421,6 +425,8 @@ def _planned(one: Artifact, made: Record, plan: Plan | None) -> Iterator[Finding
         yield Finding(ORPHANED, "config", "it names no such artifact")
         return
     wanted = plan[one.folder]
+    if not wanted:
+        return
     if "cfg" not in wanted:
         if manifest.settings_digest(made["verb"], made["cfg"]) != wanted["settings"]:
             yield Finding(STALE, "config", "made with other settings, or by other code")

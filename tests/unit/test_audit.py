@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from results import Results, sample
 
+from opd import audit as audit_module
 from opd import audit_text, diff, manifest, trail, why
 from opd.audit import audit
 from opd.diff import changes
@@ -237,3 +238,23 @@ def test_files_that_differ_for_no_reason_are_said_not_to_repeat(tmp_path: Path):
     found = diff.compare(*(tmp_path / n / "results" / "mini" for n in "ab"))
     (said,) = diff.reasons(*found.first[0])
     assert "does not repeat" in said
+
+
+def test_every_bit_of_a_record_counts():
+    """Also where the JSON stays the same value, as 1e-05 and 1E-05."""
+    made = manifest.sealed({"cfg": {"lr": 1e-05, "on": True}, "host": "é", "numbers": [None, -2]})
+    text = manifest.json_text(made).encode()
+    assert audit_module._misread(text, set()) is None
+    for at in range(len(text)):
+        for bit in range(8):
+            changed = bytearray(text)
+            changed[at] ^= 1 << bit
+            assert audit_module._misread(bytes(changed), set()), (at, bit)
+
+
+def test_a_record_without_a_seal_has_just_the_keys_that_it_should():
+    text = manifest.json_text({"outputs": {"a": "0"}}).encode()
+    assert audit_module._misread(text, {"outputs"}) is None
+    assert audit_module._misread(text, {"outputs", "seal"})
+    assert audit_module._misread(text.replace(b"outputs", b"outputt"), {"outputs"})
+    assert audit_module._misread(b"[]\n", {"outputs"})
