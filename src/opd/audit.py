@@ -6,7 +6,9 @@ store behind a copy whose links were followed. docs/audit.md says what that prov
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,8 @@ _MANIFEST = {
     *("verb", "identity", "cfg", "inputs", "outputs", "numbers", "versions", "host", "device"),
     *("started", "seconds"),
 }
+# The line that a seal is: it is the digest of all other bytes.
+_SEAL = re.compile(rb'^ "seal": "([0-9a-f]{64})",\n', re.MULTILINE)
 _PLANNED = {"settings", "inputs"}
 _RECORD = {"identity", "settings", "outputs"}
 _NOT_MADE = "its bytes are not those that were made"
@@ -58,6 +62,17 @@ class Audited(NamedTuple):
         return min((one.state for one in self.findings), key=STATES.index, default=WHOLE)
 
 
+class Around(NamedTuple):
+    """What an artifact is held to: the plan, the store where links lead nowhere, sha256 of files,
+    digests of the contents of artifacts, and the versions of now."""
+
+    plan: Plan | None
+    store: Path | None
+    sha: Mapping[Path, str]
+    contents: Mapping[Path, str]
+    versions: Mapping[str, str]
+
+
 class Audit(NamedTuple):
     """All that was looked at. ``unused``: bytes of store entries that nothing links; ``prints``: a
     digest of all that was made in a results folder, by its name."""
@@ -81,16 +96,18 @@ def audit(given: Path, plan: Plan | None = None, store: Path | None = None) -> A
     artifacts = [trail.artifact(root, name) for root in roots for name in trail.folders(root)]
     if not roots:
         artifacts = trail.behind(trail.locate(given))
-    plans = {one.root: plan or _plan(one.root) for one in artifacts}
+    plans = {root: plan or _plan(root) for root in {one.root for one in artifacts}}
     entries = _entries(path / ".store")
     paths = [file for one in artifacts for file in _files(one, store)]
     files = hashed([*paths, *(file for entry in entries for file in _below(entry).values())])
 
     several = len(roots) > 1
     contents = {one.path: _contents(one) for one in artifacts}
+    versions = manifest.versions()
     audited = []
     for one in artifacts:
-        found = _artifact(one, plans[one.root], store, files.of, contents)
+        around = Around(plans[one.root], store, files.of, contents, versions)
+        found = _artifact(one, around)
         audited.append(
             found._replace(place=f"{one.root.name}/{one.folder}" if several else one.folder)
         )
@@ -153,12 +170,6 @@ def _entry(one: Artifact) -> Path | None:
     return entry if link.is_symlink() and entry.is_dir() and _is_identity(entry.name) else None
 
 
-def _copies(one: Artifact) -> dict[str, Path]:
-    """File of the payload -> where its copy lies."""
-    names = trail.COPIES.get(one.verb, ())
-    return {name: one.root / f"{one.folder}{Path(name).suffix}" for name in names}
-
-
 def _plain(one: Artifact) -> Iterator[tuple[str, Record, Path | None]]:
     """The inputs that are plain files or folders of such."""
     for name, used, place in trail.inputs(one):
@@ -178,7 +189,7 @@ def _files(one: Artifact, store: Path | None) -> Iterator[Path]:
     entry = _entry(one)
     if entry:
         yield from _below(steps_of(entry)).values()
-    yield from (path for path in _copies(one).values() if path.is_file())
+    yield from (path for path in trail.copies(one).values() if path.is_file())
     for _, _, place in _plain(one):
         if place:
             yield from _within(place).values()
@@ -200,6 +211,9 @@ def _unsound(path: Path, known: set[str]) -> Finding | None:
 
 
 def _misread(text: bytes, known: set[str]) -> str | None:
+    parts = _SEAL.split(text)
+    if len(parts) == 3 and sha256(parts[0] + parts[2]).hexdigest().encode() == parts[1]:
+        return None
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -221,11 +235,14 @@ def _plan(root: Path) -> Plan | None:
     plan = trail.parsed(root / "plan.json")
     if plan is None:
         return None
-    return {name: {} if _entry_of_plan(one) else one for name, one in plan.items()}
+    return {name: {} if _misplanned(name, one) else one for name, one in plan.items()}
 
 
-def _entry_of_plan(one: Any) -> str | None:
-    return _broken(one, _PLANNED) if isinstance(one, dict) else "it is no record"
+def _misplanned(name: str, one: Any) -> str | None:
+    """What is wrong with an entry of a plan by itself."""
+    if not isinstance(one, dict) or one.get("folder", name) != name:
+        return "it is no entry of this plan"
+    return _broken(one, _PLANNED)
 
 
 def _expected(made: Record) -> str:
@@ -242,13 +259,8 @@ def _expected(made: Record) -> str:
 # One artifact
 
 
-def _artifact(
-    one: Artifact,
-    plan: Plan | None,
-    store: Path | None,
-    sha: Mapping[Path, str],
-    contents: Mapping[Path, str],
-) -> Audited:
+def _artifact(one: Artifact, around: Around) -> Audited:
+    sha = around.sha
     known = {"digest.json": {*_RECORD, *_marks(one)}, "manifest.json": _MANIFEST}
     records = (_unsound(one.path / name, keys) for name, keys in known.items())
     findings = [found for found in records if found]
@@ -265,21 +277,21 @@ def _artifact(
         findings, record = [*findings, *unlike], None
     identity = (made or record or one.record or one.manifest or {}).get("identity")
     outputs = (record or made or {}).get("outputs") or one.outputs
-    findings += _payload(one, outputs, store, sha)
-    findings += _copied(one, outputs, plan, sha)
+    findings += _payload(one, outputs, around.store, sha)
+    findings += _copied(one, outputs, around.plan, sha)
     entry = _entry(one)
     if entry:
         findings += _linked(entry, identity, sha)
     if made:
         # What was adopted was not made from its inputs, nor by any code here.
         if not made.get("adopted"):
-            findings += [*_inputs(one, sha, contents), *_code(made)]
-        findings += _planned(one, made, plan)
+            findings += [*_inputs(one, sha, around.contents), *_code(made)]
+        findings += _planned(one, made, around.plan)
     return Audited(
         one.folder,
         one.verb,
         (*findings,),
-        _drift(made) if made else {},
+        _drift(made, around.versions) if made else {},
         (*(used["path"] for _, used, place in _plain(one) if place is None),),
         bool(made and made.get("adopted")),
     )
@@ -326,7 +338,7 @@ def _payload(
 def _copied(
     one: Artifact, outputs: Mapping[str, str], plan: Plan | None, sha: Mapping[Path, str]
 ) -> Iterator[Finding]:
-    for name, path in _copies(one).items():
+    for name, path in trail.copies(one).items():
         where = path.relative_to(one.root).as_posix()
         if not path.is_file():
             # Made by hand, an artifact has copies only where they were asked for.
@@ -380,8 +392,9 @@ def _contents(one: Artifact) -> str:
     record, made = one.record, one.manifest
     if not record or not made or _expected(made) != made.get("identity"):
         return ""
-    agree = manifest.hand_off(made["verb"], made["cfg"], made) == record
-    return digest(record["outputs"]) if agree and not _broken(made, _MANIFEST) else ""
+    if manifest.hand_off(made["verb"], made["cfg"], made) != record:
+        return ""
+    return "" if _unsound(one.path / "manifest.json", _MANIFEST) else digest(record["outputs"])
 
 
 def _inputs(
@@ -450,8 +463,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _drift(made: Record) -> dict[str, tuple[str, str]]:
-    now = manifest.versions()
+def _drift(made: Record, now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     then = made.get("versions") or {}
     return {p: (then[p], now[p]) for p in sorted(then) if p in now and then[p] != now[p]}
 
@@ -466,8 +478,8 @@ def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Artifact]) -> Ite
         whole = trail.parsed(path)
         said = "it is no JSON"
         if whole is not None:
-            damaged = {name: why for name, one in whole.items() if (why := _entry_of_plan(one))}
-            said = "; ".join(f"{name}: {why}" for name, why in damaged.items())
+            damaged = {name: _misplanned(name, one) for name, one in whole.items()}
+            said = "; ".join(f"{name}: {why}" for name, why in damaged.items() if why)
             if not said and manifest.json_text(whole).encode() != path.read_bytes():
                 said = "its text is not as it was written"
         if said:
@@ -475,7 +487,7 @@ def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Artifact]) -> Ite
     known = {path}
     for one in artifacts:
         known |= {one.path / name for name in ("digest.json", "manifest.json", "running.json")}
-        known |= {*_copies(one).values()}
+        known |= {*trail.copies(one).values()}
     for file in trail.loose(root):
         if file not in known:
             place = file.relative_to(root).as_posix()

@@ -369,10 +369,10 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 def _adopt(arguments: argparse.Namespace) -> None:
     from opd.adopt import adopt, recipe
-    from opd.planned import artifacts_of, read_config
+    from opd.planned import artifacts_of, beside, read_config
 
     config = read_config(arguments.configfile)
-    artifacts = artifacts_of(config, arguments.configfile[0].parent)
+    artifacts = artifacts_of(config, beside(arguments.configfile))
     artifact, results = recipe(arguments.recipe, artifacts), Path("results") / config.name
     folder = adopt(arguments.path, artifact, results, results.parent / ".store")
     print(f"adopted: {folder} is {arguments.path}; remove {folder} to have it made instead")

@@ -26,6 +26,7 @@ def described(
     return {
         folder: sealed(
             {
+                "folder": folder,
                 "verb": one.verb,
                 "cfg": one.cfg,
                 "settings": settings_digest(one.verb, one.cfg),

@@ -57,6 +57,13 @@ def read_config(files: Iterable[Path], settings: Iterable[str] = ()) -> Config:
     return recipes.resolve(recipes.merge(merged, recipes.settings(settings)))
 
 
+def beside(files: Sequence[Path]) -> Path:
+    """The folder with the lock, papers' files and calibration.yaml: that of the first config file,
+    or, where it has none of these, config/, as for snakemake."""
+    folder, names = files[0].parent, ("claims", "hub.lock.yaml", "calibration.yaml")
+    return folder if any((folder / name).exists() for name in names) else Path("config")
+
+
 def artifacts_of(config: Config, root: Path) -> dict[str, plan.Artifact]:
     """Every artifact of a config; ``root`` holds hub.lock.yaml and the papers' files."""
     found = plan.plan(config, lock.read(root / "hub.lock.yaml"))
@@ -66,7 +73,7 @@ def artifacts_of(config: Config, root: Path) -> dict[str, plan.Artifact]:
 def described(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """What a run with these config files would write as plan.json."""
     config = read_config(files)
-    artifacts = artifacts_of(config, files[0].parent)
+    artifacts = artifacts_of(config, beside(files))
     return current.described(artifacts, exhibits.targets(config, artifacts))
 
 

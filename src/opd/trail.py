@@ -8,14 +8,10 @@ from typing import Any, NamedTuple
 
 from opd.errors import Bad
 
-# Files that a stage's rule copies out of the payload, to FOLDER.SUFFIX.
-COPIES = {
-    "dedup": ("dedup.html",),
-    "contamination": ("contamination.html",),
-    "figure": ("figure.png", "figure.svg"),
-    "table": ("table.csv", "table.md"),
-    "claims": ("claims.html", "claims.json", "claims.md"),
-    "report": ("report.html",),
+# Files of payloads that the rules copy to FOLDER.SUFFIX.
+COPIED = {
+    *("dedup.html", "contamination.html", "report.html", "figure.png", "figure.svg"),
+    *("table.csv", "table.md", "claims.html", "claims.json", "claims.md"),
 }
 # Below results/NAME, but no artifacts.
 RECORDS = ("logs", "benchmarks")
@@ -46,6 +42,17 @@ class Artifact(NamedTuple):
                 found: Mapping[str, str] = said["outputs"]
                 return found
         return {}
+
+
+def copies(one: Artifact) -> dict[str, Path]:
+    """File of the payload -> where its copy lies, or should."""
+    said = [x["outputs"] for x in (one.record, one.manifest) if x and _mapping(x.get("outputs"))]
+    names = sorted({name for outputs in said for name in outputs} & COPIED)
+    return {name: one.root / f"{one.folder}{Path(name).suffix}" for name in names}
+
+
+def _mapping(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def parsed(path: Path) -> dict[str, Any] | None:
@@ -81,7 +88,8 @@ def loose(root: Path) -> Iterator[Path]:
         inner[:] = sorted(n for n in inner if n != "payload" and not n.startswith("."))
         if Path(path) == root:
             inner[:] = [name for name in inner if name not in RECORDS]
-        yield from (Path(path) / name for name in sorted(files))
+        # A link that leads nowhere counts as a file.
+        yield from (Path(path) / name for name in sorted(files) if name != "payload")
 
 
 def results_folders(path: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from project import Project
+from project import ROOT, Project
 
 from opd import audit, diff, manifest, planned, trail
 from opd.audit import MISSING, MODIFIED, ORPHANED, STALE, WHOLE, Audit
@@ -26,6 +26,15 @@ def _audit(project: Project, **more) -> Audit:
 
 def _wrong(found: Audit) -> dict[str, str]:
     return {one.place: one.state for one in found.audited if one.findings}
+
+
+@pytest.fixture(autouse=True)
+def _papers(request: pytest.FixtureRequest) -> None:
+    """Papers' files lie in config/ of the folder that one works in, where they are not beside the
+    config."""
+    for name in {"copy", "project"} & {*request.fixturenames}:
+        folder = request.getfixturevalue(name).folder
+        (folder / "config").symlink_to(ROOT / "config")
 
 
 def _opd(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -58,8 +67,7 @@ def test_an_untouched_run_is_whole_and_nothing_is_written(finished: Project):
     assert verbs == set(manifest.VERBS) - {"fetch", "dataset", "keep"}
     assert found["counts"] == {WHOLE: len(finished.digests()) + 1}
     assert found["unused"] == {}
-    shown = _opd(finished, "audit", "results/tiny", "--configfile", str(finished.config))
-    assert shown.returncode == 0 and "fingerprint of tiny" in shown.stdout
+    assert _wrong(_audit(finished, plan=planned.described([finished.config]))) == {}
     assert {p: p.lstat().st_mtime_ns for p in finished.folder.rglob("*")} == before
 
 
@@ -77,7 +85,7 @@ def _files_of(one: trail.Artifact) -> list[Path]:
     """Every file that makes up an artifact: its two records, its payload, the record of its store
     entry, and copies."""
     entry = (one.path / "payload").resolve()
-    copies = [one.root / f"{one.folder}{Path(n).suffix}" for n in trail.COPIES.get(one.verb, ())]
+    copies = [*trail.copies(one).values()]
     records = [one.path / "digest.json", one.path / "manifest.json"]
     files = sorted(p for p in entry.rglob("*") if p.is_file())
     return [*records, entry.with_name(f"{entry.name}.json"), *files, *copies]
