@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from opd.errors import Bad
 from opd.files import digest, read_json
-from opd.manifest import sealed, settings_digest, write_json
+from opd.manifest import adopted_identity, sealed, settings_digest, write_json
 
 if TYPE_CHECKING:
     from opd.plan import Artifact
@@ -46,6 +46,19 @@ def write_plan(path: Path, artifacts: Mapping[str, "Artifact"], asked: Iterable[
         write_json(path, plan)
 
 
+def adopted(artifacts: Mapping[str, "Artifact"], results: Path) -> list[str]:
+    """Folders of what was adopted and stands for what the plan says there: it needs no inputs."""
+    return [f for f, one in artifacts.items() if _stands(results / f, one.verb, one.cfg)]
+
+
+def _stands(folder: Path, verb: str, cfg: Mapping[str, Any]) -> bool:
+    path = folder / "digest.json"
+    made = read_json(path) if path.is_file() else {}
+    return bool(made.get("adopted")) and (
+        made["identity"] == adopted_identity(verb, cfg, made["outputs"])
+    )
+
+
 def other_settings(artifacts: Mapping[str, "Artifact"], results: Path) -> list[str]:
     """Folders of the artifacts that are there, made with other settings than the plan's."""
     found = []
@@ -53,7 +66,8 @@ def other_settings(artifacts: Mapping[str, "Artifact"], results: Path) -> list[s
         path = results / folder / "digest.json"
         if path.is_file():
             made = read_json(path).get("settings")
-            if made != settings_digest(one.verb, one.cfg):
+            edited = made != settings_digest(one.verb, one.cfg)
+            if edited and not _stands(path.parent, one.verb, one.cfg):
                 found.append(folder)
     return found
 
@@ -71,7 +85,10 @@ def check(plan: Path, inputs: Iterable[Path]) -> None:
         record = results / folder / "digest.json"
         if folder not in planned or not record.is_file():
             continue
-        if read_json(record).get("settings") != planned[folder]["settings"]:
+        wanted = planned[folder]
+        if "cfg" in wanted and _stands(record.parent, wanted["verb"], wanted["cfg"]):
+            continue
+        if read_json(record).get("settings") != wanted["settings"]:
             stale[folder] = "made with other settings than the config's"
         else:
             for path, outputs in _made_from(record.with_name("manifest.json")):

@@ -362,14 +362,15 @@ def run_stage(
     is whole with the steps in execution.keep_steps: see ``opd.keep``.
     Returns whether the stage was computed (False: found whole in the store).
     """
-    names = list(cfg.get("inputs", []))
+    folder = output.parent
+    adopted = _adopted(folder, verb, cfg)
+    # What was adopted may be asked for without inputs: it needs none.
+    names = [] if adopted and not inputs else list(cfg.get("inputs", []))
     if len(names) != len(inputs):
         raise Bad(
             f"{len(inputs)} inputs for the names {names}", f"opd {verb}", "give one path per name"
         )
     resolved = {name: resolve_input(path) for name, path in zip(names, inputs, strict=True)}
-    folder = output.parent
-    adopted = _adopted(folder, verb, cfg)
     key = adopted or identity(verb, cfg, {name: value[1] for name, value in resolved.items()})
     entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
     if adopted and not whole(entry, record):
@@ -404,7 +405,8 @@ def run_stage(
     link(entry, folder)
     # The entry may have been made for another results folder: the inputs are those of this one. The
     # settings are the same but for the code of what was adopted, which did not make it.
-    own = {"inputs": made_from(resolved, inputs)} | ({"cfg": dict(cfg)} if adopted else {})
+    own = {"inputs": made_from(resolved, inputs) or made["inputs"]}
+    own |= {"cfg": dict(cfg)} if adopted else {}
     write_json(folder / "manifest.json", sealed(made | own))
     for name, path in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)

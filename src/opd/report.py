@@ -161,7 +161,9 @@ def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
         one = found[name] = Made(name, manifest, modified(folder / "payload"))
         if any(manifest[key] != record[key] for key in ("identity", "outputs")):
             one.troubles.append("modified: digest.json and manifest.json are not of one run")
-        if name in plan and record.get("settings") != plan[name]["settings"]:
+        # What was adopted was made by no code of the config's.
+        edited = name in plan and record.get("settings") != plan[name]["settings"]
+        if edited and not record.get("adopted"):
             one.troubles.append("stale: made with other settings than the config's")
         for used in manifest["inputs"].values():
             path = root.parent.parent / used["path"]
@@ -360,7 +362,9 @@ ROLES = {
 
 def _roles(cfg: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
     """(label, [(role, names of inputs)]) of each row, arm, probe, and series of its own."""
-    own = [s for part in (cfg, *cfg.get("panels", [])) for s in part.get("series", [])]
+    series = [s for part in (cfg, *cfg.get("panels", [])) for s in part.get("series", [])]
+    # Others are by the name of an arm or a probe.
+    own = [one for one in series if not one.keys() & {"arm", "probe"}]
     known = [*cfg.get("arms", {}).values(), *cfg.get("probes", {}).values()]
     for one in (*cfg.get("rows", []), *known, *own):
         roles = [(said, one[key]) for key, said in ROLES.items() if one.get(key)]

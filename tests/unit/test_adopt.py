@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from opd import adopt, manifest, planned, tables, world
+from opd import adopt, current, manifest, planned, tables, world
 from opd.errors import Bad
 from opd.files import read_json
 from opd.plan import Artifact
@@ -90,6 +90,24 @@ def test_its_stage_keeps_it_whatever_the_code_and_the_inputs(theirs: Path, resul
     assert (after["identity"], after["outputs"]) == (first["identity"], first["outputs"])
     assert after["settings"] == manifest.settings_digest("grpo", CFG | {"code": "edited"})
     assert read_json(record.with_name("manifest.json"))["adopted"] == str(theirs)
+
+
+def test_it_needs_no_inputs_and_an_edit_of_code_is_none_of_it(theirs: Path, results: Path):
+    first = _adopt(theirs, TEACHER, results)
+    edited = Artifact("grpo", TEACHER.folder, CFG | {"code": "d"}, ())
+    recipe = Artifact("grpo", TEACHER.folder, CFG | {"lr": 0.2}, ())
+    for one, stands in ((TEACHER, True), (edited, True), (recipe, False)):
+        plan = {one.folder: one}
+        assert (current.adopted(plan, results) == [one.folder]) is stands
+        assert (current.other_settings(plan, results) == []) is stands
+    store, digest = results.parent / ".store", results / TEACHER.folder / "digest.json"
+    assert manifest.run_stage("grpo", CFG, [], digest, {}, store) is False
+    assert read_json(digest.with_name("manifest.json"))["inputs"] == first["inputs"]
+    current.write_plan(results / "plan.json", {edited.folder: edited})
+    current.check(results / "plan.json", [digest])
+    current.write_plan(results / "plan.json", {recipe.folder: recipe})
+    with pytest.raises(Bad, match="made with other settings"):
+        current.check(results / "plan.json", [digest])
 
 
 def test_an_edited_recipe_is_run_and_a_damaged_file_is_not_taken(

@@ -483,7 +483,7 @@ def test_each_cell_and_series_leads_to_the_artifacts_that_it_is_from(tmp_path):
     ]
     results.table("t", used, title="A table", rows=rows)
     arms = {"E04.x": {"label": "an arm", "run": ["run:a:s0"], "scores": {"9": [*used][:1]}}}
-    own = [{"label": "bars", "evaluations": ["evaluation:a:s0"]}]
+    own = [{"label": "bars", "evaluations": ["evaluation:a:s0"]}, {"probe": "E10"}]
     results.figure("f", "Figures", used, title="A figure", arms=arms, series=own)
     page, html = made(results, tmp_path / "out")
 

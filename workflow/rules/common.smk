@@ -23,6 +23,7 @@ except Bad as bad:
 
 RESULTS = f"results/{CONFIG.name}"
 PLAN = f"{RESULTS}/plan.json"
+ADOPTED = current.adopted(ARTIFACTS, Path(RESULTS))
 
 EDITED = []
 if workflow.is_main_process:
@@ -95,9 +96,9 @@ def inputs_of(pattern):
     def paths(wildcards):
         made = ARTIFACTS[pattern.format(**wildcards)]
         force_if_edited(made.folder)
+        used = () if made.folder in ADOPTED else made.inputs
         return [
-            plain(p) if os.path.isabs(p) else f"{RESULTS}/{p}/digest.json"
-            for p in made.inputs
+            plain(p) if os.path.isabs(p) else f"{RESULTS}/{p}/digest.json" for p in used
         ]
 
     return paths
