@@ -74,8 +74,9 @@ def calibrate(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[str, 
         for folder, artifact in one.artifacts.items():
             work = cost.work(facts, folder)
             took = one.seconds[folder] * cost.width(artifact.cfg, one.devices[folder])
-            if one.identities[folder] in seen:
-                continue  # what two results folders share was measured once
+            # What two results folders share was measured once; what was adopted, never.
+            if one.identities[folder] in seen or took == 0:
+                continue
             seen.add(one.identities[folder])
             if work is None:
                 groups[artifact.verb, one.devices[folder], 0.0].append((took, 0.0))

@@ -92,6 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
     _add_plan(add)
     _add_doctor(add)
+    _add_audit(add)
+    _add_adopt(add)
+    why = add("why", help="what made an artifact, from what, and how to make it again")
+    why.add_argument(
+        "path", type=Path, help="its folder, a file of it, or results/NAME/MODEL/sSEED"
+    )
+    diff = add("diff", help="where two artifacts, or two results folders, part ways")
+    for name in "ab":
+        diff.add_argument(name, type=Path, help="results/NAME, or an artifact")
     rates = add("calibrate", help="measure rates for `opd plan` in finished stages")
     rates.add_argument("results", nargs="+", type=Path, help="results/NAME")
     rates.add_argument(
@@ -154,6 +163,18 @@ def _add_config(verb: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="as for snakemake, on top of all files; nothing if not given",
     )
+
+
+def _add_configs(verb: argparse.ArgumentParser, about: str, default: list[Path] | None) -> None:
+    verb.add_argument(
+        "--configfile",
+        nargs="+",
+        type=Path,
+        default=default,
+        metavar="FILE",
+        help=f"{CONFIGS}; {about} if not given",
+    )
+    _add_config(verb)
 
 
 def _add_preflight(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -226,15 +247,7 @@ def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="what would run, what is there, and what it would cost",
         usage="opd plan [--configfile FILE ...] [--config KEY=VALUE ...] [options]",
     )
-    plan.add_argument(
-        "--configfile",
-        nargs="+",
-        type=Path,
-        default=[Path("config/mini.yaml")],
-        metavar="FILE",
-        help=f"{CONFIGS}; config/mini.yaml if not given",
-    )
-    _add_config(plan)
+    _add_configs(plan, "config/mini.yaml", [Path("config/mini.yaml")])
     part = plan.add_mutually_exclusive_group()
     part.add_argument(
         "--target",
@@ -273,23 +286,7 @@ def _add_doctor(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="what a run would lack on this machine, before anything is started",
         usage="opd doctor [--configfile FILE ...] [--config KEY=VALUE ...] [--profile NAME]",
     )
-    doctor.add_argument(
-        "--configfile",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="as for snakemake, later ones on top; that of the profile, or config/mini.yaml, if "
-        "not given",
-    )
-    doctor.add_argument(
-        "--config",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as for snakemake, on top of all files; nothing if not given",
-    )
+    _add_configs(doctor, "that of the profile, or config/mini.yaml,", [])
     doctor.add_argument(
         "--profile",
         metavar="NAME",
@@ -322,6 +319,43 @@ def _add_export(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     export.add_argument(
         "--agent", metavar="NAME <URL>", help="who ran it; nobody is named if not given"
+    )
+
+
+def _add_adopt(add: Callable[..., argparse.ArgumentParser]) -> None:
+    adopt = add("adopt", help="put a checkpoint or rollouts from elsewhere in a recipe's place")
+    adopt.add_argument("path", type=Path, help="a checkpoint's folder, or a file of rollouts")
+    adopt.add_argument(
+        "--as",
+        dest="recipe",
+        required=True,
+        metavar="RECIPE",
+        help="a model or generation of the config; NAME/sSEED where there are several seeds",
+    )
+    _add_configs(adopt, "config/mini.yaml", [Path("config/mini.yaml")])
+
+
+def _add_audit(add: Callable[..., argparse.ArgumentParser]) -> None:
+    audit = add("audit", help="whether results are what was made, whole and current")
+    audit.add_argument("path", type=Path, help="results, results/NAME, or an artifact below it")
+    _add_configs(audit, "what the last run found in plan.json", None)
+    audit.add_argument(
+        "--json", type=Path, metavar="FILE", help="also written there; - is standard output"
+    )
+    audit.add_argument(
+        "--allow",
+        nargs="+",
+        choices=("stale", "orphaned", "missing"),
+        default=[],
+        help="states that end well, too; none if not given",
+    )
+    audit.add_argument(
+        "--strict",
+        action="store_true",
+        help="other versions, and store entries that nothing links, end badly, too",
+    )
+    audit.add_argument(
+        "--store", type=Path, metavar="DIR", help="where files are whose links lead nowhere"
     )
 
 
@@ -367,6 +401,63 @@ def _plan(arguments: argparse.Namespace) -> None:
         arguments.config,
     ):
         print(visible(line))
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    import time
+
+    from opd import audit_text
+    from opd.audit import audit, fails
+    from opd.trail import results_folders
+
+    plan = None
+    if arguments.configfile:
+        from opd.planned import described
+
+        if len(results_folders(arguments.path.absolute())) > 1:
+            remedy = "name results/NAME"
+            raise Bad("a config describes one results folder", str(arguments.path), remedy)
+        plan = described(arguments.configfile, arguments.config)
+    started = time.monotonic()
+    found = audit(arguments.path, plan, arguments.store)
+    seconds = time.monotonic() - started
+    as_json = json.dumps(audit_text.as_json(found), indent=1)
+    if arguments.json and str(arguments.json) != "-":
+        arguments.json.write_text(as_json + "\n")
+    if arguments.json and str(arguments.json) == "-":
+        print(as_json)
+    else:
+        for line in audit_text.lines(found, str(arguments.path), seconds):
+            print(line)
+    return int(fails(found, arguments.allow, arguments.strict))
+
+
+def _why(arguments: argparse.Namespace) -> None:
+    from opd.why import lines
+
+    for line in lines(arguments.path):
+        print(line)
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from opd.diff import compare, lines
+
+    found = compare(arguments.a, arguments.b)
+    for line in lines(arguments.a, arguments.b, found):
+        print(line)
+    return int(found.any)
+
+
+def _adopt(arguments: argparse.Namespace) -> None:
+    from opd.adopt import adopt, recipe
+    from opd.planned import artifacts_of, beside
+    from opd.recipes import read
+
+    config = read(arguments.configfile, arguments.config)
+    artifacts = artifacts_of(config, beside(arguments.configfile))
+    artifact, results = recipe(arguments.recipe, artifacts), Path("results") / config.name
+    folder = adopt(arguments.path, artifact, results, results.parent / ".store")
+    print(f"adopted: {folder} is {arguments.path}; remove {folder} to have it made instead")
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
@@ -436,12 +527,17 @@ def _stage(arguments: argparse.Namespace) -> None:
     print(f"{'made' if computed else 'found in the store'}: {arguments.output.parent}")
 
 
-# What is no stage. Each imports what it needs: a verb starts without the others' libraries.
-OTHERS = {
+# What is no stage, with its exit status. Each imports what it needs: a verb starts without the
+# others' libraries.
+OTHERS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "schema": _schema,
     "preflight": _preflight,
     "watch": _watch,
     "plan": _plan,
+    "audit": _audit,
+    "why": _why,
+    "adopt": _adopt,
+    "diff": _diff,
     "calibrate": _calibrate,
     "export": _export,
     "lock": _lock,
@@ -463,7 +559,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if not _fetches(arguments):
             os.environ["HF_HUB_OFFLINE"] = "1"
-        OTHERS.get(arguments.verb, _stage)(arguments)
+        status = OTHERS.get(arguments.verb, _stage)(arguments)
+        if status:
+            sys.exit(status)
     except Bad as bad:
         _fail(bad)
     except KeyboardInterrupt:

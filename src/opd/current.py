@@ -15,23 +15,36 @@ from typing import TYPE_CHECKING, Any
 
 from opd.errors import Bad
 from opd.files import digest, read_json
-from opd.manifest import settings_digest, write_json
+from opd.manifest import adopted_identity, sealed, settings_digest, write_json
 
 if TYPE_CHECKING:
     from opd.plan import Artifact
 
 
-def described(artifacts: Mapping[str, "Artifact"]) -> dict[str, Any]:
-    """Folder -> digest of the settings, and inputs, of every artifact of a plan."""
+def described(
+    artifacts: Mapping[str, "Artifact"], asked: Iterable[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Folder -> verb, settings and their digest, inputs, and whether it is asked for, of every
+    artifact of a plan; each sealed."""
+    shown = set(asked)
     return {
-        folder: {"settings": settings_digest(one.verb, one.cfg), "inputs": list(one.inputs)}
+        folder: sealed(
+            {
+                "folder": folder,
+                "verb": one.verb,
+                "cfg": one.cfg,
+                "settings": settings_digest(one.verb, one.cfg),
+                "inputs": list(one.inputs),
+                "asked": folder in shown,
+            }
+        )
         for folder, one in artifacts.items()
     }
 
 
-def write_plan(path: Path, artifacts: Mapping[str, "Artifact"]) -> None:
-    """Write what a plan describes (``described``), unless it stands there already."""
-    plan = described(artifacts)
+def write_plan(path: Path, artifacts: Mapping[str, "Artifact"], asked: Iterable[str] = ()) -> None:
+    """Write what a config describes (``described``), where it differs from what is there."""
+    plan = described(artifacts, asked)
     if not path.is_file() or read_json(path) != plan:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plan)
@@ -39,7 +52,14 @@ def write_plan(path: Path, artifacts: Mapping[str, "Artifact"]) -> None:
 
 def parsed(artifacts: Mapping[str, "Artifact"], rules: Iterable[Path]) -> str:
     """What a run tells its jobs of itself: digests of its plan and of the text of its rules."""
-    return f"{digest(described(artifacts))} {digest([path.read_text() for path in rules])}"
+    return f"{digest(_told(artifacts))} {digest([path.read_text() for path in rules])}"
+
+
+def _told(artifacts: Mapping[str, "Artifact"]) -> dict[str, list[Any]]:
+    return {
+        folder: [settings_digest(one.verb, one.cfg), list(one.inputs)]
+        for folder, one in artifacts.items()
+    }
 
 
 def edited_since(
@@ -52,26 +72,18 @@ def edited_since(
     """
     if told == own:
         return {}
-    now = described(artifacts)
+    now = _told(artifacts)
     if told.partition(" ")[2] != own.partition(" ")[2]:
         return dict.fromkeys(now, "the rules were edited")
-    before = read_json(plan) if plan.is_file() else None
-    if before is None or digest(before) != told.partition(" ")[0]:
+    written = read_json(plan) if plan.is_file() else {}
+    before = {folder: [one["settings"], one["inputs"]] for folder, one in written.items()}
+    if digest(before) != told.partition(" ")[0]:
         return dict.fromkeys(now, "the plan of its run was replaced")
     return {
         folder: "was edited" if folder in now else "was taken out of the config"
         for folder in before.keys() | now.keys()
         if before.get(folder) != now.get(folder)
     }
-
-
-def _record(path: Path) -> Mapping[str, Any]:
-    """A ``digest.json``; empty where it is damaged."""
-    try:
-        found = read_json(path)
-    except Bad:
-        found = None
-    return found if isinstance(found, dict) else {}
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -87,6 +99,27 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
         temporary.replace(path)
 
 
+def adopted(artifacts: Mapping[str, "Artifact"], results: Path) -> list[str]:
+    """Folders of what was adopted and stands for what the plan says there: it needs no inputs."""
+    return [f for f, one in artifacts.items() if _stands(results / f, one.verb, one.cfg)]
+
+
+def _record(path: Path) -> Mapping[str, Any]:
+    """A ``digest.json``; empty where there is none, or a damaged one."""
+    try:
+        found = read_json(path)
+    except Bad:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _stands(folder: Path, verb: str, cfg: Mapping[str, Any]) -> bool:
+    made = _record(folder / "digest.json")
+    return bool(made.get("adopted")) and (
+        made["identity"] == adopted_identity(verb, cfg, made["outputs"])
+    )
+
+
 def other_settings(artifacts: Mapping[str, "Artifact"], results: Path) -> list[str]:
     """Folders of the artifacts that are there, made with other settings than the plan's, or with a
     ``digest.json`` that is damaged."""
@@ -95,6 +128,7 @@ def other_settings(artifacts: Mapping[str, "Artifact"], results: Path) -> list[s
         for folder, one in artifacts.items()
         if (path := results / folder / "digest.json").is_file()
         and _record(path).get("settings") != settings_digest(one.verb, one.cfg)
+        and not _stands(path.parent, one.verb, one.cfg)
     ]
 
 
@@ -111,7 +145,10 @@ def check(plan: Path, inputs: Iterable[Path]) -> None:
         record = results / folder / "digest.json"
         if folder not in planned or not record.is_file():
             continue
-        if _record(record).get("settings") != planned[folder]["settings"]:
+        wanted = planned[folder]
+        if "cfg" in wanted and _stands(record.parent, wanted["verb"], wanted["cfg"]):
+            continue
+        if _record(record).get("settings") != wanted["settings"]:
             stale[folder] = "made with other settings than the config's"
         else:
             for path, outputs in _made_from(record.with_name("manifest.json")):

@@ -71,7 +71,7 @@ def _legend(labels: Sequence[str]) -> tuple[list[str], int, int]:
 
 @contextmanager
 def _page(
-    out: Path, title: str | None, height: float, legend: Sequence[str]
+    out: Path, data: Data, height: float, legend: Sequence[str]
 ) -> Iterator[tuple["Figure", dict[str, "Artist"]]]:
     """A page with room for panels ``height`` inches high in all, a title above and a legend below.
 
@@ -84,7 +84,7 @@ def _page(
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-        heading = _wrap(title or "", 80)
+        heading = _wrap(data["title"] or "", 80)
         labels, columns, lines = _legend(legend)
         room = 0.2 * (heading.count("\n") + 1 if heading else 0) + 0.19 * lines + 0.25
         page = Figure(
@@ -103,8 +103,9 @@ def _page(
                 ncols=columns,
                 handlelength=3.2,
             )
-        page.savefig(out / "figure.png", dpi=160, metadata={"Software": None})
-        page.savefig(out / "figure.svg", metadata={"Date": None, "Creator": None})
+        source = {"Source": " ".join(data.get("sources", [])) or None}
+        page.savefig(out / "figure.png", dpi=160, metadata={"Software": None, **source})
+        page.savefig(out / "figure.svg", metadata={"Date": None, "Creator": None, **source})
 
 
 def _layout(panels: int) -> tuple[int, int]:
@@ -247,7 +248,7 @@ def draw_curves(data: Data, out: Path) -> None:
     rows, columns = (len(panels) // len(groups), len(groups)) if several else _layout(len(panels))
     height = (2.5 if columns < 3 else 2.1) * rows
     legend = [*order, *levels, *_published_in_legend(panels)]
-    with _page(out, data["title"], height, legend) as (page, artists):
+    with _page(out, data, height, legend) as (page, artists):
         grid = page.subplots(rows, columns, squeeze=False, sharey="row" if several else False)
         for at, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
             scale = 100 if panel["percent"] else 1
@@ -380,7 +381,7 @@ def draw_bars(data: Data, out: Path) -> None:
     styles = _styles([name for name in groups if name])
     rows, columns, height = _bar_layout(panels)
     legend = [*styles, *_published_in_legend(panels)]
-    with _page(out, data["title"], height, legend) as (page, artists):
+    with _page(out, data, height, legend) as (page, artists):
         _bar_panels(page, panels, styles, rows, columns)
         for group, (colour, hatch) in styles.items():
             artists[group] = Patch(facecolor=colour, hatch=hatch, edgecolor="white")
@@ -404,7 +405,7 @@ def draw_heatmap(data: Data, out: Path) -> None:
     shown = [np.array(panel["values"], dtype=float) for panel in panels]
     low, high = (float(f([f(values) for values in shown])) for f in (np.nanmin, np.nanmax))
     rows, columns = _layout(len(panels))
-    with _page(out, data["title"], (2.9 if columns == 1 else 2.5) * rows, []) as (page, _):
+    with _page(out, data, (2.9 if columns == 1 else 2.5) * rows, []) as (page, _):
         grid = page.subplots(rows, columns, squeeze=False, sharey="row")
         for at, (axes, panel, values) in enumerate(zip(grid.flat, panels, shown, strict=False)):
             steps, positions = np.array(panel["steps"], dtype=float), np.array(panel["positions"])
@@ -438,7 +439,7 @@ def draw_heatmap(data: Data, out: Path) -> None:
 def draw_scatter(data: Data, out: Path) -> None:
     """A point per series with both intervals and its name beside it."""
     sides = {side: 100 if data[side]["percent"] else 1 for side in ("x", "y")}
-    with _page(out, data["title"], 3.8, []) as (page, _):
+    with _page(out, data, 3.8, []) as (page, _):
         axes = page.subplots()
         for at, point in enumerate(data["points"]):
             value, low, high = (
@@ -523,7 +524,7 @@ def draw_distribution(data: Data, out: Path) -> None:
     first = 2.3 * rows
     lower, across, second = _bar_layout(below) if below else (0, 1, 0.0)
     legend = ["right", "wrong", *_published_in_legend(below)]
-    with _page(out, data["title"], first + second, legend) as (page, artists):
+    with _page(out, data, first + second, legend) as (page, artists):
         parts: Any = [page]
         if below:
             parts = page.subfigures(2, 1, height_ratios=[first, second])

@@ -18,7 +18,7 @@ from opd.drawing import draw
 from opd.errors import Bad
 from opd.intervals import Interval
 from opd.labels import avg_at, benchmark_label, label_of, of_draws, plain, resampling
-from opd.measured import MACRO, Evaluations, Reader
+from opd.measured import MACRO, Evaluations, NothingLogged, Reader
 from opd.probes.draws import RESAMPLES as PROBE_DRAWS
 from opd.published import parse
 from opd.quantities import Missing, estimate, numbered, unit_of
@@ -137,7 +137,10 @@ def _metrics(cfg: Cfg, reader: Reader) -> list[Data]:
 def _line(one: Cfg, metric: Cfg, cfg: Cfg, reader: Reader) -> Data:
     arm = cfg["arms"].get(one["of"], {})
     if metric["benchmark"] is None:
-        steps, values = reader.metric(arm.get("run") or [], metric["name"], _where(one))
+        try:
+            steps, values = reader.metric(arm.get("run") or [], metric["name"], _where(one))
+        except NothingLogged:
+            steps, values = np.empty(0, int), np.empty((len(arm["run"]), 0))
         seen = ~np.isnan(values).all(axis=0)
         steps, values = steps[seen], values[:, seen]
         points = [np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0)]
@@ -602,8 +605,8 @@ KINDS: dict[str, Callable[[Cfg, Reader], Data]] = {
 
 
 def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Draw a figure: figure.png (160 dpi), figure.svg, figure.json (all numbers that are drawn) and
-    caption.md.
+    """Draw a figure: figure.png (160 dpi), figure.svg, figure.json (all numbers that are drawn,
+    and the digests of all files that were read for them) and caption.md.
 
     cfg: ``kind``, ``title``, ``caption``, ``seed`` and ``resamples`` of the bootstrap, and by kind:
 
@@ -636,6 +639,9 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
     drawn = "curves" if kind == "grid" else kind
     data = {"kind": drawn, "title": cfg.get("title"), **KINDS[kind](cfg, reader)}
     _publish(data, cfg, inputs)
+    data["sources"] = [
+        f"{name}/{file}={found}" for name in inputs for file, found in reader.digests(name).items()
+    ]
     # What is drawn is what is written.
     data = json.loads(json.dumps(data, allow_nan=False))
     draw(data, out)

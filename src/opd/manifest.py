@@ -4,7 +4,8 @@ Every artifact is a folder with three things: ``digest.json`` (identity and cont
 so an upstream rerun with the same result changes nothing for what depends on it),
 ``manifest.json`` (the audit trail: settings, inputs, versions, host, time; never an input) and
 ``payload``, a link into the store. The store is keyed by identity: a digest of the stage's
-settings (which hold a digest of its code) and of the content of its inputs.
+settings (which hold a digest of its code) and of the content of its inputs. What was adopted
+(``opd.adopt``) has an identity of its own kind: nothing here has made it.
 """
 
 import hashlib
@@ -18,12 +19,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from opd import gpu, owner, verified
+from opd import files, gpu, owner, verified
 from opd.errors import Bad
 from opd.files import content, digest, module_digest, read_json
 from opd.keep import steps_of, whole
@@ -87,13 +88,39 @@ def code_digest(verb: str) -> str:
     return module_digest(VERBS[verb].partition(":")[0])
 
 
+@cache
+def modules(verb: str) -> dict[str, str]:
+    """Module -> digest of its own code, of all that ``code_digest`` covers: what tells which of
+    them has changed."""
+    found: dict[str, str] = {}
+    queue = [VERBS[verb].partition(":")[0]]
+    while queue:
+        module = queue.pop()
+        if module not in found:
+            source, imports = files._source(module)
+            found[module] = digest(source)
+            queue.extend(imports)
+    return found
+
+
 def identity(verb: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
     """Digest that names an artifact: verb, settings, and the content digests of its inputs.
 
     What is under ``execution`` changes how a stage runs and not what it makes: it does not count.
     """
-    of = {name: digest(value) for name, value in inputs.items()}
-    return digest({"verb": verb, "cfg": _made_by(cfg), "inputs": of})
+    return identity_of(verb, cfg, {name: digest(value) for name, value in inputs.items()})
+
+
+def identity_of(verb: str, cfg: Mapping[str, Any], used: Mapping[str, str]) -> str:
+    """The same from the digests of the inputs' contents, as manifests have them."""
+    return digest({"verb": verb, "cfg": _made_by(cfg), "inputs": dict(used)})
+
+
+def adopted_identity(verb: str, cfg: Mapping[str, Any], outputs: Mapping[str, str]) -> str:
+    """The same for what was adopted as the work of this stage: verb, settings without the code,
+    which did not make it, and content. Never that of something a stage has made."""
+    settings = {key: value for key, value in _made_by(cfg).items() if key != "code"}
+    return digest({"adopted": verb, "cfg": settings, "outputs": dict(outputs)})
 
 
 def settings_digest(verb: str, cfg: Mapping[str, Any]) -> str:
@@ -121,13 +148,24 @@ def _replacing(path: Path, key: str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def json_text(value: Any) -> str:
+    """The text of a record: any other text of the same value was not written here."""
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
 def write_json(path: Path, value: Any, key: str | None = None) -> None:
     """Write indented JSON to a temporary name, then rename. ``key``: see ``_replacing``."""
     with _replacing(path, key or str(os.getpid())) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+        temporary.write_text(json_text(value))
 
 
-def _resolve_input(path: Path, look: bool) -> tuple[Path, dict[str, str], str]:
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with a digest of its own text, ``seal``: much of a manifest is in no other."""
+    rest = {name: one for name, one in value.items() if name != "seal"}
+    return rest | {"seal": hashlib.sha256(json_text(rest).encode()).hexdigest()}
+
+
+def resolve_input(path: Path, look: bool = False) -> tuple[Path, dict[str, str], str]:
     """A declared input -> (payload folder or plain file, content digests, identity or '')."""
     if not path.exists():
         raise Bad("no such input", str(path), "run the stage that makes it")
@@ -222,24 +260,22 @@ def _compute(
         raise
     finally:
         running.unlink(missing_ok=True)
-    write_json(
-        record,
-        {
-            "verb": verb,
-            "identity": key,
-            "cfg": dict(cfg),
-            "inputs": _made_from(resolved, inputs),
-            "outputs": outputs,
-            "numbers": numbers,
-            "versions": _versions(),
-            "host": platform.node(),
-            "device": _device(),
-            **({"gpu": drawn} if drawn else {}),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-            "seconds": round(time.time() - started, 2),
-        },
-        key,
-    )
+    made = {
+        "verb": verb,
+        "identity": key,
+        "cfg": dict(cfg),
+        "inputs": made_from(resolved, inputs),
+        "outputs": outputs,
+        "numbers": numbers,
+        "modules": _modules(verb, cfg),
+        "versions": versions(),
+        "host": platform.node(),
+        "device": _device(),
+        **({"gpu": drawn} if drawn else {}),
+        "started": stamp(started),
+        "seconds": round(time.time() - started, 2),
+    }
+    write_json(record, sealed(made), key)
     _store_steps(sorted(asked), scratch / "kept", steps)
 
 
@@ -256,10 +292,10 @@ def _same_as_before(
         return
     try:
         before = read_json(record)
-        kept, versions = before["outputs"], before["versions"]
+        kept, of = before["outputs"], before["versions"]
     except (Bad, KeyError, TypeError):  # the first time, or it is damaged
         return
-    if verb != "fetch" and versions != _versions():
+    if verb != "fetch" and of != versions():
         return
     other = sorted(n for n in {*kept, *outputs} if kept.get(n) != outputs.get(n))
     if other:
@@ -270,9 +306,30 @@ def _same_as_before(
         )
 
 
-def _made_from(
+def _modules(verb: str, cfg: Mapping[str, Any]) -> dict[str, str]:
+    """Those of the code that the settings name; none where it has been edited while a job was
+    queued, or where the settings are of other code."""
+    return modules(verb) if "code" in cfg and cfg["code"] == code_digest(verb) else {}
+
+
+def stamp(seconds: float) -> str:
+    """A time as manifests have it, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _adopted(folder: Path, verb: str, cfg: Mapping[str, Any]) -> str | None:
+    """The identity of what was adopted in this folder for these settings, if anything was."""
+    with suppress(Bad):
+        made = read_json(folder / "manifest.json")
+        if made.get("adopted") and made["identity"] == adopted_identity(verb, cfg, made["outputs"]):
+            return str(made["identity"])
+    return None
+
+
+def made_from(
     resolved: Mapping[str, tuple[Path, dict[str, str], str]], inputs: Sequence[Path]
 ) -> dict[str, dict[str, str]]:
+    """``inputs`` of a manifest."""
     return {
         name: {"path": str(path), "identity": value[2], "outputs": digest(value[1])}
         for (name, value), path in zip(resolved.items(), inputs, strict=True)
@@ -296,33 +353,42 @@ def run_stage(
     is whole with the steps in execution.keep_steps: see ``opd.keep``.
     Returns whether the stage was computed (False: found whole in the store).
     """
-    names = list(cfg.get("inputs", []))
+    folder = output.parent
+    adopted = _adopted(folder, verb, cfg)
+    # What was adopted may be asked for without inputs: it needs none.
+    names = [] if adopted and not inputs else list(cfg.get("inputs", []))
     if len(names) != len(inputs):
         raise Bad(
             f"{len(inputs)} inputs for the names {names}", f"opd {verb}", "give one path per name"
         )
     resolved = {
-        name: _resolve_input(path, verb in LOOKS) for name, path in zip(names, inputs, strict=True)
+        name: resolve_input(path, verb in LOOKS) for name, path in zip(names, inputs, strict=True)
     }
-    key = identity(verb, cfg, {name: value[1] for name, value in resolved.items()})
+    key = adopted or identity(verb, cfg, {name: value[1] for name, value in resolved.items()})
     entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
-    folder = output.parent
+    if adopted and not whole(entry, record):
+        raise Bad(
+            "what was adopted here is damaged, or gone from the store",
+            str(folder),
+            f"adopt it again, or remove {folder} to have it made",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     store.mkdir(parents=True, exist_ok=True)
     with owner.alone(scratch):
         try:
-            published = (output, folder / "manifest.json", folder / "payload", *copies.values())
-            for path in published:
+            # What says that it was adopted stays until it is replaced, should this be killed.
+            old = () if adopted else (folder / "manifest.json", folder / "payload")
+            for path in (output, *old, *copies.values()):
                 for one in (path, *path.parent.glob(f".{path.name}.*.partial")):
-                    if (
-                        one.is_dir() and not one.is_symlink()
-                    ):  # as a copy that followed links has it
+                    # A copy that followed links has a folder here.
+                    if one.is_dir() and not one.is_symlink():
                         shutil.rmtree(one)
                     else:
                         one.unlink(missing_ok=True)
             steps = steps_of(entry)
             found = whole(entry, record) and all(
-                whole(steps / str(step), steps / f"{step}.json") for step in _kept(verb, cfg)
+                adopted or whole(steps / str(step), steps / f"{step}.json")
+                for step in _kept(verb, cfg)
             )
             computed = verb in LOOKS or not found
             if computed:
@@ -333,8 +399,11 @@ def run_stage(
                 if path.name != owner.OWNER:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             # The entry may have been made for another results folder: the inputs are this one's.
-            made = read_json(record) | {"inputs": _made_from(resolved, inputs)}
-            _publish(made, entry, output, copies, settings_digest(verb, cfg))
+            # The settings are the same but for the code of what was adopted, which did not make it.
+            made = read_json(record)
+            own: dict[str, Any] = {"inputs": made_from(resolved, inputs) or made["inputs"]}
+            own |= {"cfg": dict(cfg)} if adopted else {}
+            publish(made | own, entry, output, copies)
         except BaseException:
             if verb not in RESUMES:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -343,26 +412,41 @@ def run_stage(
     return computed
 
 
-def _publish(
-    made: Mapping[str, Any], entry: Path, output: Path, copies: Mapping[str, Path], settings: str
-) -> None:
-    """Link an entry of the store as an artifact; ``digest.json``, the last, says it is whole."""
+def hand_off(verb: str, cfg: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """digest.json of what has this manifest."""
+    found = {
+        "identity": made["identity"],
+        "settings": settings_digest(verb, cfg),
+        "outputs": made["outputs"],
+    }
+    return found | ({"adopted": True} if made.get("adopted") else {})
+
+
+def link(entry: Path, folder: Path) -> None:
+    """Link an entry of the store as the payload of an artifact's folder."""
+    with _replacing(folder / "payload", entry.name) as payload:
+        payload.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
+
+
+def publish(made: Mapping[str, Any], entry: Path, output: Path, copies: Mapping[str, Path]) -> None:
+    """Link an entry of the store as the artifact with this manifest; ``digest.json``, the last,
+    says that it is whole."""
     folder, key = output.parent, made["identity"]
-    with _replacing(folder / "payload", key) as link:
-        link.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
-    write_json(folder / "manifest.json", made, key)
+    link(entry, folder)
+    write_json(folder / "manifest.json", sealed(made), key)
     for name, path in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with _replacing(path, key) as temporary:
             shutil.copyfile(entry / name, temporary)
-    write_json(output, {"identity": key, "settings": settings, "outputs": made["outputs"]}, key)
+    write_json(output, hand_off(made["verb"], made["cfg"], made), key)
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Version of Python and of each of ``PACKAGES`` that is installed."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions
+    return found

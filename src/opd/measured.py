@@ -25,6 +25,10 @@ class NotLogged(Bad):
     """A run has no such metric."""
 
 
+class NothingLogged(NotLogged):
+    """A run has no metrics at all, as one that was adopted."""
+
+
 # Only these columns are read: responses are by far the largest part of the file.
 _ANSWERS = pa.schema(
     tables.SCORES.field(name)
@@ -189,6 +193,9 @@ class Reader:
         for name in names:
             if name not in self._metrics:
                 self._metrics[name] = read_metrics(self.file(name, "metrics.parquet", where).parent)
+            if not self._metrics[name]:
+                remedy = "train it here to have its metrics"
+                raise NothingLogged(f"'{name}' logged nothing", where, remedy)
             if metric not in self._metrics[name]:
                 known = ", ".join(sorted(self._metrics[name]))
                 raise NotLogged(f"'{name}' did not log '{metric}'", where, f"it logged {known}")

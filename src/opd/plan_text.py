@@ -23,11 +23,11 @@ def lines(
     settings: Iterable[str] = (),
 ) -> Iterator[str]:
     """Lines to print. ``configs`` and ``settings`` (KEY=VALUE) are as for Snakemake, later ones on
-    top; beside the first config lie hub.lock.yaml, calibration.yaml and claims/. Raises ``Bad`` for
-    whatever ``opd.recipes``, ``opd.plan`` and ``opd.exhibits`` refuse, and for an unknown target,
-    claim or device."""
+    top; ``planned.beside`` says where what is read besides lies. Raises ``Bad`` for whatever
+    ``opd.recipes``, ``opd.plan`` and ``opd.exhibits`` refuse, and for an unknown target, claim or
+    device."""
     config = recipes.read(configs, settings)
-    root = configs[0].parent
+    root = planned.beside(configs)
     tables = calibration.tables(root / "calibration.yaml")
     measured = calibration.read(rates)
 

@@ -5,15 +5,15 @@ import difflib
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd import claim_spec, cost, exhibits, plan
+from opd import claim_spec, cost, current, exhibits, lock, plan, recipes
 from opd.cost import Artifacts, Facts, Work
 from opd.errors import Bad
 from opd.files import content, read_json
-from opd.manifest import identity
+from opd.manifest import adopted_identity, identity
 from opd.recipes import Config, unknown
 
 TO_RUN = ("run", "stale")
@@ -41,6 +41,29 @@ class Machine(NamedTuple):
     rates: list[list[Mapping[str, Any]]]
     reference: Mapping[str, Any] | None
     fixed: Mapping[str, Mapping[str, float]]
+
+
+# What a config describes
+
+
+def beside(files: Sequence[Path]) -> Path:
+    """The folder with the lock, papers' files and calibration.yaml: that of the first config file,
+    or, where it has none of these, config/, as for snakemake."""
+    folder, names = files[0].parent, ("claims", "hub.lock.yaml", "calibration.yaml")
+    return folder if any((folder / name).exists() for name in names) else Path("config")
+
+
+def artifacts_of(config: Config, root: Path) -> dict[str, plan.Artifact]:
+    """Every artifact of a config; ``root`` holds hub.lock.yaml and the papers' files."""
+    found = plan.plan(config, lock.read(root / "hub.lock.yaml"))
+    return found | exhibits.exhibits(config, found, root)
+
+
+def described(files: Sequence[Path], settings: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """What a run with these config files and settings (KEY=VALUE) would write as plan.json."""
+    config = recipes.read(files, settings)
+    artifacts = artifacts_of(config, beside(files))
+    return current.described(artifacts, exhibits.targets(config, artifacts))
 
 
 # What is there
@@ -71,6 +94,13 @@ def _state(
     artifact: plan.Artifact, outputs: Mapping[str, dict[str, str]], results: Path, store: Path
 ) -> tuple[str, dict[str, str] | None]:
     """The state, and the digests of what is made, None where it has yet to be made."""
+    digest = results / artifact.folder / "digest.json"
+    present = digest.is_file() and (digest.parent / "payload").exists()
+    made = read_json(digest) if present else {}
+    if made.get("adopted"):
+        theirs = adopted_identity(artifact.verb, artifact.cfg, made["outputs"])
+        if made["identity"] == theirs:
+            return "there", made["outputs"]
     given = {}
     for name, path in cost.named(artifact).items():
         if path not in outputs and not Path(path).is_absolute():
@@ -80,11 +110,8 @@ def _state(
     kept = artifact.cfg.get("execution", {}).get("keep_steps", ())
     if not all((store / f"{key}.steps" / f"{step}.json").is_file() for step in kept):
         return "run", None
-    digest = results / artifact.folder / "digest.json"
-    if digest.is_file() and (digest.parent / "payload").exists():
-        made = read_json(digest)
-        if made["identity"] == key:
-            return "there", made["outputs"]
+    if made.get("identity") == key:
+        return "there", made["outputs"]
     record, entry = store / f"{key}.json", store / key
     if record.is_file() and entry.is_dir():
         return "store", read_json(record)["outputs"]

@@ -34,6 +34,24 @@ class Made(NamedTuple):
     troubles: list[str]
 
 
+class Link(NamedTuple):
+    """An artifact behind an exhibit: what it is to it, its folder, where a click leads, and the
+    first digits of the digest of its contents (as ``opd why`` shows it)."""
+
+    role: str
+    folder: str
+    href: str
+    digest: str
+
+
+class Origin(NamedTuple):
+    """What a row, series or arm of an exhibit is from; its name and its place in the page."""
+
+    label: str
+    anchor: str
+    links: list[Link]
+
+
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Stage ``report``: report.html, made to lie in the results folder.
 
@@ -53,6 +71,11 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     wrong = sorted((one for one in made.values() if one.troubles), key=lambda one: one.folder)
     shown = {one.folder: f"#{anchor(name)}" for name, one in at.items()}
     link = figure_link(name for section in cfg["sections"] for name in section["figures"])
+    where = {one["folder"]: anchor(f"run:{one['folder']}") for one in cfg["runs"]}
+
+    def from_(one: Made, kind: str) -> list[Origin]:
+        return origins(one, root, where, anchor(f"from:{kind}"))
+
     html = page.render(
         TEMPLATE,
         cfg["title"],
@@ -62,18 +85,28 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         claims_html=claims_page.claims_html(found, link),
         published=claims_page.targets_html(found, link),
         claims=at.get("claims"),
+        claims_from=from_(at["claims"], "claims") if "claims" in at else [],
         sections=[
             {
                 "title": section["title"],
                 "figures": [
-                    _figure(name, at[f"figure:{name}"], inputs[f"figure:{name}"], found)
+                    {
+                        **_figure(name, at[f"figure:{name}"], inputs[f"figure:{name}"], found),
+                        "origins": from_(at[f"figure:{name}"], f"figure:{name}"),
+                    }
                     for name in section["figures"]
                 ],
             }
             for section in cfg["sections"]
         ],
         tables=[
-            _table(name, at[f"table:{name}"], inputs[f"table:{name}"]) for name in cfg["tables"]
+            _table(
+                name,
+                at[f"table:{name}"],
+                inputs[f"table:{name}"],
+                from_(at[f"table:{name}"], f"table:{name}"),
+            )
+            for name in cfg["tables"]
         ],
         runs=_grouped([{**one, "made": at[f"run:{one['folder']}"]} for one in cfg["runs"]], "verb"),
         cost=cost(list(made.values())),
@@ -85,6 +118,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         anchor=anchor,
         of_claim=claims_page.of_claim,
         duration=duration,
+        adopted=sorted(one.folder for one in made.values() if one.manifest.get("adopted")),
         folder_of=lambda path: _below((root.parent.parent / path).parent, root),
         file=quote,
     )
@@ -129,7 +163,9 @@ def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
         one = found[name] = Made(name, manifest, modified(folder / "payload"))
         if any(manifest[key] != record[key] for key in ("identity", "outputs")):
             one.troubles.append("modified: digest.json and manifest.json are not of one run")
-        if name in plan and record.get("settings") != plan[name]["settings"]:
+        # What was adopted was made by no code of the config's.
+        edited = name in plan and record.get("settings") != plan[name]["settings"]
+        if edited and not record.get("adopted"):
             one.troubles.append("stale: made with other settings than the config's")
         for used in manifest["inputs"].values():
             path = root.parent.parent / used["path"]
@@ -167,9 +203,11 @@ def cost(made: Sequence[Made]) -> dict[str, Any]:
     """Seconds in all, and rows by verb and by device, longest first: name, stages, duration and,
     where a stage has recorded what it drew from a GPU, the three numbers of ``drawn``.
 
-    An artifact that several folders link was made once and counts once.
+    An artifact that several folders link was made once and counts once; one that was adopted was
+    not made here.
     """
-    stages = list({one.manifest["identity"]: one.manifest for one in made}.values())
+    here = [one.manifest for one in made if not one.manifest.get("adopted")]
+    stages = list({one["identity"]: one for one in here}.values())
     gpu = any("gpu" in manifest for manifest in stages)
 
     def by(key: str) -> list[tuple[Any, ...]]:
@@ -311,11 +349,57 @@ def _image(svg: Path) -> dict[str, Any] | None:
     return {"uri": uri, "width": width, "height": height}
 
 
-def _table(name: str, made: Made, payload: Path) -> dict[str, Any]:
+def origins(made: Made, root: Path, runs: Mapping[str, str], anchor: str) -> list[Origin]:
+    """What an exhibit shows by its rows, series or arms, and the artifacts that each is from.
+
+    runs: folder -> anchor of the page, of those that it lists; others lead to their manifests.
+    """
+    used = made.manifest["inputs"]
+    found: list[Origin] = []
+    for label, roles in _roles(made.manifest["cfg"]):
+        links = []
+        for role, names in roles:
+            for name in names:
+                if name not in used:
+                    continue
+                folder = _below((root.parent.parent / used[name]["path"]).parent, root)
+                href = f"#{runs[folder]}" if folder in runs else f"{quote(folder)}/manifest.json"
+                links.append(Link(role, folder, href, used[name]["outputs"][:12]))
+        found.append(Origin(label, f"{anchor}:{len(found)}", list(dict.fromkeys(links))))
+    return found
+
+
+# What names inputs in the settings of tables, figures and claims, and what it is to a reader.
+ROLES = {
+    "evaluations": "scores",
+    "base": "scores before",
+    "teacher": "scores of the teacher",
+    "run": "training run",
+    "probe": "probe",
+    "runs": "run",
+}
+
+
+def _roles(cfg: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
+    """(label, [(role, names of inputs)]) of each row, arm, probe, and series of its own."""
+    series = [s for part in (cfg, *cfg.get("panels", [])) for s in part.get("series", [])]
+    # Others are by the name of an arm or a probe.
+    own = [one for one in series if not one.keys() & {"arm", "probe"}]
+    known = [*cfg.get("arms", {}).values(), *cfg.get("probes", {}).values()]
+    for one in (*cfg.get("rows", []), *known, *own):
+        roles = [(said, one[key]) for key, said in ROLES.items() if one.get(key)]
+        roles += [(f"scores at step {s}", names) for s, names in one.get("scores", {}).items()]
+        if roles or one in cfg.get("rows", []):
+            yield one["label"], roles
+
+
+def _table(name: str, made: Made, payload: Path, origins: Sequence[Origin]) -> dict[str, Any]:
     settings, text = made.manifest["cfg"], ""
     if (payload / "table.md").is_file():
         text = (payload / "table.md").read_text(errors="replace")
     header, rows, note = parse(text)
+    if len(rows) == len(origins):
+        rows = [_linked(row, one) for row, one in zip(rows, origins, strict=True)]
     title = settings.get("title") or name
     return {
         "name": name,
@@ -324,7 +408,14 @@ def _table(name: str, made: Made, payload: Path) -> dict[str, Any]:
         "caption": settings.get("caption") or "",
         "html": page.table(header, rows, name=title),
         "note": note,
+        "origins": origins,
     }
+
+
+def _linked(row: Sequence[str], origin: Origin) -> list[str]:
+    """Cells that lead to what they are from."""
+    link = Markup('<a class="from" href="#{}">{}</a>')
+    return [row[0], *(link.format(origin.anchor, cell) for cell in row[1:])]
 
 
 def parse(text: str) -> tuple[list[str], list[list[str]], str]:

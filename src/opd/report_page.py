@@ -11,6 +11,7 @@ figure, .table, .trouble { border: 1px solid var(--line); border-radius: .4rem;
 .trouble ul { padding-left: 1.2rem; }
 figcaption, .note { color: var(--faint); font-size: .9rem; }
 .trouble { border: 2px solid var(--not-reproduced); }
+a.from { color: inherit; text-decoration: underline dotted; text-underline-offset: .2em; }
 figure h3, .table h3 { margin-top: 0; }
 .image { background: #fff; overflow-x: auto; }
 .image img { display: block; width: 100%; max-width: 60rem; height: auto; margin: 0 auto; }
@@ -36,6 +37,21 @@ figure h3, .table h3 { margin-top: 0; }
 {%- endmacro %}
 {% macro time(stamp) %}{{ stamp[:10] }} {{ stamp[11:16] }} UTC{% endmacro %}
 {% macro link(path, text) %}<a href="{{ file(path) }}">{{ text }}</a>{% endmacro %}
+
+{% macro made_from(origins, of) %}{% if origins %}
+<details><summary>Made from</summary>
+<div class="scroll" tabindex="0" role="region" aria-label="what {{ of }} was made from">
+<table class="text"><thead><tr><th scope="col"></th><th scope="col">artifacts, with the digests of
+their contents</th></tr></thead>
+<tbody>
+{% for one in origins %}
+<tr id="{{ one.anchor }}"><th scope="row">{{ one.label }}</th>
+<td>{% for link in one.links %}{{ link.role }}: <a href="{{ link.href }}">{{ link.folder }}</a>
+<code>{{ link.digest }}</code>{% if not loop.last %}<br>{% endif %}
+{% else %}nothing that was measured here{% endfor %}</td></tr>
+{% endfor %}
+</tbody></table></div></details>
+{% endif %}{% endmacro %}
 
 {% macro figure_card(figure) %}
 <figure id="{{ anchor('figure:' ~ figure.name) }}">
@@ -64,6 +80,7 @@ alt="{{ figure.title }}. What it shows in numbers is below it, under Values draw
 <details><summary>Values drawn</summary>
 {{ table(["", "value"], figure.drawn, name="values drawn in " ~ figure.title) }}</details>
 {% endif %}
+{{ made_from(figure.origins, figure.title) }}
 {% if figure.many %}
 <details><summary>Published values: {{ figure.many }}
 {%- if not found.comparable %} (not comparable at this scale){% endif %}</summary>
@@ -80,7 +97,8 @@ alt="{{ figure.title }}. What it shows in numbers is below it, under Values draw
 {% for run in of %}{% set manifest = run.made.manifest %}
 <tr><th scope="row" id="{{ anchor('run:' ~ run.folder) }}">{{ run.name }}
 {% for line in run.made.troubles %}<br><strong>⚠ {{ line }}</strong>{% endfor %}</th>
-<td>{{ duration(manifest.seconds) }}</td><td>{{ manifest.device }}</td>
+<td>{% if manifest.adopted is defined %}adopted{% else %}{{ duration(manifest.seconds) }}{% endif %}
+</td><td>{{ manifest.device }}</td>
 <td>{% for name, used in manifest.inputs.items() %}
 {% if used.identity %}{{ name }}: {{ link(folder_of(used.path) ~ "/manifest.json",
   folder_of(used.path)) }}{% else %}{{ name }}: a file{% endif %}
@@ -107,6 +125,9 @@ To make them again, run the workflow as before with
 <p>All {{ artifacts }} artifacts behind this page are current, and their files are as they were
 made.</p>
 {% endif %}
+{% if adopted %}
+<p>Adopted, and not made here: {{ adopted | join(", ") }}.</p>
+{% endif %}
 <p class="meta">Compared by sha256 is every file of every artifact; of a model's weights only
 whether they are there.</p>
 <nav aria-label="contents"><ul>
@@ -123,6 +144,7 @@ whether they are there.</p>
 <section id="claims"><h2>Claims</h2>
 {{ troubles(claims) }}
 {{ claims_html }}
+{{ made_from(claims_from, "claims") }}
 </section>
 {% endif %}
 {% for section in sections %}
@@ -138,6 +160,7 @@ whether they are there.</p>
 {% if one.caption %}<p>{{ one.caption }}</p>{% endif %}
 {{ one.html }}
 <p class="note">{{ one.note }}</p>
+{{ made_from(one.origins, one.title) }}
 <p class="meta">{{ link("tables/" ~ one.name ~ ".csv", "CSV") }} ·
 {{ link("tables/" ~ one.name ~ ".md", "Markdown") }} ·
 {{ link(one.made.folder ~ "/manifest.json", "manifest") }}</p></div>

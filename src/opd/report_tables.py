@@ -25,7 +25,7 @@ from opd.labels import (
     resampling,
     samples_at,
 )
-from opd.measured import MACRO, Evaluations, Reader
+from opd.measured import MACRO, Evaluations, NothingLogged, Reader
 from opd.probes.draws import RESAMPLES as PROBE_DRAWS
 from opd.quantities import Missing, estimate
 
@@ -50,7 +50,10 @@ def _cell(spec: str, row: Mapping[str, Any], reader: Reader, cfg: Mapping[str, A
     if not all(row.get(need) for need in needs):
         return None
     if needs == ("run",):
-        _, values = reader.metric(row["run"], name, where)
+        try:
+            _, values = reader.metric(row["run"], name, where)
+        except NothingLogged:
+            return None
         logged = [v[~np.isnan(v)] for v in values]
         if not all(len(v) for v in logged):
             return None

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -422,3 +423,30 @@ def test_a_metric_that_is_never_a_number_leaves_its_panel_empty(tmp_path: Path) 
     columns = ["last:advantage", "last:loss"]
     numbers = run_table({"columns": columns, "rows": rows}, {"r": path}, tmp_path)
     assert numbers == {"a": {"last_advantage": None, "last_loss": 0.5}}
+
+
+def test_a_figure_and_its_pictures_name_the_files_that_were_read(
+    tmp_path: Path, inputs: dict[str, Path]
+) -> None:
+    run_figure(FIGURES["curves"], inputs, tmp_path)
+    sources = json.loads((tmp_path / "figure.json").read_text())["sources"]
+    expected = [
+        f"{name}/metrics.parquet="
+        + hashlib.sha256((inputs[name] / "metrics.parquet").read_bytes()).hexdigest()[:12]
+        for name in ("r0", "r1")
+    ]
+    assert sources == expected
+    for picture in ("figure.svg", "figure.png"):
+        assert " ".join(expected).encode() in (tmp_path / picture).read_bytes()
+
+
+def test_a_run_that_logged_nothing_leaves_its_place_empty(tmp_path: Path) -> None:
+    """As one that was adopted; beside it stands one that logged what is shown."""
+    given = {"a": run(tmp_path / "a"), "b": run(tmp_path / "b", loss={0: 1.0, 1: 0.5})}
+    series = [{"label": name, "runs": [name]} for name in given]
+    cfg = {"kind": "curves", "title": None, "metrics": [{"name": "loss"}], "series": series}
+    assert run_figure(cfg, given, tmp_path) == {"a": {"loss": None}, "b": {"loss": 0.5}}
+    rows = [{"label": name, "run": [name]} for name in given]
+    numbers = run_table({"columns": ["last:loss"], "rows": rows}, given, tmp_path)
+    assert numbers == {"a": {"last_loss": None}, "b": {"last_loss": 0.5}}
+    assert "| a | – |" in (tmp_path / "table.md").read_text()

@@ -366,7 +366,7 @@ def test_tables_of_other_versions_and_files_of_a_folder_may_differ(hub, monkeypa
     take("fetch", path="folder")
     has["text"] = "second"
     assert take("fetch", path="folder") == "second"
-    monkeypatch.setattr(manifest, "_versions", lambda: {"datasets": "other"})
+    monkeypatch.setattr(manifest, "versions", lambda: {"datasets": "other"})
     assert take("dataset", hub="a/b", revision="0" * 40) == "second"
 
 

@@ -486,3 +486,69 @@ def test_values_drawn_are_in_the_order_of_their_numbers():
     names = ["prefix of 10", "prefix of 2", "a · 1", "prefix of 2 · b", "prefix"]
     ordered = ["a · 1", "prefix", "prefix of 2", "prefix of 2 · b", "prefix of 10"]
     assert [name for name, _ in sorted(((n, "") for n in names), key=report._by_number)] == ordered
+
+
+def test_each_cell_and_series_leads_to_the_artifacts_that_it_is_from(tmp_path):
+    results = Results(tmp_path)
+    results.add("prompts", "prompts/rl", {"prompts.parquet": "rl"})
+    results.run("opd", "models/a/s0", {"prompts": "prompts/rl"})
+    results.run("evaluate", "evaluations/e/a/s0", {"model": "models/a/s0"})
+    results.add("pair", "probes/p/s0", {"probe.json": "{}"}, {"student": "models/a/s0"})
+    used = {
+        "evaluation:a:s0": "evaluations/e/a/s0",
+        "run:a:s0": "models/a/s0",
+        "probe:p:s0": "probes/p/s0",
+    }
+    rows = [
+        {"label": "small", "evaluations": ["evaluation:a:s0"], "run": ["run:a:s0"]},
+        {"label": "large", "probe": ["probe:p:s0"], "base": ["evaluation:a:s0"]},
+    ]
+    results.table("t", used, title="A table", rows=rows)
+    arms = {"E04.x": {"label": "an arm", "run": ["run:a:s0"], "scores": {"9": [*used][:1]}}}
+    own = [{"label": "bars", "evaluations": ["evaluation:a:s0"]}, {"probe": "E10"}]
+    results.figure("f", "Figures", used, title="A figure", arms=arms, series=own)
+    page, html = made(results, tmp_path / "out")
+
+    ids = set(page.values("id"))
+    cells = [of["href"] for tag, of in page.tags if tag == "a" and of.get("class") == "from"]
+    assert cells == ["#from:table:t:0"] * 2 + ["#from:table:t:1"] * 2
+
+    def leads(anchor: str) -> list[tuple[str, str, str]]:
+        row = html[html.index(f'<tr id="{anchor}"') :]
+        found = re.findall(
+            r'([\w ]+): <a href="([^"]+)">[^<]+</a>\s*<code>(\w+)</code>', row[: row.index("</tr>")]
+        )
+        return [(role.strip(), href, digest) for role, href, digest in found]
+
+    def digest_of(folder: str) -> str:
+        outputs = json.loads((results.root / folder / "digest.json").read_text())["outputs"]
+        return manifest.digest(outputs)[:12]
+
+    scores, run = "#run:evaluations/e/a/s0", "#run:models/a/s0"
+    assert {scores, run} <= {f"#{one}" for one in ids}
+    of = {
+        scores: digest_of("evaluations/e/a/s0"),
+        run: digest_of("models/a/s0"),
+        "probes/p/s0/manifest.json": digest_of("probes/p/s0"),
+    }
+    assert (results.root / "probes/p/s0/manifest.json").is_file()
+
+    def named(*links: tuple[str, str]) -> list[tuple[str, str, str]]:
+        return [(role, href, of[href]) for role, href in links]
+
+    assert leads("from:table:t:0") == named(("scores", scores), ("training run", run))
+    assert leads("from:table:t:1") == named(
+        ("scores before", scores), ("probe", "probes/p/s0/manifest.json")
+    )
+    assert leads("from:figure:f:0") == named(("training run", run), ("scores at step 9", scores))
+    assert leads("from:figure:f:1") == named(("scores", scores))
+
+
+def test_what_was_adopted_is_said_and_costs_nothing(tmp_path):
+    results = sample(tmp_path)
+    results.run("grpo", "models/theirs/s0", {}, seconds=9999.0, adopted="/from/<elsewhere>")
+    page, html = made(results, tmp_path / "out")
+    assert "Adopted, and not made here: models/theirs/s0." in page.text
+    row = html[html.index('id="run:models/theirs/s0"') :]
+    assert "<td>adopted" in row[: row.index("</tr>")]
+    assert "the 9 stages behind this page took 1 h 03 min" in page.text

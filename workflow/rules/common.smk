@@ -27,6 +27,7 @@ except Bad as bad:
 
 RESULTS = f"results/{CONFIG.name}"
 PLAN = f"{RESULTS}/plan.json"
+ADOPTED = current.adopted(ARTIFACTS, Path(RESULTS))
 
 # A job parses all of this again when it starts: it is told what the run that submitted it has parsed.
 RULES = sorted(Path(workflow.basedir, "workflow", "rules").glob("*.smk"))
@@ -55,7 +56,7 @@ else:
 
 
 onstart:
-    current.write_plan(Path(PLAN), ARTIFACTS)
+    current.write_plan(Path(PLAN), ARTIFACTS, TARGETS)
     current.write_config(Path(RESULTS, "config.yaml"), config)
 
 
@@ -143,9 +144,9 @@ def inputs_of(pattern):
             stop(folder)
         made = ARTIFACTS[folder]
         force_if_edited(folder)
+        used = () if folder in ADOPTED else made.inputs
         return [
-            plain(p) if os.path.isabs(p) else f"{RESULTS}/{p}/digest.json"
-            for p in made.inputs
+            plain(p) if os.path.isabs(p) else f"{RESULTS}/{p}/digest.json" for p in used
         ]
 
     return paths
