@@ -210,7 +210,7 @@ def test_a_time_limit_is_followed_by_an_attempt_with_a_longer_one(finished: Clon
     clone, cluster = finished.copy(folder, without=TRAINED), finished.cluster
     clone.site(opd={"class": "gpu2", "runtime": 1})
     running = clone.start(TARGET)
-    cluster.until(lambda: clone.step() > 3, "a training under way")
+    cluster.until(lambda: clone.step() > 20, "a training that has left a checkpoint")
     os.kill(clone.owner(), signal.SIGSTOP)  # until Slurm ends it
     (job,) = clone.jobs("opd")
     cluster.until(lambda: clone.jobs("opd")[0].state == "TIMEOUT", "the limit", every=1)
