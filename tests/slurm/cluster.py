@@ -44,7 +44,7 @@ DefMemPerCPU=512
 EnforcePartLimits=ALL
 # How long ended jobs can be asked for.
 MinJobAge=900
-KillWait=3
+KillWait=10
 ReturnToService=2
 PropagateResourceLimits=NONE
 GresTypes=gpu

@@ -118,7 +118,8 @@ def test_a_job_whose_config_was_edited_while_it_waited_stops(finished: Clone, fo
         " run the same command again"
     )
     tries = clone.jobs("opd")
-    assert printed.count(line) == len(tries) == 2
+    assert len(tries) == 2
+    assert printed.count(line) == 4  # of each attempt its own log, and Slurm's
     assert "Traceback" not in printed
     assert not (clone.results / TRAINED / "digest.json").exists()
     (made,) = clone.jobs("prompts")
@@ -209,7 +210,7 @@ def test_a_time_limit_is_followed_by_an_attempt_with_a_longer_one(finished: Clon
     clone, cluster = finished.copy(folder, without=TRAINED), finished.cluster
     clone.site(opd={"class": "gpu2", "runtime": 1})
     running = clone.start(TARGET)
-    cluster.until(lambda: clone.step() > 3, "a training under way")
+    cluster.until(lambda: clone.step() > 20, "a training that has left a checkpoint")
     os.kill(clone.owner(), signal.SIGSTOP)  # until Slurm ends it
     (job,) = clone.jobs("opd")
     cluster.until(lambda: clone.jobs("opd")[0].state == "TIMEOUT", "the limit", every=1)
