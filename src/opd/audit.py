@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd import manifest, trail
+from opd.current import as_written
 from opd.diff import changes, told
 from opd.files import digest
 from opd.hashing import hashed
@@ -484,7 +485,11 @@ def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Artifact]) -> Ite
                 said = "its text is not as it was written"
         if said:
             yield Audited("plan.json", "", (Finding(MODIFIED, "plan.json", said),))
-    known = {path}
+    config = root / "config.yaml"
+    if config.is_file() and not as_written(config):
+        said = "it is not what the run wrote"
+        yield Audited(config.name, "", (Finding(MODIFIED, config.name, said),))
+    known = {path, config}
     for one in artifacts:
         known |= {one.path / name for name in ("digest.json", "manifest.json", "running.json")}
         known |= {*trail.copies(one).values()}

@@ -10,6 +10,7 @@ with the plan of the run that submitted it.
 
 import json
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,16 +88,28 @@ def edited_since(
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Write a config as Snakemake has merged it from files and command line, to run it again."""
+    """Write a config as Snakemake has merged it from files and command line, to run it again. Its
+    first line has the digest of the rest."""
     import yaml
 
     plain = json.loads(json.dumps(config))
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+    rest = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+    text = f"{_first_line(rest)}{rest}"
     if not path.is_file() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.partial")
         temporary.write_text(text)
         temporary.replace(path)
+
+
+def _first_line(rest: str) -> str:
+    return f"# {sha256(rest.encode()).hexdigest()} is the sha256 of what follows\n"
+
+
+def as_written(path: Path) -> bool:
+    """Whether the config that ``write_config`` wrote is still the same."""
+    first, _, rest = path.read_bytes().decode(errors="replace").partition("\n")
+    return f"{first}\n" == _first_line(rest)
 
 
 def adopted(artifacts: Mapping[str, "Artifact"], results: Path) -> list[str]:

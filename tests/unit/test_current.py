@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from opd import current, tables
 from opd.errors import Bad
@@ -143,3 +144,14 @@ def test_every_job_stops_where_rules_were_edited_or_its_plan_is_gone(results: Pa
     current.write_plan(plan, edited)  # by a run that was started since
     found = current.edited_since(told, parsed(edited, rules), plan, edited)
     assert found == dict.fromkeys(edited, "the plan of its run was replaced")
+
+
+def test_the_config_of_a_run_shows_whether_it_was_changed(tmp_path: Path) -> None:
+    config = {"name": "x", "seeds": [0, 1], "title": "← ten"}
+    path = tmp_path / "results" / "config.yaml"
+    current.write_config(path, config)
+    assert yaml.safe_load(path.read_text()) == config and current.as_written(path)
+    text = path.read_bytes()
+    for at in range(0, len(text), 7):
+        path.write_bytes(text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :])
+        assert not current.as_written(path)
