@@ -110,8 +110,13 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("config/calibration.yaml"),
         help="what rates are in terms of; %(default)s if not given",
     )
-    lock = add("lock", help="ask the hub for the commits of a config's objects")
-    lock.add_argument("config", nargs="+", type=Path, help="config files, later ones on top")
+    lock = add(
+        "lock",
+        help="ask the hub for the commits of a config's objects",
+        usage="opd lock FILE ... [--config KEY=VALUE ...] [--lock FILE]",
+    )
+    lock.add_argument("files", nargs="+", type=Path, metavar="FILE", help=CONFIGS)
+    _add_config(lock)
     lock.add_argument(
         "--lock",
         type=Path,
@@ -119,6 +124,20 @@ def _parser() -> argparse.ArgumentParser:
         help="file to write; %(default)s if not given",
     )
     return parser
+
+
+CONFIGS = "config files as for snakemake, later ones on top"
+
+
+def _add_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as for snakemake, on top of all files; nothing if not given",
+    )
 
 
 def _add_preflight(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -191,15 +210,7 @@ def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="what would run, what is there, and what it would cost",
         usage="opd plan [--configfile FILE ...] [--config KEY=VALUE ...] [options]",
     )
-    _add_config(plan, "config/mini.yaml", [Path("config/mini.yaml")])
-    plan.add_argument(
-        "--config",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as for snakemake, on top of all files; nothing if not given",
-    )
+    _add_files(plan, "config/mini.yaml", [Path("config/mini.yaml")])
     part = plan.add_mutually_exclusive_group()
     part.add_argument(
         "--target",
@@ -232,15 +243,16 @@ def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
 
 
-def _add_config(parser: argparse.ArgumentParser, about: str, default: Any = None) -> None:
-    parser.add_argument(
+def _add_files(verb: argparse.ArgumentParser, about: str, default: Any = None) -> None:
+    verb.add_argument(
         "--configfile",
         nargs="+",
         type=Path,
         default=default,
         metavar="FILE",
-        help=f"as for snakemake, later ones on top; {about} if not given",
+        help=f"{CONFIGS}; {about} if not given",
     )
+    _add_config(verb)
 
 
 def _add_adopt(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -253,13 +265,13 @@ def _add_adopt(add: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="RECIPE",
         help="a model or generation of the config; NAME/sSEED where there are several seeds",
     )
-    _add_config(adopt, "config/mini.yaml", [Path("config/mini.yaml")])
+    _add_files(adopt, "config/mini.yaml", [Path("config/mini.yaml")])
 
 
 def _add_audit(add: Callable[..., argparse.ArgumentParser]) -> None:
     audit = add("audit", help="whether results are what was made, whole and current")
     audit.add_argument("path", type=Path, help="results, results/NAME, or an artifact below it")
-    _add_config(audit, "what the last run found in plan.json")
+    _add_files(audit, "what the last run found in plan.json")
     audit.add_argument(
         "--json", type=Path, metavar="FILE", help="also written there; - is standard output"
     )
@@ -330,13 +342,15 @@ def _audit(arguments: argparse.Namespace) -> int:
     from opd.trail import results_folders
 
     plan = None
+    if arguments.config and not arguments.configfile:
+        raise Bad("settings of no config", "--config", "name its files with --configfile")
     if arguments.configfile:
         from opd.planned import described
 
         if len(results_folders(arguments.path.absolute())) > 1:
             remedy = "name results/NAME"
             raise Bad("a config describes one results folder", str(arguments.path), remedy)
-        plan = described(arguments.configfile)
+        plan = described(arguments.configfile, arguments.config)
     started = time.monotonic()
     found = audit(arguments.path, plan, arguments.store)
     seconds = time.monotonic() - started
@@ -369,9 +383,10 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 def _adopt(arguments: argparse.Namespace) -> None:
     from opd.adopt import adopt, recipe
-    from opd.planned import artifacts_of, beside, read_config
+    from opd.planned import artifacts_of, beside
+    from opd.recipes import read
 
-    config = read_config(arguments.configfile)
+    config = read(arguments.configfile, arguments.config)
     artifacts = artifacts_of(config, beside(arguments.configfile))
     artifact, results = recipe(arguments.recipe, artifacts), Path("results") / config.name
     folder = adopt(arguments.path, artifact, results, results.parent / ".store")
@@ -387,15 +402,10 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 
 def _lock(arguments: argparse.Namespace) -> None:
-    import yaml
-
     from opd.lock import lock
-    from opd.recipes import merge, resolve
+    from opd.recipes import read
 
-    merged: dict[str, Any] = {}
-    for config in arguments.config:
-        merged = merge(merged, yaml.safe_load(config.read_text()))
-    for name, commit in lock(resolve(merged), arguments.lock).items():
+    for name, commit in lock(read(arguments.files, arguments.config), arguments.lock).items():
         print(f"{commit}  {name}")
 
 

@@ -26,7 +26,7 @@ def lines(
     top; ``planned.beside`` says where what is read besides lies. Raises ``Bad`` for whatever
     ``opd.recipes``, ``opd.plan`` and ``opd.exhibits`` refuse, and for an unknown target, claim or
     device."""
-    config = planned.read_config(configs, settings)
+    config = recipes.read(configs, settings)
     root = planned.beside(configs)
     tables = calibration.tables(root / "calibration.yaml")
     measured = calibration.read(rates)

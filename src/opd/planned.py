@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from opd import claim_spec, cost, current, exhibits, lock, plan, recipes
 from opd.cost import Artifacts, Facts, Work
 from opd.errors import Bad
@@ -47,16 +45,6 @@ class Machine(NamedTuple):
 # What a config describes
 
 
-def read_config(files: Iterable[Path], settings: Iterable[str] = ()) -> Config:
-    """The config of these files and ``settings`` (KEY=VALUE), later ones on top. Raises ``Bad``."""
-    merged: dict[str, Any] = {}
-    for path in files:
-        if not path.is_file():
-            raise Bad("no such config", str(path), "mend the path")
-        merged = recipes.merge(merged, yaml.safe_load(path.read_text()) or {})
-    return recipes.resolve(recipes.merge(merged, recipes.settings(settings)))
-
-
 def beside(files: Sequence[Path]) -> Path:
     """The folder with the lock, papers' files and calibration.yaml: that of the first config file,
     or, where it has none of these, config/, as for snakemake."""
@@ -70,9 +58,9 @@ def artifacts_of(config: Config, root: Path) -> dict[str, plan.Artifact]:
     return found | exhibits.exhibits(config, found, root)
 
 
-def described(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """What a run with these config files would write as plan.json."""
-    config = read_config(files)
+def described(files: Sequence[Path], settings: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """What a run with these config files and settings would write as plan.json."""
+    config = recipes.read(files, settings)
     artifacts = artifacts_of(config, beside(files))
     return current.described(artifacts, exhibits.targets(config, artifacts))
 
@@ -220,18 +208,27 @@ def _fixed(facts: Facts, artifact: plan.Artifact, on: Machine) -> Estimate:
 
 
 def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
-    """Folders of what decides a claim: the evaluations, runs and probes of its quantities, with one
-    seed. ``root`` holds claims/PAPER.yaml.
+    """Folders of what decides a claim (ID, or PAPER/ID): the evaluations, runs and probes of its
+    quantities, with one seed. ``root`` holds claims/PAPER.yaml and what goes with it.
 
-    Raises ``Bad`` for a claim that no paper of the config has, and where an arm is not run here.
+    Raises ``Bad`` for a claim that no paper of the config has or that several have, where an arm is
+    not run here, and for what ``opd.exhibits`` refuses of papers.
     """
-    claims: dict[str, Any] = {}
-    for paper in config.papers:
-        given = claim_spec.read_claims(root / "claims" / f"{paper}.yaml")["claims"]
-        claims |= {one.id: one for one in claim_spec.parse(given)}
-    if claim not in claims:
-        raise unknown(claim, claims, "--claim", "claim")
-    needs = {*claim_spec.needs(claims[claim])}
+    named: dict[str, dict[str, claim_spec.Claim]] = defaultdict(dict)
+    for paper in exhibits.read_papers(config, root):
+        for one in paper.claims:
+            whole = f"{paper.name}/{one.id}"
+            named[one.id][whole] = named[whole][whole] = one
+    if claim not in named:
+        raise unknown(claim, named, "--claim", "claim")
+    if len(named[claim]) > 1:
+        raise Bad(
+            "several papers have this claim",
+            f"--claim {claim}",
+            f"write {' or '.join(named[claim])}",
+        )
+    (decided,) = named[claim].values()
+    needs = {*claim_spec.needs(decided.test)}
     there = {*exhibits.arms(config), *exhibits.probes(config)}
     for _, name in sorted(needs):
         if name not in there:

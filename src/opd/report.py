@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from opd import claims_page, page
+from opd import claims_page, columns, page
 from opd.claims_page import anchor
 from opd.files import digest, file_digest, read_json
 from opd.report_page import TEMPLATE
@@ -82,7 +82,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         found=found,
         claims_style=Markup(claims_page.STYLE),
         claims_html=claims_page.claims_html(found, link),
-        published=claims_page.targets_html(found["targets"], "all published values", link),
+        published=claims_page.targets_html(found, link),
         claims=at.get("claims"),
         claims_from=from_(at["claims"], "claims") if "claims" in at else [],
         sections=[
@@ -115,6 +115,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         results=f"results/{root.name}",
         artifacts=len(made),
         anchor=anchor,
+        of_claim=claims_page.of_claim,
         duration=duration,
         adopted=sorted(one.folder for one in made.values() if one.manifest.get("adopted")),
         folder_of=lambda path: _below((root.parent.parent / path).parent, root),
@@ -265,7 +266,7 @@ def _figure(name: str, made: Made, payload: Path, found: Mapping[str, Any]) -> d
             text=True,
         ),
         "many": len(published),
-        "claims": [c for c in found["claims"] if c["figure"] in (name, Path(name).name)],
+        "claims": [c for c in found["claims"] if f"{c['paper']}/{c['figure']}" == name],
     }
 
 
@@ -303,15 +304,15 @@ def _caption(path: Path, settings: Mapping[str, Any]) -> list[str]:
 
 
 def figure_link(names: Iterable[str]) -> Callable[[str], str]:
-    """What makes a link to each of these figures of its name. A claim says fig06 of what is
-    PAPER/fig06 here; what is no figure of the page stays text."""
-    names = list(names)
-    called = {Path(name).name: name for name in names} | {name: name for name in names}
+    """What makes a link to each of these figures (PAPER/fig06) of its name; what is no figure of
+    the page stays text."""
+    known = {*names}
 
     def link(name: str) -> str:
-        if name not in called:
-            return name
-        return Markup('<a href="#{}">{}</a>').format(anchor(f"figure:{called[name]}"), name)
+        called = claims_page.called(name)
+        if name not in known:
+            return called
+        return Markup('<a href="#{}">{}</a>').format(anchor(f"figure:{name}"), called)
 
     return link
 
@@ -366,11 +367,26 @@ def _roles(cfg: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, list[s
     # Others are by the name of an arm or a probe.
     own = [one for one in series if not one.keys() & {"arm", "probe"}]
     known = [*cfg.get("arms", {}).values(), *cfg.get("probes", {}).values()]
+    shown = _columns(cfg)
     for one in (*cfg.get("rows", []), *known, *own):
-        roles = [(said, one[key]) for key, said in ROLES.items() if one.get(key)]
+        roles = [
+            (f"{said}{shown.get(key, '')}", one[key])
+            for key, said in ROLES.items()
+            if one.get(key) and (key in shown or not shown)
+        ]
         roles += [(f"scores at step {s}", names) for s, names in one.get("scores", {}).items()]
         if roles or one in cfg.get("rows", []):
             yield one["label"], roles
+
+
+def _columns(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """What a row of a table may name -> the columns that are worked out of it, in brackets."""
+    found: dict[str, list[str]] = {}
+    for column in cfg.get("columns", []):
+        spec = column if isinstance(column, str) else column["column"]
+        for role in columns.KINDS[columns.parse(spec)[0]][0]:
+            found.setdefault(role, []).append(spec)
+    return {role: f" ({', '.join(specs)})" for role, specs in found.items()}
 
 
 def _table(name: str, made: Made, payload: Path, origins: Sequence[Origin]) -> dict[str, Any]:

@@ -81,15 +81,17 @@ def test_all_there_is_appears(tmp_path):
     for one in found()["claims"]:
         if one["verdict"] == "not run":  # folded into a line of its experiment
             assert one["statement"] in part(html, "not-run:a_paper/E12")
-            assert f'<li id="claim:{one["id"]}">{one["statement"]}' in html
+            assert f'<li id="claim:a_paper/{one["id"]}">{one["statement"]}' in html
             continue
-        card = part(html, f"claim:{one['id']}")
+        card = part(html, f"claim:a_paper/{one['id']}")
         assert one["statement"] in card
         assert f"</span>{': ' + one['reason'] if one['reason'] else ''}" in card
         assert re.search(rf"[✓✗≈○] {one['verdict']}</span>", card)
     assert "gap recovered 88.5 % [85.0, 92.0]; claimed: at least 80 % (✓ reproduced)" in page.text
     assert "it rises −0.1 [−0.2, −0.05] (✗ not reproduced)" in page.text
-    assert html.count('<a href="#figure:a_paper/fig06">fig06</a>') == 2  # from its claims
+    assert (
+        html.count('<a href="#figure:a_paper/fig06">fig06</a>') == 3
+    )  # from its claims and its row
     assert page.values("src") == [report._image(_svg(tmp_path))["uri"]] * 2
     assert [of["alt"].partition(".")[0] for tag, of in page.tags if tag == "img"] == [
         "Recovery",
@@ -98,7 +100,7 @@ def test_all_there_is_appears(tmp_path):
     assert "What came back." in page.text and "large · macro 0.5 [0.4, 0.6]" in page.text
     row = (
         "R033 E04 Fig6 recovery 0.812 printed 88.5 % [85.0, 92.0] not comparable "
-        "E04-recovery reproduced, a_paper/fig06"
+        "E04-recovery reproduced, fig06"
     )
     assert page.text.count(row) == 1
     for section in ("Success", "Cold start", "Tables", "Runs", "Cost", "Environment"):
@@ -477,11 +479,13 @@ def test_each_cell_and_series_leads_to_the_artifacts_that_it_is_from(tmp_path):
         "run:a:s0": "models/a/s0",
         "probe:p:s0": "probes/p/s0",
     }
+    scored = ["evaluation:a:s0"]
     rows = [
-        {"label": "small", "evaluations": ["evaluation:a:s0"], "run": ["run:a:s0"]},
-        {"label": "large", "probe": ["probe:p:s0"], "base": ["evaluation:a:s0"]},
+        {"label": "small", "evaluations": scored, "teacher": scored, "run": ["run:a:s0"]},
+        {"label": "large", "probe": ["probe:p:s0"], "base": scored},
     ]
-    results.table("t", used, title="A table", rows=rows)
+    shown = ["change", {"column": "avg:easy", "label": "easy"}, "last:loss", "probe:auroc"]
+    results.table("t", used, title="A table", rows=rows, columns=shown)
     arms = {"E04.x": {"label": "an arm", "run": ["run:a:s0"], "scores": {"9": [*used][:1]}}}
     own = [{"label": "bars", "evaluations": ["evaluation:a:s0"]}, {"probe": "E10"}]
     results.figure("f", "Figures", used, title="A figure", arms=arms, series=own)
@@ -494,7 +498,8 @@ def test_each_cell_and_series_leads_to_the_artifacts_that_it_is_from(tmp_path):
     def leads(anchor: str) -> list[tuple[str, str, str]]:
         row = html[html.index(f'<tr id="{anchor}"') :]
         found = re.findall(
-            r'([\w ]+): <a href="([^"]+)">[^<]+</a>\s*<code>(\w+)</code>', row[: row.index("</tr>")]
+            r'([\w ]+(?: \([^)]*\))?): <a href="([^"]+)">[^<]+</a>\s*<code>(\w+)</code>',
+            row[: row.index("</tr>")],
         )
         return [(role.strip(), href, digest) for role, href, digest in found]
 
@@ -514,9 +519,12 @@ def test_each_cell_and_series_leads_to_the_artifacts_that_it_is_from(tmp_path):
     def named(*links: tuple[str, str]) -> list[tuple[str, str, str]]:
         return [(role, href, of[href]) for role, href in links]
 
-    assert leads("from:table:t:0") == named(("scores", scores), ("training run", run))
+    # No column asks for the teacher.
+    assert leads("from:table:t:0") == named(
+        ("scores (change, avg:easy)", scores), ("training run (last:loss)", run)
+    )
     assert leads("from:table:t:1") == named(
-        ("scores before", scores), ("probe", "probes/p/s0/manifest.json")
+        ("scores before (change)", scores), ("probe (probe:auroc)", "probes/p/s0/manifest.json")
     )
     assert leads("from:figure:f:0") == named(("training run", run), ("scores at step 9", scores))
     assert leads("from:figure:f:1") == named(("scores", scores))
