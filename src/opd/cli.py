@@ -411,6 +411,8 @@ def _audit(arguments: argparse.Namespace) -> int:
     from opd.trail import results_folders
 
     plan = None
+    if arguments.config and not arguments.configfile:
+        raise Bad("settings of no config", "--config", "name its files with --configfile")
     if arguments.configfile:
         from opd.planned import described
 

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from opd import claims_page, page
+from opd import claims_page, columns, page
 from opd.claims_page import anchor
 from opd.files import digest, file_digest, read_json
 from opd.report_page import TEMPLATE
@@ -386,11 +386,26 @@ def _roles(cfg: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, list[s
     # Others are by the name of an arm or a probe.
     own = [one for one in series if not one.keys() & {"arm", "probe"}]
     known = [*cfg.get("arms", {}).values(), *cfg.get("probes", {}).values()]
+    shown = _columns(cfg)
     for one in (*cfg.get("rows", []), *known, *own):
-        roles = [(said, one[key]) for key, said in ROLES.items() if one.get(key)]
+        roles = [
+            (f"{said}{shown.get(key, '')}", one[key])
+            for key, said in ROLES.items()
+            if one.get(key) and (key in shown or not shown)
+        ]
         roles += [(f"scores at step {s}", names) for s, names in one.get("scores", {}).items()]
         if roles or one in cfg.get("rows", []):
             yield one["label"], roles
+
+
+def _columns(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """What a row of a table may name -> the columns that are worked out of it, in brackets."""
+    found: dict[str, list[str]] = {}
+    for column in cfg.get("columns", []):
+        spec = column if isinstance(column, str) else column["column"]
+        for role in columns.KINDS[columns.parse(spec)[0]][0]:
+            found.setdefault(role, []).append(spec)
+    return {role: f" ({', '.join(specs)})" for role, specs in found.items()}
 
 
 def _table(name: str, made: Made, payload: Path, origins: Sequence[Origin]) -> dict[str, Any]:

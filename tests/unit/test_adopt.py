@@ -8,7 +8,7 @@ import pytest
 
 from opd import adopt, current, manifest, planned, tables, world
 from opd.errors import Bad
-from opd.files import read_json
+from opd.files import content, read_json
 from opd.plan import Artifact
 
 SHAPE = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32, "seed": 0}
@@ -43,7 +43,7 @@ def results(tmp_path: Path) -> Path:
     (folder / "payload").mkdir(parents=True)
     row = tables.prompt("p", "1+1=", "2", "by hand", 0)
     tables.write(folder / "payload" / "prompts.parquet", [row], tables.PROMPTS)
-    record = {"identity": "i", "settings": "s", "outputs": {"prompts.parquet": "0"}}
+    record = {"identity": "i", "settings": "s", "outputs": content(folder / "payload")}
     manifest.write_json(folder / "digest.json", record)
     return tmp_path / "results" / "mini"
 

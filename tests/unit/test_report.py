@@ -499,11 +499,13 @@ def test_each_cell_and_series_leads_to_the_artifacts_that_it_is_from(tmp_path):
         "run:a:s0": "models/a/s0",
         "probe:p:s0": "probes/p/s0",
     }
+    scored = ["evaluation:a:s0"]
     rows = [
-        {"label": "small", "evaluations": ["evaluation:a:s0"], "run": ["run:a:s0"]},
-        {"label": "large", "probe": ["probe:p:s0"], "base": ["evaluation:a:s0"]},
+        {"label": "small", "evaluations": scored, "teacher": scored, "run": ["run:a:s0"]},
+        {"label": "large", "probe": ["probe:p:s0"], "base": scored},
     ]
-    results.table("t", used, title="A table", rows=rows)
+    shown = ["change", {"column": "avg:easy", "label": "easy"}, "last:loss", "probe:auroc"]
+    results.table("t", used, title="A table", rows=rows, columns=shown)
     arms = {"E04.x": {"label": "an arm", "run": ["run:a:s0"], "scores": {"9": [*used][:1]}}}
     own = [{"label": "bars", "evaluations": ["evaluation:a:s0"]}, {"probe": "E10"}]
     results.figure("f", "Figures", used, title="A figure", arms=arms, series=own)
@@ -516,7 +518,8 @@ def test_each_cell_and_series_leads_to_the_artifacts_that_it_is_from(tmp_path):
     def leads(anchor: str) -> list[tuple[str, str, str]]:
         row = html[html.index(f'<tr id="{anchor}"') :]
         found = re.findall(
-            r'([\w ]+): <a href="([^"]+)">[^<]+</a>\s*<code>(\w+)</code>', row[: row.index("</tr>")]
+            r'([\w ]+(?: \([^)]*\))?): <a href="([^"]+)">[^<]+</a>\s*<code>(\w+)</code>',
+            row[: row.index("</tr>")],
         )
         return [(role.strip(), href, digest) for role, href, digest in found]
 
@@ -536,9 +539,12 @@ def test_each_cell_and_series_leads_to_the_artifacts_that_it_is_from(tmp_path):
     def named(*links: tuple[str, str]) -> list[tuple[str, str, str]]:
         return [(role, href, of[href]) for role, href in links]
 
-    assert leads("from:table:t:0") == named(("scores", scores), ("training run", run))
+    # No column asks for the teacher.
+    assert leads("from:table:t:0") == named(
+        ("scores (change, avg:easy)", scores), ("training run (last:loss)", run)
+    )
     assert leads("from:table:t:1") == named(
-        ("scores before", scores), ("probe", "probes/p/s0/manifest.json")
+        ("scores before (change)", scores), ("probe (probe:auroc)", "probes/p/s0/manifest.json")
     )
     assert leads("from:figure:f:0") == named(("training run", run), ("scores at step 9", scores))
     assert leads("from:figure:f:1") == named(("scores", scores))
