@@ -601,6 +601,8 @@ def _shortage(error: Exception, place: str) -> Bad | None:
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text:
         reason = os.strerror(number or errno.ENOSPC)
         return Bad(f"no room ({reason})", where, "free space, start again")
+    if "No usable temporary directory" in text:
+        return Bad("no room for temporary files, or no right", "TMPDIR", "free space, start again")
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return Bad(
             f"not allowed ({os.strerror(number)})",

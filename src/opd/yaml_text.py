@@ -5,9 +5,12 @@ from typing import Any
 
 import yaml
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+try:
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:
+    from yaml import SafeLoader  # type: ignore[assignment]
 
 
 def load(text: str) -> Any:
     """What a YAML text holds: plain values only. Raises ``yaml.YAMLError`` where it is none."""
-    return yaml.load(text, Loader=LOADER)
+    return yaml.load(text, Loader=SafeLoader)

@@ -31,6 +31,7 @@ from tiny import SFT, Inputs, files, run
 from opd import claims_page, contamination, fetch, manifest, pairs_page, recipes, safe, tables
 from opd.cli import main
 from opd.errors import Bad
+from opd.files import content, read_json
 from opd.pairs_page import Pair
 
 SOURCES = sorted((Path(__file__).parents[2] / "src" / "opd").rglob("*.py"))
@@ -77,6 +78,10 @@ def called(tree: ast.AST) -> list[tuple[str, ast.Call]]:
     return [(ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
+# The loaders of YAML that make plain values only.
+SAFE = ("SafeLoader", "yaml.SafeLoader", "yaml.BaseLoader")
+
+
 def forbidden(text: str) -> list[str]:
     """What a module must not hold, each as it stands there."""
     tree = ast.parse(text)
@@ -97,7 +102,7 @@ def forbidden(text: str) -> list[str]:
             name in ("eval", "exec", "compile", "__import__", "os.system", "os.popen")
             or name in ("tempfile.mktemp", "yaml.unsafe_load", "yaml.full_load")
             or last in ("extractall", "unpack_archive", "read_pickle", "from_pickle")
-            or (name == "yaml.load" and loader not in ("yaml.SafeLoader", "yaml.BaseLoader"))
+            or (name == "yaml.load" and loader not in SAFE)
             or (name == "torch.load" and given.get("weights_only") != "True")
             or given.get("shell", "False") != "False"
             or given.get("allow_pickle", "False") != "False"
@@ -145,13 +150,15 @@ def test_pickled_weights_are_not_read(inputs: Inputs, tmp_path: Path, sprung: Pa
 def test_a_stage_reads_no_folder_with_code_or_pickles(
     tmp_path: Path, sprung: Path, name: str
 ) -> None:
-    """Whoever put it there, and whether or not its digest is that of the artifact."""
+    """Also where the records say that it belongs there."""
     results = Results(tmp_path)
     results.add("init", "models/m/s0", {"config.json": "{}", "model.safetensors": "x"})
-    path = results.root / "models/m/s0/payload" / name
+    given = results.root / "models/m/s0/digest.json"
+    payload = given.with_name("payload")
+    path = payload / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(pickle.dumps(Trap(sprung)))
-    given = results.root / "models/m/s0/digest.json"
+    manifest.write_json(given, read_json(given) | {"outputs": content(payload)})
     out = tmp_path / "out" / "digest.json"
     with pytest.raises(Bad, match="may run code"):
         manifest.run_stage("keep", {"inputs": ["model"]}, [given], out, {}, tmp_path / "store")
@@ -168,7 +175,7 @@ def test_of_a_checkpoint_only_weights_and_settings_are_fetched(
     (source / "model.safetensors").write_text("x")
     for name in ("pytorch_model.bin", "modeling.py", "training_args.pt", "hook.so"):
         (source / name).write_bytes(pickle.dumps(Trap(sprung)))
-    fetch.run({"path": str(source)}, {}, out)
+    fetch.run({"path": str(source)}, {}, out, tmp_path / "scratch")
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.safetensors"]
     assert not any(part in fetch.PATTERNS for part in ("*", "*.*", "*.bin", "*.py", "*.pt"))
 

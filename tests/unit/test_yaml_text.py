@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from opd.yaml_text import LOADER, load
+from opd.yaml_text import SafeLoader, load
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
@@ -37,4 +37,4 @@ def test_what_is_no_plain_yaml_is_refused(text: str) -> None:
 
 
 def test_libyaml_is_there() -> None:
-    assert LOADER is yaml.CSafeLoader
+    assert SafeLoader is yaml.CSafeLoader
