@@ -5,7 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import hypothesis
 import pytest
+
+# How long an example takes says more of what else the machine does.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.load_profile("here")
 
 TESTS = Path(__file__).parent
 PARTS = ("unit", "workflow", "data")  # what `make test` runs one after the other
