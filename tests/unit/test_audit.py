@@ -13,6 +13,7 @@ from opd import audit_text, diff, manifest, trail, why
 from opd.audit import audit
 from opd.diff import changes
 from opd.errors import Bad
+from opd.files import content
 from opd.hashing import CHUNK, hashed
 
 
@@ -258,3 +259,39 @@ def test_a_record_without_a_seal_has_just_the_keys_that_it_should():
     assert audit_module._misread(text, {"outputs", "seal"})
     assert audit_module._misread(text.replace(b"outputs", b"outputt"), {"outputs"})
     assert audit_module._misread(b"[]\n", {"outputs"})
+
+
+def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
+    cfg = {"inputs": []}
+    store, folder = tmp_path / "results" / ".store", tmp_path / "results/mini/models/m/s0"
+    entry = store / manifest.identity("opd", cfg, {})
+    steps = store / f"{entry.name}.steps"
+    for path in (entry, steps / "2", steps / "9", folder):
+        path.mkdir(parents=True)
+    for path in (entry, steps / "2"):  # the run ended before step 9
+        (path / "weights").write_text(path.name)
+    made = {"verb": "opd", "identity": entry.name, "cfg": cfg, "inputs": {}, "versions": {}}
+    made |= {"outputs": content(entry), "numbers": {}, "seconds": 1.0}
+    for path in (store / f"{entry.name}.json", folder / "manifest.json"):
+        manifest.write_json(path, manifest.sealed(made))
+    for step in "29":
+        manifest.write_json(steps / f"{step}.json", {"outputs": content(steps / step)})
+    manifest.write_json(folder / "digest.json", manifest.hand_off("opd", cfg, made))
+    manifest.link(entry, folder)
+
+    def found() -> list[tuple[str, str]]:
+        (one,) = audit(tmp_path / "results").audited
+        return [(finding.state, finding.where) for finding in one.findings]
+
+    assert found() == []
+    (steps / "2" / "weights").write_text("3")
+    assert found() == [("modified", "kept step 2/weights")]
+    (steps / "2" / "weights").write_text("2")
+    record = (steps / "2.json").read_text()
+    (steps / "2.json").write_text(record.replace("outputs", "outputt"))
+    assert found() == [("modified", "kept step 2.json")]
+    (steps / "2.json").unlink()
+    assert found() == [("missing", "kept step 2.json")]
+    (steps / "2.json").write_text(record)
+    (steps / "9" / "weights").write_text("late")
+    assert found() == [("modified", "kept step 9/weights")]
