@@ -124,8 +124,10 @@ Quantity = Annotated[
 ]
 
 _UNITS = {"nats": "nats", "tokens": "tokens", "ratio": "share"}
-_SHARES = ("overlap_mass", "top_mass", "max_advantage", "min_advantage", "extreme_advantage")
-_SHARES += ("accuracy_", "format_", "passed_at_")
+_SHARES = (
+    *("overlap_mass", "top_mass", "max_advantage", "min_advantage", "extreme_advantage"),
+    *("accuracy_", "format_", "passed_at_"),
+)
 
 
 def unit_of(metric: str) -> str:

@@ -238,6 +238,39 @@ def test_a_frozen_teacher_does_not_change(inputs: Inputs, tmp_path: Path) -> Non
     assert all(not torch.allclose(first, one) for one in later)
 
 
+def test_what_samples_is_what_is_trained(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every step the weights that sample are those that are then updated, and not those of the
+    step before."""
+    from transformers import GenerationMixin
+
+    from opd.training import distill
+
+    sampled: list[torch.Tensor] = []
+    trained: list[torch.Tensor] = []
+    generate, loss = GenerationMixin.generate, distill.Trainer._compute_loss
+
+    def weights(model: Any) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def sampling(self: Any, *args: Any, **kwargs: Any) -> Any:
+        sampled.append(weights(self))
+        return generate(self, *args, **kwargs)
+
+    def training(self: Any, model: Any, *args: Any) -> Any:
+        trained.append(weights(model))
+        return loss(self, model, *args)
+
+    monkeypatch.setattr(GenerationMixin, "generate", sampling)
+    monkeypatch.setattr(distill.Trainer, "_compute_loss", training)
+    run("opd", {**OPD, "top_p": 0.95, "lr": 1e-2}, inputs, tmp_path / "a")
+    assert len(sampled) == len(trained) == 3
+    for step, (one, other) in enumerate(zip(sampled, trained, strict=True)):
+        assert torch.equal(one, other)
+        assert step == 0 or not torch.equal(one, sampled[step - 1])
+
+
 def test_told_what_the_student_is_asked_the_log_ratio_is_zero_everywhere(
     inputs: Inputs, tmp_path: Path
 ) -> None:
