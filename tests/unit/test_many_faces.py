@@ -73,6 +73,8 @@ def test_the_papers_prefix_test_beside_its_rows(tmp_path: Path) -> None:
     )
     made = payload(tmp_path / "a6", found)
     cfg = {"probes": {"A6": {"label": "the teacher", "runs": ["probe:A6:s0"]}}}
+    assert found["lost"].value > 0.1
+    assert found["right_wrong"].value > found["wrong_right"].value
     report = judged(tmp_path, cfg, {"probe:A6:s0": made})
     verdicts = {one["id"]: one["verdict"] for one in report["claims"]}
     assert {name: v for name, v in verdicts.items() if name.startswith("A6")} == {
@@ -99,7 +101,7 @@ def test_the_papers_prefix_test_beside_its_rows(tmp_path: Path) -> None:
 def test_compression_is_a_shorter_response_of_the_same_accuracy(
     tmp_path: Path, tokens: dict[int, float], right: list[int], verdict: str
 ) -> None:
-    before, after = [4, 3, 4, 2] * 30, right * 30
+    before, after = [4, 3, 4, 2] * 60, right * 60
     inputs = {
         "e:base": evaluation(tmp_path / "base", {"easy": before}),
         "e:after": evaluation(tmp_path / "after", {"easy": after}),
