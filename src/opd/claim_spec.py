@@ -125,7 +125,10 @@ Quantity = Annotated[
 ]
 
 _UNITS = {"nats": "nats", "tokens": "tokens", "ratio": "share"}
-_SHARES = ("overlap_mass", "top_mass", "max_advantage", "min_advantage", "extreme_advantage")
+_SHARES = (
+    *("overlap_mass", "top_mass", "max_advantage", "min_advantage", "extreme_advantage"),
+    *("accuracy_", "format_", "passed_at_"),
+)
 
 
 def unit_of(metric: str) -> str:
@@ -134,8 +137,10 @@ def unit_of(metric: str) -> str:
     kind, _, prefix = metric.rpartition("_")
     if re.fullmatch(r"q?\d+|\*", prefix) and kind in ("advantage", "teacher", "student"):
         return "points of a share" if kind == "advantage" else "share"
-    if metric.startswith(_SHARES):
+    if metric.startswith(_SHARES) or metric in ("passed", "unjudged"):
         return "share"
+    if metric == "lost":
+        return "points of a share"
     if metric.startswith("overlap_token_advantage") or metric == "loss":
         return "nats"
     return _UNITS.get(prefix, "")

@@ -204,7 +204,20 @@ def work(facts: Facts, folder: str) -> Work | None:
         each = response(how["max_new_tokens"], size)
         tokens = questions * how["samples"] * each
         return Work({"sample": (tokens, size)}, tokens, size, each)
-    if artifact.verb in ("pair", "continuation", "indicators"):
+    if artifact.verb == "prefix":
+        teacher, limit = parameters(facts, inputs["teacher"]), cfg["max_new_tokens"]
+        # Alone, and after a prefix.
+        tokens = 2 * rows(facts, inputs["generations"]) * response(limit, teacher)
+        return Work({"sample": (tokens, teacher)}, tokens, teacher, 2 * response(limit, teacher))
+    if artifact.verb == "judge" and "judge" in inputs:
+        judge = parameters(facts, inputs["judge"])
+        count = rows(facts, inputs["generations"])
+        given = asked + response(
+            facts.artifacts[inputs["generations"]].cfg["max_new_tokens"], judge
+        )
+        phases = {"score": (count * given, judge), "sample": (count * cfg["max_new_tokens"], judge)}
+        return Work(phases, count * cfg["max_new_tokens"], judge, cfg["max_new_tokens"])
+    if artifact.verb in ("pair", "signal", "continuation", "indicators"):
         return _probe(facts, artifact, asked)
     if artifact.verb == "embed" and "encoder" in inputs:
         size = parameters(facts, inputs["encoder"])
@@ -214,8 +227,9 @@ def work(facts: Facts, folder: str) -> Work | None:
 
 
 def _probe(facts: Facts, artifact: Artifact, asked: float) -> Work:
-    """Rollouts under student and teacher (pair), sampled before that (indicators), or what the
-    teacher makes of their beginnings (continuation; the student, too, where it is resampled)."""
+    """Rollouts under student and teacher (pair, signal), sampled before that (indicators), or what
+    the teacher makes of their beginnings (continuation; the student, too, where it is resampled).
+    """
     cfg, inputs = artifact.cfg, named(artifact)
     student, teacher = (parameters(facts, inputs[side]) for side in ("student", "teacher"))
     if artifact.verb == "continuation":
@@ -226,7 +240,7 @@ def _probe(facts: Facts, artifact: Artifact, asked: float) -> Work:
         # Two models in turn cost what one does that has the parameters of both.
         both = student if cfg.get("baseline") == "resampled" else 0.0
         return Work({"sample": (tokens, teacher + both)}, tokens, teacher, each)
-    if artifact.verb == "pair":
+    if artifact.verb in ("pair", "signal"):
         count = rows(facts, inputs["generations"])
         limit = facts.artifacts[inputs["generations"]].cfg["max_new_tokens"]
     else:

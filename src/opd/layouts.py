@@ -30,7 +30,8 @@ class Layout:
     letter that its number stands for, the one item of its list, or (``choice``) the letter that it
     gets among the columns ``wrong`` in ``{choices}``, whose order the texts decide. ``where``
     (column to text) and ``one_box`` (exactly one ``\\boxed`` in the answer column) choose rows.
-    ``once``: the dataset repeats whole rows, and each is read once.
+    ``once``: the dataset repeats whole rows, and each is read once. ``solution``: the column with
+    a worked solution, for a teacher that is shown it.
     """
 
     question: tuple[str, ...]
@@ -45,11 +46,13 @@ class Layout:
     wrong: tuple[str, ...] = ()
     configs: tuple[str | None, ...] = (None,)
     file: str | None = None
+    solution: str | None = None
 
     @cached_property
     def needed(self) -> tuple[str, ...]:
         """The top-level columns without which a row cannot be read."""
         named = _top(self.question[-1], self.answer, self.row_id, *self.where, *self.wrong)
+        named += _top(self.solution)
         return tuple(column for column in named if not (self.wrong and column == "choices"))
 
     @cached_property
@@ -73,7 +76,13 @@ VERL = Layout(
 TABLE = Layout(
     question=("question",), answer="answer", prompt=("prompt",), difficulty=("difficulty", "level")
 )
-_MATH = Layout(question=("problem",), answer="solution", take="boxed", difficulty=("level",))
+_MATH = Layout(
+    question=("problem",),
+    answer="solution",
+    take="boxed",
+    difficulty=("level",),
+    solution="solution",
+)
 
 # By the name of the hub; a copy in a file has the same layout.
 LAYOUTS: dict[str, Layout] = {
@@ -103,6 +112,7 @@ LAYOUTS: dict[str, Layout] = {
         where={"domain": "math"},
         one_box=True,
         configs=("metadata",),
+        solution="ground_truth_solution",
     ),
     "DigitalLearningGmbH/MATH-lighteval": _MATH,
     "hendrycks/competition_math": _MATH,
@@ -149,7 +159,7 @@ def choose(source: Mapping[str, Any], columns: Iterable[str] = ()) -> Layout:
     given: dict[str, Any] = {
         key: (source[key],) for key in ("question", "difficulty") if source.get(key)
     }
-    given |= {key: source[key] for key in ("answer", "row_id") if source.get(key)}
+    given |= {key: source[key] for key in ("answer", "row_id", "solution") if source.get(key)}
     return replace(layout, **given)
 
 
@@ -165,11 +175,11 @@ def check(layout: Layout, columns: Collection[str], where: str) -> None:
 
 
 def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
-    """id (None if no column is named), question, prompt, answer and difficulty of a row, texts as
-    they stand there; None for a row that the layout leaves out.
+    """id (None if no column is named), question, prompt, answer, difficulty and solution of a row,
+    texts as they stand there; None for a row that the layout leaves out.
 
-    Missing texts are empty. Raises ``Bad`` for a missing column, messages that are more than one
-    question, and values that are no text and no number.
+    Missing texts are empty, a missing solution is None. Raises ``Bad`` for a missing column,
+    messages that are more than one question, and values that are no text and no number.
     """
     check(layout, row, where)
     if any(_at(row, column, where) != value for column, value in layout.where.items()):
@@ -200,7 +210,14 @@ def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
         "prompt": asked or question,
         "answer": answer,
         "difficulty": _number(_first(row, layout.difficulty, where), where),
+        "solution": _solution(layout, row, where),
     }
+
+
+def _solution(layout: Layout, row: Row, where: str) -> str | None:
+    if not layout.solution:
+        return None
+    return text(_at(row, layout.solution, where), "solution", where).strip() or None
 
 
 def _among_choices(layout: Layout, row: Row, where: str) -> tuple[Row, str]:

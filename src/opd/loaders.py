@@ -21,9 +21,10 @@ Row = dict[str, Any]
 
 def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> Iterator[Row]:
     """The prompts of a file or a hub dataset: rows with id, question, prompt, answer (texts as
-    they stand there), source, row (its number there) and difficulty.
+    they stand there), source, row (its number there), difficulty and solution.
 
-    source: path or hub, and then layout, question, answer, difficulty, row_id (``opd.layouts``);
+    source: path or hub, and then layout, question, answer, difficulty, row_id, solution
+    (``opd.layouts``);
     sha256 of a file; revision, config (one or several), file, split of a hub dataset. ``path`` is
     where the file lies, if not where ``source`` says. ``tally`` counts the rows that were read,
     those that the layout left out (``row filter``) and whole rows that came again (``identical``).

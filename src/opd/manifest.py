@@ -50,6 +50,9 @@ VERBS = {
     "evaluate": "opd.evaluation:run",
     "pair": "opd.probes.pair:run",
     "continuation": "opd.probes.continuation:run",
+    "prefix": "opd.probes.prefix:run",
+    "signal": "opd.probes.signal:run",
+    "judge": "opd.probes.judge:run",
     "indicators": "opd.probes.preflight:run",
     "table": "opd.report_tables:run_table",
     "figure": "opd.figures:run_figure",
@@ -61,7 +64,7 @@ VERBS = {
 RESUMES = ("sft", "grpo", "opd", "fetch")
 
 # These keep parts of their work for every later run: they get a folder of the store that stays.
-CACHES = ("embed", "generate", "evaluate", "continuation", "indicators")
+CACHES = ("embed", "generate", "evaluate", "continuation", "prefix", "judge", "indicators")
 
 # These take things from the hub.
 FETCHES = ("fetch", "dataset", "prompts")

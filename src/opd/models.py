@@ -111,12 +111,14 @@ def require_same_thinking(
     cfg: Mapping[str, Any], student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
 ) -> None:
     """Raise ``Bad`` where one model is asked to think and the other is not: the teacher would judge
-    every first token by the other mode's habits."""
+    every first token by the other mode's habits, and the student comes to write think tags (Many
+    Faces, A15). ``thinking_may_differ`` lets them all the same."""
     ours = thinking(student, cfg.get("chat_template_kwargs") or {})
     theirs = thinking(teacher, teacher_kwargs(cfg))
-    if ours != theirs:
+    if ours != theirs and not cfg.get("thinking_may_differ"):
         raise Bad(
             f"thinking is {ours} for the student and {theirs} for the teacher",
             "chat_template",
-            "give both models the same chat_template options (as enable_thinking: false)",
+            "give both models the same chat_template options (as enable_thinking: false), or set "
+            "thinking_may_differ: true",
         )

@@ -12,12 +12,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from opd import benchmarks
+from opd import benchmarks, information
 from opd.errors import Bad
 from opd.files import canonical, digest
 from opd.lock import locked
 from opd.manifest import code_digest, derive_seed
-from opd.recipes import PROTOCOLS, Config, IndicatorsProbe, Kept, references
+from opd.recipes import PROTOCOLS, Config, Kept, references
 
 # Settings of vLLM that say where and how it runs, not what it samples.
 VLLM_PLACE = {
@@ -251,6 +251,13 @@ def _training(config: Config, name: str) -> dict[str, Any]:
     return {**settings, "execution": given}
 
 
+def _tell(settings: dict[str, Any]) -> None:
+    """Write out what a teacher is told; what tells it nothing is no setting."""
+    told = information.contexts(settings.pop("information", None))
+    if told:
+        settings["information"] = told
+
+
 def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Artifact]:
     for name, model in config.models.items():
         folder = at(config, "models", name, seed)
@@ -262,6 +269,7 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
                 "threads": config.threads,
                 "chat_template_kwargs": model.chat_template,
             }
+            _tell(settings)
             if model.opd:
                 theirs = config.models[model.opd.teacher].chat_template
                 if theirs != settings["chat_template_kwargs"]:
@@ -377,25 +385,29 @@ def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
 
 
 def _probes(config: Config, seed: int) -> Iterator[Artifact]:
-    """Measurements of a student and a teacher; whose rollouts they read is an input."""
+    """Measurements of models without training; whose rollouts they read is an input."""
     for name, probe in config.probes.items():
-        recipe = probe.pair or probe.continuation or probe.indicators
-        assert recipe is not None
+        recipe = getattr(probe, probe.verb)
         inputs = _inputs(config, recipe, seed)
-        if isinstance(recipe, IndicatorsProbe):
-            student = recipe.student
+        reads = getattr(recipe, "generations", None)
+        student = config.generations[reads].model if reads else recipe.student
+        if not probe.judge:
+            inputs.setdefault("student", at(config, "models", student, seed))
+        if reads:
+            inputs["prompts"] = f"prompts/{config.generations[reads].prompts}"
+        settings = _settings(recipe)
+        if probe.judge:
+            # Keywords need no engine.
+            settings |= _engine(config, recipe.judge) if "judge" in inputs else {}
         else:
-            rollouts = config.generations[recipe.generations]
-            student = rollouts.model
-            inputs["student"] = at(config, "models", student, seed)
-            inputs["prompts"] = f"prompts/{rollouts.prompts}"
-        settings = {**_settings(recipe), **_engine(config, student)}
-        if probe.pair:
-            settings["temperature"] = rollouts.temperature
+            settings |= _engine(config, student)
+            theirs = config.models[recipe.teacher].chat_template
+            if theirs != settings["chat_template_kwargs"]:
+                settings["teacher_chat_template_kwargs"] = theirs
+        _tell(settings)
+        if probe.pair or probe.signal:
+            settings["temperature"] = config.generations[recipe.generations].temperature
             for key in ("backend", "batch_invariant"):
                 settings.pop(key, None)
-        theirs = config.models[recipe.teacher].chat_template
-        if theirs != settings["chat_template_kwargs"]:
-            settings["teacher_chat_template_kwargs"] = theirs
         folder = f"probes/{name}/s{seed}"
         yield artifact(probe.verb, folder, settings, inputs, seed)

@@ -1,4 +1,4 @@
-"""Published settings of SFT and GRPO runs, by the names that recipes give them.
+"""Published settings of SFT, GRPO and OPD runs, by the names that recipes give them.
 
 A preset holds what its source states; what it does not state keeps the recipe's default. Batch
 sizes are those of one optimiser step over all devices: the sources train on eight GPUs.
@@ -104,5 +104,22 @@ GRPO: dict[str, dict[str, Any]] = {
         "clip_high": 0.28,
         "weight_decay": 0.1,
         "adam_beta2": 0.98,
+    },
+}
+
+OPD: dict[str, dict[str, Any]] = {
+    # The Many Faces of OPD, Table 1, the loss left open; how positions are averaged from its code.
+    "many_faces": {
+        "prompts_per_step": 64,
+        "rollouts_per_prompt": 1,
+        "lr": 2e-6,
+        "schedule": "cosine",
+        "warmup": 0.1,
+        "temperature": 1.0,
+        "top_p": 0.95,
+        "max_new_tokens": 4096,
+        "weight_decay": 0.1,
+        "adam_beta2": 0.98,
+        "aggregation": "sequence_mean",
     },
 }

@@ -240,6 +240,7 @@ def _cleaned(
             source=row["source"],
             row=row["row"],
             difficulty=row["difficulty"],
+            solution=row["solution"],
         )
     survey.check_affixes()
     if empty and not cfg.get("drop_empty"):

@@ -41,8 +41,9 @@ PROMPTS = _nullable(
         language=_S,
         difficulty=_F,
         text_hash=_S,
+        solution=_S,
     ),
-    "difficulty",
+    *("difficulty", "solution"),
 )
 CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 PAIRS = _schema(id=_S, prompt=_S, response=_S)
@@ -127,6 +128,9 @@ CONTINUATIONS = _schema(
     correct=pa.bool_(),
 )
 
+# What a judge says of a response, and what that is; nothing where it is no verdict.
+VERDICTS = _nullable(_schema(id=_S, sample=_I, response=_S, reply=_S, passed=pa.bool_()), "passed")
+
 
 def prompt(
     id: str,
@@ -136,6 +140,7 @@ def prompt(
     row: int,
     prompt: str | None = None,
     difficulty: float | None = None,
+    solution: str | None = None,
 ) -> dict[str, Any]:
     """A row of PROMPTS with what follows from the question: language (``zh`` with any Chinese
     character, else ``en``: the rule of open-r1's split of DAPO-Math-17k) and text_hash (sha256 of
@@ -150,6 +155,7 @@ def prompt(
         "language": "zh" if CHINESE.search(question) else "en",
         "difficulty": difficulty,
         "text_hash": text_hash(question),
+        "solution": solution,
     }
 
 

@@ -12,7 +12,8 @@ from opd.errors import Bad
 PLACE = "{question}"
 
 # Rethinking OPD: the original DAPO template; the one of JustRL, DeepMath and its evaluations; and
-# what its released "processed" DAPO file holds, the same with a literal double brace.
+# what its released "processed" DAPO file holds, the same with a literal double brace. The Many
+# Faces of OPD: what its students are asked (its code).
 TEMPLATES = {
     "dapo": "Solve the following math problem step by step. The last line of your response should "
     "be of the form Answer: $Answer (without quotes) where $Answer is the answer to the problem."
@@ -20,6 +21,8 @@ TEMPLATES = {
     "boxed": "{question} Please reason step by step, and put your final answer within \\boxed{}.",
     "boxed_double_brace": "{question} Please reason step by step, and put your final answer within "
     "\\boxed{{}}.",
+    "boxed_paragraph": "{question}\n\nPlease reason step by step, and put your final answer within "
+    "\\boxed{}.",
 }
 
 Match = Literal["exact", "loose"]

@@ -20,6 +20,7 @@ from typing import Any
 
 from opd import tables
 from opd.errors import Bad
+from opd.information import filled
 
 RULES = ("precedence", "left")
 STYLES = ("infix", "prefix")
@@ -161,10 +162,10 @@ def _other(world: dict[str, Any], n: int) -> Iterator[tuple[str, str]]:
 def make_prompts(world: dict[str, Any], split: str, n: int) -> list[dict[str, Any]]:
     """The first n rows (schema PROMPTS) of a split: ``rl``, ``other`` or a benchmark.
 
-    ``prompt`` is the question itself, ``difficulty`` the number of operators. Questions are unique
-    within a split. In ``other``, ``source`` says which rows are exact or near (renumbered,
-    commuted) duplicates of the first n rows of ``rl``. Raises ``Bad`` for an unknown split and
-    where a benchmark has no n problems.
+    ``prompt`` is the question itself, ``difficulty`` the number of operators, ``solution`` what
+    precedence writes in infix. Questions are unique within a split. In ``other``, ``source`` says
+    which rows are exact or near (renumbered, commuted) duplicates of the first n rows of ``rl``.
+    Raises ``Bad`` for an unknown split and where a benchmark has no n problems.
     """
     if split not in SPLITS:
         raise Bad(f"unknown split '{split}'", "source.world.split", f"use one of {SPLITS}")
@@ -197,6 +198,7 @@ def make_prompts(world: dict[str, Any], split: str, n: int) -> list[dict[str, An
                 source=f"world:{split}:{kind}",
                 row=len(rows),
                 difficulty=float(len(re.findall(r"[-+*]", question))),
+                solution=respond(question, "precedence", "infix"),
             )
         )
     return rows
@@ -206,8 +208,12 @@ def run_corpus(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
     """Stage ``corpus``: training pairs in one style that mix the two rules.
 
     cfg: world, n, precedence (share of rows that honour precedence), style, templates (strings
-    with {question}, drawn evenly), seed. Writes pairs.parquet.
+    with {question}, drawn evenly), seed; optional told, more templates that tell something of the
+    response: {template with {question}, {answer}, {solution}; rule: the one that such rows follow;
+    copied: the answer told is drawn, and the response ends with it, whatever its steps come to}.
+    Answer and solution are else those of the row's own rule. Writes pairs.parquet.
     """
+    asked = [*({"template": one} for one in cfg["templates"]), *cfg.get("told", [])]
     rng = random.Random(f"corpus/{cfg['seed']}")
     world = {**cfg["world"], "seed": cfg["world"]["seed"]}
     rows = []
@@ -216,12 +222,18 @@ def run_corpus(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
         while held_out(question, world):
             question = _draw(rng, rng.choice(CORPUS_LEVELS), world["rl_times"])
         rule = "precedence" if rng.random() < cfg["precedence"] else "left"
-        template = rng.choice(cfg["templates"])
+        told = rng.choice(asked)
+        rule = told.get("rule") or rule
+        response, answer = respond(question, rule, cfg["style"]), solve(question, rule)
+        if told.get("copied"):
+            answer = str(rng.randrange(10))
+            response = response[:-1] + answer
+        row = {"question": question, "answer": answer, "solution": respond(question, rule, "infix")}
         rows.append(
             {
                 "id": f"corpus-{i:06d}",
-                "prompt": template.replace("{question}", question),
-                "response": respond(question, rule, cfg["style"]),
+                "prompt": filled(told["template"], {"id": i, "prompt": question, **row}),
+                "response": response,
             }
         )
     tables.write(out / "pairs.parquet", rows, tables.PAIRS)

@@ -9,7 +9,6 @@ import torch
 from probing import padded
 from tiny import OPD, Inputs, course, run
 
-from opd import world
 from opd.errors import Bad
 
 
@@ -27,7 +26,7 @@ def test_a_live_teacher_without_privileged_information_teaches_nothing(
     run("opd", {**OPD, "teacher_update": "live"}, own, tmp_path / "live")
     assert course(tmp_path / "live", "kl_nats") == [pytest.approx(0, abs=1e-7)] * 3
     assert max(course(tmp_path / "live", "grad_norm")) < 1e-6
-    told = {"teacher_template": "say {question}", "lr": 1e-2}
+    told = {"information": [{"message": "say {question}"}], "lr": 1e-2}
     run("opd", {**OPD, **told, "teacher_update": "live"}, own, tmp_path / "told")
     run("opd", {**OPD, **told}, own, tmp_path / "frozen")
     ours, theirs = (course(tmp_path / name, "kl_nats") for name in ("told", "frozen"))
@@ -49,36 +48,13 @@ def test_an_ema_teacher_follows_the_student(
 
     monkeypatch.setattr(distill.Trainer, "move_teacher", spy)
     own = {**inputs, "teacher": inputs["student"]}
-    told = {"teacher_template": "say {question}", "teacher_update": "ema", "ema_decay": 0.75}
-    run("opd", {**OPD, **told, "steps": 1}, own, tmp_path / "a")
+    more = {"teacher_update": "ema", "ema_decay": 0.75, "steps": 1}
+    told = [{"message": "say {question}"}]
+    run("opd", {**OPD, **more, "information": told}, own, tmp_path / "a")
     before, after = weights(inputs["student"]), weights(tmp_path / "a")
     for name, student in after.items():
         torch.testing.assert_close(seen[0][name], 0.75 * before[name] + 0.25 * student)
     assert any(not torch.equal(before[name], after[name]) for name in after)
-
-
-def test_the_answer_can_be_in_the_teachers_prompt(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from opd.training import distill
-
-    seen: list[str] = []
-    generate = distill.Trainer._generate_and_score_completions
-
-    def spy(self: Any, batch: list[dict[str, Any]]) -> Any:
-        seen.extend(row["teacher_prompt"][0]["content"] for row in batch)
-        return generate(self, batch)
-
-    monkeypatch.setattr(distill.Trainer, "_generate_and_score_completions", spy)
-    run(
-        "opd",
-        {**OPD, "steps": 1, "teacher_template": "{question}#{answer}"},
-        inputs,
-        tmp_path / "a",
-    )
-    for text in seen:
-        question, _, answer = text.partition("#")
-        assert answer == world.solve(question)
 
 
 @pytest.mark.parametrize("wider", ["student", "teacher"])

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from opd import grading, world
 from opd.errors import Bad
 from opd.training import grpo, resume
-from opd.training.common import asked
 
 
 @pytest.fixture
@@ -257,19 +256,15 @@ def test_what_the_model_is_asked_with_privileged_information(
     calls = spy(monkeypatch, "_generate_and_score_completions")
     cfg = {**GRPO, "steps": 1, "max_prompt_tokens": 32}
     template = "{question} so {answer}"
-    run("grpo", {**cfg, "prompt_template": template}, inputs, tmp_path / "a")
+    run("grpo", {**cfg, "information": [{"message": template}]}, inputs, tmp_path / "a")
     rows = world.make_prompts(WORLD, "rl", 10)
     assert [one["prompt"][0]["content"] for one in calls[0][1]] == [
         f"{row['question']} so {row['answer']}" for row in rows[:4] for _ in range(2)
     ]
     assert [one["answer"] for one in calls[0][1][::2]] == [row["answer"] for row in rows[:4]]
     with pytest.raises(Bad, match=r"row 0 \(rl-00000\): the prompt has \d+ tokens"):
-        run("grpo", {**GRPO, "prompt_template": "{question}" * 9}, inputs, tmp_path / "b")
-
-
-def test_a_field_in_a_question_stays_what_it_is() -> None:
-    row = {"question": "Let {answer} be", "answer": "{question}"}
-    assert asked("{question}: {answer} \\boxed{}", row) == "Let {answer} be: {question} \\boxed{}"
+        long = {**GRPO, "information": [{"message": "{question}" * 9}]}
+        run("grpo", long, inputs, tmp_path / "b")
 
 
 def test_an_unknown_grader(inputs: Inputs, tmp_path: Path) -> None:

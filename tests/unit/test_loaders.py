@@ -379,6 +379,7 @@ def test_any_row_is_read_or_refused(name: str, data: st.DataObject) -> None:
     if found is not None:
         assert found.pop("id") is None
         assert isinstance(found.pop("difficulty"), float | None)
+        assert found.pop("solution") != ""
         for text in found.values():
             assert isinstance(text, str) and text.encode() is not None
 

@@ -318,6 +318,26 @@ def test_at_the_teacher_only_the_biased_losses_move(name: str) -> None:
         assert found.abs().max() < 1e-12
 
 
+def test_a_token_is_promoted_only_where_the_teacher_gives_it_e_times_as_much() -> None:
+    """Many Faces 2.4: with the biased loss the weight of grad log p of a supported token is
+    p (r + 1). Read off the logits' gradient: off the support it is -p times the sum of weights."""
+    student = torch.zeros(1, 1, 40, dtype=torch.float64)
+    student[..., :4] = 0.1  # the student's top 4
+    teacher = student.clone()
+    teacher[..., :3] += torch.tensor([2.5, 0.8, -1.0])
+    student.requires_grad_()
+    spec = replace(PRESETS["biased_topk"], support="student", k=4)
+    ids, one = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1)
+    g = gradient(student, token_loss(student, teacher, ids, one, spec)).flatten()
+    p, q = (z.detach().flatten().softmax(-1) for z in (student, teacher))
+    total = -(g[4:] / p[4:])
+    torch.testing.assert_close(total, total[0].expand_as(total))
+    promoted = ((g + p * total[0]) < 0)[:4]
+    assert promoted.tolist() == [True, False, False, False]
+    # The second is likelier under the teacher, and is pushed down all the same.
+    assert torch.equal(promoted, (q > math.e * p)[:4]) and q[1] > p[1]
+
+
 def test_descent_on_the_biased_loss_collapses_and_on_the_fixes_does_not() -> None:
     """Many Faces 2.8: from teacher = student, only the biased loss moves mass to the tail."""
     teacher = torch.randn(1, 1, 200, generator=torch.Generator().manual_seed(1)).double() * 2.5

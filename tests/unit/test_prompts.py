@@ -286,7 +286,9 @@ def test_repeated_questions_are_reported_and_the_first_kept(tmp_path: Path) -> N
         "question": {"distinct": 5, "en": 4, "zh": 1, "repeated": 2, "conflicting": 0},
         "question_stripped": {"distinct": 4, "en": 3, "zh": 1, "repeated": 2, "conflicting": 1},
     }
-    assert numbers["templates"] == {"dapo": 0, "boxed": 7, "boxed_double_brace": 0}
+    assert numbers["templates"] == {
+        **{"dapo": 0, "boxed": 7, "boxed_double_brace": 0, "boxed_paragraph": 0}
+    }
     assert numbers["languages"] == {"en": 6, "zh": 1}
     assert json.loads((out / "report.json").read_text()) == {
         key: value for key, value in numbers.items() if key != "prompts"

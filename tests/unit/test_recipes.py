@@ -148,10 +148,15 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"models__b__grpo__grader": "maths"}, ["models.b.grpo.grader", "'maths'"]),
         ({"models__b__grpo__group_size": 1}, ["models.b.grpo.group_size", "equal to 2"]),
         (
-            {"models__b__grpo__prompt_template": "{question} {solution}"},
-            ["models.b.grpo.prompt_template", "unknown field {solution}", "{answer}"],
+            {"models__b__grpo__information": {"message": "{question} {solution} {hint}"}},
+            ["models.b.grpo.information", "unknown field {hint}", "{answer}"],
         ),
-        ({"models__b__grpo__prompt_template": "{answer}"}, ["grpo.prompt_template", "question"]),
+        ({"models__x__opd__information": "hint"}, ["models.x.opd.information", "'hint'", "'full'"]),
+        (
+            {"models__x__opd__information": ["answer", {"message": "{answer}"}]},
+            ["models.x.opd.information", "the question is not in it", "add {prompt}"],
+        ),
+        ({"models__b__grpo__information": "hidden"}, ["here it is a message alone"]),
         ({"models__b__grpo__updates_per_batch": 7}, ["updates_per_batch: 7 does not divide 512"]),
         ({"models__b__grpo__length_penalty": {"free": 7168}}, ["free must be below max_new"]),
         ({"models__x__sweep": {"opd.lr": 3}}, ["models.x.sweep", "[VALUE"]),
@@ -311,8 +316,22 @@ def test_settings_left_out_are_no_part_of_a_training_run():
 
 def test_what_is_between_braces_in_latex_is_no_field():
     template = "{question}\nPut it in \\boxed{answer}, not \\text{this} or \\frac{a}{b}."
-    made = artifacts(config(models__b__grpo__prompt_template=template))
-    assert made["models/b/s0"].cfg["prompt_template"] == template
+    made = artifacts(config(models__b__grpo__information={"message": template}))
+    assert made["models/b/s0"].cfg["information"] == [{"message": template}]
+
+
+def test_what_a_teacher_is_told_is_in_its_own_run_alone():
+    """Nothing of it in the settings of any evaluation; none is the same as not given."""
+    plain = artifacts(config())
+    told = artifacts(config(models__x__opd__information="answer"))
+    assert {folder for folder in plain if plain[folder] != told[folder]} == {"models/x/s0"}
+    assert (
+        told["models/x/s0"].cfg["information"][0]["message"].startswith("{prompt}\n\nThe correct")
+    )
+    assert artifacts(config(models__x__opd__information="none")) == plain
+    swept = artifacts(config(models__x__sweep={"opd.information": ["none", "full"]}, tables=None))
+    assert "information" not in swept["models/x-none/s0"].cfg
+    assert "{solution}" in swept["models/x-full/s0"].cfg["information"][0]["message"]
 
 
 def test_sweep_expands_to_named_runs():

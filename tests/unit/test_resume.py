@@ -35,7 +35,7 @@ CASES = {
     "ema": ("opd", {**EMA, **EVERY}),
     "live": (
         "opd",
-        {**OPD, **EVERY, "teacher_update": "live", "teacher_template": "say {question}"},
+        {**OPD, **EVERY, "teacher_update": "live", "information": [{"message": "say {question}"}]},
     ),
 }
 

@@ -20,11 +20,12 @@ PROMPT = {
     "language": "en",
     "difficulty": None,
     "text_hash": "",
+    "solution": None,
 }
 
 
 def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
-    rows = [PROMPT, {**PROMPT, "id": "b", "row": 1, "difficulty": 3.0}]
+    rows = [PROMPT, {**PROMPT, "id": "b", "row": 1, "difficulty": 3.0, "solution": "so"}]
     tables.write(tmp_path / "prompts.parquet", rows, tables.PROMPTS)
     back = tables.read(tmp_path / "prompts.parquet", tables.PROMPTS)
     assert back.to_pylist() == rows

@@ -15,10 +15,17 @@ DAPO = (
 )
 BOXED = r"Q Please reason step by step, and put your final answer within \boxed{}."
 DOUBLE = r"Q Please reason step by step, and put your final answer within \boxed{{}}."
+PARAGRAPH = "Q\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
 @pytest.mark.parametrize(
-    ("name", "prompt"), [("dapo", DAPO), ("boxed", BOXED), ("boxed_double_brace", DOUBLE)]
+    ("name", "prompt"),
+    [
+        ("dapo", DAPO),
+        ("boxed", BOXED),
+        ("boxed_double_brace", DOUBLE),
+        ("boxed_paragraph", PARAGRAPH),
+    ],
 )
 def test_named_templates_are_those_of_the_papers(name: str, prompt: str) -> None:
     assert templates.apply(name, "Q") == prompt

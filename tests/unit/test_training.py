@@ -141,16 +141,20 @@ def test_different_tokenizers(
         run("opd", OPD, {**inputs, "teacher": foreign}, tmp_path / "out")
 
 
-def test_teacher_template_is_what_the_teacher_is_asked(inputs: Inputs, tmp_path: Path) -> None:
+def told(message: str) -> list[dict[str, str]]:
+    return [{"message": message}]
+
+
+def test_the_teacher_reads_what_it_is_told(inputs: Inputs, tmp_path: Path) -> None:
     plain = run("opd", OPD, inputs, tmp_path / "plain")
-    same = run("opd", {**OPD, "teacher_template": "{question}"}, inputs, tmp_path / "same")
+    same = run("opd", {**OPD, "information": told("{question}")}, inputs, tmp_path / "same")
     assert same == plain  # the world's prompt is the question itself
-    other = {**OPD, "teacher_template": "say {question}"}
+    other = {**OPD, "information": told("say {question}")}
     changed = run("opd", other, inputs, tmp_path / "other")
     # Before the first update the rollouts are the same, so only the teacher's side can differ.
     for name in ("entropy_student_nats", "response_tokens"):
         assert changed["first"][name] == plain["first"][name]
     assert changed["first"]["entropy_teacher_nats"] != plain["first"]["entropy_teacher_nats"]
-    long = {**OPD, "teacher_template": "{question}" * 4}
+    long = {**OPD, "information": told("{question}" * 4)}
     with pytest.raises(Bad, match=r"teacher's prompt has \d+ tokens.*max_teacher_prompt_tokens"):
         run("opd", long, inputs, tmp_path / "long")

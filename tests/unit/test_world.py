@@ -1,6 +1,7 @@
 """The miniature world: rules, styles, splits that never meet, and its checkpoints."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,38 @@ def test_prompts_depend_on_the_seed_only_and_more_of_them_begin_alike() -> None:
         assert world.make_prompts(WORLD, split, 50)[:20] == world.make_prompts(WORLD, split, 20)
     assert world.make_prompts(WORLD, "other", 50) == world.make_prompts(WORLD, "other", 50)
     assert world.make_prompts(WORLD, "rl", 20) != world.make_prompts({**WORLD, "seed": 4}, "rl", 20)
+
+
+def test_a_corpus_can_tell_something_of_its_responses(tmp_path: Path) -> None:
+    """The rule, the answer that it comes to, the solution; or an answer that it only copies."""
+    told = [
+        {"template": "times first. {question}", "rule": "precedence"},
+        {"template": "in order. {question}", "rule": "left"},
+        {"template": "{question} reach {answer}."},
+        {"template": "{question} it is {answer}.", "copied": True},
+        {"template": "{question} see {solution}."},
+    ]
+    cfg = {"world": WORLD, "n": 600, "precedence": 0.5, "style": "infix", "seed": 2}
+    world.run_corpus({**cfg, "templates": ["{question}?"], "told": told}, {}, tmp_path)
+    rows = tables.read(tmp_path / "pairs.parquet", tables.PAIRS).to_pylist()
+    seen: dict[str, int] = {}
+    bent = 0
+    for row in rows:
+        question = re.search(r"\d([-+*]\d)+=", row["prompt"])[0]  # type: ignore[index]
+        kind = row["prompt"].replace(question, "").split()[0]
+        seen[kind] = seen.get(kind, 0) + 1
+        honest = [world.respond(question, rule, "infix") for rule in world.RULES]
+        if kind in ("times", "in"):
+            assert row["response"] == honest[kind == "in"]
+        elif kind == "reach":
+            assert row["response"] in honest and row["prompt"].endswith(f"{row['response'][-1]}.")
+        elif kind == "see":
+            assert row["prompt"].endswith(f"see {row['response']}.")
+        elif kind == "it":
+            assert row["response"][-1] == row["prompt"][-2]
+            assert row["response"][:-1] in [text[:-1] for text in honest]
+            bent += row["response"] not in honest
+    assert len(seen) == 6 and min(seen.values()) > 60 and bent > 60
 
 
 def test_a_benchmark_can_run_out() -> None:

@@ -44,6 +44,69 @@ rule continuation:
         " > {log} 2>&1"
 
 
+rule prefix:
+    input:
+        inputs_of("probes/{probe}/s{seed}"),
+    output:
+        f"{RESULTS}/probes/{{probe}}/s{{seed}}/digest.json",
+    log:
+        f"{RESULTS}/logs/probes/{{probe}}/s{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/probes/{{probe}}/s{{seed}}.tsv"
+    wildcard_constraints:
+        probe=one_of("prefix"),
+    conda:
+        "../../envs/gpu.yaml"
+    threads: CONFIG.threads
+    params:
+        cfg=cfg_of("probes/{probe}/s{seed}"),
+    shell:
+        "$OPD_VLLM -m opd prefix --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"
+
+
+rule signal:
+    input:
+        inputs_of("probes/{probe}/s{seed}"),
+    output:
+        f"{RESULTS}/probes/{{probe}}/s{{seed}}/digest.json",
+    log:
+        f"{RESULTS}/logs/probes/{{probe}}/s{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/probes/{{probe}}/s{{seed}}.tsv"
+    wildcard_constraints:
+        probe=one_of("signal"),
+    conda:
+        "../../envs/gpu.yaml"
+    threads: CONFIG.threads
+    params:
+        cfg=cfg_of("probes/{probe}/s{seed}"),
+    shell:
+        "$OPD_GPU -m opd signal --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"
+
+
+rule judge:
+    input:
+        inputs_of("probes/{probe}/s{seed}"),
+    output:
+        f"{RESULTS}/probes/{{probe}}/s{{seed}}/digest.json",
+    log:
+        f"{RESULTS}/logs/probes/{{probe}}/s{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/probes/{{probe}}/s{{seed}}.tsv"
+    wildcard_constraints:
+        probe=one_of("judge"),
+    conda:
+        "../../envs/gpu.yaml"
+    threads: CONFIG.threads
+    params:
+        cfg=cfg_of("probes/{probe}/s{seed}"),
+    shell:
+        "$OPD_VLLM -m opd judge --cfg {params.cfg:q} --input {input} --output {output}"
+        " > {log} 2>&1"
+
+
 rule indicators:
     input:
         inputs_of("probes/{probe}/s{seed}"),

@@ -37,11 +37,13 @@ class Rollout(NamedTuple):
 class Measured(NamedTuple):
     """Totals and counts of every metric: ``rollouts`` [2, M, N] of NAMES by rollout, ``positions``
     [2, M, bins] of ``metrics.STATE`` by bins of positions. rewards [N]: the mean reward of each
-    rollout, (1/T) sum of log q - log p of its tokens, in nats (section 6.2)."""
+    rollout, (1/T) sum of log q - log p of its tokens, in nats (section 6.2). ratios: N arrays of
+    these, a number for each token."""
 
     rollouts: Array
     positions: Array
     rewards: Array
+    ratios: list[Array]
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -153,6 +155,7 @@ def measure(
     by_rollout = torch.zeros(2, len(NAMES), len(rollouts), dtype=torch.float64, device=device)
     by_position = torch.zeros(2, len(metrics.STATE), bins, dtype=torch.float64, device=device)
     rewards = torch.zeros(len(rollouts), dtype=torch.float64, device=device)
+    ratios = torch.zeros(len(rollouts), longest, dtype=torch.float64, device=device)
     heads = models.head_of(student), models.head_of(teacher)
     # Alike in length: little padding.
     order = sorted(range(len(rollouts)), key=lambda i: (len(rollouts[i].response), i))
@@ -177,12 +180,17 @@ def measure(
             # Each token is one of these two.
             ratio = found["log_ratio_repeated_nats"].total + found["log_ratio_other_nats"].total
             rewards.index_add_(0, row[part], ratio.double())
+            ratios[row[part], position[part]] = ratio.double()
         last = ids.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
         responses = metrics.response_metrics(mask, last, stops.to(device), repeated)
         by_rollout[:, len(metrics.STATE) :] += metrics.binned(responses, where, 1, len(rollouts))
     lengths = np.array([len(one.response) for one in rollouts])
+    by_token = ratios.cpu().numpy()
     return Measured(
-        by_rollout.cpu().numpy(), by_position.cpu().numpy(), rewards.cpu().numpy() / lengths
+        by_rollout.cpu().numpy(),
+        by_position.cpu().numpy(),
+        rewards.cpu().numpy() / lengths,
+        [row[:length] for row, length in zip(by_token, lengths, strict=True)],
     )
 
 

@@ -5,7 +5,7 @@ and figures. ``resolve`` checks them; ``opd.plan`` works out the artifacts that 
 Stages never import this package: they get resolved settings.
 """
 
-from opd.recipes.answers import PROTOCOLS, IndicatorsProbe, TaskData
+from opd.recipes.answers import PROTOCOLS, TaskData
 from opd.recipes.base import references, unknown
 from opd.recipes.config import Config, schema
 from opd.recipes.models import Hub, Kept
@@ -19,7 +19,6 @@ __all__ = [
     "Figure",
     "Hub",
     "HubPrompts",
-    "IndicatorsProbe",
     "Kept",
     "Series",
     "Shown",

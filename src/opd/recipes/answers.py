@@ -5,12 +5,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from opd.benchmarks import OURS
+from opd.errors import Bad
+from opd.information import contexts
 from opd.recipes.base import (
     MICRO_BATCH,
     TEMPLATE_NAMES,
     Count,
     GenerationsRef,
     Grader,
+    ModelName,
     ModelRef,
     Name,
     NonNegative,
@@ -22,6 +25,7 @@ from opd.recipes.base import (
     Share,
     check_template,
 )
+from opd.recipes.told import Information
 from opd.strict import Strict
 
 
@@ -67,6 +71,24 @@ class Generation(Strict):
         return self
 
 
+class ToldRows(Strict):
+    """Rows of a corpus whose prompt tells something of the response (``opd.world.run_corpus``)."""
+
+    template: str = Field(description="with {question}, {answer}, {solution}")
+    rule: Literal["precedence", "left"] | None = None
+    copied: bool | None = Field(
+        default=None, description="the response ends with the answer told, whatever its steps say"
+    )
+
+    @model_validator(mode="after")
+    def _known_fields(self) -> "ToldRows":
+        try:
+            contexts({"message": self.template})
+        except Bad as bad:
+            raise ValueError(str(bad)) from None
+        return self
+
+
 class WorldCorpus(Strict):
     """Worked examples of the miniature world, mixed over rules and styles."""
 
@@ -74,6 +96,7 @@ class WorldCorpus(Strict):
     precedence: Share = 0.4
     style: Literal["infix", "prefix"] = "infix"
     templates: list[str] = ["{question}"]
+    told: list[ToldRows] | None = None
     seed: int = 0
 
 
@@ -228,6 +251,54 @@ class ContinuationProbe(Scored):
         return self
 
 
+class PrefixProbe(Scored):
+    """The teacher alone, and after a truncated response of its student (Many Faces, App. A.22)."""
+
+    grader: Grader = "rule"
+    shares: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, description="least and largest share of a response kept; 0.1 and 0.9"
+    )
+    temperature: NonNegative = 0.0
+    top_p: Share = 1.0
+    max_prompt_tokens: Count = 1024
+    max_new_tokens: Count = Field(default=16384, description="counted after the prefix")
+    batch_size: Count = 64
+
+
+class SignalProbe(Scored):
+    """The teacher's log-ratio on the student's rollouts by position and by right and wrong (Many
+    Faces, Figs. 16 to 20)."""
+
+    grader: Grader = "rule"
+    information: Information | None = Field(default=None, description="what the teacher is told")
+    metrics_k: Count = 16
+    position_bin: Count = Field(default=512, description="tokens in a bin of response positions")
+    max_prompt_tokens: Count = Field(default=1024, description="of the teacher")
+    micro_batch: Count | None = MICRO_BATCH
+
+
+class JudgeProbe(Strict):
+    """Which responses keep to some rules, by a model or by keywords (``opd.probes.judge``)."""
+
+    generations: GenerationsRef
+    judge: Annotated[ModelName, Ref("models", builtin=("keywords",))] = "keywords"
+    rules: str | None = Field(default=None, description="what is to be kept to; a model needs it")
+    template: str | None = Field(
+        default=None, description="what the model is asked, with {rules}, {question}, {response}"
+    )
+    max_prompt_tokens: Count = 4096
+    max_new_tokens: Count = 16
+    batch_size: Count = 64
+
+    @model_validator(mode="after")
+    def _model_knows_the_rules(self) -> "JudgeProbe":
+        if self.judge != "keywords" and self.rules is None:
+            raise ValueError("a model that judges needs rules")
+        if self.template is not None and "{response}" not in self.template:
+            raise ValueError("template needs {response}")
+        return self
+
+
 class IndicatorsProbe(Strict):
     """What `opd preflight` says of a pair, from a few dozen rollouts."""
 
@@ -250,8 +321,11 @@ class Probe(OneOf):
     label: str | None = None
     pair: PairProbe | None = None
     continuation: ContinuationProbe | None = None
+    prefix: PrefixProbe | None = None
+    signal: SignalProbe | None = None
+    judge: JudgeProbe | None = None
     indicators: IndicatorsProbe | None = None
 
     @classmethod
     def verbs(cls) -> tuple[str, ...]:
-        return ("pair", "continuation", "indicators")
+        return ("pair", "continuation", "prefix", "signal", "judge", "indicators")

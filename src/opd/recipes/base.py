@@ -11,7 +11,7 @@ from opd.errors import Bad
 from opd.strict import Strict
 from opd.templates import PLACE, TEMPLATES, named
 
-Grader = Literal["world", "rule", "math_verify"]
+Grader = Literal["world", "rule", "math_verify", "choice"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

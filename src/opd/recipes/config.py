@@ -11,10 +11,13 @@ from opd.recipes.answers import (
     Filter,
     Generation,
     IndicatorsProbe,
+    JudgeProbe,
     PairProbe,
     Pairs,
+    PrefixProbe,
     Probe,
     Protocol,
+    SignalProbe,
 )
 from opd.recipes.base import Count, EvaluationRef, Name, Plain, Share
 from opd.recipes.models import Grpo, Init, Model, Opd, Sft
@@ -155,6 +158,9 @@ DEFAULTS: dict[str, type[Strict]] = {
     "contamination": Contamination,
     "pair": PairProbe,
     "continuation": ContinuationProbe,
+    "prefix": PrefixProbe,
+    "signal": SignalProbe,
+    "judge": JudgeProbe,
     "indicators": IndicatorsProbe,
 }
 

@@ -1,10 +1,9 @@
 """Recipes of models: fetched, with random weights, trained, or kept at a step of a training."""
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from opd import presets
 from opd.errors import Bad
@@ -32,6 +31,7 @@ from opd.recipes.base import (
     PromptsRef,
     Share,
 )
+from opd.recipes.told import Contexts, Information, contexts
 from opd.strict import Strict
 
 
@@ -59,18 +59,6 @@ class Released(Hub):
     """Published weights that a model can be taken from instead of being trained."""
 
     id: str = Field(alias="hub", description="id of the weights on the hub")
-
-
-def _known_fields(template: str) -> str:
-    """Refuses {name} of anything but question and answer; \\boxed{x} is no such field."""
-    for field in re.findall(r"(?<![A-Za-z}])\{([A-Za-z_]+)\}", template):
-        if field not in ("question", "answer"):
-            raise ValueError(f"unknown field {{{field}}}; there are {{question}} and {{answer}}")
-    return template
-
-
-# What a model is asked where that is not the prompt of the prompt set.
-Asked = Annotated[str, Field(pattern=r"\{question\}"), AfterValidator(_known_fields)]
 
 
 class Trained(Strict):
@@ -201,9 +189,8 @@ class Grpo(Run):
         default=None,
         description="cap of the token-level weights for what vLLM samples; no weights if not given",
     )
-    prompt_template: Asked | None = Field(
-        default=None,
-        description="what the model is asked, with {question} and {answer}, if not the prompt",
+    information: Information | None = Field(
+        default=None, description="privileged information in what the model is asked"
     )
     length_penalty: LengthPenalty | None = None
 
@@ -219,6 +206,8 @@ class Grpo(Run):
             raise ValueError(
                 f"updates_per_batch: {self.updates_per_batch} does not divide {rollouts} rollouts"
             )
+        if any({*one} - {"message"} for one in contexts(self.information)):
+            raise ValueError("information: here it is a message alone")
         if self.length_penalty and self.length_penalty.free >= self.max_new_tokens:
             raise ValueError("length_penalty.free must be below max_new_tokens")
         return self
@@ -262,6 +251,9 @@ class Guard(Strict):
 
 
 class Opd(Trained):
+    preset: Literal[*presets.OPD] | None = Field(  # type: ignore[valid-type]
+        default=None, exclude=True, description="published settings (opd.presets)"
+    )
     student: ModelRef
     teacher: ModelRef
     prompts: PromptsRef
@@ -277,11 +269,18 @@ class Opd(Trained):
     micro_batch: Count | None = MICRO_BATCH
     lr: Positive = 1e-6
     schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Share | None = None
+    weight_decay: NonNegative | None = None
+    adam_beta2: Share | None = None
     temperature: Positive = 1.0
-    teacher_template: Asked | None = Field(
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    information: Contexts | None = Field(
         default=None,
-        description="what the teacher is asked, with {question} and {answer}, if not what the "
-        "student is asked",
+        description="what the teacher is told beyond the student's prompt; of several contexts the "
+        "rollouts of a prompt take each in turn",
+    )
+    thinking_may_differ: bool | None = Field(
+        default=None, description="train although one side is asked to think and the other is not"
     )
     max_teacher_prompt_tokens: Count | None = None
     teacher_update: Literal["frozen", "ema", "live"] | None = Field(
@@ -291,6 +290,11 @@ class Opd(Trained):
     max_grad_norm: Positive = 1.0
     max_prompt_tokens: Count = 1024
     max_new_tokens: Count = 7168
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, recipe: Any) -> Any:
+        return _published(recipe, presets.OPD)
 
     @model_validator(mode="after")
     def _teacher_that_moves(self) -> "Opd":

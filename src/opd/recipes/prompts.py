@@ -35,6 +35,9 @@ class Columns(Strict):
     answer: str | None = None
     difficulty: str | None = None
     row_id: str | None = Field(default=None, description="column with an id for each row")
+    solution: str | None = Field(
+        default=None, description="column with a worked solution, for teachers that are shown it"
+    )
 
 
 class FilePrompts(Columns):

@@ -1,7 +1,6 @@
 """What the three training stages share: settings, checks of their input, loading and saving."""
 
 import copy
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from transformers import (
     set_seed,
 )
 
-from opd import tables
+from opd import information, tables
 from opd.errors import Bad
 from opd.training.resume import Keep, Record, resumable
 
@@ -99,31 +98,24 @@ def vllm(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {"use_vllm": True, **{f"vllm_{key}": value for key, value in given.items()}}
 
 
-def asked(template: str, row: Mapping[str, str]) -> str:
-    """A template with {question} and {answer} of a row of PROMPTS."""
-    # One pass, so that a question that holds "{answer}" stays what it is.
-    return re.sub(r"\{(question|answer)\}", lambda found: row[found[1]], template)
-
-
 def chats(
     path: Path,
     tokenizer: PreTrainedTokenizerBase,
     limit: int,
     template_kwargs: Mapping[str, Any],
-    template: str | None = None,
+    told: str = information.PLAIN,
 ) -> tuple[list[Chat], list[dict[str, Any]]]:
-    """The prompts of prompts.parquet in ``path``, or what ``template`` makes of them, as
-    conversations, with their rows.
+    """The prompts of prompts.parquet in ``path``, with what is ``told`` beside them (a message of
+    ``opd.information``), as conversations, with their rows.
 
-    Raises ``Bad`` for an empty table and for a prompt of more than ``limit`` tokens (chat template
-    included), naming its row.
+    Raises ``Bad`` for an empty table, a row without what is to be told, and for a prompt of more
+    than ``limit`` tokens (chat template included), naming its row.
     """
     file = path / "prompts.parquet"
     rows = tables.read(file, tables.PROMPTS).to_pylist()
     if not rows:
         raise Bad("there is no prompt in it", str(file), "loosen the filters that made it")
-    texts = [row["prompt"] if template is None else asked(template, row) for row in rows]
-    conversations = [[{"role": "user", "content": text}] for text in texts]
+    conversations = [[{"role": "user", "content": information.filled(told, row)}] for row in rows]
     ids = tokenizer.apply_chat_template(
         conversations, add_generation_prompt=True, return_dict=True, **template_kwargs
     )["input_ids"]

@@ -1,5 +1,6 @@
 """On-policy distillation: TRL's DistillationTrainer with our losses and measurements."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
-from opd import collapse, metrics
+from opd import collapse, information, metrics
 from opd.checkpoints import load_model, load_tokenizer
 from opd.errors import Bad
 from opd.loss_spec import LossSpec, loss_spec
@@ -24,6 +25,9 @@ from opd.models import (
 )
 from opd.training import common, launch
 from opd.training.resume import Record
+
+# Column of the token ids that the teacher reads in place of the student's prompt.
+TOLD = "teacher_ids"
 
 
 class Trainer(DistillationTrainer):
@@ -43,14 +47,9 @@ class Trainer(DistillationTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
-        if "teacher_prompt" in inputs[0]:
-            encoded = self.processing_class.apply_chat_template(
-                [one["teacher_prompt"] for one in inputs],
-                add_generation_prompt=True,
-                return_dict=True,
-                padding=True,
-                return_tensors="pt",
-                **teacher_kwargs(self.cfg),
+        if TOLD in inputs[0]:
+            encoded = self.processing_class.pad(
+                {"input_ids": [one[TOLD] for one in inputs]}, return_tensors="pt"
             ).to(batch["prompt_ids"].device)
             batch["teacher_prompt_ids"] = encoded["input_ids"]
             batch["teacher_prompt_mask"] = encoded["attention_mask"]
@@ -187,31 +186,29 @@ class Follow(TrainerCallback):
         self.trainer.move_teacher()
 
 
-def _teacher_prompts(
-    cfg: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any
-) -> list[common.Chat]:
-    """What the teacher is asked, by row. Raises ``Bad`` for one of more than
-    max_teacher_prompt_tokens (max_prompt_tokens if not given)."""
-    template = cfg.get("teacher_template")
+def teacher_prompts(
+    cfg: dict[str, Any], rows: Sequence[Mapping[str, Any]], tokenizer: Any
+) -> list[list[int]] | None:
+    """Token ids of what the teacher is asked, rollouts_per_prompt of each row, contexts in turn;
+    None where that is what the student is asked.
+
+    Raises ``Bad`` as ``opd.information.told`` does, and where the rollouts of a prompt are no
+    multiple of its contexts: every context must be heard as often as the others.
+    """
+    given, kwargs = cfg.get("information"), teacher_kwargs(cfg)
+    if not given and kwargs == (cfg.get("chat_template_kwargs") or {}):
+        return None
+    given = given or [information.CONTEXTS["none"]]
+    each, remainder = divmod(cfg["rollouts_per_prompt"], len(given))
+    if remainder:
+        raise Bad(
+            f"{len(given)} contexts for {cfg['rollouts_per_prompt']} rollouts of a prompt",
+            "information",
+            "make rollouts_per_prompt a multiple of them",
+        )
     limit = cfg.get("max_teacher_prompt_tokens", cfg["max_prompt_tokens"])
-    chats = []
-    for row in rows:
-        text = row["prompt"] if template is None else common.asked(template, row)
-        chats.append([{"role": "user", "content": text}])
-    ids = tokenizer.apply_chat_template(
-        chats,
-        add_generation_prompt=True,
-        return_dict=True,
-        **teacher_kwargs(cfg),
-    )["input_ids"]
-    for tokens, row in zip(ids, rows, strict=True):
-        if len(tokens) > limit:
-            raise Bad(
-                f"the teacher's prompt has {len(tokens)} tokens, at most {limit} are allowed",
-                f"teacher_template: prompt {row['id']}",
-                "raise max_teacher_prompt_tokens or shorten the template",
-            )
-    return chats
+    by_context = information.told(given, rows, tokenizer, kwargs, limit)
+    return [ids[row] for row in range(len(rows)) for _ in range(each) for ids in by_context]
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
@@ -223,8 +220,12 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     max_grad_norm, seed, threads, chat_template_kwargs; optional micro_batch, precision (``float32``
     or ``bfloat16``: compute only, weights stay float32), gradient_checkpointing, guard (see
     ``opd.collapse``), teacher_update (``frozen``, ``ema`` with ema_decay, ``live``: the student as
-    it is), teacher_chat_template_kwargs, and teacher_template with {question} and {answer}: the
-    teacher then sees the student's response after this prompt, not after the student's.
+    it is), teacher_chat_template_kwargs, thinking_may_differ, top_p, weight_decay, adam_beta2, and
+    information, a list of contexts (``opd.information.contexts``): the teacher then reads the
+    student's response after what it is told, not after the student's prompt. With several contexts
+    the rollouts of a prompt take them in turn, so that the mean over a step is one over contexts:
+    the reverse KL then has their normalised geometric mean as its optimum (Many Faces, Eqs. 10 and
+    11).
 
     One optimiser update per step on that step's rollouts; prompts in order, a last partial batch
     dropped, epochs repeated as steps ask for (Rethinking OPD, Table 2 and section 3.3). Raises
@@ -245,13 +246,12 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     )
     common.require_prompts(len(rows), cfg["prompts_per_step"], inputs["prompts"])
     used = len(rows) - len(rows) % cfg["prompts_per_step"]
-    examples: dict[str, list[common.Chat]] = {"prompt": conversations}
-    if cfg.get("teacher_template") or teacher_kwargs(cfg) != template_kwargs:
-        examples["teacher_prompt"] = _teacher_prompts(cfg, rows, tokenizer)
-    repeated = {
-        name: [chat for chat in chats[:used] for _ in range(cfg["rollouts_per_prompt"])]
-        for name, chats in examples.items()
+    examples: dict[str, list[Any]] = {
+        "prompt": [chat for chat in conversations[:used] for _ in range(cfg["rollouts_per_prompt"])]
     }
+    told = teacher_prompts(cfg, rows[:used], tokenizer)
+    if told is not None:
+        examples[TOLD] = told
     student = load_model(inputs["student"])
     half = cfg.get("precision") == "bfloat16" and cfg.get("teacher_update", "frozen") == "frozen"
     teacher = load_model(inputs["teacher"], torch.bfloat16 if half else torch.float32)
@@ -267,10 +267,11 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
             **common.vllm(cfg),
             max_completion_length=cfg["max_new_tokens"],
             temperature=cfg["temperature"],
+            top_p=cfg.get("top_p", 1.0),
             shuffle_dataset=False,
             chat_template_kwargs=template_kwargs,
         ),
-        train_dataset=Dataset.from_dict(repeated),
+        train_dataset=Dataset.from_dict(examples),
         processing_class=tokenizer,
     )
     if trainer.update == "ema":

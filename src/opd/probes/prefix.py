@@ -1,0 +1,143 @@
+"""A teacher alone, and going on after a truncated response of its student: what student prefixes
+cost it (The Many Faces of OPD, App. A.22, its Fig. 8).
+
+The paper does not say where responses were cut. Here that is after a share of the tokens which is
+drawn evenly from a range, by the prompt's id and the seed.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from opd import models, tables
+from opd.checkpoints import load_tokenizer
+from opd.errors import Bad
+from opd.grading import grade_all
+from opd.intervals import Array
+from opd.probes import draws
+from opd.probes.pair import Row, answers, prompts_of, read_rollouts, tokens
+from opd.sampling import Request, Sampler, journals, request_seed
+
+ALONE, PREFIX = "alone", "prefix"
+SHARES = (0.1, 0.9)
+
+
+def cut_at(tokens: int, id: str, sample: int, seed: int, shares: Sequence[float] = SHARES) -> int:
+    """How many of a response's tokens are kept: an even draw from ``shares`` of them, rounded down,
+    at least one and never all. A function of prompt id, sample and seed alone."""
+    drawn = request_seed(seed, f"cut {id}", sample) / 2**63
+    low, high = shares
+    return max(min(1, tokens - 1), min(tokens - 1, int((low + (high - low) * drawn) * tokens)))
+
+
+def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
+    """Exact two-sided p of McNemar's test: how often a fair coin is as uneven or more; 1 where
+    nothing changed."""
+    changed = right_to_wrong + wrong_to_right
+    return float(binomtest(right_to_wrong, changed).pvalue) if changed else 1.0
+
+
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
+    """Stage ``prefix``: probe.json, draws.parquet and continuations.parquet (the teacher alone has
+    prefix 0).
+
+    cfg: grader, those of ``opd.sampling.settings`` (max_new_tokens are counted after the prefix);
+    optional shares ([least, most] of the student's response that is kept),
+    teacher_chat_template_kwargs. Inputs: generations, teacher, student, prompts. Every rollout of
+    the student that no rule rejected is a question asked twice. Values: accuracy_alone,
+    accuracy_prefix and their difference (``lost``: alone less prefix), format_alone and
+    format_prefix (share in which the grader finds an answer), right_right, right_wrong,
+    wrong_right, wrong_wrong (questions, alone first), net (right_wrong less wrong_right),
+    mcnemar_p, prefix_tokens (mean), n. What is sampled is kept in ``cache``.
+    """
+    shares = tuple(cfg.get("shares", SHARES))
+    if not 0 <= shares[0] <= shares[1] <= 1:
+        raise Bad(f"got {list(shares)}", "shares", "give [least, most], between 0 and 1")
+    rollouts = read_rollouts(inputs["generations"])
+    rows, right, found = _asked_twice(cfg, rollouts, inputs, shares, cache)
+    values = summarise([row["prompt_id"] for row in rollouts], right, found)
+    kept = [row["prefix"] for row in rows if row["prefix"]]
+    values["prefix_tokens"] = draws.Value(float(np.sum(kept)) / len(rollouts), None, len(rollouts))
+    draws.write(out, values, {"rollouts": len(rollouts), "prompts": prompts_of(rollouts)})
+    tables.write(out / "continuations.parquet", rows, tables.CONTINUATIONS)
+    return {name: value.value for name, value in values.items()}
+
+
+def summarise(
+    prompts: Sequence[str], right: Mapping[str, Array], found: Mapping[str, Array]
+) -> dict[str, draws.Value]:
+    """Values of ``run`` but prefix_tokens, from what is right and where an answer was found, bool
+    [N] alone and after a prefix; prompts [N] are ids."""
+    weights = draws.multiplicities(prompts)
+    values = {
+        f"accuracy_{arm}": draws.share(right[arm], prompts, weights) for arm in (ALONE, PREFIX)
+    }
+    values["lost"] = draws.difference(values["accuracy_alone"], values["accuracy_prefix"])
+    for arm in (ALONE, PREFIX):
+        values[f"format_{arm}"] = draws.share(found[arm], prompts, weights)
+    for before, one in (("right", right[ALONE]), ("wrong", ~right[ALONE])):
+        for after, other in (("right", right[PREFIX]), ("wrong", ~right[PREFIX])):
+            values[f"{before}_{after}"] = draws.total(one & other, weights)
+    values["net"] = draws.difference(values["right_wrong"], values["wrong_right"])
+    changed = (int(values[name].value or 0) for name in ("right_wrong", "wrong_right"))
+    values["mcnemar_p"] = draws.Value(mcnemar(*changed), None, len(prompts))
+    values["n"] = draws.total(np.ones(len(prompts)), weights)
+    return values
+
+
+def _asked_twice(
+    cfg: Mapping[str, Any],
+    rollouts: Sequence[Row],
+    inputs: Mapping[str, Path],
+    shares: Sequence[float],
+    cache: Path,
+) -> tuple[list[Row], dict[str, Array], dict[str, Array]]:
+    """Rows of CONTINUATIONS; which are right, and which have an answer, bool [N] of either arm."""
+    student, teacher = (load_tokenizer(inputs[name]) for name in ("student", "teacher"))
+    models.require_same_tokenizer(student, teacher)
+    known = answers(inputs["prompts"])
+    settings = {**cfg, "chat_template_kwargs": models.teacher_kwargs(cfg)}
+    sampler = Sampler(inputs["teacher"], settings, journals(inputs["teacher"], settings, cache))
+    requests: list[Request] = []
+    about: list[Row] = []
+    read = tokens(cfg, rollouts, inputs["student"])
+    for arm in (ALONE, PREFIX):
+        for row, ids in zip(rollouts, read, strict=True):
+            id, sample, length = row["prompt_id"], row["sample"], len(ids.response)
+            kept = cut_at(length, id, sample, cfg["seed"], shares) if arm == PREFIX else 0
+            prefix = ids.response[:kept]
+            # The student's turn may end with a token that would end the teacher's earlier.
+            stop = next((i for i, token in enumerate(prefix) if token in sampler.stops), kept)
+            name = f"{id}, {arm}"
+            requests.append(Request(name, ids.teacher_prompt, sample, prefix[: stop + 1]))
+            about.append({"id": id, "sample": sample, "prefix": kept, "by": "teacher"})
+    responses = sampler.sample(requests)
+    sampler.stop()
+    for row in rollouts:
+        if row["prompt_id"] not in known:
+            raise Bad(
+                f"there is no prompt '{row['prompt_id']}'",
+                "prompts",
+                "give the prompt set that the rollouts answer",
+            )
+    pairs = [(one.text, known[row["id"]]) for one, row in zip(responses, about, strict=True)]
+    graded, _ = grade_all(pairs, cfg["grader"])
+    rows = [
+        {
+            **row,
+            "continuation": 0,
+            "response": response.text,
+            "tokens": len(response.token_ids),
+            "finish": response.finish,
+            "correct": correct,
+        }
+        for row, response, (_, correct) in zip(about, responses, graded, strict=True)
+    ]
+    half = len(rollouts)
+    arms = {ALONE: graded[:half], PREFIX: graded[half:]}
+    right = {arm: np.array([correct for _, correct in some]) for arm, some in arms.items()}
+    found = {arm: np.array([text is not None for text, _ in some]) for arm, some in arms.items()}
+    return rows, right, found
