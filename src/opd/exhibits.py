@@ -308,7 +308,10 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
 
 
 # Stages of which a reader of the report wants to know what they made and what they cost.
-RUNS = ("sft", "grpo", "opd", "generate", "evaluate", "pair", "continuation", "indicators")
+RUNS = (
+    *("sft", "grpo", "opd", "generate", "evaluate", "pair", "continuation", "indicators"),
+    *("demonstrate", "summarise", "screening", "tree", "align", "pool", "forecast", "outcome"),
+)
 
 
 def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Artifact]) -> Artifact:

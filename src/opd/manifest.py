@@ -50,6 +50,14 @@ VERBS = {
     "pair": "opd.probes.pair:run",
     "continuation": "opd.probes.continuation:run",
     "indicators": "opd.probes.preflight:run",
+    "demonstrate": "opd.microscope.demonstrations:run",
+    "summarise": "opd.microscope.demonstrations:run_summaries",
+    "screening": "opd.microscope.screening:run",
+    "tree": "opd.microscope.tree:run",
+    "align": "opd.microscope.measure:run",
+    "pool": "opd.microscope.pool:run",
+    "forecast": "opd.microscope.forecast:run",
+    "outcome": "opd.microscope.forecast:run_outcome",
     "table": "opd.report_tables:run_table",
     "figure": "opd.figures:run_figure",
     "claims": "opd.claims:run",
@@ -60,7 +68,10 @@ VERBS = {
 RESUMES = ("sft", "grpo", "opd")
 
 # These keep parts of their work for every later run: they get a folder of the store that stays.
-CACHES = ("embed", "generate", "evaluate", "continuation", "indicators")
+CACHES = (
+    *("embed", "generate", "evaluate", "continuation", "indicators"),
+    *("demonstrate", "summarise", "screening", "tree"),
+)
 
 # These look at the files of other artifacts as they lie there, changed or not: what the store has
 # of them may no longer be true.

@@ -53,8 +53,11 @@ def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
         *_corpora(config),
         *_datasets(config, lock),
     ]
+    from opd.plan_microscope import microscope
+
     for seed in config.seeds:
         found += [
+            *microscope(config, seed),
             *_models(config, seed, lock),
             *_generations(config, seed),
             *_evaluations(config, seed),
@@ -99,6 +102,8 @@ def at(config: Config, section: str, name: str, seed: int) -> str:
         "pairs": lambda: config.pairs[name].filter is not None,
         "models": lambda: config.models[name].verb not in ("hub", "path"),
         "generations": lambda: True,
+        "demonstrations": lambda: True,
+        "probes": lambda: True,
     }[section]()
     return f"{section}/{name}/s{seed}" if seeded else f"{section}/{name}"
 
@@ -280,7 +285,8 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
             yield artifact("fetch", folder, {"path": model.path}, {"files": files})
 
 
-def _engine(config: Config, model: str) -> dict[str, Any]:
+def engine(config: Config, model: str) -> dict[str, Any]:
+    """Settings of what samples or reads with a model."""
     return {
         "threads": config.threads,
         "backend": config.backend,
@@ -292,7 +298,7 @@ def _engine(config: Config, model: str) -> dict[str, Any]:
 def _generations(config: Config, seed: int) -> Iterator[Artifact]:
     """Rollouts, and the SFT data that is filtered from them."""
     for name, recipe in config.generations.items():
-        settings = {**_settings(recipe), **_engine(config, recipe.model)}
+        settings = {**_settings(recipe), **engine(config, recipe.model)}
         folder = at(config, "generations", name, seed)
         yield artifact("generate", folder, settings, _inputs(config, recipe, seed), seed)
     for name, pairs in config.pairs.items():
@@ -358,7 +364,7 @@ def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
                 "max_prompt_tokens": recipe.max_prompt_tokens,
                 "batch_size": recipe.batch_size,
                 "benchmarks": [own for own, _ in asked.values()],
-                **_engine(config, model),
+                **engine(config, model),
             }
             settings["chat_template_kwargs"] |= protocol.chat_template
             inputs = {"model": at(config, "models", model, seed)}
@@ -371,7 +377,8 @@ def _probes(config: Config, seed: int) -> Iterator[Artifact]:
     """Measurements of a student and a teacher; whose rollouts they read is an input."""
     for name, probe in config.probes.items():
         recipe = probe.pair or probe.continuation or probe.indicators
-        assert recipe is not None
+        if recipe is None:  # the microscope's
+            continue
         inputs = _inputs(config, recipe, seed)
         if isinstance(recipe, IndicatorsProbe):
             student = recipe.student
@@ -380,7 +387,7 @@ def _probes(config: Config, seed: int) -> Iterator[Artifact]:
             student = rollouts.model
             inputs["student"] = at(config, "models", student, seed)
             inputs["prompts"] = f"prompts/{rollouts.prompts}"
-        settings = {**_settings(recipe), **_engine(config, student)}
+        settings = {**_settings(recipe), **engine(config, student)}
         if probe.pair:
             settings["temperature"] = rollouts.temperature
             for key in ("backend", "batch_invariant"):

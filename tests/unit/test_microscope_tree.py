@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from opd import tables
 from opd.errors import Bad
-from opd.microscope import measure, schemas, tree
+from opd.microscope import measure, pool, schemas, tree
 from opd.microscope.index import PathIndex
 from opd.microscope.scoring import Pair
 from opd.sampling import Sampler
@@ -274,7 +274,7 @@ def test_several_teachers_pooled(inputs: Inputs, grown_once: Path, tmp_path: Pat
     }
     out = tmp_path / "pooled"
     out.mkdir()
-    measure.run_pooled({"names": ["good", "bad"]}, made, out)
+    pool.run({"names": ["good", "bad"]}, made, out)
     found = values(out)
     singles = [values(path) for path in made.values()]
     assert found["nodes"] == sum(one["nodes"] for one in singles)

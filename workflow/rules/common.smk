@@ -67,6 +67,7 @@ wildcard_constraints:
     figure="[^/]+(/[^/]+)?",
     table="[^/]+",
     probe="[^/]+",
+    demos="[^/]+",
 
 
 def one_of(verb):

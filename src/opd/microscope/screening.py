@@ -38,18 +38,19 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     """Stage ``screening``: screening.parquet, probe.json and draws.parquet.
 
     cfg: those of ``opd.sampling.settings``, samples (G), grader, contexts [{name, source, correct,
-    wrong}], sources (names of inputs ``demos:SOURCE`` of which each has to have a correct
-    demonstration), optional form, system, n. Inputs: student, prompts, demos:SOURCE. A question
-    that lacks a demonstration for one context is not asked with that. Values: accuracy_NAME over
-    the kept questions, accuracy_NAME_BIN, change_NAME (against the baseline), questions_BIN,
-    questions, with_SOURCE and with_every_source (questions with a correct demonstration).
+    wrong}], sources [{name, source}] (of each a kept question has a correct demonstration);
+    optional form, system, n. Inputs: student, prompts, demos:SOURCE. A question that lacks a
+    demonstration for one context is not asked with that. Values: accuracy_NAME_ratio
+    over the kept questions, accuracy_NAME_BIN_ratio, change_NAME (against the baseline),
+    questions_BIN, questions, with_NAME and with_every_source (questions with a correct
+    demonstration).
     """
     prompts = demonstrations.read_prompts(inputs["prompts"], cfg.get("n"))
     sources = {
         name: demonstrations.read(inputs[f"demos:{name}"])
-        for name in sorted({*cfg["sources"], *(c["source"] for c in cfg["contexts"])})
+        for name in sorted({one["source"] for one in (*cfg["sources"], *cfg["contexts"])})
     }
-    needed = {name: sources[name] for name in cfg["sources"]}
+    needed = {one["name"]: sources[one["source"]] for one in cfg["sources"]}
     having = available(needed) if needed else {row["id"] for row in prompts}
     sampler = Sampler(inputs["student"], cfg, journals(inputs["student"], cfg, cache))
     rates = {BASELINE: _rates(cfg, sampler, prompts, None, sources)}
@@ -97,14 +98,14 @@ def summarise(
     for name, passes in rates.items():
         both = np.array([id in passes for id in ids], dtype=bool)
         share = np.array([passes.get(id, 0) / samples for id in ids])
-        found[f"accuracy_{name}"] = draws.mean(share * both, both, weights)
+        found[f"accuracy_{name}_ratio"] = draws.mean(share * both, both, weights)
         if name != BASELINE:
             without = np.array([base[id] / samples for id in ids])
             change = draws.mean((share - without) * both, both, weights)
             found[f"change_{name}"] = change
         for level in BINS:
             inside = both & np.array([bins[id] == level for id in ids], dtype=bool)
-            found[f"accuracy_{name}_{level}"] = draws.mean(share * inside, inside, weights)
+            found[f"accuracy_{name}_{level}_ratio"] = draws.mean(share * inside, inside, weights)
     for level in BINS:
         found[f"questions_{level}"] = draws.total([bins[id] == level for id in ids], weights)
     found["questions"] = draws.total(np.ones(len(ids)), weights)

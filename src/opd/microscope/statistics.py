@@ -217,7 +217,7 @@ def values(cells: Sequence[Cell]) -> dict[str, draws.Value]:
     """Values of a probe by name, with bootstrap draws of questions: every number of the cells, over
     all paths (NAME), over the correct and the incorrect ones (NAME_correct, NAME_incorrect) and the
     difference of these (NAME_difference); cosine_spread, the standard deviation over nodes; and the
-    counts nodes, undefined, paths and questions.
+    counts nodes, undefined, cells_correct, cells_incorrect, paths and questions.
 
     Over all paths a question counts once; within a kind every cell does, as in the paper.
     """
@@ -245,6 +245,9 @@ def values(cells: Sequence[Cell]) -> dict[str, draws.Value]:
         for one in cells:
             counts[questions.index(one.question)] += getattr(one, name)
         found[name] = draws.total(counts, weights)
+    for kind, wanted in (("correct", True), ("incorrect", False)):
+        of = [sum(1 for c in cells if c.question == q and c.correct == wanted) for q in questions]
+        found[f"cells_{kind}"] = draws.total(np.array(of, dtype=np.float64), weights)
     paths = {(one.question, one.path) for one in cells if one.nodes}
     of = [sum(1 for q, _ in paths if q == question) for question in questions]
     found["paths"] = draws.total(np.array(of, dtype=np.float64), weights)

@@ -22,6 +22,14 @@ from opd.recipes.base import (
     Share,
     check_template,
 )
+from opd.recipes.microscope import (
+    AlignProbe,
+    ForecastProbe,
+    OutcomeProbe,
+    PoolProbe,
+    ScreeningProbe,
+    TreeProbe,
+)
 from opd.strict import Strict
 
 
@@ -251,7 +259,14 @@ class Probe(OneOf):
     pair: PairProbe | None = None
     continuation: ContinuationProbe | None = None
     indicators: IndicatorsProbe | None = None
+    screening: ScreeningProbe | None = None
+    tree: TreeProbe | None = None
+    align: AlignProbe | None = None
+    pool: PoolProbe | None = None
+    forecast: ForecastProbe | None = None
+    outcome: OutcomeProbe | None = None
 
     @classmethod
     def verbs(cls) -> tuple[str, ...]:
-        return ("pair", "continuation", "indicators")
+        pairs = ("pair", "continuation", "indicators")
+        return (*pairs, "screening", "tree", "align", "pool", "forecast", "outcome")

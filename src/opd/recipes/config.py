@@ -17,6 +17,14 @@ from opd.recipes.answers import (
     Protocol,
 )
 from opd.recipes.base import Count, EvaluationRef, Name, Plain, Share
+from opd.recipes.microscope import (
+    AlignProbe,
+    Demonstrate,
+    Demonstrations,
+    ScreeningProbe,
+    Summarise,
+    TreeProbe,
+)
 from opd.recipes.models import Grpo, Init, Model, Opd, Sft
 from opd.recipes.prompts import Contamination, Dedup, PromptSet
 from opd.recipes.shown import Arm, Figure, Table
@@ -95,6 +103,7 @@ class Config(Strict):
     benchmarks: dict[Name, Benchmark] = {}
     protocols: dict[Name, Protocol] = {}
     evaluations: dict[Name, Evaluation] = {}
+    demonstrations: dict[Name, Demonstrations] = {}
     probes: dict[Name, Probe] = {}
     papers: list[Name] = Field(
         default=[], description="whose claims and figures are shown: config/claims/PAPER.yaml, ..."
@@ -150,6 +159,11 @@ DEFAULTS: dict[str, type[Strict]] = {
     "pair": PairProbe,
     "continuation": ContinuationProbe,
     "indicators": IndicatorsProbe,
+    "demonstrate": Demonstrate,
+    "summarise": Summarise,
+    "screening": ScreeningProbe,
+    "tree": TreeProbe,
+    "align": AlignProbe,
 }
 
 
