@@ -310,7 +310,7 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
 # Stages of which a reader of the report wants to know what they made and what they cost.
 RUNS = (
     *("sft", "grpo", "opd", "generate", "evaluate", "pair", "continuation", "indicators"),
-    *("demonstrate", "summarise", "screening", "tree", "align", "pool", "forecast", "outcome"),
+    *("demonstrate", "summarise", "screening", "tree", "alignment", "pool", "forecast", "outcome"),
 )
 
 

@@ -54,7 +54,7 @@ VERBS = {
     "summarise": "opd.microscope.demonstrations:run_summaries",
     "screening": "opd.microscope.screening:run",
     "tree": "opd.microscope.tree:run",
-    "align": "opd.microscope.measure:run",
+    "alignment": "opd.microscope.measure:run",
     "pool": "opd.microscope.pool:run",
     "forecast": "opd.microscope.forecast:run",
     "outcome": "opd.microscope.forecast:run_outcome",

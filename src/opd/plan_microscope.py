@@ -5,9 +5,9 @@ from typing import Any
 
 from opd.plan import Artifact, artifact, at, engine, evaluation_at
 from opd.recipes import Config, unknown
-from opd.recipes.microscope import AlignProbe, Context, ScreeningProbe, TreeProbe, TreeTeacher
+from opd.recipes.microscope import AlignmentProbe, Context, ScreeningProbe, TreeProbe, TreeTeacher
 
-# What an ``align`` stage is told of its tree: how questions are put to the models.
+# What an ``alignment`` stage is told of its tree: how questions are put to the models.
 ASKING = ("form", "system", "max_prompt_tokens", "max_new_tokens", "max_teacher_prompt_tokens")
 # What samples has no part in reading.
 SAMPLING = ("backend", "batch_invariant")
@@ -22,8 +22,8 @@ def microscope(config: Config, seed: int) -> Iterator[Artifact]:
             yield _screening(config, probe.screening, folder, seed)
         elif probe.tree:
             yield _tree(config, probe.tree, folder, seed)
-        elif probe.align:
-            yield _align(config, name, probe.align, folder, seed)
+        elif probe.alignment:
+            yield _align(config, name, probe.alignment, folder, seed)
         elif probe.pool:
             inputs = {
                 f"of:{i}": at(config, "probes", one, seed) for i, one in enumerate(probe.pool.of)
@@ -32,11 +32,11 @@ def microscope(config: Config, seed: int) -> Iterator[Artifact]:
         elif probe.forecast:
             pairs = [pair.label for pair in probe.forecast.pairs]
             inputs = {
-                f"align:{i}": at(config, "probes", pair.align, seed)
+                f"alignment:{i}": at(config, "probes", pair.alignment, seed)
                 for i, pair in enumerate(probe.forecast.pairs)
             }
             settings = {"measure": probe.forecast.measure, "pairs": pairs}
-            students = [_student(config, pair.align) for pair in probe.forecast.pairs]
+            students = [_student(config, pair.alignment) for pair in probe.forecast.pairs]
             yield artifact("forecast", folder, {**settings, "students": students}, inputs)
         elif probe.outcome:
             inputs = {"forecast": at(config, "probes", probe.outcome.forecast, seed)}
@@ -140,12 +140,15 @@ def _tree(config: Config, recipe: TreeProbe, folder: str, seed: int) -> Artifact
     return artifact("tree", folder, settings, inputs, seed)
 
 
-def _align(config: Config, name: str, recipe: AlignProbe, folder: str, seed: int) -> Artifact:
-    tree = _tree_of(config, f"probes.{name}.align.tree", recipe.tree)
+def _align(config: Config, name: str, recipe: AlignmentProbe, folder: str, seed: int) -> Artifact:
+    tree = _tree_of(config, f"probes.{name}.alignment.tree", recipe.tree)
     teachers = {one.name: one for one in tree.teachers}
     if recipe.teacher not in teachers:
         raise unknown(
-            recipe.teacher, teachers, f"probes.{name}.align.teacher", f"teacher of {recipe.tree}"
+            recipe.teacher,
+            teachers,
+            f"probes.{name}.alignment.teacher",
+            f"teacher of {recipe.tree}",
         )
     inputs = {
         "tree": at(config, "probes", recipe.tree, seed),
@@ -159,7 +162,7 @@ def _align(config: Config, name: str, recipe: AlignProbe, folder: str, seed: int
     reading: Mapping[str, Any] = engine(config, tree.student)
     settings |= {key: value for key, value in reading.items() if key not in SAMPLING}
     settings["title"] = f"{tree.student} as {recipe.teacher} sees it"
-    return artifact("align", folder, settings, inputs, seed)
+    return artifact("alignment", folder, settings, inputs, seed)
 
 
 def _tree_of(config: Config, where: str, name: str) -> TreeProbe:
@@ -170,8 +173,8 @@ def _tree_of(config: Config, where: str, name: str) -> TreeProbe:
 
 
 def _student(config: Config, align: str) -> str:
-    recipe = config.probes[align].align
+    recipe = config.probes[align].alignment
     if recipe is None:
-        known = [n for n, one in config.probes.items() if one.align]
-        raise unknown(align, known, "forecast.pairs.align", "alignment")
-    return _tree_of(config, f"probes.{align}.align.tree", recipe.tree).student
+        known = [n for n, one in config.probes.items() if one.alignment]
+        raise unknown(align, known, "forecast.pairs.alignment", "alignment")
+    return _tree_of(config, f"probes.{align}.alignment.tree", recipe.tree).student

@@ -32,7 +32,7 @@ def aligned(folder: Path, value: float | None) -> Path:
 def made(tmp_path: Path) -> dict[str, Path]:
     out = tmp_path / "forecast"
     out.mkdir()
-    inputs = {f"align:{i}": aligned(tmp_path / f"a{i}", v) for i, v in enumerate(MEASURED)}
+    inputs = {f"alignment:{i}": aligned(tmp_path / f"a{i}", v) for i, v in enumerate(MEASURED)}
     cfg = {"measure": "weighted_cosine", "pairs": LABELS, "students": STUDENTS}
     forecast.run(cfg, inputs, out)
     found = {"forecast": out}

@@ -111,7 +111,7 @@ def test_the_miniature_measures_before_it_reads_outcomes() -> None:
     outcome = artifacts["probes/U9.outcome/s0"]
     assert trained <= {*plan.closure([outcome.folder], artifacts)}
     for pair in forecast.pairs:
-        align = config.probes[pair.align].align
+        align = config.probes[pair.alignment].alignment
         assert align is not None
         tree = config.probes[align.tree].tree
         assert tree is not None and tree.student == pair.base
@@ -126,10 +126,10 @@ def test_defaults_are_the_papers() -> None:
     recipe = {"tree": {"student": "small", "prompts": "rl", "teachers": teachers}}
     raw = mini(probes={"usual": recipe})
     raw["defaults"].pop("tree")  # type: ignore[attr-defined]
-    raw["probes"] = {"usual": recipe, "seen": {"align": {"tree": "usual", "teacher": "t"}}}
+    raw["probes"] = {"usual": recipe, "seen": {"alignment": {"tree": "usual", "teacher": "t"}}}
     raw |= {"papers": [], "tables": {}, "experiments": "all", "targets": "all"}
     config = resolve(raw)
-    tree, align = config.probes["usual"].tree, config.probes["seen"].align
+    tree, align = config.probes["usual"].tree, config.probes["seen"].alignment
     assert tree is not None and align is not None
     assert (tree.rollouts, tree.tau, tree.min_visits) == (200, 0.02, 100)
     assert (tree.correct_paths, tree.incorrect_paths, tree.temperature) == (2, 2, 1.0)
@@ -142,8 +142,8 @@ def test_defaults_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("probe", "message"),
     [
-        ({"align": {"tree": "small-tree", "teacher": "larg"}}, "did you mean 'large'"),
-        ({"align": {"tree": "U1.pooled", "teacher": "large"}}, "unknown tree 'U1.pooled'"),
+        ({"alignment": {"tree": "small-tree", "teacher": "larg"}}, "did you mean 'large'"),
+        ({"alignment": {"tree": "U1.pooled", "teacher": "large"}}, "unknown tree 'U1.pooled'"),
         ({"outcome": {"forecast": "U1.pooled", "evaluation": "held-out"}}, "unknown forecast"),
     ],
 )

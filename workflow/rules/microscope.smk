@@ -82,7 +82,7 @@ rule tree:
         " > {log} 2>&1"
 
 
-rule align:
+rule alignment:
     input:
         inputs_of("probes/{probe}/s{seed}"),
     output:
@@ -92,14 +92,14 @@ rule align:
     benchmark:
         f"{RESULTS}/benchmarks/probes/{{probe}}/s{{seed}}.tsv"
     wildcard_constraints:
-        probe=one_of("align"),
+        probe=one_of("alignment"),
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
     params:
         cfg=cfg_of("probes/{probe}/s{seed}"),
     shell:
-        "$OPD_GPU -m opd align --cfg {params.cfg:q} --input {input} --output {output}"
+        "$OPD_GPU -m opd alignment --cfg {params.cfg:q} --input {input} --output {output}"
         " > {log} 2>&1"
 
 

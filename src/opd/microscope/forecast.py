@@ -24,12 +24,12 @@ PERMUTATIONS = 20_000
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Stage ``forecast``: forecast.json and probe.json.
 
-    cfg: pairs (labels) and students (which student each has), for inputs ``align:0``, ...; measure
-    (what the forecast goes by). A pair that could not be measured has no numbers there.
+    cfg: pairs (labels) and students (which student each has), for inputs ``alignment:0``, ...;
+    measure (what the forecast goes by). A pair that could not be measured has no numbers there.
     """
     found = []
     for number, (label, student) in enumerate(zip(cfg["pairs"], cfg["students"], strict=True)):
-        values = read_json(inputs[f"align:{number}"] / "probe.json")["values"]
+        values = read_json(inputs[f"alignment:{number}"] / "probe.json")["values"]
         numbers = {name: values.get(name, {}).get("value") for name in MEASURES}
         found.append({"pair": label, "student": student, **numbers})
     measured = [one for one in found if one[cfg["measure"]] is not None]

@@ -29,8 +29,8 @@ SHOWN = 12
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Stage ``align``: probe.json and draws.parquet, tokens.parquet (every token of every path),
-    cells.parquet, left_out.parquet, and page.html.
+    """Stage ``alignment``: probe.json and draws.parquet, tokens.parquet (every token of every
+    path), cells.parquet, left_out.parquet, and page.html.
 
     cfg: those of the stage ``tree`` that say what is asked; teacher (as there), min_children_visits
     (N_sig), mode (``renormalise`` or ``restrict_only``), method (``reverse_kl`` or ``forward_kl``),

@@ -43,7 +43,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
 
 
 def read_cells(payload: Path, teacher: str) -> list[statistics.Cell]:
-    """Cells of an ``align`` stage, under this name of the teacher."""
+    """Cells of an ``alignment`` stage, under this name of the teacher."""
     rows = tables.read(payload / "cells.parquet", schemas.CELLS).to_pylist()
     return [
         statistics.Cell(

@@ -23,7 +23,7 @@ from opd.recipes.base import (
     check_template,
 )
 from opd.recipes.microscope import (
-    AlignProbe,
+    AlignmentProbe,
     ForecastProbe,
     OutcomeProbe,
     PoolProbe,
@@ -261,7 +261,7 @@ class Probe(OneOf):
     indicators: IndicatorsProbe | None = None
     screening: ScreeningProbe | None = None
     tree: TreeProbe | None = None
-    align: AlignProbe | None = None
+    alignment: AlignmentProbe | None = None
     pool: PoolProbe | None = None
     forecast: ForecastProbe | None = None
     outcome: OutcomeProbe | None = None
@@ -269,4 +269,4 @@ class Probe(OneOf):
     @classmethod
     def verbs(cls) -> tuple[str, ...]:
         pairs = ("pair", "continuation", "indicators")
-        return (*pairs, "screening", "tree", "align", "pool", "forecast", "outcome")
+        return (*pairs, "screening", "tree", "alignment", "pool", "forecast", "outcome")

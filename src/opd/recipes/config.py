@@ -18,7 +18,7 @@ from opd.recipes.answers import (
 )
 from opd.recipes.base import Count, EvaluationRef, Name, Plain, Share
 from opd.recipes.microscope import (
-    AlignProbe,
+    AlignmentProbe,
     Demonstrate,
     Demonstrations,
     ScreeningProbe,
@@ -163,7 +163,7 @@ DEFAULTS: dict[str, type[Strict]] = {
     "summarise": Summarise,
     "screening": ScreeningProbe,
     "tree": TreeProbe,
-    "align": AlignProbe,
+    "alignment": AlignmentProbe,
 }
 
 

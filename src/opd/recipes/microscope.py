@@ -167,7 +167,7 @@ class TreeProbe(Asking):
         return self
 
 
-class AlignProbe(Strict):
+class AlignmentProbe(Strict):
     """One teacher of a tree, token by token."""
 
     tree: ProbeRef
@@ -194,7 +194,7 @@ class ForecastPair(Strict):
     """A measured pair, and the run that trains it."""
 
     label: str
-    align: ProbeRef
+    alignment: ProbeRef
     model: Annotated[ModelName, Ref("models")]
     base: Annotated[ModelName, Ref("models")]
 
