@@ -332,9 +332,12 @@ def _align(arguments: argparse.Namespace) -> None:
     from opd.microscope.command import align
 
     given = vars(arguments)
-    names = ("n", "rollouts", "min_visits", "min_children_visits", "max_new_tokens", "grader")
-    names += ("max_prompt_tokens", "max_teacher_prompt_tokens", "batch_size", "system", "seed")
-    cfg = {name: given[name] for name in (*names, "backend", "dtype", "demonstrate")}
+    names = (
+        *("n", "rollouts", "min_visits", "min_children_visits", "max_new_tokens", "grader"),
+        *("max_prompt_tokens", "max_teacher_prompt_tokens", "batch_size", "system", "seed"),
+        *("backend", "dtype", "demonstrate"),
+    )
+    cfg = {name: given[name] for name in names}
     cfg["chat_template_kwargs"] = _object(arguments.chat_template, "--chat-template")
     cfg["threads"] = len(os.sched_getaffinity(0))
     folders = (arguments.student, arguments.teacher, arguments.questions, arguments.out)

@@ -100,7 +100,8 @@ def _screening(config: Config, recipe: ScreeningProbe, folder: str, seed: int) -
         }
         for one in recipe.contexts
     ]
-    for source in sorted({one.demonstrations for one in (*recipe.need, *recipe.contexts)}):
+    used = [one.demonstrations for one in recipe.need]
+    for source in sorted({*used, *(one.demonstrations for one in recipe.contexts)}):
         inputs[f"demos:{source}"] = at(config, "demonstrations", source, seed)
     settings |= engine(config, recipe.student)
     return artifact("screening", folder, settings, inputs, seed)
