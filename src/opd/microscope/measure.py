@@ -66,7 +66,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     for id in open_ids:
         prompt, student_prompt = theirs[id], ours[id]
         if isinstance(prompt, Bad) or isinstance(student_prompt, Bad):
-            left_out.append({"prompt_id": id, "path": None, "reason": str(prompt)})
+            reason = str(prompt if isinstance(prompt, Bad) else student_prompt)
+            left_out.append({"prompt_id": id, "path": None, "reason": reason})
             continue
         for path in trees.paths[id]:
             children = trees.children[id, path["path"]]
