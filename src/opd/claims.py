@@ -60,10 +60,12 @@ Band = tuple[float | None, float | None]
 
 
 class Check(NamedTuple):
-    """What one predicate found: a sentence, the number with its interval, the band that the claim
-    allows (None: open to that side), all in the quantity's unit, and the verdict."""
+    """What one predicate found: a sentence, the number with its interval in words (``shown``, None
+    where nothing was measured) and in the quantity's unit, the band that the claim allows (None:
+    open to that side), and the verdict."""
 
     text: str
+    shown: str | None
     value: float | None
     low: float | None
     high: float | None
@@ -126,6 +128,8 @@ def ranged(found: Interval, unit: str, seeds: int, signed: bool = False) -> str:
     if found.low == found.high:
         why = "one seed, no interval" if seeds == 1 else "no interval"
         return f"{number(found.mean, unit, signed)} ({why})"
+    if not np.isfinite(found[1:]).all():
+        return f"{number(found.mean, unit, signed)} (no bounds: a gap may be none)"
     low, high = (_digits(bound, unit, signed)[0] for bound in found[1:])
     return f"{number(found.mean, unit, signed)} [{low}, {high}]"
 
@@ -206,9 +210,11 @@ def bounded(of: Side, low: float | None, high: float | None) -> Check:
         for word, limit in (("at least", low), ("at most", high))
         if limit is not None
     ]
-    shown = of.shown(ranged(found, unit, of.estimate.seeds))
-    text = f"{of.whose}: {of.what} {shown}; claimed: {' and '.join(words)}"
-    return Check(text, *found, (low, high), judge(found, (low, high)))
+    shown, claimed = ranged(found, unit, of.estimate.seeds), " and ".join(words)
+    text = f"{of.whose}: {of.what} {of.shown(shown)}; claimed: {claimed}"
+    return Check(
+        text, f"{shown}; claimed: {claimed}", *found, (low, high), judge(found, (low, high))
+    )
 
 
 def greater(left: Side, right: Side, by: float = 0.0) -> Check:
@@ -261,7 +267,7 @@ def _compared(left: Side, right: Side, band: Band, claimed: str, strictly: bool 
         text = "; ".join(f"{one.whose}, {one.what} {one.shown(v)}" for one, v in sides)
     shown = ranged(found, apart.unit, apart.seeds, signed=True) + _unheard(left, right, found)
     text += f"; difference {shown}; claimed: {claimed}"
-    return Check(text, *found, band, judge(found, band, strictly))
+    return Check(text, f"{shown}; claimed: {claimed}", *found, band, judge(found, band, strictly))
 
 
 def _unheard(left: Side, right: Side, found: Interval) -> str:
@@ -366,7 +372,7 @@ def checks(test: Test, measured: Measured) -> list[Check]:
             if missing
             else ("; ".join(undefined), INCONCLUSIVE)
         )
-        return [Check(text, None, None, None, (None, None), verdict)]
+        return [Check(text, None, None, None, None, (None, None), verdict)]
 
 
 def _found(test: Test, measured: Measured) -> list[Check]:
@@ -465,8 +471,8 @@ def _bounds(found: Interval, unit: str, seeds: int, signed: bool = False) -> dic
 
 
 def _json(value: float | None) -> float | None:
-    """Ten digits: beyond them the order in which a machine adds up may show."""
-    return None if value is None else float(f"{value:.10g}")
+    """Ten digits: beyond them the order in which a machine adds up may show. No bound is None."""
+    return None if value is None or not np.isfinite(value) else float(f"{value:.10g}")
 
 
 def _judged(
@@ -494,6 +500,7 @@ def _judged(
         "checks": [
             {
                 "text": one.text,
+                "shown": one.shown,
                 "value": _json(one.value),
                 "low": _json(one.low),
                 "high": _json(one.high),
@@ -507,13 +514,14 @@ def _judged(
 
 
 def _rows(
+    paper: str,
     rows: Mapping[str, Mapping[str, str]],
     judged: Sequence[Mapping[str, Any]],
     figures: Mapping[str, Sequence[str]],
     marked: Mapping[str, Mapping[str, Any]],
     context: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Every published row, and what became of it.
+    """Every published row of a paper, and what became of it.
 
     ``marked``: rows that only figures have, as ``beside`` gives them. The status is of the row's
     own number, and has nothing to do with the verdicts of its claims: one of STATUSES, ``context``,
@@ -535,6 +543,7 @@ def _rows(
         ours = dict.fromkeys(said["ours"]["text"] for said in found if said["ours"])
         shown.append(
             {
+                "paper": paper,
                 "id": target,
                 "experiment": row["experiment_id"],
                 "figure": row["figure_or_table"],
@@ -557,50 +566,58 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     """Stage ``claims``: claims.json, claims.md and claims.html.
 
     cfg: ``scale``, ``comparable`` (whether published numbers may be compared with this scale's),
-    ``seeds``, ``arms`` and ``probes`` (see ``opd.quantities.estimate``), ``figures`` {name:
-    [published rows]}, ``marked`` {row: quantity} of rows that only figures have; ``resamples`` and
-    ``seed`` of the bootstrap. Inputs: those that arms and probes name, and for each paper its files
-    claims:PAPER and targets:PAPER. Returns the counts of
-    verdicts.
+    ``seeds``, ``arms`` and ``probes`` (see ``opd.quantities.estimate``), ``figures`` {PAPER/name:
+    [published rows]}, ``marked`` {PAPER: {row: quantity}} of rows that only figures have;
+    ``resamples`` and ``seed`` of the bootstrap. Inputs: those that arms and probes name, and for
+    each paper its files claims:PAPER and targets:PAPER. Ids of claims and of rows are a paper's
+    own: two papers may have the same. Returns the counts of verdicts.
     """
-    rows: dict[str, dict[str, str]] = {}
-    claims: dict[str, list[Claim]] = {}
-    titles: dict[str, str] = {}
-    context: list[dict[str, Any]] = []
-    for name, path in inputs.items():
-        if name.startswith("targets:"):
-            rows |= {row["id"]: row for row in read_targets(path)}
-        elif name.startswith("claims:"):
-            given = read_claims(path)
-            paper = name.partition(":")[2]
-            titles[paper] = given["title"]
-            claims[paper] = sorted(parse(given["claims"]), key=lambda claim: claim.experiment)
-            context += given["context"]
     measured = Measured(cfg, Reader(inputs))
-    judged = [
-        {"paper": paper, **_judged(claim, rows, measured, cfg["comparable"])}
-        for paper, of in claims.items()
-        for claim in of
-    ]
-    counts = {v: sum(claim["verdict"] == v for claim in judged) for v in VERDICTS}
-    bare = [claim["verdict"] for claim in judged if not claim["interval"]]
-    figures, marked = cfg.get("figures", {}), dict(cfg.get("marked", {}))
-    marked |= {target: None for ids in figures.values() for target in ids if target not in marked}
-    only = {
-        target: beside(Said(target=target, quantity=of), rows, measured, cfg["comparable"])
-        for target, of in marked.items()
-    }
+    papers: dict[str, dict[str, Any]] = {}
+    claims: list[dict[str, Any]] = []
+    published: list[dict[str, Any]] = []
+    for name, path in inputs.items():
+        if not name.startswith("claims:"):
+            continue
+        paper = name.partition(":")[2]
+        given = read_claims(path)
+        rows = {row["id"]: row for row in read_targets(inputs[f"targets:{paper}"])}
+        parsed = sorted(parse(given["claims"]), key=lambda claim: claim.experiment)
+        judged = [
+            {"paper": paper, **_judged(claim, rows, measured, cfg["comparable"])}
+            for claim in parsed
+        ]
+        figures = {n: i for n, i in cfg.get("figures", {}).items() if n.startswith(f"{paper}/")}
+        marked = dict.fromkeys(target for ids in figures.values() for target in ids)
+        marked |= cfg.get("marked", {}).get(paper, {})
+        only = {
+            target: beside(Said(target=target, quantity=of), rows, measured, cfg["comparable"])
+            for target, of in marked.items()
+        }
+        papers[paper] = {"title": given["title"], **_counts(judged)}
+        claims += judged
+        published += _rows(paper, rows, judged, figures, only, given["context"])
     found = {
         "scale": cfg["scale"],
         "comparable": cfg["comparable"],
         "seeds": cfg["seeds"],
-        "counts": counts,
-        "without_interval": {v: bare.count(v) for v in VERDICTS},
-        "papers": titles,
-        "claims": judged,
-        "targets": _rows(rows, judged, figures, only, context),
+        **_counts(claims),
+        "papers": papers,
+        "claims": claims,
+        "targets": published,
     }
     tables.write_json(out / "claims.json", json.loads(json.dumps(found)))
     tables.write_text(out / "claims.md", claims_page.markdown(found))
     tables.write_text(out / "claims.html", claims_page.page(found))
+    counts: dict[str, int] = found["counts"]
     return counts
+
+
+def _counts(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """How many claims have which verdict, and how many of these by a number without interval."""
+    every = [claim["verdict"] for claim in judged]
+    bare = [claim["verdict"] for claim in judged if not claim["interval"]]
+    return {
+        "counts": {v: every.count(v) for v in VERDICTS},
+        "without_interval": {v: bare.count(v) for v in VERDICTS},
+    }

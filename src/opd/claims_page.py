@@ -76,14 +76,17 @@ all {{ claims | length }}</label>
 {% endfor %}
 </fieldset>
 {% for paper, experiments in papers.items() %}
-<section class="paper"><h3>{{ titles[paper] }}</h3>
+<section class="paper"><h3>{{ about[paper].title }}</h3>
+{% if about | length > 1 %}
+<p>{{ of_paper(paper) }}.</p>
+{% endif %}
 <div class="short">{{ by_experiment(paper, experiments) }}
 <p class="meta">{% for verdict, mark in marks.items() %}{{ mark }} {{ verdict }}
 {%- if not loop.last %} · {% endif %}{% endfor %}</p></div>
 {% for experiment, of in experiments.items() %}
 <div class="group" id="{{ anchor(group(paper, experiment)) }}"><h4>{{ experiment }}</h4>
 {% for claim in of if claim.verdict != "not run" %}
-<article class="claim {{ kinds[claim.verdict] }}" id="{{ anchor('claim:' ~ claim.id) }}">
+<article class="claim {{ kinds[claim.verdict] }}" id="{{ anchor(of_claim(claim)) }}">
 <h5>{{ claim.statement }}</h5>
 <p><span class="verdict">{{ verdict_of(claim) }}</span>
 {%- if claim.reason %}: {{ claim.reason }}{% endif %}</p>
@@ -103,7 +106,7 @@ all {{ claims | length }}</label>
 {{ published(claim) }}</details>
 {% endif %}
 <p class="meta">{{ claim.id }}{% if claim.section %} · section {{ claim.section }}{% endif %}
-{%- if claim.figure %} · {{ figure(claim.figure) }}{% endif %}
+{%- if claim.figure %} · {{ figure(claim.paper ~ "/" ~ claim.figure) }}{% endif %}
 {%- if claim.seeds is not none %} · seeds: {{ claim.seeds }}{% endif %}</p>
 </article>
 {% endfor %}
@@ -113,9 +116,9 @@ all {{ claims | length }}</label>
 {{ claims | length }} claim{{ "s" if claims | length > 1 }}. {{ reason }}</summary>
 <ul>
 {% for claim in claims %}
-<li id="{{ anchor('claim:' ~ claim.id) }}">{{ claim.statement }}
+<li id="{{ anchor(of_claim(claim)) }}">{{ claim.statement }}
 <p class="meta">{{ claim.id }}{% if claim.section %} · section {{ claim.section }}{% endif %}
-{%- if claim.figure %} · {{ figure(claim.figure) }}{% endif %}
+{%- if claim.figure %} · {{ figure(claim.paper ~ "/" ~ claim.figure) }}{% endif %}
 {%- if claim.published %} · published: {{ said(claim) }}{% endif %}</p></li>
 {% endfor %}
 </ul></details>
@@ -133,8 +136,7 @@ _PAGE = """\
 <h2>Verdicts</h2>
 {{ claims }}
 <h2>Published values</h2>
-<details><summary>All {{ many }}, and what became of each</summary>
-{{ published }}</details>
+{{ published }}
 {% endblock %}
 """
 
@@ -256,6 +258,17 @@ def unbroken(text: str) -> str:
     return re.sub(r"(\d) (?=%|points?\b|nats|tokens)", "\\1\u00a0", text)
 
 
+def of_claim(claim: Mapping[str, Any]) -> str:
+    """What a claim goes by on a page: ids are a paper's own."""
+    return f"claim:{claim['paper']}/{claim['id']}"
+
+
+def _of_paper(found: Mapping[str, Any], paper: str) -> str:
+    """The counts of one of several papers."""
+    counts = found["papers"][paper]
+    return f"{sum(counts['counts'].values())} claims: {headline({**found, **counts})}"
+
+
 def anchor(name: str) -> str:
     """The id of a claim, figure, table or run on a page, and the target of links to it."""
     return quote(name, safe=":/")
@@ -266,7 +279,9 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines = [f"# Claims, scale {found['scale']}", "", headline(found, mark), ""]
     lines += [line for text in preface(found) for line in (text, "")]
     for paper, experiments in _papers(found).items():
-        lines += [f"## {found['papers'][paper]}", ""]
+        lines += [f"## {found['papers'][paper]['title']}", ""]
+        if len(found["papers"]) > 1:
+            lines += [f"{_of_paper(found, paper)}.", ""]
         for experiment, claims in experiments.items():
             lines += [f"### {experiment}", ""]
             run = [claim for claim in claims if claim["verdict"] != "not run"]
@@ -313,10 +328,15 @@ def _by_experiment(
     return table(["", *marks.values()], rows, name="verdicts by experiment")
 
 
-def claims_html(found: Mapping[str, Any], figure: Callable[[str], str] = str) -> Markup:
+def called(figure: str) -> str:
+    """A figure's own name: fig06 of PAPER/fig06."""
+    return figure.rpartition("/")[2]
+
+
+def claims_html(found: Mapping[str, Any], figure: Callable[[str], str] = called) -> Markup:
     """The claims of claims.json as a part of a page that has ``STYLE``: counts, a filter, then
-    paper by paper and experiment by experiment. ``figure`` makes a link of a figure's name, where
-    the page has that figure."""
+    paper by paper and experiment by experiment. ``figure`` makes a link of a figure's name
+    (PAPER/NAME), where the page has that figure."""
     part = render(
         _CLAIMS,
         "Claims",
@@ -328,7 +348,9 @@ def claims_html(found: Mapping[str, Any], figure: Callable[[str], str] = str) ->
         folded=folded,
         comparable=found["comparable"],
         papers=_papers(found),
-        titles=found["papers"],
+        about=found["papers"],
+        of_paper=partial(_of_paper, found),
+        of_claim=of_claim,
         by_experiment=partial(_by_experiment, marks(found)),
         group=_group,
         preface=preface(found) if found["claims"] else [],
@@ -342,10 +364,8 @@ def claims_html(found: Mapping[str, Any], figure: Callable[[str], str] = str) ->
     return Markup(part)
 
 
-def targets_html(
-    targets: Sequence[Mapping[str, Any]], name: str, figure: Callable[[str], str] = str
-) -> Markup:
-    """Published rows of claims.json, and what became of each, as a table of that name."""
+def targets_html(found: Mapping[str, Any], figure: Callable[[str], str] = called) -> Markup:
+    """Published rows of claims.json, and what became of each: a folded table for each paper."""
     header = (
         "target",
         "experiment",
@@ -357,14 +377,17 @@ def targets_html(
         "status",
         "claims",
     )
-    rows = []
-    for row in targets:
+    rows: dict[str, list[list[object]]] = {}
+    for row in found["targets"]:
+        claims = zip(row["claims"], row["verdicts"], strict=True)
         links = [
-            Markup('<a href="#{}">{}</a> {}').format(anchor(f"claim:{id}"), id, verdict)
-            for id, verdict in zip(row["claims"], row["verdicts"], strict=True)
+            Markup('<a href="#{}">{}</a> {}').format(
+                anchor(of_claim({"paper": row["paper"], "id": id})), id, verdict
+            )
+            for id, verdict in claims
         ]
         aside = row["context"] or row["note"]
-        rows.append(
+        rows.setdefault(row["paper"], []).append(
             [
                 *(row[key] for key in ("id", "experiment", "figure")),
                 *(what(row), row["value"], row["confidence"]),
@@ -373,7 +396,15 @@ def targets_html(
                 Markup(", ").join([*links, *map(figure, row["figures"])]),
             ]
         )
-    return table(header, rows, name=name, text=True)
+    folded = Markup(
+        "<details><summary>{}: all {}, and what became of each</summary>\n{}</details>\n"
+    )
+    parts = []
+    for paper, of in rows.items():
+        title = found["papers"][paper]["title"]
+        shown = table(header, of, name=f"all published values of {title}", text=True)
+        parts.append(folded.format(title, len(of), shown))
+    return Markup("").join(parts)
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -383,6 +414,5 @@ def page(found: Mapping[str, Any]) -> str:
         f"Claims, scale {found['scale']}",
         style=Markup(STYLE),
         claims=claims_html(found),
-        many=len(found["targets"]),
-        published=targets_html(found["targets"], "all published values"),
+        published=targets_html(found),
     )

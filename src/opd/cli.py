@@ -102,8 +102,13 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("config/calibration.yaml"),
         help="what rates are in terms of; %(default)s if not given",
     )
-    lock = add("lock", help="ask the hub for the commits of a config's objects")
-    lock.add_argument("config", nargs="+", type=Path, help="config files, later ones on top")
+    lock = add(
+        "lock",
+        help="ask the hub for the commits of a config's objects",
+        usage="opd lock FILE ... [--config KEY=VALUE ...] [--lock FILE]",
+    )
+    lock.add_argument("files", nargs="+", type=Path, metavar="FILE", help=CONFIGS)
+    _add_config(lock)
     lock.add_argument(
         "--lock",
         type=Path,
@@ -111,6 +116,20 @@ def _parser() -> argparse.ArgumentParser:
         help="file to write; %(default)s if not given",
     )
     return parser
+
+
+CONFIGS = "config files as for snakemake, later ones on top"
+
+
+def _add_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as for snakemake, on top of all files; nothing if not given",
+    )
 
 
 def _add_preflight(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -251,16 +270,9 @@ def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
         type=Path,
         default=[Path("config/mini.yaml")],
         metavar="FILE",
-        help="as for snakemake, later ones on top; config/mini.yaml if not given",
+        help=f"{CONFIGS}; config/mini.yaml if not given",
     )
-    plan.add_argument(
-        "--config",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as for snakemake, on top of all files; nothing if not given",
-    )
+    _add_config(plan)
     part = plan.add_mutually_exclusive_group()
     part.add_argument(
         "--target",
@@ -369,15 +381,10 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 
 def _lock(arguments: argparse.Namespace) -> None:
-    import yaml
-
     from opd.lock import lock
-    from opd.recipes import merge, resolve
+    from opd.recipes import read
 
-    merged: dict[str, Any] = {}
-    for config in arguments.config:
-        merged = merge(merged, yaml.safe_load(config.read_text()))
-    for name, commit in lock(resolve(merged), arguments.lock).items():
+    for name, commit in lock(read(arguments.files, arguments.config), arguments.lock).items():
         print(f"{commit}  {name}")
 
 

@@ -1,14 +1,15 @@
-"""Names that the files of a paper and a config share: arms and probes that the paper's claims
-declare, metrics that training logs, figures. A typo in one would show as "not run", after all else
-has run.
+"""Names that the files of a paper and a config share: arms, probes and so experiments that the
+paper's claims declare, metrics that training logs, figures, columns of tables. A typo in one would
+show as "not run", or as an error after all else has run.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from opd import claim_spec, figure_spec
+from opd import claim_spec, columns, figure_spec
 from opd.claim_spec import SCORES, Claim, Curve
+from opd.errors import Bad
 from opd.figure_spec import Bars, PaperFigure
-from opd.recipes import Figure, Table, unknown
+from opd.recipes import Config, unknown
 
 # What training logs (opd.metrics, and the trainers' own), here without torch.
 METRICS = (
@@ -46,10 +47,27 @@ def check(claims: Iterable[Claim], figures: Mapping[str, PaperFigure], names: Na
         "probe": names["probes"],
         "metric": METRICS,
         "figure": figures,
+        "experiment": sorted({_experiment(name) for of in names.values() for name in of}),
     }
     for where, kind, name in (*_of_claims(claims), *_of_figures(figures)):
         if name not in known[kind]:
             raise unknown(name, known[kind], where, kind)
+
+
+def check_papers(papers: Mapping[str, Names]) -> None:
+    """Hold papers to each other: an arm or probe that two of them declare is one and the same run,
+    so both have to say the same of it. Raises ``Bad``."""
+    said: dict[tuple[str, str], tuple[str, str]] = {}
+    for paper, names in papers.items():
+        for key in ("arms", "probes"):
+            for name, text in names[key].items():
+                other, theirs = said.setdefault((key, name), (paper, text))
+                if theirs != text:
+                    raise Bad(
+                        f"{other} and {paper} declare '{name}', and not in the same words",
+                        f"papers: {key}",
+                        "rename it in one of them; the same run has the same words in both",
+                    )
 
 
 def check_config(arms: Iterable[str], probes: Iterable[str], papers: Iterable[Names]) -> None:
@@ -66,21 +84,31 @@ def check_config(arms: Iterable[str], probes: Iterable[str], papers: Iterable[Na
             raise unknown(name, known["probes"], "probes", "probe")
 
 
-def check_shown(figures: Mapping[str, Figure], tables: Mapping[str, Table]) -> None:
-    """Hold the metrics of a config's own figures and tables to what is logged. Raises ``Bad``."""
-    named = [
-        (f"figures.{name}.metrics", metric.name)
-        for name, figure in figures.items()
-        for metric in figure.metrics
-    ]
-    for name, table in tables.items():
+def check_shown(config: Config) -> None:
+    """Hold a config's own figures and tables to the metrics that are logged, to the kinds of
+    columns, and to the benchmarks of the evaluation that they show. Raises ``Bad``."""
+    metrics, scores = [], []
+    for name, figure in config.figures.items():
+        metrics += [(f"figures.{name}.metrics", metric.name) for metric in figure.metrics]
+        if figure.evaluation:
+            where = f"figures.{name}.benchmarks"
+            scores += [(where, figure.evaluation, one) for one in figure.benchmarks]
+    for name, table in config.tables.items():
+        where = f"tables.{name}.columns"
         for column in table.columns:
-            kind, _, metric = (column if isinstance(column, str) else column.column).partition(":")
-            if kind in ("first", "last", "course"):
-                named.append((f"tables.{name}.columns", metric))
-    for where, metric in named:
+            spec = column if isinstance(column, str) else column.column
+            kind, of = columns.parse(spec, where)
+            if columns.KINDS[kind][0] == ("run",):
+                metrics.append((where, of))
+            elif "evaluations" in columns.KINDS[kind][0] and of:
+                scores.append((where, table.evaluation, of))
+    for where, metric in metrics:
         if metric not in METRICS:
             raise unknown(metric, METRICS, where, "metric")
+    for where, evaluation, benchmark in scores:
+        known = [*config.evaluations[evaluation].benchmarks, "macro"]
+        if benchmark not in known:
+            raise unknown(benchmark, known, where, "benchmark")
 
 
 def _experiment(name: str) -> str:
@@ -96,6 +124,7 @@ def _of_claims(claims: Iterable[Claim]) -> Iterator[tuple[str, str, str]]:
         for one in claim_spec.quantities(claim):
             if isinstance(one, Curve):
                 yield where, "metric", one.metric
+        yield where, "experiment", claim.experiment
         if claim.figure:
             yield where, "figure", claim.figure
 

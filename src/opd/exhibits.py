@@ -44,15 +44,32 @@ def read_paper(name: str, root: Path) -> Paper:
             known = sorted(p.stem for p in path.parent.glob(f"*{path.suffix}"))
             raise unknown(name, known, "papers", "paper")
     rows = claim_spec.read_targets(files["targets"])
-    figures = figure_spec.check(claim_spec.read_yaml(drawn), rows)
-    shown = {figure: one.targets() for figure, one in figures.items()}
-    given = claim_spec.read_claims(files["claims"])
-    ids = [row["id"] for row in rows]
-    claims = claim_spec.check(given["claims"], given["context"], ids, shown)
+    drawings, given = claim_spec.read_yaml(drawn), claim_spec.read_claims(files["claims"])
     names = {key: given[key] for key in ("arms", "probes")}
-    declared.check(claims, figures, names)
+    try:
+        figures = figure_spec.check(drawings, rows)
+        shown = {figure: one.targets() for figure, one in figures.items()}
+        ids = [row["id"] for row in rows]
+        claims = claim_spec.check(given["claims"], given["context"], ids, shown)
+        declared.check(claims, figures, names)
+    except Bad as bad:  # names of claims and figures are a paper's own
+        raise Bad(bad.what, f"{name}: {bad.where}", bad.remedy) from bad
     files = {key: path.absolute() for key, path in files.items()}
     return Paper(name, given["title"], names, claims, figures, files)
+
+
+def read_papers(config: Config, root: Path) -> list[Paper]:
+    """The papers of a config, which are held to each other, and the names of the config to them.
+
+    Raises ``Bad`` for papers' files that are wrong, and for names that no paper has.
+    """
+    _check_experiments(config)
+    papers = [read_paper(name, root) for name in config.papers]
+    if papers:
+        names = {paper.name: paper.names for paper in papers}
+        declared.check_papers(names)
+        declared.check_config(config.arms, config.probes, names.values())
+    return papers
 
 
 def exhibits(
@@ -62,11 +79,8 @@ def exhibits(
 
     Raises ``Bad`` for a target that does not exist, and for papers' files that are wrong.
     """
-    _check_experiments(config)
-    papers = [read_paper(name, root) for name in config.papers]
-    declared.check_shown(config.figures, config.tables)
-    if papers:
-        declared.check_config(config.arms, config.probes, [paper.names for paper in papers])
+    papers = read_papers(config, root)
+    declared.check_shown(config)
     shown = [_table(config, name, table) for name, table in config.tables.items()]
     shown += [_figure(config, name, figure) for name, figure in config.figures.items()]
     for paper in papers:
@@ -288,8 +302,9 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
         claimed = {target for claim in paper.claims for target in claim.targets()}
         said = [one for figure in paper.figures.values() for one in figure.said()]
         only = [one for one in said if one.target not in claimed]
-        for one in only:
-            settings["marked"][one.target] = one.model_dump(exclude_none=True)["quantity"]
+        settings["marked"][paper.name] = {
+            one.target: one.model_dump(exclude_none=True)["quantity"] for one in only
+        }
         needs |= {need for one in [*paper.claims, *only] for need in claim_spec.needs(one)}
         inputs |= {f"{key}:{paper.name}": str(path) for key, path in paper.files.items()}
     settings |= needed(config, needs, inputs)

@@ -27,6 +27,14 @@ for 30 x 16; seeds differ by a normal deviate of the log-odds with standard devi
 
 Drawn samples widen the interval of a difference by a third (60 x 4) or more (30 x 16), which is
 where claims are decided. Where seeds differ much, three of them are too few with either.
+
+A share (after - before) / gap has Fieller's set for an interval: the shares r for which the
+interval of (after - before) - r * gap holds zero. Taken from bootstrap draws these are the
+percentiles of the drawn shares as long as every draw has a gap; a draw without one may be any
+share, so it counts against both ends. Where as many draws as an end leaves out have none, which is
+where the interval of the gap itself reaches zero, no share is bounded and none is given (Fieller,
+J. R. Stat. Soc. B 16, 1954; von Luxburg and Franz, Stat. Sin. 19, 2009). To leave
+such draws out instead is too narrow just where the gap is hardly there.
 """
 
 from collections.abc import Sequence
@@ -74,8 +82,8 @@ def recovery(
 ) -> Interval | None:
     """Gap recovery (after - before) / (teacher - before); Rethinking OPD, section 3.2.
 
-    Paired as in ``difference``. None where the interval of the gap itself reaches zero: a share
-    of a gap that may not be there means nothing.
+    Paired as in ``difference``. None where the interval of the gap itself reaches zero: then no
+    share is ruled out (see above).
     """
     found = shares(averages(after, before, teacher), resamples, seed)
     return None if found is None else bounds(*found)
@@ -88,9 +96,9 @@ def shares(
     NaN in the few draws without a gap."""
     now, base, goal = sides
     means, draws = bootstrap([less(now, base), less(goal, base)], resamples, seed, only)
-    if means[1] <= 0 or np.quantile(draws[:, 1], (1 - LEVEL) / 2) <= 0:
-        return None
     gap = np.where(draws[:, 1] > 0, draws[:, 1], np.nan)
+    if means[1] <= 0 or boundless(gap):
+        return None
     return float(means[0] / means[1]), draws[:, 0] / gap
 
 
@@ -217,8 +225,18 @@ def bounds(
     limits: tuple[float, float] = (-np.inf, np.inf),
 ) -> Interval:
     """A value between the percentiles of its draws [R], but at least ``least`` to either side as
-    far as ``limits`` allow."""
-    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    far as ``limits`` allow. A draw that is NaN may be anything: it counts below the one end and
+    above the other, and the bounds are infinite where the draws are ``boundless``."""
+    if boundless(draws):
+        return Interval(float(value), -np.inf, np.inf)
+    unknown = np.isnan(draws).mean()
+    tail = ((1 - LEVEL) / 2 - unknown) / (1 - unknown)
+    low, high = np.nanquantile(draws, [tail, 1 - tail])
     if least:
         low, high = max(limits[0], value - least), min(limits[1], value + least)
     return Interval(float(value), float(low), float(high))
+
+
+def boundless(draws: Array) -> bool:
+    """Whether so many draws have no value (NaN) that an interval of the others has no end."""
+    return bool(np.isnan(draws).mean() >= (1 - LEVEL) / 2)

@@ -3,13 +3,9 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from opd import calibration, cost, exhibits, lock, plan, planned, recipes
 from opd.cost import Facts
-from opd.errors import Bad
 from opd.planned import Estimate, Machine
 
 GIB = 2.0**30
@@ -30,12 +26,7 @@ def lines(
     top; beside the first config lie hub.lock.yaml, calibration.yaml and claims/. Raises ``Bad`` for
     whatever ``opd.recipes``, ``opd.plan`` and ``opd.exhibits`` refuse, and for an unknown target,
     claim or device."""
-    merged: dict[str, Any] = {}
-    for path in configs:
-        if not path.is_file():
-            raise Bad("no such config", str(path), "mend the path")
-        merged = recipes.merge(merged, yaml.safe_load(path.read_text()) or {})
-    config = recipes.resolve(recipes.merge(merged, recipes.settings(settings)))
+    config = recipes.read(configs, settings)
     root = configs[0].parent
     tables = calibration.tables(root / "calibration.yaml")
     measured = calibration.read(rates)

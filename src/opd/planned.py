@@ -181,18 +181,27 @@ def _fixed(facts: Facts, artifact: plan.Artifact, on: Machine) -> Estimate:
 
 
 def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
-    """Folders of what decides a claim: the evaluations, runs and probes of its quantities, with one
-    seed. ``root`` holds claims/PAPER.yaml.
+    """Folders of what decides a claim (ID, or PAPER/ID): the evaluations, runs and probes of its
+    quantities, with one seed. ``root`` holds claims/PAPER.yaml and what goes with it.
 
-    Raises ``Bad`` for a claim that no paper of the config has, and where an arm is not run here.
+    Raises ``Bad`` for a claim that no paper of the config has or that several have, where an arm is
+    not run here, and for what ``opd.exhibits`` refuses of papers.
     """
-    claims: dict[str, Any] = {}
-    for paper in config.papers:
-        given = claim_spec.read_claims(root / "claims" / f"{paper}.yaml")["claims"]
-        claims |= {one.id: one for one in claim_spec.parse(given)}
-    if claim not in claims:
-        raise unknown(claim, claims, "--claim", "claim")
-    needs = {*claim_spec.needs(claims[claim])}
+    named: dict[str, dict[str, claim_spec.Claim]] = defaultdict(dict)
+    for paper in exhibits.read_papers(config, root):
+        for one in paper.claims:
+            whole = f"{paper.name}/{one.id}"
+            named[one.id][whole] = named[whole][whole] = one
+    if claim not in named:
+        raise unknown(claim, named, "--claim", "claim")
+    if len(named[claim]) > 1:
+        raise Bad(
+            "several papers have this claim",
+            f"--claim {claim}",
+            f"write {' or '.join(named[claim])}",
+        )
+    (decided,) = named[claim].values()
+    needs = {*claim_spec.needs(decided.test)}
     there = {*exhibits.arms(config), *exhibits.probes(config)}
     for _, name in sorted(needs):
         if name not in there:

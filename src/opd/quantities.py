@@ -38,6 +38,7 @@ from opd.intervals import (
     Interval,
     averages,
     bootstrap,
+    boundless,
     bounds,
     least,
     less,
@@ -67,7 +68,7 @@ class Resampling(NamedTuple):
 
 class Estimate(NamedTuple):
     """A value with its draws [R] in the same unit (all equal to it where nothing can be drawn; NaN
-    where a draw has none), the number of seeds behind it, ``intervals.least`` of its scores, and
+    where a draw has no gap), the number of seeds behind it, ``intervals.least`` of its scores, and
     its value for each of several seeds [S] where it varies over seeds only."""
 
     value: float
@@ -78,7 +79,8 @@ class Estimate(NamedTuple):
     by_seed: Array | None = None
 
     def interval(self) -> Interval:
-        """The value with its 95 % interval."""
+        """The value with its 95 % interval; infinite where it has no bounds, as a
+        difference of two shares may."""
         if self.by_seed is not None:
             return over_seeds(self.by_seed)
         return bounds(self.value, self.draws, self.least, LIMITS.get(self.unit, (-np.inf, np.inf)))
@@ -227,7 +229,7 @@ def _score(
         shared = shares(wide, how.resamples, how.seed, only)
         if shared is None:
             of = "all benchmarks" if only is None else benchmark
-            raise Undefined(f"the gap that {name} could recover may be none (on {of})")
+            raise Undefined(f"the gap that {whose(name, arms)} could close may be none (on {of})")
         return Estimate(*shared, measured, "share")
     cells = wide[0] if kind == "avg" else less(*wide)
     means, draws = bootstrap([cells], how.resamples, how.seed, only)
@@ -256,8 +258,10 @@ def _metric(
         if whole.value == 0:
             raise Undefined(f"{given['metric']} of {whose(per.get('of', given['of']), arms)} is 0")
         if values is None and whole.by_seed is None:
-            # Of one number, the draws of a negligible denominator would have no mean.
             kept = np.where(whole.draws * whole.value > 0, whole.draws, np.nan)
+            if boundless(kept):
+                of = whose(per.get("of", given["of"]), arms)
+                raise Undefined(f"{given['metric']} of {of}, which it is a share of, may be 0")
             return Estimate(found.value / whole.value, draws / kept, found.seeds, unit)
         values = np.atleast_1d(_of_seeds(found)) / _of_seeds(whole)
     if values is None:

@@ -59,7 +59,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         found=found,
         claims_style=Markup(claims_page.STYLE),
         claims_html=claims_page.claims_html(found, link),
-        published=claims_page.targets_html(found["targets"], "all published values", link),
+        published=claims_page.targets_html(found, link),
         claims=at.get("claims"),
         sections=[
             {
@@ -82,6 +82,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         results=f"results/{root.name}",
         artifacts=len(made),
         anchor=anchor,
+        of_claim=claims_page.of_claim,
         duration=duration,
         folder_of=lambda path: _below((root.parent.parent / path).parent, root),
         file=quote,
@@ -227,7 +228,7 @@ def _figure(name: str, made: Made, payload: Path, found: Mapping[str, Any]) -> d
             text=True,
         ),
         "many": len(published),
-        "claims": [c for c in found["claims"] if c["figure"] in (name, Path(name).name)],
+        "claims": [c for c in found["claims"] if f"{c['paper']}/{c['figure']}" == name],
     }
 
 
@@ -265,15 +266,15 @@ def _caption(path: Path, settings: Mapping[str, Any]) -> list[str]:
 
 
 def figure_link(names: Iterable[str]) -> Callable[[str], str]:
-    """What makes a link to each of these figures of its name. A claim says fig06 of what is
-    PAPER/fig06 here; what is no figure of the page stays text."""
-    names = list(names)
-    called = {Path(name).name: name for name in names} | {name: name for name in names}
+    """What makes a link to each of these figures (PAPER/fig06) of its name; what is no figure of
+    the page stays text."""
+    known = {*names}
 
     def link(name: str) -> str:
-        if name not in called:
-            return name
-        return Markup('<a href="#{}">{}</a>').format(anchor(f"figure:{called[name]}"), name)
+        called = claims_page.called(name)
+        if name not in known:
+            return called
+        return Markup('<a href="#{}">{}</a>').format(anchor(f"figure:{name}"), called)
 
     return link
 

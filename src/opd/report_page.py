@@ -13,12 +13,18 @@ figcaption, .note { color: var(--faint); font-size: .9rem; }
 .trouble { border: 2px solid var(--not-reproduced); }
 figure h3, .table h3 { margin-top: 0; }
 .image { background: #fff; overflow-x: auto; }
-.image img { display: block; width: 100%; min-width: 34rem; max-width: 60rem; height: auto;
-  margin: 0 auto; }
+.image img { display: block; width: 100%; max-width: 60rem; height: auto; margin: 0 auto; }
+/* A figure fits the screen; where that is too small to read, it grows on request. */
+.enlarge { display: none; }
+@media (max-width: 40rem) {
+  .enlarge { display: block; font-size: .9rem; padding: .4rem 0; }
+  .enlarge:has(:checked) + .image img { min-width: 44rem; }
+}
 @media print {
   nav { display: none; }
   figure { break-inside: avoid; }
-  .image img { min-width: 0; }
+  .enlarge { display: none; }
+  .image img { min-width: 0 !important; }
 }
 {% endblock %}
 
@@ -26,7 +32,8 @@ figure h3, .table h3 { margin-top: 0; }
 <div class="trouble"><strong>⚠ Not as it was made.</strong>
 <ul>{% for line in made.troubles %}<li>{{ line }}</li>{% endfor %}</ul></div>
 {% endif %}{% endmacro %}
-{% macro claim_link(id) %}<a href="#{{ anchor('claim:' ~ id) }}">{{ id }}</a>{% endmacro %}
+{% macro claim_link(claim) %}<a href="#{{ anchor(of_claim(claim)) }}">{{ claim.id }}</a>
+{%- endmacro %}
 {% macro time(stamp) %}{{ stamp[:10] }} {{ stamp[11:16] }} UTC{% endmacro %}
 {% macro link(path, text) %}<a href="{{ file(path) }}">{{ text }}</a>{% endmacro %}
 
@@ -35,6 +42,7 @@ figure h3, .table h3 { margin-top: 0; }
 <h3>{{ figure.called }}</h3>
 {{ troubles(figure.made) }}
 {% if figure.image %}
+<label class="enlarge"><input type="checkbox"> enlarge {{ figure.called }} (moves sideways)</label>
 <div class="image" tabindex="0" role="region" aria-label="{{ figure.title }}">
 <img src="{{ figure.image.uri }}"
 width="{{ figure.image.width }}" height="{{ figure.image.height }}"
@@ -49,7 +57,7 @@ alt="{{ figure.title }}. What it shows in numbers is below it, under Values draw
 {{ link(figure.made.folder ~ "/manifest.json", "manifest") }}</p>
 </figcaption>
 {% if figure.claims %}
-<p>Claims: {% for claim in figure.claims %}{{ claim_link(claim.id) }} ({{ claim.verdict }})
+<p>Claims: {% for claim in figure.claims %}{{ claim_link(claim) }} ({{ claim.verdict }})
 {%- if not loop.last %}, {% endif %}{% endfor %}</p>
 {% endif %}
 {% if figure.drawn %}
@@ -138,8 +146,7 @@ whether they are there.</p>
 {% endif %}
 {% if found.targets %}
 <section id="published"><h2>Published values</h2>
-<details><summary>All {{ found.targets | length }}, and where each is used here</summary>
-{{ published }}</details></section>
+{{ published }}</section>
 {% endif %}
 <section id="runs"><h2>Runs</h2>
 {% for verb, of in runs.items() %}

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from opd import columns
 from opd.errors import Bad
 from opd.intervals import Interval, difference, interval, paired_test, recovery
 from opd.labels import (
@@ -29,52 +30,23 @@ from opd.probes.draws import RESAMPLES as PROBE_DRAWS
 from opd.quantities import Missing, estimate
 
 MISSING = "–"
+NO_GAP = "no gap"
 # What a row may name.
 ROLES = ("evaluations", "base", "teacher", "run", "probe")
-
-
-# Kind of column -> what a row must name for it, and the endings of its columns in the csv.
-_BOUNDED = ("", "_low", "_high")
-COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "avg": (("evaluations",), _BOUNDED),
-    "change": (("evaluations", "base"), _BOUNDED),
-    "recovery": (("evaluations", "base", "teacher"), _BOUNDED),
-    "p": (("evaluations", "base"), ("",)),
-    "pass": (("evaluations",), ("",)),
-    "maj": (("evaluations",), ("",)),
-    "tokens": (("evaluations",), ("",)),
-    "truncated": (("evaluations",), ("",)),
-    "answered": (("evaluations",), ("",)),
-    "first": (("run",), ("",)),
-    "last": (("run",), ("",)),
-    "course": (("run",), ("_first", "_last")),
-    "probe": (("probe",), _BOUNDED),
-    "outlook": (("probe",), ("",)),
-}
 
 
 class Cell(NamedTuple):
     """What a table shows, and what the csv has of it in the order of the column's endings."""
 
     text: str
-    numbers: tuple[float | str, ...]
-
-
-def _parse(spec: str) -> tuple[str, str]:
-    """``kind[:NAME]`` -> kind, name. Raises ``Bad`` on a column that does not exist."""
-    kind, _, name = spec.partition(":")
-    if kind not in COLUMNS:
-        raise Bad(f"no column '{spec}'", "columns", f"there are {', '.join(COLUMNS)}")
-    if (COLUMNS[kind][0] == ("run",) or kind == "probe") and not name:
-        raise Bad(f"column '{spec}' names no metric", "columns", f"write {kind}:METRIC")
-    return kind, name
+    numbers: tuple[float | str | None, ...]
 
 
 def _cell(spec: str, row: Mapping[str, Any], reader: Reader, cfg: Mapping[str, Any]) -> Cell | None:
     """The cell of a row in a column; None where the row does not name what the column needs."""
-    kind, name = _parse(spec)
+    kind, name = columns.parse(spec)
     where = f"row '{row['label']}'"
-    needs = COLUMNS[kind][0]
+    needs = columns.KINDS[kind][0]
     if not all(row.get(need) for need in needs):
         return None
     if needs == ("run",):
@@ -113,7 +85,8 @@ def _cell(spec: str, row: Mapping[str, Any], reader: Reader, cfg: Mapping[str, A
     if kind == "change":
         return _bounded(difference(scores[0], scores[1], *resampling(cfg)), signed=True)
     if kind == "recovery":
-        return _bounded(recovery(scores[0], scores[1], scores[2], *resampling(cfg)))
+        share = recovery(scores[0], scores[1], scores[2], *resampling(cfg))
+        return _bounded(share) if share else Cell(NO_GAP, (None, None, None))
     if kind == "p":
         value = paired_test(scores[0], scores[1], seed=cfg.get("seed", 0))
         return Cell(number(value), (value,))
@@ -124,16 +97,14 @@ def _cell(spec: str, row: Mapping[str, Any], reader: Reader, cfg: Mapping[str, A
     return Cell(f"{mean:.0f}" if kind == "tokens" else f"{100 * mean:.1f}", (mean,))
 
 
-def _bounded(value: Interval | None, signed: bool = False) -> Cell | None:
-    if value is None:
-        return None
+def _bounded(value: Interval, signed: bool = False) -> Cell:
     mean, low, high = (f"{100 * v:{'+' if signed else ''}.1f}".replace("-", "−") for v in value)
     return Cell(f"{mean} [{low}, {high}]", tuple(value))
 
 
 def _header(spec: str, first: Evaluations | None) -> str:
     """What a column says above its cells, by default; ``first`` is any evaluation of the table."""
-    kind, name = _parse(spec)
+    kind, name = columns.parse(spec)
     words = {
         "avg": f"{avg_at(first)} (%)" if first else "avg (%)",
         "change": "change (points)",
@@ -150,7 +121,7 @@ def _header(spec: str, first: Evaluations | None) -> str:
         "probe": label_of(name),
         "outlook": "outlook before training",
     }[kind]
-    if COLUMNS[kind][0] in (("run",), ("probe",)) or first is None or not name:
+    if columns.KINDS[kind][0] in (("run",), ("probe",)) or first is None or not name:
         return words
     return f"{words}, {benchmark_label(name, first)}"
 
@@ -169,15 +140,16 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     Returns {row: {csv column: number}}. Raises ``Bad`` as ``opd.figures.run_figure`` does.
     """
     reader = Reader(inputs)
-    columns = [c if isinstance(c, dict) else {"column": c} for c in cfg["columns"]]
-    specs = [c["column"] for c in columns]
-    names = [spec.replace(":", "_") + end for spec in specs for end in COLUMNS[_parse(spec)[0]][1]]
+    asked = [c if isinstance(c, dict) else {"column": c} for c in cfg["columns"]]
+    specs = [c["column"] for c in asked]
+    ends = {spec: columns.KINDS[columns.parse(spec)[0]][1] for spec in specs}
+    names = [spec.replace(":", "_") + end for spec in specs for end in ends[spec]]
     shown, raw, kept = [], [], {}
     for row in cfg["rows"]:
         cells = [_cell(spec, row, reader, cfg) for spec in specs]
         numbers: list[float | str | None] = []
         for spec, cell in zip(specs, cells, strict=True):
-            numbers += cell.numbers if cell else [None] * len(COLUMNS[_parse(spec)[0]][1])
+            numbers += cell.numbers if cell else [None] * len(ends[spec])
         seeds = max(len(row.get(role) or []) for role in ROLES)
         # Ten digits: beyond them the order in which a machine adds up may show.
         written = ["" if n is None else n if isinstance(n, str) else f"{n:.10g}" for n in numbers]
@@ -197,11 +169,11 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["row", *names, "seeds", "digests"], *raw])
     (out / "table.csv").write_text(text.getvalue())
-    headers = [c.get("label") or _header(c["column"], reader.first) for c in columns]
+    headers = [c.get("label") or _header(c["column"], reader.first) for c in asked]
     lines = [f"**{cfg['title']}**", ""] if cfg.get("title") else []
     lines += [cfg["caption"].strip(), ""] if cfg.get("caption") else []
     lines += [_line(["", *headers]), _line(["---", *["---:"] * len(headers)])]
-    lines += [*map(_line, shown), "", _note(cfg, reader), ""]
+    lines += [*map(_line, shown), "", _note(cfg, reader, shown), ""]
     (out / "table.md").write_text("\n".join(lines))
     return kept
 
@@ -210,7 +182,7 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _note(cfg: Mapping[str, Any], reader: Reader) -> str:
+def _note(cfg: Mapping[str, Any], reader: Reader, shown: Sequence[Sequence[str]]) -> str:
     """What the numbers of a table are, and how far they reach."""
     seeds = {len(row[role]) for row in cfg["rows"] for role in ROLES if row.get(role)}
     parts = []
@@ -224,8 +196,13 @@ def _note(cfg: Mapping[str, Any], reader: Reader) -> str:
             f"Problems × samples: {each}. In brackets: 95 % intervals from {draws}, paired where "
             "two models are compared."
         )
-    columns = [c["column"] if isinstance(c, dict) else c for c in cfg["columns"]]
-    if any(_parse(spec)[0] == "probe" for spec in columns):
+    specs = [c["column"] if isinstance(c, dict) else c for c in cfg["columns"]]
+    if any(NO_GAP in cells for cells in shown):
+        parts.append(
+            f"{NO_GAP}: the interval of the gap from base to teacher reaches zero, so that no "
+            "share of it is ruled out."
+        )
+    if any(columns.parse(spec)[0] == "probe" for spec in specs):
         draws = of_draws(PROBE_DRAWS, "prompts", seeds)
         parts.append(f"Intervals of a probe's values are from {draws}.")
     if seeds == {1}:

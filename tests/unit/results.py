@@ -166,6 +166,7 @@ def published(target: str, value: Any, ours: Any, difference: Any) -> dict[str, 
 
 def target(name: str, claims: list[str], figures: list[str], **more: Any) -> dict[str, Any]:
     return {
+        "paper": "a_paper",
         "id": name,
         "experiment": "E04",
         "figure": "Fig6",
@@ -215,13 +216,13 @@ def found(comparable: bool = False) -> dict[str, Any]:
             checks=[check("not measured: E12.k64", "not run")],
         ),
     ]
+    counts = {"counts": {one["verdict"]: 1 for one in claims}, "without_interval": {}}
     return {
         "scale": "mini",
         "comparable": comparable,
         "seeds": [0, 1, 2],
-        "papers": {"a_paper": "A Paper (arXiv)"},
-        "counts": {one["verdict"]: 1 for one in claims},
-        "without_interval": {},
+        "papers": {"a_paper": {"title": "A Paper (arXiv)", **counts}},
+        **counts,
         "claims": claims,
         "targets": [
             target(

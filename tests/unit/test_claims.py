@@ -35,6 +35,7 @@ from opd.errors import Bad
 from opd.intervals import Interval, bootstrap
 from opd.published import reach
 from opd.quantities import Estimate
+from opd.recipes import resolve
 
 ROOT = Path(__file__).parents[2]
 PAPER = "rethinking_opd"
@@ -149,6 +150,19 @@ def test_paired_draws_decide_what_apart_would_not() -> None:
     shuffled = np.random.default_rng(0).permutation(right.estimate.draws)
     apart = right._replace(estimate=right.estimate._replace(draws=shuffled))
     assert greater(left, apart, 0.05).verdict == MAYBE
+
+
+def test_a_difference_of_shares_of_gaps_that_may_be_none() -> None:
+    """Of 1,000 draws 20 of either side have no gap, not the same ones: 40 of the difference."""
+    sides = []
+    for value, without in ((0.9, slice(0, 20)), (0.1, slice(20, 40))):
+        draws = np.linspace(value - 0.05, value + 0.05, 1000)
+        draws[without] = np.nan
+        sides.append(Side("share of the gap recovered", "a", Estimate(value, draws, 3, "share")))
+        assert np.isfinite(sides[-1].estimate.interval()).all()
+    found = greater(*sides)
+    assert (found.low, found.high, found.verdict) == (-np.inf, np.inf, "inconclusive")
+    assert "difference +80.0 points (no bounds: a gap may be none); claimed" in found.text
 
 
 def test_equivalent_needs_an_interval_within_the_margin() -> None:
@@ -340,7 +354,7 @@ CFG = {
         | {"teacher": arm("same")["evaluations"]},
     },
     "probes": {"E10": {"label": "continuation", "runs": ["probe:P:s0", "probe:P:s1"]}},
-    "figures": {"fig06": ["R2", "R5"]},
+    "figures": {"tiny/fig06": ["R2", "R5"]},
 }
 
 
@@ -392,6 +406,8 @@ def test_a_results_folder_gets_every_verdict(tmp_path: Path, inputs: dict[str, P
     # By number, not by the order of the file or of letters: 2, 8, 16.
     assert [c["value"] for c in found["by_id"]["falls"]["checks"]] == pytest.approx([-0.2, -0.1])
     (rise,) = found["by_id"]["rises"]["checks"]
+    assert rise["shown"] == "+19.0 points (no interval); claimed: rising by at least 10 points"
+    assert rise["shown"] in rise["text"]
     # Eleven steps: the end is the mean of the last two, 0.88 and 0.9.
     assert rise["value"] == pytest.approx(0.19) and rise["bound"] == [0.1, None]
 
@@ -446,17 +462,19 @@ def test_every_row_is_accounted_for(tmp_path: Path, inputs: dict[str, Path]) -> 
         "R5": "not measured",
         "R6": "words only",
     }
-    assert rows["R2"]["claims"] == ["recovers"] and rows["R2"]["figures"] == ["fig06"]
+    assert rows["R2"]["claims"] == ["recovers"] and rows["R2"]["figures"] == ["tiny/fig06"]
     assert rows["R2"]["verdicts"] == [YES] and rows["R4"]["verdicts"] == [NOT_RUN]
     assert rows["R3"]["context"] == "hyperparameter"
     bare = judged(inputs, tmp_path / "bare", figures={})
     assert [r["id"] for r in bare["targets"] if r["status"] == "unattached"] == ["R5"]
     # Only a figure has R5, and it says of what it is a value.
     easy = {"avg": "E04.same", "benchmark": "easy"}
-    drawn = judged(inputs, tmp_path / "drawn", marked={"R5": easy})
+    drawn = judged(inputs, tmp_path / "drawn", marked={"tiny": {"R5": easy}})
     (row,) = (row for row in drawn["targets"] if row["id"] == "R5")
     assert row["status"] in ("agrees", "differs") and len(row["ours"]) == 1
-    elsewhere = judged(inputs, tmp_path / "elsewhere", comparable=False, marked={"R5": easy})
+    elsewhere = judged(
+        inputs, tmp_path / "elsewhere", comparable=False, marked={"tiny": {"R5": easy}}
+    )
     assert [row["status"] for row in elsewhere["targets"]] == [
         *("not comparable", "not comparable", "context", "not measured", "not comparable"),
         "words only",
@@ -534,7 +552,7 @@ def test_the_page_stands_alone(tmp_path: Path, inputs: dict[str, Path]) -> None:
     for one in found["claims"]:
         kind = one["verdict"].replace(" ", "-")
         start = f'<article class="claim {kind}" id=' if kind != "not-run" else "<li id="
-        assert f'{start}"claim:{one["id"]}">' in page
+        assert f'{start}"claim:tiny/{one["id"]}">' in page
     for verdict, sign in claims_page.marks(found).items():
         assert f"{sign} {verdict} {found['counts'][verdict]}" in page  # the filter
         assert f"#claims-{verdict.replace(' ', '-')}:checked" in page
@@ -751,6 +769,22 @@ def test_no_published_row_is_forgotten(
         assert hyperparameter or not measures, row
 
 
+def test_shares_on_the_way_are_attached_to_what_is_measured_of_them(paper: dict[str, Any]) -> None:
+    said = {
+        one.target: one
+        for claim in parse(paper["claims"])
+        for one in claim.published
+        if not isinstance(one, str)
+    }
+    arms = {name: said[name].quantity.recovery for name in ("R039", "R040")}
+    assert arms == {"R039": "E04.success-200", "R040": "E04.success"}
+    config = resolve(yaml.safe_load((ROOT / "config/paper.yaml").read_text()))
+    late, end = (config.arms[arm] for arm in arms.values())
+    assert late.model == f"{end.model}@200" and (late.base, late.teacher) == (end.base, end.teacher)
+    run = config.models[end.model].opd
+    assert 200 in run.keep_steps and run.steps < 300 and "300" in said["R040"].untested
+
+
 def test_rows_are_the_published_ones(rows: dict[str, dict[str, str]]) -> None:
     assert list(rows) == [f"R{n:03d}" for n in range(1, 272)]
     assert rows["R001"]["value"] == "0.212" and rows["R271"]["experiment_id"] == "E01"
@@ -762,7 +796,7 @@ NAMES = {
     "E02": "student same new same-teacher new-teacher "
     "student2 same2 new2 same2-teacher new2-teacher",
     "E03": "student small large small-teacher large-teacher",
-    "E04": "student success failure success-teacher failure-teacher",
+    "E04": "student success success-200 failure success-teacher failure-teacher",
     "E05": "student intersection symmetric_difference union teacher",
     "E06": "base cold base-student cold-student teacher",
     "E07": "original aligned",

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd import calibration, cost, exhibits, plan_text, planned, world
+from opd.claim_spec import TARGETS
 from opd.cost import Facts
 from opd.errors import Bad
 from opd.manifest import run_stage
@@ -506,6 +507,7 @@ def claimed(folder: Path) -> Path:
     config = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
     success = {"label": "s", "model": "small-from-small-rl", "base": "small", "teacher": "small-rl"}
     config |= {"papers": ["p"], "evaluation": "held-out", "seeds": [3, 4, 5]}
+    config |= {"experiments": "all", "probes": {}, "tables": {}, "targets": ["claims"]}
     config["arms"] = {"E04.success": success, "E05.union": {"label": "u", "model": "support-union"}}
     tests = {
         "recovers": {"at_least": {"of": {"recovery": "E04.success"}, "value": 0.8}},
@@ -514,8 +516,16 @@ def claimed(folder: Path) -> Path:
     }
     said = {"section": "1", "figure": "fig06", "experiment": "E04", "statement": "It does."}
     claims = [{"id": name, **said, "test": test} for name, test in tests.items()]
-    (folder / "claims").mkdir(parents=True)
-    (folder / "claims" / "p.yaml").write_text(yaml.safe_dump({"title": "P", "claims": claims}))
+    arms = dict.fromkeys(("E04.success", "E05.union", "E13.success"), "what it is")
+    given = {"title": "P", "arms": arms, "claims": claims}
+    row = dict.fromkeys(TARGETS, "-") | {"id": "R1"}
+    curves = {"title": "t", "section": "1", "kind": "curves", "metrics": [{"name": "loss"}]}
+    figures = {"fig06": {**curves, "series": [{"arm": "E04.success"}]}}
+    for name in ("claims", "figures", "targets"):
+        (folder / name).mkdir(parents=True)
+    (folder / "claims" / "p.yaml").write_text(yaml.safe_dump(given))
+    (folder / "figures" / "p.yaml").write_text(yaml.safe_dump(figures))
+    (folder / "targets" / "p.csv").write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
     (folder / "calibration.yaml").write_text((ROOT / "config" / "calibration.yaml").read_text())
     (folder / "c.yaml").write_text(yaml.safe_dump(config))
     return folder / "c.yaml"
@@ -545,6 +555,32 @@ def test_the_cheapest_part_that_decides_a_claim(tmp_path, monkeypatch):
         list(plan_text.lines([path], [], "other"))
     with pytest.raises(Bad, match="did you mean 'recovers'"):
         list(plan_text.lines([path], [], "recover"))
+    given = yaml.safe_load(path.read_text())
+    given["arms"]["E04.succes"] = given["arms"]["E04.success"]
+    path.write_text(yaml.safe_dump(given))
+    with pytest.raises(Bad, match=r"arms: unknown arm 'E04\.succes'; did you mean 'E04\.success'"):
+        list(plan_text.lines([path], [], "recovers"))
+
+
+def test_a_claim_that_two_papers_have_is_named_with_its_paper(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = claimed(tmp_path / "config")
+    given = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(given | {"papers": ["p", "q"]}))
+    for file in [*path.parent.glob("*/p.yaml"), *path.parent.glob("*/p.csv")]:
+        file.with_stem("q").write_text(file.read_text())
+    said = yaml.safe_load((path.parent / "claims" / "q.yaml").read_text())
+    rises = next(one for one in said["claims"] if one["id"] == "rises")
+    said["claims"] = [{**rises, "id": "recovers"}, {**rises, "id": "alone"}]
+    (path.parent / "claims" / "q.yaml").write_text(yaml.safe_dump(said))
+    with pytest.raises(Bad, match=r"--claim recovers: .*write p/recovers or q/recovers"):
+        list(plan_text.lines([path], [], "recovers"))
+    listed = folders(plan_text.lines([path], [], "p/recovers", jobs=True))
+    assert "models/small-from-small-rl/s3" in listed and "models/support-union/s3" not in listed
+    for name in ("q/recovers", "alone"):
+        listed = folders(plan_text.lines([path], [], name, jobs=True))
+        assert "models/support-union/s3" in listed and "models/small-rl/s3" in listed
+        assert not any(folder.startswith("evaluations/") for folder in listed)
 
 
 # The command

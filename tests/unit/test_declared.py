@@ -72,6 +72,10 @@ def bounded(quantity: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
             "claim E01-accuracy: unknown figure 'fig99'",
         ),
         (
+            lambda given: claim(given, "E01-accuracy").update(experiment="E14"),
+            "claim E01-accuracy: unknown experiment 'E14'; did you mean 'E1",
+        ),
+        (
             lambda given: given.update(arms=["E01.student"]),
             "arms: got ['E01.student']; write NAME: what it is",
         ),
@@ -149,6 +153,31 @@ def test_arms_of_a_config_are_the_papers() -> None:
     shown(mini())
     given = mini(arms={"E04.succes": arm}) | {"papers": [], "targets": ["headline"]}
     shown(given)  # nobody reads them
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("average", "tables.headline.columns: no column 'average'"),
+        ("recovary:medium", "no column 'recovary:medium'; did you mean 'recovery'?"),
+        ("avg:midium", "unknown benchmark 'midium'; did you mean 'medium'?"),
+        ({"column": "last", "label": "x"}, "column 'last' names no metric; write last:METRIC"),
+        ("course:kl", "tables.headline.columns: unknown metric 'kl'"),
+    ],
+)
+def test_columns_of_a_config_are_held_to_what_a_table_can_show(column: Any, said: str) -> None:
+    given = mini()
+    given["tables"]["headline"]["columns"] = ["avg:macro", column]
+    with pytest.raises(Bad, match=re.escape(said)) as caught:
+        shown(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_benchmarks_of_a_configs_figures_are_those_of_its_evaluation() -> None:
+    bars = {"title": "x", "kind": "bars", "evaluation": "held-out"}
+    bars |= {"series": [{"label": "x", "model": "small"}], "benchmarks": ["macro", "easyy"]}
+    with pytest.raises(Bad, match=re.escape("figures.x.benchmarks: unknown benchmark 'easyy'")):
+        shown(mini(figures={"x": bars}))
 
 
 def test_probes_that_look_like_a_papers_are_held_to_it() -> None:

@@ -150,6 +150,20 @@ def test_scores_by_hand(tmp_path: Path, inputs: dict[str, Path]) -> None:
     assert text.startswith("**T**\n\n|  | avg@4 (%) | avg@4 (%), easy | change (points) |")
 
 
+def test_a_share_of_no_gap_is_said_to_be_none(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    row = {**ROWS[1], "teacher": ["student"]}
+    cfg = {"columns": ["change", "recovery"], "rows": [ROWS[1], row | {"label": "none"}]}
+    numbers = run_table(cfg, inputs, tmp_path)
+    ends = ("recovery", "recovery_low", "recovery_high")
+    assert [numbers["none"][end] for end in ends] == [None] * 3
+    assert all(numbers["distilled"][end] is not None for end in ends)
+    text = (tmp_path / "table.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| none |"))
+    assert line.endswith(" | no gap |") and "no gap: the interval of the gap" in text
+    run_table({**cfg, "rows": ROWS}, inputs, tmp_path)
+    assert "no gap" not in (tmp_path / "table.md").read_text()
+
+
 def test_other_columns_by_hand(tmp_path: Path, inputs: dict[str, Path]) -> None:
     columns = [
         "tokens",
@@ -335,7 +349,10 @@ def test_what_is_not_there_is_named(
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (["average"], "no column 'average'; there are avg, change"),
+        (["average"], "no column 'average'; did you mean 'avg'?"),
+        (["nll"], "no column 'nll'; there are avg, change"),
+        (["probe"], "column 'probe' names no value; write probe:VALUE"),
+        (["outlook:auroc"], "column 'outlook:auroc' names a value; write outlook"),
         (["last"], "column 'last' names no metric; write last:METRIC"),
         (["avg:AIME"], "row 'student': no benchmark 'AIME'"),
     ],

@@ -10,6 +10,8 @@ from hypothesis.extra.numpy import arrays
 
 from opd.intervals import (
     Interval,
+    boundless,
+    bounds,
     difference,
     interval,
     paired_test,
@@ -75,6 +77,59 @@ def test_no_recovery_of_a_gap_that_may_not_be_there() -> None:
     assert recovery([SCORES], [SCORES], [OTHER]) is None  # the teacher is the worse one
     hardly = samples([[0.5, 0.5, 0.0, 0.25, 0.0], [0.5, 0.25, 0.25, 0.0, 0.25]])
     assert recovery([SCORES], [OTHER], [hardly]) is None
+
+
+def fieller(numerator: np.ndarray, gap: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Which shares r of a grid the interval of numerator - r * gap does not rule out."""
+    low, high = np.quantile(numerator - grid[:, None] * gap, [0.025, 0.975], axis=1)
+    return (low <= 0) & (high >= 0)
+
+
+@pytest.mark.parametrize("teacher", [[1.0, 1.0, 0.75, 1.0, 1.0], [0.5] * 5])
+def test_recovery_is_fiellers_set(teacher: list[float]) -> None:
+    """With a gap in every draw; and where 0.5 to 2.5 % of the draws have none, no less."""
+    goal = samples([teacher] * 2)
+    now, base, top = draws_by_enumeration(*(s.mean(-1) for s in (SCORES, OTHER, goal))).T
+    none = np.mean(top - base <= 0)
+    assert none == 0 if teacher[1] == 1.0 else 0.005 < none < 0.025
+    found = recovery([SCORES], [OTHER], [goal], resamples=100_000)
+    assert found is not None
+    # As far out as the others reach: beyond that a grid does not tell.
+    grid = np.linspace(found.low - 2, found.high + 2, 401)
+    kept = grid[fieller(now - base, top - base, grid)]
+    if not none:
+        assert [found.low, found.high] == pytest.approx([kept.min(), kept.max()], abs=0.03)
+    assert found.low <= kept.min() + 0.02 and found.high >= kept.max() - 0.02
+    shares = (now - base)[top > base] / (top - base)[top > base]
+    alone = np.quantile(shares, [0.025, 0.975])
+    assert found.low <= alone[0] + 0.015 and found.high >= alone[1] - 0.015
+
+
+def test_draws_without_a_value_count_against_both_ends() -> None:
+    """Of 1,000 draws 25 are left out at either end; ten that may be anything are among them."""
+    draws = np.arange(1000.0)
+    draws[500:510] = np.nan
+    found = bounds(1.0, draws)
+    low = np.where(np.isnan(draws), -np.inf, draws)
+    high = np.where(np.isnan(draws), np.inf, draws)
+    assert found.low == pytest.approx(np.sort(low)[25], abs=1.0) and found.low < 16
+    assert found.high == pytest.approx(np.sort(high)[974], abs=1.0) and found.high > 983
+    draws[:16] = np.nan
+    assert boundless(draws) and bounds(1.0, draws) == Interval(1.0, -np.inf, np.inf)
+
+
+def test_shares_of_a_small_gap_are_covered() -> None:
+    """A student that closes half of a gap of 0.12, which is three of its own standard errors: the
+    set holds the half as often as it says, whether it has bounds or not."""
+    rng, trials, hits, bounded = np.random.default_rng(3), 400, 0, 0
+    for _ in range(trials):
+        rates = rng.random((40, 1)) * 0.88
+        sides = [(rng.random((40, 4)) < rates + more)[None] for more in (0.06, 0.0, 0.12)]
+        found = recovery(*([side] for side in sides), resamples=400)
+        bounded += found is not None
+        hits += found is None or found.low <= 0.5 <= found.high
+    assert 0.92 <= hits / trials <= 0.98
+    assert 0.5 <= bounded / trials <= 0.95
 
 
 def test_macro_weighs_benchmarks_equally_whatever_their_size() -> None:

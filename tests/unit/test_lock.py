@@ -1,7 +1,11 @@
 """Locking hub objects: what is asked, what is written, what is refused."""
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import yaml
+
+from opd.cli import main
 from opd.errors import Bad
 from opd.lock import lock, read
 from opd.plan import plan
@@ -47,6 +51,40 @@ def test_nothing_is_written_when_the_hub_does_not_answer(tmp_path):
     with pytest.raises(Bad, match=r"models\.m\.hub.*a/b"):
         lock(config(), tmp_path / "lock.yaml", ask)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_on_the_command_line_say_what_is_asked(tmp_path, monkeypatch, capsys):
+    """As `opd plan` and snakemake take them: what a switch leaves out is not asked for."""
+    asked = []
+
+    class Hub:
+        def repo_info(self, name, repo_type, revision):
+            asked.append(name)
+            return SimpleNamespace(sha=SHA)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    model = {"released": {"hub": "a/trained"}, "sft": {"student": "base", "data": "d"}}
+    models = {"base": {"hub": {"id": "a/base"}}, "m": model}
+    given = {"name": "t", "models": models, "use_released": True}
+    given["world"] = {"rl_times": 0.5, "other_times": 0.5}
+    given |= {"pairs": {"d": {"world": {"n": 9, "templates": ["{question}"]}}}}
+    given["defaults"] = {"sft": {"steps": 1, "batch_size": 1, "lr": 1.0, "max_tokens": 9}}
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(given))
+    command = ["lock", str(path), "--lock", str(tmp_path / "lock.yaml")]
+    main(command)
+    assert asked == ["a/base", "a/trained"]
+    asked.clear()
+    main([*command, "--config", "use_released=false"])
+    assert asked == ["a/base"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"{SHA}  models/a/trained"
+    with pytest.raises(SystemExit):
+        main([*command, "--config", "seeds"])
+    with pytest.raises(SystemExit):
+        main(["lock", str(tmp_path / "none.yaml")])
+    said = capsys.readouterr().err
+    assert "error: --config: 'seeds' is no setting; write KEY=VALUE" in said
+    assert f"error: {tmp_path / 'none.yaml'}: no such config; mend the path" in said
 
 
 def test_lock_that_contradicts_the_recipe_is_refused():

@@ -65,6 +65,7 @@ RUNS: dict[str, tuple[str, str, int, int, int | None, str]] = {
     "E03.small": (JUSTRL, R1, 600, 7168, 16, "rethinking_code"),
     "E03.large": (JUSTRL, R1_7B, 600, 7168, 16, "rethinking_code"),
     "E04.success": (R1, JUSTRL, 279, 7168, 16, "rethinking_code"),
+    "E04.success-200": (R1, JUSTRL, 279, 7168, 16, "rethinking_code"),
     "E04.failure": (R1, R1_7B, 279, 7168, 16, "rethinking_code"),
     "E05.student": (R1, JUSTRL, 279, 7168, 16, "rethinking_code"),
     "E05.intersection": (R1, JUSTRL, 279, 7168, 16, "intersection"),
@@ -247,7 +248,7 @@ def test_runs_that_are_shared(config):
     shared = [arms for arms in by_run.values() if len(arms) > 1]
     assert sorted(map(sorted, shared)) == [
         ["E02.same", "E04.failure"],
-        ["E04.success", "E05.student", "E07.original", "E09.l4", "E12.k16"],
+        ["E04.success", "E04.success-200", "E05.student", "E07.original", "E09.l4", "E12.k16"],
     ]
     assert len(by_run) == 27
 

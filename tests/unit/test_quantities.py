@@ -293,7 +293,7 @@ def test_what_is_missing_is_named(reader: Reader) -> None:
 
 def test_no_recovery_of_a_gap_that_may_be_none(reader: Reader) -> None:
     arms = {"A": {**ARMS["after"], "teacher": ["student"]}}
-    with pytest.raises(Undefined, match="A could recover may be none"):
+    with pytest.raises(Undefined, match="could close may be none"):
         estimate({"recovery": "A"}, reader, arms, PROBES)
 
 

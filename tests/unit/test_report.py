@@ -81,15 +81,17 @@ def test_all_there_is_appears(tmp_path):
     for one in found()["claims"]:
         if one["verdict"] == "not run":  # folded into a line of its experiment
             assert one["statement"] in part(html, "not-run:a_paper/E12")
-            assert f'<li id="claim:{one["id"]}">{one["statement"]}' in html
+            assert f'<li id="claim:a_paper/{one["id"]}">{one["statement"]}' in html
             continue
-        card = part(html, f"claim:{one['id']}")
+        card = part(html, f"claim:a_paper/{one['id']}")
         assert one["statement"] in card
         assert f"</span>{': ' + one['reason'] if one['reason'] else ''}" in card
         assert re.search(rf"[✓✗≈○] {one['verdict']}</span>", card)
     assert "gap recovered 88.5 % [85.0, 92.0]; claimed: at least 80 % (✓ reproduced)" in page.text
     assert "it rises −0.1 [−0.2, −0.05] (✗ not reproduced)" in page.text
-    assert html.count('<a href="#figure:a_paper/fig06">fig06</a>') == 2  # from its claims
+    assert (
+        html.count('<a href="#figure:a_paper/fig06">fig06</a>') == 3
+    )  # from its claims and its row
     assert page.values("src") == [report._image(_svg(tmp_path))["uri"]] * 2
     assert [of["alt"].partition(".")[0] for tag, of in page.tags if tag == "img"] == [
         "Recovery",
@@ -98,7 +100,7 @@ def test_all_there_is_appears(tmp_path):
     assert "What came back." in page.text and "large · macro 0.5 [0.4, 0.6]" in page.text
     row = (
         "R033 E04 Fig6 recovery 0.812 printed 88.5 % [85.0, 92.0] not comparable "
-        "E04-recovery reproduced, a_paper/fig06"
+        "E04-recovery reproduced, fig06"
     )
     assert page.text.count(row) == 1
     for section in ("Success", "Cold start", "Tables", "Runs", "Cost", "Environment"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from results import claim, found, sample, target
 
-from opd import report
+from opd import claims_page, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
@@ -38,6 +38,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results.claims(claims, {})
     (results.root / "tables" / LONG / "payload" / "table.csv").write_text("changed")
     report.run(results.cfg, results.inputs, results.root)
+    (results.root / "claims.html").write_text(claims_page.page(claims))
     return results.root / "report.html"
 
 
@@ -72,6 +73,10 @@ CUT = """() => {
 }"""
 
 
+# How far each figure reaches over its own box.
+IMAGES = "[...document.querySelectorAll('.image')].map(e => e.scrollWidth - e.clientWidth)"
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_overflows(file, browser, tmp_path, size, scheme):
@@ -92,11 +97,40 @@ def test_nothing_overflows(file, browser, tmp_path, size, scheme):
         " e.getBoundingClientRect().height])"
     )
     assert len(shown) == 3 and all(done and min(w, h) > 100 for done, w, h in shown)
-    # Figures keep their shape and a size at which their text can be read.
-    assert all(abs(w / h - 2) < 0.02 and w >= 500 for _, w, h in shown)
+    # Figures keep their shape and fit the page.
+    assert all(abs(w / h - 2) < 0.02 and width * 0.7 < w <= width for _, w, h in shown)
+    assert page.evaluate(IMAGES) == [0, 0, 0]
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert said == []
     page.screenshot(path=tmp_path / f"{size}-{scheme}.png", full_page=True)
+    page.close()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_nothing_of_the_claims_page_overflows(file, browser, size):
+    width, height = SIZES[size]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto(file.with_name("claims.html").as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.locator("table").count() == 3 and page.locator(".claim").count() == 5
+    wide, window = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    assert window == width and wide <= window
+    assert page.evaluate(CUT) == []
+    page.close()
+
+
+def test_a_figure_grows_on_a_phone_where_that_is_asked_for(file, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(file.as_uri())
+    assert page.evaluate(IMAGES) == [0, 0, 0]
+    page.focus(".enlarge input")
+    page.keyboard.press("Space")
+    over, *others = page.evaluate(IMAGES)
+    assert over > 300 and others == [0, 0]
+    wide, window = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    assert wide <= window and page.evaluate(CUT) == []
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert page.locator(".enlarge").first.is_hidden()
     page.close()
 
 
@@ -134,14 +168,14 @@ def test_keyboard_filters_claims_and_opens_details(file, browser):
     assert len(claims()) == 5
     page.focus("#claims-all")
     page.keyboard.press("ArrowRight")
-    assert claims() == ["claim:E04-recovery"]
+    assert claims() == ["claim:a_paper/E04-recovery"]
     assert page.locator(".group h4:visible").all_inner_texts() == ["E04"]
     for _ in range(4):
         page.keyboard.press("ArrowRight")
     assert claims() == ["not-run:a_paper/E12", "not-run:a_paper/an"]
     page.focus("[id='not-run:a_paper/E12'] summary")
     page.keyboard.press("Enter")
-    assert page.locator("[id='claim:E12-k']").is_visible()
+    assert page.locator("[id='claim:a_paper/E12-k']").is_visible()
     page.focus("#runs summary")
     page.keyboard.press("Enter")
     assert page.locator("#runs details").first.get_attribute("open") is not None

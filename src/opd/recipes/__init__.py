@@ -10,7 +10,7 @@ from opd.recipes.base import references, unknown
 from opd.recipes.config import Config, schema
 from opd.recipes.models import Hub, Kept
 from opd.recipes.prompts import HubPrompts
-from opd.recipes.resolve import merge, resolve, settings, typed
+from opd.recipes.resolve import merge, read, resolve, settings, typed
 from opd.recipes.shown import Figure, Series, Shown, Table
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Table",
     "TaskData",
     "merge",
+    "read",
     "references",
     "resolve",
     "schema",

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -27,6 +28,25 @@ def resolve(raw: Mapping[str, Any]) -> Config:
     if config.evaluation and config.evaluation not in config.evaluations:
         raise unknown(config.evaluation, config.evaluations, "evaluation", "evaluation")
     return config
+
+
+def read(paths: Iterable[Path], entries: Iterable[str] = ()) -> Config:
+    """The config of these files and KEY=VALUE settings, later ones on top, as Snakemake takes them.
+
+    Raises ``Bad`` for a file that is not there or holds no config, and as ``resolve`` does.
+    """
+    merged: dict[str, Any] = {}
+    for path in paths:
+        if not path.is_file():
+            raise Bad("no such config", str(path), "mend the path")
+        try:
+            given = yaml.safe_load(path.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise Bad(f"not readable as YAML ({error})", str(path), "mend the file") from error
+        if not isinstance(given, Mapping):
+            raise Bad("it holds no settings", str(path), "write KEY: VALUE")
+        merged = merge(merged, given)
+    return resolve(merge(merged, settings(entries)))
 
 
 def typed(given: Any) -> Any:

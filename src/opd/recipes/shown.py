@@ -36,7 +36,7 @@ class Column(Strict):
 
 
 class Table(Shown):
-    """Models in rows; columns as ``opd.report_tables`` names them (``avg``, ``change``, ...)."""
+    """Models in rows; columns as ``opd.columns`` names them (``avg``, ``change``, ...)."""
 
     evaluation: EvaluationRef
     rows: list[Row] = Field(min_length=1)

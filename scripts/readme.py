@@ -1,0 +1,190 @@
+"""Fill the generated parts of README.md and docs/*.md from finished results (`make readme`).
+
+    python scripts/readme.py [RESULTS]
+
+A part stands between `<!-- fill: KIND SCALE ... -->` and `<!-- end -->`, each on a line of its own:
+
+    counts SCALE          how many claims of each paper have which verdict
+    claims SCALE [ID ...] what was measured of these claims (ID, or PAPER/ID), or of all
+    table SCALE TABLE     a table with its note
+    figure SCALE FIGURE   copies the figure to the image that the part shows
+
+SCALE is a folder of RESULTS, `results` if not given. What is not there leaves its part as it is.
+"""
+
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from opd import claims_page
+from opd.errors import Bad
+from opd.files import read_json
+
+START, END = re.compile(r"<!-- fill: (.*) -->"), "<!-- end -->"
+IMAGE = re.compile(r"!\[[^]]*\]\(([^)]+)\)")
+
+
+def parts(text: str, where: str) -> list[tuple[list[str], str]]:
+    """(words, text) of a page part by part; what is not generated has no words.
+
+    Raises ``Bad`` for a part that is not closed, and for an end without a part.
+    """
+    found: list[tuple[list[str], str]] = []
+    words: list[str] = []
+    lines: list[str] = []
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        at, start = f"{where}:{number}", START.fullmatch(line.strip())
+        if start and words:
+            raise Bad("a part within a part", at, f"write {END} before it")
+        if line.strip() == END and not words:
+            raise Bad("an end without a part", at, "write <!-- fill: ... --> before it")
+        if start or line.strip() == END:
+            found.append((words, "".join(lines)))
+            words, lines = start[1].split() if start else [], []
+        else:
+            lines.append(line)
+    if words:
+        raise Bad(f"the part '{' '.join(words)}' has no end", where, f"write {END} after it")
+    return [*found, ([], "".join(lines))]
+
+
+def filled(text: str, fill: Callable[[list[str], str], str], where: str) -> str:
+    """A page with what ``fill`` makes of each part's words and text."""
+    made = []
+    for words, inner in parts(text, where):
+        if words:
+            inner = f"<!-- fill: {' '.join(words)} -->\n{fill(words, inner).strip()}\n{END}\n"
+        made.append(inner)
+    return "".join(made)
+
+
+def fill(results: Path, page: Path, left: list[str], words: list[str], inner: str) -> str:
+    """The text of a part. Where a result is not there, that goes to ``left`` and the text stays.
+
+    Raises ``Bad`` for a kind, or for a claim, that does not exist.
+    """
+    (kind, *names), where = words, f"{page}: {' '.join(words)}"
+    if kind not in KINDS:
+        raise Bad(f"no kind '{kind}'", where, f"there are {', '.join(KINDS)}")
+    make, few = KINDS[kind]
+    if len(names) < few:
+        raise Bad("too few words", where, f"write {kind} {' '.join(('SCALE', 'NAME')[:few])}")
+    try:
+        return make(results / names[0], names[1:], inner, page)
+    except FileNotFoundError as missing:
+        left.append(str(missing.filename))
+        return inner
+    except KeyError as missing:
+        raise Bad(f"there is no {missing}", where, "mend the name") from missing
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _claims(folder: Path) -> dict[str, Any]:
+    if not (folder / "claims.json").is_file():
+        raise FileNotFoundError(0, "", str(folder / "claims.json"))
+    found: dict[str, Any] = read_json(folder / "claims.json")
+    return found
+
+
+def counts(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
+    found = _claims(folder)
+    many = len(found["seeds"])
+    lines = [
+        f"{sum(about['counts'].values())} claims of *{about['title']}*, scale {found['scale']}, "
+        f"{f'{many} seeds' if many > 1 else 'one seed'}: "
+        f"{claims_page.headline({**found, **about}, claims_page.mark)}."
+        for about in found["papers"].values()
+    ]
+    return "\n\n".join(lines)
+
+
+def claims(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
+    found = _claims(folder)
+    if not names:
+        return "\n\n".join(_all(found, paper) for paper in found["papers"])
+    named = {f"{one['paper']}/{one['id']}": one for one in found["claims"]}
+    named |= {one["id"]: one for one in found["claims"]}
+    published = ["published"] if found["comparable"] else []
+    lines = [_row(["claim", "verdict", "measured", *published])]
+    lines.append(_row(["---"] * (3 + len(published))))
+    for name in names:
+        one = named[name]
+        shown = [check["shown"] or "–" for check in one["checks"]]
+        cells = [f"{one['id']}: {one['statement']}", claims_page.verdict_of(one)]
+        cells += ["<br>".join(dict.fromkeys(shown))]
+        cells += [claims_page.said(one)] if published else []
+        lines.append(_row([claims_page.unbroken(_cell(cell)) for cell in cells]))
+    return "\n".join(lines)
+
+
+def _all(found: Mapping[str, Any], paper: str) -> str:
+    """Every claim of a paper that was run, and the names of the others."""
+    lines = [f"### {found['papers'][paper]['title']}", ""] if len(found["papers"]) > 1 else []
+    lines += [_row(["claim", "verdict", "measured"]), _row(["---"] * 3)]
+    absent = []
+    for one in found["claims"]:
+        if one["paper"] != paper:
+            continue
+        if one["verdict"] == "not run":
+            absent.append(one["id"])
+            continue
+        measured = "<br>".join(_cell(check["text"]) for check in one["checks"])
+        said = f"{one['id']}: {_cell(one['statement'])}"
+        lines.append(_row([said, claims_page.verdict_of(one), measured]))
+    return "\n".join([*lines, *(["", f"Not run: {', '.join(absent)}."] if absent else [])])
+
+
+def table(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
+    lines = (folder / "tables" / f"{names[0]}.md").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    return "\n".join(lines[first:])
+
+
+def figure(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
+    image = IMAGE.search(inner)
+    if not image:
+        raise Bad("the part shows no image", f"{page}: figure {names[0]}", "write ![...](FILE)")
+    shutil.copyfile(folder / "figures" / f"{names[0]}.png", page.parent / image[1])
+    return inner
+
+
+# Kind -> what makes its text, and how many words it needs at the least.
+KINDS = {"counts": (counts, 1), "claims": (claims, 1), "table": (table, 2), "figure": (figure, 2)}
+
+
+def pages(root: Path) -> list[Path]:
+    """What has generated parts."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def main(root: Path, results: Path) -> None:
+    """Fill the pages below ``root``, and say of each what was left as it was."""
+    made, left = {}, {}
+    for page in pages(root):
+        missing: list[str] = []
+        made[page] = filled(page.read_text(), partial(fill, results, page, missing), page.name)
+        left[page] = missing
+    for page, text in made.items():
+        if text != page.read_text():
+            page.write_text(text)
+            print(f"{page}: filled")
+        for missing in dict.fromkeys(left[page]):
+            print(f"{page}: left as it was, there is no {missing}")
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(), Path(*sys.argv[1:2] or ["results"]))
+    except Bad as bad:
+        sys.exit(f"error: {bad}")
