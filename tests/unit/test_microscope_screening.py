@@ -67,13 +67,10 @@ def test_values_on_fixture_data() -> None:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    root = tmp_path_factory.mktemp("models")
-    return {
-        "model": microscopy.train(root / "student", microscopy.STUDENT),
-        # The second has no right answer.
-        "prompts": microscopy.questions(root / "prompts", "1x34"),
-    }
+def inputs(pointed: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    # The second has no right answer.
+    prompts = microscopy.questions(tmp_path_factory.mktemp("screening") / "prompts", "1x34")
+    return {"model": pointed["student"], "prompts": prompts}
 
 
 def demonstrated(inputs: Inputs, root: Path, **more: Any) -> Path:
