@@ -1,5 +1,6 @@
 """``opd align``: the microscope on model folders of a user's own."""
 
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -155,7 +156,8 @@ def _markdown(
         "| teacher | " + " | ".join(title for _, title, _ in _COLUMNS) + " | tokens | questions |",
         "| --- |" + " ---: |" * (len(_COLUMNS) + 2),
     ]
-    order = sorted(found, key=lambda name: -(_value(found[name], "weighted_cosine") or -2))
+    scores = {name: _value(values, "weighted_cosine") for name, values in found.items()}
+    order = sorted(found, key=lambda name: math.inf if scores[name] is None else -scores[name])
     for name in order:
         values = found[name]
         cells = [_bounded(values, key, form) for key, _, form in _COLUMNS]
