@@ -156,8 +156,12 @@ def _markdown(
         "| teacher | " + " | ".join(title for _, title, _ in _COLUMNS) + " | tokens | questions |",
         "| --- |" + " ---: |" * (len(_COLUMNS) + 2),
     ]
-    scores = {name: _value(values, "weighted_cosine") for name, values in found.items()}
-    order = sorted(found, key=lambda name: math.inf if scores[name] is None else -scores[name])
+
+    def rank(name: str) -> float:
+        score = _value(found[name], "weighted_cosine")
+        return math.inf if score is None else -score
+
+    order = sorted(found, key=rank)
     for name in order:
         values = found[name]
         cells = [_bounded(values, key, form) for key, _, form in _COLUMNS]
