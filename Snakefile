@@ -11,6 +11,7 @@
 #   models/MODEL/[sSEED/]              checkpoints (no seed: fetched), with their training metrics
 #   models/MODEL@STEP/sSEED/           the weights after a step that keep_steps names
 #   generations/GENERATION/sSEED/      rollouts
+#   demonstrations/NAME/sSEED/         verified responses for the contexts of teachers
 #   probes/PROBE/sSEED/                what a pair of models shows without training
 #   evaluations/EVALUATION/MODEL/sSEED/  graded samples and a summary
 #   figures/FIGURE.{png,svg}  tables/TABLE.{csv,md}  claims.{html,md,json}
@@ -38,6 +39,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/generate.smk"
 include: "workflow/rules/probe.smk"
+include: "workflow/rules/microscope.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 

@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--store", type=Path, default=Path("results/.store"))
     add("schema", help="print the JSON schema of a config")
     _add_preflight(add)
+    _add_align(add)
     watch = add("watch", help="show a training run step by step as it goes")
     watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
     _add_plan(add)
@@ -237,6 +238,68 @@ def _add_preflight(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="of sampling; %(default)s if not given",
     )
     before.add_argument(
+        "--align",
+        action="store_true",
+        help="measure the alignment, too (`opd align`): many more rollouts, needs a grader",
+    )
+    before.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder that keeps all of it; none if not given"
+    )
+
+
+def _add_align(add: Callable[..., argparse.ArgumentParser]) -> None:
+    align = add(
+        "align",
+        help="whether teachers point a student towards right answers, token by token, untrained",
+        usage="opd align --student DIR --teacher DIR [DIR ...] --questions FILE --grader NAME "
+        "[options]",
+    )
+    align.add_argument("--student", type=Path, required=True, metavar="DIR", help="model folder")
+    align.add_argument(
+        "--teacher", type=Path, nargs="+", default=[], metavar="DIR", help="model folders"
+    )
+    align.add_argument(
+        "--questions",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="prompts.parquet, or lines of JSON with question, answer and prompt",
+    )
+    align.add_argument(
+        "--grader",
+        required=True,
+        help="of answers: letter, boolean, integer, world, choice, rule or math_verify",
+    )
+    align.add_argument(
+        "--demonstrate",
+        action="store_true",
+        help="the student with a right response in its prompt is a teacher, too",
+    )
+    numbers = {
+        "n": (16, "questions, the first of the file"),
+        "rollouts": (64, "rollouts of each question at first; the paper: 200"),
+        "min-visits": (40, "rollouts after each token that is looked at closely; the paper: 100"),
+        "min-children-visits": (20, "rollouts that a choice must have to count"),
+        "max-new-tokens": (2048, "longest response in tokens"),
+        "max-prompt-tokens": (1024, "longest prompt in tokens, without a demonstration"),
+        "max-teacher-prompt-tokens": (4096, "the same with one"),
+        "batch-size": (64, "responses that are sampled at a time"),
+    }
+    for name, (value, about) in numbers.items():
+        text = f"{about}; %(default)s if not given"
+        align.add_argument(f"--{name}", type=_whole(1), default=value, metavar="N", help=text)
+    align.add_argument("--system", help="a system prompt; none if not given")
+    align.add_argument(
+        "--chat-template", default="{}", metavar="JSON", help="arguments of the chat template"
+    )
+    for name, values in {
+        "backend": ("transformers", "vllm"),
+        "dtype": ("float32", "bfloat16"),
+    }.items():
+        text = f"{' or '.join(values)}; %(default)s if not given"
+        align.add_argument(f"--{name}", choices=values, default=values[0], help=text)
+    align.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="of sampling")
+    align.add_argument(
         "--out", type=Path, metavar="DIR", help="folder that keeps all of it; none if not given"
     )
 
@@ -385,6 +448,34 @@ def _preflight(arguments: argparse.Namespace) -> None:
     refuse_code(arguments.teacher)
     folders = (arguments.student, arguments.teacher, arguments.prompts, arguments.out)
     print(visible(preflight(*folders, cfg)), end="")
+    if arguments.align:
+        from opd.microscope.command import align
+
+        if not cfg["grader"]:
+            raise Bad("an alignment needs one", "--grader", "name one, or leave --align out")
+        more = {"rollouts": 64, "min_visits": 40, "min_children_visits": 20, "demonstrate": False}
+        out = arguments.out / "align" if arguments.out else None
+        teachers = [arguments.teacher]
+        said = align(arguments.student, teachers, arguments.prompts, out, cfg | more)
+        print(f"\n{visible(said)}", end="")
+
+
+def _align(arguments: argparse.Namespace) -> None:
+    from opd.microscope.command import align
+
+    given = vars(arguments)
+    names = (
+        *("n", "rollouts", "min_visits", "min_children_visits", "max_new_tokens", "grader"),
+        *("max_prompt_tokens", "max_teacher_prompt_tokens", "batch_size", "system", "seed"),
+        *("backend", "dtype", "demonstrate"),
+    )
+    cfg = {name: given[name] for name in names}
+    cfg["chat_template_kwargs"] = _object(arguments.chat_template, "--chat-template")
+    cfg["threads"] = len(os.sched_getaffinity(0))
+    folders = (arguments.student, arguments.teacher, arguments.questions, arguments.out)
+    for model in (arguments.student, *arguments.teacher):
+        refuse_code(model)
+    print(visible(align(*folders, cfg)), end="")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -534,6 +625,7 @@ def _stage(arguments: argparse.Namespace) -> None:
 OTHERS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "schema": _schema,
     "preflight": _preflight,
+    "align": _align,
     "watch": _watch,
     "plan": _plan,
     "audit": _audit,

@@ -219,6 +219,8 @@ def work(facts: Facts, folder: str) -> Work | None:
         return Work(phases, count * cfg["max_new_tokens"], judge, cfg["max_new_tokens"])
     if artifact.verb in ("pair", "signal", "continuation", "indicators"):
         return _probe(facts, artifact, asked)
+    if artifact.verb in ("demonstrate", "screening", "tree"):
+        return _microscope(facts, artifact)
     if artifact.verb == "embed" and "encoder" in inputs:
         size = parameters(facts, inputs["encoder"])
         tokens = rows(facts, inputs["prompts"]) * typical
@@ -252,6 +254,32 @@ def _probe(facts: Facts, artifact: Artifact, asked: float) -> Work:
     if artifact.verb == "indicators":
         phases["sample"] = (count * each, student)
     return Work(phases, count * each, student, each if "sample" in phases else 0.0)
+
+
+# Trials until a question has its demonstrations, where it is not hard.
+TRIALS = 12
+
+
+def _microscope(facts: Facts, artifact: Artifact) -> Work:
+    """Responses of the student to each question; of a tree also what is sampled after the tokens
+    that its teachers pick, from halfway on average, if none were picked twice."""
+    cfg, inputs = artifact.cfg, named(artifact)
+    size = parameters(facts, inputs["model" if artifact.verb == "demonstrate" else "student"])
+    each = mean_response(cfg["max_new_tokens"], _natural(facts, size))
+    questions = rows(facts, inputs["prompts"])
+    questions = min(questions, cfg.get("n") or cfg.get("questions") or questions)
+    if artifact.verb == "demonstrate":
+        responses = float(min(TRIALS, cfg["trials"]))
+    elif artifact.verb == "screening":
+        responses = float(cfg["samples"] * (1 + len(cfg["contexts"])))
+    else:
+        windows = math.ceil(math.log2(1 + each / cfg["first_window"]))
+        paths = cfg["correct_paths"] + cfg["incorrect_paths"]
+        picks = paths * windows * (cfg["top_gradient"] + cfg["top_difference"])
+        picked = picks * len(cfg["teachers"]) * cfg["min_visits"]
+        responses = cfg["rollouts"] + picked / 2
+    tokens = questions * responses * each
+    return Work({"sample": (tokens, size)}, tokens, size, each)
 
 
 def _natural(facts: Facts, size: float) -> float:

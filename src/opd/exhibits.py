@@ -326,6 +326,7 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
 RUNS = (
     *("sft", "grpo", "opd", "generate", "evaluate"),
     *("pair", "continuation", "prefix", "signal", "judge", "indicators"),
+    *("demonstrate", "summarise", "screening", "tree", "alignment", "pool", "forecast", "outcome"),
 )
 
 

@@ -54,6 +54,14 @@ VERBS = {
     "signal": "opd.probes.signal:run",
     "judge": "opd.probes.judge:run",
     "indicators": "opd.probes.preflight:run",
+    "demonstrate": "opd.microscope.demonstrations:run",
+    "summarise": "opd.microscope.demonstrations:run_summaries",
+    "screening": "opd.microscope.screening:run",
+    "tree": "opd.microscope.tree:run",
+    "alignment": "opd.microscope.measure:run",
+    "pool": "opd.microscope.pool:run",
+    "forecast": "opd.microscope.forecast:run",
+    "outcome": "opd.microscope.forecast:run_outcome",
     "table": "opd.report_tables:run_table",
     "figure": "opd.figures:run_figure",
     "claims": "opd.claims:run",
@@ -64,7 +72,10 @@ VERBS = {
 RESUMES = ("sft", "grpo", "opd", "fetch")
 
 # These keep parts of their work for every later run: they get a folder of the store that stays.
-CACHES = ("embed", "generate", "evaluate", "continuation", "prefix", "judge", "indicators")
+CACHES = (
+    *("embed", "generate", "evaluate", "continuation", "prefix", "judge", "indicators"),
+    *("demonstrate", "summarise", "screening", "tree"),
+)
 
 # These take things from the hub.
 FETCHES = ("fetch", "dataset", "prompts")

@@ -18,6 +18,7 @@ from opd.files import canonical, digest
 from opd.lock import locked
 from opd.manifest import code_digest, derive_seed
 from opd.recipes import PROTOCOLS, Config, Kept, references
+from opd.recipes.microscope import MICROSCOPE
 
 # Settings of vLLM that say where and how it runs, not what it samples.
 VLLM_PLACE = {
@@ -53,8 +54,11 @@ def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
         *_corpora(config),
         *_datasets(config, lock),
     ]
+    from opd.plan_microscope import microscope
+
     for seed in config.seeds:
         found += [
+            *microscope(config, seed),
             *_models(config, seed, lock),
             *_generations(config, seed),
             *_evaluations(config, seed),
@@ -99,6 +103,8 @@ def at(config: Config, section: str, name: str, seed: int) -> str:
         "pairs": lambda: config.pairs[name].filter is not None,
         "models": lambda: config.models[name].verb not in ("hub", "path"),
         "generations": lambda: True,
+        "demonstrations": lambda: True,
+        "probes": lambda: True,
     }[section]()
     return f"{section}/{name}/s{seed}" if seeded else f"{section}/{name}"
 
@@ -297,7 +303,8 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
             yield artifact("fetch", folder, {"path": model.path}, {"files": files})
 
 
-def _engine(config: Config, model: str) -> dict[str, Any]:
+def engine(config: Config, model: str) -> dict[str, Any]:
+    """Settings of what samples or reads with a model."""
     return {
         "threads": config.threads,
         "backend": config.backend,
@@ -309,7 +316,7 @@ def _engine(config: Config, model: str) -> dict[str, Any]:
 def _generations(config: Config, seed: int) -> Iterator[Artifact]:
     """Rollouts, and the SFT data that is filtered from them."""
     for name, recipe in config.generations.items():
-        settings = {**_settings(recipe), **_engine(config, recipe.model)}
+        settings = {**_settings(recipe), **engine(config, recipe.model)}
         folder = at(config, "generations", name, seed)
         yield artifact("generate", folder, settings, _inputs(config, recipe, seed), seed)
     for name, pairs in config.pairs.items():
@@ -375,7 +382,7 @@ def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
                 "max_prompt_tokens": recipe.max_prompt_tokens,
                 "batch_size": recipe.batch_size,
                 "benchmarks": [own for own, _ in asked.values()],
-                **_engine(config, model),
+                **engine(config, model),
             }
             settings["chat_template_kwargs"] |= protocol.chat_template
             inputs = {"model": at(config, "models", model, seed)}
@@ -387,6 +394,8 @@ def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
 def _probes(config: Config, seed: int) -> Iterator[Artifact]:
     """Measurements of models without training; whose rollouts they read is an input."""
     for name, probe in config.probes.items():
+        if probe.verb in MICROSCOPE:
+            continue
         recipe = getattr(probe, probe.verb)
         inputs = _inputs(config, recipe, seed)
         reads = getattr(recipe, "generations", None)
@@ -398,9 +407,9 @@ def _probes(config: Config, seed: int) -> Iterator[Artifact]:
         settings = _settings(recipe)
         if probe.judge:
             # Keywords need no engine.
-            settings |= _engine(config, recipe.judge) if "judge" in inputs else {}
+            settings |= engine(config, recipe.judge) if "judge" in inputs else {}
         else:
-            settings |= _engine(config, student)
+            settings |= engine(config, student)
             theirs = config.models[recipe.teacher].chat_template
             if theirs != settings["chat_template_kwargs"]:
                 settings["teacher_chat_template_kwargs"] = theirs

@@ -32,3 +32,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     }
     world.run_corpus(corpus, {}, made["data"])
     return made
+
+
+@pytest.fixture(scope="session")
+def pointed(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """A student whose choices matter, two teachers that point towards and away from what succeeds,
+    and questions: see ``microscopy``."""
+    import microscopy
+
+    return microscopy.made(tmp_path_factory.mktemp("pointed"))

@@ -86,6 +86,7 @@ wildcard_constraints:
     figure="[^/]+(/[^/]+)?",
     table="[^/]+",
     probe="[^/]+",
+    demos="[^/]+",
 
 
 def one_of(verb, hub=None):

@@ -76,7 +76,7 @@ def preflight(
     for folder in (student, teacher):
         if not folder.is_dir():
             raise Bad("no such folder", str(folder), "give the folder of a model")
-    rows = _prompts(prompts)[: cfg.get("n", 48)]
+    rows = read_questions(prompts)[: cfg.get("n", 48)]
     _check(rows, cfg, prompts)  # before they stand in a file that the user has never seen
     with tempfile.TemporaryDirectory(prefix="opd-preflight-") as temporary:
         work = Path(temporary)
@@ -101,7 +101,9 @@ def _check(prompts: Sequence[Row], cfg: Mapping[str, Any], path: Path) -> None:
             raise Bad("it has no answer", f"{path}: prompt '{row['id']}'", "leave the grader out")
 
 
-def _prompts(path: Path) -> list[Row]:
+def read_questions(path: Path) -> list[Row]:
+    """Rows of PROMPTS from such a table, its folder, or lines of JSON with question, answer and
+    prompt. Raises ``Bad`` for what is none."""
     if path.is_dir():
         path = path / "prompts.parquet"
     if path.suffix == ".parquet":

@@ -25,6 +25,15 @@ from opd.recipes.base import (
     Share,
     check_template,
 )
+from opd.recipes.microscope import (
+    MICROSCOPE,
+    AlignmentProbe,
+    ForecastProbe,
+    OutcomeProbe,
+    PoolProbe,
+    ScreeningProbe,
+    TreeProbe,
+)
 from opd.recipes.told import Information
 from opd.strict import Strict
 
@@ -325,7 +334,14 @@ class Probe(OneOf):
     signal: SignalProbe | None = None
     judge: JudgeProbe | None = None
     indicators: IndicatorsProbe | None = None
+    screening: ScreeningProbe | None = None
+    tree: TreeProbe | None = None
+    alignment: AlignmentProbe | None = None
+    pool: PoolProbe | None = None
+    forecast: ForecastProbe | None = None
+    outcome: OutcomeProbe | None = None
 
     @classmethod
     def verbs(cls) -> tuple[str, ...]:
-        return ("pair", "continuation", "prefix", "signal", "judge", "indicators")
+        own = ("pair", "continuation", "prefix", "signal", "judge", "indicators")
+        return (*own, *MICROSCOPE)

@@ -20,6 +20,14 @@ from opd.recipes.answers import (
     SignalProbe,
 )
 from opd.recipes.base import Count, EvaluationRef, Name, Plain, Share
+from opd.recipes.microscope import (
+    AlignmentProbe,
+    Demonstrate,
+    Demonstrations,
+    ScreeningProbe,
+    Summarise,
+    TreeProbe,
+)
 from opd.recipes.models import Grpo, Init, Model, Opd, Sft
 from opd.recipes.prompts import Contamination, Dedup, PromptSet
 from opd.recipes.shown import Arm, Figure, Table
@@ -104,6 +112,7 @@ class Config(Strict):
     benchmarks: dict[Name, Benchmark] = {}
     protocols: dict[Name, Protocol] = {}
     evaluations: dict[Name, Evaluation] = {}
+    demonstrations: dict[Name, Demonstrations] = {}
     probes: dict[Name, Probe] = {}
     papers: list[Name] = Field(
         default=[], description="whose claims and figures are shown: config/claims/PAPER.yaml, ..."
@@ -162,6 +171,11 @@ DEFAULTS: dict[str, type[Strict]] = {
     "signal": SignalProbe,
     "judge": JudgeProbe,
     "indicators": IndicatorsProbe,
+    "demonstrate": Demonstrate,
+    "summarise": Summarise,
+    "screening": ScreeningProbe,
+    "tree": TreeProbe,
+    "alignment": AlignmentProbe,
 }
 
 

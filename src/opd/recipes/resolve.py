@@ -131,7 +131,7 @@ def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
             if key not in DEFAULTS[verb].model_fields:
                 raise unknown(key, DEFAULTS[verb].model_fields, f"defaults.{verb}.{key}", "key")
     sections = ("prompts", "contamination", "pairs", "models", "generations", "evaluations")
-    for section in (*sections, "probes"):
+    for section in (*sections, "demonstrations", "probes"):
         recipes = config.get(section)
         if not isinstance(recipes, dict):
             continue
@@ -302,7 +302,7 @@ def _check_references(config: Config) -> None:
     """Every name refers to a recipe that exists, and none to itself through others."""
     sections = (
         *("prompts", "contamination", "pairs", "models", "generations", "benchmarks"),
-        *("protocols", "evaluations", "probes", "arms", "tables", "figures"),
+        *("protocols", "evaluations", "demonstrations", "probes", "arms", "tables", "figures"),
     )
     graph = {
         (section, name): list(references(recipe))

@@ -1,0 +1,123 @@
+"""What students and teachers are asked: questions, and questions with demonstrations (the paper,
+Figs. 12 to 15). Blank lines between blocks are as the figures lay them out. What the paper does not
+give is marked "ours".
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from opd.errors import Bad
+
+SYSTEM = "You are a helpful assistant."
+
+_MMLU = (
+    "Answer the following multiple choice question. The last line of your response should be of "
+    "the following format: 'Answer: $LETTER' (without quotes) where LETTER is one of ABCD. Think "
+    "step by step before answering.\n\n{question}\n\nA) {a}\nB) {b}\nC) {c}\nD) {d}"
+)
+# Ours.
+_BOOLQ = (
+    "{passage}\n\n{question}\n\nThe last line of your response should be of the following format: "
+    "'Answer: True' or 'Answer: False' (without quotes). Think step by step before answering."
+)
+# Ours.
+SUMMARISE = (
+    "Here is a question and a response to it.\n\nQuestion:\n{question}\n\nResponse:\n"
+    '"""\n{response}\n"""\n\nSummarise the response in a few sentences: its key steps and its '
+    "final answer. Write nothing else."
+)
+
+_QUOTED = '"""\n{}\n"""'
+_ONE = "This is a correct response to the question:"
+_SEVERAL = "These are correct responses to the question:"  # ours
+_MIXED = (
+    "Below are example responses to the question. Some are CORRECT and some are WRONG -- the wrong "
+    "responses contain mistakes and should NOT be imitated."
+)
+_NOW = "Now answer with a response of your own, including the thinking process:"
+
+
+def mmlu(question: str, choices: Sequence[str]) -> str:
+    """The user message of an MMLU question (Fig. 12). Raises ``Bad`` unless it has four choices."""
+    if len(choices) != 4:
+        raise Bad(f"it has {len(choices)} choices", f"question '{question[:40]}'", "give four")
+    a, b, c, d = choices
+    return _MMLU.format(question=question, a=a, b=b, c=c, d=d)
+
+
+def boolq(passage: str, question: str) -> str:
+    """The user message of a BoolQ question (ours)."""
+    return _BOOLQ.format(passage=passage, question=question)
+
+
+def asked(form: str | None, question: str, prompt: str) -> str:
+    """The user message of a prompt: as its prompt set asks it, or in a form of the paper (mmlu,
+    boolq), for which the bare question has to look as the loaders of these sets make it.
+
+    Raises ``Bad`` for an unknown form and for a question that does not look like that.
+    """
+    if form is None:
+        return prompt
+    if form not in FORMS:
+        raise Bad(f"unknown form '{form}'", "form", f"use one of {', '.join(FORMS)}")
+    found = FORMS[form].fullmatch(question.strip())
+    if found is None:
+        raise Bad(f"no question of {form}", f"question '{question[:40]}'", "leave form out")
+    one, *more = found.groups()
+    return mmlu(one, more) if form == "mmlu" else boolq(one, *more)
+
+
+FORMS = {
+    "mmlu": re.compile(r"(.*)\nA\. (.*)\nB\. (.*)\nC\. (.*)\nD\. (.*)", re.DOTALL),
+    "boolq": re.compile(r"(.*)\nQuestion: (.*)", re.DOTALL),
+}
+
+
+def with_demonstrations(asked: str, correct: Sequence[str], wrong: Sequence[str] = ()) -> str:
+    """A user message followed by demonstrations (Figs. 13 to 15); as it is without any."""
+    if not correct and not wrong:
+        return asked
+    if wrong:
+        blocks = [_MIXED]
+        blocks += ["Correct:\n" + _QUOTED.format(one) for one in correct]
+        blocks += ["WRONG (do NOT imitate):\n" + _QUOTED.format(one) for one in wrong]
+    else:
+        head = _ONE if len(correct) == 1 else _SEVERAL
+        first, *rest = [_QUOTED.format(one) for one in correct]
+        blocks = [f"{head}\n{first}", *rest]
+    return "\n\n".join([asked, *blocks, _NOW])
+
+
+def summary_request(template: str, question: str, response: str) -> str:
+    """What a summariser is asked. Raises ``Bad`` for a template without {response}."""
+    if "{response}" not in template:
+        raise Bad("it has no {response}", "template", "add it")
+    return template.replace("{question}", question).replace("{response}", response)
+
+
+def chat(text: str, system: str | None) -> list[dict[str, str]]:
+    """A user message as a conversation, with the system prompt in front where there is one."""
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, {"role": "user", "content": text}]
+
+
+Demonstrations = Mapping[str, Mapping[bool, Sequence[str]]]
+
+
+def teacher_asked(
+    prompt_id: str, asked: str, found: Demonstrations, correct: int, wrong: int
+) -> str:
+    """The user message of a teacher that sees this many demonstrations of each kind.
+
+    found: prompt -> correct or not -> texts. Raises ``Bad`` where there are too few.
+    """
+    of = found.get(prompt_id, {})
+    for kind, word, wanted in ((True, "correct", correct), (False, "wrong", wrong)):
+        have = len(of.get(kind, ()))
+        if have < wanted:
+            raise Bad(
+                f"{have} of {wanted} {word} demonstrations",
+                f"prompt '{prompt_id}'",
+                "allow more trials, or leave the question out",
+            )
+    return with_demonstrations(asked, of.get(True, ())[:correct], of.get(False, ())[:wrong])

@@ -1,0 +1,128 @@
+"""Which tokens get more rollouts: step 6 to 10 of the paper's algorithm (section 2.5, appendix D).
+
+Pure functions of probabilities and counts; ``opd.microscope.tree`` samples what they ask for. The
+paper gives tau, N_min and the windows; how many tokens of each ranking are picked in a window it
+does not say. From its budgets we infer about 20 each over all teachers, 3 each per teacher.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from opd.microscope.index import Children, Counts
+
+Array = np.ndarray
+FIRST_WINDOW = 50
+GROWTH = 2.0
+TAU = 0.02
+
+
+class Candidates(NamedTuple):
+    """Tokens that student or teacher find likely enough at the nodes of a path, flat: depth, token,
+    probability of either, and KL(student || teacher) at the node (nats)."""
+
+    depth: Array
+    token: Array
+    p: Array
+    q: Array
+    kl: Array
+
+
+class Pick(NamedTuple):
+    """A token to sample after: path, depth of its node, and how many rollouts it is to have."""
+
+    path: int
+    depth: int
+    token: int
+    rollouts: int
+
+
+def windows(length: int, first: int = FIRST_WINDOW, growth: float = GROWTH) -> Iterator[range]:
+    """Depths 0 to length - 1 in windows that grow: with the defaults tokens 1 to 50, 51 to 150, 151
+    to 350, ... counted from one."""
+    start, size = 0, float(first)
+    while start < length:
+        stop = min(length, start + max(1, round(size)))
+        yield range(start, stop)
+        start, size = stop, size * growth
+
+
+def divergence_weight(found: Candidates) -> Array:
+    """|P (l - mean l)| with l = log P - log Q: the size of the reverse KL's gradient (ranking a).
+    The mean is over the vocabulary, which is KL(P || Q)."""
+    ratio = np.log(np.maximum(found.p, 1e-300)) - np.log(np.maximum(found.q, 1e-300))
+    return np.abs(found.p * (ratio - found.kl))
+
+
+def difference(found: Candidates) -> Array:
+    """|Q - P| (ranking b)."""
+    return np.abs(found.q - found.p)
+
+
+def choose(
+    found: Candidates,
+    length: int,
+    top_gradient: int,
+    top_difference: int,
+    first: int = FIRST_WINDOW,
+    growth: float = GROWTH,
+) -> list[tuple[int, int]]:
+    """(depth, token) of the candidates that one path's targeted rollouts are for, deepest first: in
+    each window the first of either ranking. Ties go to the shallower, then to the smaller token."""
+    picked: set[tuple[int, int]] = set()
+    for ranking, most in ((divergence_weight, top_gradient), (difference, top_difference)):
+        scores = ranking(found)
+        for window in windows(length, first, growth):
+            inside = np.flatnonzero((found.depth >= window.start) & (found.depth < window.stop))
+            order = np.lexsort((found.token[inside], found.depth[inside], -scores[inside]))
+            for row in inside[order[:most]]:
+                if scores[row] > 0:
+                    picked.add((int(found.depth[row]), int(found.token[row])))
+    return sorted(picked, reverse=True)
+
+
+def top_up(
+    chosen: Mapping[int, Sequence[tuple[int, int]]],
+    paths: Sequence[Array],
+    children: Sequence[Children],
+    least: int,
+    counts: Counts = "unforced",
+) -> list[Pick]:
+    """Rollouts that bring every chosen (depth, token) of every path to ``least`` visits, as
+    ``counts`` has ``PathIndex.children`` count them: ``children`` have to be counted alike.
+
+    Deepest first: with ``whole`` a rollout visits all that is above it on its path, and what is
+    planned below counts above. A prefix that two paths share is asked for once.
+    """
+    seen = [
+        dict(
+            zip(
+                zip(c.depth.tolist(), c.token.tolist(), strict=True), c.visits.tolist(), strict=True
+            )
+        )
+        for c in children
+    ]
+    asked = sorted(
+        {(depth, path, token) for path, some in chosen.items() for depth, token in some},
+        key=lambda one: (-one[0], one[1], one[2]),
+    )
+    planned: list[Pick] = []
+    prefixes: dict[bytes, int] = {}
+    for depth, path, token in asked:
+        prefix = _key(paths[path], depth, token)
+        if prefix in prefixes:
+            continue
+        already = seen[path].get((depth, token), 0)
+        if counts == "whole":
+            already += sum(n for other, n in prefixes.items() if other.startswith(prefix))
+        need = max(0, least - already)
+        prefixes[prefix] = need
+        if need:
+            planned.append(Pick(path, depth, token, need))
+    return planned
+
+
+def _key(path: Array, depth: int, token: int) -> bytes:
+    """The prefix that ends with a token after the first ``depth`` of a path."""
+    return np.append(path[:depth], token).astype("<i4").tobytes()

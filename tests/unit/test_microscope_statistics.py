@@ -1,0 +1,165 @@
+"""Numbers of paths, questions and teachers on hand-made ones; tests between kinds of paths."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from opd.microscope.statistics import (
+    Cell,
+    by_question,
+    cell,
+    cluster_bootstrap,
+    contrast,
+    over_questions,
+    signal,
+    spearman,
+    values,
+    weighted_cosine,
+)
+
+NAN = float("nan")
+# Four nodes, one without a direction.
+ALIGNMENT = [1.0, -1.0, 0.2, NAN]
+RANGES = [0.4, 0.1, 0.5, 0.9]
+ADVANTAGE = [0.1, -0.02, 0.0, 0.04]
+
+
+def toy() -> Cell:
+    depth = {"depth": [0, 1, 2, 3]}
+    return cell("q", "t", 0, True, ALIGNMENT, RANGES, ADVANTAGE, depth)
+
+
+def test_numbers_of_a_path_by_hand() -> None:
+    one = toy()
+    assert (one.nodes, one.undefined) == (3, 1)
+    expected = {
+        "cosine": 0.2 / 3,
+        "positive_ratio": 2 / 3,
+        "weighted_cosine": (0.4 - 0.1 + 0.1) / 1.0,
+        "signal": (0.4 - 0.1 + 0.1) / 3,
+        "teacher_advantage": 0.12 / 4,
+        # Kept: the first and the third; then the first alone.
+        "signal_positive": (0.4 + 0.1) / 2,
+        "kept_positive_ratio": 2 / 3,
+        "beats_positive_ratio": 1.0,
+        "signal_above": 0.4,
+        "kept_above_ratio": 1 / 3,
+        "beats_above_ratio": 1.0,
+        "rho_depth": stats.spearmanr([0, 1, 2], [1, -1, 0.2]).statistic,
+    }
+    assert one.numbers == pytest.approx(expected)
+
+
+def test_the_mean_is_over_kept_nodes() -> None:
+    """The paper's signal rises with the threshold: dropped nodes do not count as zero."""
+    a, r = [0.1, 0.9, -0.5, 0.2], [0.2, 0.3, 0.4, 0.1]
+    signals = [signal(a, r, t) for t in (None, 0.0, 0.3)]
+    assert signals == pytest.approx(
+        [(0.02 + 0.27 - 0.2 + 0.02) / 4, (0.02 + 0.27 + 0.02) / 3, 0.27]
+    )
+    assert np.isnan(signal([-0.1], [0.4], 0.0)) and np.isnan(weighted_cosine([NAN], [0.4]))
+    none = cell("q", "t", 0, True, [NAN], [0.3], [0.0], {"depth": [0]})
+    assert none.nodes == 0 and np.isnan(none.numbers["cosine"])
+    assert none.numbers["teacher_advantage"] == 0
+
+
+def test_spearman_is_scipys() -> None:
+    rng = np.random.default_rng(0)
+    for n in (3, 10, 60):
+        a = rng.choice([-1.0, 1.0, 0.4], n)
+        a[:2] = [-1, 1]
+        f = rng.normal(size=n)
+        assert spearman(a, f) == pytest.approx(stats.spearmanr(a, f).statistic)
+    assert np.isnan(spearman([1, -1], [0, 1]))
+    assert np.isnan(spearman([1, 1, 1], [0, 1, 2]))
+    assert np.isnan(spearman([1, -1, 1], [2, 2, 2]))
+
+
+def made(question: str, teacher: str, correct: bool, value: float, path: int = 0) -> Cell:
+    return Cell(question, teacher, path, correct, {"cosine": value}, 1, 0, 0.0)
+
+
+def test_a_question_is_the_mean_of_its_paths_and_counts_once() -> None:
+    cells = [
+        made("a", "t", True, 0.2), made("a", "t", True, 0.4, 1), made("a", "t", False, 0.9, 2),
+        made("b", "t", False, 0.1), made("b", "t", True, NAN, 1),
+    ]  # fmt: skip
+    assert by_question(cells, "cosine") == pytest.approx({"a": 0.5, "b": 0.1})
+    found = values(cells)
+    assert found["cosine"].value == pytest.approx(0.3)
+    assert found["cosine_correct"].value == pytest.approx(0.3)
+    assert found["cosine_incorrect"].value == pytest.approx(0.5)
+    assert found["cosine_difference"].value == pytest.approx(-0.2)
+    assert found["questions"].value == 2 and found["nodes"].value == 5
+
+
+def test_interval_over_questions_is_students() -> None:
+    x = [0.1, 0.3, 0.2, 0.6]
+    low, high = stats.t.interval(0.95, 3, np.mean(x), stats.sem(x))
+    assert over_questions(x) == pytest.approx((0.3, low, high))
+    mean, low, high = over_questions([0.4])
+    assert mean == 0.4 and np.isnan(low) and np.isnan(high)
+
+
+def test_spread_is_over_all_nodes() -> None:
+    rng = np.random.default_rng(1)
+    scores = [rng.choice([-1.0, 1.0, 0.3], n) for n in (5, 9, 20)]
+    cells = [
+        cell(f"q{i % 2}", "t", i, i == 0, a, np.ones(len(a)), a, {}) for i, a in enumerate(scores)
+    ]
+    assert values(cells)["cosine_spread"].value == pytest.approx(np.concatenate(scores).std())
+
+
+def test_contrast_by_scipy() -> None:
+    rng = np.random.default_rng(2)
+    cells = [
+        made(f"q{q}", f"t{t}", right, rng.normal(0.05 * right), path)
+        for q in range(6)
+        for t in range(2)
+        for path, right in enumerate((True, True, False, False))
+    ]
+    good = [c.numbers["cosine"] for c in cells if c.correct]
+    bad = [c.numbers["cosine"] for c in cells if not c.correct]
+    found = contrast(cells, "cosine")
+    assert found.p_welch == pytest.approx(stats.ttest_ind(good, bad, equal_var=False).pvalue)
+    means = np.array([c.numbers["cosine"] for c in cells]).reshape(12, 2, 2).mean(axis=2)
+    assert found.p_paired == pytest.approx(stats.ttest_rel(means[:, 0], means[:, 1]).pvalue)
+    assert found.difference == pytest.approx(np.mean(good) - np.mean(bad))
+    assert found.low < found.difference < found.high
+    assert found.n == (24, 24, 12, 6)
+    alone = contrast([one for one in cells if one.correct], "cosine")
+    assert np.isnan(alone.difference) and np.isnan(alone.p_welch) and np.isnan(alone.p_paired)
+    single = contrast(cells[:4], "cosine")
+    assert np.isfinite(single.difference) and np.isnan(single.p_cluster)
+
+
+@pytest.mark.parametrize("questions", [12, 36])
+def test_the_bootstrap_is_wrong_as_often_as_it_says(questions: int) -> None:
+    """No difference between correct and incorrect paths; questions differ, teachers share paths:
+    Welch's test takes them for independent and is wrong far more often."""
+    rng = np.random.default_rng(3)
+    teachers, paths, runs = 8, 2, 400
+    names = np.repeat([f"q{i:02d}" for i in range(questions)], 2 * paths * teachers)
+    correct = np.tile(np.repeat([True, False], paths * teachers), questions)
+    wrong = welch = 0
+    for run in range(runs):
+        # Of a question, of a question's kind of path, of a path, and of a cell.
+        kinds = rng.normal(size=(questions, 1, 1, 1)) + 0.3 * rng.normal(size=(questions, 2, 1, 1))
+        x = kinds + 0.5 * rng.normal(size=(questions, 2, paths, 1))
+        x = (x + 0.5 * rng.normal(size=(questions, 2, paths, teachers))).ravel()
+        wrong += cluster_bootstrap(x, correct, names.tolist(), 500, run)[3] < 0.05
+        kind = correct
+        shared = 0.5 * rng.normal(size=(questions, 2, paths, 1))
+        y = (shared + 0.1 * rng.normal(size=(questions, 2, paths, teachers))).ravel()
+        welch += stats.ttest_ind(y[kind], y[~kind], equal_var=False).pvalue < 0.05
+    assert 0.025 <= wrong / runs <= 0.085
+    assert welch / runs > 0.2
+
+
+def test_the_bootstrap_finds_a_difference() -> None:
+    rng = np.random.default_rng(4)
+    names = [f"q{i:02d}" for i in range(30) for _ in range(4)]
+    correct = np.tile([True, True, False, False], 30)
+    x = np.repeat(rng.normal(size=30), 4) + 0.5 * rng.normal(size=120) - 0.6 * correct
+    difference, low, high, p = cluster_bootstrap(x, correct, names)
+    assert low < -0.6 < high and p < 1e-4 and difference == pytest.approx((low + high) / 2)
