@@ -21,8 +21,11 @@ from opd.errors import Bad
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 TRAINS = ("sft", "grpo", "opd")
-SAMPLES = ("generate", "evaluate", "continuation", "indicators")
-COMPUTES = (*TRAINS, *SAMPLES, "pair", "embed")
+SAMPLES = (
+    *("generate", "evaluate", "continuation", "prefix", "judge", "indicators"),
+    *("demonstrate", "summarise", "screening", "tree"),
+)
+COMPUTES = (*TRAINS, *SAMPLES, "pair", "signal", "alignment", "embed")
 SAMPLE_SECONDS, POLL_SECONDS = 1.0, 0.5
 
 
@@ -42,7 +45,8 @@ def nvml() -> Any:
 def wanted(verb: str, cfg: Mapping[str, Any]) -> tuple[int, bool]:
     """GPUs that a stage computes on, and whether it makes use of more: vLLM has a worker on each
     that is visible."""
-    if verb not in COMPUTES or (verb == "embed" and cfg.get("encoder") != "model"):
+    by_rule = (verb == "embed" and cfg.get("encoder") != "model") or cfg.get("judge") == "keywords"
+    if verb not in COMPUTES or by_rule:
         return 0, False
     vllm = verb in SAMPLES and cfg.get("backend") == "vllm"
     return (int(cfg.get("processes", 1)) if verb in TRAINS else 1), vllm

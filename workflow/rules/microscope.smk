@@ -12,6 +12,8 @@ rule demonstrate:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("demonstrate", "device"),
     params:
         cfg=cfg_of("demonstrations/{demos}/s{seed}"),
     shell:
@@ -33,6 +35,8 @@ rule summarise:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("summarise", "device"),
     params:
         cfg=cfg_of("demonstrations/{demos}/s{seed}"),
     shell:
@@ -54,6 +58,8 @@ rule screening:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("screening", "device"),
     params:
         cfg=cfg_of("probes/{probe}/s{seed}"),
     shell:
@@ -75,6 +81,8 @@ rule tree:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("tree", "device"),
     params:
         cfg=cfg_of("probes/{probe}/s{seed}"),
     shell:
@@ -96,6 +104,8 @@ rule alignment:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("alignment", "device"),
     params:
         cfg=cfg_of("probes/{probe}/s{seed}"),
     shell:
@@ -116,7 +126,8 @@ rule pool:
         probe=one_of("pool"),
     conda:
         "../../envs/workflow.yaml"
-    threads: CONFIG.threads
+    resources:
+        **of("pool", "light"),
     params:
         cfg=cfg_of("probes/{probe}/s{seed}"),
     shell:
@@ -137,7 +148,8 @@ rule forecast:
         probe=one_of("forecast"),
     conda:
         "../../envs/workflow.yaml"
-    threads: CONFIG.threads
+    resources:
+        **of("forecast", "light"),
     params:
         cfg=cfg_of("probes/{probe}/s{seed}"),
     shell:
@@ -158,7 +170,8 @@ rule outcome:
         probe=one_of("outcome"),
     conda:
         "../../envs/workflow.yaml"
-    threads: CONFIG.threads
+    resources:
+        **of("outcome", "light"),
     params:
         cfg=cfg_of("probes/{probe}/s{seed}"),
     shell:

@@ -58,6 +58,8 @@ rule prefix:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("prefix", "device"),
     params:
         cfg=cfg_of("probes/{probe}/s{seed}"),
     shell:
@@ -79,6 +81,8 @@ rule signal:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("signal", "device"),
     params:
         cfg=cfg_of("probes/{probe}/s{seed}"),
     shell:
@@ -100,6 +104,8 @@ rule judge:
     conda:
         "../../envs/gpu.yaml"
     threads: CONFIG.threads
+    resources:
+        **of("judge", "device"),
     params:
         cfg=cfg_of("probes/{probe}/s{seed}"),
     shell:
