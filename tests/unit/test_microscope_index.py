@@ -111,7 +111,7 @@ def test_what_a_killed_process_left_is_cut_off(tmp_path: Path) -> None:
     assert found(again, 0) == {(0, 1): (3, 1), (1, 2): (2, 1), (1, 5): (1, 0)}
     assert again.records["prefix"].tolist() == [0, 1, 0]
     # Within a record: as if it had never been.
-    with (tmp_path / "rollouts.bin").open("ab") as file:
+    with (tmp_path / "rollouts.dat").open("ab") as file:
         file.write(b"\1\0\0")
     assert len(PathIndex(tmp_path)) == 3
 

@@ -54,7 +54,7 @@ class PathIndex:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._tokens, self._records = folder / "tokens.i32", folder / "rollouts.bin"
+        self._tokens, self._records = folder / "tokens.i32", folder / "rollouts.dat"
         self.paths: list[Array] = []
         self._shared: list[list[Array]] = []
         self._next: list[list[Array]] = []
