@@ -69,7 +69,7 @@ if SITE.setup:
     # What loads modules reads variables that are not set, which comes to an end with -u.
     setup = SITE.setup.replace("{", "{{").replace("}", "}}")
     shell.prefix(f"set -eo pipefail\n{setup}\nset -euo pipefail\n")
-os.environ["OPD_STALL_MINUTES"] = str(CONFIG.stall_minutes)
+os.environ.update(OPD_STALL_MINUTES=str(CONFIG.stall_minutes))
 
 
 wildcard_constraints:
