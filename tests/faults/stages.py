@@ -19,6 +19,7 @@ from opd.plan import Artifact
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 NAME = "tiny"
+TINY = ROOT / "tests" / "workflow" / "tiny.yaml"
 COPIES = {
     **{"figure": ("figure.png", "figure.svg"), "table": ("table.csv", "table.md")},
     **{"claims": ("claims.html", "claims.json", "claims.md"), "report": ("report.html",)},
@@ -77,6 +78,7 @@ class Zygote:
 def environment() -> dict[str, str]:
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     fixed = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    fixed["OPD_DATA_DIR"] = str(TINY.parent)
     # Before a hub's libraries are imported, as `opd VERB` does it.
     return {**os.environ, **fixed, "HF_HUB_OFFLINE": "1"}
 
@@ -186,7 +188,8 @@ class Run:
 def finished(folder: Path, zygote: Zygote) -> Run:
     """A run of the tiny config to its end, with a stage for every verb: also a kept step, and
     models and data from a hub."""
-    raw = yaml.safe_load((ROOT / "tests" / "workflow" / "tiny.yaml").read_text())
+    raw = yaml.safe_load(TINY.read_text())
+    raw["prompts"]["labelled"]["path"]["file"] = str(TINY.with_name("labelled.jsonl"))
     raw["models"]["forward"]["opd"]["keep_steps"] = [1]
     raw["tables"]["accuracy"]["rows"].append({"label": "step 1", "model": "forward@1"})
     # Several lines in a journal, several checkpoints in a run.

@@ -12,7 +12,11 @@ from opd.manifest import VERBS
 pytestmark = pytest.mark.faults
 
 # Kills of one stage of each verb; those that import torch take longest.
-TORCH = ("init", "sft", "grpo", "opd", "generate", "evaluate", "pair", "continuation", "indicators")
+TORCH = (
+    *("init", "sft", "grpo", "opd", "generate", "evaluate"),
+    *("pair", "continuation", "prefix", "signal", "judge", "indicators"),
+    *("demonstrate", "summarise", "screening", "tree", "alignment"),
+)
 KILLS = {verb: 2 if verb in TORCH else 3 for verb in VERBS}
 SEED = 20
 

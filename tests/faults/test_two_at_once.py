@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from stages import ROOT, Run, environment
+from stages import ROOT, TINY, Run, environment
 
 from opd import owner
 
@@ -47,9 +47,8 @@ def test_two_stages_of_one_artifact(run: Run, tried) -> None:
 
 
 def snakemake(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    config = ROOT / "tests" / "workflow" / "tiny.yaml"
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--rerun-incomplete"]
-    command += ["--snakefile", str(ROOT / "Snakefile"), *arguments, "--configfile", str(config)]
+    command += ["--snakefile", str(ROOT / "Snakefile"), *arguments, "--configfile", str(TINY)]
     return subprocess.Popen(
         command,
         cwd=folder,

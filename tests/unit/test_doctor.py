@@ -672,6 +672,7 @@ def clone(cluster: Cluster) -> Path:
         shutil.copy(ROOT / file, cluster.folder)
     python = speaks(cluster.folder / "python", told(versions={}))
     given = yaml.safe_load(TINY.read_text())
+    given["prompts"]["labelled"]["path"]["file"] = str(TINY.with_name("labelled.jsonl"))
     given["interpreters"] = dict.fromkeys(("light", "gpu", "vllm"), python)
     (cluster.folder / "my.yaml").write_text(yaml.safe_dump(given))
     return cluster.folder

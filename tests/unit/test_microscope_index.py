@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from opd.errors import Bad
 from opd.microscope import index
 from opd.microscope.index import Counts, PathIndex
+from opd.safe import refuse_code
 
 Rollout = list[int]
 
@@ -114,6 +115,12 @@ def test_what_a_killed_process_left_is_cut_off(tmp_path: Path) -> None:
     with (tmp_path / "rollouts.dat").open("ab") as file:
         file.write(b"\1\0\0")
     assert len(PathIndex(tmp_path)) == 3
+
+
+def test_another_stage_may_read_it(tmp_path: Path) -> None:
+    PathIndex(tmp_path / "00000").append([[1, 2]], [True])
+    assert len([*tmp_path.rglob("*.*")]) == 2
+    refuse_code(tmp_path)
 
 
 def test_an_empty_rollout_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +22,8 @@ class Project:
         self.folder, self.code = folder, code or ROOT
         self.config = folder / "tiny.yaml"
         if not self.config.exists():
-            shutil.copy(TINY, self.config)
+            data = str(TINY.with_name("labelled.jsonl"))
+            self.config.write_text(TINY.read_text().replace("labelled.jsonl", data))
 
     def command(self, *arguments: str) -> list[str]:
         return [

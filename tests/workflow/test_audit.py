@@ -110,7 +110,7 @@ def test_a_flipped_bit_is_found_in_every_file_of_every_kind_of_artifact(copy: Pr
             assert path.name in finding.where or finding.where in str(path), path
             path.write_bytes(before)
             tried += 1
-    assert tried > 130
+    assert tried > 195
     assert _wrong(_audit(copy)) == {}
 
 
@@ -213,7 +213,8 @@ def test_a_forger_who_mends_the_records_of_one_artifact_is_found_behind_it(copy:
     for name in ("manifest.json", "digest.json"):
         _seal(folder / name, lambda made: made.update(outputs=outputs))
     found = _findings(_audit(copy))
-    assert found and {place for place, *_ in found} == {"tables/accuracy", "report"}
+    shown = {"tables/accuracy", "probes/seen/s0", "report"}
+    assert found and {place for place, *_ in found} == shown
     assert {state for _, state, _ in found} == {STALE}
 
 
@@ -236,7 +237,8 @@ def test_stale_settings_data_inputs_and_code_are_named(copy: Project, tmp_path: 
     found = _findings(_audit(copy))
     assert ("evaluations/held-out/base/s0", STALE, "config: input model") in found
     behind = {place for place, state, where in found if where.startswith("input ")}
-    assert behind == {"tables/accuracy", "claims", "report", "figures/rethinking_opd/fig05"}
+    shown = {"tables/accuracy", "tables/measured", "figures/rethinking_opd/fig05"}
+    assert behind == {*shown, "probes/seen/s0", "claims", "report"}
     assert {state for _, state, _ in found} == {STALE}
 
     # Code, by the modules that were recorded.

@@ -40,7 +40,7 @@ def test_snakemakes_own_report_has_what_each_result_says(finished: Project, tmp_
         page = file.read("report/report.html").decode()
         names = {Path(name).name for name in file.namelist()}
     paper = yaml.safe_load((ROOT / "config" / "figures" / "rethinking_opd.yaml").read_text())
-    titles = ["Overlap", "Reverse", "Accuracy", "Outlook"]
+    titles = ["Overlap", "Reverse", "Accuracy", "Outlook", "Measured"]
     titles += [paper[figure]["title"] for figure in ("fig05", "fig11b", "fig14")]
     for title in titles:
         assert f"<strong>{title}.</strong>" in page
@@ -60,7 +60,7 @@ def test_edit_of_k_lists_that_run_and_what_shows_it_and_editing_back_trains_noth
         copy.edit(lambda c: c["models"]["forward"]["opd"].update(loss={"k": k}))
 
     set_k(8)
-    shown = {"tables/accuracy", "figures/overlap", "report"}
+    shown = {"tables/accuracy", "tables/measured", "probes/seen/s0", "figures/overlap", "report"}
     edited = {"models/forward/s0", EVALUATION, *shown}
     assert copy.would_make() - {"all"} == edited
     copy.run()
