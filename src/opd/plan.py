@@ -129,8 +129,9 @@ def _world(config: Config, where: str) -> dict[str, Any]:
 
 
 def data_path(path: str, where: str) -> str:
-    """An input file or folder: absolute, or below the folder that OPD_DATA_DIR names."""
-    root = os.environ.get("OPD_DATA_DIR")
+    """An input file or folder: absolute, below the working directory (./), or below the folder that
+    OPD_DATA_DIR names."""
+    root = "." if path.startswith("./") else os.environ.get("OPD_DATA_DIR")
     if not Path(path).is_absolute() and not root:
         raise Bad(
             f"the relative path '{path}' needs the environment variable OPD_DATA_DIR",
@@ -154,8 +155,10 @@ def data_files(config: Config) -> dict[str, str]:
 
 def _below_data(path: str) -> str:
     """An input file's name: ids and samples depend on it, so not on where the data lie."""
-    root = Path(os.environ.get("OPD_DATA_DIR", "/dev/null")).absolute()
-    return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else path
+    for root in (Path(os.environ.get("OPD_DATA_DIR", "/dev/null")).absolute(), Path.cwd()):
+        if Path(path).is_relative_to(root):
+            return Path(path).relative_to(root).as_posix()
+    return path
 
 
 def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:

@@ -86,6 +86,8 @@ THINKING = "<think>\nAnswer: C\n</think>\n\n"
         ("boolean", "Answer: false.", "no", True),
         ("boolean", "Answer: True or False", "True", False),
         ("boolean", "Answer: yes", "True", False),
+        ("boolean", "The sky is blue.\nTrue.", "True", True),
+        ("boolean", "It is true", "True", False),
         ("integer", "so \\boxed{033}", "33", True),
         ("integer", "x\nAnswer: 1,204", "1204", True),
         ("integer", "Answer: $204$", "204", True),

@@ -34,7 +34,8 @@ def _letter(text: str, answer: str) -> bool:
 
 
 def _boolean(text: str, answer: str) -> bool:
-    found = re.fullmatch(r"\W*(true|false)\W*", last_line(text) or "", re.IGNORECASE)
+    line = (text.strip().splitlines() or [""])[-1]
+    found = re.fullmatch(r"(?:\W*answer\s*:)?\W*(true|false)\W*", line, re.IGNORECASE)
     truth = {"yes": "true", "no": "false"}.get(answer.strip().lower(), answer.strip().lower())
     return bool(found) and found[1].lower() == truth  # type: ignore[index]
 
@@ -56,8 +57,8 @@ OWN: dict[str, Callable[[str, str], bool]] = {
 def right(responses: Sequence[tuple[str, str]], answers: Sequence[str], grader: str) -> list[bool]:
     """Whether each response (its text, and how it finished: stop or length) gives the answer.
 
-    grader: letter, boolean or integer (the last line's ``Answer:``; an integer may be boxed), or
-    one of ``opd.grading``. Raises ``Bad`` for another.
+    grader: letter, boolean or integer (the last line's ``Answer:``, which true and false may do
+    without; an integer may be boxed), or one of ``opd.grading``. Raises ``Bad`` for another.
     """
     if grader not in OWN and grader not in GRADERS:
         raise Bad(f"unknown grader '{grader}'", "grader", f"use one of {', '.join(known())}")

@@ -41,7 +41,8 @@ class Columns(Strict):
 
 
 class FilePrompts(Columns):
-    """A parquet, json-lines or csv file; a relative name is looked up below OPD_DATA_DIR."""
+    """A parquet, json-lines or csv file; a relative name is looked up below OPD_DATA_DIR, with ./
+    below the working directory."""
 
     file: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
