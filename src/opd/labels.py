@@ -14,6 +14,8 @@ LABELS = {
     "overlap_mass_student": "student mass on overlap",
     "overlap_mass_teacher": "teacher mass on overlap",
     "overlap_token_advantage": "overlap-token advantage (nats)",
+    "right_wrong": "right alone → wrong",
+    "wrong_right": "wrong alone → right",
 }
 UNITS = {"nats": "nats", "tokens": "tokens", "min": "min", "gib": "GiB"}
 
