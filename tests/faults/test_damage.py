@@ -52,7 +52,7 @@ def test_no_stage_takes_a_damaged_input(run: Run, tried) -> None:
     for name, one in run.artifacts.items():
         if (second := consumer(run, name)) is not None:
             pairs.setdefault(one.verb, (name, second))
-    assert len(pairs) >= 15
+    assert len(pairs) >= 25
     for number, (verb, (name, second)) in enumerate(pairs.items()):
         payload = run.results / name / "payload"
         for i, path in enumerate(sorted(p for p in payload.rglob("*") if p.is_file())):
