@@ -204,6 +204,20 @@ def test_bad_config_gets_one_line_that_names_key_value_and_remedy(changes, words
         assert word in line
 
 
+def test_a_file_below_the_working_directory_is_named_as_in_any_clone(monkeypatch, tmp_path):
+    made = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        (folder / "own").mkdir(parents=True)
+        (folder / "own" / "questions.jsonl").write_text('{"question": "1+1"}\n')
+        monkeypatch.chdir(folder)
+        monkeypatch.delenv("OPD_DATA_DIR", raising=False)
+        given = config(prompts__q={"path": {"file": "./own/questions.jsonl"}})
+        found = artifacts(given)["prompts/q"]
+        assert found.inputs == (str(folder / "own" / "questions.jsonl"),)
+        made.append(found.cfg)
+    assert made[0] == made[1] and made[0]["source"]["path"] == "own/questions.jsonl"
+
+
 def test_missing_data_folder_and_missing_file_are_named(monkeypatch, tmp_path):
     monkeypatch.delenv("OPD_DATA_DIR", raising=False)
     given = config(prompts__p={"path": {"file": "x.parquet"}})
