@@ -133,7 +133,9 @@ _SHARES = (
 
 def unit_of(metric: str) -> str:
     """Unit of a metric or of a probe's value, from its name: nats, tokens, share, points of a share
-    (an advantage in accuracy at some prefix), or none."""
+    (an advantage in accuracy at some prefix), or none, as a rank correlation (rho_) with any."""
+    if metric.startswith("rho_"):
+        return ""
     kind, _, prefix = metric.rpartition("_")
     if re.fullmatch(r"q?\d+|\*", prefix) and kind in ("advantage", "teacher", "student"):
         return "points of a share" if kind == "advantage" else "share"

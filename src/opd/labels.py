@@ -24,7 +24,7 @@ def label_of(name: str) -> str:
     """A metric's name in words, its unit in brackets: kl_nats -> kl (nats)."""
     if name in LABELS:
         return LABELS[name]
-    words = name.split("_")
+    words = name.removesuffix("_nats").split("_") if name.startswith("rho_") else name.split("_")
     if len(words) > 1 and words[-1] in UNITS:
         return f"{' '.join(words[:-1])} ({UNITS[words[-1]]})"
     return " ".join(words)

@@ -325,4 +325,5 @@ def test_units() -> None:
         "grad_norm": "",
         "auroc": "",
     }
+    names |= {"rho_kl_nats": "", "rho_positive_ratio": ""}
     assert {name: unit_of(name) for name in names} == names
