@@ -63,6 +63,17 @@ class Site(Strict):
     rules: dict[Literal[*VERBS], RuleAsk] = Field(default={})  # type: ignore[valid-type]
 
 
+def interpreters(site: Site, config: Config) -> dict[str, str]:
+    """The Python of each class of stages, empty for the one that runs Snakemake: a site's comes
+    before the config's, and what samples (vllm) runs where what trains does unless it has its own.
+    """
+    named = {
+        kind: getattr(site.interpreters, kind) or getattr(config.interpreters, kind)
+        for kind in Interpreters.model_fields
+    }
+    return {**named, "vllm": named["vllm"] or named["gpu"]}
+
+
 def read_site(named: str | None, default: Path) -> Site:
     """The site file that is ``named`` (by OPD_SITE), else the default one if it is there. Without
     one, or named "", all is left to the cluster's defaults.

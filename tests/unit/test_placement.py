@@ -153,3 +153,13 @@ def test_every_rule_that_is_a_job_has_a_class_and_only_those_that_fetch_have_ret
     for name, text in found.items():
         assert ("retries:" in text) is (name in LOCAL), name
         assert (f'**of("{name}", ' in text) is (name not in LOCAL), name
+
+
+def test_what_samples_runs_where_what_trains_does_unless_it_has_its_own():
+    def chosen(theirs: dict, ours: dict) -> dict:
+        site = placement.Site.model_validate({"interpreters": theirs})
+        return placement.interpreters(site, resolve({"name": "c", "interpreters": ours}))
+
+    assert chosen({}, {}) == {"light": "", "gpu": "", "vllm": ""}
+    assert chosen({"gpu": "site"}, {"gpu": "own"}) == {"light": "", "gpu": "site", "vllm": "site"}
+    assert chosen({"gpu": "site"}, {"vllm": "own"})["vllm"] == "own"

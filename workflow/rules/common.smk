@@ -62,8 +62,7 @@ onstart:
 
 # Paths of interpreters belong to execution, not identity: in the environment they appear neither
 # in a rule's code nor in its settings.
-for kind in ("light", "gpu", "vllm"):
-    chosen = getattr(SITE.interpreters, kind) or getattr(CONFIG.interpreters, kind)
+for kind, chosen in placement.interpreters(SITE, CONFIG).items():
     os.environ[f"OPD_{kind.upper()}"] = chosen or sys.executable
 if SITE.setup:
     # What loads modules reads variables that are not set, which comes to an end with -u.

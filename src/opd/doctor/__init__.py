@@ -88,10 +88,7 @@ def _run(
 
     rules = interpreters.kinds(root / "workflow" / "rules")
     verbs = {one.verb for one in to_run} if folders else set(rules)
-    chosen = {
-        kind: getattr(site.interpreters, kind) or getattr(config.interpreters, kind)
-        for kind in rules.values()
-    }
+    chosen = placement.interpreters(site, config)
     wanted = interpreters.wanted(config, verbs, rules)
     theirs, told = interpreters.examine(chosen, wanted, root / "envs", site.setup)
     findings += theirs

@@ -35,7 +35,8 @@ from opd.strict import Strict
 
 
 class Interpreters(Strict):
-    """Paths of the interpreters of each class; empty means the one that runs Snakemake."""
+    """Paths of the interpreters of each class; empty means the one that runs Snakemake, for vllm
+    that of gpu."""
 
     light: str = ""
     gpu: str = ""
