@@ -133,12 +133,22 @@ def test_a_part_that_cannot_be_filled_changes_nothing(
 def test_the_projects_own_parts_are_well_formed(readme: ModuleType, tmp_path: Path) -> None:
     """Every kind, claim, table, figure and image that they name is there, and filling them from
     nothing leaves them as they are."""
-    config = read([ROOT / "config" / name for name in ("mini.yaml", "mini-all.yaml")])
-    shown = {"mini-all": config, "pilot": read([ROOT / "config" / "pilot.yaml"])}
+    scales = {
+        "mini-all": ("mini.yaml", "mini-all.yaml"),
+        "mini-unmasking": ("mini.yaml", "mini-unmasking.yaml"),
+        "pilot": ("pilot.yaml",),
+        "pilot-unmasking": ("pilot.yaml", "pilot-unmasking.yaml"),
+    }
+    shown = {
+        scale: read([ROOT / "config" / name for name in names]) for scale, names in scales.items()
+    }
     claims = {
-        claim.id
-        for paper in config.papers
-        for claim in parse(read_claims(ROOT / f"config/claims/{paper}.yaml")["claims"])
+        scale: {
+            claim.id
+            for paper in config.papers
+            for claim in parse(read_claims(ROOT / f"config/claims/{paper}.yaml")["claims"])
+        }
+        for scale, config in shown.items()
     }
     named = []
     for page in readme.pages(ROOT):
@@ -149,7 +159,7 @@ def test_the_projects_own_parts_are_well_formed(readme: ModuleType, tmp_path: Pa
             named.append(kind)
             assert kind in readme.KINDS and inner.strip(), words
             if kind == "claims":
-                assert {*names} <= claims
+                assert {*names} <= claims[scale]
             if kind == "table":
                 assert {*names} <= {*shown[scale].tables}
             if kind == "figure":
