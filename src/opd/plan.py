@@ -153,12 +153,12 @@ def data_files(config: Config) -> dict[str, str]:
     }
 
 
-def _below_data(path: str) -> str:
+def _named(path: str, full: str) -> str:
     """An input file's name: ids and samples depend on it, so not on where the data lie."""
-    for root in (Path(os.environ.get("OPD_DATA_DIR", "/dev/null")).absolute(), Path.cwd()):
-        if Path(path).is_relative_to(root):
-            return Path(path).relative_to(root).as_posix()
-    return path
+    if path.startswith("./"):
+        return Path(path).as_posix()
+    root = Path(os.environ.get("OPD_DATA_DIR", "/dev/null")).absolute()
+    return Path(full).relative_to(root).as_posix() if Path(full).is_relative_to(root) else full
 
 
 def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
@@ -180,7 +180,7 @@ def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
             source = recipe.path.model_dump(exclude_none=True)
             inputs["path"] = data_path(recipe.path.file, f"prompts.{name}.path.file")
             del source["file"]
-            settings["source"] = {"path": _below_data(inputs["path"]), **source}
+            settings["source"] = {"path": _named(recipe.path.file, inputs["path"]), **source}
         elif recipe.use:
             inputs["prompts"] = f"prompts/{recipe.use}"
             settings["source"] = {"from": True}
