@@ -17,6 +17,7 @@ from typing import Any
 
 from opd.errors import Bad
 from opd.files import file_digest
+from opd.linking import link_files
 from opd.safe import inside
 
 # Weights in safetensors, configuration, tokenizer, chat template and sentence-transformers modules.
@@ -126,13 +127,7 @@ def _from_hub(hub: str, revision: str, out: Path, folder: Path) -> None:
                 "it was damaged on the way or changed: start again, and if that does not help, "
                 "ask its owners",
             )
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        target = out / path.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path, target)
-        except OSError:
-            shutil.copyfile(path, target)
+    link_files(folder, out)
 
 
 def _as_known(path: Path, known: Any) -> bool:

@@ -1,12 +1,11 @@
 """A model as it was after a step of its training, as an artifact of its own."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from opd.errors import Bad
 from opd.files import content, read_json
+from opd.linking import link_files
 
 
 def steps_of(entry: Path) -> Path:
@@ -40,14 +39,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
             str(folder),
             f"name it in keep_steps, remove {inputs['model'].parent}/digest.json, run again",
         )
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not files:
+    if not any(path.is_file() for path in folder.rglob("*")):
         raise Bad(f"the run ended before step {step}", str(folder), "name an earlier step")
-    for file in files:
-        target = out / file.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(file, target)
-        except OSError:
-            shutil.copyfile(file, target)
+    link_files(folder, out)
     return {"step": step}
