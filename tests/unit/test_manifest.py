@@ -197,14 +197,14 @@ def test_a_run_is_whole_with_the_steps_that_are_asked_for(training, tmp_path):
 
 
 def test_a_step_on_another_device_is_copied(training, tmp_path, monkeypatch):
-    from opd import keep as keeping
+    from opd import linking
 
     def other_device(*_):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     train, keep, _, _ = training
     train(2)
-    monkeypatch.setattr(keeping.os, "link", other_device)
+    monkeypatch.setattr(linking.os, "link", other_device)
     assert keep(2) == "2"
     (store,) = (tmp_path / "store").glob("*.steps")
     assert not (tmp_path / "m@2/payload/weights").samefile(store / "2" / "weights")
@@ -393,7 +393,7 @@ def _code_digest(root: Path) -> str:
     program = (
         "from opd import manifest as m\nm.VERBS['top'] = 'opd.top:run'\nprint(m.code_digest('top'))"
     )
-    names = ("manifest", "files", "keep", "errors", "owner", "verified", "gpu", "safe")
+    names = ("manifest", "files", "keep", "linking", "errors", "owner", "verified", "gpu", "safe")
     for name in (f"{module}.py" for module in names):
         source = Path(manifest.__file__).with_name(name)
         (root / "opd" / name).write_text(source.read_text())
