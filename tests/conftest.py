@@ -1,12 +1,17 @@
 """Markers by folder, and what a test needs of the machine that it runs on."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import hypothesis
 import pytest
+
+# Whoever starts tests in the background ignores Ctrl-C, and so would every command that a test
+# starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more of what else the machine does.
 hypothesis.settings.register_profile("here", deadline=None)
