@@ -138,7 +138,9 @@ def _written(scratch: Path) -> Written:
     found: Written = {}
     # What a stage's processes hold open: journals in the cache, the log if it is a file.
     folders = [Path(f"/proc/{pid}/fd") for pid in (os.getpid(), *_descendants(os.getpid()))]
-    for path in (*scratch.rglob("*"), *(p for folder in folders for p in _inside(folder))):
+    # Unlike rglob, os.walk stands a folder that is gone before it is read.
+    below = [Path(folder, name) for folder, _, names in os.walk(scratch) for name in names]
+    for path in (*below, *(p for folder in folders for p in _inside(folder))):
         with suppress(OSError):
             status = path.stat()
             if stat.S_ISREG(status.st_mode):

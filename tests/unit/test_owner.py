@@ -2,9 +2,11 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -135,3 +137,22 @@ def test_the_owner_file_tells_of_the_last_progress(tmp_path: Path, monkeypatch) 
         while path.stat().st_mtime == 1000:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_folders_that_come_and_go_do_not_end_the_watch(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def comes_and_goes() -> None:
+        while not done.is_set():
+            (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+            shutil.rmtree(tmp_path / "a")
+
+    other = threading.Thread(target=comes_and_goes)
+    other.start()
+    try:
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            owner._written(tmp_path)
+    finally:
+        done.set()
+        other.join()
