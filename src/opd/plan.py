@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from opd import benchmarks, information
+from opd import batches, benchmarks, information
 from opd.errors import Bad
 from opd.files import canonical, digest
 from opd.lock import locked
@@ -279,6 +279,8 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
                 "chat_template_kwargs": model.chat_template,
             }
             _tell(settings)
+            step = batches.sequences(model.verb, settings)
+            batches.dealt(step, settings, f"models.{name}.{model.verb}.micro_batch")
             if model.opd:
                 theirs = config.models[model.opd.teacher].chat_template
                 if theirs != settings["chat_template_kwargs"]:
@@ -418,7 +420,8 @@ def _probes(config: Config, seed: int) -> Iterator[Artifact]:
                 settings["teacher_chat_template_kwargs"] = theirs
         _tell(settings)
         if probe.pair or probe.signal:
-            settings["temperature"] = config.generations[recipe.generations].temperature
+            # Greedy rollouts have no temperature at which their student could be read.
+            settings["temperature"] = config.generations[recipe.generations].temperature or 1.0
             for key in ("backend", "batch_invariant"):
                 settings.pop(key, None)
         folder = f"probes/{name}/s{seed}"

@@ -16,7 +16,7 @@ from transformers import (
     set_seed,
 )
 
-from opd import information, tables
+from opd import batches, information, tables
 from opd.errors import Bad
 from opd.training.resume import Keep, Record, resumable
 
@@ -40,28 +40,20 @@ def prepare(cfg: Mapping[str, Any]) -> None:
     set_seed(cfg["seed"])
 
 
-def arguments(cfg: Mapping[str, Any], sequences: int, scratch: Path) -> dict[str, Any]:
+def arguments(cfg: Mapping[str, Any], verb: str, scratch: Path) -> dict[str, Any]:
     """Settings common to TRL's trainers.
 
-    ``sequences`` is the number of sequences in one optimiser step, over all processes;
-    ``micro_batch`` of them go through the model at a time in each. Checkpoints go to ``scratch``
-    every execution.checkpoint_every steps.
+    Of the ``opd.batches.sequences`` of one optimiser step ``micro_batch`` go through the model at a
+    time in each process. Checkpoints go to ``scratch`` every execution.checkpoint_every steps.
     """
-    execution, processes = cfg.get("execution", {}), cfg.get("processes", 1)
-    micro = cfg.get("micro_batch") or max(1, sequences // processes)
-    if sequences % (micro * processes):
-        raise Bad(
-            f"{micro} does not divide the {sequences} sequences of a step"
-            + (f" on {processes} processes" if processes > 1 else ""),
-            "micro_batch",
-            "use a divisor",
-        )
+    execution = cfg.get("execution", {})
+    micro, times = batches.dealt(batches.sequences(verb, cfg), cfg)
     schedule, warmup = cfg.get("schedule", "constant"), cfg.get("warmup", 0.0)
     return {
         "output_dir": str(scratch),
         "max_steps": cfg["steps"],
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": sequences // (micro * processes),
+        "gradient_accumulation_steps": times,
         "learning_rate": cfg["lr"],
         "lr_scheduler_type": "constant_with_warmup" if schedule == "constant" else schedule,
         "warmup_steps": round(warmup * cfg["steps"]),

@@ -256,14 +256,13 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     half = cfg.get("precision") == "bfloat16" and cfg.get("teacher_update", "frozen") == "frozen"
     teacher = load_model(inputs["teacher"], torch.bfloat16 if half else torch.float32)
     trim_vocabularies(student, teacher, tokenizer)
-    sequences = cfg["prompts_per_step"] * cfg["rollouts_per_prompt"]
     trainer = Trainer(
         spec,
         cfg,
         teacher,
         model=student,
         args=DistillationConfig(
-            **common.arguments(cfg, sequences, scratch),
+            **common.arguments(cfg, "opd", scratch),
             **common.vllm(cfg),
             max_completion_length=cfg["max_new_tokens"],
             temperature=cfg["temperature"],

@@ -111,10 +111,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
 
     updates = cfg.get("updates_per_batch", 1)
     batches = cfg.get("steps") or cfg["epochs"] * (len(rows) // cfg["prompts_per_step"])
-    sequences, remainder = divmod(cfg["prompts_per_step"] * cfg["group_size"], updates)
-    if remainder:
-        raise Bad(f"{updates} do not divide the rollouts", "updates_per_batch", "use a divisor")
-    arguments = common.arguments({**cfg, "steps": batches * updates}, sequences, scratch)
+    arguments = common.arguments({**cfg, "steps": batches * updates}, "grpo", scratch)
     trainer = Trainer(
         model=load_model(inputs["student"]),
         reward_funcs=[correct, brevity] if cfg.get("length_penalty") else [correct],

@@ -299,7 +299,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     trainer = SFTTrainer(
         model=load_model(inputs["student"]),
         args=SFTConfig(
-            **common.arguments(cfg, cfg["batch_size"], scratch),
+            **common.arguments(cfg, "sft", scratch),
             max_length=limit if cfg.get("packing") else None,
             packing=cfg.get("packing", False),
             # All is done to it already.
