@@ -26,11 +26,11 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     """Stage ``evaluate``: scores.parquet (every problem x sample), summary.json and
     disagreements.csv (answers on which two graders of a benchmark differ, most frequent first).
 
-    cfg: benchmarks (what ``harness.load`` takes), protocol (samples,
-    temperature, top_p, top_k, max_new_tokens, grader, template), max_prompt_tokens, backend,
-    batch_size, dtype, chat_template_kwargs, seed, threads. Inputs: model, and for a benchmark
-    ``prompts:NAME`` (a prompt set), ``data:NAME`` (a folder with a parquet file per split) or
-    ``include:NAME`` (a folder with task files). What is sampled is kept in ``cache``.
+    cfg: benchmarks (what ``harness.load`` takes), protocol (samples, temperature, top_p, top_k,
+    max_new_tokens, grader, cut_off, template), max_prompt_tokens, backend, batch_size, dtype,
+    chat_template_kwargs, seed, threads. Inputs: model, and for a benchmark ``prompts:NAME`` (a
+    prompt set), ``data:NAME`` (a folder with a parquet file per split) or ``include:NAME`` (a
+    folder with task files). What is sampled is kept in ``cache``.
     """
     from opd import harness
 
@@ -53,7 +53,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     graders = {
         name: tuple((task.config.metadata or {}).get("graders", ())) for name, task in tasks.items()
     }
-    rows, timeouts = score(answered, graders, protocol["grader"])
+    rows, timeouts = score(
+        answered, graders, protocol["grader"], protocol.get("cut_off") == "wrong"
+    )
     summary = summarise(rows, list(answered), cfg["seed"])
     summary["grader_timeouts"] = timeouts
     tables.write(out / "scores.parquet", rows, tables.SCORES)
@@ -98,13 +100,17 @@ def _data(name: str, inputs: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def score(
-    answered: Mapping[str, Sequence[Any]], graders: Mapping[str, Sequence[str]], grader: str
+    answered: Mapping[str, Sequence[Any]],
+    graders: Mapping[str, Sequence[str]],
+    grader: str,
+    cut_off_is_wrong: bool = False,
 ) -> tuple[list[Row], int]:
     """Rows of the schema SCORES, and how many comparisons hit a limit.
 
     ``answered`` holds ``harness.Scored`` by benchmark. A benchmark with graders is graded by each;
     its main metric is ``grader``, or where that is not one of its graders, the first. Others bring
-    their scores along; the first one counts.
+    their scores along; the first one counts. ``cut_off_is_wrong`` gives responses that reached the
+    limit no score by any grader.
     """
     asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for name, found in answered.items():
@@ -130,6 +136,8 @@ def score(
                     "use a task with such a metric, as acc or exact_match",
                 )
             main = grader if mine and grader in mine else next(iter(scores))
+            if cut_off_is_wrong and one.finish == "length":
+                scores = dict.fromkeys(scores, 0.0)
             rows.append(
                 {
                     "benchmark": name,

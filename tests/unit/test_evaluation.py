@@ -80,6 +80,26 @@ def test_majority(answers: tuple[str | None, ...], expected: float) -> None:
     assert evaluation.majority(votes(*answers)) == pytest.approx(expected)
 
 
+def test_what_is_cut_off_is_wrong_where_the_protocol_says_so() -> None:
+    from opd.harness import Scored
+
+    right = "so \\boxed{4}"
+    answered = {
+        "b": [
+            Scored("p", 0, "4", right, "4", {}, 9, "stop"),
+            Scored("p", 1, "4", f"{right} or", "4", {}, 9, "length"),
+        ],
+        "likely": [Scored("q", 0, "4", "", None, {"acc": 1.0}, 9, "length")],
+    }
+    graders = {"b": ("rule", "math_verify"), "likely": ()}
+    as_they_are, _ = evaluation.score(answered, graders, "rule")
+    assert [row["correct"] for row in as_they_are] == [1, 1, 1]
+    cut, _ = evaluation.score(answered, graders, "rule", cut_off_is_wrong=True)
+    assert [row["correct"] for row in cut] == [1, 0, 0]
+    assert cut[1]["scores"] == [("math_verify", 0.0), ("rule", 0.0)]
+    assert [row["extracted"] for row in cut] == [row["extracted"] for row in as_they_are]
+
+
 def test_majority_is_a_mean_over_problems() -> None:
     other = [row | {"problem": "q"} for row in votes("3", "3")]
     assert evaluation.majority(votes("7", "7") + other) == pytest.approx(0.5)

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 ASK = {"model": "a", "prompts": "p"}
 CONTINUE = {"generations": "g", "teacher": "b"}
 CURVES = {"title": "F", "kind": "curves", "series": [{"label": "x", "model": "x"}]}
+JUDGE = {"generations": "g", "judge": "b", "rules": "be kind"}
 KEEP = {"models__x__opd__keep_steps": [0, 1, 3]}
 SHA = "0123456789" * 4
 RELEASED = {"models__x__released": {"hub": "o/x", "revision": SHA[:7]}}
@@ -159,6 +160,28 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"models__b__grpo__information": "hidden"}, ["here it is a message alone"]),
         ({"models__b__grpo__updates_per_batch": 7}, ["updates_per_batch: 7 does not divide 512"]),
         ({"models__b__grpo__length_penalty": {"free": 7168}}, ["free must be below max_new"]),
+        (
+            {"models__b__grpo__micro_batch": 3},
+            ["models.b.grpo.micro_batch: 3 does not divide the 512 sequences of a step; use a d"],
+        ),
+        (
+            {
+                "training": {"processes": 8, "accelerate": "config/accelerate/fsdp2.yaml"},
+                "models__x__opd__prompts_per_step": 3,
+                "models__x__opd__micro_batch": 2,
+            },
+            ["models.x.opd.micro_batch: 2 does not divide the 12 sequences of a step on 8 process"],
+        ),
+        ({"models__a__sft__micro_batch": 7}, ["models.a.sft.micro_batch: 7 does not divide the"]),
+        *(
+            ({"generations__g": ASK, "probes": {"j": {"judge": {**JUDGE, **more}}}}, [said])
+            for more, said in (
+                ({"template": "{rules} {rule} {response}"}, "template: unknown field {rule}"),
+                ({"template": "{question} {response}"}, "template needs {rules}"),
+                ({"template": "{rules} {question}"}, "template needs {response}"),
+                ({"rules": None}, "a model that judges needs rules"),
+            )
+        ),
         ({"models__x__sweep": {"opd.lr": 3}}, ["models.x.sweep", "[VALUE"]),
         ({"generations__g": {**ASK, "attempts": 2}}, ["generations.g", "attempts need rules"]),
         ({"generations__g": {**ASK, "rules": ["answered"]}}, ["generations.g.rules", "'answered'"]),
@@ -368,6 +391,16 @@ def test_an_edit_changes_the_settings_of_just_the_stages_it_concerns():
     assert _changed(config(), config(prompts__d__dedup__threshold=0.7)) == {"prompts/d"}
 
 
+@pytest.mark.parametrize(("sampled", "read"), [(0.0, 1.0), (0.7, 0.7)])
+def test_a_student_is_read_at_the_temperature_of_its_rollouts_greedy_ones_at_1(sampled, read):
+    probes = {
+        "s": {"signal": {**CONTINUE, "grader": "world"}},
+        "p": {"pair": CONTINUE},
+    }
+    made = artifacts(config(generations__g={**ASK, "temperature": sampled}, probes=probes))
+    assert {made[f"probes/{name}/s0"].cfg["temperature"] for name in probes} == {read}
+
+
 def test_an_evaluation_has_its_protocol_and_its_tasks():
     made = artifacts(config(evaluations__e__protocol="paper"))["evaluations/e/x/s0"]
     assert made.cfg["protocol"] == {
@@ -381,7 +414,8 @@ def test_an_evaluation_has_its_protocol_and_its_tasks():
     assert made.cfg["inputs"] == ["model", "prompts:w"]
     faces = artifacts(config(evaluations__e__protocol="many_faces"))["evaluations/e/x/s0"].cfg
     assert faces["chat_template_kwargs"] == {"enable_thinking": False}
-    assert faces["protocol"]["samples"] == 1
+    assert (faces["protocol"]["samples"], faces["protocol"]["max_new_tokens"]) == (1, 16384)
+    assert faces["protocol"]["cut_off"] == "wrong"
     # A protocol of one's own may take the name of a published one.
     own = config(protocols__paper={"samples": 4}, evaluations__e__protocol="paper")
     assert artifacts(own)["evaluations/e/x/s0"].cfg["protocol"]["samples"] == 4

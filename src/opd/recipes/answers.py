@@ -1,5 +1,6 @@
 """Recipes of what models answer: generations, the SFT data made of them, benchmarks, probes."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -181,6 +182,11 @@ class Protocol(Strict):
     grader: Literal["rule", "math_verify"] = Field(
         default="rule", description="which of the two counts, where a benchmark has both"
     )
+    cut_off: Literal["wrong"] | None = Field(
+        default=None,
+        description="a response that reaches max_new_tokens is wrong, whatever stands in it; "
+        "if not given, it is graded as it is",
+    )
     template: str | None = Field(
         default=None,
         description=f"{TEMPLATE_NAMES} or text with {{question}}, in place of our benchmarks' own",
@@ -201,6 +207,7 @@ PROTOCOLS = {
         samples=1,
         temperature=0.6,
         max_new_tokens=16384,
+        cut_off="wrong",
         chat_template={"enable_thinking": False},
     ),
     "greedy": Protocol(samples=1, temperature=0.0, top_p=1.0),
@@ -303,8 +310,16 @@ class JudgeProbe(Strict):
     def _model_knows_the_rules(self) -> "JudgeProbe":
         if self.judge != "keywords" and self.rules is None:
             raise ValueError("a model that judges needs rules")
-        if self.template is not None and "{response}" not in self.template:
-            raise ValueError("template needs {response}")
+        if self.template is not None:
+            known = {"rules", "question", "response"}
+            fields = set(re.findall(r"\{(\w+)\}", self.template))
+            if unknown := sorted(fields - known):
+                raise ValueError(
+                    f"template: unknown field {{{unknown[0]}}}; there are {{rules}}, {{question}}, "
+                    "{response}"
+                )
+            if missing := sorted({"rules", "response"} - fields):
+                raise ValueError(f"template needs {{{missing[0]}}}")
         return self
 
 
