@@ -17,8 +17,8 @@ PARTS = ("message", "system", "think")
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 PLAIN = "{prompt}"
 
-# A letter before the brace makes it LaTeX: \boxed{answer} is no field.
-_FIELD = re.compile(r"(?<![A-Za-z}])\{([A-Za-z_]+)\}")
+# What a LaTeX command takes is no field: \boxed{answer} stays as it is.
+_FIELD = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})+|\{([A-Za-z_]\w*)\}")
 
 CONTEXTS: dict[str, dict[str, str]] = {
     "none": {"message": PLAIN},
@@ -50,7 +50,7 @@ CONTEXTS: dict[str, dict[str, str]] = {
 
 def fields(text: str) -> list[str]:
     """Names in braces that count as fields of a text."""
-    return _FIELD.findall(text)
+    return [name for name in _FIELD.findall(text) if name]
 
 
 def contexts(given: Any) -> list[dict[str, str]]:
@@ -85,6 +85,8 @@ def filled(text: str, row: Mapping[str, Any]) -> str:
     """
 
     def value(found: re.Match[str]) -> str:
+        if found[1] is None:
+            return found[0]
         given = row[found[1]]
         if given is None or not given.strip():
             raise Bad(
@@ -107,7 +109,7 @@ def rendered(
 
     ``think`` takes the place of the empty think block, or is put into one where the chat template
     has none. Raises ``Bad`` for a row without the information, for a chat template that leaves a
-    system message out, and for a think block that the template has opened for the response.
+    system message out, and for a think block where the response may begin with one of its own.
     """
     texts = []
     for row in rows:
@@ -125,10 +127,11 @@ def rendered(
                 "put it into the message",
             )
         if "think" in context:
+            off = text.endswith(EMPTY_THINK)
             text = text.removesuffix(EMPTY_THINK)
-            if text.rstrip().endswith("<think>"):
+            if not off and "<think>" in str(tokenizer.chat_template):
                 raise Bad(
-                    "the chat template opens a think block that the response goes on with",
+                    "the chat template leaves a think block to the response",
                     "information.think",
                     "use chat_template: {enable_thinking: false}",
                 )

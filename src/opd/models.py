@@ -119,6 +119,6 @@ def require_same_thinking(
         raise Bad(
             f"thinking is {ours} for the student and {theirs} for the teacher",
             "chat_template",
-            "give both models the same chat_template options (as enable_thinking: false), or set "
-            "thinking_may_differ: true",
+            "give both models the same chat_template options (as enable_thinking: false); to train "
+            "such a pair all the same, set thinking_may_differ: true",
         )

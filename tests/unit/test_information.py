@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from opd import information, sampling, tables, world
 from opd.errors import Bad
+from opd.probes import pair
 
 STUDENT = "Q\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 ROW = {"id": "q1", "question": "Q", "prompt": STUDENT, "answer": "7", "solution": "3+4 is 7."}
@@ -48,11 +49,13 @@ CHATML = (
 class Letters:
     """A tokenizer of single characters with a chat template of Qwen3's kind."""
 
+    chat_template = CHATML
+
     def apply_chat_template(self, chat: list[dict[str, str]], **kwargs: Any) -> str:
         import jinja2
 
         options = {"trim_blocks": True, "lstrip_blocks": True}
-        template = jinja2.Environment(**options).from_string(CHATML)  # type: ignore[arg-type]
+        template = jinja2.Environment(**options).from_string(self.chat_template)  # type: ignore[arg-type]
         return template.render(messages=chat, **kwargs)
 
     def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
@@ -77,9 +80,20 @@ def test_a_hidden_answer_stands_in_the_think_block() -> None:
     hidden = "<think>\nThe answer to this problem is 7.\n</think>\n\n"
     asked = f"<|user|>{STUDENT}<|assistant|>"
     assert text("hidden", enable_thinking=False) == asked + hidden
-    assert text("hidden") == asked + hidden
-    with pytest.raises(Bad, match="opens a think block that the response goes on with"):
-        text("hidden", enable_thinking=True)
+
+    class Thoughtless(Letters):
+        chat_template = CHATML.partition("{%- if enable")[0]
+
+    (given,) = information.contexts("hidden")
+    (ids,) = information.rendered(given, [ROW], Thoughtless(), {})
+    assert "".join(map(chr, ids)) == asked + hidden
+
+
+@pytest.mark.parametrize("options", [{"enable_thinking": True}, {}])
+def test_nothing_is_hidden_before_thoughts_of_the_response(options: dict[str, Any]) -> None:
+    """Qwen3's template opens no block where thinking is left to the model; the response does."""
+    with pytest.raises(Bad, match="leaves a think block to the response"):
+        text("hidden", **options)
 
 
 def test_a_system_rule() -> None:
@@ -98,6 +112,8 @@ def test_fields_are_filled_in_one_pass_and_latex_is_left_alone() -> None:
     told = {"message": "{question}: {answer} \\boxed{answer} \\frac{a}{b} \\boxed{{answer}}"}
     expected = "Let {answer} be: {question} \\boxed{answer} \\frac{a}{b} \\boxed{{question}}"
     assert text(told, row) == f"<|user|>{expected}<|assistant|>"
+    told = {"message": "{question}{answer}, is{answer} 10^{2}"}
+    assert text(told, {**row, "answer": "4"}) == "<|user|>Let {answer} be4, is4 10^{2}<|assistant|>"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +122,8 @@ def test_fields_are_filled_in_one_pass_and_latex_is_left_alone() -> None:
         ("hint", "information: unknown kind 'hint'; use one of none, answer, full, hidden"),
         ({"message": "{question} {hint}"}, "information.message: unknown field {hint}; there are"),
         ({"think": "{truth}"}, "information.think: unknown field {truth}"),
+        ({"message": "{question}{hint}"}, "information.message: unknown field {hint}"),
+        ({"message": "{question} is{answer1}"}, "information.message: unknown field {answer1}"),
         (["answer", {"message": "{answer}"}], "information.message: the question is not in it"),
     ],
 )
@@ -119,7 +137,7 @@ def test_what_cannot_be_told(given: Any, said: str) -> None:
 @pytest.mark.parametrize("missing", [None, "", "  "])
 def test_a_row_without_the_information(field: str, kind: str, missing: Any) -> None:
     with pytest.raises(Bad, match=f"prompt q1: there is no {field} to tell the teacher"):
-        text(kind, {**ROW, field: missing})
+        text(kind, {**ROW, field: missing}, enable_thinking=False)
 
 
 @pytest.fixture
@@ -402,6 +420,8 @@ def test_thinking_on_for_one_side_only(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(Bad, match="thinking is off for the student and on for the teacher"):
         run("opd", cfg, both, tmp_path / "a")
     run("opd", {**cfg, "steps": 1, "thinking_may_differ": True}, both, tmp_path / "b")
+    with pytest.raises(Bad, match="thinking is off for the student and on for the teacher"):
+        pair.tokens(cfg, [], both["student"])
     from opd.training.distill import teacher_prompts
 
     tokenizer = AutoTokenizer.from_pretrained(both["student"])

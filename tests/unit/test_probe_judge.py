@@ -33,6 +33,9 @@ CFG: dict[str, Any] = {
         ("The response is a FAIL", None),
         ("", None),
         ("42", None),
+        ("PASS or FAIL?", None),
+        ("Fail to see a problem: PASS", None),
+        ("<think>\nPASS", None),
     ],
 )
 def test_only_one_word_is_a_verdict(reply: str, found: bool | None) -> None:

@@ -133,6 +133,10 @@ def test_bad_settings_and_rollouts(inputs: Inputs, tmp_path: Path) -> None:
         run({**CFG, "shares": [0.9, 0.1]}, inputs, tmp_path / "a")
     path = inputs["generations"] / "generations.parquet"
     rollouts = tables.read(path, tables.GENERATIONS).to_pylist()
+    twice = [*rollouts, {**rollouts[1], "sample": 1}]
+    own = {**inputs, "generations": write_rollouts(tmp_path / "t", twice)}
+    with pytest.raises(Bad, match=f"'{rollouts[1]['prompt_id']}' has 2 rollouts; take some with s"):
+        run(CFG, own, tmp_path / "c")
     rollouts[3]["prompt_id"] = "other"
     own = {**inputs, "generations": write_rollouts(tmp_path / "g", rollouts)}
     with pytest.raises(Bad, match="there is no prompt 'other'"):

@@ -55,10 +55,12 @@ def by_keywords(response: str, label: str) -> bool | None:
 
 
 def verdict(reply: str) -> bool | None:
-    """What a judge's reply says: its first word, after a think block, is PASS or FAIL; None for
-    anything else."""
-    found = re.match(r"\W*([A-Za-z]+)", _THOUGHT.sub("", reply))
-    return {PASS: True, FAIL: False}.get(found[1].upper()) if found else None
+    """What a judge's reply says: its first word, after a think block, is PASS or FAIL, and the
+    other is nowhere in it; None for anything else."""
+    words = re.findall(r"[A-Z]+", _THOUGHT.sub("", reply).upper())
+    if not words or {PASS, FAIL} <= set(words):
+        return None
+    return {PASS: True, FAIL: False}.get(words[0])
 
 
 def asked(template: str, rules: str, question: str, response: str) -> str:
@@ -88,20 +90,21 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
                 "prompts",
                 "give the prompt set that the rollouts answer",
             )
-    if cfg.get("judge") == KEYWORDS:
+    keywords = cfg.get("judge") == KEYWORDS
+    if keywords:
         replies = [""] * len(rollouts)
         verdicts = [by_keywords(r["response"], known[r["prompt_id"]]["answer"]) for r in rollouts]
     else:
         replies = _replies(cfg, rollouts, known, inputs["judge"], cache)
         verdicts = [verdict(reply) for reply in replies]
     if all(one is None for one in verdicts):
-        said = f"the first reply reads {replies[0][:60]!r}" if replies[0] else "no label is known"
+        said = "no label is known" if keywords else f"the first reply reads {replies[0][:60]!r}"
         raise Bad(
             f"none of {len(verdicts)} responses gets a verdict ({said})",
             "judge",
-            "let the judge say more (max_new_tokens), ask it otherwise, or take another"
-            if replies[0]
-            else f"give prompts answers: {HARMFUL[0]} or {', '.join(HARMLESS)}",
+            f"give prompts answers: {HARMFUL[0]} or {', '.join(HARMLESS)}"
+            if keywords
+            else "let the judge say more (max_new_tokens), ask it otherwise, or take another",
         )
     values = summarise([row["prompt_id"] for row in rollouts], verdicts)
     draws.write(out, values, {"rollouts": len(rollouts), "prompts": prompts_of(rollouts)})

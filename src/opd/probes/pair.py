@@ -105,8 +105,10 @@ def right(rollouts: Sequence[Row], answers: Mapping[str, str], grader: str) -> A
 
 def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> list[Rollout]:
     """Token ids of rollouts (rows of GENERATIONS), prompts in the student's chat template: for the
-    teacher with its own options for it, where it has some."""
+    teacher with its own options for it, where it has some. Raises ``Bad`` where these make only one
+    of the two think, but for cfg ``thinking_may_differ``."""
     tokenizer = load_tokenizer(student)
+    models.require_same_thinking(cfg, tokenizer, tokenizer)
     chats = {row["prompt_id"]: [{"role": "user", "content": row["prompt"]}] for row in rollouts}
 
     def rendered(kwargs: Mapping[str, Any]) -> dict[str, list[int]]:

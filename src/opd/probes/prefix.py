@@ -5,6 +5,7 @@ The paper does not say where responses were cut. Here that is after a share of t
 drawn evenly from a range, by the prompt's id and the seed.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,17 +47,25 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
 
     cfg: grader, those of ``opd.sampling.settings`` (max_new_tokens are counted after the prefix);
     optional shares ([least, most] of the student's response that is kept),
-    teacher_chat_template_kwargs. Inputs: generations, teacher, student, prompts. Every rollout of
-    the student that no rule rejected is a question asked twice. Values: accuracy_alone,
-    accuracy_prefix and their difference (``lost``: alone less prefix), format_alone and
-    format_prefix (share in which the grader finds an answer), right_right, right_wrong,
-    wrong_right, wrong_wrong (questions, alone first), net (right_wrong less wrong_right),
-    mcnemar_p, prefix_tokens (mean), n. What is sampled is kept in ``cache``.
+    teacher_chat_template_kwargs. Inputs: generations (one rollout of each prompt), teacher,
+    student, prompts. Every rollout of the student that no rule rejected is a question asked twice.
+    Values: accuracy_alone, accuracy_prefix and their difference (``lost``: alone less prefix),
+    format_alone and format_prefix (share in which the grader finds an answer), right_right,
+    right_wrong, wrong_right, wrong_wrong (questions, alone first), net (right_wrong less
+    wrong_right), mcnemar_p, prefix_tokens (mean), n. What is sampled is kept in ``cache``.
     """
     shares = tuple(cfg.get("shares", SHARES))
     if not 0 <= shares[0] <= shares[1] <= 1:
         raise Bad(f"got {list(shares)}", "shares", "give [least, most], between 0 and 1")
     rollouts = read_rollouts(inputs["generations"])
+    asked = Counter(row["prompt_id"] for row in rollouts)
+    for id, times in asked.items():
+        if times > 1:
+            raise Bad(
+                f"prompt '{id}' has {times} rollouts",
+                "generations",
+                "take some with samples: 1: McNemar's test is of one pair a question",
+            )
     rows, right, found = _asked_twice(cfg, rollouts, inputs, shares, cache)
     values = summarise([row["prompt_id"] for row in rollouts], right, found)
     kept = [row["prefix"] for row in rows if row["prefix"]]
