@@ -29,6 +29,7 @@ SCORES = {
     "avg": ("evaluations",),
     "change": ("evaluations", "base"),
     "recovery": ("evaluations", "base", "teacher"),
+    "length": ("evaluations", "base"),
 }
 EACH = "each"  # of the benchmarks of an evaluation
 
@@ -54,6 +55,12 @@ class Change(Scored):
 
 class Recovery(Scored):
     recovery: Arm = Field(description="share of the gap from base to teacher")
+
+
+class Length(Scored):
+    length: Arm = Field(
+        description="mean tokens of the evaluation's responses, as a share of those of the base"
+    )
 
 
 class Curve(Strict):
@@ -115,12 +122,14 @@ Quantity = Annotated[
     Annotated[Avg, Tag("avg")]
     | Annotated[Change, Tag("change")]
     | Annotated[Recovery, Tag("recovery")]
+    | Annotated[Length, Tag("length")]
     | Annotated[Metric, Tag("metric")]
     | Annotated[Probe, Tag("probe")],
     Discriminator(
         _kind,
         custom_error_type="quantity",
-        custom_error_message="is no quantity: needs one of avg, change, recovery, metric, probe",
+        custom_error_message="is no quantity: needs one of avg, change, recovery, length, metric, "
+        "probe",
     ),
 ]
 
@@ -333,8 +342,8 @@ class Context(Strict):
 
 
 def needs(claim: BaseModel) -> Iterator[tuple[str, str]]:
-    """(kind, name) of what a claim reads: evaluation, change (of arm and base), recovery (of its
-    teacher too) or run of an arm, or probe."""
+    """(kind, name) of what a claim reads: evaluation, change or length (of arm and base), recovery
+    (of its teacher too) or run of an arm, or probe."""
     for one in quantities(claim):
         if isinstance(one, Avg):
             yield "evaluation", one.avg
@@ -342,6 +351,8 @@ def needs(claim: BaseModel) -> Iterator[tuple[str, str]]:
             yield "change", one.change
         elif isinstance(one, Recovery):
             yield "recovery", one.recovery
+        elif isinstance(one, Length):
+            yield "length", one.length
         elif isinstance(one, Curve):
             yield "run", one.of
             if isinstance(one, Metric) and one.per and one.per.of:

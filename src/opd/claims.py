@@ -181,7 +181,12 @@ def side(
         return Side(what, probes[quantity.probe]["label"], estimate)
     if isinstance(quantity, Scored):
         kind, arm = next((k, v) for k, v in quantity if k != "benchmark")
-        what = {"avg": "accuracy", "change": "gain", "recovery": "share of the gap recovered"}[kind]
+        what = {
+            "avg": "accuracy",
+            "change": "gain",
+            "recovery": "share of the gap recovered",
+            "length": "length of responses as a share of that before",
+        }[kind]
         if quantity.benchmark != "macro":
             what += f" on {quantity.benchmark}"
         return Side(what, arms[arm]["label"], estimate)

@@ -50,6 +50,7 @@ class Quantity(Strict):
     avg: str | None = Field(default=None, description=EACH)
     change: str | None = Field(default=None, description=EACH)
     recovery: str | None = Field(default=None, description=EACH)
+    length: str | None = Field(default=None, description=EACH)
     metric: str | None = None
     at: Literal["start", "end", "late", "mean", "min", "max", "jump"] | None = None
     value: str | list[str] | None = Field(

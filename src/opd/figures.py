@@ -276,6 +276,7 @@ def _titles(panel: Cfg, cfg: Cfg, reader: Reader) -> tuple[str, str]:
                 "avg": f"{avg_at(scored)} (%)",
                 "change": f"change in {avg_at(scored)} (points)",
                 "recovery": "gap recovered (%)",
+                "length": "tokens of responses (% of those before)",
             }[kind]
             return benchmark_label(quantity[kind], scored), unit
     if "metric" in quantity:

@@ -208,7 +208,8 @@ def _score(
     arms: Mapping[str, Mapping[str, Any]],
     how: Resampling,
 ) -> Estimate:
-    """avg, change (less the base) or recovery (of the gap from base to teacher)."""
+    """avg, change (less the base), recovery (of the gap from base to teacher) or length (tokens, as
+    a share of the base's)."""
     kind = next(key for key in SCORES if key in quantity)
     name, benchmark = quantity[kind], quantity.get("benchmark", MACRO)
     sides = SCORES[kind]
@@ -222,7 +223,7 @@ def _score(
         _require(len(one.seeds), how.seeds, f"arm {name}, {side}")
     wide = [
         [np.broadcast_to(cells, (how.seeds, cells.shape[1])) for cells in side]
-        for side in averages(*(_in_order(one, known) for one in found))
+        for side in averages(*(_in_order(one, known, kind) for one in found))
     ]
     measured = max(len(one.seeds) for one in found)
     if kind == "recovery":
@@ -231,6 +232,9 @@ def _score(
             of = "all benchmarks" if only is None else benchmark
             raise Undefined(f"the gap that {whose(name, arms)} could close may be none (on {of})")
         return Estimate(*shared, measured, "share")
+    if kind == "length":
+        means, draws = bootstrap(wide, how.resamples, how.seed, only)
+        return Estimate(float(means[0] / means[1]), draws[:, 0] / draws[:, 1], measured, "share")
     cells = wide[0] if kind == "avg" else less(*wide)
     means, draws = bootstrap([cells], how.resamples, how.seed, only)
     floor = least(cells if only is None else [cells[only]])
@@ -238,8 +242,9 @@ def _score(
     return Estimate(float(means[0]), draws[:, 0], measured, unit, floor)
 
 
-def _in_order(found: Evaluations, names: Sequence[str]) -> list[Array]:
-    return [found.scores(name)[0] for name in names]
+def _in_order(found: Evaluations, names: Sequence[str], kind: str) -> list[Array]:
+    field = "tokens" if kind == "length" else "correct"
+    return [found.scores(name, field)[0] for name in names]
 
 
 def _metric(

@@ -132,7 +132,7 @@ def changed(figure: dict[str, Any], **change: Any) -> dict[str, Any]:
         (changed(BARS, panels=[{"title": "x", "series": [{"arm": "a"}]}]), "panels of a grid are"),
         (
             changed(BARS, panels=[{"quantity": {"avg": "macro", "value": "auroc"}}]),
-            "needs exactly one of avg, change, recovery, metric, value",
+            "needs exactly one of avg, change, recovery, length, metric, value",
         ),
         (changed(BARS, panels=[{"quantity": {"avg": "macro", "at": "end"}}]), "at: is for metrics"),
         (changed(CURVES, published=["R9999"]), "figure f.published: no published row 'R9999'"),

@@ -18,8 +18,11 @@ from opd.measured import Reader, read_answers, read_metrics
 from opd.report_tables import run_table
 
 
-def evaluation(folder: Path, right: dict[str, list[int]], samples: int = 4) -> Path:
-    """An evaluation in which, per benchmark, so many samples of each problem are right."""
+def evaluation(
+    folder: Path, right: dict[str, list[int]], samples: int = 4, tokens: int = 10
+) -> Path:
+    """An evaluation in which, per benchmark, so many samples of each problem are right; responses
+    have ``tokens`` tokens, and one more from sample to sample."""
     folder.mkdir(parents=True)
     rows = [
         {
@@ -31,7 +34,7 @@ def evaluation(folder: Path, right: dict[str, list[int]], samples: int = 4) -> P
             "extracted": "7" if k < count else None,
             "correct": float(k < count),
             "scores": [("rule", float(k < count))],
-            "tokens": 10 + k,
+            "tokens": tokens + k,
             "finish": "stop" if k < 3 else "length",
         }
         for benchmark, counts in right.items()

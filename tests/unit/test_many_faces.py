@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from test_figures import evaluation, run
+from test_figures import evaluation
 
 from opd import claims, exhibits
-from opd.claim_spec import read_claims
+from opd.claim_spec import needs, read_claims
 from opd.plan import Artifact, closure, plan
 from opd.probes import draws, prefix
 from opd.recipes import Config, merge, resolve
@@ -93,24 +93,26 @@ def test_the_papers_prefix_test_beside_its_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "right", "verdict"),
     [
-        ({0: 100.0, 1: 60.0}, [4, 3, 4, 2], "reproduced"),  # shorter, and as good
-        ({0: 100.0, 1: 95.0}, [4, 3, 4, 2], "not reproduced"),  # as long
-        ({0: 100.0, 1: 60.0}, [1, 0, 0, 0], "not reproduced"),  # shorter, and worse
+        (60, [4, 3, 4, 2], "reproduced"),  # shorter, and as good
+        (95, [4, 3, 4, 2], "not reproduced"),  # as long
+        (60, [1, 0, 0, 0], "not reproduced"),  # shorter, and worse
     ],
 )
 def test_compression_is_a_shorter_response_of_the_same_accuracy(
-    tmp_path: Path, tokens: dict[int, float], right: list[int], verdict: str
+    tmp_path: Path, tokens: int, right: list[int], verdict: str
 ) -> None:
     before, after = [4, 3, 4, 2] * 60, right * 60
     inputs = {
-        "e:base": evaluation(tmp_path / "base", {"easy": before}),
-        "e:after": evaluation(tmp_path / "after", {"easy": after}),
-        "run:a": run(tmp_path / "run", response_tokens=tokens),
+        "e:base": evaluation(tmp_path / "base", {"easy": before}, tokens=100),
+        "e:after": evaluation(tmp_path / "after", {"easy": after}, tokens=tokens),
+        "e:grpo": evaluation(tmp_path / "grpo", {"easy": after}, tokens=80),
     }
-    arm = {"label": "a", "evaluations": ["e:after"], "base": ["e:base"], "run": ["run:a"]}
-    report = judged(tmp_path, {"arms": {"A4.opsd": arm}}, inputs)
-    (found,) = [one["verdict"] for one in report["claims"] if one["id"] == "A4-shorter"]
-    assert found == verdict
+    arm = {"label": "a", "evaluations": ["e:after"], "base": ["e:base"]}
+    arms = {"A4.opsd": arm, "A4.grpo": {**arm, "label": "b", "evaluations": ["e:grpo"]}}
+    report = judged(tmp_path, {"arms": arms}, inputs)
+    found = {one["id"]: one["verdict"] for one in report["claims"]}
+    assert found["A4-shorter"] == verdict
+    assert found["A4-efficient"] == ("reproduced" if tokens < 80 else "not reproduced")
 
 
 def load(*names: str) -> Config:
@@ -221,6 +223,12 @@ def test_what_is_not_here_is_said_in_the_file(config):
     wanted = {claim.experiment for claim in paper.claims}
     assert wanted - here == {"A3", "A13", "A14", "MF"}
     assert "A3" in (CONFIG / "many-faces.yaml").read_text().partition("name:")[0]
+    # What is sampled and judged here is asked for by a claim that has all it needs.
+    complete = [
+        c for c in paper.claims if {n for _, n in needs(c)} <= {*config.arms, *config.probes}
+    ]
+    read = {name for claim in complete for _, name in needs(claim)}
+    assert {*config.probes} - read == {"A12.other"}
 
 
 def shown(config: Config) -> set[str]:

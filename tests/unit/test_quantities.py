@@ -115,6 +115,44 @@ def test_values_by_hand(reader: Reader) -> None:
     assert benchmarks({"avg": "after"}, reader, ARMS) == ("easy", "hard")
 
 
+def test_length_is_a_share_of_that_of_the_base(tmp_path: Path) -> None:
+    def tokens(name: str, counts: list[list[int]]) -> Path:
+        rows = [
+            {
+                "benchmark": "b",
+                "problem": f"p{i}",
+                "sample": j,
+                "answer": "1",
+                "response": "r",
+                "extracted": "1",
+                "correct": 1.0,
+                "scores": [("rule", 1.0)],
+                "tokens": count,
+                "finish": "stop",
+            }
+            for i, row in enumerate(counts)
+            for j, count in enumerate(row)
+        ]
+        folder = tmp_path / name
+        folder.mkdir()
+        tables.write(folder / "scores.parquet", rows, tables.SCORES)
+        return folder
+
+    reader = Reader(
+        {
+            "before": tokens("before", [[100, 300], [400, 0]]),
+            "after": tokens("after", [[60, 60], [200, 120]]),
+        }
+    )
+    arms = {"A": {"label": "a", "evaluations": ["after"], "base": ["before"]}}
+    got = estimate({"length": "A"}, reader, arms, {}, 500)
+    # Means 110 of 200; of each problem 60 of 200 and 160 of 200.
+    assert got.value == pytest.approx(0.55) and got.unit == "share"
+    assert {*got.draws.round(9)} == {0.3, 0.55, 0.8}
+    with pytest.raises(Missing, match="base of a"):
+        estimate({"length": "A"}, reader, {"A": {"label": "a", "evaluations": ["after"]}}, {})
+
+
 def test_draws_are_paired(reader: Reader) -> None:
     """A change is the difference of averages in every draw, on all benchmarks and on each."""
     for benchmark in ("macro", "easy", "hard"):
