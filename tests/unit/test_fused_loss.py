@@ -19,6 +19,7 @@ SPECS = {
     "raw teacher weights": LossSpec(
         "student", 5, weight="teacher", weight_scope="vocabulary", ratio_scope="support"
     ),
+    "jsd, nearer the student": replace(PRESETS["jsd"], beta=0.2),
     "uniform": LossSpec("union", 5, weight="uniform"),
     "warm teacher": LossSpec("teacher", 5, teacher_temperature=1.7),
     "warm teacher, full": replace(PRESETS["full"], teacher_temperature=1.7),

@@ -172,6 +172,10 @@ def test_values_of_the_main_points(logits: tuple[Tensor, Tensor]) -> None:
     }
     for name, value in expected.items():
         torch.testing.assert_close(loss_of(student, teacher, at_k(name)), value, msg=name)
+    uneven = 0.2 * q + 0.8 * p
+    value = 0.2 * (q * (logq - uneven.log())).sum(-1) + 0.8 * (p * (logp - uneven.log())).sum(-1)
+    found = loss_of(student, teacher, replace(at_k("jsd"), beta=0.2))
+    torch.testing.assert_close(found, value)
     for name in ("biased_topk", "stop_gradient_topk"):
         spec = replace(at_k(name), support="student")
         value = (sp * (slp - slq)).sum(-1)
