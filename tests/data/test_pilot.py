@@ -103,7 +103,8 @@ def test_table_is_complete(results: Path):
 
 def test_what_was_sampled_with_what_is_recorded(results: Path):
     made = [*results.glob("generations/*/s0"), *results.glob("evaluations/short/*/s0")]
-    assert len(made) == 6
+    made.append(results / "probes" / "A6" / "s0")
+    assert len(made) == 8
     for folder in made:
         manifest = json.loads((folder / "manifest.json").read_text())
         assert manifest["cfg"]["backend"] == BACKEND
