@@ -16,7 +16,7 @@ from opd import sampling, tables, templates
 from opd.answers import normalise
 from opd.benchmarks import OURS
 from opd.errors import Bad
-from opd.grading import GRADERS, disagreements, grade_all
+from opd.grading import GRADERS, RELAXED, disagreements, grade_all
 from opd.intervals import interval, sampling_error, standard_error
 
 Row = dict[str, Any]
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
     """Stage ``evaluate``: scores.parquet (every problem x sample), summary.json and
-    disagreements.csv (answers on which two graders of a benchmark differ, most frequent first).
+    disagreements.csv (answers on which ``rule`` and ``math_verify`` differ, most frequent first).
 
     cfg: benchmarks (what ``harness.load`` takes), protocol (samples, temperature, top_p, top_k,
     max_new_tokens, grader, cut_off, template), max_prompt_tokens, backend, batch_size, dtype,
@@ -159,11 +159,12 @@ def _write_disagreements(
     path: Path, rows: Sequence[Row], graders: Mapping[str, Sequence[str]]
 ) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        names = list(dict.fromkeys(one for several in graders.values() for one in several))
+        strict = {name: [one for one in names if one != RELAXED] for name, names in graders.items()}
+        names = list(dict.fromkeys(one for several in strict.values() for one in several))
         columns = ["benchmark", "extracted", "answer", *names, "count"]
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
-        for benchmark, several in graders.items():
+        for benchmark, several in strict.items():
             mine = [row for row in rows if row["benchmark"] == benchmark]
             pairs = [(row["response"], row["answer"]) for row in mine]
             graded: dict[str, Sequence[tuple[str | None, bool]]] = {
@@ -210,7 +211,8 @@ def summarise(rows: list[Row], benchmarks: list[str], seed: int) -> Row:
 def _disagreed(rows: Sequence[Row], metrics: Iterable[str]) -> dict[str, int]:
     if not set(metrics) <= set(GRADERS):
         return {}
-    return {"disagreements": sum(len({v for _, v in row["scores"]}) > 1 for row in rows)}
+    differ = ({v for name, v in row["scores"] if name != RELAXED} for row in rows)
+    return {"disagreements": sum(len(verdicts) > 1 for verdicts in differ)}
 
 
 def _bounds(scores: list[NDArray[np.float64]], seed: int) -> dict[str, float | None]:

@@ -2,8 +2,9 @@
 
 A grader maps (response, answer) to (what was extracted or None, whether it is right). ``world``
 reads the miniature world's notation; the others read the last ``\\boxed{}``: ``choice`` a letter or
-a word, ``rule`` (of the paper) and ``math_verify`` mathematics. What the text alone does not settle
-is compared in a process with limits.
+a word, ``rule`` (of the paper) and ``math_verify`` mathematics. ``relaxed`` is ``math_verify`` that
+takes the last number where there is no box. What the text alone does not settle is compared in a
+process with limits.
 """
 
 import os
@@ -19,9 +20,11 @@ from opd.verifier import verifier
 
 Graded = tuple[str | None, bool]
 
+RELAXED = "relaxed"
 SETTLE: dict[str, Callable[[str, str], bool | list[Pair]]] = {
     "rule": by_rule,
     "math_verify": by_math_verify,
+    RELAXED: by_math_verify,
 }
 
 
@@ -71,6 +74,8 @@ def grade_all(pairs: Sequence[tuple[str, str]], grader: str) -> tuple[list[Grade
     verdicts: dict[tuple[str, str], bool | None] = {}
     for response, answer in pairs:
         extracted = last_boxed(response)
+        if extracted is None and grader == RELAXED:
+            extracted = last_number(response)
         if extracted is None:
             graded.append((None, False))
             continue
@@ -80,7 +85,8 @@ def grade_all(pairs: Sequence[tuple[str, str]], grader: str) -> tuple[list[Grade
             if isinstance(settled, bool):
                 verdicts[key] = settled
             else:
-                verdicts[key] = verifier(os.getpid())(grader, settled)
+                compared_by = "math_verify" if grader == RELAXED else grader
+                verdicts[key] = verifier(os.getpid())(compared_by, settled)
         graded.append((extracted, bool(verdicts[key])))
     return graded, sum(verdict is None for verdict in verdicts.values())
 
@@ -120,3 +126,14 @@ def last_boxed(text: str) -> str | None:
         if depth == 0:
             return text[opening.end() : found.start()].strip() or None
     return None
+
+
+_NUMBER = re.compile(
+    r"-?\\[dt]?frac\{-?\d+\}\{-?\d+\}|(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?"
+)
+
+
+def last_number(text: str) -> str | None:
+    """The last integer, decimal or fraction in a text, without separators of thousands."""
+    found = _NUMBER.findall(text)
+    return found[-1].replace(",", "") if found else None

@@ -129,8 +129,8 @@ def _plain(name: str) -> str:
 
 
 def graded_boxed(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """``process_results`` of the tasks that ask for a box: both graders' verdicts, 0 or 1."""
-    return _verdicts(doc, results, ("rule", "math_verify"))
+    """``process_results`` of the tasks that ask for a box: the graders' verdicts, 0 or 1."""
+    return _verdicts(doc, results, ("rule", "math_verify", "relaxed"))
 
 
 def graded_choice(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:

@@ -64,7 +64,7 @@ def test_gold_answers_are_right_and_others_wrong_through_the_task(
     for doc, other in itertools.pairwise(docs[:10]):
         answer = grading.last_boxed(doc["answer"]) or doc["answer"]
         right = task.process_results(doc, [f"so \\boxed{{{answer}}}"])
-        assert right == {"rule": 1.0, "math_verify": 1.0}
+        assert right == {"rule": 1.0, "math_verify": 1.0, "relaxed": 1.0}
         if other["answer"] != doc["answer"]:
             wrong = task.process_results(other, [f"so \\boxed{{{answer}}}"])
-            assert wrong == {"rule": 0.0, "math_verify": 0.0}
+            assert wrong == {"rule": 0.0, "math_verify": 0.0, "relaxed": 0.0}

@@ -89,6 +89,28 @@ def test_ground_truth_may_be_boxed_and_only_the_box_counts(grader: str) -> None:
     assert grade("\\boxed{5} no, \\boxed{6}", "5") == ("6", False)
 
 
+@pytest.mark.parametrize(
+    ("response", "answer", "expected"),
+    [
+        ("so \\boxed{204}, not 5", "204", ("204", True)),
+        ("\\boxed{\\frac{4}{2}} as 3", "2", ("\\frac{4}{2}", True)),
+        ("the answer is 5.", "5", ("5", True)),
+        ("The answer: **1,234**", "1234", ("1234", True)),
+        ("thus x = -3/4 then", "-\\frac{3}{4}", ("-3/4", True)),
+        ("it is \\dfrac{3}{4}", "0.75", ("\\dfrac{3}{4}", True)),
+        ("10-4=6", "6", ("6", True)),
+        ("first 5, no: 6", "5", ("6", False)),
+        ("x2 is what I name it", "2", (None, False)),
+        ("\\boxed{12", "12", ("12", True)),
+        ("none", "5", (None, False)),
+    ],
+)
+def test_the_relaxed_grader_takes_the_last_number_where_there_is_no_box(
+    response: str, answer: str, expected: tuple[str | None, bool]
+) -> None:
+    assert grading.GRADERS["relaxed"](response, answer) == expected
+
+
 def test_the_rule_looks_into_tuples_for_what_sympy_has_to_settle() -> None:
     assert answers.by_rule("(1, (\\sqrt{12}, x), 3)", "(1,(2\\sqrt{3},x),3)") == [
         ("\\sqrt{12}", "2\\sqrt{3}")

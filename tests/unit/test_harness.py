@@ -77,13 +77,20 @@ def test_a_protocols_template_stands_in_place_of_the_tasks(tmp_path: Path) -> No
     assert contexts(task) == [template.replace("{question}", "What is 0+{1}?")]
 
 
-def test_both_graders_are_metrics_of_a_task(tmp_path: Path) -> None:
+ALL = ("rule", "math_verify", "relaxed")
+
+
+def test_all_graders_are_metrics_of_a_task(tmp_path: Path) -> None:
     task = loaded(tmp_path, "opd_amc23", questions(tmp_path / "p"))
     doc = task.test_docs()[1]
-    assert task.process_results(doc, ["so \\boxed{2}"]) == {"rule": 1.0, "math_verify": 1.0}
-    assert task.process_results(doc, ["so \\boxed{3}"]) == {"rule": 0.0, "math_verify": 0.0}
+    assert task.process_results(doc, ["so \\boxed{2}"]) == dict.fromkeys(ALL, 1.0)
+    assert task.process_results(doc, ["so \\boxed{3}"]) == dict.fromkeys(ALL, 0.0)
     # An unreduced fraction: wrong by the paper's rule, the same number for math-verify.
-    assert task.process_results(doc, ["\\boxed{\\frac{4}{2}}"]) == {"rule": 0.0, "math_verify": 1.0}
+    assert task.process_results(doc, ["\\boxed{\\frac{4}{2}}"]) == {
+        **dict.fromkeys(ALL, 1.0),
+        "rule": 0.0,
+    }
+    assert task.process_results(doc, ["it is 2"]) == {**dict.fromkeys(ALL, 0.0), "relaxed": 1.0}
 
 
 def world_sets(tmp_path: Path, n: int) -> dict[str, Path]:

@@ -179,8 +179,8 @@ class Protocol(Strict):
     top_p: Share = 0.95
     top_k: Count | None = None
     max_new_tokens: Count = 31744
-    grader: Literal["rule", "math_verify"] = Field(
-        default="rule", description="which of the two counts, where a benchmark has both"
+    grader: Literal["rule", "math_verify", "relaxed"] = Field(
+        default="rule", description="which of them counts, where a benchmark has all"
     )
     cut_off: Literal["wrong"] | None = Field(
         default=None,
