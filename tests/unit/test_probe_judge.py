@@ -91,9 +91,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return made
 
 
-def run(cfg: dict[str, Any], inputs: Inputs, out: Path) -> tuple[dict[str, Any], list[Any]]:
+def run(
+    cfg: dict[str, Any], inputs: Inputs, out: Path, cache: str = "cache"
+) -> tuple[dict[str, Any], list[Any]]:
     out.mkdir()
-    judge.run(cfg, inputs, out, out.parent / "cache")
+    judge.run(cfg, inputs, out, out.parent / cache)
     values = json.loads((out / "probe.json").read_text())["values"]
     return values, tables.read(out / "verdicts.parquet", tables.VERDICTS).to_pylist()
 
@@ -136,11 +138,13 @@ def test_a_model_is_asked_greedily_about_every_response(
 def test_verdicts_are_cached_and_the_same_again(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a real model, whose verdict is its own words; the second time nothing is sampled."""
+    """With a real model, whose verdict is its own words: sampled again they are the same, and with
+    the same cache nothing is sampled."""
     from opd import engines
 
     monkeypatch.setattr(judge, "verdict", lambda reply: len(reply) % 2 == 0)
     first = run(CFG, inputs, tmp_path / "a")
+    assert run({**CFG, "seed": 2}, inputs, tmp_path / "again", "another") == first
 
     def never(*_: Any) -> Any:
         raise AssertionError("sampled again")
