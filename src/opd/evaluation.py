@@ -119,6 +119,13 @@ def score(
     verdicts: dict[tuple[str, int], dict[str, tuple[str | None, bool]]] = defaultdict(dict)
     timeouts = 0
     for one, places in asked.items():
+        if one == RELAXED:
+            # With a box it is math_verify's verdict, which is not asked for twice.
+            for place in places:
+                strict = verdicts[place].get("math_verify")
+                if strict and strict[0] is not None:
+                    verdicts[place][one] = strict
+            places = [place for place in places if one not in verdicts[place]]
         pairs = [(answered[name][i].response, answered[name][i].answer) for name, i in places]
         graded, limits = grade_all(pairs, one)
         timeouts += limits
@@ -159,7 +166,10 @@ def _write_disagreements(
     path: Path, rows: Sequence[Row], graders: Mapping[str, Sequence[str]]
 ) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        strict = {name: [one for one in names if one != RELAXED] for name, names in graders.items()}
+        strict = {
+            benchmark: [one for one in several if one != RELAXED]
+            for benchmark, several in graders.items()
+        }
         names = list(dict.fromkeys(one for several in strict.values() for one in several))
         columns = ["benchmark", "extracted", "answer", *names, "count"]
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")

@@ -100,6 +100,29 @@ def test_what_is_cut_off_is_wrong_where_the_protocol_says_so() -> None:
     assert [row["extracted"] for row in cut] == [row["extracted"] for row in as_they_are]
 
 
+def test_the_relaxed_verdict_on_a_box_is_not_asked_for_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from opd.harness import Scored
+
+    texts = ["\\boxed{\\frac{4}{2}}", "it is 2", "\\boxed{3}", "none"]
+    answered = {"b": [Scored(f"p{i}", 0, "2", t, None, {}, 9, "stop") for i, t in enumerate(texts)]}
+    read: list[tuple[str, str]] = []
+    grade_all = evaluation.grade_all
+
+    def spied(pairs: Any, grader: str) -> Any:
+        read.extend((grader, response) for response, _ in pairs)
+        return grade_all(pairs, grader)
+
+    monkeypatch.setattr(evaluation, "grade_all", spied)
+    rows, _ = evaluation.score(answered, {"b": ("rule", "math_verify", "relaxed")}, "rule")
+    assert [dict(row["scores"])["relaxed"] for row in rows] == [1, 1, 0, 0]
+    assert [dict(row["scores"])["math_verify"] for row in rows] == [1, 0, 0, 0]
+    assert [text for grader, text in read if grader == "relaxed"] == ["it is 2", "none"]
+    alone, _ = evaluation.score(answered, {"b": ("relaxed",)}, "relaxed")
+    assert [row["correct"] for row in alone] == [1, 1, 0, 0]
+
+
 def test_majority_is_a_mean_over_problems() -> None:
     other = [row | {"problem": "q"} for row in votes("3", "3")]
     assert evaluation.majority(votes("7", "7") + other) == pytest.approx(0.5)
