@@ -13,10 +13,8 @@ def sequences(verb: str, settings: Mapping[str, Any]) -> int:
         return int(settings["batch_size"])
     if verb == "opd":
         return int(settings["prompts_per_step"] * settings["rollouts_per_prompt"])
-    rollouts, updates = (
-        settings["prompts_per_step"] * settings["group_size"],
-        settings.get("updates_per_batch", 1),
-    )
+    rollouts = settings["prompts_per_step"] * settings["group_size"]
+    updates = settings.get("updates_per_batch", 1)
     if rollouts % updates:
         raise Bad(f"{updates} do not divide the rollouts", "updates_per_batch", "use a divisor")
     return int(rollouts // updates)

@@ -342,8 +342,8 @@ class Context(Strict):
 
 
 def needs(claim: BaseModel) -> Iterator[tuple[str, str]]:
-    """(kind, name) of what a claim reads: evaluation, change or length (of arm and base), recovery
-    (of its teacher too) or run of an arm, or probe."""
+    """(kind, name) of what a claim reads: evaluation, change (of arm and base), recovery (of its
+    teacher too) or run of an arm, or probe."""
     for one in quantities(claim):
         if isinstance(one, Avg):
             yield "evaluation", one.avg
@@ -352,7 +352,7 @@ def needs(claim: BaseModel) -> Iterator[tuple[str, str]]:
         elif isinstance(one, Recovery):
             yield "recovery", one.recovery
         elif isinstance(one, Length):
-            yield "length", one.length
+            yield "change", one.length
         elif isinstance(one, Curve):
             yield "run", one.of
             if isinstance(one, Metric) and one.per and one.per.of:

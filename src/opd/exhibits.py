@@ -176,7 +176,7 @@ def needed(
 ) -> dict[str, Any]:
     """``arms`` and ``probes`` of a stage's settings, with what is needed of each as inputs.
 
-    needs: (kind, name): evaluation, change, length, recovery, run, scores of an arm, and probe.
+    needs: (kind, name): evaluation, change, recovery, run, scores of an arm, and probe.
     """
     assert config.evaluation is not None
     found: dict[str, dict[str, Any]] = {"arms": {}, "probes": {}}
@@ -203,7 +203,7 @@ def needed(
             }
             continue
         sides = {"evaluations": arm.model}
-        if kind in ("change", "length", "recovery") and arm.base:
+        if kind in ("change", "recovery") and arm.base:
             sides["base"] = arm.base
         if kind == "recovery" and arm.teacher:
             sides["teacher"] = arm.teacher

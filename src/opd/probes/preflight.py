@@ -43,8 +43,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     about = _compared(cfg, inputs, prompts)
     rollouts = _answered(cfg, inputs["student"], prompts, cache)
     # One bin: where in a response it is, is not asked here.
-    bin = max(len(row["token_ids"]) for row in rollouts)
-    settings = {**cfg, "position_bin": bin, "thinking_may_differ": True}  # it is reported
+    longest = max(len(row["token_ids"]) for row in rollouts)
+    settings = {**cfg, "position_bin": longest, "thinking_may_differ": True}  # it is reported
     measured = pair.measure(settings, pair.tokens(settings, rollouts, inputs["student"]), inputs)
     known = {row["id"]: row["answer"] for row in prompts}
     correct = pair.right(rollouts, known, grader) if grader else None
