@@ -265,6 +265,7 @@ def _artifact(one: Artifact, around: Around) -> Audited:
     known = {"digest.json": {*_RECORD, *_marks(one)}, "manifest.json": _MANIFEST}
     records = (_unsound(one.path / name, keys) for name, keys in known.items())
     findings = [found for found in records if found]
+    older = manifest.older(one.record)
     wrong = {finding.where for finding in findings}
     record = None if "digest.json" in wrong else one.record
     made = None if "manifest.json" in wrong else one.manifest
@@ -272,7 +273,7 @@ def _artifact(one: Artifact, around: Around) -> Audited:
         said = "its identity does not follow from its settings and inputs"
         findings.append(Finding(MODIFIED, "manifest.json", said))
         made = None
-    unlike = [*_related(record, made)] if record and made else []
+    unlike = [*_related(record, made)] if record and made and not older else []
     if unlike:
         # The manifest has a seal, digest.json has none.
         findings, record = [*findings, *unlike], None
@@ -283,7 +284,9 @@ def _artifact(one: Artifact, around: Around) -> Audited:
     entry = _entry(one)
     if entry:
         findings += _linked(entry, identity, sha)
-    if made:
+    if older:
+        findings.append(Finding(STALE, "digest.json", f"{older}: run the workflow to make it anew"))
+    elif made:
         # What was adopted was not made from its inputs, nor by any code here.
         if not made.get("adopted"):
             findings += [*_inputs(one, sha, around.contents), *_code(made)]
@@ -299,7 +302,9 @@ def _artifact(one: Artifact, around: Around) -> Audited:
 
 
 def _marks(one: Artifact) -> set[str]:
-    return {"adopted"} if one.record and one.record.get("adopted") is True else set()
+    """Keys of a digest.json that not every one has."""
+    record = one.record or {}
+    return {"format"} & record.keys() | ({"adopted"} if record.get("adopted") is True else set())
 
 
 def _related(record: Record, made: Record) -> Iterator[Finding]:
@@ -393,7 +398,7 @@ def _contents(one: Artifact) -> str:
     record, made = one.record, one.manifest
     if not record or not made or _expected(made) != made.get("identity"):
         return ""
-    if manifest.hand_off(made["verb"], made["cfg"], made) != record:
+    if not manifest.older(record) and manifest.hand_off(made["verb"], made["cfg"], made) != record:
         return ""
     return "" if _unsound(one.path / "manifest.json", _MANIFEST) else digest(record["outputs"])
 

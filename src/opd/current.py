@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from opd.errors import Bad
 from opd.files import digest, read_json
-from opd.manifest import adopted_identity, sealed, settings_digest, write_json
+from opd.manifest import adopted_identity, older, sealed, settings_digest, write_json
 
 if TYPE_CHECKING:
     from opd.plan import Artifact
@@ -161,8 +161,9 @@ def check(plan: Path, inputs: Iterable[Path]) -> None:
         wanted = planned[folder]
         if "cfg" in wanted and _stands(record.parent, wanted["verb"], wanted["cfg"]):
             continue
-        if _record(record).get("settings") != wanted["settings"]:
-            stale[folder] = "made with other settings than the config's"
+        made = _record(record)
+        if made.get("settings") != wanted["settings"]:
+            stale[folder] = older(made) or "made with other settings than the config's"
         else:
             for path, outputs in _made_from(record.with_name("manifest.json")):
                 recorded = path.name == "digest.json" and path.is_file()

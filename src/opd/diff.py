@@ -131,7 +131,10 @@ def _own(one: Artifact, other: Artifact) -> Iterator[str]:
     then, now = ({"verb": x.get("verb"), **told(x.get("cfg", {}))} for x in (a, b))
     for key, old, new in changes(then, now):
         yield f"{key}: {old} | {new}"
-    if a.get("cfg", {}).get("code") != b.get("cfg", {}).get("code"):
+    formats = [(x.record or {}).get("format", 1) for x in (one, other)]
+    if formats[0] != formats[1]:
+        yield f"format: {formats[0]} | {formats[1]}, so their codes cannot be compared"
+    elif a.get("cfg", {}).get("code") != b.get("cfg", {}).get("code"):
         then, now = (x.get("modules") or {} for x in (a, b))
         changed = [key for key, _, _ in changes(then, now)] if then and now else []
         yield f"code: {', '.join(changed) or 'which modules was not recorded'}"

@@ -12,9 +12,10 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from opd import encoders, tables
+from opd.code import module_digest
 from opd.encoders import Floats
 from opd.errors import Bad
-from opd.files import content, digest, module_digest
+from opd.files import content, digest
 
 # Texts that are encoded before they are written: what a killed stage loses at most.
 CHUNK = 256
@@ -39,9 +40,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
 
     folder = inputs.get("encoder")
     files = content(folder) if folder else {}
-    key = digest(
-        [cfg["encoder"], files, encoders.device() if folder else "", module_digest("opd.encoders")]
-    )
+    device = encoders.device() if folder else ""
+    key = digest([cfg["encoder"], files, device, module_digest(encoders.__name__)])
     shards = cache / "embed" / key
     shards.mkdir(parents=True, exist_ok=True)
     have = {text for held, _ in read_shards(shards) for text in held}

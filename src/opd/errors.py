@@ -14,3 +14,11 @@ class Bad(Exception):
 
     def __str__(self) -> str:
         return " ".join(f"{self.where}: {self.what}; {self.remedy}".split())
+
+
+class LeftOut(Bad):
+    """Why one model or one row of many cannot be measured, where the others can.
+
+    Its text may become part of what a stage makes, so it counts in the digest of the code, which
+    the text of a plain ``Bad`` does not.
+    """

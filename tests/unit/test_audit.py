@@ -295,3 +295,28 @@ def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
     (steps / "2.json").write_text(record)
     (steps / "9" / "weights").write_text("late")
     assert found() == [("modified", "kept step 9/weights")]
+
+
+def test_what_another_format_made_is_called_older_and_not_modified(tmp_path: Path):
+    output = tmp_path / "results" / "mini" / "prompts" / "rl" / "digest.json"
+    made = {"verb": "prompts", "cfg": {"code": "0", "inputs": []}, "inputs": {}, "outputs": {}}
+    made |= {"numbers": {}, "versions": {}} | dict.fromkeys(("host", "device"), "x")
+    made |= {"started": "2026-01-02T03:04:05Z", "seconds": 1.0}
+    made["identity"] = manifest.identity_of("prompts", made["cfg"], {})
+    entry = tmp_path / "results" / ".store" / made["identity"]
+    entry.mkdir(parents=True)
+    entry.with_name(f"{entry.name}.json").write_text(manifest.json_text(manifest.sealed(made)))
+    output.parent.mkdir(parents=True)
+    manifest.publish(made, entry, output, {})
+    (code,) = audit(output).audited[0].findings
+    assert (code.state, code.where) == ("stale", "code")
+
+    record = json.loads(output.read_text())
+    assert record.pop("format") == manifest.FORMAT
+    output.write_text(manifest.json_text(record))
+    (older,) = audit(output).audited[0].findings
+    assert (older.state, older.where) == ("stale", "digest.json")
+    assert older.what.startswith("made with an older format")
+    assert any("made with an older format" in line for line in why.lines(output))
+    assert manifest.older({"format": manifest.FORMAT + 1}) == "made with a newer format"
+    assert manifest.older(None) == manifest.older({"format": manifest.FORMAT}) == ""

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from opd import embeddings, encoders, tables
+from opd.code import module_digest
 from opd.errors import Bad
-from opd.files import module_digest
 from opd.manifest import code_digest, run_stage
 
 HASHED = {"encoder": "hashed", "execution": {"threads": 1}}

@@ -6,7 +6,7 @@ give is marked "ours".
 import re
 from collections.abc import Mapping, Sequence
 
-from opd.errors import Bad
+from opd.errors import Bad, LeftOut
 
 SYSTEM = "You are a helpful assistant."
 
@@ -40,7 +40,7 @@ _NOW = "Now answer with a response of your own, including the thinking process:"
 def mmlu(question: str, choices: Sequence[str]) -> str:
     """The user message of an MMLU question (Fig. 12). Raises ``Bad`` unless it has four choices."""
     if len(choices) != 4:
-        raise Bad(f"it has {len(choices)} choices", f"question '{question[:40]}'", "give four")
+        raise LeftOut(f"it has {len(choices)} choices", f"question '{question[:40]}'", "give four")
     a, b, c, d = choices
     return _MMLU.format(question=question, a=a, b=b, c=c, d=d)
 
@@ -62,7 +62,7 @@ def asked(form: str | None, question: str, prompt: str) -> str:
         raise Bad(f"unknown form '{form}'", "form", f"use one of {', '.join(FORMS)}")
     found = FORMS[form].fullmatch(question.strip())
     if found is None:
-        raise Bad(f"no question of {form}", f"question '{question[:40]}'", "leave form out")
+        raise LeftOut(f"no question of {form}", f"question '{question[:40]}'", "leave form out")
     one, *more = found.groups()
     return mmlu(one, more) if form == "mmlu" else boolq(one, *more)
 
@@ -115,7 +115,7 @@ def teacher_asked(
     for kind, word, wanted in ((True, "correct", correct), (False, "wrong", wrong)):
         have = len(of.get(kind, ()))
         if have < wanted:
-            raise Bad(
+            raise LeftOut(
                 f"{have} of {wanted} {word} demonstrations",
                 f"prompt '{prompt_id}'",
                 "allow more trials, or leave the question out",

@@ -10,7 +10,7 @@ import numpy as np
 
 from opd import tables
 from opd.checkpoints import load_tokenizer
-from opd.errors import Bad
+from opd.errors import LeftOut
 from opd.microscope import alignment, schemas, statistics
 from opd.microscope.alignment import Nodes, Scores
 from opd.microscope.index import Children
@@ -50,7 +50,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     cells: list[statistics.Cell] = []
     try:
         pair = Pair(cfg, inputs["student"], inputs.get(f"teacher:{name}"))
-    except Bad as bad:
+    except LeftOut as bad:
         left_out += [{"prompt_id": id, "path": None, "reason": bad.what} for id in open_ids]
         open_ids = []
     prompt_rows = {
@@ -65,8 +65,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     tokenizer = load_tokenizer(inputs["student"])
     for id in open_ids:
         prompt, student_prompt = theirs[id], ours[id]
-        if isinstance(prompt, Bad) or isinstance(student_prompt, Bad):
-            reason = str(prompt if isinstance(prompt, Bad) else student_prompt)
+        if isinstance(prompt, LeftOut) or isinstance(student_prompt, LeftOut):
+            reason = str(prompt if isinstance(prompt, LeftOut) else student_prompt)
             left_out.append({"prompt_id": id, "path": None, "reason": reason})
             continue
         for path in trees.paths[id]:

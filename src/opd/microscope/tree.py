@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from opd import tables
-from opd.errors import Bad
+from opd.errors import Bad, LeftOut
 from opd.microscope import answers, contexts, demonstrations, schemas, screening, targeting
 from opd.microscope.index import PathIndex
 from opd.microscope.scoring import Pair
@@ -181,14 +181,14 @@ def _chosen(
         chosen[name] = {}
         try:
             pair = Pair(cfg, inputs["student"], inputs.get(f"teacher:{name}"))
-        except Bad as bad:
+        except LeftOut as bad:
             # One that cannot read the student's tokens: the others go on.
             left_out.append({"teacher": name, "prompt_id": None, "reason": bad.what})
             continue
         prompts = teacher_prompts(cfg, teacher, inputs, [one.row for one in questions])
         for one in questions:
             prompt = prompts[one.id]
-            if isinstance(prompt, Bad):
+            if isinstance(prompt, LeftOut):
                 left_out.append({"teacher": name, "prompt_id": one.id, "reason": str(prompt)})
                 continue
             chosen[name][one.id] = {}
@@ -211,7 +211,7 @@ def teacher_prompts(
     teacher: Teacher,
     inputs: Mapping[str, Path],
     rows: Sequence[Row],
-) -> dict[str, list[int] | Bad]:
+) -> dict[str, list[int] | LeftOut]:
     """What a teacher reads before a rollout of each question, in token ids of the student's
     tokenizer; or why it cannot be asked: it lacks a demonstration, or the prompt is too long."""
     name = teacher["name"]
@@ -222,7 +222,7 @@ def teacher_prompts(
     # More than the student's prompt: as many tokens as the teacher is given.
     settings["max_prompt_tokens"] = cfg.get("max_teacher_prompt_tokens", cfg["max_prompt_tokens"])
     sampler = Sampler(inputs["student"], settings)
-    prompts: dict[str, list[int] | Bad] = {}
+    prompts: dict[str, list[int] | LeftOut] = {}
     for row in rows:
         try:
             text = contexts.asked(cfg.get("form"), row["question"], row["prompt"])
@@ -231,7 +231,7 @@ def teacher_prompts(
             )
             rendered = sampler.render(contexts.chat(text, cfg.get("system")))
             (prompts[row["id"]],) = sampler.encode([rendered], [row["id"]])
-        except Bad as bad:
+        except LeftOut as bad:
             prompts[row["id"]] = bad
     return prompts
 
