@@ -123,7 +123,7 @@ UV ?= uv pip compile
 COMPILE = $(UV) --quiet --no-annotate --no-header --python-version 3.11 pyproject.toml
 MADE := \# Made from pyproject.toml by `make lock`. Do not edit.
 # By this line a test tells whether pyproject.toml has been edited since.
-OF = \# $(shell PYTHONPATH=src $(PYTHON) -m opd.envs)
+OF = \# $(shell PYTHONPATH=src $(PYTHON) -m opd.doctor.envs)
 pins = $(COMPILE) --universal --output-file $(1) $(2); sed -i '1i $(MADE)\n$(OF)' $(1)
 conda = { printf '%s\n' '$(MADE)' '$(OF)' 'channels: [conda-forge, nodefaults]' 'dependencies:' \
 	    '  - python=3.11' '  - pip' '  - pip:'; \

@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from opd import claims_page
-from opd.errors import Bad
-from opd.files import read_json
+from opd.core.errors import Bad
+from opd.core.files import read_json
+from opd.results import claims_page
 
 START, END = re.compile(r"<!-- fill: (.*) -->"), "<!-- end -->"
 IMAGE = re.compile(r"!\[[^]]*\]\(([^)]+)\)")

@@ -1,5 +1,5 @@
 """``python -m opd``."""
 
-from opd.cli import main
+from opd.cli.main import main
 
 main()

@@ -10,7 +10,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from opd import calibration, cost, planned
+from opd.plan import calibrate, cost, state
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,21 +20,21 @@ def main() -> None:
     parser.add_argument("calibrated", nargs="+", type=Path)
     parser.add_argument("--held-out", nargs="+", type=Path, required=True)
     given = parser.parse_args()
-    tables = calibration.tables(ROOT / "config" / "calibration.yaml")
-    done = [calibration.finished(folder) for folder in given.calibrated]
-    known = calibration.calibrate(done, tables)
+    tables = calibrate.tables(ROOT / "config" / "calibration.yaml")
+    done = [calibrate.finished(folder) for folder in given.calibrated]
+    known = calibrate.calibrate(done, tables)
     seen = {identity for one in done for identity in one.identities.values()}
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     inside = 0
-    for one in map(calibration.finished, given.held_out):
+    for one in map(calibrate.finished, given.held_out):
         natural = known["natural_tokens_measured"]
         facts = cost.Facts(one.artifacts, tables, one.numbers, natural)
         for folder, identity in one.identities.items():
             if identity in seen:
                 continue
             seen.add(identity)
-            on = planned.machine(one.devices[folder], False, [known, tables], tables)
-            found = planned.estimate(facts, folder, on)
+            on = state.machine(one.devices[folder], False, [known, tables], tables)
+            found = state.estimate(facts, folder, on)
             took = one.seconds[folder] * found.width
             pairs[one.artifacts[folder].verb].append((found.middle, took))
             inside += found.low <= took <= found.high

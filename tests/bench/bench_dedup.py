@@ -24,7 +24,7 @@ import torch
 from common import describe, table
 from sentence_transformers import SentenceTransformer
 
-from opd import encoders, neighbours
+from opd.data import encoders, neighbours
 
 PREFIX = "Solve the following math problem step by step."
 PLANTED = 100
@@ -79,7 +79,7 @@ def agreement(plain: Any, other: Any) -> dict[str, float]:
 
 SEARCH = """
 import sys, time, resource, numpy as np
-from opd import neighbours
+from opd.data import neighbours
 def peak(name):
     return int(next(l for l in open("/proc/self/status") if l.startswith(name)).split()[1]) // 1024
 def made(path, n):

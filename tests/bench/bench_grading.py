@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from common import describe, table
 
-from opd import grading
-from opd.verifier import verifier
+from opd.grading import graders
+from opd.grading.sandbox import verifier
 
 Pair = tuple[str, str]
 
@@ -42,14 +42,14 @@ def pairs_of(folder: Path, case: str) -> list[Pair]:
     for path in sorted(folder.glob("*.parquet")):
         rows = pq.read_table(path, columns=["reward_model"])["reward_model"].to_pylist()
         gold = [row["ground_truth"] for row in rows]
-        bare = [grading.last_boxed(a) or a for a in gold]
+        bare = [graders.last_boxed(a) or a for a in gold]
         pairs += [(f"so the answer is \\boxed{{{a}}}.", b) for a, b in CASES[case](bare)]
     return pairs
 
 
 def settled_by_text(pairs: list[Pair], grader: str) -> int:
-    settle = grading.SETTLE[grader]
-    return sum(isinstance(settle(grading.last_boxed(a) or "", b), bool) for a, b in pairs)
+    settle = graders.SETTLE[grader]
+    return sum(isinstance(settle(graders.last_boxed(a) or "", b), bool) for a, b in pairs)
 
 
 def cells(pairs: list[Pair], case: str, grader: str) -> list[str]:
@@ -58,7 +58,7 @@ def cells(pairs: list[Pair], case: str, grader: str) -> list[str]:
     start = time.perf_counter()
     process(grader, [("x", "x")])
     started = time.perf_counter()
-    graded, timeouts = grading.grade_all(pairs, grader)
+    graded, timeouts = graders.grade_all(pairs, grader)
     seconds = time.perf_counter() - started
     return [
         case,
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the benchmarks' parquet files")
     folder = parser.parse_args().data
     rows = [
-        cells(pairs_of(folder, case), case, grader) for case in CASES for grader in grading.SETTLE
+        cells(pairs_of(folder, case), case, grader) for case in CASES for grader in graders.SETTLE
     ]
     header = "answers", "grader", "n", "right", "by text", "at a limit", "a second", "start s"
     print(f"{table(header, rows)}\n\n{describe('cpu')}")

@@ -22,9 +22,9 @@ from torch import Tensor
 from trl.kernels import chunked_divergence
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-from opd import losses
-from opd.loss_spec import PRESETS, LossSpec
-from opd.losses import Head, fused_token_loss, token_loss
+from opd.losses import fused as losses
+from opd.losses.fused import Head, fused_token_loss, token_loss
+from opd.losses.spec import PRESETS, LossSpec
 
 # The shape that the tiles of both chunked losses are made for (Qwen3's vocabulary).
 FULL_VOCABULARY, FULL_POSITIONS = 151_936, 8192
@@ -195,7 +195,7 @@ def _largest_resident_bytes() -> int:
 def measure(case: Case, presets: list[str], rounds: int) -> list[Row]:
     # A process that has imported what is slow to and computed nothing, to be forked.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["opd.losses", "trl.trainer.distillation_trainer"])
+    context.set_forkserver_preload(["opd.losses.fused", "trl.trainer.distillation_trainer"])
     if case.device == "cpu":
         # Keep freed tensors, as CUDA's allocator does: page faults would be timed with the losses.
         ctypes.CDLL(None).mallopt(M_MMAP_MAX, 0)

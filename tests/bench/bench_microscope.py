@@ -37,7 +37,7 @@ def batches(rollouts: int, tokens: int, seed: int) -> Any:
 def indexed(folder: Path, rollouts: int, tokens: int) -> dict[str, float]:
     """Seconds of each part, with our index."""
     from opd.microscope import alignment, statistics
-    from opd.microscope.index import PathIndex
+    from opd.microscope.path_index import PathIndex
 
     times: dict[str, float] = {}
     clock = time.perf_counter()

@@ -26,7 +26,12 @@ from pathlib import Path
 
 from common import describe, table
 
-from opd import cli, exhibits, files, manifest, plan, recipes
+from opd.cli import main as cli
+from opd.core import files
+from opd.plan import artifacts as plan
+from opd.plan import outputs
+from opd.recipes import resolve
+from opd.stages import run as manifest
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config" / "paper.yaml"
@@ -130,10 +135,11 @@ def dag(given: argparse.Namespace, folder: Path) -> list[list[str]]:
 
 PARSE = f"""
 from pathlib import Path
-from opd import exhibits, lock, plan, recipes
-config = recipes.read([Path({str(PAPER)!r})])
-artifacts = plan.plan(config, {{}})
-exhibits.exhibits(config, artifacts, Path({str(PAPER.parent)!r}))
+from opd.plan import artifacts, outputs
+from opd.recipes import resolve
+config = resolve.read([Path({str(PAPER)!r})])
+planned = artifacts.plan(config, {{}})
+outputs.exhibits(config, planned, Path({str(PAPER.parent)!r}))
 """
 
 # Stands for every stage: takes a digest.json that was made before, and makes empty files of what a
@@ -156,9 +162,9 @@ def jobs(given: argparse.Namespace, folder: Path) -> list[list[str]]:
     nothing = folder / "nothing"
     nothing.write_text(NOTHING)
     nothing.chmod(0o755)
-    config = recipes.read([PAPER])
+    config = resolve.read([PAPER])
     artifacts = plan.plan(config, {})
-    artifacts |= exhibits.exhibits(config, artifacts, PAPER.parent)
+    artifacts |= outputs.exhibits(config, artifacts, PAPER.parent)
     for name, one in artifacts.items():
         record = {
             "identity": files.digest(name),

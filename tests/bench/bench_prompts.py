@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import describe, table
 
-from opd import prompts
+from opd.data import prompts
 
 DAPO, THOUGHTS = "BytedTsinghua-SIA/DAPO-Math-17k", "open-thoughts/OpenThoughts3-1.2M"
 REVISION = "0" * 40

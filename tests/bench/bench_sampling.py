@@ -14,8 +14,9 @@ from typing import Any
 
 from common import describe, table
 
-from opd import engines, journal, tables
-from opd.sampling import Request, Response, Sampler
+from opd.core import tables
+from opd.models import journal, transformers_engine
+from opd.models.sampling import Request, Response, Sampler
 
 
 def clocked(sampler: Sampler, requests: list[Request]) -> tuple[float, list[Response]]:
@@ -49,7 +50,7 @@ def journal_clock() -> Iterator[list[float]]:
 
 
 def in_the_order_of_the_list(
-    jobs: Mapping[int, engines.Job], batch_size: int
+    jobs: Mapping[int, transformers_engine.Job], batch_size: int
 ) -> Iterator[list[int]]:
     order = list(jobs)
     for start in range(0, len(order), batch_size):
@@ -58,7 +59,7 @@ def in_the_order_of_the_list(
 
 def padding(jobs: list[list[int]], shards: Callable[..., Iterator[list[int]]], size: int) -> float:
     """Share of padding among the positions of all shards' prompts."""
-    as_jobs = {i: engines.Job(tokens, 0, 0) for i, tokens in enumerate(jobs)}
+    as_jobs = {i: transformers_engine.Job(tokens, 0, 0) for i, tokens in enumerate(jobs)}
     cut = list(shards(as_jobs, size))
     filled = sum(map(len, jobs))
     return 1 - filled / sum(len(s) * max(len(jobs[i]) for i in s) for s in cut)
@@ -73,14 +74,17 @@ def transformers(arguments: argparse.Namespace, cfg: dict[str, Any]) -> None:
     sampler = Sampler(arguments.model, cfg)
     requests = asked(sampler, arguments)
     sampler.sample(requests[: cfg["batch_size"]])  # loads and warms up
-    ways = {"by length": engines.shards, "in the order of the list": in_the_order_of_the_list}
+    ways = {
+        "by length": transformers_engine.shards,
+        "in the order of the list": in_the_order_of_the_list,
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     found: dict[str, list[Response]] = {}
     with journal_clock() as writes:
         for turn in range(arguments.rounds):
             # Other attempts each time: the journal would answer what was asked before.
             again = [Request(r.id, r.prompt, r.sample, attempt=turn) for r in requests]
-            for name, engines.shards in ways.items():
+            for name, transformers_engine.shards in ways.items():
                 fresh = Sampler(arguments.model, cfg)
                 fresh._engine = sampler._engine
                 elapsed, found[name] = clocked(fresh, again)

@@ -19,8 +19,8 @@ from common import describe, reset_cuda_peak, synchronise, table
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from opd.loss_spec import PRESETS
-from opd.losses import Head, fused_token_loss, token_loss
+from opd.losses.fused import Head, fused_token_loss, token_loss
+from opd.losses.spec import PRESETS
 
 SPEC = PRESETS["rethinking_code"]
 

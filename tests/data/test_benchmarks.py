@@ -7,10 +7,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from opd import grading, prompts, templates
+from opd.data import prompts, templates
+from opd.grading import graders
 
 pytest.importorskip("lm_eval")
-from opd import harness
+from opd.evaluation import harness
 
 SUFFIX = " Please reason step by step, and put your final answer within \\boxed{}."
 FILES = {
@@ -62,7 +63,7 @@ def test_gold_answers_are_right_and_others_wrong_through_the_task(
     task = task_of(tmp_path, name)
     docs = list(task.test_docs())
     for doc, other in itertools.pairwise(docs[:10]):
-        answer = grading.last_boxed(doc["answer"]) or doc["answer"]
+        answer = graders.last_boxed(doc["answer"]) or doc["answer"]
         right = task.process_results(doc, [f"so \\boxed{{{answer}}}"])
         assert right == {"rule": 1.0, "math_verify": 1.0, "relaxed": 1.0}
         if other["answer"] != doc["answer"]:

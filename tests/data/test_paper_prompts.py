@@ -6,10 +6,11 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from opd import prompts, tables
-from opd.plan import closure, plan
-from opd.recipes import resolve
-from opd.templates import strip
+from opd.core import tables
+from opd.data import prompts
+from opd.data.templates import strip
+from opd.plan.artifacts import closure, plan
+from opd.recipes.resolve import resolve
 
 pytestmark = pytest.mark.data
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from opd import tables
+from opd.core import tables
 
 pytestmark = [pytest.mark.data, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]

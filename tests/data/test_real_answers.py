@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from opd import answers, grading, verifier
+from opd.grading import equivalence, graders, sandbox
 
 PROBLEMS = {
     "AIME24": 30, "AIME25": 30, "AMC23": 40, "AMC23-83": 83, "MATH-500": 500, "Minerva": 272,
@@ -29,11 +29,11 @@ def gold(data_dir: Path) -> dict[str, list[str]]:
 
 
 def bare(answer: str) -> str:
-    return grading.last_boxed(answer) or answer
+    return graders.last_boxed(answer) or answer
 
 
 def graded(given: list[str], gold: list[str], grader: str) -> list[bool]:
-    verdicts, timeouts = grading.grade_all(
+    verdicts, timeouts = graders.grade_all(
         [(f"so \\boxed{{{a}}}", b) for a, b in zip(given, gold, strict=True)], grader
     )
     assert timeouts == 0
@@ -54,7 +54,7 @@ def test_gold_answers_grade_themselves_as_right_without_the_comparison_of_texts(
 ) -> None:
     """math-verify itself, asked about each different one."""
     pairs = {pair for name in gold for a in gold[name] for pair in [(bare(a), bare(a))]}
-    ask = verifier.verifier(os.getpid())
+    ask = sandbox.verifier(os.getpid())
     assert {a for a, b in pairs if ask("math_verify", [(a, b)]) is not True} == set()
 
 
@@ -100,9 +100,9 @@ def test_answers_of_other_problems_grade_as_wrong(gold: dict[str, list[str]], gr
         (f"\\boxed{{{bare(a)}}}", b)
         for name in gold
         for a, b in itertools.pairwise(gold[name])
-        if answers.normalise(bare(a)) != answers.normalise(bare(b))
+        if equivalence.normalise(bare(a)) != equivalence.normalise(bare(b))
     ]
-    verdicts, timeouts = grading.grade_all(pairs, grader)
+    verdicts, timeouts = graders.grade_all(pairs, grader)
     assert [pair for pair, (_, right) in zip(pairs, verdicts, strict=True) if right] == []
     # sympy solves one differential equation of Minerva for the terms of another for seconds.
     assert timeouts <= (grader == "math_verify")

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from test_real_files import load
 
-from opd import contamination, dedup, embeddings, encoders, fetch, neighbours, tables
+from opd.core import tables
+from opd.data import contamination, dedup, embeddings, encoders, neighbours
+from opd.models import fetch
 
 pytest.importorskip("faiss")
 

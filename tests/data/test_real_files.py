@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from opd import prompts, tables, templates
-from opd.errors import Bad
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.data import prompts, templates
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from stages import Run, Zygote, finished
 
-from opd.manifest import VERBS
+from opd.stages.run import VERBS
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from opd import current, exhibits, plan, recipes, verified
-from opd.files import canonical, read_json
-from opd.plan import Artifact
+from opd.core.files import canonical, read_json
+from opd.plan import artifacts as plan
+from opd.plan import outputs
+from opd.plan.artifacts import Artifact
+from opd.recipes import resolve
+from opd.stages import fresh, verify
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -118,10 +121,10 @@ class Run:
 
     def check_inputs(self, name: str) -> None:
         """Have an artifact's inputs read and remembered, so that its stage need not."""
-        time.sleep(2 * verified.TICK_NS / 1e9)
+        time.sleep(2 * verify.TICK_NS / 1e9)
         for path in self.artifacts[name].inputs:
             if not os.path.isabs(path):
-                verified.artifact(self.results / path / "digest.json")
+                verify.artifact(self.results / path / "digest.json")
 
     def make(self, name: str, **more: Any) -> Ended:
         """Run the stage of an artifact in a fork of the zygote."""
@@ -198,13 +201,13 @@ def finished(folder: Path, zygote: Zygote) -> Run:
     raw["training"] = {"checkpoint_every": 1}
     for part in ("hub", "run"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    config = recipes.resolve(raw)
+    config = resolve.resolve(raw)
     (folder / "run" / "tiny.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     artifacts = plan.plan(config, {})
-    artifacts |= exhibits.exhibits(config, artifacts, ROOT / "config")
-    shown = exhibits.targets(config, artifacts)
+    artifacts |= outputs.exhibits(config, artifacts, ROOT / "config")
+    shown = outputs.targets(config, artifacts)
     run = Run(folder / "run", artifacts, zygote, folder / "hub")
-    current.write_plan(run.results / "plan.json", artifacts)
+    fresh.write_plan(run.results / "plan.json", artifacts)
     for name in plan.closure(shown, artifacts):
         ended = run.make(name)
         assert ended.status == 0, (name, ended.log)

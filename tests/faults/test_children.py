@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from stages import HERE, Run, environment, only_error
 
-from opd import journal, owner
+from opd.models import journal
+from opd.stages import lock
 
 pytestmark = pytest.mark.faults
 
@@ -40,7 +41,7 @@ def test_a_worker_of_vllm_that_is_killed_or_hangs(run: Run, tried) -> None:
     assert "a vLLM worker ended with exit status -9" in only_error(ended)
     assert len(journaled(run)) == 3
     tried("a worker of vLLM is killed, as for want of memory", "generate")
-    ended = run.make(ROLLOUTS, env={**FAKE, **TOLD, owner.LIMIT: "0.5", "FAKE_VLLM": "SIGSTOP:4"})
+    ended = run.make(ROLLOUTS, env={**FAKE, **TOLD, lock.LIMIT: "0.5", "FAKE_VLLM": "SIGSTOP:4"})
     assert ended.status == 2
     said = only_error(ended)
     assert f"results/tiny/{ROLLOUTS}: nothing was written for 0.5 minutes" in said
@@ -55,7 +56,7 @@ def test_a_worker_of_vllm_that_is_killed_or_hangs(run: Run, tried) -> None:
 def ranks(process: "subprocess.Popen[bytes]") -> list[int]:
     """The processes that train, of a stage with several."""
     found = []
-    for pid in owner._descendants(process.pid):
+    for pid in lock._descendants(process.pid):
         try:
             words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
         except OSError:
@@ -89,7 +90,7 @@ def test_a_process_of_training_that_is_killed_or_hangs(run: Run, tried) -> None:
         (signal.SIGSTOP, 14, "hangs", "nothing was written for 0.5 minutes"),
     ):
         log = run.folder / "own.log"
-        process = run.start(TRAINED, log, **TOLD, **{owner.LIMIT: "0.5"})
+        process = run.start(TRAINED, log, **TOLD, **{lock.LIMIT: "0.5"})
         at_step(run, process, step)
         children = ranks(process)
         assert len(children) == 2

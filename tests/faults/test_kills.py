@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from stages import Ended, Run
 
-from opd import journal
-from opd.manifest import VERBS
+from opd.models import journal
+from opd.stages.run import VERBS
 
 pytestmark = pytest.mark.faults
 

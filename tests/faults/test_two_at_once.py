@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from stages import ROOT, TINY, Run, environment
 
-from opd import owner
+from opd.stages import lock
 
 pytestmark = pytest.mark.faults
 
@@ -29,8 +29,8 @@ def test_two_stages_of_one_artifact(run: Run, tried) -> None:
     identity = run.identity(name)
     run.forget(name)
     scratch = run.store / ".scratch" / identity
-    with owner.alone(scratch):
-        os.utime(scratch / owner.OWNER, (time.time() - 42,) * 2)
+    with lock.alone(scratch):
+        os.utime(scratch / lock.OWNER, (time.time() - 42,) * 2)
         logs = [run.folder / "a.log", run.folder / "b.log"]
         both = [run.start(name, log) for log in logs]
         waiting = f"waiting for process {os.getpid()} on {platform.node()}, last heard "

@@ -93,17 +93,17 @@ def preload() -> None:
     import scipy.stats
     import trl
 
-    from opd import manifest
+    from opd.stages import run
 
     assert all((datasets, lm_eval.tasks, matplotlib.pyplot, scipy.stats, trl))
     import importlib
 
-    for target in manifest.VERBS.values():
+    for target in run.VERBS.values():
         importlib.import_module(target.partition(":")[0])
 
 
 def main() -> None:
-    from opd import cli
+    from opd.cli import main as cli
 
     preload()
     gc.collect()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from cluster import Cluster, Job
 
-from opd.files import read_json
+from opd.core.files import read_json
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent

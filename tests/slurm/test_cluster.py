@@ -14,7 +14,7 @@ import pytest
 from clone import CONFIG, ROOT, WORKFLOW, Clone
 from cluster import Cluster, run
 
-from opd.files import read_json
+from opd.core.files import read_json
 
 pytestmark = pytest.mark.slurm
 

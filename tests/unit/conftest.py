@@ -5,7 +5,8 @@ import os
 import pytest
 from tiny import SHAPE, WORLD, Inputs
 
-from opd import tables, world
+from opd.core import tables
+from opd.data import world
 
 # Tiny tensors: a second thread only gets in the way. Read when torch is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

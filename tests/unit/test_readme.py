@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import results
 
-from opd.claim_spec import parse, read_claims
-from opd.errors import Bad
-from opd.recipes import read
+from opd.core.errors import Bad
+from opd.recipes.resolve import read
+from opd.results.claim_spec import parse, read_claims
 
 ROOT = Path(__file__).parents[2]
 

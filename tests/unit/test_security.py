@@ -23,16 +23,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from duplicates import neighbours_of, payload, remove
+from reported import reported as reported
 from results import Results, check, claim, found, published, target
-from test_dedup import neighbours_of, payload, remove
-from test_report import made as reported
 from tiny import SFT, Inputs, files, run
 
-from opd import claims_page, contamination, fetch, manifest, pairs_page, recipes, safe, tables
-from opd.cli import main
-from opd.errors import Bad
-from opd.files import content, read_json
-from opd.pairs_page import Pair
+from opd.cli.main import main
+from opd.core import security, tables
+from opd.core.errors import Bad
+from opd.core.files import content, read_json
+from opd.data import contamination, dedup_page
+from opd.data.dedup_page import Pair
+from opd.models import fetch
+from opd.recipes import resolve
+from opd.results import claims_page
+from opd.stages import run as manifest
 
 SOURCES = sorted((Path(__file__).parents[2] / "src" / "opd").rglob("*.py"))
 TOKEN = "hf_" + "PlantedTokenOfNobody1234567"
@@ -134,7 +139,7 @@ def test_what_must_not_be_there_would_be_seen(line: str) -> None:
 
 
 def test_pickled_weights_are_not_read(inputs: Inputs, tmp_path: Path, sprung: Path) -> None:
-    from opd.checkpoints import load_model
+    from opd.models.checkpoints import load_model
 
     folder = tmp_path / "model"
     folder.mkdir()
@@ -208,7 +213,7 @@ def test_a_trap_in_the_resume_state_of_a_run_is_not_sprung(
 
 
 def test_arrays_of_objects_are_not_unpickled(tmp_path: Path, sprung: Path) -> None:
-    from opd import embeddings, neighbours
+    from opd.data import embeddings, neighbours
 
     trap = np.array([Trap(sprung)], dtype=object)
     np.save(tmp_path / "embeddings.npy", trap, allow_pickle=True)
@@ -222,7 +227,7 @@ def test_arrays_of_objects_are_not_unpickled(tmp_path: Path, sprung: Path) -> No
 
 def test_a_parquet_file_brings_no_python_type(tmp_path: Path, sprung: Path) -> None:
     """Old readers unpickled the type that a column's metadata named."""
-    from opd import loaders
+    from opd.data import loaders
 
     path = tmp_path / "prompts.parquet"
     metadata = {
@@ -245,8 +250,8 @@ def test_yaml_makes_no_objects(tmp_path: Path, sprung: Path) -> None:
         with pytest.raises((Bad, SystemExit, yaml.YAMLError)):
             main(arguments)
     text = f"!!python/object/apply:os.mkdir ['{sprung}']"
-    recipes.settings([f"name={text}"])
-    assert recipes.typed({"a": text}) == {"a": text}
+    resolve.settings([f"name={text}"])
+    assert resolve.typed({"a": text}) == {"a": text}
     assert not sprung.exists()
 
 
@@ -276,7 +281,7 @@ def test_nobody_is_asked_to_run_a_models_own_code(
     model, prompts = str(tmp_path / "model"), str(inputs["prompts"] / "prompts.parquet")
     arguments = ["preflight", "--student", model, "--teacher", model, "--prompts", prompts]
     arguments += ["--n", "2", "--samples", "1", "--max-new-tokens", "4"]
-    script = "import sys; from opd import cli; cli.refuse_code = lambda folder: None; cli.main()"
+    script = "import sys; from opd.cli import main as cli; cli.refuse_code = lambda folder: None; cli.main()"
     command = ["-m", "opd"] if guarded else ["-c", script]
     done = subprocess.run(
         [sys.executable, *command, *arguments],
@@ -292,20 +297,20 @@ def test_nobody_is_asked_to_run_a_models_own_code(
 
 @pytest.mark.parametrize("grader", ["world", "choice", "rule", "math_verify"])
 def test_answers_are_graded_and_not_evaluated(tmp_path: Path, sprung: Path, grader: str) -> None:
-    from opd import grading
+    from opd.grading import graders
 
     code = f"__import__('os').mkdir('{sprung}')"
     hostile = [code, rf"\text{{{code}}}", rf"\operatorname{{{code}}}", f"1+{code}", f"[{code}]"]
     pairs = [(rf"so \boxed{{{text}}} #{text}", text) for text in (*hostile, "2")]
     pairs += [(response, "1") for response, _ in pairs]
-    grading.grade_all(pairs, grader)
+    graders.grade_all(pairs, grader)
     assert not sprung.exists()
 
 
 def test_a_chat_template_reaches_no_objects(inputs: Inputs, tmp_path: Path, sprung: Path) -> None:
     from jinja2.exceptions import SecurityError
 
-    from opd.checkpoints import load_tokenizer
+    from opd.models.checkpoints import load_tokenizer
 
     tokenizer = load_tokenizer(inputs["student"])
     chat = [{"role": "user", "content": "?"}]
@@ -417,8 +422,8 @@ def test_claims_of_hostile_text_are_harmless() -> None:
 
 
 def test_pairs_of_hostile_questions_are_harmless() -> None:
-    shown = pairs_page.pairs([Pair(*[HOSTILE] * 5)]) + pairs_page.paragraph(HOSTILE)
-    text = harmless(pairs_page.page(HOSTILE, [(HOSTILE, shown)]))
+    shown = dedup_page.pairs([Pair(*[HOSTILE] * 5)]) + dedup_page.paragraph(HOSTILE)
+    text = harmless(dedup_page.page(HOSTILE, [(HOSTILE, shown)]))
     assert text.count("alert('1')") == 9
 
 
@@ -472,7 +477,7 @@ def test_an_error_cannot_steer_the_terminal(
     ],
 )
 def test_control_characters_are_spelt_out(text: str, shown: str) -> None:
-    assert safe.visible(text) == shown
+    assert security.visible(text) == shown
 
 
 # Files and their modes
@@ -568,7 +573,7 @@ def test_what_a_run_writes_holds_no_secret(tmp_path: Path) -> None:
 
 def test_an_unforeseen_error_gives_no_secret_away() -> None:
     script = (
-        "import sys; from opd import cli\n"
+        "import sys; from opd.cli import main as cli\n"
         "def fails(arguments): raise RuntimeError('GET https://user:' + 'PASSWORD@host/ TOKEN')\n"
         "cli.OTHERS['schema'] = fails; sys.argv = ['opd', 'schema']; cli.main()"
     )
@@ -585,7 +590,7 @@ def test_an_unforeseen_error_gives_no_secret_away() -> None:
 def test_a_config_with_a_secret_is_refused_before_it_is_written_anywhere() -> None:
     for value in (TOKEN, f"http://user:{PASSWORD}@host:8000"):
         with pytest.raises(Bad, match="token or a password") as caught:
-            recipes.resolve({"name": "x", "training": {"vllm": {"server_base_url": value}}})
+            resolve.resolve({"name": "x", "training": {"vllm": {"server_base_url": value}}})
         assert caught.value.where == "training.vllm.server_base_url"
         assert value not in str(caught.value)
 
@@ -603,4 +608,4 @@ def test_a_config_with_a_secret_is_refused_before_it_is_written_anywhere() -> No
 def test_redaction(monkeypatch: pytest.MonkeyPatch, text: str, shown: str) -> None:
     for name, value in {"HF_TOKEN": TOKEN, "MY_PASSWORD": PASSWORD, "USE_TOKEN": "true"}.items():
         monkeypatch.setenv(name, value)
-    assert safe.redacted(text) == shown
+    assert security.redacted(text) == shown

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from project import ROOT, Project
 
-from opd import report
+from opd.results import report
 
 VALIDATE = Path(__file__).with_name("validate_crate.py")
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from project import ROOT, Project
 
-from opd.files import read_json
+from opd.core.files import read_json
 
 pytestmark = pytest.mark.workflow
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from project import Project
 
-from opd.files import file_digest, read_json
+from opd.core.files import file_digest, read_json
 
 pytestmark = pytest.mark.workflow
 

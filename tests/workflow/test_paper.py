@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from project import ROOT, Project
 
-from opd.files import read_json
+from opd.core.files import read_json
 
 pytestmark = pytest.mark.workflow
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from project import Project
 
-from opd.files import read_json
+from opd.core.files import read_json
 
 pytestmark = pytest.mark.workflow
 

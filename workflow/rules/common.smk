@@ -7,19 +7,21 @@ from pathlib import Path
 from snakemake.settings.types import RerunTrigger
 from snakemake.utils import update_config
 
-from opd import current, exhibits, lock, placement, plan, recipes
-from opd.errors import Bad
-from opd.files import canonical
+from opd.core.errors import Bad
+from opd.core.files import canonical
+from opd.plan import artifacts, hub_lock, outputs, resources
+from opd.recipes import resolve
+from opd.stages import fresh
 
 try:
-    update_config(config, recipes.typed(workflow.config_settings.config))
-    CONFIG = recipes.resolve(config)
-    LOCK = lock.read(Path(workflow.basedir, "config", "hub.lock.yaml"))
-    ARTIFACTS = plan.plan(CONFIG, LOCK)
-    ARTIFACTS |= exhibits.exhibits(CONFIG, ARTIFACTS, Path(workflow.basedir, "config"))
-    TARGETS = exhibits.targets(CONFIG, ARTIFACTS)
-    ASKS = placement.read_classes(Path(workflow.basedir, "workflow", "resources.yaml"))
-    SITE = placement.read_site(
+    update_config(config, resolve.typed(workflow.config_settings.config))
+    CONFIG = resolve.resolve(config)
+    LOCK = hub_lock.read(Path(workflow.basedir, "config", "hub.lock.yaml"))
+    ARTIFACTS = artifacts.plan(CONFIG, LOCK)
+    ARTIFACTS |= outputs.exhibits(CONFIG, ARTIFACTS, Path(workflow.basedir, "config"))
+    TARGETS = outputs.targets(CONFIG, ARTIFACTS)
+    ASKS = resources.read_classes(Path(workflow.basedir, "workflow", "resources.yaml"))
+    SITE = resources.read_site(
         os.environ.get("OPD_SITE"), Path(workflow.basedir, "slurm", "site.yaml")
     )
 except Bad as bad:
@@ -27,22 +29,22 @@ except Bad as bad:
 
 RESULTS = f"results/{CONFIG.name}"
 PLAN = f"{RESULTS}/plan.json"
-ADOPTED = current.adopted(ARTIFACTS, Path(RESULTS))
+ADOPTED = fresh.adopted(ARTIFACTS, Path(RESULTS))
 
 # A job parses all of this again when it starts: it is told what the run that submitted it has parsed.
 RULES = sorted(Path(workflow.basedir, "workflow", "rules").glob("*.smk"))
-PARSED = current.parsed(ARTIFACTS, [Path(workflow.basedir, "Snakefile"), *RULES])
+PARSED = fresh.parsed(ARTIFACTS, [Path(workflow.basedir, "Snakefile"), *RULES])
 EDITED, OTHERWISE = [], {}
 if workflow.is_main_process:
     os.environ.update(OPD_PLAN=PARSED)
-    UNLOCKED = lock.unlocked(CONFIG, LOCK)
+    UNLOCKED = hub_lock.unlocked(CONFIG, LOCK)
     if UNLOCKED:
         print(
             f"not locked, so planned but not fetched: {', '.join(UNLOCKED)}. Once, online:"
             " opd lock CONFIG",
             file=sys.stderr,
         )
-    EDITED = current.other_settings(ARTIFACTS, Path(RESULTS))
+    EDITED = fresh.other_settings(ARTIFACTS, Path(RESULTS))
     if EDITED:
         more = f" and {len(EDITED) - 1} more" if len(EDITED) > 1 else ""
         print(
@@ -50,19 +52,19 @@ if workflow.is_main_process:
             file=sys.stderr,
         )
 else:
-    OTHERWISE = current.edited_since(
+    OTHERWISE = fresh.edited_since(
         os.environ.get("OPD_PLAN", PARSED), PARSED, Path(PLAN), ARTIFACTS
     )
 
 
 onstart:
-    current.write_plan(Path(PLAN), ARTIFACTS, TARGETS)
-    current.write_config(Path(RESULTS, "config.yaml"), config)
+    fresh.write_plan(Path(PLAN), ARTIFACTS, TARGETS)
+    fresh.write_config(Path(RESULTS, "config.yaml"), config)
 
 
 # Paths of interpreters belong to execution, not identity: in the environment they appear neither
 # in a rule's code nor in its settings.
-for kind, chosen in placement.interpreters(SITE, CONFIG).items():
+for kind, chosen in resources.interpreters(SITE, CONFIG).items():
     os.environ[f"OPD_{kind.upper()}"] = chosen or sys.executable
 if SITE.setup:
     # What loads modules reads variables that are not set, which comes to an end with -u.
@@ -118,7 +120,7 @@ def plain(path):
 def of(rule, work):
     """Resources of a rule: those of the class that its work has under this config and at this site
     (workflow/resources.yaml)."""
-    return placement.resources(rule, work, CONFIG, ASKS, SITE)
+    return resources.resources(rule, work, CONFIG, ASKS, SITE)
 
 
 def stop(folder):

@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from opd import lock
 from opd.doctor.finding import Finding, some
-from opd.lock import HubObject
-from opd.recipes import Config
+from opd.plan import hub_lock
+from opd.plan.hub_lock import HubObject
+from opd.recipes.config import Config
 
 # What is known to ask for consent, where the hub cannot be asked.
 GATED = frozenset(
@@ -67,7 +67,7 @@ def examine(
 ) -> Iterator[Finding]:
     """Findings about the hub's objects among the artifacts in ``states`` (``planned.states``);
     ``locked`` is the lock, ``configs`` the files to lock."""
-    objects = {w: one for w, one in lock.hub_objects(config).items() if folder(w) in states}
+    objects = {w: one for w, one in hub_lock.hub_objects(config).items() if folder(w) in states}
     if config.source == "index":
         objects = {w: one for w, one in objects.items() if not getattr(one, "index", None)}
     if not objects:
@@ -75,7 +75,7 @@ def examine(
         return
     to_fetch = {w: one for w, one in objects.items() if states[folder(w)] not in DONE}
     fetched = f"{len(objects) - len(to_fetch)} of {len(objects)} objects are fetched"
-    open_ended = [w for w in lock.unlocked(config, locked) if w in to_fetch]
+    open_ended = [w for w in hub_lock.unlocked(config, locked) if w in to_fetch]
     if open_ended:
         what = f"no commit is known of {some(open_ended)}"
         yield Finding("hub lock", "missing", what, f"once, online: opd lock {configs}")
@@ -105,7 +105,7 @@ def _offline() -> bool:
 
 def _asked(objects: Iterable[HubObject], ask: Callable[[str, str], str]) -> dict[str, str] | None:
     """What ``ask`` says of each object, by key; None where the hub does not answer."""
-    keys = list(dict.fromkeys(lock.key(one) for one in objects))
+    keys = list(dict.fromkeys(hub_lock.key(one) for one in objects))
     if _offline():
         return None
 
@@ -124,7 +124,7 @@ def _asked(objects: Iterable[HubObject], ask: Callable[[str, str], str]) -> dict
 def _gates(
     to_fetch: Mapping[str, HubObject], said: Mapping[str, str] | None, has_token: bool
 ) -> Iterator[Finding]:
-    where = {lock.key(one): name for name, one in to_fetch.items()}
+    where = {hub_lock.key(one): name for name, one in to_fetch.items()}
     with_token = "a token is set" if has_token else "no token is set"
     log_in = "accept the conditions on its page, then `hf auth login` or HF_TOKEN"
     if said is None:

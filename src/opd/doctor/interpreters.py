@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import opd
-from opd import envs
+from opd.core.files import content
+from opd.doctor import envs
 from opd.doctor.ask import ask
 from opd.doctor.finding import Finding, some
-from opd.files import content
-from opd.placement import Work
-from opd.recipes import Config
+from opd.plan.resources import Work
+from opd.recipes.config import Config
 
 LIMIT_SECONDS = 180  # a first import of torch from a network file system takes its time
 PLUGIN = "snakemake-executor-plugin-slurm"
@@ -58,7 +58,7 @@ def wanted(config: Config, verbs: Iterable[str], rules: Mapping[str, str]) -> di
     ``rules`` tells the kind that runs a verb (``kinds``).
     """
     kinds = {rules[verb] for verb in verbs if verb in rules}
-    found = {kind: {"opd.cli", *TRIED[kind]} for kind in sorted(kinds)}
+    found = {kind: {"opd.cli.main", *TRIED[kind]} for kind in sorted(kinds)}
     if "vllm" in found and config.backend == "vllm":
         found["vllm"].add("vllm")
     if "gpu" in found and config.training.vllm is not None:

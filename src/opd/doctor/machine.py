@@ -10,7 +10,7 @@ from pathlib import Path
 
 from opd.doctor.ask import ask
 from opd.doctor.finding import Finding, some
-from opd.plan_text import GIB, digits
+from opd.plan.show import GIB, digits
 
 SKEW_SECONDS = 2
 SECONDS = 20

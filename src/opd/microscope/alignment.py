@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from opd.errors import Bad
+from opd.core.errors import Bad
 from opd.microscope import gradients
 from opd.microscope.gradients import by_child, totals
-from opd.microscope.index import Children
+from opd.microscope.path_index import Children
 
 Array = np.ndarray
 Mode = Literal["renormalise", "restrict_only"]

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opd import tables
-from opd.errors import Bad
-from opd.files import read_json
-from opd.microscope import answers, demonstrations, measure, pool, schemas, tree
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.core.files import read_json
+from opd.grading import choices
+from opd.microscope import demonstrations, measure, pool, schemas, tree
 from opd.probes.preflight import read_questions
 
 # Of what the stages are told, what a user is not asked. As the recipes' defaults.
@@ -46,10 +47,10 @@ def align(
     ``out`` if given, where a run that was stopped goes on.
 
     questions: as ``opd preflight`` takes prompts, with answers. cfg: those of
-    ``opd.sampling.settings``, n (questions), rollouts, min_visits, min_children_visits, grader,
-    demonstrate (whether the student with a right response of its own in the prompt is a teacher,
-    too), optional system. Raises ``Bad`` for what is missing; what cannot be measured is in the
-    report with its reason.
+    ``opd.models.sampling.settings``, n (questions), rollouts, min_visits, min_children_visits,
+    grader, demonstrate (whether the student with a right response of its own in the prompt is a
+    teacher, too), optional system. Raises ``Bad`` for what is missing; what cannot be measured is
+    in the report with its reason.
     """
     for folder in (student, *teachers):
         if not folder.is_dir():
@@ -59,7 +60,7 @@ def align(
     rows = read_questions(questions)[: cfg["n"]]
     if not rows:
         raise Bad("there are no questions", str(questions), "give a file that is not empty")
-    answers.right([], [], cfg["grader"])
+    choices.right([], [], cfg["grader"])
     for row in rows:
         if not row["answer"]:
             raise Bad("it has no answer", f"{questions}: question '{row['id']}'", "give it one")

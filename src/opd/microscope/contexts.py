@@ -6,7 +6,7 @@ give is marked "ours".
 import re
 from collections.abc import Mapping, Sequence
 
-from opd.errors import Bad, LeftOut
+from opd.core.errors import Bad, LeftOut
 
 SYSTEM = "You are a helpful assistant."
 

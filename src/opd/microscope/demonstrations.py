@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from opd import tables
-from opd.errors import Bad
-from opd.microscope import answers, contexts, schemas
-from opd.sampling import Request, Sampler, journals
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.grading import choices
+from opd.microscope import contexts, schemas
+from opd.models.sampling import Request, Sampler, journals
 
 Row = dict[str, Any]
 FIRST_TRIALS = 4
@@ -18,12 +19,12 @@ FIRST_TRIALS = 4
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
     """Stage ``demonstrate``: demonstrations.parquet and trials.parquet.
 
-    cfg: those of ``opd.sampling.settings``, grader, correct and wrong (how many of each are wanted
-    of a question), trials (the most responses that are sampled for that); optional form (``mmlu``
-    or ``boolq``: asked as the paper does), system, thinking (whether the text holds the thinking),
-    n (the first questions). Inputs: model, prompts. Each response is graded and filed as correct or
-    wrong; one that was cut off is neither. A question that lacks some is in trials.parquet with the
-    reason.
+    cfg: those of ``opd.models.sampling.settings``, grader, correct and wrong (how many of each are
+    wanted of a question), trials (the most responses that are sampled for that); optional form
+    (``mmlu`` or ``boolq``: asked as the paper does), system, thinking (whether the text holds the
+    thinking), n (the first questions). Inputs: model, prompts. Each response is graded and filed as
+    correct or wrong; one that was cut off is neither. A question that lacks some is in
+    trials.parquet with the reason.
     """
     prompts = read_prompts(inputs["prompts"], cfg.get("n"))
     sampler = Sampler(inputs["model"], cfg, journals(inputs["model"], cfg, cache))
@@ -43,14 +44,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
             break
         requests = [Request(id, asked[id], trial) for id in open_ids for trial in trials]
         responses = sampler.sample(requests)
-        graded = answers.right(
+        graded = choices.right(
             [(r.text, r.finish) for r in responses], [truth[r.id] for r in requests], cfg["grader"]
         )
         for request, response, correct in zip(requests, responses, graded, strict=True):
             taken[request.id] += 1
             text: str | None = response.text
             if not cfg.get("thinking"):
-                text = answers.after_thinking(response.text)
+                text = choices.after_thinking(response.text)
             kind = found[request.id][correct]
             if response.finish == "stop" and text and len(kind) < wanted[correct]:
                 kind.append({"trial": request.sample, "text": text})
@@ -99,9 +100,9 @@ def run_summaries(
     """Stage ``summarise``: demonstrations.parquet, each text in a model's own few words, and
     trials.parquet.
 
-    cfg: those of ``opd.sampling.settings``, template (with {question} and {response}), optional
-    system, form. Inputs: model, demonstrations, prompts. A summary that is empty or was cut off
-    is left out, with the reason.
+    cfg: those of ``opd.models.sampling.settings``, template (with {question} and {response}),
+    optional system, form. Inputs: model, demonstrations, prompts. A summary that is empty or was
+    cut off is left out, with the reason.
     """
     prompts = {row["id"]: row for row in read_prompts(inputs["prompts"])}
     rows = tables.read(
@@ -121,7 +122,7 @@ def run_summaries(
         requests.append(Request(name, tokens))
     kept, reasons = [], dict.fromkeys(prompts, "")
     for row, response in zip(rows, sampler.sample(requests), strict=True):
-        text = answers.after_thinking(response.text)
+        text = choices.after_thinking(response.text)
         if text and response.finish == "stop":
             kept.append(row | {"text": text})
         else:

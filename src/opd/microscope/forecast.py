@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from opd import tables
-from opd.errors import Bad
-from opd.files import file_digest, read_json
-from opd.intervals import Array
-from opd.measured import Answers, read_answers
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.core.files import file_digest, read_json
+from opd.evaluation.reader import Answers, read_answers
 from opd.microscope.statistics import MEASURES
-from opd.probes import draws
+from opd.stats import draws
+from opd.stats.intervals import Array
 
 PERMUTATIONS = 20_000
 

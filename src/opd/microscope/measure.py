@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from opd import tables
-from opd.checkpoints import load_tokenizer
-from opd.errors import LeftOut
+from opd.core import tables
+from opd.core.errors import LeftOut
 from opd.microscope import alignment, schemas, statistics
 from opd.microscope.alignment import Nodes, Scores
-from opd.microscope.index import Children
 from opd.microscope.page import page
+from opd.microscope.path_index import Children
 from opd.microscope.pool import cell_row
 from opd.microscope.scoring import Compared, Pair
 from opd.microscope.tree import teacher_prompts
-from opd.probes import draws
+from opd.models.checkpoints import load_tokenizer
+from opd.stats import draws
 
 Array = np.ndarray
 Row = dict[str, Any]

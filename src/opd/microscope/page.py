@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from opd.page import render
+from opd.core.html import render
 
 Row = Mapping[str, Any]
 QUESTION_CHARACTERS = 600

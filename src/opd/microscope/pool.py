@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from opd import tables
+from opd.core import tables
 from opd.microscope import schemas, statistics
-from opd.probes import draws
+from opd.stats import draws
 
 Row = dict[str, Any]
 

@@ -1,4 +1,5 @@
-"""Tables of the microscope's stages; apart from ``opd.tables``, on which everything depends."""
+"""Tables of the microscope's stages; apart from ``opd.core.tables``, on which everything
+depends."""
 
 import pyarrow as pa
 

@@ -13,11 +13,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from opd import models
-from opd.checkpoints import load_model, load_tokenizer
-from opd.errors import Bad
-from opd.losses import CHUNK_ELEMENTS, Head, head_logits
+from opd.core.errors import Bad
+from opd.losses.fused import CHUNK_ELEMENTS, Head, head_logits
 from opd.microscope.targeting import Candidates
+from opd.models import pairing
+from opd.models.checkpoints import load_model, load_tokenizer
 
 Array = np.ndarray
 
@@ -52,16 +52,16 @@ class Pair:
         dtype = getattr(torch, cfg.get("dtype", "float32"))
         tokenizer = load_tokenizer(student)
         if teacher is not None:
-            models.require_same_tokenizer(tokenizer, load_tokenizer(teacher))
+            pairing.require_same_tokenizer(tokenizer, load_tokenizer(teacher))
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.student = load_model(student, dtype)
         self.teacher = self.student if teacher is None else load_model(teacher, dtype)
         if teacher is not None:
-            models.trim_vocabularies(self.student, self.teacher, tokenizer)
+            pairing.trim_vocabularies(self.student, self.teacher, tokenizer)
         for model in (self.student, self.teacher):
             model.to(self.device).eval()
         self.vocabulary = self.student.get_input_embeddings().weight.shape[0]
-        self.heads: tuple[Head, Head] = models.head_of(self.student), models.head_of(self.teacher)
+        self.heads: tuple[Head, Head] = pairing.head_of(self.student), pairing.head_of(self.teacher)
 
     def compare(
         self,

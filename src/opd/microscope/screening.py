@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from opd import tables
-from opd.errors import Bad
-from opd.microscope import answers, contexts, demonstrations, schemas
-from opd.probes import draws
-from opd.sampling import Request, Sampler, journals
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.grading import choices
+from opd.microscope import contexts, demonstrations, schemas
+from opd.models.sampling import Request, Sampler, journals
+from opd.stats import draws
 
 BASELINE = "baseline"
 EASY, MEDIUM, HARD, EXTREME = "easy", "medium", "hard", "extremely hard"
@@ -37,10 +38,10 @@ def available(sources: Mapping[str, Mapping[str, Mapping[bool, Sequence[str]]]])
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
     """Stage ``screening``: screening.parquet, probe.json and draws.parquet.
 
-    cfg: those of ``opd.sampling.settings``, samples (G), grader, contexts [{name, source, correct,
-    wrong}], sources [{name, source}] (of each a kept question has a correct demonstration);
-    optional form, system, n. Inputs: student, prompts, demos:SOURCE. A question that lacks a
-    demonstration for one context is not asked with that. Values: accuracy_NAME_ratio
+    cfg: those of ``opd.models.sampling.settings``, samples (G), grader, contexts [{name, source,
+    correct, wrong}], sources [{name, source}] (of each a kept question has a correct
+    demonstration); optional form, system, n. Inputs: student, prompts, demos:SOURCE. A question
+    that lacks a demonstration for one context is not asked with that. Values: accuracy_NAME_ratio
     over the kept questions, accuracy_NAME_BIN_ratio, change_NAME (against the baseline),
     questions_BIN, questions, with_NAME and with_every_source (questions with a correct
     demonstration).
@@ -149,7 +150,7 @@ def _rates(
     truth = {row["id"]: row["answer"] for row in prompts}
     of = [id for id in asked for _ in range(cfg["samples"])]
     responses = sampler.sample(requests)
-    graded = answers.right(
+    graded = choices.right(
         [(r.text, r.finish) for r in responses], [truth[id] for id in of], cfg["grader"]
     )
     passes = dict.fromkeys(asked, 0)

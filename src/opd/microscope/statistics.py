@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from opd.intervals import LEVEL, Interval
-from opd.probes import draws
+from opd.stats import draws
+from opd.stats.intervals import LEVEL, Interval
 
 Array = np.ndarray
 

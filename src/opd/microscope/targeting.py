@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from opd.microscope.index import Children, Counts
+from opd.microscope.path_index import Children, Counts
 
 Array = np.ndarray
 FIRST_WINDOW = 50

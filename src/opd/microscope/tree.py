@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from opd import tables
-from opd.errors import Bad, LeftOut
-from opd.microscope import answers, contexts, demonstrations, schemas, screening, targeting
-from opd.microscope.index import PathIndex
+from opd.core import tables
+from opd.core.errors import Bad, LeftOut
+from opd.grading import choices
+from opd.microscope import contexts, demonstrations, schemas, screening, targeting
+from opd.microscope.path_index import PathIndex
 from opd.microscope.scoring import Pair
-from opd.sampling import Request, Response, Sampler, journals
+from opd.models.sampling import Request, Response, Sampler, journals
 
 Array = np.ndarray
 Row = dict[str, Any]
@@ -51,13 +52,13 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     """Stage ``tree``: questions.parquet, paths.parquet, children.parquet, teachers.parquet,
     report.json, and every rollout below ``rollouts/``.
 
-    cfg: those of ``opd.sampling.settings``, where max_new_tokens is the length of a whole rollout;
-    grader, rollouts (G), correct_paths, incorrect_paths, teachers [{name, own, correct, wrong,
-    chat_template_kwargs}], tau, top_gradient, top_difference, min_visits (N_min), first_window,
-    window_growth, counts (``unforced`` or ``whole``: see ``PathIndex.children``); optional form,
-    system, questions (the first so many). Inputs: student, prompts, optional screening (its kept
-    questions are taken), ``teacher:NAME`` unless the teacher's weights are the student's own,
-    ``demos:NAME`` where it sees demonstrations.
+    cfg: those of ``opd.models.sampling.settings``, where max_new_tokens is the length of a whole
+    rollout; grader, rollouts (G), correct_paths, incorrect_paths, teachers [{name, own, correct,
+    wrong, chat_template_kwargs}], tau, top_gradient, top_difference, min_visits (N_min),
+    first_window, window_growth, counts (``unforced`` or ``whole``: see ``PathIndex.children``);
+    optional form, system, questions (the first so many). Inputs: student, prompts, optional
+    screening (its kept questions are taken), ``teacher:NAME`` unless the teacher's weights are the
+    student's own, ``demos:NAME`` where it sees demonstrations.
 
     A question without correct or without incorrect rollouts is left out with the reason, as is a
     teacher that does not fit the student, and a question for a teacher without its demonstrations;
@@ -115,7 +116,7 @@ def _add(
             _within(response, longest)
             for response in sampler.sample([request for _, request in part])
         ]
-        graded = answers.right(
+        graded = choices.right(
             [(r.text, r.finish) for r in responses],
             [one.row["answer"] for one, _ in part],
             cfg["grader"],

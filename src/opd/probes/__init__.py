@@ -1,1 +1,0 @@
-"""Measurements of a student and a teacher without training."""

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from opd import models, tables
-from opd.checkpoints import load_tokenizer
-from opd.engines import cut
-from opd.errors import Bad
-from opd.grading import grade_all
-from opd.probes import draws
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.grading.graders import grade_all
+from opd.models import pairing
+from opd.models.checkpoints import load_tokenizer
+from opd.models.sampling import Request, Sampler, journals
+from opd.models.transformers_engine import cut
 from opd.probes.pair import Rollout, Row, answers, prompts_of, read_rollouts, right, tokens
-from opd.sampling import Request, Sampler, journals
+from opd.stats import draws
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -25,13 +26,14 @@ TEACHER, STUDENT = "teacher", "student"
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
     """Stage ``continuation``: probe.json, draws.parquet and continuations.parquet.
 
-    cfg: prefixes (tokens), grader, those of ``opd.sampling.settings``, of which max_new_tokens
-    count prefix and continuation together; optional longer_than (tokens: only rollouts with more
-    count; the largest prefix if not given), samples (continuations of each rollout), baseline
-    (``rollout``: the student's own rest of it, or ``resampled``: the student goes on, too),
-    teacher_chat_template_kwargs. Inputs: generations, teacher, student, prompts. What is sampled is
-    kept in ``cache``. Values: teacher_L and student_L (share right), advantage_L, for each prefix
-    L, and n (rollouts). Raises ``Bad`` where no rollout is long enough.
+    cfg: prefixes (tokens), grader, those of ``opd.models.sampling.settings``, of which
+    max_new_tokens count prefix and continuation together; optional longer_than (tokens: only
+    rollouts with more count; the largest prefix if not given), samples (continuations of each
+    rollout), baseline (``rollout``: the student's own rest of it, or ``resampled``: the student
+    goes on, too), teacher_chat_template_kwargs. Inputs: generations, teacher, student, prompts.
+    What is sampled is kept in ``cache``. Values: teacher_L and student_L (share right),
+    advantage_L, for each prefix L, and n (rollouts). Raises ``Bad`` where no rollout is long
+    enough.
     """
     longer = cfg.get("longer_than") or max(cfg["prefixes"])
     path = inputs["generations"] / "generations.parquet"
@@ -62,7 +64,7 @@ def advantages(
             f"raise it above that (it is {most})",
         )
     student, teacher = (load_tokenizer(inputs[name]) for name in (STUDENT, TEACHER))
-    models.require_same_tokenizer(student, teacher)
+    pairing.require_same_tokenizer(student, teacher)
     known, prompts = answers(inputs["prompts"]), [row["prompt_id"] for row in rollouts]
     own = right(rollouts, known, cfg["grader"])
     weights = draws.multiplicities(prompts)
@@ -97,7 +99,7 @@ def _continued(
 ) -> list[Row]:
     """Rows of CONTINUATIONS, but for ``correct``, of one model and prefix: each rollout's samples
     one after the other."""
-    kwargs = models.teacher_kwargs(cfg) if by == TEACHER else cfg.get("chat_template_kwargs")
+    kwargs = pairing.teacher_kwargs(cfg) if by == TEACHER else cfg.get("chat_template_kwargs")
     settings = {
         **cfg,
         "max_new_tokens": cfg["max_new_tokens"] - prefix,

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from opd import tables
-from opd.errors import Bad
-from opd.probes import draws
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.models.sampling import Request, Sampler, journals
 from opd.probes.pair import Row, prompts_of, read_rollouts
-from opd.sampling import Request, Sampler, journals
+from opd.stats import draws
 
 KEYWORDS = "keywords"
 PASS, FAIL = "PASS", "FAIL"
@@ -74,7 +74,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
 
     cfg: judge (``keywords``, where no model is asked), rules (what is to be kept to), template
     (with {rules}, {question}, {response}; QUESTION if not given), those of
-    ``opd.sampling.settings``, at temperature 0. Inputs: generations, prompts, and the model
+    ``opd.models.sampling.settings``, at temperature 0. Inputs: generations, prompts, and the model
     ``judge``. Keywords need the prompts' answers to say which request is harmful. Values: passed
     (share of those with a verdict), unjudged (share without one), passed_at_least and
     passed_at_most (share of all, were those fails or passes), n_unjudged and n. What the judge says

@@ -13,13 +13,15 @@ import torch
 import transformers
 from torch import Tensor
 
-from opd import metrics, models, sampling, tables
-from opd.checkpoints import load_model, load_tokenizer
-from opd.errors import Bad
-from opd.grading import grade_all
-from opd.intervals import Array
-from opd.losses import CHUNK_ELEMENTS, Head, head_logits
-from opd.probes import draws
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.grading.graders import grade_all
+from opd.losses import metrics
+from opd.losses.fused import CHUNK_ELEMENTS, Head, head_logits
+from opd.models import pairing, sampling
+from opd.models.checkpoints import load_model, load_tokenizer
+from opd.stats import draws
+from opd.stats.intervals import Array
 
 NAMES = (*metrics.STATE, *metrics.RESPONSE)
 Row = dict[str, Any]
@@ -108,7 +110,7 @@ def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> li
     teacher with its own options for it, where it has some. Raises ``Bad`` where these make only one
     of the two think, but for cfg ``thinking_may_differ``."""
     tokenizer = load_tokenizer(student)
-    models.require_same_thinking(cfg, tokenizer, tokenizer)
+    pairing.require_same_thinking(cfg, tokenizer, tokenizer)
     chats = {row["prompt_id"]: [{"role": "user", "content": row["prompt"]}] for row in rollouts}
 
     def rendered(kwargs: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -118,7 +120,7 @@ def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> li
         return dict(zip(chats, ids, strict=True))
 
     ours = rendered(cfg.get("chat_template_kwargs") or {})
-    theirs = rendered(models.teacher_kwargs(cfg))
+    theirs = rendered(pairing.teacher_kwargs(cfg))
     return [
         Rollout(ours[row["prompt_id"]], theirs[row["prompt_id"]], row["token_ids"])
         for row in rollouts
@@ -137,10 +139,10 @@ def measure(
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(cfg.get("threads", 1))
     tokenizer = load_tokenizer(inputs["student"])
-    models.require_same_tokenizer(tokenizer, load_tokenizer(inputs["teacher"]))
+    pairing.require_same_tokenizer(tokenizer, load_tokenizer(inputs["teacher"]))
     dtype = getattr(torch, cfg.get("dtype", "float32"))
     student, teacher = (load_model(inputs[name], dtype) for name in ("student", "teacher"))
-    models.trim_vocabularies(student, teacher, tokenizer)
+    pairing.trim_vocabularies(student, teacher, tokenizer)
     width = student.get_input_embeddings().weight.shape[0]
     if max(max(one.response) for one in rollouts) >= width:
         raise Bad(
@@ -158,7 +160,7 @@ def measure(
     by_position = torch.zeros(2, len(metrics.STATE), bins, dtype=torch.float64, device=device)
     rewards = torch.zeros(len(rollouts), dtype=torch.float64, device=device)
     ratios = torch.zeros(len(rollouts), longest, dtype=torch.float64, device=device)
-    heads = models.head_of(student), models.head_of(teacher)
+    heads = pairing.head_of(student), pairing.head_of(teacher)
     # Alike in length: little padding.
     order = sorted(range(len(rollouts)), key=lambda i: (len(rollouts[i].response), i))
     size = cfg.get("micro_batch") or 8
@@ -250,10 +252,11 @@ def summarise(
 ) -> tuple[dict[str, draws.Value], list[Row]]:
     """Values of the probe by name, and rows of METRICS at step 0.
 
-    Every metric of ``opd.metrics``; the entropy gap as the mean over states (entropy_gap_nats, the
-    paper's), as the difference of the two means (entropy_gap_of_means_nats, what can be had from
-    the code's log) and as that difference within each rollout (entropy_gap_of_rollouts_nats); and
-    with ``correct`` [N] the AUROC of the mean rewards and the mean of either kind's.
+    Every metric of ``opd.losses.metrics``; the entropy gap as the mean over states
+    (entropy_gap_nats, the paper's), as the difference of the two means (entropy_gap_of_means_nats,
+    what can be had from the code's log) and as that difference within each rollout
+    (entropy_gap_of_rollouts_nats); and with ``correct`` [N] the AUROC of the mean rewards and the
+    mean of either kind's.
     """
     weights = draws.multiplicities([row["prompt_id"] for row in rollouts])
     totals, counts = measured.rollouts

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from opd import models, tables
-from opd.checkpoints import load_tokenizer
-from opd.errors import Bad
-from opd.grading import grade_all
-from opd.intervals import Array
-from opd.probes import draws
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.grading.graders import grade_all
+from opd.models import pairing
+from opd.models.checkpoints import load_tokenizer
+from opd.models.sampling import Request, Sampler, journals, request_seed
 from opd.probes.pair import Row, answers, prompts_of, read_rollouts, tokens
-from opd.sampling import Request, Sampler, journals, request_seed
+from opd.stats import draws
+from opd.stats.intervals import Array
 
 ALONE, PREFIX = "alone", "prefix"
 SHARES = (0.1, 0.9)
@@ -45,8 +46,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     """Stage ``prefix``: probe.json, draws.parquet and continuations.parquet (the teacher alone has
     prefix 0).
 
-    cfg: grader, those of ``opd.sampling.settings`` (max_new_tokens are counted after the prefix);
-    optional shares ([least, most] of the student's response that is kept),
+    cfg: grader, those of ``opd.models.sampling.settings`` (max_new_tokens are counted after the
+    prefix); optional shares ([least, most] of the student's response that is kept),
     teacher_chat_template_kwargs. Inputs: generations (one rollout of each prompt), teacher,
     student, prompts. Every rollout of the student that no rule rejected is a question asked twice.
     Values: accuracy_alone, accuracy_prefix and their difference (``lost``: alone less prefix),
@@ -106,9 +107,9 @@ def _asked_twice(
 ) -> tuple[list[Row], dict[str, Array], dict[str, Array]]:
     """Rows of CONTINUATIONS; which are right, and which have an answer, bool [N] of either arm."""
     student, teacher = (load_tokenizer(inputs[name]) for name in ("student", "teacher"))
-    models.require_same_tokenizer(student, teacher)
+    pairing.require_same_tokenizer(student, teacher)
     known = answers(inputs["prompts"])
-    settings = {**cfg, "chat_template_kwargs": models.teacher_kwargs(cfg)}
+    settings = {**cfg, "chat_template_kwargs": pairing.teacher_kwargs(cfg)}
     sampler = Sampler(inputs["teacher"], settings, journals(inputs["teacher"], settings, cache))
     requests: list[Request] = []
     about: list[Row] = []

@@ -13,23 +13,25 @@ from typing import Any
 import numpy as np
 import transformers
 
-from opd import models, tables
-from opd.checkpoints import load_tokenizer
-from opd.errors import Bad
-from opd.grading import grade_all
-from opd.intervals import Array
-from opd.probes import continuation, draws, pair
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.grading.graders import grade_all
+from opd.models import pairing
+from opd.models.checkpoints import load_tokenizer
+from opd.models.sampling import Request, Sampler, journals
+from opd.probes import continuation, pair
+from opd.probes.outlook import DEEPEST, DEPTHS, report
 from opd.probes.pair import Row
-from opd.probes.reading import DEEPEST, DEPTHS, report
-from opd.sampling import Request, Sampler, journals
+from opd.stats import draws
+from opd.stats.intervals import Array
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
     """Stage ``indicators``: preflight.md and preflight.json, probe.json and draws.parquet.
 
-    cfg: those of ``opd.sampling.settings`` (the student's rollouts, the teacher's responses and its
-    continuations), metrics_k; optional n (the first prompts of the set; 48), samples (of each; 4),
-    grader (without one nothing is known of right and wrong), micro_batch,
+    cfg: those of ``opd.models.sampling.settings`` (the student's rollouts, the teacher's responses
+    and its continuations), metrics_k; optional n (the first prompts of the set; 48), samples (of
+    each; 4), grader (without one nothing is known of right and wrong), micro_batch,
     teacher_temperature, teacher_chat_template_kwargs. Inputs: student, teacher, prompts. What is
     sampled is kept in ``cache``. Values: those of ``pair``; with a grader share_student,
     share_teacher, share_difference, advantage_depth1 to 4 of ``continuation`` (prefixes of
@@ -51,7 +53,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     values, _ = pair.summarise(settings, rollouts, measured, correct)
     depths: list[Row] = []
     if grader and correct is not None:
-        theirs = {**cfg, "chat_template_kwargs": models.teacher_kwargs(cfg)}
+        theirs = {**cfg, "chat_template_kwargs": pairing.teacher_kwargs(cfg)}
         taught = _answered(theirs, inputs["teacher"], prompts, cache)
         values |= _shares(rollouts, correct, pair.right(taught, known, grader))
         found, depths = _by_depth(cfg, rollouts, inputs, cache)
@@ -144,10 +146,10 @@ def _compared(
 ) -> dict[str, Any]:
     """What can be told of the two models without running them."""
     student, teacher = (load_tokenizer(inputs[name]) for name in ("student", "teacher"))
-    models.require_same_tokenizer(student, teacher)
-    rows = [models.vocabulary_rows(inputs[name]) for name in ("student", "teacher")]
-    models.shared_vocabulary(rows[0], rows[1], student)
-    kwargs = [cfg.get("chat_template_kwargs") or {}, models.teacher_kwargs(cfg)]
+    pairing.require_same_tokenizer(student, teacher)
+    rows = [pairing.vocabulary_rows(inputs[name]) for name in ("student", "teacher")]
+    pairing.shared_vocabulary(rows[0], rows[1], student)
+    kwargs = [cfg.get("chat_template_kwargs") or {}, pairing.teacher_kwargs(cfg)]
     differing = 0
     first = None
     for row in prompts:
@@ -170,8 +172,8 @@ def _compared(
         "embedding_rows": {"student": rows[0], "teacher": rows[1]},
         "templates": {"differing": differing, "first": first},
         "thinking": {
-            "student": models.thinking(student, kwargs[0]),
-            "teacher": models.thinking(teacher, kwargs[1]),
+            "student": pairing.thinking(student, kwargs[0]),
+            "teacher": pairing.thinking(teacher, kwargs[1]),
         },
     }
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from opd import information, models, tables
-from opd.checkpoints import load_tokenizer
-from opd.intervals import Array
-from opd.probes import draws, pair
+from opd.core import tables
+from opd.data import privileged
+from opd.models import pairing
+from opd.models.checkpoints import load_tokenizer
+from opd.probes import pair
 from opd.probes.pair import Row
+from opd.stats import draws
+from opd.stats.intervals import Array
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -19,7 +22,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     all positions and by bins of them).
 
     cfg: those of ``opd.probes.pair.run`` with a grader; optional information (a list of contexts,
-    ``opd.information``; with several, rollouts take them in turn), max_teacher_prompt_tokens.
+    ``opd.data.privileged``; with several, rollouts take them in turn), max_teacher_prompt_tokens.
     Inputs: generations, student, teacher, prompts. Values for all rollouts, those that are correct
     and those that are not (KIND): log_ratio_KIND_nats, the mean of log q - log p over tokens, and
     size_KIND_nats, that of its absolute value; the same over the first and the second half of each
@@ -52,8 +55,8 @@ def _told(
     tokenizer = load_tokenizer(inputs["student"])
     limit = cfg.get("max_teacher_prompt_tokens", cfg["max_prompt_tokens"])
     rows = [known[row["prompt_id"]] for row in rollouts]
-    kwargs = models.teacher_kwargs(cfg)
-    by_context = information.told(cfg["information"], rows, tokenizer, kwargs, limit)
+    kwargs = pairing.teacher_kwargs(cfg)
+    by_context = privileged.told(cfg["information"], rows, tokenizer, kwargs, limit)
     return [by_context[i % len(by_context)][i] for i in range(len(rollouts))]
 
 

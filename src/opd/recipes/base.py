@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from opd.errors import Bad
-from opd.strict import Strict
-from opd.templates import PLACE, TEMPLATES, named
+from opd.core.errors import Bad
+from opd.core.schema import Strict
+from opd.data.templates import PLACE, TEMPLATES, named
 
 Grader = Literal["world", "rule", "math_verify", "choice"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

@@ -4,7 +4,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from opd.recipes.answers import (
+from opd.core.schema import Strict
+from opd.recipes.base import Count, EvaluationRef, Name, Plain, Share
+from opd.recipes.evaluation import (
     Benchmark,
     ContinuationProbe,
     Evaluation,
@@ -19,7 +21,6 @@ from opd.recipes.answers import (
     Protocol,
     SignalProbe,
 )
-from opd.recipes.base import Count, EvaluationRef, Name, Plain, Share
 from opd.recipes.microscope import (
     AlignmentProbe,
     Demonstrate,
@@ -29,9 +30,8 @@ from opd.recipes.microscope import (
     TreeProbe,
 )
 from opd.recipes.models import Grpo, Init, Model, Opd, Sft
+from opd.recipes.outputs import Arm, Figure, Table
 from opd.recipes.prompts import Contamination, Dedup, PromptSet
-from opd.recipes.shown import Arm, Figure, Table
-from opd.strict import Strict
 
 
 class Interpreters(Strict):
@@ -73,7 +73,7 @@ class Training(Strict):
 
 
 class World(Strict):
-    """The miniature world (``opd.world``)."""
+    """The miniature world (``opd.data.world``)."""
 
     seed: int = 0
     rl_times: Share = Field(description="share of * among the operators of the 'rl' questions")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from opd.core.schema import Strict
 from opd.microscope.contexts import SUMMARISE, SYSTEM
 from opd.recipes.base import (
     Count,
@@ -19,11 +20,10 @@ from opd.recipes.base import (
     Ref,
     Share,
 )
-from opd.strict import Strict
 
 # The probes of this module.
 MICROSCOPE = ("screening", "tree", "alignment", "pool", "forecast", "outcome")
-# As ``opd.microscope.answers`` knows them.
+# As ``opd.grading.choices`` knows them.
 Checker = Literal["letter", "boolean", "integer", "world", "rule", "choice", "math_verify"]
 DemonstrationsRef = Annotated[Name, Ref("demonstrations")]
 ProbeRef = Annotated[Name, Ref("probes")]

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from opd import presets
-from opd.errors import Bad
-from opd.loss_spec import (
+from opd.core.errors import Bad
+from opd.core.schema import Strict
+from opd.losses.spec import (
     PRESETS,
     Aggregation,
     Divergence,
@@ -18,6 +18,7 @@ from opd.loss_spec import (
     Weight,
     loss_spec,
 )
+from opd.recipes import presets
 from opd.recipes.base import (
     MICRO_BATCH,
     Count,
@@ -31,8 +32,7 @@ from opd.recipes.base import (
     PromptsRef,
     Share,
 )
-from opd.recipes.told import Contexts, Information, contexts
-from opd.strict import Strict
+from opd.recipes.privileged import Contexts, Information, contexts
 
 
 class Init(Strict):
@@ -214,7 +214,7 @@ class Grpo(Run):
 
 
 class Loss(Strict):
-    """A preset of ``opd.loss_spec``, with other settings written over it."""
+    """A preset of ``opd.losses.spec``, with other settings written over it."""
 
     preset: Literal[*PRESETS] = "rethinking_code"  # type: ignore[valid-type]
     support: Support | None = None
@@ -239,7 +239,8 @@ class Loss(Strict):
 
 
 class Guard(Strict):
-    """What counts as a collapse (``opd.collapse``), and whether it ends the run or is noted."""
+    """What counts as a collapse (``opd.losses.collapse``), and whether it ends the run or is
+    noted."""
 
     action: Literal["flag", "stop"] = "flag"
     reference_steps: Count = 10

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from opd.layouts import LAYOUTS
+from opd.core.schema import Strict
+from opd.data.layouts import LAYOUTS
 from opd.recipes.base import (
     TEMPLATE_NAMES,
     Count,
@@ -15,7 +16,6 @@ from opd.recipes.base import (
     Ref,
     check_template,
 )
-from opd.strict import Strict
 
 
 class WorldPrompts(Strict):
@@ -24,7 +24,7 @@ class WorldPrompts(Strict):
 
 
 class Columns(Strict):
-    """Which columns hold what; by default those of the layout (``opd.layouts``)."""
+    """Which columns hold what; by default those of the layout (``opd.data.layouts``)."""
 
     layout: Literal[*LAYOUTS] | None = Field(  # type: ignore[valid-type]
         default=None, description="as this dataset has it; found out if not given"
@@ -49,7 +49,7 @@ class FilePrompts(Columns):
 
 
 class HubPrompts(Columns):
-    """A dataset of the hub; layout, configs and file of those in ``opd.layouts`` are known."""
+    """A dataset of the hub; layout, configs and file of those in ``opd.data.layouts`` are known."""
 
     id: str
     revision: str | None = None

@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from opd.errors import Bad
+from opd.core.errors import Bad
+from opd.core.security import holds_secret
+from opd.core.yaml_text import load
 from opd.recipes.base import Plain, Ref, references, unknown
 from opd.recipes.config import DEFAULTS, Config, schema
 from opd.recipes.models import Keep, Kept, Model
-from opd.safe import holds_secret
-from opd.yaml_text import load
 
 
 def resolve(raw: Mapping[str, Any]) -> Config:

@@ -16,8 +16,10 @@ from transformers import (
     set_seed,
 )
 
-from opd import batches, information, tables
-from opd.errors import Bad
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.data import privileged
+from opd.training import batches
 from opd.training.resume import Keep, Record, resumable
 
 Chat = list[dict[str, str]]
@@ -43,8 +45,9 @@ def prepare(cfg: Mapping[str, Any]) -> None:
 def arguments(cfg: Mapping[str, Any], verb: str, scratch: Path) -> dict[str, Any]:
     """Settings common to TRL's trainers.
 
-    Of the ``opd.batches.sequences`` of one optimiser step ``micro_batch`` go through the model at a
-    time in each process. Checkpoints go to ``scratch`` every execution.checkpoint_every steps.
+    Of the ``opd.training.batches.sequences`` of one optimiser step ``micro_batch`` go through the
+    model at a time in each process. Checkpoints go to ``scratch`` every execution.checkpoint_every
+    steps.
     """
     execution = cfg.get("execution", {})
     micro, times = batches.dealt(batches.sequences(verb, cfg), cfg)
@@ -95,10 +98,10 @@ def chats(
     tokenizer: PreTrainedTokenizerBase,
     limit: int,
     template_kwargs: Mapping[str, Any],
-    told: str = information.PLAIN,
+    told: str = privileged.PLAIN,
 ) -> tuple[list[Chat], list[dict[str, Any]]]:
     """The prompts of prompts.parquet in ``path``, with what is ``told`` beside them (a message of
-    ``opd.information``), as conversations, with their rows.
+    ``opd.data.privileged``), as conversations, with their rows.
 
     Raises ``Bad`` for an empty table, a row without what is to be told, and for a prompt of more
     than ``limit`` tokens (chat template included), naming its row.
@@ -107,7 +110,7 @@ def chats(
     rows = tables.read(file, tables.PROMPTS).to_pylist()
     if not rows:
         raise Bad("there is no prompt in it", str(file), "loosen the filters that made it")
-    conversations = [[{"role": "user", "content": information.filled(told, row)}] for row in rows]
+    conversations = [[{"role": "user", "content": privileged.filled(told, row)}] for row in rows]
     ids = tokenizer.apply_chat_template(
         conversations, add_generation_prompt=True, return_dict=True, **template_kwargs
     )["input_ids"]

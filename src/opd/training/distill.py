@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
-from opd import collapse, information, metrics
-from opd.checkpoints import load_model, load_tokenizer
-from opd.errors import Bad
-from opd.loss_spec import LossSpec, loss_spec
-from opd.losses import CHUNK_ELEMENTS, Head, aggregate, fused_token_loss, head_logits
-from opd.models import (
+from opd.core.errors import Bad
+from opd.data import privileged
+from opd.losses import collapse, metrics
+from opd.losses.fused import CHUNK_ELEMENTS, Head, aggregate, fused_token_loss, head_logits
+from opd.losses.spec import LossSpec, loss_spec
+from opd.models.checkpoints import load_model, load_tokenizer
+from opd.models.pairing import (
     head_of,
     require_same_thinking,
     require_same_tokenizer,
@@ -31,8 +32,8 @@ TOLD = "teacher_ids"
 
 
 class Trainer(DistillationTrainer):
-    """TRL's rollouts and optimiser; the loss from ``opd.losses``, aggregated over a step;
-    measurements from ``opd.metrics`` on the same hidden states."""
+    """TRL's rollouts and optimiser; the loss from ``opd.losses.fused``, aggregated over a step;
+    measurements from ``opd.losses.metrics`` on the same hidden states."""
 
     def __init__(self, spec: LossSpec, cfg: dict[str, Any], teacher: Any, **kwargs: Any) -> None:
         self.spec, self.cfg = spec, cfg
@@ -192,13 +193,13 @@ def teacher_prompts(
     """Token ids of what the teacher is asked, rollouts_per_prompt of each row, contexts in turn;
     None where that is what the student is asked.
 
-    Raises ``Bad`` as ``opd.information.told`` does, and where the rollouts of a prompt are no
+    Raises ``Bad`` as ``opd.data.privileged.told`` does, and where the rollouts of a prompt are no
     multiple of its contexts: every context must be heard as often as the others.
     """
     given, kwargs = cfg.get("information"), teacher_kwargs(cfg)
     if not given and kwargs == (cfg.get("chat_template_kwargs") or {}):
         return None
-    given = given or [information.CONTEXTS["none"]]
+    given = given or [privileged.CONTEXTS["none"]]
     each, remainder = divmod(cfg["rollouts_per_prompt"], len(given))
     if remainder:
         raise Bad(
@@ -207,7 +208,7 @@ def teacher_prompts(
             "make rollouts_per_prompt a multiple of them",
         )
     limit = cfg.get("max_teacher_prompt_tokens", cfg["max_prompt_tokens"])
-    by_context = information.told(given, rows, tokenizer, kwargs, limit)
+    by_context = privileged.told(given, rows, tokenizer, kwargs, limit)
     return [ids[row] for row in range(len(rows)) for _ in range(each) for ids in by_context]
 
 
@@ -215,17 +216,17 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     """Stage ``opd``: inputs student, teacher and prompts.
 
     cfg: steps, prompts_per_step, rollouts_per_prompt, lr, schedule, warmup, temperature,
-    max_new_tokens, max_prompt_tokens, loss (see ``opd.loss_spec``), aggregation (see
-    ``opd.losses.aggregate``), metrics_k, metrics_every (steps), position_bin (tokens),
+    max_new_tokens, max_prompt_tokens, loss (see ``opd.losses.spec``), aggregation (see
+    ``opd.losses.fused.aggregate``), metrics_k, metrics_every (steps), position_bin (tokens),
     max_grad_norm, seed, threads, chat_template_kwargs; optional micro_batch, precision (``float32``
     or ``bfloat16``: compute only, weights stay float32), gradient_checkpointing, guard (see
-    ``opd.collapse``), teacher_update (``frozen``, ``ema`` with ema_decay, ``live``: the student as
-    it is), teacher_chat_template_kwargs, thinking_may_differ, top_p, weight_decay, adam_beta2, and
-    information, a list of contexts (``opd.information.contexts``): the teacher then reads the
-    student's response after what it is told, not after the student's prompt. With several contexts
-    the rollouts of a prompt take them in turn, so that the mean over a step is one over contexts:
-    the reverse KL then has their normalised geometric mean as its optimum (Many Faces, Eqs. 10 and
-    11).
+    ``opd.losses.collapse``), teacher_update (``frozen``, ``ema`` with ema_decay, ``live``: the
+    student as it is), teacher_chat_template_kwargs, thinking_may_differ, top_p, weight_decay,
+    adam_beta2, and information, a list of contexts (``opd.data.privileged.contexts``): the teacher
+    then reads the student's response after what it is told, not after the student's prompt. With
+    several contexts the rollouts of a prompt take them in turn, so that the mean over a step is one
+    over contexts: the reverse KL then has their normalised geometric mean as its optimum (Many
+    Faces, Eqs. 10 and 11).
 
     One optimiser update per step on that step's rollouts; prompts in order, a last partial batch
     dropped, epochs repeated as steps ask for (Rethinking OPD, Table 2 and section 3.3). Raises

@@ -7,9 +7,9 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from opd import information
-from opd.checkpoints import load_model, load_tokenizer
-from opd.errors import Bad
+from opd.core.errors import Bad
+from opd.data import privileged
+from opd.models.checkpoints import load_model, load_tokenizer
 from opd.training import common, launch
 from opd.training.resume import Record
 
@@ -70,8 +70,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     max_new_tokens, max_prompt_tokens, grader, seed, threads, chat_template_kwargs; optional
     micro_batch, weight_decay, adam_beta2, top_p, clip (0.2), clip_high (the same),
     updates_per_batch (1), importance_cap (see ``importance_weights``), length_penalty (weight, free
-    tokens: see the function), and information, one context of a message (``opd.information``): the
-    model is asked this, and not the prompt.
+    tokens: see the function), and information, one context of a message (``opd.data.privileged``):
+    the model is asked this, and not the prompt.
 
     A completion is rewarded with 1 where the grader finds the right answer, else 0, less its
     length penalty; advantages are (r - mean) / (std + 1e-4) of the group, std with n - 1, losses
@@ -82,7 +82,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     """
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)
-    from opd.grading import GRADERS
+    from opd.grading.graders import GRADERS
 
     common.prepare(cfg)
     if cfg["grader"] not in GRADERS:
@@ -94,7 +94,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         tokenizer,
         cfg["max_prompt_tokens"],
         template_kwargs,
-        (cfg.get("information") or [information.CONTEXTS["none"]])[0]["message"],
+        (cfg.get("information") or [privileged.CONTEXTS["none"]])[0]["message"],
     )
     common.require_prompts(len(rows), cfg["prompts_per_step"], inputs["prompts"])
     grade = GRADERS[cfg["grader"]]

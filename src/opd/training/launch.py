@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from opd.errors import Bad
+from opd.core.errors import Bad
 
 LAUNCHED = "OPD_LAUNCHED"
 

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, set_seed
 
-from opd.errors import Bad
+from opd.core.errors import Bad
 
 MARKER = "opd-complete.json"
 FAILED = "failed.json"

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from opd import tables
-from opd.checkpoints import load_model, load_tokenizer
-from opd.errors import Bad
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.models.checkpoints import load_model, load_tokenizer
 from opd.training import common, launch
 from opd.training.resume import Record
 

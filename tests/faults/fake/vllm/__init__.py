@@ -1,5 +1,6 @@
-"""An engine with the interface of vLLM that ``opd.vllm_pool`` uses: tokens are a function of the
-request's seed. FAKE_VLLM=SIGNAL:N has its process get a signal once N requests are finished."""
+"""An engine with the interface of vLLM that ``opd.models.vllm_engine`` uses: tokens are a function
+of the request's seed. FAKE_VLLM=SIGNAL:N has its process get a signal once N requests are
+finished."""
 
 import os
 import signal

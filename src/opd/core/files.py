@@ -1,0 +1,40 @@
+"""Digests of plain values and of files, and reading JSON."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from opd.core.errors import Bad
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a plain value (sorted keys, no NaN), the base of every digest."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of a plain value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's bytes, read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content(path: Path) -> dict[str, str]:
+    """Relative path -> sha256 of every file below a folder (or of the one file ``path``)."""
+    if path.is_file():
+        return {path.name: file_digest(path)}
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return {p.relative_to(path).as_posix(): file_digest(p) for p in files}
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file. Raises ``Bad`` where it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise Bad(f"not readable as JSON ({error})", str(path), "make it again") from error

@@ -1,0 +1,87 @@
+"""What comes from outside is data: nothing of it is run, it cannot steer a terminal or a page, and
+secrets of the environment do not end in a log.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, TextIO
+
+from opd.core.errors import Bad
+
+# Files that hold code, or that are read by running what they hold.
+CODE = {
+    *(".py", ".pyc", ".so", ".pkl", ".pickle", ".joblib", ".dill"),
+    *(".bin", ".pt", ".pth", ".ckpt", ".h5", ".keras"),
+}
+
+# Controls but for tab and newline, what turns the direction of writing, and unusual ends of lines.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]"
+)
+
+_SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY)(?:$|_)")
+_SECRETS = (
+    (re.compile(r"(://)[^/\s@'\"]+@"), r"\1***@"),  # user and password of an address
+    (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_***"),
+)
+LEAST_SECRET = 8  # characters: shorter values are words such as "true"
+
+
+def refuse_code(folder: Path) -> None:
+    """Raise ``Bad`` where a folder that a stage is to read holds code, or pickled data."""
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in CODE and not p.is_dir())
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise Bad(
+            f"it may run code when it is read{more}",
+            str(found[0]),
+            "use weights in safetensors and no code of the model's own, or remove it",
+        )
+
+
+def inside(folder: Path, member: str) -> Path:
+    """Where a member of an archive goes below a folder. Raises ``Bad`` where that is outside."""
+    path = PurePosixPath(member)
+    if path.is_absolute() or ".." in path.parts or "\\" in member or not path.parts:
+        raise Bad(f"the archive holds '{visible(member)}'", str(folder), "do not use it")
+    return folder / path
+
+
+def visible(text: str) -> str:
+    """Text whose control characters are spelt out (⟨U+202E⟩), but for tabs and newlines."""
+    return _HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
+
+
+def redacted(text: str) -> str:
+    """Text without the values of environment variables that hold secrets (by their names), without
+    hub tokens, and without the passwords in addresses."""
+    for value in _values(os.environ.items()):
+        text = text.replace(value, "***")
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def _values(variables: Iterable[tuple[str, str]]) -> list[str]:
+    found = [v for name, v in variables if _SECRET_NAME.search(name) and len(v) >= LEAST_SECRET]
+    return sorted(found, key=len, reverse=True)
+
+
+def holds_secret(text: str) -> bool:
+    return any(pattern.search(text) for pattern, _ in _SECRETS)
+
+
+class Redacting:
+    """A text stream that leaves secrets out of what is written to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redacted(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

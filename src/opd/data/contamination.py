@@ -1,0 +1,171 @@
+"""Contamination of benchmarks: which of their problems a training set holds, in three senses.
+
+The same text, a cosine at or above a threshold, or a run of 13 words in common (the measure of
+Brown et al. 2020, appendix C). A report: what to leave out is for a dedup recipe to say.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from opd.core import html, tables
+from opd.core.errors import Bad
+from opd.data import dedup_page
+from opd.data.dedup import read_neighbours, similarities
+from opd.data.dedup_page import Pair
+from opd.data.neighbours import Doubles, Places
+
+WORDS = 13
+# Letters and digits in a row; a Chinese character is a word of its own.
+_WORD = re.compile(f"{tables.CHINESE.pattern}|[^\\W_{tables.CHINESE.pattern[1:-1]}]+")
+
+
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Stage ``contamination``: problems.parquet (every problem with its nearest prompt, and the
+    first that shares 13 words with it), report.json, contamination.html.
+
+    cfg: threshold. Inputs: prompts, and for each benchmark ``benchmark:NAME`` with
+    ``neighbours:NAME``, its neighbours among the prompts.
+    """
+    threshold = cfg["threshold"]
+    prompts = tables.read(inputs["prompts"] / "prompts.parquet", tables.PROMPTS)
+    theirs = prompts.select(["id", "question"]).to_pylist()
+    names = [name.partition(":")[2] for name in inputs if name.startswith("benchmark:")]
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        path = inputs[f"benchmark:{name}"] / "prompts.parquet"
+        problems = tables.read(path, tables.PROMPTS)
+        found = read_neighbours(inputs[f"neighbours:{name}"], problems, prompts)
+        for problem, exact, place, cosine in zip(problems.to_pylist(), *found, strict=True):
+            rows.append(
+                {
+                    "benchmark": name,
+                    "problem": problem["id"],
+                    "question": problem["question"],
+                    "exact": bool(exact >= 0),
+                    "cosine": float(cosine),
+                    "neighbour": theirs[place]["id"],
+                    "neighbour_question": theirs[place]["question"],
+                }
+            )
+    if not rows:
+        raise Bad("no benchmark given", "contamination.benchmarks", "name some")
+    shared, first = shared_words([r["question"] for r in rows], (t["question"] for t in theirs))
+    for row, share, place in zip(rows, shared, first, strict=True):
+        row["shared_words"] = float(share)
+        row["sharer"] = theirs[place]["id"] if place >= 0 else None
+        row["sharer_question"] = theirs[place]["question"] if place >= 0 else None
+
+    def count(name: str) -> dict[str, Any]:
+        mine = [row for row in rows if row["benchmark"] == name]
+        return {
+            "problems": len(mine),
+            "exact": sum(row["exact"] for row in mine),
+            "semantic": sum(row["cosine"] >= threshold for row in mine),
+            "words": sum(row["shared_words"] > 0 for row in mine),
+            "any": sum(_found(row, threshold) for row in mine),
+            **similarities(np.array([row["cosine"] for row in mine])),
+        }
+
+    report = {
+        "prompts": len(theirs),
+        "threshold": threshold,
+        "benchmarks": {name: count(name) for name in names},
+    }
+    tables.write(out / "problems.parquet", rows, tables.PROBLEMS)
+    (out / "contamination.html").write_text(_page(report, rows))
+    tables.write_json(out / "report.json", report)
+    return {"prompts": len(theirs), "found": sum(_found(row, threshold) for row in rows)}
+
+
+def _found(row: dict[str, Any], threshold: float) -> bool:
+    return bool(row["exact"] or row["cosine"] >= threshold or row["shared_words"] > 0)
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of a text: runs of letters and digits, and single Chinese characters."""
+    return _WORD.findall(text.lower())
+
+
+def runs(text: str, n: int = WORDS) -> set[tuple[str, ...]]:
+    """All runs of n words; of a text with fewer words the one run of them all."""
+    found = words(text)
+    return {tuple(found[i : i + n]) for i in range(max(1, len(found) - n + 1))} if found else set()
+
+
+def shared_words(
+    problems: Sequence[str], prompts: Iterable[str], n: int = WORDS
+) -> tuple[Doubles, Places]:
+    """Of each problem the share of its runs of n words that occur in some prompt (as a run of
+    ``runs``), and the first prompt with one of them, or -1: two [N]."""
+    wanted = [runs(problem, n) for problem in problems]
+    holders: dict[tuple[str, ...], list[int]] = {}
+    for i, own in enumerate(wanted):
+        for run_ in own:
+            holders.setdefault(run_, []).append(i)
+    seen: set[tuple[str, ...]] = set()
+    first = np.full(len(problems), -1, dtype=np.int64)
+    for place, prompt in enumerate(prompts):
+        for hit in runs(prompt, n) & holders.keys():
+            seen.add(hit)
+            for i in holders[hit]:
+                if first[i] < 0:
+                    first[i] = place
+    shares = [len(own & seen) / max(1, len(own)) for own in wanted]
+    return np.array(shares, dtype=np.float64), first
+
+
+def _page(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    threshold = report["threshold"]
+    columns = {
+        "problems": "problems",
+        "exact": "same text",
+        "semantic": f"cosine ≥ {threshold}",
+        "words": f"{WORDS} words",
+        "any": "any of them",
+    }
+    counted = html.table(
+        ["benchmark", *columns.values(), "largest cosine"],
+        [
+            [name, *(counts[key] for key in columns), f"{counts['largest_cosine']:.4f}"]
+            for name, counts in report["benchmarks"].items()
+        ],
+    )
+    at = html.table(
+        ["threshold", *report["benchmarks"]],
+        [
+            [key, *(counts["at"][key] for counts in report["benchmarks"].values())]
+            for key in next(iter(report["benchmarks"].values()))["at"]
+        ],
+    )
+
+    def shown(name: str) -> Markup:
+        mine = [row for row in rows if row["benchmark"] == name and _found(row, threshold)]
+        mine = sorted(mine, key=lambda row: (-row["cosine"], row["problem"]))
+        return dedup_page.pairs(pair for row in mine for pair in _pairs_of(row, threshold))
+
+    return dedup_page.page(
+        f"Benchmark problems among {report['prompts']} prompts",
+        [("Counts", counted), ("At other thresholds", at)]
+        + [(name, shown(name)) for name in report["benchmarks"]],
+    )
+
+
+def _pairs_of(row: dict[str, Any], threshold: float) -> list[Pair]:
+    """The problem beside the prompt that is nearest, and beside the one that shares words."""
+    share = f"{row['shared_words']:.0%} of its runs of {WORDS} words are in some prompt"
+    heads: dict[str, list[str]] = {}
+    if row["exact"] or row["cosine"] >= threshold:
+        same = ["the same text"] if row["exact"] else []
+        heads["neighbour"] = [f"cosine {row['cosine']:.4f}", *same]
+    if row["shared_words"] > 0:
+        same_prompt = heads and row["sharer"] == row["neighbour"]
+        heads.setdefault("neighbour" if same_prompt else "sharer", []).append(share)
+    return [
+        Pair(", ".join(said), row["problem"], row["question"], row[side], row[f"{side}_question"])
+        for side, said in heads.items()
+    ]

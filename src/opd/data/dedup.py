@@ -1,0 +1,169 @@
+"""Deduplication of a prompt set against another one, or within itself.
+
+Rethinking OPD, appendix C.3: questions without their affixes are compared as strings; of the
+rest, those whose nearest neighbour among the other set's questions has a cosine of at least 0.6
+(all-mpnet-base-v2, flat inner-product index) are removed too. Outer white space does not count;
+case and LaTeX do.
+
+Within one set the first of a pair stays: a prompt is removed where any earlier row, itself removed
+or not, has the same text or a cosine at or above the threshold. So no two prompts that are kept
+are that near, and what is kept depends on the order of the rows.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from markupsafe import Markup
+
+from opd.core import html as page
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.data import dedup_page
+from opd.data.dedup_page import Pair
+from opd.data.neighbours import Doubles, Places
+
+THRESHOLDS = tuple(n / 100 for n in range(40, 91, 5))
+# Pairs shown on either side of the threshold.
+SHOWN = 20
+
+
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Stage ``dedup``: prompts.parquet (kept, in the old order), removed.parquet, report.json,
+    dedup.html.
+
+    cfg: threshold (a cosine; at or above it, both in float64, a prompt is removed). Inputs:
+    prompts, against (not within one set), neighbours. Raises ``Bad`` where nothing is left.
+    """
+    ours = tables.read(inputs["prompts"] / "prompts.parquet", tables.PROMPTS)
+    theirs = ours
+    if "against" in inputs:
+        theirs = tables.read(inputs["against"] / "prompts.parquet", tables.PROMPTS)
+    found = read_neighbours(inputs["neighbours"], ours, theirs)
+    threshold = cfg["threshold"]
+    exact = found.exact >= 0
+    semantic = ~exact & (found.cosine >= threshold)
+    kept = ~exact & ~semantic
+    if not kept.any():
+        where = "dedup.threshold"
+        raise Bad(f"all {len(ours)} prompts are duplicates", where, "raise it, or compare sets")
+
+    mine, other = (t.select(["id", "question"]).to_pylist() for t in (ours, theirs))
+    removed = []
+    for i in np.flatnonzero(~kept):
+        match = other[found.exact[i] if exact[i] else found.neighbour[i]]
+        removed.append(
+            {
+                **mine[i],
+                "neighbour": match["id"],
+                "neighbour_question": match["question"],
+                "score": 1.0 if exact[i] else float(found.cosine[i]),
+                "stage": "exact" if exact[i] else "semantic",
+            }
+        )
+    compared = np.flatnonzero(~exact & (found.neighbour >= 0))
+    report = {
+        "prompts": len(ours),
+        "against": len(theirs),
+        "exact": int(exact.sum()),
+        "semantic": int(semantic.sum()),
+        "kept": int(kept.sum()),
+        "threshold": threshold,
+        **similarities(found.cosine[compared]),
+    }
+
+    order = compared[np.argsort(found.cosine[compared], kind="stable")]
+    cut = int(np.searchsorted(found.cosine[order], threshold))
+
+    def shown(rows: Places) -> Markup:
+        return dedup_page.pairs(
+            Pair(
+                f"{found.cosine[i]:.4f}",
+                f"{mine[i]['id']} (row {i})",
+                mine[i]["question"],
+                f"{other[j]['id']} (row {j})",
+                other[j]["question"],
+            )
+            for i, j in zip(rows, found.neighbour[rows], strict=True)
+        )
+
+    html = dedup_page.page(
+        f"Deduplication of {_sources(ours)}",
+        [
+            ("Counts", _counts(report, _sources(theirs) if "against" in inputs else None)),
+            ("Cosine of the nearest neighbour", _spread(report)),
+            (f"Removed: the nearest above {threshold}", shown(order[cut : cut + SHOWN])),
+            (f"Kept: the nearest below {threshold}", shown(order[max(0, cut - SHOWN) : cut][::-1])),
+        ],
+    )
+    tables.write(out / "prompts.parquet", ours.filter(pa.array(kept)), tables.PROMPTS)
+    tables.write(out / "removed.parquet", removed, tables.REMOVED)
+    (out / "dedup.html").write_text(html)
+    tables.write_json(out / "report.json", report)
+    return report
+
+
+class Neighbours(NamedTuple):
+    """All [N]: rows of the other set, or -1, and the neighbour's cosine, or -inf."""
+
+    exact: Places
+    neighbour: Places
+    cosine: Doubles
+
+
+def read_neighbours(folder: Path, ours: pa.Table, theirs: pa.Table) -> Neighbours:
+    """What the stage ``neighbours`` found for two prompt tables. Raises ``Bad`` where it found it
+    for others."""
+    path = folder / "neighbours.parquet"
+    rows = tables.read(path, tables.NEIGHBOURS)
+    exact, neighbour = (rows[name].fill_null(-1).to_numpy() for name in ("exact", "neighbour"))
+    cosine = rows["cosine"].fill_null(-np.inf).to_numpy()
+    hashes, their_hashes = (
+        np.array([tables.text_hash(question) for question in table["question"].to_pylist()])
+        for table in (ours, theirs)
+    )
+    found = neighbour >= 0
+    if (
+        rows["text_hash"].to_pylist() != hashes.tolist()
+        or neighbour.max() >= len(theirs)
+        or rows["neighbour_hash"].drop_null().to_pylist() != their_hashes[neighbour[found]].tolist()
+    ):
+        raise Bad("it belongs to other prompts", str(path), "run the stage neighbours again")
+    return Neighbours(exact, neighbour, cosine)
+
+
+def similarities(cosines: Doubles) -> dict[str, Any]:
+    """How many cosines [N] reach each threshold, their median, largest and histogram."""
+    return {
+        "compared": len(cosines),
+        "at": {f"{t:.2f}": int((cosines >= t).sum()) for t in THRESHOLDS},
+        "median_cosine": float(np.median(cosines)) if len(cosines) else None,
+        "largest_cosine": float(cosines.max()) if len(cosines) else None,
+        "histogram": dedup_page.bins(cosines),
+    }
+
+
+def _sources(prompts: pa.Table) -> str:
+    return ", ".join(prompts["source"].unique().to_pylist())
+
+
+def _counts(report: dict[str, Any], against: str | None) -> Markup:
+    """``against``: the sources of the other set; None within one set."""
+    lines = {
+        "prompts": report["prompts"],
+        f"compared with {against or 'earlier rows of the same'}": report["against"],
+        "removed: same text": report["exact"],
+        f"removed: cosine of at least {report['threshold']}": report["semantic"],
+        "kept": report["kept"],
+    }
+    return page.table(["", "rows"], list(lines.items()))
+
+
+def _spread(report: dict[str, Any]) -> Markup:
+    """Histogram and counts at thresholds, without the exact matches."""
+    return (
+        dedup_page.histogram(report["histogram"], report["threshold"])
+        + dedup_page.paragraph("Without prompts of the same text. The line is the threshold.")
+        + page.table(["threshold", "would be removed"], list(report["at"].items()))
+    )

@@ -1,0 +1,318 @@
+"""Where the rows of a dataset keep what a prompt needs: one table for all that are known.
+
+A column may be dotted (``reward_model.ground_truth``). A list of messages counts as text, that of
+its one user message. A question may be a form of several columns (``{passage} {question}``), in
+which a list of choices becomes lines that start with A, B, C, ...
+"""
+
+import hashlib
+import math
+import re
+import string
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from opd.core.errors import Bad
+
+Row = Mapping[str, Any]
+ROLES = {"human": "user", "gpt": "assistant"}
+LETTERS = string.ascii_uppercase
+FIELD = re.compile(r"\{([^{}]+)\}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of one dataset. Of several columns the first that is there and not null counts.
+
+    ``take`` says what of the answer column is the answer: its text, its last ``\\boxed{}``, the
+    letter that its number stands for, the one item of its list, or (``choice``) the letter that it
+    gets among the columns ``wrong`` in ``{choices}``, whose order the texts decide. ``where``
+    (column to text) and ``one_box`` (exactly one ``\\boxed`` in the answer column) choose rows.
+    ``once``: the dataset repeats whole rows, and each is read once. ``solution``: the column with
+    a worked solution, for a teacher that is shown it.
+    """
+
+    question: tuple[str, ...]
+    answer: str | None
+    prompt: tuple[str, ...] = ()
+    difficulty: tuple[str, ...] = ()
+    row_id: str | None = None
+    take: Literal["text", "boxed", "letter", "item", "choice"] = "text"
+    where: Mapping[str, str] = field(default_factory=dict)
+    one_box: bool = False
+    once: bool = False
+    wrong: tuple[str, ...] = ()
+    configs: tuple[str | None, ...] = (None,)
+    file: str | None = None
+    solution: str | None = None
+
+    @cached_property
+    def needed(self) -> tuple[str, ...]:
+        """The top-level columns without which a row cannot be read."""
+        named = _top(self.question[-1], self.answer, self.row_id, *self.where, *self.wrong)
+        named += _top(self.solution)
+        return tuple(column for column in named if not (self.wrong and column == "choices"))
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The top-level columns that are read where they are there."""
+        more = _top(*self.question, *self.prompt, *self.difficulty)
+        return tuple(dict.fromkeys([*self.needed, *(() if self.wrong else more)]))
+
+
+def _top(*columns: str | None) -> tuple[str, ...]:
+    parts = (part for column in columns if column for part in FIELD.findall(column) or [column])
+    return tuple(part.partition(".")[0] for part in parts)
+
+
+VERL = Layout(
+    question=("extra_info.question", "prompt"),
+    answer="reward_model.ground_truth",
+    prompt=("prompt",),
+    difficulty=("difficulty", "level"),
+)
+TABLE = Layout(
+    question=("question",), answer="answer", prompt=("prompt",), difficulty=("difficulty", "level")
+)
+_MATH = Layout(
+    question=("problem",),
+    answer="solution",
+    take="boxed",
+    difficulty=("level",),
+    solution="solution",
+)
+
+# By the name of the hub; a copy in a file has the same layout.
+LAYOUTS: dict[str, Layout] = {
+    "verl": VERL,
+    "table": TABLE,
+    # 1,791,700 rows, a hundred times 17,917.
+    "BytedTsinghua-SIA/DAPO-Math-17k": replace(VERL, difficulty=(), once=True),
+    "open-r1/DAPO-Math-17k-Processed": Layout(question=("prompt",), answer="solution"),
+    "zwhe99/DeepMath-103K": Layout(
+        question=("question",), answer="final_answer", difficulty=("difficulty",)
+    ),
+    "Keven16/G-OPD-Training-Data": replace(
+        VERL, difficulty=(), file="DeepMath-103K/train_filtered_level6.parquet"
+    ),
+    # No ground truth: the conversations end with what a model answered.
+    "open-thoughts/OpenThoughts3-1.2M": Layout(
+        question=("conversations",),
+        answer=None,
+        difficulty=("difficulty",),
+        where={"domain": "math"},
+    ),
+    # Many Faces: its choice of rows.
+    "open-thoughts/OpenThoughts-114k": Layout(
+        question=("problem",),
+        answer="ground_truth_solution",
+        take="boxed",
+        where={"domain": "math"},
+        one_box=True,
+        configs=("metadata",),
+        solution="ground_truth_solution",
+    ),
+    "DigitalLearningGmbH/MATH-lighteval": _MATH,
+    "hendrycks/competition_math": _MATH,
+    "EleutherAI/hendrycks_math": replace(
+        _MATH,
+        configs=(
+            "algebra",
+            "counting_and_probability",
+            "geometry",
+            "intermediate_algebra",
+            "number_theory",
+            "prealgebra",
+            "precalculus",
+        ),
+    ),
+    # Benchmarks.
+    "HuggingFaceH4/aime_2024": Layout(question=("problem",), answer="answer"),
+    "math-ai/aime25": Layout(question=("problem",), answer="answer"),
+    "math-ai/amc23": Layout(question=("question",), answer="answer"),
+    "AI-MO/aimo-validation-amc": Layout(question=("problem",), answer="answer"),
+    "HuggingFaceH4/MATH-500": Layout(question=("problem",), answer="answer", difficulty=("level",)),
+    "math-ai/minervamath": Layout(question=("question",), answer="answer"),
+    "math-ai/olympiadbench": Layout(question=("question",), answer="final_answer", take="item"),
+    "Idavidrein/gpqa": Layout(
+        question=("{Question}\n{choices}",),
+        answer="Correct Answer",
+        take="choice",
+        wrong=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+        configs=("gpqa_diamond",),
+    ),
+    "google/boolq": Layout(question=("{passage}\nQuestion: {question}?",), answer="answer"),
+    "cais/mmlu": Layout(
+        question=("{question}\n{choices}",), answer="answer", take="letter", configs=("all",)
+    ),
+}
+
+
+def choose(source: Mapping[str, Any], columns: Iterable[str] = ()) -> Layout:
+    """The layout of a source: the one that it names (``layout``), that of its hub name, or what
+    its columns suggest; with the columns that it names itself written over it."""
+    known = source.get("layout") or source.get("hub")
+    fallback = VERL if {"prompt", "reward_model"} <= set(columns) else TABLE
+    layout = LAYOUTS.get(str(known), fallback)
+    given: dict[str, Any] = {
+        key: (source[key],) for key in ("question", "difficulty") if source.get(key)
+    }
+    given |= {key: source[key] for key in ("answer", "row_id", "solution") if source.get(key)}
+    return replace(layout, **given)
+
+
+def check(layout: Layout, columns: Collection[str], where: str) -> None:
+    """Raises ``Bad`` naming a column that a layout needs and a file lacks."""
+    for column in layout.needed:
+        if column not in columns:
+            raise Bad(
+                f"column '{column}' is missing (it has {', '.join(sorted(columns))})",
+                where,
+                "name the columns with question and answer, or the layout",
+            )
+
+
+def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
+    """id (None if no column is named), question, prompt, answer, difficulty and solution of a row,
+    texts as they stand there; None for a row that the layout leaves out.
+
+    Missing texts are empty, a missing solution is None. Raises ``Bad`` for a missing column,
+    messages that are more than one question, and values that are no text and no number.
+    """
+    check(layout, row, where)
+    if any(_at(row, column, where) != value for column, value in layout.where.items()):
+        return None
+    answer = ""
+    if layout.answer:
+        given = _at(row, layout.answer, where)
+        if layout.take == "choice":
+            row, given = _among_choices(layout, row, where)
+        if layout.take == "item" and isinstance(given, list) and len(given) == 1:
+            given = given[0]
+        if layout.take == "letter" and isinstance(given, int):
+            if not 0 <= given < len(LETTERS):
+                raise Bad(f"no choice has the number {given}", where, "mend the answer")
+            given = LETTERS[given]
+        answer = text(given, "answer", where)
+        if layout.one_box and answer.count("\\boxed") != 1:
+            return None
+        if layout.take == "boxed":
+            from opd.grading.graders import last_boxed
+
+            answer = last_boxed(answer) or ""
+    question = text(_first(row, layout.question, where), "question", where)
+    asked = text(_first(row, layout.prompt, where), "prompt", where)
+    return {
+        "id": text(_at(row, layout.row_id, where), "id", where) if layout.row_id else None,
+        "question": question,
+        "prompt": asked or question,
+        "answer": answer,
+        "difficulty": _number(_first(row, layout.difficulty, where), where),
+        "solution": _solution(layout, row, where),
+    }
+
+
+def _solution(layout: Layout, row: Row, where: str) -> str | None:
+    if not layout.solution:
+        return None
+    return text(_at(row, layout.solution, where), "solution", where).strip() or None
+
+
+def _among_choices(layout: Layout, row: Row, where: str) -> tuple[Row, str]:
+    """A row with its answer among the wrong ones as ``choices``, and the answer's letter."""
+    columns = (str(layout.answer), *layout.wrong)
+    choices = [text(_at(row, column, where), "choice", where) for column in columns]
+    asked = _at(row, layout.needed[0], where)
+    order = sorted(
+        range(len(choices)),
+        key=lambda i: hashlib.sha256(f"{asked}\0{choices[i]}".encode()).digest(),
+    )
+    return {**row, "choices": [choices[i] for i in order]}, LETTERS[order.index(0)]
+
+
+def text(value: Any, what: str, where: str) -> str:
+    """A text or a number as text (2.0 is ``2``); nothing is the empty text."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise Bad(
+                    f"the {what} has half of a surrogate pair at character {error.start}",
+                    where,
+                    "mend the file's encoding",
+                ) from error
+        return value
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        whole = isinstance(value, float) and value.is_integer()
+        return str(int(value) if whole else value)
+    shown = str(value) if isinstance(value, float) else f"a {type(value).__name__}"
+    raise Bad(f"the {what} is {shown}, not text", where, "write it as text or as a number")
+
+
+def _at(row: Row, column: str, where: str) -> Any:
+    """The value of a dotted column; None below a null, and where a struct lacks the field."""
+    value: Any = row
+    for part in column.split("."):
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise Bad(f"'{column}' is a {type(value).__name__} at '{part}'", where, "mend the row")
+        value = value.get(part)
+    return _question(value, column, where) if _is_messages(value) else value
+
+
+def _first(row: Row, columns: Iterable[str], where: str) -> Any:
+    for column in columns:
+        fields = FIELD.findall(column)
+        value = _filled(column, row, fields, where) if fields else _at(row, column, where)
+        if value is not None and value != "":
+            return value
+    return None
+
+
+def _filled(form: str, row: Row, fields: list[str], where: str) -> str | None:
+    """A form with its columns filled in; None where one of them is empty."""
+    parts = {}
+    for column in fields:
+        value = _at(row, column, where)
+        if isinstance(value, list):
+            choices = (text(choice, column, where) for choice in value)
+            value = "\n".join(f"{a}. {c}" for a, c in zip(LETTERS, choices, strict=False))
+        parts[column] = text(value, column, where)
+        if not parts[column].strip():
+            return None
+    return FIELD.sub(lambda match: parts[match[1]], form)
+
+
+def _is_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(m, Mapping) and ({"role", "from"} & set(m)) for m in value)
+    )
+
+
+def _question(messages: list[Row], column: str, where: str) -> Any:
+    """What the user says in messages that are one question, which an answer may follow."""
+    roles = [m.get("role", m.get("from")) for m in messages]
+    roles = [ROLES.get(str(role), role) for role in roles]
+    if roles not in (["user"], ["user", "assistant"]):
+        raise Bad(f"'{column}' holds {roles}", where, "expected a list with one user message")
+    return messages[0].get("content", messages[0].get("value"))
+
+
+def _number(value: Any, where: str) -> float | None:
+    """3, "3", 4.5 and "Level 3" are numbers; "Level ?" and NaN stand for unknown."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    match = re.fullmatch(r"(?:Level )?(-?\d+(?:\.\d+)?|\?|)", str(value).strip())
+    if match is None:
+        raise Bad(f"difficulty {value!r} is no number", where, "mend the column")
+    return float(match[1]) if match[1] not in ("", "?") else None

@@ -1,0 +1,253 @@
+"""Reading prompts from files and from the hub, a chunk at a time."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from opd.core.errors import Bad
+from opd.core.files import file_digest
+from opd.data import layouts
+
+CHUNK = 1024  # rows
+Row = dict[str, Any]
+
+
+def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> Iterator[Row]:
+    """The prompts of a file or a hub dataset: rows with id, question, prompt, answer (texts as
+    they stand there), source, row (its number there), difficulty and solution.
+
+    source: path or hub, and then layout, question, answer, difficulty, row_id, solution
+    (``opd.data.layouts``);
+    sha256 of a file; revision, config (one or several), file, split of a hub dataset. ``path`` is
+    where the file lies, if not where ``source`` says. ``tally`` counts the rows that were read,
+    those that the layout left out (``row filter``) and whole rows that came again (``identical``).
+    Raises ``Bad`` for whatever cannot be read, with file and row.
+    """
+    ids: dict[str, str] = {}
+    for name, rows in _parts(source, path):
+        layout: layouts.Layout | None = None
+        seen: set[bytes] = set()
+        for number, row in enumerate(rows):
+            where = f"{name}: row {number}"
+            if layout is None:
+                layout = layouts.choose(source, row)
+            tally["read"] += 1
+            if layout.once:
+                key = _digest(row)
+                if key in seen:
+                    tally["identical"] += 1
+                    continue
+                seen.add(key)
+            found = layouts.record(layout, row, where)
+            if found is None:
+                tally["row filter"] += 1
+                continue
+            if not layout.row_id:
+                found["id"] = hashlib.sha1(f"{name}\0{number}".encode()).hexdigest()[:16]
+            elif ids.setdefault(found["id"], where) != where:
+                raise Bad(
+                    f"its id '{found['id']}' is that of {ids[found['id']]}, too",
+                    where,
+                    "name a column with an id for each row, or none",
+                )
+            yield {**found, "source": name, "row": number}
+        if layout is None:
+            raise Bad("it has no rows", name, "give a file with prompts")
+
+
+def resolve(path: str) -> Path:
+    """An existing input file: absolute, or relative to the folder that OPD_DATA_DIR names."""
+    full = Path(path)
+    if not full.is_absolute():
+        root = os.environ.get("OPD_DATA_DIR")
+        if not root:
+            raise Bad(
+                f"'{path}' is relative to OPD_DATA_DIR, which is not set",
+                "source.path",
+                "set the environment variable OPD_DATA_DIR to the folder with the data files",
+            )
+        full = Path(root) / path
+    if not full.is_file():
+        raise Bad(f"no such file: {full}", "source.path", "mend the path or OPD_DATA_DIR")
+    return full
+
+
+def read_file(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
+    """Rows of a .parquet, .jsonl or .csv file; of a parquet file only the columns that count."""
+    if path.suffix == ".parquet":
+        return _parquet(path, source)
+    if path.suffix == ".jsonl":
+        return _jsonl(path)
+    if path.suffix == ".csv":
+        return _csv(path)
+    raise Bad(f"unknown kind of file '{path.suffix}'", str(path), "use .parquet, .jsonl or .csv")
+
+
+def _parts(source: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, Iterator[Row]]]:
+    """(name for messages and ids, rows) of each part of a source."""
+    if source.get("path"):
+        path = path or resolve(source["path"])
+        if not path.is_file():
+            raise Bad(f"no such file: {path}", "source.path", "mend the path or OPD_DATA_DIR")
+        _check_hash(path, source.get("sha256"))
+        yield source["path"], read_file(path, source)
+        return
+    revision = source["revision"]
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise Bad(
+            f"revision '{revision}' is not locked", "source.revision", "give all 40 hex digits"
+        )
+    layout = layouts.choose(source)
+    configs = source.get("config") or layout.configs
+    file = source.get("file") or layout.file
+    for config in [configs] if isinstance(configs, str) else configs:
+        inner = "".join(f"/{part}" for part in (config, file) if part)
+        name = f"{source['hub']}@{revision}{inner}:{source.get('split', 'train')}"
+        yield name, _hub(source, config, file, name)
+
+
+def _hub(
+    source: Mapping[str, Any], config: str | None, file: str | None, name: str
+) -> Iterator[Row]:
+    """Rows of one configuration, streamed: of a known dataset no more than the columns needed."""
+    import datasets
+
+    try:
+        options: dict[str, Any] = {"data_files": file} if file else {}
+        if source["hub"] in layouts.LAYOUTS:
+            options |= {"columns": list(layouts.choose(source).columns), "batch_size": CHUNK}
+        data = datasets.load_dataset(
+            source["hub"],
+            config,
+            split=source.get("split", "train"),
+            revision=source["revision"],
+            streaming=True,
+            **options,
+        )
+        tables = iter(data.with_format("arrow").iter(batch_size=CHUNK))
+    except Exception as error:
+        raise _unreachable(name, error) from error
+    first = 0
+    while True:
+        try:
+            table = next(tables, None)
+        except Exception as error:
+            raise _unreachable(f"{name}: after row {first}", error) from error
+        if table is None:
+            return
+        yield from _rows(table, name, first)
+        first += table.num_rows
+
+
+def _unreachable(where: str, error: Exception) -> Bad:
+    return Bad(
+        f"it could not be loaded ({type(error).__name__}: {error})",
+        where,
+        "check name, revision, config, file and split, and that the hub can be reached",
+    )
+
+
+def _parquet(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    first = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            layout = layouts.choose(source, names)
+            layouts.check(layout, names, source["path"])
+            wanted = [name for name in names if name in layout.columns]
+            for batch in file.iter_batches(CHUNK, columns=wanted):
+                yield from _rows(batch, source["path"], first)
+                first += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise Bad(
+            f"not a whole parquet file, at row {first} or later ({error})",
+            str(path),
+            "fetch it again",
+        ) from error
+
+
+def _rows(batch: Any, name: str, first: int) -> list[Row]:
+    """Rows of an Arrow table or record batch, whose first is row ``first`` of the source."""
+    try:
+        rows: list[Row] = batch.to_pylist()
+        return rows
+    except UnicodeDecodeError:
+        for i in range(batch.num_rows):
+            try:
+                batch.slice(i, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                raise _not_utf8(f"{name}: row {first + i}", error) from error
+        raise
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise Bad(f"not JSON ({error})", f"{path}:{number}", "mend the line") from error
+        if not isinstance(row, dict):
+            raise Bad("not a JSON object", f"{path}:{number}", "mend the line")
+        yield row
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    reader = csv.reader(_lines(path), strict=True)
+    try:
+        header = next(reader, [])
+        twice = [column for column, times in Counter(header).items() if times > 1]
+        if twice:
+            raise Bad(f"two columns are called '{twice[0]}'", str(path), "rename one")
+        for cells in reader:
+            if len(cells) != len(header):
+                raise Bad(
+                    f"{len(cells)} cells under {len(header)} columns",
+                    f"{path}:{reader.line_num}",
+                    "mend the line; cells with commas, quotes or line breaks go in quotes",
+                )
+            yield dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise Bad(f"not csv ({error})", f"{path}:{reader.line_num}", "mend the line") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 file, with or without a byte order mark."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(f"{path}:{number}", error) from error
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> Bad:
+    return Bad(
+        f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})",
+        where,
+        "convert the file to UTF-8",
+    )
+
+
+def _check_hash(path: Path, wanted: str | None) -> None:
+    if wanted is None:
+        return
+    found = file_digest(path)
+    if found != wanted:
+        raise Bad(
+            f"its sha256 is {found}, not {wanted}", str(path), "fetch it again, or mend sha256"
+        )
+
+
+def _digest(row: Row) -> bytes:
+    return hashlib.sha256(repr(row).encode()).digest()[:16]

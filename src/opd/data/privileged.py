@@ -1,0 +1,162 @@
+"""Privileged information: what a teacher is told of a prompt beyond what its student is asked.
+
+A context is a few texts with fields of a prompt's row in them. Source: The Many Faces of OPD, its
+code (restatement, section 5); all of its information stands in the user's message but for
+``hidden``, which stands in the think block. Nothing here is ever put before a student.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opd.core.errors import Bad
+
+# prompt: what the student is asked; question: the same without a template.
+FIELDS = ("prompt", "question", "answer", "solution")
+PARTS = ("message", "system", "think")
+EMPTY_THINK = "<think>\n\n</think>\n\n"
+PLAIN = "{prompt}"
+
+# What a LaTeX command takes is no field: \boxed{answer} stays as it is.
+_FIELD = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})+|\{([A-Za-z_]\w*)\}")
+
+CONTEXTS: dict[str, dict[str, str]] = {
+    "none": {"message": PLAIN},
+    "answer": {
+        "message": "{prompt}\n\nThe correct final answer to this problem is: {answer}\n"
+        "Now solve the problem yourself step by step and arrive at the same answer:"
+    },
+    "full": {
+        "message": "{question}\n\nHere is a reference solution to this problem:\n{solution}\n"
+        "After understanding the reference solution and the rationale behind each step, now "
+        "articulate your own step-by-step reasoning that derives the same final answer to the "
+        "problem above:\nPlease reason step by step, and put your final answer within \\boxed{}."
+    },
+    "hidden": {"message": PLAIN, "think": "The answer to this problem is {answer}."},
+    "concise": {
+        "message": "Solve the following math problem concisely and correctly. Be direct -- avoid "
+        "unnecessary elaboration, redundant steps, or restating the problem. Focus only on the key "
+        "reasoning steps needed to reach the answer.\n\n{prompt}"
+    },
+    "safety": {
+        "message": "Follow these rules when responding:\n"
+        "1. Do not assist with harmful or illegal actions.\n"
+        "2. Politely refuse unsafe requests.\n"
+        "3. Provide safe alternatives when possible.\n"
+        "4. Remain helpful and neutral for legitimate requests.\n\n{prompt}"
+    },
+}
+
+
+def fields(text: str) -> list[str]:
+    """Names in braces that count as fields of a text."""
+    return [name for name in _FIELD.findall(text) if name]
+
+
+def contexts(given: Any) -> list[dict[str, str]]:
+    """What a recipe gives (a name of CONTEXTS, {message, system, think}, or a list of these) as
+    contexts with a message each; empty where nothing is told.
+
+    Raises ``Bad`` for an unknown name or field, and for a message that leaves the question out.
+    """
+    found = []
+    for one in given if isinstance(given, list) else [given or "none"]:
+        if isinstance(one, str) and one not in CONTEXTS:
+            raise Bad(f"unknown kind '{one}'", "information", f"use one of {', '.join(CONTEXTS)}")
+        known = CONTEXTS[one] if isinstance(one, str) else {"message": PLAIN, **one}
+        for part, text in known.items():
+            for field in fields(text):
+                if field not in FIELDS:
+                    raise Bad(
+                        f"unknown field {{{field}}}",
+                        f"information.{part}",
+                        f"there are {', '.join(f'{{{known}}}' for known in FIELDS)}",
+                    )
+        if not {"prompt", "question"} & set(fields(known["message"])):
+            raise Bad("the question is not in it", "information.message", "add {prompt}")
+        found.append(dict(known))
+    return [] if found == [CONTEXTS["none"]] else found
+
+
+def filled(text: str, row: Mapping[str, Any]) -> str:
+    """A text with the fields of a row of PROMPTS, in one pass: what a field holds stays as it is.
+
+    Raises ``Bad`` where the row does not have what is to be told.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] is None:
+            return found[0]
+        given = row[found[1]]
+        if given is None or not given.strip():
+            raise Bad(
+                f"there is no {found[1]} to tell the teacher",
+                f"information: prompt {row['id']}",
+                "give the prompt set one (column, layout), or leave such rows out",
+            )
+        return str(given)
+
+    return _FIELD.sub(value, text)
+
+
+def rendered(
+    context: Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    template_kwargs: Mapping[str, Any],
+) -> list[list[int]]:
+    """Token ids of what the teacher is told of each row of PROMPTS, ready for the response.
+
+    ``think`` takes the place of the empty think block, or is put into one where the chat template
+    has none. Raises ``Bad`` for a row without the information, for a chat template that leaves a
+    system message out, and for a think block where the response may begin with one of its own.
+    """
+    texts = []
+    for row in rows:
+        chat = [{"role": "user", "content": filled(context["message"], row)}]
+        if "system" in context:
+            system = filled(context["system"], row)
+            chat.insert(0, {"role": "system", "content": system})
+        text = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=False, **template_kwargs
+        )
+        if "system" in context and system.strip() not in text:
+            raise Bad(
+                "the teacher's chat template leaves system messages out",
+                "information.system",
+                "put it into the message",
+            )
+        if "think" in context:
+            off = text.endswith(EMPTY_THINK)
+            text = text.removesuffix(EMPTY_THINK)
+            if not off and "<think>" in str(tokenizer.chat_template):
+                raise Bad(
+                    "the chat template leaves a think block to the response",
+                    "information.think",
+                    "use chat_template: {enable_thinking: false}",
+                )
+            text += f"<think>\n{filled(context['think'], row)}\n</think>\n\n"
+        texts.append(text)
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def told(
+    given: Sequence[Mapping[str, str]],
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    template_kwargs: Mapping[str, Any],
+    limit: int,
+) -> list[list[list[int]]]:
+    """``rendered`` of every context: token ids by context and row. Raises ``Bad`` for one of more
+    than ``limit`` tokens."""
+    found = [rendered(context, rows, tokenizer, template_kwargs) for context in given]
+    for ids in found:
+        for tokens, row in zip(ids, rows, strict=True):
+            if len(tokens) > limit:
+                raise Bad(
+                    f"the teacher's prompt has {len(tokens)} tokens, at most {limit} are allowed",
+                    f"information: prompt {row['id']}",
+                    "raise max_teacher_prompt_tokens, or tell it less",
+                )
+    return found

@@ -1,0 +1,361 @@
+"""Prompt sets: loading, cleaning, selection, sampling and templates (schema ``tables.PROMPTS``).
+
+A source is the miniature world, a file, a dataset of the hub, or another prompt set. What the
+source wraps around the bare question is taken off (``strip``), and a template may put other text
+on, so that the same questions can be asked in several ways. Rows pass one by one; what is held is
+the rows that stay, and for the report every distinct text with its answers.
+"""
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.data import loaders, templates
+
+Row = dict[str, Any]
+
+
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Stage ``prompts``: write prompts.parquet, repeated.parquet (schema REPEATED), report.json.
+
+    cfg: source (one of world, path, hub, from), world, and then in the order in which they apply:
+    strip, drop_empty, language (en or zh), difficulty ({at_least, at_most}, rows of unknown
+    difficulty are left out), max_chars of a question, apart_from (row or question: rows that the
+    input ``apart_from`` has, or whose question it has, are left out), distinct (question or
+    prompt: of equal ones the first stays), sample ({n, seed}), template.
+
+    The report: rows after each step, how often each template and each entry of strip fitted, and
+    of the rows before any selection how many texts are distinct, repeated and have conflicting
+    answers, for the prompt and for the question, as they stand and stripped of white space.
+
+    Raises ``Bad`` for what cannot be read, an entry of strip that fits nowhere, an empty question
+    or answer (unless ``drop_empty``), two rows with one id, and an empty result.
+    """
+    tally: Counter[str] = Counter()
+    name, records, answered = load(cfg, inputs, tally)
+    survey = Survey(name, cfg.get("strip") or [])
+    other = _other(inputs)
+    kept = _selected(_cleaned(records, survey, cfg, tally, answered), cfg, other, tally)
+    if cfg.get("sample"):
+        rows = sample(kept, cfg["sample"]["n"], cfg["sample"].get("seed", cfg.get("seed", 0)))
+    else:
+        rows = list(kept)
+    steps = _steps(tally, len(rows))
+    if not rows:
+        raise Bad(
+            f"no prompt of {name} is left ({', '.join(f'{n} {step}' for step, n in steps)})",
+            "prompts",
+            "select more of them",
+        )
+    template = cfg.get("template")
+    if template is not None:
+        rows = [row | {"prompt": templates.apply(template, row["question"])} for row in rows]
+    report = {
+        "source": name,
+        "steps": [{"step": step, "rows": n} for step, n in steps],
+        "languages": dict(Counter(row["language"] for row in rows)),
+        "longest_prompt_chars": max(len(row["prompt"]) for row in rows),
+        "template": template,
+        **survey.report(),
+    }
+    if cfg.get("difficulty"):
+        report["unknown_difficulty"] = tally["unknown difficulty"]
+    if other is not None:
+        report["apart_from"] = _overlap(rows, other, cfg["apart_from"])
+    tables.write(out / "prompts.parquet", rows, tables.PROMPTS)
+    tables.write(out / "repeated.parquet", survey.repeated(), tables.REPEATED)
+    tables.write_json(out / "report.json", report)
+    return {"prompts": len(rows), **report}
+
+
+def load(
+    cfg: dict[str, Any], inputs: dict[str, Path], tally: Counter[str]
+) -> tuple[str, Iterator[Row], bool]:
+    """The source: a name for messages, its rows as ``opd.data.loaders.read`` gives them, and
+    whether each of them must have an answer."""
+    source = cfg["source"]
+    if source.get("world"):
+        from opd.data.world import make_prompts
+
+        wanted = source["world"]
+        made = make_prompts(cfg["world"], wanted["split"], wanted["n"])
+        return f"world:{wanted['split']}", _counted(made, tally), True
+    if source.get("from"):
+        path = inputs["prompts"] / "prompts.parquet"
+        rows = tables.read(path, tables.PROMPTS).to_pylist()
+        return "the set in use", _counted(rows, tally), False
+    if source.get("hub"):
+        name = f"{source['hub']}@{source['revision']}"
+    elif source.get("path"):
+        name = source["path"]
+    else:
+        raise Bad(f"no source in {source}", "source", "give one of world, path, hub, from")
+    answered = loaders.layouts.choose(source).answer is not None
+    return name, loaders.read(source, inputs.get("path"), tally), answered
+
+
+def sample(rows: Iterable[Row], n: int, seed: int) -> list[Row]:
+    """n rows without replacement, in their old order; holds no more than n.
+
+    Rows are drawn by a hash of seed and id: for one seed a smaller sample is a subset of a larger
+    one, and whether a row is drawn before another does not depend on the rest. Raises ``Bad``
+    where there are fewer than n.
+    """
+
+    def rank(row: tuple[int, Row]) -> bytes:
+        return hashlib.sha256(f"{seed}/{row[1]['id']}".encode()).digest()
+
+    chosen = heapq.nsmallest(n, enumerate(rows), key=rank)
+    if len(chosen) < n:
+        raise Bad(f"{n} prompts wanted, {len(chosen)} are there", "sample.n", "ask for fewer")
+    return [row for _, row in sorted(chosen, key=itemgetter(0))]
+
+
+@dataclass
+class Texts:
+    """The distinct texts under one rule, each with sources, row numbers and answers of its rows."""
+
+    found: dict[str, tuple[list[str], list[int], dict[str, None]]] = field(default_factory=dict)
+
+    def add(self, text: str, row: Row) -> None:
+        sources, rows, answers = self.found.setdefault(text, ([], [], {}))
+        sources.append(row["source"])
+        rows.append(row["row"])
+        answers[row["answer"]] = None
+
+    def counts(self) -> dict[str, int]:
+        chinese = sum(1 for text in self.found if tables.CHINESE.search(text))
+        return {
+            "distinct": len(self.found),
+            "en": len(self.found) - chinese,
+            "zh": chinese,
+            "repeated": sum(len(rows) > 1 for _, rows, _ in self.found.values()),
+            "conflicting": sum(len(answers) > 1 for _, _, answers in self.found.values()),
+        }
+
+    def repeated(self, rule: str) -> Iterator[Row]:
+        for text, (sources, rows, answers) in self.found.items():
+            if len(rows) > 1:
+                yield {
+                    "rule": rule,
+                    "text": text,
+                    "sources": sources,
+                    "rows": rows,
+                    "answers": list(answers),
+                    "conflicting": len(answers) > 1,
+                }
+
+
+class Survey:
+    """What is in a source, before anything of it is selected."""
+
+    def __init__(self, name: str, affixes: Sequence[str]) -> None:
+        self.name, self.affixes = name, affixes
+        self.first: str | None = None
+        self.fits: dict[str, Counter[str]] = {affix: Counter() for affix in affixes}
+        self.templates = dict.fromkeys(templates.TEMPLATES, 0)
+        # As it stands, and without outer white space.
+        self.prompt, self.prompt_stripped = Texts(), Texts()
+        self.question, self.question_stripped = Texts(), Texts()
+
+    def unwrap(self, row: Row) -> str:
+        """A row's question without affixes; counts what its prompt has and what came off."""
+        for template in self.templates:
+            self.templates[template] += templates.unwrap(row["prompt"], template)[1] == "exact"
+        question: str = row["question"]
+        for affix in self.affixes:
+            question, how = templates.unwrap(question, affix)
+            if how:
+                self.fits[affix][how] += 1
+        self.first = question if self.first is None else self.first
+        return question
+
+    def add(self, row: Row, question: str) -> None:
+        self.prompt.add(row["prompt"], row)
+        self.prompt_stripped.add(row["prompt"].strip(), row)
+        self.question.add(question, row)
+        self.question_stripped.add(question.strip(), row)
+
+    def check_affixes(self) -> None:
+        """Raises ``Bad`` for an entry of strip that no row has.
+
+        Text that stays on every question drags all similarities along unnoticed: Rethinking OPD's
+        released DAPO file has a double brace where its deduplication script expects a single one.
+        """
+        for i, affix in enumerate(self.affixes):
+            if self.first is not None and not self.fits[affix]:
+                raise Bad(
+                    f"no row of {self.name} has {templates.named(affix)!r}; its first question "
+                    f"reads '{_shorten(self.first)}'",
+                    f"strip.{i}",
+                    "copy the text from the file, or remove the entry",
+                )
+
+    def report(self) -> dict[str, Any]:
+        texts = ("prompt", "prompt_stripped", "question", "question_stripped")
+        return {
+            "templates": self.templates,
+            "strip": {affix: dict(fits) for affix, fits in self.fits.items()},
+            "texts": {rule: getattr(self, rule).counts() for rule in texts},
+        }
+
+    def repeated(self) -> list[Row]:
+        asked, bare = self.prompt.repeated("prompt"), self.question_stripped.repeated("question")
+        return [*asked, *bare]
+
+
+def _cleaned(
+    records: Iterable[Row],
+    survey: Survey,
+    cfg: Mapping[str, Any],
+    tally: Counter[str],
+    answered: bool,
+) -> Iterator[Row]:
+    """Rows of the schema PROMPTS with bare questions, without the empty ones.
+
+    Raises ``Bad`` when all are read, for what holds of all of them.
+    """
+    empty: tuple[str, Row] | None = None
+    for row in records:
+        question = survey.unwrap(row)
+        bare = question.strip()
+        tally["with difficulty"] += row["difficulty"] is not None
+        tally["unknown difficulty"] += row["difficulty"] is None
+        if not bare or (answered and not row["answer"].strip()):
+            tally["empty"] += 1
+            empty = empty or ("answer" if bare else "question", row)
+            continue
+        survey.add(row, question)
+        yield tables.prompt(
+            id=row["id"],
+            question=bare,
+            answer=row["answer"],
+            prompt=row["prompt"],
+            source=row["source"],
+            row=row["row"],
+            difficulty=row["difficulty"],
+            solution=row["solution"],
+        )
+    survey.check_affixes()
+    if empty and not cfg.get("drop_empty"):
+        raise Bad(
+            f"the {empty[0]} is empty (so in {tally['empty']} rows)",
+            f"{empty[1]['source']}: row {empty[1]['row']}",
+            "mend the file, or set drop_empty: true to leave such rows out",
+        )
+    if cfg.get("difficulty") and not tally["with difficulty"]:
+        raise Bad(
+            f"{cfg['difficulty']} asked for, but no row of {survey.name} has a difficulty",
+            "difficulty",
+            "remove the key, or name the column",
+        )
+
+
+def _selected(
+    rows: Iterable[Row], cfg: Mapping[str, Any], other: "Other | None", tally: Counter[str]
+) -> Iterator[Row]:
+    language, longest, distinct = cfg.get("language"), cfg.get("max_chars"), cfg.get("distinct")
+    bounds = cfg.get("difficulty") or {}
+    low, high = bounds.get("at_least", -float("inf")), bounds.get("at_most", float("inf"))
+    taken: set[bytes] = set()
+    for row in rows:
+        if language and row["language"] != language:
+            tally["language"] += 1
+        elif bounds and (row["difficulty"] is None or not low <= row["difficulty"] <= high):
+            tally["difficulty"] += 1
+        elif longest and len(row["question"]) > longest:
+            tally["max_chars"] += 1
+        elif other is not None and other.has(row, cfg["apart_from"]):
+            tally["apart_from"] += 1
+        else:
+            if distinct:
+                key = hashlib.sha256(row[distinct].encode()).digest()
+                if key in taken:
+                    tally["distinct"] += 1
+                    continue
+                taken.add(key)
+            yield row
+
+
+@dataclass
+class Other:
+    """The set that this one is to have nothing in common with."""
+
+    path: Path
+    rows: set[tuple[str, int]]
+    questions: set[str]
+
+    def has(self, row: Row, by: str) -> bool:
+        if by == "row":
+            return (row["source"], row["row"]) in self.rows
+        return row["text_hash"] in self.questions
+
+
+def _other(inputs: Mapping[str, Path]) -> Other | None:
+    if "apart_from" not in inputs:
+        return None
+    path = inputs["apart_from"] / "prompts.parquet"
+    rows = tables.read(path, tables.PROMPTS).select(["source", "row", "text_hash"]).to_pylist()
+    return Other(
+        path, {(row["source"], row["row"]) for row in rows}, {row["text_hash"] for row in rows}
+    )
+
+
+def _overlap(rows: Sequence[Row], other: Other, by: str) -> dict[str, Any]:
+    """What the result and the other set share. Raises ``Bad`` where rows cannot tell: the sets
+    come from different sources."""
+    sources = {row["source"] for row in rows}
+    if by == "row" and not sources & {source for source, _ in other.rows}:
+        raise Bad(
+            f"it has no row of {', '.join(sorted(sources))}, so no row can be in both sets",
+            str(other.path),
+            "use apart_from by question",
+        )
+    shared = {kind: sum(other.has(row, kind) for row in rows) for kind in ("row", "question")}
+    assert not shared[by]
+    return {
+        "by": by,
+        "their_rows": len(other.rows),
+        "their_questions": len(other.questions),
+        "shared_rows": shared["row"],
+        "rows_with_shared_questions": shared["question"],
+    }
+
+
+def _steps(tally: Counter[str], final: int) -> list[tuple[str, int]]:
+    """Rows that were there after each step that left any out."""
+    left = tally["read"]
+    steps = [("read", left)]
+    for step in (
+        "identical",
+        "row filter",
+        "empty",
+        "language",
+        "difficulty",
+        "max_chars",
+        "apart_from",
+        "distinct",
+    ):
+        if tally[step]:
+            left -= tally[step]
+            steps.append((f"after {step}", left))
+    if final != left:
+        steps.append(("sampled", final))
+    return steps
+
+
+def _counted(rows: Iterable[Row], tally: Counter[str]) -> Iterator[Row]:
+    for row in rows:
+        tally["read"] += 1
+        yield dict(row)
+
+
+def _shorten(text: str, width: int = 60) -> str:
+    return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"

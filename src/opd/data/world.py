@@ -1,0 +1,288 @@
+"""The miniature world: chains of arithmetic modulo 10, small enough to train on in minutes and
+rich enough for on-policy distillation to succeed and fail in it for the reasons it does at scale.
+
+A question is a chain such as ``3+4*2-7=``; its level is the number of operators. A response writes
+out the steps and then the answer after ``#``. Two *rules* give the order of the steps
+(``precedence`` of ``*``, which the reward wants, or ``left`` to right), two *styles* how a step is
+written (``full``: ``4*2=8;3+8=1;1-7=4#4``; ``terse``: ``8;1;4#4``). A corpus that mixes the rules
+leaves a model undecided between them, which is what reinforcement learning then settles.
+
+A quarter of all questions is held out by a hash of their text: benchmarks are drawn from these
+only, every training split and corpus from the rest only, whatever sizes are asked for.
+"""
+
+import random
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.data.privileged import filled
+
+RULES = ("precedence", "left")
+STYLES = ("infix", "prefix")
+BENCHMARKS = {"easy": 2, "medium": 3, "hard": 4}
+SPLITS = ("rl", "other", *BENCHMARKS)
+TRAINING_LEVELS = (2, 3, 4)
+CORPUS_LEVELS = (1, 2, 3, 4)
+HELD_OUT_ONE_IN = 4
+CHARACTERS = "0123456789+-*=;#abcdefghijklmnopqrstuvwxyz .,:?()"
+PAD, EOS, UNKNOWN, USER, ASSISTANT = "<pad>", "<eos>", "<unk>", "<user>", "<assistant>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role == 'user' %}<user>{{ message.content }}"
+    "{% else %}<assistant>{{ message.content }}<eos>{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+Step = tuple[int, str, int, int]
+
+
+def _apply(a: int, operator: str, b: int) -> int:
+    return {"+": a + b, "-": a - b, "*": a * b}[operator] % 10
+
+
+def steps(question: str, rule: str) -> list[Step]:
+    """The steps (left, operator, right, result) that reduce a question under a rule.
+
+    Raises ``Bad`` for text that is no chain of single digits and for an unknown rule.
+    """
+    if not re.fullmatch(r"\d([-+*]\d)+=?", question):
+        raise Bad(f"'{question}' is no question of the world", "question", "write e.g. 3+4*2-7=")
+    if rule not in RULES:
+        raise Bad(f"unknown rule '{rule}'", "rule", f"use one of {', '.join(RULES)}")
+    values = [int(c) for c in question[0::2] if c != "="]
+    operators = list(question.rstrip("=")[1::2])
+    done = []
+    while operators:
+        i = operators.index("*") if rule == "precedence" and "*" in operators else 0
+        a, operator, b = values[i], operators.pop(i), values.pop(i + 1)
+        values[i] = _apply(a, operator, b)
+        done.append((a, operator, b, values[i]))
+    return done
+
+
+def solve(question: str, rule: str = "precedence") -> str:
+    """The answer (one digit) of a question under a rule."""
+    return str(steps(question, rule)[-1][3])
+
+
+def respond(question: str, rule: str, style: str) -> str:
+    """The response that follows a rule without a mistake, written in a style."""
+    if style not in STYLES:
+        raise Bad(f"unknown style '{style}'", "style", f"use one of {', '.join(STYLES)}")
+    done = steps(question, rule)
+    form = "{a}{operator}{b}={result}" if style == "infix" else "{operator}{a}{b}={result}"
+    written = [
+        form.format(a=a, operator=operator, b=b, result=result) for a, operator, b, result in done
+    ]
+    return ";".join(written) + f"#{done[-1][3]}"
+
+
+def grade(response: str, answer: str) -> tuple[str | None, bool]:
+    """The digit after the last ``#`` of a response (None if there is none), and if it is right."""
+    found = re.findall(r"#(\d)", response)
+    extracted = found[-1] if found else None
+    return extracted, extracted == answer
+
+
+def held_out(question: str, world: dict[str, Any]) -> bool:
+    """Whether a question belongs to the benchmarks, and so to no training split."""
+    return zlib.crc32(f"{world['seed']}:{question}".encode()) % HELD_OUT_ONE_IN == 0
+
+
+def _draw(rng: random.Random, level: int, times: float) -> str:
+    text = str(rng.randrange(10))
+    for _ in range(level):
+        operator = "*" if rng.random() < times else rng.choice("+-")
+        text += operator + str(rng.randrange(10))
+    return text + "="
+
+
+def _stream(
+    world: dict[str, Any], name: str, levels: tuple[int, ...], times: float
+) -> Iterator[str]:
+    """Endless training questions: levels in turn, never a held-out one."""
+    rng = random.Random(f"{world['seed']}/{name}")
+    while True:
+        for level in levels:
+            question = _draw(rng, level, times)
+            while held_out(question, world):
+                question = _draw(rng, level, times)
+            yield question
+
+
+def _benchmark(world: dict[str, Any], split: str) -> Iterator[str]:
+    """Held-out questions of one level on which the two rules give different answers."""
+    rng = random.Random(f"{world['seed']}/{split}")
+    while True:
+        question = _draw(rng, BENCHMARKS[split], world["rl_times"])
+        if held_out(question, world) and solve(question) != solve(question, "left"):
+            yield question
+
+
+def _renumbered(rng: random.Random, question: str) -> str:
+    place = rng.choice([i for i, c in enumerate(question) if c.isdigit()])
+    digit = (int(question[place]) + rng.randrange(1, 10)) % 10
+    return question[:place] + str(digit) + question[place + 1 :]
+
+
+def _commuted(rng: random.Random, question: str) -> str:
+    """The same product the other way round; the question itself where there is no product."""
+    places = [i for i, c in enumerate(question) if c == "*"]
+    if not places:
+        return question
+    i = rng.choice(places)
+    return question[: i - 1] + question[i + 1] + "*" + question[i - 1] + question[i + 2 :]
+
+
+def _other(world: dict[str, Any], n: int) -> Iterator[tuple[str, str]]:
+    """Questions with few products, salted with copies and variants of the first n ``rl`` ones."""
+    rng = random.Random(f"{world['seed']}/other/duplicates")
+    fresh = _stream(world, "other", TRAINING_LEVELS, world["other_times"])
+    originals = [row["question"] for row in make_prompts(world, "rl", n)]
+    while True:
+        draw = rng.random()
+        original = rng.choice(originals)
+        if draw < world["exact_duplicates"]:
+            yield original, "exact"
+        elif draw < world["exact_duplicates"] + world["near_duplicates"]:
+            variant, name = rng.choice([(_renumbered, "renumbered"), (_commuted, "commuted")])
+            question = variant(rng, original)
+            if question != original and not held_out(question, world):
+                yield question, name
+        else:
+            yield next(fresh), "fresh"
+
+
+def make_prompts(world: dict[str, Any], split: str, n: int) -> list[dict[str, Any]]:
+    """The first n rows (schema PROMPTS) of a split: ``rl``, ``other`` or a benchmark.
+
+    ``prompt`` is the question itself, ``difficulty`` the number of operators, ``solution`` what
+    precedence writes in infix. Questions are unique within a split. In ``other``, ``source`` says
+    which rows are exact or near (renumbered, commuted) duplicates of the first n rows of ``rl``.
+    Raises ``Bad`` for an unknown split and where a benchmark has no n problems.
+    """
+    if split not in SPLITS:
+        raise Bad(f"unknown split '{split}'", "source.world.split", f"use one of {SPLITS}")
+    stream: Iterator[tuple[str, str]]
+    if split == "rl":
+        stream = ((q, "fresh") for q in _stream(world, "rl", TRAINING_LEVELS, world["rl_times"]))
+    elif split == "other":
+        stream = _other(world, n)
+    else:
+        stream = ((q, "fresh") for q in _benchmark(world, split))
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    misses = 0
+    for question, kind in stream:
+        if len(rows) == n:
+            break
+        if question in seen:
+            misses += 1
+            if misses > 100_000:
+                raise Bad(
+                    f"'{split}' has no {n} problems", "source.world.n", f"ask for {len(rows)}"
+                )
+            continue
+        seen.add(question)
+        rows.append(
+            tables.prompt(
+                id=f"{split}-{len(rows):05d}",
+                question=question,
+                answer=solve(question),
+                source=f"world:{split}:{kind}",
+                row=len(rows),
+                difficulty=float(len(re.findall(r"[-+*]", question))),
+                solution=respond(question, "precedence", "infix"),
+            )
+        )
+    return rows
+
+
+def run_corpus(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Stage ``corpus``: training pairs in one style that mix the two rules.
+
+    cfg: world, n, precedence (share of rows that honour precedence), style, templates (strings
+    with {question}, drawn evenly), seed; optional told, more templates that tell something of the
+    response: {template with {question}, {answer}, {solution}; rule: the one that such rows follow;
+    copied: the answer told is drawn, and the response ends with it, whatever its steps come to}.
+    Answer and solution are else those of the row's own rule. Writes pairs.parquet.
+    """
+    asked = [*({"template": one} for one in cfg["templates"]), *cfg.get("told", [])]
+    rng = random.Random(f"corpus/{cfg['seed']}")
+    world = {**cfg["world"], "seed": cfg["world"]["seed"]}
+    rows = []
+    for i in range(cfg["n"]):
+        question = _draw(rng, rng.choice(CORPUS_LEVELS), world["rl_times"])
+        while held_out(question, world):
+            question = _draw(rng, rng.choice(CORPUS_LEVELS), world["rl_times"])
+        rule = "precedence" if rng.random() < cfg["precedence"] else "left"
+        told = rng.choice(asked)
+        rule = told.get("rule") or rule
+        response, answer = respond(question, rule, cfg["style"]), solve(question, rule)
+        if told.get("copied"):
+            answer = str(rng.randrange(10))
+            response = response[:-1] + answer
+        row = {"question": question, "answer": answer, "solution": respond(question, rule, "infix")}
+        rows.append(
+            {
+                "id": f"corpus-{i:06d}",
+                "prompt": filled(told["template"], {"id": i, "prompt": question, **row}),
+                "response": response,
+            }
+        )
+    tables.write(out / "pairs.parquet", rows, tables.PAIRS)
+    return {"pairs": len(rows)}
+
+
+def run_init(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Stage ``init``: a Qwen3 checkpoint with random weights and a tokenizer of single characters.
+
+    cfg: hidden, layers, heads, kv_heads, intermediate, seed. Models of any size share the
+    tokenizer.
+    """
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    special = [PAD, EOS, UNKNOWN, USER, ASSISTANT]
+    vocabulary = {token: i for i, token in enumerate([*special, *CHARACTERS])}
+    characters = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    characters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    characters.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=characters,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        additional_special_tokens=[USER, ASSISTANT],
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )
+    config = Qwen3Config(
+        vocab_size=len(vocabulary),
+        hidden_size=cfg["hidden"],
+        num_hidden_layers=cfg["layers"],
+        num_attention_heads=cfg["heads"],
+        num_key_value_heads=cfg["kv_heads"],
+        head_dim=cfg["hidden"] // cfg["heads"],
+        intermediate_size=cfg["intermediate"],
+        max_position_embeddings=512,
+        initializer_range=cfg.get("initializer", 0.1),
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        dtype=torch.float32,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg["seed"])
+        model = Qwen3ForCausalLM(config)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return {"parameters": sum(p.numel() for p in model.parameters())}

@@ -1,0 +1,52 @@
+"""The locks in ``envs/``: what they pin, and whether they are those of ``pyproject.toml``.
+
+``python -m opd.envs`` prints what ``make lock`` writes on top of each.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+from opd.core.files import digest
+
+FILES = ("constraints.txt", "workflow.txt", "gpu.yaml", "workflow.yaml")
+
+
+def name(distribution: str) -> str:
+    """The one spelling of a distribution's name."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def pins(lock: Path, python: str) -> dict[str, str]:
+    """Distribution -> version that a lock (.txt) names for a version of Python on Linux."""
+    from packaging.requirements import Requirement
+
+    major_minor = ".".join(python.split(".")[:2])
+    environment = {"python_full_version": python, "python_version": major_minor}
+    found = {}
+    for line in lock.read_text().splitlines():
+        if line.partition("#")[0].strip():
+            one = Requirement(line.partition("#")[0])
+            if one.marker is None or one.marker.evaluate(environment):
+                (version,) = one.specifier
+                found[name(one.name)] = version.version
+    return found
+
+
+def header(pyproject: Path) -> str:
+    """A text that changes with whatever locks are resolved from."""
+    whole = tomllib.loads(pyproject.read_text())
+    project = whole["project"]
+    asked = [project[key] for key in ("requires-python", "dependencies", "optional-dependencies")]
+    return f"Of what pyproject.toml asks for: {digest([*asked, whole['tool']['uv']])[:16]}"
+
+
+def old(pyproject: Path, envs: Path, files: Iterable[str] = FILES) -> list[str]:
+    """The locks that were resolved from something else than pyproject.toml asks for now."""
+    line = f"# {header(pyproject)}"
+    return [file for file in files if line not in (envs / file).read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    print(header(Path("pyproject.toml")))

@@ -1,0 +1,167 @@
+"""``opd doctor``: what a run would lack, found out before anything of it is started.
+
+It looks at the machine that it runs on (a login node, a laptop) and asks Slurm and the hub; nothing
+is submitted, fetched or changed.
+"""
+
+import importlib.metadata
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from opd.core.errors import Bad
+from opd.doctor import envs, hub, interpreters, machine, slurm
+from opd.doctor.finding import Finding, lines, ready, some
+from opd.plan import artifacts as plan
+from opd.plan import calibrate, cost, hub_lock, outputs, resources
+from opd.plan import state as planned
+from opd.plan.resources import without_gpu
+from opd.recipes import config, resolve
+
+__all__ = ["Finding", "examine", "lines", "ready"]
+
+
+def examine(
+    configs: list[Path], settings: list[str], profile: str | None = None, root: Path = Path()
+) -> list[Finding]:
+    """Everything that is found of a run of these configs (as for Snakemake, later ones on top) and
+    settings (KEY=VALUE), through a Snakemake profile where one is named. ``root`` is the top of
+    the repository. What is wrong is found, not raised."""
+    given = slurm.profile(profile)[1] if profile else {}
+    if not configs:
+        named = given.get("configfile") or ["config/mini.yaml"]
+        configs = [Path(one) for one in ([named] if isinstance(named, str) else named)]
+    findings = [*_tools(root)]
+    asks: dict[str, dict[str, Any]] = {}
+    try:
+        config = resolve.read(configs, settings)
+        site = resources.read_site(os.environ.get("OPD_SITE"), root / "slurm" / "site.yaml")
+        rows = resources.read_classes(root / "workflow" / "resources.yaml")
+    except Bad as bad:
+        findings.append(_of(bad, "config"))
+    else:
+        findings.append(Finding("config", "ok", f"{' '.join(map(str, configs))}: {config.name}"))
+        work = interpreters.work(root / "workflow" / "rules")
+        everything = {
+            rule: resources.resources(rule, one, config, rows, site) for rule, one in work.items()
+        }
+        elsewhere = given.get("executor", "local") != "local"
+        theirs, verbs = _run(config, site, configs, everything, elsewhere, root)
+        findings += theirs
+        asks = {rule: one for rule, one in everything.items() if rule in verbs}
+    if profile:
+        findings += slurm.examine(profile, asks)
+    return findings
+
+
+def _of(bad: Bad, subject: str) -> Finding:
+    return Finding(subject, "missing", f"{bad.where}: {bad.what}", bad.remedy)
+
+
+def _run(
+    config: config.Config,
+    site: resources.Site,
+    configs: list[Path],
+    asks: Mapping[str, Mapping[str, Any]],
+    elsewhere: bool,
+    root: Path,
+) -> tuple[list[Finding], set[str]]:
+    """Findings about what a config needs of this machine, and the verbs that it runs; ``asks``: the
+    resources of each, ``elsewhere``: jobs run on other machines."""
+    results = root / "results" / config.name
+    locked = hub_lock.read(root / "config" / "hub.lock.yaml")
+    findings = [*_files(config)]
+    artifacts: dict[str, plan.Artifact] = {}
+    folders: list[str] = []
+    if not findings:
+        try:
+            artifacts = plan.plan(config, locked)
+            artifacts |= outputs.exhibits(config, artifacts, root / "config")
+            folders = plan.closure(outputs.targets(config, artifacts), artifacts)
+        except Bad as bad:
+            findings.append(_of(bad, "plan"))
+    states = planned.states(artifacts, folders, results, results.parent / ".store")
+    to_run = [artifacts[folder] for folder, state in states.items() if state in planned.TO_RUN]
+    if folders:
+        findings.append(Finding("plan", "ok", f"{len(to_run)} of {len(folders)} artifacts to make"))
+
+    rules = interpreters.kinds(root / "workflow" / "rules")
+    verbs = {one.verb for one in to_run} if folders else set(rules)
+    chosen = resources.interpreters(site, config)
+    wanted = interpreters.wanted(config, verbs, rules)
+    theirs, told = interpreters.examine(chosen, wanted, root / "envs", site.setup)
+    findings += theirs
+    if folders:
+        findings += hub.examine(config, locked, states, " ".join(map(str, configs)))
+        findings.append(_disk(config, artifacts, states, results, root))
+    findings += machine.file_system(results)
+    findings.append(machine.processors(config.threads))
+    needed = max((slurm.gpus_asked(one) for rule, one in asks.items() if rule in verbs), default=0)
+    torch = told.get("gpu", {}).get("gpus")
+    findings.append(machine.gpus(machine.devices(), torch, needed, elsewhere))
+    return findings, verbs
+
+
+def _tools(root: Path) -> Iterator[Finding]:
+    """The repository, its locks, and Snakemake."""
+    if not (root / "Snakefile").is_file():
+        remedy = "change to the top of the repository"
+        yield Finding("repository", "missing", f"no Snakefile in {root.absolute()}", remedy)
+        return
+    old = envs.old(root / "pyproject.toml", root / "envs")
+    if old:
+        what = f"{some(old)} in envs/ are not of what pyproject.toml asks for"
+        yield Finding("locks", "warning", what, "make lock")
+    else:
+        yield Finding("locks", "ok", "envs/ is of what pyproject.toml asks for")
+    try:
+        there = importlib.metadata.version("snakemake")
+    except importlib.metadata.PackageNotFoundError:
+        remedy = "pip install -r envs/workflow.txt, or make install"
+        yield Finding("snakemake", "missing", f"not beside {sys.executable}", remedy)
+        return
+    command = shutil.which("snakemake")
+    beside = Path(sys.executable).with_name("snakemake")
+    if command is None or Path(command).resolve() != beside.resolve():
+        what = f"{there} beside {sys.executable}, but `snakemake` is {command or 'not on PATH'}"
+        remedy = f"activate the environment: PATH={beside.parent}:$PATH"
+        yield Finding("snakemake", "warning", what, remedy)
+    else:
+        yield Finding("snakemake", "ok", f"{there}, {command}")
+
+
+def _files(config: config.Config) -> list[Finding]:
+    """Data files that the config names and that are not there, all in one finding."""
+    missing = []
+    for where, path in plan.data_files(config).items():
+        try:
+            plan.data_path(path, where)
+        except Bad as bad:
+            missing.append(bad)
+    if not missing:
+        return []
+    what = some(f"{bad.where}: {bad.what}" for bad in missing)
+    return [Finding("data files", "missing", what, missing[0].remedy)]
+
+
+def _disk(
+    config: config.Config,
+    artifacts: Mapping[str, plan.Artifact],
+    states: Mapping[str, str],
+    results: Path,
+    root: Path,
+) -> Finding:
+    """Free room against what `opd plan` says that the run needs."""
+    tables = calibrate.tables(root / "config" / "calibration.yaml")
+    natural = tables.get("natural_tokens_measured", {})
+    facts = cost.Facts(artifacts, tables, planned.counted(states, results), natural)
+    device = "cpu" if without_gpu(config) else "gpu"
+    to_run = [folder for folder, state in states.items() if state in planned.TO_RUN]
+    widths = {folder: cost.width(artifacts[folder].cfg, device) for folder in to_run}
+    known = {f: width for f, width in widths.items() if math.isfinite(cost.disk(facts, f))}
+    stays, running = cost.room(facts, known, max(known.values(), default=1))
+    return machine.disk(results, stays, running, len(to_run) - len(known))

@@ -1,0 +1,289 @@
+"""Evaluation of a model on benchmarks: avg@k with intervals, pass@k, maj@k, format, truncation,
+length."""
+
+import csv
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.data import templates
+from opd.evaluation.tasks import OURS
+from opd.grading.equivalence import normalise
+from opd.grading.graders import GRADERS, RELAXED, disagreements, grade_all
+from opd.models import sampling
+from opd.stats.intervals import interval, sampling_error, standard_error
+
+Row = dict[str, Any]
+
+
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
+    """Stage ``evaluate``: scores.parquet (every problem x sample), summary.json and
+    disagreements.csv (answers on which ``rule`` and ``math_verify`` differ, most frequent first).
+
+    cfg: benchmarks (what ``harness.load`` takes), protocol (samples, temperature, top_p, top_k,
+    max_new_tokens, grader, cut_off, template), max_prompt_tokens, backend, batch_size, dtype,
+    chat_template_kwargs, seed, threads. Inputs: model, and for a benchmark ``prompts:NAME`` (a
+    prompt set), ``data:NAME`` (a folder with a parquet file per split) or ``include:NAME`` (a
+    folder with task files). What is sampled is kept in ``cache``.
+    """
+    from opd.evaluation import harness
+
+    protocol = cfg["protocol"]
+    settings = _sampling(cfg)
+    folder = sampling.journals(inputs["model"], settings, cache)
+    lm = harness.SamplerLM(inputs["model"], folder, **settings)
+    with tempfile.TemporaryDirectory() as work:
+        tasks = {
+            one["name"]: harness.load(
+                _benchmark(one, protocol, inputs.get(f"include:{one['name']}")),
+                _data(one["name"], inputs),
+                protocol["samples"],
+                Path(work),
+            )
+            for one in cfg["benchmarks"]
+        }
+        # One after the other with one engine: what else is asked changes no benchmark's answers.
+        answered = {name: harness.answer(name, task, lm) for name, task in tasks.items()}
+    graders = {
+        name: tuple((task.config.metadata or {}).get("graders", ())) for name, task in tasks.items()
+    }
+    rows, timeouts = score(
+        answered, graders, protocol["grader"], protocol.get("cut_off") == "wrong"
+    )
+    summary = summarise(rows, list(answered), cfg["seed"])
+    summary["grader_timeouts"] = timeouts
+    tables.write(out / "scores.parquet", rows, tables.SCORES)
+    _write_disagreements(out / "disagreements.csv", rows, graders)
+    tables.write_json(out / "summary.json", summary)
+    numbers = {name: values["avg"] for name, values in summary["benchmarks"].items()}
+    return numbers | {"macro": summary["macro"]["avg"], "grader_timeouts": timeouts}
+
+
+def _sampling(cfg: Mapping[str, Any]) -> Row:
+    """What the sampler is given: the engine's settings, and the sampling part of the protocol."""
+    about = ("benchmarks", "protocol", "inputs", "code")
+    protocol = ("temperature", "top_p", "top_k", "max_new_tokens")
+    return {
+        **{key: value for key, value in cfg.items() if key not in about},
+        **{key: cfg["protocol"][key] for key in protocol if key in cfg["protocol"]},
+    }
+
+
+def _benchmark(
+    benchmark: Mapping[str, Any], protocol: Mapping[str, Any], include: Path | None
+) -> Row:
+    """A benchmark's settings, with the protocol's template for our tasks, as jinja text."""
+    settings = dict(benchmark)
+    if include is not None:
+        settings["include"] = str(include)
+    if "template" in protocol and benchmark["task"].startswith(OURS):
+        before, after = templates.named(protocol["template"]).split(templates.PLACE, 1)
+        settings["prompt"] = (
+            f"{{% raw %}}{before}{{% endraw %}}{{{{question}}}}{{% raw %}}{after}{{% endraw %}}"
+        )
+    return settings
+
+
+def _data(name: str, inputs: Mapping[str, Path]) -> dict[str, Path]:
+    """Split -> parquet file of a benchmark."""
+    if f"prompts:{name}" in inputs:
+        return {"test": inputs[f"prompts:{name}"] / "prompts.parquet"}
+    if f"data:{name}" in inputs:
+        return {file.stem: file for file in sorted(inputs[f"data:{name}"].glob("*.parquet"))}
+    return {}
+
+
+def score(
+    answered: Mapping[str, Sequence[Any]],
+    graders: Mapping[str, Sequence[str]],
+    grader: str,
+    cut_off_is_wrong: bool = False,
+) -> tuple[list[Row], int]:
+    """Rows of the schema SCORES, and how many comparisons hit a limit.
+
+    ``answered`` holds ``harness.Scored`` by benchmark. A benchmark with graders is graded by each;
+    its main metric is ``grader``, or where that is not one of its graders, the first. Others bring
+    their scores along; the first one counts. ``cut_off_is_wrong`` gives responses that reached the
+    limit no score by any grader.
+    """
+    asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for name, found in answered.items():
+        for one in graders[name]:
+            asked[one] += [(name, i) for i in range(len(found))]
+    verdicts: dict[tuple[str, int], dict[str, tuple[str | None, bool]]] = defaultdict(dict)
+    timeouts = 0
+    for one, places in asked.items():
+        if one == RELAXED:
+            # With a box it is math_verify's verdict, which is not asked for twice.
+            for place in places:
+                strict = verdicts[place].get("math_verify")
+                if strict and strict[0] is not None:
+                    verdicts[place][one] = strict
+            places = [place for place in places if one not in verdicts[place]]
+        pairs = [(answered[name][i].response, answered[name][i].answer) for name, i in places]
+        graded, limits = grade_all(pairs, one)
+        timeouts += limits
+        for place, verdict in zip(places, graded, strict=True):
+            verdicts[place][one] = verdict
+    rows = []
+    for name, found in answered.items():
+        for i, one in enumerate(found):
+            mine = verdicts.get((name, i))
+            scores = {g: float(right) for g, (_, right) in mine.items()} if mine else one.scores
+            if not scores:
+                raise Bad(
+                    "its metrics are no numbers of single samples",
+                    f"benchmark {name}",
+                    "use a task with such a metric, as acc or exact_match",
+                )
+            main = grader if mine and grader in mine else next(iter(scores))
+            if cut_off_is_wrong and one.finish == "length":
+                scores = dict.fromkeys(scores, 0.0)
+            rows.append(
+                {
+                    "benchmark": name,
+                    "problem": one.problem,
+                    "sample": one.sample,
+                    "answer": one.answer,
+                    "response": one.response,
+                    "extracted": mine[main][0] if mine else one.extracted,
+                    "correct": scores[main],
+                    "scores": sorted(scores.items()),
+                    "tokens": one.tokens,
+                    "finish": one.finish,
+                }
+            )
+    return rows, timeouts
+
+
+def _write_disagreements(
+    path: Path, rows: Sequence[Row], graders: Mapping[str, Sequence[str]]
+) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        strict = {
+            benchmark: [one for one in several if one != RELAXED]
+            for benchmark, several in graders.items()
+        }
+        names = list(dict.fromkeys(one for several in strict.values() for one in several))
+        columns = ["benchmark", "extracted", "answer", *names, "count"]
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        for benchmark, several in strict.items():
+            mine = [row for row in rows if row["benchmark"] == benchmark]
+            pairs = [(row["response"], row["answer"]) for row in mine]
+            graded: dict[str, Sequence[tuple[str | None, bool]]] = {
+                one: [(row["extracted"], bool(dict(row["scores"])[one])) for row in mine]
+                for one in several
+            }
+            for found in disagreements(pairs, graded) if graded else []:
+                writer.writerow({"benchmark": benchmark, **found})
+
+
+def summarise(rows: list[Row], benchmarks: list[str], seed: int) -> Row:
+    """Numbers per benchmark and their macro mean, from rows of the schema SCORES.
+
+    avg is the mean over problems of the mean score of the samples (avg@k), se its standard error
+    and low and high its 95 % interval over problems; se_samples is the part of it that other
+    samples of the same problems would show (``opd.stats.intervals``). Raises ``Bad`` unless every
+    problem of a benchmark has the same samples 0..k-1.
+    """
+    found: Row = {}
+    matrices = []
+    for name in benchmarks:
+        mine = [row for row in rows if row["benchmark"] == name]
+        correct = score_matrix(mine, name)
+        samples = correct.shape[1]
+        matrices.append(correct[None])
+        ks = [2**i for i in range(samples.bit_length()) if 2**i < samples] + [samples]
+        binary = bool(np.isin(correct, (0, 1)).all())
+        metrics = dict.fromkeys(metric for row in mine for metric, _ in row["scores"])
+        found[name] = {
+            "problems": len(correct),
+            "samples": samples,
+            **_bounds([correct[None]], seed),
+            "pass": {str(k): pass_at_k(correct, k) for k in ks} if binary else {},
+            "maj": majority(mine),
+            "format_rate": float(np.mean([row["extracted"] is not None for row in mine])),
+            "truncation_rate": float(np.mean([row["finish"] == "length" for row in mine])),
+            "mean_tokens": float(np.mean([row["tokens"] for row in mine])),
+            "metrics": {m: float(np.mean([dict(r["scores"])[m] for r in mine])) for m in metrics},
+            **_disagreed(mine, metrics),
+        }
+    return {"benchmarks": found, "macro": _bounds(matrices, seed)}
+
+
+def _disagreed(rows: Sequence[Row], metrics: Iterable[str]) -> dict[str, int]:
+    if not set(metrics) <= set(GRADERS):
+        return {}
+    differ = ({v for name, v in row["scores"] if name != RELAXED} for row in rows)
+    return {"disagreements": sum(len(verdicts) > 1 for verdicts in differ)}
+
+
+def _bounds(scores: list[NDArray[np.float64]], seed: int) -> dict[str, float | None]:
+    found = interval(scores, seed=seed)
+    return {
+        "avg": found.mean,
+        "se": standard_error(scores),
+        "low": found.low,
+        "high": found.high,
+        "se_samples": sampling_error(scores),
+    }
+
+
+def score_matrix(rows: list[Row], name: str) -> NDArray[np.float64]:
+    """The main metric of every sample: float64 [problems, samples]; ``Bad`` if one lacks or is
+    double."""
+    verdicts: dict[str, dict[int, float]] = {}
+    for row in rows:
+        verdicts.setdefault(row["problem"], {})[row["sample"]] = row["correct"]
+    samples = max((len(given) for given in verdicts.values()), default=0)
+    wanted = list(range(samples))
+    for problem, given in verdicts.items():
+        if sorted(given) != wanted:
+            raise Bad(
+                f"samples {sorted(given)} of problem '{problem}', not 0 to {samples - 1}",
+                f"benchmark {name}",
+                "run the evaluation again",
+            )
+    if not verdicts or len(rows) != len(verdicts) * samples:
+        raise Bad(
+            f"{len(rows)} scores for {len(verdicts)} problems x {samples} samples",
+            f"benchmark {name}",
+            "run the evaluation again",
+        )
+    return np.array([[given[i] for i in wanted] for given in verdicts.values()], dtype=np.float64)
+
+
+def pass_at_k(correct: NDArray[np.float64], k: int) -> float:
+    """Mean over problems of the chance that one of k of the n samples is right, without replacement
+    (the unbiased estimate of Chen et al. 2021): 1 - C(n - c, k) / C(n, k). correct [P, n]."""
+    n = correct.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"k = {k} of {n} samples")
+    rights = correct.sum(axis=1).astype(int).tolist()
+    return float(np.mean([1 - math.comb(n - c, k) / math.comb(n, k) for c in rights]))
+
+
+def majority(rows: Sequence[Row]) -> float:
+    """Mean over problems of the score of the answer that most of its samples give (maj@k; Wang et
+    al. 2023, self-consistency). Answers are the same if they are after normalisation; samples
+    without one do not vote; of equally frequent answers each counts its share."""
+    votes: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        of = votes.setdefault(row["problem"], {})
+        if row["extracted"] is not None:
+            of.setdefault(normalise(row["extracted"]), []).append(row["correct"])
+    won = []
+    for of in votes.values():
+        most = max((len(scores) for scores in of.values()), default=0)
+        first = [float(np.mean(scores)) for scores in of.values() if len(scores) == most]
+        won.append(float(np.mean(first)) if first else 0.0)
+    return float(np.mean(won))

@@ -1,0 +1,315 @@
+"""lm-eval: its tasks over our data, and our sampler as a model of its.
+
+A benchmark is a task file of lm-eval, one of those in ``benchmarks/`` (their names begin with
+``opd_``) or any other. lm-eval makes the prompts and the metrics; responses come from
+``opd.models.sampling``, which keeps a journal, because lm-eval's own sampled runs cannot go on
+where they were killed and look at the first sample only.
+"""
+
+import copy
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.tasks import TaskManager
+
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.data import layouts
+from opd.evaluation import tasks as benchmarks
+from opd.grading.graders import GRADERS
+from opd.models import sampling
+
+
+class Scored(NamedTuple):
+    """One response of a benchmark with what lm-eval makes of it."""
+
+    problem: str
+    sample: int
+    answer: str
+    response: str
+    extracted: str | None
+    scores: dict[str, float]
+    tokens: int
+    finish: str
+
+
+@register_model("opd")
+class SamplerLM(LM):
+    """The sampler as a model of lm-eval (``opd``, once this module is imported). Texts that it is
+    given hold the chat template already.
+
+    ``pretrained``: a checkpoint folder; ``cfg``: see ``sampling.settings``; journals are kept in
+    ``scratch``.
+    """
+
+    def __init__(self, pretrained: str | Path, scratch: Path | None = None, **cfg: Any) -> None:
+        super().__init__()
+        self.folder, self.cfg = Path(pretrained), cfg
+        self.sampler = sampling.Sampler(self.folder, cfg, scratch)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.folder)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        return self.sampler.render(chat_history, add_generation_prompt)
+
+    def responses(self, requests: Sequence[Any], ids: Sequence[str]) -> list[sampling.Response]:
+        """A response to each request; a request that comes again is another sample of it."""
+        tokens = self.sampler.encode([request.args[0] for request in requests], ids)
+        seen = defaultdict[str, int](int)
+        asked = []
+        for id, found in zip(ids, tokens, strict=True):
+            asked.append(sampling.Request(id, found, seen[id]))
+            seen[id] += 1
+        return self.sampler.sample(asked)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """The protocol is the sampler's; of a task's settings only its stop texts count."""
+        ids = [f"{request.task_name}/{request.doc_id}" for request in requests]
+        found = self.responses(requests, ids)
+        return [_cut(one.text, r.args[1])[0] for one, r in zip(found, requests, strict=True)]
+
+    def _scorer(self) -> Any:
+        import torch
+        from lm_eval.models.huggingface import HFLM
+
+        # The memory of a GPU holds one of the two.
+        self.sampler.stop()
+        return HFLM(
+            pretrained=str(self.folder),
+            dtype=self.sampler.settings["dtype"],
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            batch_size=self.sampler.settings["batch_size"],
+        )
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """lm-eval's own; nothing is sampled here."""
+        found: list[tuple[float, bool]] = self._scorer().loglikelihood(requests)
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+        """lm-eval's own."""
+        found: list[float] = self._scorer().loglikelihood_rolling(requests)
+        return found
+
+
+def _cut(text: str, settings: Mapping[str, Any]) -> tuple[str, bool]:
+    """A response up to the first of the task's stop texts, and whether there was one."""
+    whole = text
+    for stop in settings.get("until") or []:
+        if stop:
+            text = text.partition(stop)[0]
+    return text, text != whole
+
+
+def problems(dataset: Any) -> Any:
+    """``process_docs`` of our tasks: rows of PROMPTS, as they are or from a hub's columns."""
+    import datasets
+
+    if set(tables.PROMPTS.names) <= set(dataset.column_names):
+        return dataset
+    name = str(dataset.info.dataset_name)
+    known = (hub for hub in layouts.LAYOUTS if _plain(hub.rpartition("/")[2]) == _plain(name))
+    layout = layouts.choose({"hub": next(known, None)}, dataset.column_names)
+    rows = (layouts.record(layout, row, f"{name}: row {i}") for i, row in enumerate(dataset))
+    return datasets.Dataset.from_list([{**row, "id": str(i)} for i, row in enumerate(rows) if row])
+
+
+def _plain(name: str) -> str:
+    """``datasets`` writes names of the hub in its own way: their letters and digits stay."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def graded_boxed(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """``process_results`` of the tasks that ask for a box: the graders' verdicts, 0 or 1."""
+    return _verdicts(doc, results, ("rule", "math_verify", "relaxed"))
+
+
+def graded_choice(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """The same where the answer is a letter or a word."""
+    return _verdicts(doc, results, ("choice",))
+
+
+def graded_world(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """The same in the miniature world."""
+    return _verdicts(doc, results, ("world",))
+
+
+def _verdicts(
+    doc: Mapping[str, Any], results: Sequence[str], graders: Sequence[str]
+) -> dict[str, float]:
+    return {name: float(GRADERS[name](results[0], doc["answer"])[1]) for name in graders}
+
+
+def task_file(task: str, include: Path | None = None) -> Path:
+    """The file of a task by its name: ours, one below ``include`` if given, or lm-eval's own."""
+    if task.startswith(benchmarks.OURS):
+        return benchmarks.find(task, "benchmarks")
+    own = {"include_path": str(include), "include_defaults": False}
+    # All of lm-eval's thousands of files are read for its index, which takes seconds.
+    entry = TaskManager(**(own if include else {})).task_index.get(task)
+    if entry is None or entry.yaml_path is None:
+        raise Bad(
+            f"{include or 'lm-eval'} has no task '{task}'",
+            "benchmarks",
+            "`lm-eval ls tasks` lists its own; for others name their folder with include",
+        )
+    return Path(entry.yaml_path)
+
+
+def load(benchmark: Mapping[str, Any], data: Mapping[str, Path], samples: int, work: Path) -> Any:
+    """The lm-eval task of a benchmark, reading ``data`` (split -> parquet file; its own if empty).
+
+    benchmark: name, task, optional num_fewshot, include (folder with task files), prompt (jinja
+    text in place of the task's). ``work`` is a folder for what lm-eval writes on the way.
+    """
+    name, include = benchmark["name"], benchmark.get("include")
+    path = task_file(benchmark["task"], Path(include) if include else None)
+    config: dict[str, Any] = {"include": str(path), "task": name, "repeats": samples}
+    if data:
+        config |= {
+            "dataset_path": "parquet",
+            "dataset_name": None,
+            "dataset_kwargs": {
+                "data_files": {split: str(file) for split, file in data.items()},
+                "cache_dir": str(work / "cache"),
+            },
+        }
+    if benchmark["task"].startswith(benchmarks.OURS) and "test" in data:
+        config["test_split"] = "test"
+    if "num_fewshot" in benchmark:
+        config["num_fewshot"] = benchmark["num_fewshot"]
+    if "prompt" in benchmark:
+        config["doc_to_text"] = benchmark["prompt"]
+    file = work / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    try:
+        tasks = TaskManager(include_defaults=False).load(str(file))["tasks"]
+    except Bad:
+        raise
+    except Exception as error:
+        raise Bad(
+            f"the task '{benchmark['task']}' could not be loaded ({type(error).__name__}: {error})",
+            f"benchmarks.{name}",
+            "name its data with prompts or hub, and see that they have the columns it reads",
+        ) from error
+    if list(tasks) != [name]:
+        raise Bad(f"'{benchmark['task']}' is a group", f"benchmarks.{name}", "name its tasks")
+    return tasks[name]
+
+
+def requests(name: str, task: Any, lm: SamplerLM) -> list[Any]:
+    """lm-eval's requests of a benchmark, in the order of its problems.
+
+    Raises ``Bad`` where two problems have one id.
+    """
+    task.build_all_requests(
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+        chat_template=lm.apply_chat_template,
+        tokenizer_name=lm.tokenizer_name,
+    )
+    problem_of: dict[str, int] = {}
+    for request in task.instances:
+        if problem_of.setdefault(problem_id(request), request.doc_id) != request.doc_id:
+            raise Bad(
+                f"two problems have the id '{problem_id(request)}'",
+                f"benchmarks.{name}",
+                "make the ids of what it reads unique",
+            )
+    return list(task.instances)
+
+
+def problem_id(request: Any) -> str:
+    """The id of a request's problem: its own, or its place."""
+    return str(request.doc.get("id", request.doc_id))
+
+
+def answer(name: str, task: Any, lm: SamplerLM) -> list[Scored]:
+    """Every sample of every problem of a benchmark, scored by the task, a problem at a time.
+
+    The scores of our own tasks are left empty: their graders take all responses at once
+    (``opd.evaluation.evaluate``).
+    """
+    asked = requests(name, task, lm)
+    if {request.request_type for request in asked} != {"generate_until"}:
+        return _likelihoods(task, asked, lm)
+    repeated = [request for request in asked for _ in range(request.repeats)]
+    ids = [f"{name}/{problem_id(request)}" for request in repeated]
+    return _generated(task, repeated, lm.responses(repeated, ids))
+
+
+def _generated(
+    task: Any, asked: Sequence[Any], responses: Sequence[sampling.Response]
+) -> list[Scored]:
+    ours = "graders" in (task.config.metadata or {})
+    rows = []
+    seen = defaultdict[str, int](int)
+    for request, response in zip(asked, responses, strict=True):
+        problem = problem_id(request)
+        text, stopped = _cut(response.text, request.args[1])
+        filtered, scores = (None, {}) if ours else _process(task, [(request, text)])
+        rows.append(
+            Scored(
+                problem,
+                seen[problem],
+                str(task.doc_to_target(request.doc)),
+                text,
+                filtered if isinstance(filtered, str) else None,
+                scores,
+                len(response.token_ids),
+                "stop" if stopped else response.finish,
+            )
+        )
+        seen[problem] += 1
+    return rows
+
+
+def _likelihoods(task: Any, asked: Sequence[Any], lm: SamplerLM) -> list[Scored]:
+    """Benchmarks that compare likelihoods of given answers: one sample, nothing is generated."""
+    values = getattr(lm, asked[0].request_type)(list(asked))
+    by_problem: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+    for request, value in zip(asked, values, strict=True):
+        by_problem[problem_id(request)].append((request, value))
+    rows = []
+    for problem, pairs in by_problem.items():
+        _, scores = _process(task, pairs)
+        shown = json.dumps([value for _, value in pairs])
+        answer = str(task.doc_to_target(pairs[0][0].doc))
+        rows.append(Scored(problem, 0, answer, shown, shown, scores, 0, "stop"))
+    return rows
+
+
+def _process(task: Any, pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, dict[str, float]]:
+    """lm-eval's filters and metrics of one sample of a problem: (filtered response, numbers)."""
+    copies = []
+    for request, value in pairs:
+        one = copy.copy(request)
+        one.resps, one.filtered_resps = [value], {}
+        copies.append(one)
+    scores: dict[str, float] = {}
+    ensembles = task._filters
+    for ensemble in ensembles:
+        ensemble.apply(copies)
+        found = task.process_results(
+            pairs[0][0].doc, [one.filtered_resps[ensemble.name] for one in copies]
+        )
+        suffix = f",{ensemble.name}" if len(ensembles) > 1 else ""
+        scores |= {
+            f"{metric}{suffix}": float(value)
+            for metric, value in found.items()
+            if isinstance(value, (bool, int, float))
+        }
+    return copies[0].filtered_resps[ensembles[0].name], scores

@@ -1,0 +1,245 @@
+"""What evaluations and training runs measured, read once and checked to be comparable.
+
+Scores come from ``scores.parquet`` of evaluations, metrics over steps from ``metrics.parquet`` of
+trained models.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.core.files import file_digest, read_json
+from opd.stats.intervals import Array, Scores
+
+MACRO = "macro"
+
+
+class NotLogged(Bad):
+    """A run has no such metric."""
+
+
+class NothingLogged(NotLogged):
+    """A run has no metrics at all, as one that was adopted."""
+
+
+# Only these columns are read: responses are by far the largest part of the file.
+_ANSWERS = pa.schema(
+    tables.SCORES.field(name)
+    for name in ("benchmark", "problem", "sample", "extracted", "correct", "tokens", "finish")
+)
+
+
+class Answers(NamedTuple):
+    """What a model answered on one benchmark: arrays [P, K] in the order of ``problems``."""
+
+    problems: tuple[str, ...]
+    correct: Array
+    tokens: Array
+    truncated: Array
+    answered: Array
+
+
+def read_answers(payload: Path) -> dict[str, Answers]:
+    """Benchmark -> answers of one evaluation; problems are sorted, so that evaluations compare.
+
+    Raises ``Bad`` where a problem has more or fewer samples than the others.
+    """
+    path = payload / "scores.parquet"
+    table = tables.read(path, _ANSWERS)
+    if not table.num_rows:
+        raise Bad("no rows", str(path), "the evaluation made nothing: run it again")
+    rows: dict[str, dict[str, list[int]]] = {}
+    columns = zip(table["benchmark"].to_pylist(), table["problem"].to_pylist(), strict=True)
+    for row, (benchmark, problem) in enumerate(columns):
+        rows.setdefault(benchmark, {}).setdefault(problem, []).append(row)
+    values = {
+        "correct": table["correct"].to_numpy(),
+        "tokens": table["tokens"].to_numpy(),
+        "truncated": np.array(table["finish"].to_pylist()) == "length",
+        "answered": table["extracted"].is_valid().to_numpy(),
+    }
+    answers = {}
+    for benchmark, problems in rows.items():
+        samples = max(len(where) for where in problems.values())
+        problems = dict(sorted(problems.items()))
+        for problem, where in problems.items():
+            if len(where) != samples:
+                raise Bad(
+                    f"problem '{problem}' of {benchmark} has {len(where)} samples, not {samples}",
+                    str(path),
+                    "the evaluation is not complete: run it again",
+                )
+        at = np.array(list(problems.values()))
+        answers[benchmark] = Answers(
+            tuple(problems), **{name: column[at] for name, column in values.items()}
+        )
+    return answers
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """The evaluations of one model, one per seed, on the same problems."""
+
+    where: str
+    seeds: tuple[dict[str, Answers], ...]
+
+    def benchmarks(self, wanted: str = MACRO) -> tuple[str, ...]:
+        """Names that ``wanted`` stands for: all benchmarks for ``macro``, else itself."""
+        known = tuple(self.seeds[0])
+        if wanted == MACRO:
+            return known
+        if wanted not in known:
+            raise Bad(f"no benchmark '{wanted}'", self.where, f"there are {', '.join(known)}")
+        return (wanted,)
+
+    def scores(self, wanted: str = MACRO, field: str = "correct") -> Scores:
+        """One array [S, P, K] per benchmark of a field of ``Answers``."""
+        return [
+            np.stack([getattr(seed[name], field) for seed in self.seeds])
+            for name in self.benchmarks(wanted)
+        ]
+
+    def samples(self) -> tuple[int, ...]:
+        """Samples a problem, distinct values over the benchmarks."""
+        return tuple(sorted({a.correct.shape[1] for a in self.seeds[0].values()}))
+
+    def shape(self) -> dict[str, tuple[tuple[str, ...], int]]:
+        """Benchmark -> (problems, samples): what has to agree between compared models."""
+        return {n: (a.problems, a.correct.shape[1]) for n, a in sorted(self.seeds[0].items())}
+
+
+class Reader:
+    """Reads files of inputs, each held to the digest that it was made with."""
+
+    def __init__(self, inputs: Mapping[str, Path]) -> None:
+        self.inputs = inputs
+        self._digests: dict[tuple[str, str], str] = {}
+        self._answers: dict[str, dict[str, Answers]] = {}
+        self._metrics: dict[str, dict[str, tuple[Array, Array]]] = {}
+        self.first: Evaluations | None = None
+
+    def file(self, name: str, file: str, where: str) -> Path:
+        """The path of a file of an input, for reading it; whether it is there shows then.
+
+        Raises ``Bad`` where there is no such input, and where the file is not as it was made: its
+        content is not what digest.json says.
+        """
+        if name not in self.inputs:
+            raise Bad(f"no input '{name}'", where, f"inputs are {', '.join(self.inputs) or 'none'}")
+        path = self.inputs[name] / file
+        if (name, file) not in self._digests and path.is_file():
+            found = file_digest(path)
+            record = self.inputs[name].with_name("digest.json")
+            if record.is_file() and read_json(record)["outputs"].get(file) != found:
+                raise Bad("modified after it was made", str(path), f"remove {record}, start again")
+            self._digests[name, file] = found[:12]
+        return path
+
+    def digests(self, name: str) -> dict[str, str]:
+        """File -> sha256 (12 digits) of what was read of an input so far."""
+        return {file: found for (of, file), found in sorted(self._digests.items()) if of == name}
+
+    def evaluations(self, names: Sequence[str], where: str) -> Evaluations:
+        """Evaluations by input name, one per seed.
+
+        Raises ``Bad`` unless all evaluations read so far have the same benchmarks, problems and
+        samples: otherwise their scores could not be compared.
+        """
+        if not names:
+            raise Bad("no evaluation is named", where, "name one input per seed")
+        for name in names:
+            if name not in self._answers:
+                self._answers[name] = read_answers(self.file(name, "scores.parquet", where).parent)
+            one = Evaluations(str(self.inputs[name]), (self._answers[name],))
+            self.first = self.first or one
+            for other in {*self.first.shape(), *one.shape()}:
+                if self.first.shape().get(other) != one.shape().get(other):
+                    raise Bad(
+                        f"'{name}' has other problems or samples of {other} than the first input",
+                        where,
+                        "compare evaluations of one protocol on the same benchmarks",
+                    )
+        return Evaluations(where, tuple(self._answers[name] for name in names))
+
+    def summary(self, names: Sequence[str], benchmarks: Sequence[str], kind: str) -> float | None:
+        """Mean over seeds and benchmarks of maj, or of pass at all samples (summary.json); None
+        where a benchmark has no right and wrong."""
+        values = []
+        for name in names:
+            found = self.json(name, "summary.json", name)["benchmarks"]
+            for benchmark in benchmarks:
+                value = found[benchmark][kind]
+                if kind == "pass":
+                    value = value.get(str(found[benchmark]["samples"]))
+                values.append(value)
+        return None if None in values else float(np.mean(values))
+
+    def json(self, name: str, file: str, where: str) -> Any:
+        """A JSON file of an input, as the probes write it."""
+        return read_json(self.file(name, file, where))
+
+    def metric(self, names: Sequence[str], metric: str, where: str) -> tuple[Array, Array]:
+        """Steps [N] and values [S, N] of a metric (NaN where a seed did not log a step)."""
+        if not names:
+            raise Bad("no run is named", where, "name one input per seed")
+        curves = []
+        for name in names:
+            if name not in self._metrics:
+                self._metrics[name] = read_metrics(self.file(name, "metrics.parquet", where).parent)
+            if not self._metrics[name]:
+                remedy = "train it here to have its metrics"
+                raise NothingLogged(f"'{name}' logged nothing", where, remedy)
+            if metric not in self._metrics[name]:
+                known = ", ".join(sorted(self._metrics[name]))
+                raise NotLogged(f"'{name}' did not log '{metric}'", where, f"it logged {known}")
+            curves.append(self._metrics[name][metric])
+        steps = np.unique(np.concatenate([s for s, _ in curves]))
+        values = np.full((len(curves), len(steps)), np.nan)
+        for row, (at, value) in zip(values, curves, strict=True):
+            row[np.searchsorted(steps, at)] = value
+        return steps, values
+
+    def positions(
+        self, names: Sequence[str], metric: str, where: str
+    ) -> list[tuple[Array, Array, Array]]:
+        """Steps, first positions of bins, and values [N] of a metric by position, run by run."""
+        found = []
+        for name in names:
+            table = tables.read(self.file(name, "metrics.parquet", where), tables.METRICS)
+            table = table.filter(
+                pc.and_(pc.equal(table["name"], metric), pc.is_valid(table["position"]))
+            )
+            if not table.num_rows:
+                raise NotLogged(
+                    f"'{name}' did not log '{metric}' by position", where, "make position_bin less"
+                )
+            columns = (table[column].to_numpy() for column in ("step", "position", "value"))
+            found.append(tuple(columns))
+        return found
+
+
+def read_metrics(payload: Path) -> dict[str, tuple[Array, Array]]:
+    """Metric -> (steps, values) of one run over all positions, by step.
+
+    Raises ``Bad`` on a step logged twice.
+    """
+    path = payload / "metrics.parquet"
+    table = tables.read(path, tables.METRICS)
+    table = table.filter(table["position"].is_null())
+    names = np.array(table["name"].to_pylist())
+    steps, values = table["step"].to_numpy(), table["value"].to_numpy()
+    curves = {}
+    for name in dict.fromkeys(names.tolist()):
+        at = np.flatnonzero(names == name)
+        at = at[np.argsort(steps[at], kind="stable")]
+        if np.any(np.diff(steps[at]) == 0):
+            raise Bad(f"'{name}' is logged twice for a step", str(path), "make the run again")
+        curves[name] = (steps[at], values[at])
+    return curves

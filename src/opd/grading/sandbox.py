@@ -1,0 +1,188 @@
+"""A process of its own for the comparisons that need a parser of LaTeX and sympy.
+
+Text of a model is never evaluated as code: it is read by math-verify's grammar (ANTLR), and the
+``eval`` behind sympy's conversion of strings is taken out. On an answer such as 9^{9^{9^9}} sympy
+can run for hours or fill the memory, so the process limits its own CPU time and memory; one that
+dies is replaced, one whose parent dies ends.
+"""
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Any, NoReturn
+
+from opd.core.errors import Bad
+from opd.grading.equivalence import Pair
+
+# Of one comparison: CPU seconds and memory that the process may take, wall seconds of waiting.
+CPU_SECONDS = 2.0
+MEMORY_BYTES = 1 << 30
+WALL_SECONDS = 30.0
+# How often an idle process looks whether its parent lives. The end of its input tells it too, but
+# not while a fork of the parent holds the other end.
+PARENT_SECONDS = 1.0
+
+
+class Verifier:
+    """Starts the process when it is first asked, and again when it has died."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.lock = threading.Lock()
+
+    def __call__(self, grader: str, pairs: Sequence[Pair]) -> bool | None:
+        """Whether ``COMPARE[grader]`` finds each (given, truth) equal; None at a limit."""
+        with self.lock:
+            try:
+                answer = self._ask(json.dumps([grader, pairs]))
+            except BaseException:
+                # An answer that comes after an interrupt would be taken for that of the next pair.
+                self.stop()
+                raise
+            if answer is None:
+                self.stop()
+            return answer
+
+    def _ask(self, request: str) -> bool | None:
+        process = self._running()
+        assert process.stdin and process.stdout
+        try:
+            process.stdin.write(request + "\n")
+            process.stdin.flush()
+        except OSError:
+            return None
+        ready, _, _ = select.select([process.stdout], [], [], WALL_SECONDS)
+        line = process.stdout.readline() if ready else ""
+        return bool(json.loads(line)) if line else None
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self.process is not None and self.process.poll() is None:
+            return self.process
+        self.stop()
+        path = os.pathsep.join([place for place in sys.path if place])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import serve; serve({os.getpid()})"],
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is for its parent
+        )
+        assert self.process.stdout
+        if self.process.stdout.readline().strip() != "ready":
+            self.stop()
+            raise Bad("the process that compares answers did not start", "grader",
+                      "install math-verify; it needs a gigabyte of memory")  # fmt: skip
+        return self.process
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process is None:
+            return
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with suppress(OSError):  # what it did not read any more
+                pipe.close()
+        self.process = None
+
+
+@cache
+def verifier(pid: int) -> Verifier:
+    """The one of this process: a fork must not share its parent's pipes."""
+    return Verifier()
+
+
+def serve(parent: int) -> None:
+    """Answer each line of JSON [grader, pairs] with a JSON boolean, within the limits."""
+    import logging
+    import resource
+
+    logging.disable(logging.CRITICAL)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    memory = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    for compare in COMPARE.values():
+        compare("(x+1)^{2}", "x^{2}+2x+1")
+    forbid_code()
+    print("ready", flush=True)
+    while os.getppid() == parent:
+        if not select.select([sys.stdin], [], [], PARENT_SECONDS)[0]:
+            continue
+        line = sys.stdin.readline()
+        if not line:
+            return
+        grader, pairs = json.loads(line)
+        # The default action of this signal ends the process, wherever it is.
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+        try:
+            same = all(COMPARE[grader](given, truth) for given, truth in pairs)
+        except MemoryError:
+            return
+        except Exception:
+            same = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps(same), flush=True)
+
+
+def forbid_code() -> None:
+    """Take the ``eval`` out of sympy's conversion of strings; numbers are converted without it.
+
+    To be called when sympy has simplified something: its own modules convert strings when loaded.
+    """
+    from sympy import Expr, Float, Rational
+    from sympy.parsing import sympy_parser
+
+    def convert(text: str, *_: Any, **__: Any) -> Expr:
+        if found := re.fullmatch(r"(\d+)(?:/([1-9]\d*))?", text, re.ASCII):
+            return Rational(int(found[1]), int(found[2] or 1))
+        if re.fullmatch(r"\d*\.\d+", text, re.ASCII):
+            return Float(text)
+        refuse(text)
+
+    def refuse(text: str, *_: Any, **__: Any) -> NoReturn:
+        raise ValueError(f"not evaluated: {text[:80]!r}")
+
+    sympy_parser.parse_expr = convert
+    sympy_parser.eval_expr = refuse
+
+
+def equal_for_sympy(given: str, truth: str) -> bool:
+    """Whether the difference of two expressions (normalised LaTeX) simplifies to 0."""
+    from latex2sympy2_extended import latex2sympy
+    from sympy import Expr, simplify
+
+    ours, theirs = (latex2sympy(text, normalization_config=None) for text in (given, truth))
+    if not isinstance(ours, Expr) or not isinstance(theirs, Expr):
+        return False
+    return bool(simplify(ours - theirs) == 0)
+
+
+def equal_for_math_verify(given: str, truth: str) -> bool:
+    """Whether math-verify finds two answers equivalent."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    def parsed(latex: str) -> list[Any]:
+        # Its grammar fails on a percent sign, which it reads behind a formula only.
+        body = re.sub(r"\s*\\?%$", "", latex)
+        found: list[Any] = parse(
+            f"$\\boxed{{{body}}}$" + "%" * (body != latex),
+            [LatexExtractionConfig(boxed_match_priority=0)],
+            parsing_timeout=None,
+        )
+        return found
+
+    return bool(verify(parsed(truth), parsed(given), timeout_seconds=None))
+
+
+COMPARE = {"rule": equal_for_sympy, "math_verify": equal_for_math_verify}

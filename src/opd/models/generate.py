@@ -1,0 +1,75 @@
+"""A model answers a prompt set; what a rule rejects is sampled again."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.models.response_rules import first_that_rejects
+from opd.models.sampling import Request, Sampler, journals
+
+
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
+    """Stage ``generate``: generations.parquet (by prompt, sample, attempt) and report.json.
+
+    cfg: those of ``opd.models.sampling.settings``; samples; rules (of
+    ``opd.models.response_rules``, but ``answered``), attempts (with fresh randomness, as long as a
+    rule rejects). Inputs: model, prompts. What is sampled is kept in ``cache``. All attempts are in
+    the table, those that were rejected with the rule that did it: each sample of each prompt has
+    attempts 0, 1, ..., of which at most the last is not rejected.
+    """
+    path = inputs["prompts"] / "prompts.parquet"
+    prompts = tables.read(path, tables.PROMPTS).to_pylist()
+    if not prompts:
+        raise Bad("there are no prompts", str(path), "give a prompt set that is not empty")
+    rules, attempts, samples = cfg.get("rules") or [], cfg.get("attempts", 1), cfg.get("samples", 1)
+    sampler = Sampler(inputs["model"], cfg, journals(inputs["model"], cfg, cache))
+    ids = [row["id"] for row in prompts]
+    tokens = dict(zip(ids, sampler.tokenize([row["prompt"] for row in prompts], ids), strict=True))
+    asked = [(id, sample) for id in ids for sample in range(samples)]
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in asked}
+    report = []
+    for attempt in range(attempts):
+        requests = [Request(id, tokens[id], sample, attempt=attempt) for id, sample in asked]
+        rejected = Counter(dict.fromkeys(rules, 0))
+        again = []
+        for key, response in zip(asked, sampler.sample(requests), strict=True):
+            reason = first_that_rejects(rules, response.text, response.finish)
+            if reason:
+                rejected[reason] += 1
+                again.append(key)
+            found[key].append(
+                {
+                    "attempt": attempt,
+                    "response": response.text,
+                    "token_ids": response.token_ids,
+                    "finish": response.finish,
+                    "rejected": reason,
+                }
+            )
+        report.append(_accepted(len(asked), len(again)) | {"rejected": dict(rejected)})
+        asked = again
+        if not asked:
+            break
+    words = {row["id"]: row["prompt"] for row in prompts}
+    rows = [
+        {"prompt_id": id, "sample": sample, "prompt": words[id], **row}
+        for (id, sample), tried in found.items()
+        for row in tried
+    ]
+    tables.write(out / "generations.parquet", rows, tables.GENERATIONS)
+    whole = _accepted(len(found), len(asked)) | {"attempts": report}
+    tables.write_json(out / "report.json", whole)
+    numbers: dict[str, Any] = {
+        "prompts": len(prompts),
+        "generations": len(rows),
+        "truncation_rate": sum(row["finish"] == "length" for row in rows) / len(rows),
+        "mean_tokens": sum(len(row["token_ids"]) for row in rows) / len(rows),
+    }
+    return numbers | (whole if rules else {})
+
+
+def _accepted(responses: int, rejected: int) -> dict[str, Any]:
+    accepted = responses - rejected
+    return {"responses": responses, "accepted": accepted, "accept_rate": accepted / responses}

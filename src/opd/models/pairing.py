@@ -1,0 +1,124 @@
+"""What a student and its teacher have to share: tokenizer, vocabulary, thinking mode.
+
+Apart from the training stages, whose libraries take seconds to load.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from opd.core.errors import Bad, LeftOut
+from opd.losses.fused import Head
+
+
+def vocabulary_rows(path: Path) -> int:
+    """Rows of a checkpoint's embedding, as its settings say."""
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise Bad(f"no usable settings ({error})", str(path), "make or fetch it again") from error
+    return int(config.get_text_config().vocab_size)
+
+
+def require_same_tokenizer(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
+) -> None:
+    """Raise ``Bad`` naming the lowest token id on which two tokenizers differ."""
+    ours = {i: token for token, i in student.get_vocab().items()}
+    theirs = {i: token for token, i in teacher.get_vocab().items()}
+    for i in sorted(ours.keys() | theirs.keys()):
+        if ours.get(i) != theirs.get(i):
+            raise LeftOut(
+                f"student and teacher have different tokenizers: token {i} is {ours.get(i)!r} for "
+                f"the student and {theirs.get(i)!r} for the teacher",
+                "teacher",
+                "use a teacher that shares the student's tokenizer",
+            )
+
+
+def shared_vocabulary(student: int, teacher: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many ids both models have, of the rows of their embeddings.
+
+    Models of one tokenizer may be padded differently (151,936 and 152,064 rows for the 1.5B and 7B
+    R1-Distill models); the rows beyond the shorter belong to no token. Raises ``Bad`` where one
+    would.
+    """
+    shared, needed = min(student, teacher), max(tokenizer.get_vocab().values()) + 1
+    if shared < needed:
+        raise LeftOut(
+            f"{student} embeddings of the student and {teacher} of the teacher do not hold the "
+            f"tokenizer's {needed} ids",
+            "student" if student == shared else "teacher",
+            "use weights that belong to this tokenizer",
+        )
+    return shared
+
+
+def trim_vocabularies(
+    student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Cut the wider of two embeddings and heads to the ids that both have.
+
+    Raises ``Bad`` as ``shared_vocabulary`` does.
+    """
+    sizes = [m.get_input_embeddings().weight.shape[0] for m in (student, teacher)]
+    shared = shared_vocabulary(sizes[0], sizes[1], tokenizer)
+    for model, size in zip((student, teacher), sizes, strict=True):
+        if size > shared:
+            model.resize_token_embeddings(shared, mean_resizing=False)
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """A model's output layer with what its family does to logits (as TRL's trainer reads it)."""
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    scale = None
+    for key in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        scale = scale if scale is not None else getattr(config, key, None)
+    scaling = getattr(config, "logits_scaling", None)
+    if scale is None and scaling is not None:
+        scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
+    return Head(
+        layer.weight,
+        layer.bias,
+        1.0 if scale is None else float(scale),
+        getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def teacher_kwargs(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Chat template options of the teacher: the student's, unless it has its own."""
+    given = cfg.get("teacher_chat_template_kwargs")
+    return (cfg.get("chat_template_kwargs") or {}) if given is None else given
+
+
+def thinking(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> str:
+    """Whether the chat template asks for thinking: ``on``, ``off`` or ``left to the model``."""
+    chat = [{"role": "user", "content": "?"}]
+    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **kwargs)
+    asked = text.rpartition("?")[2]
+    if "</think>" in asked:
+        return "off"
+    return "on" if "<think>" in asked else "left to the model"
+
+
+def require_same_thinking(
+    cfg: Mapping[str, Any], student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
+) -> None:
+    """Raise ``Bad`` where one model is asked to think and the other is not: the teacher would judge
+    every first token by the other mode's habits, and the student comes to write think tags (Many
+    Faces, A15). ``thinking_may_differ`` lets them all the same."""
+    ours = thinking(student, cfg.get("chat_template_kwargs") or {})
+    theirs = thinking(teacher, teacher_kwargs(cfg))
+    if ours != theirs and not cfg.get("thinking_may_differ"):
+        raise Bad(
+            f"thinking is {ours} for the student and {theirs} for the teacher",
+            "chat_template",
+            "give both models the same chat_template options (as enable_thinking: false); to train "
+            "such a pair all the same, set thinking_may_differ: true",
+        )

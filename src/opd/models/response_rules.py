@@ -1,0 +1,81 @@
+"""Rules that reject a response: each one is a pure function of the response's text.
+
+The first four are those of a released rollout script, in its order (Rethinking OPD, from the
+authors' code): no box, repeated lines, repeated windows, back-to-back repeated blocks.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from opd.core.errors import Bad
+
+
+def no_box(response: str) -> bool:
+    """Whether to reject: ``\\boxed`` does not occur."""
+    return "\\boxed" not in response
+
+
+def repeated_line(response: str) -> bool:
+    """Whether to reject: a line of 20 or more characters, stripped, occurs 5 times or more."""
+    lines = [line.strip() for line in response.split("\n")]
+    counts = Counter(line for line in lines if len(line) >= 20)
+    return any(count >= 5 for count in counts.values())
+
+
+def repeated_window(response: str) -> bool:
+    """Whether to reject: of the 100-character windows that start at every tenth character, three
+    or more are equal."""
+    counts = Counter(response[i : i + 100] for i in range(0, len(response) - 99, 10))
+    return any(count >= 3 for count in counts.values())
+
+
+def repeated_block(response: str) -> bool:
+    """Whether to reject: a response of more than 5,000 characters in which a block of 50
+    characters occurs three times or more back to back."""
+    if len(response) <= 5000:
+        return False
+    # Three equal blocks in a row: every character of 100 equals the one 50 further on.
+    equal = 0
+    for here, there in zip(response, response[50:], strict=False):
+        equal = equal + 1 if here == there else 0
+        if equal == 100:
+            return True
+    return False
+
+
+def empty(response: str) -> bool:
+    """Whether to reject: nothing but white space."""
+    return not response.strip()
+
+
+RESPONSE_RULES: dict[str, Callable[[str], bool]] = {
+    "boxed": no_box,
+    "repeated_line": repeated_line,
+    "repeated_window": repeated_window,
+    "repeated_block": repeated_block,
+    "nonempty": empty,
+}
+
+
+# What the response's text alone does not tell.
+OTHER_RULES = ("finished", "answered")
+
+
+def rejects(rule: str, response: str, finish: str, extracted: str | None = None) -> bool:
+    """Whether one rule rejects a response: one of ``RESPONSE_RULES``, ``finished`` (it ended by
+    itself), ``answered`` (the grader has extracted something)."""
+    if rule == "finished":
+        return finish != "stop"
+    if rule == "answered":
+        return extracted is None
+    if rule in RESPONSE_RULES:
+        return RESPONSE_RULES[rule](response)
+    known = ", ".join([*RESPONSE_RULES, *OTHER_RULES])
+    raise Bad(f"unknown rule '{rule}'", "rules", f"use {known}")
+
+
+def first_that_rejects(
+    rules: Iterable[str], response: str, finish: str, extracted: str | None = None
+) -> str | None:
+    """The rule that a response is rejected for; None for one that passes."""
+    return next((rule for rule in rules if rejects(rule, response, finish, extracted)), None)

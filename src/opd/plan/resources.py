@@ -1,0 +1,166 @@
+"""What jobs ask of a cluster: resource classes, and what a site makes of them.
+
+The classes are light, cpu, and gpuN for N devices. Their rows stand in workflow/resources.yaml; a
+site has its own names and sizes in slurm/site.yaml. Nothing here changes what a stage makes.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from opd.core.errors import Bad
+from opd.core.schema import Strict, valid
+from opd.recipes.base import Count
+from opd.recipes.config import Config, Interpreters
+from opd.stages.run import VERBS
+
+CLASS = r"light|cpu|gpu([1-9][0-9]*)"
+REMEDY = "slurm/site.example.yaml has every key"
+
+# What a rule works with: text and tables; a processor; one device; all that a training stage has.
+Work = Literal["light", "cpu", "device", "devices"]
+
+
+class Ask(Strict):
+    """What a job asks for. ``max_*`` are what no attempt asks beyond."""
+
+    # Every job holds two Snakemake processes beside its own.
+    cpus_per_task: Count | None = None
+    mem_mb: Annotated[int, Field(ge=500)] | None = None
+    runtime: Count | None = Field(default=None, description="minutes")
+    max_mem_mb: Annotated[int, Field(ge=500)] | None = None
+    max_runtime: Count | None = None
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    slurm_extra: str | None = Field(default=None, description="other options of sbatch")
+
+
+class RuleAsk(Ask):
+    """The same for a single rule, which may be put into another class."""
+
+    class_: Annotated[str, Field(pattern=f"^({CLASS})$")] | None = Field(
+        default=None, alias="class"
+    )
+
+
+class Site(Strict):
+    """A cluster: slurm/site.yaml."""
+
+    account: str | None = None
+    gpu_model: str | None = Field(default=None, description="asked for as --gpus=MODEL:N")
+    gres: str | None = Field(default=None, description="asked for as --gres=GRES:N, not --gpus")
+    interpreters: Interpreters = Interpreters()
+    setup: str = Field(default="", description="shell lines before every stage")
+    classes: dict[Annotated[str, Field(pattern=f"^(gpu|{CLASS})$")], Ask] = Field(default={})
+    # Rules have the names of their verbs.
+    rules: dict[Literal[*VERBS], RuleAsk] = Field(default={})  # type: ignore[valid-type]
+
+
+def interpreters(site: Site, config: Config) -> dict[str, str]:
+    """The Python of each class of stages, empty for the one that runs Snakemake: a site's comes
+    before the config's, and what samples (vllm) runs where what trains does unless it has its own.
+    """
+    named = {
+        kind: getattr(site.interpreters, kind) or getattr(config.interpreters, kind)
+        for kind in Interpreters.model_fields
+    }
+    return {**named, "vllm": named["vllm"] or named["gpu"]}
+
+
+def read_site(named: str | None, default: Path) -> Site:
+    """The site file that is ``named`` (by OPD_SITE), else the default one if it is there. Without
+    one, or named "", all is left to the cluster's defaults.
+
+    Raises ``Bad`` for a named file that is missing, and for a key or value that is wrong.
+    """
+    if named == "" or (named is None and not default.is_file()):
+        return Site()
+    path = Path(named) if named else default
+    site = valid(Site, _yaml(path), str(path), REMEDY)
+    if site.gpu_model and site.gres:
+        raise Bad("gpu_model and gres exclude each other", str(path), "give one of the two")
+    return site
+
+
+def read_classes(path: Path) -> dict[str, Ask]:
+    """The rows of workflow/resources.yaml."""
+    return {name: valid(Ask, row, f"{path}: {name}", REMEDY) for name, row in _yaml(path).items()}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        given = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise Bad(f"not readable as YAML ({error})", str(path), REMEDY) from error
+    if not isinstance(given, dict):
+        raise Bad("not a mapping", str(path), REMEDY)
+    return given
+
+
+def without_gpu(config: Config) -> bool:
+    """Whether a config is one for machines without a GPU: nothing in it is computed in bfloat16."""
+    return "bfloat16" not in (config.engine.dtype, config.training.precision)
+
+
+def class_of(work: Work, config: Config) -> str:
+    """The class of a rule's jobs under a config."""
+    if work in ("light", "cpu"):
+        return work
+    if without_gpu(config):
+        return "cpu"
+    return f"gpu{config.training.processes or 1}" if work == "devices" else "gpu1"
+
+
+def resources(
+    rule: str, work: Work, config: Config, rows: Mapping[str, Ask], site: Site
+) -> dict[str, Any]:
+    """Snakemake's resources of a rule, by name; memory (MB) and time (minutes) are functions of the
+    attempt.
+
+    CPUs are ``cpus_per_task``, as Snakemake cuts ``threads`` down to the cores of the machine on
+    which it is started.
+    """
+    own = site.rules.get(rule, RuleAsk())
+    name = own.class_ or class_of(work, config)
+    found = re.fullmatch(CLASS, name)
+    assert found is not None
+    gpus = int(found[1] or 0)
+    ask: dict[str, Any] = {"account": site.account}
+    # From the general to the particular; of each GPU first, which then is multiplied.
+    for row in ("gpu", name) if gpus else (name,):
+        for given in (rows.get(row), site.classes.get(row)):
+            ask |= given.model_dump(exclude_none=True) if given else {}
+        if row == "gpu":
+            ask |= {key: ask[key] * gpus for key in ("cpus_per_task", "mem_mb")}
+    if name == "cpu":
+        at_once = (config.training.processes or 1) if work == "devices" else 1
+        ask["cpus_per_task"] = max(ask["cpus_per_task"], config.threads * at_once)
+    ask |= own.model_dump(exclude_none=True, exclude={"class_"})
+
+    asked: dict[str, Any] = {
+        "nodes": 1,
+        "cpus_per_task": ask["cpus_per_task"],
+        "mem_mb": _growing(ask["mem_mb"], ask.get("max_mem_mb")),
+        "runtime": _growing(ask["runtime"], ask.get("max_runtime")),
+        "slurm_account": ask["account"],
+        "slurm_partition": ask.get("partition"),
+        **{key: ask.get(key) for key in ("qos", "constraint", "slurm_extra")},
+    }
+    if gpus and site.gres:
+        asked["gres"] = f"{site.gres}:{gpus}"
+    elif gpus:
+        asked |= {"gpu": gpus, "gpu_model": site.gpu_model}
+    return {key: value for key, value in asked.items() if value is not None}
+
+
+def _growing(first: int, most: int | None) -> Callable[[Any, int], int]:
+    def of_attempt(wildcards: Any, attempt: int) -> int:
+        return min(first * attempt, most or first * attempt)
+
+    return of_attempt

@@ -1,0 +1,103 @@
+"""``opd watch FOLDER``: the metrics of a training run in the terminal, step by step."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.core.files import read_json
+from opd.stages import lock
+
+# In this order, as many as the terminal is wide; others are in metrics.parquet.
+SHOWN = (
+    "loss",
+    "grad_norm",
+    "reward",
+    "kl_nats",
+    "overlap_ratio",
+    "response_tokens",
+    "truncation_ratio",
+    "entropy_student_nats",
+    "entropy_teacher_nats",
+    "top_mass_student",
+    "repetition_ratio",
+    "overlap_token_advantage",
+)
+
+
+def watch(folder: Path, seconds: float = 0.5) -> Iterator[str]:
+    """Lines to print of the run whose artifact is ``folder``: of one that is under way until it
+    ends, of one that is done all steps; every minute without a step, when the run was last heard
+    of. Raises ``Bad`` where there is neither."""
+    columns: list[str] = []
+    done = (folder / "digest.json").is_file()
+    steps: Iterable[dict[str, float] | str] = (
+        _finished(folder) if done else _under_way(folder, seconds)
+    )
+    for line in steps:
+        if isinstance(line, str):
+            yield line
+            continue
+        if not columns:
+            width = shutil.get_terminal_size((120, 24)).columns
+            columns = [name for name in SHOWN if name in line]
+            while columns and len(_header(columns)) > width:
+                columns.pop()
+            yield _header(columns)
+        step = f"{line['step']:.0f}/{line['of']:.0f}"
+        cells = (
+            f"{line[name]:>{_width(name)}.4g}" if name in line else " " * _width(name)
+            for name in columns
+        )
+        yield "  ".join([f"{step:>11}", *cells])
+
+
+def _width(name: str) -> int:
+    return max(9, len(name))
+
+
+def _header(columns: list[str]) -> str:
+    return "  ".join([f"{'step':>11}", *(f"{name:>{_width(name)}}" for name in columns)])
+
+
+def _finished(folder: Path) -> Iterator[dict[str, float]]:
+    path = folder / "payload" / "metrics.parquet"
+    if not path.is_file():
+        raise Bad("it is no training run", str(folder), "name a model that was trained")
+    steps: dict[int, dict[str, float]] = {}
+    for row in tables.read(path, tables.METRICS).to_pylist():
+        if row["position"] is None and row["step"] > 0:
+            steps.setdefault(row["step"], {})[row["name"]] = row["value"]
+    for step, line in sorted(steps.items()):
+        yield {"step": step, "of": max(steps), **line}
+
+
+def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]:
+    running = folder / "running.json"
+    if not running.is_file():
+        raise Bad(
+            "no run is under way or done here", str(folder), "name results/NAME/models/MODEL/sSEED"
+        )
+    journal = Path(read_json(running)["scratch"], "metrics.jsonl")
+    seen, last, said = 0, 0.0, time.monotonic()
+    while True:
+        alive = running.is_file() and lock.held(journal.parent)
+        text = journal.read_text() if journal.is_file() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        # A run that goes on from a checkpoint writes a shorter journal first.
+        for line in map(json.loads, lines[min(seen, len(lines)) :]):
+            if line["step"] > last:
+                last, said = line["step"], time.monotonic()
+                yield line
+        seen = len(lines)
+        if not alive:
+            if running.is_file():  # which a stage that ends by itself removes
+                yield "it was killed: start it again, it goes on from its last checkpoint"
+            return
+        if time.monotonic() - said >= lock.SAY_SECONDS:
+            said = time.monotonic()
+            yield lock.life(journal.with_name(lock.OWNER))
+        time.sleep(seconds)

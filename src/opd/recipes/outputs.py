@@ -1,0 +1,83 @@
+"""Recipes of what is shown: tables, figures, and the arms of a paper."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from opd.core.schema import Strict
+from opd.recipes.base import EvaluationRef, ModelName, ModelRef, Name, Ref
+
+
+class Arm(Strict):
+    """Which model of this config stands for one of a paper's runs (see ``papers``)."""
+
+    label: str
+    model: ModelRef
+    base: Annotated[ModelName | None, Ref("models")] = None
+    teacher: Annotated[ModelName | None, Ref("models")] = None
+
+
+class Shown(Strict):
+    title: str
+    caption: str = ""
+
+
+class Row(Strict):
+    label: str
+    model: ModelRef
+    base: Annotated[ModelName | None, Ref("models")] = None
+    teacher: Annotated[ModelName | None, Ref("models")] = None
+    probe: Annotated[Name | None, Ref("probes")] = None
+
+
+class Column(Strict):
+    column: str
+    label: str
+
+
+class Table(Shown):
+    """Models in rows; columns as ``opd.results.columns`` names them (``avg``, ``change``, ...)."""
+
+    evaluation: EvaluationRef
+    rows: list[Row] = Field(min_length=1)
+    columns: list[str | Column] = Field(min_length=1)
+
+
+class Metric(Strict):
+    name: str
+    label: str | None = None
+    log: bool = False
+
+
+class Series(Strict):
+    label: str
+    model: ModelRef
+    group: str | None = None
+
+
+class Panel(Strict):
+    title: str
+    series: list[Series] = Field(min_length=1)
+
+
+class Figure(Shown):
+    """``curves``: metrics over training steps; ``grid``: the same in panels; ``bars``: scores."""
+
+    kind: Literal["curves", "grid", "bars"]
+    series: list[Series] = []
+    panels: list[Panel] = []
+    metrics: list[Metric] = []
+    evaluation: Annotated[Name | None, Ref("evaluations")] = None
+    benchmarks: list[str] = ["macro"]
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> "Figure":
+        needs = {
+            "curves": ("series", "metrics"),
+            "grid": ("panels", "metrics"),
+            "bars": ("series", "evaluation"),
+        }
+        for key in needs[self.kind]:
+            if not getattr(self, key):
+                raise ValueError(f"a figure of kind '{self.kind}' needs {key}")
+        return self

@@ -1,0 +1,477 @@
+"""The grammar of claims: what config/claims/PAPER.yaml may say. Without numpy, so that a config is
+checked at once.
+
+A quantity is one number of an arm (a run or model of the paper, named alike at every scale) or of a
+probe; a test compares quantities; a claim is a sentence with a test and the published rows that say
+it.
+"""
+
+import csv
+import difflib
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+
+from opd.core.errors import Bad
+from opd.core.schema import Given, Strict, valid
+from opd.core.yaml_text import load
+
+ARM = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$"
+Arm = Annotated[str, Field(pattern=ARM)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+# A score, and the evaluations of its arm that it needs.
+SCORES = {
+    "avg": ("evaluations",),
+    "change": ("evaluations", "base"),
+    "recovery": ("evaluations", "base", "teacher"),
+    "length": ("evaluations", "base"),
+}
+EACH = "each"  # of the benchmarks of an evaluation
+
+TARGETS = (
+    *("id", "experiment_id", "figure_or_table", "student", "teacher", "metric", "benchmark"),
+    *("setting", "value", "confidence", "source"),
+)
+
+
+class Scored(Strict):
+    benchmark: str = Field(
+        default="macro", description="a benchmark, macro (the mean of all), or each of them in turn"
+    )
+
+
+class Avg(Scored):
+    avg: Arm
+
+
+class Change(Scored):
+    change: Arm = Field(description="avg less that of the arm's base")
+
+
+class Recovery(Scored):
+    recovery: Arm = Field(description="share of the gap from base to teacher")
+
+
+class Length(Scored):
+    length: Arm = Field(
+        description="mean tokens of the evaluation's responses, as a share of those of the base"
+    )
+
+
+class Curve(Strict):
+    """A metric over the steps of a run."""
+
+    metric: str
+    of: Arm
+    positions: Literal["front", "back"] | None = Field(
+        default=None, description="over the first or second half of response positions only"
+    )
+
+
+When = Literal["start", "end", "late", "mean", "min", "max", "jump", "drop"]
+
+
+class Reference(Strict):
+    """What a metric is a share of; ``of``: the same arm, if not given."""
+
+    of: Arm | None = None
+    at: When
+
+
+class Metric(Curve):
+    at: When = Field(
+        default="end",
+        description="first value; mean of the last tenth, of the second half, of all; least, "
+        "largest; largest change from one value to the next; largest less end",
+    )
+    per: Reference | None = Field(
+        default=None, description="as a share of the same metric at some time, or of another arm"
+    )
+
+
+class Probe(Strict):
+    probe: Arm
+    value: str = Field(
+        description="a value, or NAME_*: all values NAME_1, NAME_2, ... by number, of which "
+        "monotone takes each, and everything else the one that at says"
+    )
+    at: Literal["first", "last"] | None = None
+
+    @property
+    def numbered(self) -> bool:
+        return self.value.endswith("_*")
+
+    @model_validator(mode="after")
+    def _one_of_several(self) -> "Probe":
+        if self.at and not self.numbered:
+            raise ValueError(f"at: {self.at} is for values of the form NAME_*")
+        return self
+
+
+def _kind(value: Any) -> str | None:
+    keys = value if isinstance(value, Mapping) else type(value).model_fields
+    return next((key for key in (*SCORES, "metric", "probe") if key in keys), None)
+
+
+Quantity = Annotated[
+    Annotated[Avg, Tag("avg")]
+    | Annotated[Change, Tag("change")]
+    | Annotated[Recovery, Tag("recovery")]
+    | Annotated[Length, Tag("length")]
+    | Annotated[Metric, Tag("metric")]
+    | Annotated[Probe, Tag("probe")],
+    Discriminator(
+        _kind,
+        custom_error_type="quantity",
+        custom_error_message="is no quantity: needs one of avg, change, recovery, length, metric, "
+        "probe",
+    ),
+]
+
+_UNITS = {"nats": "nats", "tokens": "tokens", "ratio": "share"}
+_SHARES = (
+    *("overlap_mass", "top_mass", "max_advantage", "min_advantage", "extreme_advantage"),
+    *("accuracy_", "format_", "passed_at_"),
+)
+
+
+def unit_of(metric: str) -> str:
+    """Unit of a metric or of a probe's value, from its name: nats, tokens, share, points of a share
+    (an advantage in accuracy at some prefix), or none, as a rank correlation (rho_) with any."""
+    if metric.startswith("rho_"):
+        return ""
+    kind, _, prefix = metric.rpartition("_")
+    if re.fullmatch(r"q?\d+|\*", prefix) and kind in ("advantage", "teacher", "student"):
+        return "points of a share" if kind == "advantage" else "share"
+    if metric.startswith(_SHARES) or metric in ("passed", "unjudged"):
+        return "share"
+    if metric == "lost":
+        return "points of a share"
+    if metric.startswith("overlap_token_advantage") or metric == "loss":
+        return "nats"
+    return _UNITS.get(prefix, "")
+
+
+def apart(unit: str) -> str:
+    """The unit of a difference."""
+    return "points of a share" if unit == "share" else unit
+
+
+def unit_of_metric(quantity: Mapping[str, Any]) -> str:
+    """Unit of a metric's number: that of the metric, of a difference of it, or a share."""
+    if quantity.get("per"):
+        return "share"
+    found = unit_of(quantity["metric"])
+    return apart(found) if quantity.get("at") in ("jump", "drop") else found
+
+
+def unit(quantity: BaseModel) -> str:
+    """Unit of a quantity: ``opd.results.estimate.Estimate`` has the same."""
+    if isinstance(quantity, Change):
+        return "points of a share"
+    if isinstance(quantity, Curve):
+        return unit_of_metric(quantity.model_dump())
+    return unit_of(quantity.value) if isinstance(quantity, Probe) else "share"
+
+
+def _several(quantity: BaseModel) -> bool:
+    return isinstance(quantity, Probe) and quantity.numbered and quantity.at is None
+
+
+class Greater(Strict):
+    """left - right is more than ``by``."""
+
+    left: Quantity
+    right: Quantity
+    by: float = 0.0
+
+
+class Equivalent(Strict):
+    """left - right is no more than ``within``, to either side."""
+
+    left: Quantity
+    right: Quantity
+    within: NonNegative
+
+
+class Moves(Strict):
+    """A metric changes from start to end by at least ``by``."""
+
+    of: Curve
+    by: NonNegative = 0.0
+
+
+class Monotone(Strict):
+    """Every quantity is more (or less) than the one before, or goes back by ``slack`` at most."""
+
+    of: list[Quantity] = Field(min_length=1)
+    direction: Literal["rising", "falling"]
+    slack: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _several(self) -> "Monotone":
+        if len(self.of) < 2 and not _several(self.of[0]):
+            raise ValueError("one quantity has no order: name several, or NAME_* of a probe")
+        return self
+
+
+class Bound(Strict):
+    of: Quantity
+    value: float
+
+
+class Between(Strict):
+    of: Quantity
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Between":
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+class Test(Strict):
+    """One predicate; ``all`` holds where each of its tests does."""
+
+    greater: Greater | None = None
+    equivalent: Equivalent | None = None
+    rises: Moves | None = None
+    falls: Moves | None = None
+    monotone: Monotone | None = None
+    at_least: Bound | None = None
+    at_most: Bound | None = None
+    between: Between | None = None
+    all: list["Test"] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_predicate_of_one_unit(self) -> "Test":
+        given = self.model_fields_set
+        if len(given) != 1:
+            raise ValueError(
+                f"needs exactly one of {', '.join(type(self).model_fields)} "
+                f"(it has {' and '.join(sorted(given)) or 'none'})"
+            )
+        if not (self.monotone or self.all) and any(_several(one) for one in quantities(self)):
+            raise ValueError("several values at once are for monotone: say at: first, or at: last")
+        units = {unit(one) for one in quantities(self)} if not self.all else set()
+        if len(units) > 1:
+            raise ValueError(f"compares {' with '.join(sorted(u or 'a number' for u in units))}")
+        return self
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Test":
+        """No comparison with itself, and no margin in percent: 80 for 0.8 decides nothing."""
+        one = self.greater or self.equivalent
+        if one and one.left == one.right:
+            raise ValueError("it compares a quantity with itself")
+        if self.monotone and any(q in self.monotone.of[:i] for i, q in enumerate(self.monotone.of)):
+            raise ValueError("it names a quantity twice")
+        if not self.all and unit(next(quantities(self))) in ("share", "points of a share"):
+            # A student that passes its teacher closes more than the gap; a metric may double.
+            wide = any(isinstance(q, Recovery) or getattr(q, "per", None) for q in quantities(self))
+            most = 2 if wide else 1
+            for value in vars(getattr(self, self.predicate)).values():
+                if isinstance(value, float) and abs(value) > most:
+                    raise ValueError(f"{value} of a share: write {value / 100:g} for {value:g} %")
+        return self
+
+    @property
+    def predicate(self) -> str:
+        (name,) = self.model_fields_set
+        return name
+
+
+def quantities(test: BaseModel) -> Iterator[BaseModel]:
+    """Every quantity that a test or claim reads."""
+    for key in type(test).model_fields:
+        value = getattr(test, key)
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, (Scored, Curve, Probe)):
+                yield one
+            elif isinstance(one, BaseModel):
+                yield from quantities(one)
+
+
+class Said(Strict):
+    """A published row with the quantity that it is a value of, and what it says beyond the test."""
+
+    target: str
+    quantity: Quantity | None = None
+    untested: str | None = None
+
+    @model_validator(mode="after")
+    def _one_number(self) -> "Said":
+        if getattr(self.quantity, "benchmark", "") == EACH or (
+            self.quantity and _several(self.quantity)
+        ):
+            raise ValueError("a published row is one number")
+        return self
+
+
+class Claim(Strict):
+    """A sentence that a paper says of its measurements, and the test of it."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    section: str
+    figure: str | None = None
+    experiment: str
+    statement: str
+    test: Test
+    level: bool = Field(
+        default=False, description="only says how high a published number is, so needs comparable"
+    )
+    note: str | None = Field(default=None, description="what a reader of the verdict has to know")
+    published: list[str | Said] = []
+
+    def targets(self) -> list[str]:
+        return [one if isinstance(one, str) else one.target for one in self.published]
+
+
+class Context(Strict):
+    """Published rows that no claim tests, and why."""
+
+    targets: list[str] = Field(min_length=1)
+    reason: str
+
+
+def needs(claim: BaseModel) -> Iterator[tuple[str, str]]:
+    """(kind, name) of what a claim reads: evaluation, change (of arm and base), recovery (of its
+    teacher too) or run of an arm, or probe."""
+    for one in quantities(claim):
+        if isinstance(one, Avg):
+            yield "evaluation", one.avg
+        elif isinstance(one, Change):
+            yield "change", one.change
+        elif isinstance(one, Recovery):
+            yield "recovery", one.recovery
+        elif isinstance(one, Length):
+            yield "change", one.length
+        elif isinstance(one, Curve):
+            yield "run", one.of
+            if isinstance(one, Metric) and one.per and one.per.of:
+                yield "run", one.per.of
+        elif isinstance(one, Probe):
+            yield "probe", one.probe
+
+
+def parse(claims: Sequence[Any]) -> list[Claim]:
+    """Claims as they are written in YAML. Raises ``Bad`` that names the claim."""
+    parsed = []
+    for place, one in enumerate(claims, 1):
+        name = one.get("id") if isinstance(one, Mapping) else None
+        parsed.append(_valid(Claim, one, f"claim {name or f'number {place}'}"))
+    return parsed
+
+
+def check(
+    claims: Sequence[Any],
+    context: Sequence[Any],
+    targets: Iterable[str],
+    figures: Mapping[str, Sequence[str]] | None = None,
+) -> list[Claim]:
+    """Claims, parsed and held to the ids of published rows.
+
+    ``figures``: figure -> rows that it shows. Raises ``Bad`` that names the claim, for what is
+    malformed, an id given twice, a row that does not exist, one that is context and something else.
+    """
+    known = set(targets)
+    parsed = parse(claims)
+    seen: set[str] = set()
+    used: dict[str, str] = {}
+    for claim in parsed:
+        where = f"claim {claim.id}"
+        if claim.id in seen:
+            raise Bad("two claims have this id", where, "rename one")
+        seen.add(claim.id)
+        for target in claim.targets():
+            require(target, known, f"{where}.published")
+            used[target] = where
+    for name, shown in (figures or {}).items():
+        for target in shown:
+            require(target, known, f"figure {name}.published")
+            used.setdefault(target, f"figure {name}")
+    for place, one in enumerate(context, 1):
+        where = f"context number {place}"
+        for target in _valid(Context, one, where).targets:
+            require(target, known, where)
+            if target in used:
+                raise Bad(
+                    f"row {target} belongs to {used[target]}", where, "leave it out of one of them"
+                )
+            used[target] = where
+    return parsed
+
+
+def require(target: str, known: Collection[str], where: str) -> None:
+    """Raises ``Bad`` for an id that no published row has."""
+    if target not in known:
+        close = difflib.get_close_matches(target, sorted(known), n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are {len(known)} rows"
+        raise Bad(f"no published row '{target}'", where, hint)
+
+
+def _valid(model: type[Given], given: Any, where: str) -> Given:
+    return valid(model, given, where, "mend the claim", (*SCORES, "Said", "str"))
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds. Raises ``Bad`` where it is none."""
+    try:
+        return load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise Bad(f"not readable as YAML ({error})", str(path), "mend the file") from error
+
+
+def read_claims(path: Path) -> dict[str, Any]:
+    """A file of claims as it is written: {title, arms, probes, claims, context}; arms and probes
+    are {name: what it is}. Raises ``Bad`` where it is none, or does not say what the paper is
+    called or what a name means."""
+    found = read_yaml(path)
+    keys = ("title", "arms", "probes", "claims", "context")
+    if not isinstance(found, dict) or found.keys() - {*keys}:
+        known = f"{', '.join(keys[:-1])} and {keys[-1]}"
+        raise Bad(f"it holds other keys than {known}", str(path), "leave them out")
+    title = found.get("title")
+    if not isinstance(title, str) or not title.strip():
+        raise Bad("it has no title", str(path), "say what the paper is called")
+    return {
+        "title": title,
+        "arms": _declared(found.get("arms"), f"{path}: arms"),
+        "probes": _declared(found.get("probes"), f"{path}: probes"),
+        "claims": found.get("claims") or [],
+        "context": found.get("context") or [],
+    }
+
+
+def _declared(given: Any, where: str) -> dict[str, str]:
+    if not isinstance(given, dict | None):
+        raise Bad(f"got {given!r}", where, "write NAME: what it is")
+    for name, text in (given or {}).items():
+        if not re.fullmatch(ARM, str(name)):
+            raise Bad("no name", f"{where}.{name}", "use letters, digits, dots and dashes")
+        if not isinstance(text, str) or not text.strip():
+            raise Bad(f"got {text!r}", f"{where}.{name}", "say in a line what it is")
+    return dict(given or {})
+
+
+def read_targets(path: Path) -> list[dict[str, str]]:
+    """Published rows, one dict each with the columns TARGETS.
+
+    Raises ``Bad`` for other columns, and for an id that is given twice.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or tuple(rows[0]) != TARGETS:
+        raise Bad("it has other columns", str(path), f"expected {', '.join(TARGETS)}")
+    ids = [row["id"] for row in rows]
+    for number, name in enumerate(ids):
+        if name in ids[:number]:
+            raise Bad(f"two rows have the id '{name}'", str(path), "rename one")
+    return rows

@@ -1,0 +1,260 @@
+"""The grammar of a paper's figures: what config/figures/PAPER.yaml may say.
+
+A figure names arms and probes of the paper (``E04.success``), not models, so that one file serves
+every scale; a scale draws the figures of which it has a series.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from opd.core.errors import Bad
+from opd.core.schema import Strict, valid
+from opd.recipes.outputs import Shown
+from opd.results.claim_spec import SCORES, Arm, Said, require
+from opd.results.published import parse
+
+Need = tuple[str, str]
+EACH = "a benchmark, macro (the mean of all), or each (a panel for every one)"
+
+
+class Series(Strict):
+    """An arm or a probe; its label is that of the scale if none is given."""
+
+    arm: Arm | None = None
+    probe: Arm | None = None
+    label: str | None = None
+    group: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Series":
+        if (self.arm is None) == (self.probe is None):
+            raise ValueError("a series is an arm or a probe")
+        return self
+
+    @property
+    def of(self) -> str:
+        return self.arm or self.probe or ""
+
+
+class Metric(Strict):
+    name: str = Field(description=f"what training logs, or avg:BENCHMARK: {EACH}")
+    label: str | None = None
+    log: bool = False
+
+
+class Quantity(Strict):
+    """A number of every series, as ``opd.results.estimate`` knows it but for what it is of."""
+
+    avg: str | None = Field(default=None, description=EACH)
+    change: str | None = Field(default=None, description=EACH)
+    recovery: str | None = Field(default=None, description=EACH)
+    length: str | None = Field(default=None, description=EACH)
+    metric: str | None = None
+    at: Literal["start", "end", "late", "mean", "min", "max", "jump"] | None = None
+    value: str | list[str] | None = Field(
+        default=None, description="of a probe; NAME_* is NAME_1, NAME_2, ... by number"
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Quantity":
+        kinds = (*SCORES, "metric", "value")
+        if sum(getattr(self, kind) is not None for kind in kinds) != 1:
+            raise ValueError(f"needs exactly one of {', '.join(kinds)}")
+        if self.at and not self.metric:
+            raise ValueError("at: is for metrics")
+        return self
+
+
+class Bars(Strict):
+    """A panel of bars: a quantity of every series that can have it."""
+
+    quantity: Quantity
+    label: str | None = None
+    unit: str | None = None
+    percent: bool | None = Field(default=None, description="show shares in percent; scores always")
+    each: str | None = Field(
+        default=None, description="words for a bar of several values, as 'prefix of {} tokens'"
+    )
+
+
+class Group(Strict):
+    title: str
+    series: list[Series] = Field(min_length=1)
+
+
+def _panel(given: Any) -> str:
+    is_group = "series" in given if isinstance(given, Mapping) else isinstance(given, Group)
+    return "group" if is_group else "bars"
+
+
+Panel = Annotated[
+    Annotated[Bars, Tag("bars")] | Annotated[Group, Tag("group")], Discriminator(_panel)
+]
+
+
+class Published(Strict):
+    """A row of the paper's numbers, and where it belongs in the figure."""
+
+    target: str
+    series: Arm
+    metric: str = Field(
+        description="a metric, avg:BENCHMARK, recovery:BENCHMARK, or a probe's value"
+    )
+    at: Literal["start", "end"] | int | None = None
+
+
+class PaperFigure(Shown):
+    """One figure of a paper; see ``opd.results.figures.run_figure`` for the kinds."""
+
+    section: str
+    kind: Literal["curves", "grid", "bars", "heatmap", "scatter", "distribution"]
+    series: list[Series] = []
+    levels: list[Series] = []
+    metrics: list[Metric] = []
+    panels: list[Panel] = []
+    x: Bars | None = None
+    y: Bars | None = None
+    xlabel: str | None = None
+    published: list[str | Published] = []
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> "PaperFigure":
+        needs, allows = {
+            "curves": (("series", "metrics"), ("levels",)),
+            "grid": (("panels", "metrics"), ("levels",)),
+            "bars": (("series", "panels"), ()),
+            "heatmap": (("series", "metrics"), ()),
+            "scatter": (("series", "x", "y"), ()),
+            "distribution": (("series",), ("panels",)),
+        }[self.kind]
+        for key in ("series", "levels", "metrics", "panels", "x", "y"):
+            given = bool(getattr(self, key))
+            if key in needs and not given:
+                raise ValueError(f"a figure of kind '{self.kind}' needs {key}")
+            if given and key not in (*needs, *allows):
+                raise ValueError(f"a figure of kind '{self.kind}' has no {key}")
+        groups = [isinstance(panel, Group) for panel in self.panels]
+        if any(groups) != (self.kind == "grid") or len(set(groups)) > 1:
+            raise ValueError("panels of a grid are {title, series}, others {quantity, ...}")
+        if self.kind == "heatmap" and len(self.metrics) > 1:
+            raise ValueError("a heat map shows one metric")
+        if self.kind == "distribution" and any(one.probe is None for one in self.series):
+            raise ValueError("a distribution is of probes")
+        return self
+
+    def drawn(self) -> list[Series]:
+        groups = [panel for panel in self.panels if isinstance(panel, Group)]
+        return [*self.series, *(one for group in groups for one in group.series)]
+
+    def said(self) -> list[Said]:
+        """Published rows with the quantities that they are values of, where that is known."""
+        probes = {one.probe for one in self.drawn() if one.probe}
+        found = []
+        for one in self.published:
+            if isinstance(one, str) or isinstance(one.at, int):
+                continue
+            kind, _, benchmark = one.metric.partition(":")
+            quantity: dict[str, Any] = {"metric": one.metric, "of": one.series}
+            quantity |= {"at": one.at} if one.at else {}
+            if one.series in probes:
+                quantity = {"probe": one.series, "value": one.metric}
+            elif benchmark:
+                quantity = {kind: one.series, "benchmark": benchmark}
+            found.append(Said.model_validate({"target": one.target, "quantity": quantity}))
+        return found
+
+    def targets(self) -> list[str]:
+        """Ids of the published rows that belong to the figure, each once."""
+        named = (one if isinstance(one, str) else one.target for one in self.published)
+        return list(dict.fromkeys(named))
+
+
+def parse_figure(name: str, given: Any) -> PaperFigure:
+    """A figure as it is written in YAML. Raises ``Bad`` with the key that is wrong."""
+    unions = ("bars", "group", "Published", "str")
+    return valid(PaperFigure, given, f"figure {name}", "mend the figure", unions)
+
+
+def check(figures: Mapping[str, Any], rows: Iterable[Mapping[str, str]]) -> dict[str, PaperFigure]:
+    """A paper's figures, parsed and held to the rows of its published numbers.
+
+    Arms may be unknown: a scale need not have them all. Raises ``Bad`` that names the figure, for
+    what is malformed, a row that does not exist, or a mark without a number or a series.
+    """
+    known = {row["id"]: row for row in rows}
+    parsed = {name: parse_figure(name, given) for name, given in figures.items()}
+    for name, figure in parsed.items():
+        shown = {one.of for one in figure.drawn()}
+        for one in figure.published:
+            target, where = one if isinstance(one, str) else one.target, f"figure {name}.published"
+            require(target, known, where)
+            if isinstance(one, str):
+                continue
+            if one.series not in shown:
+                raise Bad(f"{target} belongs to no series '{one.series}'", where, "name one")
+            if parse(known[target]["value"]) is None:
+                value = known[target]["value"]
+                raise Bad(f"{target} is no number: '{value}'", where, f"write {target} alone")
+    return parsed
+
+
+def resolve(
+    figure: PaperFigure, arms: Iterable[str], probes: Iterable[str]
+) -> tuple[dict[str, Any], list[Need]] | None:
+    """Settings of the figure stage and what they need, from what a scale has.
+
+    A need is (kind, name): evaluation, change (evaluations of arm and base), recovery (of its
+    teacher too), scores (evaluations by step), run, probe. The settings lack ``arms`` and
+    ``probes``, in which the stage looks names up. Series of other arms and probes are left out and
+    named in ``missing``. None where no series is left.
+    """
+    known = {*arms, *probes}
+    missing = [one.of for one in [*figure.drawn(), *figure.levels] if one.of not in known]
+    left = figure.model_copy(
+        update={
+            "series": _known(figure.series, known),
+            "levels": _known(figure.levels, known),
+            "panels": [
+                panel
+                if isinstance(panel, Bars)
+                else panel.model_copy(update={"series": _known(panel.series, known)})
+                for panel in figure.panels
+                if isinstance(panel, Bars) or _known(panel.series, known)
+            ],
+        }
+    )
+    needs = list(dict.fromkeys(_needs(left)))
+    if not left.drawn() or not needs:
+        return None
+    settings = left.model_dump(mode="json", exclude={"section", "published"}, exclude_none=True)
+    settings["published"] = [
+        {"target": one} if isinstance(one, str) else one.model_dump(exclude_none=True)
+        for one in figure.published
+    ]
+    settings["missing"] = list(dict.fromkeys(missing))
+    return {key: value for key, value in settings.items() if value != []}, needs
+
+
+def _known(series: Iterable[Series], known: set[str]) -> list[Series]:
+    return [one for one in series if one.of in known]
+
+
+def _needs(figure: PaperFigure) -> Iterator[Need]:
+    for one in figure.levels:
+        yield "evaluation", one.of
+    bars = [panel for panel in figure.panels if isinstance(panel, Bars)]
+    bars += [side for side in (figure.x, figure.y) if side]
+    for one in figure.drawn():
+        for metric in figure.metrics:
+            yield "scores" if metric.name.startswith("avg:") else "run", one.of
+        for quantity in (panel.quantity for panel in bars):
+            if one.arm and quantity.metric:
+                yield "run", one.arm
+            elif one.arm and quantity.avg:
+                yield "evaluation", one.arm
+            elif one.arm and not quantity.value:
+                yield "recovery" if quantity.recovery else "change", one.arm
+        if one.probe:
+            yield "probe", one.probe

@@ -1,0 +1,45 @@
+"""A model as it was after a step of its training, as an artifact of its own."""
+
+from pathlib import Path
+from typing import Any
+
+from opd.core.errors import Bad
+from opd.core.files import content, read_json
+from opd.core.linking import link_files
+
+
+def steps_of(entry: Path) -> Path:
+    """Where the steps lie that were kept of the training run with this entry of the store: STEP/
+    with the weights (empty where the run ended before) and STEP.json with their digests."""
+    return entry.with_name(f"{entry.name}.steps")
+
+
+def whole(folder: Path, record: Path) -> bool:
+    """Whether a folder has exactly the content that its record says. A damaged record says none."""
+    if not (record.is_file() and folder.is_dir()):
+        return False
+    try:
+        outputs = read_json(record)["outputs"]
+    except (Bad, KeyError, TypeError):
+        return False
+    return bool(content(folder) == outputs)
+
+
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Stage ``keep``: the weights of step cfg.step of the run that made the input ``model``, with
+    configuration and tokenizer; hard links where the file system has them.
+
+    Raises ``Bad`` where the step was not kept, and where the run ended before it.
+    """
+    step, steps = cfg["step"], steps_of(inputs["model"].resolve())
+    folder = steps / str(step)
+    if not whole(folder, steps / f"{step}.json"):
+        raise Bad(
+            f"step {step} was not kept, or is damaged",
+            str(folder),
+            f"name it in keep_steps, remove {inputs['model'].parent}/digest.json, run again",
+        )
+    if not any(path.is_file() for path in folder.rglob("*")):
+        raise Bad(f"the run ended before step {step}", str(folder), "name an earlier step")
+    link_files(folder, out)
+    return {"step": step}

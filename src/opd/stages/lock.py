@@ -1,0 +1,182 @@
+"""Who works in a scratch folder: a lock, a sign of life, and an end for a stage that hangs.
+
+The lock is on the file ``owner``; child processes inherit it, so it is free once nothing of a
+stage is left. The file's time is when the stage was last seen to write anything.
+"""
+
+import errno
+import faulthandler
+import fcntl
+import os
+import platform
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from opd.core.errors import Bad
+
+OWNER = "owner"
+LIMIT = "OPD_STALL_MINUTES"
+BEAT_SECONDS = 10.0
+POLL_SECONDS = 0.2
+SAY_SECONDS = 60.0
+
+Written = dict[tuple[int, int], tuple[int, int]]
+
+
+@contextmanager
+def alone(scratch: Path) -> Iterator[None]:
+    """Hold the scratch folder of one identity: an orphan of a killed run and its replacement never
+    work at the same time, the second waits and finds what the first has made. It says for whom."""
+    path = scratch / OWNER
+    said = -SAY_SECONDS
+    while (file := take(scratch)) is None:
+        if time.monotonic() - said >= SAY_SECONDS:
+            said = time.monotonic()
+            print(f"waiting for {life(path)}", file=sys.stderr, flush=True)
+        time.sleep(POLL_SECONDS)
+    with suppress(OSError):  # a full disk will be told of where it matters
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
+    try:
+        yield
+    finally:
+        file.close()
+
+
+def take(scratch: Path) -> IO[bytes] | None:
+    """The locked owner file of a scratch folder, which is made; None where another holds it."""
+    path = scratch / OWNER
+    while True:
+        scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("ab")
+        except FileNotFoundError:  # removed in between, by one that has finished
+            continue
+        os.set_inheritable(file.fileno(), True)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return None
+            raise Bad(
+                f"files cannot be locked there ({error.strerror})",
+                str(path),
+                "mount that file system with flock, or keep the store on another",
+            ) from error
+        # Whoever held it may have finished and removed the folder.
+        with suppress(FileNotFoundError):
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                return file
+        file.close()
+
+
+def held(scratch: Path) -> bool:
+    """Whether a process works in a scratch folder: one that was killed does not."""
+    try:
+        with (scratch / OWNER).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def life(path: Path) -> str:
+    """Who holds an owner file, and when it was last heard of."""
+    try:
+        who, seconds = path.read_text(), time.time() - path.stat().st_mtime
+    except OSError:
+        who, seconds = "", 0.0
+    return f"{who or 'another process'}, last heard {max(0.0, seconds):.0f} s ago"
+
+
+@contextmanager
+def watched(scratch: Path, where: str) -> Iterator[None]:
+    """Note in the owner file when the stage or a child of it last wrote something: below
+    ``scratch``, to its log, or to any file that it holds open.
+
+    A stage that has written nothing for the minutes in ``OPD_STALL_MINUTES`` (0, or not set: no
+    limit) is ended with all its children, one line about ``where``, and exit status 2. The time in
+    which the process itself is stopped does not count.
+    """
+    done = threading.Event()
+    limit = 60 * float(os.environ.get(LIMIT) or 0)
+    beat = threading.Thread(target=_beat, args=(scratch, where, limit, done), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        done.set()
+        beat.join()
+
+
+def _beat(scratch: Path, where: str, limit: float, done: threading.Event) -> None:
+    pause = min(BEAT_SECONDS, limit / 4) if limit else BEAT_SECONDS
+    before, silent = _written(scratch), 0.0
+    while not done.wait(pause):
+        now = _written(scratch)
+        silent = silent + pause if now == before else 0.0
+        before = now
+        if not silent:
+            with suppress(OSError):
+                os.utime(scratch / OWNER)
+        if limit and silent >= limit:
+            _end(where, limit)
+
+
+def _written(scratch: Path) -> Written:
+    """Time and size of every file that this stage may be writing."""
+    found: Written = {}
+    # What a stage's processes hold open: journals in the cache, the log if it is a file.
+    folders = [Path(f"/proc/{pid}/fd") for pid in (os.getpid(), *_descendants(os.getpid()))]
+    # Unlike rglob, os.walk stands a folder that is gone before it is read.
+    below = [Path(folder, name) for folder, _, names in os.walk(scratch) for name in names]
+    for path in (*below, *(p for folder in folders for p in _inside(folder))):
+        with suppress(OSError):
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                found[status.st_dev, status.st_ino] = status.st_mtime_ns, status.st_size
+    with suppress(OSError):  # its time is ours
+        status = (scratch / OWNER).stat()
+        found.pop((status.st_dev, status.st_ino), None)
+    return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # it has ended
+        return []
+
+
+def _descendants(pid: int) -> list[int]:
+    children: list[int] = []
+    for task in _inside(Path(f"/proc/{pid}/task")):
+        with suppress(OSError):
+            children += map(int, (task / "children").read_text().split())
+    return [one for child in children for one in (child, *_descendants(child))]
+
+
+def _end(where: str, limit: float) -> Any:
+    # Where it hangs: of use to whoever reads the log.
+    faulthandler.dump_traceback(sys.stderr)
+    bad = Bad(
+        f"nothing was written for {limit / 60:g} minutes",
+        where,
+        "the stage hung and was ended (its stack stands above in this log): start again, what it "
+        "has kept is used; stall_minutes in the config is the limit",
+    )
+    print(f"error: {bad}", file=sys.stderr, flush=True)
+    for pid in _descendants(os.getpid()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(2)

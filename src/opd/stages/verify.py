@@ -1,0 +1,105 @@
+"""Whether an artifact's files are as they were made, without reading again what has been read since
+it last changed.
+
+What was read is remembered by size, times of content and of inode, and inode number. Damage that
+leaves all of these as they were, by the disk itself, is for an audit to find.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from opd.core.errors import Bad
+from opd.core.files import file_digest, read_json
+
+# The clock of a file system may be this coarse: what changed just now may change again unseen.
+TICK_NS = 20_000_000
+
+Stamp = list[int]
+Seen = dict[str, tuple[Stamp, str]]
+
+
+def stamps(folder: Path) -> dict[str, Stamp]:
+    """Relative path -> what tells whether a file was written to, of every file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): _stamp(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _stamp(path: Path) -> Stamp:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def remember(path: Path, seen: Mapping[str, tuple[Stamp, str]]) -> None:
+    """Write down what was read; where that is not possible it is read again the next time."""
+    old = time.time_ns() - TICK_NS
+    settled = {name: [mark, sha] for name, (mark, sha) in seen.items() if max(mark[1:3]) < old}
+    temporary = path.with_name(f".{path.name}.partial")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(settled))
+        temporary.replace(path)
+
+
+def _remembered(path: Path) -> Seen:
+    try:
+        return {name: (mark, sha) for name, (mark, sha) in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def changes(folder: Path, outputs: Mapping[str, str], memory: Path | None) -> list[str]:
+    """What is wrong with the files below ``folder``, of which ``outputs`` has the digests.
+
+    ``memory`` is the file in which the digests of what was read are kept, if any.
+    """
+    known = _remembered(memory) if memory else {}
+    found: Seen = {}
+    for name, mark in stamps(folder).items():
+        old = known.get(name)
+        found[name] = old if old and old[0] == mark else (mark, file_digest(folder / name))
+    if memory and found != known:
+        remember(memory, found)
+    return [
+        *(f"{name} is gone" for name in sorted(outputs.keys() - found.keys())),
+        *(f"{name} was added" for name in sorted(found.keys() - outputs.keys())),
+        *(f"{n} was changed" for n, sha in outputs.items() if n in found and found[n][1] != sha),
+    ]
+
+
+def artifact(record: Path, look: bool = False) -> tuple[Path, dict[str, str], str]:
+    """An artifact by its ``digest.json``: folder with its files, their digests, its identity.
+
+    Raises ``Bad`` where it is not as it was made; ``look`` leaves that to the caller.
+    """
+    mend = f"remove {record} and run snakemake again"
+    try:
+        made = read_json(record)
+        outputs, identity = dict(made["outputs"]), str(made["identity"])
+    except (Bad, KeyError, TypeError, ValueError) as error:
+        raise Bad("damaged", str(record), mend) from error
+    payload = record.parent / "payload"
+    if not payload.exists():
+        raise Bad("the artifact's payload is gone from the store", str(payload), mend)
+    if look:
+        return payload, outputs, identity
+    # A copy of a results folder may have the files themselves here.
+    entry = Path(os.path.realpath(payload)) if payload.is_symlink() else None
+    if entry and entry.name != identity:
+        raise Bad("digest.json and payload are not of one run", str(record.parent), mend)
+    wrong = changes(payload, outputs, entry and memory(entry.parent, identity))
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise Bad(f"modified after it was made: {wrong[0]}{more}", str(payload), mend)
+    return payload, outputs, identity
+
+
+def memory(store: Path, identity: str) -> Path:
+    """Where a store keeps what was read of an artifact's files."""
+    return store / ".cache" / "verified" / f"{identity}.json"

@@ -1,0 +1,140 @@
+"""Values of a probe with bootstrap draws: pure functions of what each rollout showed.
+
+Legend: N rollouts, P prompts, R draws. A draw takes P prompts with replacement and each with all of
+its rollouts, as in ``opd.stats.intervals``: rollouts of a prompt are not independent, and their own
+noise is in the spread of the prompts already. What is drawn is a function of the prompts alone, so
+that values of several probes on the same prompts are paired.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from opd.core import tables
+from opd.stats.intervals import LEVEL, Array
+
+RESAMPLES = 2000
+
+
+class Value(NamedTuple):
+    """A value, None where there is none, with its draws [R] and how much it is a mean of.
+
+    ``slack`` is how far below and above it the truth may lie where all prompts show the same.
+    """
+
+    value: float | None
+    draws: Array | None
+    n: int
+    slack: tuple[float, float] = (0.0, 0.0)
+
+
+def multiplicities(prompts: Sequence[str], resamples: int = RESAMPLES) -> Array:
+    """How often each of N rollouts is in each draw, [R, N]; ``prompts`` [N] are their prompts' ids.
+
+    The same prompts, in whatever order and with however many rollouts, are drawn alike.
+    """
+    ids, where = np.unique(np.asarray(prompts), return_inverse=True)
+    drawn = np.random.default_rng(0).multinomial(
+        len(ids), np.full(len(ids), 1 / len(ids)), resamples
+    )
+    return drawn.astype(np.float64)[:, where]
+
+
+def mean(total: ArrayLike, count: ArrayLike, weights: Array) -> Value:
+    """Sum of ``total`` [N] over sum of ``count`` [N]; ``weights`` [R, N] of ``multiplicities``."""
+    sums, counts = np.asarray(total, dtype=np.float64), np.asarray(count, dtype=np.float64)
+    n = int(counts.sum())
+    if not n:
+        return Value(None, None, 0)
+    value = float(sums.sum() / counts.sum())
+    return Value(value, _defined(weights @ sums, weights @ counts, value), n)
+
+
+def share(right: ArrayLike, prompts: Sequence[str], weights: Array) -> Value:
+    """Mean of ``right`` [N], 0 to 1.
+
+    Where no prompt differs the draws have no width, although few prompts prove little: the slack is
+    the exact binomial bound that ``opd.stats.intervals`` takes there.
+    """
+    found = mean(right, np.ones(len(prompts)), weights)
+    if found.value is None:
+        return found
+    unseen = 1 - ((1 - LEVEL) / 2) ** (1 / len(set(prompts)))
+    return found._replace(slack=(min(unseen, found.value), min(unseen, 1 - found.value)))
+
+
+def total(values: ArrayLike, weights: Array) -> Value:
+    """Sum of ``values`` [N]."""
+    found = np.asarray(values, dtype=np.float64)
+    return Value(float(found.sum()), weights @ found, len(found))
+
+
+def auroc(scores: ArrayLike, correct: ArrayLike, weights: Array) -> Value:
+    """Probability that a correct rollout scores above an incorrect one, ties counting half.
+
+    scores and correct are [N]. None where either kind is missing.
+    """
+    right = np.asarray(correct, dtype=bool)
+    if right.all() or not right.any():
+        return Value(None, None, len(right))
+    order = np.argsort(scores, kind="stable")
+    sorted_scores = np.asarray(scores, dtype=np.float64)[order]
+    starts = np.flatnonzero(np.diff(sorted_scores, prepend=-np.inf))  # of runs of equal scores
+
+    def wins(weight: Array) -> tuple[Array, Array]:
+        """Won pairs and all pairs [R] for weights [R, N]."""
+        weight = weight[:, order]
+        good = np.add.reduceat(weight * right[order], starts, axis=1)
+        bad = np.add.reduceat(weight * ~right[order], starts, axis=1)
+        below = np.cumsum(bad, axis=1) - bad
+        return (good * (below + bad / 2)).sum(1), good.sum(1) * bad.sum(1)
+
+    (won,), (pairs,) = wins(np.ones((1, len(right))))
+    value = float(won / pairs)
+    return Value(value, _defined(*wins(weights), value), len(right))
+
+
+def difference(one: Value, other: Value) -> Value:
+    """``one`` less ``other``, paired."""
+    if one.value is None or one.draws is None or other.value is None or other.draws is None:
+        return Value(None, None, 0)
+    slack = (one.slack[0] + other.slack[1], one.slack[1] + other.slack[0])
+    return Value(one.value - other.value, one.draws - other.draws, min(one.n, other.n), slack)
+
+
+def interval(value: Value) -> tuple[float | None, float | None]:
+    """Bounds of the 95 % interval: percentiles of the draws, or the slack where they are one."""
+    if value.value is None or value.draws is None:
+        return None, None
+    if np.ptp(value.draws) == 0:
+        return value.value - value.slack[0], value.value + value.slack[1]
+    low, high = np.quantile(value.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def summary(values: Mapping[str, Value]) -> dict[str, dict[str, float | int | None]]:
+    """What ``probe.json`` says of each value."""
+    found = {}
+    for name, value in values.items():
+        low, high = interval(value)
+        found[name] = {"value": value.value, "low": low, "high": high, "n": value.n}
+    return found
+
+
+def write(out: Path, values: Mapping[str, Value], about: Mapping[str, Any]) -> None:
+    """probe.json (``values`` with their intervals, and ``about``) and draws.parquet."""
+    tables.write_json(out / "probe.json", {"values": summary(values), **about})
+    rows = [
+        {"name": name, "draws": value.draws.tolist()}
+        for name, value in values.items()
+        if value.draws is not None
+    ]
+    tables.write(out / "draws.parquet", rows, tables.DRAWS)
+
+
+def _defined(above: Array, below: Array, value: float) -> Array:
+    """above / below; a draw without anything to divide by shows nothing and counts as the value."""
+    return np.divide(above, below, out=np.full_like(above, value), where=below > 0)

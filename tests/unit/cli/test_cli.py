@@ -1,0 +1,177 @@
+"""What the command line refuses, what its help says, and settings given on it."""
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from paper_switches import SWITCHES, switch_arguments
+from snakemake.cli import parse_config
+
+from opd.cli import main
+from opd.recipes.resolve import settings, typed
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).parents[3]
+PREFLIGHT = ["preflight", "--student", "s", "--teacher", "t", "--prompts", "p"]
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    parser = main._parser()
+    (found,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(found.choices)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([*PREFLIGHT, "--k", "0"], "argument --k: 0 is not allowed: a whole number from 1 up"),
+        ([*PREFLIGHT, "--n", "0"], "argument --n: 0 is not allowed: a whole number from 1 up"),
+        ([*PREFLIGHT, "--n", "many"], "argument --n: many is not allowed: a whole number"),
+        ([*PREFLIGHT, "--n", "1.5"], "argument --n: 1.5 is not allowed: a whole number"),
+        ([*PREFLIGHT, "--samples", "-1"], "argument --samples: -1 is not allowed"),
+        ([*PREFLIGHT, "--max-new-tokens", "0"], "argument --max-new-tokens: 0 is not allowed"),
+        ([*PREFLIGHT, "--max-prompt-tokens", "0"], "argument --max-prompt-tokens: 0 is not"),
+        ([*PREFLIGHT, "--seed", "-1"], "argument --seed: -1 is not allowed: a whole number from 0"),
+        ([*PREFLIGHT, "--temperature", "0"], "argument --temperature: 0 is not allowed: a number"),
+        ([*PREFLIGHT, "--temperature", "nan"], "argument --temperature: nan is not allowed"),
+        ([*PREFLIGHT, "--temperature", "inf"], "argument --temperature: inf is not allowed"),
+        ([*PREFLIGHT, "--dtype", "float8"], "argument --dtype: invalid choice: 'float8'"),
+        ([*PREFLIGHT, "--backend", "vlm"], "argument --backend: invalid choice: 'vlm'"),
+        (["plan", "--gpus", "0"], "argument --gpus: 0 is not allowed: a whole number from 1 up"),
+        (["plan", "--confi", "a=1"], "unrecognized arguments: --confi a=1"),
+        (["preflight", "--stu", "s"], "the following arguments are required: --student"),
+    ],
+)
+def test_what_is_wrong_with_an_argument_is_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main(arguments)
+    printed = capsys.readouterr()
+    assert ended.value.code == 2 and printed.out == ""
+    *usage, line = printed.err.splitlines()
+    assert said in line and usage[0].startswith("usage: opd")
+    assert len(usage) <= 3
+
+
+def options(verb: str) -> Iterator[argparse.Action]:
+    for action in verbs()[verb]._actions:
+        if not isinstance(action, argparse._HelpAction):
+            yield action
+
+
+@pytest.mark.parametrize("verb", ["preflight", "plan", "calibrate", "watch", "lock", "doctor"])
+def test_help_says_what_an_option_is_and_what_it_is_without(verb: str) -> None:
+    for option in options(verb):
+        text = option.help or ""
+        assert len(text) > 5, option.dest
+        if option.required or option.nargs == 0:
+            continue
+        assert "%(default)s" in text or "if not given" in text, (option.dest, text)
+    text = verbs()[verb].format_help()
+    assert "None" not in text and "[]" not in text and "PosixPath" not in text
+
+
+def test_help_has_the_defaults_and_units() -> None:
+    text = re.sub(r"\s+", " ", verbs()["preflight"].format_help())
+    for words in (
+        "48 if not given",
+        "tokens; 7168 if not given",
+        "tokens; 1024 if not given",
+        "float32 if not given",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_settings_are_read_as_snakemake_reads_them(switch: str) -> None:
+    option, arguments = switch_arguments(switch)
+    if option == "--config":
+        assert settings(arguments) == typed(parse_config(arguments))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("1", "-1.5e-3", "1e3", "true", "True", "False", "null", "", "text", "b=c", "'x'"),
+        *("[1, x, true]", "{b: {c: 1, d: 'null'}}", "0x10", "1_000", ": :", "[1", "2024-01-01"),
+        *("08", "yes", '"1"', "1.0e-6"),
+    ],
+)
+def test_odd_settings_too(value: str) -> None:
+    entries = [f"a-key={value}", "other={a: 1}", "other={b: 2}"]
+    assert settings(entries) == typed(parse_config(entries))
+
+
+@pytest.mark.parametrize("given", ["seeds", "=3", "1seed=2", "a b=2"])
+def test_a_setting_is_a_key_and_a_value(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.main(["plan", "--config", given])
+    assert capsys.readouterr().err == f"error: --config: '{given}' is no setting; write KEY=VALUE\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asks"),
+    [
+        (["corpus", "--cfg", "{}"], False),
+        (["evaluate", "--cfg", "{}"], False),
+        (["prompts", "--cfg", '{"source": {"world": {"n": 1}}}'], False),
+        (["prompts", "--cfg", '{"source": {"hub": "a/b", "revision": "c"}}'], True),
+        (["fetch", "--cfg", "{}"], True),
+        (["dataset", "--cfg", "{}"], True),
+    ],
+)
+def test_only_what_fetches_may_ask_the_hub(arguments: list[str], asks: bool) -> None:
+    given = main._parser().parse_args([*arguments, "--output", "x"])
+    assert main._fetches(given) is asks
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "/r/x"), "/r/x: no room (No space left on device)"),
+        (OSError(122, "Disk quota exceeded"), "/s: no room (Disk quota exceeded); free space"),
+        (
+            RuntimeError(
+                "Error while serializing: I/O error: No space left on device (os error 28)"
+            ),
+            "/s: no room (No space left on device)",
+        ),
+        (OSError(30, "Read-only file system", "/r"), "/r: not allowed (Read-only file system)"),
+        (PermissionError(13, "Permission denied", "/r"), "/r: not allowed (Permission denied)"),
+        (MemoryError(), "/s: memory does not suffice (out of it); give the job more memory"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+            ),
+            "/s: memory does not suffice ([enforce fail",
+        ),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "CUDA out of memory"),
+    ],
+)
+def test_what_a_machine_lacks_is_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "run_stage", fails)
+    stage = ["corpus", "--cfg", "{}", "--output", "a/digest.json", "--store", "/s"]
+    with pytest.raises(SystemExit) as ended:
+        main.main(stage)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith("error: ") and said in line
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(5, "Input/output error")])
+def test_what_nobody_foresaw_keeps_its_traceback(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "run_stage", fails)
+    with pytest.raises(type(error)):
+        main.main(["corpus", "--cfg", "{}", "--output", "a/digest.json"])

@@ -1,0 +1,88 @@
+"""The declared schemas: what goes in comes out, and what does not fit is named."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from opd.core import tables
+from opd.core.errors import Bad
+
+PROMPT = {
+    "id": "a",
+    "question": "3+4=",
+    "answer": "7",
+    "prompt": "3+4=",
+    "source": "world",
+    "row": 0,
+    "language": "en",
+    "difficulty": None,
+    "text_hash": "",
+    "solution": None,
+}
+
+
+def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
+    rows = [PROMPT, {**PROMPT, "id": "b", "row": 1, "difficulty": 3.0, "solution": "so"}]
+    tables.write(tmp_path / "prompts.parquet", rows, tables.PROMPTS)
+    back = tables.read(tmp_path / "prompts.parquet", tables.PROMPTS)
+    assert back.to_pylist() == rows
+    assert back.schema.names == list(PROMPT)
+
+
+def test_columns_are_written_in_the_order_of_the_schema(tmp_path: Path) -> None:
+    backwards = dict(reversed(PROMPT.items()))
+    for name, row in (("a", PROMPT), ("b", backwards)):
+        tables.write(tmp_path / name, [row], tables.PROMPTS)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_token_ids_survive(tmp_path: Path) -> None:
+    row = {
+        "prompt_id": "a",
+        "sample": 0,
+        "attempt": 0,
+        "prompt": "p",
+        "response": "r",
+        "token_ids": [5, 2],
+        "finish": "stop",
+        "rejected": None,
+    }
+    tables.write(tmp_path / "g", [row], tables.GENERATIONS)
+    assert tables.read(tmp_path / "g", tables.GENERATIONS)["token_ids"].to_pylist() == [[5, 2]]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"answer": None}, "'answer'"), ({"row": "first"}, "first"), ({"id": None}, "'id'")],
+)
+def test_a_row_that_does_not_fit_leaves_no_file(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(Bad) as caught:
+        tables.write(tmp_path / "p", [PROMPT, {**PROMPT, **change}], tables.PROMPTS)
+    assert named in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_cell_is_named_by_its_row(tmp_path: Path) -> None:
+    table = pa.table({"id": ["a", "b"], "prompt": ["p", None], "response": ["r", "r"]})
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    with pytest.raises(Bad, match=r"pairs\.parquet: row 1: column 'prompt' is empty"):
+        tables.read(tmp_path / "pairs.parquet", tables.PAIRS)
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a"], "text": ["t"]}), tmp_path / "p")
+    with pytest.raises(Bad, match=r"column 'prompt' is missing \(it has id, text\)"):
+        tables.read(tmp_path / "p", tables.PAIRS)
+
+
+def test_what_is_no_parquet_file_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "p").write_text("id,prompt\n")
+    with pytest.raises(Bad, match="not a readable parquet file"):
+        tables.read(tmp_path / "p", tables.PAIRS)
+    with pytest.raises(Bad, match="no such file"):
+        tables.read(tmp_path / "missing", tables.PAIRS)

@@ -1,0 +1,787 @@
+"""What a run would lack, found with fake interpreters, a fake hub and fake Slurm commands."""
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from opd.cli import main
+from opd.doctor import hub, interpreters, machine, slurm
+from opd.doctor.examine import examine
+from opd.doctor.finding import Finding, lines, ready
+from opd.recipes import config, resolve
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).parents[3]
+TINY = ROOT / "tests" / "workflow" / "tiny.yaml"
+
+
+def program(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def only(findings: Any, subject: str) -> Finding:
+    (found,) = (one for one in findings if one.subject == subject)
+    return found
+
+
+# The table
+
+
+def test_every_remedy_stands_below_what_it_mends() -> None:
+    findings = [Finding("a", "ok", "fine"), Finding("bcd", "missing", "gone", "bring it back")]
+    assert list(lines(findings)) == [
+        "ok       a    fine",
+        "missing  bcd  gone",
+        "              -> bring it back",
+        "1 missing, 0 warnings",
+    ]
+    assert not ready(findings) and ready([findings[0], Finding("e", "warning", "odd", "look")])
+
+
+# Interpreters
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("echo libfoo.so.1: not found >&2; exit 127", "ends with 127 (libfoo.so.1: not found)"),
+        ("exit 0", "ends with 0 (silently)"),
+        ("echo Hello from modules", "ends with 0 (Hello from modules)"),
+    ],
+)
+def test_an_interpreter_that_is_none_is_told_as_it_ends(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    assert interpreters.probe(program(tmp_path / "python", text), ["os"]) == {"error": said}
+
+
+def test_an_interpreter_that_hangs_is_not_waited_for_nor_are_its_children(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    start = time.monotonic()
+    hangs = program(tmp_path / "python", f"sleep 100 & echo $! > {child}; wait; true")
+    assert interpreters.probe(hangs, ["os"], 0.5) == {"error": "does not answer within 0.5 s"}
+    assert time.monotonic() - start < 30
+    left = Path("/proc", child.read_text().strip(), "stat")
+    gone = time.monotonic() + 10
+    while alive(left) and time.monotonic() < gone:
+        time.sleep(0.02)
+    assert not alive(left)
+
+
+def alive(stat: Path) -> bool:
+    try:
+        return ") Z " not in stat.read_text()
+    except OSError:
+        return False
+
+
+def test_a_file_that_cannot_be_run_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("\x7fELF")
+    (tmp_path / "python").chmod(0o755)
+    told = interpreters.probe(str(tmp_path / "python"), ["os"])
+    assert told == {"error": "does not start (Exec format error)"}
+
+
+def test_imports_are_tried_and_what_they_print_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chatty.py").write_text("print('{\"hello\": 1}')")
+    (tmp_path / "broken.py").write_text("raise OSError('libcudart.so.13: no such file\\nmore')")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    told = interpreters.probe(
+        sys.executable, ["chatty", "broken", "leaves", "json", "opd.cli.main"]
+    )
+    assert told["failed"] == {
+        "broken": "OSError: libcudart.so.13: no such file",
+        "leaves": "SystemExit: 3",
+    }
+    assert told["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert told["versions"]["snakemake"] == "9.27.1"
+    assert Path(told["opd"]).samefile(ROOT / "src" / "opd") and told["gpus"] == 0
+
+
+def config(**given: Any) -> config.Config:
+    tiny = yaml.safe_load(TINY.read_text())
+    return resolve.resolve(resolve.merge(tiny, given))
+
+
+def test_what_is_imported_depends_on_what_the_config_does() -> None:
+    rules = interpreters.kinds(ROOT / "workflow" / "rules")
+    assert (rules["prompts"], rules["sft"], rules["evaluate"]) == ("light", "gpu", "vllm")
+    from opd.stages.run import VERBS
+
+    assert rules.keys() == VERBS.keys()
+    wanted = interpreters.wanted(config(), {"prompts", "evaluate"}, rules)
+    assert wanted.keys() == {"light", "vllm"} and "vllm" not in wanted["vllm"]
+    wanted = interpreters.wanted(config(backend="vllm"), {"evaluate", "sft"}, rules)
+    assert "vllm" in wanted["vllm"] and "vllm" not in wanted["gpu"] and "torch" in wanted["gpu"]
+    training = {"vllm": {"mode": "colocate"}}
+    assert "vllm" in interpreters.wanted(config(training=training), {"opd"}, rules)["gpu"]
+    assert "pip" in interpreters.wanted(config(source="index"), {"fetch"}, rules)["gpu"]
+
+
+def told(**given: Any) -> dict[str, Any]:
+    package = str(ROOT / "src" / "opd")
+    versions = {"numpy": "2.3.5", "torch": "2.13.0+cpu", "PyYAML": "6.0.3"}
+    answer = {"python": "3.11.9", "versions": versions, "failed": {}, "gpus": 0, "opd": package}
+    return answer | given
+
+
+def speaks(path: Path, answer: dict[str, Any]) -> str:
+    path.with_suffix(".json").write_text(json.dumps(answer))
+    return program(path, f"echo once >> {path}.calls; cat {path}.json")
+
+
+def locks(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "constraints.txt").write_text(
+        "# Made.\nnumpy==2.3.5\npyyaml==6.0.3\n"
+        "scipy==1.17.1 ; python_full_version < '3.12'\n"
+        "scipy==1.18.1 ; python_full_version >= '3.12'\ntorch==2.13.0\n"
+    )
+    (folder / "workflow.txt").write_text("numpy==2.4.6\nsnakemake-executor-plugin-slurm==2.8.0\n")
+    return folder
+
+
+def test_what_a_site_sets_up_comes_before_the_probe(tmp_path: Path) -> None:
+    python = program(tmp_path / "python", '[ "$LOADED" = cuda ] && echo {\\"python\\": \\"1\\"}')
+    assert "error" in interpreters.probe(python, [])
+    assert interpreters.probe(python, [], setup="export LOADED=cuda") == {"python": "1"}
+
+
+def test_one_probe_serves_all_kinds_of_one_interpreter(tmp_path: Path) -> None:
+    failed = {"trl": "ImportError: no trl", "faiss": "OSError: libomp"}
+    python = speaks(tmp_path / "python", told(failed=failed))
+    given = {"light": python, "gpu": python, "vllm": str(tmp_path / "gone")}
+    wanted = {"light": {"opd.cli.main"}, "gpu": {"torch", "trl"}, "vllm": {"torch"}}
+    findings, answers = interpreters.examine(given, wanted, locks(tmp_path / "envs"))
+    assert (tmp_path / "python.calls").read_text() == "once\n"
+    assert only(findings, "interpreters.light").state == "ok"
+    broken = only(findings, "interpreters.gpu")
+    assert broken.state == "missing" and "trl (ImportError: no trl)" in broken.what
+    assert "faiss" not in broken.what
+    gone = only(findings, "interpreters.vllm")
+    assert gone.state == "missing" and "interpreters.vllm" in gone.remedy
+    assert only(findings, "versions of light, gpu").what.startswith("3 packages as in")
+    assert answers.keys() == {"light", "gpu"}
+
+
+@pytest.mark.parametrize(
+    ("versions", "said"),
+    [
+        ({"numpy": "2.3.5", "torch": "2.13.0+cu130"}, None),
+        ({"numpy": "2.4.6", "torch": "2.13.0"}, "numpy 2.4.6 (locked: 2.3.5)"),
+        ({"scipy": "1.18.1"}, "scipy 1.18.1 (locked: 1.17.1)"),
+        # With Slurm's plugin it is the other environment.
+        ({"numpy": "2.4.6", "snakemake_executor_plugin_slurm": "2.8.0"}, None),
+        ({"snakemake_executor_plugin_slurm": "2.6.1"}, "slurm 2.6.1 (locked: 2.8.0)"),
+        ({"not-in-the-lock": "1"}, None),
+    ],
+)
+def test_versions_are_compared_with_the_lock_of_their_environment(
+    tmp_path: Path, versions: dict[str, str], said: str | None
+) -> None:
+    answer = told(versions=versions)
+    (found,) = interpreters.drift("versions", answer, locks(tmp_path / "envs"))
+    assert found.state == ("ok" if said is None else "warning")
+    assert said is None or said in found.what
+
+
+def test_another_clones_code_is_seen_unless_it_is_the_same(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "src" / "opd", tmp_path / "opd")
+    python = speaks(tmp_path / "python", told(opd=str(tmp_path / "opd")))
+    given = {"gpu": python}
+    envs = locks(tmp_path / "envs")
+    findings, _ = interpreters.examine(given, {"gpu": {"torch"}}, envs)
+    assert [one.state for one in findings if one.subject == "interpreters.gpu"] == ["ok"]
+    (tmp_path / "opd" / "losses.py").write_text("older = True\n")
+    findings, _ = interpreters.examine(given, {"gpu": {"torch"}}, envs)
+    wrong = [one for one in findings if one.state == "missing"]
+    assert len(wrong) == 1 and str(tmp_path / "opd") in wrong[0].what
+
+
+# The hub
+
+COMMIT = "0123456789" * 4
+
+
+def fetching() -> tuple[config.Config, dict[str, str]]:
+    given = resolve.resolve(
+        {
+            "name": "fetching",
+            "models": {
+                "a": {"hub": {"id": "x/a"}},
+                "b": {"hub": {"id": "x/b", "revision": "01234"}},
+                "c": {"hub": {"id": "x/c"}},
+            },
+            "prompts": {"p": {"hub": {"id": "x/p"}}, "unused": {"hub": {"id": "x/unused"}}},
+            "benchmarks": {"d": {"task": "gsm8k", "hub": {"id": "x/d"}}},
+        }
+    )
+    states = {"models/a": "there", "models/b": "run", "models/c": "store"}
+    return given, {**states, "prompts/p": "run", "datasets/d": "stale"}
+
+
+LOCK = {"models/x/b": COMMIT, "datasets/x/p": COMMIT, "datasets/x/d": COMMIT}
+
+
+def asking(answers: dict[str, str]) -> Callable[[str, str], str]:
+    return lambda kind, name: answers.get(f"{kind}/{name}", "open")
+
+
+def looked(
+    ask: Callable[[str, str], str], lock: dict[str, str] = LOCK, token: bool = False
+) -> list[Finding]:
+    given, states = fetching()
+    return list(hub.examine(given, lock, states, "my.yaml", ask, lambda: token))
+
+
+def test_only_what_is_to_be_fetched_is_asked_for() -> None:
+    asked = set()
+
+    def ask(kind: str, name: str) -> str:
+        asked.add((kind, name))
+        return "open"
+
+    findings = looked(ask)
+    assert asked == {("models", "x/b"), ("datasets", "x/p"), ("datasets", "x/d")}
+    assert ready(findings)
+    assert only(findings, "hub").what.startswith("2 of 5 objects are fetched")
+    assert "no token is set" in only(findings, "hub access").what
+
+
+def test_an_object_without_a_commit_is_missing() -> None:
+    found = only(looked(asking({}), {"models/x/b": COMMIT}), "hub lock")
+    assert found.state == "missing" and found.remedy.endswith("opd lock my.yaml")
+    assert "prompts.p.hub, benchmarks.d.hub" in found.what
+    assert "models.a" not in found.what and "unused" not in found.what
+
+
+@pytest.mark.parametrize(
+    ("answer", "token", "state", "said"),
+    [
+        ("refused", False, "missing", "not open to you: models/x/b; no token is set"),
+        ("refused", True, "missing", "not open to you: models/x/b; a token is set"),
+        ("granted", True, "ok", "gated, and open to you: models/x/b"),
+        ("absent", True, "missing", "not on the hub, or private: models.b.hub (models/x/b)"),
+    ],
+)
+def test_what_the_hub_says_of_gates(answer: str, token: bool, state: str, said: str) -> None:
+    found = only(looked(asking({"models/x/b": answer}), token=token), "hub access")
+    assert found.state == state and said in found.what
+
+
+def unreachable(kind: str, name: str) -> str:
+    raise OSError("no route to host")
+
+
+def test_without_the_hub_gates_are_unknown_but_for_those_in_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    findings = looked(unreachable)
+    assert only(findings, "hub").state == "missing"
+    assert only(findings, "hub").what == "2 of 5 objects are fetched, and the hub does not answer"
+    access = only(findings, "hub access")
+    assert access.state == "warning" and access.what.startswith("unknown which of 3 are gated")
+    monkeypatch.setattr(hub, "GATED", frozenset({"datasets/x/p"}))
+    access = only(looked(unreachable), "hub access")
+    assert access.state == "missing" and "gated: datasets/x/p; no token is set" in access.what
+    assert only(looked(unreachable, token=True), "hub access").state == "warning"
+
+
+def test_the_hub_is_not_asked_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = only(looked(asking({})), "hub")
+    assert found.state == "missing" and found.remedy == "unset HF_HUB_OFFLINE"
+
+
+def test_nothing_is_asked_where_all_is_fetched_or_comes_from_elsewhere() -> None:
+    given, states = fetching()
+    there = dict.fromkeys(states, "there")
+    findings = list(hub.examine(given, {}, there, "my.yaml", unreachable, lambda: False))
+    assert ready(findings) and only(findings, "hub").what == "5 of 5 objects are fetched"
+    (found,) = hub.examine(config(), {}, {"models/init/s0": "run"}, "", unreachable, lambda: False)
+    assert found == Finding("hub", "ok", "nothing comes from it")
+
+
+def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    given, states = fetching()
+    findings = list(hub.examine(given, LOCK, states, "my.yaml", unreachable))
+    assert "a token is set" in only(findings, "hub access").what
+    assert "planted" not in repr(findings)
+
+
+def test_access_is_what_the_hubs_library_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def refuse(kind: type[Exception]) -> Exception:
+        return kind.__new__(kind)
+
+    class Api:
+        def repo_info(self, name: str, repo_type: str, timeout: float) -> SimpleNamespace:
+            assert repo_type == "dataset" and timeout == hub.SECONDS
+            if name == "absent":
+                raise refuse(errors.RepositoryNotFoundError)
+            if name == "down":
+                raise OSError("down")
+            return SimpleNamespace(gated=False if name == "open" else "manual")
+
+        def auth_check(self, name: str, repo_type: str) -> None:
+            if name == "refused":
+                raise refuse(errors.GatedRepoError)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    for name in ("open", "granted", "refused", "absent"):
+        assert hub.access("datasets", name) == name
+    with pytest.raises(OSError, match="down"):
+        hub.access("datasets", "down")
+
+
+# The machine
+
+
+def test_a_folder_that_is_yet_to_be_made_is_tried_above(tmp_path: Path) -> None:
+    findings = list(machine.file_system(tmp_path / "results" / "mini"))
+    assert ready(findings) and {one.subject for one in findings} == {
+        *("results folder", "file locks", "clock")
+    }
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_nothing_can_be_written_one_finding_says_so() -> None:
+    (found,) = machine.file_system(Path("/proc/self"))
+    assert found.state == "missing" and found.what.startswith("/proc/self: ")
+
+
+def test_a_lock_keeps_a_second_one_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.exclusive(tmp_path / "lock")
+    monkeypatch.setattr(machine.fcntl, "flock", lambda *_: None)
+    found = only(machine.file_system(tmp_path), "file locks")
+    assert found.state == "missing" and "does not lock" in found.what
+
+
+def test_the_innermost_mount_is_the_folders(tmp_path: Path) -> None:
+    table = tmp_path / "mounts"
+    table.write_text(
+        "/dev/sda1 / ext4 rw,relatime 0 0\n"
+        "server:/home /home nfs4 rw,vers=4.2,local_lock=all 0 0\n"
+        "mds@tcp:/scratch /home/my\\040data lustre rw,localflock 0 0\n"
+    )
+    assert machine.mount(Path("/homework"), table) == ("ext4", ["rw", "relatime"])
+    assert machine.mount(Path("/home/me"), table)[0] == "nfs4"
+    assert machine.mount(Path("/home/my data/results"), table) == ("lustre", ["rw", "localflock"])
+
+
+def test_locks_of_one_machine_alone_are_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "mount", lambda folder: ("lustre", ["rw", "localflock"]))
+    found = only(machine.file_system(tmp_path), "file locks")
+    assert found.state == "warning" and "lustre locks within one machine" in found.what
+
+
+@pytest.mark.parametrize(("needs", "state"), [(50, "ok"), (90, "warning"), (101, "missing")])
+def test_room_is_compared_with_what_the_plan_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: float, state: str
+) -> None:
+    usage = SimpleNamespace(free=100 * machine.GIB)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: usage)
+    found = machine.disk(tmp_path / "results", needs * machine.GIB - 2.0**30, 2.0**30, 0)
+    assert found.state == state and found.what.startswith("100 GiB free")
+
+
+@pytest.mark.parametrize(
+    ("seen", "torch", "needed", "elsewhere", "state"),
+    [
+        ([], 0, 0, False, "ok"),
+        ([], None, 8, False, "missing"),
+        ([], None, 8, True, "ok"),
+        (["H100"] * 8, 8, 8, False, "ok"),
+        (["H100"] * 4, 4, 8, False, "missing"),
+        (["H100"] * 8, 0, 8, False, "missing"),
+        (["H100"], 0, 0, False, "warning"),
+    ],
+)
+def test_gpus(seen: list[str], torch: int | None, needed: int, elsewhere: bool, state: str) -> None:
+    assert machine.gpus(seen, torch, needed, elsewhere).state == state
+
+
+def test_the_driver_is_asked_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    program(tmp_path / "nvidia-smi", "echo 'NVIDIA H100, 81559 MiB'; echo 'NVIDIA H100, 81559 MiB'")
+    assert machine.devices() == ["NVIDIA H100, 81559 MiB"] * 2
+    program(tmp_path / "nvidia-smi", "echo no driver; exit 9")
+    assert machine.devices() == []
+
+
+def test_more_threads_than_processors_are_a_warning() -> None:
+    there = len(os.sched_getaffinity(0))
+    assert machine.processors(there).state == "ok"
+    assert machine.processors(there + 1).state == "warning"
+
+
+# Slurm
+
+SETTINGS = """Configuration data as of 2026-11-22T16:00:00
+AccountingStorageType   = {accounting}
+ClusterName             = lab
+MinJobAge               = {age} sec
+SLURM_VERSION           = 22.05.8
+
+Slurmctld(primary) at node1 is UP
+"""
+NODES = """cpu|up|2|64|256000|(null)|2-00:00:00|idle
+cpu|up|1|64|256000|(null)|2-00:00:00|down*
+gpu|up|3|96|1000000|gpu:h100:8(S:0-1)|infinite|mix
+gpu|up|1|96|1000000|gpu:h100:8(S:0-1)|infinite|drain
+old|down|4|8|16000|gpu:2|30:00|idle
+"""
+
+
+class Cluster:
+    """Fake Slurm commands first on PATH, and a profile in the working directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.bin = folder, folder / "bin"
+        self.bin.mkdir()
+        for command in slurm.COMMANDS:
+            program(self.bin / command, "exit 0")
+        self.says()
+        self.profile()
+
+    def says(
+        self, accounting: str = "accounting_storage/none", age: int = 300, nodes: str = NODES
+    ) -> None:
+        settings = self.folder / "settings"
+        settings.write_text(SETTINGS.format(accounting=accounting, age=age))
+        (self.folder / "nodes").write_text(nodes)
+        program(self.bin / "scontrol", f'[ "$*" = "show config" ] && cat {settings}')
+        program(self.bin / "sinfo", f"cat {self.folder / 'nodes'}")
+        refused = "echo Slurm accounting storage is disabled >&2; exit 1"
+        program(self.bin / "sacct", refused if accounting.endswith("none") else "exit 0")
+
+    def profile(self, **given: Any) -> None:
+        (self.folder / "slurm").mkdir(exist_ok=True)
+        whole = {"executor": "slurm", "slurm-status-command": "squeue", **given}
+        (self.folder / "slurm" / "profile.yaml").write_text(yaml.safe_dump(whole))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    made = Cluster(tmp_path)
+    monkeypatch.setenv("PATH", str(made.bin), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+def seen(**rules: dict[str, Any]) -> list[Finding]:
+    """Without the plugin, which may be there or not."""
+    return [one for one in slurm.examine("slurm", rules) if one.subject != "Slurm plugin"]
+
+
+def test_a_cluster_that_has_what_the_profile_asks_for(cluster: Cluster) -> None:
+    cluster.profile(
+        **{
+            "default-resources": {"slurm_partition": "cpu", "mem_mb": 4000, "runtime": 60},
+            "set-resources": {
+                "opd": {"slurm_partition": "gpu", "gres": "gpu:h100:8", "runtime": 10000},
+                "sft": {"slurm_partition": "gpu", "gpu": 8, "mem_mb": "attempt * 900000"},
+            },
+        }
+    )
+    findings = seen(opd={"gpu": 8, "gpu_model": "h100", "mem_mb": lambda wildcards, attempt: 9000})
+    assert ready(findings), findings
+    assert only(findings, "Slurm").what == "22.05.8, cluster lab"
+    assert only(findings, "partitions").what == (
+        "cpu (2 of 3 nodes, 0 GPUs each), gpu (3 of 4 nodes, 8 GPUs each), "
+        "old (4 of 4 nodes, 2 GPUs each)"
+    )
+    accounting = only(findings, "Slurm accounting").what
+    assert accounting == "none: squeue is asked for states, sacct would not do"
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ({"slurm_partition": "gpus"}, "no partition gpus (opd)"),
+        (
+            {"slurm_partition": "cpu", "gpu": 1},
+            "1 GPUs of one node asked for, at most 0 there in cpu (opd)",
+        ),
+        ({"gpu": 16}, "16 GPUs of one node asked for, at most 8 there (opd)"),
+        ({"gres": "gpu:h100:16"}, "16 GPUs of one node asked for, at most 8 there (opd)"),
+        ({"gpu": 1, "gpu_model": "a100"}, "no GPU a100 (opd)"),
+        ({"gres": "gpu:a100:1"}, "no GPU a100 (opd)"),
+        (
+            {"slurm_partition": "cpu", "runtime": 2881},
+            "2881 minutes asked for, at most 2880 there in cpu (opd)",
+        ),
+        (
+            {"slurm_partition": "cpu", "mem_mb": lambda wildcards, attempt: 256001 * attempt},
+            "256001 MB of memory asked for, at most 256000 there in cpu (opd)",
+        ),
+        ({"cpus_per_task": 97}, "97 CPUs asked for, at most 96 there (opd)"),
+        # A partition that is down takes no jobs, whatever it has.
+        ({"slurm_partition": "old", "gpu": 2}, "2 GPUs of one node asked for, at most 0 there in"),
+    ],
+)
+def test_what_no_partition_has_is_missing(
+    cluster: Cluster, resources: dict[str, Any], said: str
+) -> None:
+    found = only(seen(opd=resources, prompts={}), "partitions")
+    assert found.state == "missing" and said in found.what
+
+
+def test_a_profile_stands_around_what_the_workflow_asks_for(cluster: Cluster) -> None:
+    rules = {"opd": {"mem_mb": 1}, "sft": {"mem_mb": 2, "slurm_partition": "gpu"}, "keep": {}}
+    given = {
+        "default-resources": ["slurm_partition=cpu", "runtime=7"],
+        "set-resources": {"sft": ["mem_mb=3"], "keep": {"slurm_partition": "nowhere"}},
+    }
+    assert slurm.asked(given, rules) == {
+        "opd": {"slurm_partition": "cpu", "runtime": 7, "mem_mb": 1},
+        "sft": {"slurm_partition": "gpu", "runtime": 7, "mem_mb": 3},
+        "keep": {"slurm_partition": "nowhere", "runtime": 7},
+    }
+    cluster.profile(**given)
+    found = only(seen(**rules), "partitions")
+    assert found.state == "missing" and found.what.endswith("no partition nowhere (keep)")
+
+
+def test_a_cluster_of_which_no_node_takes_jobs(cluster: Cluster) -> None:
+    cluster.says(nodes="cpu|up|2|64|256000|(null)|1:00|drain\ncpu|up|1|64|256000||1:00|idle*\n")
+    found = only(seen(), "partitions")
+    assert found.state == "missing" and "cpu (0 of 3 nodes" in found.what
+
+
+@pytest.mark.parametrize(
+    ("accounting", "age", "profile", "state", "said"),
+    [
+        ("none", 300, {"slurm-status-command": "sacct"}, "missing", "wait for ever"),
+        ("slurmdbd", 300, {"slurm-status-command": "sacct"}, "ok", "slurmdbd, sacct is asked"),
+        ("slurmdbd", 300, {}, "ok", "sacct could be"),
+        ("none", 119, {}, "missing", "no sacct to fall back on"),
+        ("none", 120, {}, "ok", "sacct would not do"),
+        ("none", 60, {"slurm-init-seconds-before-status-checks": 20}, "ok", "squeue"),
+        ("slurmdbd", 100, {}, "warning", "MinJobAge"),
+    ],
+)
+def test_states_of_jobs_are_asked_of_what_answers(
+    cluster: Cluster, accounting: str, age: int, profile: dict[str, Any], state: str, said: str
+) -> None:
+    cluster.says(f"accounting_storage/{accounting}", age)
+    cluster.profile(**profile)
+    found = only(seen(), "Slurm accounting")
+    assert found.state == state and said in found.what
+
+
+def test_sacct_is_the_plugins_choice_where_the_profile_has_none(cluster: Cluster) -> None:
+    (cluster.folder / "slurm" / "profile.yaml").write_text("executor: slurm\n")
+    found = only(seen(), "Slurm accounting")
+    assert found.state == "missing" and "squeue in slurm/profile.yaml" in found.remedy
+
+
+def test_a_sacct_that_does_not_answer_is_none(cluster: Cluster) -> None:
+    cluster.says("accounting_storage/slurmdbd")
+    program(cluster.bin / "sacct", "exit 1")
+    cluster.profile(**{"slurm-status-command": "sacct"})
+    assert only(seen(), "Slurm accounting").state == "missing"
+
+
+def test_a_controller_that_does_not_answer(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(cluster.bin / "sinfo", "exit 1")
+    assert only(seen(), "Slurm").what == "the controller does not answer"
+    monkeypatch.setattr(slurm, "SECONDS", 0.3)
+    program(cluster.bin / "sinfo", "sleep 100")
+    assert only(seen(), "Slurm").state == "missing"
+
+
+def test_no_slurm_here(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cluster.bin / "sinfo").unlink()
+    monkeypatch.setenv("PATH", str(cluster.bin))
+    found = only(seen(), "Slurm")
+    assert found.state == "missing" and found.what == "no sinfo on PATH"
+
+
+def test_profiles_are_found_where_snakemake_finds_them(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = cluster.folder / "home"
+    (home / "snakemake" / "site").mkdir(parents=True)
+    (home / "snakemake" / "site" / "config.yaml").write_text("executor: local\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    assert slurm.profile("site") == (home / "snakemake/site/config.yaml", {"executor": "local"})
+    assert slurm.profile("slurm")[0] == Path("slurm/profile.yaml")
+    (cluster.folder / "site").mkdir()  # hides the other
+    assert slurm.profile("site") == (None, {})
+    (found,) = slurm.examine("site", {})
+    assert found.state == "missing" and "no profile 'site'" in found.what
+
+
+@pytest.mark.parametrize(
+    ("limit", "minutes"),
+    [
+        ("2-00:00:00", 2880),
+        ("1:30:00", 90),
+        ("30:00", 30),
+        ("infinite", math.inf),
+        ("n/a", math.inf),
+    ],
+)
+def test_time_limits(limit: str, minutes: float) -> None:
+    assert slurm.minutes(limit) == minutes
+
+
+@pytest.mark.parametrize(
+    ("gres", "gpus"),
+    [
+        ("(null)", 0),
+        ("gpu:4", 4),
+        ("gpu", 1),
+        ("gpu:a100:4(S:0-1),gpu:v100:2(S:1),tmpdisk:100", 6),
+        ("shard:gpu:8", 0),
+    ],
+)
+def test_gpus_among_generic_resources(gres: str, gpus: int) -> None:
+    assert slurm.gpus_of(gres) == gpus
+
+
+# All of it
+
+
+@pytest.fixture
+def clone(cluster: Cluster) -> Path:
+    """A repository with a config whose interpreters answer at once."""
+    shutil.rmtree(cluster.folder / "slurm")
+    for part in ("config", "workflow", "envs", "slurm"):
+        shutil.copytree(ROOT / part, cluster.folder / part)
+    for file in ("Snakefile", "pyproject.toml"):
+        shutil.copy(ROOT / file, cluster.folder)
+    python = speaks(cluster.folder / "python", told(versions={}))
+    given = yaml.safe_load(TINY.read_text())
+    given["prompts"]["labelled"]["path"]["file"] = str(TINY.with_name("labelled.jsonl"))
+    given["interpreters"] = dict.fromkeys(("light", "gpu", "vllm"), python)
+    (cluster.folder / "my.yaml").write_text(yaml.safe_dump(given))
+    return cluster.folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = 0
+    try:
+        main.main(["doctor", *arguments])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    return code, capsys.readouterr().out
+
+
+def test_a_run_that_lacks_nothing(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(clone.rglob("*"))
+    code, printed = run(capsys, "--configfile", "my.yaml")
+    assert code == 0, printed
+    # Tests may be run without the environment's programs on PATH.
+    warnings = [line for line in printed.splitlines() if line.startswith("warning")]
+    assert not [line for line in warnings if not line.startswith("warning  snakemake")]
+    assert "artifacts to make" in printed and "nothing comes from it" in printed
+    made = set(clone.rglob("*")) - set(before)
+    assert {path.name for path in made} == {"python.calls"}
+
+
+def test_what_is_missing_is_told_as_json_too(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clone / "python").unlink()
+    arguments = ("--configfile", "my.yaml", "--profile", "slurm", "--json")
+    code, printed = run(capsys, *arguments)
+    found = json.loads(printed)
+    assert code == 1 and found["ready"] is False
+    missing = {one["subject"] for one in found["findings"] if one["state"] == "missing"}
+    assert missing - {"Slurm plugin"} == {f"interpreters.{k}" for k in ("light", "gpu", "vllm")}
+    assert all(one["remedy"] for one in found["findings"] if one["state"] != "ok")
+    assert {"Slurm", "partitions"} <= {one["subject"] for one in found["findings"]}
+
+
+def test_a_config_that_is_wrong_is_a_finding_and_the_rest_is_looked_at(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--configfile", "my.yaml", "--config", "seedz=1", "--profile", "slurm")
+    code, printed = run(capsys, *given)
+    assert code == 1 and "unknown key 'seedz'" in printed and "ok       partitions" in printed
+    code, printed = run(capsys, "--configfile", "gone.yaml")
+    assert code == 1 and "gone.yaml: no such config" in printed
+
+
+def test_a_site_file_has_the_last_word_on_interpreters_and_partitions(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = {
+        "interpreters": {"gpu": str(clone / "gone")},
+        "classes": {"light": {"partition": "cpu"}, "cpu": {"partition": "elsewhere"}},
+    }
+    monkeypatch.delenv("OPD_SITE", raising=False)
+    (clone / "slurm" / "site.yaml").write_text(yaml.safe_dump(site))
+    findings = examine([Path("my.yaml")], [], "slurm")
+    assert only(findings, "interpreters.gpu").what == f"no such program: {clone / 'gone'}"
+    assert only(findings, "interpreters.light").state == "ok"
+    # Without a GPU, all that runs a model is of the class cpu.
+    found = only(findings, "partitions")
+    assert "no partition elsewhere (" in found.what and "more)" in found.what
+    (clone / "slurm" / "site.yaml").write_text("acount: mine\n")
+    found = only(examine([Path("my.yaml")], []), "config")
+    assert found.state == "missing" and "acount" in found.what
+
+
+def test_the_profiles_config_is_taken_where_none_is_given(clone: Path) -> None:
+    def configs(*profile: str) -> str:
+        return only(examine([], [], *profile), "config").what
+
+    for named in ("my.yaml", ["my.yaml"]):
+        (clone / "slurm" / "profile.yaml").write_text(yaml.safe_dump({"configfile": named}))
+        assert configs("slurm") == "my.yaml: tiny"
+
+
+def test_all_data_files_that_are_not_there_are_named(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"set{i}": {"path": {"file": f"set{i}.parquet"}} for i in range(3)}
+    (clone / "over.yaml").write_text(yaml.safe_dump({"prompts": files}))
+    monkeypatch.delenv("OPD_DATA_DIR", raising=False)
+    configs = [Path("my.yaml"), Path("over.yaml")]
+    found = only(examine(configs, []), "data files")
+    assert found.state == "missing" and "OPD_DATA_DIR" in found.remedy + found.what
+    monkeypatch.setenv("OPD_DATA_DIR", str(clone))
+    (clone / "set1.parquet").touch()
+    found = only(examine(configs, []), "data files")
+    assert "set0.parquet" in found.what and "set2.parquet" in found.what
+    assert "set1" not in found.what
+    # Without a plan the interpreters of all kinds are looked at.
+    assert only(examine(configs, []), "interpreters.gpu").state == "ok"
+
+
+def test_locks_of_another_pyproject_are_a_warning(clone: Path) -> None:
+    project = clone / "pyproject.toml"
+    project.write_text(project.read_text().replace('"jinja2",', '"jinja2>=4",'))
+    found = only(examine([Path("my.yaml")], []), "locks")
+    assert found.state == "warning" and found.remedy == "make lock"
+
+
+def test_outside_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = only(examine([], []), "repository")
+    assert found.state == "missing" and found.remedy == "change to the top of the repository"

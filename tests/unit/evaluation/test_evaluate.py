@@ -1,0 +1,153 @@
+"""Scores and their summary against numbers worked out by hand, and the stage on a tiny model."""
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from opd.core.errors import Bad
+from opd.evaluation import evaluate
+
+
+def scores(name: str, matrix: list[list[int]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "benchmark": name,
+            "problem": f"p{i}",
+            "sample": j,
+            "answer": "1",
+            "response": "r",
+            "extracted": None if i == j == 0 else "1" if value else "0",
+            "correct": float(value),
+            "scores": [("math_verify", float(value or i == 0)), ("rule", float(value))],
+            "tokens": 10 * (i + 1),
+            "finish": "length" if j == 1 else "stop",
+        }
+        for i, row in enumerate(matrix)
+        for j, value in enumerate(row)
+    ]
+
+
+def test_summary() -> None:
+    rows = scores("a", [[0, 0], [1, 0], [1, 1]]) + scores("b", [[1, 1], [1, 1]])
+    summary = evaluate.summarise(rows, ["a", "b"], seed=0)
+    a, b = summary["benchmarks"]["a"], summary["benchmarks"]["b"]
+    assert a["avg"] == pytest.approx(0.5) and b["avg"] == 1
+    assert a["pass"] == {"1": pytest.approx(0.5), "2": pytest.approx(2 / 3)}
+    assert a["format_rate"] == pytest.approx(5 / 6) and a["truncation_rate"] == pytest.approx(0.5)
+    assert a["mean_tokens"] == pytest.approx(20)
+    assert (a["problems"], a["samples"]) == (3, 2)
+    assert a["low"] <= a["avg"] <= a["high"]
+    # The problems' averages are 0, 1/2 and 1; the middle one's two samples differ.
+    assert a["se"] == pytest.approx(0.5 / 3**0.5)
+    assert a["se_samples"] == pytest.approx((0.5 / 2 / 9) ** 0.5)
+    assert a["metrics"] == {"math_verify": pytest.approx(5 / 6), "rule": pytest.approx(0.5)}
+    assert a["disagreements"] == 2 and b["disagreements"] == 0
+    assert summary["macro"]["avg"] == pytest.approx(0.75)
+    assert summary["macro"]["low"] <= 0.75 <= summary["macro"]["high"]
+    assert summary == evaluate.summarise(rows, ["a", "b"], seed=0)
+    json.dumps(summary, allow_nan=False)
+
+
+def test_a_single_sample_of_a_single_problem_has_no_error() -> None:
+    summary = evaluate.summarise(scores("a", [[1]]), ["a"], seed=0)
+    assert summary["macro"]["se"] is None and summary["macro"]["se_samples"] is None
+    assert summary["benchmarks"]["a"]["pass"] == {"1": 1.0}
+
+
+def votes(*answers: str | None, right: str = "7") -> list[dict[str, Any]]:
+    return [
+        {"problem": "p", "extracted": a, "correct": float(a is not None and a.strip() == right)}
+        for a in answers
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (("7", "7", "3"), 1.0),
+        (("7", "3", "3"), 0.0),
+        (("7", "3"), 0.5),  # a tie: each its share
+        (("7", "3", "4", None), 1 / 3),
+        ((None, None, "7"), 1.0),  # what has no answer does not vote
+        ((None, None), 0.0),
+        (("7", " 7 ", "3", "4"), 1.0),  # the same after normalisation
+    ],
+)
+def test_majority(answers: tuple[str | None, ...], expected: float) -> None:
+    assert evaluate.majority(votes(*answers)) == pytest.approx(expected)
+
+
+def test_what_is_cut_off_is_wrong_where_the_protocol_says_so() -> None:
+    from opd.evaluation.harness import Scored
+
+    right = "so \\boxed{4}"
+    answered = {
+        "b": [
+            Scored("p", 0, "4", right, "4", {}, 9, "stop"),
+            Scored("p", 1, "4", f"{right} or", "4", {}, 9, "length"),
+        ],
+        "likely": [Scored("q", 0, "4", "", None, {"acc": 1.0}, 9, "length")],
+    }
+    graders = {"b": ("rule", "math_verify"), "likely": ()}
+    as_they_are, _ = evaluate.score(answered, graders, "rule")
+    assert [row["correct"] for row in as_they_are] == [1, 1, 1]
+    cut, _ = evaluate.score(answered, graders, "rule", cut_off_is_wrong=True)
+    assert [row["correct"] for row in cut] == [1, 0, 0]
+    assert cut[1]["scores"] == [("math_verify", 0.0), ("rule", 0.0)]
+    assert [row["extracted"] for row in cut] == [row["extracted"] for row in as_they_are]
+
+
+def test_the_relaxed_verdict_on_a_box_is_not_asked_for_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from opd.evaluation.harness import Scored
+
+    texts = ["\\boxed{\\frac{4}{2}}", "it is 2", "\\boxed{3}", "none"]
+    answered = {"b": [Scored(f"p{i}", 0, "2", t, None, {}, 9, "stop") for i, t in enumerate(texts)]}
+    read: list[tuple[str, str]] = []
+    grade_all = evaluate.grade_all
+
+    def spied(pairs: Any, grader: str) -> Any:
+        read.extend((grader, response) for response, _ in pairs)
+        return grade_all(pairs, grader)
+
+    monkeypatch.setattr(evaluate, "grade_all", spied)
+    rows, _ = evaluate.score(answered, {"b": ("rule", "math_verify", "relaxed")}, "rule")
+    assert [dict(row["scores"])["relaxed"] for row in rows] == [1, 1, 0, 0]
+    assert [dict(row["scores"])["math_verify"] for row in rows] == [1, 0, 0, 0]
+    assert [text for grader, text in read if grader == "relaxed"] == ["it is 2", "none"]
+    alone, _ = evaluate.score(answered, {"b": ("relaxed",)}, "relaxed")
+    assert [row["correct"] for row in alone] == [1, 1, 0, 0]
+
+
+def test_majority_is_a_mean_over_problems() -> None:
+    other = [row | {"problem": "q"} for row in votes("3", "3")]
+    assert evaluate.majority(votes("7", "7") + other) == pytest.approx(0.5)
+
+
+def test_incomplete_scores_are_refused() -> None:
+    rows = scores("a", [[0, 1], [1, 1]])
+    for bad, message in [
+        (rows[:-1], r"samples \[0\] of problem 'p1'"),
+        ([*rows, rows[0]], "5 scores for 2 problems x 2 samples"),
+        ([], "0 scores"),
+    ]:
+        with pytest.raises(Bad, match=message):
+            evaluate.score_matrix(bad, "a")
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_pass_at_k_equals_counting_subsets(k: int) -> None:
+    correct = np.array([[0, 0, 0, 0, 0], [1, 0, 0, 1, 0], [1, 1, 1, 1, 1]], dtype=float)
+    counted = np.mean(
+        [np.mean([max(chosen) for chosen in itertools.combinations(row, k)]) for row in correct]
+    )
+    assert evaluate.pass_at_k(correct, k) == pytest.approx(counted)
+
+
+def test_pass_at_k_needs_k_samples() -> None:
+    with pytest.raises(ValueError, match="k = 3 of 2"):
+        evaluate.pass_at_k(np.ones((1, 2)), 3)

@@ -1,0 +1,236 @@
+"""Extraction of answers, and both graders on a table of answers worked out by hand."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from opd.core.errors import Bad
+from opd.grading import equivalence, graders, sandbox
+
+# A comparison keeps the caller for no longer, the start of a process included. (Its CPU seconds are
+# far fewer, but the machine may have other work.)
+BOUND_SECONDS = sandbox.WALL_SECONDS + 15
+BOXED = ("rule", "math_verify")
+
+
+def table() -> Iterator[tuple[str, str, str]]:
+    """(marks of rule and math_verify, answer, ground truth) of answer_pairs.txt."""
+    text = (Path(__file__).parent / "answer_pairs.txt").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            marks, answer, truth = line.split("|")
+            yield marks, answer, truth
+
+
+@pytest.mark.parametrize(
+    ("text", "contents"),
+    [
+        ("so \\boxed{5}.", "5"),
+        ("\\boxed{1} then \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed {x_{1}}", "x_{1}"),
+        ("\\boxed{\\left\\{1, 2\\right\\}}", "\\left\\{1, 2\\right\\}"),
+        ("\\boxed{\\{1\\} and } more }", "\\{1\\} and"),
+        ("\\boxed{a\\\\}", "a\\\\"),
+        ("\\boxed{\\boxed{5}}", "5"),
+        ("\\boxed{1} but \\boxed{2", None),
+        ("\\boxed{1\\", None),
+        ("\\boxed{}", None),
+        ("\\boxed{ }", None),
+        ("\\boxed 5", None),
+        ("5", None),
+        ("", None),
+    ],
+)
+def test_last_boxed(text: str, contents: str | None) -> None:
+    assert graders.last_boxed(text) == contents
+
+
+@given(st.text("ab{} \\$", max_size=30))
+def test_last_boxed_takes_any_text(text: str) -> None:
+    inner = graders.last_boxed(f"\\boxed{{{text}}}")
+    assert inner is None or "{" in text or "}" in text or inner == text.strip()
+
+
+@pytest.mark.parametrize("column", [0, 1], ids=BOXED)
+def test_hand_made_pairs(column: int) -> None:
+    rows = list(table())
+    assert len(rows) >= 300 and len({row[1:] for row in rows}) == len(rows)
+    # One pair for each of the outcomes that matter at least.
+    assert {"11", "00", "01", "1-", "0+"} <= {marks for marks, _, _ in rows}
+    graded, timeouts = graders.grade_all(
+        [(f"thus \\boxed{{{answer}}}.", truth) for _, answer, truth in rows], BOXED[column]
+    )
+    assert timeouts == 0
+    wrong = [
+        (answer, truth, right)
+        for (marks, answer, truth), (_, right) in zip(rows, graded, strict=True)
+        if right != (marks[column] in "1+")
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("grader", BOXED)
+def test_a_batch_grades_as_its_responses_one_by_one(grader: str) -> None:
+    rows = [row for row in table() if len(row[1]) > 8][::9]
+    pairs = [(f"\\boxed{{{answer}}}", truth) for _, answer, truth in rows]
+    graded, timeouts = graders.grade_all(pairs * 2, grader)
+    assert timeouts == 0 and graded == [graders.GRADERS[grader](*pair) for pair in pairs] * 2
+
+
+@pytest.mark.parametrize("grader", BOXED)
+def test_ground_truth_may_be_boxed_and_only_the_box_counts(grader: str) -> None:
+    grade = graders.GRADERS[grader]
+    assert grade("\\boxed{204}", "\\boxed{204}") == ("204", True)
+    assert grade("the answer is 5", "5") == (None, False)
+    assert grade("\\boxed{5} no, \\boxed{6}", "5") == ("6", False)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "expected"),
+    [
+        ("so \\boxed{204}, not 5", "204", ("204", True)),
+        ("\\boxed{\\frac{4}{2}} as 3", "2", ("\\frac{4}{2}", True)),
+        ("the answer is 5.", "5", ("5", True)),
+        ("The answer: **1,234**", "1234", ("1234", True)),
+        ("thus x = -3/4 then", "-\\frac{3}{4}", ("-3/4", True)),
+        ("it is \\dfrac{3}{4}", "0.75", ("\\dfrac{3}{4}", True)),
+        ("10-4=6", "6", ("6", True)),
+        ("first 5, no: 6", "5", ("6", False)),
+        ("x2 is what I name it", "2", (None, False)),
+        ("\\boxed{12", "12", ("12", True)),
+        ("none", "5", (None, False)),
+    ],
+)
+def test_the_relaxed_grader_takes_the_last_number_where_there_is_no_box(
+    response: str, answer: str, expected: tuple[str | None, bool]
+) -> None:
+    assert graders.GRADERS["relaxed"](response, answer) == expected
+
+
+def test_the_rule_looks_into_tuples_for_what_sympy_has_to_settle() -> None:
+    assert equivalence.by_rule("(1, (\\sqrt{12}, x), 3)", "(1,(2\\sqrt{3},x),3)") == [
+        ("\\sqrt{12}", "2\\sqrt{3}")
+    ]
+    assert equivalence.by_rule("(1, \\sqrt{12})", "(2, 2\\sqrt{3})") is False
+    assert equivalence.by_rule("x^{12}", "x^6x^6") is False
+    assert equivalence.by_rule("x" * 201, "1x") is False
+
+
+def test_world_grader_and_unknown_grader() -> None:
+    assert graders.grade_all([("1+2=3#3", "3"), ("3", "3")], "world") == (
+        [("3", True), (None, False)],
+        0,
+    )
+    with pytest.raises(
+        Bad, match="unknown grader 'maths'; use one of world, choice, rule, math_verify"
+    ):
+        graders.grade_all([], "maths")
+
+
+def test_disagreements_are_counted_and_the_most_frequent_come_first() -> None:
+    pairs = [("\\boxed{1}", "1"), ("\\boxed{2+2}", "4"), ("\\boxed{2/4}", "1/2")]
+    pairs = [*pairs, ("no box", "1"), pairs[2]]
+    graded = {name: graders.grade_all(pairs, name)[0] for name in BOXED}
+    assert graders.disagreements(pairs, graded) == [
+        {"extracted": "2/4", "answer": "1/2", "rule": False, "math_verify": True, "count": 2},
+        {"extracted": "2+2", "answer": "4", "rule": False, "math_verify": True, "count": 1},
+    ]
+
+
+MEGABYTE = 1 << 20
+# Response and ground truth, whichever takes longest to compare.
+COSTLY = {
+    "tower": ("\\boxed{9^{9^{9^{9}}}}", "5"),
+    "power": ("\\boxed{(x+y)^{99999999}}", "x+1"),
+    "factorials": ("\\boxed{9!!!!!!!!}", "x+1"),
+    "binomial": ("\\boxed{\\binom{999999999}{499999999}}", "x+1"),
+    "sum": ("\\boxed{\\sum_{n=1}^{999999999} \\frac{1}{n^{n}}}", "x+1"),
+    "integral": ("\\boxed{\\int_{0}^{1} x^{x^{x}} \\sin(e^{x^{7}}) dx}", "x+1"),
+    "matrix": ("\\boxed{\\operatorname{eye}(99999)}", "x+1"),
+    "digits": (f"\\boxed{{{'9' * 900}}}", "x+1"),
+    "long number": (f"\\boxed{{{'9' * MEGABYTE}}}", "5"),
+    "braces": ("\\boxed{" + "{" * 400 + "5" + "}" * 400 + "}", "x+1"),
+    "many braces": ("\\boxed{" + "{" * MEGABYTE + "5" + "}" * MEGABYTE + "}", "5"),
+    "parentheses": ("\\boxed{" + "(" * 450 + "5" + ")" * 450 + "}", "x+1"),
+    "tuples": ("\\boxed{" + "(1," * 240 + "5" + ")" * 240 + "}", "(1," * 240 + "6" + ")" * 240),
+    "fractions": ("\\boxed{" + "\\frac{1}{" * 90 + "x" + "}" * 90 + "}", "x+1"),
+    "roots": ("\\boxed{" + "\\sqrt{2+" * 100 + "2" + "}" * 100 + "}", "x+1"),
+    "spaces": ("\\boxed{5" + " " * 900 + "x}", "7"),
+    "backtracking": ("\\boxed{" + "\\text{" * 60 + "a" + "}" * 60 + "$ and " * 60 + "!}", "x+1"),
+    "dollars": ("\\boxed{" + "$x$, and " * 100 + "}", "x+1"),
+    "megabyte": ("\\boxed{" + "\\frac{1}{2}+" * (MEGABYTE // 12) + "1}", "5"),
+    "megabyte without a box": ("x^{2}+" * (MEGABYTE // 6), "5"),
+    "megabyte of boxes": ("\\boxed{" * (MEGABYTE // 7), "5"),
+    "megabyte behind a box": ("\\boxed{" + "x" * MEGABYTE, "5"),
+    "megabyte of truth": ("\\boxed{5}", "\\frac{" * (MEGABYTE // 6)),
+}
+
+
+@pytest.mark.parametrize("grader", BOXED)
+@pytest.mark.parametrize("case", COSTLY)
+def test_a_costly_answer_takes_a_bounded_time_and_is_wrong(case: str, grader: str) -> None:
+    start = time.monotonic()
+    graded, timeouts = graders.grade_all([COSTLY[case], ("\\boxed{x+x}", "2x")], grader)
+    assert time.monotonic() - start < BOUND_SECONDS
+    assert [right for _, right in graded] == [False, True]
+    assert timeouts <= 1
+
+
+def test_comparisons_at_a_limit_are_counted_once_each() -> None:
+    tower, sound = COSTLY["tower"], ("\\boxed{\\frac{2}{4}}", "\\frac{1}{2}")
+    graded, timeouts = graders.grade_all([tower, sound, tower, tower], "math_verify")
+    assert [right for _, right in graded] == [False, True, False, False]
+    assert timeouts == 1
+
+
+PIECES = [
+    *"0123456789xyie+-*/^_=<>()[]{},.;:!%$&|'\\ \n",
+    *("\\frac", "\\frac{", "}{", "\\sqrt", "\\sqrt[3]{", "\\pi", "\\infty", "\\cdot", "\\times"),
+    *("\\text{", "\\left(", "\\right)", "\\{", "\\}", "\\cup", "\\pm", "\\binom{", "\\sum_{n=1}^{"),
+    *("\\int", "\\begin{pmatrix}", "\\end{pmatrix}", "\\\\", "\\boxed{", "\\sin", "\\log_", "\\in"),
+    *("\\operatorname{", "^{", "_{", "e^{", "99", "1,000", "\\circ", "é", "²", "\0", "\ud800"),
+]
+LATEX = st.lists(st.sampled_from(PIECES), max_size=25).map("".join) | st.text(max_size=25)
+
+
+@pytest.mark.parametrize("grader", BOXED)
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(answer=LATEX, truth=LATEX | st.sampled_from(["5", "\\frac{1}{2}", "(1,2)", "x+1"]))
+def test_any_text_is_graded_in_a_bounded_time(grader: str, answer: str, truth: str) -> None:
+    start = time.monotonic()
+    [(extracted, right)], timeouts = graders.grade_all([(f"\\boxed{{{answer}}}", truth)], grader)
+    assert time.monotonic() - start < BOUND_SECONDS
+    assert timeouts in (0, 1)
+    assert not (right and (extracted is None or timeouts))
+
+
+@pytest.mark.parametrize("grader", BOXED)
+@given(answer=LATEX)
+def test_an_answer_equals_itself_if_anything_is_left_of_it(grader: str, answer: str) -> None:
+    extracted = graders.last_boxed(f"\\boxed{{{answer}}}")
+    if extracted is not None:
+        bare = equivalence.normalise(extracted) if grader == "rule" else extracted.strip(" \n$\\.")
+        assert graders.SETTLE[grader](extracted, extracted) is True or not bare
+
+
+@pytest.mark.parametrize(
+    ("box", "answer", "right"),
+    [
+        ("C", "C", True), ("c", "C", True), ("C. 12", "C", True), ("(C)", "C", True),
+        ("\\text{C}", "C", True), ("\\textbf{(C)} 12", "C", True), ("C: a cat", "C", True),
+        ("Cat", "C", False), ("D", "C", False), ("12", "C", False), ("C4", "C", False),
+        ("True", "True", True), ("yes", "True", True), ("No.", "False", True),
+        ("no", "True", False), ("untrue", "True", False), ("\\text{true}", "True", True),
+    ],
+)  # fmt: skip
+def test_choices(box: str, answer: str, right: bool) -> None:
+    response = f"A first, \\boxed{{A}}, then \\boxed{{{box}}}."
+    assert graders.grade_all([(response, answer)], "choice") == ([(box, right)], 0)
+
+
+def test_no_choice() -> None:
+    assert graders.grade_all([("C", "C"), ("\\boxed{}", "C")], "choice")[0] == [(None, False)] * 2

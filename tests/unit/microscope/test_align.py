@@ -1,0 +1,105 @@
+"""``opd align`` on two teachers, of which one points towards what succeeds; and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from probing import Inputs, with_swapped_tokens
+
+from opd.cli import main
+
+USUAL = ["--grader", "world", "--max-new-tokens", "6", "--rollouts", "60", "--min-visits", "40"]
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """One question for each digit; the last has an answer that is never given."""
+    path = tmp_path / "questions.jsonl"
+    rows = [{"question": f"{n}", "prompt": f"{n}?", "answer": a} for n, a in enumerate("123x", 1)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(pointed: Inputs, questions: Path, *more: str) -> None:
+    teachers = [str(pointed["bad"]), str(pointed["good"])]
+    asked = ["align", "--student", str(pointed["student"]), "--teacher", *teachers]
+    main.main([*asked, "--questions", str(questions), *USUAL, *more])
+
+
+def test_the_better_teacher_comes_first(
+    pointed: Inputs, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run(
+        pointed, questions, "--out", str(out), "--demonstrate", "--max-teacher-prompt-tokens", "400"
+    )
+    said = capsys.readouterr().out
+    rows = [line for line in said.splitlines() if line.startswith("|")][2:]
+    names = [row.split("|")[1].strip() for row in rows]
+    assert {*names} == {"good", "bad", "itself, with a right response"}
+    assert names.index("good") < names.index("bad")
+    good, bad = (rows[names.index(name)].split("|")[2].split()[0] for name in ("good", "bad"))
+    assert float(good) > 0.05 and float(bad) < -0.05
+    assert "4 questions, of which 3 have right and wrong rollouts" in said
+    assert "4: none of 60 rollouts is correct" in said
+    pages = sorted(out.glob("teacher-*/page.html"))
+    assert len(pages) == 3 and all(str(page) in said for page in pages)
+    assert (out / "align.md").read_text() == said
+    # Again: what was sampled is found, and the same comes out.
+    journals = {p: p.stat().st_mtime_ns for p in out.rglob("*.jsonl")}
+    run(
+        pointed, questions, "--out", str(out), "--demonstrate", "--max-teacher-prompt-tokens", "400"
+    )
+    assert capsys.readouterr().out == said
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.jsonl")} == journals
+
+
+def test_a_teacher_with_another_tokenizer_is_told_and_the_other_goes_on(
+    pointed: Inputs, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = with_swapped_tokens(pointed["bad"], tmp_path / "foreign", "a", "b")
+    run({**pointed, "bad": foreign}, questions, "--n", "2")
+    said = capsys.readouterr().out
+    assert "foreign, all: student and teacher have different tokenizers" in said
+    rows = {line.split("|")[1].strip(): line for line in said.splitlines() if line.startswith("|")}
+    assert "| - | - |" in rows["foreign"] and "[" in rows["good"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--grader": "digit"}, "unknown grader 'digit'"),
+        ({"--questions": "missing.jsonl"}, "cannot be read"),
+        ({"--student": "missing"}, "no such folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_sampled(
+    change: dict[str, str],
+    message: str,
+    pointed: Inputs,
+    questions: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {
+        "--student": str(pointed["student"]),
+        "--teacher": str(pointed["good"]),
+        "--questions": str(questions),
+        "--grader": "world",
+    }
+    with pytest.raises(SystemExit) as stopped:
+        main.main(["align", *(part for one in (given | change).items() for part in one)])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_question_without_an_answer_is_refused(
+    pointed: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question": "1?"}) + "\n")
+    with pytest.raises(SystemExit):
+        run(pointed, path)
+    assert "it has no answer" in capsys.readouterr().err

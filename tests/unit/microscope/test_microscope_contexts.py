@@ -1,0 +1,109 @@
+"""What is asked, word for word, and who answers right."""
+
+import pytest
+
+from opd.core.errors import Bad
+from opd.grading import choices
+from opd.microscope import contexts
+
+MMLU = (
+    "Answer the following multiple choice question. The last line of your response should be of "
+    "the following format: 'Answer: $LETTER' (without quotes) where LETTER is one of ABCD. Think "
+    "step by step before answering.\n\nWhat is it?\n\nA) one\nB) two\nC) three\nD) four"
+)
+
+
+def test_the_papers_words() -> None:
+    """Figs. 12 to 15, typed off anew."""
+    assert contexts.SYSTEM == "You are a helpful assistant."
+    assert contexts.mmlu("What is it?", ["one", "two", "three", "four"]) == MMLU
+    assert contexts.with_demonstrations(MMLU, ["It is B."]) == (
+        MMLU + "\n\nThis is a correct response to the question:\n"
+        '"""\nIt is B.\n"""\n\n'
+        "Now answer with a response of your own, including the thinking process:"
+    )
+    assert contexts.with_demonstrations(MMLU, ["It is B."], ["It is C."]) == (
+        MMLU + "\n\nBelow are example responses to the question. Some are CORRECT and some are "
+        "WRONG -- the wrong responses contain mistakes and should NOT be imitated.\n\n"
+        'Correct:\n"""\nIt is B.\n"""\n\n'
+        'WRONG (do NOT imitate):\n"""\nIt is C.\n"""\n\n'
+        "Now answer with a response of your own, including the thinking process:"
+    )
+    three = contexts.with_demonstrations("Q", ["x", "y", "z"])
+    assert three.count('"""') == 6 and three.index("x") < three.index("y") < three.index("z")
+    assert contexts.with_demonstrations(MMLU, []) == MMLU
+
+
+def test_a_question_as_the_loaders_make_it_takes_the_papers_form() -> None:
+    loaded = "What is it?\nA. one\nB. two\nC. three\nD. four"
+    assert contexts.asked("mmlu", loaded, "other") == MMLU
+    assert contexts.asked(None, loaded, "other") == "other"
+    found = contexts.asked("boolq", "Water is wet.\nIt flows.\nQuestion: is water wet?", "")
+    assert found.startswith("Water is wet.\nIt flows.\n\nis water wet?\n\nThe last line")
+    with pytest.raises(Bad, match="no question of mmlu"):
+        contexts.asked("mmlu", "What is it?", "")
+    with pytest.raises(Bad, match="unknown form 'gsm'"):
+        contexts.asked("gsm", "What is it?", "")
+    with pytest.raises(Bad, match="3 choices"):
+        contexts.mmlu("?", ["a", "b", "c"])
+
+
+def test_a_teacher_without_its_demonstrations_is_not_asked() -> None:
+    found = {"q": {True: ["good", "better"], False: []}}
+    assert "good" in contexts.teacher_asked("q", "Q", found, 1, 0)
+    assert "better" not in contexts.teacher_asked("q", "Q", found, 1, 0)
+    with pytest.raises(Bad, match="0 of 1 wrong demonstrations"):
+        contexts.teacher_asked("q", "Q", found, 1, 1)
+    with pytest.raises(Bad, match="prompt 'r': 0 of 1 correct"):
+        contexts.teacher_asked("r", "Q", found, 1, 0)
+
+
+def test_the_system_prompt_and_the_summariser() -> None:
+    roles = [one["role"] for one in contexts.chat("Q", contexts.SYSTEM)]
+    assert roles == ["system", "user"]
+    assert contexts.chat("Q", None) == [{"role": "user", "content": "Q"}]
+    asked = contexts.summary_request(contexts.SUMMARISE, "2+2?", "It is {4}.")
+    assert "2+2?" in asked and "It is {4}." in asked
+    with pytest.raises(Bad, match="it has no"):
+        contexts.summary_request("Summarise.", "Q", "R")
+
+
+THINKING = "<think>\nAnswer: C\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("grader", "response", "answer", "expected"),
+    [
+        ("letter", "So.\nAnswer: B", "B", True),
+        ("letter", THINKING + "So.\n**Answer: (B)**\n", "B", True),
+        ("letter", "answer: B) two", "B", True),
+        ("letter", THINKING + "Answer: B", "C", False),  # what it thought does not count
+        ("letter", "Answer: B\nI am sure.", "B", False),  # the last line
+        ("letter", "Answer: Because", "B", False),
+        ("letter", "B", "B", False),
+        ("letter", "", "B", False),
+        ("letter", "<think>\nAnswer: B", "B", False),  # never ended thinking
+        ("boolean", "Hm.\nAnswer: True", "True", True),
+        ("boolean", "Answer: false.", "no", True),
+        ("boolean", "Answer: True or False", "True", False),
+        ("boolean", "Answer: yes", "True", False),
+        ("boolean", "The sky is blue.\nTrue.", "True", True),
+        ("boolean", "It is true", "True", False),
+        ("integer", "so \\boxed{033}", "33", True),
+        ("integer", "x\nAnswer: 1,204", "1204", True),
+        ("integer", "Answer: $204$", "204", True),
+        ("integer", "Answer: 20.4", "204", False),
+        ("integer", "\\boxed{x}", "204", False),
+        ("world", THINKING + "1+1=2#2", "2", True),
+        ("rule", "\\boxed{\\frac12}", "\\frac{1}{2}", True),
+    ],
+)
+def test_graders(grader: str, response: str, answer: str, expected: bool) -> None:
+    assert choices.right([(response, "stop")], [answer], grader) == [expected]
+    # Cut off: wrong, whatever it says.
+    assert choices.right([(response, "length")], [answer], grader) == [False]
+
+
+def test_an_unknown_grader_is_refused() -> None:
+    with pytest.raises(Bad, match="unknown grader 'digit'"):
+        choices.right([], [], "digit")

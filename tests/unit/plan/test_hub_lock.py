@@ -1,0 +1,125 @@
+"""Locking hub objects: what is asked, what is written, what is refused."""
+
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from opd.cli.main import main
+from opd.core.errors import Bad
+from opd.plan.artifacts import plan
+from opd.plan.hub_lock import lock, read
+from opd.recipes.resolve import resolve
+
+pytestmark = pytest.mark.unit
+SHA = "0123456789abcdef" * 2 + "01234567"
+
+
+def config(revision=None, source="hub", index="smollm2"):
+    return resolve(
+        {
+            "name": "t",
+            "source": source,
+            "models": {"m": {"hub": {"id": "a/b", "revision": revision, "index": index}}},
+            "prompts": {"p": {"hub": {"id": "a/b", "revision": "main"}}},
+        }
+    )
+
+
+def test_lock_writes_what_the_hub_says_and_plan_uses_it(tmp_path):
+    asked = []
+
+    def ask(kind, name, revision):
+        asked.append((kind, name, revision))
+        return SHA if kind == "models" else SHA[::-1]
+
+    path = tmp_path / "hub.lock.yaml"
+    path.write_text(f"models/other: {SHA}\n")
+    lock(config(), path, ask)
+    assert asked == [("models", "a/b", None), ("datasets", "a/b", "main")]
+    found = read(path)
+    assert found == {"models/other": SHA, "models/a/b": SHA, "datasets/a/b": SHA[::-1]}
+    made = plan(config(), found)
+    assert made["models/m"].cfg["revision"] == SHA
+    assert made["prompts/p"].cfg["source"]["revision"] == SHA[::-1]
+
+
+def test_nothing_is_written_when_the_hub_does_not_answer(tmp_path):
+    def ask(kind, name, revision):
+        raise OSError("offline")
+
+    with pytest.raises(Bad, match=r"models\.m\.hub.*a/b"):
+        lock(config(), tmp_path / "lock.yaml", ask)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_on_the_command_line_say_what_is_asked(tmp_path, monkeypatch, capsys):
+    """As `opd plan` and snakemake take them: what a switch leaves out is not asked for."""
+    asked = []
+
+    class Hub:
+        def repo_info(self, name, repo_type, revision):
+            asked.append(name)
+            return SimpleNamespace(sha=SHA)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    model = {"released": {"hub": "a/trained"}, "sft": {"student": "base", "data": "d"}}
+    models = {"base": {"hub": {"id": "a/base"}}, "m": model}
+    given = {"name": "t", "models": models, "use_released": True}
+    given["world"] = {"rl_times": 0.5, "other_times": 0.5}
+    given |= {"pairs": {"d": {"world": {"n": 9, "templates": ["{question}"]}}}}
+    given["defaults"] = {"sft": {"steps": 1, "batch_size": 1, "lr": 1.0, "max_tokens": 9}}
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(given))
+    command = ["lock", str(path), "--lock", str(tmp_path / "lock.yaml")]
+    main(command)
+    assert asked == ["a/base", "a/trained"]
+    asked.clear()
+    main([*command, "--config", "use_released=false"])
+    assert asked == ["a/base"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"{SHA}  models/a/trained"
+    with pytest.raises(SystemExit):
+        main([*command, "--config", "seeds"])
+    with pytest.raises(SystemExit):
+        main(["lock", str(tmp_path / "none.yaml")])
+    said = capsys.readouterr().err
+    assert "error: --config: 'seeds' is no setting; write KEY=VALUE" in said
+    assert f"error: {tmp_path / 'none.yaml'}: no such config; mend the path" in said
+
+
+def test_lock_that_contradicts_the_recipe_is_refused():
+    assert plan(config(SHA[:7]), {"models/a/b": SHA})["models/m"].cfg["revision"] == SHA
+    with pytest.raises(Bad, match="locked at"):
+        plan(config("fedcba"), {"models/a/b": SHA})
+
+
+def test_weights_from_the_package_index_need_no_lock():
+    made = plan(config(source="index"), {})
+    assert made["models/m"].cfg["index"] == "smollm2"
+    with pytest.raises(Bad, match=r"a/b is not in the package index.*source: hub"):
+        plan(config(source="index", index=None), {})
+
+
+def test_released_weights_are_locked_where_they_are_used(tmp_path):
+    asked = []
+
+    def ask(kind, name, revision):
+        asked.append((kind, name, revision))
+        return SHA
+
+    raw = {
+        "name": "t",
+        "world": {"rl_times": 0.6, "other_times": 0.1},
+        "pairs": {"c": {"world": {"n": 8}}},
+        "models": {
+            "i": {"init": {}},
+            "m": {
+                "sft": {"student": "i", "data": "c", "steps": 1},
+                "released": {"hub": "a/b", "revision": SHA[:5]},
+            },
+        },
+    }
+    lock(resolve(raw), tmp_path / "lock.yaml", ask)
+    assert asked == []
+    found = lock(resolve({**raw, "use_released": True}), tmp_path / "lock.yaml", ask)
+    assert asked == [("models", "a/b", SHA[:5])] and found == {"models/a/b": SHA}

@@ -1,0 +1,263 @@
+"""The second paper: its rows, its claims on hand-made results, and config/many-faces.yaml."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from measurements import evaluation
+
+from opd.plan import outputs
+from opd.plan.artifacts import Artifact, closure, plan
+from opd.probes import prefix
+from opd.recipes.config import Config
+from opd.recipes.resolve import merge, resolve
+from opd.results import claims
+from opd.results.claim_spec import needs, read_claims
+from opd.stats import draws
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).parents[3]
+CONFIG = ROOT / "config"
+PAPER = "many_faces"
+
+
+def rows() -> list[dict[str, str]]:
+    with (CONFIG / "targets" / f"{PAPER}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_row_belongs_to_a_claim_or_a_figure_or_is_set_aside_with_a_reason() -> None:
+    paper = outputs.read_paper(PAPER, CONFIG)
+    ids = [row["id"] for row in rows()]
+    assert ids == [f"M{n:03d}" for n in range(1, 144)]
+    shown = {t for figure in paper.figures.values() for t in figure.targets()}
+    claimed = {t for claim in paper.claims for t in claim.targets()}
+    aside = {
+        target for one in read_claims(paper.files["claims"])["context"] for target in one["targets"]
+    }
+    assert claimed | shown | aside == set(ids) and not aside & (claimed | shown)
+    # What is no setting and no definition is measured, but for two that are said of single texts.
+    measured = {row["id"] for row in rows() if row["experiment_id"] not in ("HP", "REPO")}
+    protocol = {"M040", "M041", "M042", "M043"}
+    assert measured - claimed == {"M017", "M062"} | protocol
+
+
+def judged(tmp_path: Path, cfg: dict[str, Any], inputs: dict[str, Path]) -> dict[str, Any]:
+    """claims.json of the paper's own claims."""
+    given = {"scale": "t", "comparable": True, "seeds": [0], "arms": {}, "probes": {}}
+    files = {f"claims:{PAPER}": CONFIG / "claims" / f"{PAPER}.yaml"}
+    files |= {f"targets:{PAPER}": CONFIG / "targets" / f"{PAPER}.csv"}
+    out = tmp_path / "claims"
+    out.mkdir()
+    claims.run({**given, "figures": {}, "marked": {}, **cfg}, {**inputs, **files}, out)
+    found: dict[str, Any] = json.loads((out / "claims.json").read_text())
+    return found
+
+
+def payload(folder: Path, values: dict[str, draws.Value]) -> Path:
+    folder.mkdir(parents=True)
+    draws.write(folder, values, {})
+    return folder
+
+
+def test_the_papers_prefix_test_beside_its_rows(tmp_path: Path) -> None:
+    """Its 198 questions, as it counts them: every claim holds, every number agrees; all other rows
+    are listed as not measured, words or context."""
+    alone = np.arange(198) < 123
+    after = (np.arange(198) < 83) | ((np.arange(198) >= 123) & (np.arange(198) < 131))
+    found = prefix.summarise(
+        [f"q{i}" for i in range(198)],
+        {"alone": alone, "prefix": after},
+        {"alone": np.arange(198) >= 3, "prefix": np.arange(198) >= 42},
+    )
+    made = payload(tmp_path / "a6", found)
+    cfg = {"probes": {"A6": {"label": "the teacher", "runs": ["probe:A6:s0"]}}}
+    assert found["lost"].value > 0.1
+    assert found["right_wrong"].value > found["wrong_right"].value
+    report = judged(tmp_path, cfg, {"probe:A6:s0": made})
+    verdicts = {one["id"]: one["verdict"] for one in report["claims"]}
+    assert {name: v for name, v in verdicts.items() if name.startswith("A6")} == {
+        "A6-drop": "reproduced",
+        "A6-transitions": "reproduced",
+        "A6-format": "reproduced",
+    }
+    assert {v for name, v in verdicts.items() if not name.startswith("A6")} == {"not run"}
+    status = {row["id"]: row["status"] for row in report["targets"]}
+    assert len(status) == 143
+    assert {status[f"M{n:03d}"] for n in range(1, 9)} == {"agrees"}
+    rest = {status[f"M{n:03d}"] for n in range(9, 144)}
+    assert rest == {"not measured", "words only", "context"}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "right", "verdict"),
+    [
+        (60, [4, 3, 4, 2], "reproduced"),  # shorter, and as good
+        (95, [4, 3, 4, 2], "not reproduced"),  # as long
+        (60, [1, 0, 0, 0], "not reproduced"),  # shorter, and worse
+    ],
+)
+def test_compression_is_a_shorter_response_of_the_same_accuracy(
+    tmp_path: Path, tokens: int, right: list[int], verdict: str
+) -> None:
+    before, after = [4, 3, 4, 2] * 60, right * 60
+    inputs = {
+        "e:base": evaluation(tmp_path / "base", {"easy": before}, tokens=100),
+        "e:after": evaluation(tmp_path / "after", {"easy": after}, tokens=tokens),
+        "e:grpo": evaluation(tmp_path / "grpo", {"easy": after}, tokens=80),
+    }
+    arm = {"label": "a", "evaluations": ["e:after"], "base": ["e:base"]}
+    arms = {"A4.opsd": arm, "A4.grpo": {**arm, "label": "b", "evaluations": ["e:grpo"]}}
+    report = judged(tmp_path, {"arms": arms}, inputs)
+    found = {one["id"]: one["verdict"] for one in report["claims"]}
+    assert found["A4-shorter"] == verdict
+    assert found["A4-efficient"] == ("reproduced" if tokens < 80 else "not reproduced")
+
+
+def load(*names: str) -> Config:
+    raw: dict[str, Any] = {}
+    for name in names:
+        raw = merge(raw, yaml.safe_load((CONFIG / f"{name}.yaml").read_text()))
+    return resolve(raw)
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load("many-faces")
+
+
+@pytest.fixture(scope="module")
+def planned(config: Config) -> dict[str, Artifact]:
+    return plan(config, {})
+
+
+def test_table_1_is_in_the_settings_of_every_run(config, planned):
+    """And so in its manifest, which holds what the stage was given."""
+    table1 = {
+        "prompts_per_step": 64,
+        "rollouts_per_prompt": 1,
+        "max_new_tokens": 4096,
+        "temperature": 1.0,
+        "top_p": 0.95,
+        "lr": 2e-6,
+        "schedule": "cosine",
+        "warmup": 0.1,
+        "weight_decay": 0.1,
+        "adam_beta2": 0.98,
+    }
+    runs = {f: one.cfg for f, one in planned.items() if one.verb == "opd" and "safety" not in f}
+    assert len(runs) == 19
+    for cfg in runs.values():
+        assert {key: cfg[key] for key in table1} == table1
+        assert cfg["steps"] == 1000 and "seed" in cfg and "code" in cfg
+    # What is told, by arm: Fig. 3 and Fig. 10.
+    told = {
+        arm: planned[f"models/{config.arms[arm].model}/s0"].cfg.get("information")
+        for arm in ("A1.answer", "A1.full", "A7.none", "A7.answer", "A7.full")
+    }
+    assert told["A7.none"] is None
+    assert told["A1.answer"] == told["A7.answer"] and "{answer}" in str(told["A1.answer"])
+    assert told["A1.full"] == told["A7.full"] and "{solution}" in str(told["A1.full"])
+    grpo = planned["models/q1.7b-grpo/s0"].cfg
+    given = {"prompts_per_step": 32, "group_size": 8, "max_new_tokens": 8192, "steps": 200}
+    assert {key: grpo[key] for key in given} == given
+    assert {key: grpo[key] for key in ("lr", "top_p", "warmup")} == {
+        "lr": 2e-6,
+        "top_p": 0.95,
+        "warmup": 0.1,
+    }
+
+
+def test_losses_of_the_comparisons(config, planned):
+    losses = {
+        arm: planned[f"models/{config.arms[arm].model}/s0"].cfg["loss"]
+        for arm in config.arms
+        if arm.partition(".")[0] in ("A2", "A2b", "A8", "A9") and "teacher" not in arm
+    }
+    assert losses == {
+        "A2.biased": {"preset": "biased_topk", "k": 20},
+        "A2b.k5": {"preset": "biased_topk", "k": 5},
+        "A8.biased": {"preset": "biased_topk", "k": 5},
+        "A8.stop_gradient": {"preset": "stop_gradient_topk", "k": 5},
+        "A8.renormalised": {"preset": "renormalised_topk", "k": 5},
+        "A9.biased": {"preset": "biased_topk", "k": 1},
+        "A9.stop_gradient": {"preset": "stop_gradient_topk", "k": 1},
+        "A9.sampled": {"preset": "sampled"},
+    }
+
+
+def test_a_reinforced_model_is_handed_on_as_a_teacher(planned):
+    """Its checkpoint is the second input; the one that was told solutions while it was reinforced
+    is told them again when it teaches."""
+    for name in ("k5-biased_topk", "k1-stop_gradient_topk", "sampled", "from-grpo"):
+        assert planned[f"models/{name}/s0"].inputs[1] == "models/q1.7b-grpo/s0"
+    teacher, student = planned["models/q1.7b-pi-grpo/s0"], planned["models/self-adapted/s0"]
+    assert student.inputs[1] == teacher.folder
+    assert teacher.cfg["information"] == student.cfg["information"]
+    assert planned["models/self-full/s0"].inputs[:2] == ("models/q1.7b", "models/q1.7b")
+
+
+def test_fine_tuning_and_distillation_share_no_question(planned):
+    opd = planned["prompts/openthoughts"]
+    assert opd.inputs == ("prompts/openthoughts-all", "prompts/openthoughts-sft")
+    assert opd.cfg["apart_from"] == "question"
+    traces = planned["pairs/openthoughts-traces/s0"]
+    assert traces.cfg["correct"] == "only" and "boxed" in traces.cfg["rules"]
+    assert planned["models/q1.7b-sft/s0"].inputs == ("models/q1.7b-base", traces.folder)
+    assert planned["models/sft-from-4b/s0"].inputs[0] == "models/q1.7b-sft/s0"
+
+
+def test_only_the_thinking_run_thinks(planned):
+    for folder, one in planned.items():
+        if one.verb in ("opd", "grpo", "sft", "evaluate"):
+            thinks = "concise" in folder or "q8b-thinking" in folder
+            if "judge" not in folder:
+                assert one.cfg["chat_template_kwargs"] == {"enable_thinking": thinks}
+            assert "teacher_chat_template_kwargs" not in one.cfg
+
+
+def test_what_is_not_here_is_said_in_the_file(config):
+    paper = outputs.read_paper(PAPER, CONFIG)
+    here = {name.partition(".")[0] for name in (*config.arms, *config.probes)}
+    wanted = {claim.experiment for claim in paper.claims}
+    assert wanted - here == {"A3", "A13", "A14", "MF"}
+    assert "A3" in (CONFIG / "many-faces.yaml").read_text().partition("name:")[0]
+    # What is sampled and judged here is asked for by a claim that has all it needs.
+    complete = [
+        c for c in paper.claims if {n for _, n in needs(c)} <= {*config.arms, *config.probes}
+    ]
+    read = {name for claim in complete for _, name in needs(claim)}
+    assert {*config.probes} - read == {"A12.other"}
+
+
+def shown(config: Config) -> set[str]:
+    made = plan(config, {})
+    made |= outputs.exhibits(config, made, CONFIG)
+    return set(closure(outputs.targets(config, made), made))
+
+
+def test_the_miniature_has_the_headline_and_all_of_it_the_rest():
+    mini, whole = shown(load("mini")), shown(load("mini", "mini-all"))
+    headline = {"models/told-rule/s0", "models/told-instance/s0", "probes/A6/s0"}
+    assert headline < mini
+    rest = {"models/told-contexts/s0", "models/told-from-rl-full/s0", "probes/A12.full/s2"}
+    assert headline | rest < whole and not rest & mini
+    figures = {f"figures/{PAPER}/mf{n}" for n in ("08", "09")}
+    assert figures == {f for f in mini if f.startswith(f"figures/{PAPER}/")}
+    more = ("03", "04", "07", "10", "11", "12", "13", "14", "15", "16", "17", "18")
+    assert {f"figures/{PAPER}/mf{n}" for n in more} < whole
+    experiments = {name.partition(".")[0] for name in load("mini", "mini-all").arms}
+    assert {"A1", "A2", "A5", "A7", "A8", "A9", "A10", "A11", "MF"} < experiments
+
+
+def test_the_pilot_has_the_prefix_test_and_a_model_that_teaches_itself(monkeypatch):
+    raw = yaml.safe_load((CONFIG / "pilot.yaml").read_text())
+    config = resolve({**raw, "source": "index"})
+    assert config.arms["A4.opsd"].model == "from-prompted"
+    recipe = config.models["from-prompted"].opd
+    assert recipe is not None and recipe.student == recipe.teacher == "smollm2"
+    assert config.probes["A6"].prefix is not None

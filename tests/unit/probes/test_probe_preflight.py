@@ -1,0 +1,304 @@
+"""``opd preflight``: the outlook's rules on hand-made indicators, and the command on two models."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from probing import (
+    Inputs,
+    make,
+    padded,
+    rendered,
+    rows_of,
+    with_swapped_tokens,
+    with_template,
+    write_rollouts,
+)
+
+from opd.cli import main
+from opd.core import tables
+from opd.data import world
+from opd.probes import pair
+from opd.probes.outlook import advice, outlook
+from opd.stages import run
+
+USUAL = ["--n", "6", "--samples", "3", "--max-new-tokens", "24", "--k", "4"]
+
+
+def found(value: float | None, low: float | None = None, high: float | None = None) -> Any:
+    return {
+        "value": value,
+        "low": value if low is None else low,
+        "high": value if high is None else high,
+        "n": 9,
+    }
+
+
+# The paper's successful pair, as far as it is known.
+SUCCESS = {
+    "overlap_ratio": found(0.72),
+    "overlap_mass_student": found(0.98),
+    "overlap_mass_teacher": found(0.97),
+    "kl_nats": found(0.28),
+    "truncation_ratio": found(0.1),
+    "share_difference": found(0.2, 0.1, 0.3),
+    "advantage_depth1": found(0.37, 0.3, 0.44),
+    "advantage_depth4": found(0.02, -0.03, 0.07),
+    "advantage_fall": found(0.35, 0.27, 0.42),
+    "auroc": found(0.73, 0.68, 0.78),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected", "because"),
+    [
+        ({}, "likely to help", "does better than the student"),
+        # One that was reinforced, taught by what it was before: it does worse, and is imitated.
+        ({"share_difference": found(-0.2, -0.3, -0.1)}, "likely to harm", "solves fewer"),
+        ({"advantage_depth1": found(-0.1, -0.2, -0.01)}, "likely to harm", "own first tokens"),
+        # Another language: whatever it knows.
+        ({"overlap_mass_student": found(0.63)}, "unlikely to help", "mass 0.63"),
+        ({"overlap_mass_teacher": found(0.5)}, "unlikely to help", "mass 0.50"),
+        # The same model, or one of the same pipeline that is no better.
+        ({"kl_nats": found(0.004)}, "unlikely to help", "0.0040 nats"),
+        ({"advantage_depth1": found(0.0, -0.03, 0.03)}, "unlikely to help", "nothing new"),
+        ({"kl_nats": found(0.0), "overlap_mass_student": found(0.6)}, "unlikely to help", "0.0000"),
+        # What is not known.
+        ({"advantage_depth1": found(0.1, -0.05, 0.25)}, "unclear", "cannot be told"),
+        ({"overlap_mass_student": found(0.85)}, "unclear", "only part"),
+        ({"auroc": found(0.6, 0.48, 0.7)}, "unclear", "does not tell right"),
+        ({"auroc": found(None)}, "likely to help", "does better"),
+        ({"advantage_depth1": None, "advantage_depth4": None}, "unclear", "not measured"),
+        # Deeper ones do not count, but where the first is missing.
+        ({"advantage_depth4": found(-0.2, -0.3, -0.1)}, "likely to help", "does better"),
+        ({"advantage_depth1": None}, "unclear", "cannot be told"),
+        # Harm comes first.
+        (
+            {"share_difference": found(-0.2, -0.3, -0.1), "overlap_mass_student": found(0.5)},
+            "likely to harm",
+            "solves fewer",
+        ),
+    ],
+)
+def test_rules_of_the_outlook(change: dict[str, Any], expected: str, because: str) -> None:
+    values = {name: one for name, one in (SUCCESS | change).items() if one is not None}
+    assert outlook(values)[0] == expected
+    assert because in outlook(values)[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, ["Keep responses short"]),
+        ({"advantage_fall": found(0.05, -0.02, 0.1)}, []),
+        ({"overlap_mass_student": found(0.7)}, ["Cold start", "Keep responses short"]),
+        ({"kl_nats": found(0.001)}, ["new knowledge", "Keep responses short"]),
+        ({"truncation_ratio": found(0.5)}, ["Keep responses short", "Allow longer responses"]),
+        (
+            {"advantage_depth1": found(0.1, -0.1, 0.3), "advantage_fall": found(0, -1, 1)},
+            ["Measure more prompts"],
+        ),
+    ],
+)
+def test_what_the_paper_would_try_next(change: dict[str, Any], words: list[str]) -> None:
+    whole = {
+        "values": SUCCESS | change,
+        "templates": {"differing": 0},
+        "thinking": {"student": "off", "teacher": "off"},
+    }
+    given = advice(whole)
+    assert len(given) == len(words)
+    assert all(word in one for word, one in zip(words, given, strict=True))
+    other = whole | {
+        "templates": {"differing": 2},
+        "thinking": {"student": "on", "teacher": "off"},
+    }
+    first, second = advice(other)[:2]
+    assert "thinking mode (it is on for the student, off for the teacher)" in first
+    assert "the teacher's own format" in second
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """Two models and a file with lines of JSON."""
+    root = tmp_path_factory.mktemp("preflight")
+    made = make(root, 10)
+    rows = rows_of(made["prompts"])
+    made["lines"] = root / "questions.jsonl"
+    made["lines"].write_text(
+        "\n".join(json.dumps({"question": r["question"], "answer": r["answer"]}) for r in rows)
+    )
+    return made
+
+
+def command(inputs: Inputs, *more: str) -> None:
+    given = ["--student", str(inputs["student"]), "--teacher", str(inputs["teacher"])]
+    main.main(["preflight", *given, "--prompts", str(inputs["lines"]), *USUAL, *more])
+
+
+def test_the_command_reports_a_pair(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its numbers are those of the probe ``pair`` on the same rollouts, on the first prompts of the
+    file; once more, it samples nothing."""
+    out = tmp_path / "out"
+    command(inputs, "--grader", "world", "--out", str(out))
+    text = capsys.readouterr().out
+    assert text == (out / "preflight.md").read_text()
+    report = json.loads((out / "preflight.json").read_text())
+    assert (report["prompts"], report["rollouts"]) == (6, 18)
+    assert f"## Outlook: {report['outlook']}" in text
+    assert max(map(len, text.splitlines())) < 110
+    journals = {p: p.read_bytes() for p in out.glob(".cache/responses/*/*.jsonl")}
+    # One of the student's rollouts, one of the teacher's, one for each depth.
+    assert len(journals) == 2 + len(report["depths"]) > 3
+    probe = json.loads((out / "probe.json").read_text())
+    assert probe["values"] == report["values"]
+    rows = tables.read(out / "draws.parquet", tables.DRAWS).to_pylist()
+    drawn = {row["name"]: np.array(row["draws"]) for row in rows}
+    assert drawn["share_difference"] == pytest.approx(
+        drawn["share_teacher"] - drawn["share_student"]
+    )
+    prefixes = [depth["prefix"] for depth in report["depths"]]
+    assert prefixes == sorted(set(prefixes)) and prefixes[0] >= 1
+    assert all(drawn[depth["name"]].shape == (2000,) for depth in report["depths"])
+
+    from opd.models.sampling import Request, Sampler
+
+    cfg = {"max_new_tokens": 24, "max_prompt_tokens": 64, "seed": 0}
+    prompts = rows_of(inputs["prompts"])[:6]
+    requests = [
+        Request(str(i + 1), rendered(inputs["student"], row["question"]), sample)
+        for i, row in enumerate(prompts)
+        for sample in range(3)
+    ]
+    rollouts = [
+        {
+            "prompt_id": request.id,
+            "sample": request.sample,
+            "prompt": prompts[int(request.id) - 1]["question"],
+            "response": response.text,
+            "token_ids": response.token_ids,
+        }
+        for request, response in zip(
+            requests, Sampler(inputs["student"], cfg).sample(requests), strict=True
+        )
+    ]
+    deepest = int(np.percentile([len(row["token_ids"]) for row in rollouts], 25)) - 1
+    assert prefixes[-1] == max(1, deepest)
+    assert all(d["rollouts"] == sum(len(r["token_ids"]) > deepest for r in rollouts)
+               for d in report["depths"])  # fmt: skip
+    own = {**inputs, "generations": write_rollouts(tmp_path / "g", rollouts)}
+    (tmp_path / "pair").mkdir()
+    pair.run({"metrics_k": 4, "position_bin": 8, "temperature": 1.0}, own, tmp_path / "pair")
+    reference = json.loads((tmp_path / "pair" / "probe.json").read_text())["values"]
+    for name in ("overlap_ratio", "overlap_mass_teacher", "kl_nats", "entropy_gap_nats"):
+        for bound in ("value", "low", "high"):
+            assert report["values"][name][bound] == pytest.approx(reference[name][bound], rel=1e-5)
+
+    command(inputs, "--grader", "world", "--out", str(out))
+    assert capsys.readouterr().out == text
+    assert {p: p.read_bytes() for p in out.glob(".cache/responses/*/*.jsonl")} == journals
+
+
+def test_without_a_grader_only_the_distributions_are_compared(
+    inputs: Inputs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {**inputs, "teacher": inputs["student"]}
+    command(own)
+    text = capsys.readouterr().out
+    assert "## Outlook: unlikely to help" in text and "KL 0.0000 nats" in text
+    assert "share right" not in text and "AUROC of" not in text
+    assert "chat templates: both render these prompts alike" in text
+    assert "tokenizer: the same, 54 tokens" in text
+
+
+def test_templates_and_heads_that_differ_are_shown(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher's own format, its thinking mode, and the padding of its head."""
+    template = world.CHAT_TEMPLATE.replace("<assistant>{%", "<assistant><think>{%")
+    wide = padded(inputs["teacher"], tmp_path / "wide", 80)
+    teacher = with_template(wide, tmp_path / "teacher", template)
+    command({**inputs, "teacher": teacher}, "--out", str(tmp_path / "out"))
+    text = capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "preflight.json").read_text())
+    question = rows_of(inputs["prompts"])[0]["question"]
+    assert report["templates"]["differing"] == 6
+    assert report["templates"]["first"] == {
+        "student": f"<user>{question}<assistant>",
+        "teacher": f"<user>{question}<assistant><think>",
+    }
+    assert report["thinking"] == {"student": "left to the model", "teacher": "on"}
+    assert report["embedding_rows"] == {"student": 54, "teacher": 80}
+    assert "54 rows of the student, 80 of the teacher (padding, which training cuts)" in text
+    assert "6 of 6 prompts differ" in text and "they differ" in text
+    assert "- Give both the same thinking mode" in text and "- Ask in the teacher's own" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "lines", "more", "line"),
+    [
+        ({"teacher": "gone"}, None, [], "gone: no such folder; give the folder of a model"),
+        ({"lines": "gone.jsonl"}, None, [], "gone.jsonl: it cannot be read"),
+        ({"lines": "gone.parquet"}, None, [], "gone.parquet: no such file"),
+        ({}, "", [], "lines.jsonl: there are no prompts"),
+        ({}, '{"question": "1+1="}\n{"answer": 2}', [], "line 2: there is no question in it"),
+        ({}, "1+1=", [], "line 1: not JSON"),
+        ({}, '{"question": "1+1="}', ["--grader", "world"], "lines.jsonl: prompt '1': it has no"),
+        ({}, None, ["--grader", "guess"], "unknown grader 'guess'"),
+        ({}, None, ["--chat-template", '["x"]'], "--chat-template: not a JSON object"),
+    ],
+)
+def test_bad_input_is_one_line(
+    inputs: Inputs,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, str],
+    lines: str | None,
+    more: list[str],
+    line: str,
+) -> None:
+    given = {**inputs, **{name: tmp_path / path for name, path in change.items()}}
+    if lines is not None:
+        given["lines"] = tmp_path / "lines.jsonl"
+        given["lines"].write_text(lines)
+    with pytest.raises(SystemExit) as ended:
+        command(given, *more)
+    printed = capsys.readouterr()
+    assert ended.value.code == 2 and line in printed.err and printed.out == ""
+
+
+def test_models_that_do_not_belong_together(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named before anything is sampled."""
+    other = with_swapped_tokens(inputs["teacher"], tmp_path / "other", "4", "7")
+    narrow = padded(inputs["teacher"], tmp_path / "narrow", 20)
+    for teacher, line in (
+        (other, "different tokenizers: token 9 is '4' for the student and '7' for the teacher"),
+        (narrow, "54 embeddings of the student and 20 of the teacher do not hold"),
+    ):
+        with pytest.raises(SystemExit):
+            command({**inputs, "teacher": teacher}, "--out", str(tmp_path / "out"))
+        assert line in capsys.readouterr().err
+        assert not list(tmp_path.glob("out/**/*.jsonl"))
+        assert not list(tmp_path.glob("out/preflight*"))
+
+
+def test_as_a_stage(inputs: Inputs, tmp_path: Path) -> None:
+    names = ["student", "teacher", "prompts"]
+    cfg = {
+        "inputs": names, "seed": 0, "n": 4, "samples": 2, "metrics_k": 4, "temperature": 1.0,
+        "max_new_tokens": 12, "max_prompt_tokens": 32, "grader": "world",
+    }  # fmt: skip
+    where = (tmp_path / "made" / "digest.json", {}, tmp_path / "store")
+    assert run.run_stage("indicators", cfg, [inputs[name] for name in names], *where)
+    made = {path.name for path in (tmp_path / "made" / "payload").iterdir()}
+    assert made == {"preflight.json", "preflight.md", "probe.json", "draws.parquet"}
+    assert list(tmp_path.glob("store/.cache/responses/*/*.jsonl"))

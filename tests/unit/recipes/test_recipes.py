@@ -1,0 +1,728 @@
+"""Configs: what is refused and how, defaults and sweeps, and what an edit can touch."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from opd.core.errors import Bad
+from opd.plan.artifacts import Artifact, closure, plan
+from opd.plan.outputs import exhibits, targets
+from opd.recipes.config import schema
+from opd.recipes.resolve import merge, resolve
+from opd.results.claim_spec import read_claims
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).parents[3]
+ASK = {"model": "a", "prompts": "p"}
+CONTINUE = {"generations": "g", "teacher": "b"}
+CURVES = {"title": "F", "kind": "curves", "series": [{"label": "x", "model": "x"}]}
+JUDGE = {"generations": "g", "judge": "b", "rules": "be kind"}
+KEEP = {"models__x__opd__keep_steps": [0, 1, 3]}
+SHA = "0123456789" * 4
+RELEASED = {"models__x__released": {"hub": "o/x", "revision": SHA[:7]}}
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "name": "t",
+        "world": {"rl_times": 0.6, "other_times": 0.1},
+        "defaults": {"opd": {"steps": 3, "prompts": "p", "loss": {"k": 4}}},
+        "prompts": {
+            "p": {"world": {"split": "rl", "n": 8}},
+            "o": {"world": {"split": "other", "n": 8}},
+            "d": {"dedup": {"prompts": "o", "against": "p", "encoder": "hashed"}},
+        },
+        "pairs": {"c": {"world": {"n": 8}}},
+        "models": {
+            "i": {"init": {}},
+            "a": {"sft": {"student": "i", "data": "c", "steps": 2}},
+            "b": {"grpo": {"student": "a", "prompts": "p", "steps": 2}},
+            "x": {"opd": {"student": "a", "teacher": "b"}},
+        },
+        "benchmarks": {"w": {"task": "opd_world", "prompts": "p"}},
+        "protocols": {"short": {"samples": 2, "max_new_tokens": 8}},
+        "evaluations": {"e": {"benchmarks": ["w"], "protocol": "short"}},
+        "tables": {
+            "t1": {
+                "title": "T",
+                "evaluation": "e",
+                "columns": ["avg"],
+                "rows": [{"label": "x", "model": "x", "base": "a"}],
+            }
+        },
+    }
+    for path, value in changes.items():
+        node, (*parts, last) = base, path.split("__")
+        for part in parts:
+            node = node.setdefault(part, {})
+        if value is None:
+            del node[last]
+        else:
+            node[last] = value
+    return base
+
+
+def artifacts(raw: dict[str, Any]) -> dict[str, Artifact]:
+    checked = resolve(raw)
+    measured = plan(checked, {})
+    return measured | exhibits(checked, measured)
+
+
+def asked(raw: dict[str, Any]) -> list[str]:
+    return [f for f in targets(resolve(raw), artifacts(raw)) if f != "report"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sedes": [1]}, ["sedes", "did you mean 'seeds'"]),
+        ({"models__x__opd__lrr": 1.0}, ["models.x.opd.lrr", "did you mean 'lr'"]),
+        ({"models__x__opd__studnt": "a", "models__x__opd__student": None}, ["studnt", "'student'"]),
+        ({"defaults__opd__stepz": 3}, ["defaults.opd.stepz", "'steps'"]),
+        ({"defaults__odp": {}}, ["defaults.odp", "'opd'"]),
+        ({"models__x__opd__steps": "many"}, ["models.x.opd.steps", "'many'", "integer"]),
+        ({"models__x__opd__steps": 0}, ["models.x.opd.steps", "0", "greater than or equal to 1"]),
+        ({"models__x__opd__lr": True}, ["models.x.opd.lr", "number"]),
+        ({"models__x__opd__loss": {"support": "best"}}, ["'best'", "'sampled', 'student'"]),
+        ({"models__x__opd__loss": {"preset": "sampled"}}, ["loss", "takes no k"]),
+        ({"models__x__opd__loss": {"preset": "code"}}, ["loss.preset", "'rethinking_code'"]),
+        ({"models__x__opd__loss": {"tail": True}}, ["a tail goes with"]),
+        ({"models__x__opd__teacher_update": "live"}, ["teacher_update: live needs teacher"]),
+        ({"models__x__opd__ema_decay": 0.9}, ["ema_decay goes with teacher_update"]),
+        ({"models__x": {}}, ["models.x", "exactly one of init, hub", "none"]),
+        ({"models__x__init": {}}, ["models.x", "init and opd"]),
+        ({"models__x__opd__teacher": "bb"}, ["models.x.opd.teacher", "'bb'", "did you mean 'b'"]),
+        ({"models__a__sft__student": "x"}, ["refers to itself", "models.a -> models.x"]),
+        ({"models__a__sft__student": "a"}, ["models.a -> models.a"]),
+        ({"prompts__d__dedup__against": "d"}, ["prompts.d -> prompts.d"]),
+        ({"prompts__p__template": "no place"}, ["prompts.p", "{question}"]),
+        ({"prompts__p__template": "boxedd"}, ["prompts.p", "dapo, boxed, boxed_double_brace"]),
+        ({"prompts__p__path": {"file": "x"}}, ["prompts.p", "world and path"]),
+        ({"prompts__d__distinct": "question"}, ["prompts.d", "takes nothing else"]),
+        ({"prompts__p__difficulty": {}}, ["prompts.p", "at_least or at_most"]),
+        ({"prompts__p__apart_from": {"prompts": "q"}}, ["prompts.p.apart_from.prompts", "'q'"]),
+        ({"prompts__p__apart_from": {"prompts": "p"}}, ["prompts.p -> prompts.p"]),
+        ({"benchmarks__w__task": "opd_wolrd"}, ["benchmarks.w.task", "'opd_wolrd'", "opd_world"]),
+        ({"benchmarks__w": {"task": "opd_world", "hub": {"id": "a"}}}, ["benchmarks.w", "prompts"]),
+        ({"benchmarks__w__task": "gsm8k"}, ["benchmarks.w", "its own columns"]),
+        ({"benchmarks__w": {"task": "gsm8k"}}, ["benchmarks.w", "needs hub"]),
+        ({"protocols__short__temperature": 0}, ["protocols.short", "at temperature 0"]),
+        (
+            {"contamination": {"c": {"prompts": "p", "benchmarks": ["p"], "encoder": "hashed"}}},
+            ["contamination.c", "p is compared with itself"],
+        ),
+        ({"evaluations__e__protocol": "papr"}, ["evaluations.e.protocol", "'papr'"]),
+        ({"protocols__short__template": "no place"}, ["protocols.short", "{question}"]),
+        ({"targets": ["t2"]}, ["targets", "'t2'", "there are: report, t1"]),
+        (
+            {"figures": {"f": {**CURVES, "metrics": [{"name": "kl_nat"}]}}},
+            ["figures.f.metrics: unknown metric 'kl_nat'; did you mean 'kl_nats'?"],
+        ),
+        (
+            {"tables__t1__columns": ["avg", "course:overlap_raito"]},
+            ["tables.t1.columns: unknown metric 'overlap_raito'; did you mean 'overlap_ratio'?"],
+        ),
+        (
+            {"tables__t1__columns": [{"column": "last:overlap_raito", "label": "x"}]},
+            ["tables.t1.columns: unknown metric 'overlap_raito'"],
+        ),
+        ({"targets": ["claims"]}, ["targets: there are no claims without a paper", "papers"]),
+        ({"experiments": ["E99"]}, ["experiments", "'E99'", "there are: none"]),
+        ({"seeds": []}, ["seeds", "at least 1"]),
+        ({"models__a__sft__epochs": 1}, ["models.a.sft", "exactly one of steps, epochs"]),
+        ({"models__a__sft__steps": None}, ["models.a.sft", "exactly one of steps, epochs"]),
+        ({"models__a__sft__preset": "paper"}, ["sft.preset", "'paper'", "'rethinking_paper'"]),
+        (
+            {"models__a__sft__preset": "rethinking_yaml", "models__a__sft__lr": 1e-4},
+            ["models.a.sft", "lr is 0.0001", "preset 'rethinking_yaml' has 1e-05", "leave one"],
+        ),
+        (
+            {"models__b__grpo__preset": "rethinking", "defaults__grpo": {"group_size": 4}},
+            ["models.b.grpo", "group_size is 4", "defaults", "preset 'rethinking' has 8"],
+        ),
+        ({"models__a__sft__held_out": 1.0}, ["models.a.sft.held_out", "less than 1"]),
+        ({"models__a__sft__empty_think": "both"}, ["sft.empty_think", "'response', 'prompt'"]),
+        ({"models__b__grpo__grader": "maths"}, ["models.b.grpo.grader", "'maths'"]),
+        ({"models__b__grpo__group_size": 1}, ["models.b.grpo.group_size", "equal to 2"]),
+        (
+            {"models__b__grpo__information": {"message": "{question} {solution} {hint}"}},
+            ["models.b.grpo.information", "unknown field {hint}", "{answer}"],
+        ),
+        ({"models__x__opd__information": "hint"}, ["models.x.opd.information", "'hint'", "'full'"]),
+        (
+            {"models__x__opd__information": ["answer", {"message": "{answer}"}]},
+            ["models.x.opd.information", "the question is not in it", "add {prompt}"],
+        ),
+        ({"models__b__grpo__information": "hidden"}, ["here it is a message alone"]),
+        ({"models__b__grpo__updates_per_batch": 7}, ["updates_per_batch: 7 does not divide 512"]),
+        ({"models__b__grpo__length_penalty": {"free": 7168}}, ["free must be below max_new"]),
+        (
+            {"models__b__grpo__micro_batch": 3},
+            ["models.b.grpo.micro_batch: 3 does not divide the 512 sequences of a step; use a d"],
+        ),
+        (
+            {
+                "training": {"processes": 8, "accelerate": "config/accelerate/fsdp2.yaml"},
+                "models__x__opd__prompts_per_step": 3,
+                "models__x__opd__micro_batch": 2,
+            },
+            ["models.x.opd.micro_batch: 2 does not divide the 12 sequences of a step on 8 process"],
+        ),
+        ({"models__a__sft__micro_batch": 7}, ["models.a.sft.micro_batch: 7 does not divide the"]),
+        *(
+            ({"generations__g": ASK, "probes": {"j": {"judge": {**JUDGE, **more}}}}, [said])
+            for more, said in (
+                ({"template": "{rules} {rule} {response}"}, "template: unknown field {rule}"),
+                ({"template": "{question} {response}"}, "template needs {rules}"),
+                ({"template": "{rules} {question}"}, "template needs {response}"),
+                ({"rules": None}, "a model that judges needs rules"),
+            )
+        ),
+        ({"models__x__sweep": {"opd.lr": 3}}, ["models.x.sweep", "[VALUE"]),
+        ({"generations__g": {**ASK, "attempts": 2}}, ["generations.g", "attempts need rules"]),
+        ({"generations__g": {**ASK, "rules": ["answered"]}}, ["generations.g.rules", "'answered'"]),
+        (
+            {
+                "generations__g": ASK,
+                "probes": {"e": {"continuation": {**CONTINUE, "prefixes": [6, 2, 2]}}},
+            },
+            ["probes.e.continuation", "prefixes are [6, 2, 2]", "each longer than the one before"],
+        ),
+        ({"engine": {"batch_invariant": True}}, ["batch_invariant needs backend: vllm"]),
+        (
+            {**KEEP, "tables__t1__rows": [{"label": "x", "model": "x@2"}]},
+            ["tables.t1.rows.0.model", "'x@2': step 2 of x is not kept, only 0, 1, 3 are", "x.opd"],
+        ),
+        ({"generations__g": {**ASK, "model": "a@1"}}, ["generations.g.model", "only 0, 2 are"]),
+        ({"generations__g": {**ASK, "model": "i@1"}}, ["generations.g.model", "not trained"]),
+        ({"generations__g": {**ASK, "model": "y@1"}}, ["generations.g.model", "unknown", "'y'"]),
+        ({"generations__g": {**ASK, "model": "x@01"}}, ["generations.g.model", "'x@01'"]),
+        ({"models__x__opd__keep_steps": [1, 4]}, ["models.x.opd", "4 is beyond the run's 3 steps"]),
+        ({"models__x__opd__keep_steps": [-1]}, ["models.x.opd.keep_steps.0", "-1"]),
+        ({**KEEP, "models__b__grpo__student": "x@1"}, ["models.b -> models.x@1 -> models.x"]),
+        ({"models__a__sft__student": "a@0"}, ["models.a.sft.student", "refers to itself: a@0"]),
+        ({"use_released": ["a"]}, ["use_released", "'a' has no released weights", "models.a.rel"]),
+        ({"use_released": ["bb"]}, ["use_released", "unknown model 'bb'", "did you mean 'b'"]),
+        (
+            {"models__i__released": {"hub": "o/i"}},
+            ["models.i", "released goes beside sft, grpo or opd"],
+        ),
+        ({"models__x__released": {"id": "o/x"}}, ["models.x.released.id", "unknown key 'id'"]),
+        (
+            {**KEEP, **RELEASED, "use_released": True, "generations__g": {**ASK, "model": "x@1"}},
+            ["generations.g.model", "'x@1': x is not trained here"],
+        ),
+    ],
+)
+def test_bad_config_gets_one_line_that_names_key_value_and_remedy(changes, words):
+    with pytest.raises(Bad) as caught:
+        asked(config(**changes))
+    line = str(caught.value)
+    assert "\n" not in line
+    for word in words:
+        assert word in line
+
+
+def test_a_file_below_the_working_directory_is_named_as_in_any_clone(monkeypatch, tmp_path):
+    made = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        (folder / "own").mkdir(parents=True)
+        (folder / "own" / "questions.jsonl").write_text('{"question": "1+1"}\n')
+        monkeypatch.chdir(folder)
+        monkeypatch.delenv("OPD_DATA_DIR", raising=False)
+        given = config(prompts__q={"path": {"file": "./own/questions.jsonl"}})
+        found = artifacts(given)["prompts/q"]
+        assert found.inputs == (str(folder / "own" / "questions.jsonl"),)
+        made.append(found.cfg)
+    assert made[0] == made[1] and made[0]["source"]["path"] == "own/questions.jsonl"
+
+
+def test_missing_data_folder_and_missing_file_are_named(monkeypatch, tmp_path):
+    monkeypatch.delenv("OPD_DATA_DIR", raising=False)
+    given = config(prompts__p={"path": {"file": "x.parquet"}})
+    with pytest.raises(Bad, match=r"prompts\.p\.path\.file.*OPD_DATA_DIR"):
+        artifacts(given)
+    monkeypatch.setenv("OPD_DATA_DIR", str(tmp_path))
+    with pytest.raises(Bad, match=r"prompts\.p\.path\.file: no such file.*x\.parquet"):
+        artifacts(given)
+    (tmp_path / "x.parquet").write_bytes(b"")
+    made = artifacts(given)["prompts/p"]
+    assert made.inputs == (str(tmp_path / "x.parquet"),)
+    assert str(tmp_path) not in json.dumps(made.cfg)  # a path is no part of identity
+    whole = config(prompts__p={"path": {"file": str(tmp_path / "x.parquet")}})
+    assert artifacts(whole)["prompts/p"] == made  # nor is how it is written
+
+
+def test_defaults_are_inherited_and_overridden_key_by_key():
+    made = artifacts(config(models__x__opd__loss={"support": "student"}, models__x__opd__lr=0.5))
+    cfg = made["models/x/s0"].cfg
+    assert (cfg["steps"], cfg["loss"]["k"], cfg["lr"]) == (3, 4, 0.5)
+
+
+def test_what_changes_how_a_model_is_trained_is_apart_from_what_changes_it():
+    plain = artifacts(config())["models/x/s0"].cfg
+    assert plain["execution"] == {"checkpoint_every": 50}
+    training = {
+        "checkpoint_every": 5,
+        "report_to": "wandb",
+        "precision": "bfloat16",
+        "processes": 2,
+    }
+    cfg = artifacts(config(training=training))["models/x/s0"].cfg
+    assert cfg["execution"] == {"checkpoint_every": 5, "report_to": "wandb"}
+    assert (cfg["precision"], cfg["processes"]) == ("bfloat16", 2)
+    assert not {"precision", "processes"} & set(plain)
+    vllm = {"mode": "server", "server_host": "a", "tensor_parallel_size": 2}
+    cfg = artifacts(config(training={"vllm": vllm}))["models/x/s0"].cfg
+    assert cfg["vllm"] == {"mode": "server", "tensor_parallel_size": 2}
+    assert cfg["execution"]["vllm"] == {"server_host": "a"}
+    # What answers benchmarks is another choice.
+    assert artifacts(config(backend="vllm"))["models/x/s0"].cfg == plain
+
+
+def test_what_samples_belongs_to_generations_and_evaluations_only():
+    asking = {"generations__g": ASK}
+    made = [
+        artifacts(config(**asking, **more))
+        for more in (
+            {},
+            {"backend": "vllm", "engine": {"dtype": "bfloat16", "batch_invariant": True}},
+        )
+    ]
+    for folder in ("generations/g/s0", "evaluations/e/x/s0"):
+        plain, other = (artifact[folder].cfg for artifact in made)
+        assert plain["backend"] == "transformers"
+        assert not {"dtype", "batch_invariant", "rules", "attempts"} & plain.keys()
+        changed = {"backend": "vllm", "dtype": "bfloat16", "batch_invariant": True}
+        assert other == plain | changed
+    assert not {"dtype", "batch_invariant"} & made[1]["models/x/s0"].cfg.keys()
+    again = {**ASK, "rules": ["boxed"], "attempts": 3}
+    cfg = artifacts(config(generations__g=again))["generations/g/s0"].cfg
+    assert (cfg["rules"], cfg["attempts"]) == (["boxed"], 3)
+
+
+def test_a_teacher_with_other_chat_template_options_is_asked_with_its_own():
+    off = {"enable_thinking": False}
+    made = artifacts(config(models__b__chat_template=off))["models/x/s0"].cfg
+    assert made["teacher_chat_template_kwargs"] == off and made["chat_template_kwargs"] == {}
+    made = artifacts(config(models__b__chat_template=off, models__a__chat_template=off))
+    assert "teacher_chat_template_kwargs" not in made["models/x/s0"].cfg
+
+
+def test_presets_are_the_published_runs():
+    """Batch sizes: pairs on a device by accumulation by eight GPUs."""
+    made = artifacts(
+        config(
+            models__a__sft={"student": "i", "data": "c", "preset": "rethinking_card"},
+            models__b__grpo={"student": "a", "prompts": "p", "preset": "g_opd", "epochs": 3},
+            models__y={"sft": {"student": "i", "data": "c", "preset": "rethinking_yaml"}},
+            models__z={
+                "sft": {"student": "i", "data": "c", "preset": "rethinking_paper", "steps": 9}
+            },
+        )
+    )
+    card, grpo, yaml_file, cut = (made[f"models/{m}/s0"].cfg for m in "abyz")
+    assert (card["epochs"], card["batch_size"], card["warmup"]) == (2, 16 * 1 * 8, 0.1)
+    assert (card["max_tokens"], card["held_out"], card["empty_think"]) == (20480, 0.01, "prompt")
+    assert (yaml_file["epochs"], yaml_file["batch_size"]) == (2, 8 * 1 * 8)
+    assert (yaml_file["held_out"], yaml_file["empty_think"]) == (0.05, "response")
+    assert yaml_file["weight_decay"] == 0
+    assert math.ceil(200_000 * 0.95 / yaml_file["batch_size"]) == 2969
+    # A shorter run of the paper's: the rest of its settings, and no epochs.
+    assert (cut["steps"], cut["batch_size"], cut["lr"]) == (9, 64, 1e-5)
+    assert not {"epochs", "held_out", "empty_think", "preset"} & set(cut)
+    assert (grpo["epochs"], grpo["importance_cap"], grpo["max_new_tokens"]) == (3, 5.0, 16384)
+    assert not {"steps", "preset", "clip_high"} & set(grpo)
+
+
+def test_settings_left_out_are_no_part_of_a_training_run():
+    made = artifacts(config())
+    always = {"inputs", "code", "seed", "threads", "chat_template_kwargs", "execution", "lr"}
+    assert set(made["models/a/s0"].cfg) - always == {
+        *("steps", "batch_size", "schedule", "warmup", "max_tokens")
+    }
+    assert set(made["models/b/s0"].cfg) - always == {
+        *("grader", "steps", "prompts_per_step", "group_size", "temperature"),
+        *("max_prompt_tokens", "max_new_tokens"),
+    }
+
+
+def test_what_is_between_braces_in_latex_is_no_field():
+    template = "{question}\nPut it in \\boxed{answer}, not \\text{this} or \\frac{a}{b}."
+    made = artifacts(config(models__b__grpo__information={"message": template}))
+    assert made["models/b/s0"].cfg["information"] == [{"message": template}]
+
+
+def test_what_a_teacher_is_told_is_in_its_own_run_alone():
+    """Nothing of it in the settings of any evaluation; none is the same as not given."""
+    plain = artifacts(config())
+    told = artifacts(config(models__x__opd__information="answer"))
+    assert {folder for folder in plain if plain[folder] != told[folder]} == {"models/x/s0"}
+    assert (
+        told["models/x/s0"].cfg["information"][0]["message"].startswith("{prompt}\n\nThe correct")
+    )
+    assert artifacts(config(models__x__opd__information="none")) == plain
+    swept = artifacts(config(models__x__sweep={"opd.information": ["none", "full"]}, tables=None))
+    assert "information" not in swept["models/x-none/s0"].cfg
+    assert "{solution}" in swept["models/x-full/s0"].cfg["information"][0]["message"]
+
+
+def test_sweep_expands_to_named_runs():
+    made = artifacts(config(models__x__sweep={"opd.loss.k": [1, 8]}, tables=None))
+    assert made["models/x-1/s0"].cfg["loss"]["k"] == 1
+    assert made["models/x-8/s0"].cfg["loss"]["k"] == 8
+    assert "models/x/s0" not in made
+
+
+def _changed(before: dict, after: dict) -> set[str]:
+    old, new = artifacts(before), artifacts(after)
+    assert old.keys() == new.keys()
+    return {folder for folder in old if old[folder] != new[folder]}
+
+
+def test_an_edit_changes_the_settings_of_just_the_stages_it_concerns():
+    assert _changed(config(), config(models__x__opd__loss={"k": 8})) == {"models/x/s0"}
+    evaluations = {f"evaluations/e/{m}/s0" for m in "iabx"}
+    assert _changed(config(), config(protocols__short__max_new_tokens=9)) == evaluations
+    assert _changed(config(), config(prompts__d__dedup__threshold=0.7)) == {"prompts/d"}
+
+
+@pytest.mark.parametrize(("sampled", "read"), [(0.0, 1.0), (0.7, 0.7)])
+def test_a_student_is_read_at_the_temperature_of_its_rollouts_greedy_ones_at_1(sampled, read):
+    probes = {
+        "s": {"signal": {**CONTINUE, "grader": "world"}},
+        "p": {"pair": CONTINUE},
+    }
+    made = artifacts(config(generations__g={**ASK, "temperature": sampled}, probes=probes))
+    assert {made[f"probes/{name}/s0"].cfg["temperature"] for name in probes} == {read}
+
+
+def test_an_evaluation_has_its_protocol_and_its_tasks():
+    made = artifacts(config(evaluations__e__protocol="paper"))["evaluations/e/x/s0"]
+    assert made.cfg["protocol"] == {
+        "samples": 16,
+        "temperature": 0.7,
+        "top_p": 0.95,
+        "max_new_tokens": 31744,
+        "grader": "rule",
+    }
+    assert made.inputs == ("models/x/s0", "prompts/p")
+    assert made.cfg["inputs"] == ["model", "prompts:w"]
+    faces = artifacts(config(evaluations__e__protocol="many_faces"))["evaluations/e/x/s0"].cfg
+    assert faces["chat_template_kwargs"] == {"enable_thinking": False}
+    assert (faces["protocol"]["samples"], faces["protocol"]["max_new_tokens"]) == (1, 16384)
+    assert faces["protocol"]["cut_off"] == "wrong"
+    # A protocol of one's own may take the name of a published one.
+    own = config(protocols__paper={"samples": 4}, evaluations__e__protocol="paper")
+    assert artifacts(own)["evaluations/e/x/s0"].cfg["protocol"]["samples"] == 4
+
+
+def test_an_edit_of_a_task_file_or_of_what_it_includes_changes_evaluations(tmp_path, monkeypatch):
+    from opd.plan import artifacts as planning
+
+    folder = tmp_path / "benchmarks"
+    shutil.copytree(planning.benchmarks.FOLDER, folder)
+    before = artifacts(config())
+    monkeypatch.setattr(planning.benchmarks, "FOLDER", folder)
+    assert artifacts(config()) == before
+    for name in ("world.yaml", "_boxed.yaml"):
+        with (folder / name).open("a") as file:
+            file.write("# more\n")
+        after = artifacts(config())
+        assert {f for f in after if after[f] != before[f]} == {
+            f"evaluations/e/{m}/s0" for m in "iabx"
+        }
+        before = after
+
+
+def test_a_task_reads_a_dataset_of_the_hub_at_its_locked_commit():
+    benchmark = {"task": "gsm8k", "hub": {"id": "openai/gsm8k", "config": "main"}}
+    given = config(benchmarks__w=benchmark)
+    made = plan(resolve(given), {"datasets/openai/gsm8k": "a" * 40})
+    assert made["datasets/w"].cfg["revision"] == "a" * 40
+    assert made["datasets/w"].cfg["config"] == "main"
+    assert made["evaluations/e/x/s0"].cfg["inputs"] == ["model", "data:w"]
+    assert made["evaluations/e/x/s0"].inputs[1] == "datasets/w"
+
+
+def test_seeds_are_derived_and_give_each_model_a_folder_of_its_own():
+    made = artifacts(config(seeds=[0, 1]))
+    first, second = (made[f"models/a/s{s}"] for s in (0, 1))
+    assert first.cfg["seed"] != second.cfg["seed"]
+    assert second.inputs == ("models/i/s1", "pairs/c")
+    assert made["tables/t1"].inputs == (
+        "evaluations/e/x/s0",
+        "evaluations/e/x/s1",
+        "evaluations/e/a/s0",
+        "evaluations/e/a/s1",
+        "models/x/s0",
+        "models/x/s1",
+    )
+
+
+def test_targets_are_all_or_those_named_also_where_figure_and_table_share_a_name():
+    figure = {
+        "title": "F",
+        "kind": "bars",
+        "evaluation": "e",
+        "series": [{"label": "x", "model": "x"}],
+    }
+    given = config(figures={"t1": figure, "f": figure})
+    assert asked(given) == ["tables/t1", "figures/t1", "figures/f"]
+    assert asked({**given, "targets": ["t1"]}) == ["tables/t1", "figures/t1"]
+    assert asked({**given, "targets": ["f"]}) == ["figures/f"]
+
+
+def test_stage_settings_are_plain_and_hold_no_recipe_names():
+    made = artifacts(config())
+    for artifact in made.values():
+        assert json.loads(json.dumps(artifact.cfg)) == artifact.cfg
+    cfg = made["models/x/s0"].cfg
+    assert "student" not in cfg and "teacher" not in cfg
+    assert cfg["inputs"] == ["student", "teacher", "prompts"]
+
+
+def test_chat_template_options_follow_the_student():
+    given = config(models__i={"init": {}, "chat_template": {"enable_thinking": False}})
+    made = artifacts(given)
+    assert made["models/x/s0"].cfg["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_schema_file_is_what_the_models_generate():
+    path = ROOT / "workflow" / "schemas" / "config.schema.json"
+    assert json.loads(path.read_text()) == schema(), "run: opd schema > " + str(path)
+
+
+def shipped(name: str) -> dict[str, Any]:
+    """mini, or an overlay on it, as Snakemake lays them."""
+    raw: dict[str, Any] = {}
+    for file in dict.fromkeys(("mini", name)):
+        raw = merge(raw, yaml.safe_load((ROOT / "config" / f"{file}.yaml").read_text()))
+    return raw
+
+
+def behind_targets(raw: dict[str, Any]) -> set[str]:
+    made = artifacts(raw)
+    return set(closure(targets(resolve(raw), made), made))
+
+
+@pytest.mark.parametrize("name", ["mini", "mini-all"])
+def test_shipped_configs_resolve(name):
+    raw = shipped(name)
+    config = resolve(raw)
+    assert config.name == name
+    made = artifacts(raw)
+    assert set(targets(config, made)) <= made.keys()
+    assert targets(config, made)
+
+
+def test_every_arm_and_probe_of_the_paper_has_a_miniature():
+    claims = ROOT / "config" / "claims"
+    declared, second = (read_claims(claims / f"{p}.yaml") for p in ("rethinking_opd", "many_faces"))
+    config = resolve(shipped("mini-all"))
+    assert declared["arms"].keys() <= config.arms.keys()
+    assert config.arms.keys() - declared["arms"].keys() <= second["arms"].keys()
+    assert declared["probes"].keys() <= config.probes.keys()
+    run = config.models[config.arms["E02.new2"].model].opd
+    assert run is not None
+    assert (run.student, config.models[run.teacher].grpo.student) == ("large", "huge")
+    assert config.arms["E02.student2"].model == config.arms["E02.new2"].base == "large"
+    same = config.models[config.arms["E02.same2"].model].opd
+    assert (same.student, same.teacher) == ("large", "huge")
+    # Lengths grow from arm to arm.
+    models = [config.models[config.arms[f"E09.l{i}"].model] for i in range(1, 7)]
+    lengths = [model.opd.max_new_tokens for model in models]
+    assert lengths == [4, 8, 16, 32, 64, 128]
+
+
+def test_one_command_trains_no_more_for_what_only_all_of_it_shows():
+    mini, whole = behind_targets(shipped("mini")), behind_targets(shipped("mini-all"))
+    more = {"huge", "huge-rl", "large-from-huge", "large-from-huge-rl", "length-128"}
+    assert {f"models/{name}/s0" for name in more} <= whole - mini
+    assert mini - whole == set()
+
+
+def test_a_set_apart_from_another_has_it_as_an_input():
+    apart = {"use": "o", "apart_from": {"prompts": "p", "by": "row"}}
+    made = artifacts(config(prompts__q=apart))["prompts/q"]
+    assert made.inputs == ("prompts/o", "prompts/p")
+    assert made.cfg["inputs"] == ["prompts", "apart_from"]
+    assert made.cfg["apart_from"] == "row"
+
+
+def test_settings_of_a_hub_source():
+    hub = {"id": "cais/mmlu", "revision": "0" * 40, "split": "test", "row_id": "subject"}
+    made = artifacts(config(prompts__q={"hub": hub}))["prompts/q"]
+    wanted = {"hub": "cais/mmlu", "revision": "0" * 40, "split": "test", "row_id": "subject"}
+    assert made.cfg["source"] == wanted
+
+
+def test_neighbours_are_found_once_for_all_thresholds_and_reports():
+    encoder = {"prompts": "o", "against": "p", "encoder": "hashed"}
+    made = artifacts(
+        config(
+            prompts__d={"dedup": {**encoder, "threshold": 0.5}},
+            prompts__d2={"dedup": encoder},
+            prompts__own={"dedup": {**encoder, "against": "o"}},
+            contamination={"r": {"prompts": "o", "benchmarks": ["p"], "encoder": "hashed"}},
+        )
+    )
+    found = {a.folder: a.inputs for a in made.values() if a.verb == "neighbours"}
+    assert found == {
+        "neighbours/hashed/o/p": ("embeddings/hashed/o", "embeddings/hashed/p"),
+        "neighbours/hashed/o/o": ("embeddings/hashed/o",),
+        "neighbours/hashed/p/o": ("embeddings/hashed/p", "embeddings/hashed/o"),
+    }
+    assert made["prompts/d"].inputs[2] == made["prompts/d2"].inputs[2] == "neighbours/hashed/o/p"
+    assert made["prompts/own"].inputs == ("prompts/o", "neighbours/hashed/o/o")
+    assert made["contamination/r"].cfg["inputs"] == ["prompts", "benchmark:p", "neighbours:p"]
+
+
+def test_threads_of_an_encoder_are_no_part_of_its_embeddings():
+    model = {"hub": {"id": "a/b", "index": "mpnet"}}
+    given = {"models__m": model, "prompts__d__dedup__encoder": "m", "source": "index"}
+    cfg = artifacts(config(**given, threads=2))["embeddings/m/o"].cfg
+    assert cfg["execution"] == {"threads": 2} and "threads" not in cfg
+
+
+def test_a_kept_step_is_a_model_that_everything_can_name():
+    row = {"label": "x", "model": "x@1", "base": "x@0", "teacher": "x@3"}
+    named = {
+        "models__y": {"opd": {"student": "x@1", "teacher": "b"}},
+        "generations__g": {**ASK, "model": "x@1"},
+        "tables__t1__rows": [row],
+    }
+    made = artifacts(config(**KEEP, **named))
+    kept = made["models/x@1/s0"]
+    assert (kept.verb, kept.inputs) == ("keep", ("models/x/s0",))
+    assert kept.cfg.keys() == {"step", "inputs", "code"}
+    assert (kept.cfg["step"], kept.cfg["inputs"]) == (1, ["model"])
+    assert made["models/y/s0"].inputs[0] == made["generations/g/s0"].inputs[0] == "models/x@1/s0"
+    assert made["evaluations/e/x@1/s0"].inputs[0] == "models/x@1/s0"
+    # The first step is the student, the last one the model: they have no artifact of their own.
+    folders = [f"evaluations/e/{model}/s0" for model in ("x@1", "a", "x")]
+    assert made["tables/t1"].inputs == (*folders,)
+    assert not [folder for folder in made if "x@0" in folder or "x@3" in folder]
+    # A student's first step may be another run's kept one.
+    again = artifacts(config(**KEEP, **{**named, "generations__g": {**ASK, "model": "y@0"}}))
+    assert again["generations/g/s0"].inputs[0] == "models/x@1/s0"
+
+
+def test_keeping_steps_is_no_part_of_what_a_run_makes():
+    plain, keeping = artifacts(config()), artifacts(config(**KEEP))
+    assert plain.keys() < keeping.keys()
+    changed = {folder for folder in plain if plain[folder] != keeping[folder]}
+    assert changed == {"models/x/s0"}
+    cfg, wanted = keeping["models/x/s0"].cfg, plain["models/x/s0"].cfg
+    assert cfg["execution"] == {**wanted["execution"], "keep_steps": [1]}
+    assert {**cfg, "execution": 0} == {**wanted, "execution": 0}
+    # By the epoch: how many steps there are is known to the run alone.
+    epochs = {"sft": {"student": "i", "data": "c", "epochs": 2, "keep_steps": [7]}}
+    made = artifacts(config(models__a=epochs))
+    assert made["models/a/s0"].cfg["execution"]["keep_steps"] == [7]
+    assert "models/a@7/s0" in made
+
+
+def test_a_kept_step_is_asked_as_its_run_is():
+    off = {"enable_thinking": False}
+    made = artifacts(config(**KEEP, models__i={"init": {}, "chat_template": off}))
+    assert made["evaluations/e/x@1/s0"].cfg["chat_template_kwargs"] == off
+    # Options of the run's own count from its first step on, not for its student.
+    own = {"opd": {"student": "a", "teacher": "b", "keep_steps": [1]}, "chat_template": off}
+    asked = {
+        step: artifacts(
+            config(models__x=own, models__y={"opd": {"student": f"x@{step}", "teacher": "b"}})
+        )["models/y/s0"].cfg["chat_template_kwargs"]
+        for step in (0, 1, 3)
+    }
+    assert asked == {0: {}, 1: off, 3: off}
+
+
+def test_released_weights_take_the_place_of_training_under_the_same_name():
+    off = {"models__i": {"init": {}, "chat_template": {"enable_thinking": False}}}
+    lock = {"models/o/x": SHA}
+    plain = plan(resolve(config(**off)), lock)
+    assert plan(resolve(config(**off, **RELEASED)), lock) == plain
+    assert plan(resolve(config(**off, **RELEASED, use_released=[])), lock) == plain
+    for switch in (True, ["x"]):
+        made = plan(resolve(config(**off, **RELEASED, use_released=switch)), lock)
+        fetched = made["models/x"]
+        assert (fetched.verb, fetched.inputs) == ("fetch", ())
+        assert (fetched.cfg["hub"], fetched.cfg["revision"]) == ("o/x", SHA)
+        assert "models/x/s0" not in made
+        before, after = (m["evaluations/e/x/s0"] for m in (plain, made))
+        assert (before.inputs[0], after.inputs[0]) == ("models/x/s0", "models/x")
+        # Asked as the model would be that is trained here.
+        assert before.cfg == after.cfg
+        assert made["models/b/s0"] == plain["models/b/s0"]
+    # What it would have been trained from need not be there any more.
+    given = config(**RELEASED, use_released=True, models__x__opd={"student": "y", "teacher": "b"})
+    assert "models/x" in plan(resolve(given), lock)
+    with pytest.raises(Bad, match=r"models\.x\.released: .*locked at"):
+        plan(resolve(config(**RELEASED, use_released=True)), {"models/o/x": "f" * 40})
+
+
+def with_paper(**changes: Any) -> dict[str, Any]:
+    """The config above with one arm of the first paper, and a probe."""
+    return config(
+        papers=["rethinking_opd"],
+        evaluation="e",
+        arms={
+            "E04.student": {"label": "a", "model": "a"},
+            "E04.success": {"label": "x", "model": "x", "base": "a", "teacher": "b"},
+            "E03.student": {"label": "b", "model": "b"},
+        },
+        generations={"g": {"model": "a", "prompts": "p"}},
+        probes={"E11.success": {"pair": {"generations": "g", "teacher": "b"}}},
+        **changes,
+    )
+
+
+def test_a_paper_is_shown_by_what_this_config_has_of_it():
+    made = artifacts(with_paper())
+    figures = {folder for folder in made if folder.startswith("figures/rethinking_opd/")}
+    assert "figures/rethinking_opd/fig06" in figures
+    assert "figures/rethinking_opd/fig14" in figures  # of the probe
+    assert "figures/rethinking_opd/fig05" not in figures  # E03 has a student only
+    claims = made["claims"]
+    assert set(claims.cfg["arms"]) == {"E03.student", "E04.success"}
+    for side in ("evaluations", "base", "teacher", "run"):
+        (name,) = claims.cfg["arms"]["E04.success"][side]
+        assert name in claims.cfg["inputs"]
+    assert {"claims:rethinking_opd", "targets:rethinking_opd"} <= {*claims.cfg["inputs"]}
+    # Accuracy over steps: before, at the steps kept, and after.
+    scores = made["figures/rethinking_opd/fig06"].cfg["arms"]["E04.success"]["scores"]
+    assert scores == {"0": ["evaluation:a:s0"], "3": ["evaluation:x:s0"]}
+    report = made["report"]
+    assert set(report.inputs) > figures | {"claims", "tables/t1", "models/x/s0"}
+
+
+def test_experiments_left_out_are_not_run():
+    made = artifacts(with_paper(experiments=["E11"]))
+    # Arms that are left out keep their labels, and nothing else.
+    assert all(arm.keys() == {"label"} for arm in made["claims"].cfg["arms"].values())
+    measured = {name for name, one in made["claims"].cfg["probes"].items() if "runs" in one}
+    assert measured == {"E11.success"}
+    assert "models/x/s0" not in made["claims"].inputs
+    with pytest.raises(Bad, match=r"experiments: unknown .*'E4'.*E03, E04, E11|did you mean"):
+        artifacts(with_paper(experiments=["E4"]))
+
+
+def test_targets_name_a_paper_or_one_figure_of_it():
+    wanted = asked(with_paper(targets=["fig06", "claims"]))
+    assert set(wanted) == {"figures/rethinking_opd/fig06", "claims"}
+    whole = asked(with_paper(targets=["rethinking_opd"]))
+    assert whole and all(folder.startswith("figures/rethinking_opd/") for folder in whole)
+    assert targets(resolve(with_paper(targets=["t1"])), artifacts(with_paper())) == ["tables/t1"]
+
+
+def test_papers_need_the_evaluation_that_their_claims_are_about():
+    with pytest.raises(Bad, match="papers need evaluation"):
+        artifacts(config(papers=["rethinking_opd"]))
+    with pytest.raises(Bad, match=r"papers: unknown paper 'rethinking'; .*rethinking_opd"):
+        artifacts(config(papers=["rethinking"], evaluation="e"))

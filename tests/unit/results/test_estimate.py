@@ -1,0 +1,357 @@
+"""Quantities against numbers by hand, and against the functions of opd.intervals."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from measurements import evaluation, probe, run
+
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.evaluation.reader import Reader
+from opd.results.estimate import (
+    Estimate,
+    Missing,
+    Undefined,
+    at,
+    benchmarks,
+    blocks,
+    difference,
+    estimate,
+    over_seeds,
+    unit_of,
+)
+from opd.stats.intervals import difference as difference_of_scores
+from opd.stats.intervals import interval, recovery, weights
+
+Quantity = dict[str, Any]
+STUDENT = {"easy": [2, 1, 3, 2], "hard": [0, 1, 0, 1]}
+TEACHER = {"easy": [4, 4, 4, 4], "hard": [4, 4, 3, 2]}
+AFTER = [
+    {"easy": [4, 3, 4, 3], "hard": [2, 2, 1, 1]},
+    {"easy": [4, 4, 3, 4], "hard": [2, 3, 2, 0]},
+]
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Reader:
+    inputs = {
+        "student": evaluation(tmp_path / "student", STUDENT),
+        "teacher": evaluation(tmp_path / "teacher", TEACHER),
+        "perfect": evaluation(tmp_path / "perfect", {"easy": [4] * 4, "hard": [4] * 4}),
+        "r0": run(
+            tmp_path / "r0", kl_nats={s: 20.0 - s for s in range(20)}, overlap_ratio={1: 0.5}
+        ),
+        "r1": run(tmp_path / "r1", kl_nats={s: 40.0 - s for s in range(20)}),
+        "p0": probe(tmp_path / "p0", {"auroc": 0.7, "none": None}, {"auroc": [0.6, 0.8]}),
+        "p1": probe(tmp_path / "p1", {"auroc": 0.8, "bare": 1.0}, {"auroc": [0.7, 0.9]}),
+    }
+    for i, after in enumerate(AFTER):
+        inputs[f"s{i}"] = evaluation(tmp_path / f"s{i}", after)
+    return Reader(inputs)
+
+
+ARMS = {
+    "after": {
+        "label": "student ← teacher",
+        "evaluations": ["s0", "s1"],
+        "base": ["student", "student"],
+        "teacher": ["teacher", "teacher"],
+        "run": ["r0", "r1"],
+    },
+    "once": {"label": "one", "evaluations": ["s0"], "base": ["student"], "run": ["r0"]},
+    "student": {"label": "student", "evaluations": ["student", "student"]},
+    "perfect": {"label": "perfect", "evaluations": ["perfect", "perfect"]},
+    "E09.l2": {"label": "1,024 tokens"},
+}
+PROBES = {"P": {"label": "p", "runs": ["p0", "p1"]}, "Q": {"label": "q", "runs": ["p0"]}}
+
+
+def found(quantity: Quantity, reader: Reader, resamples: int = 500) -> Estimate:
+    return estimate(quantity, reader, ARMS, PROBES, resamples)
+
+
+@pytest.mark.parametrize("benchmark", ["macro", "easy", "hard"])
+def test_scores_are_those_of_tables(reader: Reader, benchmark: str) -> None:
+    """Value and interval of the same functions; of one benchmark within the draws of all."""
+    models = [["s0", "s1"], ["student"] * 2, ["teacher"] * 2]
+    after, base, teacher = (reader.evaluations(m, "here").scores(benchmark) for m in models)
+    expected = {
+        "avg": interval(after, 4000),
+        "change": difference_of_scores(after, base, 4000),
+        "recovery": recovery(after, base, teacher, 4000),
+    }
+    for kind, one in expected.items():
+        got = found({kind: "after", "benchmark": benchmark}, reader, 4000)
+        assert one is not None and got.seeds == 2
+        # Draws of the second benchmark come from another part of the random stream, and eight
+        # averages in steps of a quarter make coarse quantiles.
+        near = 1e-12 if benchmark != "hard" else 0.08
+        assert got.value == pytest.approx(one.mean)
+        assert got.interval() == pytest.approx(one, abs=near)
+
+
+def test_values_by_hand(reader: Reader) -> None:
+    # After: easy 14/16 and 15/16, hard 6/16 and 7/16. Student: 8/16, 2/16. Teacher: 1, 13/16.
+    after, student, teacher = (29 / 32 + 13 / 32) / 2, (0.5 + 0.125) / 2, (1 + 13 / 16) / 2
+    assert found({"avg": "after"}, reader).value == pytest.approx(after)
+    assert found({"avg": "after", "benchmark": "hard"}, reader).value == pytest.approx(13 / 32)
+    assert found({"change": "after"}, reader).value == pytest.approx(after - student)
+    share = (after - student) / (teacher - student)
+    got = found({"recovery": "after"}, reader)
+    assert got.value == pytest.approx(share) and got.unit == "share"
+    assert found({"change": "after"}, reader).unit == "points of a share"
+    assert benchmarks({"avg": "after"}, reader, ARMS) == ("easy", "hard")
+
+
+def test_length_is_a_share_of_that_of_the_base(tmp_path: Path) -> None:
+    def tokens(name: str, counts: list[list[int]]) -> Path:
+        rows = [
+            {
+                "benchmark": "b",
+                "problem": f"p{i}",
+                "sample": j,
+                "answer": "1",
+                "response": "r",
+                "extracted": "1",
+                "correct": 1.0,
+                "scores": [("rule", 1.0)],
+                "tokens": count,
+                "finish": "stop",
+            }
+            for i, row in enumerate(counts)
+            for j, count in enumerate(row)
+        ]
+        folder = tmp_path / name
+        folder.mkdir()
+        tables.write(folder / "scores.parquet", rows, tables.SCORES)
+        return folder
+
+    reader = Reader(
+        {
+            "before": tokens("before", [[100, 300], [400, 0]]),
+            "after": tokens("after", [[60, 60], [200, 120]]),
+        }
+    )
+    arms = {"A": {"label": "a", "evaluations": ["after"], "base": ["before"]}}
+    got = estimate({"length": "A"}, reader, arms, {}, 500)
+    # Means 110 of 200; of each problem 60 of 200 and 160 of 200.
+    assert got.value == pytest.approx(0.55) and got.unit == "share"
+    assert {*got.draws.round(9)} == {0.3, 0.55, 0.8}
+    with pytest.raises(Missing, match="base of a"):
+        estimate({"length": "A"}, reader, {"A": {"label": "a", "evaluations": ["after"]}}, {})
+
+
+def test_draws_are_paired(reader: Reader) -> None:
+    """A change is the difference of averages in every draw, on all benchmarks and on each."""
+    for benchmark in ("macro", "easy", "hard"):
+        more = {"benchmark": benchmark}
+        change = found({"change": "after", **more}, reader)
+        apart = difference(
+            found({"avg": "after", **more}, reader), found({"avg": "student", **more}, reader)
+        )
+        np.testing.assert_allclose(change.draws, apart.draws, atol=1e-12)
+        assert change.unit == apart.unit == "points of a share"
+    parts = [found({"avg": "after", "benchmark": b}, reader).draws for b in ("easy", "hard")]
+    np.testing.assert_allclose(found({"avg": "after"}, reader).draws, np.mean(parts, axis=0))
+    # One run beside two is paired with each: the same draws of problems.
+    twice = {**ARMS, "once": {**ARMS["once"], "evaluations": ["s0", "s0"]}}
+    np.testing.assert_allclose(
+        found({"avg": "once"}, reader).draws,
+        estimate({"avg": "once"}, reader, twice, PROBES, 500).draws,
+    )
+
+
+def test_curves_become_numbers() -> None:
+    values = np.array([5.0, 1.0, 2.0, 3.0, 9.0] + [4.0] * 10 + [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    assert at(values, "start") == 5
+    assert at(values, "end") == pytest.approx((3 + 4 + 5) / 3)  # 21 values: the last 3
+    assert at(values, "late") == pytest.approx((5 * 4 + 15) / 11)
+    assert at(values, "mean") == pytest.approx((20 + 40 + 15) / 21)
+    assert (at(values, "min"), at(values, "max"), at(values, "jump")) == (0, 9, 6)
+    assert at(values, "drop") == pytest.approx(9 - 4)
+    assert {at(values[:1], w) for w in ("start", "end", "late", "mean", "min", "max")} == {5}
+    assert at(values[:1], "jump") == 0
+
+
+def test_metrics_vary_over_seeds_only(reader: Reader) -> None:
+    one = found({"metric": "kl_nats", "of": "once", "at": "end"}, reader)
+    assert one.value == pytest.approx(1.5) and one.seeds == 1 and one.unit == "nats"
+    # The last two of twenty steps, 1 and 2: one block of each, spread by Student's t.
+    assert one.draws.mean() == pytest.approx(1.5, abs=1.0) and np.ptp(one.draws) > 1
+    two = found({"metric": "kl_nats", "of": "after", "at": "end"}, reader, 4000)
+    assert two.value == pytest.approx(11.5) and two.seeds == 2
+    # 1.5 and 21.5: standard error 10, and Student's t for one degree of freedom 12.706.
+    assert two.interval() == pytest.approx((11.5, 11.5 - 127.062, 11.5 + 127.062), abs=1e-3)
+    start = found({"metric": "kl_nats", "of": "after", "at": "start"}, reader, 4000)
+    # Seed by seed the two differ by the same: paired.
+    assert difference(start, two).interval() == pytest.approx((18.5, 18.5, 18.5))
+    one_run = found({"metric": "kl_nats", "of": "once", "at": "end"}, reader, 4000)
+    apart = difference(two, one_run).by_seed
+    assert apart is not None and apart.tolist() == pytest.approx([0.0, 20.0])
+
+
+def test_one_run_has_intervals_of_means_over_steps(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(size=200)
+    inputs = {
+        name: run(tmp_path / name, kl_nats={s: 1 + sign * v for s, v in enumerate(noise)})
+        for name, sign in {"a": 0.1, "b": 0.1, "c": -0.1}.items()
+    }
+    arms = {name: {"label": name, "run": [name]} for name in inputs}
+
+    def of(arm: str, **more: Any) -> Estimate:
+        return estimate({"metric": "kl_nats", "of": arm, **more}, Reader(inputs), arms, {})
+
+    for when, n in {"end": 20, "late": 100, "mean": 200}.items():
+        got = of("a", at=when).interval()
+        half = 1.96 * 0.1 * noise[-n:].std() / np.sqrt(n)
+        assert got.low < got.mean < got.high
+        assert 0.6 * half < (got.high - got.low) / 2 < 2.2 * half
+        # The same steps are drawn of every run: equal courses have no difference.
+        same = difference(of("a", at=when), of("b", at=when)).interval()
+        assert same == pytest.approx((0, 0, 0), abs=1e-12)
+        opposed = difference(of("a", at=when), of("c", at=when)).interval()
+        assert opposed.high - opposed.low == pytest.approx(2 * (got.high - got.low))
+    for when in ("start", "min", "max", "jump", "drop"):
+        assert np.ptp(of("a", at=when).draws) == 0
+    assert np.ptp(blocks(np.array([3.0]), 50, 0)) == 0
+
+
+def test_coverage_within_a_run() -> None:
+    """Of 28 steps that correlate by 0.5 the mean is held by about 90 % of intervals: more than
+    without the spread of Student's t (77 %), and fewer than 95 %."""
+    rng, hits, trials = np.random.default_rng(4), 0, 400
+    for seed in range(trials):
+        steps = np.zeros(80)
+        for i in range(1, 80):
+            steps[i] = 0.5 * steps[i - 1] + rng.normal()
+        low, high = np.quantile(blocks(steps[-28:], 400, seed), [0.025, 0.975])
+        hits += low <= 0 <= high
+    assert 0.85 <= hits / trials <= 0.96
+
+
+def test_coverage_over_three_seeds() -> None:
+    """A bootstrap of three seeds is their range, which holds the mean in 1 - 2 / 2^3 = 75 % of
+    cases; Student's t in 95 %."""
+    rng, trials = np.random.default_rng(5), 2000
+    of_seeds, _ = weights(3, (), 1000, 0)
+    t, ranges = 0, 0
+    for _ in range(trials):
+        values = rng.normal(size=3)
+        found = over_seeds(values)
+        t += found.low <= 0 <= found.high
+        low, high = np.quantile(of_seeds @ values, [0.025, 0.975])
+        ranges += low <= 0 <= high
+    assert t / trials == pytest.approx(0.95, abs=0.015)
+    assert ranges / trials == pytest.approx(0.75, abs=0.03)
+    # Half width 4.303 standard errors.
+    found = over_seeds(np.array([1.0, 2.0, 3.0]))
+    assert (found.high - found.low) / 2 == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
+
+
+def test_a_metric_as_a_share_of_another(reader: Reader) -> None:
+    ends = {"at": "end", "per": {"at": "start"}}
+    one = found({"metric": "kl_nats", "of": "once", **ends}, reader)
+    assert one.value == pytest.approx(1.5 / 20) and one.unit == "share"
+    two = found({"metric": "kl_nats", "of": "after", **ends}, reader)
+    assert two.by_seed is not None
+    assert two.by_seed.tolist() == pytest.approx([1.5 / 20, 21.5 / 40])
+    of_one = found({"metric": "kl_nats", "of": "after", "per": {"of": "once", "at": "end"}}, reader)
+    assert of_one.by_seed is not None and of_one.by_seed.tolist() == pytest.approx([1, 21.5 / 1.5])
+
+
+def test_a_metric_by_position(tmp_path: Path) -> None:
+    rows = [
+        {"step": step, "name": "kl_nats", "position": position, "value": value}
+        for step in (1, 2)
+        for position, value in {None: 0.0, 0: 1.0, 8: 2.0, 16: 9.0, 24: 3.0, 32: 5.0}.items()
+        if (step, position) != (2, 32)
+    ]
+    tables.write(tmp_path / "metrics.parquet", rows, tables.METRICS)
+    reader = Reader({"r": tmp_path})
+    arms = {"A": {"label": "a", "run": ["r"]}}
+    values = {
+        (part, when): estimate(
+            {"metric": "kl_nats", "of": "A", "at": when, "positions": part}, reader, arms, {}
+        ).value
+        for part in ("front", "back")
+        for when in ("start", "end")
+    }
+    # Five bins: the first two, the last two; none of the last at step 2.
+    assert values == {
+        ("front", "start"): 1.5,
+        ("front", "end"): 1.5,
+        ("back", "start"): 4.0,
+        ("back", "end"): 3.0,
+    }
+    with pytest.raises(Missing, match="metric loss by position of a"):
+        estimate({"metric": "loss", "of": "A", "positions": "back"}, reader, arms, {})
+
+
+def test_probes_average_drawn_seeds(reader: Reader) -> None:
+    both = found({"probe": "P", "value": "auroc"}, reader, 4000)
+    assert both.value == pytest.approx(0.75) and both.seeds == 2
+    # First draw of a probe 0.6 or 0.7, second 0.8 or 0.9, each averaged over two drawn seeds.
+    assert set(both.draws.round(9)) == {0.6, 0.65, 0.7, 0.8, 0.85, 0.9}
+    one = found({"probe": "Q", "value": "auroc"}, reader, 5)
+    assert one.draws.tolist() == [0.6, 0.8, 0.6, 0.8, 0.6] and one.seeds == 1
+
+
+def test_what_is_missing_is_named(reader: Reader) -> None:
+    for quantity, what in [
+        ({"avg": "E09.l1"}, r"l1 \(E09\)"),
+        ({"avg": "E09.l2"}, "^1,024 tokens$"),
+        ({"avg": "after", "benchmark": "aime24"}, "benchmark aime24"),
+        ({"change": "perfect"}, "base of perfect"),
+        ({"recovery": "once"}, "teacher of one"),
+        ({"metric": "kl_nats", "of": "perfect"}, "training run of perfect"),
+        (
+            {"metric": "top_mass_student", "of": "after"},
+            "metric top_mass_student of student ← teacher",
+        ),
+        ({"probe": "E10", "value": "gain"}, "E10"),
+        ({"probe": "P", "value": "gain"}, "^gain$"),
+        ({"probe": "P", "value": "advantage_1024"}, "^prefix of 1024 tokens$"),
+        ({"probe": "P", "value": "none"}, "none, which could not"),
+    ]:
+        with pytest.raises(Missing, match=what):
+            found(quantity, reader)
+
+
+def test_no_recovery_of_a_gap_that_may_be_none(reader: Reader) -> None:
+    arms = {"A": {**ARMS["after"], "teacher": ["student"]}}
+    with pytest.raises(Undefined, match="could close may be none"):
+        estimate({"recovery": "A"}, reader, arms, PROBES)
+
+
+def test_all_right_on_few_problems_is_not_certain(reader: Reader) -> None:
+    """Clopper and Pearson's bound for 4 of 4 is 1 - 0.025^(1/4) = 60.2 % below."""
+    perfect = found({"avg": "perfect"}, reader)
+    assert perfect.interval() == pytest.approx((1.0, 0.025**0.25, 1.0))
+    none = difference(perfect, perfect)
+    assert none.interval() == pytest.approx((0, 0.025**0.25 - 1, 1 - 0.025**0.25))
+
+
+def test_seeds_must_match(reader: Reader) -> None:
+    arms = {**ARMS, "more": {"label": "three", "evaluations": ["s0", "s1", "s0"]}}
+    with pytest.raises(Bad, match="2 seeds where others have 3"):
+        estimate({"avg": "after"}, reader, arms, {})
+    with pytest.raises(ValueError, match="nats"):
+        difference(found({"avg": "after"}, reader), Estimate(0.0, np.zeros(500), 1, "nats"))
+
+
+def test_units() -> None:
+    names = {
+        "overlap_ratio": "share",
+        "overlap_mass_teacher": "share",
+        "extreme_advantage_gap": "share",
+        "overlap_token_advantage": "nats",
+        "loss": "nats",
+        "kl_nats": "nats",
+        "response_tokens": "tokens",
+        "grad_norm": "",
+        "auroc": "",
+    }
+    names |= {"rho_kl_nats": "", "rho_positive_ratio": ""}
+    assert {name: unit_of(name) for name in names} == names

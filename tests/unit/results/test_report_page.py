@@ -1,0 +1,194 @@
+"""The report in a browser: nothing overflows or is cut off, on a desk and on a phone."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from results import claim, found, sample, target
+
+from opd.results import claims_page, report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = (
+    *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
+SIZES = {"desk": (1280, 900), "phone": (390, 844)}
+LONG = "an-" + "uninterrupted" * 12
+
+if CHROMIUM is None:
+    pytest.skip("no Chromium here: apt-get install chromium", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with long names in every place, and a file that was changed."""
+    folder = tmp_path_factory.mktemp("report")
+    results = sample(folder)
+    results.cfg["title"] = f"A report of {LONG}"
+    source = {LONG: "models/small-from-large/s0"}
+    results.figure(LONG, LONG, source, title=LONG, caption=f"{LONG} " * 9)
+    results.table(LONG, source, title=LONG, caption=LONG)
+    results.run("opd", f"models/{LONG}", source, device=LONG, versions={LONG: LONG})
+    claims = found()
+    claims["claims"].append(claim(LONG, "not run", reason=LONG, statement=LONG, figure=LONG))
+    claims["targets"].append(target(LONG, [LONG], [LONG], metric=LONG, status=LONG))
+    results.claims(claims, {})
+    (results.root / "tables" / LONG / "payload" / "table.csv").write_text("changed")
+    report.run(results.cfg, results.inputs, results.root)
+    (results.root / "claims.html").write_text(claims_page.page(claims))
+    return results.root / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(
+            executable_path=CHROMIUM, args=[*FLAGS], chromium_sandbox=False
+        )
+        yield chromium
+        chromium.close()
+
+
+# Elements that reach over the window's edge, unless they scroll by themselves or lie in one that
+# does and that the keyboard reaches; and elements that hide a part of what they hold.
+CUT = """() => {
+  const scrolls = e => ['auto', 'scroll'].includes(getComputedStyle(e).overflowX);
+  const reached = e => { for (let at = e; at; at = at.parentElement)
+    if (scrolls(at) && at.tabIndex === 0) return true; return false; };
+  return [...document.querySelectorAll('body *')].filter(e => {
+    const box = e.getBoundingClientRect(), style = getComputedStyle(e);
+    if (!e.checkVisibility() || !box.width || e.closest('svg')) return false;
+    const over = (box.right > innerWidth + 1 || box.left < -1) && !reached(e);
+    const hides = ['hidden', 'clip'].includes(style.overflowX) || style.textOverflow === 'ellipsis';
+    const cut = hides && (e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1);
+    const spills = style.overflowX === 'visible' && style.display !== 'inline' && !reached(e)
+      && e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0;
+    return over || cut || spills;
+  }).map(e => e.outerHTML.slice(0, 200));
+}"""
+
+
+# How far each figure reaches over its own box.
+IMAGES = "[...document.querySelectorAll('.image')].map(e => e.scrollWidth - e.clientWidth)"
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_overflows(file, browser, tmp_path, size, scheme):
+    width, height = SIZES[size]
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    asked, said = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(file.as_uri())
+    # Everything that a reader can open, too.
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    wide, window = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    assert window == width and wide <= window
+    assert page.evaluate(CUT) == []
+    shown = page.evaluate(
+        "[...document.querySelectorAll('img, svg')].map(e => [e.complete !== false"
+        " && e.naturalWidth !== 0, e.getBoundingClientRect().width,"
+        " e.getBoundingClientRect().height])"
+    )
+    assert len(shown) == 3 and all(done and min(w, h) > 100 for done, w, h in shown)
+    # Figures keep their shape and fit the page.
+    assert all(abs(w / h - 2) < 0.02 and width * 0.7 < w <= width for _, w, h in shown)
+    assert page.evaluate(IMAGES) == [0, 0, 0]
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert said == []
+    page.screenshot(path=tmp_path / f"{size}-{scheme}.png", full_page=True)
+    page.close()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_nothing_of_the_claims_page_overflows(file, browser, size):
+    width, height = SIZES[size]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto(file.with_name("claims.html").as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.locator("table").count() == 3 and page.locator(".claim").count() == 5
+    wide, window = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    assert window == width and wide <= window
+    assert page.evaluate(CUT) == []
+    page.close()
+
+
+def test_a_figure_grows_on_a_phone_where_that_is_asked_for(file, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(file.as_uri())
+    assert page.evaluate(IMAGES) == [0, 0, 0]
+    page.focus(".enlarge input")
+    page.keyboard.press("Space")
+    over, *others = page.evaluate(IMAGES)
+    assert over > 300 and others == [0, 0]
+    wide, window = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    assert wide <= window and page.evaluate(CUT) == []
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert page.locator(".enlarge").first.is_hidden()
+    page.close()
+
+
+def test_counts_of_verdicts_fit_a_phone(file, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(file.as_uri())
+    inner, outer = page.evaluate(
+        "(e => [e.scrollWidth, e.clientWidth])(document.querySelector('.short .scroll'))"
+    )
+    assert inner <= outer
+    page.close()
+
+
+def test_cut_text_would_be_found(browser):
+    """The check above, on pages that are cut off."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    for style in ("width: 500px", "width: 9px; overflow: hidden", "width: 9px"):
+        page.set_content(f"<p style='{style}'>{LONG}</p>")
+        assert page.evaluate(CUT) != []
+    page.set_content(f"<div style='overflow: auto'><p style='width: 500px'>{LONG}</p></div>")
+    assert page.evaluate(CUT) != []  # the keyboard does not reach it
+    page.close()
+
+
+def test_keyboard_filters_claims_and_opens_details(file, browser):
+    page = browser.new_page()
+    page.goto(file.as_uri())
+
+    def claims() -> list[str]:
+        return page.evaluate(
+            "[...document.querySelectorAll('.claim')].filter(e => e.checkVisibility())"
+            ".map(e => e.id)"
+        )
+
+    assert len(claims()) == 5
+    page.focus("#claims-all")
+    page.keyboard.press("ArrowRight")
+    assert claims() == ["claim:a_paper/E04-recovery"]
+    assert page.locator(".group h4:visible").all_inner_texts() == ["E04"]
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    assert claims() == ["not-run:a_paper/E12", "not-run:a_paper/an"]
+    page.focus("[id='not-run:a_paper/E12'] summary")
+    page.keyboard.press("Enter")
+    assert page.locator("[id='claim:a_paper/E12-k']").is_visible()
+    page.focus("#runs summary")
+    page.keyboard.press("Enter")
+    assert page.locator("#runs details").first.get_attribute("open") is not None
+    page.close()
+
+
+def test_print_shows_what_is_folded(file, browser):
+    page = browser.new_page(viewport={"width": 794, "height": 1123})
+    page.goto(file.as_uri())
+    cell = page.get_by_role("cell", name="1 h 02 min", include_hidden=True).first
+    folded = page.locator("#published table")
+    assert not folded.is_visible() and cell.count()
+    page.emulate_media(media="print")
+    assert folded.is_visible()
+    assert page.locator("fieldset").is_hidden() and page.locator("nav").is_hidden()
+    page.close()

@@ -1,0 +1,134 @@
+"""Inputs are held to their digests, and read again only where they may have changed."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from opd.core.errors import Bad
+from opd.core.files import content
+from opd.stages import verify
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    """digest.json of an artifact with two files, made a while ago."""
+    entry, folder = tmp_path / "store" / "key", tmp_path / "results" / "a"
+    (entry / "part").mkdir(parents=True)
+    folder.mkdir(parents=True)
+    (entry / "weights").write_bytes(bytes(1000))
+    (entry / "part" / "text").write_text("one")
+    (folder / "payload").symlink_to(entry)
+    record = folder / "digest.json"
+    record.write_text(json.dumps({"identity": "key", "outputs": content(entry)}))
+    time.sleep(verify.TICK_NS / 1e9 * 2)
+    return record
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are read for their digest."""
+    found: list[str] = []
+    real = verify.file_digest
+
+    def file_digest(path: Path) -> str:
+        found.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(verify, "file_digest", file_digest)
+    return found
+
+
+def test_files_are_read_once_and_again_when_they_were_written_to(
+    record: Path, read: list[str]
+) -> None:
+    payload, outputs, identity = verify.artifact(record)
+    assert (payload, identity) == (record.parent / "payload", "key")
+    assert outputs == content(payload) and sorted(read) == ["text", "weights"]
+    verify.artifact(record)
+    assert len(read) == 2
+    path = payload / "weights"
+    before = path.stat()
+    path.write_bytes(bytes(999) + b"1")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a tool may that copies
+    with pytest.raises(
+        Bad, match=r"payload: modified .* weights was changed; remove .*digest\.json"
+    ):
+        verify.artifact(record)
+    path.write_bytes(bytes(1000))
+    time.sleep(verify.TICK_NS / 1e9 * 2)
+    verify.artifact(record)
+    verify.artifact(record)
+    assert read.count("text") == 1 and read.count("weights") == 3
+
+
+def test_what_was_written_this_moment_is_not_remembered(record: Path, read: list[str]) -> None:
+    """It may be written to once more without a change of its times."""
+    path = record.parent / "payload" / "weights"
+    path.write_bytes(bytes(1000))
+    verify.artifact(record)
+    verify.artifact(record)
+    assert read.count("weights") == 2 or path.stat().st_ctime_ns < time.time_ns() - 1e8
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: (p / "weights").unlink(), "weights is gone"),
+        (lambda p: (p / "more").write_text(""), "more was added"),
+        (lambda p: (p / "part" / "text").write_text("onf"), "part/text was changed"),
+        (lambda p: os.truncate(p / "weights", 0), "weights was changed"),
+    ],
+)
+def test_what_is_wrong_is_told(record: Path, change, said: str) -> None:
+    verify.artifact(record)
+    change(record.parent / "payload")
+    with pytest.raises(Bad, match=f"modified after it was made: {said}; remove .* run snakemake"):
+        verify.artifact(record)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"identity": "key"}', '{"outputs": 1}'])
+def test_a_damaged_record(record: Path, text: str) -> None:
+    record.write_text(text)
+    with pytest.raises(
+        Bad, match=r"digest\.json: damaged; remove .*digest\.json and run snakemake"
+    ):
+        verify.artifact(record)
+
+
+def test_a_record_of_another_run(record: Path) -> None:
+    made = json.loads(record.read_text())
+    record.write_text(json.dumps(made | {"identity": "kez"}))
+    with pytest.raises(Bad, match=r"digest\.json and payload are not of one run"):
+        verify.artifact(record)
+
+
+def test_a_copy_that_holds_the_files_themselves(record: Path, read: list[str]) -> None:
+    entry = Path(os.path.realpath(record.parent / "payload"))
+    (record.parent / "payload").unlink()
+    entry.rename(record.parent / "payload")
+    verify.artifact(record)
+    verify.artifact(record)
+    assert len(read) == 4  # it has no place to remember them in
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"weights": 1}', '{"weights": [[1, 2, 3, 4], "0"]}'])
+def test_a_damaged_memory_is_no_memory(record: Path, read: list[str], text: str) -> None:
+    verify.artifact(record)
+    memory = verify.memory(record.parents[2] / "store", "key")
+    memory.write_text(text)
+    verify.artifact(record)
+    assert read.count("weights") == 2
+    verify.artifact(record)
+    assert read.count("weights") == 2
+
+
+def test_a_store_that_cannot_be_written(record: Path, read: list[str]) -> None:
+    (record.parents[2] / "store" / ".cache").write_text("in the way")
+    verify.artifact(record)
+    verify.artifact(record)
+    assert len(read) == 4

@@ -1,0 +1,58 @@
+"""How often claims of no difference can be decided at the paper's size, on simulated evaluations:
+what the margins in config/claims/rethinking_opd.yaml and docs/claims.md rest on."""
+
+import numpy as np
+import pytest
+
+from opd.stats.intervals import bootstrap
+
+# Problems, and the mean rate at which they are solved (the paper's Fig. 15); 16 samples of each.
+BENCHMARKS = {"aime24": (30, 0.46), "aime25": (30, 0.33), "amc23": (83, 0.79)}
+SAMPLES, TRIALS = 16, 200
+
+
+def apart(seeds: int, sd: float) -> dict[str | None, np.ndarray]:
+    """Intervals [TRIALS, 2] of the difference of two models that are alike, of the mean (None) and
+    of every benchmark. Rates of problems are Beta(m, 1 - m); training moves the log-odds of a seed
+    by a normal deviate."""
+    rng = np.random.default_rng(1)
+    found: dict[str | None, list[np.ndarray]] = {}
+    for trial in range(TRIALS):
+        rates = [rng.beta(m, 1 - m, size=(1, n)) for n, m in BENCHMARKS.values()]
+        odds = [np.log(rate / (1 - rate)) for rate in (r.clip(1e-6, 1 - 1e-6) for r in rates)]
+        sides = []
+        for _ in range(2):
+            moved = rng.normal(0, sd, size=(seeds, 1))
+            solved = [1 / (1 + np.exp(-one - moved)) for one in odds]
+            sides.append([rng.binomial(SAMPLES, rate) / SAMPLES for rate in solved])
+        cells = [a - b for a, b in zip(*sides, strict=True)]
+        for place, name in enumerate([None, *BENCHMARKS]):
+            _, draws = bootstrap([cells], 500, trial, place - 1 if place else None)
+            found.setdefault(name, []).append(np.quantile(draws[:, 0], [0.025, 0.975]))
+    return {name: np.array(one) for name, one in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sd", "half", "mean", "sets", "narrow"),
+    [
+        (1, 0.0, 0.021, 0.99, 0.96, 0.10),
+        (3, 0.0, 0.019, 1.0, 1.0, 0.37),
+        (3, 0.2, 0.031, 0.64, 0.86, 0.06),
+    ],
+)
+def test_models_that_are_alike(
+    seeds: int, sd: float, half: float, mean: float, sets: float, narrow: float
+) -> None:
+    """Half width of the mean, and how often two equal models are called alike: within 0.05 on the
+    mean, within 0.10 and within 0.05 on every benchmark."""
+    found = apart(seeds, sd)
+    widths = {name: float(np.diff(one).mean()) / 2 for name, one in found.items()}
+    assert widths[None] == pytest.approx(half, abs=0.004)
+    assert widths["aime24"] == pytest.approx(2 * half, rel=0.3)
+
+    def alike(within: float, *names: str | None) -> float:
+        return float(np.mean(np.all([np.abs(found[n]).max(axis=1) <= within for n in names], 0)))
+
+    assert alike(0.05, None) == pytest.approx(mean, abs=0.1)
+    assert alike(0.1, *BENCHMARKS) == pytest.approx(sets, abs=0.1)
+    assert alike(0.05, *BENCHMARKS) == pytest.approx(narrow, abs=0.1)

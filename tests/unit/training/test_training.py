@@ -1,0 +1,161 @@
+"""Training stages on tiny models: same bytes twice, what is written, what bad input gets."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import GRPO, OPD, SFT, SHAPE, WORLD, Inputs, course, run
+
+from opd.core import tables
+from opd.core.errors import Bad
+from opd.data import world
+
+
+@pytest.mark.parametrize(("name", "cfg"), [("sft", SFT), ("grpo", GRPO), ("opd", OPD)])
+def test_same_settings_same_bytes_and_an_ordinary_checkpoint(
+    inputs: Inputs, tmp_path: Path, name: str, cfg: dict[str, Any]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    before = {p: p.read_bytes() for d in inputs.values() for p in d.iterdir()}
+    first = run(name, cfg, inputs, tmp_path / "a")
+    again = run(name, cfg, inputs, tmp_path / "b")
+    files = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    assert files == {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()}
+    assert first == again and json.dumps(first)
+    student = {p.name for p in inputs["student"].iterdir()}
+    assert set(files) == student | {"metrics.parquet"}
+    assert files["model.safetensors"] != before[inputs["student"] / "model.safetensors"]
+    assert before == {p: p.read_bytes() for d in inputs.values() for p in d.iterdir()}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "a").config.model_type == "qwen3"
+    ours, theirs = (AutoTokenizer.from_pretrained(p) for p in (tmp_path / "a", inputs["student"]))
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours.chat_template == theirs.chat_template
+    assert len(course(tmp_path / "a", "loss")) == len(course(tmp_path / "a", "grad_norm")) == 3
+    other = run(name, {**cfg, "seed": 6}, inputs, tmp_path / "c")
+    assert other != first
+
+
+def test_opd_logs_every_measurement_each_step(inputs: Inputs, tmp_path: Path) -> None:
+    from opd.losses import metrics
+
+    run("opd", OPD, inputs, tmp_path / "a")
+    rows = tables.read(tmp_path / "a" / "metrics.parquet", tables.METRICS).to_pylist()
+    steps = {
+        s: {r["name"]: r["value"] for r in rows if r["step"] == s and r["position"] is None}
+        for s in {r["step"] for r in rows}
+    }
+    assert set(steps) == {1, 2, 3}
+    for found in steps.values():
+        sometimes = {"log_ratio_repeated_nats"}
+        assert set(found) | sometimes == {
+            "loss",
+            "grad_norm",
+            *metrics.STATE,
+            *metrics.RESPONSE,
+            "entropy_gap_of_means_nats",
+        }
+        assert all(math.isfinite(v) for v in found.values())
+        assert 0 <= found["overlap_ratio"] <= 1
+        assert found["entropy_gap_of_means_nats"] <= found["entropy_gap_nats"] + 1e-6
+        assert found["response_tokens"] <= 6
+    # Two bins of up to four positions: their means, weighted by what was counted, are the whole.
+    first = {r["position"]: r["value"] for r in rows if r["step"] == 1 and r["name"] == "kl_nats"}
+    assert set(first) == {None, 0, 4}
+    assert min(first[0], first[4]) <= first[None] <= max(first[0], first[4])
+
+
+def test_micro_batches_are_the_same_step(inputs: Inputs, tmp_path: Path) -> None:
+    """The first step's loss is the token mean over the whole step, whatever its parts."""
+    for name, cfg in (("opd", {**OPD, "loss": {"preset": "full"}}), ("sft", SFT)):
+        whole = run(name, {**cfg, "steps": 1}, inputs, tmp_path / f"{name}-whole")
+        parts = run(name, {**cfg, "steps": 1, "micro_batch": 2}, inputs, tmp_path / f"{name}-parts")
+        for metric, value in whole["first"].items():
+            assert parts["first"][metric] == pytest.approx(value, rel=1e-3), (name, metric)
+    with pytest.raises(Bad, match="micro_batch: 3 does not divide the 8 sequences"):
+        run("opd", {**OPD, "micro_batch": 3}, inputs, tmp_path / "c")
+
+
+def test_prompts_come_in_order_and_the_last_partial_batch_is_dropped(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten prompts, four a step: steps 1 and 2 see the first eight, step 3 starts again."""
+    from opd.training import distill
+
+    seen: list[list[str]] = []
+    generate = distill.Trainer._generate_and_score_completions
+
+    def spy(self: Any, batch: list[dict[str, Any]]) -> Any:
+        seen.append([row["prompt"][0]["content"] for row in batch])
+        return generate(self, batch)
+
+    monkeypatch.setattr(distill.Trainer, "_generate_and_score_completions", spy)
+    run("opd", OPD, inputs, tmp_path / "a")
+    questions = [row["prompt"] for row in world.make_prompts(WORLD, "rl", 10)]
+    twice = [[q for q in questions[i : i + 4] for _ in range(2)] for i in (0, 4, 0)]
+    assert seen == twice
+
+
+def test_a_loss_that_is_no_number(inputs: Inputs, tmp_path: Path) -> None:
+    for name, cfg in (("sft", SFT), ("opd", OPD)):
+        out = tmp_path / name
+        with pytest.raises(Bad, match=r"lr: .* at step \d+; lower the learning rate"):
+            run(name, {**cfg, "lr": 1e30, "warmup": 0.0, "steps": 6}, inputs, out)
+        assert not list(out.iterdir())
+
+
+def test_bad_prompts(inputs: Inputs, tmp_path: Path) -> None:
+    for name, cfg in (("opd", OPD), ("grpo", GRPO)):
+        with pytest.raises(Bad, match=r"prompts.parquet: row 0 \(rl-00000\): .* max_prompt_tokens"):
+            run(name, {**cfg, "max_prompt_tokens": 4}, inputs, tmp_path / f"{name}-long")
+        with pytest.raises(Bad, match="10 prompts cannot fill a step of 11"):
+            run(name, {**cfg, "prompts_per_step": 11}, inputs, tmp_path / f"{name}-few")
+        empty = tmp_path / f"{name}-prompts"
+        empty.mkdir()
+        tables.write(empty / "prompts.parquet", [], tables.PROMPTS)
+        with pytest.raises(Bad, match="there is no prompt in it"):
+            run(name, cfg, {**inputs, "prompts": empty}, tmp_path / f"{name}-none")
+
+
+def test_bad_pairs(inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(Bad, match=r"pairs.parquet: row 0 .*max_tokens is 5"):
+        run("sft", {**SFT, "max_tokens": 5}, inputs, tmp_path / "long")
+    empty = tmp_path / "pairs"
+    empty.mkdir()
+    tables.write(empty / "pairs.parquet", [], tables.PAIRS)
+    with pytest.raises(Bad, match="there is no pair in it"):
+        run("sft", SFT, {**inputs, "data": empty}, tmp_path / "none")
+
+
+def test_different_tokenizers(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        world, "CHARACTERS", "9" + world.CHARACTERS[1:9] + "0" + world.CHARACTERS[10:]
+    )
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    world.run_init(SHAPE, {}, foreign)
+    with pytest.raises(Bad, match="token 5 is '0' for the student and '9' for the teacher"):
+        run("opd", OPD, {**inputs, "teacher": foreign}, tmp_path / "out")
+
+
+def told(message: str) -> list[dict[str, str]]:
+    return [{"message": message}]
+
+
+def test_the_teacher_reads_what_it_is_told(inputs: Inputs, tmp_path: Path) -> None:
+    plain = run("opd", OPD, inputs, tmp_path / "plain")
+    same = run("opd", {**OPD, "information": told("{question}")}, inputs, tmp_path / "same")
+    assert same == plain  # the world's prompt is the question itself
+    other = {**OPD, "information": told("say {question}")}
+    changed = run("opd", other, inputs, tmp_path / "other")
+    # Before the first update the rollouts are the same, so only the teacher's side can differ.
+    for name in ("entropy_student_nats", "response_tokens"):
+        assert changed["first"][name] == plain["first"][name]
+    assert changed["first"]["entropy_teacher_nats"] != plain["first"]["entropy_teacher_nats"]
+    long = {**OPD, "information": told("{question}" * 4)}
+    with pytest.raises(Bad, match=r"teacher's prompt has \d+ tokens.*max_teacher_prompt_tokens"):
+        run("opd", long, inputs, tmp_path / "long")
