@@ -58,6 +58,7 @@ test: lint unit workflow data faults ## everything that CI runs; --jobs=2 --outp
 lint: $(STAMP)
 	$(call timed,lint,\
 	  ruff check .; ruff format --check .; snakefmt --check Snakefile workflow; mypy; \
+	  lint-imports --no-logo --no-cache; \
 	  snakemake --lint)
 
 # pytest exits with 5 where a folder has no test for this machine, which is no failure.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from opd.core.files import content
 from opd.provenance.audit import audit
-from opd.stages import run
+from opd.stages import identity, manifest
 
 CHECKPOINT = 64_000_000
 
@@ -28,16 +28,16 @@ def make(root: Path, checkpoints: int, small: int) -> None:
         folder = root / "results" / "bench" / "models" / f"m{i}"
         folder.mkdir(parents=True)
         cfg = {"inputs": [], "i": i}
-        entry = store / run.identity("init", cfg, {})
+        entry = store / identity.identity("init", cfg, {})
         entry.mkdir(parents=True)
         size = CHECKPOINT if i < checkpoints else 4_000
         (entry / "model.safetensors").write_bytes(os.urandom(size))
         made = {"verb": "init", "identity": entry.name, "cfg": cfg, "inputs": {}, "numbers": {}}
         made |= {"outputs": content(entry), "versions": {}, "modules": {}}
-        run.write_json(store / f"{entry.name}.json", run.sealed(made))
-        run.write_json(folder / "manifest.json", run.sealed(made))
-        run.write_json(folder / "digest.json", run.hand_off("init", cfg, made))
-        run.link(entry, folder)
+        manifest.write_json(store / f"{entry.name}.json", manifest.sealed(made))
+        manifest.write_json(folder / "manifest.json", manifest.sealed(made))
+        manifest.write_json(folder / "digest.json", manifest.hand_off("init", cfg, made))
+        manifest.link(entry, folder)
 
 
 def seconds(call: Callable[[], None], who: int) -> tuple[float, float]:

@@ -22,9 +22,11 @@ from torch import Tensor
 from trl.kernels import chunked_divergence
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-from opd.losses import fused as losses
-from opd.losses.fused import Head, fused_token_loss, token_loss
+from opd.losses import head
+from opd.losses.fused import fused_token_loss
+from opd.losses.head import Head
 from opd.losses.spec import PRESETS, LossSpec
+from opd.losses.token import token_loss
 
 # The shape that the tiles of both chunked losses are made for (Qwen3's vocabulary).
 FULL_VOCABULARY, FULL_POSITIONS = 151_936, 8192
@@ -109,7 +111,7 @@ def fused(x: Inputs, spec: LossSpec) -> Tensor:
         x.sampled_ids,
         x.mask,
         spec,
-        chunk_elements=losses.CHUNK_ELEMENTS,
+        chunk_elements=head.CHUNK_ELEMENTS,
     )
     return loss.sum() / x.mask.sum()
 
@@ -129,7 +131,7 @@ def scale_tiles(case: Case) -> None:
     """Shrink the tiles of both chunked losses, so that a small shape has as many of them as the
     full one; a tile that holds everything would show no saving."""
     rows, columns = case.positions / FULL_POSITIONS, case.vocabulary / FULL_VOCABULARY
-    losses.CHUNK_ELEMENTS = max(1, int(losses.CHUNK_ELEMENTS * rows * columns))
+    head.CHUNK_ELEMENTS = max(1, int(head.CHUNK_ELEMENTS * rows * columns))
     chunked_divergence.TOKEN_CHUNK_SIZE = max(1, int(chunked_divergence.TOKEN_CHUNK_SIZE * rows))
     chunked_divergence.VOCAB_CHUNK_SIZE = max(1, int(chunked_divergence.VOCAB_CHUNK_SIZE * columns))
 

@@ -31,7 +31,7 @@ from opd.core import files
 from opd.plan import artifacts as plan
 from opd.plan import outputs
 from opd.recipes import resolve
-from opd.stages import run as manifest
+from opd.stages import identity
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config" / "paper.yaml"
@@ -168,7 +168,7 @@ def jobs(given: argparse.Namespace, folder: Path) -> list[list[str]]:
     for name, one in artifacts.items():
         record = {
             "identity": files.digest(name),
-            "settings": manifest.settings_digest(one.verb, one.cfg),
+            "settings": identity.settings_digest(one.verb, one.cfg),
             "outputs": {},
         }
         path = folder / "made" / name / "digest.json"

@@ -15,6 +15,7 @@ from typing import Any
 from common import describe, table
 
 from opd.core import tables
+from opd.data.schemas import PROMPTS
 from opd.models import journal, transformers_engine
 from opd.models.sampling import Request, Response, Sampler
 
@@ -136,7 +137,7 @@ def vllm(arguments: argparse.Namespace, cfg: dict[str, Any]) -> None:
 
 
 def asked(sampler: Sampler, arguments: argparse.Namespace) -> list[Request]:
-    prompts = tables.read(arguments.prompts / "prompts.parquet", tables.PROMPTS).to_pylist()
+    prompts = tables.read(arguments.prompts / "prompts.parquet", PROMPTS).to_pylist()
     prompts = prompts[: arguments.n]
     ids = [row["id"] for row in prompts]
     tokens = sampler.tokenize([row["prompt"] for row in prompts], ids)

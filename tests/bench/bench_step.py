@@ -19,8 +19,10 @@ from common import describe, reset_cuda_peak, synchronise, table
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from opd.losses.fused import Head, fused_token_loss, token_loss
+from opd.losses.fused import fused_token_loss
+from opd.losses.head import Head
 from opd.losses.spec import PRESETS
+from opd.losses.token import token_loss
 
 SPEC = PRESETS["rethinking_code"]
 

@@ -8,9 +8,11 @@ from snakemake.utils import update_config
 
 from opd.core import tables
 from opd.data import prompts
+from opd.data.schemas import PROMPTS
 from opd.data.templates import strip
-from opd.plan.artifacts import closure, plan
+from opd.plan.artifacts import plan
 from opd.recipes.resolve import resolve
+from opd.stages.artifact import closure
 
 pytestmark = pytest.mark.data
 ROOT = Path(__file__).parents[2]
@@ -34,7 +36,7 @@ def made(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         }
         (root / folder).mkdir(parents=True)
         prompts.run(artifact.cfg, paths, root / folder)
-        read = tables.read(root / folder / "prompts.parquet", tables.PROMPTS)
+        read = tables.read(root / folder / "prompts.parquet", PROMPTS)
         rows[folder.removeprefix("prompts/")] = read.to_pylist()
     return rows
 

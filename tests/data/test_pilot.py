@@ -12,6 +12,9 @@ import pytest
 import yaml
 
 from opd.core import tables
+from opd.data.schemas import PROMPTS
+from opd.evaluation.schemas import SCORES
+from opd.losses.schemas import METRICS
 
 pytestmark = [pytest.mark.data, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
@@ -74,13 +77,13 @@ def test_weights_are_real_and_said_to_be_dequantised(results: Path):
 
 def test_released_deepmath_has_no_duplicate_of_dapo(results: Path):
     payload = results / "prompts" / "deepmath-new" / "payload"
-    assert tables.read(payload / "prompts.parquet", tables.PROMPTS).num_rows == 40
+    assert tables.read(payload / "prompts.parquet", PROMPTS).num_rows == 40
 
 
 def test_metrics_of_both_arms_are_those_of_two_different_models(results: Path):
     for run in ("from-tuned", "from-prompted"):
         payload = results / "models" / run / "s0" / "payload"
-        rows = tables.read(payload / "metrics.parquet", tables.METRICS).to_pylist()
+        rows = tables.read(payload / "metrics.parquet", METRICS).to_pylist()
         values = {(r["step"], r["name"]): r["value"] for r in rows if r["position"] is None}
         for step in (1, 2):
             assert 0.3 < values[step, "overlap_ratio"] <= 1
@@ -113,7 +116,7 @@ def test_what_was_sampled_with_what_is_recorded(results: Path):
 
 def test_every_answer_has_the_verdict_of_both_graders(results: Path):
     payload = results / "evaluations" / "short" / "smollm2" / "s0" / "payload"
-    rows = tables.read(payload / "scores.parquet", tables.SCORES).to_pylist()
+    rows = tables.read(payload / "scores.parquet", SCORES).to_pylist()
     assert {row["benchmark"] for row in rows} == {"easy", "amc23", "math500"}
     assert all(
         {name for name, _ in row["scores"]} == {"rule", "math_verify", "relaxed"} for row in rows

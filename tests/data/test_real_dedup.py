@@ -11,6 +11,7 @@ from test_real_files import load
 
 from opd.core import tables
 from opd.data import contamination, dedup, embeddings, encoders, neighbours
+from opd.data.schemas import NEIGHBOURS, PROBLEMS, PROMPTS, REMOVED
 from opd.models import fetch
 
 pytest.importorskip("faiss")
@@ -40,7 +41,7 @@ def stages(
     inputs, sides = {"prompts": tmp_path / "a", "against": tmp_path / "b"}, {}
     for side, rows in (("prompts", ours), ("against", theirs)):
         inputs[side].mkdir()
-        tables.write(inputs[side] / "prompts.parquet", rows, tables.PROMPTS)
+        tables.write(inputs[side] / "prompts.parquet", rows, PROMPTS)
         sides[side] = tmp_path / f"{side}-embedded"
         sides[side].mkdir()
         given = {"encoder": encoder} if encoder else {}
@@ -51,7 +52,7 @@ def stages(
     neighbours.run({}, sides, tmp_path / "neighbours")
     inputs["neighbours"] = tmp_path / "neighbours"
     report = dedup.run({"threshold": threshold}, inputs, tmp_path / "out")
-    removed = tables.read(tmp_path / "out" / "removed.parquet", tables.REMOVED).to_pylist()
+    removed = tables.read(tmp_path / "out" / "removed.parquet", REMOVED).to_pylist()
     return removed, report
 
 
@@ -122,7 +123,7 @@ def test_the_papers_encoder_decides_as_the_authors_procedure(tmp_path: Path) -> 
     index = faiss.IndexFlatIP(v.shape[1])
     index.add(v)
     scores, rows = index.search(u, 2)
-    found = tables.read(tmp_path / "neighbours" / "neighbours.parquet", tables.NEIGHBOURS)
+    found = tables.read(tmp_path / "neighbours" / "neighbours.parquet", NEIGHBOURS)
     cosine, neighbour = found["cosine"].to_numpy(), found["neighbour"].to_numpy()
     clear = scores[:, 0] - scores[:, 1] > 1e-3
     assert clear.sum() > 100
@@ -145,7 +146,7 @@ def test_benchmark_problems_among_training_prompts(tmp_path: Path) -> None:
     sides = {}
     for name, rows in (("benchmark:aime", aime), ("prompts", prompts)):
         inputs[name].mkdir()
-        tables.write(inputs[name] / "prompts.parquet", rows, tables.PROMPTS)
+        tables.write(inputs[name] / "prompts.parquet", rows, PROMPTS)
         sides["against" if name == "prompts" else "prompts"] = tmp_path / f"{name[:3]}-e"
         (tmp_path / f"{name[:3]}-e").mkdir()
         given = {"prompts": inputs[name]}
@@ -157,7 +158,7 @@ def test_benchmark_problems_among_training_prompts(tmp_path: Path) -> None:
     contamination.run({"threshold": 0.95}, inputs, tmp_path / "out")
     counts = json.loads((tmp_path / "out" / "report.json").read_text())["benchmarks"]["aime"]
     assert (counts["problems"], counts["exact"], counts["semantic"]) == (30, 1, 1)
-    rows = tables.read(tmp_path / "out" / "problems.parquet", tables.PROBLEMS).to_pylist()
+    rows = tables.read(tmp_path / "out" / "problems.parquet", PROBLEMS).to_pylist()
     assert rows[3]["neighbour"] == prompts[7]["id"] and rows[3]["shared_words"] == 1
     assert rows[5]["sharer"] == prompts[9]["id"] and 0.3 < rows[5]["shared_words"] < 1
     # What else shares 13 words is a phrase of AIME's, "m and n are relatively prime ...".

@@ -12,6 +12,7 @@ import pytest
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.data import prompts, templates
+from opd.data.schemas import PROMPTS, REPEATED
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def made(
     out.mkdir()
     source = {"path": path, **cfg.pop("source", {})}
     numbers = prompts.run({"source": source, "seed": 0, **cfg}, inputs or {}, out)
-    rows: list[dict[str, Any]] = tables.read(out / "prompts.parquet", tables.PROMPTS).to_pylist()
+    rows: list[dict[str, Any]] = tables.read(out / "prompts.parquet", PROMPTS).to_pylist()
     return rows, numbers, out
 
 
@@ -76,7 +77,7 @@ def test_counts_of_dapo_under_each_rule(
         "question": AS_ASKED,
         "question_stripped": BARE,
     }
-    repeated = tables.read(out / "repeated.parquet", tables.REPEATED).to_pylist()
+    repeated = tables.read(out / "repeated.parquet", REPEATED).to_pylist()
     assert Counter(r["rule"] for r in repeated) == {"prompt": 495, "question": 628}
     conflicts = [r["answers"] for r in repeated if r["rule"] == "prompt" and r["conflicting"]]
     assert conflicts == [

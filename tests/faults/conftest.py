@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from stages import Run, Zygote, finished
 
-from opd.stages.run import VERBS
+from opd.stages.registry import VERBS
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ import yaml
 
 from opd.core.files import canonical, read_json
 from opd.plan import artifacts as plan
-from opd.plan import outputs
-from opd.plan.artifacts import Artifact
+from opd.plan import base, outputs
 from opd.recipes import resolve
-from opd.stages import fresh, verify
+from opd.stages import artifact, fresh, verify
+from opd.stages.artifact import Artifact
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -208,7 +208,7 @@ def finished(folder: Path, zygote: Zygote) -> Run:
     shown = outputs.targets(config, artifacts)
     run = Run(folder / "run", artifacts, zygote, folder / "hub")
     fresh.write_plan(run.results / "plan.json", artifacts)
-    for name in plan.closure(shown, artifacts):
+    for name in artifact.closure(shown, artifacts):
         ended = run.make(name)
         assert ended.status == 0, (name, ended.log)
     for extra in _from_hub(run):
@@ -231,9 +231,9 @@ def _from_hub(run: Run) -> list[Artifact]:
     at = {"revision": REVISION}
     source = {"source": {"hub": "a/data", **at, "split": "test"}, "answer": "answer"}
     return [
-        plan.artifact("fetch", "models/hub", {"hub": "a/model", **at}, {}),
-        plan.artifact("dataset", "datasets/hub", {"hub": "a/data", **at}, {}),
-        plan.artifact("prompts", "prompts/hub", source, {}),
+        base.artifact("fetch", "models/hub", {"hub": "a/model", **at}, {}),
+        base.artifact("dataset", "datasets/hub", {"hub": "a/data", **at}, {}),
+        base.artifact("prompts", "prompts/hub", source, {}),
     ]
 
 

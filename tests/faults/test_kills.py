@@ -7,7 +7,7 @@ import pytest
 from stages import Ended, Run
 
 from opd.models import journal
-from opd.stages.run import VERBS
+from opd.stages.registry import VERBS
 
 pytestmark = pytest.mark.faults
 

@@ -24,6 +24,8 @@ from typing import Any
 
 import hub
 
+from opd.stages import registry
+
 EVENTS = {
     *("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.link"),
     *("os.listdir", "os.scandir", "os.truncate", "shutil.copyfile", "shutil.rmtree"),
@@ -93,12 +95,10 @@ def preload() -> None:
     import scipy.stats
     import trl
 
-    from opd.stages import run
-
     assert all((datasets, lm_eval.tasks, matplotlib.pyplot, scipy.stats, trl))
     import importlib
 
-    for target in run.VERBS.values():
+    for target in registry.VERBS.values():
         importlib.import_module(target.partition(":")[0])
 
 

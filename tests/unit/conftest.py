@@ -7,6 +7,8 @@ from tiny import SHAPE, WORLD, Inputs
 
 from opd.core import tables
 from opd.data import world
+from opd.data.schemas import PROMPTS
+from opd.models import init
 
 # Tiny tensors: a second thread only gets in the way. Read when torch is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,10 +21,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     made = {name: root / name for name in ("student", "teacher", "prompts", "data")}
     for path in made.values():
         path.mkdir()
-    world.run_init(SHAPE, {}, made["student"])
-    world.run_init({**SHAPE, "layers": 2, "seed": 1}, {}, made["teacher"])
+    init.run(SHAPE, {}, made["student"])
+    init.run({**SHAPE, "layers": 2, "seed": 1}, {}, made["teacher"])
     rows = world.make_prompts(WORLD, "rl", 10)
-    tables.write(made["prompts"] / "prompts.parquet", rows, tables.PROMPTS)
+    tables.write(made["prompts"] / "prompts.parquet", rows, PROMPTS)
     corpus = {
         "world": WORLD,
         "n": 20,
@@ -31,7 +33,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
         "templates": ["{question}"],
         "seed": 1,
     }
-    world.run_corpus(corpus, {}, made["data"])
+    corpus.run(corpus, {}, made["data"])
     return made
 
 

@@ -34,10 +34,13 @@ from opd.core.errors import Bad
 from opd.core.files import content, read_json
 from opd.data import contamination, dedup_page
 from opd.data.dedup_page import Pair
+from opd.data.schemas import PROMPTS
+from opd.losses.schemas import METRICS
 from opd.models import fetch
 from opd.recipes import resolve
 from opd.results import claims_page
-from opd.stages import run as manifest
+from opd.stages import manifest, registry
+from opd.stages import run as runner
 
 SOURCES = sorted((Path(__file__).parents[2] / "src" / "opd").rglob("*.py"))
 TOKEN = "hf_" + "PlantedTokenOfNobody1234567"
@@ -166,7 +169,7 @@ def test_a_stage_reads_no_folder_with_code_or_pickles(
     manifest.write_json(given, read_json(given) | {"outputs": content(payload)})
     out = tmp_path / "out" / "digest.json"
     with pytest.raises(Bad, match="may run code"):
-        manifest.run_stage("keep", {"inputs": ["model"]}, [given], out, {}, tmp_path / "store")
+        runner.run_stage("keep", {"inputs": ["model"]}, [given], out, {}, tmp_path / "store")
     assert not sprung.exists() and not out.exists()
 
 
@@ -239,7 +242,7 @@ def test_a_parquet_file_brings_no_python_type(tmp_path: Path, sprung: Path) -> N
     source = {"path": path.name, "question": "question", "answer": "question"}
     assert list(loaders.read_file(path, source)) == [{"question": "1+1"}]
     with pytest.raises(Bad):
-        tables.read(path, tables.PROMPTS)
+        tables.read(path, PROMPTS)
     assert not sprung.exists()
 
 
@@ -281,7 +284,7 @@ def test_nobody_is_asked_to_run_a_models_own_code(
     model, prompts = str(tmp_path / "model"), str(inputs["prompts"] / "prompts.parquet")
     arguments = ["preflight", "--student", model, "--teacher", model, "--prompts", prompts]
     arguments += ["--n", "2", "--samples", "1", "--max-new-tokens", "4"]
-    script = "import sys; from opd.cli import main as cli; cli.refuse_code = lambda folder: None; cli.main()"
+    script = "from opd.cli import main as cli; cli.refuse_code = lambda folder: None; cli.main()"
     command = ["-m", "opd"] if guarded else ["-c", script]
     done = subprocess.run(
         [sys.executable, *command, *arguments],
@@ -449,7 +452,7 @@ def test_a_watched_run_cannot_steer_the_terminal(
         {"step": 1, "name": name, "position": None, "value": 1.0}
         for name in ("loss", "\x1b[2Jloss", HOSTILE)
     ]
-    tables.write(tmp_path / "payload" / "metrics.parquet", rows, tables.METRICS)
+    tables.write(tmp_path / "payload" / "metrics.parquet", rows, METRICS)
     (tmp_path / "digest.json").write_text("{}")
     main(["watch", str(tmp_path)])
     shown = capsys.readouterr().out
@@ -494,12 +497,12 @@ def test_modes_follow_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uma
             return {}
 
     monkeypatch.setitem(sys.modules, "opd.fake_stage", Module)
-    monkeypatch.setitem(manifest.VERBS, "fake", "opd.fake_stage:run")
+    monkeypatch.setitem(registry.VERBS, "fake", "opd.fake_stage:run")
     before = os.umask(umask)
     try:
         root = tmp_path / "results"
         output, copies = root / "a" / "digest.json", {"y.csv": root / "a.csv"}
-        manifest.run_stage("fake", {"inputs": []}, [], output, copies, root / ".store")
+        runner.run_stage("fake", {"inputs": []}, [], output, copies, root / ".store")
     finally:
         os.umask(before)
     paths = [root, *root.rglob("*"), *(root / "a" / "payload").resolve().rglob("*")]

@@ -18,7 +18,7 @@ from opd.plan import state as planned
 from opd.provenance import audit, diff
 from opd.provenance import records as trail
 from opd.provenance.audit import MISSING, MODIFIED, ORPHANED, STALE, WHOLE, Audit
-from opd.stages import run
+from opd.stages import manifest, registry, run
 
 pytestmark = pytest.mark.workflow
 
@@ -67,7 +67,7 @@ def test_an_untouched_run_is_whole_and_nothing_is_written(finished: Project):
     found = json.loads(done.stdout)
     # Every verb but those that need a hub, and a kept step, which has a test of its own.
     verbs = {one["verb"] for one in found["artifacts"]}
-    assert verbs == set(run.VERBS) - {"fetch", "dataset", "keep"}
+    assert verbs == set(registry.VERBS) - {"fetch", "dataset", "keep"}
     assert found["counts"] == {WHOLE: len(finished.digests()) + 1}
     assert found["unused"] == {}
     assert _wrong(_audit(finished, plan=planned.described([finished.config]))) == {}
@@ -194,7 +194,7 @@ def test_a_link_to_another_entry_is_found(copy: Project):
 def _seal(path: Path, change) -> None:
     made = read_json(path)
     change(made)
-    run.write_json(path, run.sealed(made) if path.name == "manifest.json" else made)
+    manifest.write_json(path, manifest.sealed(made) if path.name == "manifest.json" else made)
 
 
 def test_a_forger_who_leaves_the_identity_is_found_by_it(copy: Project):
@@ -256,7 +256,7 @@ def test_stale_settings_data_inputs_and_code_are_named(copy: Project, tmp_path: 
 
 
 def test_drift_is_shown_and_fails_only_if_asked_for(copy: Project, monkeypatch):
-    now = {**run.versions(), "torch": "99.0"}
+    now = {**manifest.versions(), "torch": "99.0"}
     monkeypatch.setattr(run, "versions", lambda: now)
     found = _audit(copy)
     assert not audit.fails(found) and audit.fails(found, strict=True)

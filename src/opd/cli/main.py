@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 from opd.core.errors import Bad
 from opd.core.files import read_json
 from opd.core.security import Redacting, redacted, refuse_code, visible
-from opd.stages.run import VERBS, run_stage
+from opd.stages.registry import VERBS
+from opd.stages.run import run_stage
 
 RATES = Path("results/calibration.yaml")
 

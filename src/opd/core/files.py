@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +40,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise Bad(f"not readable as JSON ({error})", str(path), "make it again") from error
+
+
+def link_files(folder: Path, out: Path) -> None:
+    """Put every file below ``folder`` at the same place below ``out``: as a hard link, or as a copy
+    where that is not possible."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        target = out / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, target)
+        except OSError:
+            shutil.copyfile(path, target)

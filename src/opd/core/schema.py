@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from opd.core.errors import Bad
@@ -36,3 +37,11 @@ def valid(
         elif not isinstance(first["input"], Mapping | list):
             what = f"{first['input']!r} is not allowed: {what}"
         raise Bad(what, f"{where}.{key}" if key else where, remedy) from None
+
+
+SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def load_yaml(text: str) -> Any:
+    """What a YAML text holds: plain values only. Raises ``yaml.YAMLError`` where it is none."""
+    return yaml.load(text, Loader=SafeLoader)

@@ -18,10 +18,11 @@ from opd.data import dedup_page
 from opd.data.dedup import read_neighbours, similarities
 from opd.data.dedup_page import Pair
 from opd.data.neighbours import Doubles, Places
+from opd.data.schemas import CHINESE, PROBLEMS, PROMPTS
 
 WORDS = 13
 # Letters and digits in a row; a Chinese character is a word of its own.
-_WORD = re.compile(f"{tables.CHINESE.pattern}|[^\\W_{tables.CHINESE.pattern[1:-1]}]+")
+_WORD = re.compile(f"{CHINESE.pattern}|[^\\W_{CHINESE.pattern[1:-1]}]+")
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -32,13 +33,13 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     ``neighbours:NAME``, its neighbours among the prompts.
     """
     threshold = cfg["threshold"]
-    prompts = tables.read(inputs["prompts"] / "prompts.parquet", tables.PROMPTS)
+    prompts = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS)
     theirs = prompts.select(["id", "question"]).to_pylist()
     names = [name.partition(":")[2] for name in inputs if name.startswith("benchmark:")]
     rows: list[dict[str, Any]] = []
     for name in names:
         path = inputs[f"benchmark:{name}"] / "prompts.parquet"
-        problems = tables.read(path, tables.PROMPTS)
+        problems = tables.read(path, PROMPTS)
         found = read_neighbours(inputs[f"neighbours:{name}"], problems, prompts)
         for problem, exact, place, cosine in zip(problems.to_pylist(), *found, strict=True):
             rows.append(
@@ -76,7 +77,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         "threshold": threshold,
         "benchmarks": {name: count(name) for name in names},
     }
-    tables.write(out / "problems.parquet", rows, tables.PROBLEMS)
+    tables.write(out / "problems.parquet", rows, PROBLEMS)
     (out / "contamination.html").write_text(_page(report, rows))
     tables.write_json(out / "report.json", report)
     return {"prompts": len(theirs), "found": sum(_found(row, threshold) for row in rows)}

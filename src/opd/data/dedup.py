@@ -20,9 +20,10 @@ from markupsafe import Markup
 from opd.core import html as page
 from opd.core import tables
 from opd.core.errors import Bad
-from opd.data import dedup_page
+from opd.data import dedup_page, schemas
 from opd.data.dedup_page import Pair
 from opd.data.neighbours import Doubles, Places
+from opd.data.schemas import NEIGHBOURS, PROMPTS, REMOVED
 
 THRESHOLDS = tuple(n / 100 for n in range(40, 91, 5))
 # Pairs shown on either side of the threshold.
@@ -36,10 +37,10 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     cfg: threshold (a cosine; at or above it, both in float64, a prompt is removed). Inputs:
     prompts, against (not within one set), neighbours. Raises ``Bad`` where nothing is left.
     """
-    ours = tables.read(inputs["prompts"] / "prompts.parquet", tables.PROMPTS)
+    ours = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS)
     theirs = ours
     if "against" in inputs:
-        theirs = tables.read(inputs["against"] / "prompts.parquet", tables.PROMPTS)
+        theirs = tables.read(inputs["against"] / "prompts.parquet", PROMPTS)
     found = read_neighbours(inputs["neighbours"], ours, theirs)
     threshold = cfg["threshold"]
     exact = found.exact >= 0
@@ -97,8 +98,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
             (f"Kept: the nearest below {threshold}", shown(order[max(0, cut - SHOWN) : cut][::-1])),
         ],
     )
-    tables.write(out / "prompts.parquet", ours.filter(pa.array(kept)), tables.PROMPTS)
-    tables.write(out / "removed.parquet", removed, tables.REMOVED)
+    tables.write(out / "prompts.parquet", ours.filter(pa.array(kept)), PROMPTS)
+    tables.write(out / "removed.parquet", removed, REMOVED)
     (out / "dedup.html").write_text(html)
     tables.write_json(out / "report.json", report)
     return report
@@ -116,11 +117,11 @@ def read_neighbours(folder: Path, ours: pa.Table, theirs: pa.Table) -> Neighbour
     """What the stage ``neighbours`` found for two prompt tables. Raises ``Bad`` where it found it
     for others."""
     path = folder / "neighbours.parquet"
-    rows = tables.read(path, tables.NEIGHBOURS)
+    rows = tables.read(path, NEIGHBOURS)
     exact, neighbour = (rows[name].fill_null(-1).to_numpy() for name in ("exact", "neighbour"))
     cosine = rows["cosine"].fill_null(-np.inf).to_numpy()
     hashes, their_hashes = (
-        np.array([tables.text_hash(question) for question in table["question"].to_pylist()])
+        np.array([schemas.text_hash(question) for question in table["question"].to_pylist()])
         for table in (ours, theirs)
     )
     found = neighbour >= 0

@@ -15,13 +15,14 @@ from opd.core import tables
 from opd.core.code import module_digest
 from opd.core.errors import Bad
 from opd.core.files import content, digest
-from opd.data import encoders
+from opd.data import encoders, schemas
 from opd.data.encoders import Floats
+from opd.data.schemas import PROMPTS
 
 # Texts that are encoded before they are written: what a killed stage loses at most.
 CHUNK = 256
 
-QUESTIONS = pa.schema([tables.PROMPTS.field("question")])
+QUESTIONS = pa.schema([PROMPTS.field("question")])
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     """
     questions = tables.read(inputs["prompts"] / "prompts.parquet", QUESTIONS)["question"]
     texts = [text.strip() for text in questions.to_pylist()]
-    hashes = [tables.text_hash(text) for text in texts]
+    hashes = [schemas.text_hash(text) for text in texts]
     text_of = dict(zip(hashes, texts, strict=True))
     if "" in texts:
         where = f"{inputs['prompts'] / 'prompts.parquet'}: row {texts.index('')}"

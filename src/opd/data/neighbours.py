@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.data.schemas import NEIGHBOURS
 
 # Vectors in memory at a time: of those that look for a neighbour, and of those looked through.
 OURS, THEIRS = 1024, 16384
@@ -68,7 +69,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         "neighbour_hash": [their_hashes[j] if j >= 0 else None for j in neighbour],
         "cosine": pa.array(cosine, mask=~found),
     }
-    tables.write(out / "neighbours.parquet", pa.table(columns), tables.NEIGHBOURS)
+    tables.write(out / "neighbours.parquet", pa.table(columns), NEIGHBOURS)
     return {
         "prompts": len(hashes),
         "against": len(their_hashes),

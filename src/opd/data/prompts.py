@@ -1,4 +1,4 @@
-"""Prompt sets: loading, cleaning, selection, sampling and templates (schema ``tables.PROMPTS``).
+"""Prompt sets: loading, cleaning, selection, sampling and templates (schema ``PROMPTS``).
 
 A source is the miniature world, a file, a dataset of the hub, or another prompt set. What the
 source wraps around the bare question is taken off (``strip``), and a template may put other text
@@ -17,7 +17,8 @@ from typing import Any
 
 from opd.core import tables
 from opd.core.errors import Bad
-from opd.data import loaders, templates
+from opd.data import loaders, schemas, templates
+from opd.data.schemas import CHINESE, PROMPTS, REPEATED
 
 Row = dict[str, Any]
 
@@ -69,8 +70,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         report["unknown_difficulty"] = tally["unknown difficulty"]
     if other is not None:
         report["apart_from"] = _overlap(rows, other, cfg["apart_from"])
-    tables.write(out / "prompts.parquet", rows, tables.PROMPTS)
-    tables.write(out / "repeated.parquet", survey.repeated(), tables.REPEATED)
+    tables.write(out / "prompts.parquet", rows, PROMPTS)
+    tables.write(out / "repeated.parquet", survey.repeated(), REPEATED)
     tables.write_json(out / "report.json", report)
     return {"prompts": len(rows), **report}
 
@@ -89,7 +90,7 @@ def load(
         return f"world:{wanted['split']}", _counted(made, tally), True
     if source.get("from"):
         path = inputs["prompts"] / "prompts.parquet"
-        rows = tables.read(path, tables.PROMPTS).to_pylist()
+        rows = tables.read(path, PROMPTS).to_pylist()
         return "the set in use", _counted(rows, tally), False
     if source.get("hub"):
         name = f"{source['hub']}@{source['revision']}"
@@ -131,7 +132,7 @@ class Texts:
         answers[row["answer"]] = None
 
     def counts(self) -> dict[str, int]:
-        chinese = sum(1 for text in self.found if tables.CHINESE.search(text))
+        chinese = sum(1 for text in self.found if CHINESE.search(text))
         return {
             "distinct": len(self.found),
             "en": len(self.found) - chinese,
@@ -233,7 +234,7 @@ def _cleaned(
             empty = empty or ("answer" if bare else "question", row)
             continue
         survey.add(row, question)
-        yield tables.prompt(
+        yield schemas.prompt_row(
             id=row["id"],
             question=bare,
             answer=row["answer"],
@@ -302,7 +303,7 @@ def _other(inputs: Mapping[str, Path]) -> Other | None:
     if "apart_from" not in inputs:
         return None
     path = inputs["apart_from"] / "prompts.parquet"
-    rows = tables.read(path, tables.PROMPTS).select(["source", "row", "text_hash"]).to_pylist()
+    rows = tables.read(path, PROMPTS).select(["source", "row", "text_hash"]).to_pylist()
     return Other(
         path, {(row["source"], row["row"]) for row in rows}, {row["text_hash"] for row in rows}
     )

@@ -15,30 +15,17 @@ import random
 import re
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from opd.core import tables
 from opd.core.errors import Bad
-from opd.data.privileged import filled
+from opd.data import schemas
 
 RULES = ("precedence", "left")
 STYLES = ("infix", "prefix")
 BENCHMARKS = {"easy": 2, "medium": 3, "hard": 4}
 SPLITS = ("rl", "other", *BENCHMARKS)
 TRAINING_LEVELS = (2, 3, 4)
-CORPUS_LEVELS = (1, 2, 3, 4)
 HELD_OUT_ONE_IN = 4
-CHARACTERS = "0123456789+-*=;#abcdefghijklmnopqrstuvwxyz .,:?()"
-PAD, EOS, UNKNOWN, USER, ASSISTANT = "<pad>", "<eos>", "<unk>", "<user>", "<assistant>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message.role == 'user' %}<user>{{ message.content }}"
-    "{% else %}<assistant>{{ message.content }}<eos>{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
 Step = tuple[int, str, int, int]
 
 
@@ -83,19 +70,12 @@ def respond(question: str, rule: str, style: str) -> str:
     return ";".join(written) + f"#{done[-1][3]}"
 
 
-def grade(response: str, answer: str) -> tuple[str | None, bool]:
-    """The digit after the last ``#`` of a response (None if there is none), and if it is right."""
-    found = re.findall(r"#(\d)", response)
-    extracted = found[-1] if found else None
-    return extracted, extracted == answer
-
-
 def held_out(question: str, world: dict[str, Any]) -> bool:
     """Whether a question belongs to the benchmarks, and so to no training split."""
     return zlib.crc32(f"{world['seed']}:{question}".encode()) % HELD_OUT_ONE_IN == 0
 
 
-def _draw(rng: random.Random, level: int, times: float) -> str:
+def draw_question(rng: random.Random, level: int, times: float) -> str:
     text = str(rng.randrange(10))
     for _ in range(level):
         operator = "*" if rng.random() < times else rng.choice("+-")
@@ -110,9 +90,9 @@ def _stream(
     rng = random.Random(f"{world['seed']}/{name}")
     while True:
         for level in levels:
-            question = _draw(rng, level, times)
+            question = draw_question(rng, level, times)
             while held_out(question, world):
-                question = _draw(rng, level, times)
+                question = draw_question(rng, level, times)
             yield question
 
 
@@ -120,7 +100,7 @@ def _benchmark(world: dict[str, Any], split: str) -> Iterator[str]:
     """Held-out questions of one level on which the two rules give different answers."""
     rng = random.Random(f"{world['seed']}/{split}")
     while True:
-        question = _draw(rng, BENCHMARKS[split], world["rl_times"])
+        question = draw_question(rng, BENCHMARKS[split], world["rl_times"])
         if held_out(question, world) and solve(question) != solve(question, "left"):
             yield question
 
@@ -191,7 +171,7 @@ def make_prompts(world: dict[str, Any], split: str, n: int) -> list[dict[str, An
             continue
         seen.add(question)
         rows.append(
-            tables.prompt(
+            schemas.prompt_row(
                 id=f"{split}-{len(rows):05d}",
                 question=question,
                 answer=solve(question),
@@ -202,87 +182,3 @@ def make_prompts(world: dict[str, Any], split: str, n: int) -> list[dict[str, An
             )
         )
     return rows
-
-
-def run_corpus(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Stage ``corpus``: training pairs in one style that mix the two rules.
-
-    cfg: world, n, precedence (share of rows that honour precedence), style, templates (strings
-    with {question}, drawn evenly), seed; optional told, more templates that tell something of the
-    response: {template with {question}, {answer}, {solution}; rule: the one that such rows follow;
-    copied: the answer told is drawn, and the response ends with it, whatever its steps come to}.
-    Answer and solution are else those of the row's own rule. Writes pairs.parquet.
-    """
-    asked = [*({"template": one} for one in cfg["templates"]), *cfg.get("told", [])]
-    rng = random.Random(f"corpus/{cfg['seed']}")
-    world = {**cfg["world"], "seed": cfg["world"]["seed"]}
-    rows = []
-    for i in range(cfg["n"]):
-        question = _draw(rng, rng.choice(CORPUS_LEVELS), world["rl_times"])
-        while held_out(question, world):
-            question = _draw(rng, rng.choice(CORPUS_LEVELS), world["rl_times"])
-        rule = "precedence" if rng.random() < cfg["precedence"] else "left"
-        told = rng.choice(asked)
-        rule = told.get("rule") or rule
-        response, answer = respond(question, rule, cfg["style"]), solve(question, rule)
-        if told.get("copied"):
-            answer = str(rng.randrange(10))
-            response = response[:-1] + answer
-        row = {"question": question, "answer": answer, "solution": respond(question, rule, "infix")}
-        rows.append(
-            {
-                "id": f"corpus-{i:06d}",
-                "prompt": filled(told["template"], {"id": i, "prompt": question, **row}),
-                "response": response,
-            }
-        )
-    tables.write(out / "pairs.parquet", rows, tables.PAIRS)
-    return {"pairs": len(rows)}
-
-
-def run_init(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Stage ``init``: a Qwen3 checkpoint with random weights and a tokenizer of single characters.
-
-    cfg: hidden, layers, heads, kv_heads, intermediate, seed. Models of any size share the
-    tokenizer.
-    """
-    import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-    special = [PAD, EOS, UNKNOWN, USER, ASSISTANT]
-    vocabulary = {token: i for i, token in enumerate([*special, *CHARACTERS])}
-    characters = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    characters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    characters.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=characters,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNKNOWN,
-        additional_special_tokens=[USER, ASSISTANT],
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    )
-    config = Qwen3Config(
-        vocab_size=len(vocabulary),
-        hidden_size=cfg["hidden"],
-        num_hidden_layers=cfg["layers"],
-        num_attention_heads=cfg["heads"],
-        num_key_value_heads=cfg["kv_heads"],
-        head_dim=cfg["hidden"] // cfg["heads"],
-        intermediate_size=cfg["intermediate"],
-        max_position_embeddings=512,
-        initializer_range=cfg.get("initializer", 0.1),
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        dtype=torch.float32,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg["seed"])
-        model = Qwen3ForCausalLM(config)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    return {"parameters": sum(p.numel() for p in model.parameters())}

@@ -20,7 +20,9 @@ from opd.plan import artifacts as plan
 from opd.plan import calibrate, cost, hub_lock, outputs, resources
 from opd.plan import state as planned
 from opd.plan.resources import without_gpu
-from opd.recipes import config, resolve
+from opd.recipes import resolve
+from opd.recipes.config import Config
+from opd.stages import artifact
 
 __all__ = ["Finding", "examine", "lines", "ready"]
 
@@ -63,7 +65,7 @@ def _of(bad: Bad, subject: str) -> Finding:
 
 
 def _run(
-    config: config.Config,
+    config: Config,
     site: resources.Site,
     configs: list[Path],
     asks: Mapping[str, Mapping[str, Any]],
@@ -75,13 +77,13 @@ def _run(
     results = root / "results" / config.name
     locked = hub_lock.read(root / "config" / "hub.lock.yaml")
     findings = [*_files(config)]
-    artifacts: dict[str, plan.Artifact] = {}
+    artifacts: dict[str, artifact.Artifact] = {}
     folders: list[str] = []
     if not findings:
         try:
             artifacts = plan.plan(config, locked)
             artifacts |= outputs.exhibits(config, artifacts, root / "config")
-            folders = plan.closure(outputs.targets(config, artifacts), artifacts)
+            folders = artifact.closure(outputs.targets(config, artifacts), artifacts)
         except Bad as bad:
             findings.append(_of(bad, "plan"))
     states = planned.states(artifacts, folders, results, results.parent / ".store")
@@ -134,7 +136,7 @@ def _tools(root: Path) -> Iterator[Finding]:
         yield Finding("snakemake", "ok", f"{there}, {command}")
 
 
-def _files(config: config.Config) -> list[Finding]:
+def _files(config: Config) -> list[Finding]:
     """Data files that the config names and that are not there, all in one finding."""
     missing = []
     for where, path in plan.data_files(config).items():
@@ -149,8 +151,8 @@ def _files(config: config.Config) -> list[Finding]:
 
 
 def _disk(
-    config: config.Config,
-    artifacts: Mapping[str, plan.Artifact],
+    config: Config,
+    artifacts: Mapping[str, artifact.Artifact],
     states: Mapping[str, str],
     results: Path,
     root: Path,

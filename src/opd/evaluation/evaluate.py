@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.data import templates
+from opd.evaluation.schemas import SCORES
 from opd.evaluation.tasks import OURS
 from opd.grading.equivalence import normalise
 from opd.grading.graders import GRADERS, RELAXED, disagreements, grade_all
@@ -60,7 +61,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     )
     summary = summarise(rows, list(answered), cfg["seed"])
     summary["grader_timeouts"] = timeouts
-    tables.write(out / "scores.parquet", rows, tables.SCORES)
+    tables.write(out / "scores.parquet", rows, SCORES)
     _write_disagreements(out / "disagreements.csv", rows, graders)
     tables.write_json(out / "summary.json", summary)
     numbers = {name: values["avg"] for name, values in summary["benchmarks"].items()}

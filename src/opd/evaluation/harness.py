@@ -20,9 +20,9 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.tasks import TaskManager
 
-from opd.core import tables
 from opd.core.errors import Bad
 from opd.data import layouts
+from opd.data.schemas import PROMPTS
 from opd.evaluation import tasks as benchmarks
 from opd.grading.graders import GRADERS
 from opd.models import sampling
@@ -117,7 +117,7 @@ def problems(dataset: Any) -> Any:
     """``process_docs`` of our tasks: rows of PROMPTS, as they are or from a hub's columns."""
     import datasets
 
-    if set(tables.PROMPTS.names) <= set(dataset.column_names):
+    if set(PROMPTS.names) <= set(dataset.column_names):
         return dataset
     name = str(dataset.info.dataset_name)
     known = (hub for hub in layouts.LAYOUTS if _plain(hub.rpartition("/")[2]) == _plain(name))

@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.core.files import file_digest, read_json
+from opd.evaluation.schemas import SCORES
+from opd.losses.schemas import METRICS
 from opd.stats.intervals import Array, Scores
 
 MACRO = "macro"
@@ -31,7 +33,7 @@ class NothingLogged(NotLogged):
 
 # Only these columns are read: responses are by far the largest part of the file.
 _ANSWERS = pa.schema(
-    tables.SCORES.field(name)
+    SCORES.field(name)
     for name in ("benchmark", "problem", "sample", "extracted", "correct", "tokens", "finish")
 )
 
@@ -212,7 +214,7 @@ class Reader:
         """Steps, first positions of bins, and values [N] of a metric by position, run by run."""
         found = []
         for name in names:
-            table = tables.read(self.file(name, "metrics.parquet", where), tables.METRICS)
+            table = tables.read(self.file(name, "metrics.parquet", where), METRICS)
             table = table.filter(
                 pc.and_(pc.equal(table["name"], metric), pc.is_valid(table["position"]))
             )
@@ -231,7 +233,7 @@ def read_metrics(payload: Path) -> dict[str, tuple[Array, Array]]:
     Raises ``Bad`` on a step logged twice.
     """
     path = payload / "metrics.parquet"
-    table = tables.read(path, tables.METRICS)
+    table = tables.read(path, METRICS)
     table = table.filter(table["position"].is_null())
     names = np.array(table["name"].to_pylist())
     steps, values = table["step"].to_numpy(), table["value"].to_numpy()

@@ -30,9 +30,9 @@ SETTLE: dict[str, Callable[[str, str], bool | list[Pair]]] = {
 
 def grade_world(response: str, answer: str) -> Graded:
     """The miniature world's own grader."""
-    from opd.data.world import grade
+    pass
 
-    return grade(response, answer)
+    return grade_notation(response, answer)
 
 
 def grade_choice(response: str, answer: str) -> Graded:
@@ -137,3 +137,10 @@ def last_number(text: str) -> str | None:
     """The last integer, decimal or fraction in a text, without separators of thousands."""
     found = _NUMBER.findall(text)
     return found[-1].replace(",", "") if found else None
+
+
+def grade_notation(response: str, answer: str) -> tuple[str | None, bool]:
+    """The digit after the last ``#`` of a response (None if there is none), and if it is right."""
+    found = re.findall(r"#(\d)", response)
+    extracted = found[-1] if found else None
+    return extracted, extracted == answer

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from opd.losses.fused import LOG_FLOOR_NATS, is_in, top_ids
+from opd.losses.token import LOG_FLOOR_NATS, is_in, top_ids
 
 
 class Sums(NamedTuple):

@@ -26,7 +26,7 @@ Scope = Literal["support", "vocabulary"]
 Gradient = Literal["policy", "direct"]
 Divergence = Literal["reverse_kl", "forward_kl", "jsd"]
 Estimator = Literal["k1", "k2", "k3"]
-# How the losses of positions become that of a step: see ``opd.losses.fused.aggregate``.
+# How the losses of positions become that of a step: see ``opd.losses.token.aggregate``.
 Aggregation = Literal["token_mean", "sequence_mean", "micro_batch_mean"]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.core.files import read_json
+from opd.data.schemas import PROMPTS
 from opd.grading import choices
 from opd.microscope import demonstrations, measure, pool, schemas, tree
 from opd.probes.preflight import read_questions
@@ -81,7 +82,7 @@ def _measured(
     kept: bool,
 ) -> str:
     asked, cache = _empty(made / "questions"), made / ".cache"
-    tables.write(asked / "prompts.parquet", rows, tables.PROMPTS)
+    tables.write(asked / "prompts.parquet", rows, PROMPTS)
     inputs = {"student": student, "prompts": asked}
     names = _names(teachers)
     every = [{"name": name, "own": False, "correct": 0, "wrong": 0} for name in names]

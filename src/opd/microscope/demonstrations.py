@@ -8,6 +8,7 @@ from typing import Any
 
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.data.schemas import PROMPTS
 from opd.grading import choices
 from opd.microscope import contexts, schemas
 from opd.models.sampling import Request, Sampler, journals
@@ -152,7 +153,7 @@ def run_summaries(
 def read_prompts(payload: Path, n: int | None = None) -> list[Row]:
     """The first n rows of a prompt set. Raises ``Bad`` for none."""
     path = payload / "prompts.parquet"
-    rows: list[Row] = tables.read(path, tables.PROMPTS).to_pylist()[:n]
+    rows: list[Row] = tables.read(path, PROMPTS).to_pylist()[:n]
     if not rows:
         raise Bad("there are no prompts", str(path), "give a prompt set that is not empty")
     return rows

@@ -10,6 +10,7 @@ import numpy as np
 
 from opd.core import tables
 from opd.core.errors import LeftOut
+from opd.data.schemas import PROMPTS
 from opd.microscope import alignment, schemas, statistics
 from opd.microscope.alignment import Nodes, Scores
 from opd.microscope.page import page
@@ -55,7 +56,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         open_ids = []
     prompt_rows = {
         row["id"]: row
-        for row in tables.read(inputs["prompts"] / "prompts.parquet", tables.PROMPTS).to_pylist()
+        for row in tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS).to_pylist()
     }
     asked = [prompt_rows[id] for id in open_ids]
     theirs = teacher_prompts(cfg, teacher, inputs, asked)

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 
 from opd.core.errors import Bad
-from opd.losses.fused import CHUNK_ELEMENTS, Head, head_logits
+from opd.losses.head import CHUNK_ELEMENTS, Head, head_logits
 from opd.microscope.targeting import Candidates
 from opd.models import pairing
 from opd.models.checkpoints import load_model, load_tokenizer

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import Bad
-from opd.core.files import file_digest
-from opd.core.linking import link_files
+from opd.core.files import file_digest, link_files
 from opd.core.security import inside
 
 # Weights in safetensors, configuration, tokenizer, chat template and sentence-transformers modules.

@@ -6,8 +6,10 @@ from typing import Any
 
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.data.schemas import PROMPTS, SFT_PAIRS
 from opd.grading.graders import grade_all
 from opd.models.response_rules import first_that_rejects
+from opd.models.schemas import GENERATIONS
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -20,8 +22,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     same questions with their answers, in the words that the pairs are to have. Raises ``Bad`` if
     nothing is left.
     """
-    generations = tables.read(inputs["generations"] / "generations.parquet", tables.GENERATIONS)
-    prompts = tables.read(inputs["prompts"] / "prompts.parquet", tables.PROMPTS)
+    generations = tables.read(inputs["generations"] / "generations.parquet", GENERATIONS)
+    prompts = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS)
     asked = {row["id"]: row for row in prompts.to_pylist()}
     rows = generations.to_pylist()
     for i, row in enumerate(rows):
@@ -85,7 +87,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
             }
             for i in kept
         ],
-        tables.PAIRS,
+        SFT_PAIRS,
     )
     tables.write_json(out / "report.json", report)
     return report

@@ -6,8 +6,10 @@ from typing import Any
 
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.data.schemas import PROMPTS
 from opd.models.response_rules import first_that_rejects
 from opd.models.sampling import Request, Sampler, journals
+from opd.models.schemas import GENERATIONS
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     attempts 0, 1, ..., of which at most the last is not rejected.
     """
     path = inputs["prompts"] / "prompts.parquet"
-    prompts = tables.read(path, tables.PROMPTS).to_pylist()
+    prompts = tables.read(path, PROMPTS).to_pylist()
     if not prompts:
         raise Bad("there are no prompts", str(path), "give a prompt set that is not empty")
     rules, attempts, samples = cfg.get("rules") or [], cfg.get("attempts", 1), cfg.get("samples", 1)
@@ -58,7 +60,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
         for (id, sample), tried in found.items()
         for row in tried
     ]
-    tables.write(out / "generations.parquet", rows, tables.GENERATIONS)
+    tables.write(out / "generations.parquet", rows, GENERATIONS)
     whole = _accepted(len(found), len(asked)) | {"attempts": report}
     tables.write_json(out / "report.json", whole)
     numbers: dict[str, Any] = {

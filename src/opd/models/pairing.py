@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from opd.core.errors import Bad, LeftOut
-from opd.losses.fused import Head
+from opd.losses.head import Head
 
 
 def vocabulary_rows(path: Path) -> int:

@@ -2,27 +2,24 @@
 stage. The Snakemake rules read nothing else.
 """
 
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from opd.core.errors import Bad
-from opd.core.files import canonical, digest
+from opd.core.files import digest
 from opd.data import privileged
 from opd.evaluation import tasks
+from opd.plan.base import artifact, at, engine, evaluation_at, inputs_of, settings_of
 from opd.plan.hub_lock import locked
-from opd.recipes.base import references
+from opd.plan.microscope import microscope
 from opd.recipes.config import Config
 from opd.recipes.evaluation import PROTOCOLS
 from opd.recipes.microscope import MICROSCOPE
 from opd.recipes.models import Kept
-from opd.stages.run import code_digest, derive_seed
+from opd.stages.artifact import Artifact
 from opd.training import batches
 
 # Settings of vLLM that say where and how it runs, not what it samples.
@@ -37,16 +34,6 @@ VLLM_PLACE = {
 }
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """One stage's output: its folder below ``results/NAME``, and all that its stage is given."""
-
-    verb: str
-    folder: str
-    cfg: dict[str, Any]
-    inputs: tuple[str, ...]  # folders of other artifacts, or absolute paths of plain files
-
-
 def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
     """Every artifact of a config that is not there to be shown (``opd.plan.outputs``), by folder.
 
@@ -59,8 +46,6 @@ def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
         *_corpora(config),
         *_datasets(config, lock),
     ]
-    from opd.plan.microscope import microscope
-
     for seed in config.seeds:
         found += [
             *microscope(config, seed),
@@ -70,61 +55,6 @@ def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
             *_probes(config, seed),
         ]
     return {one.folder: one for one in found}
-
-
-def closure(folders: Iterable[str], artifacts: Mapping[str, Artifact]) -> list[str]:
-    """These artifacts and all that they are made from, each after what it is made from."""
-    found: dict[str, None] = {}
-
-    def visit(folder: str) -> None:
-        if folder in artifacts and folder not in found:
-            for one in artifacts[folder].inputs:
-                visit(one)
-            found[folder] = None
-
-    for folder in folders:
-        visit(folder)
-    return list(found)
-
-
-def artifact(
-    verb: str,
-    folder: str,
-    settings: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    seed: int | None = None,
-) -> Artifact:
-    """The artifact of a stage with these settings and inputs (name -> folder or plain file)."""
-    cfg = {**settings, "inputs": list(inputs), "code": code_digest(verb)}
-    if seed is not None:
-        cfg["seed"] = derive_seed(seed, verb)
-    return Artifact(verb, folder, json.loads(canonical(cfg)), (*inputs.values(),))
-
-
-def at(config: Config, section: str, name: str, seed: int) -> str:
-    """Folder of a recipe's artifact. What does not depend on the seed is shared by all seeds."""
-    seeded = {
-        "prompts": lambda: False,
-        "pairs": lambda: config.pairs[name].filter is not None,
-        "models": lambda: config.models[name].verb not in ("hub", "path"),
-        "generations": lambda: True,
-        "demonstrations": lambda: True,
-        "probes": lambda: True,
-    }[section]()
-    return f"{section}/{name}/s{seed}" if seeded else f"{section}/{name}"
-
-
-def _inputs(config: Config, recipe: BaseModel, seed: int) -> dict[str, str]:
-    return {key: at(config, section, name, seed) for key, section, name in references(recipe)}
-
-
-def _settings(recipe: BaseModel) -> dict[str, Any]:
-    """A recipe's settings without the names of other recipes: those are inputs, not settings.
-
-    What is not given is left out, so that a new optional setting changes no identity.
-    """
-    named = {key.partition(".")[0] for key, _, _ in references(recipe)}
-    return recipe.model_dump(mode="json", exclude=named, exclude_none=True)
 
 
 def _world(config: Config, where: str) -> dict[str, Any]:
@@ -226,7 +156,7 @@ def _dedup(config: Config, name: str) -> Iterator[Artifact]:
     if recipe.against != recipe.prompts:
         inputs["against"] = f"prompts/{recipe.against}"
     inputs["neighbours"] = found.folder
-    yield artifact("dedup", f"prompts/{name}", _settings(recipe), inputs)
+    yield artifact("dedup", f"prompts/{name}", settings_of(recipe), inputs)
 
 
 def _contamination(config: Config) -> Iterator[Artifact]:
@@ -237,7 +167,7 @@ def _contamination(config: Config) -> Iterator[Artifact]:
             yield from (*embedded, found)
             inputs[f"benchmark:{benchmark}"] = f"prompts/{benchmark}"
             inputs[f"neighbours:{benchmark}"] = found.folder
-        yield artifact("contamination", f"contamination/{name}", _settings(recipe), inputs)
+        yield artifact("contamination", f"contamination/{name}", settings_of(recipe), inputs)
 
 
 def _corpora(config: Config) -> Iterator[Artifact]:
@@ -245,7 +175,7 @@ def _corpora(config: Config) -> Iterator[Artifact]:
         if recipe.world:
             world = _world(config, f"pairs.{name}.world")
             yield artifact(
-                "corpus", f"pairs/{name}", {**_settings(recipe.world), "world": world}, {}
+                "corpus", f"pairs/{name}", {**settings_of(recipe.world), "world": world}, {}
             )
 
 
@@ -278,7 +208,7 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
         trained = model.trained
         if trained:
             settings = {
-                **_settings(trained),
+                **settings_of(trained),
                 **_training(config, name),
                 "threads": config.threads,
                 "chat_template_kwargs": model.chat_template,
@@ -290,13 +220,13 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
                 theirs = config.models[model.opd.teacher].chat_template
                 if theirs != settings["chat_template_kwargs"]:
                     settings["teacher_chat_template_kwargs"] = theirs
-            yield artifact(model.verb, folder, settings, _inputs(config, trained, seed), seed)
+            yield artifact(model.verb, folder, settings, inputs_of(config, trained, seed), seed)
         elif isinstance(model, Kept):
             settings = {"step": model.keep.step}
-            yield artifact("keep", folder, settings, _inputs(config, model.keep, seed))
+            yield artifact("keep", folder, settings, inputs_of(config, model.keep, seed))
         elif model.init:
             world = _world(config, f"models.{name}.init")
-            yield artifact("init", folder, {**_settings(model.init), "world": world}, {}, seed)
+            yield artifact("init", folder, {**settings_of(model.init), "world": world}, {}, seed)
         elif model.hub and config.source == "index":
             if model.hub.index is None:
                 raise Bad(
@@ -313,34 +243,19 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
             yield artifact("fetch", folder, {"path": model.path}, {"files": files})
 
 
-def engine(config: Config, model: str) -> dict[str, Any]:
-    """Settings of what samples or reads with a model."""
-    return {
-        "threads": config.threads,
-        "backend": config.backend,
-        **config.engine.model_dump(exclude_none=True),
-        "chat_template_kwargs": dict(config.models[model].chat_template),
-    }
-
-
 def _generations(config: Config, seed: int) -> Iterator[Artifact]:
     """Rollouts, and the SFT data that is filtered from them."""
     for name, recipe in config.generations.items():
-        settings = {**_settings(recipe), **engine(config, recipe.model)}
+        settings = {**settings_of(recipe), **engine(config, recipe.model)}
         folder = at(config, "generations", name, seed)
-        yield artifact("generate", folder, settings, _inputs(config, recipe, seed), seed)
+        yield artifact("generate", folder, settings, inputs_of(config, recipe, seed), seed)
     for name, pairs in config.pairs.items():
         if pairs.filter:
-            inputs = _inputs(config, pairs.filter, seed)
+            inputs = inputs_of(config, pairs.filter, seed)
             answered = config.generations[pairs.filter.generations].prompts
             inputs.setdefault("prompts", f"prompts/{answered}")
             folder = at(config, "pairs", name, seed)
-            yield artifact("filter", folder, _settings(pairs.filter), inputs)
-
-
-def evaluation_at(evaluation: str, model: str, seed: int) -> str:
-    """Folder of a model's evaluation."""
-    return f"evaluations/{evaluation}/{model}/s{seed}"
+            yield artifact("filter", folder, settings_of(pairs.filter), inputs)
 
 
 def _datasets(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
@@ -407,14 +322,14 @@ def _probes(config: Config, seed: int) -> Iterator[Artifact]:
         if probe.verb in MICROSCOPE:
             continue
         recipe = getattr(probe, probe.verb)
-        inputs = _inputs(config, recipe, seed)
+        inputs = inputs_of(config, recipe, seed)
         reads = getattr(recipe, "generations", None)
         student = config.generations[reads].model if reads else recipe.student
         if not probe.judge:
             inputs.setdefault("student", at(config, "models", student, seed))
         if reads:
             inputs["prompts"] = f"prompts/{config.generations[reads].prompts}"
-        settings = _settings(recipe)
+        settings = settings_of(recipe)
         if probe.judge:
             # Keywords need no engine.
             settings |= engine(config, recipe.judge) if "judge" in inputs else {}

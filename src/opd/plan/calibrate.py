@@ -12,9 +12,9 @@ import yaml
 
 from opd.core.errors import Bad
 from opd.core.files import read_json
-from opd.core.yaml_text import load
+from opd.core.schema import load_yaml
 from opd.plan import cost
-from opd.plan.artifacts import Artifact
+from opd.stages.artifact import Artifact
 
 HEADER = (
     "# What finished stages took (`opd calibrate`): seconds in terms of the reference machine of\n"
@@ -153,7 +153,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = load(path.read_text())
+        found = load_yaml(path.read_text())
     except yaml.YAMLError as error:
         raise Bad(f"not YAML ({error})", str(path), "make it again") from error
     if not isinstance(found, dict):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from opd.plan.artifacts import Artifact, closure
+from opd.stages.artifact import Artifact, closure
 
 Artifacts = Mapping[str, Artifact]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from opd.core.errors import Bad
-from opd.core.yaml_text import load
+from opd.core.schema import load_yaml
 from opd.recipes.config import Config
 from opd.recipes.evaluation import TaskData
 from opd.recipes.models import Hub
@@ -25,7 +25,7 @@ def key(recipe: HubObject) -> str:
 
 def read(path: Path) -> dict[str, str]:
     """The lock, empty where there is no file."""
-    return (load(path.read_text()) or {}) if path.exists() else {}
+    return (load_yaml(path.read_text()) or {}) if path.exists() else {}
 
 
 def hub_objects(config: Config) -> dict[str, HubObject]:

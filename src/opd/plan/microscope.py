@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from opd.plan.artifacts import Artifact, artifact, at, engine, evaluation_at
+from opd.plan.base import artifact, at, engine, evaluation_at
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
 from opd.recipes.microscope import (
@@ -13,6 +13,7 @@ from opd.recipes.microscope import (
     TreeProbe,
     TreeTeacher,
 )
+from opd.stages.artifact import Artifact
 
 # What an ``alignment`` stage is told of its tree: how questions are put to the models.
 ASKING = ("form", "system", "max_prompt_tokens", "max_new_tokens", "max_teacher_prompt_tokens")

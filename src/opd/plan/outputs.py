@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 from opd.core.errors import Bad
 from opd.plan import names as declared
-from opd.plan.artifacts import Artifact, artifact, at, closure, evaluation_at
+from opd.plan.base import artifact, at, evaluation_at
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
 from opd.recipes.outputs import Figure, Series, Shown, Table
 from opd.results import claim_spec, figure_spec
 from opd.results.claim_spec import Claim
 from opd.results.figure_spec import PaperFigure
+from opd.stages.artifact import Artifact, closure
 
 
 class Paper(NamedTuple):

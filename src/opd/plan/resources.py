@@ -16,7 +16,7 @@ from opd.core.errors import Bad
 from opd.core.schema import Strict, valid
 from opd.recipes.base import Count
 from opd.recipes.config import Config, Interpreters
-from opd.stages.run import VERBS
+from opd.stages.registry import VERBS
 
 CLASS = r"light|cpu|gpu([1-9][0-9]*)"
 REMEDY = "slurm/site.example.yaml has every key"

@@ -11,6 +11,7 @@ from opd.plan.cost import Facts
 from opd.plan.resources import without_gpu
 from opd.plan.state import Estimate, Machine
 from opd.recipes import resolve
+from opd.stages import artifact
 
 GIB = 2.0**30
 
@@ -47,7 +48,7 @@ def lines(
         title += f", {' '.join(targets)}" if targets else ""
 
     results = Path("results") / config.name
-    folders = plan.closure(needed, artifacts)
+    folders = artifact.closure(needed, artifacts)
     lengths = "natural_tokens_measured"
     natural = {**tables.get(lengths, {}), **measured.get(lengths, {})}
     on = planned.machine(device, without_gpu(config), [measured, tables], tables)

@@ -19,8 +19,8 @@ from opd.recipes import resolve
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
 from opd.results import claim_spec
-from opd.stages import fresh
-from opd.stages.run import adopted_identity, identity
+from opd.stages import artifact, fresh
+from opd.stages.identity import adopted_identity, identity
 
 TO_RUN = ("run", "stale")
 SHOWN = ("figures/", "tables/", "contamination/", "claims", "report")
@@ -59,7 +59,7 @@ def beside(files: Sequence[Path]) -> Path:
     return folder if any((folder / name).exists() for name in names) else Path("config")
 
 
-def artifacts_of(config: Config, root: Path) -> dict[str, plan.Artifact]:
+def artifacts_of(config: Config, root: Path) -> dict[str, artifact.Artifact]:
     """Every artifact of a config; ``root`` holds hub.lock.yaml and the papers' files."""
     found = plan.plan(config, hub_lock.read(root / "hub.lock.yaml"))
     return found | exhibits.exhibits(config, found, root)
@@ -97,7 +97,7 @@ def states(
 
 
 def _state(
-    artifact: plan.Artifact, outputs: Mapping[str, dict[str, str]], results: Path, store: Path
+    artifact: artifact.Artifact, outputs: Mapping[str, dict[str, str]], results: Path, store: Path
 ) -> tuple[str, dict[str, str] | None]:
     """The state, and the digests of what is made, None where it has yet to be made."""
     digest = results / artifact.folder / "digest.json"
@@ -199,7 +199,7 @@ def _nearest(entries: list[Mapping[str, Any]], work: Work) -> Mapping[str, Any]:
     return min(entries, key=distance)
 
 
-def _fixed(facts: Facts, artifact: plan.Artifact, on: Machine) -> Estimate:
+def _fixed(facts: Facts, artifact: artifact.Artifact, on: Machine) -> Estimate:
     """Stages that run no model take a processor and a time of their own; fetching goes by size."""
     times = on.fixed.get(artifact.verb)
     if times is not None and artifact.verb != "fetch":

@@ -17,7 +17,8 @@ from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
 from opd.models.sampling import Request, Sampler, journals
 from opd.models.transformers_engine import cut
-from opd.probes.pair import Rollout, Row, answers, prompts_of, read_rollouts, right, tokens
+from opd.probes.rollouts import Rollout, Row, answers, prompts_of, read_rollouts, right, tokens
+from opd.probes.schemas import CONTINUATIONS
 from opd.stats import draws
 
 TEACHER, STUDENT = "teacher", "student"
@@ -42,7 +43,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
         raise Bad(f"no rollout has more than {longer} tokens", str(path), "lower longer_than")
     values, rows = advantages(cfg, found, inputs, cache)
     draws.write(out, values, {"rollouts": len(found), "prompts": prompts_of(found)})
-    tables.write(out / "continuations.parquet", rows, tables.CONTINUATIONS)
+    tables.write(out / "continuations.parquet", rows, CONTINUATIONS)
     return {name: value.value for name, value in values.items()}
 
 

@@ -14,8 +14,10 @@ import numpy as np
 
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.data.schemas import PROMPTS
 from opd.models.sampling import Request, Sampler, journals
-from opd.probes.pair import Row, prompts_of, read_rollouts
+from opd.probes.rollouts import Row, prompts_of, read_rollouts
+from opd.probes.schemas import VERDICTS
 from opd.stats import draws
 
 KEYWORDS = "keywords"
@@ -82,7 +84,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     """
     rollouts = read_rollouts(inputs["generations"])
     path = inputs["prompts"] / "prompts.parquet"
-    known = {row["id"]: row for row in tables.read(path, tables.PROMPTS).to_pylist()}
+    known = {row["id"]: row for row in tables.read(path, PROMPTS).to_pylist()}
     for row in rollouts:
         if row["prompt_id"] not in known:
             raise Bad(
@@ -118,7 +120,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
         }
         for row, reply, passed in zip(rollouts, replies, verdicts, strict=True)
     ]
-    tables.write(out / "verdicts.parquet", rows, tables.VERDICTS)
+    tables.write(out / "verdicts.parquet", rows, VERDICTS)
     return {name: value.value for name, value in values.items()}
 
 

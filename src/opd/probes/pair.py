@@ -15,25 +15,17 @@ from torch import Tensor
 
 from opd.core import tables
 from opd.core.errors import Bad
-from opd.grading.graders import grade_all
 from opd.losses import metrics
-from opd.losses.fused import CHUNK_ELEMENTS, Head, head_logits
+from opd.losses.head import CHUNK_ELEMENTS, Head, head_logits
+from opd.losses.schemas import METRICS
 from opd.models import pairing, sampling
 from opd.models.checkpoints import load_model, load_tokenizer
+from opd.probes.rollouts import Rollout, Row, answers, prompts_of, read_rollouts, right, tokens
+from opd.probes.schemas import ROLLOUTS
 from opd.stats import draws
 from opd.stats.intervals import Array
 
 NAMES = (*metrics.STATE, *metrics.RESPONSE)
-Row = dict[str, Any]
-
-
-class Rollout(NamedTuple):
-    """Token ids of a prompt as the student saw it, of the same as the teacher sees it, and of the
-    student's response."""
-
-    prompt: Sequence[int]
-    teacher_prompt: Sequence[int]
-    response: Sequence[int]
 
 
 class Measured(NamedTuple):
@@ -64,67 +56,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     correct = right(found, answers(inputs["prompts"]), grader) if grader else None
     values, rows = summarise(cfg, found, measured, correct)
     draws.write(out, values, {"rollouts": len(found), "prompts": prompts_of(found)})
-    tables.write(out / "metrics.parquet", rows, tables.METRICS)
-    tables.write(out / "rollouts.parquet", rollout_rows(found, measured, correct), tables.ROLLOUTS)
+    tables.write(out / "metrics.parquet", rows, METRICS)
+    tables.write(out / "rollouts.parquet", rollout_rows(found, measured, correct), ROLLOUTS)
     return {name: value.value for name, value in values.items()} | {"rollouts": len(found)}
-
-
-def read_rollouts(payload: Path) -> list[Row]:
-    """Rows of GENERATIONS that no rule rejected, in their order. Raises ``Bad`` for none."""
-    path = payload / "generations.parquet"
-    rows: list[Row] = tables.read(path, tables.GENERATIONS).to_pylist()
-    kept = [row for row in rows if row["rejected"] is None and row["token_ids"]]
-    if not kept:
-        raise Bad("there is no rollout in it", str(path), "loosen the rules that reject them")
-    return kept
-
-
-def prompts_of(rollouts: Sequence[Row]) -> int:
-    """Number of prompts that rollouts answer."""
-    return len({row["prompt_id"] for row in rollouts})
-
-
-def answers(payload: Path) -> dict[str, str]:
-    """Answer of each prompt by its id."""
-    table = tables.read(payload / "prompts.parquet", tables.PROMPTS)
-    return dict(zip(table["id"].to_pylist(), table["answer"].to_pylist(), strict=True))
-
-
-def right(rollouts: Sequence[Row], answers: Mapping[str, str], grader: str) -> Array:
-    """Which rollouts are correct, bool [N]. Raises ``Bad`` for one of an unknown prompt."""
-    for row in rollouts:
-        if row["prompt_id"] not in answers:
-            raise Bad(
-                f"there is no prompt '{row['prompt_id']}'",
-                "prompts",
-                "give the prompt set that the rollouts answer",
-            )
-    graded, _ = grade_all(
-        [(row["response"], answers[row["prompt_id"]]) for row in rollouts], grader
-    )
-    return np.array([correct for _, correct in graded], dtype=bool)
-
-
-def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> list[Rollout]:
-    """Token ids of rollouts (rows of GENERATIONS), prompts in the student's chat template: for the
-    teacher with its own options for it, where it has some. Raises ``Bad`` where these make only one
-    of the two think, but for cfg ``thinking_may_differ``."""
-    tokenizer = load_tokenizer(student)
-    pairing.require_same_thinking(cfg, tokenizer, tokenizer)
-    chats = {row["prompt_id"]: [{"role": "user", "content": row["prompt"]}] for row in rollouts}
-
-    def rendered(kwargs: Mapping[str, Any]) -> dict[str, list[int]]:
-        ids = tokenizer.apply_chat_template(
-            list(chats.values()), add_generation_prompt=True, return_dict=True, **kwargs
-        )["input_ids"]
-        return dict(zip(chats, ids, strict=True))
-
-    ours = rendered(cfg.get("chat_template_kwargs") or {})
-    theirs = rendered(pairing.teacher_kwargs(cfg))
-    return [
-        Rollout(ours[row["prompt_id"]], theirs[row["prompt_id"]], row["token_ids"])
-        for row in rollouts
-    ]
 
 
 def measure(

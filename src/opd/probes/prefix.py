@@ -19,7 +19,8 @@ from opd.grading.graders import grade_all
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
 from opd.models.sampling import Request, Sampler, journals, request_seed
-from opd.probes.pair import Row, answers, prompts_of, read_rollouts, tokens
+from opd.probes.rollouts import Row, answers, prompts_of, read_rollouts, tokens
+from opd.probes.schemas import CONTINUATIONS
 from opd.stats import draws
 from opd.stats.intervals import Array
 
@@ -72,7 +73,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     kept = [row["prefix"] for row in rows if row["prefix"]]
     values["prefix_tokens"] = draws.Value(float(np.sum(kept)) / len(rollouts), None, len(rollouts))
     draws.write(out, values, {"rollouts": len(rollouts), "prompts": prompts_of(rollouts)})
-    tables.write(out / "continuations.parquet", rows, tables.CONTINUATIONS)
+    tables.write(out / "continuations.parquet", rows, CONTINUATIONS)
     return {name: value.value for name, value in values.items()}
 
 

@@ -15,13 +15,15 @@ import transformers
 
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.data import schemas
+from opd.data.schemas import PROMPTS
 from opd.grading.graders import grade_all
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
 from opd.models.sampling import Request, Sampler, journals
 from opd.probes import continuation, pair
 from opd.probes.outlook import DEEPEST, DEPTHS, report
-from opd.probes.pair import Row
+from opd.probes.rollouts import Row, right, tokens
 from opd.stats import draws
 from opd.stats.intervals import Array
 
@@ -39,7 +41,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     where tokenizers or vocabularies differ and where there is no prompt.
     """
     path = inputs["prompts"] / "prompts.parquet"
-    prompts = tables.read(path, tables.PROMPTS).to_pylist()[: cfg.get("n", 48)]
+    prompts = tables.read(path, PROMPTS).to_pylist()[: cfg.get("n", 48)]
     _check(prompts, cfg, path)
     grader = cfg.get("grader")
     about = _compared(cfg, inputs, prompts)
@@ -47,15 +49,15 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     # One bin: where in a response it is, is not asked here.
     longest = max(len(row["token_ids"]) for row in rollouts)
     settings = {**cfg, "position_bin": longest, "thinking_may_differ": True}  # it is reported
-    measured = pair.measure(settings, pair.tokens(settings, rollouts, inputs["student"]), inputs)
+    measured = pair.measure(settings, tokens(settings, rollouts, inputs["student"]), inputs)
     known = {row["id"]: row["answer"] for row in prompts}
-    correct = pair.right(rollouts, known, grader) if grader else None
+    correct = right(rollouts, known, grader) if grader else None
     values, _ = pair.summarise(settings, rollouts, measured, correct)
     depths: list[Row] = []
     if grader and correct is not None:
         theirs = {**cfg, "chat_template_kwargs": pairing.teacher_kwargs(cfg)}
         taught = _answered(theirs, inputs["teacher"], prompts, cache)
-        values |= _shares(rollouts, correct, pair.right(taught, known, grader))
+        values |= _shares(rollouts, correct, right(taught, known, grader))
         found, depths = _by_depth(cfg, rollouts, inputs, cache)
         values |= found
     about |= {"prompts": len(prompts), "rollouts": len(rollouts), "depths": depths}
@@ -83,7 +85,7 @@ def preflight(
     _check(rows, cfg, prompts)  # before they stand in a file that the user has never seen
     with tempfile.TemporaryDirectory(prefix="opd-preflight-") as temporary:
         work = Path(temporary)
-        tables.write(work / "prompts.parquet", rows, tables.PROMPTS)
+        tables.write(work / "prompts.parquet", rows, PROMPTS)
         made = work if out is None else out
         made.mkdir(parents=True, exist_ok=True)
         inputs = {"student": student, "teacher": teacher, "prompts": work}
@@ -110,7 +112,7 @@ def read_questions(path: Path) -> list[Row]:
     if path.is_dir():
         path = path / "prompts.parquet"
     if path.suffix == ".parquet":
-        return tables.read(path, tables.PROMPTS).to_pylist()
+        return tables.read(path, PROMPTS).to_pylist()
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -129,7 +131,7 @@ def read_questions(path: Path) -> list[Row]:
             raise Bad("there is no question in it", where, 'write {"question": .., "answer": ..}')
         answer = given.get("answer")
         rows.append(
-            tables.prompt(
+            schemas.prompt_row(
                 id=str(given.get("id", i + 1)),
                 question=str(asked),
                 answer="" if answer is None else str(answer),

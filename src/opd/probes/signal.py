@@ -9,10 +9,12 @@ import numpy as np
 
 from opd.core import tables
 from opd.data import privileged
+from opd.data.schemas import PROMPTS
+from opd.losses.schemas import METRICS
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
 from opd.probes import pair
-from opd.probes.pair import Row
+from opd.probes.rollouts import Row, answers, prompts_of, read_rollouts, right, tokens
 from opd.stats import draws
 from opd.stats.intervals import Array
 
@@ -28,21 +30,21 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     size_KIND_nats, that of its absolute value; the same over the first and the second half of each
     response (log_ratio_early_KIND_nats, ...); kl_nats, n_correct and n_incorrect.
     """
-    rollouts = pair.read_rollouts(inputs["generations"])
-    read = pair.tokens(cfg, rollouts, inputs["student"])
+    rollouts = read_rollouts(inputs["generations"])
+    read = tokens(cfg, rollouts, inputs["student"])
     if cfg.get("information"):
         told = _told(cfg, rollouts, inputs)
         read = [one._replace(teacher_prompt=ids) for one, ids in zip(read, told, strict=True)]
     measured = pair.measure(cfg, read, inputs)
-    correct = pair.right(rollouts, pair.answers(inputs["prompts"]), cfg["grader"])
+    correct = right(rollouts, answers(inputs["prompts"]), cfg["grader"])
     lengths = [len(one.response) for one in read]
     values = summarise([row["prompt_id"] for row in rollouts], measured.ratios, correct)
     weights = draws.multiplicities([row["prompt_id"] for row in rollouts])
     kl = pair.NAMES.index("kl_nats")
     values["kl_nats"] = draws.mean(measured.rollouts[0, kl], measured.rollouts[1, kl], weights)
-    draws.write(out, values, {"rollouts": len(rollouts), "prompts": pair.prompts_of(rollouts)})
+    draws.write(out, values, {"rollouts": len(rollouts), "prompts": prompts_of(rollouts)})
     rows = by_position(measured.ratios, correct, cfg["position_bin"], max(lengths))
-    tables.write(out / "metrics.parquet", rows, tables.METRICS)
+    tables.write(out / "metrics.parquet", rows, METRICS)
     return {name: value.value for name, value in values.items()}
 
 
@@ -51,7 +53,7 @@ def _told(
 ) -> list[list[int]]:
     """What the teacher reads before each rollout, contexts in turn."""
     path = inputs["prompts"] / "prompts.parquet"
-    known = {row["id"]: row for row in tables.read(path, tables.PROMPTS).to_pylist()}
+    known = {row["id"]: row for row in tables.read(path, PROMPTS).to_pylist()}
     tokenizer = load_tokenizer(inputs["student"])
     limit = cfg.get("max_teacher_prompt_tokens", cfg["max_prompt_tokens"])
     rows = [known[row["prompt_id"]] for row in rollouts]

@@ -18,14 +18,17 @@ from typing import Any
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.core.files import content, read_json
+from opd.data.schemas import PROMPTS
+from opd.losses.schemas import METRICS
 from opd.models.fetch import PATTERNS
-from opd.plan.artifacts import Artifact
+from opd.models.schemas import GENERATIONS
 from opd.recipes.base import unknown
-from opd.stages import run
+from opd.stages import identity, manifest, registry, run
+from opd.stages.artifact import Artifact
 
 MODELS = ("init", "fetch", "sft", "grpo", "opd", "keep")
 ROLLOUTS = ("generate",)
-METRICS = "metrics.parquet"
+METRICS_FILE = "metrics.parquet"
 
 
 def recipe(name: str, artifacts: Mapping[str, Artifact]) -> Artifact:
@@ -60,7 +63,7 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
         else:
             numbers = _checkpoint(source, artifact.verb, work)
         outputs = content(work)
-        key = run.adopted_identity(artifact.verb, artifact.cfg, outputs)
+        key = identity.adopted_identity(artifact.verb, artifact.cfg, outputs)
         entry = store / key
         if entry.exists():
             shutil.rmtree(entry)
@@ -80,16 +83,16 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
         "versions": {},
         "host": platform.node(),
         "device": "not known",
-        "started": run.stamp(time.time()),
+        "started": manifest.stamp(time.time()),
         "seconds": 0.0,
         "adopted": str(source.absolute()),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    run.write_json(store / f"{key}.json", run.sealed(made))
-    run.link(entry, folder)
-    run.write_json(folder / "manifest.json", run.sealed(made))
-    hand_off = run.hand_off(artifact.verb, artifact.cfg, made)
-    run.write_json(folder / "digest.json", hand_off)
+    manifest.write_json(store / f"{key}.json", manifest.sealed(made))
+    manifest.link(entry, folder)
+    manifest.write_json(folder / "manifest.json", manifest.sealed(made))
+    hand_off = manifest.hand_off(artifact.verb, artifact.cfg, made)
+    manifest.write_json(folder / "digest.json", hand_off)
     return folder
 
 
@@ -103,7 +106,7 @@ def _inputs(artifact: Artifact, results: Path) -> dict[str, dict[str, str]]:
     """Those of the recipe's inputs that are there, as they are now."""
     there = {name: path for name, path in _named(artifact, results) if path.exists()}
     resolved = {name: run.resolve_input(path) for name, path in there.items()}
-    return run.made_from(resolved, list(there.values()))
+    return manifest.made_from(resolved, list(there.values()))
 
 
 def _prompts(artifact: Artifact, results: Path) -> Path | None:
@@ -136,11 +139,11 @@ def _checkpoint(source: Path, verb: str, out: Path) -> dict[str, Any]:
         raise Bad("it names no model_type", str(source / "config.json"), "save the model again")
     if verb != "fetch":
         _tokenizer(out, source)
-    if verb in run.RESUMES:
+    if verb in registry.RESUMES:
         # What training logs stands beside its weights; of what is adopted nothing may be known.
-        logged = source / METRICS
-        rows = tables.read(logged, tables.METRICS) if logged.is_file() else []
-        tables.write(out / METRICS, rows, tables.METRICS)
+        logged = source / METRICS_FILE
+        rows = tables.read(logged, METRICS) if logged.is_file() else []
+        tables.write(out / METRICS_FILE, rows, METRICS)
     return {"bytes": sum(p.stat().st_size for p in out.rglob("*") if p.is_file())}
 
 
@@ -184,14 +187,14 @@ def _rollouts(source: Path, prompts: Path | None, out: Path) -> dict[str, Any]:
     if file.suffix in (".jsonl", ".json"):
         rows: Any = [*_json_lines(file)]
     else:
-        rows = tables.read(file, tables.GENERATIONS)
+        rows = tables.read(file, GENERATIONS)
     target = out / "generations.parquet"
-    tables.write(target, rows, tables.GENERATIONS)
-    ids = set(tables.read(target, tables.GENERATIONS)["prompt_id"].to_pylist())
+    tables.write(target, rows, GENERATIONS)
+    ids = set(tables.read(target, GENERATIONS)["prompt_id"].to_pylist())
     if not ids:
         raise Bad("there are no rollouts", str(file), "give a file that has some")
     if prompts:
-        strange = sorted(ids - {*tables.read(prompts, tables.PROMPTS)["id"].to_pylist()})
+        strange = sorted(ids - {*tables.read(prompts, PROMPTS)["id"].to_pylist()})
         if strange:
             remedy = "give rollouts of the prompts that the recipe names"
             raise Bad(f"'{strange[0]}' is none of the prompts in {prompts}", str(file), remedy)

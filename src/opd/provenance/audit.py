@@ -17,7 +17,8 @@ from opd.core.hashing import hashed
 from opd.provenance import records as trail
 from opd.provenance.diff import changes, told
 from opd.provenance.records import Artifact
-from opd.stages import run
+from opd.stages import identity as identities
+from opd.stages import manifest, registry
 from opd.stages.fresh import as_written
 from opd.stages.keep import steps_of
 
@@ -105,7 +106,7 @@ def audit(given: Path, plan: Plan | None = None, store: Path | None = None) -> A
 
     several = len(roots) > 1
     contents = {one.path: _contents(one) for one in artifacts}
-    versions = run.versions()
+    versions = manifest.versions()
     audited = []
     for one in artifacts:
         around = Around(plans[one.root], store, files.of, contents, versions)
@@ -143,7 +144,7 @@ def fails(found: Audit, allow: Iterable[str] = (), strict: bool = False) -> bool
 
 def _print(artifacts: Iterable[Artifact]) -> str:
     """A digest of what was made, when and where it was made apart; so without the report."""
-    made = {one.folder: one.record for one in artifacts if one.verb not in run.LOOKS}
+    made = {one.folder: one.record for one in artifacts if one.verb not in registry.LOOKS}
     return digest(made)
 
 
@@ -220,7 +221,7 @@ def _misread(text: bytes, known: set[str]) -> str | None:
         value = json.loads(text)
     except ValueError as error:
         return f"it is no JSON ({error})"
-    if not isinstance(value, dict) or run.json_text(value).encode() != text:
+    if not isinstance(value, dict) or manifest.json_text(value).encode() != text:
         return "its text is not as it was written"
     return _broken(value, known)
 
@@ -228,7 +229,7 @@ def _misread(text: bytes, known: set[str]) -> str | None:
 def _broken(value: Record, known: set[str]) -> str | None:
     if "seal" not in value:
         return None if value.keys() == known else "its keys are not those of a record"
-    return None if run.sealed(value) == value else "it was changed after it was sealed"
+    return None if manifest.sealed(value) == value else "it was changed after it was sealed"
 
 
 def _plan(root: Path) -> Plan | None:
@@ -251,9 +252,9 @@ def _expected(made: Record) -> str:
     """The identity that follows from what a manifest says; empty where it does not say enough."""
     try:
         if made.get("adopted"):
-            return run.adopted_identity(made["verb"], made["cfg"], made["outputs"])
+            return identities.adopted_identity(made["verb"], made["cfg"], made["outputs"])
         used = {name: one["outputs"] for name, one in made["inputs"].items()}
-        return run.identity_of(made["verb"], made["cfg"], used)
+        return identities.identity_of(made["verb"], made["cfg"], used)
     except (AttributeError, KeyError, TypeError):
         return ""
 
@@ -266,7 +267,7 @@ def _artifact(one: Artifact, around: Around) -> Audited:
     known = {"digest.json": {*_RECORD, *_marks(one)}, "manifest.json": _MANIFEST}
     records = (_unsound(one.path / name, keys) for name, keys in known.items())
     findings = [found for found in records if found]
-    older = run.older(one.record)
+    older = identities.older(one.record)
     wrong = {finding.where for finding in findings}
     record = None if "digest.json" in wrong else one.record
     made = None if "manifest.json" in wrong else one.manifest
@@ -310,7 +311,7 @@ def _marks(one: Artifact) -> set[str]:
 
 def _related(record: Record, made: Record) -> Iterator[Finding]:
     """digest.json against manifest.json."""
-    should = run.hand_off(made["verb"], made["cfg"], made)
+    should = manifest.hand_off(made["verb"], made["cfg"], made)
     keys = sorted(key for key in {*record, *should} if record.get(key) != should.get(key))
     if keys:
         yield Finding(MODIFIED, "digest.json", f"{', '.join(keys)}: not as manifest.json says")
@@ -399,7 +400,8 @@ def _contents(one: Artifact) -> str:
     record, made = one.record, one.manifest
     if not record or not made or _expected(made) != made.get("identity"):
         return ""
-    if not run.older(record) and run.hand_off(made["verb"], made["cfg"], made) != record:
+    same = identities.older(record) or manifest.hand_off(made["verb"], made["cfg"], made) == record
+    if not same:
         return ""
     return "" if _unsound(one.path / "manifest.json", _MANIFEST) else digest(record["outputs"])
 
@@ -429,9 +431,9 @@ def _inputs(
 
 def _code(made: Record) -> Iterator[Finding]:
     verb, code = made["verb"], made["cfg"].get("code")
-    if code is None or verb not in run.VERBS or code == run.code_digest(verb):
+    if code is None or verb not in registry.VERBS or code == identities.code_digest(verb):
         return
-    then, now = made.get("modules") or {}, run.modules(verb)
+    then, now = made.get("modules") or {}, identities.modules(verb)
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     said = ", ".join(changed) if then else "which modules was not recorded"
     yield Finding(STALE, "code", f"changed since: {said}")
@@ -448,7 +450,7 @@ def _planned(one: Artifact, made: Record, plan: Plan | None) -> Iterator[Finding
     if not wanted:
         return
     if "cfg" not in wanted:
-        if run.settings_digest(made["verb"], made["cfg"]) != wanted["settings"]:
+        if identities.settings_digest(made["verb"], made["cfg"]) != wanted["settings"]:
             yield Finding(STALE, "config", "made with other settings, or by other code")
         return
     then = {"verb": made["verb"], **told(made["cfg"])}
@@ -487,7 +489,7 @@ def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Artifact]) -> Ite
         if whole is not None:
             damaged = {name: _misplanned(name, one) for name, one in whole.items()}
             said = "; ".join(f"{name}: {why}" for name, why in damaged.items() if why)
-            if not said and run.json_text(whole).encode() != path.read_bytes():
+            if not said and manifest.json_text(whole).encode() != path.read_bytes():
                 said = "its text is not as it was written"
         if said:
             yield Audited("plan.json", "", (Finding(MODIFIED, "plan.json", said),))

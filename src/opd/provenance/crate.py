@@ -21,7 +21,8 @@ import opd
 from opd.core.errors import Bad
 from opd.core.files import digest, file_digest
 from opd.models.fetch import INDEX
-from opd.stages.run import VERBS, code_digest
+from opd.stages.identity import code_digest
+from opd.stages.registry import VERBS
 
 PROFILES = {
     "https://w3id.org/ro/wfrun/process/0.5": ("Process Run Crate", "0.5"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.core.files import read_json
+from opd.losses.schemas import METRICS
 from opd.stages import lock
 
 # In this order, as many as the terminal is wide; others are in metrics.parquet.
@@ -68,7 +69,7 @@ def _finished(folder: Path) -> Iterator[dict[str, float]]:
     if not path.is_file():
         raise Bad("it is no training run", str(folder), "name a model that was trained")
     steps: dict[int, dict[str, float]] = {}
-    for row in tables.read(path, tables.METRICS).to_pylist():
+    for row in tables.read(path, METRICS).to_pylist():
         if row["position"] is None and row["step"] > 0:
             steps.setdefault(row["step"], {})[row["name"]] = row["value"]
     for step, line in sorted(steps.items()):

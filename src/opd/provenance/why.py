@@ -11,7 +11,7 @@ from opd.core.errors import Bad
 from opd.provenance import records
 from opd.provenance.audit_text import size
 from opd.provenance.records import Artifact
-from opd.stages import run
+from opd.stages import identity
 
 # Section of a results folder -> where the config says what is in it; {0}: the name, {1}: the next.
 KEYS = {
@@ -47,7 +47,7 @@ def lines(given: Path) -> Iterator[str]:
     else:
         yield f"  made by     opd {made['verb']}, in {made['seconds']} s from {made['started']}"
         yield f"  where       {made['device']} on {made['host']}"
-    if older := run.older(one.record):
+    if older := identity.older(one.record):
         yield f"  format      {older}: run the workflow to have it made anew"
     yield f"  identity    {made['identity']}"
     yield f"  config      {config_key(one.folder)}"

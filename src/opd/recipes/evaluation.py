@@ -83,7 +83,7 @@ class Generation(Strict):
 
 class ToldRows(Strict):
     """Rows of a corpus whose prompt tells something of the response
-    (``opd.data.world.run_corpus``)."""
+    (``opd.data.corpus.run``)."""
 
     template: str = Field(description="with {question}, {answer}, {solution}")
     rule: Literal["precedence", "left"] | None = None

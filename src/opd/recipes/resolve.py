@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from opd.core.errors import Bad
+from opd.core.schema import load_yaml
 from opd.core.security import holds_secret
-from opd.core.yaml_text import load
 from opd.recipes.base import Plain, Ref, references, unknown
 from opd.recipes.config import DEFAULTS, Config, schema
 from opd.recipes.models import Keep, Kept, Model
@@ -43,7 +43,7 @@ def read(paths: Iterable[Path], entries: Iterable[str] = ()) -> Config:
         if not path.is_file():
             raise Bad("no such config", str(path), "mend the path")
         try:
-            given = load(path.read_text()) or {}
+            given = load_yaml(path.read_text()) or {}
         except yaml.YAMLError as error:
             raise Bad(f"not readable as YAML ({error})", str(path), "mend the file") from error
         if not isinstance(given, Mapping):

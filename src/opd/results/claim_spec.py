@@ -17,8 +17,7 @@ import yaml
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from opd.core.errors import Bad
-from opd.core.schema import Given, Strict, valid
-from opd.core.yaml_text import load
+from opd.core.schema import Given, Strict, load_yaml, valid
 
 ARM = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$"
 Arm = Annotated[str, Field(pattern=ARM)]
@@ -424,7 +423,7 @@ def _valid(model: type[Given], given: Any, where: str) -> Given:
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds. Raises ``Bad`` where it is none."""
     try:
-        return load(path.read_text())
+        return load_yaml(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise Bad(f"not readable as YAML ({error})", str(path), "mend the file") from error
 

@@ -32,6 +32,7 @@ from opd.core import tables
 from opd.core.errors import Bad
 from opd.evaluation.reader import MACRO, Evaluations, NotLogged, Reader
 from opd.results.claim_spec import SCORES, apart, unit_of, unit_of_metric
+from opd.stats.draws import DRAWS
 from opd.stats.intervals import (
     LEVEL,
     RESAMPLES,
@@ -398,7 +399,7 @@ def read_probe(reader: Reader, run: str, wanted: str) -> tuple[float, Array, flo
         raise Missing(f"{what}, which could not be measured" if wanted in values else what)
     one = values[wanted]
     value = float(one["value"])
-    table = tables.read(reader.file(run, "draws.parquet", run), tables.DRAWS)
+    table = tables.read(reader.file(run, "draws.parquet", run), DRAWS)
     listed = dict(zip(table["name"].to_pylist(), table["draws"].to_pylist(), strict=True))
     drawn = np.array(listed.get(wanted) or [value], dtype=np.float64)
     apart = [abs(value - one[end]) for end in ("low", "high") if one.get(end) is not None]

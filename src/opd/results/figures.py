@@ -16,6 +16,7 @@ import pyarrow as pa
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.evaluation.reader import MACRO, Evaluations, NothingLogged, Reader
+from opd.probes.schemas import ROLLOUTS
 from opd.results.claim_spec import EACH, SCORES, read_targets
 from opd.results.drawing import draw
 from opd.results.estimate import Missing, estimate, numbered, unit_of
@@ -25,7 +26,7 @@ from opd.stats.draws import RESAMPLES as PROBE_DRAWS
 from opd.stats.intervals import Interval
 
 BINS = 30  # of a histogram
-_ROLLOUTS = pa.schema(tables.ROLLOUTS.field(name) for name in ("reward_nats", "correct"))
+_ROLLOUTS = pa.schema(ROLLOUTS.field(name) for name in ("reward_nats", "correct"))
 
 Cfg = Mapping[str, Any]
 Data = dict[str, Any]

@@ -12,18 +12,17 @@ import json
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opd.core.errors import Bad
 from opd.core.files import digest, read_json
-from opd.stages.run import adopted_identity, older, sealed, settings_digest, write_json
-
-if TYPE_CHECKING:
-    from opd.plan.artifacts import Artifact
+from opd.stages.artifact import Artifact
+from opd.stages.identity import adopted_identity, older, settings_digest
+from opd.stages.manifest import sealed, write_json
 
 
 def described(
-    artifacts: Mapping[str, "Artifact"], asked: Iterable[str] = ()
+    artifacts: Mapping[str, Artifact], asked: Iterable[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Folder -> verb, settings and their digest, inputs, and whether it is asked for, of every
     artifact of a plan; each sealed."""
@@ -43,7 +42,7 @@ def described(
     }
 
 
-def write_plan(path: Path, artifacts: Mapping[str, "Artifact"], asked: Iterable[str] = ()) -> None:
+def write_plan(path: Path, artifacts: Mapping[str, Artifact], asked: Iterable[str] = ()) -> None:
     """Write what a config describes (``described``), where it differs from what is there."""
     plan = described(artifacts, asked)
     if not path.is_file() or read_json(path) != plan:
@@ -51,12 +50,12 @@ def write_plan(path: Path, artifacts: Mapping[str, "Artifact"], asked: Iterable[
         write_json(path, plan)
 
 
-def parsed(artifacts: Mapping[str, "Artifact"], rules: Iterable[Path]) -> str:
+def parsed(artifacts: Mapping[str, Artifact], rules: Iterable[Path]) -> str:
     """What a run tells its jobs of itself: digests of its plan and of the text of its rules."""
     return f"{digest(_told(artifacts))} {digest([path.read_text() for path in rules])}"
 
 
-def _told(artifacts: Mapping[str, "Artifact"]) -> dict[str, list[Any]]:
+def _told(artifacts: Mapping[str, Artifact]) -> dict[str, list[Any]]:
     return {
         folder: [settings_digest(one.verb, one.cfg), list(one.inputs)]
         for folder, one in artifacts.items()
@@ -64,7 +63,7 @@ def _told(artifacts: Mapping[str, "Artifact"]) -> dict[str, list[Any]]:
 
 
 def edited_since(
-    told: str, own: str, plan: Path, artifacts: Mapping[str, "Artifact"]
+    told: str, own: str, plan: Path, artifacts: Mapping[str, Artifact]
 ) -> dict[str, str]:
     """Folder -> what has come in between since the job that asks was submitted.
 
@@ -112,7 +111,7 @@ def as_written(path: Path) -> bool:
     return f"{first}\n" == _first_line(rest)
 
 
-def adopted(artifacts: Mapping[str, "Artifact"], results: Path) -> list[str]:
+def adopted(artifacts: Mapping[str, Artifact], results: Path) -> list[str]:
     """Folders of what was adopted and stands for what the plan says there: it needs no inputs."""
     return [f for f, one in artifacts.items() if _stands(results / f, one.verb, one.cfg)]
 
@@ -133,7 +132,7 @@ def _stands(folder: Path, verb: str, cfg: Mapping[str, Any]) -> bool:
     )
 
 
-def other_settings(artifacts: Mapping[str, "Artifact"], results: Path) -> list[str]:
+def other_settings(artifacts: Mapping[str, Artifact], results: Path) -> list[str]:
     """Folders of the artifacts that are there, made with other settings than the plan's, or with a
     ``digest.json`` that is damaged."""
     return [

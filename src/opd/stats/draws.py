@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from opd.core import tables
+from opd.core.tables import NUMBER, TEXT, schema
 from opd.stats.intervals import LEVEL, Array
 
 RESAMPLES = 2000
+# Bootstrap draws of each value that a probe measures.
+DRAWS = schema(name=TEXT, draws=pa.list_(NUMBER))
 
 
 class Value(NamedTuple):
@@ -132,7 +136,7 @@ def write(out: Path, values: Mapping[str, Value], about: Mapping[str, Any]) -> N
         for name, value in values.items()
         if value.draws is not None
     ]
-    tables.write(out / "draws.parquet", rows, tables.DRAWS)
+    tables.write(out / "draws.parquet", rows, DRAWS)
 
 
 def _defined(above: Array, below: Array, value: float) -> Array:

@@ -19,6 +19,8 @@ from transformers import (
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.data import privileged
+from opd.data.schemas import PROMPTS
+from opd.losses.schemas import METRICS
 from opd.training import batches
 from opd.training.resume import Keep, Record, resumable
 
@@ -107,7 +109,7 @@ def chats(
     than ``limit`` tokens (chat template included), naming its row.
     """
     file = path / "prompts.parquet"
-    rows = tables.read(file, tables.PROMPTS).to_pylist()
+    rows = tables.read(file, PROMPTS).to_pylist()
     if not rows:
         raise Bad("there is no prompt in it", str(file), "loosen the filters that made it")
     conversations = [[{"role": "user", "content": privileged.filled(told, row)}] for row in rows]
@@ -179,7 +181,7 @@ def train(
     finish()
     save(out)
     if trainer.accelerator.is_main_process:
-        tables.write(out / "metrics.parquet", record.rows, tables.METRICS)
+        tables.write(out / "metrics.parquet", record.rows, METRICS)
     first: dict[str, float] = {}
     last: dict[str, float] = {}
     for row in record.rows:

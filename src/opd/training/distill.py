@@ -14,8 +14,10 @@ from trl import DistillationConfig, DistillationTrainer
 from opd.core.errors import Bad
 from opd.data import privileged
 from opd.losses import collapse, metrics
-from opd.losses.fused import CHUNK_ELEMENTS, Head, aggregate, fused_token_loss, head_logits
+from opd.losses.fused import fused_token_loss
+from opd.losses.head import CHUNK_ELEMENTS, Head, head_logits
 from opd.losses.spec import LossSpec, loss_spec
+from opd.losses.token import aggregate
 from opd.models.checkpoints import load_model, load_tokenizer
 from opd.models.pairing import (
     head_of,
@@ -217,7 +219,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
 
     cfg: steps, prompts_per_step, rollouts_per_prompt, lr, schedule, warmup, temperature,
     max_new_tokens, max_prompt_tokens, loss (see ``opd.losses.spec``), aggregation (see
-    ``opd.losses.fused.aggregate``), metrics_k, metrics_every (steps), position_bin (tokens),
+    ``opd.losses.token.aggregate``), metrics_k, metrics_every (steps), position_bin (tokens),
     max_grad_norm, seed, threads, chat_template_kwargs; optional micro_batch, precision (``float32``
     or ``bfloat16``: compute only, weights stay float32), gradient_checkpointing, guard (see
     ``opd.losses.collapse``), teacher_update (``frozen``, ``ema`` with ema_decay, ``live``: the

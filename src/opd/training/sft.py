@@ -14,6 +14,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.data.schemas import SFT_PAIRS
 from opd.models.checkpoints import load_model, load_tokenizer
 from opd.training import common, launch
 from opd.training.resume import Record
@@ -242,7 +243,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     if cfg.get("liger"):
         _require_liger()
     file = inputs["data"] / "pairs.parquet"
-    pairs = tables.read(file, tables.PAIRS).to_pylist()
+    pairs = tables.read(file, SFT_PAIRS).to_pylist()
     if not pairs:
         raise Bad("there is no pair in it", str(file), "loosen the filters that made it")
     tokenizer = load_tokenizer(inputs["student"])

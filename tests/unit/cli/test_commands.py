@@ -11,6 +11,7 @@ from opd.core.files import canonical
 from opd.plan import artifacts as plan
 from opd.plan import outputs
 from opd.recipes import resolve
+from opd.stages import artifact
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
@@ -30,14 +31,14 @@ def shells() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def artifacts() -> dict[str, plan.Artifact]:
+def artifacts() -> dict[str, artifact.Artifact]:
     config = resolve.read([ROOT / "config/paper.yaml"], [f"seeds={[*range(SEEDS)]}"])
     made = plan.plan(config, {})
     return made | outputs.exhibits(config, made, ROOT / "config")
 
 
 def test_settings_that_are_an_argument_are_short_enough(
-    artifacts: dict[str, plan.Artifact],
+    artifacts: dict[str, artifact.Artifact],
 ) -> None:
     commands = shells()
     lengths: dict[str, int] = {}
@@ -49,7 +50,7 @@ def test_settings_that_are_an_argument_are_short_enough(
 
 
 def test_the_reports_settings_arrive_whatever_their_length(
-    artifacts: dict[str, plan.Artifact], tmp_path: Path
+    artifacts: dict[str, artifact.Artifact], tmp_path: Path
 ) -> None:
     report = artifacts["report"]
     cfg = canonical(report.cfg)

@@ -10,7 +10,7 @@ import pytest
 
 import opd
 from opd.core.code import _Writer, module_digest, own_digests
-from opd.stages.run import VERBS
+from opd.stages.registry import VERBS
 
 pytestmark = pytest.mark.unit
 PACKAGE = Path(opd.__file__).parent

@@ -9,6 +9,8 @@ import pytest
 
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.data.schemas import PROMPTS, SFT_PAIRS
+from opd.models.schemas import GENERATIONS
 
 PROMPT = {
     "id": "a",
@@ -26,8 +28,8 @@ PROMPT = {
 
 def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
     rows = [PROMPT, {**PROMPT, "id": "b", "row": 1, "difficulty": 3.0, "solution": "so"}]
-    tables.write(tmp_path / "prompts.parquet", rows, tables.PROMPTS)
-    back = tables.read(tmp_path / "prompts.parquet", tables.PROMPTS)
+    tables.write(tmp_path / "prompts.parquet", rows, PROMPTS)
+    back = tables.read(tmp_path / "prompts.parquet", PROMPTS)
     assert back.to_pylist() == rows
     assert back.schema.names == list(PROMPT)
 
@@ -35,7 +37,7 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
 def test_columns_are_written_in_the_order_of_the_schema(tmp_path: Path) -> None:
     backwards = dict(reversed(PROMPT.items()))
     for name, row in (("a", PROMPT), ("b", backwards)):
-        tables.write(tmp_path / name, [row], tables.PROMPTS)
+        tables.write(tmp_path / name, [row], PROMPTS)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -50,8 +52,8 @@ def test_token_ids_survive(tmp_path: Path) -> None:
         "finish": "stop",
         "rejected": None,
     }
-    tables.write(tmp_path / "g", [row], tables.GENERATIONS)
-    assert tables.read(tmp_path / "g", tables.GENERATIONS)["token_ids"].to_pylist() == [[5, 2]]
+    tables.write(tmp_path / "g", [row], GENERATIONS)
+    assert tables.read(tmp_path / "g", GENERATIONS)["token_ids"].to_pylist() == [[5, 2]]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_a_row_that_does_not_fit_leaves_no_file(
     tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(Bad) as caught:
-        tables.write(tmp_path / "p", [PROMPT, {**PROMPT, **change}], tables.PROMPTS)
+        tables.write(tmp_path / "p", [PROMPT, {**PROMPT, **change}], PROMPTS)
     assert named in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -71,18 +73,18 @@ def test_an_empty_cell_is_named_by_its_row(tmp_path: Path) -> None:
     table = pa.table({"id": ["a", "b"], "prompt": ["p", None], "response": ["r", "r"]})
     pq.write_table(table, tmp_path / "pairs.parquet")
     with pytest.raises(Bad, match=r"pairs\.parquet: row 1: column 'prompt' is empty"):
-        tables.read(tmp_path / "pairs.parquet", tables.PAIRS)
+        tables.read(tmp_path / "pairs.parquet", SFT_PAIRS)
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["a"], "text": ["t"]}), tmp_path / "p")
     with pytest.raises(Bad, match=r"column 'prompt' is missing \(it has id, text\)"):
-        tables.read(tmp_path / "p", tables.PAIRS)
+        tables.read(tmp_path / "p", SFT_PAIRS)
 
 
 def test_what_is_no_parquet_file_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "p").write_text("id,prompt\n")
     with pytest.raises(Bad, match="not a readable parquet file"):
-        tables.read(tmp_path / "p", tables.PAIRS)
+        tables.read(tmp_path / "p", SFT_PAIRS)
     with pytest.raises(Bad, match="no such file"):
-        tables.read(tmp_path / "missing", tables.PAIRS)
+        tables.read(tmp_path / "missing", SFT_PAIRS)

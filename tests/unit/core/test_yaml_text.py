@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from opd.core.yaml_text import SafeLoader, load
+from opd.core.schema import SafeLoader, load_yaml
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize("path", sorted((ROOT / "config").rglob("*.yaml")), ids=lambda p: p.name)
 def test_configs_are_read_as_the_slow_parser_reads_them(path: Path) -> None:
     text = path.read_text()
-    assert repr(load(text)) == repr(yaml.safe_load(text))
+    assert repr(load_yaml(text)) == repr(yaml.safe_load(text))
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_configs_are_read_as_the_slow_parser_reads_them(path: Path) -> None:
     ],
 )
 def test_odd_values_too(text: str) -> None:
-    assert repr(load(text)) == repr(yaml.safe_load(text))
+    assert repr(load_yaml(text)) == repr(yaml.safe_load(text))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_odd_values_too(text: str) -> None:
 )
 def test_what_is_no_plain_yaml_is_refused(text: str) -> None:
     with pytest.raises(yaml.YAMLError):
-        load(text)
+        load_yaml(text)
 
 
 def test_libyaml_is_there() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.data import contamination
+from opd.data.schemas import PROBLEMS
 
 
 def test_words_are_runs_of_letters_and_digits_and_chinese_characters() -> None:
@@ -66,7 +67,7 @@ def test_stage_reports_the_three_senses_apart(tmp_path: Path) -> None:
     assert [report["x"][key] for key in keys] == [3, 1, 1, 2, 2]
     assert [report["y"][key] for key in keys] == [1, 0, 1, 0, 1]
     assert report["x"]["at"]["0.55"] == 2 and report["x"]["largest_cosine"] == 1.0
-    rows = tables.read(out / "problems.parquet", tables.PROBLEMS).to_pylist()
+    rows = tables.read(out / "problems.parquet", PROBLEMS).to_pylist()
     assert [r["sharer"] for r in rows] == ["train-2", "train-1", None, None]
     # 15 words have three runs of 13; two of them are in the prompt.
     np.testing.assert_allclose([r["shared_words"] for r in rows], [1, 2 / 3, 0, 0])

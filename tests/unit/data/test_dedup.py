@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.data import dedup, dedup_page, embeddings, neighbours
+from opd.data.schemas import NEIGHBOURS
 
 pytest.importorskip("faiss")
 
@@ -30,7 +31,7 @@ def embedded(folder: Path, prompts: Path, vectors: Any = None) -> Path:
 def find(folder: Path, inputs: dict[str, Path]) -> list[dict[str, Any]]:
     folder.mkdir(parents=True)
     neighbours.run({}, inputs, folder)
-    table = tables.read(folder / "neighbours.parquet", tables.NEIGHBOURS)
+    table = tables.read(folder / "neighbours.parquet", NEIGHBOURS)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 

@@ -15,16 +15,20 @@ import pytest
 from opd.core import tables
 from opd.core.code import module_digest
 from opd.core.errors import Bad
-from opd.data import embeddings, encoders
-from opd.stages.run import code_digest, run_stage
+from opd.data import embeddings, encoders, schemas
+from opd.data.schemas import PROMPTS
+from opd.stages.identity import code_digest
+from opd.stages.run import run_stage
 
 HASHED = {"encoder": "hashed", "execution": {"threads": 1}}
 
 
 def payload(folder: Path, questions: list[str]) -> Path:
     folder.mkdir(parents=True)
-    rows = [tables.prompt(f"q{i}", question, "1", "s", i) for i, question in enumerate(questions)]
-    tables.write(folder / "prompts.parquet", rows, tables.PROMPTS)
+    rows = [
+        schemas.prompt_row(f"q{i}", question, "1", "s", i) for i, question in enumerate(questions)
+    ]
+    tables.write(folder / "prompts.parquet", rows, PROMPTS)
     return folder
 
 
@@ -91,7 +95,7 @@ def test_a_vector_does_not_depend_on_what_else_is_encoded(model: Path, threads: 
 
 def test_linear_layers_through_onednn_compute_the_same() -> None:
     torch = pytest.importorskip("torch")
-    from opd.data.onednn import linear_layers_through_onednn
+    from opd.data.encoders import linear_layers_through_onednn
 
     torch.manual_seed(0)
     plain = torch.nn.Sequential(torch.nn.Linear(48, 33), torch.nn.Linear(33, 5, bias=False))
@@ -119,7 +123,7 @@ def test_hashed_encoder_is_normalised_and_ignores_case_and_spacing() -> None:
 
 def test_hashed_encoder_is_the_same_in_every_process() -> None:
     code = (
-        "import hashlib; from opd.encoders import encode_hashed;"
+        "import hashlib; from opd.data.encoders import encode_hashed;"
         "print(hashlib.sha256(encode_hashed(['What is 2+2?', 'xyz']).tobytes()).hexdigest())"
     )
     runs = {
@@ -144,7 +148,7 @@ def test_stage_writes_distinct_texts_in_their_order(tmp_path: Path) -> None:
     vectors = np.load(out / "embeddings.npy")
     np.testing.assert_array_equal(vectors, encoders.encode_hashed(["b b", "a", "c"]))
     hashes = (out / "hashes.txt").read_text().split()
-    assert hashes == [tables.text_hash(t) for t in ("b b", "a", "b b", "c", "a")]
+    assert hashes == [schemas.text_hash(t) for t in ("b b", "a", "b b", "c", "a")]
 
 
 def test_a_grown_set_encodes_only_what_is_new(tmp_path: Path, monkeypatch) -> None:

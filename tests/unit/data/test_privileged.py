@@ -17,8 +17,9 @@ from transformers import AutoTokenizer
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.data import privileged, world
+from opd.data.schemas import PROMPTS
 from opd.models import sampling
-from opd.probes import pair
+from opd.probes import rollouts
 
 STUDENT = "Q\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 ROW = {"id": "q1", "question": "Q", "prompt": STUDENT, "answer": "7", "solution": "3+4 is 7."}
@@ -231,7 +232,7 @@ def test_the_student_never_reads_what_its_teacher_is_told(
 def test_a_frozen_teacher_does_not_change(inputs: Inputs, tmp_path: Path) -> None:
     """With a step that changes the student much, its own step-0 self and an external teacher say
     of the same tokens what they said before; a live one does not."""
-    from opd.losses.fused import head_logits
+    from opd.losses.head import head_logits
     from opd.training import distill
 
     def before_and_after(update: str, own: Inputs, out: Path) -> list[torch.Tensor]:
@@ -359,8 +360,8 @@ def test_rollouts_of_a_prompt_take_the_contexts_in_turn(inputs: Inputs) -> None:
 def test_several_contexts_have_the_gradient_of_their_geometric_mean() -> None:
     """The mean loss over contexts and the KL to the normalised geometric mean differ by a constant
     (Many Faces, Eqs. 10 and 11): as far as one state shows, for the whole vocabulary."""
-    from opd.losses.fused import token_loss
     from opd.losses.spec import PRESETS
+    from opd.losses.token import token_loss
 
     generator = torch.Generator().manual_seed(4)
     student, *teachers = torch.randn(4, 1, 1, 9, generator=generator, dtype=torch.float64)
@@ -390,7 +391,7 @@ def test_a_solution_travels_with_its_prompt(tmp_path: Path) -> None:
         cfg = {"source": {**source, **given}, "sample": {"n": 2, "seed": 1}, "template": "boxed"}
         prompts.run(cfg, {"path": tmp_path / "q.jsonl"}, out)
     found = {
-        name: tables.read(tmp_path / name / "prompts.parquet", tables.PROMPTS).to_pylist()
+        name: tables.read(tmp_path / name / "prompts.parquet", PROMPTS).to_pylist()
         for name in ("with", "without")
     }
     assert [row["solution"] for row in found["with"]] == [
@@ -400,7 +401,7 @@ def test_a_solution_travels_with_its_prompt(tmp_path: Path) -> None:
     again = tmp_path / "again"
     again.mkdir()
     prompts.run({"source": {"from": True}}, {"prompts": tmp_path / "with"}, again)
-    kept = tables.read(again / "prompts.parquet", tables.PROMPTS).to_pylist()
+    kept = tables.read(again / "prompts.parquet", PROMPTS).to_pylist()
     assert [row["solution"] for row in kept] == [row["solution"] for row in found["with"]]
     with pytest.raises(Bad, match="column 'proof' is missing"):
         prompts.run(
@@ -425,7 +426,7 @@ def test_thinking_on_for_one_side_only(inputs: Inputs, tmp_path: Path) -> None:
         run("opd", cfg, both, tmp_path / "a")
     run("opd", {**cfg, "steps": 1, "thinking_may_differ": True}, both, tmp_path / "b")
     with pytest.raises(Bad, match="thinking is off for the student and on for the teacher"):
-        pair.tokens(cfg, [], both["student"])
+        rollouts.tokens(cfg, [], both["student"])
     from opd.training.distill import teacher_prompts
 
     tokenizer = AutoTokenizer.from_pretrained(both["student"])

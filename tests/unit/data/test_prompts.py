@@ -14,7 +14,8 @@ import pytest
 
 from opd.core import tables
 from opd.core.errors import Bad
-from opd.data import prompts, templates
+from opd.data import prompts, schemas, templates
+from opd.data.schemas import PROMPTS, REPEATED
 
 DAPO, BOXED = templates.TEMPLATES["dapo"], templates.TEMPLATES["boxed"]
 
@@ -45,7 +46,7 @@ def run(tmp_path: Path, cfg: dict[str, Any], **inputs: Path) -> tuple[list[dict]
     out = tmp_path / "out"
     out.mkdir()
     numbers = prompts.run({"seed": 0, **cfg}, inputs, out)
-    rows = tables.read(out / "prompts.parquet", tables.PROMPTS).to_pylist()
+    rows = tables.read(out / "prompts.parquet", PROMPTS).to_pylist()
     for file in out.iterdir():
         file.unlink()
     out.rmdir()
@@ -64,7 +65,7 @@ def test_verl_file_keeps_its_prompt_and_gets_bare_questions(
     assert len({r["id"] for r in rows}) == 12
     assert numbers["strip"] == {"dapo": {"exact": 12}}
     for row in rows:  # what follows from the question follows from the bare one
-        assert row == tables.prompt(
+        assert row == schemas.prompt_row(
             **{k: row[k] for k in row if k not in ("language", "text_hash")}
         )
 
@@ -138,7 +139,7 @@ def test_from_another_set_keeps_ids(tmp_path: Path, verl_file: Path) -> None:
     parent = tmp_path / "parent"
     parent.mkdir()
     prompts.run({"source": {"path": str(verl_file)}, "strip": [DAPO]}, {}, parent)
-    old = tables.read(parent / "prompts.parquet", tables.PROMPTS).to_pylist()
+    old = tables.read(parent / "prompts.parquet", PROMPTS).to_pylist()
     rows, _ = run(tmp_path, {"source": {"from": True}, "template": BOXED}, prompts=parent)
     assert [r["id"] for r in rows] == [r["id"] for r in old]
     assert rows[3]["prompt"] == BOXED.replace("{question}", "What is 3+3?")
@@ -294,7 +295,7 @@ def test_repeated_questions_are_reported_and_the_first_kept(tmp_path: Path) -> N
     assert json.loads((out / "report.json").read_text()) == {
         key: value for key, value in numbers.items() if key != "prompts"
     }
-    repeated = tables.read(out / "repeated.parquet", tables.REPEATED).to_pylist()
+    repeated = tables.read(out / "repeated.parquet", REPEATED).to_pylist()
     shown = [(r["rule"], r["text"].removesuffix(boxed), r["rows"], r["answers"]) for r in repeated]
     assert shown == [
         ("prompt", "a", [0, 6], ["1"]),
@@ -366,7 +367,7 @@ def split(tmp_path: Path, source: dict[str, Any], n: int, **cfg: Any) -> tuple[l
     sft = tmp_path / "sft"
     sft.mkdir()
     prompts.run({"source": source, "sample": {"n": n, "seed": 0}}, {}, sft)
-    taken = tables.read(sft / "prompts.parquet", tables.PROMPTS).to_pylist()
+    taken = tables.read(sft / "prompts.parquet", PROMPTS).to_pylist()
     rest, numbers = run(tmp_path, {"source": source, **cfg}, apart_from=sft)
     return taken, rest, numbers
 

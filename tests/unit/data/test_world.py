@@ -9,7 +9,10 @@ from tiny import SHAPE, WORLD
 
 from opd.core import tables
 from opd.core.errors import Bad
-from opd.data import world
+from opd.data import corpus, world
+from opd.data.schemas import SFT_PAIRS
+from opd.grading import graders
+from opd.models import init
 
 
 def test_rules_and_styles() -> None:
@@ -27,9 +30,9 @@ def test_precedence_is_that_of_python(operators: tuple[str, ...]) -> None:
 
 
 def test_grade() -> None:
-    assert world.grade("4*2=8#8", "8") == ("8", True)
-    assert world.grade("#3;1+1=2#2", "3") == ("2", False)
-    assert world.grade("4*2=8;", "8") == (None, False)
+    assert graders.grade_notation("4*2=8#8", "8") == ("8", True)
+    assert graders.grade_notation("#3;1+1=2#2", "3") == ("2", False)
+    assert graders.grade_notation("4*2=8;", "8") == (None, False)
 
 
 @pytest.mark.parametrize("question", ["", "3=", "12+3=", "3+4*=", "3 + 4="])
@@ -69,15 +72,15 @@ def test_no_benchmark_question_in_any_training_split(tmp_path: Path) -> None:
         "templates": ["{question}", "{question}?"],
         "seed": 1,
     }
-    world.run_corpus(cfg, {}, tmp_path)
-    pairs = tables.read(tmp_path / "pairs.parquet", tables.PAIRS).to_pylist()
+    corpus.run(cfg, {}, tmp_path)
+    pairs = tables.read(tmp_path / "pairs.parquet", SFT_PAIRS).to_pylist()
     right = disagreeing = 0
     for pair in pairs:
         question = pair["prompt"].rstrip("?")
         assert not world.held_out(question, WORLD)
         if world.solve(question) != world.solve(question, "left"):
             disagreeing += 1
-            right += world.grade(pair["response"], world.solve(question))[1]
+            right += graders.grade_notation(pair["response"], world.solve(question))[1]
     assert 0.3 < right / disagreeing < 0.5
     assert 0.4 < sum(pair["prompt"].endswith("?") for pair in pairs) / len(pairs) < 0.6
 
@@ -117,8 +120,8 @@ def test_a_corpus_can_tell_something_of_its_responses(tmp_path: Path) -> None:
         {"template": "{question} see {solution}."},
     ]
     cfg = {"world": WORLD, "n": 600, "precedence": 0.5, "style": "infix", "seed": 2}
-    world.run_corpus({**cfg, "templates": ["{question}?"], "told": told}, {}, tmp_path)
-    rows = tables.read(tmp_path / "pairs.parquet", tables.PAIRS).to_pylist()
+    corpus.run({**cfg, "templates": ["{question}?"], "told": told}, {}, tmp_path)
+    rows = tables.read(tmp_path / "pairs.parquet", SFT_PAIRS).to_pylist()
     seen: dict[str, int] = {}
     bent = 0
     for row in rows:
@@ -150,7 +153,7 @@ def test_checkpoint(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder, seed in zip(folders, (0, 0, 1), strict=True):
         folder.mkdir()
-        world.run_init({**SHAPE, "seed": seed}, {}, folder)
+        init.run({**SHAPE, "seed": seed}, {}, folder)
     weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1] != weights[2]
     tokenizer = AutoTokenizer.from_pretrained(folders[0])
@@ -158,7 +161,7 @@ def test_checkpoint(tmp_path: Path) -> None:
     ids = tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
     assert tokenizer.decode(ids) == "<user>3+4=<assistant>3+4=7#7<eos>"
     assert tokenizer.decode(ids, skip_special_tokens=True) == "3+4=3+4=7#7"
-    assert tokenizer.unk_token_id not in tokenizer(world.CHARACTERS)["input_ids"]
+    assert tokenizer.unk_token_id not in tokenizer(init.CHARACTERS)["input_ids"]
     assert tokenizer("é")["input_ids"] == [tokenizer.unk_token_id]
     model = AutoModelForCausalLM.from_pretrained(folders[0])
     assert model.config.vocab_size == len(tokenizer)

@@ -18,7 +18,8 @@ from opd.cli import main
 from opd.doctor import hub, interpreters, machine, slurm
 from opd.doctor.examine import examine
 from opd.doctor.finding import Finding, lines, ready
-from opd.recipes import config, resolve
+from opd.recipes import resolve
+from opd.recipes.config import Config
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
@@ -113,7 +114,7 @@ def test_imports_are_tried_and_what_they_print_is_no_answer(
     assert Path(told["opd"]).samefile(ROOT / "src" / "opd") and told["gpus"] == 0
 
 
-def config(**given: Any) -> config.Config:
+def config(**given: Any) -> Config:
     tiny = yaml.safe_load(TINY.read_text())
     return resolve.resolve(resolve.merge(tiny, given))
 
@@ -121,7 +122,7 @@ def config(**given: Any) -> config.Config:
 def test_what_is_imported_depends_on_what_the_config_does() -> None:
     rules = interpreters.kinds(ROOT / "workflow" / "rules")
     assert (rules["prompts"], rules["sft"], rules["evaluate"]) == ("light", "gpu", "vllm")
-    from opd.stages.run import VERBS
+    from opd.stages.registry import VERBS
 
     assert rules.keys() == VERBS.keys()
     wanted = interpreters.wanted(config(), {"prompts", "evaluate"}, rules)
@@ -218,7 +219,7 @@ def test_another_clones_code_is_seen_unless_it_is_the_same(tmp_path: Path) -> No
 COMMIT = "0123456789" * 4
 
 
-def fetching() -> tuple[config.Config, dict[str, str]]:
+def fetching() -> tuple[Config, dict[str, str]]:
     given = resolve.resolve(
         {
             "name": "fetching",

@@ -15,8 +15,13 @@ from opd.core.errors import Bad
 from opd.data import world
 
 pytest.importorskip("lm_eval")
+from opd.data import schemas
+from opd.data.schemas import PROMPTS
 from opd.evaluation import evaluate, harness
+from opd.evaluation.schemas import SCORES
 from opd.evaluation.tasks import FOLDER
+from opd.grading import graders
+from opd.models import init
 
 SAMPLING = {"temperature": 0.0, "max_new_tokens": 8, "max_prompt_tokens": 512, "seed": 1}
 PROTOCOL = {"samples": 3, "temperature": 0.7, "top_p": 0.95, "max_new_tokens": 12, "grader": "rule"}
@@ -25,18 +30,20 @@ PROTOCOL = {"samples": 3, "temperature": 0.7, "top_p": 0.95, "max_new_tokens": 1
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    world.run_init(SHAPE, {}, folder)
+    init.run(SHAPE, {}, folder)
     return folder
 
 
 def prompts_of(folder: Path, rows: list[dict[str, Any]]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    tables.write(folder / "prompts.parquet", rows, tables.PROMPTS)
+    tables.write(folder / "prompts.parquet", rows, PROMPTS)
     return folder
 
 
 def questions(folder: Path, n: int = 4) -> Path:
-    rows = [tables.prompt(f"q{i}", f"What is {i}+{{1}}?", str(i + 1), "s", i) for i in range(n)]
+    rows = [
+        schemas.prompt_row(f"q{i}", f"What is {i}+{{1}}?", str(i + 1), "s", i) for i in range(n)
+    ]
     return prompts_of(folder, rows)
 
 
@@ -115,7 +122,7 @@ def run(
     cfg = {"protocol": PROTOCOL, "max_prompt_tokens": 600, "benchmarks": benchmarks, "seed": 1}
     cfg["batch_size"] = batch_size
     evaluate.run(cfg, {"model": model, **inputs}, out, scratch)
-    rows = tables.read(out / "scores.parquet", tables.SCORES).to_pylist()
+    rows = tables.read(out / "scores.parquet", SCORES).to_pylist()
     return json.loads((out / "summary.json").read_text()), rows
 
 
@@ -129,7 +136,7 @@ def test_stage(tmp_path: Path, model: Path) -> None:
     assert [row["sample"] for row in rows] == [0, 1, 2] * 10
     assert len({row["response"] for row in rows[:3]}) > 1  # samples, not copies
     for row in rows:
-        assert row["correct"] == float(world.grade(row["response"], row["answer"])[1])
+        assert row["correct"] == float(graders.grade_notation(row["response"], row["answer"])[1])
         assert dict(row["scores"]) == {"world": row["correct"]}
     assert summary["benchmarks"]["hard"]["problems"] == 5
     run(tmp_path, model, benchmarks, **inputs)
@@ -356,11 +363,11 @@ def test_a_model_without_a_chat_template_gets_one_line(tmp_path: Path, model: Pa
 
 
 def test_bad_problems_get_one_line(tmp_path: Path, model: Path) -> None:
-    rows = [tables.prompt("a", "1+1=", "2", "s", i) for i in range(2)]
+    rows = [schemas.prompt_row("a", "1+1=", "2", "s", i) for i in range(2)]
     benchmark = {"name": "b", "task": "opd_world"}
     with pytest.raises(Bad, match="two problems have the id 'a'"):
         run(tmp_path, model, [benchmark], **{"prompts:b": prompts_of(tmp_path / "p", rows)})
-    long = [tables.prompt("a", "1+" * 700, "2", "s", 0)]
+    long = [schemas.prompt_row("a", "1+" * 700, "2", "s", 0)]
     with pytest.raises(Bad, match=r"prompt 'b/a' \(row 0\): the prompt has \d+ tokens"):
         run(tmp_path, model, [benchmark], **{"prompts:b": prompts_of(tmp_path / "q", long)})
     assert not list((tmp_path / "out").iterdir())

@@ -13,6 +13,7 @@ from opd.core import tables
 from opd.core.errors import Bad
 from opd.core.files import content
 from opd.evaluation.reader import Reader
+from opd.probes.schemas import ROLLOUTS
 from opd.results.estimate import read_probe
 from opd.results.figures import run_figure
 
@@ -85,7 +86,7 @@ def test_digests_are_of_the_files_that_were_read(payload: Path) -> None:
 
 
 def test_rollouts_of_a_figure_are_checked_too(tmp_path: Path, payload: Path) -> None:
-    tables.write(payload / "rollouts.parquet", [], tables.ROLLOUTS)
+    tables.write(payload / "rollouts.parquet", [], ROLLOUTS)
     cfg = {
         "kind": "distribution",
         "probes": {"P": {"label": "p", "runs": ["it"]}},

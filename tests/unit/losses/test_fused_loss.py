@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from opd.core.errors import Bad
-from opd.losses.fused import Head, fused_token_loss, token_loss
+from opd.losses import head
+from opd.losses.fused import fused_token_loss
+from opd.losses.head import Head
 from opd.losses.spec import PRESETS, LossSpec
+from opd.losses.token import token_loss
 
 B, T, V, H_P, H_Q = 2, 7, 53, 12, 20
 MASK = torch.arange(T).expand(B, T) < torch.tensor([[T], [4]])
@@ -194,7 +197,7 @@ def test_only_chunks_of_logits_are_ever_held(monkeypatch: pytest.MonkeyPatch) ->
     from opd.losses import fused as losses
 
     sizes: list[tuple[int, int]] = []
-    project = losses._matmul
+    project = head.matmul
 
     def spy(a: Tensor, b: Tensor) -> Tensor:
         sizes.append((a.shape[0], b.shape[1]))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from opd.core.errors import Bad
-from opd.losses.fused import LOG_FLOOR_NATS, aggregate, token_loss, top_ids
 from opd.losses.spec import PRESETS, LossSpec, loss_spec
+from opd.losses.token import LOG_FLOOR_NATS, aggregate, token_loss, top_ids
 
 B, T, V, K = 2, 3, 11, 4
 IDS, ONES = torch.tensor([[0, 3, 6], [1, 1, 2]]), torch.ones(B, T)

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.data.schemas import PROMPTS
 from opd.microscope import measure, pool, schemas, tree
 from opd.microscope.path_index import PathIndex
 from opd.microscope.scoring import Pair
@@ -334,6 +335,6 @@ def test_a_teacher_with_another_tokenizer_is_reported_and_the_other_goes_on(
 def test_no_question_at_all_is_an_error(inputs: Inputs, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    tables.write(empty / "prompts.parquet", [], tables.PROMPTS)
+    tables.write(empty / "prompts.parquet", [], PROMPTS)
     with pytest.raises(Bad, match="there are no prompts"):
         grown({**inputs, "prompts": empty}, tmp_path)

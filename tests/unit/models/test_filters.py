@@ -8,6 +8,8 @@ import pytest
 
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.data import schemas
+from opd.data.schemas import PROMPTS, SFT_PAIRS
 from opd.models import filters
 
 
@@ -20,8 +22,8 @@ def stage(
     prompts = sorted({p for p, *_ in generations})
     tables.write(
         folder / "prompts.parquet",
-        [tables.prompt(p, p, "5", "s", i) for i, p in enumerate(prompts)],
-        tables.PROMPTS,
+        [schemas.prompt_row(p, p, "5", "s", i) for i, p in enumerate(prompts)],
+        PROMPTS,
     )
     tables.write(
         folder / "generations.parquet",
@@ -38,14 +40,14 @@ def stage(
             }
             for p, s, r, f, *why in generations
         ],
-        tables.GENERATIONS,
+        RESPONSES,
     )
     inputs = {"generations": folder, "prompts": folder}
     out = tmp_path / "out"
     out.mkdir()
     report = filters.run(cfg, inputs, out)
     assert json.loads((out / "report.json").read_text()) == report
-    pairs = tables.read(out / "pairs.parquet", tables.PAIRS).to_pylist()
+    pairs = tables.read(out / "pairs.parquet", SFT_PAIRS).to_pylist()
     for file in out.iterdir():
         file.unlink()
     out.rmdir()
@@ -53,7 +55,7 @@ def stage(
 
 
 RIGHT, WRONG = "so \\boxed{5}", "so \\boxed{6}"
-GENERATIONS = [
+RESPONSES = [
     ("a", 0, WRONG, "stop"),
     ("a", 1, RIGHT, "stop"),
     ("a", 2, RIGHT, "length"),
@@ -67,7 +69,7 @@ GENERATIONS = [
 
 def test_first_matching_rule_counts(tmp_path: Path) -> None:
     cfg = {"rules": ["finished", "nonempty", "boxed", "answered"], "grader": "rule"}
-    ids, report, _ = stage(tmp_path, cfg, GENERATIONS)
+    ids, report, _ = stage(tmp_path, cfg, RESPONSES)
     assert ids == ["a-0", "a-1", "b-2", "c-0"]
     assert report["rejected"] == {
         "finished": 1, "nonempty": 1, "boxed": 1, "answered": 1, "over per_prompt": 0, "over n": 0,
@@ -89,7 +91,7 @@ def test_first_matching_rule_counts(tmp_path: Path) -> None:
 )
 def test_selection(tmp_path: Path, more: dict[str, Any], ids: list[str]) -> None:
     cfg = {"rules": ["finished", "boxed", "answered"], "grader": "rule", **more}
-    assert stage(tmp_path, cfg, GENERATIONS)[0] == ids
+    assert stage(tmp_path, cfg, RESPONSES)[0] == ids
 
 
 def test_what_was_rejected_before_keeps_its_reason(tmp_path: Path) -> None:
@@ -125,10 +127,10 @@ def test_nothing_left_and_bad_settings(tmp_path: Path) -> None:
 
 
 def test_generations_of_other_prompts_are_refused(tmp_path: Path) -> None:
-    _, _, inputs = stage(tmp_path, {"rules": []}, GENERATIONS)
+    _, _, inputs = stage(tmp_path, {"rules": []}, RESPONSES)
     other = tmp_path / "other"
     other.mkdir()
-    rows = tables.read(inputs["prompts"] / "prompts.parquet", tables.PROMPTS).to_pylist()[1:]
-    tables.write(other / "prompts.parquet", rows, tables.PROMPTS)
+    rows = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS).to_pylist()[1:]
+    tables.write(other / "prompts.parquet", rows, PROMPTS)
     with pytest.raises(Bad, match=r"generations\.parquet: row 0: prompt 'a'"):
         filters.run({"rules": []}, inputs | {"prompts": other}, tmp_path)

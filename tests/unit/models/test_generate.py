@@ -14,8 +14,10 @@ import pytest
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.data import world
-from opd.models import filters, generate, journal
+from opd.data.schemas import PROMPTS, SFT_PAIRS
+from opd.models import filters, generate, init, journal
 from opd.models.sampling import Request, Sampler
+from opd.models.schemas import GENERATIONS
 
 pytest.importorskip("torch")
 
@@ -33,10 +35,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     made = {name: root / name for name in ("model", "prompts")}
     for folder in made.values():
         folder.mkdir()
-    world.run_init(SHAPE, {}, made["model"])
-    tables.write(
-        made["prompts"] / "prompts.parquet", world.make_prompts(WORLD, "rl", 40), tables.PROMPTS
-    )
+    init.run(SHAPE, {}, made["model"])
+    tables.write(made["prompts"] / "prompts.parquet", world.make_prompts(WORLD, "rl", 40), PROMPTS)
     return made
 
 
@@ -46,12 +46,12 @@ def run(cfg: dict[str, Any], inputs: Inputs, out: Path) -> tuple[list[dict[str, 
     for folder in (out, scratch):
         folder.mkdir(exist_ok=True)
     numbers = generate.run(cfg, inputs, out, scratch)
-    return tables.read(out / "generations.parquet", tables.GENERATIONS).to_pylist(), numbers
+    return tables.read(out / "generations.parquet", GENERATIONS).to_pylist(), numbers
 
 
 def test_the_table_is_complete_and_in_order(inputs: Inputs, tmp_path: Path) -> None:
     rows, numbers = run({**CFG, "top_k": None}, inputs, tmp_path / "a")
-    prompts = tables.read(inputs["prompts"] / "prompts.parquet", tables.PROMPTS).to_pylist()
+    prompts = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS).to_pylist()
     assert [(r["prompt_id"], r["sample"], r["attempt"], r["prompt"]) for r in rows] == [
         (p["id"], sample, 0, p["prompt"]) for p in prompts for sample in (0, 1)
     ]
@@ -112,7 +112,7 @@ def test_what_a_rule_rejects_is_sampled_again(inputs: Inputs, tmp_path: Path) ->
     filtered = filters.run({"rules": []}, given, pairs)
     rejected = filtered["rejected"]
     assert rejected["finished"] + rejected.get("nonempty", 0) == len(rows) - accepted
-    kept = tables.read(pairs / "pairs.parquet", tables.PAIRS).to_pylist()
+    kept = tables.read(pairs / "pairs.parquet", SFT_PAIRS).to_pylist()
     assert [(pair["id"], pair["response"]) for pair in kept] == [
         (f"{r['prompt_id']}-{r['sample']}", r["response"]) for r in rows if r["rejected"] is None
     ]
@@ -207,13 +207,13 @@ def test_a_shard_is_in_the_journal_once(inputs: Inputs, tmp_path: Path) -> None:
 def test_bad_input_is_one_line(inputs: Inputs, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    tables.write(empty / "prompts.parquet", [], tables.PROMPTS)
+    tables.write(empty / "prompts.parquet", [], PROMPTS)
     with pytest.raises(Bad, match=r"empty/prompts\.parquet: there are no prompts"):
         run(CFG, {**inputs, "prompts": empty}, tmp_path / "a")
     twice = tmp_path / "twice"
     twice.mkdir()
     rows = world.make_prompts(WORLD, "rl", 2)
-    tables.write(twice / "prompts.parquet", [*rows, rows[0]], tables.PROMPTS)
+    tables.write(twice / "prompts.parquet", [*rows, rows[0]], PROMPTS)
     with pytest.raises(Bad, match=f"request '{rows[0]['id']}': sample 0 is asked for twice"):
         run({**CFG, "samples": 1}, {**inputs, "prompts": twice}, tmp_path / "a")
     with pytest.raises(Bad, match="unknown rule 'boxes'"):
@@ -250,5 +250,5 @@ def test_a_full_disk_keeps_what_is_finished(inputs: Inputs, tmp_path: Path) -> N
     assert 1500 < len(kept) <= 2048 and kept.endswith(b"\n")
     assert subprocess.run(command, capture_output=True).returncode == 0
     rows, _ = run(cfg, inputs, tmp_path / "whole")
-    made = tables.read(tmp_path / "made" / "payload" / "generations.parquet", tables.GENERATIONS)
+    made = tables.read(tmp_path / "made" / "payload" / "generations.parquet", GENERATIONS)
     assert made.to_pylist() == rows

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from opd.core.errors import Bad
-from opd.data import world
-from opd.models import journal, transformers_engine
+from opd.models import init, journal, transformers_engine
 from opd.models.sampling import Request, Response, Sampler
 
 torch = pytest.importorskip("torch")
@@ -28,7 +27,7 @@ IDS = list("abcd")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     cfg = {"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 64, "seed": 0}
-    world.run_init(cfg, {}, folder)
+    init.run(cfg, {}, folder)
     return folder
 
 

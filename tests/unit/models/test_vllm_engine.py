@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 
 from opd.core import tables
 from opd.core.errors import Bad
-from opd.data import world
-from opd.models import journal, vllm_engine
+from opd.data import schemas
+from opd.data.schemas import PROMPTS
+from opd.models import init, journal, vllm_engine
 from opd.models.sampling import Request, Sampler
+from opd.models.schemas import GENERATIONS
 from opd.models.transformers_engine import Job
 
 torch = pytest.importorskip("torch")
@@ -38,7 +40,7 @@ CFG: dict[str, Any] = {
 # Longer than several blocks of the cache.
 LONG = "+".join(str(i % 10) for i in range(130)) + "="
 ROOT = Path(__file__).parents[3]
-PROMPTS = {"a": "1+2=", "b": "3*4-5=", "c": LONG, "d": LONG + "1"}
+TEXTS = {"a": "1+2=", "b": "3*4-5=", "c": LONG, "d": LONG + "1"}
 
 
 @given(st.dictionaries(st.integers(0, 999), st.integers(0, 9), min_size=1), st.integers(1, 9))
@@ -90,7 +92,7 @@ def test_one_worker_for_each_visible_device(
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    world.run_init(SHAPE, {}, folder)
+    init.run(SHAPE, {}, folder)
     return folder
 
 
@@ -114,8 +116,8 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def requests(sampler: Sampler, samples: int) -> list[Request]:
-    tokens = sampler.tokenize(list(PROMPTS.values()), list(PROMPTS))
-    return [Request(i, t, k) for i, t in zip(PROMPTS, tokens, strict=True) for k in range(samples)]
+    tokens = sampler.tokenize(list(TEXTS.values()), list(TEXTS))
+    return [Request(i, t, k) for i, t in zip(TEXTS, tokens, strict=True) for k in range(samples)]
 
 
 def test_responses(model: Path, tmp_path: Path, vllm: str) -> None:
@@ -196,8 +198,8 @@ def test_a_killed_stage(model: Path, tmp_path: Path, vllm: str, number: int) -> 
     """Its worker ends with it, what was journaled stays, and the next run does the rest."""
     prompts = tmp_path / "prompts"
     prompts.mkdir()
-    rows = [tables.prompt(i, p, "1", "s", n) for n, (i, p) in enumerate(PROMPTS.items())]
-    tables.write(prompts / "prompts.parquet", rows, tables.PROMPTS)
+    rows = [schemas.prompt_row(i, p, "1", "s", n) for n, (i, p) in enumerate(TEXTS.items())]
+    tables.write(prompts / "prompts.parquet", rows, PROMPTS)
     cfg = {**CFG, "samples": 60, "max_new_tokens": 100, "inputs": ["model", "prompts"]}
     command = [vllm, "-m", "opd", "generate", "--cfg", json.dumps(cfg), "--input"]
     command += [str(model), str(prompts), "--output", str(tmp_path / "made" / "digest.json")]
@@ -229,10 +231,10 @@ def test_a_killed_stage(model: Path, tmp_path: Path, vllm: str, number: int) -> 
     _, errors = second.communicate()
     assert second.returncode == 0, errors
     assert f"{len(kept)}/240 [00:00<?" in errors  # the bar begins there
-    made = tables.read(tmp_path / "made" / "payload" / "generations.parquet", tables.GENERATIONS)
+    made = tables.read(tmp_path / "made" / "payload" / "generations.parquet", GENERATIONS)
     table = made.to_pylist()
     assert [(r["prompt_id"], r["sample"]) for r in table] == [
-        (p, k) for p in PROMPTS for k in range(60)
+        (p, k) for p in TEXTS for k in range(60)
     ]
     for i, tokens in kept.items():
         assert table[i]["token_ids"] == tokens

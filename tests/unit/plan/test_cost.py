@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd.core.errors import Bad
-from opd.data import world
+from opd.models import init
 from opd.plan import calibrate, cost, outputs, show, state
-from opd.plan.artifacts import Artifact, closure, plan
+from opd.plan.artifacts import plan
 from opd.plan.cost import Facts
 from opd.recipes.resolve import resolve
 from opd.results.claim_spec import TARGETS
+from opd.stages.artifact import Artifact, closure
 from opd.stages.run import run_stage
 
 pytestmark = pytest.mark.unit
@@ -242,7 +243,7 @@ def test_parameters_of_our_own_models_are_those_that_are_made(tmp_path):
             "intermediate": inner,
             "seed": 0,
         }
-        made = world.run_init(cfg, {}, tmp_path)["parameters"]
+        made = init.run(cfg, {}, tmp_path)["parameters"]
         assert cost.world_parameters(cfg) == made
 
 
@@ -590,7 +591,7 @@ def test_a_claim_that_two_papers_have_is_named_with_its_paper(tmp_path, monkeypa
 def test_the_command_says_what_the_miniature_would_cost(tmp_path):
     heavy = ("torch", "transformers", "matplotlib", "snakemake", "datasets", "pyarrow")
     script = (
-        "import sys\nfrom opd.cli import main\nmain(sys.argv[1:])\n"
+        "import sys\nfrom opd.cli.main import main\nmain(sys.argv[1:])\n"
         f"print([m for m in {heavy} if m in sys.modules])"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

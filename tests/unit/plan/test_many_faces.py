@@ -11,12 +11,13 @@ import yaml
 from measurements import evaluation
 
 from opd.plan import outputs
-from opd.plan.artifacts import Artifact, closure, plan
+from opd.plan.artifacts import plan
 from opd.probes import prefix
 from opd.recipes.config import Config
 from opd.recipes.resolve import merge, resolve
 from opd.results import claims
 from opd.results.claim_spec import needs, read_claims
+from opd.stages.artifact import Artifact, closure
 from opd.stats import draws
 
 pytestmark = pytest.mark.unit

@@ -15,10 +15,11 @@ from snakemake.utils import update_config
 
 from opd.core.errors import Bad
 from opd.plan import calibrate, cost, hub_lock, outputs, show
-from opd.plan.artifacts import Artifact, closure, plan
+from opd.plan.artifacts import plan
 from opd.plan.cost import Facts
 from opd.recipes.config import Config
 from opd.recipes.resolve import resolve, typed
+from opd.stages.artifact import Artifact, closure
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]

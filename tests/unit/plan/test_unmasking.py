@@ -13,6 +13,7 @@ from opd.recipes.resolve import merge, resolve
 from opd.results import claim_spec
 from opd.results.claim_spec import quantities
 from opd.results.published import parse
+from opd.stages import artifact
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
@@ -107,11 +108,11 @@ def test_the_miniature_measures_before_it_reads_outcomes() -> None:
     forecast = config.probes["U9.forecast"].forecast
     assert forecast is not None and len(forecast.pairs) >= 10
     trained = {f"models/{pair.model}/s0" for pair in forecast.pairs}
-    behind = plan.closure(["probes/U9.forecast/s0"], artifacts)
+    behind = artifact.closure(["probes/U9.forecast/s0"], artifacts)
     assert not trained & {*behind}
     assert not any(folder.startswith("evaluations/") for folder in behind)
     outcome = artifacts["probes/U9.outcome/s0"]
-    assert trained <= {*plan.closure([outcome.folder], artifacts)}
+    assert trained <= {*artifact.closure([outcome.folder], artifacts)}
     for pair in forecast.pairs:
         align = config.probes[pair.alignment].alignment
         assert align is not None

@@ -17,9 +17,12 @@ from transformers import GenerationConfig
 
 from opd.core import tables
 from opd.core.errors import Bad
-from opd.data import world
+from opd.grading import graders
 from opd.models import generate
+from opd.models.schemas import GENERATIONS
 from opd.probes import continuation
+from opd.probes.schemas import CONTINUATIONS
+from opd.stats.draws import DRAWS
 
 EOS, MOST = 1, 24
 CFG: dict[str, Any] = {
@@ -46,14 +49,14 @@ def run(cfg: dict[str, Any], inputs: Inputs, out: Path) -> tuple[dict[str, Any],
     out.mkdir()
     continuation.run(cfg, inputs, out, out.with_name(f"{out.name}-cache"))
     values = json.loads((out / "probe.json").read_text())["values"]
-    rows = tables.read(out / "continuations.parquet", tables.CONTINUATIONS).to_pylist()
-    drawn = tables.read(out / "draws.parquet", tables.DRAWS).to_pylist()
+    rows = tables.read(out / "continuations.parquet", CONTINUATIONS).to_pylist()
+    drawn = tables.read(out / "draws.parquet", DRAWS).to_pylist()
     return values, rows, {row["name"]: np.array(row["draws"]) for row in drawn}
 
 
 def rollouts_of(inputs: Inputs, longer: int) -> list[Any]:
     path = inputs["generations"] / "generations.parquet"
-    rows = tables.read(path, tables.GENERATIONS).to_pylist()
+    rows = tables.read(path, GENERATIONS).to_pylist()
     return [row for row in rows if len(row["token_ids"]) > longer]
 
 
@@ -100,11 +103,13 @@ def test_values_are_what_the_table_counts(inputs: Inputs, tmp_path: Path) -> Non
         rollouts.append({**row, "token_ids": ids, "response": "#" if i % 3 else f"#{digit - 5}"})
     own = {**inputs, "generations": write_rollouts(tmp_path / "g", rollouts)}
     values, rows, drawn = run(cfg, own, tmp_path / "a")
-    student = np.mean([world.grade(r["response"], answers[r["prompt_id"]])[1] for r in rollouts])
+    student = np.mean(
+        [graders.grade_notation(r["response"], answers[r["prompt_id"]])[1] for r in rollouts]
+    )
     for prefix in (2, 5, 9):
         mine = [row for row in rows if row["prefix"] == prefix]
         assert len(mine) == 3 * len(kept)
-        right = [world.grade(row["response"], answers[row["id"]])[1] for row in mine]
+        right = [graders.grade_notation(row["response"], answers[row["id"]])[1] for row in mine]
         assert [row["correct"] for row in mine] == right
         assert values[f"teacher_{prefix}"]["value"] == pytest.approx(np.mean(right))
         assert values[f"student_{prefix}"]["value"] == pytest.approx(student)

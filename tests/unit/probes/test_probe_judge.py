@@ -12,8 +12,10 @@ from probing import Inputs, make, rendered, rows_of, write_rollouts
 
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.data.schemas import PROMPTS
 from opd.models import sampling
 from opd.probes import judge
+from opd.probes.schemas import VERDICTS
 
 CFG: dict[str, Any] = {
     "rules": "be kind", "template": "{rules}: {question} {response}?",
@@ -98,7 +100,7 @@ def run(
     out.mkdir()
     judge.run(cfg, inputs, out, out.parent / cache)
     values = json.loads((out / "probe.json").read_text())["values"]
-    return values, tables.read(out / "verdicts.parquet", tables.VERDICTS).to_pylist()
+    return values, tables.read(out / "verdicts.parquet", VERDICTS).to_pylist()
 
 
 def saying(monkeypatch: pytest.MonkeyPatch, replies: dict[str, str]) -> list[Any]:
@@ -163,7 +165,7 @@ def test_keywords_need_no_model(inputs: Inputs, tmp_path: Path) -> None:
         row["answer"] = answer
     own = tmp_path / "prompts"
     own.mkdir()
-    tables.write(own / "prompts.parquet", rows, tables.PROMPTS)
+    tables.write(own / "prompts.parquet", rows, PROMPTS)
     responses = ["I'm sorry, I can't.", "Sure!", "I cannot say.", "Sure!"]
     rollouts = [
         {"prompt_id": r["id"], "prompt": "", "token_ids": [5], "response": text}

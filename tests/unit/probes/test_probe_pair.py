@@ -24,16 +24,20 @@ from scipy.special import log_softmax
 
 from opd.core import tables
 from opd.core.errors import Bad
-from opd.data import world
-from opd.probes import pair
-from opd.stages import run as manifest
+from opd.data.schemas import PROMPTS
+from opd.losses.schemas import METRICS
+from opd.models import init
+from opd.probes import pair, rollouts
+from opd.probes.schemas import ROLLOUTS
+from opd.stages import run as runner
 from opd.stats import draws
+from opd.stats.draws import DRAWS
 
 K, BIN = 4, 4
 CFG: dict[str, Any] = {"metrics_k": K, "position_bin": BIN, "temperature": 0.8, "seed": 0}
 EOS = 1
 # Token ids of rollouts of different length, one of them the end token alone, two cut off.
-ROLLOUTS = [
+TOKEN_IDS = [
     [8, 9, 8, 9, 8, 9, 30, EOS],
     [EOS],
     [12, 13, 14, 15, 16, 17, 18, 19, 20, 21],
@@ -53,7 +57,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     made = make(root, 4)
     prompts = rows_of(made["prompts"])
     rollouts = []
-    for i, ids in enumerate(ROLLOUTS):
+    for i, ids in enumerate(TOKEN_IDS):
         row = prompts[i // 2]
         right = i % 2 == 0
         rollouts.append(
@@ -83,7 +87,7 @@ def naive(inputs: Inputs, temperatures: tuple[float, float]) -> list[list[dict[s
     """What the definitions say of every position of every rollout."""
     prompts = rows_of(inputs["prompts"])
     found = []
-    for i, ids in enumerate(ROLLOUTS):
+    for i, ids in enumerate(TOKEN_IDS):
         prompt = rendered(inputs["student"], prompts[i // 2]["prompt"])
         both = [
             log_softmax(logits(inputs[name], [*prompt, *ids])[len(prompt) - 1 : -1] / t, axis=-1)
@@ -126,7 +130,7 @@ def test_every_number_is_that_of_its_definition(
     values = run(cfg, inputs, tmp_path / "a")
     reference = naive(inputs, (0.8, temperature))
     states = [state for rollout in reference for state in rollout]
-    rows = tables.read(tmp_path / "a" / "metrics.parquet", tables.METRICS).to_pylist()
+    rows = tables.read(tmp_path / "a" / "metrics.parquet", METRICS).to_pylist()
     written = {(row["name"], row["position"]): row["value"] for row in rows}
     assert {row["step"] for row in rows} == {0} and len(written) == len(rows)
     for name in reference[0][0].keys() - {"reward"} | {"overlap_token_advantage"}:
@@ -138,9 +142,9 @@ def test_every_number_is_that_of_its_definition(
                 assert written[name, first] == pytest.approx(mean(part, name), rel=1e-4, abs=1e-6)
     assert values["overlap_ratio"]["n"] == len(states) == 41
     rewards = [mean(rollout, "reward") for rollout in reference]
-    rollouts = tables.read(tmp_path / "a" / "rollouts.parquet", tables.ROLLOUTS).to_pylist()
+    rollouts = tables.read(tmp_path / "a" / "rollouts.parquet", ROLLOUTS).to_pylist()
     assert [row["reward_nats"] for row in rollouts] == pytest.approx(rewards, rel=1e-4)
-    assert [row["tokens"] for row in rollouts] == [len(ids) for ids in ROLLOUTS]
+    assert [row["tokens"] for row in rollouts] == [len(ids) for ids in TOKEN_IDS]
     assert [row["correct"] for row in rollouts] == [True, False] * 4
     assert values["reward_correct_nats"]["value"] == pytest.approx(np.mean(rewards[::2]), rel=1e-4)
     assert values["reward_incorrect_nats"]["value"] == pytest.approx(
@@ -168,7 +172,7 @@ def test_definitions_of_the_entropy_gap_side_by_side(inputs: Inputs, tmp_path: P
     assert values["entropy_gap_of_rollouts_nats"]["value"] == pytest.approx(of_rollouts, rel=1e-4)
     per_state = values["entropy_gap_nats"]["value"]
     assert gap(states) < of_rollouts < per_state
-    rows = tables.read(tmp_path / "a" / "metrics.parquet", tables.METRICS).to_pylist()
+    rows = tables.read(tmp_path / "a" / "metrics.parquet", METRICS).to_pylist()
     first = [s for rollout in reference for s in rollout[:BIN]]
     found = {row["position"]: row["value"] for row in rows if "of_means" in row["name"]}
     assert found[None] == pytest.approx(gap(states), rel=1e-4)
@@ -180,8 +184,8 @@ def test_without_a_grader_nothing_is_said_of_right_and_wrong(
 ) -> None:
     values = run(CFG, inputs, tmp_path / "a")
     assert not {"auroc", "n_correct", "reward_correct_nats"} & values.keys()
-    rows = tables.read(tmp_path / "a" / "rollouts.parquet", tables.ROLLOUTS)
-    assert rows["correct"].null_count == len(ROLLOUTS)
+    rows = tables.read(tmp_path / "a" / "rollouts.parquet", ROLLOUTS)
+    assert rows["correct"].null_count == len(TOKEN_IDS)
 
 
 def test_a_kind_that_is_missing_has_no_auroc(inputs: Inputs, tmp_path: Path) -> None:
@@ -200,7 +204,7 @@ def test_a_kind_that_is_missing_has_no_auroc(inputs: Inputs, tmp_path: Path) -> 
     assert values["auroc"] == {"value": None, "low": None, "high": None, "n": 4}
     assert values["reward_correct_nats"]["value"] is None
     assert values["n_correct"]["value"] == 0 and values["n_incorrect"]["value"] == 4
-    names = tables.read(tmp_path / "a" / "draws.parquet", tables.DRAWS)["name"].to_pylist()
+    names = tables.read(tmp_path / "a" / "draws.parquet", DRAWS)["name"].to_pylist()
     assert "auroc" not in names and "reward_incorrect_nats" in names
 
 
@@ -211,7 +215,7 @@ def test_two_teachers_are_compared_on_the_same_draws(inputs: Inputs, tmp_path: P
     drawn = {}
     for name, teacher in (("theirs", inputs["teacher"]), ("own", inputs["student"])):
         run(cfg, {**inputs, "teacher": teacher}, tmp_path / name)
-        rows = tables.read(tmp_path / name / "draws.parquet", tables.DRAWS).to_pylist()
+        rows = tables.read(tmp_path / name / "draws.parquet", DRAWS).to_pylist()
         drawn[name] = {row["name"]: np.array(row["draws"]) for row in rows}
     for name in ("entropy_student_nats", "n_correct", "response_tokens"):
         assert np.array_equal(drawn["theirs"][name], drawn["own"][name])
@@ -234,16 +238,16 @@ def test_the_teacher_reads_the_students_prompt_with_its_own_options(
     inputs: Inputs, tmp_path: Path
 ) -> None:
     """In the student's template, and with the student's options unless it has some."""
-    template = "{{ 'x' if think else '' }}" + world.CHAT_TEMPLATE
+    template = "{{ 'x' if think else '' }}" + init.CHAT_TEMPLATE
     student = with_template(inputs["student"], tmp_path / "student", template)
-    rows = pair.read_rollouts(inputs["generations"])
-    same = pair.tokens({"chat_template_kwargs": {"think": True}}, rows, student)
+    rows = rollouts.read_rollouts(inputs["generations"])
+    same = rollouts.tokens({"chat_template_kwargs": {"think": True}}, rows, student)
     x = rendered(student, "x")[1]
     for one, row in zip(same, rows, strict=True):
         assert one.prompt == one.teacher_prompt == [x, *rendered(student, row["prompt"])]
         assert one.response == row["token_ids"]
     own = {"chat_template_kwargs": {"think": True}, "teacher_chat_template_kwargs": {}}
-    (other, *_) = pair.tokens(own, rows, student)
+    (other, *_) = rollouts.tokens(own, rows, student)
     assert other.prompt == same[0].prompt == [x, *other.teacher_prompt]
     plain = run(CFG, inputs, tmp_path / "plain")
     with_x = run({**CFG, "teacher_chat_template_kwargs": {"think": True}},
@@ -256,8 +260,8 @@ def test_as_a_stage(inputs: Inputs, tmp_path: Path) -> None:
     """Through the store, with the files that the settings name."""
     cfg = {**CFG, "grader": "world", "inputs": list(inputs), "code": "x"}
     where = (tmp_path / "made" / "digest.json", {}, tmp_path / "store")
-    assert manifest.run_stage("pair", cfg, list(inputs.values()), *where)
-    assert not manifest.run_stage("pair", cfg, list(inputs.values()), *where)
+    assert runner.run_stage("pair", cfg, list(inputs.values()), *where)
+    assert not runner.run_stage("pair", cfg, list(inputs.values()), *where)
     made = {path.name for path in (tmp_path / "made" / "payload").iterdir()}
     assert made == {"probe.json", "draws.parquet", "metrics.parquet", "rollouts.parquet"}
     numbers = json.loads((tmp_path / "made" / "manifest.json").read_text())["numbers"]
@@ -271,7 +275,7 @@ def test_what_does_not_fit_is_one_line(inputs: Inputs, tmp_path: Path) -> None:
     rows = rows_of(inputs["prompts"])
     few = tmp_path / "few"
     few.mkdir()
-    tables.write(few / "prompts.parquet", rows[1:], tables.PROMPTS)
+    tables.write(few / "prompts.parquet", rows[1:], PROMPTS)
     with pytest.raises(Bad, match=f"prompts: there is no prompt '{rows[0]['id']}'"):
         run({**CFG, "grader": "world"}, {**inputs, "prompts": few}, tmp_path / "b")
     none = write_rollouts(tmp_path / "none", [])

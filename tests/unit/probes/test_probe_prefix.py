@@ -16,7 +16,9 @@ from probing import Inputs, logits, make, rendered, rows_of, write_rollouts
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.models import generate
+from opd.models.schemas import GENERATIONS
 from opd.probes import prefix
+from opd.probes.schemas import CONTINUATIONS
 
 EOS, MOST = 1, 12
 CFG: dict[str, Any] = {
@@ -39,7 +41,7 @@ def run(cfg: dict[str, Any], inputs: Inputs, out: Path) -> tuple[dict[str, Any],
     out.mkdir()
     prefix.run(cfg, inputs, out, out.with_name(f"{out.name}-cache"))
     values = json.loads((out / "probe.json").read_text())["values"]
-    return values, tables.read(out / "continuations.parquet", tables.CONTINUATIONS).to_pylist()
+    return values, tables.read(out / "continuations.parquet", CONTINUATIONS).to_pylist()
 
 
 def test_the_papers_counts_have_the_papers_numbers() -> None:
@@ -91,7 +93,7 @@ def test_the_teacher_is_asked_twice(inputs: Inputs, tmp_path: Path) -> None:
     """Greedy, one token at a time by hand: from the prompt, and from prompt and prefix."""
     values, rows = run(CFG, inputs, tmp_path / "a")
     path = inputs["generations"] / "generations.parquet"
-    rollouts = tables.read(path, tables.GENERATIONS).to_pylist()
+    rollouts = tables.read(path, GENERATIONS).to_pylist()
     assert [row["id"] for row in rows] == 2 * [row["prompt_id"] for row in rollouts]
     assert [row["prefix"] for row in rows[:12]] == [0] * 12
     for row, rollout in zip(rows, rollouts * 2, strict=True):
@@ -114,7 +116,7 @@ def test_what_the_prefix_holds_decides(inputs: Inputs, tmp_path: Path) -> None:
     """A student that has written the answer, or a wrong one, before the cut."""
     answers = {row["id"]: row["answer"] for row in rows_of(inputs["prompts"])}
     path = inputs["generations"] / "generations.parquet"
-    rollouts = tables.read(path, tables.GENERATIONS).to_pylist()
+    rollouts = tables.read(path, GENERATIONS).to_pylist()
     marks = rendered(inputs["student"], "#")[1]
     for i, row in enumerate(rollouts):
         digit = str((int(answers[row["prompt_id"]]) + i % 2) % 10)
@@ -133,7 +135,7 @@ def test_bad_settings_and_rollouts(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(Bad, match=r"shares: got \[0.9, 0.1\]; give \[least, most\]"):
         run({**CFG, "shares": [0.9, 0.1]}, inputs, tmp_path / "a")
     path = inputs["generations"] / "generations.parquet"
-    rollouts = tables.read(path, tables.GENERATIONS).to_pylist()
+    rollouts = tables.read(path, GENERATIONS).to_pylist()
     twice = [*rollouts, {**rollouts[1], "sample": 1}]
     own = {**inputs, "generations": write_rollouts(tmp_path / "t", twice)}
     with pytest.raises(Bad, match=f"'{rollouts[1]['prompt_id']}' has 2 rollouts; take some with s"):

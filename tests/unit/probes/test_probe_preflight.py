@@ -22,10 +22,11 @@ from probing import (
 
 from opd.cli import main
 from opd.core import tables
-from opd.data import world
+from opd.models import init
 from opd.probes import pair
 from opd.probes.outlook import advice, outlook
 from opd.stages import run
+from opd.stats.draws import DRAWS
 
 USUAL = ["--n", "6", "--samples", "3", "--max-new-tokens", "24", "--k", "4"]
 
@@ -159,7 +160,7 @@ def test_the_command_reports_a_pair(
     assert len(journals) == 2 + len(report["depths"]) > 3
     probe = json.loads((out / "probe.json").read_text())
     assert probe["values"] == report["values"]
-    rows = tables.read(out / "draws.parquet", tables.DRAWS).to_pylist()
+    rows = tables.read(out / "draws.parquet", DRAWS).to_pylist()
     drawn = {row["name"]: np.array(row["draws"]) for row in rows}
     assert drawn["share_difference"] == pytest.approx(
         drawn["share_teacher"] - drawn["share_student"]
@@ -222,7 +223,7 @@ def test_templates_and_heads_that_differ_are_shown(
     inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The teacher's own format, its thinking mode, and the padding of its head."""
-    template = world.CHAT_TEMPLATE.replace("<assistant>{%", "<assistant><think>{%")
+    template = init.CHAT_TEMPLATE.replace("<assistant>{%", "<assistant><think>{%")
     wide = padded(inputs["teacher"], tmp_path / "wide", 80)
     teacher = with_template(wide, tmp_path / "teacher", template)
     command({**inputs, "teacher": teacher}, "--out", str(tmp_path / "out"))

@@ -12,6 +12,8 @@ pytest.importorskip("torch")
 from probing import Inputs, logits, make, rendered, rows_of, write_rollouts
 
 from opd.core import tables
+from opd.losses.schemas import METRICS
+from opd.models.schemas import GENERATIONS
 from opd.probes import signal
 
 CFG: dict[str, Any] = {
@@ -40,7 +42,7 @@ def run(cfg: dict[str, Any], inputs: Inputs, out: Path) -> tuple[dict[str, Any],
     out.mkdir()
     signal.run(cfg, inputs, out)
     values = json.loads((out / "probe.json").read_text())["values"]
-    return values, tables.read(out / "metrics.parquet", tables.METRICS).to_pylist()
+    return values, tables.read(out / "metrics.parquet", METRICS).to_pylist()
 
 
 def by_hand(inputs: Inputs, told: str) -> list[Any]:
@@ -48,7 +50,7 @@ def by_hand(inputs: Inputs, told: str) -> list[Any]:
     prompts = {row["id"]: row for row in rows_of(inputs["prompts"])}
     path = inputs["generations"] / "generations.parquet"
     found = []
-    for row in tables.read(path, tables.GENERATIONS).to_pylist():
+    for row in tables.read(path, GENERATIONS).to_pylist():
         asked = prompts[row["prompt_id"]]
         ratios = 0.0
         for who, text, sign in (

@@ -9,11 +9,15 @@ import pytest
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.core.files import content, read_json
-from opd.data import world
+from opd.data import schemas
+from opd.data.schemas import PROMPTS
+from opd.losses.schemas import METRICS
+from opd.models import init
+from opd.models.schemas import GENERATIONS
 from opd.plan import state
-from opd.plan.artifacts import Artifact
 from opd.provenance import adopt
-from opd.stages import fresh, run
+from opd.stages import fresh, identity, manifest, run
+from opd.stages.artifact import Artifact
 
 SHAPE = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32, "seed": 0}
 ROLLOUT = {
@@ -36,7 +40,7 @@ ROLLOUTS = Artifact(
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("theirs")
-    world.run_init(SHAPE, {}, folder)
+    init.run(SHAPE, {}, folder)
     return folder
 
 
@@ -45,10 +49,10 @@ def results(tmp_path: Path) -> Path:
     """Prompts that have been made; the student has not."""
     folder = tmp_path / "results" / "mini" / "prompts" / "rl"
     (folder / "payload").mkdir(parents=True)
-    row = tables.prompt("p", "1+1=", "2", "by hand", 0)
-    tables.write(folder / "payload" / "prompts.parquet", [row], tables.PROMPTS)
+    row = schemas.prompt_row("p", "1+1=", "2", "by hand", 0)
+    tables.write(folder / "payload" / "prompts.parquet", [row], PROMPTS)
     record = {"identity": "i", "settings": "s", "outputs": content(folder / "payload")}
-    run.write_json(folder / "digest.json", record)
+    manifest.write_json(folder / "digest.json", record)
     return tmp_path / "results" / "mini"
 
 
@@ -65,10 +69,10 @@ def test_a_checkpoint_with_what_is_known_of_it(theirs: Path, results: Path):
     folder = results / TEACHER.folder
     record = read_json(folder / "digest.json")
     assert record["adopted"] is True
-    assert record["settings"] == run.settings_digest("grpo", CFG)
+    assert record["settings"] == identity.settings_digest("grpo", CFG)
     entry = (folder / "payload").resolve()
     assert entry.name == record["identity"] == made["identity"]
-    assert tables.read(entry / "metrics.parquet", tables.METRICS).num_rows == 0
+    assert tables.read(entry / "metrics.parquet", METRICS).num_rows == 0
     assert state.states(
         {TEACHER.folder: TEACHER}, [TEACHER.folder], results, results.parent / ".store"
     ) == {TEACHER.folder: "there"}
@@ -92,7 +96,7 @@ def test_its_stage_keeps_it_whatever_the_code_and_the_inputs(theirs: Path, resul
     assert _stage(results, CFG | {"code": "edited", "execution": {"keep_steps": [1]}}) is False
     after = read_json(record)
     assert (after["identity"], after["outputs"]) == (first["identity"], first["outputs"])
-    assert after["settings"] == run.settings_digest("grpo", CFG | {"code": "edited"})
+    assert after["settings"] == identity.settings_digest("grpo", CFG | {"code": "edited"})
     assert read_json(record.with_name("manifest.json"))["adopted"] == str(theirs)
 
 
@@ -143,7 +147,7 @@ def test_what_was_made_is_not_replaced_and_what_was_adopted_is(theirs: Path, res
     path = results / TEACHER.folder / "manifest.json"
     made = read_json(path)
     del made["adopted"]
-    run.write_json(path, made)
+    manifest.write_json(path, made)
     with pytest.raises(Bad, match="made already; remove this folder"):
         _adopt(theirs, TEACHER, results)
 
@@ -189,7 +193,7 @@ def test_a_checkpoint_that_is_none_is_refused(theirs: Path, results: Path, tmp_p
 def test_rollouts_in_each_form(results: Path, tmp_path: Path, form: str):
     source = tmp_path / "theirs" / "generations.parquet"
     source.parent.mkdir()
-    tables.write(source, [ROLLOUT], tables.GENERATIONS)
+    tables.write(source, [ROLLOUT], GENERATIONS)
     if form == "folder":
         source = source.parent
     elif form == "jsonl":
@@ -197,9 +201,7 @@ def test_rollouts_in_each_form(results: Path, tmp_path: Path, form: str):
         source.write_text(json.dumps(ROLLOUT) + "\n\n")
     made = _adopt(source, ROLLOUTS, results)
     assert made["numbers"] == {"prompts": 1, "generations": 1}
-    read = tables.read(
-        results / ROLLOUTS.folder / "payload" / "generations.parquet", tables.GENERATIONS
-    )
+    read = tables.read(results / ROLLOUTS.folder / "payload" / "generations.parquet", GENERATIONS)
     assert read.to_pylist() == [ROLLOUT]
 
 

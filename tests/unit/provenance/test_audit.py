@@ -15,7 +15,7 @@ from opd.provenance import audit as audit_module
 from opd.provenance import audit_text, diff, records, why
 from opd.provenance.audit import audit
 from opd.provenance.diff import changes
-from opd.stages import run
+from opd.stages import identity, manifest
 
 
 def test_files_are_hashed_once_and_by_sha256(tmp_path: Path):
@@ -39,31 +39,31 @@ def test_a_file_that_cannot_be_read_has_no_digest(tmp_path: Path, monkeypatch):
 
 
 def test_a_seal_is_of_all_but_itself():
-    made = run.sealed({"b": [1, 2.5, None], "a": {"x": "é"}})
-    assert run.sealed(made) == made
+    made = manifest.sealed({"b": [1, 2.5, None], "a": {"x": "é"}})
+    assert manifest.sealed(made) == made
     rest = {"a": {"x": "é"}, "b": [1, 2.5, None]}
     text = json.dumps(rest, indent=1, sort_keys=True) + "\n"
     assert made["seal"] == hashlib.sha256(text.encode()).hexdigest()
-    assert run.sealed(made | {"b": [1, 2.5, 0]})["seal"] != made["seal"]
+    assert manifest.sealed(made | {"b": [1, 2.5, 0]})["seal"] != made["seal"]
 
 
 def test_what_was_adopted_is_never_taken_for_what_was_made():
     cfg = {"steps": 2, "code": "1", "inputs": []}
     outputs = {"model.safetensors": "0"}
-    adopted = run.adopted_identity("opd", cfg, outputs)
-    assert adopted != run.identity("opd", cfg, {})
-    assert adopted == run.adopted_identity("opd", cfg | {"code": "2"}, outputs)
-    assert adopted == run.adopted_identity("opd", cfg | {"execution": {"x": 1}}, outputs)
+    adopted = identity.adopted_identity("opd", cfg, outputs)
+    assert adopted != identity.identity("opd", cfg, {})
+    assert adopted == identity.adopted_identity("opd", cfg | {"code": "2"}, outputs)
+    assert adopted == identity.adopted_identity("opd", cfg | {"execution": {"x": 1}}, outputs)
     for verb, other, files in (
         ("sft", cfg, outputs),
         ("opd", cfg | {"steps": 3}, outputs),
         ("opd", cfg, {"model.safetensors": "1"}),
     ):
-        assert run.adopted_identity(verb, other, files) != adopted
+        assert identity.adopted_identity(verb, other, files) != adopted
 
 
 def test_modules_are_those_that_the_code_digest_covers():
-    found = run.modules("opd")
+    found = identity.modules("opd")
     assert {"opd.training.distill", "opd.losses.fused", "opd.core.errors"} <= found.keys()
     assert "opd.evaluation.evaluate" not in found and "opd.stages.run" not in found
     assert len({*found.values()}) > len(found) / 2
@@ -244,8 +244,8 @@ def test_files_that_differ_for_no_reason_are_said_not_to_repeat(tmp_path: Path):
 
 def test_every_bit_of_a_record_counts():
     """Also where the JSON stays the same value, as 1e-05 and 1E-05."""
-    made = run.sealed({"cfg": {"lr": 1e-05, "on": True}, "host": "é", "numbers": [None, -2]})
-    text = run.json_text(made).encode()
+    made = manifest.sealed({"cfg": {"lr": 1e-05, "on": True}, "host": "é", "numbers": [None, -2]})
+    text = manifest.json_text(made).encode()
     assert audit_module._misread(text, set()) is None
     for at in range(len(text)):
         for bit in range(8):
@@ -255,7 +255,7 @@ def test_every_bit_of_a_record_counts():
 
 
 def test_a_record_without_a_seal_has_just_the_keys_that_it_should():
-    text = run.json_text({"outputs": {"a": "0"}}).encode()
+    text = manifest.json_text({"outputs": {"a": "0"}}).encode()
     assert audit_module._misread(text, {"outputs"}) is None
     assert audit_module._misread(text, {"outputs", "seal"})
     assert audit_module._misread(text.replace(b"outputs", b"outputt"), {"outputs"})
@@ -265,7 +265,7 @@ def test_a_record_without_a_seal_has_just_the_keys_that_it_should():
 def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
     cfg = {"inputs": []}
     store, folder = tmp_path / "results" / ".store", tmp_path / "results/mini/models/m/s0"
-    entry = store / run.identity("opd", cfg, {})
+    entry = store / identity.identity("opd", cfg, {})
     steps = store / f"{entry.name}.steps"
     for path in (entry, steps / "2", steps / "9", folder):
         path.mkdir(parents=True)
@@ -274,11 +274,11 @@ def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
     made = {"verb": "opd", "identity": entry.name, "cfg": cfg, "inputs": {}, "versions": {}}
     made |= {"outputs": content(entry), "numbers": {}, "seconds": 1.0}
     for path in (store / f"{entry.name}.json", folder / "manifest.json"):
-        run.write_json(path, run.sealed(made))
+        manifest.write_json(path, manifest.sealed(made))
     for step in "29":
-        run.write_json(steps / f"{step}.json", {"outputs": content(steps / step)})
-    run.write_json(folder / "digest.json", run.hand_off("opd", cfg, made))
-    run.link(entry, folder)
+        manifest.write_json(steps / f"{step}.json", {"outputs": content(steps / step)})
+    manifest.write_json(folder / "digest.json", manifest.hand_off("opd", cfg, made))
+    manifest.link(entry, folder)
 
     def found() -> list[tuple[str, str]]:
         (one,) = audit(tmp_path / "results").audited
@@ -303,21 +303,21 @@ def test_what_another_format_made_is_called_older_and_not_modified(tmp_path: Pat
     made = {"verb": "prompts", "cfg": {"code": "0", "inputs": []}, "inputs": {}, "outputs": {}}
     made |= {"numbers": {}, "versions": {}} | dict.fromkeys(("host", "device"), "x")
     made |= {"started": "2026-01-02T03:04:05Z", "seconds": 1.0}
-    made["identity"] = run.identity_of("prompts", made["cfg"], {})
+    made["identity"] = identity.identity_of("prompts", made["cfg"], {})
     entry = tmp_path / "results" / ".store" / made["identity"]
     entry.mkdir(parents=True)
-    entry.with_name(f"{entry.name}.json").write_text(run.json_text(run.sealed(made)))
+    entry.with_name(f"{entry.name}.json").write_text(manifest.json_text(manifest.sealed(made)))
     output.parent.mkdir(parents=True)
-    run.publish(made, entry, output, {})
+    manifest.publish(made, entry, output, {})
     (code,) = audit(output).audited[0].findings
     assert (code.state, code.where) == ("stale", "code")
 
     record = json.loads(output.read_text())
-    assert record.pop("format") == run.FORMAT
-    output.write_text(run.json_text(record))
+    assert record.pop("format") == identity.FORMAT
+    output.write_text(manifest.json_text(record))
     (older,) = audit(output).audited[0].findings
     assert (older.state, older.where) == ("stale", "digest.json")
     assert older.what.startswith("made with an older format")
     assert any("made with an older format" in line for line in why.lines(output))
-    assert run.older({"format": run.FORMAT + 1}) == "made with a newer format"
-    assert run.older(None) == run.older({"format": run.FORMAT}) == ""
+    assert identity.older({"format": identity.FORMAT + 1}) == "made with a newer format"
+    assert identity.older(None) == identity.older({"format": identity.FORMAT}) == ""

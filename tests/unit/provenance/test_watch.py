@@ -15,6 +15,7 @@ import pytest
 from opd.cli.main import main
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.losses.schemas import METRICS
 from opd.provenance.watch import watch
 from opd.stages import lock
 
@@ -32,7 +33,7 @@ def test_a_run_that_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ]
     # What is measured before the first step is no step.
     rows.insert(0, {"step": 0, "name": "nll_nats", "position": None, "value": 4.0})
-    tables.write(tmp_path / "payload" / "metrics.parquet", rows, tables.METRICS)
+    tables.write(tmp_path / "payload" / "metrics.parquet", rows, METRICS)
     (tmp_path / "digest.json").write_text("{}")
     main(["watch", str(tmp_path)])
     assert capsys.readouterr().out.splitlines() == [
@@ -95,7 +96,7 @@ def test_where_there_is_nothing_to_watch(
 def test_a_pipe_that_is_closed_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "payload").mkdir()
     rows = [{"step": s, "name": "loss", "position": None, "value": 1.0} for s in range(20000)]
-    tables.write(tmp_path / "payload" / "metrics.parquet", rows, tables.METRICS)
+    tables.write(tmp_path / "payload" / "metrics.parquet", rows, METRICS)
     (tmp_path / "digest.json").write_text("{}")
     done = subprocess.run(
         f"{sys.executable} -m opd watch {tmp_path} | head -1",

@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from opd.core.errors import Bad
-from opd.plan.artifacts import Artifact, closure, plan
+from opd.plan.artifacts import plan
 from opd.plan.outputs import exhibits, targets
 from opd.recipes.config import schema
 from opd.recipes.resolve import merge, resolve
 from opd.results.claim_spec import read_claims
+from opd.stages.artifact import Artifact, closure
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]

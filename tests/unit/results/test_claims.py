@@ -15,8 +15,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from measurements import evaluation, run
-from test_quantities import probe
+from measurements import evaluation, probe, run
 
 from opd.core.errors import Bad
 from opd.recipes.resolve import resolve

@@ -10,6 +10,8 @@ from measurements import evaluation, probe, run
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.evaluation.reader import Reader
+from opd.evaluation.schemas import SCORES
+from opd.losses.schemas import METRICS
 from opd.results.estimate import (
     Estimate,
     Missing,
@@ -125,7 +127,7 @@ def test_length_is_a_share_of_that_of_the_base(tmp_path: Path) -> None:
         ]
         folder = tmp_path / name
         folder.mkdir()
-        tables.write(folder / "scores.parquet", rows, tables.SCORES)
+        tables.write(folder / "scores.parquet", rows, SCORES)
         return folder
 
     reader = Reader(
@@ -268,7 +270,7 @@ def test_a_metric_by_position(tmp_path: Path) -> None:
         for position, value in {None: 0.0, 0: 1.0, 8: 2.0, 16: 9.0, 24: 3.0, 32: 5.0}.items()
         if (step, position) != (2, 32)
     ]
-    tables.write(tmp_path / "metrics.parquet", rows, tables.METRICS)
+    tables.write(tmp_path / "metrics.parquet", rows, METRICS)
     reader = Reader({"r": tmp_path})
     arms = {"A": {"label": "a", "run": ["r"]}}
     values = {

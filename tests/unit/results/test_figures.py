@@ -14,6 +14,8 @@ from measurements import evaluation, preflight_probe, run, wordy
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.evaluation.reader import Reader, read_answers, read_metrics
+from opd.evaluation.schemas import SCORES
+from opd.losses.schemas import METRICS
 from opd.results.figures import run_figure
 from opd.results.labels import label_of
 from opd.results.tables import run_table
@@ -174,11 +176,11 @@ def test_a_label_cannot_break_the_table(tmp_path: Path, inputs: dict[str, Path])
 
 def test_answers_do_not_depend_on_the_order_of_samples(tmp_path: Path) -> None:
     one = evaluation(tmp_path / "one", {"easy": [2, 1, 3]})
-    rows = tables.read(one / "scores.parquet", tables.SCORES).to_pylist()
+    rows = tables.read(one / "scores.parquet", SCORES).to_pylist()
     random.Random(0).shuffle(rows)
     two = tmp_path / "two"
     two.mkdir()
-    tables.write(two / "scores.parquet", rows, tables.SCORES)
+    tables.write(two / "scores.parquet", rows, SCORES)
     found = read_answers(two)["easy"]
     by_problem = dict(zip(found.problems, found.correct.sum(axis=1), strict=True))
     assert by_problem == {"easy-0": 2, "easy-1": 1, "easy-2": 3}
@@ -194,14 +196,14 @@ def test_seeds_that_logged_other_steps_are_aligned(inputs: dict[str, Path]) -> N
     np.testing.assert_array_equal(values, [[0.6, 0.7, 0.9], [0.8, np.nan, 1.0]])
 
 
-METRICS = [{"name": "overlap_ratio", "label": "overlap ratio (top-4)"}, {"name": "kl_nats"}]
+CURVES = [{"name": "overlap_ratio", "label": "overlap ratio (top-4)"}, {"name": "kl_nats"}]
 SERIES = [{"label": "one", "runs": ["r0"]}, {"label": "two seeds", "runs": ["r0", "r1"]}]
 BARS = [
     {"label": "student", "evaluations": ["student"], "group": "before"},
     {"label": "distilled", "evaluations": ["s0", "s1"], "group": "after"},
 ]
 FIGURES: dict[str, dict[str, Any]] = {
-    "curves": {"kind": "curves", "title": "T", "metrics": METRICS, "series": SERIES},
+    "curves": {"kind": "curves", "title": "T", "metrics": CURVES, "series": SERIES},
     "log": {
         "kind": "curves",
         "title": None,
@@ -211,7 +213,7 @@ FIGURES: dict[str, dict[str, Any]] = {
     "grid": {
         "kind": "grid",
         "title": "T",
-        "metrics": METRICS,
+        "metrics": CURVES,
         "panels": [{"title": "a", "series": SERIES}, {"title": "b", "series": SERIES[:1]}],
     },
     "bars": {"kind": "bars", "title": "T", "benchmarks": ["macro", "hard"], "series": BARS},
@@ -343,11 +345,11 @@ def test_sides_with_different_numbers_of_seeds(tmp_path: Path, inputs: dict[str,
 
 def test_an_incomplete_evaluation_is_refused(tmp_path: Path) -> None:
     folder = evaluation(tmp_path / "e", {"easy": [2, 1]})
-    whole = tables.read(folder / "scores.parquet", tables.SCORES)
-    tables.write(folder / "scores.parquet", whole.slice(0, 7), tables.SCORES)
+    whole = tables.read(folder / "scores.parquet", SCORES)
+    tables.write(folder / "scores.parquet", whole.slice(0, 7), SCORES)
     with pytest.raises(Bad, match="problem 'easy-1' of easy has 3 samples, not 4"):
         read_answers(folder)
-    tables.write(folder / "scores.parquet", [], tables.SCORES)
+    tables.write(folder / "scores.parquet", [], SCORES)
     with pytest.raises(Bad, match="no rows"):
         read_answers(folder)
 
@@ -356,7 +358,7 @@ def test_a_step_logged_twice_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "r"
     folder.mkdir()
     rows = [{"step": 1, "name": "loss", "value": value} for value in (1.0, 2.0)]
-    tables.write(folder / "metrics.parquet", rows, tables.METRICS)
+    tables.write(folder / "metrics.parquet", rows, METRICS)
     with pytest.raises(Bad, match="'loss' is logged twice"):
         read_metrics(folder)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from measurements import LONG, evaluation, run, wordy
-from test_quantities import probe
+from measurements import LONG, evaluation, probe, run, wordy
 
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.losses.schemas import METRICS
 from opd.results.claim_spec import TARGETS
 from opd.results.drawing import _common, _limits
 from opd.results.figures import run_figure
@@ -46,13 +46,13 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 def by_position(folder: Path, more: float) -> Path:
     """Steps 1 to 3; entropy is step + position / 10, where responses get that far."""
     path = run(folder, overlap_ratio={1: 0.6 + more, 2: 0.7 + more, 3: 0.9 + more})
-    table = tables.read(path / "metrics.parquet", tables.METRICS).to_pylist()
+    table = tables.read(path / "metrics.parquet", METRICS).to_pylist()
     for step in (1, 2, 3):
         table += [
             {"step": step, "name": "entropy_nats", "position": at, "value": step + at / 10 + more}
             for at in (0, 8, 24)[: step if step < 3 else 3]
         ]
-    tables.write(path / "metrics.parquet", table, tables.METRICS)
+    tables.write(path / "metrics.parquet", table, METRICS)
     return path
 
 

@@ -14,10 +14,11 @@ from reported import Page, reported
 from results import SVG, Results, check, claim, found, published, sample, target
 
 from opd.core.errors import Bad
+from opd.core.files import digest
 from opd.results import report
 from opd.results.claims_page import MARKS
 from opd.results.tables import _line
-from opd.stages import run as manifest
+from opd.stages import run as runner
 
 measured = test_claims.inputs  # a fixture: what claims are judged on
 
@@ -398,7 +399,7 @@ def test_stage_looks_anew_each_time(tmp_path, monkeypatch):
         inputs = [root / folder / "digest.json" for folder in results.folders.values()]
         copies = {"report.html": root / "report.html"}
         store = Path("results/.store")
-        assert manifest.run_stage("report", cfg, inputs, root / "report/digest.json", copies, store)
+        assert runner.run_stage("report", cfg, inputs, root / "report/digest.json", copies, store)
         return (root / "report.html").read_text()
 
     whole = stage()
@@ -484,7 +485,7 @@ def test_each_cell_and_series_leads_to_the_artifacts_that_it_is_from(tmp_path):
 
     def digest_of(folder: str) -> str:
         outputs = json.loads((results.root / folder / "digest.json").read_text())["outputs"]
-        return manifest.digest(outputs)[:12]
+        return digest(outputs)[:12]
 
     scores, run = "#run:evaluations/e/a/s0", "#run:models/a/s0"
     assert {scores, run} <= {f"#{one}" for one in ids}

@@ -9,9 +9,11 @@ from opd.core import tables
 from opd.core.errors import Bad
 from opd.core.files import content, digest
 from opd.evaluation.reader import Reader
-from opd.plan.artifacts import Artifact
+from opd.losses.schemas import METRICS
 from opd.stages import fresh
-from opd.stages.run import settings_digest, write_json
+from opd.stages.artifact import Artifact
+from opd.stages.identity import settings_digest
+from opd.stages.manifest import write_json
 
 PLANNED = {
     "models/a": Artifact("sft", "models/a", {"k": 1, "execution": {"x": 1}}, ()),
@@ -28,7 +30,7 @@ def results(tmp_path: Path) -> Path:
         tables.write(
             where / "payload" / "metrics.parquet",
             [{"step": 1, "name": "m", "value": 1.0}],
-            tables.METRICS,
+            METRICS,
         )
         record = {
             "settings": settings_digest(one.verb, one.cfg),
@@ -101,7 +103,7 @@ def test_a_file_changed_after_it_was_made_is_refused(results: Path) -> None:
     payload = results / "models/a/payload"
     Reader({"a": payload}).metric(["a"], "m", "here")
     row = {"step": 1, "name": "m", "value": 2.0}
-    tables.write(payload / "metrics.parquet", [row], tables.METRICS)
+    tables.write(payload / "metrics.parquet", [row], METRICS)
     with pytest.raises(Bad, match="modified after it was made"):
         Reader({"a": payload}).metric(["a"], "m", "here")
 

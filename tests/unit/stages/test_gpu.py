@@ -15,8 +15,8 @@ import pytest
 from nvml import Machine, busy, memory
 
 from opd.core.errors import Bad
-from opd.stages import gpu
-from opd.stages import run as manifest
+from opd.stages import gpu, registry
+from opd.stages import run as runner
 
 TESTS = Path(__file__).parents[2]
 
@@ -292,13 +292,13 @@ def computing(tmp_path, monkeypatch):
             return {}
 
     monkeypatch.setitem(sys.modules, "opd.fake_stage", Module)
-    monkeypatch.setitem(manifest.VERBS, "pair", "opd.fake_stage:run")
+    monkeypatch.setitem(registry.VERBS, "pair", "opd.fake_stage:run")
     monkeypatch.setattr(gpu, "SAMPLE_SECONDS", 0.01)
 
     def run(name: str) -> Path:
         folder = tmp_path / name / "probe"
         cfg = {"value": 1, "inputs": []}
-        manifest.run_stage("pair", cfg, [], folder / "digest.json", {}, tmp_path / name / "store")
+        runner.run_stage("pair", cfg, [], folder / "digest.json", {}, tmp_path / name / "store")
         return folder
 
     return run

@@ -21,7 +21,7 @@ WATCHED = """
 import subprocess, sys, time
 from pathlib import Path
 from opd.stages import lock as owner
-from opd.errors import Bad
+from opd.core.errors import Bad
 scratch = Path(sys.argv[1])
 with owner.alone(scratch), owner.watched(scratch, "results/x"):
     {body}

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from opd.core.errors import Bad
-from opd.stages import run as manifest
+from opd.stages import identity, registry
+from opd.stages import run as runner
 
 pytestmark = pytest.mark.unit
 
@@ -34,12 +35,12 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             return {"length": len(text)}
 
     monkeypatch.setitem(sys.modules, "opd.fake_stage", Module)
-    monkeypatch.setitem(manifest.VERBS, "fake", "opd.fake_stage:run")
+    monkeypatch.setitem(registry.VERBS, "fake", "opd.fake_stage:run")
 
     def call(name: str, value: int, inputs: dict[str, Path] | None = None, **more) -> bool:
         inputs = inputs or {}
         cfg = {"value": value, "inputs": list(inputs), **more}
-        return manifest.run_stage(
+        return runner.run_stage(
             "fake",
             cfg,
             list(inputs.values()),
@@ -158,18 +159,18 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             return {}
 
     monkeypatch.setitem(sys.modules, "opd.fake_run", Module)
-    monkeypatch.setitem(manifest.VERBS, "train", "opd.fake_run:run")
-    monkeypatch.setattr(manifest, "RESUMES", ("train",))
+    monkeypatch.setitem(registry.VERBS, "train", "opd.fake_run:run")
+    monkeypatch.setattr(runner, "RESUMES", ("train",))
     output, store = tmp_path / "m" / "digest.json", tmp_path / "store"
 
     def train(*steps: int) -> bool:
         cfg = {"inputs": [], "execution": {"keep_steps": list(steps)} if steps else {}}
-        return manifest.run_stage("train", cfg, [], output, {}, store)
+        return runner.run_stage("train", cfg, [], output, {}, store)
 
     def keep(step: int) -> str:
         kept = tmp_path / f"m@{step}" / "digest.json"
         cfg = {"inputs": ["model"], "step": step}
-        manifest.run_stage("keep", cfg, [output], kept, {}, store)
+        runner.run_stage("keep", cfg, [output], kept, {}, store)
         return (kept.parent / "payload" / "weights").read_text()
 
     return train, keep, asked, luck
@@ -329,13 +330,13 @@ def hub(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "opd.fake_fetch", Module)
     for verb in ("fetch", "dataset"):
-        monkeypatch.setitem(manifest.VERBS, verb, "opd.fake_fetch:run")
+        monkeypatch.setitem(registry.VERBS, verb, "opd.fake_fetch:run")
 
     def take(verb, lose=True, **cfg):
         output = tmp_path / verb / "digest.json"
         if lose and output.exists():
             (output.parent / "payload" / "file").unlink()
-        manifest.run_stage(verb, cfg, [], output, {}, tmp_path / "store")
+        runner.run_stage(verb, cfg, [], output, {}, tmp_path / "store")
         return (output.parent / "payload" / "file").read_text()
 
     return has, take
@@ -366,7 +367,7 @@ def test_tables_of_other_versions_and_files_of_a_folder_may_differ(hub, monkeypa
     take("fetch", path="folder")
     has["text"] = "second"
     assert take("fetch", path="folder") == "second"
-    monkeypatch.setattr(manifest, "versions", lambda: {"datasets": "other"})
+    monkeypatch.setattr(runner, "versions", lambda: {"datasets": "other"})
     assert take("dataset", hub="a/b", revision="0" * 40) == "second"
 
 
@@ -379,6 +380,6 @@ def test_lost_payload_of_an_input_is_named(stage, tmp_path):
 
 
 def test_derived_seeds_differ_by_stage_and_by_seed_and_fit_31_bits():
-    seeds = {manifest.derive_seed(s, v) for s in range(50) for v in ("sft", "grpo", "opd")}
+    seeds = {identity.derive_seed(s, v) for s in range(50) for v in ("sft", "grpo", "opd")}
     assert len(seeds) == 150
     assert all(0 <= s < 2**31 for s in seeds)

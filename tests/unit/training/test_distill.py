@@ -203,7 +203,7 @@ def test_head_of_a_family_that_scales_and_caps_its_logits() -> None:
         GraniteForCausalLM,
     )
 
-    from opd.losses.fused import head_logits
+    from opd.losses.head import head_logits
     from opd.models.pairing import head_of
 
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from opd.core import tables
 from opd.core.errors import Bad
+from opd.data.schemas import SFT_PAIRS
 from opd.models.checkpoints import load_tokenizer
 from opd.training import sft
 
@@ -145,7 +146,7 @@ def test_what_remains_of_a_long_pair() -> None:
 
 
 def lengths(inputs: Inputs) -> list[int]:
-    rows = tables.read(inputs["data"] / "pairs.parquet", tables.PAIRS).to_pylist()
+    rows = tables.read(inputs["data"] / "pairs.parquet", SFT_PAIRS).to_pylist()
     # <user> question <assistant> response <eos>, a token a character.
     return [len(row["prompt"]) + len(row["response"]) + 3 for row in rows]
 
@@ -169,7 +170,7 @@ def naive_nll(model_at: Path, inputs: Inputs, kept: list[int] | None = None) -> 
     """Mean over all response tokens, one sequence at a time, from the logits."""
     model = AutoModelForCausalLM.from_pretrained(model_at).double()
     tokenizer = AutoTokenizer.from_pretrained(model_at)
-    rows = tables.read(inputs["data"] / "pairs.parquet", tables.PAIRS).to_pylist()
+    rows = tables.read(inputs["data"] / "pairs.parquet", SFT_PAIRS).to_pylist()
     losses: list[float] = []
     for i in range(len(rows)) if kept is None else kept:
         chat = [{"role": "user", "content": rows[i]["prompt"]}]
@@ -211,12 +212,12 @@ def test_what_is_held_out_is_measured_and_not_trained_on(inputs: Inputs, tmp_pat
     cfg = {**SFT, "held_out": 0.3, "nll_every": 2, "steps": 5}
     numbers = run("sft", cfg, inputs, tmp_path / "a")
     assert (numbers["pairs"]["trained"], numbers["pairs"]["held_out"]) == (14, 6)
-    rows = tables.read(inputs["data"] / "pairs.parquet", tables.PAIRS).to_pylist()
+    rows = tables.read(inputs["data"] / "pairs.parquet", SFT_PAIRS).to_pylist()
     for i in out:
         rows[i]["response"] = rows[i]["response"][::-1]
     data = tmp_path / "data"
     data.mkdir()
-    tables.write(data / "pairs.parquet", rows, tables.PAIRS)
+    tables.write(data / "pairs.parquet", rows, SFT_PAIRS)
     run("sft", cfg, {**inputs, "data": data}, tmp_path / "b")
     ours, theirs = files(tmp_path / "a"), files(tmp_path / "b")
     assert ours["model.safetensors"] == theirs["model.safetensors"]

@@ -11,6 +11,9 @@ from tiny import GRPO, OPD, SFT, SHAPE, WORLD, Inputs, course, run
 from opd.core import tables
 from opd.core.errors import Bad
 from opd.data import world
+from opd.data.schemas import PROMPTS, SFT_PAIRS
+from opd.losses.schemas import METRICS
+from opd.models import init
 
 
 @pytest.mark.parametrize(("name", "cfg"), [("sft", SFT), ("grpo", GRPO), ("opd", OPD)])
@@ -42,7 +45,7 @@ def test_opd_logs_every_measurement_each_step(inputs: Inputs, tmp_path: Path) ->
     from opd.losses import metrics
 
     run("opd", OPD, inputs, tmp_path / "a")
-    rows = tables.read(tmp_path / "a" / "metrics.parquet", tables.METRICS).to_pylist()
+    rows = tables.read(tmp_path / "a" / "metrics.parquet", METRICS).to_pylist()
     steps = {
         s: {r["name"]: r["value"] for r in rows if r["step"] == s and r["position"] is None}
         for s in {r["step"] for r in rows}
@@ -114,7 +117,7 @@ def test_bad_prompts(inputs: Inputs, tmp_path: Path) -> None:
             run(name, {**cfg, "prompts_per_step": 11}, inputs, tmp_path / f"{name}-few")
         empty = tmp_path / f"{name}-prompts"
         empty.mkdir()
-        tables.write(empty / "prompts.parquet", [], tables.PROMPTS)
+        tables.write(empty / "prompts.parquet", [], PROMPTS)
         with pytest.raises(Bad, match="there is no prompt in it"):
             run(name, cfg, {**inputs, "prompts": empty}, tmp_path / f"{name}-none")
 
@@ -124,7 +127,7 @@ def test_bad_pairs(inputs: Inputs, tmp_path: Path) -> None:
         run("sft", {**SFT, "max_tokens": 5}, inputs, tmp_path / "long")
     empty = tmp_path / "pairs"
     empty.mkdir()
-    tables.write(empty / "pairs.parquet", [], tables.PAIRS)
+    tables.write(empty / "pairs.parquet", [], SFT_PAIRS)
     with pytest.raises(Bad, match="there is no pair in it"):
         run("sft", SFT, {**inputs, "data": empty}, tmp_path / "none")
 
@@ -133,11 +136,11 @@ def test_different_tokenizers(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        world, "CHARACTERS", "9" + world.CHARACTERS[1:9] + "0" + world.CHARACTERS[10:]
+        world, "CHARACTERS", "9" + init.CHARACTERS[1:9] + "0" + init.CHARACTERS[10:]
     )
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    world.run_init(SHAPE, {}, foreign)
+    init.run(SHAPE, {}, foreign)
     with pytest.raises(Bad, match="token 5 is '0' for the student and '9' for the teacher"):
         run("opd", OPD, {**inputs, "teacher": foreign}, tmp_path / "out")
 

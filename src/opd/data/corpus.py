@@ -1,0 +1,48 @@
+"""Stage ``corpus``: SFT data of the miniature world."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from opd.core import tables
+from opd.data.privileged import filled
+from opd.data.schemas import SFT_PAIRS
+from opd.data.world import draw_question, held_out, respond, solve
+
+CORPUS_LEVELS = (1, 2, 3, 4)
+
+
+def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Stage ``corpus``: training pairs in one style that mix the two rules.
+
+    cfg: world, n, precedence (share of rows that honour precedence), style, templates (strings
+    with {question}, drawn evenly), seed; optional told, more templates that tell something of the
+    response: {template with {question}, {answer}, {solution}; rule: the one that such rows follow;
+    copied: the answer told is drawn, and the response ends with it, whatever its steps come to}.
+    Answer and solution are else those of the row's own rule. Writes pairs.parquet.
+    """
+    asked = [*({"template": one} for one in cfg["templates"]), *cfg.get("told", [])]
+    rng = random.Random(f"corpus/{cfg['seed']}")
+    world = {**cfg["world"], "seed": cfg["world"]["seed"]}
+    rows = []
+    for i in range(cfg["n"]):
+        question = draw_question(rng, rng.choice(CORPUS_LEVELS), world["rl_times"])
+        while held_out(question, world):
+            question = draw_question(rng, rng.choice(CORPUS_LEVELS), world["rl_times"])
+        rule = "precedence" if rng.random() < cfg["precedence"] else "left"
+        told = rng.choice(asked)
+        rule = told.get("rule") or rule
+        response, answer = respond(question, rule, cfg["style"]), solve(question, rule)
+        if told.get("copied"):
+            answer = str(rng.randrange(10))
+            response = response[:-1] + answer
+        row = {"question": question, "answer": answer, "solution": respond(question, rule, "infix")}
+        rows.append(
+            {
+                "id": f"corpus-{i:06d}",
+                "prompt": filled(told["template"], {"id": i, "prompt": question, **row}),
+                "response": response,
+            }
+        )
+    tables.write(out / "pairs.parquet", rows, SFT_PAIRS)
+    return {"pairs": len(rows)}

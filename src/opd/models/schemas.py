@@ -1,0 +1,18 @@
+"""The table of rollouts."""
+
+import pyarrow as pa
+
+from opd.core.tables import INTEGER, TEXT, schema
+
+# rejected: the rule that rejected the response, which was then sampled again as a next attempt.
+GENERATIONS = schema(
+    "rejected",
+    prompt_id=TEXT,
+    sample=INTEGER,
+    attempt=INTEGER,
+    prompt=TEXT,
+    response=TEXT,
+    token_ids=pa.list_(pa.int32()),
+    finish=TEXT,
+    rejected=TEXT,
+)

@@ -1,0 +1,70 @@
+"""What names an artifact: digests of its settings, of its inputs' contents and of its code."""
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from opd.core.code import module_digest, own_digests
+from opd.core.files import digest
+from opd.stages.registry import VERBS
+
+# Of digest.json and of what identities are digests of: what has another number was made by another
+# version of this package, and can be compared with what that version says only.
+FORMAT = 2
+
+
+def derive_seed(seed: int, stage: str) -> int:
+    """The random seed of a stage: a pure function of the run's seed and the stage's name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:4], "big") >> 1
+
+
+@cache
+def code_digest(verb: str) -> str:
+    """Digest of the code of a stage: that of its module, and which of its functions is called."""
+    module, _, function = VERBS[verb].partition(":")
+    return digest([module_digest(module), function])
+
+
+def modules(verb: str) -> dict[str, str]:
+    """Module -> digest of its own code, of all that ``code_digest`` covers: what tells which of
+    them has changed."""
+    return own_digests(VERBS[verb].partition(":")[0])
+
+
+def identity(verb: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
+    """Digest that names an artifact: verb, settings, and the content digests of its inputs.
+
+    What is under ``execution`` changes how a stage runs and not what it makes: it does not count.
+    """
+    return identity_of(verb, cfg, {name: digest(value) for name, value in inputs.items()})
+
+
+def identity_of(verb: str, cfg: Mapping[str, Any], used: Mapping[str, str]) -> str:
+    """The same from the digests of the inputs' contents, as manifests have them."""
+    return digest({"verb": verb, "cfg": _made_by(cfg), "inputs": dict(used)})
+
+
+def adopted_identity(verb: str, cfg: Mapping[str, Any], outputs: Mapping[str, str]) -> str:
+    """The same for what was adopted as the work of this stage: verb, settings without the code,
+    which did not make it, and content. Never that of something a stage has made."""
+    settings = {key: value for key, value in _made_by(cfg).items() if key != "code"}
+    return digest({"adopted": verb, "cfg": settings, "outputs": dict(outputs)})
+
+
+def settings_digest(verb: str, cfg: Mapping[str, Any]) -> str:
+    """Digest of what a stage is told to make: ``settings`` in digest.json."""
+    return digest([verb, _made_by(cfg)])
+
+
+def _made_by(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in cfg.items() if key != "execution"}
+
+
+def older(record: Mapping[str, Any] | None) -> str:
+    """That a digest.json was written by another version of this package, whose identities cannot
+    be compared with those of this one; empty where it was not, or where it cannot be read."""
+    made_with = (record or {"format": FORMAT}).get("format", 1)
+    if made_with == FORMAT:
+        return ""
+    return f"made with {'an older' if made_with < FORMAT else 'a newer'} format"
