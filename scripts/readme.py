@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.results import claims_page
 
@@ -31,7 +31,7 @@ IMAGE = re.compile(r"!\[[^]]*\]\(([^)]+)\)")
 def parts(text: str, where: str) -> list[tuple[list[str], str]]:
     """(words, text) of a page part by part; what is not generated has no words.
 
-    Raises ``Bad`` for a part that is not closed, and for an end without a part.
+    Raises ``UserError`` for a part that is not closed, and for an end without a part.
     """
     found: list[tuple[list[str], str]] = []
     words: list[str] = []
@@ -39,16 +39,16 @@ def parts(text: str, where: str) -> list[tuple[list[str], str]]:
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         at, start = f"{where}:{number}", START.fullmatch(line.strip())
         if start and words:
-            raise Bad("a part within a part", at, f"write {END} before it")
+            raise UserError("a part within a part", at, f"write {END} before it")
         if line.strip() == END and not words:
-            raise Bad("an end without a part", at, "write <!-- fill: ... --> before it")
+            raise UserError("an end without a part", at, "write <!-- fill: ... --> before it")
         if start or line.strip() == END:
             found.append((words, "".join(lines)))
             words, lines = start[1].split() if start else [], []
         else:
             lines.append(line)
     if words:
-        raise Bad(f"the part '{' '.join(words)}' has no end", where, f"write {END} after it")
+        raise UserError(f"the part '{' '.join(words)}' has no end", where, f"write {END} after it")
     return [*found, ([], "".join(lines))]
 
 
@@ -65,21 +65,21 @@ def filled(text: str, fill: Callable[[list[str], str], str], where: str) -> str:
 def fill(results: Path, page: Path, left: list[str], words: list[str], inner: str) -> str:
     """The text of a part. Where a result is not there, that goes to ``left`` and the text stays.
 
-    Raises ``Bad`` for a kind, or for a claim, that does not exist.
+    Raises ``UserError`` for a kind, or for a claim, that does not exist.
     """
     (kind, *names), where = words, f"{page}: {' '.join(words)}"
     if kind not in KINDS:
-        raise Bad(f"no kind '{kind}'", where, f"there are {', '.join(KINDS)}")
+        raise UserError(f"no kind '{kind}'", where, f"there are {', '.join(KINDS)}")
     make, few = KINDS[kind]
     if len(names) < few:
-        raise Bad("too few words", where, f"write {kind} {' '.join(('SCALE', 'NAME')[:few])}")
+        raise UserError("too few words", where, f"write {kind} {' '.join(('SCALE', 'NAME')[:few])}")
     try:
         return make(results / names[0], names[1:], inner, page)
     except FileNotFoundError as missing:
         left.append(str(missing.filename))
         return inner
     except KeyError as missing:
-        raise Bad(f"there is no {missing}", where, "mend the name") from missing
+        raise UserError(f"there is no {missing}", where, "mend the name") from missing
 
 
 def _cell(text: str) -> str:
@@ -154,7 +154,9 @@ def table(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
 def figure(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
     image = IMAGE.search(inner)
     if not image:
-        raise Bad("the part shows no image", f"{page}: figure {names[0]}", "write ![...](FILE)")
+        raise UserError(
+            "the part shows no image", f"{page}: figure {names[0]}", "write ![...](FILE)"
+        )
     shutil.copyfile(folder / "figures" / f"{names[0]}.png", page.parent / image[1])
     return inner
 
@@ -186,5 +188,5 @@ def main(root: Path, results: Path) -> None:
 if __name__ == "__main__":
     try:
         main(Path(), Path(*sys.argv[1:2] or ["results"]))
-    except Bad as bad:
+    except UserError as bad:
         sys.exit(f"error: {bad}")

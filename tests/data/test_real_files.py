@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import prompts, templates
 from opd.data.schemas import PROMPTS, REPEATED
 
@@ -151,7 +151,7 @@ def test_both_dapo_files_hold_the_same_bare_questions(tmp_path: Path) -> None:
 
 
 def test_the_single_brace_suffix_matches_nothing_in_the_processed_file(tmp_path: Path) -> None:
-    with pytest.raises(Bad, match=r"strip\.0: no row of dapo-math-17k-processed"):
+    with pytest.raises(UserError, match=r"strip\.0: no row of dapo-math-17k-processed"):
         load(tmp_path, "dapo-math-17k-processed.parquet", strip=["boxed"])
 
 
@@ -189,13 +189,15 @@ def test_samples_of_real_questions_are_disjoint(tmp_path: Path) -> None:
 
 def test_an_id_that_comes_twice_in_math_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        Bad, match=r"math-train\.parquet: row \d+: its id 'test/.*' is that of .* row"
+        UserError, match=r"math-train\.parquet: row \d+: its id 'test/.*' is that of .* row"
     ):
         load(tmp_path, "math-train.parquet", source={"row_id": "id"}, drop_empty=True)
 
 
 def test_math_levels(tmp_path: Path) -> None:
-    with pytest.raises(Bad, match=r"math-train\.parquet: row 1165: the answer is empty .*2 rows"):
+    with pytest.raises(
+        UserError, match=r"math-train\.parquet: row 1165: the answer is empty .*2 rows"
+    ):
         load(tmp_path, "math-train.parquet")
     cfg = {"strip": ["boxed"], "drop_empty": True, "difficulty": {"at_most": 2.0}}
     rows = load(tmp_path, "math-train.parquet", **cfg)

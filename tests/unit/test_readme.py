@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import results
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.recipes.resolve import read
 from opd.results.claim_spec import parse, read_claims
 
@@ -123,7 +123,7 @@ def test_a_part_that_cannot_be_filled_changes_nothing(
 ) -> None:
     (root / "docs" / "other.md").write_text("<!-- fill: counts mini -->\n<!-- end -->\n")
     (root / "README.md").write_text(page)
-    with pytest.raises(Bad, match=re.escape(said)) as caught:
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
         readme.main(root, root / "results")
     assert "\n" not in str(caught.value)
     assert (root / "README.md").read_text() == page

@@ -30,7 +30,7 @@ from tiny import SFT, Inputs, files, run
 
 from opd.cli.main import main
 from opd.core import security, tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import content, read_json
 from opd.data import contamination, dedup_page
 from opd.data.dedup_page import Pair
@@ -168,7 +168,7 @@ def test_a_stage_reads_no_folder_with_code_or_pickles(
     path.write_bytes(pickle.dumps(Trap(sprung)))
     manifest.write_json(given, read_json(given) | {"outputs": content(payload)})
     out = tmp_path / "out" / "digest.json"
-    with pytest.raises(Bad, match="may run code"):
+    with pytest.raises(UserError, match="may run code"):
         runner.run_stage("keep", {"inputs": ["model"]}, [given], out, {}, tmp_path / "store")
     assert not sprung.exists() and not out.exists()
 
@@ -241,7 +241,7 @@ def test_a_parquet_file_brings_no_python_type(tmp_path: Path, sprung: Path) -> N
     pq.write_table(pa.table({"question": ["1+1"]}, schema=schema), path)
     source = {"path": path.name, "question": "question", "answer": "question"}
     assert list(loaders.read_file(path, source)) == [{"question": "1+1"}]
-    with pytest.raises(Bad):
+    with pytest.raises(UserError):
         tables.read(path, PROMPTS)
     assert not sprung.exists()
 
@@ -250,7 +250,7 @@ def test_yaml_makes_no_objects(tmp_path: Path, sprung: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(f"name: !!python/object/apply:os.mkdir ['{sprung}']\n")
     for arguments in (["lock", str(path)], ["plan", "--configfile", str(path)]):
-        with pytest.raises((Bad, SystemExit, yaml.YAMLError)):
+        with pytest.raises((UserError, SystemExit, yaml.YAMLError)):
             main(arguments)
     text = f"!!python/object/apply:os.mkdir ['{sprung}']"
     resolve.settings([f"name={text}"])
@@ -339,7 +339,7 @@ def test_an_archive_stays_in_its_folder(tmp_path: Path, member: str) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("m/config.json", "{}")
         archive.writestr(member, "{}")
-    with pytest.raises(Bad, match="the archive holds"):
+    with pytest.raises(UserError, match="the archive holds"):
         fetch._extract_folder(path, "m/", folder)
     assert {p for p in tmp_path.rglob("*") if p.is_file()} <= {path, folder / "config.json"}
 
@@ -592,7 +592,7 @@ def test_an_unforeseen_error_gives_no_secret_away() -> None:
 
 def test_a_config_with_a_secret_is_refused_before_it_is_written_anywhere() -> None:
     for value in (TOKEN, f"http://user:{PASSWORD}@host:8000"):
-        with pytest.raises(Bad, match="token or a password") as caught:
+        with pytest.raises(UserError, match="token or a password") as caught:
             resolve.resolve({"name": "x", "training": {"vllm": {"server_base_url": value}}})
         assert caught.value.where == "training.vllm.server_base_url"
         assert value not in str(caught.value)

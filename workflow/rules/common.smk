@@ -7,7 +7,7 @@ from pathlib import Path
 from snakemake.settings.types import RerunTrigger
 from snakemake.utils import update_config
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import canonical
 from opd.plan import artifacts, hub_lock, outputs, resources
 from opd.recipes import resolve
@@ -24,7 +24,7 @@ try:
     SITE = resources.read_site(
         os.environ.get("OPD_SITE"), Path(workflow.basedir, "slurm", "site.yaml")
     )
-except Bad as bad:
+except UserError as bad:
     sys.exit(f"error: {bad}")
 
 RESULTS = f"results/{CONFIG.name}"

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.core.security import Redacting, redacted, refuse_code, visible
 from opd.stages.registry import VERBS
@@ -25,9 +25,9 @@ def _object(text: str, option: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise Bad(f"not JSON ({error})", option, "give a JSON object") from error
+        raise UserError(f"not JSON ({error})", option, "give a JSON object") from error
     if not isinstance(value, dict):
-        raise Bad("not a JSON object", option, "write it as {...}")
+        raise UserError("not a JSON object", option, "write it as {...}")
     return value
 
 
@@ -38,7 +38,7 @@ def _settings(text: str) -> dict[str, Any]:
     value = read_json(Path(text))
     value = value.get("cfg", value) if isinstance(value, dict) else value
     if not isinstance(value, dict):
-        raise Bad("not a JSON object", "--cfg", "give an object or a file name")
+        raise UserError("not a JSON object", "--cfg", "give an object or a file name")
     return value
 
 
@@ -453,7 +453,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
         from opd.microscope.command import align
 
         if not cfg["grader"]:
-            raise Bad("an alignment needs one", "--grader", "name one, or leave --align out")
+            raise UserError("an alignment needs one", "--grader", "name one, or leave --align out")
         more = {"rollouts": 64, "min_visits": 40, "min_children_visits": 20, "demonstrate": False}
         out = arguments.out / "align" if arguments.out else None
         teachers = [arguments.teacher]
@@ -504,13 +504,13 @@ def _audit(arguments: argparse.Namespace) -> int:
 
     plan = None
     if arguments.config and not arguments.configfile:
-        raise Bad("settings of no config", "--config", "name its files with --configfile")
+        raise UserError("settings of no config", "--config", "name its files with --configfile")
     if arguments.configfile:
         from opd.plan.state import described
 
         if len(results_folders(arguments.path.absolute())) > 1:
             remedy = "name results/NAME"
-            raise Bad("a config describes one results folder", str(arguments.path), remedy)
+            raise UserError("a config describes one results folder", str(arguments.path), remedy)
         plan = described(arguments.configfile, arguments.config)
     started = time.monotonic()
     found = audit(arguments.path, plan, arguments.store)
@@ -642,7 +642,7 @@ OTHERS: dict[str, Callable[[argparse.Namespace], int | None]] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one verb; a ``Bad`` ends with its one line on stderr and exit status 2."""
+    """Run one verb; a ``UserError`` ends with its one line on stderr and exit status 2."""
     arguments = _parser().parse_args(argv)
     if argv is None:  # a process of its own
         sys.stderr = Redacting(sys.stderr)
@@ -657,7 +657,7 @@ def main(argv: list[str] | None = None) -> None:
         status = OTHERS.get(arguments.verb, _stage)(arguments)
         if status:
             sys.exit(status)
-    except Bad as bad:
+    except UserError as bad:
         _fail(bad)
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept, start again", file=sys.stderr)
@@ -673,7 +673,7 @@ def main(argv: list[str] | None = None) -> None:
         _fail(shortage)
 
 
-def _fail(bad: Bad) -> NoReturn:
+def _fail(bad: UserError) -> NoReturn:
     print(f"error: {visible(redacted(str(bad)))}", file=sys.stderr)
     sys.exit(2)
 
@@ -684,7 +684,7 @@ def _told(*_: Any) -> NoReturn:
     sys.exit(143)
 
 
-def _shortage(error: Exception, place: str) -> Bad | None:
+def _shortage(error: Exception, place: str) -> UserError | None:
     """What a user can mend of the errors that libraries raise: disk, rights, memory. ``place`` is
     where, if they do not name a file."""
     number, text = getattr(error, "errno", None), str(error)
@@ -693,11 +693,13 @@ def _shortage(error: Exception, place: str) -> Bad | None:
     # What is written in Rust or C++ tells a full disk in words only.
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text:
         reason = os.strerror(number or errno.ENOSPC)
-        return Bad(f"no room ({reason})", where, "free space, start again")
+        return UserError(f"no room ({reason})", where, "free space, start again")
     if "No usable temporary directory" in text:
-        return Bad("no room for temporary files, or no right", "TMPDIR", "free space, start again")
+        return UserError(
+            "no room for temporary files, or no right", "TMPDIR", "free space, start again"
+        )
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return Bad(
+        return UserError(
             f"not allowed ({os.strerror(number)})",
             where,
             "have it made accessible (writable, if it is a result), start again",
@@ -709,7 +711,7 @@ def _shortage(error: Exception, place: str) -> Bad | None:
         or ("can't allocate memory" in text)
     ):
         first = text.splitlines()[0] if text else "out of it"
-        return Bad(
+        return UserError(
             f"memory does not suffice ({first})",
             where,
             "give the job more memory or the stage less at a time (batch_size, micro_batch)",

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 PACKAGE = "opd"
 # Its arguments are read by people alone: no stage writes them into what it makes (a test).
-ERROR = "Bad"
+ERROR = "UserError"
 # The one way to a file of the package that is not a module: ``package_file(__file__, NAME)``.
 READS = "package_file"
 

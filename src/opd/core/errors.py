@@ -1,7 +1,7 @@
 """The one error that a user is meant to see: a single clear line instead of a traceback."""
 
 
-class Bad(Exception):
+class UserError(Exception):
     """Input or settings that the pipeline refuses.
 
     ``what`` is wrong, ``where`` (config key, or file and row), and the ``remedy``. ``str()`` is
@@ -16,9 +16,9 @@ class Bad(Exception):
         return " ".join(f"{self.where}: {self.what}; {self.remedy}".split())
 
 
-class LeftOut(Bad):
+class LeftOut(UserError):
     """Why one model or one row of many cannot be measured, where the others can.
 
     Its text may become part of what a stage makes, so it counts in the digest of the code, which
-    the text of a plain ``Bad`` does not.
+    the text of a plain ``UserError`` does not.
     """

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 
 def canonical(value: Any) -> str:
@@ -35,11 +35,11 @@ def content(path: Path) -> dict[str, str]:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises ``Bad`` where it is missing or no JSON."""
+    """Parse a JSON file. Raises ``UserError`` where it is missing or no JSON."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise Bad(f"not readable as JSON ({error})", str(path), "make it again") from error
+        raise UserError(f"not readable as JSON ({error})", str(path), "make it again") from error
 
 
 def link_files(folder: Path, out: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 
 class Strict(BaseModel):
@@ -21,7 +21,7 @@ Given = TypeVar("Given", bound=Strict)
 def valid(
     model: type[Given], given: Any, where: str, remedy: str, added: Collection[str] = ()
 ) -> Given:
-    """What is written in YAML, as a model. Raises ``Bad`` with the key that is wrong.
+    """What is written in YAML, as a model. Raises ``UserError`` with the key that is wrong.
 
     added: parts of a location that are not keys, but pydantic's names for members of unions.
     """
@@ -36,7 +36,7 @@ def valid(
             what = "no such key"
         elif not isinstance(first["input"], Mapping | list):
             what = f"{first['input']!r} is not allowed: {what}"
-        raise Bad(what, f"{where}.{key}" if key else where, remedy) from None
+        raise UserError(what, f"{where}.{key}" if key else where, remedy) from None
 
 
 SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

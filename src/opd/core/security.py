@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 # Files that hold code, or that are read by running what they hold.
 CODE = {
@@ -30,11 +30,11 @@ LEAST_SECRET = 8  # characters: shorter values are words such as "true"
 
 
 def refuse_code(folder: Path) -> None:
-    """Raise ``Bad`` where a folder that a stage is to read holds code, or pickled data."""
+    """Raise ``UserError`` where a folder that a stage is to read holds code, or pickled data."""
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in CODE and not p.is_dir())
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        raise Bad(
+        raise UserError(
             f"it may run code when it is read{more}",
             str(found[0]),
             "use weights in safetensors and no code of the model's own, or remove it",
@@ -42,10 +42,11 @@ def refuse_code(folder: Path) -> None:
 
 
 def inside(folder: Path, member: str) -> Path:
-    """Where a member of an archive goes below a folder. Raises ``Bad`` where that is outside."""
+    """Where a member of an archive goes below a folder. Raises ``UserError`` where that is
+    outside."""
     path = PurePosixPath(member)
     if path.is_absolute() or ".." in path.parts or "\\" in member or not path.parts:
-        raise Bad(f"the archive holds '{visible(member)}'", str(folder), "do not use it")
+        raise UserError(f"the archive holds '{visible(member)}'", str(folder), "do not use it")
     return folder / path
 
 

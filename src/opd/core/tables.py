@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 TEXT, INTEGER, NUMBER, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -28,8 +28,8 @@ def schema(*optional: str, **columns: pa.DataType) -> pa.Schema:
 def write(path: Path, rows: pa.Table | Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
     """Write rows to ``path`` as parquet of exactly this schema.
 
-    Raises ``Bad`` naming the column if a value is missing or of the wrong type, and where the disk
-    does not take the file; nothing is left at ``path`` then.
+    Raises ``UserError`` naming the column if a value is missing or of the wrong type, and where the
+    disk does not take the file; nothing is left at ``path`` then.
     """
     try:
         table = (
@@ -38,14 +38,14 @@ def write(path: Path, rows: pa.Table | Iterable[Mapping[str, Any]], schema: pa.S
             else pa.Table.from_pylist([dict(r) for r in rows], schema=schema)
         )
     except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError, ValueError) as error:
-        raise Bad(
+        raise UserError(
             f"rows do not fit the schema ({error})", str(path), "mend the stage's input"
         ) from error
     for field in schema:
         nulls = table.column(field.name).null_count
         if nulls and not field.nullable:
             row = table.column(field.name).is_null().to_pylist().index(True)
-            raise Bad(f"column '{field.name}' is empty", f"{path}: row {row}", "fill it in")
+            raise UserError(f"column '{field.name}' is empty", f"{path}: row {row}", "fill it in")
     with _whole(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
 
@@ -57,7 +57,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raises ``Bad`` where the disk does not take it."""
+    """Write a text file, whole or not at all. Raises ``UserError`` where the disk does not take
+    it."""
     with _whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -71,7 +72,7 @@ def _whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise Bad(
+        raise UserError(
             f"it cannot be written ({error.strerror or error})", str(path), "free space there"
         ) from error
 
@@ -79,20 +80,20 @@ def _whole(path: Path) -> Iterator[Path]:
 def read(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a parquet table and hold it to ``schema``.
 
-    Raises ``Bad`` if the file is missing, is no parquet, lacks a column, or holds nulls where the
-    schema forbids them (the first such row is named).
+    Raises ``UserError`` if the file is missing, is no parquet, lacks a column, or holds nulls where
+    the schema forbids them (the first such row is named).
     """
     if not path.is_file():
-        raise Bad("no such file", str(path), "run the stage that makes it")
+        raise UserError("no such file", str(path), "run the stage that makes it")
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise Bad(
+        raise UserError(
             f"not a readable parquet file ({error})", str(path), "make or fetch it again"
         ) from error
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
-        raise Bad(
+        raise UserError(
             f"column '{missing[0]}' is missing (it has {', '.join(table.column_names)})",
             str(path),
             f"expected the columns {', '.join(schema.names)}",
@@ -101,10 +102,10 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
         column = table.column(field.name)
         if column.null_count and not field.nullable:
             row = column.is_null().to_pylist().index(True)
-            raise Bad(f"column '{field.name}' is empty", f"{path}: row {row}", "fill it in")
+            raise UserError(f"column '{field.name}' is empty", f"{path}: row {row}", "fill it in")
     try:
         return table.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, ValueError) as error:
-        raise Bad(
+        raise UserError(
             f"a column has the wrong type ({error})", str(path), f"expected {schema}"
         ) from error

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from opd.core import html, tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import dedup_page
 from opd.data.dedup import read_neighbours, similarities
 from opd.data.dedup_page import Pair
@@ -54,7 +54,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
                 }
             )
     if not rows:
-        raise Bad("no benchmark given", "contamination.benchmarks", "name some")
+        raise UserError("no benchmark given", "contamination.benchmarks", "name some")
     shared, first = shared_words([r["question"] for r in rows], (t["question"] for t in theirs))
     for row, share, place in zip(rows, shared, first, strict=True):
         row["shared_words"] = float(share)

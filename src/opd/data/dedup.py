@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from opd.core import html as page
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import dedup_page, schemas
 from opd.data.dedup_page import Pair
 from opd.data.neighbours import Doubles, Places
@@ -35,7 +35,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     dedup.html.
 
     cfg: threshold (a cosine; at or above it, both in float64, a prompt is removed). Inputs:
-    prompts, against (not within one set), neighbours. Raises ``Bad`` where nothing is left.
+    prompts, against (not within one set), neighbours. Raises ``UserError`` where nothing is left.
     """
     ours = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS)
     theirs = ours
@@ -48,7 +48,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     kept = ~exact & ~semantic
     if not kept.any():
         where = "dedup.threshold"
-        raise Bad(f"all {len(ours)} prompts are duplicates", where, "raise it, or compare sets")
+        raise UserError(
+            f"all {len(ours)} prompts are duplicates", where, "raise it, or compare sets"
+        )
 
     mine, other = (t.select(["id", "question"]).to_pylist() for t in (ours, theirs))
     removed = []
@@ -114,8 +116,8 @@ class Neighbours(NamedTuple):
 
 
 def read_neighbours(folder: Path, ours: pa.Table, theirs: pa.Table) -> Neighbours:
-    """What the stage ``neighbours`` found for two prompt tables. Raises ``Bad`` where it found it
-    for others."""
+    """What the stage ``neighbours`` found for two prompt tables. Raises ``UserError`` where it
+    found it for others."""
     path = folder / "neighbours.parquet"
     rows = tables.read(path, NEIGHBOURS)
     exact, neighbour = (rows[name].fill_null(-1).to_numpy() for name in ("exact", "neighbour"))
@@ -130,7 +132,7 @@ def read_neighbours(folder: Path, ours: pa.Table, theirs: pa.Table) -> Neighbour
         or neighbour.max() >= len(theirs)
         or rows["neighbour_hash"].drop_null().to_pylist() != their_hashes[neighbour[found]].tolist()
     ):
-        raise Bad("it belongs to other prompts", str(path), "run the stage neighbours again")
+        raise UserError("it belongs to other prompts", str(path), "run the stage neighbours again")
     return Neighbours(exact, neighbour, cosine)
 
 

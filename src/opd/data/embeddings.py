@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from opd.core import tables
 from opd.core.code import module_digest
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import content, digest
 from opd.data import encoders, schemas
 from opd.data.encoders import Floats
@@ -38,7 +38,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     text_of = dict(zip(hashes, texts, strict=True))
     if "" in texts:
         where = f"{inputs['prompts'] / 'prompts.parquet'}: row {texts.index('')}"
-        raise Bad("the question is empty", where, "mend the prompt set")
+        raise UserError("the question is empty", where, "mend the prompt set")
 
     folder = inputs.get("encoder")
     files = content(folder) if folder else {}
@@ -80,7 +80,7 @@ def write_shard(folder: Path, hashes: Sequence[str], vectors: Floats, work: Path
             np.savez(file, hashes=np.array(hashes, dtype="S64"), vectors=vectors)
         temporary.replace(path)
     except OSError as error:
-        raise Bad(f"it cannot be written ({error})", str(path), "free space there") from error
+        raise UserError(f"it cannot be written ({error})", str(path), "free space there") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -99,7 +99,7 @@ def read_shards(folder: Path) -> Iterator[tuple[list[str], Floats]]:
 def gather(folder: Path, hashes: Sequence[str], path: Path) -> int:
     """Write the vectors of distinct texts from a cache folder as one .npy; returns D.
 
-    Holds one shard in memory. Raises ``Bad`` where a text is missing or the disk is full.
+    Holds one shard in memory. Raises ``UserError`` where a text is missing or the disk is full.
     """
     row_of = {h: row for row, h in enumerate(hashes)}
     found: np.memmap[Any, Any] | None = None
@@ -110,7 +110,9 @@ def gather(folder: Path, hashes: Sequence[str], path: Path) -> int:
         rows = [row_of.pop(held[i]) for i in wanted]
         found[rows] = vectors[wanted]
     if found is None or row_of:
-        raise Bad(f"{len(row_of)} vectors have vanished", str(folder), "run the stage embed again")
+        raise UserError(
+            f"{len(row_of)} vectors have vanished", str(folder), "run the stage embed again"
+        )
     found.flush()
     return int(found.shape[1])
 
@@ -122,5 +124,7 @@ def _new_file(path: Path, shape: tuple[int, int]) -> np.memmap[Any, Any]:
         try:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError as error:
-            raise Bad(f"it cannot be written ({error})", str(path), "free space there") from error
+            raise UserError(
+                f"it cannot be written ({error})", str(path), "free space there"
+            ) from error
     return array

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 Floats = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Floats]
@@ -39,7 +39,7 @@ def load(folder: Path | None, threads: int = 1) -> Encode:
     try:
         model = SentenceTransformer(str(folder), device=device()).eval()
     except Exception as error:
-        raise Bad(
+        raise UserError(
             f"no sentence-transformers model ({type(error).__name__}: {error})",
             str(folder),
             "use 'hashed', or the folder of such a model",
@@ -67,7 +67,7 @@ def load(folder: Path | None, threads: int = 1) -> Encode:
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         broken = np.flatnonzero(~(norms[:, 0] > 0))
         if len(broken):
-            raise Bad(
+            raise UserError(
                 f"no direction for the text '{texts[broken[0]][:60]}'",
                 str(folder),
                 "its weights are broken: fetch them again",

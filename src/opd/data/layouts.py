@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 Row = Mapping[str, Any]
 ROLES = {"human": "user", "gpt": "assistant"}
@@ -164,10 +164,10 @@ def choose(source: Mapping[str, Any], columns: Iterable[str] = ()) -> Layout:
 
 
 def check(layout: Layout, columns: Collection[str], where: str) -> None:
-    """Raises ``Bad`` naming a column that a layout needs and a file lacks."""
+    """Raises ``UserError`` naming a column that a layout needs and a file lacks."""
     for column in layout.needed:
         if column not in columns:
-            raise Bad(
+            raise UserError(
                 f"column '{column}' is missing (it has {', '.join(sorted(columns))})",
                 where,
                 "name the columns with question and answer, or the layout",
@@ -178,7 +178,7 @@ def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
     """id (None if no column is named), question, prompt, answer, difficulty and solution of a row,
     texts as they stand there; None for a row that the layout leaves out.
 
-    Missing texts are empty, a missing solution is None. Raises ``Bad`` for a missing column,
+    Missing texts are empty, a missing solution is None. Raises ``UserError`` for a missing column,
     messages that are more than one question, and values that are no text and no number.
     """
     check(layout, row, where)
@@ -193,7 +193,7 @@ def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
             given = given[0]
         if layout.take == "letter" and isinstance(given, int):
             if not 0 <= given < len(LETTERS):
-                raise Bad(f"no choice has the number {given}", where, "mend the answer")
+                raise UserError(f"no choice has the number {given}", where, "mend the answer")
             given = LETTERS[given]
         answer = text(given, "answer", where)
         if layout.one_box and answer.count("\\boxed") != 1:
@@ -241,7 +241,7 @@ def text(value: Any, what: str, where: str) -> str:
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                raise Bad(
+                raise UserError(
                     f"the {what} has half of a surrogate pair at character {error.start}",
                     where,
                     "mend the file's encoding",
@@ -251,7 +251,7 @@ def text(value: Any, what: str, where: str) -> str:
         whole = isinstance(value, float) and value.is_integer()
         return str(int(value) if whole else value)
     shown = str(value) if isinstance(value, float) else f"a {type(value).__name__}"
-    raise Bad(f"the {what} is {shown}, not text", where, "write it as text or as a number")
+    raise UserError(f"the {what} is {shown}, not text", where, "write it as text or as a number")
 
 
 def _at(row: Row, column: str, where: str) -> Any:
@@ -261,7 +261,9 @@ def _at(row: Row, column: str, where: str) -> Any:
         if value is None:
             return None
         if not isinstance(value, Mapping):
-            raise Bad(f"'{column}' is a {type(value).__name__} at '{part}'", where, "mend the row")
+            raise UserError(
+                f"'{column}' is a {type(value).__name__} at '{part}'", where, "mend the row"
+            )
         value = value.get(part)
     return _question(value, column, where) if _is_messages(value) else value
 
@@ -302,7 +304,7 @@ def _question(messages: list[Row], column: str, where: str) -> Any:
     roles = [m.get("role", m.get("from")) for m in messages]
     roles = [ROLES.get(str(role), role) for role in roles]
     if roles not in (["user"], ["user", "assistant"]):
-        raise Bad(f"'{column}' holds {roles}", where, "expected a list with one user message")
+        raise UserError(f"'{column}' holds {roles}", where, "expected a list with one user message")
     return messages[0].get("content", messages[0].get("value"))
 
 
@@ -314,5 +316,5 @@ def _number(value: Any, where: str) -> float | None:
         return float(value)
     match = re.fullmatch(r"(?:Level )?(-?\d+(?:\.\d+)?|\?|)", str(value).strip())
     if match is None:
-        raise Bad(f"difficulty {value!r} is no number", where, "mend the column")
+        raise UserError(f"difficulty {value!r} is no number", where, "mend the column")
     return float(match[1]) if match[1] not in ("", "?") else None

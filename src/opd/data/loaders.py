@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import file_digest
 from opd.data import layouts
 
@@ -28,7 +28,7 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
     sha256 of a file; revision, config (one or several), file, split of a hub dataset. ``path`` is
     where the file lies, if not where ``source`` says. ``tally`` counts the rows that were read,
     those that the layout left out (``row filter``) and whole rows that came again (``identical``).
-    Raises ``Bad`` for whatever cannot be read, with file and row.
+    Raises ``UserError`` for whatever cannot be read, with file and row.
     """
     ids: dict[str, str] = {}
     for name, rows in _parts(source, path):
@@ -52,14 +52,14 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
             if not layout.row_id:
                 found["id"] = hashlib.sha1(f"{name}\0{number}".encode()).hexdigest()[:16]
             elif ids.setdefault(found["id"], where) != where:
-                raise Bad(
+                raise UserError(
                     f"its id '{found['id']}' is that of {ids[found['id']]}, too",
                     where,
                     "name a column with an id for each row, or none",
                 )
             yield {**found, "source": name, "row": number}
         if layout is None:
-            raise Bad("it has no rows", name, "give a file with prompts")
+            raise UserError("it has no rows", name, "give a file with prompts")
 
 
 def resolve(path: str) -> Path:
@@ -68,14 +68,14 @@ def resolve(path: str) -> Path:
     if not full.is_absolute():
         root = os.environ.get("OPD_DATA_DIR")
         if not root:
-            raise Bad(
+            raise UserError(
                 f"'{path}' is relative to OPD_DATA_DIR, which is not set",
                 "source.path",
                 "set the environment variable OPD_DATA_DIR to the folder with the data files",
             )
         full = Path(root) / path
     if not full.is_file():
-        raise Bad(f"no such file: {full}", "source.path", "mend the path or OPD_DATA_DIR")
+        raise UserError(f"no such file: {full}", "source.path", "mend the path or OPD_DATA_DIR")
     return full
 
 
@@ -87,7 +87,9 @@ def read_file(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
         return _jsonl(path)
     if path.suffix == ".csv":
         return _csv(path)
-    raise Bad(f"unknown kind of file '{path.suffix}'", str(path), "use .parquet, .jsonl or .csv")
+    raise UserError(
+        f"unknown kind of file '{path.suffix}'", str(path), "use .parquet, .jsonl or .csv"
+    )
 
 
 def _parts(source: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, Iterator[Row]]]:
@@ -95,13 +97,13 @@ def _parts(source: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, 
     if source.get("path"):
         path = path or resolve(source["path"])
         if not path.is_file():
-            raise Bad(f"no such file: {path}", "source.path", "mend the path or OPD_DATA_DIR")
+            raise UserError(f"no such file: {path}", "source.path", "mend the path or OPD_DATA_DIR")
         _check_hash(path, source.get("sha256"))
         yield source["path"], read_file(path, source)
         return
     revision = source["revision"]
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise Bad(
+        raise UserError(
             f"revision '{revision}' is not locked", "source.revision", "give all 40 hex digits"
         )
     layout = layouts.choose(source)
@@ -146,8 +148,8 @@ def _hub(
         first += table.num_rows
 
 
-def _unreachable(where: str, error: Exception) -> Bad:
-    return Bad(
+def _unreachable(where: str, error: Exception) -> UserError:
+    return UserError(
         f"it could not be loaded ({type(error).__name__}: {error})",
         where,
         "check name, revision, config, file and split, and that the hub can be reached",
@@ -169,7 +171,7 @@ def _parquet(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
                 yield from _rows(batch, source["path"], first)
                 first += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise Bad(
+        raise UserError(
             f"not a whole parquet file, at row {first} or later ({error})",
             str(path),
             "fetch it again",
@@ -195,9 +197,9 @@ def _jsonl(path: Path) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise Bad(f"not JSON ({error})", f"{path}:{number}", "mend the line") from error
+            raise UserError(f"not JSON ({error})", f"{path}:{number}", "mend the line") from error
         if not isinstance(row, dict):
-            raise Bad("not a JSON object", f"{path}:{number}", "mend the line")
+            raise UserError("not a JSON object", f"{path}:{number}", "mend the line")
         yield row
 
 
@@ -208,17 +210,19 @@ def _csv(path: Path) -> Iterator[Row]:
         header = next(reader, [])
         twice = [column for column, times in Counter(header).items() if times > 1]
         if twice:
-            raise Bad(f"two columns are called '{twice[0]}'", str(path), "rename one")
+            raise UserError(f"two columns are called '{twice[0]}'", str(path), "rename one")
         for cells in reader:
             if len(cells) != len(header):
-                raise Bad(
+                raise UserError(
                     f"{len(cells)} cells under {len(header)} columns",
                     f"{path}:{reader.line_num}",
                     "mend the line; cells with commas, quotes or line breaks go in quotes",
                 )
             yield dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise Bad(f"not csv ({error})", f"{path}:{reader.line_num}", "mend the line") from error
+        raise UserError(
+            f"not csv ({error})", f"{path}:{reader.line_num}", "mend the line"
+        ) from error
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -231,8 +235,8 @@ def _lines(path: Path) -> Iterator[str]:
                 raise _not_utf8(f"{path}:{number}", error) from error
 
 
-def _not_utf8(where: str, error: UnicodeDecodeError) -> Bad:
-    return Bad(
+def _not_utf8(where: str, error: UnicodeDecodeError) -> UserError:
+    return UserError(
         f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})",
         where,
         "convert the file to UTF-8",
@@ -244,7 +248,7 @@ def _check_hash(path: Path, wanted: str | None) -> None:
         return
     found = file_digest(path)
     if found != wanted:
-        raise Bad(
+        raise UserError(
             f"its sha256 is {found}, not {wanted}", str(path), "fetch it again, or mend sha256"
         )
 

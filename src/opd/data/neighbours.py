@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data.schemas import NEIGHBOURS
 
 # Vectors in memory at a time: of those that look for a neighbour, and of those looked through.
@@ -40,7 +40,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     if "against" in inputs:
         their_hashes, their_vectors = _read(inputs["against"])
         if vectors.shape[1] != their_vectors.shape[1]:
-            raise Bad(
+            raise UserError(
                 f"embeddings of {vectors.shape[1]} and of {their_vectors.shape[1]} dimensions",
                 "encoder",
                 "embed both sets with the same encoder",

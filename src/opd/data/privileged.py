@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 # prompt: what the student is asked; question: the same without a template.
 FIELDS = ("prompt", "question", "answer", "solution")
@@ -57,23 +57,26 @@ def contexts(given: Any) -> list[dict[str, str]]:
     """What a recipe gives (a name of CONTEXTS, {message, system, think}, or a list of these) as
     contexts with a message each; empty where nothing is told.
 
-    Raises ``Bad`` for an unknown name or field, and for a message that leaves the question out.
+    Raises ``UserError`` for an unknown name or field, and for a message that leaves the question
+    out.
     """
     found = []
     for one in given if isinstance(given, list) else [given or "none"]:
         if isinstance(one, str) and one not in CONTEXTS:
-            raise Bad(f"unknown kind '{one}'", "information", f"use one of {', '.join(CONTEXTS)}")
+            raise UserError(
+                f"unknown kind '{one}'", "information", f"use one of {', '.join(CONTEXTS)}"
+            )
         known = CONTEXTS[one] if isinstance(one, str) else {"message": PLAIN, **one}
         for part, text in known.items():
             for field in fields(text):
                 if field not in FIELDS:
-                    raise Bad(
+                    raise UserError(
                         f"unknown field {{{field}}}",
                         f"information.{part}",
                         f"there are {', '.join(f'{{{known}}}' for known in FIELDS)}",
                     )
         if not {"prompt", "question"} & set(fields(known["message"])):
-            raise Bad("the question is not in it", "information.message", "add {prompt}")
+            raise UserError("the question is not in it", "information.message", "add {prompt}")
         found.append(dict(known))
     return [] if found == [CONTEXTS["none"]] else found
 
@@ -81,7 +84,7 @@ def contexts(given: Any) -> list[dict[str, str]]:
 def filled(text: str, row: Mapping[str, Any]) -> str:
     """A text with the fields of a row of PROMPTS, in one pass: what a field holds stays as it is.
 
-    Raises ``Bad`` where the row does not have what is to be told.
+    Raises ``UserError`` where the row does not have what is to be told.
     """
 
     def value(found: re.Match[str]) -> str:
@@ -89,7 +92,7 @@ def filled(text: str, row: Mapping[str, Any]) -> str:
             return found[0]
         given = row[found[1]]
         if given is None or not given.strip():
-            raise Bad(
+            raise UserError(
                 f"there is no {found[1]} to tell the teacher",
                 f"information: prompt {row['id']}",
                 "give the prompt set one (column, layout), or leave such rows out",
@@ -108,8 +111,9 @@ def rendered(
     """Token ids of what the teacher is told of each row of PROMPTS, ready for the response.
 
     ``think`` takes the place of the empty think block, or is put into one where the chat template
-    has none. Raises ``Bad`` for a row without the information, for a chat template that leaves a
-    system message out, and for a think block where the response may begin with one of its own.
+    has none. Raises ``UserError`` for a row without the information, for a chat template that
+    leaves a system message out, and for a think block where the response may begin with one of its
+    own.
     """
     texts = []
     for row in rows:
@@ -121,7 +125,7 @@ def rendered(
             chat, add_generation_prompt=True, tokenize=False, **template_kwargs
         )
         if "system" in context and system.strip() not in text:
-            raise Bad(
+            raise UserError(
                 "the teacher's chat template leaves system messages out",
                 "information.system",
                 "put it into the message",
@@ -130,7 +134,7 @@ def rendered(
             off = text.endswith(EMPTY_THINK)
             text = text.removesuffix(EMPTY_THINK)
             if not off and "<think>" in str(tokenizer.chat_template):
-                raise Bad(
+                raise UserError(
                     "the chat template leaves a think block to the response",
                     "information.think",
                     "use chat_template: {enable_thinking: false}",
@@ -148,13 +152,13 @@ def told(
     template_kwargs: Mapping[str, Any],
     limit: int,
 ) -> list[list[list[int]]]:
-    """``rendered`` of every context: token ids by context and row. Raises ``Bad`` for one of more
-    than ``limit`` tokens."""
+    """``rendered`` of every context: token ids by context and row. Raises ``UserError`` for one of
+    more than ``limit`` tokens."""
     found = [rendered(context, rows, tokenizer, template_kwargs) for context in given]
     for ids in found:
         for tokens, row in zip(ids, rows, strict=True):
             if len(tokens) > limit:
-                raise Bad(
+                raise UserError(
                     f"the teacher's prompt has {len(tokens)} tokens, at most {limit} are allowed",
                     f"information: prompt {row['id']}",
                     "raise max_teacher_prompt_tokens, or tell it less",

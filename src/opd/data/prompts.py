@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import loaders, schemas, templates
 from opd.data.schemas import CHINESE, PROMPTS, REPEATED
 
@@ -36,8 +36,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     of the rows before any selection how many texts are distinct, repeated and have conflicting
     answers, for the prompt and for the question, as they stand and stripped of white space.
 
-    Raises ``Bad`` for what cannot be read, an entry of strip that fits nowhere, an empty question
-    or answer (unless ``drop_empty``), two rows with one id, and an empty result.
+    Raises ``UserError`` for what cannot be read, an entry of strip that fits nowhere, an empty
+    question or answer (unless ``drop_empty``), two rows with one id, and an empty result.
     """
     tally: Counter[str] = Counter()
     name, records, answered = load(cfg, inputs, tally)
@@ -50,7 +50,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         rows = list(kept)
     steps = _steps(tally, len(rows))
     if not rows:
-        raise Bad(
+        raise UserError(
             f"no prompt of {name} is left ({', '.join(f'{n} {step}' for step, n in steps)})",
             "prompts",
             "select more of them",
@@ -97,7 +97,7 @@ def load(
     elif source.get("path"):
         name = source["path"]
     else:
-        raise Bad(f"no source in {source}", "source", "give one of world, path, hub, from")
+        raise UserError(f"no source in {source}", "source", "give one of world, path, hub, from")
     answered = loaders.layouts.choose(source).answer is not None
     return name, loaders.read(source, inputs.get("path"), tally), answered
 
@@ -106,7 +106,7 @@ def sample(rows: Iterable[Row], n: int, seed: int) -> list[Row]:
     """n rows without replacement, in their old order; holds no more than n.
 
     Rows are drawn by a hash of seed and id: for one seed a smaller sample is a subset of a larger
-    one, and whether a row is drawn before another does not depend on the rest. Raises ``Bad``
+    one, and whether a row is drawn before another does not depend on the rest. Raises ``UserError``
     where there are fewer than n.
     """
 
@@ -115,7 +115,7 @@ def sample(rows: Iterable[Row], n: int, seed: int) -> list[Row]:
 
     chosen = heapq.nsmallest(n, enumerate(rows), key=rank)
     if len(chosen) < n:
-        raise Bad(f"{n} prompts wanted, {len(chosen)} are there", "sample.n", "ask for fewer")
+        raise UserError(f"{n} prompts wanted, {len(chosen)} are there", "sample.n", "ask for fewer")
     return [row for _, row in sorted(chosen, key=itemgetter(0))]
 
 
@@ -185,14 +185,14 @@ class Survey:
         self.question_stripped.add(question.strip(), row)
 
     def check_affixes(self) -> None:
-        """Raises ``Bad`` for an entry of strip that no row has.
+        """Raises ``UserError`` for an entry of strip that no row has.
 
         Text that stays on every question drags all similarities along unnoticed: Rethinking OPD's
         released DAPO file has a double brace where its deduplication script expects a single one.
         """
         for i, affix in enumerate(self.affixes):
             if self.first is not None and not self.fits[affix]:
-                raise Bad(
+                raise UserError(
                     f"no row of {self.name} has {templates.named(affix)!r}; its first question "
                     f"reads '{_shorten(self.first)}'",
                     f"strip.{i}",
@@ -221,7 +221,7 @@ def _cleaned(
 ) -> Iterator[Row]:
     """Rows of the schema PROMPTS with bare questions, without the empty ones.
 
-    Raises ``Bad`` when all are read, for what holds of all of them.
+    Raises ``UserError`` when all are read, for what holds of all of them.
     """
     empty: tuple[str, Row] | None = None
     for row in records:
@@ -246,13 +246,13 @@ def _cleaned(
         )
     survey.check_affixes()
     if empty and not cfg.get("drop_empty"):
-        raise Bad(
+        raise UserError(
             f"the {empty[0]} is empty (so in {tally['empty']} rows)",
             f"{empty[1]['source']}: row {empty[1]['row']}",
             "mend the file, or set drop_empty: true to leave such rows out",
         )
     if cfg.get("difficulty") and not tally["with difficulty"]:
-        raise Bad(
+        raise UserError(
             f"{cfg['difficulty']} asked for, but no row of {survey.name} has a difficulty",
             "difficulty",
             "remove the key, or name the column",
@@ -310,11 +310,11 @@ def _other(inputs: Mapping[str, Path]) -> Other | None:
 
 
 def _overlap(rows: Sequence[Row], other: Other, by: str) -> dict[str, Any]:
-    """What the result and the other set share. Raises ``Bad`` where rows cannot tell: the sets
-    come from different sources."""
+    """What the result and the other set share. Raises ``UserError`` where rows cannot tell: the
+    sets come from different sources."""
     sources = {row["source"] for row in rows}
     if by == "row" and not sources & {source for source, _ in other.rows}:
-        raise Bad(
+        raise UserError(
             f"it has no row of {', '.join(sorted(sources))}, so no row can be in both sets",
             str(other.path),
             "use apart_from by question",

@@ -7,7 +7,7 @@ templates of the papers have names.
 from collections.abc import Sequence
 from typing import Literal
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 PLACE = "{question}"
 
@@ -36,11 +36,11 @@ def named(template: str) -> str:
 def apply(template: str, question: str) -> str:
     """Put a question into a template (its name or its text).
 
-    Raises ``Bad`` for a text without ``{question}``.
+    Raises ``UserError`` for a text without ``{question}``.
     """
     text = named(template)
     if PLACE not in text:
-        raise Bad(f"the template has no {PLACE}: {text!r}", "template", f"add {PLACE} to it")
+        raise UserError(f"the template has no {PLACE}: {text!r}", "template", f"add {PLACE} to it")
     return text.replace(PLACE, question)
 
 

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import schemas
 
 RULES = ("precedence", "left")
@@ -36,12 +36,14 @@ def _apply(a: int, operator: str, b: int) -> int:
 def steps(question: str, rule: str) -> list[Step]:
     """The steps (left, operator, right, result) that reduce a question under a rule.
 
-    Raises ``Bad`` for text that is no chain of single digits and for an unknown rule.
+    Raises ``UserError`` for text that is no chain of single digits and for an unknown rule.
     """
     if not re.fullmatch(r"\d([-+*]\d)+=?", question):
-        raise Bad(f"'{question}' is no question of the world", "question", "write e.g. 3+4*2-7=")
+        raise UserError(
+            f"'{question}' is no question of the world", "question", "write e.g. 3+4*2-7="
+        )
     if rule not in RULES:
-        raise Bad(f"unknown rule '{rule}'", "rule", f"use one of {', '.join(RULES)}")
+        raise UserError(f"unknown rule '{rule}'", "rule", f"use one of {', '.join(RULES)}")
     values = [int(c) for c in question[0::2] if c != "="]
     operators = list(question.rstrip("=")[1::2])
     done = []
@@ -61,7 +63,7 @@ def solve(question: str, rule: str = "precedence") -> str:
 def respond(question: str, rule: str, style: str) -> str:
     """The response that follows a rule without a mistake, written in a style."""
     if style not in STYLES:
-        raise Bad(f"unknown style '{style}'", "style", f"use one of {', '.join(STYLES)}")
+        raise UserError(f"unknown style '{style}'", "style", f"use one of {', '.join(STYLES)}")
     done = steps(question, rule)
     form = "{a}{operator}{b}={result}" if style == "infix" else "{operator}{a}{b}={result}"
     written = [
@@ -145,10 +147,10 @@ def make_prompts(world: dict[str, Any], split: str, n: int) -> list[dict[str, An
     ``prompt`` is the question itself, ``difficulty`` the number of operators, ``solution`` what
     precedence writes in infix. Questions are unique within a split. In ``other``, ``source`` says
     which rows are exact or near (renumbered, commuted) duplicates of the first n rows of ``rl``.
-    Raises ``Bad`` for an unknown split and where a benchmark has no n problems.
+    Raises ``UserError`` for an unknown split and where a benchmark has no n problems.
     """
     if split not in SPLITS:
-        raise Bad(f"unknown split '{split}'", "source.world.split", f"use one of {SPLITS}")
+        raise UserError(f"unknown split '{split}'", "source.world.split", f"use one of {SPLITS}")
     stream: Iterator[tuple[str, str]]
     if split == "rl":
         stream = ((q, "fresh") for q in _stream(world, "rl", TRAINING_LEVELS, world["rl_times"]))
@@ -165,7 +167,7 @@ def make_prompts(world: dict[str, Any], split: str, n: int) -> list[dict[str, An
         if question in seen:
             misses += 1
             if misses > 100_000:
-                raise Bad(
+                raise UserError(
                     f"'{split}' has no {n} problems", "source.world.n", f"ask for {len(rows)}"
                 )
             continue

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.doctor import envs, hub, interpreters, machine, slurm
 from opd.doctor.finding import Finding, lines, ready, some
 from opd.plan import artifacts as plan
@@ -43,7 +43,7 @@ def examine(
         config = resolve.read(configs, settings)
         site = resources.read_site(os.environ.get("OPD_SITE"), root / "slurm" / "site.yaml")
         rows = resources.read_classes(root / "workflow" / "resources.yaml")
-    except Bad as bad:
+    except UserError as bad:
         findings.append(_of(bad, "config"))
     else:
         findings.append(Finding("config", "ok", f"{' '.join(map(str, configs))}: {config.name}"))
@@ -60,7 +60,7 @@ def examine(
     return findings
 
 
-def _of(bad: Bad, subject: str) -> Finding:
+def _of(bad: UserError, subject: str) -> Finding:
     return Finding(subject, "missing", f"{bad.where}: {bad.what}", bad.remedy)
 
 
@@ -84,7 +84,7 @@ def _run(
             artifacts = plan.plan(config, locked)
             artifacts |= outputs.exhibits(config, artifacts, root / "config")
             folders = artifact.closure(outputs.targets(config, artifacts), artifacts)
-        except Bad as bad:
+        except UserError as bad:
             findings.append(_of(bad, "plan"))
     states = planned.states(artifacts, folders, results, results.parent / ".store")
     to_run = [artifacts[folder] for folder, state in states.items() if state in planned.TO_RUN]
@@ -142,7 +142,7 @@ def _files(config: Config) -> list[Finding]:
     for where, path in plan.data_files(config).items():
         try:
             plan.data_path(path, where)
-        except Bad as bad:
+        except UserError as bad:
             missing.append(bad)
     if not missing:
         return []

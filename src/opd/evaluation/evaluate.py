@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import templates
 from opd.evaluation.schemas import SCORES
 from opd.evaluation.tasks import OURS
@@ -140,7 +140,7 @@ def score(
             mine = verdicts.get((name, i))
             scores = {g: float(right) for g, (_, right) in mine.items()} if mine else one.scores
             if not scores:
-                raise Bad(
+                raise UserError(
                     "its metrics are no numbers of single samples",
                     f"benchmark {name}",
                     "use a task with such a metric, as acc or exact_match",
@@ -193,8 +193,8 @@ def summarise(rows: list[Row], benchmarks: list[str], seed: int) -> Row:
 
     avg is the mean over problems of the mean score of the samples (avg@k), se its standard error
     and low and high its 95 % interval over problems; se_samples is the part of it that other
-    samples of the same problems would show (``opd.stats.intervals``). Raises ``Bad`` unless every
-    problem of a benchmark has the same samples 0..k-1.
+    samples of the same problems would show (``opd.stats.intervals``). Raises ``UserError`` unless
+    every problem of a benchmark has the same samples 0..k-1.
     """
     found: Row = {}
     matrices = []
@@ -240,8 +240,8 @@ def _bounds(scores: list[NDArray[np.float64]], seed: int) -> dict[str, float | N
 
 
 def score_matrix(rows: list[Row], name: str) -> NDArray[np.float64]:
-    """The main metric of every sample: float64 [problems, samples]; ``Bad`` if one lacks or is
-    double."""
+    """The main metric of every sample: float64 [problems, samples]; ``UserError`` if one lacks or
+    is double."""
     verdicts: dict[str, dict[int, float]] = {}
     for row in rows:
         verdicts.setdefault(row["problem"], {})[row["sample"]] = row["correct"]
@@ -249,13 +249,13 @@ def score_matrix(rows: list[Row], name: str) -> NDArray[np.float64]:
     wanted = list(range(samples))
     for problem, given in verdicts.items():
         if sorted(given) != wanted:
-            raise Bad(
+            raise UserError(
                 f"samples {sorted(given)} of problem '{problem}', not 0 to {samples - 1}",
                 f"benchmark {name}",
                 "run the evaluation again",
             )
     if not verdicts or len(rows) != len(verdicts) * samples:
-        raise Bad(
+        raise UserError(
             f"{len(rows)} scores for {len(verdicts)} problems x {samples} samples",
             f"benchmark {name}",
             "run the evaluation again",

@@ -20,7 +20,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.tasks import TaskManager
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import layouts
 from opd.data.schemas import PROMPTS
 from opd.evaluation import tasks as benchmarks
@@ -160,7 +160,7 @@ def task_file(task: str, include: Path | None = None) -> Path:
     # All of lm-eval's thousands of files are read for its index, which takes seconds.
     entry = TaskManager(**(own if include else {})).task_index.get(task)
     if entry is None or entry.yaml_path is None:
-        raise Bad(
+        raise UserError(
             f"{include or 'lm-eval'} has no task '{task}'",
             "benchmarks",
             "`lm-eval ls tasks` lists its own; for others name their folder with include",
@@ -197,23 +197,23 @@ def load(benchmark: Mapping[str, Any], data: Mapping[str, Path], samples: int, w
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     try:
         tasks = TaskManager(include_defaults=False).load(str(file))["tasks"]
-    except Bad:
+    except UserError:
         raise
     except Exception as error:
-        raise Bad(
+        raise UserError(
             f"the task '{benchmark['task']}' could not be loaded ({type(error).__name__}: {error})",
             f"benchmarks.{name}",
             "name its data with prompts or hub, and see that they have the columns it reads",
         ) from error
     if list(tasks) != [name]:
-        raise Bad(f"'{benchmark['task']}' is a group", f"benchmarks.{name}", "name its tasks")
+        raise UserError(f"'{benchmark['task']}' is a group", f"benchmarks.{name}", "name its tasks")
     return tasks[name]
 
 
 def requests(name: str, task: Any, lm: SamplerLM) -> list[Any]:
     """lm-eval's requests of a benchmark, in the order of its problems.
 
-    Raises ``Bad`` where two problems have one id.
+    Raises ``UserError`` where two problems have one id.
     """
     task.build_all_requests(
         apply_chat_template=True,
@@ -224,7 +224,7 @@ def requests(name: str, task: Any, lm: SamplerLM) -> list[Any]:
     problem_of: dict[str, int] = {}
     for request in task.instances:
         if problem_of.setdefault(problem_id(request), request.doc_id) != request.doc_id:
-            raise Bad(
+            raise UserError(
                 f"two problems have the id '{problem_id(request)}'",
                 f"benchmarks.{name}",
                 "make the ids of what it reads unique",

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import file_digest, read_json
 from opd.evaluation.schemas import SCORES
 from opd.losses.schemas import METRICS
@@ -23,7 +23,7 @@ from opd.stats.intervals import Array, Scores
 MACRO = "macro"
 
 
-class NotLogged(Bad):
+class NotLogged(UserError):
     """A run has no such metric."""
 
 
@@ -51,12 +51,12 @@ class Answers(NamedTuple):
 def read_answers(payload: Path) -> dict[str, Answers]:
     """Benchmark -> answers of one evaluation; problems are sorted, so that evaluations compare.
 
-    Raises ``Bad`` where a problem has more or fewer samples than the others.
+    Raises ``UserError`` where a problem has more or fewer samples than the others.
     """
     path = payload / "scores.parquet"
     table = tables.read(path, _ANSWERS)
     if not table.num_rows:
-        raise Bad("no rows", str(path), "the evaluation made nothing: run it again")
+        raise UserError("no rows", str(path), "the evaluation made nothing: run it again")
     rows: dict[str, dict[str, list[int]]] = {}
     columns = zip(table["benchmark"].to_pylist(), table["problem"].to_pylist(), strict=True)
     for row, (benchmark, problem) in enumerate(columns):
@@ -73,7 +73,7 @@ def read_answers(payload: Path) -> dict[str, Answers]:
         problems = dict(sorted(problems.items()))
         for problem, where in problems.items():
             if len(where) != samples:
-                raise Bad(
+                raise UserError(
                     f"problem '{problem}' of {benchmark} has {len(where)} samples, not {samples}",
                     str(path),
                     "the evaluation is not complete: run it again",
@@ -98,7 +98,7 @@ class Evaluations:
         if wanted == MACRO:
             return known
         if wanted not in known:
-            raise Bad(f"no benchmark '{wanted}'", self.where, f"there are {', '.join(known)}")
+            raise UserError(f"no benchmark '{wanted}'", self.where, f"there are {', '.join(known)}")
         return (wanted,)
 
     def scores(self, wanted: str = MACRO, field: str = "correct") -> Scores:
@@ -130,17 +130,21 @@ class Reader:
     def file(self, name: str, file: str, where: str) -> Path:
         """The path of a file of an input, for reading it; whether it is there shows then.
 
-        Raises ``Bad`` where there is no such input, and where the file is not as it was made: its
-        content is not what digest.json says.
+        Raises ``UserError`` where there is no such input, and where the file is not as it was made:
+        its content is not what digest.json says.
         """
         if name not in self.inputs:
-            raise Bad(f"no input '{name}'", where, f"inputs are {', '.join(self.inputs) or 'none'}")
+            raise UserError(
+                f"no input '{name}'", where, f"inputs are {', '.join(self.inputs) or 'none'}"
+            )
         path = self.inputs[name] / file
         if (name, file) not in self._digests and path.is_file():
             found = file_digest(path)
             record = self.inputs[name].with_name("digest.json")
             if record.is_file() and read_json(record)["outputs"].get(file) != found:
-                raise Bad("modified after it was made", str(path), f"remove {record}, start again")
+                raise UserError(
+                    "modified after it was made", str(path), f"remove {record}, start again"
+                )
             self._digests[name, file] = found[:12]
         return path
 
@@ -151,11 +155,11 @@ class Reader:
     def evaluations(self, names: Sequence[str], where: str) -> Evaluations:
         """Evaluations by input name, one per seed.
 
-        Raises ``Bad`` unless all evaluations read so far have the same benchmarks, problems and
-        samples: otherwise their scores could not be compared.
+        Raises ``UserError`` unless all evaluations read so far have the same benchmarks, problems
+        and samples: otherwise their scores could not be compared.
         """
         if not names:
-            raise Bad("no evaluation is named", where, "name one input per seed")
+            raise UserError("no evaluation is named", where, "name one input per seed")
         for name in names:
             if name not in self._answers:
                 self._answers[name] = read_answers(self.file(name, "scores.parquet", where).parent)
@@ -163,7 +167,7 @@ class Reader:
             self.first = self.first or one
             for other in {*self.first.shape(), *one.shape()}:
                 if self.first.shape().get(other) != one.shape().get(other):
-                    raise Bad(
+                    raise UserError(
                         f"'{name}' has other problems or samples of {other} than the first input",
                         where,
                         "compare evaluations of one protocol on the same benchmarks",
@@ -190,7 +194,7 @@ class Reader:
     def metric(self, names: Sequence[str], metric: str, where: str) -> tuple[Array, Array]:
         """Steps [N] and values [S, N] of a metric (NaN where a seed did not log a step)."""
         if not names:
-            raise Bad("no run is named", where, "name one input per seed")
+            raise UserError("no run is named", where, "name one input per seed")
         curves = []
         for name in names:
             if name not in self._metrics:
@@ -230,7 +234,7 @@ class Reader:
 def read_metrics(payload: Path) -> dict[str, tuple[Array, Array]]:
     """Metric -> (steps, values) of one run over all positions, by step.
 
-    Raises ``Bad`` on a step logged twice.
+    Raises ``UserError`` on a step logged twice.
     """
     path = payload / "metrics.parquet"
     table = tables.read(path, METRICS)
@@ -242,6 +246,6 @@ def read_metrics(payload: Path) -> dict[str, tuple[Array, Array]]:
         at = np.flatnonzero(names == name)
         at = at[np.argsort(steps[at], kind="stable")]
         if np.any(np.diff(steps[at]) == 0):
-            raise Bad(f"'{name}' is logged twice for a step", str(path), "make the run again")
+            raise UserError(f"'{name}' is logged twice for a step", str(path), "make the run again")
         curves[name] = (steps[at], values[at])
     return curves

@@ -7,7 +7,7 @@ All read what comes after the thinking. A response that was cut off is wrong, wh
 import re
 from collections.abc import Callable, Sequence
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.grading.graders import GRADERS, grade_all, last_boxed
 
 THINK, END_OF_THINKING = "<think>", "</think>"
@@ -59,11 +59,11 @@ def right(responses: Sequence[tuple[str, str]], answers: Sequence[str], grader: 
     """Whether each response (its text, and how it finished: stop or length) gives the answer.
 
     grader: letter, boolean or integer (the last line's ``Answer:``, which true and false may do
-    without; an integer may be boxed), or one of ``opd.grading.graders``. Raises ``Bad`` for
+    without; an integer may be boxed), or one of ``opd.grading.graders``. Raises ``UserError`` for
     another.
     """
     if grader not in OWN and grader not in GRADERS:
-        raise Bad(f"unknown grader '{grader}'", "grader", f"use one of {', '.join(known())}")
+        raise UserError(f"unknown grader '{grader}'", "grader", f"use one of {', '.join(known())}")
     found = [False] * len(responses)
     texts: dict[int, str] = {}
     for row, (response, finish) in enumerate(responses):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.grading.equivalence import Pair, by_math_verify, by_rule
 from opd.grading.sandbox import verifier
 
@@ -64,10 +64,10 @@ def grade_all(pairs: Sequence[tuple[str, str]], grader: str) -> tuple[list[Grade
     """Grade (response, answer) pairs in order; also how many comparisons hit a limit of time or
     memory (each counted once, however often it occurs).
 
-    A comparison at a limit counts as wrong. Raises ``Bad`` for an unknown grader.
+    A comparison at a limit counts as wrong. Raises ``UserError`` for an unknown grader.
     """
     if grader not in GRADERS:
-        raise Bad(f"unknown grader '{grader}'", "grader", f"use one of {', '.join(GRADERS)}")
+        raise UserError(f"unknown grader '{grader}'", "grader", f"use one of {', '.join(GRADERS)}")
     if grader not in SETTLE:
         return [GRADERS[grader](response, answer) for response, answer in pairs], 0
     graded: list[Graded] = []

@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, NoReturn
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.grading.equivalence import Pair
 
 # Of one comparison: CPU seconds and memory that the process may take, wall seconds of waiting.
@@ -80,7 +80,7 @@ class Verifier:
         assert self.process.stdout
         if self.process.stdout.readline().strip() != "ready":
             self.stop()
-            raise Bad("the process that compares answers did not start", "grader",
+            raise UserError("the process that compares answers did not start", "grader",
                       "install math-verify; it needs a gigabyte of memory")  # fmt: skip
         return self.process
 

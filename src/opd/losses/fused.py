@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.losses.head import (
     CHUNK_ELEMENTS,
     Head,
@@ -79,7 +79,7 @@ def _vocabulary_loss(
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
     if head_q.softcap is not None and spec.teacher_temperature != temperature:
-        raise Bad(
+        raise UserError(
             "a teacher with capped logits takes the student's temperature",
             "loss.teacher_temperature",
             f"use {temperature} or a top-k support",

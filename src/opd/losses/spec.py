@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 Support = Literal[
     "sampled",
@@ -123,7 +123,7 @@ class LossSpec:
 
 
 def _refuse(what: str, key: str, remedy: str) -> None:
-    raise Bad(what, f"loss.{key}", remedy)
+    raise UserError(what, f"loss.{key}", remedy)
 
 
 _CODE = LossSpec("student", 16)
@@ -159,7 +159,8 @@ PRESETS: dict[str, LossSpec] = {
 
 
 def loss_spec(settings: Mapping[str, Any]) -> LossSpec:
-    """A ``preset`` with other settings written over it. Raises ``Bad`` for what makes no sense."""
+    """A ``preset`` with other settings written over it. Raises ``UserError`` for what makes no
+    sense."""
     settings = dict(settings)
     name = settings.pop("preset", "rethinking_code")
     if name not in PRESETS:

@@ -14,7 +14,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.losses.spec import Aggregation, LossSpec
 
 # A token that a model rules out (log-probability -inf) counts as one of this log-probability, so
@@ -86,7 +86,7 @@ def aggregate(loss: Tensor, mask: Tensor, how: str, tokens: Tensor | float, part
     if how == "micro_batch_mean":
         return loss.sum() / kept.sum().clamp(min=1) / parts
     known = ", ".join(get_args(Aggregation))
-    raise Bad(f"unknown aggregation '{how}'", "aggregation", f"use one of {known}")
+    raise UserError(f"unknown aggregation '{how}'", "aggregation", f"use one of {known}")
 
 
 class Candidates(NamedTuple):

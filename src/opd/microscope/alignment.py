@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.microscope import gradients
 from opd.microscope.gradients import by_child, totals
 from opd.microscope.path_index import Children
@@ -120,11 +120,11 @@ def align(
     whether probabilities are renormalised over these. ``renormalise``: they are; both vectors then
     sum to zero, and at a node of two children the score is +1 or -1. ``restrict_only``: they are
     not; the mean of f is that over the vocabulary, for which ``kl`` [U], KL(P || Q) in nats, is
-    needed with ``reverse_kl``; that of success is known over the children only. Raises ``Bad`` for
-    another mode or method, and without kl where it is needed.
+    needed with ``reverse_kl``; that of success is known over the children only. Raises
+    ``UserError`` for another mode or method, and without kl where it is needed.
     """
     if method not in METHODS:
-        raise Bad(f"unknown method '{method}'", "method", f"use one of {', '.join(METHODS)}")
+        raise UserError(f"unknown method '{method}'", "method", f"use one of {', '.join(METHODS)}")
     starts, success = nodes.starts, nodes.success
     log_p, log_q = (np.asarray(one, dtype=np.float64) for one in (log_p, log_q))
     p, q = np.exp(log_p), np.exp(log_q)
@@ -141,7 +141,7 @@ def align(
     elif mode == "restrict_only":
         used, f = p, METHODS[method](log_p, log_q)
         if method == "reverse_kl" and kl is None:
-            raise Bad("restrict_only needs the divergence", "kl", "give that of every node")
+            raise UserError("restrict_only needs the divergence", "kl", "give that of every node")
         # Of log Q - log P over the vocabulary it is -KL, of Q / P it is one.
         middle = np.ones(len(starts))
         if method == "reverse_kl":
@@ -149,7 +149,7 @@ def align(
         means = (totals(gradients.renormalised(p, starts) * success, starts), middle)
         even = np.maximum.reduceat(np.abs(f - by_child(middle, starts, len(f))), starts) < EVEN_NATS
     else:
-        raise Bad(f"unknown mode '{mode}'", "mode", "use renormalise or restrict_only")
+        raise UserError(f"unknown mode '{mode}'", "mode", "use renormalise or restrict_only")
     ideal = gradients.gradient(used, gradients.dr_grpo(success), starts, means[0])
     taught = gradients.gradient(used, f, starts, means[1])
     found = cosine(ideal, taught, starts)

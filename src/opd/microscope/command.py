@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.data.schemas import PROMPTS
 from opd.grading import choices
@@ -50,21 +50,23 @@ def align(
     questions: as ``opd preflight`` takes prompts, with answers. cfg: those of
     ``opd.models.sampling.settings``, n (questions), rollouts, min_visits, min_children_visits,
     grader, demonstrate (whether the student with a right response of its own in the prompt is a
-    teacher, too), optional system. Raises ``Bad`` for what is missing; what cannot be measured is
-    in the report with its reason.
+    teacher, too), optional system. Raises ``UserError`` for what is missing; what cannot be
+    measured is in the report with its reason.
     """
     for folder in (student, *teachers):
         if not folder.is_dir():
-            raise Bad("no such folder", str(folder), "give the folder of a model")
+            raise UserError("no such folder", str(folder), "give the folder of a model")
     if not teachers and not cfg["demonstrate"]:
-        raise Bad("there is no teacher", "--teacher", "name one, or add --demonstrate")
+        raise UserError("there is no teacher", "--teacher", "name one, or add --demonstrate")
     rows = read_questions(questions)[: cfg["n"]]
     if not rows:
-        raise Bad("there are no questions", str(questions), "give a file that is not empty")
+        raise UserError("there are no questions", str(questions), "give a file that is not empty")
     choices.right([], [], cfg["grader"])
     for row in rows:
         if not row["answer"]:
-            raise Bad("it has no answer", f"{questions}: question '{row['id']}'", "give it one")
+            raise UserError(
+                "it has no answer", f"{questions}: question '{row['id']}'", "give it one"
+            )
     with tempfile.TemporaryDirectory(prefix="opd-align-") as temporary:
         made = Path(temporary) if out is None else out
         made.mkdir(parents=True, exist_ok=True)

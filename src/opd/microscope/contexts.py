@@ -6,7 +6,7 @@ give is marked "ours".
 import re
 from collections.abc import Mapping, Sequence
 
-from opd.core.errors import Bad, LeftOut
+from opd.core.errors import LeftOut, UserError
 
 SYSTEM = "You are a helpful assistant."
 
@@ -38,7 +38,8 @@ _NOW = "Now answer with a response of your own, including the thinking process:"
 
 
 def mmlu(question: str, choices: Sequence[str]) -> str:
-    """The user message of an MMLU question (Fig. 12). Raises ``Bad`` unless it has four choices."""
+    """The user message of an MMLU question (Fig. 12). Raises ``UserError`` unless it has four
+    choices."""
     if len(choices) != 4:
         raise LeftOut(f"it has {len(choices)} choices", f"question '{question[:40]}'", "give four")
     a, b, c, d = choices
@@ -54,12 +55,12 @@ def asked(form: str | None, question: str, prompt: str) -> str:
     """The user message of a prompt: as its prompt set asks it, or in a form of the paper (mmlu,
     boolq), for which the bare question has to look as the loaders of these sets make it.
 
-    Raises ``Bad`` for an unknown form and for a question that does not look like that.
+    Raises ``UserError`` for an unknown form and for a question that does not look like that.
     """
     if form is None:
         return prompt
     if form not in FORMS:
-        raise Bad(f"unknown form '{form}'", "form", f"use one of {', '.join(FORMS)}")
+        raise UserError(f"unknown form '{form}'", "form", f"use one of {', '.join(FORMS)}")
     found = FORMS[form].fullmatch(question.strip())
     if found is None:
         raise LeftOut(f"no question of {form}", f"question '{question[:40]}'", "leave form out")
@@ -89,9 +90,9 @@ def with_demonstrations(asked: str, correct: Sequence[str], wrong: Sequence[str]
 
 
 def summary_request(template: str, question: str, response: str) -> str:
-    """What a summariser is asked. Raises ``Bad`` for a template without {response}."""
+    """What a summariser is asked. Raises ``UserError`` for a template without {response}."""
     if "{response}" not in template:
-        raise Bad("it has no {response}", "template", "add it")
+        raise UserError("it has no {response}", "template", "add it")
     return template.replace("{question}", question).replace("{response}", response)
 
 
@@ -109,7 +110,7 @@ def teacher_asked(
 ) -> str:
     """The user message of a teacher that sees this many demonstrations of each kind.
 
-    found: prompt -> correct or not -> texts. Raises ``Bad`` where there are too few.
+    found: prompt -> correct or not -> texts. Raises ``UserError`` where there are too few.
     """
     of = found.get(prompt_id, {})
     for kind, word, wanted in ((True, "correct", correct), (False, "wrong", wrong)):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS
 from opd.grading import choices
 from opd.microscope import contexts, schemas
@@ -113,7 +113,7 @@ def run_summaries(
     requests = []
     for row in rows:
         if row["prompt_id"] not in prompts:
-            raise Bad(
+            raise UserError(
                 f"there is no prompt '{row['prompt_id']}'", "prompts", "give the set they are of"
             )
         question = prompts[row["prompt_id"]]["question"]
@@ -151,11 +151,11 @@ def run_summaries(
 
 
 def read_prompts(payload: Path, n: int | None = None) -> list[Row]:
-    """The first n rows of a prompt set. Raises ``Bad`` for none."""
+    """The first n rows of a prompt set. Raises ``UserError`` for none."""
     path = payload / "prompts.parquet"
     rows: list[Row] = tables.read(path, PROMPTS).to_pylist()[:n]
     if not rows:
-        raise Bad("there are no prompts", str(path), "give a prompt set that is not empty")
+        raise UserError("there are no prompts", str(path), "give a prompt set that is not empty")
     return rows
 
 

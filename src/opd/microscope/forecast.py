@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import file_digest, read_json
 from opd.evaluation.reader import Answers, read_answers
 from opd.microscope.statistics import MEASURES
@@ -84,7 +84,7 @@ def _gain(after: Path, before: Path) -> float:
     if {name: a.problems for name, a in one.items()} != {
         name: a.problems for name, a in other.items()
     }:
-        raise Bad("two evaluations have other problems", str(after), "evaluate both alike")
+        raise UserError("two evaluations have other problems", str(after), "evaluate both alike")
 
     def mean(found: dict[str, Answers]) -> float:
         return float(np.mean([answers.correct.mean() for answers in found.values()]))

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 Array = np.ndarray
 TOKEN = np.dtype("<i4")
@@ -85,7 +85,7 @@ class PathIndex:
         """Add rollouts (token ids), each with whether its answer is correct.
 
         finished: whether it ended by itself, else True; prefix: how many tokens it was given, else
-        0. Raises ``Bad`` for a rollout without a token.
+        0. Raises ``UserError`` for a rollout without a token.
         """
         if not len(rollouts):
             return
@@ -93,7 +93,7 @@ class PathIndex:
         records["tokens"] = [len(one) for one in rollouts]
         if not records["tokens"].all():
             row = int(np.flatnonzero(records["tokens"] == 0)[0])
-            raise Bad("it has no token", f"rollout {row}", "leave empty rollouts out")
+            raise UserError("it has no token", f"rollout {row}", "leave empty rollouts out")
         records["correct"] = np.asarray(correct, dtype=bool)
         records["finished"] = True if finished is None else np.asarray(finished, dtype=bool)
         records["prefix"] = 0 if prefix is None else np.asarray(prefix)
@@ -241,8 +241,8 @@ def _read(path: Path, kind: np.dtype) -> Array:
 
 
 def _append(path: Path, at: int, data: bytes) -> None:
-    """Write after the first ``at`` bytes, whatever came after them. Raises ``Bad`` where there is
-    no room."""
+    """Write after the first ``at`` bytes, whatever came after them. Raises ``UserError`` where
+    there is no room."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         os.ftruncate(file, at)
@@ -251,7 +251,7 @@ def _append(path: Path, at: int, data: bytes) -> None:
             written += os.pwrite(file, data[written : written + (1 << 26)], at + written)
     except OSError as error:
         os.ftruncate(file, at)
-        raise Bad(
+        raise UserError(
             f"it cannot be written ({error.strerror or error})", str(path), "free space there"
         ) from error
     finally:

@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.losses.head import CHUNK_ELEMENTS, Head, head_logits
 from opd.microscope.targeting import Candidates
 from opd.models import pairing
@@ -43,7 +43,7 @@ class Compared(NamedTuple):
 class Pair:
     """A student and a teacher with one tokenizer; a teacher that is the student is loaded once.
 
-    cfg: dtype, threads. Raises ``Bad`` where tokenizers or vocabularies do not fit together.
+    cfg: dtype, threads. Raises ``UserError`` where tokenizers or vocabularies do not fit together.
     """
 
     def __init__(self, cfg: Mapping[str, Any], student: Path, teacher: Path | None) -> None:
@@ -76,11 +76,11 @@ class Pair:
 
         tokens: (depth, token) [M] whose log-probabilities are wanted; tau: candidates are those
         that either model gives more than this; top: how many of the teacher's likeliest tokens.
-        Raises ``Bad`` for a token that not both have.
+        Raises ``UserError`` for a token that not both have.
         """
         beyond = [t for t in path if t >= self.vocabulary]
         if beyond:
-            raise Bad(
+            raise UserError(
                 f"token {beyond[0]} is beyond the {self.vocabulary} that both models have",
                 "path",
                 "sample with a model whose padding is never likely",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.grading import choices
 from opd.microscope import contexts, demonstrations, schemas
 from opd.models.sampling import Request, Sampler, journals
@@ -137,7 +137,7 @@ def _rates(
                 text = contexts.teacher_asked(row["id"], text, found, *wanted)
             rendered = sampler.render(contexts.chat(text, cfg.get("system")))
             (asked[row["id"]],) = sampler.encode([rendered], [row["id"]])
-        except Bad:
+        except UserError:
             # Without its demonstrations, or longer than a prompt may be.
             if context is None:
                 raise

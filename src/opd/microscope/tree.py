@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from opd.core import tables
-from opd.core.errors import Bad, LeftOut
+from opd.core.errors import LeftOut, UserError
 from opd.grading import choices
 from opd.microscope import contexts, demonstrations, schemas, screening, targeting
 from opd.microscope.path_index import PathIndex
@@ -95,7 +95,7 @@ def _questions(
         rows = [row for row in rows if row["id"] in kept]
     rows = rows[: cfg.get("questions")]
     if not rows:
-        raise Bad("no question is left", "questions", "screen more of them")
+        raise UserError("no question is left", "questions", "screen more of them")
     texts = [contexts.asked(cfg.get("form"), row["question"], row["prompt"]) for row in rows]
     rendered = [sampler.render(contexts.chat(text, cfg.get("system"))) for text in texts]
     tokens = sampler.encode(rendered, [row["id"] for row in rows])

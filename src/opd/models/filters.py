@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS, SFT_PAIRS
 from opd.grading.graders import grade_all
 from opd.models.response_rules import first_that_rejects
@@ -19,8 +19,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     rejected for when it was sampled, or else for the first that rejects it here), correct (null,
     ``only``: wrong ones are dropped, ``first``: right ones are taken first), grader, per_prompt (at
     most so many of a prompt), n (at most so many in all). Inputs: generations, and prompts: the
-    same questions with their answers, in the words that the pairs are to have. Raises ``Bad`` if
-    nothing is left.
+    same questions with their answers, in the words that the pairs are to have. Raises ``UserError``
+    if nothing is left.
     """
     generations = tables.read(inputs["generations"] / "generations.parquet", GENERATIONS)
     prompts = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS)
@@ -28,14 +28,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     rows = generations.to_pylist()
     for i, row in enumerate(rows):
         if row["prompt_id"] not in asked:
-            raise Bad(
+            raise UserError(
                 f"prompt '{row['prompt_id']}' is not among the prompts",
                 f"generations.parquet: row {i}",
                 "give the prompt set that was answered, or one derived from it",
             )
     rules, correct = list(cfg["rules"]), cfg.get("correct")
     if correct not in (None, "only", "first"):
-        raise Bad(f"'{correct}' is not allowed", "filter.correct", "use null, only or first")
+        raise UserError(f"'{correct}' is not allowed", "filter.correct", "use null, only or first")
     graded: list[tuple[str | None, bool]] = [(None, False)] * len(rows)
     if correct or "answered" in rules:
         pairs = [(row["response"], asked[row["prompt_id"]]["answer"]) for row in rows]
@@ -72,7 +72,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         report["kept_correct"] = sum(graded[i][1] for i in kept)
     if not kept:
         reasons = ", ".join(f"{rule}: {count}" for rule, count in rejected.items() if count)
-        raise Bad(
+        raise UserError(
             f"none of {len(rows)} responses is left ({reasons})",
             "filter.rules",
             "relax the rules, sample more, or let responses be longer",

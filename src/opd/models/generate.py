@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS
 from opd.models.response_rules import first_that_rejects
 from opd.models.sampling import Request, Sampler, journals
@@ -24,7 +24,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     path = inputs["prompts"] / "prompts.parquet"
     prompts = tables.read(path, PROMPTS).to_pylist()
     if not prompts:
-        raise Bad("there are no prompts", str(path), "give a prompt set that is not empty")
+        raise UserError("there are no prompts", str(path), "give a prompt set that is not empty")
     rules, attempts, samples = cfg.get("rules") or [], cfg.get("attempts", 1), cfg.get("samples", 1)
     sampler = Sampler(inputs["model"], cfg, journals(inputs["model"], cfg, cache))
     ids = [row["id"] for row in prompts]

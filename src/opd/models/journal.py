@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 Finished = dict[int, list[int]]
 
@@ -41,7 +41,7 @@ def read(path: Path, start: int = 0) -> tuple[Finished, int]:
 def writing(path: Path) -> Iterator[Callable[[Mapping[int, list[int]]], None]]:
     """A function that appends tokens by index as one line, after what is whole in the file.
 
-    It raises ``Bad`` where the disk is full; what was appended before stays.
+    It raises ``UserError`` where the disk is full; what was appended before stays.
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     # An orphan of a killed job may still be writing.
@@ -60,7 +60,7 @@ def writing(path: Path) -> Iterator[Callable[[Mapping[int, list[int]]], None]]:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             os.ftruncate(file, end)
-            raise Bad(
+            raise UserError(
                 f"no room ({error.strerror}), what was finished is kept",
                 str(path),
                 "free space, start again",

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from opd.core.errors import Bad, LeftOut
+from opd.core.errors import LeftOut, UserError
 from opd.losses.head import Head
 
 
@@ -22,14 +22,16 @@ def vocabulary_rows(path: Path) -> int:
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise Bad(f"no usable settings ({error})", str(path), "make or fetch it again") from error
+        raise UserError(
+            f"no usable settings ({error})", str(path), "make or fetch it again"
+        ) from error
     return int(config.get_text_config().vocab_size)
 
 
 def require_same_tokenizer(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
 ) -> None:
-    """Raise ``Bad`` naming the lowest token id on which two tokenizers differ."""
+    """Raise ``UserError`` naming the lowest token id on which two tokenizers differ."""
     ours = {i: token for token, i in student.get_vocab().items()}
     theirs = {i: token for token, i in teacher.get_vocab().items()}
     for i in sorted(ours.keys() | theirs.keys()):
@@ -46,8 +48,8 @@ def shared_vocabulary(student: int, teacher: int, tokenizer: PreTrainedTokenizer
     """How many ids both models have, of the rows of their embeddings.
 
     Models of one tokenizer may be padded differently (151,936 and 152,064 rows for the 1.5B and 7B
-    R1-Distill models); the rows beyond the shorter belong to no token. Raises ``Bad`` where one
-    would.
+    R1-Distill models); the rows beyond the shorter belong to no token. Raises ``UserError`` where
+    one would.
     """
     shared, needed = min(student, teacher), max(tokenizer.get_vocab().values()) + 1
     if shared < needed:
@@ -65,7 +67,7 @@ def trim_vocabularies(
 ) -> None:
     """Cut the wider of two embeddings and heads to the ids that both have.
 
-    Raises ``Bad`` as ``shared_vocabulary`` does.
+    Raises ``UserError`` as ``shared_vocabulary`` does.
     """
     sizes = [m.get_input_embeddings().weight.shape[0] for m in (student, teacher)]
     shared = shared_vocabulary(sizes[0], sizes[1], tokenizer)
@@ -110,13 +112,13 @@ def thinking(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> s
 def require_same_thinking(
     cfg: Mapping[str, Any], student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
 ) -> None:
-    """Raise ``Bad`` where one model is asked to think and the other is not: the teacher would judge
-    every first token by the other mode's habits, and the student comes to write think tags (Many
-    Faces, A15). ``thinking_may_differ`` lets them all the same."""
+    """Raise ``UserError`` where one model is asked to think and the other is not: the teacher would
+    judge every first token by the other mode's habits, and the student comes to write think tags
+    (Many Faces, A15). ``thinking_may_differ`` lets them all the same."""
     ours = thinking(student, cfg.get("chat_template_kwargs") or {})
     theirs = thinking(teacher, teacher_kwargs(cfg))
     if ours != theirs and not cfg.get("thinking_may_differ"):
-        raise Bad(
+        raise UserError(
             f"thinking is {ours} for the student and {theirs} for the teacher",
             "chat_template",
             "give both models the same chat_template options (as enable_thinking: false); to train "

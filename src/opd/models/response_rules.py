@@ -7,7 +7,7 @@ authors' code): no box, repeated lines, repeated windows, back-to-back repeated 
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 
 def no_box(response: str) -> bool:
@@ -71,7 +71,7 @@ def rejects(rule: str, response: str, finish: str, extracted: str | None = None)
     if rule in RESPONSE_RULES:
         return RESPONSE_RULES[rule](response)
     known = ", ".join([*RESPONSE_RULES, *OTHER_RULES])
-    raise Bad(f"unknown rule '{rule}'", "rules", f"use {known}")
+    raise UserError(f"unknown rule '{rule}'", "rules", f"use {known}")
 
 
 def first_that_rejects(

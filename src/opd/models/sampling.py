@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opd.core.code import module_digest
-from opd.core.errors import Bad, LeftOut
+from opd.core.errors import LeftOut, UserError
 from opd.core.files import content, digest
 from opd.models import journal
 from opd.models.transformers_engine import Job, Transformers, cut
@@ -72,7 +72,9 @@ def settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
         "threads": cfg.get("threads", 1),
     }
     if found["backend"] not in BACKENDS:
-        raise Bad(f"unknown backend '{found['backend']}'", "backend", "use transformers or vllm")
+        raise UserError(
+            f"unknown backend '{found['backend']}'", "backend", "use transformers or vllm"
+        )
     return found
 
 
@@ -91,7 +93,7 @@ class Sampler:
     """Samples responses of one model; its engine starts when there is something to sample.
 
     cfg: see ``settings``. Journals are kept in ``scratch``, which belongs to one model and one cfg;
-    without it nothing outlives the sampler. Raises ``Bad`` where the model is not there.
+    without it nothing outlives the sampler. Raises ``UserError`` where the model is not there.
     """
 
     def __init__(
@@ -107,17 +109,19 @@ class Sampler:
     def tokenize(self, prompts: Sequence[str], ids: Sequence[str]) -> list[list[int]]:
         """Token ids of each user message inside the chat template, ready for a response.
 
-        Raises ``Bad`` as ``render`` and ``encode`` do.
+        Raises ``UserError`` as ``render`` and ``encode`` do.
         """
         return self.encode([self.render([{"role": "user", "content": p}]) for p in prompts], ids)
 
     def render(self, chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages inside the chat template; without a generation prompt the last one is left open.
 
-        Raises ``Bad`` for a tokenizer without a chat template.
+        Raises ``UserError`` for a tokenizer without a chat template.
         """
         if not self.tokenizer.chat_template:
-            raise Bad("the tokenizer has no chat template", str(self.model_dir), "add one to it")
+            raise UserError(
+                "the tokenizer has no chat template", str(self.model_dir), "add one to it"
+            )
         text: str = self.tokenizer.apply_chat_template(
             chat,
             tokenize=False,
@@ -130,7 +134,7 @@ class Sampler:
     def encode(self, texts: Sequence[str], ids: Sequence[str]) -> list[list[int]]:
         """Token ids of texts that hold the chat template already.
 
-        Raises ``Bad`` for one of more than ``max_prompt_tokens`` tokens.
+        Raises ``UserError`` for one of more than ``max_prompt_tokens`` tokens.
         """
         if not texts:
             return []
@@ -148,7 +152,7 @@ class Sampler:
     def sample(self, requests: Sequence[Request]) -> list[Response]:
         """A response to each request, in their order.
 
-        Raises ``Bad`` for requests that are the same, and for a prefix that goes on after an
+        Raises ``UserError`` for requests that are the same, and for a prefix that goes on after an
         end-of-turn token.
         """
         self._check(requests)
@@ -178,7 +182,7 @@ class Sampler:
         for request in requests:
             what = (request.id, request.sample, request.attempt, tuple(request.prefix))
             if what in seen:
-                raise Bad(
+                raise UserError(
                     f"sample {request.sample} is asked for twice, which gives the same twice",
                     f"request '{request.id}'",
                     "give each its own sample or id",
@@ -186,7 +190,7 @@ class Sampler:
             seen.add(what)
             for i, token in enumerate(request.prefix[:-1]):
                 if token in self.stops:
-                    raise Bad(
+                    raise UserError(
                         f"the prefix goes on after the end-of-turn token at {i}",
                         f"request '{request.id}'",
                         "end the prefix there or before",
@@ -252,7 +256,9 @@ def stop_ids(model_dir: Path, tokenizer: Any) -> set[int]:
     found = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
     found.discard(None)
     if not found:
-        raise Bad("no end-of-turn token is known", str(model_dir), "set the tokenizer's eos_token")
+        raise UserError(
+            "no end-of-turn token is known", str(model_dir), "set the tokenizer's eos_token"
+        )
     return found
 
 
@@ -260,10 +266,10 @@ def _tokenizer(model_dir: Path) -> Any:
     from transformers import AutoTokenizer
 
     if not model_dir.is_dir():
-        raise Bad("no such folder", str(model_dir), "run the stage that makes the model")
+        raise UserError("no such folder", str(model_dir), "run the stage that makes the model")
     try:
         return AutoTokenizer.from_pretrained(model_dir)
     except (OSError, ValueError) as error:
-        raise Bad(
+        raise UserError(
             f"no tokenizer can be loaded ({error})", str(model_dir), "make or fetch it again"
         ) from error

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.models import journal
 
 
@@ -94,7 +94,7 @@ class Transformers:
         try:
             self.model: Any = AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=dtype)
         except (OSError, ValueError) as error:
-            raise Bad(
+            raise UserError(
                 f"no model can be loaded ({error})", str(model_dir), "make or fetch it again"
             ) from error
         self.model.to(self.device).eval()

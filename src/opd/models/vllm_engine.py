@@ -19,7 +19,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.models import journal
 from opd.models.transformers_engine import Job
 
@@ -59,7 +59,7 @@ class Pool:
         self.settings = {**settings, "model": str(model_dir), "stops": sorted(stops)}
         self.devices = devices()
         if settings["batch_invariant"] and self.devices == [None]:
-            raise Bad(
+            raise UserError(
                 "vLLM's batch-invariant mode needs a GPU",
                 "batch_invariant",
                 "leave it out, or use transformers",
@@ -139,12 +139,12 @@ class Pool:
         usual = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         return {**usual, **os.environ, **mine}
 
-    def _ended(self, n: int, code: int) -> Bad:
+    def _ended(self, n: int, code: int) -> UserError:
         worker = self.workers[n]
         said = worker.stdout.read() if worker.stdout else ""
         if said:
-            return Bad(*json.loads(said))
-        return Bad(
+            return UserError(*json.loads(said))
+        return UserError(
             f"a vLLM worker ended with exit status {code}",
             f"GPU {self.devices[n]}" if self.devices[n] is not None else "backend",
             "its own message stands above in this log; what was finished is kept",
@@ -174,7 +174,7 @@ def main(parent: int) -> None:
             task = json.loads(line)
             engine = engine or _engine(task)
             _work(engine, task, parent)
-    except Bad as bad:
+    except UserError as bad:
         print(json.dumps([bad.what, bad.where, bad.remedy]), file=answer, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -186,7 +186,7 @@ def _engine(task: Mapping[str, Any]) -> Any:
         import torch
         from vllm import LLM
     except ImportError as error:
-        raise Bad(
+        raise UserError(
             f"vLLM cannot be imported ({error})",
             "backend",
             "install it, set interpreters.vllm to the Python that has it, or use transformers",
@@ -216,7 +216,7 @@ def _engine(task: Mapping[str, Any]) -> Any:
             **on_cpu,
         ).llm_engine
     except ValueError as error:
-        raise Bad(
+        raise UserError(
             f"vLLM does not take these settings ({error})",
             "backend",
             "change them, or use transformers",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import digest
 from opd.data import privileged
 from opd.evaluation import tasks
@@ -37,8 +37,8 @@ VLLM_PLACE = {
 def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
     """Every artifact of a config that is not there to be shown (``opd.plan.outputs``), by folder.
 
-    ``lock`` gives the commit (40 hex digits) of hub objects. Raises ``Bad`` for an input file that
-    is missing, and for a hub object whose lock contradicts the revision in its recipe.
+    ``lock`` gives the commit (40 hex digits) of hub objects. Raises ``UserError`` for an input file
+    that is missing, and for a hub object whose lock contradicts the revision in its recipe.
     """
     found = [
         *_prompts(config, lock),
@@ -59,7 +59,7 @@ def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
 
 def _world(config: Config, where: str) -> dict[str, Any]:
     if config.world is None:
-        raise Bad("the config has no world", where, "add a 'world:' section")
+        raise UserError("the config has no world", where, "add a 'world:' section")
     return config.world.model_dump(mode="json")
 
 
@@ -68,14 +68,14 @@ def data_path(path: str, where: str) -> str:
     OPD_DATA_DIR names."""
     root = "." if path.startswith("./") else os.environ.get("OPD_DATA_DIR")
     if not Path(path).is_absolute() and not root:
-        raise Bad(
+        raise UserError(
             f"the relative path '{path}' needs the environment variable OPD_DATA_DIR",
             where,
             "set it to the folder that holds the data files",
         )
     full = Path(root or "", path).absolute()
     if not full.exists():
-        raise Bad(f"no such file: {full}", where, "mend the path or OPD_DATA_DIR")
+        raise UserError(f"no such file: {full}", where, "mend the path or OPD_DATA_DIR")
     return str(full)
 
 
@@ -229,7 +229,7 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
             yield artifact("init", folder, {**settings_of(model.init), "world": world}, {}, seed)
         elif model.hub and config.source == "index":
             if model.hub.index is None:
-                raise Bad(
+                raise UserError(
                     f"{model.hub.id} is not in the package index",
                     f"models.{name}.{model.hub_key}",
                     "set source: hub",

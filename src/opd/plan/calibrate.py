@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.core.schema import load_yaml
 from opd.plan import cost
@@ -34,7 +34,8 @@ class Finished:
 
 
 def finished(results: Path) -> Finished:
-    """All finished stages below ``results`` (results/NAME). Raises ``Bad`` where there is none."""
+    """All finished stages below ``results`` (results/NAME). Raises ``UserError`` where there is
+    none."""
     artifacts, numbers, seconds, devices, identities = {}, {}, {}, {}, {}
     for path in sorted(results.glob("**/manifest.json")):
         made = read_json(path)
@@ -45,7 +46,7 @@ def finished(results: Path) -> Finished:
         seconds[folder], devices[folder] = made["seconds"], made["device"]
         identities[folder] = made["identity"]
     if not artifacts:
-        raise Bad("no finished stage", str(results), "give a folder results/NAME")
+        raise UserError("no finished stage", str(results), "give a folder results/NAME")
     return Finished(artifacts, numbers, seconds, devices, identities)
 
 
@@ -139,23 +140,25 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def tables(path: Path) -> dict[str, Any]:
-    """config/calibration.yaml: the reference, machines and sizes. Raises ``Bad`` without them."""
+    """config/calibration.yaml: the reference, machines and sizes. Raises ``UserError`` without
+    them."""
     found = read(path)
     if "reference" not in found:
-        raise Bad(
+        raise UserError(
             "no reference to reckon with", str(path), "give the repository's calibration.yaml"
         )
     return found
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A calibration file, empty where there is none. Raises ``Bad`` for what is no mapping."""
+    """A calibration file, empty where there is none. Raises ``UserError`` for what is no
+    mapping."""
     if not path.exists():
         return {}
     try:
         found = load_yaml(path.read_text())
     except yaml.YAMLError as error:
-        raise Bad(f"not YAML ({error})", str(path), "make it again") from error
+        raise UserError(f"not YAML ({error})", str(path), "make it again") from error
     if not isinstance(found, dict):
-        raise Bad("not a calibration", str(path), "make it again with `opd calibrate`")
+        raise UserError("not a calibration", str(path), "make it again with `opd calibrate`")
     return found

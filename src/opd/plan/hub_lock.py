@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.schema import load_yaml
 from opd.recipes.config import Config
 from opd.recipes.evaluation import TaskData
@@ -52,7 +52,7 @@ def lock(
 ) -> dict[str, str]:
     """Ask the hub where each object of a config stands, and write that beside what is locked.
 
-    Raises ``Bad`` where the hub does not answer for one; nothing is written then.
+    Raises ``UserError`` where the hub does not answer for one; nothing is written then.
     """
     locked = read(path)
     for where, recipe in hub_objects(config).items():
@@ -60,7 +60,7 @@ def lock(
         try:
             locked[key(recipe)] = ask(kind, name, recipe.revision)
         except Exception as error:
-            raise Bad(
+            raise UserError(
                 f"the hub has no answer for {name} at {recipe.revision or 'its newest commit'} "
                 f"({type(error).__name__})",
                 where,
@@ -74,12 +74,12 @@ def lock(
 
 
 def locked(recipe: HubObject, lock: Mapping[str, str], where: str) -> str:
-    """The revision to fetch: the locked commit, else what the recipe says (which the fetching
-    stage refuses unless it is a full commit). Raises ``Bad`` where lock and recipe disagree."""
+    """The revision to fetch: the locked commit, else what the recipe says (which the fetching stage
+    refuses unless it is a full commit). Raises ``UserError`` where lock and recipe disagree."""
     known, commit = recipe.revision or "", lock.get(key(recipe), "")
     digits = set(known) <= set("0123456789abcdef")
     if commit and digits and not commit.startswith(known):
-        raise Bad(
+        raise UserError(
             f"{recipe.id} is locked at {commit}, but its recipe says {known}",
             where,
             "mend the recipe, or lock it again with `opd lock`",
@@ -90,7 +90,7 @@ def locked(recipe: HubObject, lock: Mapping[str, str], where: str) -> str:
 def unlocked(config: Config, lock: Mapping[str, str]) -> list[str]:
     """Where hub objects are named that would not be fetched: no full commit of theirs is known.
 
-    Raises ``Bad`` where lock and recipe disagree.
+    Raises ``UserError`` where lock and recipe disagree.
     """
     return [
         where

@@ -5,7 +5,7 @@ show as "not run", or as an error after all else has run.
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
 from opd.results import claim_spec, columns, figure_spec
@@ -41,7 +41,7 @@ Names = Mapping[str, Mapping[str, str]]  # arms and probes of a paper: name -> w
 def check(claims: Iterable[Claim], figures: Mapping[str, PaperFigure], names: Names) -> None:
     """Hold a paper's claims and figures to what is declared, logged and drawn.
 
-    Raises ``Bad`` that names the claim or figure.
+    Raises ``UserError`` that names the claim or figure.
     """
     known = {
         "arm": names["arms"],
@@ -57,14 +57,14 @@ def check(claims: Iterable[Claim], figures: Mapping[str, PaperFigure], names: Na
 
 def check_papers(papers: Mapping[str, Names]) -> None:
     """Hold papers to each other: an arm or probe that two of them declare is one and the same run,
-    so both have to say the same of it. Raises ``Bad``."""
+    so both have to say the same of it. Raises ``UserError``."""
     said: dict[tuple[str, str], tuple[str, str]] = {}
     for paper, names in papers.items():
         for key in ("arms", "probes"):
             for name, text in names[key].items():
                 other, theirs = said.setdefault((key, name), (paper, text))
                 if theirs != text:
-                    raise Bad(
+                    raise UserError(
                         f"{other} and {paper} declare '{name}', and not in the same words",
                         f"papers: {key}",
                         "rename it in one of them; the same run has the same words in both",
@@ -73,7 +73,7 @@ def check_papers(papers: Mapping[str, Names]) -> None:
 
 def check_config(arms: Iterable[str], probes: Iterable[str], papers: Iterable[Names]) -> None:
     """Hold the arms of a config to those of its papers, and so its probes, where their experiment
-    is one of a paper's: others are its own. Raises ``Bad``."""
+    is one of a paper's: others are its own. Raises ``UserError``."""
     papers = list(papers)
     known = {key: [n for names in papers for n in names[key]] for key in ("arms", "probes")}
     experiments = {_experiment(name) for names in known.values() for name in names}
@@ -87,7 +87,7 @@ def check_config(arms: Iterable[str], probes: Iterable[str], papers: Iterable[Na
 
 def check_shown(config: Config) -> None:
     """Hold a config's own figures and tables to the metrics that are logged, to the kinds of
-    columns, and to the benchmarks of the evaluation that they show. Raises ``Bad``."""
+    columns, and to the benchmarks of the evaluation that they show. Raises ``UserError``."""
     metrics, scores = [], []
     for name, figure in config.figures.items():
         metrics += [(f"figures.{name}.metrics", metric.name) for metric in figure.metrics]

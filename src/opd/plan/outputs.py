@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.plan import names as declared
 from opd.plan.base import artifact, at, evaluation_at
 from opd.recipes.base import unknown
@@ -36,7 +36,7 @@ class Paper(NamedTuple):
 def read_paper(name: str, root: Path) -> Paper:
     """A paper's files below ``root``: claims/, figures/ and targets/.
 
-    Raises ``Bad`` where one is missing or says something that it cannot.
+    Raises ``UserError`` where one is missing or says something that it cannot.
     """
     drawn = root / "figures" / f"{name}.yaml"
     files = {
@@ -56,8 +56,8 @@ def read_paper(name: str, root: Path) -> Paper:
         ids = [row["id"] for row in rows]
         claims = claim_spec.check(given["claims"], given["context"], ids, shown)
         declared.check(claims, figures, names)
-    except Bad as bad:  # names of claims and figures are a paper's own
-        raise Bad(bad.what, f"{name}: {bad.where}", bad.remedy) from bad
+    except UserError as bad:  # names of claims and figures are a paper's own
+        raise UserError(bad.what, f"{name}: {bad.where}", bad.remedy) from bad
     files = {key: path.absolute() for key, path in files.items()}
     return Paper(name, given["title"], names, claims, figures, files)
 
@@ -65,7 +65,7 @@ def read_paper(name: str, root: Path) -> Paper:
 def read_papers(config: Config, root: Path) -> list[Paper]:
     """The papers of a config, which are held to each other, and the names of the config to them.
 
-    Raises ``Bad`` for papers' files that are wrong, and for names that no paper has.
+    Raises ``UserError`` for papers' files that are wrong, and for names that no paper has.
     """
     _check_experiments(config)
     papers = [read_paper(name, root) for name in config.papers]
@@ -82,7 +82,7 @@ def exhibits(
     """Every artifact that a config shows, by folder; ``measured`` is what ``opd.plan.artifacts``
     found.
 
-    Raises ``Bad`` for a target that does not exist, and for papers' files that are wrong.
+    Raises ``UserError`` for a target that does not exist, and for papers' files that are wrong.
     """
     papers = read_papers(config, root)
     declared.check_shown(config)
@@ -104,7 +104,8 @@ def targets(config: Config, artifacts: Mapping[str, Artifact]) -> list[str]:
 
 
 def _asked(config: Config, artifacts: Iterable[str]) -> list[str]:
-    """The same but the report, which shows these. Raises ``Bad`` for a name that nothing has."""
+    """The same but the report, which shows these. Raises ``UserError`` for a name that nothing
+    has."""
     sections = ("figures/", "tables/", "contamination/")
     shown = [f for f in artifacts if f.startswith(sections) or f == "claims"]
     if config.targets == "all":
@@ -117,7 +118,7 @@ def _asked(config: Config, artifacts: Iterable[str]) -> list[str]:
     for called in config.targets:
         if called == "claims" and not config.papers:
             remedy = "name one under papers, or leave 'claims' out"
-            raise Bad("there are no claims without a paper", "targets", remedy)
+            raise UserError("there are no claims without a paper", "targets", remedy)
         if called not in names:
             raise unknown(called, names, "targets", "figure, table or page")
     wanted = {folder for called in config.targets for folder in names[called]}

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.schema import Strict, valid
 from opd.recipes.base import Count
 from opd.recipes.config import Config, Interpreters
@@ -77,14 +77,14 @@ def read_site(named: str | None, default: Path) -> Site:
     """The site file that is ``named`` (by OPD_SITE), else the default one if it is there. Without
     one, or named "", all is left to the cluster's defaults.
 
-    Raises ``Bad`` for a named file that is missing, and for a key or value that is wrong.
+    Raises ``UserError`` for a named file that is missing, and for a key or value that is wrong.
     """
     if named == "" or (named is None and not default.is_file()):
         return Site()
     path = Path(named) if named else default
     site = valid(Site, _yaml(path), str(path), REMEDY)
     if site.gpu_model and site.gres:
-        raise Bad("gpu_model and gres exclude each other", str(path), "give one of the two")
+        raise UserError("gpu_model and gres exclude each other", str(path), "give one of the two")
     return site
 
 
@@ -97,9 +97,9 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         given = yaml.safe_load(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
-        raise Bad(f"not readable as YAML ({error})", str(path), REMEDY) from error
+        raise UserError(f"not readable as YAML ({error})", str(path), REMEDY) from error
     if not isinstance(given, dict):
-        raise Bad("not a mapping", str(path), REMEDY)
+        raise UserError("not a mapping", str(path), REMEDY)
     return given
 
 

@@ -27,7 +27,7 @@ def lines(
     settings: Iterable[str] = (),
 ) -> Iterator[str]:
     """Lines to print. ``configs`` and ``settings`` (KEY=VALUE) are as for Snakemake, later ones on
-    top; ``planned.beside`` says where what is read besides lies. Raises ``Bad`` for whatever
+    top; ``planned.beside`` says where what is read besides lies. Raises ``UserError`` for whatever
     ``opd.recipes``, ``opd.plan.artifacts`` and ``opd.plan.outputs`` refuse, and for an unknown
     target, claim or device."""
     config = resolve.read(configs, settings)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import content, read_json
 from opd.plan import artifacts as plan
 from opd.plan import cost, hub_lock
@@ -140,7 +140,7 @@ def machine(
     measured on, or else the reference; ``processor`` says that the plan is one without a GPU. Of
     the files (``opd.plan.calibrate``) the first is of the machine at hand.
 
-    Raises ``Bad`` for a name of which nothing is known.
+    Raises ``UserError`` for a name of which nothing is known.
     """
     measured = [list(file.get("measured", [])) for file in files]
     rates = [[e for e in one if "times_reference" in e] for one in measured]
@@ -154,7 +154,7 @@ def machine(
     if not own and bounds is None:
         names = sorted({*known, *devices})
         close = difflib.get_close_matches(name, names, n=1)
-        raise Bad(
+        raise UserError(
             f"nothing is known of the device '{name}'",
             "--device",
             f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(names)}",
@@ -218,8 +218,8 @@ def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
     """Folders of what decides a claim (ID, or PAPER/ID): the evaluations, runs and probes of its
     quantities, with one seed. ``root`` holds claims/PAPER.yaml and what goes with it.
 
-    Raises ``Bad`` for a claim that no paper of the config has or that several have, where an arm is
-    not run here, and for what ``opd.plan.outputs`` refuses of papers.
+    Raises ``UserError`` for a claim that no paper of the config has or that several have, where an
+    arm is not run here, and for what ``opd.plan.outputs`` refuses of papers.
     """
     named: dict[str, dict[str, claim_spec.Claim]] = defaultdict(dict)
     for paper in exhibits.read_papers(config, root):
@@ -229,7 +229,7 @@ def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
     if claim not in named:
         raise unknown(claim, named, "--claim", "claim")
     if len(named[claim]) > 1:
-        raise Bad(
+        raise UserError(
             "several papers have this claim",
             f"--claim {claim}",
             f"write {' or '.join(named[claim])}",
@@ -239,7 +239,7 @@ def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
     there = {*exhibits.arms(config), *exhibits.probes(config)}
     for _, name in sorted(needs):
         if name not in there:
-            raise Bad(
+            raise UserError(
                 f"claim {claim} needs {name}, which this config does not run",
                 "arms, probes, experiments",
                 "add it, or choose another claim",
@@ -256,7 +256,7 @@ def one_seed(config: Config) -> Config:
 
 def target_folders(wanted: Iterable[str], artifacts: Artifacts) -> list[str]:
     """Folders that ``--target`` names: a figure, table or page, one of a paper by its own name
-    (fig15), or any folder. Raises ``Bad`` for a name that nothing has."""
+    (fig15), or any folder. Raises ``UserError`` for a name that nothing has."""
     names: dict[str, list[str]] = defaultdict(list)
     for folder in artifacts:
         parts = folder.split("/")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.grading.graders import grade_all
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
@@ -33,14 +33,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     rollout), baseline (``rollout``: the student's own rest of it, or ``resampled``: the student
     goes on, too), teacher_chat_template_kwargs. Inputs: generations, teacher, student, prompts.
     What is sampled is kept in ``cache``. Values: teacher_L and student_L (share right),
-    advantage_L, for each prefix L, and n (rollouts). Raises ``Bad`` where no rollout is long
+    advantage_L, for each prefix L, and n (rollouts). Raises ``UserError`` where no rollout is long
     enough.
     """
     longer = cfg.get("longer_than") or max(cfg["prefixes"])
     path = inputs["generations"] / "generations.parquet"
     found = [row for row in read_rollouts(inputs["generations"]) if len(row["token_ids"]) > longer]
     if not found:
-        raise Bad(f"no rollout has more than {longer} tokens", str(path), "lower longer_than")
+        raise UserError(f"no rollout has more than {longer} tokens", str(path), "lower longer_than")
     values, rows = advantages(cfg, found, inputs, cache)
     draws.write(out, values, {"rollouts": len(found), "prompts": prompts_of(found)})
     tables.write(out / "continuations.parquet", rows, CONTINUATIONS)
@@ -52,14 +52,14 @@ def advantages(
 ) -> tuple[dict[str, draws.Value], list[Row]]:
     """Values of the probe and rows of CONTINUATIONS for rollouts (rows of GENERATIONS).
 
-    cfg: see ``run``. Raises ``Bad`` for unknown settings, where the tokenizers differ, and for a
-    prefix that leaves no room to go on.
+    cfg: see ``run``. Raises ``UserError`` for unknown settings, where the tokenizers differ, and
+    for a prefix that leaves no room to go on.
     """
     baseline, most = cfg.get("baseline", "rollout"), cfg["max_new_tokens"]
     if baseline not in ("rollout", "resampled"):
-        raise Bad(f"unknown baseline '{baseline}'", "baseline", "use rollout or resampled")
+        raise UserError(f"unknown baseline '{baseline}'", "baseline", "use rollout or resampled")
     if max(cfg["prefixes"]) >= most:
-        raise Bad(
+        raise UserError(
             f"a prefix of {max(cfg['prefixes'])} tokens leaves none to go on with",
             "max_new_tokens",
             f"raise it above that (it is {most})",

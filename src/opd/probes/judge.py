@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS
 from opd.models.sampling import Request, Sampler, journals
 from opd.probes.rollouts import Row, prompts_of, read_rollouts
@@ -80,14 +80,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     ``judge``. Keywords need the prompts' answers to say which request is harmful. Values: passed
     (share of those with a verdict), unjudged (share without one), passed_at_least and
     passed_at_most (share of all, were those fails or passes), n_unjudged and n. What the judge says
-    is kept in ``cache``. Raises ``Bad`` where no response gets a verdict.
+    is kept in ``cache``. Raises ``UserError`` where no response gets a verdict.
     """
     rollouts = read_rollouts(inputs["generations"])
     path = inputs["prompts"] / "prompts.parquet"
     known = {row["id"]: row for row in tables.read(path, PROMPTS).to_pylist()}
     for row in rollouts:
         if row["prompt_id"] not in known:
-            raise Bad(
+            raise UserError(
                 f"there is no prompt '{row['prompt_id']}'",
                 "prompts",
                 "give the prompt set that the rollouts answer",
@@ -101,7 +101,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
         verdicts = [verdict(reply) for reply in replies]
     if all(one is None for one in verdicts):
         said = "no label is known" if keywords else f"the first reply reads {replies[0][:60]!r}"
-        raise Bad(
+        raise UserError(
             f"none of {len(verdicts)} responses gets a verdict ({said})",
             "judge",
             f"give prompts answers: {HARMFUL[0]} or {', '.join(HARMLESS)}"

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.losses import metrics
 from opd.losses.head import CHUNK_ELEMENTS, Head, head_logits
 from opd.losses.schemas import METRICS
@@ -48,7 +48,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     teacher_temperature, grader, micro_batch (rollouts), dtype, threads, chat_template_kwargs (as
     the rollouts were sampled), teacher_chat_template_kwargs. Inputs: generations, student, teacher,
     prompts. Rollouts that a rule rejected are left out. Both models read the same token ids, those
-    that were sampled. Raises ``Bad`` where the tokenizers differ, and where there is no rollout.
+    that were sampled. Raises ``UserError`` where the tokenizers differ, and where there is no
+    rollout.
     """
     found = read_rollouts(inputs["generations"])
     measured = measure(cfg, tokens(cfg, found, inputs["student"]), inputs)
@@ -66,7 +67,7 @@ def measure(
 ) -> Measured:
     """Read every rollout once with each model of ``inputs`` (student, teacher).
 
-    cfg: see ``run``. Raises ``Bad`` where tokenizers or vocabularies do not fit together.
+    cfg: see ``run``. Raises ``UserError`` where tokenizers or vocabularies do not fit together.
     """
     from tqdm import tqdm
 
@@ -79,7 +80,7 @@ def measure(
     pairing.trim_vocabularies(student, teacher, tokenizer)
     width = student.get_input_embeddings().weight.shape[0]
     if max(max(one.response) for one in rollouts) >= width:
-        raise Bad(
+        raise UserError(
             f"a rollout holds a token beyond the {width} that both models have",
             str(inputs["generations"] if "generations" in inputs else inputs["student"]),
             "sample with a model whose padding is never likely",

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.grading.graders import grade_all
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
@@ -58,12 +58,12 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     """
     shares = tuple(cfg.get("shares", SHARES))
     if not 0 <= shares[0] <= shares[1] <= 1:
-        raise Bad(f"got {list(shares)}", "shares", "give [least, most], between 0 and 1")
+        raise UserError(f"got {list(shares)}", "shares", "give [least, most], between 0 and 1")
     rollouts = read_rollouts(inputs["generations"])
     asked = Counter(row["prompt_id"] for row in rollouts)
     for id, times in asked.items():
         if times > 1:
-            raise Bad(
+            raise UserError(
                 f"prompt '{id}' has {times} rollouts",
                 "generations",
                 "take some with samples: 1: McNemar's test is of one pair a question",
@@ -129,7 +129,7 @@ def _asked_twice(
     sampler.stop()
     for row in rollouts:
         if row["prompt_id"] not in known:
-            raise Bad(
+            raise UserError(
                 f"there is no prompt '{row['prompt_id']}'",
                 "prompts",
                 "give the prompt set that the rollouts answer",

@@ -14,7 +14,7 @@ import numpy as np
 import transformers
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import schemas
 from opd.data.schemas import PROMPTS
 from opd.grading.graders import grade_all
@@ -37,8 +37,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     teacher_temperature, teacher_chat_template_kwargs. Inputs: student, teacher, prompts. What is
     sampled is kept in ``cache``. Values: those of ``pair``; with a grader share_student,
     share_teacher, share_difference, advantage_depth1 to 4 of ``continuation`` (prefixes of
-    ``reading.DEPTHS``) and advantage_fall, from the first to the last of these. Raises ``Bad``
-    where tokenizers or vocabularies differ and where there is no prompt.
+    ``reading.DEPTHS``) and advantage_fall, from the first to the last of these. Raises
+    ``UserError`` where tokenizers or vocabularies differ and where there is no prompt.
     """
     path = inputs["prompts"] / "prompts.parquet"
     prompts = tables.read(path, PROMPTS).to_pylist()[: cfg.get("n", 48)]
@@ -75,12 +75,13 @@ def preflight(
     where a run that was stopped goes on.
 
     prompts: a table of the schema PROMPTS, or lines of JSON with question, answer and prompt (the
-    question if not given). cfg: see ``run``. Raises ``Bad`` for what is missing or does not fit.
+    question if not given). cfg: see ``run``. Raises ``UserError`` for what is missing or does not
+    fit.
     """
     transformers.utils.logging.disable_progress_bar()
     for folder in (student, teacher):
         if not folder.is_dir():
-            raise Bad("no such folder", str(folder), "give the folder of a model")
+            raise UserError("no such folder", str(folder), "give the folder of a model")
     rows = read_questions(prompts)[: cfg.get("n", 48)]
     _check(rows, cfg, prompts)  # before they stand in a file that the user has never seen
     with tempfile.TemporaryDirectory(prefix="opd-preflight-") as temporary:
@@ -94,21 +95,23 @@ def preflight(
 
 
 def _check(prompts: Sequence[Row], cfg: Mapping[str, Any], path: Path) -> None:
-    """Raises ``Bad`` where there is no prompt, and for a grader that is unknown or has nothing to
-    hold answers to: before anything is sampled."""
+    """Raises ``UserError`` where there is no prompt, and for a grader that is unknown or has
+    nothing to hold answers to: before anything is sampled."""
     if not prompts:
-        raise Bad("there are no prompts", str(path), "give a prompt set that is not empty")
+        raise UserError("there are no prompts", str(path), "give a prompt set that is not empty")
     grader = cfg.get("grader")
     if grader:
         grade_all([], grader)
     for row in prompts if grader else ():
         if not row["answer"]:
-            raise Bad("it has no answer", f"{path}: prompt '{row['id']}'", "leave the grader out")
+            raise UserError(
+                "it has no answer", f"{path}: prompt '{row['id']}'", "leave the grader out"
+            )
 
 
 def read_questions(path: Path) -> list[Row]:
     """Rows of PROMPTS from such a table, its folder, or lines of JSON with question, answer and
-    prompt. Raises ``Bad`` for what is none."""
+    prompt. Raises ``UserError`` for what is none."""
     if path.is_dir():
         path = path / "prompts.parquet"
     if path.suffix == ".parquet":
@@ -116,7 +119,9 @@ def read_questions(path: Path) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise Bad(f"it cannot be read ({error})", str(path), "give a file of prompts") from error
+        raise UserError(
+            f"it cannot be read ({error})", str(path), "give a file of prompts"
+        ) from error
     rows = []
     for i, line in enumerate(lines):
         if not line.strip():
@@ -125,10 +130,12 @@ def read_questions(path: Path) -> list[Row]:
         try:
             given = json.loads(line)
         except ValueError as error:
-            raise Bad(f"not JSON ({error})", where, "write one object a line") from error
+            raise UserError(f"not JSON ({error})", where, "write one object a line") from error
         asked = isinstance(given, dict) and (given.get("question") or given.get("prompt"))
         if not asked:
-            raise Bad("there is no question in it", where, 'write {"question": .., "answer": ..}')
+            raise UserError(
+                "there is no question in it", where, 'write {"question": .., "answer": ..}'
+            )
         answer = given.get("answer")
         rows.append(
             schemas.prompt_row(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS
 from opd.grading.graders import grade_all
 from opd.models import pairing
@@ -28,12 +28,12 @@ class Rollout(NamedTuple):
 
 
 def read_rollouts(payload: Path) -> list[Row]:
-    """Rows of GENERATIONS that no rule rejected, in their order. Raises ``Bad`` for none."""
+    """Rows of GENERATIONS that no rule rejected, in their order. Raises ``UserError`` for none."""
     path = payload / "generations.parquet"
     rows: list[Row] = tables.read(path, GENERATIONS).to_pylist()
     kept = [row for row in rows if row["rejected"] is None and row["token_ids"]]
     if not kept:
-        raise Bad("there is no rollout in it", str(path), "loosen the rules that reject them")
+        raise UserError("there is no rollout in it", str(path), "loosen the rules that reject them")
     return kept
 
 
@@ -49,10 +49,10 @@ def answers(payload: Path) -> dict[str, str]:
 
 
 def right(rollouts: Sequence[Row], answers: Mapping[str, str], grader: str) -> Array:
-    """Which rollouts are correct, bool [N]. Raises ``Bad`` for one of an unknown prompt."""
+    """Which rollouts are correct, bool [N]. Raises ``UserError`` for one of an unknown prompt."""
     for row in rollouts:
         if row["prompt_id"] not in answers:
-            raise Bad(
+            raise UserError(
                 f"there is no prompt '{row['prompt_id']}'",
                 "prompts",
                 "give the prompt set that the rollouts answer",
@@ -65,8 +65,8 @@ def right(rollouts: Sequence[Row], answers: Mapping[str, str], grader: str) -> A
 
 def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> list[Rollout]:
     """Token ids of rollouts (rows of GENERATIONS), prompts in the student's chat template: for the
-    teacher with its own options for it, where it has some. Raises ``Bad`` where these make only one
-    of the two think, but for cfg ``thinking_may_differ``."""
+    teacher with its own options for it, where it has some. Raises ``UserError`` where these make
+    only one of the two think, but for cfg ``thinking_may_differ``."""
     tokenizer = load_tokenizer(student)
     pairing.require_same_thinking(cfg, tokenizer, tokenizer)
     chats = {row["prompt_id"]: [{"role": "user", "content": row["prompt"]}] for row in rollouts}

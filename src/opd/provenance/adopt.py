@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import content, read_json
 from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
@@ -33,13 +33,13 @@ METRICS_FILE = "metrics.parquet"
 
 def recipe(name: str, artifacts: Mapping[str, Artifact]) -> Artifact:
     """The model or generation that a config's artifact is called by: NAME, NAME/sSEED or its
-    folder. Raises ``Bad`` where there is none, or more than one (one for each seed)."""
+    folder. Raises ``UserError`` where there is none, or more than one (one for each seed)."""
     known = [f for f, one in artifacts.items() if one.verb in (*MODELS, *ROLLOUTS)]
     named = [f for f in known if f"/{name}/" in f"/{f}/"]
     if not named:
         raise unknown(name, [f.split("/", 1)[1] for f in known], "--as", "model or generation")
     if len(named) > 1:
-        raise Bad(f"'{name}' may be {', '.join(named)}", "--as", "give one of these")
+        raise UserError(f"'{name}' may be {', '.join(named)}", "--as", "give one of these")
     return artifacts[named[0]]
 
 
@@ -47,14 +47,14 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
     """Put what lies at ``source`` (a checkpoint's folder; or rollouts, parquet or lines of JSON)
     into the place of an artifact below ``results`` (results/NAME), and return its folder.
 
-    Raises ``Bad`` where it is not what such a recipe makes, and where the stage has already been
-    run: what was made is not replaced unseen.
+    Raises ``UserError`` where it is not what such a recipe makes, and where the stage has already
+    been run: what was made is not replaced unseen.
     """
     folder = results / artifact.folder
     if (folder / "manifest.json").is_file() and not read_json(folder / "manifest.json").get(
         "adopted"
     ):
-        raise Bad("it has been made already", str(folder), "remove this folder first")
+        raise UserError("it has been made already", str(folder), "remove this folder first")
     store.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".adopt-", dir=store))
     try:
@@ -121,7 +121,7 @@ def _prompts(artifact: Artifact, results: Path) -> Path | None:
 
 def _checkpoint(source: Path, verb: str, out: Path) -> dict[str, Any]:
     if not source.is_dir():
-        raise Bad("no such folder", str(source), "give the folder of a checkpoint")
+        raise UserError("no such folder", str(source), "give the folder of a checkpoint")
     for file in sorted(p for p in source.rglob("*") if p.is_file()):
         if any(file.match(pattern) for pattern in PATTERNS):
             target = out / file.relative_to(source)
@@ -130,13 +130,15 @@ def _checkpoint(source: Path, verb: str, out: Path) -> dict[str, Any]:
     weights = sorted(out.glob("*.safetensors"))
     if not weights or not (out / "config.json").is_file():
         remedy = "save it with safe_serialization: pickled weights are never loaded"
-        raise Bad("no config.json with .safetensors weights", str(source), remedy)
+        raise UserError("no config.json with .safetensors weights", str(source), remedy)
     for file in weights:
         _safetensors(file, source / file.name)
     _shards(out, source)
     config = read_json(out / "config.json")
     if not isinstance(config, dict) or "model_type" not in config:
-        raise Bad("it names no model_type", str(source / "config.json"), "save the model again")
+        raise UserError(
+            "it names no model_type", str(source / "config.json"), "save the model again"
+        )
     if verb != "fetch":
         _tokenizer(out, source)
     if verb in registry.RESUMES:
@@ -159,7 +161,7 @@ def _safetensors(file: Path, source: Path) -> None:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         end = -1
     if end != length - 8 - size:
-        raise Bad("no whole safetensors file", str(source), "copy it again")
+        raise UserError("no whole safetensors file", str(source), "copy it again")
 
 
 def _shards(out: Path, source: Path) -> None:
@@ -168,16 +170,20 @@ def _shards(out: Path, source: Path) -> None:
         named = {str(name) for name in read_json(index).get("weight_map", {}).values()}
         gone = sorted(name for name in named if not (out / name).is_file())
         if gone:
-            raise Bad(f"{gone[0]} is missing", str(source / index.name), "copy all of its files")
+            raise UserError(
+                f"{gone[0]} is missing", str(source / index.name), "copy all of its files"
+            )
 
 
 def _tokenizer(out: Path, source: Path) -> None:
     path = out / "tokenizer_config.json"
     told = read_json(path) if path.is_file() else None
     if told is None or not ((out / "tokenizer.json").is_file() or list(out.glob("*.model"))):
-        raise Bad("no tokenizer beside the weights", str(source), "save the tokenizer there, too")
+        raise UserError(
+            "no tokenizer beside the weights", str(source), "save the tokenizer there, too"
+        )
     if "chat_template" not in told and not (out / "chat_template.jinja").is_file():
-        raise Bad(
+        raise UserError(
             "its tokenizer has no chat template", str(source), "give it the one it was made with"
         )
 
@@ -192,12 +198,14 @@ def _rollouts(source: Path, prompts: Path | None, out: Path) -> dict[str, Any]:
     tables.write(target, rows, GENERATIONS)
     ids = set(tables.read(target, GENERATIONS)["prompt_id"].to_pylist())
     if not ids:
-        raise Bad("there are no rollouts", str(file), "give a file that has some")
+        raise UserError("there are no rollouts", str(file), "give a file that has some")
     if prompts:
         strange = sorted(ids - {*tables.read(prompts, PROMPTS)["id"].to_pylist()})
         if strange:
             remedy = "give rollouts of the prompts that the recipe names"
-            raise Bad(f"'{strange[0]}' is none of the prompts in {prompts}", str(file), remedy)
+            raise UserError(
+                f"'{strange[0]}' is none of the prompts in {prompts}", str(file), remedy
+            )
     return {"prompts": len(ids), "generations": len(rows)}
 
 
@@ -205,10 +213,14 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
     try:
         lines = file.read_text().splitlines()
     except OSError as error:
-        raise Bad(f"it cannot be read ({error.strerror})", str(file), "mend the path") from error
+        raise UserError(
+            f"it cannot be read ({error.strerror})", str(file), "mend the path"
+        ) from error
     for at, line in enumerate(lines):
         if line.strip():
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise Bad(f"not JSON ({error})", f"{file}: line {at + 1}", "mend it") from error
+                raise UserError(
+                    f"not JSON ({error})", f"{file}: line {at + 1}", "mend it"
+                ) from error

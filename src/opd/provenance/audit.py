@@ -92,7 +92,7 @@ def audit(given: Path, plan: Plan | None = None, store: Path | None = None) -> A
 
     plan: what a config describes (``opd.stages.fresh.described``); what the last run found
     (``plan.json``) if not given. store: where the files are whose links lead nowhere. Raises
-    ``Bad`` where there is nothing to look at.
+    ``UserError`` where there is nothing to look at.
     """
     path = given.absolute()
     roots = trail.results_folders(path)

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import yaml
 
 import opd
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import digest, file_digest
 from opd.models.fetch import INDEX
 from opd.stages.identity import code_digest
@@ -108,7 +108,7 @@ def metadata(
         from rocrate.model import File as DataFile
         from rocrate.rocrate import ROCrate
     except ImportError as error:
-        raise Bad(
+        raise UserError(
             "the package rocrate is missing", "opd export", "pip install 'opd[export]'"
         ) from error
     crate = ROCrate(version="1.1")

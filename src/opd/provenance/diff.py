@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.provenance import records
 from opd.provenance.records import Artifact
 from opd.stages import registry
@@ -50,14 +50,14 @@ def compare(a: Path, b: Path) -> Difference:
     the names of their inputs. Files are compared by the digests in digest.json, so `opd audit`
     both first; the report, which tells when it was made, is compared only by itself.
 
-    Raises ``Bad`` where there is nothing to compare.
+    Raises ``UserError`` where there is nothing to compare.
     """
     sides = [records.results_folders(path.absolute()) for path in (a, b)]
     if all(len(side) == 1 for side in sides):
         pairs, alone = _folders(sides[0][0], sides[1][0], a, b)
     elif any(sides):
         remedy = "give two results folders, or two artifacts"
-        raise Bad("only results/NAME compare, or artifacts", f"{a}, {b}", remedy)
+        raise UserError("only results/NAME compare, or artifacts", f"{a}, {b}", remedy)
     else:
         pairs, alone = _matched(records.locate(a), records.locate(b)), []
     differ = [pair for pair in pairs if _outputs(pair[0]) != _outputs(pair[1])]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import opd
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import file_digest
 from opd.plan.state import target_folders
 from opd.provenance.crate import File, LeftOut, Stage, metadata, readme
@@ -45,11 +45,11 @@ def export(
     ``out`` is a zip file, or a folder that does not exist yet. The same results give the same
     bytes. ``full`` packs weights, fetched objects and large files, too. ``agent`` is who ran it all
     ("NAME <URL>"); nobody is named if not given. ``workflow`` is the folder of the Snakefile.
-    Raises ``Bad`` where there is nothing to pack, where something is not as it was made, and where
-    ``out`` exists.
+    Raises ``UserError`` where there is nothing to pack, where something is not as it was made, and
+    where ``out`` exists.
     """
     if out.exists():
-        raise Bad("it is there already", str(out), "remove it, or name another")
+        raise UserError("it is there already", str(out), "remove it, or name another")
     root = results.resolve()
     stages = gather(root, targets, full)
     code = list(sources(workflow))
@@ -73,13 +73,15 @@ def gather(root: Path, targets: Sequence[str], full: bool) -> list[Stage]:
         if "payload" not in path.relative_to(root).parts
     )
     if not folders:
-        raise Bad("no finished artifact", str(root), "name results/NAME of a workflow that has run")
+        raise UserError(
+            "no finished artifact", str(root), "name results/NAME of a workflow that has run"
+        )
     wanted = target_folders(targets, dict.fromkeys(folders)) if targets else folders  # type: ignore[arg-type]
     made = behind([root / folder for folder in wanted], root)
     wrong = sorted(f"{f}: {one.troubles[0]}" for f, one in made.items() if one.troubles)
     if wrong:
         more = f", and {len(wrong) - 1} more artifacts" if len(wrong) > 1 else ""
-        raise Bad(
+        raise UserError(
             f"{wrong[0]}{more}",
             str(root),
             "run the workflow again, or export a --target that is whole",
@@ -90,7 +92,7 @@ def gather(root: Path, targets: Sequence[str], full: bool) -> list[Stage]:
 def _stage(root: Path, made: Made, full: bool) -> Stage:
     folder, place = root / made.folder, f"{_place(root)}/{made.folder}"
     if not (folder / "manifest.json").is_file():
-        raise Bad(
+        raise UserError(
             "something was made from what lies elsewhere",
             f"{made.folder}, beside {root}",
             "export the results folder that holds all of it",
@@ -106,7 +108,7 @@ def _stage(root: Path, made: Made, full: bool) -> Stage:
             left_out.append(LeftOut(path, sha256, size, why))
             continue
         if name.endswith(WEIGHTS) and file_digest(source) != sha256:  # not compared before
-            raise Bad("the file is not as it was made", str(source), "run the workflow again")
+            raise UserError("the file is not as it was made", str(source), "run the workflow again")
         files.append(File(path, source, sha256))
     copies = [
         _file(f"{_place(root)}/{shown.relative_to(root).as_posix()}", shown)
@@ -115,7 +117,7 @@ def _stage(root: Path, made: Made, full: bool) -> Stage:
     ]
     for copy in copies:
         if copy.sha256 not in outputs.values():
-            raise Bad(
+            raise UserError(
                 "the file is no copy of what the workflow made",
                 str(copy.source),
                 "remove it and run the workflow again",
@@ -139,7 +141,9 @@ def _why_left_out(verb: str, name: str, size: int) -> str:
 def sources(workflow: Path) -> Iterator[File]:
     """The files of the workflow, and of the package that it calls."""
     if not (workflow / "Snakefile").is_file():
-        raise Bad("no Snakefile", str(workflow.absolute()), "run this where the workflow lies")
+        raise UserError(
+            "no Snakefile", str(workflow.absolute()), "run this where the workflow lies"
+        )
     for name in WORKFLOW:
         path = workflow / name
         for file in [path] if path.is_file() else sorted(path.rglob("*")):

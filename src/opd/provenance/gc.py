@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.stages import lock as owner
 
 KINDS = {
@@ -29,7 +29,7 @@ def find(results: Path) -> dict[str, dict[str, list[Path]]]:
     """Kind -> identity (or a name) -> paths that make it up."""
     store = results / ".store"
     if not store.is_dir():
-        raise Bad("there is no store in it", str(results), "name the folder that has .store")
+        raise UserError("there is no store in it", str(results), "name the folder that has .store")
     used = identities(results)
     found: dict[str, dict[str, list[Path]]] = {kind: defaultdict(list) for kind in KINDS}
     for path in sorted(store.iterdir()):

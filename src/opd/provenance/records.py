@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 # Files of payloads that the rules copy to FOLDER.SUFFIX.
 COPIED = {
@@ -116,7 +116,7 @@ def locate(given: Path) -> Artifact:
     """The artifact that a path means: its folder, a file in it, a copy of one (tables/x.csv), or
     the end of its folder's name (results/NAME/MODEL/sSEED for results/NAME/models/MODEL/sSEED).
 
-    Raises ``Bad`` where there is none, or more than one.
+    Raises ``UserError`` where there is none, or more than one.
     """
     path = Path(os.path.abspath(given))
     for one in (path, *path.parents, path.with_suffix("")):
@@ -131,7 +131,7 @@ def locate(given: Path) -> Artifact:
         named = [f"models/{asked}"]
     if len(named) != 1:
         what = f"it may be {', '.join(named)}" if named else "no artifact is there"
-        raise Bad(what, str(given), "give a folder that holds digest.json")
+        raise UserError(what, str(given), "give a folder that holds digest.json")
     return artifact(root, named[0])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.losses.schemas import METRICS
 from opd.stages import lock
@@ -32,7 +32,7 @@ SHOWN = (
 def watch(folder: Path, seconds: float = 0.5) -> Iterator[str]:
     """Lines to print of the run whose artifact is ``folder``: of one that is under way until it
     ends, of one that is done all steps; every minute without a step, when the run was last heard
-    of. Raises ``Bad`` where there is neither."""
+    of. Raises ``UserError`` where there is neither."""
     columns: list[str] = []
     done = (folder / "digest.json").is_file()
     steps: Iterable[dict[str, float] | str] = (
@@ -67,7 +67,7 @@ def _header(columns: list[str]) -> str:
 def _finished(folder: Path) -> Iterator[dict[str, float]]:
     path = folder / "payload" / "metrics.parquet"
     if not path.is_file():
-        raise Bad("it is no training run", str(folder), "name a model that was trained")
+        raise UserError("it is no training run", str(folder), "name a model that was trained")
     steps: dict[int, dict[str, float]] = {}
     for row in tables.read(path, METRICS).to_pylist():
         if row["position"] is None and row["step"] > 0:
@@ -79,7 +79,7 @@ def _finished(folder: Path) -> Iterator[dict[str, float]]:
 def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]:
     running = folder / "running.json"
     if not running.is_file():
-        raise Bad(
+        raise UserError(
             "no run is under way or done here", str(folder), "name results/NAME/models/MODEL/sSEED"
         )
     journal = Path(read_json(running)["scratch"], "metrics.jsonl")

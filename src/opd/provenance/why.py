@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.provenance import records
 from opd.provenance.audit_text import size
 from opd.provenance.records import Artifact
@@ -33,12 +33,12 @@ KEYS = {
 
 
 def lines(given: Path) -> Iterator[str]:
-    """Lines to print of an artifact (as ``opd.provenance.records.locate`` finds it). Raises ``Bad``
-    where there is none, and where its manifest is missing or damaged."""
+    """Lines to print of an artifact (as ``opd.provenance.records.locate`` finds it). Raises
+    ``UserError`` where there is none, and where its manifest is missing or damaged."""
     one = records.locate(given)
     if one.manifest is None:
         remedy = "see `opd audit` of its results folder"
-        raise Bad("its manifest.json is missing or damaged", str(one.path), remedy)
+        raise UserError("its manifest.json is missing or damaged", str(one.path), remedy)
     made, cfg = one.manifest, one.manifest["cfg"]
     yield _shown(one.path)
     if made.get("adopted"):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.schema import Strict
 from opd.data.templates import PLACE, TEMPLATES, named
 
@@ -84,8 +84,8 @@ def references(recipe: BaseModel, path: str = "") -> Iterator[tuple[str, str, st
                 yield from references(item, inner)
 
 
-def unknown(name: str, known: Iterable[str], where: str, kind: str) -> Bad:
+def unknown(name: str, known: Iterable[str], where: str, kind: str) -> UserError:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none'}"
-    return Bad(f"unknown {kind} '{name}'", where, hint)
+    return UserError(f"unknown {kind} '{name}'", where, hint)

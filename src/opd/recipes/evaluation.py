@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.schema import Strict
 from opd.data.privileged import contexts
 from opd.evaluation.tasks import OURS
@@ -95,7 +95,7 @@ class ToldRows(Strict):
     def _known_fields(self) -> "ToldRows":
         try:
             contexts({"message": self.template})
-        except Bad as bad:
+        except UserError as bad:
             raise ValueError(str(bad)) from None
         return self
 

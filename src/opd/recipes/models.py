@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.schema import Strict
 from opd.losses.spec import (
     PRESETS,
@@ -233,7 +233,7 @@ class Loss(Strict):
     def _makes_sense(self) -> "Loss":
         try:
             loss_spec(self.model_dump(exclude_none=True))
-        except Bad as bad:
+        except UserError as bad:
             raise ValueError(str(bad)) from None
         return self
 

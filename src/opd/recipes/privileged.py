@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.schema import Strict
 from opd.data import privileged
 
@@ -32,7 +32,7 @@ def contexts(given: Any) -> list[dict[str, str]]:
 def _held(given: Any) -> Any:
     try:
         contexts(given)
-    except Bad as bad:
+    except UserError as bad:
         raise ValueError(str(bad)) from None
     return given
 

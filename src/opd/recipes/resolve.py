@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.schema import load_yaml
 from opd.core.security import holds_secret
 from opd.recipes.base import Plain, Ref, references, unknown
@@ -22,7 +22,7 @@ def resolve(raw: Mapping[str, Any]) -> Config:
 
     ``models`` then also holds each kept step, under MODEL@STEP; every other @STEP is gone (step 0
     is the student, the last one the model), and so is what released weights take the place of.
-    Raises ``Bad`` with the key, the value and what is allowed.
+    Raises ``UserError`` with the key, the value and what is allowed.
     """
     _refuse_secrets(raw)
     config = _parse(_expand(raw))
@@ -36,18 +36,20 @@ def resolve(raw: Mapping[str, Any]) -> Config:
 def read(paths: Iterable[Path], entries: Iterable[str] = ()) -> Config:
     """The config of these files and KEY=VALUE settings, later ones on top, as Snakemake takes them.
 
-    Raises ``Bad`` for a file that is not there or holds no config, and as ``resolve`` does.
+    Raises ``UserError`` for a file that is not there or holds no config, and as ``resolve`` does.
     """
     merged: dict[str, Any] = {}
     for path in paths:
         if not path.is_file():
-            raise Bad("no such config", str(path), "mend the path")
+            raise UserError("no such config", str(path), "mend the path")
         try:
             given = load_yaml(path.read_text()) or {}
         except yaml.YAMLError as error:
-            raise Bad(f"not readable as YAML ({error})", str(path), "mend the file") from error
+            raise UserError(
+                f"not readable as YAML ({error})", str(path), "mend the file"
+            ) from error
         if not isinstance(given, Mapping):
-            raise Bad("it holds no settings", str(path), "write KEY: VALUE")
+            raise UserError("it holds no settings", str(path), "write KEY: VALUE")
         merged = merge(merged, given)
     return resolve(merge(merged, settings(entries)))
 
@@ -71,13 +73,13 @@ def typed(given: Any) -> Any:
 def settings(entries: Iterable[str]) -> dict[str, Any]:
     """KEY=VALUE as they follow Snakemake's ``--config``, read as Snakemake and the workflow do.
 
-    Raises ``Bad`` for one that is none.
+    Raises ``UserError`` for one that is none.
     """
     found: dict[str, Any] = {}
     for entry in entries:
         key, equals, text = entry.partition("=")
         if not equals or not re.fullmatch(r"[a-zA-Z_][\w-]*\w", key):
-            raise Bad(f"'{entry}' is no setting", "--config", "write KEY=VALUE")
+            raise UserError(f"'{entry}' is no setting", "--config", "write KEY=VALUE")
         found = merge(found, {key: _value(text.strip("'\""))})
     return found
 
@@ -115,7 +117,7 @@ def _refuse_secrets(value: Any, where: str = "") -> None:
         for i, inner in enumerate(value):
             _refuse_secrets(inner, f"{where}.{i}")
     elif isinstance(value, str) and holds_secret(value):
-        raise Bad("it holds a token or a password", where, "put it into the environment")
+        raise UserError("it holds a token or a password", where, "put it into the environment")
 
 
 def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
     config = json.loads(json.dumps(raw))
     defaults = config.get("defaults", {})
     if not isinstance(defaults, dict):
-        raise Bad(f"expected a mapping, got {defaults!r}", "defaults", "write VERB: {...}")
+        raise UserError(f"expected a mapping, got {defaults!r}", "defaults", "write VERB: {...}")
     for verb, values in defaults.items():
         if verb not in DEFAULTS:
             raise unknown(verb, DEFAULTS, f"defaults.{verb}", "key")
@@ -155,7 +157,7 @@ def _sweep(where: str, name: str, recipe: dict[str, Any]) -> dict[str, Any]:
     if sweep is None:
         return {name: recipe}
     if not isinstance(sweep, dict) or [type(v) for v in sweep.values()] != [list]:
-        raise Bad(f"got {sweep!r}", f"{where}.sweep", "write one KEY: [VALUE, ...]")
+        raise UserError(f"got {sweep!r}", f"{where}.sweep", "write one KEY: [VALUE, ...]")
     ((key, values),) = sweep.items()
     expanded = {}
     for value in values:
@@ -184,7 +186,7 @@ def _parse(raw: Mapping[str, Any]) -> Config:
         given = first["input"]
         shown = "" if isinstance(given, Mapping) else f"{given!r} is not allowed: "
         message = first["msg"].removeprefix("Value error, ")
-        raise Bad(f"{shown}{message}", where, f"mend this key of the config{more}") from None
+        raise UserError(f"{shown}{message}", where, f"mend this key of the config{more}") from None
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
@@ -226,7 +228,7 @@ def _settle_models(config: Config) -> None:
             if name not in released:
                 has = ", ".join(released) or "none"
                 remedy = f"leave it out, or name some under models.{name}.released (there: {has})"
-                raise Bad(f"model '{name}' has no released weights", "use_released", remedy)
+                raise UserError(f"model '{name}' has no released weights", "use_released", remedy)
         released = {name: released[name] for name in config.use_released}
     for name, model in released.items() if config.use_released else ():
         models[name] = Model(hub=model.released, chat_template=model.chat_template)
@@ -280,17 +282,17 @@ def _without_step(
         raise unknown(of, models, where, "models recipe")
     if name in seen:
         loop = " -> ".join([*seen[seen.index(name) :], name])
-        raise Bad(f"refers to itself: {loop}", where, "break the loop")
+        raise UserError(f"refers to itself: {loop}", where, "break the loop")
     trained, step = models[of].trained, int(digits)
     if trained is None:
-        raise Bad(f"'{name}': {of} is not trained here", where, "name it without a step")
+        raise UserError(f"'{name}': {of} is not trained here", where, "name it without a step")
     if step == 0:
         return _without_step(models, trained.student, where, (*seen, name))
     if step == trained.steps:
         return of
     if step not in trained.keep_steps:
         kept = sorted({0, *trained.keep_steps, *([trained.steps] if trained.steps else [])})
-        raise Bad(
+        raise UserError(
             f"'{name}': step {step} of {of} is not kept, only {', '.join(map(str, kept))} are",
             where,
             f"add it to keep_steps of models.{of}.{models[of].verb}",
@@ -320,7 +322,7 @@ def _check_references(config: Config) -> None:
     def visit(node: tuple[str, str], path: list[tuple[str, str]]) -> None:
         if node in path:
             loop = " -> ".join(f"{s}.{n}" for s, n in [*path[path.index(node) :], node])
-            raise Bad(f"refers to itself: {loop}", ".".join(node), "break the loop")
+            raise UserError(f"refers to itself: {loop}", ".".join(node), "break the loop")
         if node not in done:
             for _, other, target in graph[node]:
                 visit((other, target), [*path, node])

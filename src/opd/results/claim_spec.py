@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.schema import Given, Strict, load_yaml, valid
 
 ARM = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$"
@@ -361,7 +361,7 @@ def needs(claim: BaseModel) -> Iterator[tuple[str, str]]:
 
 
 def parse(claims: Sequence[Any]) -> list[Claim]:
-    """Claims as they are written in YAML. Raises ``Bad`` that names the claim."""
+    """Claims as they are written in YAML. Raises ``UserError`` that names the claim."""
     parsed = []
     for place, one in enumerate(claims, 1):
         name = one.get("id") if isinstance(one, Mapping) else None
@@ -377,8 +377,9 @@ def check(
 ) -> list[Claim]:
     """Claims, parsed and held to the ids of published rows.
 
-    ``figures``: figure -> rows that it shows. Raises ``Bad`` that names the claim, for what is
-    malformed, an id given twice, a row that does not exist, one that is context and something else.
+    ``figures``: figure -> rows that it shows. Raises ``UserError`` that names the claim, for what
+    is malformed, an id given twice, a row that does not exist, one that is context and something
+    else.
     """
     known = set(targets)
     parsed = parse(claims)
@@ -387,7 +388,7 @@ def check(
     for claim in parsed:
         where = f"claim {claim.id}"
         if claim.id in seen:
-            raise Bad("two claims have this id", where, "rename one")
+            raise UserError("two claims have this id", where, "rename one")
         seen.add(claim.id)
         for target in claim.targets():
             require(target, known, f"{where}.published")
@@ -401,7 +402,7 @@ def check(
         for target in _valid(Context, one, where).targets:
             require(target, known, where)
             if target in used:
-                raise Bad(
+                raise UserError(
                     f"row {target} belongs to {used[target]}", where, "leave it out of one of them"
                 )
             used[target] = where
@@ -409,11 +410,11 @@ def check(
 
 
 def require(target: str, known: Collection[str], where: str) -> None:
-    """Raises ``Bad`` for an id that no published row has."""
+    """Raises ``UserError`` for an id that no published row has."""
     if target not in known:
         close = difflib.get_close_matches(target, sorted(known), n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"there are {len(known)} rows"
-        raise Bad(f"no published row '{target}'", where, hint)
+        raise UserError(f"no published row '{target}'", where, hint)
 
 
 def _valid(model: type[Given], given: Any, where: str) -> Given:
@@ -421,25 +422,25 @@ def _valid(model: type[Given], given: Any, where: str) -> Given:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds. Raises ``Bad`` where it is none."""
+    """What a YAML file holds. Raises ``UserError`` where it is none."""
     try:
         return load_yaml(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise Bad(f"not readable as YAML ({error})", str(path), "mend the file") from error
+        raise UserError(f"not readable as YAML ({error})", str(path), "mend the file") from error
 
 
 def read_claims(path: Path) -> dict[str, Any]:
     """A file of claims as it is written: {title, arms, probes, claims, context}; arms and probes
-    are {name: what it is}. Raises ``Bad`` where it is none, or does not say what the paper is
+    are {name: what it is}. Raises ``UserError`` where it is none, or does not say what the paper is
     called or what a name means."""
     found = read_yaml(path)
     keys = ("title", "arms", "probes", "claims", "context")
     if not isinstance(found, dict) or found.keys() - {*keys}:
         known = f"{', '.join(keys[:-1])} and {keys[-1]}"
-        raise Bad(f"it holds other keys than {known}", str(path), "leave them out")
+        raise UserError(f"it holds other keys than {known}", str(path), "leave them out")
     title = found.get("title")
     if not isinstance(title, str) or not title.strip():
-        raise Bad("it has no title", str(path), "say what the paper is called")
+        raise UserError("it has no title", str(path), "say what the paper is called")
     return {
         "title": title,
         "arms": _declared(found.get("arms"), f"{path}: arms"),
@@ -451,26 +452,26 @@ def read_claims(path: Path) -> dict[str, Any]:
 
 def _declared(given: Any, where: str) -> dict[str, str]:
     if not isinstance(given, dict | None):
-        raise Bad(f"got {given!r}", where, "write NAME: what it is")
+        raise UserError(f"got {given!r}", where, "write NAME: what it is")
     for name, text in (given or {}).items():
         if not re.fullmatch(ARM, str(name)):
-            raise Bad("no name", f"{where}.{name}", "use letters, digits, dots and dashes")
+            raise UserError("no name", f"{where}.{name}", "use letters, digits, dots and dashes")
         if not isinstance(text, str) or not text.strip():
-            raise Bad(f"got {text!r}", f"{where}.{name}", "say in a line what it is")
+            raise UserError(f"got {text!r}", f"{where}.{name}", "say in a line what it is")
     return dict(given or {})
 
 
 def read_targets(path: Path) -> list[dict[str, str]]:
     """Published rows, one dict each with the columns TARGETS.
 
-    Raises ``Bad`` for other columns, and for an id that is given twice.
+    Raises ``UserError`` for other columns, and for an id that is given twice.
     """
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or tuple(rows[0]) != TARGETS:
-        raise Bad("it has other columns", str(path), f"expected {', '.join(TARGETS)}")
+        raise UserError("it has other columns", str(path), f"expected {', '.join(TARGETS)}")
     ids = [row["id"] for row in rows]
     for number, name in enumerate(ids):
         if name in ids[:number]:
-            raise Bad(f"two rows have the id '{name}'", str(path), "rename one")
+            raise UserError(f"two rows have the id '{name}'", str(path), "rename one")
     return rows

@@ -2,7 +2,7 @@
 
 import difflib
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 _BOUNDED = ("", "_low", "_high")
 # Kind of column -> what a row must name for it, and the endings of its columns in the csv.
@@ -28,16 +28,16 @@ def parse(spec: str, where: str = "columns") -> tuple[str, str]:
     """``kind[:NAME]`` -> kind, name: a benchmark (all of them if none is named), a metric of the
     run, or a value of the probe.
 
-    Raises ``Bad`` for a kind that does not exist, and for a name that is lacking or too many.
+    Raises ``UserError`` for a kind that does not exist, and for a name that is lacking or too many.
     """
     kind, _, name = spec.partition(":")
     if kind not in KINDS:
         close = difflib.get_close_matches(kind, KINDS, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(KINDS)}"
-        raise Bad(f"no column '{spec}'", where, hint)
+        raise UserError(f"no column '{spec}'", where, hint)
     what = "metric" if KINDS[kind][0] == ("run",) else "value" if kind == "probe" else ""
     if what and not name:
-        raise Bad(f"column '{spec}' names no {what}", where, f"write {kind}:{what.upper()}")
+        raise UserError(f"column '{spec}' names no {what}", where, f"write {kind}:{what.upper()}")
     if kind == "outlook" and name:
-        raise Bad(f"column '{spec}' names a value", where, "write outlook")
+        raise UserError(f"column '{spec}' names a value", where, "write outlook")
     return kind, name

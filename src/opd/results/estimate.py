@@ -29,7 +29,7 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.evaluation.reader import MACRO, Evaluations, NotLogged, Reader
 from opd.results.claim_spec import SCORES, apart, unit_of, unit_of_metric
 from opd.stats.draws import DRAWS
@@ -148,8 +148,8 @@ def estimate(
 
     arms: name -> {label, evaluations, base, teacher, run}, all but the label lists of input names
     of ``reader``, one per seed; probes: name -> {label, runs}. Raises ``Missing`` with what is not
-    there, ``Undefined`` for the recovery of a gap that may be none, ``Bad`` where what is there is
-    broken.
+    there, ``Undefined`` for the recovery of a gap that may be none, ``UserError`` where what is
+    there is broken.
     """
     how = Resampling(_seeds(arms, probes), resamples, seed)
     if "metric" in quantity:
@@ -200,7 +200,9 @@ def _evaluations(
 
 def _require(found: int, seeds: int, where: str) -> None:
     if found not in (1, seeds):
-        raise Bad(f"{found} seeds where others have {seeds}", where, "give one per seed, or one")
+        raise UserError(
+            f"{found} seeds where others have {seeds}", where, "give one per seed, or one"
+        )
 
 
 def _score(

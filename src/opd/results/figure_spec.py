@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.schema import Strict, valid
 from opd.recipes.outputs import Shown
 from opd.results.claim_spec import SCORES, Arm, Said, require
@@ -172,7 +172,7 @@ class PaperFigure(Shown):
 
 
 def parse_figure(name: str, given: Any) -> PaperFigure:
-    """A figure as it is written in YAML. Raises ``Bad`` with the key that is wrong."""
+    """A figure as it is written in YAML. Raises ``UserError`` with the key that is wrong."""
     unions = ("bars", "group", "Published", "str")
     return valid(PaperFigure, given, f"figure {name}", "mend the figure", unions)
 
@@ -180,8 +180,8 @@ def parse_figure(name: str, given: Any) -> PaperFigure:
 def check(figures: Mapping[str, Any], rows: Iterable[Mapping[str, str]]) -> dict[str, PaperFigure]:
     """A paper's figures, parsed and held to the rows of its published numbers.
 
-    Arms may be unknown: a scale need not have them all. Raises ``Bad`` that names the figure, for
-    what is malformed, a row that does not exist, or a mark without a number or a series.
+    Arms may be unknown: a scale need not have them all. Raises ``UserError`` that names the figure,
+    for what is malformed, a row that does not exist, or a mark without a number or a series.
     """
     known = {row["id"]: row for row in rows}
     parsed = {name: parse_figure(name, given) for name, given in figures.items()}
@@ -193,10 +193,10 @@ def check(figures: Mapping[str, Any], rows: Iterable[Mapping[str, str]]) -> dict
             if isinstance(one, str):
                 continue
             if one.series not in shown:
-                raise Bad(f"{target} belongs to no series '{one.series}'", where, "name one")
+                raise UserError(f"{target} belongs to no series '{one.series}'", where, "name one")
             if parse(known[target]["value"]) is None:
                 value = known[target]["value"]
-                raise Bad(f"{target} is no number: '{value}'", where, f"write {target} alone")
+                raise UserError(f"{target} is no number: '{value}'", where, f"write {target} alone")
     return parsed
 
 

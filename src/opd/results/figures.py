@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.evaluation.reader import MACRO, Evaluations, NothingLogged, Reader
 from opd.probes.schemas import ROLLOUTS
 from opd.results.claim_spec import EACH, SCORES, read_targets
@@ -56,7 +56,9 @@ def _named(cfg: Cfg) -> Data:
                 }
             elif of not in known:
                 kind = "probe" if "probe" in one else "arm"
-                raise Bad(f"no {kind} '{of}'", "series", f"there are {', '.join(known) or 'none'}")
+                raise UserError(
+                    f"no {kind} '{of}'", "series", f"there are {', '.join(known) or 'none'}"
+                )
             found.append({**one, "of": of, "label": one.get("label") or known[of]["label"]})
         return found
 
@@ -99,7 +101,7 @@ def _scored(cfg: Cfg, reader: Reader) -> Evaluations:
         found = _evaluations(one, cfg, reader)
         if found is not None:
             return found
-    raise Bad("no series has an evaluation", "series", "name models that are evaluated")
+    raise UserError("no series has an evaluation", "series", "name models that are evaluated")
 
 
 def _every(beside_mean: bool, cfg: Cfg, reader: Reader) -> tuple[str, ...]:
@@ -151,7 +153,9 @@ def _line(one: Cfg, metric: Cfg, cfg: Cfg, reader: Reader) -> Data:
         seeds, band = len(values), len(values) > 1
     else:
         if not arm.get("scores"):
-            raise Bad("no evaluations over steps", _where(one), "keep steps and evaluate them")
+            raise UserError(
+                "no evaluations over steps", _where(one), "keep steps and evaluate them"
+            )
         by_step = sorted((int(step), names) for step, names in arm["scores"].items())
         steps = np.array([step for step, _ in by_step])
         scores = [
@@ -392,7 +396,7 @@ def read_scatter(cfg: Cfg, reader: Reader) -> Data:
     found: Data = {"points": [], "missing_points": []}
     for side, panels in sides.items():
         if not panels:
-            raise Bad("no series has this quantity", side, "name arms for scores and metrics")
+            raise UserError("no series has this quantity", side, "name arms for scores and metrics")
         label, unit = panels[0]["label"], panels[0]["unit"]
         text = f"{unit}, {label}" if _score_of(cfg[side]) else f"{label} ({unit})"
         found[side] = {"label": text, "percent": panels[0]["percent"]}
@@ -402,7 +406,7 @@ def read_scatter(cfg: Cfg, reader: Reader) -> Data:
             continue
         found["points"].append({"series": x["series"], "label": x["label"], "x": x, "y": y})
     if not found["points"]:
-        raise Bad("no series has both quantities", "series", "name arms that were measured")
+        raise UserError("no series has both quantities", "series", "name arms that were measured")
     return found
 
 
@@ -416,7 +420,7 @@ def _rollouts(one: Cfg, cfg: Cfg, reader: Reader) -> tuple[np.ndarray, np.ndarra
         path = reader.file(run, "rollouts.parquet", _where(one))
         parts.append(tables.read(path, _ROLLOUTS))
     if not parts:
-        raise Bad("no run of the probe is named", _where(one), "name one input per seed")
+        raise UserError("no run of the probe is named", _where(one), "name one input per seed")
     whole = pa.concat_tables(parts)
     whole = whole.filter(whole["correct"].is_valid())
     return whole["reward_nats"].to_numpy(), whole["correct"].to_numpy()
@@ -431,7 +435,7 @@ def read_distribution(cfg: Cfg, reader: Reader) -> Data:
     read = [(one, *_rollouts(one, cfg, reader)) for one in cfg["series"]]
     rewards = np.concatenate([reward for _, reward, _ in read])
     if not len(rewards):
-        raise Bad("no rollout is graded", "series", "grade the rollouts of the probe")
+        raise UserError("no rollout is graded", "series", "grade the rollouts of the probe")
     low, high = np.quantile(rewards, [0.002, 0.998])
     edges = np.histogram_bin_edges([low, high], BINS)
     panels = []
@@ -493,7 +497,9 @@ def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path]) -> None:
     data["published"] = []
     for one in cfg.get("published") or []:
         if one["target"] not in rows:
-            raise Bad(f"no published row '{one['target']}'", "published", "name one of the targets")
+            raise UserError(
+                f"no published row '{one['target']}'", "published", "name one of the targets"
+            )
         row = rows[one["target"]]
         about = [row[key] for key in ("student", "teacher", "metric", "benchmark", "setting")]
         shown = {
@@ -631,12 +637,12 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
     ``published`` [{target, series, metric, at}] are rows of inputs ``targets:PAPER``, marked where
     the scale is ``comparable``, else named in the caption, as is what is ``missing``.
 
-    Returns the last value of each curve, or [value, low, high] of each bar. Raises ``Bad`` on a
-    name that is not there and on evaluations that do not compare.
+    Returns the last value of each curve, or [value, low, high] of each bar. Raises ``UserError`` on
+    a name that is not there and on evaluations that do not compare.
     """
     kind = cfg["kind"]
     if kind not in KINDS:
-        raise Bad(f"no kind of figure '{kind}'", "kind", f"there are {', '.join(KINDS)}")
+        raise UserError(f"no kind of figure '{kind}'", "kind", f"there are {', '.join(KINDS)}")
     cfg = _named(cfg)
     reader = Reader(inputs)
     drawn = "curves" if kind == "grid" else kind

@@ -59,8 +59,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     cfg: ``title``, ``scale``, ``sections`` [{title, figures: [names]}], ``tables`` [names],
     ``runs`` [{name, verb, folder}]. Inputs: ``claims`` (may be left out), ``figure:NAME``,
     ``table:NAME``, ``run:FOLDER``, each the payload of an artifact of the results folder. Returns
-    the counts of verdicts, and how many artifacts are modified or stale. Raises ``Bad`` where a
-    digest.json, manifest.json or claims.json cannot be read.
+    the counts of verdicts, and how many artifacts are modified or stale. Raises ``UserError`` where
+    a digest.json, manifest.json or claims.json cannot be read.
     """
     root = results_folder(inputs)
     made = behind([path.parent for path in inputs.values()], root)

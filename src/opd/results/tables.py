@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.evaluation.reader import MACRO, Evaluations, NothingLogged, Reader
 from opd.results import columns
 from opd.results.estimate import Missing, estimate
@@ -77,7 +77,7 @@ def _cell(spec: str, row: Mapping[str, Any], reader: Reader, cfg: Mapping[str, A
         return Cell(f"{shown} [{least}, {most}]", tuple(bounds))
     models = [reader.evaluations(row[need], where) for need in needs]
     if len({len(m.seeds) for m in models} - {1}) > 1:
-        raise Bad(
+        raise UserError(
             f"{', '.join(needs)} have different numbers of seeds",
             where,
             "name as many inputs for each, or one",
@@ -138,9 +138,9 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     named: avg, change (against ``base``), recovery (of the gap from ``base`` to ``teacher``), p (of
     the change, a paired permutation test over problems), pass, maj, tokens, truncated, answered;
     for a metric of ``run``: first, last, course; for a value of ``probe``: probe, and the outlook
-    of the probe ``indicators``. The last column of the csv holds
-    role:input/file=digest (sha256, 12 digits) of every file that was read of a row's inputs.
-    Returns {row: {csv column: number}}. Raises ``Bad`` as ``opd.results.figures.run_figure`` does.
+    of the probe ``indicators``. The last column of the csv holds role:input/file=digest (sha256, 12
+    digits) of every file that was read of a row's inputs. Returns {row: {csv column: number}}.
+    Raises ``UserError`` as ``opd.results.figures.run_figure`` does.
     """
     reader = Reader(inputs)
     asked = [c if isinstance(c, dict) else {"column": c} for c in cfg["columns"]]

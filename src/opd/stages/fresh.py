@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import digest, read_json
 from opd.stages.artifact import Artifact
 from opd.stages.identity import adopted_identity, older, settings_digest
@@ -120,7 +120,7 @@ def _record(path: Path) -> Mapping[str, Any]:
     """A ``digest.json``; empty where there is none, or a damaged one."""
     try:
         found = read_json(path)
-    except Bad:
+    except UserError:
         found = None
     return found if isinstance(found, dict) else {}
 
@@ -145,8 +145,8 @@ def other_settings(artifacts: Mapping[str, Artifact], results: Path) -> list[str
 
 
 def check(plan: Path, inputs: Iterable[Path]) -> None:
-    """Raise ``Bad`` unless inputs (their ``digest.json``) and all behind them are as planned: made
-    with the planned settings, each from what its inputs are now."""
+    """Raise ``UserError`` unless inputs (their ``digest.json``) and all behind them are as planned:
+    made with the planned settings, each from what its inputs are now."""
     planned: Mapping[str, Any] = read_json(plan)
     results = plan.parent
     queue = [p.parent.relative_to(results).as_posix() for p in inputs if p.name == "digest.json"]
@@ -176,7 +176,7 @@ def check(plan: Path, inputs: Iterable[Path]) -> None:
         first, why = next(iter(stale.items()))
         more = f", and {len(stale) - 1} more like it" if len(stale) > 1 else ""
         files = " ".join(f"{results}/{folder}/digest.json" for folder in sorted(stale)[:20])
-        raise Bad(
+        raise UserError(
             f"stale: {why}{more}",
             f"{results}/{first}",
             f"run the same command with --forcerun {files}",

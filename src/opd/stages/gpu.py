@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 TRAINS = ("sft", "grpo", "opd")
@@ -83,10 +83,10 @@ def lock_folder() -> Path:
 def lease(verb: str, cfg: Mapping[str, Any]) -> Iterator[None]:
     """Have the GPUs that a stage computes on to itself, and name them in CUDA_VISIBLE_DEVICES.
 
-    To be entered before torch is used. Waits where others hold them, and says so. Among the
-    devices that CUDA_VISIBLE_DEVICES names already, where it is set. Locks end with the stage's
-    process and its children, however these end. Raises ``Bad`` where fewer devices are visible than
-    the stage needs.
+    To be entered before torch is used. Waits where others hold them, and says so. Among the devices
+    that CUDA_VISIBLE_DEVICES names already, where it is set. Locks end with the stage's process and
+    its children, however these end. Raises ``UserError`` where fewer devices are visible than the
+    stage needs.
     """
     least, more = wanted(verb, cfg)
     library = nvml() if least and "SLURM_JOB_ID" not in os.environ else None
@@ -95,7 +95,7 @@ def lease(verb: str, cfg: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     if least > len(devices):
-        raise Bad(
+        raise UserError(
             f"{least} GPUs are needed and {len(devices)} visible",
             "training.processes",
             f"lower it, or make more visible ({VISIBLE})",
@@ -120,12 +120,13 @@ def lease(verb: str, cfg: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _own(folder: Path) -> None:
-    """Make the folder of locks, for this user alone. Raises ``Bad`` where another has made it."""
+    """Make the folder of locks, for this user alone. Raises ``UserError`` where another has made
+    it."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise Bad("the folder of GPU locks is not this user's", str(folder), "remove it")
+        raise UserError("the folder of GPU locks is not this user's", str(folder), "remove it")
 
 
 def _key(library: Any, name: str, device: Any) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import content, link_files, read_json
 
 
@@ -19,7 +19,7 @@ def whole(folder: Path, record: Path) -> bool:
         return False
     try:
         outputs = read_json(record)["outputs"]
-    except (Bad, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return False
     return bool(content(folder) == outputs)
 
@@ -28,17 +28,17 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     """Stage ``keep``: the weights of step cfg.step of the run that made the input ``model``, with
     configuration and tokenizer; hard links where the file system has them.
 
-    Raises ``Bad`` where the step was not kept, and where the run ended before it.
+    Raises ``UserError`` where the step was not kept, and where the run ended before it.
     """
     step, steps = cfg["step"], steps_of(inputs["model"].resolve())
     folder = steps / str(step)
     if not whole(folder, steps / f"{step}.json"):
-        raise Bad(
+        raise UserError(
             f"step {step} was not kept, or is damaged",
             str(folder),
             f"name it in keep_steps, remove {inputs['model'].parent}/digest.json, run again",
         )
     if not any(path.is_file() for path in folder.rglob("*")):
-        raise Bad(f"the run ended before step {step}", str(folder), "name an earlier step")
+        raise UserError(f"the run ended before step {step}", str(folder), "name an earlier step")
     link_files(folder, out)
     return {"step": step}

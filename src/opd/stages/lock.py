@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 OWNER = "owner"
 LIMIT = "OPD_STALL_MINUTES"
@@ -66,7 +66,7 @@ def take(scratch: Path) -> IO[bytes] | None:
             file.close()
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return None
-            raise Bad(
+            raise UserError(
                 f"files cannot be locked there ({error.strerror})",
                 str(path),
                 "mount that file system with flock, or keep the store on another",
@@ -169,7 +169,7 @@ def _descendants(pid: int) -> list[int]:
 def _end(where: str, limit: float) -> Any:
     # Where it hangs: of use to whoever reads the log.
     faulthandler.dump_traceback(sys.stderr)
-    bad = Bad(
+    bad = UserError(
         f"nothing was written for {limit / 60:g} minutes",
         where,
         "the stage hung and was ended (its stack stands above in this log): start again, what it "

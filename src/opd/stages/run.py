@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import content, read_json
 from opd.core.security import refuse_code
 from opd.stages import gpu, lock, verify
@@ -33,7 +33,7 @@ from opd.stages.registry import CACHES, FETCHES, LOOKS, RESUMES, VERBS
 def resolve_input(path: Path, look: bool = False) -> tuple[Path, dict[str, str], str]:
     """A declared input -> (payload folder or plain file, content digests, identity or '')."""
     if not path.exists():
-        raise Bad("no such input", str(path), "run the stage that makes it")
+        raise UserError("no such input", str(path), "run the stage that makes it")
     if path.name != "digest.json":
         return path, content(path), ""
     made = verify.artifact(path, look)
@@ -108,7 +108,7 @@ def _compute(
         stamps = verify.stamps(work)
         outputs = content(work)
         if not outputs:
-            raise Bad("the stage wrote nothing", f"opd {verb}", "this is a bug, report it")
+            raise UserError("the stage wrote nothing", f"opd {verb}", "this is a bug, report it")
         if verb in FETCHES:
             _same_as_before(verb, cfg, outputs, record)
         if whole(entry, record) and read_json(record)["outputs"] == outputs:
@@ -147,7 +147,7 @@ def _compute(
 def _same_as_before(
     verb: str, cfg: Mapping[str, Any], outputs: Mapping[str, str], record: Path
 ) -> None:
-    """Raise ``Bad`` where what the hub has at a revision is not what it had there before.
+    """Raise ``UserError`` where what the hub has at a revision is not what it had there before.
 
     Weights are files of the hub. Tables are written here: by other versions they may come out as
     other bytes.
@@ -158,13 +158,13 @@ def _same_as_before(
     try:
         before = read_json(record)
         kept, of = before["outputs"], before["versions"]
-    except (Bad, KeyError, TypeError):  # the first time, or it is damaged
+    except (UserError, KeyError, TypeError):  # the first time, or it is damaged
         return
     if verb != "fetch" and of != versions():
         return
     other = sorted(n for n in {*kept, *outputs} if kept.get(n) != outputs.get(n))
     if other:
-        raise Bad(
+        raise UserError(
             f"the hub has another {other[0]} at {source['revision']} than it had before",
             f"hub: {source['hub']}",
             f"nothing was taken; if the new one is right, remove {record} and start again",
@@ -179,7 +179,7 @@ def _modules(verb: str, cfg: Mapping[str, Any]) -> dict[str, str]:
 
 def _adopted(folder: Path, verb: str, cfg: Mapping[str, Any]) -> str | None:
     """The identity of what was adopted in this folder for these settings, if anything was."""
-    with suppress(Bad):
+    with suppress(UserError):
         made = read_json(folder / "manifest.json")
         if made.get("adopted") and made["identity"] == adopted_identity(verb, cfg, made["outputs"]):
             return str(made["identity"])
@@ -208,7 +208,7 @@ def run_stage(
     # What was adopted may be asked for without inputs: it needs none.
     names = [] if adopted and not inputs else list(cfg.get("inputs", []))
     if len(names) != len(inputs):
-        raise Bad(
+        raise UserError(
             f"{len(inputs)} inputs for the names {names}", f"opd {verb}", "give one path per name"
         )
     resolved = {
@@ -217,7 +217,7 @@ def run_stage(
     key = adopted or identity(verb, cfg, {name: value[1] for name, value in resolved.items()})
     entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
     if adopted and not whole(entry, record):
-        raise Bad(
+        raise UserError(
             "what was adopted here is damaged, or gone from the store",
             str(folder),
             f"adopt it again, or remove {folder} to have it made",

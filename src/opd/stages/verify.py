@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import file_digest, read_json
 
 # The clock of a file system may be this coarse: what changed just now may change again unseen.
@@ -76,27 +76,27 @@ def changes(folder: Path, outputs: Mapping[str, str], memory: Path | None) -> li
 def artifact(record: Path, look: bool = False) -> tuple[Path, dict[str, str], str]:
     """An artifact by its ``digest.json``: folder with its files, their digests, its identity.
 
-    Raises ``Bad`` where it is not as it was made; ``look`` leaves that to the caller.
+    Raises ``UserError`` where it is not as it was made; ``look`` leaves that to the caller.
     """
     mend = f"remove {record} and run snakemake again"
     try:
         made = read_json(record)
         outputs, identity = dict(made["outputs"]), str(made["identity"])
-    except (Bad, KeyError, TypeError, ValueError) as error:
-        raise Bad("damaged", str(record), mend) from error
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        raise UserError("damaged", str(record), mend) from error
     payload = record.parent / "payload"
     if not payload.exists():
-        raise Bad("the artifact's payload is gone from the store", str(payload), mend)
+        raise UserError("the artifact's payload is gone from the store", str(payload), mend)
     if look:
         return payload, outputs, identity
     # A copy of a results folder may have the files themselves here.
     entry = Path(os.path.realpath(payload)) if payload.is_symlink() else None
     if entry and entry.name != identity:
-        raise Bad("digest.json and payload are not of one run", str(record.parent), mend)
+        raise UserError("digest.json and payload are not of one run", str(record.parent), mend)
     wrong = changes(payload, outputs, entry and memory(entry.parent, identity))
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise Bad(f"modified after it was made: {wrong[0]}{more}", str(payload), mend)
+        raise UserError(f"modified after it was made: {wrong[0]}{more}", str(payload), mend)
     return payload, outputs, identity
 
 

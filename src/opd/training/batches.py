@@ -4,7 +4,7 @@ Without torch, so that a plan is checked before anything is submitted."""
 from collections.abc import Mapping
 from typing import Any
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 
 def sequences(verb: str, settings: Mapping[str, Any]) -> int:
@@ -16,7 +16,9 @@ def sequences(verb: str, settings: Mapping[str, Any]) -> int:
     rollouts = settings["prompts_per_step"] * settings["group_size"]
     updates = settings.get("updates_per_batch", 1)
     if rollouts % updates:
-        raise Bad(f"{updates} do not divide the rollouts", "updates_per_batch", "use a divisor")
+        raise UserError(
+            f"{updates} do not divide the rollouts", "updates_per_batch", "use a divisor"
+        )
     return int(rollouts // updates)
 
 
@@ -26,12 +28,12 @@ def dealt(
     """Sequences that go through the model at a time in each process (``micro_batch``; all of a
     process's, if not given), and how many times that is done in a step.
 
-    Raises ``Bad`` about ``where`` if the step cannot be dealt out like this.
+    Raises ``UserError`` about ``where`` if the step cannot be dealt out like this.
     """
     processes = settings.get("processes", 1)
     micro = settings.get("micro_batch") or max(1, sequences // processes)
     if sequences % (micro * processes):
-        raise Bad(
+        raise UserError(
             f"{micro} does not divide the {sequences} sequences of a step"
             + (f" on {processes} processes" if processes > 1 else ""),
             where,

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import privileged
 from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
@@ -33,7 +33,7 @@ def prepare(cfg: Mapping[str, Any]) -> None:
     Silences the libraries' own bars: a stage has one, for its steps.
     """
     if torch.cuda.device_count() > 1 and cfg.get("processes", 1) == 1:
-        raise Bad(
+        raise UserError(
             f"{torch.cuda.device_count()} GPUs are visible to one process",
             "CUDA_VISIBLE_DEVICES",
             "name one of them, or train on several with training.processes",
@@ -105,20 +105,20 @@ def chats(
     """The prompts of prompts.parquet in ``path``, with what is ``told`` beside them (a message of
     ``opd.data.privileged``), as conversations, with their rows.
 
-    Raises ``Bad`` for an empty table, a row without what is to be told, and for a prompt of more
-    than ``limit`` tokens (chat template included), naming its row.
+    Raises ``UserError`` for an empty table, a row without what is to be told, and for a prompt of
+    more than ``limit`` tokens (chat template included), naming its row.
     """
     file = path / "prompts.parquet"
     rows = tables.read(file, PROMPTS).to_pylist()
     if not rows:
-        raise Bad("there is no prompt in it", str(file), "loosen the filters that made it")
+        raise UserError("there is no prompt in it", str(file), "loosen the filters that made it")
     conversations = [[{"role": "user", "content": privileged.filled(told, row)}] for row in rows]
     ids = tokenizer.apply_chat_template(
         conversations, add_generation_prompt=True, return_dict=True, **template_kwargs
     )["input_ids"]
     for i, tokens in enumerate(ids):
         if len(tokens) > limit:
-            raise Bad(
+            raise UserError(
                 f"the prompt has {len(tokens)} tokens, max_prompt_tokens is {limit}",
                 f"{file}: row {i} ({rows[i]['id']})",
                 "raise max_prompt_tokens or drop the row",
@@ -127,9 +127,9 @@ def chats(
 
 
 def require_prompts(found: int, needed: int, path: Path) -> None:
-    """Raise ``Bad`` where a prompt set cannot fill one step."""
+    """Raise ``UserError`` where a prompt set cannot fill one step."""
     if found < needed:
-        raise Bad(
+        raise UserError(
             f"{found} prompts cannot fill a step of {needed}",
             str(path / "prompts.parquet"),
             "lower prompts_per_step or make a larger prompt set",
@@ -151,13 +151,15 @@ def train(
     The model and tokenizer of the steps in execution.keep_steps, of ``updates`` updates each, go to
     kept/STEP in ``scratch``.
 
-    Returns first and last values of everything recorded. Raises ``Bad`` for a step to keep that the
-    run does not have.
+    Returns first and last values of everything recorded. Raises ``UserError`` for a step to keep
+    that the run does not have.
     """
     steps = trainer.args.max_steps // updates
     keep = cfg.get("execution", {}).get("keep_steps", [])
     if max(keep, default=0) > steps:
-        raise Bad(f"step {max(keep)} is beyond the run's {steps} steps", "keep_steps", "lower it")
+        raise UserError(
+            f"step {max(keep)} is beyond the run's {steps} steps", "keep_steps", "lower it"
+        )
     kept = {step * updates: scratch / "kept" / str(step) for step in keep}
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(record)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import privileged
 from opd.losses import collapse, metrics
 from opd.losses.fused import fused_token_loss
@@ -195,8 +195,8 @@ def teacher_prompts(
     """Token ids of what the teacher is asked, rollouts_per_prompt of each row, contexts in turn;
     None where that is what the student is asked.
 
-    Raises ``Bad`` as ``opd.data.privileged.told`` does, and where the rollouts of a prompt are no
-    multiple of its contexts: every context must be heard as often as the others.
+    Raises ``UserError`` as ``opd.data.privileged.told`` does, and where the rollouts of a prompt
+    are no multiple of its contexts: every context must be heard as often as the others.
     """
     given, kwargs = cfg.get("information"), teacher_kwargs(cfg)
     if not given and kwargs == (cfg.get("chat_template_kwargs") or {}):
@@ -204,7 +204,7 @@ def teacher_prompts(
     given = given or [privileged.CONTEXTS["none"]]
     each, remainder = divmod(cfg["rollouts_per_prompt"], len(given))
     if remainder:
-        raise Bad(
+        raise UserError(
             f"{len(given)} contexts for {cfg['rollouts_per_prompt']} rollouts of a prompt",
             "information",
             "make rollouts_per_prompt a multiple of them",
@@ -232,8 +232,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
 
     One optimiser update per step on that step's rollouts; prompts in order, a last partial batch
     dropped, epochs repeated as steps ask for (Rethinking OPD, Table 2 and section 3.3). Raises
-    ``Bad`` where the tokenizers or thinking modes differ, a prompt is too long, or the loss is no
-    number.
+    ``UserError`` where the tokenizers or thinking modes differ, a prompt is too long, or the loss
+    is no number.
     """
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)
@@ -278,7 +278,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     )
     if trainer.update == "ema":
         if trainer.is_fsdp_enabled:
-            raise Bad("an EMA teacher is not sharded", "teacher_update", "train it with ddp")
+            raise UserError("an EMA teacher is not sharded", "teacher_update", "train it with ddp")
         trainer.add_callback(Follow(trainer))
     guard = cfg.get("guard") or {}
     record = Record(

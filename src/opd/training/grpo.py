@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import privileged
 from opd.models.checkpoints import load_model, load_tokenizer
 from opd.training import common, launch
@@ -86,7 +86,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
 
     common.prepare(cfg)
     if cfg["grader"] not in GRADERS:
-        raise Bad(f"unknown grader '{cfg['grader']}'", "grader", f"use {', '.join(GRADERS)}")
+        raise UserError(f"unknown grader '{cfg['grader']}'", "grader", f"use {', '.join(GRADERS)}")
     tokenizer = load_tokenizer(inputs["student"])
     template_kwargs = cfg.get("chat_template_kwargs") or {}
     conversations, rows = common.chats(

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 LAUNCHED = "OPD_LAUNCHED"
 
@@ -72,9 +72,9 @@ def launch(
         raise SystemExit(143)
     found = json.loads(answer.read_text()) if answer.is_file() else {}
     if "bad" in found:
-        raise Bad(*found["bad"])
+        raise UserError(*found["bad"])
     if code or "numbers" not in found:
-        raise Bad(
+        raise UserError(
             f"a training process ended with exit status {code}",
             "processes",
             "its own message stands above in this log",
@@ -95,13 +95,13 @@ def main(task: Path) -> None:
     try:
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world != cfg.get("processes", 1):
-            raise Bad(
+            raise UserError(
                 f"there are {world} processes instead of {cfg.get('processes', 1)}",
                 "training.accelerate",
                 "use a config file that starts several, as config/accelerate/ddp.yaml",
             )
         numbers = run(cfg, {k: Path(v) for k, v in inputs.items()}, Path(out), Path(scratch))
-    except Bad as bad:
+    except UserError as bad:
         answer.write_text(json.dumps({"bad": [bad.what, bad.where, bad.remedy]}))
         print(f"error: {bad}", file=sys.stderr)
         sys.exit(2)

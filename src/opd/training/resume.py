@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, set_seed
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 MARKER = "opd-complete.json"
 FAILED = "failed.json"
@@ -71,7 +71,7 @@ class Record(TrainerCallback):
         step = int(state.global_step)
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs[name]):
-                raise Bad(
+                raise UserError(
                     f"{name} is {logs[name]} at step {step}",
                     "lr",
                     f"lower the learning rate (it is {args.learning_rate})",
@@ -192,7 +192,7 @@ def resumable(
     failed = scratch / FAILED
     if failed.is_file():
         what, where, remedy = json.loads(failed.read_text())
-        raise Bad(what, where, f"{remedy}; to try the same once more, remove {failed}")
+        raise UserError(what, where, f"{remedy}; to try the same once more, remove {failed}")
     steps = Steps(trainer.args.seed, trainer)
     trainer.add_callback(steps)
     kept = kept or {}
@@ -216,7 +216,7 @@ def resumable(
             trainer._load_from_checkpoint(str(last))
         else:
             trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
-    except Bad as bad:
+    except UserError as bad:
         if trainer.accelerator.is_main_process:
             failed.write_text(json.dumps([bad.what, bad.where, bad.remedy]))
         raise
@@ -269,21 +269,21 @@ def _rewrite(journal: Path, rows: list[dict[str, Any]], steps: int) -> None:
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
 
 
-def _shortage(error: BaseException, scratch: Path) -> Bad | None:
+def _shortage(error: BaseException, scratch: Path) -> UserError | None:
     text = str(error)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     # safetensors and torch.save report a full disk as an error of their own.
     with suppress(OSError):
         full = full or shutil.disk_usage(scratch).free < 2**20
     if full or "No space left" in text or "PytorchStreamWriter failed" in text:
-        return Bad(
+        return UserError(
             "the disk is full, the last checkpoint is whole",
             str(scratch),
             "free space, start again",
         )
     memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     if memory or "can't allocate memory" in text:
-        return Bad(
+        return UserError(
             f"the model does not fit into memory ({text.splitlines()[0] if text else 'out of it'})",
             "micro_batch",
             "lower it, use gradient_checkpointing or more devices",

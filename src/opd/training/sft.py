@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data.schemas import SFT_PAIRS
 from opd.models.checkpoints import load_model, load_tokenizer
 from opd.training import common, launch
@@ -33,7 +33,7 @@ def as_rendered(
 ) -> list[Pair]:
     """Pairs as the chat template renders them: the response is all that it adds to the prompt.
 
-    Raises ``Bad`` where the rendered prompt is not the beginning of prompt and response.
+    Raises ``UserError`` where the rendered prompt is not the beginning of prompt and response.
     """
     prompts = [[{"role": "user", "content": pair["prompt"]}] for pair in pairs]
     wholes = [
@@ -46,7 +46,7 @@ def as_rendered(
     whole_ids = tokenizer.apply_chat_template(wholes, return_dict=True, **kwargs)["input_ids"]
     for i, (prompt, whole) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
         if whole[: len(prompt)] != prompt:
-            raise Bad(
+            raise UserError(
                 "the chat template renders the prompt differently once it is answered",
                 f"{file}: row {i} ({pairs[i]['id']})",
                 "use a chat template (or chat_template_kwargs) that keeps the prompt, or set "
@@ -67,9 +67,9 @@ def with_empty_think(
     nowhere (``none``); see Rethinking OPD, Section C.1 and its yaml file.
 
     The response is its own text and what the chat template ends a turn with, encoded apart from the
-    prompt as LLaMA-Factory does; one with a think tag of its own gets no block. Raises ``Bad``
-    where the chat template has put a think tag into the prompt already (but for ``prompt``, where
-    an empty block may be there), and for ``prompt`` and a response that thinks.
+    prompt as LLaMA-Factory does; one with a think tag of its own gets no block. Raises
+    ``UserError`` where the chat template has put a think tag into the prompt already (but for
+    ``prompt``, where an empty block may be there), and for ``prompt`` and a response that thinks.
     """
 
     def encoded(text: str) -> list[int]:
@@ -84,7 +84,7 @@ def with_empty_think(
     closing = tokenizer.apply_chat_template(answered, tokenize=False, **kwargs).rpartition(mark)[2]
     there = opening.endswith(EMPTY_THINK)
     if "<think>" in opening and not (there and place == "prompt"):
-        raise Bad(
+        raise UserError(
             "the chat template puts a think tag into the prompt",
             f"empty_think: {place}",
             "use empty_think: prompt, or leave enable_thinking: false out of chat_template"
@@ -103,7 +103,7 @@ def with_empty_think(
         response = encoded(pair["response"] + closing)
         thinks = "<think>" in pair["response"] or "</think>" in pair["response"]
         if thinks and place == "prompt":
-            raise Bad(
+            raise UserError(
                 "the response has a think tag of its own",
                 f"{file}: row {i} ({pair['id']})",
                 "use empty_think: response, or drop the row",
@@ -189,7 +189,7 @@ class Measure(TrainerCallback):
 
 
 def _require_boundaries(model: Any, rows: list[dict[str, list[int]]]) -> None:
-    """Raise ``Bad`` where a packed sequence sees the one before it.
+    """Raise ``UserError`` where a packed sequence sees the one before it.
 
     The gradient of the second's logits by the first's embeddings is exactly zero where attention
     stops at the boundary: masked weights are.
@@ -201,7 +201,7 @@ def _require_boundaries(model: Any, rows: list[dict[str, list[int]]]) -> None:
     logits = model(inputs_embeds=embedded, position_ids=positions, use_cache=False).logits
     (gradient,) = torch.autograd.grad(logits[:, len(a) :].float().square().sum(), embedded)
     if gradient[:, : len(a)].any():
-        raise Bad(
+        raise UserError(
             f"the attention of {type(model).__name__} "
             f"({model.config._attn_implementation}) looks across packed pairs",
             "packing",
@@ -211,9 +211,9 @@ def _require_boundaries(model: Any, rows: list[dict[str, list[int]]]) -> None:
 
 def _require_liger() -> None:
     if not torch.cuda.is_available():
-        raise Bad("Liger's kernels need a GPU, none is visible", "liger", "leave it out")
+        raise UserError("Liger's kernels need a GPU, none is visible", "liger", "leave it out")
     if importlib.util.find_spec("liger_kernel") is None:
-        raise Bad("liger-kernel is not installed", "liger", "install it, or leave it out")
+        raise UserError("liger-kernel is not installed", "liger", "install it, or leave it out")
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
@@ -234,8 +234,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     held out or, where none are, from those trained on (The Many Faces of OPD, Appendix A.23).
 
     Returns also how many pairs were given, too long (dropped, cut), trained on, held out and
-    measured. Raises ``Bad`` for an empty table, for pairs that cannot fill a step, for a held-out
-    share that leaves nothing, and for a loss that is no number.
+    measured. Raises ``UserError`` for an empty table, for pairs that cannot fill a step, for a
+    held-out share that leaves nothing, and for a loss that is no number.
     """
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)
@@ -245,7 +245,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     file = inputs["data"] / "pairs.parquet"
     pairs = tables.read(file, SFT_PAIRS).to_pylist()
     if not pairs:
-        raise Bad("there is no pair in it", str(file), "loosen the filters that made it")
+        raise UserError("there is no pair in it", str(file), "loosen the filters that made it")
     tokenizer = load_tokenizer(inputs["student"])
     kwargs = cfg.get("chat_template_kwargs") or {}
     if cfg.get("empty_think") is None:
@@ -257,7 +257,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     for i, pair in enumerate(encoded):
         length = len(pair[0]) + len(pair[1])
         if length > limit and overlong == "error":
-            raise Bad(
+            raise UserError(
                 f"prompt and response have {length} tokens, max_tokens is {limit}",
                 f"{file}: row {i} ({pairs[i]['id']})",
                 "raise max_tokens, filter the pairs, or set overlong: drop or cut",
@@ -268,12 +268,12 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         counts["dropped"] += remains is None
         counts["cut"] += remains is not None and length > limit
     if not rows:
-        raise Bad("every pair is longer than max_tokens", str(file), "raise max_tokens")
+        raise UserError("every pair is longer than max_tokens", str(file), "raise max_tokens")
     out_of = set(held_out(len(rows), cfg["held_out"], cfg["seed"])) if "held_out" in cfg else set()
     training = [row for i, row in enumerate(rows) if i not in out_of]
     measured = [rows[i] for i in sorted(out_of)] or training
     if "held_out" in cfg and (not out_of or not training):
-        raise Bad(
+        raise UserError(
             f"a share of {cfg['held_out']} of {len(rows)} pairs leaves "
             + ("none to train on" if out_of else "none held out"),
             "held_out",
@@ -291,7 +291,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     if "epochs" in cfg:
         cfg = {**cfg, "steps": cfg["epochs"] * math.ceil(len(dataset) / cfg["batch_size"])}
     elif len(dataset) < cfg["batch_size"]:
-        raise Bad(
+        raise UserError(
             f"{len(dataset)} {'packed sequences' if cfg.get('packing') else 'pairs'} cannot fill a "
             f"step of {cfg['batch_size']}",
             str(file),

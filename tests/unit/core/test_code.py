@@ -19,12 +19,12 @@ FILES = {
     "__init__.py": "",
     "top.py": (
         '"""Documented."""\n\nimport math\n\nfrom opd.inner.leaf import PI, area\n'
-        "from opd.inner.other import half\nfrom opd.errors import Bad\n\n\n"
+        "from opd.inner.other import half\nfrom opd.errors import UserError\n\n\n"
         'def run(radius=1.0):\n    """Documented."""\n    if radius < 0:\n'
-        '        raise Bad("below 0", "radius", "raise it")\n'
+        '        raise UserError("below 0", "radius", "raise it")\n'
         "    return half(area(radius)) + math.sqrt(PI)\n"
     ),
-    "errors.py": "class Bad(Exception):\n    pass\n",
+    "errors.py": "class UserError(Exception):\n    pass\n",
     "inner/__init__.py": "",
     "inner/leaf.py": (
         "from opd.code import package_file\n\nPI = 3\nWORDS = package_file(__file__, 'words')\n\n\n"
@@ -83,7 +83,7 @@ def test_what_changes_nothing_that_a_stage_does_changes_no_digest(package, name,
         ("top.py", "radius=1.0", "radius=2.0"),
         ("top.py", "radius < 0", "radius <= 0"),
         ("top.py", "import half", "import TWO as half"),
-        ("top.py", "raise Bad(", "raise ValueError("),
+        ("top.py", "raise UserError(", "raise ValueError("),
         ("inner/words/one.txt", "one", "two"),
         ("top.py", "import math\n", "import cmath as math\n"),
     ],
@@ -108,7 +108,9 @@ def test_a_module_that_moves_under_another_name_changes_no_digest(package):
         "zone/words/one.txt": "one",
         "top.py": FILES["top.py"]
         .replace("from opd.inner.leaf import PI, area\n", "")
-        .replace("import Bad\n", "import Bad\nfrom opd.zone.geometry import PI, area\n"),
+        .replace(
+            "import UserError\n", "import UserError\nfrom opd.zone.geometry import PI, area\n"
+        ),
     }
     assert package(moved) == package()
 
@@ -175,13 +177,13 @@ def source(module: str) -> ast.Module:
 
 def test_no_stage_makes_anything_of_the_text_of_an_error():
     """The text is left out of the digest, so it may not be in what is made: whoever catches a
-    ``Bad`` uses it to raise again, or hands it from one process to another."""
+    ``UserError`` uses it to raise again, or hands it from one process to another."""
     hand_over = {"resume", "launch", "vllm_pool", "vllm_engine", "verified", "verify"}
     for module in modules_of_stages():
         for node in ast.walk(source(module)):
             if not isinstance(node, ast.ExceptHandler) or not node.name or node.type is None:
                 continue
-            if "Bad" not in {x.id for x in ast.walk(node.type) if isinstance(x, ast.Name)}:
+            if "UserError" not in {x.id for x in ast.walk(node.type) if isinstance(x, ast.Name)}:
                 continue
             raised = {
                 id(x)
@@ -226,7 +228,7 @@ def test_an_error_s_text_in_this_package_reruns_nothing(tmp_path):
     count = 0
     for path in copy.rglob("*.py"):
         text = path.read_text()
-        worded = re.sub(r"(raise Bad\(\s*f?\")", r"\1In other words: ", text)
+        worded = re.sub(r"(raise UserError\(\s*f?\")", r"\1In other words: ", text)
         count += worded != text
         path.write_text(worded)
     assert count > 40

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS, SFT_PAIRS
 from opd.models.schemas import GENERATIONS
 
@@ -63,7 +63,7 @@ def test_token_ids_survive(tmp_path: Path) -> None:
 def test_a_row_that_does_not_fit_leaves_no_file(
     tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(UserError) as caught:
         tables.write(tmp_path / "p", [PROMPT, {**PROMPT, **change}], PROMPTS)
     assert named in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -72,19 +72,19 @@ def test_a_row_that_does_not_fit_leaves_no_file(
 def test_an_empty_cell_is_named_by_its_row(tmp_path: Path) -> None:
     table = pa.table({"id": ["a", "b"], "prompt": ["p", None], "response": ["r", "r"]})
     pq.write_table(table, tmp_path / "pairs.parquet")
-    with pytest.raises(Bad, match=r"pairs\.parquet: row 1: column 'prompt' is empty"):
+    with pytest.raises(UserError, match=r"pairs\.parquet: row 1: column 'prompt' is empty"):
         tables.read(tmp_path / "pairs.parquet", SFT_PAIRS)
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["a"], "text": ["t"]}), tmp_path / "p")
-    with pytest.raises(Bad, match=r"column 'prompt' is missing \(it has id, text\)"):
+    with pytest.raises(UserError, match=r"column 'prompt' is missing \(it has id, text\)"):
         tables.read(tmp_path / "p", SFT_PAIRS)
 
 
 def test_what_is_no_parquet_file_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "p").write_text("id,prompt\n")
-    with pytest.raises(Bad, match="not a readable parquet file"):
+    with pytest.raises(UserError, match="not a readable parquet file"):
         tables.read(tmp_path / "p", SFT_PAIRS)
-    with pytest.raises(Bad, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         tables.read(tmp_path / "missing", SFT_PAIRS)

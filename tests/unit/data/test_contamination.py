@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import contamination
 from opd.data.schemas import PROBLEMS
 
@@ -80,6 +80,6 @@ def test_neighbours_of_other_prompts_are_refused(tmp_path: Path) -> None:
     prompts, problems = payload(tmp_path / "t", ["a", "b"]), payload(tmp_path / "p", ["c"])
     found = neighbours_of(tmp_path / "n", problems, prompts, [(None, 1, 0.5)])
     inputs = {"prompts": payload(tmp_path / "u", ["a", "x"]), "benchmark:c": problems}
-    with pytest.raises(Bad, match="belongs to other prompts"):
+    with pytest.raises(UserError, match="belongs to other prompts"):
         contamination.run({"threshold": 0.6}, {**inputs, "neighbours:c": found}, tmp_path)
     assert not (tmp_path / "report.json").exists()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import dedup, dedup_page, embeddings, neighbours
 from opd.data.schemas import NEIGHBOURS
 
@@ -302,14 +302,14 @@ def test_bad_input(tmp_path: Path) -> None:
     good = {"prompts": a, "against": b, "neighbours": found}
     for key, questions in (("prompts", ["p"]), ("prompts", ["p", "r"]), ("against", ["y"])):
         other = payload(tmp_path / key / "".join(questions), questions)
-        with pytest.raises(Bad, match="belongs to other prompts"):
+        with pytest.raises(UserError, match="belongs to other prompts"):
             dedup.run({"threshold": 0.6}, good | {key: other}, tmp_path)
-    with pytest.raises(Bad, match="all 2 prompts are duplicates"):
+    with pytest.raises(UserError, match="all 2 prompts are duplicates"):
         dedup.run({"threshold": -1.0}, good, tmp_path)
     sides = {
         "prompts": embedded(tmp_path / "u", a, np.eye(2)),
         "against": embedded(tmp_path / "v", b, np.eye(3)[:1]),
     }
-    with pytest.raises(Bad, match="2 and of 3 dimensions"):
+    with pytest.raises(UserError, match="2 and of 3 dimensions"):
         neighbours.run({}, sides, tmp_path)
     assert not list(tmp_path.glob("*.parquet"))

@@ -14,7 +14,7 @@ import pytest
 
 from opd.core import tables
 from opd.core.code import module_digest
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import embeddings, encoders, schemas
 from opd.data.schemas import PROMPTS
 from opd.stages.identity import code_digest
@@ -276,9 +276,9 @@ def test_bad_input(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     empty = payload(tmp_path / "p", ["one", " \n"])
-    with pytest.raises(Bad, match=r"prompts.parquet: row 1: the question is empty"):
+    with pytest.raises(UserError, match=r"prompts.parquet: row 1: the question is empty"):
         embeddings.run(HASHED, {"prompts": empty}, out, tmp_path / "cache")
-    with pytest.raises(Bad, match="no sentence-transformers model"):
+    with pytest.raises(UserError, match="no sentence-transformers model"):
         encoders.load(tmp_path / "missing")
     broken = tmp_path / "broken"
     subprocess.run(["cp", "-r", str(model), str(broken)], check=True)
@@ -288,6 +288,6 @@ def test_bad_input(model: Path, tmp_path: Path) -> None:
     values = load_file(weights)
     name = next(n for n in values if n.endswith("LayerNorm.bias"))
     save_file({**values, name: values[name] * np.nan}, weights, metadata={"format": "pt"})
-    with pytest.raises(Bad, match="its weights are broken"):
+    with pytest.raises(UserError, match="its weights are broken"):
         encoders.load(broken)(["a b"])
     assert not list(out.iterdir())

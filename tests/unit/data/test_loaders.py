@@ -22,7 +22,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import layouts, loaders, templates
 
 REVISION = "0123456789" * 4
@@ -233,7 +233,7 @@ def test_boolq_and_mmlu(hub: Callable[..., Path]) -> None:
 def test_a_dataset_that_is_not_known_needs_its_columns_named(hub: Callable[..., Path]) -> None:
     hub("a/b", default=[{"ask": "q", "info": {"truth": 2.0}, "hard": "3"}])
     source = {"hub": "a/b", "revision": REVISION}
-    with pytest.raises(Bad, match=r"column 'question' is missing \(it has ask, hard, info\)"):
+    with pytest.raises(UserError, match=r"column 'question' is missing \(it has ask, hard, info\)"):
         load(source)
     named = {"question": "Q: {ask}", "answer": "info.truth", "difficulty": "hard"}
     rows, _ = load({**source, **named})
@@ -252,11 +252,11 @@ def test_a_hub_object_that_is_not_there(hub: Callable[..., Path]) -> None:
     hub("google/boolq", default=[{"question": "q", "answer": True, "passage": "p"}])
     for source, named in (
         ({"hub": "google/boolqq"}, "google/boolqq@"),
-        ({"hub": "google/boolq", "split": "test"}, "Bad split: test"),
+        ({"hub": "google/boolq", "split": "test"}, "UserError split: test"),
         ({"hub": "google/boolq", "config": "other"}, "'other' not found"),
         ({"hub": "google/boolq", "file": "no.parquet"}, "no.parquet"),
     ):
-        with pytest.raises(Bad, match="check name, revision") as caught:
+        with pytest.raises(UserError, match="check name, revision") as caught:
             load({"revision": REVISION, **source})
         assert named in str(caught.value) and "\n" not in str(caught.value)
 
@@ -266,7 +266,7 @@ def test_a_hub_file_cut_short_is_named_with_the_row(hub: Callable[..., Path]) ->
     root = hub("google/boolq", default=[row] * 100, files=2)
     last = root / "default" / "train-00001-of-00002.parquet"
     last.write_bytes(last.read_bytes()[:-20])
-    with pytest.raises(Bad, match=r"google/boolq@.*could not be loaded"):
+    with pytest.raises(UserError, match=r"google/boolq@.*could not be loaded"):
         load({"hub": "google/boolq", "revision": REVISION})
 
 
@@ -276,7 +276,9 @@ def test_hub_files_with_different_columns(hub: Callable[..., Path]) -> None:
     )
     other = pa.Table.from_pylist([{"question": ["q"], "final_answer": "1", "difficulty": 5.0}])
     pq.write_table(other, root / "default" / "train-x.parquet")
-    with pytest.raises(Bad, match=r"DeepMath-103K@.*(could not be loaded|the question is a list)"):
+    with pytest.raises(
+        UserError, match=r"DeepMath-103K@.*(could not be loaded|the question is a list)"
+    ):
         load({"hub": "zwhe99/DeepMath-103K", "revision": REVISION})
 
 
@@ -285,7 +287,7 @@ def test_a_file_with_a_hash(tmp_path: Path) -> None:
     path.write_text('{"question": "a", "answer": "1"}\n')
     right = hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(load({"path": str(path), "sha256": right})[0]) == 1
-    with pytest.raises(Bad, match=rf"t\.jsonl: its sha256 is {right}, not 000"):
+    with pytest.raises(UserError, match=rf"t\.jsonl: its sha256 is {right}, not 000"):
         load({"path": str(path), "sha256": "0" * 64})
 
 
@@ -301,7 +303,7 @@ def test_columns_that_do_not_count_are_not_read(tmp_path: Path) -> None:
     pq.write_table(pa.table({"question": good, "answer": good, "notes": bad}), path)
     assert len(load({"path": str(path)})[0]) == 3
     pq.write_table(pa.table({"question": bad, "answer": good}), path)
-    with pytest.raises(Bad, match=r"t\.parquet: row 1: not UTF-8 \(byte 0xff"):
+    with pytest.raises(UserError, match=r"t\.parquet: row 1: not UTF-8 \(byte 0xff"):
         load({"path": str(path)})
 
 
@@ -342,7 +344,7 @@ GOOD = {"question": "a", "answer": "1"}
 )  # fmt: skip
 def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(Bad, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load({"path": str(tmp_path / name)})
     assert "\n" not in str(caught.value)
 
@@ -373,7 +375,7 @@ def test_any_row_is_read_or_refused(name: str, data: st.DataObject) -> None:
             row[outer] = {inner: data.draw(value)}
     try:
         found = layouts.record(layout, row, "here: row 0")
-    except Bad as bad:
+    except UserError as bad:
         assert str(bad).startswith("here: row 0: ") and "\n" not in str(bad)
         return
     if found is not None:
@@ -393,7 +395,7 @@ def test_a_parquet_file_damaged_anywhere_is_one_line(tmp_path: Path) -> None:
     rng, errors = random.Random(0), 0
     for cut in (1, 8, 100, len(whole) // 2, len(whole) - 4):
         path.write_bytes(whole[:-cut])
-        with pytest.raises(Bad, match=r"t\.parquet: not a whole parquet file"):
+        with pytest.raises(UserError, match=r"t\.parquet: not a whole parquet file"):
             load({"path": str(path)})
     for _ in range(30):
         damaged = bytearray(whole)
@@ -402,7 +404,7 @@ def test_a_parquet_file_damaged_anywhere_is_one_line(tmp_path: Path) -> None:
         path.write_bytes(bytes(damaged[: len(whole)]))
         try:
             load({"path": str(path)})
-        except Bad as bad:
+        except UserError as bad:
             errors += "\n" not in str(bad)
     assert errors > 10
 
@@ -470,7 +472,7 @@ def test_the_right_choice_gets_a_letter_among_the_wrong_ones() -> None:
         assert found == layouts.record(layout, dict(reversed(row.items())), "here")
         letters.add(found["answer"])
     assert letters == set("ABCD")
-    with pytest.raises(Bad, match=r"here: column 'Incorrect Answer 2' is missing"):
+    with pytest.raises(UserError, match=r"here: column 'Incorrect Answer 2' is missing"):
         layouts.record(layout, {k: v for k, v in row.items() if k != wrong[1]}, "here")
 
 
@@ -478,5 +480,5 @@ def test_the_one_item_of_a_list_is_the_answer() -> None:
     layout = layouts.LAYOUTS["math-ai/olympiadbench"]
     found = layouts.record(layout, {"question": "q", "final_answer": ["2"]}, "here")
     assert found is not None and found["answer"] == "2"
-    with pytest.raises(Bad, match="the answer is a list"):
+    with pytest.raises(UserError, match="the answer is a list"):
         layouts.record(layout, {"question": "q", "final_answer": ["2", "3"]}, "here")

@@ -15,7 +15,7 @@ from tiny import OPD, WORLD, Inputs, course, run
 from transformers import AutoTokenizer
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import privileged, world
 from opd.data.schemas import PROMPTS
 from opd.models import sampling
@@ -95,7 +95,7 @@ def test_a_hidden_answer_stands_in_the_think_block() -> None:
 @pytest.mark.parametrize("options", [{"enable_thinking": True}, {}])
 def test_nothing_is_hidden_before_thoughts_of_the_response(options: dict[str, Any]) -> None:
     """Qwen3's template opens no block where thinking is left to the model; the response does."""
-    with pytest.raises(Bad, match="leaves a think block to the response"):
+    with pytest.raises(UserError, match="leaves a think block to the response"):
         text("hidden", **options)
 
 
@@ -106,7 +106,7 @@ def test_a_system_rule() -> None:
         def apply_chat_template(self, chat: list[dict[str, str]], **kwargs: Any) -> str:
             return super().apply_chat_template(chat[-1:], **kwargs)
 
-    with pytest.raises(Bad, match="leaves system messages out; put it into the message"):
+    with pytest.raises(UserError, match="leaves system messages out; put it into the message"):
         privileged.rendered({"message": "{prompt}", "system": "Be brief."}, [ROW], Deaf(), {})
 
 
@@ -131,7 +131,7 @@ def test_fields_are_filled_in_one_pass_and_latex_is_left_alone() -> None:
     ],
 )
 def test_what_cannot_be_told(given: Any, said: str) -> None:
-    with pytest.raises(Bad) as bad:
+    with pytest.raises(UserError) as bad:
         privileged.contexts(given)
     assert said in str(bad.value)
 
@@ -139,7 +139,7 @@ def test_what_cannot_be_told(given: Any, said: str) -> None:
 @pytest.mark.parametrize(("field", "kind"), [("answer", "hidden"), ("solution", "full")])
 @pytest.mark.parametrize("missing", [None, "", "  "])
 def test_a_row_without_the_information(field: str, kind: str, missing: Any) -> None:
-    with pytest.raises(Bad, match=f"prompt q1: there is no {field} to tell the teacher"):
+    with pytest.raises(UserError, match=f"prompt q1: there is no {field} to tell the teacher"):
         text(kind, {**ROW, field: missing}, enable_thinking=False)
 
 
@@ -353,7 +353,9 @@ def test_rollouts_of_a_prompt_take_the_contexts_in_turn(inputs: Inputs) -> None:
         for row in rows
         for letter in "abab"
     ]
-    with pytest.raises(Bad, match="2 contexts for 3 rollouts of a prompt; make rollouts_per_promp"):
+    with pytest.raises(
+        UserError, match="2 contexts for 3 rollouts of a prompt; make rollouts_per_promp"
+    ):
         teacher_prompts({**cfg, "rollouts_per_prompt": 3}, rows, load_tokenizer(inputs["student"]))
 
 
@@ -403,7 +405,7 @@ def test_a_solution_travels_with_its_prompt(tmp_path: Path) -> None:
     prompts.run({"source": {"from": True}}, {"prompts": tmp_path / "with"}, again)
     kept = tables.read(again / "prompts.parquet", PROMPTS).to_pylist()
     assert [row["solution"] for row in kept] == [row["solution"] for row in found["with"]]
-    with pytest.raises(Bad, match="column 'proof' is missing"):
+    with pytest.raises(UserError, match="column 'proof' is missing"):
         prompts.run(
             {"source": {**source, "solution": "proof"}}, {"path": tmp_path / "q.jsonl"}, again
         )
@@ -422,10 +424,10 @@ def test_thinking_on_for_one_side_only(inputs: Inputs, tmp_path: Path) -> None:
         "teacher_chat_template_kwargs": {"enable_thinking": True},
     }
     cfg = {**OPD, **modes, "max_prompt_tokens": 99}
-    with pytest.raises(Bad, match="thinking is off for the student and on for the teacher"):
+    with pytest.raises(UserError, match="thinking is off for the student and on for the teacher"):
         run("opd", cfg, both, tmp_path / "a")
     run("opd", {**cfg, "steps": 1, "thinking_may_differ": True}, both, tmp_path / "b")
-    with pytest.raises(Bad, match="thinking is off for the student and on for the teacher"):
+    with pytest.raises(UserError, match="thinking is off for the student and on for the teacher"):
         rollouts.tokens(cfg, [], both["student"])
     from opd.training.distill import teacher_prompts
 

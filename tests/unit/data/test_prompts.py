@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import prompts, schemas, templates
 from opd.data.schemas import PROMPTS, REPEATED
 
@@ -96,7 +96,7 @@ def test_ids_do_not_depend_on_the_folder_or_the_selection(
 
 def test_an_affix_that_no_row_has_is_refused(tmp_path: Path, verl_file: Path) -> None:
     cfg = {"source": {"path": str(verl_file)}, "strip": [DAPO, BOXED]}
-    with pytest.raises(Bad, match=r"strip\.1.*no row of .*set\.parquet"):
+    with pytest.raises(UserError, match=r"strip\.1.*no row of .*set\.parquet"):
         run(tmp_path, cfg)
 
 
@@ -106,7 +106,7 @@ def test_samples_are_nested_and_in_file_order() -> None:
     assert [r["row"] for r in small] == sorted(r["row"] for r in small)
     assert {r["row"] for r in small} < {r["row"] for r in large}
     assert small == prompts.sample(rows, 10, 7) != prompts.sample(rows, 10, 8)
-    with pytest.raises(Bad, match="101 prompts wanted, 100"):
+    with pytest.raises(UserError, match="101 prompts wanted, 100"):
         prompts.sample(rows, 101, 7)
 
 
@@ -165,7 +165,7 @@ def test_world(tmp_path: Path) -> None:
 def test_empty_rows_are_named_or_dropped(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"question": "a", "answer": "1"}\n{"question": "b", "answer": " "}\n')
-    with pytest.raises(Bad, match=r"t\.jsonl: row 1: the answer is empty"):
+    with pytest.raises(UserError, match=r"t\.jsonl: row 1: the answer is empty"):
         run(tmp_path, {"source": {"path": str(path)}})
     (tmp_path / "out").rmdir()
     rows, numbers = run(tmp_path, {"source": {"path": str(path)}, "drop_empty": True})
@@ -223,14 +223,14 @@ def test_bad_input(
     row = verl_row("q", "1")
     row["prompt"] = [{"role": "system", "content": "s"}, *row["prompt"]]
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "system.parquet")
-    with pytest.raises(Bad, match=message):
+    with pytest.raises(UserError, match=message):
         run(tmp_path, cfg)
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_unset_data_dir_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPD_DATA_DIR", raising=False)
-    with pytest.raises(Bad, match="OPD_DATA_DIR"):
+    with pytest.raises(UserError, match="OPD_DATA_DIR"):
         run(tmp_path, {"source": {"path": "set.parquet"}})
 
 
@@ -256,7 +256,7 @@ def test_hub_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(Bad, match="ConnectionError: no route to host") as caught:
+    with pytest.raises(UserError, match="ConnectionError: no route to host") as caught:
         run(tmp_path, {"source": {"hub": "a/b", "revision": "a" * 40}})
     assert "\n" not in str(caught.value)
 
@@ -405,13 +405,13 @@ def test_apart_by_row_needs_a_common_source(tmp_path: Path, thoughts: dict[str, 
     sft = tmp_path / "sft"
     sft.mkdir()
     prompts.run({"source": other}, {}, sft)
-    with pytest.raises(Bad, match=r"no row of .*t\.jsonl.*use apart_from by question"):
+    with pytest.raises(UserError, match=r"no row of .*t\.jsonl.*use apart_from by question"):
         run(tmp_path, {"source": thoughts, "apart_from": "row"}, apart_from=sft)
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_nothing_left_apart_is_refused(tmp_path: Path, thoughts: dict[str, Any]) -> None:
-    with pytest.raises(Bad, match="300 read, 0 after apart_from"):
+    with pytest.raises(UserError, match="300 read, 0 after apart_from"):
         split(tmp_path, thoughts, 300, apart_from="question")
 
 
@@ -420,7 +420,7 @@ def test_duplicate_ids_are_named(tmp_path: Path) -> None:
         tmp_path / "t.jsonl",
         *({"question": q, "name": n} for q, n in (("a", "x"), ("b", "y"), ("c", "x"))),
     )
-    with pytest.raises(Bad, match=r"t\.jsonl: row 2: its id 'x' is that of .*: row 0, too"):
+    with pytest.raises(UserError, match=r"t\.jsonl: row 2: its id 'x' is that of .*: row 0, too"):
         run(tmp_path, {"source": {**source, "row_id": "name"}})
     (tmp_path / "out").rmdir()
     rows, _ = run(tmp_path, {"source": source})
@@ -433,7 +433,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, file: str) -> None:
     out.mkdir()
     (out / f"{file}.partial").symlink_to("/dev/full")
     source = write(tmp_path / "t.jsonl", {"question": "a"}, {"question": "a"})
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(UserError) as caught:
         prompts.run({"source": source}, {}, out)
     line = str(caught.value)
     assert line.startswith(f"{out / file}: it cannot be written (") and "\n" not in line

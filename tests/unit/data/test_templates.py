@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import templates
 
 # Written down a second time, so that a slip in either is seen.
@@ -36,7 +36,7 @@ def test_only_the_question_is_replaced() -> None:
     text = templates.apply("boxed", "What is {x} in {question}?")
     assert text.startswith("What is {x} in {question}? Please") and text.endswith("\\boxed{}.")
     assert templates.apply("{question} in \\boxed{{}}.", "q") == "q in \\boxed{{}}."
-    with pytest.raises(Bad, match=r"the template has no \{question\}: 'no place'"):
+    with pytest.raises(UserError, match=r"the template has no \{question\}: 'no place'"):
         templates.apply("no place", "q")
 
 

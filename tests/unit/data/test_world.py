@@ -8,7 +8,7 @@ import pytest
 from tiny import SHAPE, WORLD
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import corpus, world
 from opd.data.schemas import SFT_PAIRS
 from opd.grading import graders
@@ -37,16 +37,16 @@ def test_grade() -> None:
 
 @pytest.mark.parametrize("question", ["", "3=", "12+3=", "3+4*=", "3 + 4="])
 def test_what_is_no_question(question: str) -> None:
-    with pytest.raises(Bad, match="no question of the world"):
+    with pytest.raises(UserError, match="no question of the world"):
         world.solve(question)
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(Bad, match="unknown rule 'right'"):
+    with pytest.raises(UserError, match="unknown rule 'right'"):
         world.solve("1+2=", "right")
-    with pytest.raises(Bad, match="unknown style 'terse'"):
+    with pytest.raises(UserError, match="unknown style 'terse'"):
         world.respond("1+2=", "left", "terse")
-    with pytest.raises(Bad, match="unknown split 'rll'"):
+    with pytest.raises(UserError, match="unknown split 'rll'"):
         world.make_prompts(WORLD, "rll", 1)
 
 
@@ -143,7 +143,7 @@ def test_a_corpus_can_tell_something_of_its_responses(tmp_path: Path) -> None:
 
 
 def test_a_benchmark_can_run_out() -> None:
-    with pytest.raises(Bad, match="'easy' has no 5000 problems; ask for"):
+    with pytest.raises(UserError, match="'easy' has no 5000 problems; ask for"):
         world.make_prompts(WORLD, "easy", 5000)
 
 

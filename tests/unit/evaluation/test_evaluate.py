@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.evaluation import evaluate
 
 
@@ -135,7 +135,7 @@ def test_incomplete_scores_are_refused() -> None:
         ([*rows, rows[0]], "5 scores for 2 problems x 2 samples"),
         ([], "0 scores"),
     ]:
-        with pytest.raises(Bad, match=message):
+        with pytest.raises(UserError, match=message):
             evaluate.score_matrix(bad, "a")
 
 

@@ -11,7 +11,7 @@ import pytest
 from tiny import SHAPE, WORLD
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import world
 
 pytest.importorskip("lm_eval")
@@ -348,7 +348,7 @@ def test_bad_tasks_get_one_line(tmp_path: Path, benchmark: dict[str, Any], messa
         (tmp_path / "lost.yaml").write_text(
             "task: lost\ndataset_path: parquet\ndataset_kwargs: {data_files: /nowhere/*.parquet}\n"
         )
-    with pytest.raises(Bad, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         harness.load({"name": "b", **benchmark}, {}, 1, tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -358,16 +358,16 @@ def test_a_model_without_a_chat_template_gets_one_line(tmp_path: Path, model: Pa
     shutil.copytree(model, bare)
     (bare / "chat_template.jinja").unlink()
     benchmark = {"name": "easy", "task": "opd_world"}
-    with pytest.raises(Bad, match=r"bare: the tokenizer has no chat template"):
+    with pytest.raises(UserError, match=r"bare: the tokenizer has no chat template"):
         run(tmp_path, bare, [benchmark], **world_sets(tmp_path, 2))
 
 
 def test_bad_problems_get_one_line(tmp_path: Path, model: Path) -> None:
     rows = [schemas.prompt_row("a", "1+1=", "2", "s", i) for i in range(2)]
     benchmark = {"name": "b", "task": "opd_world"}
-    with pytest.raises(Bad, match="two problems have the id 'a'"):
+    with pytest.raises(UserError, match="two problems have the id 'a'"):
         run(tmp_path, model, [benchmark], **{"prompts:b": prompts_of(tmp_path / "p", rows)})
     long = [schemas.prompt_row("a", "1+" * 700, "2", "s", 0)]
-    with pytest.raises(Bad, match=r"prompt 'b/a' \(row 0\): the prompt has \d+ tokens"):
+    with pytest.raises(UserError, match=r"prompt 'b/a' \(row 0\): the prompt has \d+ tokens"):
         run(tmp_path, model, [benchmark], **{"prompts:b": prompts_of(tmp_path / "q", long)})
     assert not list((tmp_path / "out").iterdir())

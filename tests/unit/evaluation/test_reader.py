@@ -10,7 +10,7 @@ import pytest
 from measurements import evaluation, preflight_probe, run
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import content
 from opd.evaluation.reader import Reader
 from opd.probes.schemas import ROLLOUTS
@@ -56,12 +56,12 @@ def test_a_file_changed_by_hand_is_not_read(payload: Path, file: str) -> None:
     for read in READS.values():
         read(Reader({"it": payload}))
     _edit(payload / file)
-    with pytest.raises(Bad, match=f"{file}: modified after it was made.*digest.json"):
+    with pytest.raises(UserError, match=f"{file}: modified after it was made.*digest.json"):
         READS[file](Reader({"it": payload}))
     # Also where another file of the same input was read before.
     reader = Reader({"it": payload})
     READS["metrics.parquet" if file == "scores.parquet" else "scores.parquet"](reader)
-    with pytest.raises(Bad, match=f"{file}: modified after it was made"):
+    with pytest.raises(UserError, match=f"{file}: modified after it was made"):
         READS[file](reader)
 
 
@@ -70,7 +70,7 @@ def test_a_file_added_by_hand_is_not_read(payload: Path) -> None:
     outputs = json.loads(record.read_text())["outputs"]
     outputs.pop("summary.json")
     record.write_text(json.dumps({"outputs": outputs}))
-    with pytest.raises(Bad, match=r"summary\.json: modified"):
+    with pytest.raises(UserError, match=r"summary\.json: modified"):
         Reader({"it": payload}).summary(["it"], ["easy"], "maj")
 
 
@@ -92,5 +92,5 @@ def test_rollouts_of_a_figure_are_checked_too(tmp_path: Path, payload: Path) -> 
         "probes": {"P": {"label": "p", "runs": ["it"]}},
         "series": [{"probe": "P"}],
     }
-    with pytest.raises(Bad, match=r"rollouts\.parquet: modified"):
+    with pytest.raises(UserError, match=r"rollouts\.parquet: modified"):
         run_figure(cfg, {"it": payload}, tmp_path)

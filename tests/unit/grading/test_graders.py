@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.grading import equivalence, graders, sandbox
 
 # A comparison keeps the caller for no longer, the start of a process included. (Its CPU seconds are
@@ -126,7 +126,7 @@ def test_world_grader_and_unknown_grader() -> None:
         0,
     )
     with pytest.raises(
-        Bad, match="unknown grader 'maths'; use one of world, choice, rule, math_verify"
+        UserError, match="unknown grader 'maths'; use one of world, choice, rule, math_verify"
     ):
         graders.grade_all([], "maths")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.losses import head
 from opd.losses.fused import fused_token_loss
 from opd.losses.head import Head
@@ -188,7 +188,7 @@ def test_tied_weights_get_both_gradients() -> None:
 
 def test_what_the_kernel_cannot_do() -> None:
     case = Case(False, HEADS["capped"], torch.float32)
-    with pytest.raises(Bad, match=r"loss.teacher_temperature: .*capped.*; use 1.0 or"):
+    with pytest.raises(UserError, match=r"loss.teacher_temperature: .*capped.*; use 1.0 or"):
         check(case, SPECS["warm teacher, full"])
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.losses.spec import PRESETS, LossSpec, loss_spec
 from opd.losses.token import LOG_FLOOR_NATS, aggregate, token_loss, top_ids
 
@@ -482,7 +482,7 @@ def test_a_preset_with_other_settings() -> None:
         ({"weight": "uniform", "weight_scope": "vocabulary"}, "loss.weight_scope: uniform"),
         ({"teacher_temperature": 0.0}, "loss.teacher_temperature: it is not positive"),
     ):
-        with pytest.raises(Bad, match=message):
+        with pytest.raises(UserError, match=message):
             loss_spec(given_settings)
 
 
@@ -505,5 +505,5 @@ def test_aggregation_by_hand() -> None:
     assert total("micro_batch_mean", 4) == pytest.approx(36 / 8)
     assert total("micro_batch_mean", 2) == pytest.approx((21 / 6) * 0.5 + (15 / 2) * 0.5)
     assert total("micro_batch_mean", 1) == pytest.approx((2.5 + 5.5 + 7 + 8) / 4)
-    with pytest.raises(Bad, match="aggregation: unknown aggregation 'mean'"):
+    with pytest.raises(UserError, match="aggregation: unknown aggregation 'mean'"):
         total("mean", 4)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.microscope.alignment import Nodes, align, cosine, significant, teacher_advantage
 from opd.microscope.path_index import Children, PathIndex
 
@@ -109,11 +109,11 @@ def test_a_teacher_that_is_the_student_has_no_direction(mode: str) -> None:
 
 def test_wrong_settings_are_refused() -> None:
     p, q = log([0.5, 0.5]), log([0.4, 0.6])
-    with pytest.raises(Bad, match="unknown mode 'both'"):
+    with pytest.raises(UserError, match="unknown mode 'both'"):
         align(node([0.5, 0.1]), p, q, "both")  # type: ignore[arg-type]
-    with pytest.raises(Bad, match="unknown method 'kl'"):
+    with pytest.raises(UserError, match="unknown method 'kl'"):
         align(node([0.5, 0.1]), p, q, method="kl")  # type: ignore[arg-type]
-    with pytest.raises(Bad, match="needs the divergence"):
+    with pytest.raises(UserError, match="needs the divergence"):
         align(node([0.5, 0.1]), p, q, "restrict_only")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.grading import choices
 from opd.microscope import contexts
 
@@ -40,11 +40,11 @@ def test_a_question_as_the_loaders_make_it_takes_the_papers_form() -> None:
     assert contexts.asked(None, loaded, "other") == "other"
     found = contexts.asked("boolq", "Water is wet.\nIt flows.\nQuestion: is water wet?", "")
     assert found.startswith("Water is wet.\nIt flows.\n\nis water wet?\n\nThe last line")
-    with pytest.raises(Bad, match="no question of mmlu"):
+    with pytest.raises(UserError, match="no question of mmlu"):
         contexts.asked("mmlu", "What is it?", "")
-    with pytest.raises(Bad, match="unknown form 'gsm'"):
+    with pytest.raises(UserError, match="unknown form 'gsm'"):
         contexts.asked("gsm", "What is it?", "")
-    with pytest.raises(Bad, match="3 choices"):
+    with pytest.raises(UserError, match="3 choices"):
         contexts.mmlu("?", ["a", "b", "c"])
 
 
@@ -52,9 +52,9 @@ def test_a_teacher_without_its_demonstrations_is_not_asked() -> None:
     found = {"q": {True: ["good", "better"], False: []}}
     assert "good" in contexts.teacher_asked("q", "Q", found, 1, 0)
     assert "better" not in contexts.teacher_asked("q", "Q", found, 1, 0)
-    with pytest.raises(Bad, match="0 of 1 wrong demonstrations"):
+    with pytest.raises(UserError, match="0 of 1 wrong demonstrations"):
         contexts.teacher_asked("q", "Q", found, 1, 1)
-    with pytest.raises(Bad, match="prompt 'r': 0 of 1 correct"):
+    with pytest.raises(UserError, match="prompt 'r': 0 of 1 correct"):
         contexts.teacher_asked("r", "Q", found, 1, 0)
 
 
@@ -64,7 +64,7 @@ def test_the_system_prompt_and_the_summariser() -> None:
     assert contexts.chat("Q", None) == [{"role": "user", "content": "Q"}]
     asked = contexts.summary_request(contexts.SUMMARISE, "2+2?", "It is {4}.")
     assert "2+2?" in asked and "It is {4}." in asked
-    with pytest.raises(Bad, match="it has no"):
+    with pytest.raises(UserError, match="it has no"):
         contexts.summary_request("Summarise.", "Q", "R")
 
 
@@ -105,5 +105,5 @@ def test_graders(grader: str, response: str, answer: str, expected: bool) -> Non
 
 
 def test_an_unknown_grader_is_refused() -> None:
-    with pytest.raises(Bad, match="unknown grader 'digit'"):
+    with pytest.raises(UserError, match="unknown grader 'digit'"):
         choices.right([], [], "digit")

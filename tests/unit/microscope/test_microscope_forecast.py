@@ -8,7 +8,7 @@ import pytest
 from measurements import evaluation
 from scipy import stats
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import file_digest, read_json
 from opd.microscope import forecast
 from opd.microscope.statistics import MEASURES
@@ -85,5 +85,5 @@ def test_evaluations_of_other_problems_are_refused(made: dict[str, Path], tmp_pa
     made["after:0"] = evaluation(tmp_path / "other", {"easy": [4, 4, 4]})
     out = tmp_path / "outcome"
     out.mkdir()
-    with pytest.raises(Bad, match="other problems"):
+    with pytest.raises(UserError, match="other problems"):
         forecast.run_outcome({}, made, out)

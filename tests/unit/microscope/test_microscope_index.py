@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.security import refuse_code
 from opd.microscope import path_index
 from opd.microscope.path_index import Counts, PathIndex
@@ -125,7 +125,7 @@ def test_another_stage_may_read_it(tmp_path: Path) -> None:
 
 def test_an_empty_rollout_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     one = PathIndex(tmp_path)
-    with pytest.raises(Bad, match="no token"):
+    with pytest.raises(UserError, match="no token"):
         one.append([[1], []], [True, True])
     assert len(one) == 0 and not (tmp_path / "tokens.i32").exists()
     one.append([], [])

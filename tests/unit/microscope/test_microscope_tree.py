@@ -17,7 +17,7 @@ from probing import Inputs, logits, padded, with_swapped_tokens
 from transformers import AutoTokenizer
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS
 from opd.microscope import measure, pool, schemas, tree
 from opd.microscope.path_index import PathIndex
@@ -336,5 +336,5 @@ def test_no_question_at_all_is_an_error(inputs: Inputs, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     tables.write(empty / "prompts.parquet", [], PROMPTS)
-    with pytest.raises(Bad, match="there are no prompts"):
+    with pytest.raises(UserError, match="there are no prompts"):
         grown({**inputs, "prompts": empty}, tmp_path)

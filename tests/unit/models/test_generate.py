@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import world
 from opd.data.schemas import PROMPTS, SFT_PAIRS
 from opd.models import filters, generate, init, journal
@@ -208,15 +208,15 @@ def test_bad_input_is_one_line(inputs: Inputs, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     tables.write(empty / "prompts.parquet", [], PROMPTS)
-    with pytest.raises(Bad, match=r"empty/prompts\.parquet: there are no prompts"):
+    with pytest.raises(UserError, match=r"empty/prompts\.parquet: there are no prompts"):
         run(CFG, {**inputs, "prompts": empty}, tmp_path / "a")
     twice = tmp_path / "twice"
     twice.mkdir()
     rows = world.make_prompts(WORLD, "rl", 2)
     tables.write(twice / "prompts.parquet", [*rows, rows[0]], PROMPTS)
-    with pytest.raises(Bad, match=f"request '{rows[0]['id']}': sample 0 is asked for twice"):
+    with pytest.raises(UserError, match=f"request '{rows[0]['id']}': sample 0 is asked for twice"):
         run({**CFG, "samples": 1}, {**inputs, "prompts": twice}, tmp_path / "a")
-    with pytest.raises(Bad, match="unknown rule 'boxes'"):
+    with pytest.raises(UserError, match="unknown rule 'boxes'"):
         run({**CFG, "rules": ["boxes"]}, inputs, tmp_path / "a")
     assert not list((tmp_path / "a").iterdir())
     for cfg, given, line in [

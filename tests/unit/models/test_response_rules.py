@@ -2,7 +2,7 @@
 
 import pytest
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.models import response_rules
 
 LINE = "x" * 20
@@ -84,5 +84,5 @@ def test_the_first_rule_that_rejects_is_the_reason() -> None:
         assert response_rules.first_that_rejects([], response, finish, extracted) is None
     backwards = response_rules.first_that_rejects(given[::-1], " ", "length")
     assert backwards == "answered"
-    with pytest.raises(Bad, match="unknown rule 'boxes'; use boxed, "):
+    with pytest.raises(UserError, match="unknown rule 'boxes'; use boxed, "):
         response_rules.rejects("boxes", "", "stop")

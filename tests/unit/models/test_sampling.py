@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.models import init, journal, transformers_engine
 from opd.models.sampling import Request, Response, Sampler
 
@@ -138,7 +138,7 @@ def test_a_prefix_that_has_ended_is_a_whole_response(model: Path) -> None:
     (stop,) = sampler.stops
     (ended,) = sampler.sample([Request("a", request.prompt, prefix=[5, 6, stop])])
     assert ended == Response([5, 6, stop], sampler.tokenizer.decode([5, 6]), "stop")
-    with pytest.raises(Bad, match="'a': the prefix goes on after the end-of-turn token at 1"):
+    with pytest.raises(UserError, match="'a': the prefix goes on after the end-of-turn token at 1"):
         sampler.sample([Request("a", request.prompt, prefix=[5, stop, 6])])
     # It takes no place in a batch.
     plain = requests(sampler, 2)
@@ -304,24 +304,26 @@ def test_cut() -> None:
 
 
 def test_bad_input(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Bad, match=r"prompt 'b' \(row 1\): the prompt has 8 tokens, more than 6"):
+    with pytest.raises(
+        UserError, match=r"prompt 'b' \(row 1\): the prompt has 8 tokens, more than 6"
+    ):
         sample(model, max_prompt_tokens=6)
-    with pytest.raises(Bad, match="unknown backend 'sglang'; use transformers or vllm"):
+    with pytest.raises(UserError, match="unknown backend 'sglang'; use transformers or vllm"):
         sample(model, backend="sglang")
-    with pytest.raises(Bad, match="nowhere: no such folder"):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
         sample(tmp_path / "nowhere")
-    with pytest.raises(Bad, match="no tokenizer can be loaded"):
+    with pytest.raises(UserError, match="no tokenizer can be loaded"):
         sample(tmp_path)
     shutil.copytree(model, tmp_path / "bare")
     (tmp_path / "bare" / "chat_template.jinja").unlink()
-    with pytest.raises(Bad, match="bare: the tokenizer has no chat template; add one"):
+    with pytest.raises(UserError, match="bare: the tokenizer has no chat template; add one"):
         sample(tmp_path / "bare")
     shutil.copytree(model, tmp_path / "light")
     (tmp_path / "light" / "model.safetensors").unlink()
-    with pytest.raises(Bad, match="light: no model can be loaded"):
+    with pytest.raises(UserError, match="light: no model can be loaded"):
         sample(tmp_path / "light")
     sampler = Sampler(model, LIMITS)
-    with pytest.raises(Bad, match="request 'a': sample 0 is asked for twice"):
+    with pytest.raises(UserError, match="request 'a': sample 0 is asked for twice"):
         sampler.sample(requests(sampler) * 2)
     assert sampler.sample([]) == []
 
@@ -332,5 +334,5 @@ def test_vllm_that_is_not_there(
     # In the worker's process too, and wherever vLLM may be installed.
     (tmp_path / "vllm.py").write_text("raise ImportError('not today')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
-    with pytest.raises(Bad, match=r"backend: vLLM cannot be imported \(not today\); install"):
+    with pytest.raises(UserError, match=r"backend: vLLM cannot be imported \(not today\); install"):
         sample(model, backend="vllm")

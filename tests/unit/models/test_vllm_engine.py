@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import schemas
 from opd.data.schemas import PROMPTS
 from opd.models import init, journal, vllm_engine
@@ -99,7 +99,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_batch_invariance_needs_a_gpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "devices", lambda: [None])
     sampler = Sampler(model, {**CFG, "batch_invariant": True})
-    with pytest.raises(Bad, match="batch_invariant: vLLM's batch-invariant mode needs a GPU"):
+    with pytest.raises(UserError, match="batch_invariant: vLLM's batch-invariant mode needs a GPU"):
         sampler.sample([Request("a", [5])])
 
 
@@ -179,10 +179,14 @@ def test_a_worker_that_dies(model: Path, tmp_path: Path, vllm: str) -> None:
     sampler.sample(asked)
     (worker,) = sampler._engine.workers.values()  # type: ignore[union-attr]
     worker.kill()
-    with pytest.raises(Bad, match="backend: a vLLM worker ended with exit status -9; its own"):
+    with pytest.raises(
+        UserError, match="backend: a vLLM worker ended with exit status -9; its own"
+    ):
         sampler.sample(asked[:-1])
     assert len(sampler.sample(asked[:-1])) == 7  # with a worker of its own
-    with pytest.raises(Bad, match=r"vLLM does not take these settings .*max_position_embeddings"):
+    with pytest.raises(
+        UserError, match=r"vLLM does not take these settings .*max_position_embeddings"
+    ):
         Sampler(model, {**CFG, "max_new_tokens": 999}).sample(asked)
 
 

@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.models import init
 from opd.plan import calibrate, cost, outputs, show, state
 from opd.plan.artifacts import plan
@@ -491,13 +491,13 @@ def test_measured_lengths_take_the_place_of_the_assumed(tmp_path):
 
 
 def test_calibration_of_nothing_is_refused(tmp_path):
-    with pytest.raises(Bad, match="no finished stage"):
+    with pytest.raises(UserError, match="no finished stage"):
         calibrate.finished(tmp_path)
     (tmp_path / "c.yaml").write_text("- 1\n")
-    with pytest.raises(Bad, match="not a calibration"):
+    with pytest.raises(UserError, match="not a calibration"):
         calibrate.read(tmp_path / "c.yaml")
     assert calibrate.read(tmp_path / "none.yaml") == {}
-    with pytest.raises(Bad, match="no reference"):
+    with pytest.raises(UserError, match="no reference"):
         calibrate.tables(tmp_path / "none.yaml")
 
 
@@ -553,14 +553,16 @@ def test_the_cheapest_part_that_decides_a_claim(tmp_path, monkeypatch):
     listed = folders(show.lines([path], [], "rises", jobs=True))
     assert "models/support-union/s3" in listed
     assert not any(folder.startswith("evaluations/") for folder in listed)
-    with pytest.raises(Bad, match=r"needs E13\.success"):
+    with pytest.raises(UserError, match=r"needs E13\.success"):
         list(show.lines([path], [], "other"))
-    with pytest.raises(Bad, match="did you mean 'recovers'"):
+    with pytest.raises(UserError, match="did you mean 'recovers'"):
         list(show.lines([path], [], "recover"))
     given = yaml.safe_load(path.read_text())
     given["arms"]["E04.succes"] = given["arms"]["E04.success"]
     path.write_text(yaml.safe_dump(given))
-    with pytest.raises(Bad, match=r"arms: unknown arm 'E04\.succes'; did you mean 'E04\.success'"):
+    with pytest.raises(
+        UserError, match=r"arms: unknown arm 'E04\.succes'; did you mean 'E04\.success'"
+    ):
         list(show.lines([path], [], "recovers"))
 
 
@@ -575,7 +577,7 @@ def test_a_claim_that_two_papers_have_is_named_with_its_paper(tmp_path, monkeypa
     rises = next(one for one in said["claims"] if one["id"] == "rises")
     said["claims"] = [{**rises, "id": "recovers"}, {**rises, "id": "alone"}]
     (path.parent / "claims" / "q.yaml").write_text(yaml.safe_dump(said))
-    with pytest.raises(Bad, match=r"--claim recovers: .*write p/recovers or q/recovers"):
+    with pytest.raises(UserError, match=r"--claim recovers: .*write p/recovers or q/recovers"):
         list(show.lines([path], [], "recovers"))
     listed = folders(show.lines([path], [], "p/recovers", jobs=True))
     assert "models/small-from-small-rl/s3" in listed and "models/support-union/s3" not in listed
@@ -650,7 +652,7 @@ def test_targets_restrict_the_plan(tmp_path, monkeypatch):
 )
 def test_what_is_unknown_is_refused(tmp_path, monkeypatch, more, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Bad, match=message):
+    with pytest.raises(UserError, match=message):
         list(show.lines([ROOT / "config" / "mini.yaml"], **{"targets": [], **more}))
 
 

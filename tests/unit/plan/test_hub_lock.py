@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from opd.cli.main import main
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.plan.artifacts import plan
 from opd.plan.hub_lock import lock, read
 from opd.recipes.resolve import resolve
@@ -48,7 +48,7 @@ def test_nothing_is_written_when_the_hub_does_not_answer(tmp_path):
     def ask(kind, name, revision):
         raise OSError("offline")
 
-    with pytest.raises(Bad, match=r"models\.m\.hub.*a/b"):
+    with pytest.raises(UserError, match=r"models\.m\.hub.*a/b"):
         lock(config(), tmp_path / "lock.yaml", ask)
     assert list(tmp_path.iterdir()) == []
 
@@ -89,14 +89,14 @@ def test_settings_on_the_command_line_say_what_is_asked(tmp_path, monkeypatch, c
 
 def test_lock_that_contradicts_the_recipe_is_refused():
     assert plan(config(SHA[:7]), {"models/a/b": SHA})["models/m"].cfg["revision"] == SHA
-    with pytest.raises(Bad, match="locked at"):
+    with pytest.raises(UserError, match="locked at"):
         plan(config("fedcba"), {"models/a/b": SHA})
 
 
 def test_weights_from_the_package_index_need_no_lock():
     made = plan(config(source="index"), {})
     assert made["models/m"].cfg["index"] == "smollm2"
-    with pytest.raises(Bad, match=r"a/b is not in the package index.*source: hub"):
+    with pytest.raises(UserError, match=r"a/b is not in the package index.*source: hub"):
         plan(config(source="index", index=None), {})
 
 

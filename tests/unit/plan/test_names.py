@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.losses import metrics
 from opd.plan import names as declared
 from opd.plan.artifacts import plan
@@ -85,7 +85,7 @@ def bounded(quantity: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
     ],
 )
 def test_typos_in_claims(tmp_path: Path, change: Any, said: str) -> None:
-    with pytest.raises(Bad, match=re.escape(said)) as caught:
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
         read_paper(PAPER, edited(tmp_path, "claims", change))
     assert "\n" not in str(caught.value)
 
@@ -128,7 +128,7 @@ def test_typos_in_claims(tmp_path: Path, change: Any, said: str) -> None:
     ],
 )
 def test_typos_in_figures(tmp_path: Path, change: Any, said: str) -> None:
-    with pytest.raises(Bad, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(said)):
         read_paper(PAPER, edited(tmp_path, "figures", change))
 
 
@@ -147,7 +147,9 @@ def shown(given: dict[str, Any]) -> None:
 
 def test_arms_of_a_config_are_the_papers() -> None:
     arm = {"label": "x", "model": "small"}
-    with pytest.raises(Bad, match=re.escape("arms: unknown arm 'E04.succes'; did you mean 'E04.s")):
+    with pytest.raises(
+        UserError, match=re.escape("arms: unknown arm 'E04.succes'; did you mean 'E04.s")
+    ):
         shown(mini(arms={"E04.succes": arm}))
     # Named by no claim and no figure, but known.
     assert "E05.union" in mini()["arms"]
@@ -169,7 +171,7 @@ def test_arms_of_a_config_are_the_papers() -> None:
 def test_columns_of_a_config_are_held_to_what_a_table_can_show(column: Any, said: str) -> None:
     given = mini()
     given["tables"]["headline"]["columns"] = ["avg:macro", column]
-    with pytest.raises(Bad, match=re.escape(said)) as caught:
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
         shown(given)
     assert "\n" not in str(caught.value)
 
@@ -177,14 +179,18 @@ def test_columns_of_a_config_are_held_to_what_a_table_can_show(column: Any, said
 def test_benchmarks_of_a_configs_figures_are_those_of_its_evaluation() -> None:
     bars = {"title": "x", "kind": "bars", "evaluation": "held-out"}
     bars |= {"series": [{"label": "x", "model": "small"}], "benchmarks": ["macro", "easyy"]}
-    with pytest.raises(Bad, match=re.escape("figures.x.benchmarks: unknown benchmark 'easyy'")):
+    with pytest.raises(
+        UserError, match=re.escape("figures.x.benchmarks: unknown benchmark 'easyy'")
+    ):
         shown(mini(figures={"x": bars}))
 
 
 def test_probes_that_look_like_a_papers_are_held_to_it() -> None:
     probe = mini()["probes"]["E11.success"]
     shown(mini(probes={"outlook.other": probe, "mine": probe}))
-    with pytest.raises(Bad, match=re.escape("probes: unknown probe 'E11.succes'; did you mean")):
+    with pytest.raises(
+        UserError, match=re.escape("probes: unknown probe 'E11.succes'; did you mean")
+    ):
         shown(mini(probes={"E11.succes": probe}))
 
 

@@ -13,7 +13,7 @@ from paper_switches import READINGS, SWITCHES, switch_arguments
 from snakemake.cli import parse_config
 from snakemake.utils import update_config
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.plan import calibrate, cost, hub_lock, outputs, show
 from opd.plan.artifacts import plan
 from opd.plan.cost import Facts
@@ -359,7 +359,7 @@ def test_a_plan_needs_no_lock_and_says_what_is_not_locked(config):
         "models.r1-7b.hub",
         "models.r1-14b.hub",
     ]
-    with pytest.raises(Bad, match=r"models\.justrl\.hub.*locked at ffff"):
+    with pytest.raises(UserError, match=r"models\.justrl\.hub.*locked at ffff"):
         hub_lock.unlocked(config, {f"models/{JUSTRL}": "f" * 40})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.plan import resources
 from opd.recipes.config import Config
 from opd.recipes.resolve import merge, resolve
@@ -108,7 +108,7 @@ def test_gpus_as_a_generic_resource(tmp_path):
     ],
 )
 def test_a_wrong_site_is_one_line_with_the_key(tmp_path, text, said):
-    with pytest.raises(Bad, match=re.escape(said)) as caught:
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
         site(tmp_path, text)
     assert str(tmp_path / "site.yaml") in str(caught.value)
 
@@ -121,7 +121,7 @@ def test_which_site_file_is_read(tmp_path):
     assert resources.read_site(None, default).account == "here"
     assert resources.read_site(str(other), default).account == "there"
     assert resources.read_site("", default) == resources.Site()
-    with pytest.raises(Bad, match="No such file"):
+    with pytest.raises(UserError, match="No such file"):
         resources.read_site(str(tmp_path / "none"), default)
 
 

@@ -11,7 +11,7 @@ import yaml
 from measurements import evaluation
 from results import Results
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.plan.artifacts import plan
 from opd.plan.outputs import exhibits, targets
 from opd.recipes.resolve import resolve
@@ -109,17 +109,17 @@ def test_papers_keep_their_own_in_the_plan(root: Path) -> None:
 def test_an_arm_that_two_papers_declare_is_one_run(root: Path) -> None:
     written(root, "second", arms={**ARMS["second"], "E04.student": "another student"})
     with pytest.raises(
-        Bad, match=re.escape("papers: arms: first and second declare 'E04.student'")
+        UserError, match=re.escape("papers: arms: first and second declare 'E04.student'")
     ):
         shown(root)
 
 
 def test_an_error_says_in_which_paper(root: Path) -> None:
     written(root, "second", arms={"E04.student": "the student"})
-    with pytest.raises(Bad, match=r"^second: claim same: unknown arm 'A4\.other'"):
+    with pytest.raises(UserError, match=r"^second: claim same: unknown arm 'A4\.other'"):
         shown(root)
     (root / "figures" / "first.yaml").write_text("fig01: {title: x}\n")
-    with pytest.raises(Bad, match=r"^first: figure fig01"):
+    with pytest.raises(UserError, match=r"^first: figure fig01"):
         shown(root)
 
 

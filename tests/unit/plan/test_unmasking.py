@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.microscope.statistics import FEATURES, MEASURES, THRESHOLDS
 from opd.plan import artifacts as plan
 from opd.plan import hub_lock, outputs
@@ -152,7 +152,7 @@ def test_defaults_are_the_papers() -> None:
 )
 def test_names_that_nothing_has_are_refused(probe: dict[str, object], message: str) -> None:
     config = resolve(mini(probes={"wrong": probe}))
-    with pytest.raises(Bad, match=message):
+    with pytest.raises(UserError, match=message):
         plan.plan(config, hub_lock.read(CONFIG / "hub.lock.yaml"))
 
 
@@ -169,5 +169,5 @@ def test_teachers_that_make_no_sense_are_refused(
     teachers: list[dict[str, object]], message: str
 ) -> None:
     tree = {"tree": {"student": "small", "teachers": teachers}}
-    with pytest.raises(Bad, match=message):
+    with pytest.raises(UserError, match=message):
         resolve(mini(probes={"wrong": tree}))

@@ -16,7 +16,7 @@ from probing import Inputs, logits, make, rendered, rows_of, with_swapped_tokens
 from transformers import GenerationConfig
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.grading import graders
 from opd.models import generate
 from opd.models.schemas import GENERATIONS
@@ -219,13 +219,19 @@ def test_a_killed_run_goes_on(inputs: Inputs, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_one_line(inputs: Inputs, tmp_path: Path) -> None:
-    with pytest.raises(Bad, match=r"generations\.parquet: no rollout has more than 24 tokens; low"):
+    with pytest.raises(
+        UserError, match=r"generations\.parquet: no rollout has more than 24 tokens; low"
+    ):
         run({**CFG, "longer_than": MOST}, inputs, tmp_path / "a")
-    with pytest.raises(Bad, match="max_new_tokens: a prefix of 24 tokens leaves none to go on"):
+    with pytest.raises(
+        UserError, match="max_new_tokens: a prefix of 24 tokens leaves none to go on"
+    ):
         run({**CFG, "prefixes": [2, MOST], "longer_than": 9}, inputs, tmp_path / "b")
-    with pytest.raises(Bad, match="baseline: unknown baseline 'old'; use rollout or resampled"):
+    with pytest.raises(
+        UserError, match="baseline: unknown baseline 'old'; use rollout or resampled"
+    ):
         run({**CFG, "baseline": "old"}, inputs, tmp_path / "c")
     other = with_swapped_tokens(inputs["teacher"], tmp_path / "other", "4", "7")
-    with pytest.raises(Bad, match="token 9 is '4' for the student and '7' for the teacher"):
+    with pytest.raises(UserError, match="token 9 is '4' for the student and '7' for the teacher"):
         run(CFG, {**inputs, "teacher": other}, tmp_path / "d")
     assert not any(list((tmp_path / name).iterdir()) for name in "abcd")

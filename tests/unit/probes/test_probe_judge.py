@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 from probing import Inputs, make, rendered, rows_of, write_rollouts
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS
 from opd.models import sampling
 from opd.probes import judge
@@ -176,7 +176,7 @@ def test_keywords_need_no_model(inputs: Inputs, tmp_path: Path) -> None:
     assert [row["passed"] for row in verdicts] == [True, False, False, None]
     assert values["passed"]["value"] == pytest.approx(1 / 3)
     with pytest.raises(
-        Bad, match=r"none of 8 responses gets a verdict \(no label is known\); give"
+        UserError, match=r"none of 8 responses gets a verdict \(no label is known\); give"
     ):
         run({"judge": "keywords", "seed": 1}, inputs, tmp_path / "b")
 
@@ -184,7 +184,7 @@ def test_keywords_need_no_model(inputs: Inputs, tmp_path: Path) -> None:
 def test_a_judge_that_never_answers(inputs: Inputs, tmp_path: Path) -> None:
     """A model of the world writes neither word."""
     with pytest.raises(
-        Bad, match=r"judge: none of 8 responses gets a verdict \(the first reply re"
+        UserError, match=r"judge: none of 8 responses gets a verdict \(the first reply re"
     ):
         run(CFG, inputs, tmp_path / "a")
     assert not list((tmp_path / "a").iterdir())

@@ -23,7 +23,7 @@ from probing import (
 from scipy.special import log_softmax
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
 from opd.models import init
@@ -270,20 +270,22 @@ def test_as_a_stage(inputs: Inputs, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_one_line(inputs: Inputs, tmp_path: Path) -> None:
     other = with_swapped_tokens(inputs["teacher"], tmp_path / "other", "4", "7")
-    with pytest.raises(Bad, match=r"different tokenizers: token 9 is '4' for the student and '7'"):
+    with pytest.raises(
+        UserError, match=r"different tokenizers: token 9 is '4' for the student and '7'"
+    ):
         run(CFG, {**inputs, "teacher": other}, tmp_path / "a")
     rows = rows_of(inputs["prompts"])
     few = tmp_path / "few"
     few.mkdir()
     tables.write(few / "prompts.parquet", rows[1:], PROMPTS)
-    with pytest.raises(Bad, match=f"prompts: there is no prompt '{rows[0]['id']}'"):
+    with pytest.raises(UserError, match=f"prompts: there is no prompt '{rows[0]['id']}'"):
         run({**CFG, "grader": "world"}, {**inputs, "prompts": few}, tmp_path / "b")
     none = write_rollouts(tmp_path / "none", [])
-    with pytest.raises(Bad, match=r"none/generations\.parquet: there is no rollout in it"):
+    with pytest.raises(UserError, match=r"none/generations\.parquet: there is no rollout in it"):
         run(CFG, {**inputs, "generations": none}, tmp_path / "c")
     beyond = [{"prompt_id": "a", "prompt": "1+1=", "token_ids": [60, EOS]}]
     own = {**inputs, "student": padded(inputs["student"], tmp_path / "wide", 80)}
     own["generations"] = write_rollouts(tmp_path / "beyond", beyond)
-    with pytest.raises(Bad, match="a token beyond the 54 that both models have"):
+    with pytest.raises(UserError, match="a token beyond the 54 that both models have"):
         run(CFG, own, tmp_path / "d")
     assert not any(list((tmp_path / name).iterdir()) for name in "abcd")

@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 from probing import Inputs, logits, make, rendered, rows_of, write_rollouts
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.models import generate
 from opd.models.schemas import GENERATIONS
 from opd.probes import prefix
@@ -132,15 +132,17 @@ def test_what_the_prefix_holds_decides(inputs: Inputs, tmp_path: Path) -> None:
 
 
 def test_bad_settings_and_rollouts(inputs: Inputs, tmp_path: Path) -> None:
-    with pytest.raises(Bad, match=r"shares: got \[0.9, 0.1\]; give \[least, most\]"):
+    with pytest.raises(UserError, match=r"shares: got \[0.9, 0.1\]; give \[least, most\]"):
         run({**CFG, "shares": [0.9, 0.1]}, inputs, tmp_path / "a")
     path = inputs["generations"] / "generations.parquet"
     rollouts = tables.read(path, GENERATIONS).to_pylist()
     twice = [*rollouts, {**rollouts[1], "sample": 1}]
     own = {**inputs, "generations": write_rollouts(tmp_path / "t", twice)}
-    with pytest.raises(Bad, match=f"'{rollouts[1]['prompt_id']}' has 2 rollouts; take some with s"):
+    with pytest.raises(
+        UserError, match=f"'{rollouts[1]['prompt_id']}' has 2 rollouts; take some with s"
+    ):
         run(CFG, own, tmp_path / "c")
     rollouts[3]["prompt_id"] = "other"
     own = {**inputs, "generations": write_rollouts(tmp_path / "g", rollouts)}
-    with pytest.raises(Bad, match="there is no prompt 'other'"):
+    with pytest.raises(UserError, match="there is no prompt 'other'"):
         run(CFG, own, tmp_path / "b")

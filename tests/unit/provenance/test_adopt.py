@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import content, read_json
 from opd.data import schemas
 from opd.data.schemas import PROMPTS
@@ -114,7 +114,7 @@ def test_it_needs_no_inputs_and_an_edit_of_code_is_none_of_it(theirs: Path, resu
     fresh.write_plan(results / "plan.json", {edited.folder: edited})
     fresh.check(results / "plan.json", [digest])
     fresh.write_plan(results / "plan.json", {recipe.folder: recipe})
-    with pytest.raises(Bad, match="made with other settings"):
+    with pytest.raises(UserError, match="made with other settings"):
         fresh.check(results / "plan.json", [digest])
 
 
@@ -125,7 +125,7 @@ def test_an_edited_recipe_is_run_and_a_damaged_file_is_not_taken(
     payload = results / TEACHER.folder / "payload" / "config.json"
     kept = payload.read_bytes()
     payload.write_bytes(kept + b" ")
-    with pytest.raises(Bad, match="adopted here is damaged"):
+    with pytest.raises(UserError, match="adopted here is damaged"):
         _stage(results, CFG)
     assert (results / TEACHER.folder / "manifest.json").is_file()
     payload.write_bytes(kept)
@@ -148,7 +148,7 @@ def test_what_was_made_is_not_replaced_and_what_was_adopted_is(theirs: Path, res
     made = read_json(path)
     del made["adopted"]
     manifest.write_json(path, made)
-    with pytest.raises(Bad, match="made already; remove this folder"):
+    with pytest.raises(UserError, match="made already; remove this folder"):
         _adopt(theirs, TEACHER, results)
 
 
@@ -183,7 +183,7 @@ def test_a_checkpoint_that_is_none_is_refused(theirs: Path, results: Path, tmp_p
     folder = tmp_path / "copy"
     shutil.copytree(theirs, folder)
     change(folder)
-    with pytest.raises(Bad, match=words):
+    with pytest.raises(UserError, match=words):
         _adopt(folder, TEACHER, results)
     assert not (results / TEACHER.folder).exists()
     assert [*(results.parent / ".store").iterdir()] == []
@@ -216,10 +216,10 @@ def test_rollouts_in_each_form(results: Path, tmp_path: Path, form: str):
 def test_rollouts_that_are_none_are_refused(results: Path, tmp_path: Path, rows, words: str):
     source = tmp_path / "theirs.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(Bad, match=words):
+    with pytest.raises(UserError, match=words):
         _adopt(source, ROLLOUTS, results)
     source.write_text("{")
-    with pytest.raises(Bad, match="line 1: not JSON"):
+    with pytest.raises(UserError, match="line 1: not JSON"):
         _adopt(source, ROLLOUTS, results)
     assert not (results / ROLLOUTS.folder).exists()
 
@@ -242,7 +242,7 @@ def test_a_recipe_is_named_by_its_name_its_seed_or_its_folder():
         "rollouts": "generations/rollouts/s0",
     }.items():
         assert adopt.recipe(name, known).folder == folder
-    with pytest.raises(Bad, match="may be models/teacher/s0, models/teacher/s1"):
+    with pytest.raises(UserError, match="may be models/teacher/s0, models/teacher/s1"):
         adopt.recipe("teacher", known)
-    with pytest.raises(Bad, match="did you mean 'teacher/s0'"):
+    with pytest.raises(UserError, match="did you mean 'teacher/s0'"):
         adopt.recipe("teachr/s0", known)

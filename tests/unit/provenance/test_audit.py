@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from results import Results, sample
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import content
 from opd.core.hashing import CHUNK, hashed
 from opd.provenance import audit as audit_module
@@ -102,9 +102,9 @@ def test_an_artifact_is_found_by_its_folder_a_file_a_copy_and_the_end_of_its_nam
     for given, folder in expected.items():
         assert records.locate(root / given).folder == folder, given
         assert records.locate(root / given).root == root
-    with pytest.raises(Bad, match="no artifact is there"):
+    with pytest.raises(UserError, match="no artifact is there"):
         records.locate(root / "models/none/s0")
-    with pytest.raises(Bad, match=r"it may be .*fig06"):
+    with pytest.raises(UserError, match=r"it may be .*fig06"):
         results.add("figure", "figures/b_paper/fig06", {"figure.svg": "x"})
         records.locate(root / "fig06")
 
@@ -140,10 +140,10 @@ def test_records_from_before_there_were_seals_are_read(tmp_path: Path):
 
 
 def test_nothing_to_audit_is_one_line(tmp_path: Path):
-    with pytest.raises(Bad, match="no artifact is there"):
+    with pytest.raises(UserError, match="no artifact is there"):
         audit(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Bad, match="no artifact is there"):
+    with pytest.raises(UserError, match="no artifact is there"):
         audit(tmp_path / "empty")
 
 
@@ -229,7 +229,7 @@ def test_what_one_side_lacks_is_said(tmp_path: Path):
     a.add("prompts", "prompts/other", {"prompts.parquet": "x"})
     found = diff.compare(a.root, b.root)
     assert found.alone == [("prompts/other", str(a.root))]
-    with pytest.raises(Bad, match="only results/NAME compare"):
+    with pytest.raises(UserError, match="only results/NAME compare"):
         diff.compare(a.root, b.root / "tables/headline")
 
 

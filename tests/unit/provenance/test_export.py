@@ -12,7 +12,7 @@ import pytest
 import yaml
 from results import SVG, Results
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.plan import hub_lock
 from opd.provenance import export as exporting
 from opd.recipes import resolve
@@ -325,7 +325,7 @@ def test_nothing_is_packed_that_is_not_as_it_was_made(results, tmp_path, kind):
         full = True
     else:
         results.add("opd", "models/small-from-large/s0", {"metrics.parquet": "new"})
-    with pytest.raises(Bad):
+    with pytest.raises(UserError):
         packed(results, tmp_path / "crate.zip", full=full)
     assert not list(tmp_path.glob("*crate*"))
     if kind == "payload":
@@ -334,13 +334,13 @@ def test_nothing_is_packed_that_is_not_as_it_was_made(results, tmp_path, kind):
 
 def test_refusals(results, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
-    with pytest.raises(Bad, match="there already"):
+    with pytest.raises(UserError, match="there already"):
         packed(results, tmp_path / "there")
-    with pytest.raises(Bad, match="no finished artifact"):
+    with pytest.raises(UserError, match="no finished artifact"):
         list(exporting.export(tmp_path / "there", [], tmp_path / "x.zip", workflow=ROOT))
-    with pytest.raises(Bad, match="no Snakefile"):
+    with pytest.raises(UserError, match="no Snakefile"):
         list(exporting.export(results.root, [], tmp_path / "x.zip", workflow=tmp_path))
-    with pytest.raises(Bad, match="did you mean"):
+    with pytest.raises(UserError, match="did you mean"):
         packed(results, tmp_path / "x.zip", "fig06")
 
     def full_disk(*_: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from opd.cli.main import main
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.provenance import gc
 from opd.stages import lock
 
@@ -126,7 +126,9 @@ def test_sizes_count_a_file_once(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_store(tmp_path: Path) -> None:
-    with pytest.raises(Bad, match=r"there is no store in it; name the folder that has \.store"):
+    with pytest.raises(
+        UserError, match=r"there is no store in it; name the folder that has \.store"
+    ):
         gc.find(tmp_path)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from opd.cli.main import main
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.losses.schemas import METRICS
 from opd.provenance.watch import watch
 from opd.stages import lock
@@ -85,7 +85,7 @@ def test_a_run_without_news_tells_when_it_was_last_heard_of(
 def test_where_there_is_nothing_to_watch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(Bad, match="no run is under way or done here; name results/"):
+    with pytest.raises(UserError, match="no run is under way or done here; name results/"):
         list(watch(tmp_path))
     (tmp_path / "digest.json").write_text("{}")
     with pytest.raises(SystemExit):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.plan.artifacts import plan
 from opd.plan.outputs import exhibits, targets
 from opd.recipes.config import schema
@@ -221,7 +221,7 @@ def asked(raw: dict[str, Any]) -> list[str]:
     ],
 )
 def test_bad_config_gets_one_line_that_names_key_value_and_remedy(changes, words):
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(UserError) as caught:
         asked(config(**changes))
     line = str(caught.value)
     assert "\n" not in line
@@ -246,10 +246,10 @@ def test_a_file_below_the_working_directory_is_named_as_in_any_clone(monkeypatch
 def test_missing_data_folder_and_missing_file_are_named(monkeypatch, tmp_path):
     monkeypatch.delenv("OPD_DATA_DIR", raising=False)
     given = config(prompts__p={"path": {"file": "x.parquet"}})
-    with pytest.raises(Bad, match=r"prompts\.p\.path\.file.*OPD_DATA_DIR"):
+    with pytest.raises(UserError, match=r"prompts\.p\.path\.file.*OPD_DATA_DIR"):
         artifacts(given)
     monkeypatch.setenv("OPD_DATA_DIR", str(tmp_path))
-    with pytest.raises(Bad, match=r"prompts\.p\.path\.file: no such file.*x\.parquet"):
+    with pytest.raises(UserError, match=r"prompts\.p\.path\.file: no such file.*x\.parquet"):
         artifacts(given)
     (tmp_path / "x.parquet").write_bytes(b"")
     made = artifacts(given)["prompts/p"]
@@ -664,7 +664,7 @@ def test_released_weights_take_the_place_of_training_under_the_same_name():
     # What it would have been trained from need not be there any more.
     given = config(**RELEASED, use_released=True, models__x__opd={"student": "y", "teacher": "b"})
     assert "models/x" in plan(resolve(given), lock)
-    with pytest.raises(Bad, match=r"models\.x\.released: .*locked at"):
+    with pytest.raises(UserError, match=r"models\.x\.released: .*locked at"):
         plan(resolve(config(**RELEASED, use_released=True)), {"models/o/x": "f" * 40})
 
 
@@ -710,7 +710,7 @@ def test_experiments_left_out_are_not_run():
     measured = {name for name, one in made["claims"].cfg["probes"].items() if "runs" in one}
     assert measured == {"E11.success"}
     assert "models/x/s0" not in made["claims"].inputs
-    with pytest.raises(Bad, match=r"experiments: unknown .*'E4'.*E03, E04, E11|did you mean"):
+    with pytest.raises(UserError, match=r"experiments: unknown .*'E4'.*E03, E04, E11|did you mean"):
         artifacts(with_paper(experiments=["E4"]))
 
 
@@ -723,7 +723,7 @@ def test_targets_name_a_paper_or_one_figure_of_it():
 
 
 def test_papers_need_the_evaluation_that_their_claims_are_about():
-    with pytest.raises(Bad, match="papers need evaluation"):
+    with pytest.raises(UserError, match="papers need evaluation"):
         artifacts(config(papers=["rethinking_opd"]))
-    with pytest.raises(Bad, match=r"papers: unknown paper 'rethinking'; .*rethinking_opd"):
+    with pytest.raises(UserError, match=r"papers: unknown paper 'rethinking'; .*rethinking_opd"):
         artifacts(config(papers=["rethinking"], evaluation="e"))

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from measurements import evaluation, probe, run
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.recipes.resolve import resolve
 from opd.results import claims, claims_page
 from opd.results.claim_spec import (
@@ -654,7 +654,7 @@ GOOD = CLAIMS[0]
     ],
 )
 def test_malformed_claims_are_named(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(Bad, match=re.escape(said)) as caught:
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
         check([{**GOOD, **change}], [], ["R1", "R2"])
     assert str(caught.value).startswith("claim recovers")
 
@@ -678,15 +678,15 @@ def test_rows_and_ids_are_used_once() -> None:
     assert [c.id for c in check([GOOD], [{"targets": ["R3"], "reason": "r"}], known)] == [
         "recovers"
     ]
-    with pytest.raises(Bad, match="claim recovers: two claims have this id"):
+    with pytest.raises(UserError, match="claim recovers: two claims have this id"):
         check([GOOD, GOOD], [], known)
-    with pytest.raises(Bad, match="row R1 belongs to claim recovers"):
+    with pytest.raises(UserError, match="row R1 belongs to claim recovers"):
         check([GOOD], [{"targets": ["R1"], "reason": "r"}], known)
-    with pytest.raises(Bad, match="row R3 belongs to figure fig06"):
+    with pytest.raises(UserError, match="row R3 belongs to figure fig06"):
         check([GOOD], [{"targets": ["R3"], "reason": "r"}], known, {"fig06": ["R3"]})
-    with pytest.raises(Bad, match="row R3 belongs to context number 1"):
+    with pytest.raises(UserError, match="row R3 belongs to context number 1"):
         check([], [{"targets": ["R3"], "reason": "r"}] * 2, known)
-    with pytest.raises(Bad, match="claim number 2: "):
+    with pytest.raises(UserError, match="claim number 2: "):
         check([GOOD, "text"], [], known)
 
 
@@ -704,7 +704,7 @@ def test_a_file_of_claims_names_its_paper(
 ) -> None:
     path = tmp_path / "claims.yaml"
     path.write_text(yaml.safe_dump({**FILE, **change}))
-    with pytest.raises(Bad, match=said) as caught:
+    with pytest.raises(UserError, match=said) as caught:
         read_claims(path)
     assert str(path) in str(caught.value)
 

@@ -8,7 +8,7 @@ import pytest
 from measurements import evaluation, probe, run
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.evaluation.reader import Reader
 from opd.evaluation.schemas import SCORES
 from opd.losses.schemas import METRICS
@@ -337,7 +337,7 @@ def test_all_right_on_few_problems_is_not_certain(reader: Reader) -> None:
 
 def test_seeds_must_match(reader: Reader) -> None:
     arms = {**ARMS, "more": {"label": "three", "evaluations": ["s0", "s1", "s0"]}}
-    with pytest.raises(Bad, match="2 seeds where others have 3"):
+    with pytest.raises(UserError, match="2 seeds where others have 3"):
         estimate({"avg": "after"}, reader, arms, {})
     with pytest.raises(ValueError, match="nats"):
         difference(found({"avg": "after"}, reader), Estimate(0.0, np.zeros(500), 1, "nats"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.losses import metrics
 from opd.results import figure_spec
 from opd.results.claim_spec import check as check_claims
@@ -152,7 +152,7 @@ def changed(figure: dict[str, Any], **change: Any) -> dict[str, Any]:
     ],
 )
 def test_what_a_figure_may_not_say(figure: dict[str, Any], message: str) -> None:
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(UserError) as caught:
         check({"f": figure}, TARGETS)
     assert message in str(caught.value)
 

@@ -12,7 +12,7 @@ import pytest
 from measurements import evaluation, preflight_probe, run, wordy
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.evaluation.reader import Reader, read_answers, read_metrics
 from opd.evaluation.schemas import SCORES
 from opd.losses.schemas import METRICS
@@ -291,7 +291,7 @@ def test_what_is_not_there_is_named(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(UserError) as caught:
         run_figure(cfg, inputs, out)
     assert message in str(caught.value)
     assert list(out.iterdir()) == []
@@ -314,7 +314,7 @@ def test_what_is_not_there_is_named(
 def test_columns_that_do_not_exist(
     tmp_path: Path, inputs: dict[str, Path], columns: list[str], message: str
 ) -> None:
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(UserError) as caught:
         table(tmp_path, inputs, columns)
     assert message in str(caught.value)
     assert list((tmp_path / "table").iterdir()) == []
@@ -329,7 +329,7 @@ def test_evaluations_that_do_not_compare(tmp_path: Path, inputs: dict[str, Path]
     }
     for name, path in fewer.items():
         rows = [{"label": "a", "evaluations": ["student"]}, {"label": "b", "evaluations": [name]}]
-        with pytest.raises(Bad, match=rf"row 'b': '{name}' has other problems or samples of"):
+        with pytest.raises(UserError, match=rf"row 'b': '{name}' has other problems or samples of"):
             run_table({"columns": ["avg"], "rows": rows}, {**inputs, name: path}, tmp_path)
 
 
@@ -339,7 +339,7 @@ def test_sides_with_different_numbers_of_seeds(tmp_path: Path, inputs: dict[str,
         "evaluations": ["s0", "s1"],
         "base": ["student", "teacher", "s0"],
     }
-    with pytest.raises(Bad, match="different numbers of seeds"):
+    with pytest.raises(UserError, match="different numbers of seeds"):
         run_table({"columns": ["change"], "rows": [row]}, inputs, tmp_path)
 
 
@@ -347,10 +347,10 @@ def test_an_incomplete_evaluation_is_refused(tmp_path: Path) -> None:
     folder = evaluation(tmp_path / "e", {"easy": [2, 1]})
     whole = tables.read(folder / "scores.parquet", SCORES)
     tables.write(folder / "scores.parquet", whole.slice(0, 7), SCORES)
-    with pytest.raises(Bad, match="problem 'easy-1' of easy has 3 samples, not 4"):
+    with pytest.raises(UserError, match="problem 'easy-1' of easy has 3 samples, not 4"):
         read_answers(folder)
     tables.write(folder / "scores.parquet", [], SCORES)
-    with pytest.raises(Bad, match="no rows"):
+    with pytest.raises(UserError, match="no rows"):
         read_answers(folder)
 
 
@@ -359,7 +359,7 @@ def test_a_step_logged_twice_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     rows = [{"step": 1, "name": "loss", "value": value} for value in (1.0, 2.0)]
     tables.write(folder / "metrics.parquet", rows, METRICS)
-    with pytest.raises(Bad, match="'loss' is logged twice"):
+    with pytest.raises(UserError, match="'loss' is logged twice"):
         read_metrics(folder)
 
 

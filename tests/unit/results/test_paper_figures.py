@@ -10,7 +10,7 @@ import pytest
 from measurements import LONG, evaluation, probe, run, wordy
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.losses.schemas import METRICS
 from opd.results.claim_spec import TARGETS
 from opd.results.drawing import _common, _limits
@@ -474,7 +474,7 @@ def test_what_is_not_there_is_named(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(UserError) as caught:
         run_figure(cfg, inputs, out)
     assert message in str(caught.value)
     assert list(out.iterdir()) == []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reported import Page, reported
 from results import SVG, Results, check, claim, found, published, sample, target
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import digest
 from opd.results import report
 from opd.results.claims_page import MARKS
@@ -414,7 +414,7 @@ def test_stage_looks_anew_each_time(tmp_path, monkeypatch):
 def test_missing_manifest_is_named(tmp_path):
     results = sample(tmp_path)
     (results.root / "figures/a_paper/fig06/manifest.json").unlink()
-    with pytest.raises(Bad, match=r"figures/a_paper/fig06/manifest\.json"):
+    with pytest.raises(UserError, match=r"figures/a_paper/fig06/manifest\.json"):
         reported(results, tmp_path / "out")
 
 

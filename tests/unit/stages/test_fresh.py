@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import content, digest
 from opd.evaluation.reader import Reader
 from opd.losses.schemas import METRICS
@@ -63,7 +63,7 @@ def test_what_is_as_planned_passes(results: Path) -> None:
 def test_other_settings_behind_what_is_shown_are_named_with_the_command(results: Path) -> None:
     edited = {**PLANNED, "models/a": Artifact("sft", "models/a", {"k": 2}, ())}
     fresh.write_plan(results / "plan.json", edited)
-    with pytest.raises(Bad, match=r"models/a: stale.*--forcerun \S+/models/a/digest.json"):
+    with pytest.raises(UserError, match=r"models/a: stale.*--forcerun \S+/models/a/digest.json"):
         check(results)
     assert fresh.other_settings(edited, results) == ["models/a"]
 
@@ -73,7 +73,7 @@ def test_a_damaged_record_is_made_again_and_not_shown(results: Path, text: str) 
     fresh.write_plan(results / "plan.json", PLANNED)
     (results / "models/a/digest.json").write_text(text)
     assert fresh.other_settings(PLANNED, results) == ["models/a"]
-    with pytest.raises(Bad, match=r"stale.*--forcerun .*/models/a/digest.json"):
+    with pytest.raises(UserError, match=r"stale.*--forcerun .*/models/a/digest.json"):
         check(results)
 
 
@@ -88,7 +88,9 @@ def test_what_was_made_from_an_earlier_version_is_named(results: Path) -> None:
     planned = PLANNED["models/a"]
     settings = settings_digest(planned.verb, planned.cfg)
     write_json(record, {"settings": settings, "outputs": {"metrics.parquet": "0"}})
-    with pytest.raises(Bad, match=r"evaluations/e/a: stale: made from what \S+models/a was before"):
+    with pytest.raises(
+        UserError, match=r"evaluations/e/a: stale: made from what \S+models/a was before"
+    ):
         check(results)
 
 
@@ -104,7 +106,7 @@ def test_a_file_changed_after_it_was_made_is_refused(results: Path) -> None:
     Reader({"a": payload}).metric(["a"], "m", "here")
     row = {"step": 1, "name": "m", "value": 2.0}
     tables.write(payload / "metrics.parquet", [row], METRICS)
-    with pytest.raises(Bad, match="modified after it was made"):
+    with pytest.raises(UserError, match="modified after it was made"):
         Reader({"a": payload}).metric(["a"], "m", "here")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from nvml import Machine, busy, memory
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.stages import gpu, registry
 from opd.stages import run as runner
 
@@ -225,7 +225,7 @@ def test_what_slurm_has_allotted_is_left_as_it_is(here, monkeypatch):
 def test_more_devices_than_there_are_is_an_error_not_a_wait(here):
     Machine(2)
     with (
-        pytest.raises(Bad, match="4 GPUs are needed and 2 visible"),
+        pytest.raises(UserError, match="4 GPUs are needed and 2 visible"),
         gpu.lease("opd", {"processes": 4}),
     ):
         pass
@@ -235,7 +235,7 @@ def test_a_lock_folder_of_somebody_else_is_refused(here):
     Machine(1)
     here.with_name("elsewhere").mkdir()
     here.symlink_to(here.with_name("elsewhere"))
-    with pytest.raises(Bad, match="not this user's"), gpu.lease("opd", {}):
+    with pytest.raises(UserError, match="not this user's"), gpu.lease("opd", {}):
         pass
     assert not list(here.with_name("elsewhere").iterdir())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.stages import lock as owner
 
 pytestmark = pytest.mark.unit
@@ -21,7 +21,7 @@ WATCHED = """
 import subprocess, sys, time
 from pathlib import Path
 from opd.stages import lock as owner
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 scratch = Path(sys.argv[1])
 with owner.alone(scratch), owner.watched(scratch, "results/x"):
     {body}
@@ -60,7 +60,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch) -> No
 
     monkeypatch.setattr(owner.fcntl, "flock", flock)
     with pytest.raises(
-        Bad, match=r"owner: files cannot be locked there .*; mount that file system"
+        UserError, match=r"owner: files cannot be locked there .*; mount that file system"
     ):
         owner.take(tmp_path / "scratch")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.stages import identity, registry
 from opd.stages import run as runner
 
@@ -30,7 +30,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             text = "".join(p.read_text() for d in inputs.values() for p in sorted(d.iterdir()))
             if cfg.get("fail"):
                 (out / "half").write_text("x")
-                raise Bad("no good", "here", "stop")
+                raise UserError("no good", "here", "stop")
             (out / "result.txt").write_text(text + str(cfg["value"]))
             return {"length": len(text)}
 
@@ -85,7 +85,7 @@ def test_identity_follows_content_of_inputs_not_their_place(stage, tmp_path):
 
 def test_failed_stage_leaves_nothing(stage, tmp_path):
     call, _ = stage
-    with pytest.raises(Bad):
+    with pytest.raises(UserError):
         call("a", 1, fail=True)
     assert not (tmp_path / "a" / "digest.json").exists()
     assert not (tmp_path / "a" / "payload").exists()
@@ -216,9 +216,11 @@ def test_a_damaged_step_is_made_again_and_not_handed_out(training, tmp_path):
     train(2, 4)
     (store,) = (tmp_path / "store").glob("*.steps")
     (store / "2" / "weights").write_text("?")
-    with pytest.raises(Bad, match=r"step 2 was not kept, or is damaged; .* remove .*digest\.json"):
+    with pytest.raises(
+        UserError, match=r"step 2 was not kept, or is damaged; .* remove .*digest\.json"
+    ):
         keep(2)
-    with pytest.raises(Bad, match="step 3 was not kept"):
+    with pytest.raises(UserError, match="step 3 was not kept"):
         keep(3)
     assert train(4) is False and train(2, 4) is True and keep(2) == "2"
     (store / "4.json").unlink()
@@ -242,7 +244,7 @@ def test_a_step_that_a_run_did_not_reach(training):
     luck["ends"] = 3
     assert train(2, 5) is True and train(2, 5) is False
     assert keep(2) == "2"
-    with pytest.raises(Bad, match="the run ended before step 5; name an earlier step"):
+    with pytest.raises(UserError, match="the run ended before step 5; name an earlier step"):
         keep(5)
     assert len(asked) == 1
 
@@ -252,7 +254,7 @@ def test_a_damaged_record_of_a_step_counts_as_none(training, tmp_path):
     train(2)
     (store,) = (tmp_path / "store").glob("*.steps")
     (store / "2.json").write_text('{"outputs": ')
-    with pytest.raises(Bad, match="step 2 was not kept, or is damaged"):
+    with pytest.raises(UserError, match="step 2 was not kept, or is damaged"):
         keep(2)
     assert train(2) is True and keep(2) == "2" and len(asked) == 2
 
@@ -273,7 +275,9 @@ def test_an_input_that_was_changed_is_refused_and_what_is_advised_helps(stage, t
     call("c", 5, {"x": tmp_path / "a" / "digest.json"})
     before = (tmp_path / "c" / "digest.json").read_bytes()
     (tmp_path / "a" / "payload" / "result.txt").write_text("7")
-    with pytest.raises(Bad, match=r"result\.txt was changed; remove .*a/digest\.json and run"):
+    with pytest.raises(
+        UserError, match=r"result\.txt was changed; remove .*a/digest\.json and run"
+    ):
         call("c", 5, {"x": tmp_path / "a" / "digest.json"})
     (tmp_path / "a" / "digest.json").unlink()
     assert call("a", 1) is True
@@ -348,7 +352,7 @@ def test_a_hub_object_that_changes_under_its_revision_is_refused(hub, tmp_path, 
     cfg = {"hub": "a/b", "revision": "0" * 40}
     take(verb, **cfg)
     has["text"] = "second"
-    with pytest.raises(Bad, match=r"hub: a/b: the hub has another file at 0000") as refused:
+    with pytest.raises(UserError, match=r"hub: a/b: the hub has another file at 0000") as refused:
         take(verb, **cfg)
     assert not (tmp_path / verb / "digest.json").exists()
     has["text"] = "first"
@@ -375,7 +379,7 @@ def test_lost_payload_of_an_input_is_named(stage, tmp_path):
     call, _ = stage
     call("a", 1)
     (tmp_path / "a" / "payload").unlink()
-    with pytest.raises(Bad, match="payload is gone"):
+    with pytest.raises(UserError, match="payload is gone"):
         call("c", 5, {"x": tmp_path / "a" / "digest.json"})
 
 

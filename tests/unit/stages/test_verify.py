@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.core.files import content
 from opd.stages import verify
 
@@ -56,7 +56,7 @@ def test_files_are_read_once_and_again_when_they_were_written_to(
     path.write_bytes(bytes(999) + b"1")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a tool may that copies
     with pytest.raises(
-        Bad, match=r"payload: modified .* weights was changed; remove .*digest\.json"
+        UserError, match=r"payload: modified .* weights was changed; remove .*digest\.json"
     ):
         verify.artifact(record)
     path.write_bytes(bytes(1000))
@@ -87,7 +87,9 @@ def test_what_was_written_this_moment_is_not_remembered(record: Path, read: list
 def test_what_is_wrong_is_told(record: Path, change, said: str) -> None:
     verify.artifact(record)
     change(record.parent / "payload")
-    with pytest.raises(Bad, match=f"modified after it was made: {said}; remove .* run snakemake"):
+    with pytest.raises(
+        UserError, match=f"modified after it was made: {said}; remove .* run snakemake"
+    ):
         verify.artifact(record)
 
 
@@ -95,7 +97,7 @@ def test_what_is_wrong_is_told(record: Path, change, said: str) -> None:
 def test_a_damaged_record(record: Path, text: str) -> None:
     record.write_text(text)
     with pytest.raises(
-        Bad, match=r"digest\.json: damaged; remove .*digest\.json and run snakemake"
+        UserError, match=r"digest\.json: damaged; remove .*digest\.json and run snakemake"
     ):
         verify.artifact(record)
 
@@ -103,7 +105,7 @@ def test_a_damaged_record(record: Path, text: str) -> None:
 def test_a_record_of_another_run(record: Path) -> None:
     made = json.loads(record.read_text())
     record.write_text(json.dumps(made | {"identity": "kez"}))
-    with pytest.raises(Bad, match=r"digest\.json and payload are not of one run"):
+    with pytest.raises(UserError, match=r"digest\.json and payload are not of one run"):
         verify.artifact(record)
 
 

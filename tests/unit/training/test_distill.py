@@ -9,7 +9,7 @@ import torch
 from probing import padded
 from tiny import OPD, Inputs, course, run
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -72,18 +72,20 @@ def test_padded_heads_of_different_width(inputs: Inputs, tmp_path: Path, wider: 
 
 def test_a_head_too_narrow_for_the_tokenizer(inputs: Inputs, tmp_path: Path) -> None:
     path = padded(inputs["teacher"], tmp_path / "narrow", 20)
-    with pytest.raises(Bad, match=r"teacher: \d+ embeddings .* 20 of the teacher do not hold"):
+    with pytest.raises(
+        UserError, match=r"teacher: \d+ embeddings .* 20 of the teacher do not hold"
+    ):
         run("opd", OPD, {**inputs, "teacher": path}, tmp_path / "a")
 
 
 def test_a_teacher_that_is_missing(inputs: Inputs, tmp_path: Path) -> None:
     """No folder at all, and one that has lost its weights."""
     gone = {**inputs, "teacher": tmp_path / "gone"}
-    with pytest.raises(Bad, match=r"gone: no usable tokenizer .*; make or fetch it again"):
+    with pytest.raises(UserError, match=r"gone: no usable tokenizer .*; make or fetch it again"):
         run("opd", OPD, gone, tmp_path / "a")
     path = padded(inputs["teacher"], tmp_path / "empty", 60)
     (path / "model.safetensors").unlink()
-    with pytest.raises(Bad, match=r"empty: no usable weights .*; make or fetch them again"):
+    with pytest.raises(UserError, match=r"empty: no usable weights .*; make or fetch them again"):
         run("opd", OPD, {**inputs, "teacher": path}, tmp_path / "b")
 
 
@@ -107,7 +109,7 @@ def test_thinking_modes_that_differ(
     off = {"enable_thinking": False}
     both = {**inputs, **changed}
     with pytest.raises(
-        Bad, match="thinking is off for the student and left to the model for the teacher"
+        UserError, match="thinking is off for the student and left to the model for the teacher"
     ):
         cfg = {**OPD, "chat_template_kwargs": off, "teacher_chat_template_kwargs": {}}
         run("opd", cfg, both, tmp_path / "a")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import GRPO, WORLD, Inputs, course, files, run
 from transformers import AutoModelForCausalLM
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import world
 from opd.grading import graders
 from opd.training import grpo, resume
@@ -149,7 +149,7 @@ def test_one_update_takes_what_it_took_before_there_could_be_several(
     run("grpo", {**given, "importance_cap": 2.0}, inputs, tmp_path / "b")
     # transformers samples from the trained model: there is nothing to weight.
     assert files(tmp_path / "a") == files(tmp_path / "b")
-    with pytest.raises(Bad, match="updates_per_batch: 3 do not divide"):
+    with pytest.raises(UserError, match="updates_per_batch: 3 do not divide"):
         run("grpo", {**digits, "updates_per_batch": 3}, inputs, tmp_path / "c")
 
 
@@ -263,13 +263,13 @@ def test_what_the_model_is_asked_with_privileged_information(
         f"{row['question']} so {row['answer']}" for row in rows[:4] for _ in range(2)
     ]
     assert [one["answer"] for one in calls[0][1][::2]] == [row["answer"] for row in rows[:4]]
-    with pytest.raises(Bad, match=r"row 0 \(rl-00000\): the prompt has \d+ tokens"):
+    with pytest.raises(UserError, match=r"row 0 \(rl-00000\): the prompt has \d+ tokens"):
         long = {**GRPO, "information": [{"message": "{question}" * 9}]}
         run("grpo", long, inputs, tmp_path / "b")
 
 
 def test_an_unknown_grader(inputs: Inputs, tmp_path: Path) -> None:
-    with pytest.raises(Bad, match="grader: unknown grader 'guess'; use "):
+    with pytest.raises(UserError, match="grader: unknown grader 'guess'; use "):
         run("grpo", {**GRPO, "grader": "guess"}, inputs, tmp_path / "a")
 
 

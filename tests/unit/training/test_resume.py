@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import COMMON, GRPO, OPD, SFT, Inputs, course, files, run, started, wait_for_step
 
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.training import resume
 
 STEPS = 7
@@ -179,7 +179,7 @@ def test_a_step_beyond_the_run_and_one_that_it_did_not_reach(
 ) -> None:
     epochs = {**SFT, "epochs": 2, "batch_size": 8, "execution": {}}
     del epochs["steps"]
-    with pytest.raises(Bad, match="keep_steps: step 7 is beyond the run's 6 steps"):
+    with pytest.raises(UserError, match="keep_steps: step 7 is beyond the run's 6 steps"):
         run("sft", keeping(epochs, 1, 7), inputs, tmp_path / "a")
     run("sft", keeping(epochs, 6), inputs, tmp_path / "b")
     assert kept(tmp_path / "b")[6].items() <= files(tmp_path / "b").items()
@@ -282,15 +282,17 @@ def test_a_loss_that_is_no_number_fails_again_at_once(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = {**OPD, **EVERY, "lr": 1e30}
-    with pytest.raises(Bad, match=r"lr: .* lower the learning rate") as first:
+    with pytest.raises(UserError, match=r"lr: .* lower the learning rate") as first:
         run("opd", cfg, inputs, tmp_path / "a")
     monkeypatch.setattr(resume.Steps, "on_step_begin", None)
-    with pytest.raises(Bad, match=r"to try the same once more, remove .*failed\.json") as again:
+    with pytest.raises(
+        UserError, match=r"to try the same once more, remove .*failed\.json"
+    ) as again:
         run("opd", cfg, inputs, tmp_path / "a")
     assert again.value.what == first.value.what
     monkeypatch.undo()
     (tmp_path / "a-scratch" / resume.FAILED).unlink()
-    with pytest.raises(Bad, match=r"; lower the learning rate \(it is 1e\+30\)$"):
+    with pytest.raises(UserError, match=r"; lower the learning rate \(it is 1e\+30\)$"):
         run("opd", cfg, inputs, tmp_path / "a")
 
 
@@ -315,7 +317,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
-        with pytest.raises(Bad, match="the disk is full, the last checkpoint is whole; free space"):
+        with pytest.raises(
+            UserError, match="the disk is full, the last checkpoint is whole; free space"
+        ):
             run("opd", cfg, inputs, tmp_path / "a")
     assert (tmp_path / "a-scratch" / "checkpoint-2" / resume.MARKER).is_file()
     run("opd", cfg, inputs, tmp_path / "a")
@@ -331,7 +335,9 @@ def test_a_model_that_does_not_fit(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(distill, "fused_token_loss", too_much)
-    with pytest.raises(Bad, match=r"micro_batch: the model does not fit .*2.00 GiB.*; lower it"):
+    with pytest.raises(
+        UserError, match=r"micro_batch: the model does not fit .*2.00 GiB.*; lower it"
+    ):
         run("opd", {**OPD, **COMMON}, inputs, tmp_path / "a")
     assert not (tmp_path / "a-scratch" / resume.FAILED).exists()  # a larger device may do
 

@@ -10,7 +10,7 @@ from tiny import SFT, Inputs, course, files, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data.schemas import SFT_PAIRS
 from opd.models.checkpoints import load_tokenizer
 from opd.training import sft
@@ -113,9 +113,13 @@ def test_where_the_empty_think_block_goes(
 
 def test_conventions_that_the_chat_template_contradicts(qwen3: Any) -> None:
     for place in ("response", "none"):
-        with pytest.raises(Bad, match=f"empty_think: {place}: .* think tag .*enable_thinking"):
+        with pytest.raises(
+            UserError, match=f"empty_think: {place}: .* think tag .*enable_thinking"
+        ):
             sft.with_empty_think(pair("2"), qwen3, OFF, place, Path("p"))
-    with pytest.raises(Bad, match=r"pairs: row 0 \(a\): the response has a think tag of its own"):
+    with pytest.raises(
+        UserError, match=r"pairs: row 0 \(a\): the response has a think tag of its own"
+    ):
         sft.with_empty_think(pair("<think>x</think>2"), qwen3, {}, "prompt", Path("pairs"))
 
 
@@ -124,7 +128,7 @@ def test_a_prompt_that_changes_once_answered(qwen3: Any) -> None:
 
     other = copy.deepcopy(qwen3)
     other.chat_template = "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(Bad, match=r"p: row 0 \(a\): the chat template renders the prompt"):
+    with pytest.raises(UserError, match=r"p: row 0 \(a\): the chat template renders the prompt"):
         sft.as_rendered(pair("2"), other, {}, Path("p"))
 
 
@@ -162,7 +166,7 @@ def test_pairs_that_are_too_long_are_counted(inputs: Inputs, tmp_path: Path) -> 
     assert counts["trained"] == counts["measured"] == 20 - long
     counts = run("sft", {**cfg, "overlong": "cut"}, inputs, tmp_path / "b")["pairs"]
     assert (counts["dropped"], counts["cut"], counts["trained"]) == (0, long, 20)
-    with pytest.raises(Bad, match="every pair is longer than max_tokens"):
+    with pytest.raises(UserError, match="every pair is longer than max_tokens"):
         run("sft", {**SFT, "max_tokens": 3, "overlong": "cut"}, inputs, tmp_path / "c")
 
 
@@ -246,7 +250,7 @@ def test_no_more_than_nll_traces_are_measured(inputs: Inputs, tmp_path: Path) ->
 def test_a_held_out_share_that_leaves_nothing(
     inputs: Inputs, tmp_path: Path, share: float, words: str
 ) -> None:
-    with pytest.raises(Bad, match=f"held_out: .*{words}"):
+    with pytest.raises(UserError, match=f"held_out: .*{words}"):
         run("sft", {**SFT, "held_out": share}, inputs, tmp_path / "a")
 
 
@@ -256,7 +260,7 @@ def test_epochs_take_every_pair(inputs: Inputs, tmp_path: Path) -> None:
     del cfg["steps"]
     run("sft", cfg, inputs, tmp_path / "a")
     assert len(course(tmp_path / "a", "loss")) == 8
-    with pytest.raises(Bad, match=r"20 pairs cannot fill a step of 21; .*epochs"):
+    with pytest.raises(UserError, match=r"20 pairs cannot fill a step of 21; .*epochs"):
         run("sft", {**SFT, "batch_size": 21}, inputs, tmp_path / "b")
 
 
@@ -285,14 +289,14 @@ def test_packing_is_refused_where_attention_crosses(inputs: Inputs) -> None:
         kwargs = {"attn_implementation": implementation}
         sees = Qwen3ForCausalLM.from_pretrained(inputs["student"], **kwargs)
         sft._require_boundaries(sees, rows)
-        with pytest.raises(Bad, match=r"packing: the attention of Blind .* looks across"):
+        with pytest.raises(UserError, match=r"packing: the attention of Blind .* looks across"):
             sft._require_boundaries(Blind.from_pretrained(inputs["student"], **kwargs), rows)
 
 
 def test_liger_needs_a_gpu(inputs: Inputs, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(Bad, match=r"liger: .*need a GPU"):
+    with pytest.raises(UserError, match=r"liger: .*need a GPU"):
         run("sft", {**SFT, "liger": True}, inputs, tmp_path / "a")
 
 
@@ -300,5 +304,5 @@ def test_a_tokenizer_without_a_chat_template(inputs: Inputs, tmp_path: Path) -> 
     tokenizer = AutoTokenizer.from_pretrained(inputs["student"])
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path / "bare")
-    with pytest.raises(Bad, match="bare: the tokenizer has no chat template"):
+    with pytest.raises(UserError, match="bare: the tokenizer has no chat template"):
         load_tokenizer(tmp_path / "bare")

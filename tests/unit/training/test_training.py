@@ -9,7 +9,7 @@ import pytest
 from tiny import GRPO, OPD, SFT, SHAPE, WORLD, Inputs, course, run
 
 from opd.core import tables
-from opd.core.errors import Bad
+from opd.core.errors import UserError
 from opd.data import world
 from opd.data.schemas import PROMPTS, SFT_PAIRS
 from opd.losses.schemas import METRICS
@@ -77,7 +77,7 @@ def test_micro_batches_are_the_same_step(inputs: Inputs, tmp_path: Path) -> None
         parts = run(name, {**cfg, "steps": 1, "micro_batch": 2}, inputs, tmp_path / f"{name}-parts")
         for metric, value in whole["first"].items():
             assert parts["first"][metric] == pytest.approx(value, rel=1e-3), (name, metric)
-    with pytest.raises(Bad, match="micro_batch: 3 does not divide the 8 sequences"):
+    with pytest.raises(UserError, match="micro_batch: 3 does not divide the 8 sequences"):
         run("opd", {**OPD, "micro_batch": 3}, inputs, tmp_path / "c")
 
 
@@ -104,31 +104,33 @@ def test_prompts_come_in_order_and_the_last_partial_batch_is_dropped(
 def test_a_loss_that_is_no_number(inputs: Inputs, tmp_path: Path) -> None:
     for name, cfg in (("sft", SFT), ("opd", OPD)):
         out = tmp_path / name
-        with pytest.raises(Bad, match=r"lr: .* at step \d+; lower the learning rate"):
+        with pytest.raises(UserError, match=r"lr: .* at step \d+; lower the learning rate"):
             run(name, {**cfg, "lr": 1e30, "warmup": 0.0, "steps": 6}, inputs, out)
         assert not list(out.iterdir())
 
 
 def test_bad_prompts(inputs: Inputs, tmp_path: Path) -> None:
     for name, cfg in (("opd", OPD), ("grpo", GRPO)):
-        with pytest.raises(Bad, match=r"prompts.parquet: row 0 \(rl-00000\): .* max_prompt_tokens"):
+        with pytest.raises(
+            UserError, match=r"prompts.parquet: row 0 \(rl-00000\): .* max_prompt_tokens"
+        ):
             run(name, {**cfg, "max_prompt_tokens": 4}, inputs, tmp_path / f"{name}-long")
-        with pytest.raises(Bad, match="10 prompts cannot fill a step of 11"):
+        with pytest.raises(UserError, match="10 prompts cannot fill a step of 11"):
             run(name, {**cfg, "prompts_per_step": 11}, inputs, tmp_path / f"{name}-few")
         empty = tmp_path / f"{name}-prompts"
         empty.mkdir()
         tables.write(empty / "prompts.parquet", [], PROMPTS)
-        with pytest.raises(Bad, match="there is no prompt in it"):
+        with pytest.raises(UserError, match="there is no prompt in it"):
             run(name, cfg, {**inputs, "prompts": empty}, tmp_path / f"{name}-none")
 
 
 def test_bad_pairs(inputs: Inputs, tmp_path: Path) -> None:
-    with pytest.raises(Bad, match=r"pairs.parquet: row 0 .*max_tokens is 5"):
+    with pytest.raises(UserError, match=r"pairs.parquet: row 0 .*max_tokens is 5"):
         run("sft", {**SFT, "max_tokens": 5}, inputs, tmp_path / "long")
     empty = tmp_path / "pairs"
     empty.mkdir()
     tables.write(empty / "pairs.parquet", [], SFT_PAIRS)
-    with pytest.raises(Bad, match="there is no pair in it"):
+    with pytest.raises(UserError, match="there is no pair in it"):
         run("sft", SFT, {**inputs, "data": empty}, tmp_path / "none")
 
 
@@ -141,7 +143,7 @@ def test_different_tokenizers(
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     init.run(SHAPE, {}, foreign)
-    with pytest.raises(Bad, match="token 5 is '0' for the student and '9' for the teacher"):
+    with pytest.raises(UserError, match="token 5 is '0' for the student and '9' for the teacher"):
         run("opd", OPD, {**inputs, "teacher": foreign}, tmp_path / "out")
 
 
@@ -160,5 +162,7 @@ def test_the_teacher_reads_what_it_is_told(inputs: Inputs, tmp_path: Path) -> No
         assert changed["first"][name] == plain["first"][name]
     assert changed["first"]["entropy_teacher_nats"] != plain["first"]["entropy_teacher_nats"]
     long = {**OPD, "information": told("{question}" * 4)}
-    with pytest.raises(Bad, match=r"teacher's prompt has \d+ tokens.*max_teacher_prompt_tokens"):
+    with pytest.raises(
+        UserError, match=r"teacher's prompt has \d+ tokens.*max_teacher_prompt_tokens"
+    ):
         run("opd", long, inputs, tmp_path / "long")

@@ -119,10 +119,10 @@ def test_two_processes_stop_and_go_on_together(
 
 
 def test_an_error_in_the_processes_is_one_line(inputs: Inputs, tmp_path: Path) -> None:
-    from opd.core.errors import Bad
+    from opd.core.errors import UserError
 
     cfg = {**OPD, "lr": 1e30, "steps": 6, "processes": 2}
-    with pytest.raises(Bad, match=r"lr: .* at step \d; lower the learning rate"):
+    with pytest.raises(UserError, match=r"lr: .* at step \d; lower the learning rate"):
         run("opd", cfg, inputs, tmp_path / "a")
 
 
