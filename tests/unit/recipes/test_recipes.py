@@ -424,12 +424,12 @@ def test_an_evaluation_has_its_protocol_and_its_tasks():
 
 
 def test_an_edit_of_a_task_file_or_of_what_it_includes_changes_evaluations(tmp_path, monkeypatch):
-    from opd.plan import artifacts as planning
+    from opd.evaluation import tasks
 
     folder = tmp_path / "benchmarks"
-    shutil.copytree(planning.benchmarks.FOLDER, folder)
+    shutil.copytree(tasks.FOLDER, folder)
     before = artifacts(config())
-    monkeypatch.setattr(planning.benchmarks, "FOLDER", folder)
+    monkeypatch.setattr(tasks, "FOLDER", folder)
     assert artifacts(config()) == before
     for name in ("world.yaml", "_boxed.yaml"):
         with (folder / name).open("a") as file:
