@@ -192,7 +192,7 @@ def test_a_trap_in_the_resume_state_of_a_run_is_not_sprung(
     inputs: Inputs, tmp_path: Path, sprung: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scratch folders are shared with whoever shares the results."""
-    from test_resume import Killed, kill_at
+    from tiny import Killed, kill_at
 
     cfg = {**SFT, "steps": 4, "execution": {"checkpoint_every": 2}}
     with monkeypatch.context() as patch, pytest.raises(Killed):

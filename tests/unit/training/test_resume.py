@@ -11,7 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import COMMON, GRPO, OPD, SFT, Inputs, course, files, run, started, wait_for_step
+from tiny import (
+    COMMON,
+    GRPO,
+    OPD,
+    SFT,
+    Inputs,
+    Killed,
+    course,
+    files,
+    kill_at,
+    run,
+    started,
+    wait_for_step,
+)
 
 from opd.core.errors import UserError
 from opd.training import resume
@@ -48,21 +61,6 @@ def kept(out: Path) -> dict[int, dict[str, bytes]]:
     """The files of each step that a run into ``out`` has kept in its scratch folder."""
     folder = out.with_name(f"{out.name}-scratch") / "kept"
     return {int(p.name): files(p) for p in folder.iterdir()} if folder.is_dir() else {}
-
-
-class Killed(BaseException):
-    """Stands for a kill in this process."""
-
-
-def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = resume.Steps.on_step_begin
-
-    def killed(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        begin(self, args, state, control, **kwargs)
-        if state.global_step == step:
-            raise Killed
-
-    monkeypatch.setattr(resume.Steps, "on_step_begin", killed)
 
 
 def own_teacher(inputs: Inputs, cfg: dict[str, Any]) -> Inputs:
