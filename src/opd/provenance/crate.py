@@ -1,6 +1,6 @@
 """What an exported results folder says of itself: a Provenance Run Crate (RO-Crate 1.1).
 
-The workflow (Snakefile) has one tool for each verb of ``opd`` and one step for each rule. Each
+The workflow (Snakefile) has one tool for each stage and one step for each rule. Each
 artifact was made by one CreateAction: ``object`` are the artifacts, files and hub objects that it
 read, ``result`` the folder that it wrote. One more CreateAction stands for the run as a whole.
 Profiles: https://w3id.org/ro/wfrun/provenance/0.5 and what it extends.

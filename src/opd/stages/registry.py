@@ -6,6 +6,7 @@ to read the table imports none of them.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 # Which interpreter runs a stage: one for text and tables, one with torch, one that samples.
@@ -62,135 +63,59 @@ class Stage(NamedTuple):
 
 
 _MODEL, _PROBE = "models/{model}/s{seed}", "probes/{probe}/s{seed}"
-_DEMONSTRATIONS = "demonstrations/{demos}/s{seed}"
-_DEVICE: dict[str, Any] = {"python": "gpu", "work": "device"}
-_SAMPLES: dict[str, Any] = {"python": "vllm", "work": "device", "caches": True}
-_TRAINS: dict[str, Any] = {"python": "gpu", "work": "devices", "resumes": True}
+_DEMOS = "demonstrations/{demos}/s{seed}"
+_EMBEDDED, _NEAR = "embeddings/{encoder}/{prompts}", "neighbours/{encoder}/{prompts}/{against}"
+_RESPONSES = "generations/{generation}/s{seed}"
+_EVALUATED = "evaluations/{evaluation}/{model}/s{seed}"
+_PAGE = "contamination/{contamination}"
+
+_torch = partial(Stage, python="gpu", work="cpu")
+_device = partial(Stage, python="gpu", work="device")
+_train = partial(Stage, python="gpu", work="devices", resumes=True)
+_sample = partial(Stage, python="vllm", work="device", caches=True)
+_fetch = partial(Stage, network="always")
+_read = partial(Stage, network="by source")
 
 STAGES: dict[str, Stage] = {
-    "prompts": Stage(
-        "opd.data.prompts:run",
-        "read and clean a set of prompts",
-        "prompts/{prompts}",
-        network="by source",
+    "prompts": _read("opd.data.prompts:run", "read and clean a prompt set", "prompts/{prompts}"),
+    "corpus": Stage("opd.data.corpus:run", "write SFT data of the world", "pairs/{data}"),
+    "embed": _device("opd.data.embeddings:run", "embed questions", _EMBEDDED, caches=True),
+    "neighbours": _torch("opd.data.neighbours:run", "find the nearest questions", _NEAR),
+    "dedup": Stage("opd.data.dedup:run", "leave out what another set has", "prompts/{prompts}"),
+    "contamination": Stage("opd.data.contamination:run", "look for benchmark problems", _PAGE),
+    "init": _torch("opd.models.init:run", "make a model with random weights", _MODEL),
+    "fetch": _fetch(
+        "opd.models.fetch:run", "fetch a model", "models/{model}", python="gpu", resumes=True
     ),
-    "corpus": Stage("opd.data.corpus:run", "write SFT data of the miniature world", "pairs/{data}"),
-    "embed": Stage(
-        "opd.data.embeddings:run",
-        "embed the questions of a prompt set",
-        "embeddings/{encoder}/{prompts}",
-        **_DEVICE,
-        caches=True,
-    ),
-    "neighbours": Stage(
-        "opd.data.neighbours:run",
-        "find the nearest question of another prompt set",
-        "neighbours/{encoder}/{prompts}/{against}",
-        python="gpu",
-        work="cpu",
-    ),
-    "dedup": Stage(
-        "opd.data.dedup:run", "remove prompts that another set has", "prompts/{prompts}"
-    ),
-    "contamination": Stage(
-        "opd.data.contamination:run",
-        "find benchmark problems among training prompts",
-        "contamination/{contamination}",
-    ),
-    "init": Stage(
-        "opd.models.init:run", "make a model with random weights", _MODEL, python="gpu", work="cpu"
-    ),
-    "fetch": Stage(
-        "opd.models.fetch:run",
-        "fetch the weights of a model",
-        "models/{model}",
-        python="gpu",
-        resumes=True,
-        network="always",
-    ),
-    "dataset": Stage(
-        "opd.models.fetch:run_dataset",
-        "fetch the data of a benchmark",
-        "datasets/{benchmark}",
-        network="always",
-    ),
-    "generate": Stage(
-        "opd.models.generate:run",
-        "sample responses to prompts",
-        "generations/{generation}/s{seed}",
-        **_SAMPLES | {"work": "sampling"},
-    ),
+    "dataset": _fetch("opd.models.fetch:run_dataset", "fetch test data", "datasets/{benchmark}"),
+    "generate": _sample("opd.models.generate:run", "sample responses", _RESPONSES, work="sampling"),
     "filter": Stage(
         "opd.models.filters:run",
         "choose SFT data among responses",
         "pairs/{data}/s{seed}",
         work="cpu",
     ),
-    "sft": Stage("opd.training.sft:run", "train on given responses", _MODEL, **_TRAINS),
-    "grpo": Stage("opd.training.grpo:run", "train by rewards", _MODEL, **_TRAINS),
-    "distill": Stage(
-        "opd.training.distill:run",
-        "train a student on its own responses by a teacher",
-        _MODEL,
-        **_TRAINS,
-        random_name="opd",
-    ),
+    "sft": _train("opd.training.sft:run", "train on given responses", _MODEL),
+    "grpo": _train("opd.training.grpo:run", "train by rewards", _MODEL),
+    "distill": _train("opd.training.distill:run", "distill on policy", _MODEL, random_name="opd"),
     "keep": Stage("opd.stages.keep:run", "take a step of a training run as a model", _MODEL),
-    "evaluate": Stage(
-        "opd.evaluation.evaluate:run",
-        "evaluate a model on benchmarks",
-        "evaluations/{evaluation}/{model}/s{seed}",
-        **_SAMPLES,
+    "evaluate": _sample("opd.evaluation.evaluate:run", "evaluate a model", _EVALUATED),
+    "pair": _device("opd.probes.pair:run", "compare two models on responses", _PROBE),
+    "continuation": _sample("opd.probes.continuation:run", "end begun responses", _PROBE),
+    "prefix": _sample("opd.probes.prefix:run", "answer after what a student began", _PROBE),
+    "signal": _device("opd.probes.signal:run", "measure a teacher's signal", _PROBE),
+    "judge": _sample("opd.probes.judge:run", "judge responses", _PROBE),
+    "indicators": _sample("opd.probes.preflight:run", "measure a pair before training", _PROBE),
+    "demonstrate": _sample("opd.microscope.demonstrations:run", "sample demonstrations", _DEMOS),
+    "summarise": _sample(
+        "opd.microscope.demonstrations:run_summaries", "summarise demonstrations", _DEMOS
     ),
-    "pair": Stage(
-        "opd.probes.pair:run", "compare two models on given responses", _PROBE, **_DEVICE
-    ),
-    "continuation": Stage(
-        "opd.probes.continuation:run",
-        "have a teacher end a student's responses",
-        _PROBE,
-        **_SAMPLES,
-    ),
-    "prefix": Stage(
-        "opd.probes.prefix:run", "have a teacher answer after a prefix", _PROBE, **_SAMPLES
-    ),
-    "signal": Stage(
-        "opd.probes.signal:run", "measure a teacher's signal on responses", _PROBE, **_DEVICE
-    ),
-    "judge": Stage("opd.probes.judge:run", "judge responses", _PROBE, **_SAMPLES),
-    "indicators": Stage(
-        "opd.probes.preflight:run", "measure a pair of models before training", _PROBE, **_SAMPLES
-    ),
-    "demonstrate": Stage(
-        "opd.microscope.demonstrations:run",
-        "sample verified responses for teachers",
-        _DEMONSTRATIONS,
-        **_SAMPLES,
-    ),
-    "summarise": Stage(
-        "opd.microscope.demonstrations:run_summaries",
-        "summarise verified responses",
-        _DEMONSTRATIONS,
-        **_SAMPLES,
-    ),
-    "screening": Stage(
-        "opd.microscope.screening:run",
-        "choose questions of middling difficulty",
-        _PROBE,
-        **_SAMPLES,
-    ),
-    "tree": Stage("opd.microscope.tree:run", "grow a tree of responses", _PROBE, **_SAMPLES),
-    "alignment": Stage(
-        "opd.microscope.measure:run",
-        "measure whether teachers point to right answers",
-        _PROBE,
-        **_DEVICE,
-    ),
+    "screening": _sample("opd.microscope.screening:run", "choose questions by difficulty", _PROBE),
+    "tree": _sample("opd.microscope.tree:run", "grow a tree of responses", _PROBE),
+    "alignment": _device("opd.microscope.measure:run", "measure where a teacher points", _PROBE),
     "pool": Stage("opd.microscope.pool:run", "pool alignments", _PROBE),
-    "forecast": Stage("opd.microscope.forecast:run", "forecast gains of training", _PROBE),
-    "outcome": Stage(
-        "opd.microscope.forecast:run_outcome", "hold a forecast to what training gained", _PROBE
-    ),
+    "forecast": Stage("opd.microscope.forecast:run", "forecast what training gains", _PROBE),
+    "outcome": Stage("opd.microscope.forecast:run_outcome", "compare gains to forecasts", _PROBE),
     "table": Stage("opd.results.tables:run_table", "write a table", "tables/{table}"),
     "figure": Stage("opd.results.figures:run_figure", "draw a figure", "figures/{figure}"),
     "claims": Stage("opd.results.claims:run", "judge the claims of papers", "claims"),

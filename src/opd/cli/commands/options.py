@@ -56,28 +56,16 @@ def positive(text: str) -> float:
     return value
 
 
-def add_counts(
-    verb: argparse.ArgumentParser, counts: Mapping[str, tuple[int, str]], least: int = 1
-) -> None:
+def add_counts(verb: argparse.ArgumentParser, counts: Mapping[str, tuple[int, str]]) -> None:
     """Options for whole numbers; ``counts``: name -> default, and what it is."""
     for name, (value, about) in counts.items():
         verb.add_argument(
             f"--{name.replace('_', '-')}",
-            type=whole(least),
+            type=whole(1),
             default=value,
             metavar="N",
             help=f"{about}; %(default)s if not given",
         )
-
-
-def add_choices(
-    verb: argparse.ArgumentParser, choices: Mapping[str, tuple[Sequence[str], str]]
-) -> None:
-    """Options for one of several words, the first if not given; ``choices``: name -> words, and
-    what it is."""
-    for name, (words, about) in choices.items():
-        text = f"{about}: {' or '.join(words)}; %(default)s if not given"
-        verb.add_argument(f"--{name}", choices=words, default=words[0], help=text)
 
 
 def add_config(verb: argparse.ArgumentParser) -> None:

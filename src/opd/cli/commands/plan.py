@@ -10,28 +10,10 @@ from opd.core.security import visible
 
 def add(verb: Add) -> None:
     verb("schema", help="print the JSON schema of a config").set_defaults(run=_schema)
-    _add_plan(
-        verb(
-            "plan",
-            help="what would run, what is there, and what it would cost",
-            usage="opd plan [--configfile FILE ...] [--config KEY=VALUE ...] [options]",
-        )
-    )
-    _add_calibrate(verb("calibrate", help="measure rates for `opd plan` in finished stages"))
-    _add_lock(
-        verb(
-            "lock",
-            help="ask the hub for the commits of a config's objects",
-            usage="opd lock FILE ... [--config KEY=VALUE ...] [--lock FILE]",
-        )
-    )
-    _add_doctor(
-        verb(
-            "doctor",
-            help="what a run would lack on this machine, before anything is started",
-            usage="opd doctor [--configfile FILE ...] [--config KEY=VALUE ...] [--profile NAME]",
-        )
-    )
+    _add_plan(verb)
+    _add_calibrate(verb)
+    _add_lock(verb)
+    _add_doctor(verb)
 
 
 def _schema(arguments: argparse.Namespace) -> None:
@@ -40,7 +22,12 @@ def _schema(arguments: argparse.Namespace) -> None:
     print(json.dumps(schema(), indent=1, sort_keys=True))
 
 
-def _add_plan(parser: argparse.ArgumentParser) -> None:
+def _add_plan(verb: Add) -> None:
+    parser = verb(
+        "plan",
+        help="what would run, what is there, and what it would cost",
+        usage="opd plan [--configfile FILE ...] [--config KEY=VALUE ...] [options]",
+    )
     add_configs(parser)
     part = parser.add_mutually_exclusive_group()
     part.add_argument(
@@ -91,7 +78,8 @@ def _plan(arguments: argparse.Namespace) -> None:
         print(visible(line))
 
 
-def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+def _add_calibrate(verb: Add) -> None:
+    parser = verb("calibrate", help="measure rates for `opd plan` in finished stages")
     parser.add_argument("results", nargs="+", type=Path, help="results/NAME")
     parser.add_argument(
         "--output", type=Path, default=RATES, help="file to write; %(default)s if not given"
@@ -113,7 +101,12 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     calibrate.write(arguments.output, calibrate.calibrate(done, tables))
 
 
-def _add_lock(parser: argparse.ArgumentParser) -> None:
+def _add_lock(verb: Add) -> None:
+    parser = verb(
+        "lock",
+        help="ask the hub for the commits of a config's objects",
+        usage="opd lock FILE ... [--config KEY=VALUE ...] [--lock FILE]",
+    )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=CONFIGS)
     add_config(parser)
     parser.add_argument(
@@ -133,7 +126,12 @@ def _lock(arguments: argparse.Namespace) -> None:
         print(f"{commit}  {name}")
 
 
-def _add_doctor(parser: argparse.ArgumentParser) -> None:
+def _add_doctor(verb: Add) -> None:
+    parser = verb(
+        "doctor",
+        help="what a run would lack on this machine, before anything is started",
+        usage="opd doctor [--configfile FILE ...] [--config KEY=VALUE ...] [--profile NAME]",
+    )
     add_configs(parser, "that of the profile, or config/mini.yaml,", ())
     parser.add_argument(
         "--profile",

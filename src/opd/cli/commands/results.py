@@ -14,10 +14,6 @@ def add(verb: Add) -> None:
     watch = verb("watch", help="show a training run step by step as it goes")
     watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
     watch.set_defaults(run=_watch)
-    _add_audit(verb("audit", help="whether results are what was made, whole and current"))
-    _add_adopt(
-        verb("adopt", help="put a checkpoint or rollouts from elsewhere in a recipe's place")
-    )
     why = verb("why", help="what made an artifact, from what, and how to make it again")
     why.add_argument(
         "path", type=Path, help="its folder, a file of it, or results/NAME/MODEL/sSEED"
@@ -27,16 +23,10 @@ def add(verb: Add) -> None:
     for name in "ab":
         diff.add_argument(name, type=Path, help="results/NAME, or an artifact")
     diff.set_defaults(run=_diff)
-    _add_gc(
-        verb("gc", help="list what nothing in a folder of results needs, and remove what is named")
-    )
-    _add_export(
-        verb(
-            "export",
-            help="pack results, with what made them, as an RO-Crate",
-            usage="opd export RESULTS --out FILE.zip [options]",
-        )
-    )
+    _add_audit(verb)
+    _add_adopt(verb)
+    _add_gc(verb)
+    _add_export(verb)
 
 
 def _watch(arguments: argparse.Namespace) -> None:
@@ -46,7 +36,8 @@ def _watch(arguments: argparse.Namespace) -> None:
         print(visible(line), flush=True)
 
 
-def _add_audit(parser: argparse.ArgumentParser) -> None:
+def _add_audit(verb: Add) -> None:
+    parser = verb("audit", help="whether results are what was made, whole and current")
     parser.add_argument("path", type=Path, help="results, results/NAME, or an artifact below it")
     add_configs(parser, "what the last run found in plan.json", None)
     parser.add_argument(
@@ -117,7 +108,8 @@ def _diff(arguments: argparse.Namespace) -> int:
     return int(found.any)
 
 
-def _add_adopt(parser: argparse.ArgumentParser) -> None:
+def _add_adopt(verb: Add) -> None:
+    parser = verb("adopt", help="put a checkpoint or rollouts from elsewhere in a recipe's place")
     parser.add_argument("path", type=Path, help="a checkpoint's folder, or a file of rollouts")
     parser.add_argument(
         "--as",
@@ -142,9 +134,12 @@ def _adopt(arguments: argparse.Namespace) -> None:
     print(f"adopted: {folder} is {arguments.path}; remove {folder} to have it made instead")
 
 
-def _add_gc(parser: argparse.ArgumentParser) -> None:
+def _add_gc(verb: Add) -> None:
     from opd.provenance.gc import KINDS
 
+    parser = verb(
+        "gc", help="list what nothing in a folder of results needs, and remove what is named"
+    )
     parser.add_argument(
         "results",
         nargs="?",
@@ -170,7 +165,12 @@ def _gc(arguments: argparse.Namespace) -> None:
         print(line)
 
 
-def _add_export(parser: argparse.ArgumentParser) -> None:
+def _add_export(verb: Add) -> None:
+    parser = verb(
+        "export",
+        help="pack results, with what made them, as an RO-Crate",
+        usage="opd export RESULTS --out FILE.zip [options]",
+    )
     parser.add_argument("results", type=Path, help="results/NAME")
     parser.add_argument(
         "--out", type=Path, required=True, help="a file that ends in .zip, or a new folder"

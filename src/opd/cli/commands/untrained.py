@@ -5,14 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from opd.cli.commands.options import (
-    Add,
-    add_choices,
-    add_counts,
-    json_object,
-    positive,
-    whole,
-)
+from opd.cli.commands.options import Add, add_counts, json_object, positive, whole
 from opd.core.errors import UserError
 from opd.core.security import refuse_code, visible
 
@@ -41,25 +34,16 @@ ALIGN = {
 
 
 def add(verb: Add) -> None:
-    _add_preflight(
-        verb(
-            "preflight",
-            help="what a few dozen rollouts say of a student and a teacher, untrained",
-            usage="opd preflight --student DIR --teacher DIR --prompts FILE [options]",
-        )
-    )
-    _add_align(
-        verb(
-            "align",
-            help="whether teachers point a student towards right answers, token by token, "
-            "untrained",
-            usage="opd align --student DIR --teacher DIR [DIR ...] --questions FILE --grader NAME "
-            "[options]",
-        )
-    )
+    _add_preflight(verb)
+    _add_align(verb)
 
 
-def _add_preflight(parser: argparse.ArgumentParser) -> None:
+def _add_preflight(verb: Add) -> None:
+    parser = verb(
+        "preflight",
+        help="what a few dozen rollouts say of a student and a teacher, untrained",
+        usage="opd preflight --student DIR --teacher DIR --prompts FILE [options]",
+    )
     for name in ("student", "teacher"):
         parser.add_argument(
             f"--{name}", type=Path, required=True, metavar="DIR", help="model folder"
@@ -87,7 +71,13 @@ def _add_preflight(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_preflight)
 
 
-def _add_align(parser: argparse.ArgumentParser) -> None:
+def _add_align(verb: Add) -> None:
+    parser = verb(
+        "align",
+        help="whether teachers point a student towards right answers, token by token, untrained",
+        usage="opd align --student DIR --teacher DIR [DIR ...] --questions FILE --grader NAME "
+        "[options]",
+    )
     parser.add_argument("--student", type=Path, required=True, metavar="DIR", help="model folder")
     parser.add_argument(
         "--teacher", type=Path, nargs="+", default=[], metavar="DIR", help="model folders"
@@ -117,7 +107,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help='arguments of the chat templates, as {"enable_thinking": false}; %(default)s if not '
         "given",
     )
-    add_choices(parser, CHOICES)
+    for name, (words, about) in CHOICES.items():
+        text = f"{about}: {' or '.join(words)}; %(default)s if not given"
+        parser.add_argument(f"--{name}", choices=words, default=words[0], help=text)
     parser.add_argument(
         "--seed",
         type=whole(0),
