@@ -100,6 +100,9 @@ def _stage(root: Path, made: Made, full: bool) -> Stage:
     files = [_file(f"{place}/{name}", folder / name) for name in ("digest.json", "manifest.json")]
     left_out = []
     verb, outputs = made.manifest["verb"], made.manifest["outputs"]
+    if verb not in STAGES:
+        remedy = "run the workflow again, or export it with that version"
+        raise UserError(f"a version with a stage '{verb}' made it", str(folder), remedy)
     for name, sha256 in sorted(outputs.items()):
         path, source = f"{place}/payload/{name}", folder / "payload" / name
         size = source.stat().st_size
@@ -131,7 +134,7 @@ def _stage(root: Path, made: Made, full: bool) -> Stage:
 
 
 def _why_left_out(verb: str, name: str, size: int) -> str:
-    if verb in STAGES and STAGES[verb].network == "always":
+    if STAGES[verb].network == "always":
         return "it can be fetched where it came from"
     if name.endswith(WEIGHTS):
         return "weights"

@@ -25,7 +25,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
-    """Fetched -> opd -> evaluate -> figure, a world model beside it, and a table of that."""
+    """Fetched -> distill -> evaluate -> figure, a world model beside it, and a table of that."""
     made = Results(tmp_path)
     made.add(
         "fetch",
@@ -330,6 +330,12 @@ def test_nothing_is_packed_that_is_not_as_it_was_made(results, tmp_path, kind):
     assert not list(tmp_path.glob("*crate*"))
     if kind == "payload":
         packed(results, tmp_path / "part.zip", "headline")  # what is whole can be had
+
+
+def test_what_a_version_with_another_stage_made_is_refused(results, tmp_path):
+    results.add("opd", "models/older/s0", {"metrics.parquet": "x"})
+    with pytest.raises(UserError, match="a version with a stage 'opd' made it"):
+        packed(results, tmp_path / "x.zip")
 
 
 def test_refusals(results, tmp_path, monkeypatch):
