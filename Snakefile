@@ -35,13 +35,8 @@ if not workflow.overwrite_configfiles:
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/data.smk"
-include: "workflow/rules/models.smk"
-include: "workflow/rules/generate.smk"
-include: "workflow/rules/probe.smk"
-include: "workflow/rules/microscope.smk"
-include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/report.smk"
+include: "workflow/rules/stages.smk"
+include: "workflow/rules/shown.smk"
 
 
 localrules:

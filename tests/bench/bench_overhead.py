@@ -65,7 +65,7 @@ def opd(*arguments: str) -> list[str]:
 
 def verbs(given: argparse.Namespace, folder: Path) -> list[list[str]]:
     """Each verb's help, and the light ones on something small."""
-    parser = cli._parser()
+    parser = cli.parser()
     (choices,) = (a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     rows = []
     helps = {verb: timed(opd(verb, "--help"), ROOT, given.rounds)[:2] for verb in choices}
@@ -103,7 +103,7 @@ def again(results: Path, verb: str, folder: Path) -> list[str]:
         store = folder / "store"
         # A store that has it would only be asked for it.
         command = [
-            *opd(verb, "--cfg", str(path.absolute()), "--input", *inputs),
+            *opd("stage", verb, "--cfg", str(path.absolute()), "--input", *inputs),
             *("--output", str(folder / verb / "digest.json"), "--store", str(store)),
         ]
         empty = f'rm -rf "{store}"; exec "$@"'

@@ -28,7 +28,7 @@ SHORT: dict[str, Any] = {
     "interpreters": {"vllm": str(VLLM) if BACKEND == "vllm" else ""},
     "defaults": {
         "sft": {"batch_size": 2, "micro_batch": 2},
-        "opd": {"steps": 2, "prompts_per_step": 2, "micro_batch": 2, "max_new_tokens": 24},
+        "distill": {"steps": 2, "prompts_per_step": 2, "micro_batch": 2, "max_new_tokens": 24},
         "generations": {"max_new_tokens": 48},
     },
     "prompts": {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from stages import Run, Zygote, finished
 
-from opd.stages.registry import VERBS
+from opd.stages.registry import STAGES
 
 
 @pytest.fixture(scope="session")
@@ -68,5 +68,5 @@ def table(outcomes: Counter[tuple[str, str]]) -> Iterator[str]:
     yield "| --- | ---: | --- | --- |"
     for fault in dict.fromkeys(fault for fault, _ in outcomes):
         of = {where: n for (one, where), n in outcomes.items() if one == fault}
-        to = ", ".join(of) if len(of) < len(VERBS) else "every kind of stage"
+        to = ", ".join(of) if len(of) < len(STAGES) else "every kind of stage"
         yield f"| {fault} | {sum(of.values())} | {to} | {LOST.get(fault, 'nothing')} |"

@@ -82,7 +82,7 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     fixed = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     fixed["OPD_DATA_DIR"] = str(TINY.parent)
-    # Before a hub's libraries are imported, as `opd VERB` does it.
+    # Before a hub's libraries are imported, as `opd` does it.
     return {**os.environ, **fixed, "HF_HUB_OFFLINE": "1"}
 
 
@@ -107,7 +107,7 @@ class Run:
         """The command line of an artifact's stage, after `opd`."""
         one, root = self.artifacts[name], Path("results", NAME)
         given = [p if os.path.isabs(p) else f"{root}/{p}/digest.json" for p in one.inputs]
-        argv = [one.verb, "--cfg", canonical(one.cfg), "--input", *given]
+        argv = ["stage", one.verb, "--cfg", canonical(one.cfg), "--input", *given]
         argv += ["--output", f"{root}/{name}/digest.json"]
         if one.verb in ("figure", "table", "claims"):
             argv += ["--plan", f"{root}/plan.json"]
@@ -193,7 +193,7 @@ def finished(folder: Path, zygote: Zygote) -> Run:
     models and data from a hub."""
     raw = yaml.safe_load(TINY.read_text())
     raw["prompts"]["labelled"]["path"]["file"] = str(TINY.with_name("labelled.jsonl"))
-    raw["models"]["forward"]["opd"]["keep_steps"] = [1]
+    raw["models"]["forward"]["distill"]["keep_steps"] = [1]
     raw["tables"]["accuracy"]["rows"].append({"label": "step 1", "model": "forward@1"})
     # Several lines in a journal, several checkpoints in a run.
     raw["defaults"]["generations"]["batch_size"] = 4

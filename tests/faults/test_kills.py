@@ -7,17 +7,17 @@ import pytest
 from stages import Ended, Run
 
 from opd.models import journal
-from opd.stages.registry import VERBS
+from opd.stages.registry import STAGES
 
 pytestmark = pytest.mark.faults
 
 # Kills of one stage of each verb; those that import torch take longest.
 TORCH = (
-    *("init", "sft", "grpo", "opd", "generate", "evaluate"),
+    *("init", "sft", "grpo", "distill", "generate", "evaluate"),
     *("pair", "continuation", "prefix", "signal", "judge", "indicators"),
     *("demonstrate", "summarise", "screening", "tree", "alignment"),
 )
-KILLS = {verb: 2 if verb in TORCH else 3 for verb in VERBS}
+KILLS = {verb: 2 if verb in TORCH else 3 for verb in STAGES}
 SEED = 20
 
 
@@ -25,7 +25,7 @@ def stage_of(run: Run, verb: str) -> str:
     """The artifact of a verb that is killed: of training one with a step to keep, of prompts one
     that has inputs."""
     names = [name for name, one in run.artifacts.items() if one.verb == verb]
-    chosen = {"opd": "models/forward/s0", "prompts": "prompts/other", "sft": "models/cold/s0"}
+    chosen = {"distill": "models/forward/s0", "prompts": "prompts/other", "sft": "models/cold/s0"}
     return chosen.get(verb, names[0])
 
 
@@ -44,7 +44,7 @@ def sampled(run: Run) -> dict[Path, journal.Finished]:
     return {path: journal.read(path)[0] for path in paths}
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", STAGES)
 def test_a_killed_stage_is_made_again_to_the_same_digests(run: Run, verb: str, tried) -> None:
     name = stage_of(run, verb)
     # What an undisturbed run of it makes, and in how many events.

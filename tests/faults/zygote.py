@@ -1,5 +1,5 @@
-"""Runs `opd VERB` in forks of one process that has imported what the stages import, and kills them
-at points of their progress.
+"""Runs `opd stage STAGE` in forks of one process that has imported what the stages import, and
+kills them at points of their progress.
 
 Reads tasks as lines of JSON from standard input: argv, folder (to work in), log, and optionally
 ``kill`` (the number of the event to end before), ``half`` (write half a file first), ``signal``
@@ -98,8 +98,8 @@ def preload() -> None:
     assert all((datasets, lm_eval.tasks, matplotlib.pyplot, scipy.stats, trl))
     import importlib
 
-    for target in registry.VERBS.values():
-        importlib.import_module(target.partition(":")[0])
+    for stage in registry.STAGES.values():
+        importlib.import_module(stage.run.partition(":")[0])
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ SITE: dict[str, Any] = {
         "cpu": {"partition": "cpu", "mem_mb": 2000, "runtime": 5},
         "gpu": {"partition": "gpu", "mem_mb": 3000, "runtime": 10, "cpus_per_task": 1},
     },
-    "rules": {"opd": {"class": "gpu2"}},
+    "rules": {"distill": {"class": "gpu2"}},
 }
 
 

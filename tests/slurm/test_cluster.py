@@ -42,9 +42,11 @@ def planned(*arguments: str) -> str:
 
 
 def test_the_command_is_the_paper_and_with_one_configfile_the_miniature():
-    paper = planned("--set-resources", "opd:runtime=77")
-    assert re.search(r"^opd +27$", paper, re.MULTILINE)
-    trained = re.findall(r"^rule opd:$.*?^    resources: (.*?)$", paper, re.MULTILINE | re.DOTALL)
+    paper = planned("--set-resources", "distill:runtime=77")
+    assert re.search(r"^distill +27$", paper, re.MULTILINE)
+    trained = re.findall(
+        r"^rule distill:$.*?^    resources: (.*?)$", paper, re.MULTILINE | re.DOTALL
+    )
     assert len(trained) == 27
     assert all(" gpu=8," in line and " runtime=77," in line for line in trained)
     mini = planned("--configfile", "config/mini.yaml")
@@ -55,13 +57,21 @@ def test_the_command_is_the_paper_and_with_one_configfile_the_miniature():
 def test_every_stage_is_a_job_in_its_partition_with_the_gpus_it_asked_for(finished: Clone):
     jobs = {job.number: job for job in finished.jobs()}
     rules = {number: job.made.split("_")[1] for number, job in jobs.items()}
-    expected = {"prompts": 2, "corpus": 1, "init": 1, "sft": 1, "opd": 1, "evaluate": 1, "table": 1}
+    expected = {
+        "prompts": 2,
+        "corpus": 1,
+        "init": 1,
+        "sft": 1,
+        "distill": 1,
+        "evaluate": 1,
+        "table": 1,
+    }
     assert Counter(rules.values()) == expected
     assert {job.state for job in jobs.values()} == {"COMPLETED"}
     # One stage a job, on two GPUs as well, and none outside a job.
     assert sorted(stage.job for stage in finished.stages()) == sorted(jobs)
     one = {"0", "1"}
-    gpus = {"sft": one, "evaluate": one, "opd": {"0,1"}}
+    gpus = {"sft": one, "evaluate": one, "distill": {"0,1"}}
     for stage in finished.stages():
         given = gpus.get(rules[stage.job], {"none"})
         assert stage.gpus in given, (stage, rules[stage.job])
@@ -86,10 +96,10 @@ def test_a_requeued_training_goes_on_and_ends_in_the_same_bytes(finished: Clone,
     clone = finished.copy(folder, without=TRAINED)
     running = clone.start(TARGET)
     clone.cluster.until(lambda: clone.step() > 3, "a training under way")
-    (job,) = clone.jobs("opd")
+    (job,) = clone.jobs("distill")
     run("scontrol", "requeue", job.number)
     clone.ended(running)
-    assert [one.number for one in clone.jobs("opd")] == [job.number]
+    assert [one.number for one in clone.jobs("distill")] == [job.number]
     assert [stage.job for stage in clone.stages()] == [job.number] * 2
     went_on = re.search(r"going on from step (\d+)", clone.log(TRAINED))
     assert went_on and 0 < int(went_on[1]) < STEPS
@@ -117,7 +127,7 @@ def test_a_job_whose_config_was_edited_while_it_waited_stops(finished: Clone, fo
         f"error: results/small/{TRAINED}: was edited while this job waited;"
         " run the same command again"
     )
-    tries = clone.jobs("opd")
+    tries = clone.jobs("distill")
     assert len(tries) == 2
     assert printed.count(line) == 4  # of each attempt its own log, and Slurm's
     assert "Traceback" not in printed
@@ -137,7 +147,7 @@ def test_a_job_that_fails_shows_its_log_and_tries_once_more_with_more(
     said = [line for line in printed.splitlines() if line.startswith("error: lr: ")]
     assert len(said) == 2 and "lower the learning rate" in said[0]
     assert said[1].startswith(said[0]) and "to try the same once more, remove" in said[1]
-    first, second = clone.jobs("opd")
+    first, second = clone.jobs("distill")
     assert (first.state, second.state) == ("FAILED", "FAILED")
     assert (first.minutes, second.minutes) == ("10:00", "20:00")
     assert (first.memory, second.memory) == ("6000M", "12000M")
@@ -152,7 +162,7 @@ def test_jobs_survive_a_controller_that_is_started_again(finished: Clone, folder
     time.sleep(4)
     cluster.controller()
     clone.ended(running)
-    (job,) = clone.jobs("opd")
+    (job,) = clone.jobs("distill")
     assert job.state == "COMPLETED" and len(clone.stages()) == 1
     assert clone.digest(TRAINED) == finished.digest(TRAINED)
 
@@ -160,7 +170,7 @@ def test_jobs_survive_a_controller_that_is_started_again(finished: Clone, folder
 def test_an_orphan_and_its_replacement_never_both_win(finished: Clone, folder: Path):
     """Snakemake is killed and started again while its job lives on."""
     clone, cluster = finished.copy(folder, without=TRAINED), finished.cluster
-    clone.site(opd={"class": "gpu1"})  # one GPU for each of the two
+    clone.site(distill={"class": "gpu1"})  # one GPU for each of the two
     head = clone.start(TARGET)
     cluster.until(lambda: clone.step() > 3, "a training under way")
     orphan = clone.owner()
@@ -176,11 +186,11 @@ def test_an_orphan_and_its_replacement_never_both_win(finished: Clone, folder: P
     os.kill(orphan, signal.SIGCONT)
     clone.ended(again)
     cluster.until(
-        lambda: [job.state for job in clone.jobs("opd")] == ["COMPLETED"] * 2, "both ended"
+        lambda: [job.state for job in clone.jobs("distill")] == ["COMPLETED"] * 2, "both ended"
     )
     assert len(clone.stages()) == 2
     assert clone.log(TRAINED).count("found in the store: ") == 1
-    assert list(clone.store().values()).count("opd") == 1
+    assert list(clone.store().values()).count("distill") == 1
     assert clone.digest(TRAINED) == finished.digest(TRAINED)
     assert not list((clone.folder / "results" / ".store" / ".scratch").glob("*"))
 
@@ -208,14 +218,14 @@ def test_two_users_work_side_by_side_each_in_a_clone(cluster: Cluster, folder: P
 @pytest.mark.slow
 def test_a_time_limit_is_followed_by_an_attempt_with_a_longer_one(finished: Clone, folder: Path):
     clone, cluster = finished.copy(folder, without=TRAINED), finished.cluster
-    clone.site(opd={"class": "gpu2", "runtime": 1})
+    clone.site(distill={"class": "gpu2", "runtime": 1})
     running = clone.start(TARGET)
     cluster.until(lambda: clone.step() > 20, "a training that has left a checkpoint")
     os.kill(clone.owner(), signal.SIGSTOP)  # until Slurm ends it
-    (job,) = clone.jobs("opd")
-    cluster.until(lambda: clone.jobs("opd")[0].state == "TIMEOUT", "the limit", every=1)
+    (job,) = clone.jobs("distill")
+    cluster.until(lambda: clone.jobs("distill")[0].state == "TIMEOUT", "the limit", every=1)
     clone.ended(running)
-    first, second = clone.jobs("opd")
+    first, second = clone.jobs("distill")
     assert (first.number, first.minutes, second.minutes) == (job.number, "1:00", "2:00")
     assert (first.state, second.state) == ("TIMEOUT", "COMPLETED")
     assert "going on from step" in clone.log(TRAINED)

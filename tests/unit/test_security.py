@@ -387,7 +387,7 @@ def harmless(html: str) -> str:
 
 def test_a_report_of_hostile_text_is_harmless(tmp_path: Path) -> None:
     results = Results(tmp_path)
-    results.run("opd", "models/m/s0", {}, device=HOSTILE, versions={HOSTILE: HOSTILE})
+    results.run("distill", "models/m/s0", {}, device=HOSTILE, versions={HOSTILE: HOSTILE})
     training = {HOSTILE: "models/m/s0"}
     results.cfg["title"] = results.cfg["scale"] = HOSTILE
     results.figure("javascript:alert(5)", HOSTILE, training, title=HOSTILE, caption=HOSTILE)
@@ -497,7 +497,7 @@ def test_modes_follow_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uma
             return {}
 
     monkeypatch.setitem(sys.modules, "opd.fake_stage", Module)
-    monkeypatch.setitem(registry.VERBS, "fake", "opd.fake_stage:run")
+    monkeypatch.setitem(registry.STAGES, "fake", registry.Stage("opd.fake_stage:run", "x", "a"))
     before = os.umask(umask)
     try:
         root = tmp_path / "results"
@@ -547,7 +547,9 @@ def test_a_hub_that_fails_gives_no_secret_away(
     root = tmp_path / "results"
     given = json.dumps({**cfg, "inputs": []})
     where = ["--output", str(root / "x" / "digest.json"), "--store", str(root / ".store")]
-    done = process(verb, "--cfg", given, *where, **SECRETS, HF_HOME=str(tmp_path / "cache"))
+    done = process(
+        "stage", verb, "--cfg", given, *where, **SECRETS, HF_HOME=str(tmp_path / "cache")
+    )
     said = done.stdout + done.stderr
     assert done.returncode != 0 and "some/" in said, said
     assert TOKEN not in said and PASSWORD not in said, said
@@ -567,7 +569,7 @@ def test_what_a_run_writes_holds_no_secret(tmp_path: Path) -> None:
         ("corpus", {"world": world, **corpus}),
     ):
         where = ["--output", str(root / verb / "digest.json"), "--store", str(root / ".store")]
-        done = process(verb, "--cfg", json.dumps({**cfg, "inputs": []}), *where, **SECRETS)
+        done = process("stage", verb, "--cfg", json.dumps({**cfg, "inputs": []}), *where, **SECRETS)
         assert done.returncode == 0, done.stderr
         assert TOKEN not in done.stdout + done.stderr
     assert len(list(root.rglob("manifest.json"))) == 2
@@ -578,7 +580,8 @@ def test_an_unforeseen_error_gives_no_secret_away() -> None:
     script = (
         "import sys; from opd.cli import main as cli\n"
         "def fails(arguments): raise RuntimeError('GET https://user:' + 'PASSWORD@host/ TOKEN')\n"
-        "cli.OTHERS['schema'] = fails; sys.argv = ['opd', 'schema']; cli.main()"
+        "from opd.cli.commands import plan\n"
+        "plan._schema = fails; sys.argv = ['opd', 'schema']; cli.main()"
     )
     script = script.replace("PASSWORD", PASSWORD).replace("TOKEN", TOKEN)
     done = subprocess.run(

@@ -67,7 +67,7 @@ def test_an_untouched_run_is_whole_and_nothing_is_written(finished: Project):
     found = json.loads(done.stdout)
     # Every verb but those that need a hub, and a kept step, which has a test of its own.
     verbs = {one["verb"] for one in found["artifacts"]}
-    assert verbs == set(registry.VERBS) - {"fetch", "dataset", "keep"}
+    assert verbs == set(registry.STAGES) - {"fetch", "dataset", "keep"}
     assert found["counts"] == {WHOLE: len(finished.digests()) + 1}
     assert found["unused"] == {}
     assert _wrong(_audit(finished, plan=planned.described([finished.config]))) == {}
@@ -222,7 +222,7 @@ def test_a_forger_who_mends_the_records_of_one_artifact_is_found_behind_it(copy:
 
 
 def test_stale_settings_data_inputs_and_code_are_named(copy: Project, tmp_path: Path, monkeypatch):
-    copy.edit(lambda c: c["models"]["forward"]["opd"].update(loss={"k": 8}))
+    copy.edit(lambda c: c["models"]["forward"]["distill"].update(loss={"k": 8}))
     plan = planned.described([copy.config])
     found = _audit(copy, plan=plan)
     assert _findings(found) == [("models/forward/s0", STALE, "config: loss.k")]
@@ -323,7 +323,7 @@ def test_why_tells_settings_origin_and_place(finished: Project):
 def test_diff_names_the_first_stage_and_key_and_the_cells(finished: Project, copy: Project):
     root = str(finished.result(""))
     assert _opd(copy, "diff", root, "results/tiny").returncode == 0
-    copy.edit(lambda c: c["models"]["backward"]["opd"].update(lr=0.1))
+    copy.edit(lambda c: c["models"]["backward"]["distill"].update(lr=0.1))
     copy.run()
     done = _opd(copy, "diff", root, "results/tiny")
     assert done.returncode == 1

@@ -57,7 +57,7 @@ def test_edit_of_k_lists_that_run_and_what_shows_it_and_editing_back_trains_noth
     before = copy.digests()
 
     def set_k(k: int):
-        copy.edit(lambda c: c["models"]["forward"]["opd"].update(loss={"k": k}))
+        copy.edit(lambda c: c["models"]["forward"]["distill"].update(loss={"k": k}))
 
     set_k(8)
     shown = {"tables/accuracy", "tables/measured", "probes/seen/s0", "figures/overlap", "report"}
@@ -143,7 +143,7 @@ def test_default_is_mini(tmp_path: Path):
 
 def test_an_edit_is_seen_without_snakemakes_records(copy: Project):
     shutil.rmtree(copy.folder / ".snakemake")
-    copy.edit(lambda c: c["models"]["forward"]["opd"].update(loss={"k": 8}))
+    copy.edit(lambda c: c["models"]["forward"]["distill"].update(loss={"k": 8}))
     said = copy.run("-n")
     assert "not as the config says: results/tiny/models/forward/s0" in said
     assert {"models/forward/s0", EVALUATION, "tables/accuracy", "report"} <= copy.would_make()
@@ -151,7 +151,7 @@ def test_an_edit_is_seen_without_snakemakes_records(copy: Project):
 
 
 def test_old_results_are_not_shown_under_an_edited_config(copy: Project):
-    copy.edit(lambda c: c["models"]["forward"]["opd"].update(loss={"k": 8}))
+    copy.edit(lambda c: c["models"]["forward"]["distill"].update(loss={"k": 8}))
     table = copy.result("tables/accuracy.csv")
     table.unlink()
     # Told to go by times alone, Snakemake takes the old run for the edited one.

@@ -40,7 +40,7 @@ def test_killed_run_goes_on_from_its_checkpoint(copy: Project):
     before = copy.digests()
 
     def longer(config):
-        config["models"]["forward"]["opd"]["steps"] = 40
+        config["models"]["forward"]["distill"]["steps"] = 40
 
     copy.edit(longer)
     copy.edit(lambda c: c.update(training={"checkpoint_every": 5}))
@@ -64,7 +64,7 @@ def test_killed_run_goes_on_from_its_checkpoint(copy: Project):
     assert resumed["models/forward/s0"] != before["models/forward/s0"]
     # Back and forth: found in the store, then made again without a disturbance.
     made = copy.result("models/forward/s0/payload").resolve()
-    copy.edit(lambda c: c["models"]["forward"]["opd"].update(steps=2))
+    copy.edit(lambda c: c["models"]["forward"]["distill"].update(steps=2))
     copy.run()
     assert copy.digests() == before
     shutil.rmtree(made)
@@ -77,8 +77,8 @@ def test_bad_input_gets_one_line_and_leaves_nothing_half_written(copy: Project):
     before = copy.digests()
 
     def break_four_stages(config):
-        config["models"]["forward"]["opd"]["max_prompt_tokens"] = 2
-        config["models"]["backward"]["opd"]["lr"] = 1e30
+        config["models"]["forward"]["distill"]["max_prompt_tokens"] = 2
+        config["models"]["backward"]["distill"]["lr"] = 1e30
         config["prompts"]["other-new"]["dedup"]["threshold"] = -1.0
         config["pairs"]["traces"]["filter"]["rules"] = ["boxed"]
 

@@ -13,7 +13,7 @@ EVALUATION = "evaluations/held-out/forward@1/s0"
 
 
 def _keep_one(config):
-    config["models"]["forward"]["opd"]["keep_steps"] = [1]
+    config["models"]["forward"]["distill"]["keep_steps"] = [1]
 
 
 def _row(model: str):
@@ -80,7 +80,7 @@ def test_in_one_call_what_depends_on_the_run_is_found_in_the_store(copy: Project
 
     # What is kept is no longer asked for: the run is linked, not trained.
     logged = _logged(copy)
-    copy.edit(lambda c: c["models"]["forward"]["opd"].pop("keep_steps"))
+    copy.edit(lambda c: c["models"]["forward"]["distill"].pop("keep_steps"))
     copy.edit(lambda c: c["tables"]["accuracy"]["rows"].pop(-2))
     copy.run()
     assert _computed(copy, logged) == {"tables/accuracy", "report"}
@@ -94,6 +94,6 @@ def test_a_step_that_is_not_kept_is_one_line(copy: Project):
     assert len(lines) == 1 and "Traceback" not in output
     assert re.search(
         r"tables\.accuracy\.rows\.3\.model: 'backward@1': step 1 of backward is not kept, "
-        r"only 0, 2 are; add it to keep_steps of models\.backward\.opd",
+        r"only 0, 2 are; add it to keep_steps of models\.backward\.distill",
         lines[0],
     )

@@ -52,7 +52,7 @@ def test_which_nodes_count_is_no_matter_of_the_tree(copy: Project):
 
 
 def test_other_training_changes_no_forecast(copy: Project):
-    copy.edit(lambda c: c["models"]["backward"]["opd"].update(lr=2e-3))
+    copy.edit(lambda c: c["models"]["backward"]["distill"].update(lr=2e-3))
     made = copy.would_make()
     assert {"models/backward/s0", "probes/seen/s0"} <= made
     assert not made & {f"probes/{name}/s0" for name in ("rates", "grown", "aligned", "foreseen")}

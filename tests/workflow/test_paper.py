@@ -36,14 +36,14 @@ def test_every_run_is_planned_from_a_fresh_clone_without_a_hub(paper: Project):
     output = paper.run("-n")
     assert "not locked, so planned but not fetched: models.mpnet.hub, models.r1-1.5b.hub" in output
     found = jobs(output)
-    assert (found["opd"], found["figure"], found["claims"]) == (27, 23, 1)
+    assert (found["distill"], found["figure"], found["claims"]) == (27, 23, 1)
     assert (found["pair"], found["continuation"]) == (2, 1)
     assert "grpo" not in found and "sft" not in found
 
 
 def test_teacher_and_cold_start_are_planned_where_released_ones_are_not_taken(paper: Project):
     found = jobs(paper.run("-n", "--config", "use_released=false"))
-    assert (found["opd"], found["grpo"], found["sft"]) == (27, 1, 1)
+    assert (found["distill"], found["grpo"], found["sft"]) == (27, 1, 1)
     assert (found["generate"], found["filter"]) == (3, 1)
 
 
@@ -52,7 +52,7 @@ def test_numbers_below_the_first_level_of_a_setting_are_numbers(paper: Project):
     target = "results/paper/models/k-4/s0/digest.json"
     output = paper.run(
         *("-n", "--printshellcmds", target, "--config"),
-        "models={k-4: {opd: {loss: {k: 8}, micro_batch: null}}}",
+        "models={k-4: {distill: {loss: {k: 8}, micro_batch: null}}}",
     )
     assert '"loss":{"k":8,"preset":"rethinking_code"}' in output
     assert '"micro_batch"' not in output

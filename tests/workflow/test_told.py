@@ -17,7 +17,7 @@ def _manifest(project: Project, folder: str) -> dict[str, Any]:
 
 
 def test_a_told_teacher(copy: Project):
-    told = {"opd": {"student": "base", "teacher": "base", "information": TOLD}}
+    told = {"distill": {"student": "base", "teacher": "base", "information": TOLD}}
     copy.edit(lambda config: config["models"].update(self=told))
     copy.run("results/tiny/models/self/s0/digest.json")
     assert _manifest(copy, "models/self/s0")["cfg"]["information"] == [TOLD]

@@ -11,7 +11,8 @@ from opd.core.errors import UserError
 from opd.core.files import canonical
 from opd.plan import artifacts, hub_lock, outputs, resources
 from opd.recipes import resolve
-from opd.stages import fresh
+from opd.stages import fresh, registry
+from opd.stages.registry import STAGES
 
 try:
     update_config(config, resolve.typed(workflow.config_settings.config))
@@ -27,6 +28,19 @@ try:
 except UserError as bad:
     sys.exit(f"error: {bad}")
 
+# Rules of what asks the hub -> their stages. They run where the workflow was started: nodes of a
+# cluster may not reach it. Only they have retries of their own, as a job on a cluster would apply
+# them once more inside.
+ONLINE = {"download": "prompts", "dataset": "dataset", "fetch": "fetch"}
+# Stages that write files for people -> their section of Snakemake's own report.
+SHOWN = {
+    "dedup": "Prompts",
+    "contamination": "Prompts",
+    "figure": "Figures",
+    "table": "Tables",
+    "claims": "Claims",
+    "report": "Report",
+}
 RESULTS = f"results/{CONFIG.name}"
 PLAN = f"{RESULTS}/plan.json"
 ADOPTED = fresh.adopted(ARTIFACTS, Path(RESULTS))
@@ -64,8 +78,10 @@ onstart:
 
 # Paths of interpreters belong to execution, not identity: in the environment they appear neither
 # in a rule's code nor in its settings.
-for kind, chosen in resources.interpreters(SITE, CONFIG).items():
-    os.environ[f"OPD_{kind.upper()}"] = chosen or sys.executable
+PYTHONS = resources.interpreters(SITE, CONFIG)
+os.environ.update(
+    {f"OPD_PYTHON_{s}": PYTHONS[t.python] or sys.executable for s, t in STAGES.items()}
+)
 if SITE.setup:
     # What loads modules reads variables that are not set, which comes to an end with -u.
     setup = SITE.setup.replace("{", "{{").replace("}", "}}")
@@ -90,17 +106,31 @@ wildcard_constraints:
     demos="[^/]+",
 
 
-def one_of(verb, hub=None):
-    """Regular expression of the names that a verb makes (with ``hub``, from the hub or not);
-    matches nothing if there are none."""
+def names_of(stage, online=False):
+    """Constraint of the first wildcard of a stage's rule: the names of what the stage makes,
+    ``online`` or not; it matches nothing if there are none."""
     names = {
-        a.folder.split("/")[1]
+        name
         for a in ARTIFACTS.values()
-        if a.verb == verb and hub in (None, "hub" in a.cfg.get("source", {}))
+        for name in a.folder.split("/")[1:2]
+        if a.verb == stage and registry.online(stage, a.cfg) is online
     }
     # What a job was submitted for is told why it stops, whatever has become of it (inputs_of).
     names |= {name for folder in OTHERWISE for name in Path(folder).parts[1:2]}
-    return "|".join(sorted(re.escape(name) for name in names)) or "(?!)"
+    expression = "|".join(sorted(re.escape(name) for name in names)) or "(?!)"
+    return {
+        name: expression for name in re.findall("{(.*?)}", STAGES[stage].folder)[:1]
+    }
+
+
+def environment(stage):
+    """File of the conda environment of a stage."""
+    kind = "workflow" if STAGES[stage].python == "light" else "gpu"
+    return f"../../envs/{kind}.yaml"
+
+
+def threads_of(stage):
+    return 1 if STAGES[stage].python == "light" else CONFIG.threads
 
 
 def force_if_edited(folder):
@@ -117,10 +147,10 @@ def plain(path):
     return os.path.relpath(path) if inside else path
 
 
-def of(rule, work):
-    """Resources of a rule: those of the class that its work has under this config and at this site
-    (workflow/resources.yaml)."""
-    return resources.resources(rule, work, CONFIG, ASKS, SITE)
+def of(stage):
+    """Resources of a stage's rule: those of the class that its work has under this config and at
+    this site (workflow/resources.yaml)."""
+    return resources.resources(stage, CONFIG, ASKS, SITE)
 
 
 def stop(folder):
@@ -171,6 +201,17 @@ def said_of(pattern):
         return [cfg.get("title") or "", cfg.get("caption") or ""]
 
     return said
+
+
+def in_report(stage, suffix):
+    """A file of a stage in Snakemake's own report."""
+    labels = re.findall("{(.*?)}", STAGES[stage].folder)
+    return report(
+        f"{RESULTS}/{STAGES[stage].folder}.{suffix}",
+        caption=f"../report/{stage}.rst",
+        category=SHOWN[stage],
+        labels={name: f"{{{name}}}" for name in labels} or None,
+    )
 
 
 def targets():

@@ -23,6 +23,7 @@ from opd.plan.resources import without_gpu
 from opd.recipes import resolve
 from opd.recipes.config import Config
 from opd.stages import artifact
+from opd.stages.registry import STAGES
 
 __all__ = ["Finding", "examine", "lines", "ready"]
 
@@ -47,9 +48,10 @@ def examine(
         findings.append(_of(bad, "config"))
     else:
         findings.append(Finding("config", "ok", f"{' '.join(map(str, configs))}: {config.name}"))
-        work = interpreters.work(root / "workflow" / "rules")
         everything = {
-            rule: resources.resources(rule, one, config, rows, site) for rule, one in work.items()
+            name: resources.resources(name, config, rows, site)
+            for name, stage in STAGES.items()
+            if stage.network != "always"  # these run on this machine
         }
         elsewhere = given.get("executor", "local") != "local"
         theirs, verbs = _run(config, site, configs, everything, elsewhere, root)
@@ -91,10 +93,9 @@ def _run(
     if folders:
         findings.append(Finding("plan", "ok", f"{len(to_run)} of {len(folders)} artifacts to make"))
 
-    rules = interpreters.kinds(root / "workflow" / "rules")
-    verbs = {one.verb for one in to_run} if folders else set(rules)
+    verbs = {one.verb for one in to_run} if folders else set(STAGES)
     chosen = resources.interpreters(site, config)
-    wanted = interpreters.wanted(config, verbs, rules)
+    wanted = interpreters.wanted(config, verbs)
     theirs, told = interpreters.examine(chosen, wanted, root / "envs", site.setup)
     findings += theirs
     if folders:

@@ -1,7 +1,6 @@
 """Interpreters of a config: whether each starts, holds what its rules need, in locked versions."""
 
 import json
-import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,8 +13,8 @@ from opd.core.files import content
 from opd.doctor import envs
 from opd.doctor.ask import ask
 from opd.doctor.finding import Finding, some
-from opd.plan.resources import Work
 from opd.recipes.config import Config
+from opd.stages.registry import STAGES
 
 LIMIT_SECONDS = 180  # a first import of torch from a network file system takes its time
 PLUGIN = "snakemake-executor-plugin-slurm"
@@ -52,12 +51,9 @@ os._exit(0)
 """
 
 
-def wanted(config: Config, verbs: Iterable[str], rules: Mapping[str, str]) -> dict[str, set[str]]:
-    """Kind of interpreter (light, gpu, vllm) -> modules that it has to import for these verbs.
-
-    ``rules`` tells the kind that runs a verb (``kinds``).
-    """
-    kinds = {rules[verb] for verb in verbs if verb in rules}
+def wanted(config: Config, stages: Iterable[str]) -> dict[str, set[str]]:
+    """Kind of interpreter (light, gpu, vllm) -> modules that it has to import for these stages."""
+    kinds: set[str] = {STAGES[stage].python for stage in stages}
     found = {kind: {"opd.cli.main", *TRIED[kind]} for kind in sorted(kinds)}
     if "vllm" in found and config.backend == "vllm":
         found["vllm"].add("vllm")
@@ -66,22 +62,6 @@ def wanted(config: Config, verbs: Iterable[str], rules: Mapping[str, str]) -> di
     if "gpu" in found and config.source == "index":
         found["gpu"].add("pip")
     return found
-
-
-def kinds(rules: Path) -> dict[str, str]:
-    """Verb -> the kind of interpreter that the rules (a folder of .smk files) run it with."""
-    found = re.findall(r"\$OPD_([A-Z]+) -m opd (\w+)", _text(rules))
-    return {verb: kind.lower() for kind, verb in found}
-
-
-def work(rules: Path) -> dict[str, Work]:
-    """Rule -> what it works with, as the rules (a folder of .smk files) say."""
-    found = re.findall(r"\*\*of\(\"(\w+)\", \"(\w+)\"", _text(rules))
-    return dict(found)
-
-
-def _text(rules: Path) -> str:
-    return "\n".join(path.read_text() for path in sorted(rules.glob("*.smk")))
 
 
 def probe(

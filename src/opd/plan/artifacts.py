@@ -216,8 +216,8 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
             _tell(settings)
             step = batches.sequences(model.verb, settings)
             batches.dealt(step, settings, f"models.{name}.{model.verb}.micro_batch")
-            if model.opd:
-                theirs = config.models[model.opd.teacher].chat_template
+            if model.distill:
+                theirs = config.models[model.distill.teacher].chat_template
                 if theirs != settings["chat_template_kwargs"]:
                     settings["teacher_chat_template_kwargs"] = theirs
             yield artifact(model.verb, folder, settings, inputs_of(config, trained, seed), seed)

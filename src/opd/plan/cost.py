@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opd.stages.artifact import Artifact, closure
+from opd.stages.registry import STAGES
 
 Artifacts = Mapping[str, Artifact]
 
 # What trains models and keeps weights in float32, with Adam's two moments in its checkpoints.
-TRAINED = ("init", "sft", "grpo", "opd")
+TRAINED = ("init", "sft", "grpo", "distill")
 MODEL_BYTES, CHECKPOINT_BYTES, FETCHED_BYTES, TOKEN_BYTES = 4, 12, 2, 4
 # Characters and special tokens of the miniature world (opd.world.run_init).
 WORLD_VOCABULARY = 54
@@ -167,7 +168,7 @@ def work(facts: Facts, folder: str) -> Work | None:
     def response(limit: float, size: float) -> float:
         return mean_response(limit, _natural(facts, size))
 
-    if artifact.verb in ("opd", "grpo"):
+    if artifact.verb in ("distill", "grpo"):
         student = parameters(facts, inputs["student"])
         each = response(cfg["max_new_tokens"], student)
         per_step = cfg["prompts_per_step"] * (cfg.get("rollouts_per_prompt") or cfg["group_size"])
@@ -180,7 +181,7 @@ def work(facts: Facts, folder: str) -> Work | None:
             "score": (whole, student),
             "update": (whole, student),
         }
-        if artifact.verb == "opd":
+        if artifact.verb == "distill":
             phases["teacher"] = (whole, parameters(facts, inputs["teacher"]))
         return Work(phases, sampled, student, steps * each)
     if artifact.verb == "sft":
@@ -336,7 +337,7 @@ def disk(facts: Facts, folder: str) -> float:
 
 def scratch(facts: Facts, folder: str) -> float:
     """Bytes of the checkpoints (two) of a run under way, removed when it ends."""
-    trains = facts.artifacts[folder].verb in ("sft", "grpo", "opd")
+    trains = STAGES[facts.artifacts[folder].verb].trains
     return 2 * CHECKPOINT_BYTES * parameters(facts, folder) if trains else 0.0
 
 

@@ -19,6 +19,7 @@ from opd.results import claim_spec, figure_spec
 from opd.results.claim_spec import Claim
 from opd.results.figure_spec import PaperFigure
 from opd.stages.artifact import Artifact, closure
+from opd.stages.registry import STAGES
 
 
 class Paper(NamedTuple):
@@ -240,7 +241,7 @@ def _table(config: Config, name: str, table: Table) -> Artifact:
         for side, model in sides.items():
             if model is not None:
                 shown[side] = _evaluated(config, inputs, table.evaluation, model)
-        if config.models[row.model].opd:
+        if config.models[row.model].distill:
             shown["run"] = _trained(config, inputs, row.model)
         if row.probe:
             shown["probe"] = _probed(config, inputs, row.probe)
@@ -328,12 +329,8 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
     return artifact("claims", "claims", settings, inputs)
 
 
-# Stages of which a reader of the report wants to know what they made and what they cost.
-RUNS = (
-    *("sft", "grpo", "opd", "generate", "evaluate"),
-    *("pair", "continuation", "prefix", "signal", "judge", "indicators"),
-    *("demonstrate", "summarise", "screening", "tree", "alignment", "pool", "forecast", "outcome"),
-)
+# What a reader of the report wants to know the cost of, besides training.
+RUNS = ("generations", "demonstrations", "probes", "evaluations")
 
 
 def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Artifact]) -> Artifact:
@@ -351,7 +348,9 @@ def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Art
     for folder in shown:
         section, _, name = folder.partition("/")
         inputs[f"{section.removesuffix('s')}:{name}" if name else section] = folder
-    runs = [artifacts[f] for f in closure(shown, artifacts) if artifacts[f].verb in RUNS]
+    behind = [artifacts[folder] for folder in closure(shown, artifacts)]
+    stages = {name for name, stage in STAGES.items() if stage.trains or stage.section in RUNS}
+    runs = [one for one in behind if one.verb in stages]
     inputs |= {f"run:{one.folder}": one.folder for one in runs}
     settings = {
         "title": f"On-policy distillation, scale {config.name}",

@@ -14,15 +14,12 @@ from pydantic import Field
 
 from opd.core.errors import UserError
 from opd.core.schema import Strict, valid
-from opd.recipes.base import Count
+from opd.recipes.base import Count, renamed
 from opd.recipes.config import Config, Interpreters
-from opd.stages.registry import VERBS
+from opd.stages.registry import STAGES, Work
 
 CLASS = r"light|cpu|gpu([1-9][0-9]*)"
 REMEDY = "slurm/site.example.yaml has every key"
-
-# What a rule works with: text and tables; a processor; one device; all that a training stage has.
-Work = Literal["light", "cpu", "device", "devices"]
 
 
 class Ask(Strict):
@@ -58,8 +55,8 @@ class Site(Strict):
     interpreters: Interpreters = Interpreters()
     setup: str = Field(default="", description="shell lines before every stage")
     classes: dict[Annotated[str, Field(pattern=f"^(gpu|{CLASS})$")], Ask] = Field(default={})
-    # Rules have the names of their verbs.
-    rules: dict[Literal[*VERBS], RuleAsk] = Field(default={})  # type: ignore[valid-type]
+    # Rules have the names of their stages.
+    rules: dict[Literal[*STAGES], RuleAsk] = Field(default={})  # type: ignore[valid-type]
 
 
 def interpreters(site: Site, config: Config) -> dict[str, str]:
@@ -82,7 +79,10 @@ def read_site(named: str | None, default: Path) -> Site:
     if named == "" or (named is None and not default.is_file()):
         return Site()
     path = Path(named) if named else default
-    site = valid(Site, _yaml(path), str(path), REMEDY)
+    given = _yaml(path)
+    if "opd" in (given.get("rules") or ()):
+        raise renamed(f"{path}.rules.opd")
+    site = valid(Site, given, str(path), REMEDY)
     if site.gpu_model and site.gres:
         raise UserError("gpu_model and gres exclude each other", str(path), "give one of the two")
     return site
@@ -114,19 +114,22 @@ def class_of(work: Work, config: Config) -> str:
         return work
     if without_gpu(config):
         return "cpu"
-    return f"gpu{config.training.processes or 1}" if work == "devices" else "gpu1"
+    return f"gpu{_devices(work, config)}"
 
 
-def resources(
-    rule: str, work: Work, config: Config, rows: Mapping[str, Ask], site: Site
-) -> dict[str, Any]:
-    """Snakemake's resources of a rule, by name; memory (MB) and time (minutes) are functions of the
-    attempt.
+def _devices(work: Work, config: Config) -> int:
+    several = work == "devices" or (work == "sampling" and config.backend == "vllm")
+    return (config.training.processes or 1) if several else 1
+
+
+def resources(stage: str, config: Config, rows: Mapping[str, Ask], site: Site) -> dict[str, Any]:
+    """Snakemake's resources of a stage's rule, by name; memory (MB) and time (minutes) are
+    functions of the attempt.
 
     CPUs are ``cpus_per_task``, as Snakemake cuts ``threads`` down to the cores of the machine on
     which it is started.
     """
-    own = site.rules.get(rule, RuleAsk())
+    own, work = site.rules.get(stage, RuleAsk()), STAGES[stage].work
     name = own.class_ or class_of(work, config)
     found = re.fullmatch(CLASS, name)
     assert found is not None
@@ -139,8 +142,8 @@ def resources(
         if row == "gpu":
             ask |= {key: ask[key] * gpus for key in ("cpus_per_task", "mem_mb")}
     if name == "cpu":
-        at_once = (config.training.processes or 1) if work == "devices" else 1
-        ask["cpus_per_task"] = max(ask["cpus_per_task"], config.threads * at_once)
+        at_once = config.threads * _devices(work, config)
+        ask["cpus_per_task"] = max(ask["cpus_per_task"], at_once)
     ask |= own.model_dump(exclude_none=True, exclude={"class_"})
 
     asked: dict[str, Any] = {

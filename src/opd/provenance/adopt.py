@@ -23,18 +23,17 @@ from opd.losses.schemas import METRICS
 from opd.models.fetch import PATTERNS
 from opd.models.schemas import GENERATIONS
 from opd.recipes.base import unknown
-from opd.stages import identity, manifest, registry, run
+from opd.stages import identity, manifest, run
 from opd.stages.artifact import Artifact
+from opd.stages.registry import STAGES
 
-MODELS = ("init", "fetch", "sft", "grpo", "opd", "keep")
-ROLLOUTS = ("generate",)
 METRICS_FILE = "metrics.parquet"
 
 
 def recipe(name: str, artifacts: Mapping[str, Artifact]) -> Artifact:
     """The model or generation that a config's artifact is called by: NAME, NAME/sSEED or its
     folder. Raises ``UserError`` where there is none, or more than one (one for each seed)."""
-    known = [f for f, one in artifacts.items() if one.verb in (*MODELS, *ROLLOUTS)]
+    known = [f for f in artifacts if f.startswith(("models/", "generations/"))]
     named = [f for f in known if f"/{name}/" in f"/{f}/"]
     if not named:
         raise unknown(name, [f.split("/", 1)[1] for f in known], "--as", "model or generation")
@@ -58,7 +57,7 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
     store.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".adopt-", dir=store))
     try:
-        if artifact.verb in ROLLOUTS:
+        if artifact.verb == "generate":
             numbers = _rollouts(source, _prompts(artifact, results), work)
         else:
             numbers = _checkpoint(source, artifact.verb, work)
@@ -141,7 +140,7 @@ def _checkpoint(source: Path, verb: str, out: Path) -> dict[str, Any]:
         )
     if verb != "fetch":
         _tokenizer(out, source)
-    if verb in registry.RESUMES:
+    if STAGES[verb].trains:
         # What training logs stands beside its weights; of what is adopted nothing may be known.
         logged = source / METRICS_FILE
         rows = tables.read(logged, METRICS) if logged.is_file() else []

@@ -144,7 +144,7 @@ def fails(found: Audit, allow: Iterable[str] = (), strict: bool = False) -> bool
 
 def _print(artifacts: Iterable[Artifact]) -> str:
     """A digest of what was made, when and where it was made apart; so without the report."""
-    made = {one.folder: one.record for one in artifacts if one.verb not in registry.LOOKS}
+    made = {one.folder: one.record for one in artifacts if not registry.looks(one.verb)}
     return digest(made)
 
 
@@ -431,7 +431,7 @@ def _inputs(
 
 def _code(made: Record) -> Iterator[Finding]:
     verb, code = made["verb"], made["cfg"].get("code")
-    if code is None or verb not in registry.VERBS or code == identities.code_digest(verb):
+    if code is None or verb not in registry.STAGES or code == identities.code_digest(verb):
         return
     then, now = made.get("modules") or {}, identities.modules(verb)
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]

@@ -1,6 +1,6 @@
 """What an exported results folder says of itself: a Provenance Run Crate (RO-Crate 1.1).
 
-The workflow (Snakefile) has one tool for each verb of ``opd`` and one step for each rule. Each
+The workflow (Snakefile) has one tool for each stage and one step for each rule. Each
 artifact was made by one CreateAction: ``object`` are the artifacts, files and hub objects that it
 read, ``result`` the folder that it wrote. One more CreateAction stands for the run as a whole.
 Profiles: https://w3id.org/ro/wfrun/provenance/0.5 and what it extends.
@@ -21,8 +21,8 @@ import opd
 from opd.core.errors import UserError
 from opd.core.files import digest, file_digest
 from opd.models.fetch import INDEX
+from opd.stages import registry
 from opd.stages.identity import code_digest
-from opd.stages.registry import VERBS
 
 PROFILES = {
     "https://w3id.org/ro/wfrun/process/0.5": ("Process Run Crate", "0.5"),
@@ -167,7 +167,7 @@ def metadata(
                 dest_path=folder,
                 properties={
                     "name": stage.folder,
-                    "description": f"what `opd {stage.manifest['verb']}` has made",
+                    "description": f"what `opd stage {stage.manifest['verb']}` has made",
                     "identifier": stage.manifest["identity"],
                     "hasPart": _plain([{"@id": part.id} for part in parts]),
                 },
@@ -293,8 +293,8 @@ def _config_parameter(file: str) -> Entity:
 
 
 def _tool(verb: str, cff: Mapping[str, Any]) -> Entity:
-    """A verb of ``opd``, in the words of its function."""
-    module, _, function = VERBS[verb].partition(":")
+    """A stage, in the words of its function."""
+    module, _, function = registry.STAGES[verb].run.partition(":")
     path = Path(*module.split(".")).with_suffix(".py")
     tree = ast.parse((Path(opd.__file__).parents[1] / path).read_text())
     text = next(
@@ -305,7 +305,7 @@ def _tool(verb: str, cff: Mapping[str, Any]) -> Entity:
     return {
         "@id": f"#opd-{verb}",
         "@type": "SoftwareApplication",
-        "name": f"opd {verb}",
+        "name": f"opd stage {verb}",
         "description": " ".join(text.partition("\n\n")[0].split()),
         "softwareVersion": str(cff["version"]),
         "isBasedOn": {"@id": f"src/{path.as_posix()}"},
@@ -346,7 +346,7 @@ def _action(
         for source_id in found.fetched(stage.manifest):
             used[source_id] = None
     verb = manifest["verb"]
-    text = f"`opd {verb}` with the settings in its manifest.json (cfg)"
+    text = f"`opd stage {verb}` with the settings in its manifest.json (cfg)"
     if manifest["cfg"].get("code") != code_digest(verb):
         text += ". Its code was another one than what lies in this crate"
     entity = {
@@ -423,9 +423,7 @@ class Sources:
     def fetched(self, manifest: Mapping[str, Any]) -> list[str]:
         """Ids of the hub objects and packages that a stage has fetched."""
         cfg, verb = manifest["cfg"], manifest["verb"]
-        source = cfg.get("source", {}) if verb == "prompts" else cfg
-        if verb not in ("fetch", "dataset", "prompts"):
-            return []
+        source = registry.source(verb, cfg)
         if source.get("hub"):
             kind = "models" if verb == "fetch" else "datasets"
             revision = source.get("revision", "")

@@ -76,7 +76,7 @@ def _folders(one: Path, other: Path, a: Path, b: Path) -> tuple[list[Pair], list
         {name: records.artifact(root, name) for name in records.folders(root)}
         for root in (one, other)
     ]
-    shown = [{n: x for n, x in side.items() if x.verb not in registry.LOOKS} for side in theirs]
+    shown = [{n: x for n, x in side.items() if not registry.looks(x.verb)} for side in theirs]
     order: dict[str, None] = {}
     for artifact in shown[0].values():
         order |= dict.fromkeys(x.folder for x in records.behind(artifact) if x.root == one)

@@ -18,9 +18,9 @@ from opd.core.files import file_digest
 from opd.plan.state import target_folders
 from opd.provenance.crate import File, LeftOut, Stage, metadata, readme
 from opd.results.report import Made, behind
+from opd.stages.registry import STAGES
 
 # Others' work, to be had where it came from; weights and files above this size are left out, too.
-FETCHED = ("fetch", "dataset")
 WEIGHTS = ".safetensors"
 LARGEST_BYTES = 50_000_000
 # What belongs to the workflow besides the package, below the folder of the Snakefile.
@@ -100,6 +100,9 @@ def _stage(root: Path, made: Made, full: bool) -> Stage:
     files = [_file(f"{place}/{name}", folder / name) for name in ("digest.json", "manifest.json")]
     left_out = []
     verb, outputs = made.manifest["verb"], made.manifest["outputs"]
+    if verb not in STAGES:
+        remedy = "run the workflow again, or export it with that version"
+        raise UserError(f"a version with a stage '{verb}' made it", str(folder), remedy)
     for name, sha256 in sorted(outputs.items()):
         path, source = f"{place}/payload/{name}", folder / "payload" / name
         size = source.stat().st_size
@@ -131,7 +134,7 @@ def _stage(root: Path, made: Made, full: bool) -> Stage:
 
 
 def _why_left_out(verb: str, name: str, size: int) -> str:
-    if verb in FETCHED:
+    if STAGES[verb].network == "always":
         return "it can be fetched where it came from"
     if name.endswith(WEIGHTS):
         return "weights"

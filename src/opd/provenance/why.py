@@ -43,9 +43,10 @@ def lines(given: Path) -> Iterator[str]:
     yield _shown(one.path)
     if made.get("adopted"):
         yield f"  adopted     {made['started']} from {made['adopted']}; nothing here made it"
-        yield f"  stands for  opd {made['verb']} by the settings below"
+        yield f"  stands for  opd stage {made['verb']} by the settings below"
     else:
-        yield f"  made by     opd {made['verb']}, in {made['seconds']} s from {made['started']}"
+        took = f"in {made['seconds']} s from {made['started']}"
+        yield f"  made by     opd stage {made['verb']}, {took}"
         yield f"  where       {made['device']} on {made['host']}"
     if older := identity.older(one.record):
         yield f"  format      {older}: run the workflow to have it made anew"
@@ -149,7 +150,7 @@ def again(one: Artifact, folder: Path) -> list[str] | None:
     if None in places:
         return None
     return [
-        *("opd", one.verb, "--cfg", _shown(one.path / "manifest.json")),
+        *("opd", "stage", one.verb, "--cfg", _shown(one.path / "manifest.json")),
         *("--input", *(_shown(place) for place in places if place)),
         *("--output", str(folder / one.folder / "digest.json")),
         *("--store", str(folder / ".store")),

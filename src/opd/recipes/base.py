@@ -84,6 +84,11 @@ def references(recipe: BaseModel, path: str = "") -> Iterator[tuple[str, str, st
                 yield from references(item, inner)
 
 
+def renamed(where: str) -> UserError:
+    """What is wrong with a key ``opd``, or one that begins with it."""
+    return UserError("'opd' is called 'distill' now", where, "write distill")
+
+
 def unknown(name: str, known: Iterable[str], where: str, kind: str) -> UserError:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)

@@ -29,7 +29,7 @@ from opd.recipes.microscope import (
     Summarise,
     TreeProbe,
 )
-from opd.recipes.models import Grpo, Init, Model, Opd, Sft
+from opd.recipes.models import Distill, Grpo, Init, Model, Sft
 from opd.recipes.outputs import Arm, Figure, Table
 from opd.recipes.prompts import Contamination, Dedup, PromptSet
 
@@ -160,7 +160,7 @@ DEFAULTS: dict[str, type[Strict]] = {
     "init": Init,
     "sft": Sft,
     "grpo": Grpo,
-    "opd": Opd,
+    "distill": Distill,
     "generations": Generation,
     "evaluations": Evaluation,
     "filter": Filter,

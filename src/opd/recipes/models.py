@@ -251,8 +251,8 @@ class Guard(Strict):
     top_mass_drop: Share | None = 0.2
 
 
-class Opd(Trained):
-    preset: Literal[*presets.OPD] | None = Field(  # type: ignore[valid-type]
+class Distill(Trained):
+    preset: Literal[*presets.DISTILL] | None = Field(  # type: ignore[valid-type]
         default=None, exclude=True, description="published settings (opd.presets)"
     )
     student: ModelRef
@@ -295,10 +295,10 @@ class Opd(Trained):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, recipe: Any) -> Any:
-        return _published(recipe, presets.OPD)
+        return _published(recipe, presets.DISTILL)
 
     @model_validator(mode="after")
-    def _teacher_that_moves(self) -> "Opd":
+    def _teacher_that_moves(self) -> "Distill":
         if self.teacher_update in ("ema", "live") and self.teacher != self.student:
             raise ValueError(f"teacher_update: {self.teacher_update} needs teacher: {self.student}")
         if (self.ema_decay is not None) != (self.teacher_update == "ema"):
@@ -314,7 +314,7 @@ class Model(OneOf):
     path: str | None = None
     sft: Sft | None = None
     grpo: Grpo | None = None
-    opd: Opd | None = None
+    distill: Distill | None = None
     chat_template: dict[str, Plain] = Field(
         default={}, description="chat template options, as enable_thinking: false"
     )
@@ -324,17 +324,17 @@ class Model(OneOf):
 
     @classmethod
     def verbs(cls) -> tuple[str, ...]:
-        return ("init", "hub", "path", "sft", "grpo", "opd")
+        return ("init", "hub", "path", "sft", "grpo", "distill")
 
     @model_validator(mode="after")
     def _released_instead_of_training(self) -> "Model":
         if self.released and not self.trained:
-            raise ValueError("released goes beside sft, grpo or opd")
+            raise ValueError("released goes beside sft, grpo or distill")
         return self
 
     @property
-    def trained(self) -> Sft | Grpo | Opd | None:
-        return self.sft or self.grpo or self.opd
+    def trained(self) -> Sft | Grpo | Distill | None:
+        return self.sft or self.grpo or self.distill
 
     @property
     def hub_key(self) -> str:

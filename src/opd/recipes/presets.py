@@ -107,7 +107,7 @@ GRPO: dict[str, dict[str, Any]] = {
     },
 }
 
-OPD: dict[str, dict[str, Any]] = {
+DISTILL: dict[str, dict[str, Any]] = {
     # The Many Faces of OPD, Table 1, the loss left open; how positions are averaged from its code.
     "many_faces": {
         "prompts_per_step": 64,

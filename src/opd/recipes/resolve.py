@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from opd.core.errors import UserError
 from opd.core.schema import load_yaml
 from opd.core.security import holds_secret
-from opd.recipes.base import Plain, Ref, references, unknown
+from opd.recipes.base import Plain, Ref, references, renamed, unknown
 from opd.recipes.config import DEFAULTS, Config, schema
 from opd.recipes.models import Keep, Kept, Model
 
@@ -25,6 +25,7 @@ def resolve(raw: Mapping[str, Any]) -> Config:
     Raises ``UserError`` with the key, the value and what is allowed.
     """
     _refuse_secrets(raw)
+    _refuse_opd(raw)
     config = _parse(_expand(raw))
     _settle_models(config)
     _check_references(config)
@@ -120,6 +121,21 @@ def _refuse_secrets(value: Any, where: str = "") -> None:
         raise UserError("it holds a token or a password", where, "put it into the environment")
 
 
+def _refuse_opd(raw: Mapping[str, Any]) -> None:
+    models = raw.get("models")
+    recipes = {f"models.{name}": recipe for name, recipe in _pairs(models)}
+    for where, recipe in {"defaults": raw.get("defaults"), **recipes}.items():
+        for key, value in _pairs(recipe):
+            swept = [name for name, _ in _pairs(value)] if key == "sweep" else []
+            for name in (key, *swept):
+                if str(name).partition(".")[0] == "opd":
+                    raise renamed(f"{where}.sweep.{name}" if name in swept else f"{where}.opd")
+
+
+def _pairs(value: Any) -> list[tuple[Any, Any]]:
+    return [*value.items()] if isinstance(value, Mapping) else []
+
+
 def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Write ``defaults`` into each recipe and each ``sweep`` out as recipes of its own."""
     config = json.loads(json.dumps(raw))
@@ -152,7 +168,7 @@ def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sweep(where: str, name: str, recipe: dict[str, Any]) -> dict[str, Any]:
-    """``sweep: {opd.loss.k: [1, 4]}`` -> recipes ``name-1`` and ``name-4``."""
+    """``sweep: {distill.loss.k: [1, 4]}`` -> recipes ``name-1`` and ``name-4``."""
     sweep = recipe.pop("sweep", None)
     if sweep is None:
         return {name: recipe}

@@ -18,14 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
+from opd.stages.registry import STAGES
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-TRAINS = ("sft", "grpo", "opd")
-SAMPLES = (
-    *("generate", "evaluate", "continuation", "prefix", "judge", "indicators"),
-    *("demonstrate", "summarise", "screening", "tree"),
-)
-COMPUTES = (*TRAINS, *SAMPLES, "pair", "signal", "alignment", "embed")
 SAMPLE_SECONDS, POLL_SECONDS = 1.0, 0.5
 
 
@@ -46,10 +41,11 @@ def wanted(verb: str, cfg: Mapping[str, Any]) -> tuple[int, bool]:
     """GPUs that a stage computes on, and whether it makes use of more: vLLM has a worker on each
     that is visible."""
     by_rule = (verb == "embed" and cfg.get("encoder") != "model") or cfg.get("judge") == "keywords"
-    if verb not in COMPUTES or by_rule:
+    stage = STAGES[verb]
+    if not stage.computes or by_rule:
         return 0, False
-    vllm = verb in SAMPLES and cfg.get("backend") == "vllm"
-    return (int(cfg.get("processes", 1)) if verb in TRAINS else 1), vllm
+    vllm = stage.samples and cfg.get("backend") == "vllm"
+    return (int(cfg.get("processes", 1)) if stage.trains else 1), vllm
 
 
 def visible(library: Any) -> dict[str, Any]:
@@ -105,7 +101,7 @@ def lease(verb: str, cfg: Mapping[str, Any]) -> Iterator[None]:
     paths = {name: folder / _key(library, name, device) for name, device in devices.items()}
     before = {key: os.environ.get(key) for key in (VISIBLE, "CUDA_DEVICE_ORDER")}
     with ExitStack() as held:
-        mine = _take(paths, least, more, f"opd {verb}, process {os.getpid()}", folder, held)
+        mine = _take(paths, least, more, f"opd stage {verb}, process {os.getpid()}", folder, held)
         os.environ[VISIBLE] = ",".join(mine)
         # NVML's order, which is not CUDA's own where GPUs differ.
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -204,7 +200,7 @@ def telemetry(verb: str) -> Iterator[dict[str, Any]]:
     ``counter`` of the device or, where it has none, ``power`` integrated over samples. All counts
     what else runs on them. Empty without a GPU; what a device does not tell is left out.
     """
-    library = nvml() if verb in COMPUTES else None
+    library = nvml() if STAGES[verb].computes else None
     found: dict[str, Any] = {}
     devices = list(visible(library).values()) if library else []
     if not devices:

@@ -7,7 +7,7 @@ from typing import Any
 
 from opd.core.code import module_digest, own_digests
 from opd.core.files import digest
-from opd.stages.registry import VERBS
+from opd.stages.registry import STAGES
 
 # Of digest.json and of what identities are digests of: what has another number was made by another
 # version of this package, and can be compared with what that version says only.
@@ -15,21 +15,22 @@ FORMAT = 2
 
 
 def derive_seed(seed: int, stage: str) -> int:
-    """The random seed of a stage: a pure function of the run's seed and the stage's name."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:4], "big") >> 1
+    """The random seed of a stage: a pure function of the run's seed and the stage's random name."""
+    name = STAGES[stage].random_name or stage
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
 
 
 @cache
 def code_digest(verb: str) -> str:
     """Digest of the code of a stage: that of its module, and which of its functions is called."""
-    module, _, function = VERBS[verb].partition(":")
+    module, _, function = STAGES[verb].run.partition(":")
     return digest([module_digest(module), function])
 
 
 def modules(verb: str) -> dict[str, str]:
     """Module -> digest of its own code, of all that ``code_digest`` covers: what tells which of
     them has changed."""
-    return own_digests(VERBS[verb].partition(":")[0])
+    return own_digests(STAGES[verb].run.partition(":")[0])
 
 
 def identity(verb: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:

@@ -23,11 +23,11 @@ from typing import Any
 from opd.core.errors import UserError
 from opd.core.files import content, read_json
 from opd.core.security import refuse_code
-from opd.stages import gpu, lock, verify
+from opd.stages import gpu, lock, registry, verify
 from opd.stages.identity import adopted_identity, code_digest, identity, modules
 from opd.stages.keep import steps_of, whole
 from opd.stages.manifest import made_from, publish, sealed, stamp, versions, write_json
-from opd.stages.registry import CACHES, FETCHES, LOOKS, RESUMES, VERBS
+from opd.stages.registry import STAGES
 
 
 def resolve_input(path: Path, look: bool = False) -> tuple[Path, dict[str, str], str]:
@@ -43,7 +43,7 @@ def resolve_input(path: Path, look: bool = False) -> tuple[Path, dict[str, str],
 
 def _kept(verb: str, cfg: Mapping[str, Any]) -> list[int]:
     """The steps whose weights a training run is asked to keep."""
-    return list(cfg.get("execution", {}).get("keep_steps", ())) if verb in RESUMES else []
+    return list(cfg.get("execution", {}).get("keep_steps", ())) if STAGES[verb].resumes else []
 
 
 def _store_steps(asked: Sequence[int], made: Path, steps: Path) -> None:
@@ -87,7 +87,7 @@ def _compute(
     entry, record, running = store / key, store / f"{key}.json", folder / "running.json"
     steps = steps_of(entry)
     asked = {*_kept(verb, cfg), *(int(p.name) for p in steps.glob("*") if p.is_dir())}
-    module, _, function = VERBS[verb].partition(":")
+    module, _, function = STAGES[verb].run.partition(":")
     # In the scratch folder, so that the next attempt finds and clears what a killed one has left.
     work = scratch / "work"
     shutil.rmtree(work, ignore_errors=True)
@@ -97,19 +97,21 @@ def _compute(
         stage = getattr(importlib.import_module(module), function)
         paths = {name: value[0] for name, value in resolved.items()}
         with gpu.telemetry(verb) as drawn:
-            if verb in RESUMES:
+            if STAGES[verb].resumes:
                 write_json(running, {"scratch": str(scratch.absolute())}, key)
                 execution = {**cfg.get("execution", {}), "keep_steps": sorted(asked)}
                 numbers = stage({**cfg, "execution": execution}, paths, work, scratch)
-            elif verb in CACHES:
+            elif STAGES[verb].caches:
                 numbers = stage(dict(cfg), paths, work, store / ".cache")
             else:
                 numbers = stage(dict(cfg), paths, work)
         stamps = verify.stamps(work)
         outputs = content(work)
         if not outputs:
-            raise UserError("the stage wrote nothing", f"opd {verb}", "this is a bug, report it")
-        if verb in FETCHES:
+            raise UserError(
+                "the stage wrote nothing", f"opd stage {verb}", "this is a bug, report it"
+            )
+        if STAGES[verb].network != "never":
             _same_as_before(verb, cfg, outputs, record)
         if whole(entry, record) and read_json(record)["outputs"] == outputs:
             shutil.rmtree(work)
@@ -152,7 +154,7 @@ def _same_as_before(
     Weights are files of the hub. Tables are written here: by other versions they may come out as
     other bytes.
     """
-    source = cfg if verb in ("fetch", "dataset") else cfg.get("source", {})
+    source = registry.source(verb, cfg)
     if not source.get("hub"):
         return
     try:
@@ -209,10 +211,13 @@ def run_stage(
     names = [] if adopted and not inputs else list(cfg.get("inputs", []))
     if len(names) != len(inputs):
         raise UserError(
-            f"{len(inputs)} inputs for the names {names}", f"opd {verb}", "give one path per name"
+            f"{len(inputs)} inputs for the names {names}",
+            f"opd stage {verb}",
+            "give one path per name",
         )
     resolved = {
-        name: resolve_input(path, verb in LOOKS) for name, path in zip(names, inputs, strict=True)
+        name: resolve_input(path, STAGES[verb].looks)
+        for name, path in zip(names, inputs, strict=True)
     }
     key = adopted or identity(verb, cfg, {name: value[1] for name, value in resolved.items()})
     entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
@@ -240,7 +245,7 @@ def run_stage(
                 adopted or whole(steps / str(step), steps / f"{step}.json")
                 for step in _kept(verb, cfg)
             )
-            computed = verb in LOOKS or not found
+            computed = STAGES[verb].looks or not found
             if computed:
                 with gpu.lease(verb, cfg), lock.watched(scratch, str(folder)):
                     _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)
@@ -255,7 +260,7 @@ def run_stage(
             own |= {"cfg": dict(cfg)} if adopted else {}
             publish(made | own, entry, output, copies)
         except BaseException:
-            if verb not in RESUMES:
+            if not STAGES[verb].resumes:
                 shutil.rmtree(scratch, ignore_errors=True)
             raise
         shutil.rmtree(scratch, ignore_errors=True)

@@ -265,7 +265,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         teacher,
         model=student,
         args=DistillationConfig(
-            **common.arguments(cfg, "opd", scratch),
+            **common.arguments(cfg, "distill", scratch),
             **common.vllm(cfg),
             max_completion_length=cfg["max_new_tokens"],
             temperature=cfg["temperature"],
@@ -282,7 +282,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         trainer.add_callback(Follow(trainer))
     guard = cfg.get("guard") or {}
     record = Record(
-        "opd",
+        "distill",
         {},
         lambda: trainer.rows,
         partial(collapse.signs, guard=guard) if guard else None,

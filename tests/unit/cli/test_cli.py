@@ -10,6 +10,7 @@ from paper_switches import SWITCHES, switch_arguments
 from snakemake.cli import parse_config
 
 from opd.cli import main
+from opd.cli.commands import stage
 from opd.recipes.resolve import settings, typed
 
 pytestmark = pytest.mark.unit
@@ -18,7 +19,7 @@ PREFLIGHT = ["preflight", "--student", "s", "--teacher", "t", "--prompts", "p"]
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
-    parser = main._parser()
+    parser = main.parser()
     (found,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return dict(found.choices)
 
@@ -124,8 +125,8 @@ def test_a_setting_is_a_key_and_a_value(given: str, capsys: pytest.CaptureFixtur
     ],
 )
 def test_only_what_fetches_may_ask_the_hub(arguments: list[str], asks: bool) -> None:
-    given = main._parser().parse_args([*arguments, "--output", "x"])
-    assert main._fetches(given) is asks
+    given = main.parser().parse_args(["stage", *arguments, "--output", "x"])
+    assert given.online(given) is asks
 
 
 @pytest.mark.parametrize(
@@ -157,10 +158,10 @@ def test_what_a_machine_lacks_is_one_line(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(main, "run_stage", fails)
-    stage = ["corpus", "--cfg", "{}", "--output", "a/digest.json", "--store", "/s"]
+    monkeypatch.setattr(stage, "run_stage", fails)
+    corpus = ["corpus", "--cfg", "{}", "--output", "a/digest.json", "--store", "/s"]
     with pytest.raises(SystemExit) as ended:
-        main.main(stage)
+        main.main(["stage", *corpus])
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and line.startswith("error: ") and said in line
 
@@ -172,6 +173,6 @@ def test_what_nobody_foresaw_keeps_its_traceback(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(main, "run_stage", fails)
+    monkeypatch.setattr(stage, "run_stage", fails)
     with pytest.raises(type(error)):
-        main.main(["corpus", "--cfg", "{}", "--output", "a/digest.json"])
+        main.main(["stage", "corpus", "--cfg", "{}", "--output", "a/digest.json"])

@@ -1,11 +1,11 @@
 """Commands of the rules stay within what the system takes, also with many seeds."""
 
-import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+from rules import rules
 
 from opd.core.files import canonical
 from opd.plan import artifacts as plan
@@ -19,17 +19,6 @@ LONGEST = 128 * 1024  # of one argument on Linux (MAX_ARG_STRLEN), its last zero
 SEEDS = 8
 
 
-def shells() -> dict[str, str]:
-    """Rule -> its shell command."""
-    found = {}
-    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
-        rule = re.compile(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", re.MULTILINE | re.DOTALL)
-        for name, body in rule.findall(path.read_text()):
-            said = body.rpartition("shell:")[2]
-            found[name] = "".join(re.findall(r'^ +"(.*)"$', said, re.M))
-    return found
-
-
 @pytest.fixture(scope="module")
 def artifacts() -> dict[str, artifact.Artifact]:
     config = resolve.read([ROOT / "config/paper.yaml"], [f"seeds={[*range(SEEDS)]}"])
@@ -40,12 +29,12 @@ def artifacts() -> dict[str, artifact.Artifact]:
 def test_settings_that_are_an_argument_are_short_enough(
     artifacts: dict[str, artifact.Artifact],
 ) -> None:
-    commands = shells()
+    commands = {name: rule["shell"] for name, rule in rules().items()}
     lengths: dict[str, int] = {}
     for one in artifacts.values():
         if "--cfg {params.cfg:q}" in commands[one.verb]:
             lengths[one.verb] = max(lengths.get(one.verb, 0), len(canonical(one.cfg).encode()))
-    assert {"opd", "figure", "claims"} <= lengths.keys() and "report" not in lengths
+    assert {"distill", "figure", "claims"} <= lengths.keys() and "report" not in lengths
     assert max(lengths.values()) < LONGEST / 2, lengths
 
 
@@ -57,24 +46,25 @@ def test_the_reports_settings_arrive_whatever_their_length(
     assert len(cfg.encode()) > LONGEST
     given = tmp_path / "given"
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\ncat "$5" > {given}\necho "$#"\n')
+    python.write_text(f'#!/bin/sh\ncat "$6" > {given}\necho "$#"\n')
     python.chmod(0o755)
     inputs = [f"results/paper/{folder}/digest.json" for folder in report.inputs]
     values = {
         "{params.cfg:q}": shlex.quote(cfg),
+        "{params.stage}": "report",
         "{input}": " ".join(inputs),
         "{output.digest}": "digest.json",
         "{output.html}": "report.html",
         "{log}": str(tmp_path / "log"),
     }
-    command = shells()["report"]
+    command = rules()["report"]["shell"]
     for place, value in values.items():
         assert place in command
         command = command.replace(place, value)
     # As Snakemake runs what is too long for `bash -c`: from a file.
     script = tmp_path / "script.sh"
-    script.write_text(f"set -euo pipefail; OPD_LIGHT={python}; {command}")
+    script.write_text(f"set -euo pipefail; OPD_PYTHON_report={python}; {command}")
     subprocess.run(["bash", script], check=True, cwd=tmp_path)
     assert given.read_text() == cfg
-    # -m opd report --cfg FILE --input FILES --output FILE --copy FILE=PATH
-    assert (tmp_path / "log").read_text() == f"{10 + len(inputs)}\n"
+    # -m opd stage report --cfg FILE --input FILES --output FILE --copy FILE=PATH
+    assert (tmp_path / "log").read_text() == f"{11 + len(inputs)}\n"

@@ -10,7 +10,7 @@ import pytest
 
 import opd
 from opd.core.code import _Writer, module_digest, own_digests
-from opd.stages.registry import VERBS
+from opd.stages.registry import STAGES
 
 pytestmark = pytest.mark.unit
 PACKAGE = Path(opd.__file__).parent
@@ -163,8 +163,8 @@ def test_values_of_other_types_are_other_constants(tmp_path):
 
 def modules_of_stages() -> set[str]:
     found: set[str] = set()
-    for target in VERBS.values():
-        found |= own_digests(target.partition(":")[0]).keys()
+    for stage in STAGES.values():
+        found |= own_digests(stage.run.partition(":")[0]).keys()
     return found
 
 
@@ -216,7 +216,9 @@ def test_packages_hold_no_code_that_runs_when_a_module_in_them_is_imported():
 
 
 def digests(root: Path) -> dict[str, str]:
-    return {verb: module_digest(t.partition(":")[0], root) for verb, t in VERBS.items()}
+    return {
+        name: module_digest(stage.run.partition(":")[0], root) for name, stage in STAGES.items()
+    }
 
 
 def test_an_error_s_text_in_this_package_reruns_nothing(tmp_path):

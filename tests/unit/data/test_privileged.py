@@ -193,7 +193,7 @@ def test_the_student_never_reads_what_its_teacher_is_told(
         cfg["teacher_update"] = update
     if update == "ema":
         cfg["ema_decay"] = 0.9
-    run("opd", cfg, own, tmp_path / "a")
+    run("distill", cfg, own, tmp_path / "a")
     rows = world.make_prompts(WORLD, "rl", 10)
     plain = [rendered(inputs["student"], row["prompt"]) for row in rows]
     told = [rendered(inputs["student"], f"({row['answer']}) {row['question']}") for row in rows]
@@ -249,7 +249,7 @@ def test_a_frozen_teacher_does_not_change(inputs: Inputs, tmp_path: Path) -> Non
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(distill.Trainer, "_teacher", spy)
-            run("opd", {**OPD, "information": TOLD, "lr": 0.1, "max_teacher_prompt_tokens": 32,
+            run("distill", {**OPD, "information": TOLD, "lr": 0.1, "max_teacher_prompt_tokens": 32,
                         "teacher_update": update}, own, out)  # fmt: skip
         return logged
 
@@ -287,7 +287,7 @@ def test_what_samples_is_what_is_trained(
 
     monkeypatch.setattr(GenerationMixin, "generate", sampling)
     monkeypatch.setattr(distill.Trainer, "_compute_loss", training)
-    run("opd", {**OPD, "top_p": 0.95, "lr": 1e-2}, inputs, tmp_path / "a")
+    run("distill", {**OPD, "top_p": 0.95, "lr": 1e-2}, inputs, tmp_path / "a")
     assert len(sampled) == len(trained) == 3
     for step, (one, other) in enumerate(zip(sampled, trained, strict=True)):
         assert torch.equal(one, other)
@@ -302,7 +302,7 @@ def test_told_what_the_student_is_asked_the_log_ratio_is_zero_everywhere(
     own = {**inputs, "teacher": inputs["student"]}
     for name, told in (("same", "{question}"), ("more", " {question}")):
         cfg = {**OPD, "information": [{"message": told}], "steps": 1, "max_prompt_tokens": 32}
-        run("opd", cfg, own, tmp_path / name)
+        run("distill", cfg, own, tmp_path / name)
     ratios = ("log_ratio_other_nats", "kl_nats", "loss")
     for name in ratios:
         assert course(tmp_path / "same", name) == [pytest.approx(0, abs=1e-6)]
@@ -328,7 +328,7 @@ def test_positions_of_teacher_and_student_are_those_of_the_same_token(
 
     monkeypatch.setattr(distill.Trainer, "_teacher", spy)
     cfg = {**OPD, "information": TOLD, "steps": 1, "max_teacher_prompt_tokens": 32}
-    run("opd", cfg, inputs, tmp_path / "a")
+    run("distill", cfg, inputs, tmp_path / "a")
     ((states, batch),) = found
     model = AutoModelForCausalLM.from_pretrained(inputs["teacher"])
     for row in range(8):
@@ -425,8 +425,8 @@ def test_thinking_on_for_one_side_only(inputs: Inputs, tmp_path: Path) -> None:
     }
     cfg = {**OPD, **modes, "max_prompt_tokens": 99}
     with pytest.raises(UserError, match="thinking is off for the student and on for the teacher"):
-        run("opd", cfg, both, tmp_path / "a")
-    run("opd", {**cfg, "steps": 1, "thinking_may_differ": True}, both, tmp_path / "b")
+        run("distill", cfg, both, tmp_path / "a")
+    run("distill", {**cfg, "steps": 1, "thinking_may_differ": True}, both, tmp_path / "b")
     with pytest.raises(UserError, match="thinking is off for the student and on for the teacher"):
         rollouts.tokens(cfg, [], both["student"])
     from opd.training.distill import teacher_prompts

@@ -120,18 +120,13 @@ def config(**given: Any) -> Config:
 
 
 def test_what_is_imported_depends_on_what_the_config_does() -> None:
-    rules = interpreters.kinds(ROOT / "workflow" / "rules")
-    assert (rules["prompts"], rules["sft"], rules["evaluate"]) == ("light", "gpu", "vllm")
-    from opd.stages.registry import VERBS
-
-    assert rules.keys() == VERBS.keys()
-    wanted = interpreters.wanted(config(), {"prompts", "evaluate"}, rules)
+    wanted = interpreters.wanted(config(), {"prompts", "evaluate"})
     assert wanted.keys() == {"light", "vllm"} and "vllm" not in wanted["vllm"]
-    wanted = interpreters.wanted(config(backend="vllm"), {"evaluate", "sft"}, rules)
+    wanted = interpreters.wanted(config(backend="vllm"), {"evaluate", "sft"})
     assert "vllm" in wanted["vllm"] and "vllm" not in wanted["gpu"] and "torch" in wanted["gpu"]
     training = {"vllm": {"mode": "colocate"}}
-    assert "vllm" in interpreters.wanted(config(training=training), {"opd"}, rules)["gpu"]
-    assert "pip" in interpreters.wanted(config(source="index"), {"fetch"}, rules)["gpu"]
+    assert "vllm" in interpreters.wanted(config(training=training), {"distill"})["gpu"]
+    assert "pip" in interpreters.wanted(config(source="index"), {"fetch"})["gpu"]
 
 
 def told(**given: Any) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def started(cfg: dict[str, Any], inputs: Inputs, folder: Path) -> "subprocess.Po
     """The stage in a process of its own, through the command line."""
     cfg = {**cfg, "inputs": ["model", "prompts"]}
     paths = [str(inputs[name]) for name in cfg["inputs"]]
-    command = [sys.executable, "-m", "opd", "generate", "--cfg", json.dumps(cfg)]
+    command = [sys.executable, "-m", "opd", "stage", "generate", "--cfg", json.dumps(cfg)]
     where = ["--output", str(folder / "made" / "digest.json"), "--store", str(folder / "store")]
     return subprocess.Popen(
         [*command, "--input", *paths, *where], stderr=subprocess.PIPE, text=True
@@ -235,7 +235,7 @@ def test_a_full_disk_keeps_what_is_finished(inputs: Inputs, tmp_path: Path) -> N
     """A limit of the files' size stands for it; the run goes on once there is room."""
     cfg = {**CFG, "batch_size": 2, "inputs": ["model", "prompts"]}
     where = ["--output", str(tmp_path / "made" / "digest.json"), "--store", str(tmp_path / "store")]
-    command = [sys.executable, "-m", "opd", "generate", "--cfg", json.dumps(cfg)]
+    command = [sys.executable, "-m", "opd", "stage", "generate", "--cfg", json.dumps(cfg)]
     command += ["--input", *map(str, inputs.values()), *where]
 
     def limited(blocks: int) -> str:

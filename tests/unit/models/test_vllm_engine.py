@@ -205,7 +205,7 @@ def test_a_killed_stage(model: Path, tmp_path: Path, vllm: str, number: int) -> 
     rows = [schemas.prompt_row(i, p, "1", "s", n) for n, (i, p) in enumerate(TEXTS.items())]
     tables.write(prompts / "prompts.parquet", rows, PROMPTS)
     cfg = {**CFG, "samples": 60, "max_new_tokens": 100, "inputs": ["model", "prompts"]}
-    command = [vllm, "-m", "opd", "generate", "--cfg", json.dumps(cfg), "--input"]
+    command = [vllm, "-m", "opd", "stage", "generate", "--cfg", json.dumps(cfg), "--input"]
     command += [str(model), str(prompts), "--output", str(tmp_path / "made" / "digest.json")]
     command += ["--store", str(tmp_path / "store")]
 

@@ -65,7 +65,7 @@ def models() -> dict[str, Artifact]:
         ("fetch", "teacher", {"hub": "own/big"}, {}),
         ("prompts", "prompts", {"source": {"path": "a.csv"}, "sample": None}, {}),
         (
-            "opd",
+            "distill",
             "distilled",
             {**RUN, "rollouts_per_prompt": 2, "execution": {"keep_steps": [1, 2]}},
             {"student": "student", "teacher": "teacher", "prompts": "prompts"},
@@ -177,7 +177,7 @@ def test_the_reference_point_is_met():
         ("fetch", "s", {"hub": name}, {}),
         ("fetch", "t", {"hub": "hbx/JustRL-DeepSeek-1.5B"}, {}),
         (
-            "opd",
+            "distill",
             "run",
             {
                 "steps": 279,
@@ -204,7 +204,7 @@ def test_few_sequences_take_as_long_as_the_longest(facts):
     cfg = {**RUN, "prompts_per_step": 1, "rollouts_per_prompt": 2, "max_new_tokens": 1000}
     made = graph(
         ("fetch", "s", {"hub": "own/small"}, {}),
-        ("opd", "run", {**cfg, "processes": 2}, {"student": "s", "teacher": "s"}),
+        ("distill", "run", {**cfg, "processes": 2}, {"student": "s", "teacher": "s"}),
     )
     tables = {**TABLES, "reference": {**TABLES["reference"], "seconds_per_token_in_turn": 1.0}}
     on = state.machine("R", False, [], tables)
@@ -414,7 +414,7 @@ def manifests(results: Path, slow: dict[str, float], numbers: dict[str, Any] | N
 
 def test_calibration_gives_back_what_stages_took(tmp_path):
     for name, opd in (("x", 4.0), ("y", 6.0), ("z", 12.0)):
-        manifests(tmp_path / name, {"opd": opd, "figure": 2.0})
+        manifests(tmp_path / name, {"distill": opd, "figure": 2.0})
     done = [calibrate.finished(tmp_path / name) for name in ("x", "y", "z")]
     path, tables = tmp_path / "results" / "calibration.yaml", tmp_path / "tables.yaml"
     tables.write_text(yaml.safe_dump(TABLES))
@@ -429,10 +429,12 @@ def test_calibration_gives_back_what_stages_took(tmp_path):
     found = calibrate.read(path)
     assert found == calibrate.calibrate(done, TABLES)
     entries = {(e["verb"], e.get("parameters")): e for e in found["measured"]}
-    assert entries["opd", 1000]["times_reference"] == {"low": 4, "middle": 6, "high": 12}
+    assert entries["distill", 1000]["times_reference"] == {"low": 4, "middle": 6, "high": 12}
     # 3000 tokens sampled in 3 steps of 24 s of the reference, six times as slow.
-    assert entries["opd", 1000]["tokens_per_second"] == pytest.approx(3000 / (3 * 24 * 6), rel=1e-3)
-    assert entries["opd", 1000]["stages"] == 3
+    assert entries["distill", 1000]["tokens_per_second"] == pytest.approx(
+        3000 / (3 * 24 * 6), rel=1e-3
+    )
+    assert entries["distill", 1000]["stages"] == 3
     assert entries["grpo", 2000]["times_reference"]["middle"] == 1
     assert entries["figure", None]["seconds"] == {"low": 6, "middle": 6, "high": 6}
 
@@ -456,7 +458,7 @@ def test_calibration_gives_back_what_stages_took(tmp_path):
 
 
 def test_ones_own_rates_come_first_and_the_nearest_size_counts():
-    own = {"verb": "opd", "device": "R"}
+    own = {"verb": "distill", "device": "R"}
     far = {**own, "parameters": 10, "times_reference": {"low": 9, "middle": 9, "high": 9}}
     near = {**own, "parameters": 1500, "times_reference": {"low": 5, "middle": 5, "high": 5}}
     exact = {"low": 1, "middle": 1, "high": 1}

@@ -173,7 +173,7 @@ def test_the_report_is_headed_by_scale_and_paper(config, planned):
 
 def test_27_distillation_runs_serve_all_figures(config, planned):
     wanted = needed(config, planned)
-    assert len(verbs(wanted, "opd")) == 27
+    assert len(verbs(wanted, "distill")) == 27
     assert not verbs(wanted, "grpo") and not verbs(wanted, "sft")
     rollouts = {"generations/long-rollouts/s0", "generations/judged-rollouts/s0"}
     assert set(verbs(wanted, "generate")) == rollouts
@@ -185,7 +185,7 @@ def test_27_distillation_runs_serve_all_figures(config, planned):
 def test_teacher_and_cold_start_are_trained_where_released_ones_are_not_taken():
     config = resolve(changed("use_released=false"))
     wanted = needed(config, plan(config, LOCK))
-    assert len(verbs(wanted, "opd")) == 27
+    assert len(verbs(wanted, "distill")) == 27
     ((grpo,), (sft,)) = verbs(wanted, "grpo"), verbs(wanted, "sft")
     given = wanted[grpo].cfg
     table1 = {
@@ -211,7 +211,7 @@ def test_teacher_and_cold_start_are_trained_where_released_ones_are_not_taken():
 def test_a_run_is_the_published_one(config, planned, arm):
     student, teacher, steps, tokens, k, support = RUNS[arm]
     run = planned[run_of(config, arm)]
-    assert run.verb == "opd"
+    assert run.verb == "distill"
     # Order of inputs: student, teacher, prompts.
     assert [hub_id(planned, folder) for folder in run.inputs[:2]] == [student, teacher]
     assert run.cfg["steps"] == steps
@@ -350,7 +350,7 @@ def test_hub_objects_are_those_of_the_paper(planned):
 
 
 def test_a_plan_needs_no_lock_and_says_what_is_not_locked(config):
-    assert len(verbs(plan(config, {}), "opd")) == 27
+    assert len(verbs(plan(config, {}), "distill")) == 27
     assert len(hub_lock.unlocked(config, {})) == len(hub_lock.hub_objects(config))
     assert hub_lock.unlocked(config, LOCK) == []
     some = {name: commit for name, commit in LOCK.items() if "R1-Distill" not in name}
@@ -364,7 +364,7 @@ def test_a_plan_needs_no_lock_and_says_what_is_not_locked(config):
 
 
 def test_another_k_changes_what_is_downstream_of_that_run_alone(config):
-    edited = resolve(changed("models={k-4: {opd: {loss: {k: 8}}}}"))
+    edited = resolve(changed("models={k-4: {distill: {loss: {k: 8}}}}"))
     before, after = (identities(needed(c, plan(c, LOCK))) for c in (config, edited))
     assert set(after) == set(before)
     differ = {f for f in before if before[f] != after[f]}
@@ -471,7 +471,7 @@ def test_a_switch_can_be_costed(switch, tmp_path, monkeypatch):
     [
         (["seeds=[0, 1, 2]"], 2.9, 3.0),
         # 21 runs of 27 have 200 steps in place of 279.
-        (["defaults={opd: {steps: 200, keep_steps: [100]}}"], 0.6, 0.9),
+        (["defaults={distill: {steps: 200, keep_steps: [100]}}"], 0.6, 0.9),
         (["use_released=false"], 1.05, 1.5),
         (["protocols={paper: {grader: math_verify}}"], 1, 1),
     ],
@@ -497,7 +497,7 @@ def test_what_is_written_of_the_disk_is_what_is_planned(config, planned, tmp_pat
     # Every kept step is counted with its run, and not again as a model of its own.
     facts = Facts(planned, calibrate.tables(ROOT / "config" / "calibration.yaml"))
     wanted = needed(config, planned)
-    runs, kept = verbs(wanted, "opd"), verbs(wanted, "keep")
+    runs, kept = verbs(wanted, "distill"), verbs(wanted, "keep")
     assert not any(cost.disk(facts, folder) for folder in kept)
     ends = sum(4 * cost.parameters(facts, folder) for folder in runs)
     steps = sum(4 * cost.parameters(facts, folder) for folder in kept)

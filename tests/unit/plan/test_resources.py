@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rules import rules
 
 from opd.core.errors import UserError
 from opd.plan import resources
 from opd.recipes.config import Config
 from opd.recipes.resolve import merge, resolve
+from opd.stages.registry import STAGES
 
 ROOT = Path(__file__).parents[3]
 ROWS = resources.read_classes(ROOT / "workflow" / "resources.yaml")
@@ -23,7 +25,7 @@ classes:
   gpu4: {qos: half, max_mem_mb: 500000}
 rules:
   evaluate: {class: gpu4, runtime: 90}
-  opd: {mem_mb: 7000, slurm_extra: --exclusive}
+  distill: {mem_mb: 7000, slurm_extra: --exclusive}
 """
 
 
@@ -38,8 +40,8 @@ def site(tmp_path: Path, text: str) -> resources.Site:
     return resources.read_site(None, path)
 
 
-def asked(rule, work, of, at, attempt=1):
-    found = resources.resources(rule, work, of, ROWS, at)
+def asked(stage, of, at, attempt=1):
+    found = resources.resources(stage, of, ROWS, at)
     return {key: v(None, attempt) if callable(v) else v for key, v in found.items()}
 
 
@@ -50,46 +52,50 @@ def test_the_class_follows_from_what_the_config_computes_in_and_on_how_many_devi
     assert {resources.class_of(work, mini) for work in ("cpu", "device", "devices")} == {"cpu"}
     three = config("paper", training={"processes": 3})
     assert resources.class_of("devices", three) == "gpu3"
+    assert resources.class_of("sampling", three) == "gpu3"
+    assert resources.class_of("sampling", three.model_copy(update={"backend": "transformers"})) == (
+        "gpu1"
+    )
 
 
 def test_without_a_site_a_job_asks_for_the_row_of_its_class_times_its_gpus():
     paper, site = config("paper"), resources.Site()
     gpu = ROWS["gpu"]
-    eight = asked("opd", "devices", paper, site)
+    eight = asked("distill", paper, site)
     assert eight["gpu"] == 8 and eight["nodes"] == 1
     assert eight["cpus_per_task"] == 8 * gpu.cpus_per_task
     assert eight["mem_mb"] == 8 * gpu.mem_mb
     assert eight["runtime"] == ROWS["gpu8"].runtime != gpu.runtime
-    one = asked("evaluate", "device", paper, site)
+    one = asked("evaluate", paper, site)
     assert (one["gpu"], one["mem_mb"], one["runtime"]) == (1, gpu.mem_mb, gpu.runtime)
-    light = asked("table", "light", paper, site)
+    light = asked("table", paper, site)
     assert light == {"nodes": 1, **ROWS["light"].model_dump(exclude_none=True)}
 
 
 def test_a_processors_job_has_the_threads_of_the_config_and_of_each_process():
     mini = config("mini", threads=3, training={"processes": 2})
-    assert asked("embed", "device", mini, resources.Site())["cpus_per_task"] == 3
-    assert asked("sft", "devices", mini, resources.Site())["cpus_per_task"] == 6
-    assert asked("table", "light", mini, resources.Site())["cpus_per_task"] == 1
+    assert asked("embed", mini, resources.Site())["cpus_per_task"] == 3
+    assert asked("sft", mini, resources.Site())["cpus_per_task"] == 6
+    assert asked("table", mini, resources.Site())["cpus_per_task"] == 1
 
 
 def test_a_site_changes_rows_and_rules_key_by_key_and_attempts_grow_up_to_its_limits(tmp_path):
     paper, at = config("paper"), site(tmp_path, CLUSTER)
-    assert asked("table", "light", paper, at)["slurm_partition"] == "short"
+    assert asked("table", paper, at)["slurm_partition"] == "short"
     one = {"slurm_account": "lab", "slurm_partition": "big", "gpu_model": "h100", "nodes": 1}
     pair = {**one, "gpu": 1, "cpus_per_task": 8, "mem_mb": 100000, "runtime": 720}
-    assert asked("pair", "device", paper, at) == pair
-    assert asked("pair", "device", paper, at, 2)["runtime"] == 1440
-    assert asked("pair", "device", paper, at, 3) == {**pair, "mem_mb": 300000, "runtime": 1500}
-    evaluate = asked("evaluate", "device", paper, at, 2)
+    assert asked("pair", paper, at) == pair
+    assert asked("pair", paper, at, 2)["runtime"] == 1440
+    assert asked("pair", paper, at, 3) == {**pair, "mem_mb": 300000, "runtime": 1500}
+    evaluate = asked("evaluate", paper, at, 2)
     assert (evaluate["gpu"], evaluate["qos"], evaluate["cpus_per_task"]) == (4, "half", 32)
     assert (evaluate["mem_mb"], evaluate["runtime"]) == (500000, 180)
-    opd = asked("opd", "devices", paper, at)
+    opd = asked("distill", paper, at)
     assert (opd["gpu"], opd["mem_mb"], opd["slurm_extra"]) == (8, 7000, "--exclusive")
 
 
 def test_gpus_as_a_generic_resource(tmp_path):
-    found = asked("opd", "devices", config("paper"), site(tmp_path, "gres: gpu:a100"))
+    found = asked("distill", config("paper"), site(tmp_path, "gres: gpu:a100"))
     assert found["gres"] == "gpu:a100:8"
     assert "gpu" not in found and "gpu_model" not in found
 
@@ -100,8 +106,9 @@ def test_gpus_as_a_generic_resource(tmp_path):
         ("partitions: {}", "partitions: no such key"),
         ("classes: {gpus: {partition: x}}", "classes.gpus"),
         ("classes: {light: {mem_mb: 300}}", "classes.light.mem_mb: 300 is not allowed"),
-        ("rules: {opd: {class: tpu}}", "rules.opd.class: 'tpu' is not allowed"),
+        ("rules: {distill: {class: tpu}}", "rules.distill.class: 'tpu' is not allowed"),
         ("rules: {train: {runtime: 3}}", "rules.train"),
+        ("rules: {opd: {runtime: 3}}", "rules.opd: 'opd' is called 'distill' now"),
         ("{gpu_model: a, gres: b}", "exclude each other"),
         ("- 1", "not a mapping"),
         ("a: [", "not readable as YAML"),
@@ -134,26 +141,14 @@ def test_the_example_is_right_and_shows_every_key():
         assert re.search(rf"\b{key}\b", text), key
 
 
-def rules() -> dict[str, str]:
-    """Text of every rule, by name."""
-    found = {}
-    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
-        for part in re.split(r"^(?=rule )", path.read_text(), flags=re.MULTILINE)[1:]:
-            name = re.match(r"rule (\w+):", part)
-            assert name
-            found[name[1]] = part
-    return found
-
-
 def test_every_rule_that_is_a_job_has_a_class_and_only_those_that_fetch_have_retries():
     """Snakemake would apply a rule's retries inside a job again, twice."""
     found = rules()
-    snakefile = (ROOT / "Snakefile").read_text()
-    local = re.search(r"^localrules:\n((?:    \w+,\n)+)", snakefile, re.MULTILINE)
-    assert local and set(re.findall(r"\w+", local[1])) == LOCAL
-    for name, text in found.items():
-        assert ("retries:" in text) is (name in LOCAL), name
-        assert (f'**of("{name}", ' in text) is (name not in LOCAL), name
+    assert {name for name, rule in found.items() if rule["local"]} == LOCAL
+    assert found.keys() - {"all", "download"} == STAGES.keys()
+    for name, rule in found.items():
+        assert rule["retries"] == (3 if name in LOCAL - {"all"} else None), name
+        assert ("runtime" in rule["resources"]) is (name not in LOCAL), name
 
 
 def test_what_samples_runs_where_what_trains_does_unless_it_has_its_own():

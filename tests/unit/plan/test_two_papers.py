@@ -173,7 +173,7 @@ def test_papers_keep_their_own_in_claims(found: dict[str, Any]) -> None:
 def test_papers_keep_their_own_on_the_pages(tmp_path: Path, found: dict[str, Any]) -> None:
     page = found.pop("page").read_text()
     results = Results(tmp_path)
-    results.add("opd", "models/m/s0", {"metrics.parquet": "x"})
+    results.add("distill", "models/m/s0", {"metrics.parquet": "x"})
     for paper in ARMS:
         results.figure(f"{paper}/fig01", f"The {paper} paper", {"r": "models/m/s0"}, title=paper)
     results.claims(found, {})

@@ -118,7 +118,7 @@ def test_the_miniature_measures_before_it_reads_outcomes() -> None:
         assert align is not None
         tree = config.probes[align.tree].tree
         assert tree is not None and tree.student == pair.base
-        run = config.models[pair.model].opd
+        run = config.models[pair.model].distill
         assert run is not None and run.student == pair.base
         teacher = next(one for one in tree.teachers if one.name == align.teacher)
         assert teacher.model == run.teacher

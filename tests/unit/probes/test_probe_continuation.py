@@ -179,7 +179,7 @@ def started(inputs: Inputs, folder: Path) -> "subprocess.Popen[str]":
     """The stage in a process of its own, in many small shards."""
     cfg = {**CFG, "prefixes": [1, 2, 3], "samples": 4, "temperature": 1.0, "batch_size": 1}
     names = ["generations", "teacher", "student", "prompts"]
-    command = [sys.executable, "-m", "opd", "continuation"]
+    command = [sys.executable, "-m", "opd", "stage", "continuation"]
     command += ["--cfg", json.dumps({**cfg, "inputs": names})]
     command += ["--input", *[str(inputs[name]) for name in names]]
     command += ["--output", str(folder / "made" / "digest.json"), "--store", str(folder / "store")]

@@ -50,20 +50,20 @@ def test_a_seal_is_of_all_but_itself():
 def test_what_was_adopted_is_never_taken_for_what_was_made():
     cfg = {"steps": 2, "code": "1", "inputs": []}
     outputs = {"model.safetensors": "0"}
-    adopted = identity.adopted_identity("opd", cfg, outputs)
-    assert adopted != identity.identity("opd", cfg, {})
-    assert adopted == identity.adopted_identity("opd", cfg | {"code": "2"}, outputs)
-    assert adopted == identity.adopted_identity("opd", cfg | {"execution": {"x": 1}}, outputs)
+    adopted = identity.adopted_identity("distill", cfg, outputs)
+    assert adopted != identity.identity("distill", cfg, {})
+    assert adopted == identity.adopted_identity("distill", cfg | {"code": "2"}, outputs)
+    assert adopted == identity.adopted_identity("distill", cfg | {"execution": {"x": 1}}, outputs)
     for verb, other, files in (
         ("sft", cfg, outputs),
-        ("opd", cfg | {"steps": 3}, outputs),
-        ("opd", cfg, {"model.safetensors": "1"}),
+        ("distill", cfg | {"steps": 3}, outputs),
+        ("distill", cfg, {"model.safetensors": "1"}),
     ):
         assert identity.adopted_identity(verb, other, files) != adopted
 
 
 def test_modules_are_those_that_the_code_digest_covers():
-    found = identity.modules("opd")
+    found = identity.modules("distill")
     assert {"opd.training.distill", "opd.losses.fused", "opd.core.errors"} <= found.keys()
     assert "opd.evaluation.evaluate" not in found and "opd.stages.run" not in found
     assert len({*found.values()}) > len(found) / 2
@@ -176,7 +176,7 @@ def _two(tmp_path: Path) -> tuple[Results, Results]:
         results = sample(tmp_path / name)
         other = name == "b"
         results.run(
-            "opd",
+            "distill",
             "models/small-from-large/s0",
             {"student": "models/small/s0", "prompts": "prompts/rl"},
             cfg={"loss": {"k": 8 if other else 4}, "lr": 0.1},
@@ -186,7 +186,7 @@ def _two(tmp_path: Path) -> tuple[Results, Results]:
             metrics = results.root / "models/small-from-large/s0/payload/metrics.parquet"
             metrics.write_text("other")
             results.add(
-                "opd",
+                "distill",
                 "models/small-from-large/s0",
                 {"metrics.parquet": "other"},
                 {"student": "models/small/s0", "prompts": "prompts/rl"},
@@ -236,7 +236,7 @@ def test_what_one_side_lacks_is_said(tmp_path: Path):
 def test_files_that_differ_for_no_reason_are_said_not_to_repeat(tmp_path: Path):
     for name in "ab":
         results = Results(tmp_path / name)
-        results.add("opd", "models/x/s0", {"w": name}, identity="same")
+        results.add("distill", "models/x/s0", {"w": name}, identity="same")
     found = diff.compare(*(tmp_path / n / "results" / "mini" for n in "ab"))
     (said,) = diff.reasons(*found.first[0])
     assert "does not repeat" in said
@@ -265,19 +265,19 @@ def test_a_record_without_a_seal_has_just_the_keys_that_it_should():
 def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
     cfg = {"inputs": []}
     store, folder = tmp_path / "results" / ".store", tmp_path / "results/mini/models/m/s0"
-    entry = store / identity.identity("opd", cfg, {})
+    entry = store / identity.identity("distill", cfg, {})
     steps = store / f"{entry.name}.steps"
     for path in (entry, steps / "2", steps / "9", folder):
         path.mkdir(parents=True)
     for path in (entry, steps / "2"):  # the run ended before step 9
         (path / "weights").write_text(path.name)
-    made = {"verb": "opd", "identity": entry.name, "cfg": cfg, "inputs": {}, "versions": {}}
+    made = {"verb": "distill", "identity": entry.name, "cfg": cfg, "inputs": {}, "versions": {}}
     made |= {"outputs": content(entry), "numbers": {}, "seconds": 1.0}
     for path in (store / f"{entry.name}.json", folder / "manifest.json"):
         manifest.write_json(path, manifest.sealed(made))
     for step in "29":
         manifest.write_json(steps / f"{step}.json", {"outputs": content(steps / step)})
-    manifest.write_json(folder / "digest.json", manifest.hand_off("opd", cfg, made))
+    manifest.write_json(folder / "digest.json", manifest.hand_off("distill", cfg, made))
     manifest.link(entry, folder)
 
     def found() -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
-    """Fetched -> opd -> evaluate -> figure, a world model beside it, and a table of that."""
+    """Fetched -> distill -> evaluate -> figure, a world model beside it, and a table of that."""
     made = Results(tmp_path)
     made.add(
         "fetch",
@@ -34,7 +34,7 @@ def results(tmp_path: Path) -> Results:
         cfg={"hub": HUB, "revision": COMMIT},
     )
     made.add(
-        "opd",
+        "distill",
         "models/small-from-large/s0",
         {"model.safetensors": "weights", "metrics.parquet": "PAR1"},
         {"student": "models/small"},
@@ -112,7 +112,7 @@ def test_all_of_it_is_packed_in_its_place_but_weights_and_what_was_fetched(resul
     }
     assert mine == expected
     there = {"Snakefile", "LICENSE", "README.md", "config/mini.yaml", "src/opd/cli/main.py"}
-    assert there | {"workflow/rules/models.smk", "pyproject.toml"} <= names
+    assert there | {"workflow/rules/stages.smk", "pyproject.toml"} <= names
 
 
 def test_what_is_left_out_is_listed_with_digest_and_size_and_full_packs_it(results, tmp_path):
@@ -158,12 +158,12 @@ def test_actions_say_what_was_made_of_what_by_which_verb_and_when(results, tmp_p
         next(iter(refs(e["result"]))): e for e in entities.values() if e["@id"].startswith("#stage")
     }
     opd = actions["results/mini/models/small-from-large/s0/"]
-    assert opd["instrument"] == {"@id": "#opd-opd"}
+    assert opd["instrument"] == {"@id": "#opd-distill"}
     assert refs(opd["object"]) == {"results/mini/models/small/"}
     assert opd["startTime"] == "2026-01-02T03:04:05+00:00"
     assert opd["endTime"] == "2026-01-02T04:04:05+00:00"
-    assert entities["#opd-opd"]["name"] == "opd opd"
-    assert entities["#opd-opd"]["isBasedOn"] == {"@id": "src/opd/training/distill.py"}
+    assert entities["#opd-distill"]["name"] == "opd stage distill"
+    assert entities["#opd-distill"]["isBasedOn"] == {"@id": "src/opd/training/distill.py"}
     assert "another one" in opd["description"]  # its manifest holds no digest of the code
     run = entities["#run"]
     assert refs(run["result"]) == {"results/mini/figures/fig05/", "results/mini/tables/headline/"}
@@ -301,7 +301,7 @@ def test_a_file_of_the_user_is_named_and_not_packed(tmp_path):
 def test_what_stages_spent_stands_with_them(tmp_path):
     results = Results(tmp_path)
     gpu = {"devices": ["H100"], "peak_memory_bytes": 7, "utilisation": 0.5, "energy_joules": 9.0}
-    results.add("opd", "models/a/s0", {"config.json": "{}"}, seconds=12.0, gpu=gpu)
+    results.add("distill", "models/a/s0", {"config.json": "{}"}, seconds=12.0, gpu=gpu)
     _, entities = packed(results, tmp_path / "crate")
     (action,) = [e for i, e in entities.items() if i.startswith("#stage-")]
     used = {entities[i]["propertyID"]: entities[i] for i in refs(action["resourceUsage"])}
@@ -324,12 +324,18 @@ def test_nothing_is_packed_that_is_not_as_it_was_made(results, tmp_path, kind):
         (results.root / "models/other/s0/payload/model.safetensors").write_text("OTHER")
         full = True
     else:
-        results.add("opd", "models/small-from-large/s0", {"metrics.parquet": "new"})
+        results.add("distill", "models/small-from-large/s0", {"metrics.parquet": "new"})
     with pytest.raises(UserError):
         packed(results, tmp_path / "crate.zip", full=full)
     assert not list(tmp_path.glob("*crate*"))
     if kind == "payload":
         packed(results, tmp_path / "part.zip", "headline")  # what is whole can be had
+
+
+def test_what_a_version_with_another_stage_made_is_refused(results, tmp_path):
+    results.add("opd", "models/older/s0", {"metrics.parquet": "x"})
+    with pytest.raises(UserError, match="a version with a stage 'opd' made it"):
+        packed(results, tmp_path / "x.zip")
 
 
 def test_refusals(results, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ ASK = {"model": "a", "prompts": "p"}
 CONTINUE = {"generations": "g", "teacher": "b"}
 CURVES = {"title": "F", "kind": "curves", "series": [{"label": "x", "model": "x"}]}
 JUDGE = {"generations": "g", "judge": "b", "rules": "be kind"}
-KEEP = {"models__x__opd__keep_steps": [0, 1, 3]}
+KEEP = {"models__x__distill__keep_steps": [0, 1, 3]}
 SHA = "0123456789" * 4
 RELEASED = {"models__x__released": {"hub": "o/x", "revision": SHA[:7]}}
 
@@ -32,7 +32,7 @@ def config(**changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "name": "t",
         "world": {"rl_times": 0.6, "other_times": 0.1},
-        "defaults": {"opd": {"steps": 3, "prompts": "p", "loss": {"k": 4}}},
+        "defaults": {"distill": {"steps": 3, "prompts": "p", "loss": {"k": 4}}},
         "prompts": {
             "p": {"world": {"split": "rl", "n": 8}},
             "o": {"world": {"split": "other", "n": 8}},
@@ -43,7 +43,7 @@ def config(**changes: Any) -> dict[str, Any]:
             "i": {"init": {}},
             "a": {"sft": {"student": "i", "data": "c", "steps": 2}},
             "b": {"grpo": {"student": "a", "prompts": "p", "steps": 2}},
-            "x": {"opd": {"student": "a", "teacher": "b"}},
+            "x": {"distill": {"student": "a", "teacher": "b"}},
         },
         "benchmarks": {"w": {"task": "opd_world", "prompts": "p"}},
         "protocols": {"short": {"samples": 2, "max_new_tokens": 8}},
@@ -82,22 +82,34 @@ def asked(raw: dict[str, Any]) -> list[str]:
     ("changes", "words"),
     [
         ({"sedes": [1]}, ["sedes", "did you mean 'seeds'"]),
-        ({"models__x__opd__lrr": 1.0}, ["models.x.opd.lrr", "did you mean 'lr'"]),
-        ({"models__x__opd__studnt": "a", "models__x__opd__student": None}, ["studnt", "'student'"]),
-        ({"defaults__opd__stepz": 3}, ["defaults.opd.stepz", "'steps'"]),
-        ({"defaults__odp": {}}, ["defaults.odp", "'opd'"]),
-        ({"models__x__opd__steps": "many"}, ["models.x.opd.steps", "'many'", "integer"]),
-        ({"models__x__opd__steps": 0}, ["models.x.opd.steps", "0", "greater than or equal to 1"]),
-        ({"models__x__opd__lr": True}, ["models.x.opd.lr", "number"]),
-        ({"models__x__opd__loss": {"support": "best"}}, ["'best'", "'sampled', 'student'"]),
-        ({"models__x__opd__loss": {"preset": "sampled"}}, ["loss", "takes no k"]),
-        ({"models__x__opd__loss": {"preset": "code"}}, ["loss.preset", "'rethinking_code'"]),
-        ({"models__x__opd__loss": {"tail": True}}, ["a tail goes with"]),
-        ({"models__x__opd__teacher_update": "live"}, ["teacher_update: live needs teacher"]),
-        ({"models__x__opd__ema_decay": 0.9}, ["ema_decay goes with teacher_update"]),
+        ({"models__x__distill__lrr": 1.0}, ["models.x.distill.lrr", "did you mean 'lr'"]),
+        (
+            {"models__x__distill__studnt": "a", "models__x__distill__student": None},
+            ["studnt", "'student'"],
+        ),
+        ({"defaults__distill__stepz": 3}, ["defaults.distill.stepz", "'steps'"]),
+        ({"defaults__distil": {}}, ["defaults.distil", "'distill'"]),
+        ({"defaults__opd": {}}, ["defaults.opd: 'opd' is called 'distill' now; write distill"]),
+        ({"models__x": {"opd": {}}}, ["models.x.opd: ", "write distill"]),
+        ({"models__x__sweep": {"opd.lr": [1]}}, ["models.x.sweep.opd.lr: ", "write distill"]),
+        ({"models__x__distill__steps": "many"}, ["models.x.distill.steps", "'many'", "integer"]),
+        (
+            {"models__x__distill__steps": 0},
+            ["models.x.distill.steps", "0", "greater than or equal to 1"],
+        ),
+        ({"models__x__distill__lr": True}, ["models.x.distill.lr", "number"]),
+        ({"models__x__distill__loss": {"support": "best"}}, ["'best'", "'sampled', 'student'"]),
+        ({"models__x__distill__loss": {"preset": "sampled"}}, ["loss", "takes no k"]),
+        ({"models__x__distill__loss": {"preset": "code"}}, ["loss.preset", "'rethinking_code'"]),
+        ({"models__x__distill__loss": {"tail": True}}, ["a tail goes with"]),
+        ({"models__x__distill__teacher_update": "live"}, ["teacher_update: live needs teacher"]),
+        ({"models__x__distill__ema_decay": 0.9}, ["ema_decay goes with teacher_update"]),
         ({"models__x": {}}, ["models.x", "exactly one of init, hub", "none"]),
-        ({"models__x__init": {}}, ["models.x", "init and opd"]),
-        ({"models__x__opd__teacher": "bb"}, ["models.x.opd.teacher", "'bb'", "did you mean 'b'"]),
+        ({"models__x__init": {}}, ["models.x", "init and distill"]),
+        (
+            {"models__x__distill__teacher": "bb"},
+            ["models.x.distill.teacher", "'bb'", "did you mean 'b'"],
+        ),
         ({"models__a__sft__student": "x"}, ["refers to itself", "models.a -> models.x"]),
         ({"models__a__sft__student": "a"}, ["models.a -> models.a"]),
         ({"prompts__d__dedup__against": "d"}, ["prompts.d -> prompts.d"]),
@@ -154,10 +166,13 @@ def asked(raw: dict[str, Any]) -> list[str]:
             {"models__b__grpo__information": {"message": "{question} {solution} {hint}"}},
             ["models.b.grpo.information", "unknown field {hint}", "{answer}"],
         ),
-        ({"models__x__opd__information": "hint"}, ["models.x.opd.information", "'hint'", "'full'"]),
         (
-            {"models__x__opd__information": ["answer", {"message": "{answer}"}]},
-            ["models.x.opd.information", "the question is not in it", "add {prompt}"],
+            {"models__x__distill__information": "hint"},
+            ["models.x.distill.information", "'hint'", "'full'"],
+        ),
+        (
+            {"models__x__distill__information": ["answer", {"message": "{answer}"}]},
+            ["models.x.distill.information", "the question is not in it", "add {prompt}"],
         ),
         ({"models__b__grpo__information": "hidden"}, ["here it is a message alone"]),
         ({"models__b__grpo__updates_per_batch": 7}, ["updates_per_batch: 7 does not divide 512"]),
@@ -169,10 +184,10 @@ def asked(raw: dict[str, Any]) -> list[str]:
         (
             {
                 "training": {"processes": 8, "accelerate": "config/accelerate/fsdp2.yaml"},
-                "models__x__opd__prompts_per_step": 3,
-                "models__x__opd__micro_batch": 2,
+                "models__x__distill__prompts_per_step": 3,
+                "models__x__distill__micro_batch": 2,
             },
-            ["models.x.opd.micro_batch: 2 does not divide the 12 sequences of a step on 8 process"],
+            ["models.x.distill.micro_batch: 2 does not divide the 12 sequences of a step on 8"],
         ),
         ({"models__a__sft__micro_batch": 7}, ["models.a.sft.micro_batch: 7 does not divide the"]),
         *(
@@ -184,7 +199,7 @@ def asked(raw: dict[str, Any]) -> list[str]:
                 ({"rules": None}, "a model that judges needs rules"),
             )
         ),
-        ({"models__x__sweep": {"opd.lr": 3}}, ["models.x.sweep", "[VALUE"]),
+        ({"models__x__sweep": {"distill.lr": 3}}, ["models.x.sweep", "[VALUE"]),
         ({"generations__g": {**ASK, "attempts": 2}}, ["generations.g", "attempts need rules"]),
         ({"generations__g": {**ASK, "rules": ["answered"]}}, ["generations.g.rules", "'answered'"]),
         (
@@ -197,21 +212,28 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"engine": {"batch_invariant": True}}, ["batch_invariant needs backend: vllm"]),
         (
             {**KEEP, "tables__t1__rows": [{"label": "x", "model": "x@2"}]},
-            ["tables.t1.rows.0.model", "'x@2': step 2 of x is not kept, only 0, 1, 3 are", "x.opd"],
+            [
+                "tables.t1.rows.0.model",
+                "'x@2': step 2 of x is not kept, only 0, 1, 3 are",
+                "x.distill",
+            ],
         ),
         ({"generations__g": {**ASK, "model": "a@1"}}, ["generations.g.model", "only 0, 2 are"]),
         ({"generations__g": {**ASK, "model": "i@1"}}, ["generations.g.model", "not trained"]),
         ({"generations__g": {**ASK, "model": "y@1"}}, ["generations.g.model", "unknown", "'y'"]),
         ({"generations__g": {**ASK, "model": "x@01"}}, ["generations.g.model", "'x@01'"]),
-        ({"models__x__opd__keep_steps": [1, 4]}, ["models.x.opd", "4 is beyond the run's 3 steps"]),
-        ({"models__x__opd__keep_steps": [-1]}, ["models.x.opd.keep_steps.0", "-1"]),
+        (
+            {"models__x__distill__keep_steps": [1, 4]},
+            ["models.x.distill", "4 is beyond the run's 3 steps"],
+        ),
+        ({"models__x__distill__keep_steps": [-1]}, ["models.x.distill.keep_steps.0", "-1"]),
         ({**KEEP, "models__b__grpo__student": "x@1"}, ["models.b -> models.x@1 -> models.x"]),
         ({"models__a__sft__student": "a@0"}, ["models.a.sft.student", "refers to itself: a@0"]),
         ({"use_released": ["a"]}, ["use_released", "'a' has no released weights", "models.a.rel"]),
         ({"use_released": ["bb"]}, ["use_released", "unknown model 'bb'", "did you mean 'b'"]),
         (
             {"models__i__released": {"hub": "o/i"}},
-            ["models.i", "released goes beside sft, grpo or opd"],
+            ["models.i", "released goes beside sft, grpo or distill"],
         ),
         ({"models__x__released": {"id": "o/x"}}, ["models.x.released.id", "unknown key 'id'"]),
         (
@@ -260,7 +282,9 @@ def test_missing_data_folder_and_missing_file_are_named(monkeypatch, tmp_path):
 
 
 def test_defaults_are_inherited_and_overridden_key_by_key():
-    made = artifacts(config(models__x__opd__loss={"support": "student"}, models__x__opd__lr=0.5))
+    made = artifacts(
+        config(models__x__distill__loss={"support": "student"}, models__x__distill__lr=0.5)
+    )
     cfg = made["models/x/s0"].cfg
     assert (cfg["steps"], cfg["loss"]["k"], cfg["lr"]) == (3, 4, 0.5)
 
@@ -362,19 +386,21 @@ def test_what_is_between_braces_in_latex_is_no_field():
 def test_what_a_teacher_is_told_is_in_its_own_run_alone():
     """Nothing of it in the settings of any evaluation; none is the same as not given."""
     plain = artifacts(config())
-    told = artifacts(config(models__x__opd__information="answer"))
+    told = artifacts(config(models__x__distill__information="answer"))
     assert {folder for folder in plain if plain[folder] != told[folder]} == {"models/x/s0"}
     assert (
         told["models/x/s0"].cfg["information"][0]["message"].startswith("{prompt}\n\nThe correct")
     )
-    assert artifacts(config(models__x__opd__information="none")) == plain
-    swept = artifacts(config(models__x__sweep={"opd.information": ["none", "full"]}, tables=None))
+    assert artifacts(config(models__x__distill__information="none")) == plain
+    swept = artifacts(
+        config(models__x__sweep={"distill.information": ["none", "full"]}, tables=None)
+    )
     assert "information" not in swept["models/x-none/s0"].cfg
     assert "{solution}" in swept["models/x-full/s0"].cfg["information"][0]["message"]
 
 
 def test_sweep_expands_to_named_runs():
-    made = artifacts(config(models__x__sweep={"opd.loss.k": [1, 8]}, tables=None))
+    made = artifacts(config(models__x__sweep={"distill.loss.k": [1, 8]}, tables=None))
     assert made["models/x-1/s0"].cfg["loss"]["k"] == 1
     assert made["models/x-8/s0"].cfg["loss"]["k"] == 8
     assert "models/x/s0" not in made
@@ -387,7 +413,7 @@ def _changed(before: dict, after: dict) -> set[str]:
 
 
 def test_an_edit_changes_the_settings_of_just_the_stages_it_concerns():
-    assert _changed(config(), config(models__x__opd__loss={"k": 8})) == {"models/x/s0"}
+    assert _changed(config(), config(models__x__distill__loss={"k": 8})) == {"models/x/s0"}
     evaluations = {f"evaluations/e/{m}/s0" for m in "iabx"}
     assert _changed(config(), config(protocols__short__max_new_tokens=9)) == evaluations
     assert _changed(config(), config(prompts__d__dedup__threshold=0.7)) == {"prompts/d"}
@@ -529,15 +555,15 @@ def test_every_arm_and_probe_of_the_paper_has_a_miniature():
     assert declared["arms"].keys() <= config.arms.keys()
     assert config.arms.keys() - declared["arms"].keys() <= second["arms"].keys()
     assert declared["probes"].keys() <= config.probes.keys()
-    run = config.models[config.arms["E02.new2"].model].opd
+    run = config.models[config.arms["E02.new2"].model].distill
     assert run is not None
     assert (run.student, config.models[run.teacher].grpo.student) == ("large", "huge")
     assert config.arms["E02.student2"].model == config.arms["E02.new2"].base == "large"
-    same = config.models[config.arms["E02.same2"].model].opd
+    same = config.models[config.arms["E02.same2"].model].distill
     assert (same.student, same.teacher) == ("large", "huge")
     # Lengths grow from arm to arm.
     models = [config.models[config.arms[f"E09.l{i}"].model] for i in range(1, 7)]
-    lengths = [model.opd.max_new_tokens for model in models]
+    lengths = [model.distill.max_new_tokens for model in models]
     assert lengths == [4, 8, 16, 32, 64, 128]
 
 
@@ -594,7 +620,7 @@ def test_threads_of_an_encoder_are_no_part_of_its_embeddings():
 def test_a_kept_step_is_a_model_that_everything_can_name():
     row = {"label": "x", "model": "x@1", "base": "x@0", "teacher": "x@3"}
     named = {
-        "models__y": {"opd": {"student": "x@1", "teacher": "b"}},
+        "models__y": {"distill": {"student": "x@1", "teacher": "b"}},
         "generations__g": {**ASK, "model": "x@1"},
         "tables__t1__rows": [row],
     }
@@ -634,10 +660,10 @@ def test_a_kept_step_is_asked_as_its_run_is():
     made = artifacts(config(**KEEP, models__i={"init": {}, "chat_template": off}))
     assert made["evaluations/e/x@1/s0"].cfg["chat_template_kwargs"] == off
     # Options of the run's own count from its first step on, not for its student.
-    own = {"opd": {"student": "a", "teacher": "b", "keep_steps": [1]}, "chat_template": off}
+    own = {"distill": {"student": "a", "teacher": "b", "keep_steps": [1]}, "chat_template": off}
     asked = {
         step: artifacts(
-            config(models__x=own, models__y={"opd": {"student": f"x@{step}", "teacher": "b"}})
+            config(models__x=own, models__y={"distill": {"student": f"x@{step}", "teacher": "b"}})
         )["models/y/s0"].cfg["chat_template_kwargs"]
         for step in (0, 1, 3)
     }
@@ -662,7 +688,8 @@ def test_released_weights_take_the_place_of_training_under_the_same_name():
         assert before.cfg == after.cfg
         assert made["models/b/s0"] == plain["models/b/s0"]
     # What it would have been trained from need not be there any more.
-    given = config(**RELEASED, use_released=True, models__x__opd={"student": "y", "teacher": "b"})
+    own = {"student": "y", "teacher": "b"}
+    given = config(**RELEASED, use_released=True, models__x__distill=own)
     assert "models/x" in plan(resolve(given), lock)
     with pytest.raises(UserError, match=r"models\.x\.released: .*locked at"):
         plan(resolve(config(**RELEASED, use_released=True)), {"models/o/x": "f" * 40})

@@ -780,7 +780,7 @@ def test_shares_on_the_way_are_attached_to_what_is_measured_of_them(paper: dict[
     config = resolve(yaml.safe_load((ROOT / "config/paper.yaml").read_text()))
     late, end = (config.arms[arm] for arm in arms.values())
     assert late.model == f"{end.model}@200" and (late.base, late.teacher) == (end.base, end.teacher)
-    run = config.models[end.model].opd
+    run = config.models[end.model].distill
     assert 200 in run.keep_steps and run.steps < 300 and "300" in said["R040"].untested
 
 

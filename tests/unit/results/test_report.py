@@ -125,14 +125,14 @@ def test_cost_adds_up_what_lies_behind_the_page_too(tmp_path):
 def test_what_two_folders_link_counts_once(tmp_path):
     results = Results(tmp_path)
     for name in ("a", "b"):
-        results.run("opd", f"models/{name}/s0", {}, seconds=30.0, identity="same")
+        results.run("distill", f"models/{name}/s0", {}, seconds=30.0, identity="same")
     page, _ = reported(results, tmp_path / "out")
-    assert "opd 1 30.0 s" in page.text and "opd: 2," in page.text
+    assert "distill 1 30.0 s" in page.text and "distill: 2," in page.text
 
 
 def test_what_stages_drew_from_gpus_stands_beside_their_time(tmp_path):
     results = Results(tmp_path)
-    results.run("opd", "models/dry/s0", {}, seconds=5.0)
+    results.run("distill", "models/dry/s0", {}, seconds=5.0)
     page, _ = reported(results, tmp_path / "out")
     assert "GPU" not in page.text
     gib = 2**30
@@ -141,7 +141,7 @@ def test_what_stages_drew_from_gpus_stands_beside_their_time(tmp_path):
         ("b", 300.0, 20 * gib, 0.5, 54_000.0),
     ]:
         gpu = {"peak_memory_bytes": peak, "utilisation": busy, "energy_joules": joules}
-        results.run("opd", f"models/{name}/s0", {}, seconds=seconds, device="H100", gpu=gpu)
+        results.run("distill", f"models/{name}/s0", {}, seconds=seconds, device="H100", gpu=gpu)
     page, _ = reported(results, tmp_path / "out")
     assert "GPU memory, peak (GiB) GPU busy (%) GPU energy (Wh)" in page.text
     # (100 x 0.9 + 300 x 0.5) / 400 = 0.6; 90,000 J are 25 Wh; what ran without a GPU tells nothing.
@@ -201,7 +201,7 @@ def test_weights_must_be_there_and_are_not_read(tmp_path):
     files = {"model-1.safetensors": "a", "deep/model.safetensors": "b", "config.json": "{}"}
     (results.root / "models/small/s0/payload/deep").mkdir(parents=True)
     results.add("init", "models/small/s0", files)
-    results.run("opd", "models/small-from-large/s0", {"student": "models/small/s0"})
+    results.run("distill", "models/small-from-large/s0", {"student": "models/small/s0"})
     weights = results.root / "models/small/s0/payload/model-1.safetensors"
     weights.write_text("others")
     page, _ = reported(results, tmp_path / "out")
@@ -345,7 +345,7 @@ def test_hostile_strings_stay_text(tmp_path):
     path = results.root / "figures" / name / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "numbers": {HOSTILE: HOSTILE}}))
     results.table(name, training, title=HOSTILE, caption=HOSTILE)
-    results.run("opd", f"models/{name}", training, device=HOSTILE, versions={HOSTILE: HOSTILE})
+    results.run("distill", f"models/{name}", training, device=HOSTILE, versions={HOSTILE: HOSTILE})
     hostile = found()
     hostile["claims"].append(
         claim(
@@ -451,7 +451,7 @@ def test_values_drawn_are_in_the_order_of_their_numbers():
 def test_each_cell_and_series_leads_to_the_artifacts_that_it_is_from(tmp_path):
     results = Results(tmp_path)
     results.add("prompts", "prompts/rl", {"prompts.parquet": "rl"})
-    results.run("opd", "models/a/s0", {"prompts": "prompts/rl"})
+    results.run("distill", "models/a/s0", {"prompts": "prompts/rl"})
     results.run("evaluate", "evaluations/e/a/s0", {"model": "models/a/s0"})
     results.add("pair", "probes/p/s0", {"probe.json": "{}"}, {"student": "models/a/s0"})
     used = {

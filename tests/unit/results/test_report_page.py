@@ -31,7 +31,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = {LONG: "models/small-from-large/s0"}
     results.figure(LONG, LONG, source, title=LONG, caption=f"{LONG} " * 9)
     results.table(LONG, source, title=LONG, caption=LONG)
-    results.run("opd", f"models/{LONG}", source, device=LONG, versions={LONG: LONG})
+    results.run("distill", f"models/{LONG}", source, device=LONG, versions={LONG: LONG})
     claims = found()
     claims["claims"].append(claim(LONG, "not run", reason=LONG, statement=LONG, figure=LONG))
     claims["targets"].append(target(LONG, [LONG], [LONG], metric=LONG, status=LONG))

@@ -42,7 +42,7 @@ class Stage:
     """A stage in a process of its own."""
 
     def __init__(self, folder: Path, devices: int, processes: int = 1, child: bool = False) -> None:
-        task = [str(folder), devices, "opd", {"processes": processes}, child]
+        task = [str(folder), devices, "distill", {"processes": processes}, child]
         paths = os.pathsep.join([str(TESTS / "fixtures"), str(TESTS.parent / "src")])
         self.process = subprocess.Popen(
             [sys.executable, "-c", STAGE, json.dumps(task)],
@@ -148,7 +148,7 @@ def test_a_wide_stage_is_not_overtaken_by_narrow_ones(stages):
 
 def test_visible_devices_are_named_while_the_stage_runs_and_not_after(here):
     Machine(4)
-    with gpu.lease("opd", {"processes": 2}):
+    with gpu.lease("distill", {"processes": 2}):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
         assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
@@ -208,7 +208,7 @@ def test_without_a_gpu_nothing_happens(here, devices):
             Machine(devices)
         else:
             sys.modules["pynvml"] = None  # type: ignore[assignment]
-        with gpu.lease("opd", {"processes": 8}), gpu.telemetry("opd") as drawn:
+        with gpu.lease("distill", {"processes": 8}), gpu.telemetry("distill") as drawn:
             assert "CUDA_VISIBLE_DEVICES" not in os.environ
         assert drawn == {} and not here.exists()
 
@@ -217,7 +217,7 @@ def test_what_slurm_has_allotted_is_left_as_it_is(here, monkeypatch):
     Machine(4)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    with gpu.lease("opd", {"processes": 1}):
+    with gpu.lease("distill", {"processes": 1}):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert not here.exists()
 
@@ -226,7 +226,7 @@ def test_more_devices_than_there_are_is_an_error_not_a_wait(here):
     Machine(2)
     with (
         pytest.raises(UserError, match="4 GPUs are needed and 2 visible"),
-        gpu.lease("opd", {"processes": 4}),
+        gpu.lease("distill", {"processes": 4}),
     ):
         pass
 
@@ -235,14 +235,14 @@ def test_a_lock_folder_of_somebody_else_is_refused(here):
     Machine(1)
     here.with_name("elsewhere").mkdir()
     here.symlink_to(here.with_name("elsewhere"))
-    with pytest.raises(UserError, match="not this user's"), gpu.lease("opd", {}):
+    with pytest.raises(UserError, match="not this user's"), gpu.lease("distill", {}):
         pass
     assert not list(here.with_name("elsewhere").iterdir())
 
 
 def test_lock_folder_is_for_one_user_alone(here):
     Machine(1)
-    with gpu.lease("opd", {}):
+    with gpu.lease("distill", {}):
         assert here.stat().st_mode & 0o777 == 0o700
 
 
@@ -292,7 +292,8 @@ def computing(tmp_path, monkeypatch):
             return {}
 
     monkeypatch.setitem(sys.modules, "opd.fake_stage", Module)
-    monkeypatch.setitem(registry.VERBS, "pair", "opd.fake_stage:run")
+    fake = registry.STAGES["pair"]._replace(run="opd.fake_stage:run")
+    monkeypatch.setitem(registry.STAGES, "pair", fake)
     monkeypatch.setattr(gpu, "SAMPLE_SECONDS", 0.01)
 
     def run(name: str) -> Path:

@@ -35,7 +35,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             return {"length": len(text)}
 
     monkeypatch.setitem(sys.modules, "opd.fake_stage", Module)
-    monkeypatch.setitem(registry.VERBS, "fake", "opd.fake_stage:run")
+    monkeypatch.setitem(registry.STAGES, "fake", registry.Stage("opd.fake_stage:run", "x", "a"))
 
     def call(name: str, value: int, inputs: dict[str, Path] | None = None, **more) -> bool:
         inputs = inputs or {}
@@ -159,8 +159,8 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             return {}
 
     monkeypatch.setitem(sys.modules, "opd.fake_run", Module)
-    monkeypatch.setitem(registry.VERBS, "train", "opd.fake_run:run")
-    monkeypatch.setattr(runner, "RESUMES", ("train",))
+    fake = registry.Stage("opd.fake_run:run", "train", "models/{model}", resumes=True)
+    monkeypatch.setitem(registry.STAGES, "train", fake)
     output, store = tmp_path / "m" / "digest.json", tmp_path / "store"
 
     def train(*steps: int) -> bool:
@@ -334,7 +334,8 @@ def hub(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "opd.fake_fetch", Module)
     for verb in ("fetch", "dataset"):
-        monkeypatch.setitem(registry.VERBS, verb, "opd.fake_fetch:run")
+        fake = registry.STAGES[verb]._replace(run="opd.fake_fetch:run")
+        monkeypatch.setitem(registry.STAGES, verb, fake)
 
     def take(verb, lose=True, **cfg):
         output = tmp_path / verb / "digest.json"
@@ -384,6 +385,6 @@ def test_lost_payload_of_an_input_is_named(stage, tmp_path):
 
 
 def test_derived_seeds_differ_by_stage_and_by_seed_and_fit_31_bits():
-    seeds = {identity.derive_seed(s, v) for s in range(50) for v in ("sft", "grpo", "opd")}
+    seeds = {identity.derive_seed(s, v) for s in range(50) for v in ("sft", "grpo", "distill")}
     assert len(seeds) == 150
     assert all(0 <= s < 2**31 for s in seeds)

@@ -23,12 +23,12 @@ def test_a_live_teacher_without_privileged_information_teaches_nothing(
 ) -> None:
     """Student and teacher are the same function of the same prompt; a frozen one soon is not."""
     own = {**inputs, "teacher": inputs["student"]}
-    run("opd", {**OPD, "teacher_update": "live"}, own, tmp_path / "live")
+    run("distill", {**OPD, "teacher_update": "live"}, own, tmp_path / "live")
     assert course(tmp_path / "live", "kl_nats") == [pytest.approx(0, abs=1e-7)] * 3
     assert max(course(tmp_path / "live", "grad_norm")) < 1e-6
     told = {"information": [{"message": "say {question}"}], "lr": 1e-2}
-    run("opd", {**OPD, **told, "teacher_update": "live"}, own, tmp_path / "told")
-    run("opd", {**OPD, **told}, own, tmp_path / "frozen")
+    run("distill", {**OPD, **told, "teacher_update": "live"}, own, tmp_path / "told")
+    run("distill", {**OPD, **told}, own, tmp_path / "frozen")
     ours, theirs = (course(tmp_path / name, "kl_nats") for name in ("told", "frozen"))
     assert ours[0] == theirs[0] > 0 and ours[2] != theirs[2]
 
@@ -50,7 +50,7 @@ def test_an_ema_teacher_follows_the_student(
     own = {**inputs, "teacher": inputs["student"]}
     more = {"teacher_update": "ema", "ema_decay": 0.75, "steps": 1}
     told = [{"message": "say {question}"}]
-    run("opd", {**OPD, **more, "information": told}, own, tmp_path / "a")
+    run("distill", {**OPD, **more, "information": told}, own, tmp_path / "a")
     before, after = weights(inputs["student"]), weights(tmp_path / "a")
     for name, student in after.items():
         torch.testing.assert_close(seen[0][name], 0.75 * before[name] + 0.25 * student)
@@ -60,9 +60,9 @@ def test_an_ema_teacher_follows_the_student(
 @pytest.mark.parametrize("wider", ["student", "teacher"])
 def test_padded_heads_of_different_width(inputs: Inputs, tmp_path: Path, wider: str) -> None:
     """The rows beyond the shared ids change nothing."""
-    run("opd", OPD, inputs, tmp_path / "plain")
+    run("distill", OPD, inputs, tmp_path / "plain")
     path = padded(inputs[wider], tmp_path / "padded", 80)
-    numbers = run("opd", OPD, {**inputs, wider: path}, tmp_path / "a")
+    numbers = run("distill", OPD, {**inputs, wider: path}, tmp_path / "a")
     assert course(tmp_path / "a", "kl_nats") == course(tmp_path / "plain", "kl_nats")
     ours, plain = weights(tmp_path / "a"), weights(tmp_path / "plain")
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in plain.items()}
@@ -75,18 +75,18 @@ def test_a_head_too_narrow_for_the_tokenizer(inputs: Inputs, tmp_path: Path) -> 
     with pytest.raises(
         UserError, match=r"teacher: \d+ embeddings .* 20 of the teacher do not hold"
     ):
-        run("opd", OPD, {**inputs, "teacher": path}, tmp_path / "a")
+        run("distill", OPD, {**inputs, "teacher": path}, tmp_path / "a")
 
 
 def test_a_teacher_that_is_missing(inputs: Inputs, tmp_path: Path) -> None:
     """No folder at all, and one that has lost its weights."""
     gone = {**inputs, "teacher": tmp_path / "gone"}
     with pytest.raises(UserError, match=r"gone: no usable tokenizer .*; make or fetch it again"):
-        run("opd", OPD, gone, tmp_path / "a")
+        run("distill", OPD, gone, tmp_path / "a")
     path = padded(inputs["teacher"], tmp_path / "empty", 60)
     (path / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"empty: no usable weights .*; make or fetch them again"):
-        run("opd", OPD, {**inputs, "teacher": path}, tmp_path / "b")
+        run("distill", OPD, {**inputs, "teacher": path}, tmp_path / "b")
 
 
 THINKING = (
@@ -112,7 +112,7 @@ def test_thinking_modes_that_differ(
         UserError, match="thinking is off for the student and left to the model for the teacher"
     ):
         cfg = {**OPD, "chat_template_kwargs": off, "teacher_chat_template_kwargs": {}}
-        run("opd", cfg, both, tmp_path / "a")
+        run("distill", cfg, both, tmp_path / "a")
 
 
 def test_the_guard_flags_or_stops(
@@ -121,11 +121,13 @@ def test_the_guard_flags_or_stops(
     """On a guard that takes any length for a collapse."""
     guard = {"reference_steps": 2, "patience": 2, "length_ratio": 1e-9, "action": "flag"}
     cfg = {**OPD, "steps": 8, "guard": guard}
-    flagged = run("opd", cfg, inputs, tmp_path / "flag")
+    flagged = run("distill", cfg, inputs, tmp_path / "flag")
     assert flagged["collapse"]["step"] == 4 and flagged["collapse"]["stopped"] is False
     assert "warning: step 4 looks like a collapse: length_ratio" in capsys.readouterr().err
     assert len(course(tmp_path / "flag", "loss")) == 8
-    stopped = run("opd", {**cfg, "guard": {**guard, "action": "stop"}}, inputs, tmp_path / "stop")
+    stopped = run(
+        "distill", {**cfg, "guard": {**guard, "action": "stop"}}, inputs, tmp_path / "stop"
+    )
     assert stopped["collapse"]["stopped"] is True
     assert course(tmp_path / "stop", "loss") == course(tmp_path / "flag", "loss")[:4]
     assert (tmp_path / "stop" / "model.safetensors").is_file()
@@ -144,9 +146,9 @@ def test_bfloat16_computes_narrow_and_keeps_weights_wide(
         types.add((attention.dtype, h_q.dtype))
         return fused(h_p, head, h_q, *rest)
 
-    run("opd", OPD, inputs, tmp_path / "wide")
+    run("distill", OPD, inputs, tmp_path / "wide")
     monkeypatch.setattr(distill, "fused_token_loss", spy)
-    run("opd", {**OPD, "precision": "bfloat16"}, inputs, tmp_path / "narrow")
+    run("distill", {**OPD, "precision": "bfloat16"}, inputs, tmp_path / "narrow")
     assert types == {(torch.bfloat16, torch.bfloat16)}
     found = weights(tmp_path / "narrow")
     assert {w.dtype for w in found.values()} == {torch.float32}
@@ -157,8 +159,8 @@ def test_bfloat16_computes_narrow_and_keeps_weights_wide(
 
 def test_measuring_less_often(inputs: Inputs, tmp_path: Path) -> None:
     """The same run, fewer measurements."""
-    run("opd", {**OPD, "steps": 5}, inputs, tmp_path / "all")
-    run("opd", {**OPD, "steps": 5, "metrics_every": 2}, inputs, tmp_path / "some")
+    run("distill", {**OPD, "steps": 5}, inputs, tmp_path / "all")
+    run("distill", {**OPD, "steps": 5, "metrics_every": 2}, inputs, tmp_path / "some")
     every, some = (course(tmp_path / name, "kl_nats") for name in ("all", "some"))
     assert some == every[::2]
     assert course(tmp_path / "some", "loss") == course(tmp_path / "all", "loss")
@@ -173,7 +175,7 @@ def test_what_is_measured_is_logged_to_everything_that_listens(
     monkeypatch.setattr(
         distill.DistillationTrainer, "log", lambda _, logs, *__: logged.append(logs)
     )
-    run("opd", {**OPD, "steps": 2}, inputs, tmp_path / "a")
+    run("distill", {**OPD, "steps": 2}, inputs, tmp_path / "a")
     steps = [line for line in logged if "loss" in line]
     assert len(steps) == 2
     assert all(line["overlap_ratio"] <= 1 and "kl_nats" in line for line in steps)
@@ -190,7 +192,7 @@ def test_what_is_measured_is_logged_to_everything_that_listens(
     ],
 )
 def test_presets_train(inputs: Inputs, tmp_path: Path, loss: dict[str, Any]) -> None:
-    numbers = run("opd", {**OPD, "loss": loss}, inputs, tmp_path / "a")
+    numbers = run("distill", {**OPD, "loss": loss}, inputs, tmp_path / "a")
     assert math.isfinite(numbers["last"]["loss"]) and numbers["first"]["grad_norm"] > 0
 
 

@@ -43,11 +43,11 @@ CASES = {
         "grpo",
         {**GRPO, **EVERY, "steps": 5, "group_size": 4, "updates_per_batch": 4, "micro_batch": 2},
     ),
-    "opd": ("opd", {**OPD, **EVERY}),
-    "micro-batches": ("opd", {**OPD, **EVERY, "micro_batch": 2}),
-    "ema": ("opd", {**EMA, **EVERY}),
+    "opd": ("distill", {**OPD, **EVERY}),
+    "micro-batches": ("distill", {**OPD, **EVERY, "micro_batch": 2}),
+    "ema": ("distill", {**EMA, **EVERY}),
     "live": (
-        "opd",
+        "distill",
         {**OPD, **EVERY, "teacher_update": "live", "information": [{"message": "say {question}"}]},
     ),
 }
@@ -158,15 +158,15 @@ def test_what_was_kept_after_the_last_checkpoint_is_made_again(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """The run may take another course from there, where sums run in another order."""
-    cfg = keeping(CASES["opd"][1], 4, 5)
-    run("opd", cfg, inputs, tmp_path / "whole")
+    cfg = keeping(CASES["distill"][1], 4, 5)
+    run("distill", cfg, inputs, tmp_path / "whole")
     out = tmp_path / "a"
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(5, patch)
-        run("opd", cfg, inputs, out)
+        run("distill", cfg, inputs, out)
     for step in (4, 5):
         (tmp_path / f"a-scratch/kept/{step}/config.json").write_text(str(step))
-    run("opd", cfg, inputs, out)
+    run("distill", cfg, inputs, out)
     assert "going on from step 4" in capsys.readouterr().err
     assert kept(out)[4]["config.json"] == b"4"
     assert kept(out)[5] == kept(tmp_path / "whole")[5]
@@ -182,7 +182,7 @@ def test_a_step_beyond_the_run_and_one_that_it_did_not_reach(
     run("sft", keeping(epochs, 6), inputs, tmp_path / "b")
     assert kept(tmp_path / "b")[6].items() <= files(tmp_path / "b").items()
     guard = {"reference_steps": 2, "patience": 2, "length_ratio": 1e-9, "action": "stop"}
-    run("opd", keeping({**OPD, **EVERY, "guard": guard}, 1, 6), inputs, tmp_path / "c")
+    run("distill", keeping({**OPD, **EVERY, "guard": guard}, 1, 6), inputs, tmp_path / "c")
     assert kept(tmp_path / "c").keys() == {1}
 
 
@@ -192,16 +192,16 @@ def test_a_checkpoint_is_used_and_one_that_is_not_whole_is_not(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cfg = CASES["opd"][1]
-    numbers = run("opd", cfg, inputs, tmp_path / "whole")
+    cfg = CASES["distill"][1]
+    numbers = run("distill", cfg, inputs, tmp_path / "whole")
     out, scratch = tmp_path / "a", tmp_path / "a-scratch"
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(5, patch)
-        run("opd", cfg, inputs, out)
+        run("distill", cfg, inputs, out)
     (scratch / "checkpoint-4" / resume.MARKER).unlink()
     (scratch / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
     capsys.readouterr()
-    assert run("opd", cfg, inputs, out) == numbers
+    assert run("distill", cfg, inputs, out) == numbers
     assert "going on from step 2" in capsys.readouterr().err
     assert files(out) == files(tmp_path / "whole")
     # The record of a live view holds every step once.
@@ -281,17 +281,17 @@ def test_a_loss_that_is_no_number_fails_again_at_once(
 ) -> None:
     cfg = {**OPD, **EVERY, "lr": 1e30}
     with pytest.raises(UserError, match=r"lr: .* lower the learning rate") as first:
-        run("opd", cfg, inputs, tmp_path / "a")
+        run("distill", cfg, inputs, tmp_path / "a")
     monkeypatch.setattr(resume.Steps, "on_step_begin", None)
     with pytest.raises(
         UserError, match=r"to try the same once more, remove .*failed\.json"
     ) as again:
-        run("opd", cfg, inputs, tmp_path / "a")
+        run("distill", cfg, inputs, tmp_path / "a")
     assert again.value.what == first.value.what
     monkeypatch.undo()
     (tmp_path / "a-scratch" / resume.FAILED).unlink()
     with pytest.raises(UserError, match=r"; lower the learning rate \(it is 1e\+30\)$"):
-        run("opd", cfg, inputs, tmp_path / "a")
+        run("distill", cfg, inputs, tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -304,8 +304,8 @@ def test_a_loss_that_is_no_number_fails_again_at_once(
 def test_a_full_disk_leaves_the_last_checkpoint(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    cfg = CASES["opd"][1]
-    run("opd", cfg, inputs, tmp_path / "whole")
+    cfg = CASES["distill"][1]
+    run("distill", cfg, inputs, tmp_path / "whole")
     save = torch.save
 
     def full(what: Any, where: Any, *args: Any, **kwargs: Any) -> None:
@@ -318,9 +318,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         with pytest.raises(
             UserError, match="the disk is full, the last checkpoint is whole; free space"
         ):
-            run("opd", cfg, inputs, tmp_path / "a")
+            run("distill", cfg, inputs, tmp_path / "a")
     assert (tmp_path / "a-scratch" / "checkpoint-2" / resume.MARKER).is_file()
-    run("opd", cfg, inputs, tmp_path / "a")
+    run("distill", cfg, inputs, tmp_path / "a")
     assert files(tmp_path / "a") == files(tmp_path / "whole")
 
 
@@ -336,7 +336,7 @@ def test_a_model_that_does_not_fit(
     with pytest.raises(
         UserError, match=r"micro_batch: the model does not fit .*2.00 GiB.*; lower it"
     ):
-        run("opd", {**OPD, **COMMON}, inputs, tmp_path / "a")
+        run("distill", {**OPD, **COMMON}, inputs, tmp_path / "a")
     assert not (tmp_path / "a-scratch" / resume.FAILED).exists()  # a larger device may do
 
 
@@ -350,12 +350,12 @@ def test_other_errors_keep_their_traceback(
 
     monkeypatch.setattr(distill, "fused_token_loss", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        run("opd", OPD, inputs, tmp_path / "a")
+        run("distill", OPD, inputs, tmp_path / "a")
 
 
 def test_the_handler_is_put_back(inputs: Inputs, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    run("opd", OPD, inputs, tmp_path / "a")
+    run("distill", OPD, inputs, tmp_path / "a")
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -367,11 +367,11 @@ def test_a_run_that_the_guard_has_stopped_stays_stopped(
 
     guard = {"reference_steps": 2, "patience": 2, "length_ratio": 1e-9, "action": "stop"}
     cfg = {**OPD, **EVERY, "guard": guard}
-    numbers = run("opd", cfg, inputs, tmp_path / "whole")
+    numbers = run("distill", cfg, inputs, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(common.tables, "write", lambda *_: (_ for _ in ()).throw(Killed()))
-        run("opd", cfg, inputs, tmp_path / "a")
-    assert run("opd", cfg, inputs, tmp_path / "a") == numbers
+        run("distill", cfg, inputs, tmp_path / "a")
+    assert run("distill", cfg, inputs, tmp_path / "a") == numbers
     assert files(tmp_path / "a") == files(tmp_path / "whole")
 
 
@@ -382,12 +382,12 @@ def test_on_a_gpu_a_resumed_run_has_the_same_metrics(
     """Within 1e-3: sums run in another order there."""
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    cfg = {**CASES["opd"][1], "precision": "bfloat16"}
-    run("opd", cfg, inputs, tmp_path / "whole")
+    cfg = {**CASES["distill"][1], "precision": "bfloat16"}
+    run("distill", cfg, inputs, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(5, patch)
-        run("opd", cfg, inputs, tmp_path / "a")
-    run("opd", cfg, inputs, tmp_path / "a")
+        run("distill", cfg, inputs, tmp_path / "a")
+    run("distill", cfg, inputs, tmp_path / "a")
     for name in ("loss", "kl_nats", "entropy_student_nats", "overlap_ratio"):
         ours, theirs = (course(tmp_path / folder, name) for folder in ("a", "whole"))
         assert ours == pytest.approx(theirs, rel=1e-3), name

@@ -16,7 +16,7 @@ from opd.losses.schemas import METRICS
 from opd.models import init
 
 
-@pytest.mark.parametrize(("name", "cfg"), [("sft", SFT), ("grpo", GRPO), ("opd", OPD)])
+@pytest.mark.parametrize(("name", "cfg"), [("sft", SFT), ("grpo", GRPO), ("distill", OPD)])
 def test_same_settings_same_bytes_and_an_ordinary_checkpoint(
     inputs: Inputs, tmp_path: Path, name: str, cfg: dict[str, Any]
 ) -> None:
@@ -44,7 +44,7 @@ def test_same_settings_same_bytes_and_an_ordinary_checkpoint(
 def test_opd_logs_every_measurement_each_step(inputs: Inputs, tmp_path: Path) -> None:
     from opd.losses import metrics
 
-    run("opd", OPD, inputs, tmp_path / "a")
+    run("distill", OPD, inputs, tmp_path / "a")
     rows = tables.read(tmp_path / "a" / "metrics.parquet", METRICS).to_pylist()
     steps = {
         s: {r["name"]: r["value"] for r in rows if r["step"] == s and r["position"] is None}
@@ -72,13 +72,13 @@ def test_opd_logs_every_measurement_each_step(inputs: Inputs, tmp_path: Path) ->
 
 def test_micro_batches_are_the_same_step(inputs: Inputs, tmp_path: Path) -> None:
     """The first step's loss is the token mean over the whole step, whatever its parts."""
-    for name, cfg in (("opd", {**OPD, "loss": {"preset": "full"}}), ("sft", SFT)):
+    for name, cfg in (("distill", {**OPD, "loss": {"preset": "full"}}), ("sft", SFT)):
         whole = run(name, {**cfg, "steps": 1}, inputs, tmp_path / f"{name}-whole")
         parts = run(name, {**cfg, "steps": 1, "micro_batch": 2}, inputs, tmp_path / f"{name}-parts")
         for metric, value in whole["first"].items():
             assert parts["first"][metric] == pytest.approx(value, rel=1e-3), (name, metric)
     with pytest.raises(UserError, match="micro_batch: 3 does not divide the 8 sequences"):
-        run("opd", {**OPD, "micro_batch": 3}, inputs, tmp_path / "c")
+        run("distill", {**OPD, "micro_batch": 3}, inputs, tmp_path / "c")
 
 
 def test_prompts_come_in_order_and_the_last_partial_batch_is_dropped(
@@ -95,14 +95,14 @@ def test_prompts_come_in_order_and_the_last_partial_batch_is_dropped(
         return generate(self, batch)
 
     monkeypatch.setattr(distill.Trainer, "_generate_and_score_completions", spy)
-    run("opd", OPD, inputs, tmp_path / "a")
+    run("distill", OPD, inputs, tmp_path / "a")
     questions = [row["prompt"] for row in world.make_prompts(WORLD, "rl", 10)]
     twice = [[q for q in questions[i : i + 4] for _ in range(2)] for i in (0, 4, 0)]
     assert seen == twice
 
 
 def test_a_loss_that_is_no_number(inputs: Inputs, tmp_path: Path) -> None:
-    for name, cfg in (("sft", SFT), ("opd", OPD)):
+    for name, cfg in (("sft", SFT), ("distill", OPD)):
         out = tmp_path / name
         with pytest.raises(UserError, match=r"lr: .* at step \d+; lower the learning rate"):
             run(name, {**cfg, "lr": 1e30, "warmup": 0.0, "steps": 6}, inputs, out)
@@ -110,7 +110,7 @@ def test_a_loss_that_is_no_number(inputs: Inputs, tmp_path: Path) -> None:
 
 
 def test_bad_prompts(inputs: Inputs, tmp_path: Path) -> None:
-    for name, cfg in (("opd", OPD), ("grpo", GRPO)):
+    for name, cfg in (("distill", OPD), ("grpo", GRPO)):
         with pytest.raises(
             UserError, match=r"prompts.parquet: row 0 \(rl-00000\): .* max_prompt_tokens"
         ):
@@ -144,7 +144,7 @@ def test_different_tokenizers(
     foreign.mkdir()
     init.run(SHAPE, {}, foreign)
     with pytest.raises(UserError, match="token 5 is '0' for the student and '9' for the teacher"):
-        run("opd", OPD, {**inputs, "teacher": foreign}, tmp_path / "out")
+        run("distill", OPD, {**inputs, "teacher": foreign}, tmp_path / "out")
 
 
 def told(message: str) -> list[dict[str, str]]:
@@ -152,11 +152,11 @@ def told(message: str) -> list[dict[str, str]]:
 
 
 def test_the_teacher_reads_what_it_is_told(inputs: Inputs, tmp_path: Path) -> None:
-    plain = run("opd", OPD, inputs, tmp_path / "plain")
-    same = run("opd", {**OPD, "information": told("{question}")}, inputs, tmp_path / "same")
+    plain = run("distill", OPD, inputs, tmp_path / "plain")
+    same = run("distill", {**OPD, "information": told("{question}")}, inputs, tmp_path / "same")
     assert same == plain  # the world's prompt is the question itself
     other = {**OPD, "information": told("say {question}")}
-    changed = run("opd", other, inputs, tmp_path / "other")
+    changed = run("distill", other, inputs, tmp_path / "other")
     # Before the first update the rollouts are the same, so only the teacher's side can differ.
     for name in ("entropy_student_nats", "response_tokens"):
         assert changed["first"][name] == plain["first"][name]
@@ -165,4 +165,4 @@ def test_the_teacher_reads_what_it_is_told(inputs: Inputs, tmp_path: Path) -> No
     with pytest.raises(
         UserError, match=r"teacher's prompt has \d+ tokens.*max_teacher_prompt_tokens"
     ):
-        run("opd", long, inputs, tmp_path / "long")
+        run("distill", long, inputs, tmp_path / "long")

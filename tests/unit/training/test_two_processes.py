@@ -50,7 +50,7 @@ def trained(processes: int, cfg: dict[str, Any], inputs: Inputs, out: Path) -> t
         folder.mkdir()
     cfg = {**cfg, "processes": processes}
     if processes == 1:
-        stage("opd")(cfg, inputs, out, scratch)
+        stage("distill")(cfg, inputs, out, scratch)
     else:
         numbers = launch.launch("recorded", cfg, inputs, out, scratch)
         assert numbers["last"]["loss"]
@@ -92,7 +92,7 @@ def test_two_processes_measure_the_nll_of_one(inputs: Inputs, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("name", "stage_cfg"),
-    [("opd", {**OPD, "steps": 40}), ("grpo", {**GRPO, "steps": 5, "updates_per_batch": 4})],
+    [("distill", {**OPD, "steps": 40}), ("grpo", {**GRPO, "steps": 5, "updates_per_batch": 4})],
 )
 def test_two_processes_stop_and_go_on_together(
     inputs: Inputs, tmp_path: Path, name: str, stage_cfg: dict[str, Any]
@@ -123,7 +123,7 @@ def test_an_error_in_the_processes_is_one_line(inputs: Inputs, tmp_path: Path) -
 
     cfg = {**OPD, "lr": 1e30, "steps": 6, "processes": 2}
     with pytest.raises(UserError, match=r"lr: .* at step \d; lower the learning rate"):
-        run("opd", cfg, inputs, tmp_path / "a")
+        run("distill", cfg, inputs, tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", ["single", "ddp", "fsdp2"])
@@ -138,7 +138,7 @@ def test_accelerate_knows_every_key_of_the_configs(name: str) -> None:
 
 def test_a_config_of_accelerate_for_one_process(inputs: Inputs, tmp_path: Path) -> None:
     path = ROOT / "config" / "accelerate" / "single.yaml"
-    run("opd", {**OPD, "execution": {"accelerate": str(path)}}, inputs, tmp_path / "launched")
-    run("opd", OPD, inputs, tmp_path / "plain")
+    run("distill", {**OPD, "execution": {"accelerate": str(path)}}, inputs, tmp_path / "launched")
+    run("distill", OPD, inputs, tmp_path / "plain")
     ours, theirs = (files(tmp_path / name) for name in ("launched", "plain"))
     assert ours == theirs

@@ -1,0 +1,163 @@
+"""``opd preflight`` and ``opd align``: what a few rollouts say of models that are not trained."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from opd.cli.commands.options import Add, add_counts, json_object, positive, whole
+from opd.core.errors import UserError
+from opd.core.security import refuse_code, visible
+
+QUESTIONS = "prompts.parquet, or lines of JSON with question, answer and prompt"
+CHOICES = {
+    "backend": (("transformers", "vllm"), "what samples"),
+    "dtype": (("float32", "bfloat16"), "what models are computed in"),
+}
+# Options that are settings of the stages, under the same names -> default, and what they are.
+PREFLIGHT = {
+    "n": (48, "prompts, the first of the file"),
+    "samples": (4, "rollouts of each prompt"),
+    "max_new_tokens": (7168, "longest response in tokens"),
+    "max_prompt_tokens": (1024, "longest prompt in tokens"),
+}
+ALIGN = {
+    "n": (16, "questions, the first of the file"),
+    "rollouts": (64, "rollouts of each question at first; the paper: 200"),
+    "min_visits": (40, "rollouts after each token that is looked at closely; the paper: 100"),
+    "min_children_visits": (20, "rollouts that a choice must have to count"),
+    "max_new_tokens": (2048, "longest response in tokens"),
+    "max_prompt_tokens": (1024, "longest prompt in tokens, without a demonstration"),
+    "max_teacher_prompt_tokens": (4096, "the same with one"),
+    "batch_size": (64, "responses that are sampled at a time"),
+}
+
+
+def add(verb: Add) -> None:
+    _add_preflight(verb)
+    _add_align(verb)
+
+
+def _add_preflight(verb: Add) -> None:
+    parser = verb(
+        "preflight",
+        help="what a few dozen rollouts say of a student and a teacher, untrained",
+        usage="opd preflight --student DIR --teacher DIR --prompts FILE [options]",
+    )
+    for name in ("student", "teacher"):
+        parser.add_argument(
+            f"--{name}", type=Path, required=True, metavar="DIR", help="model folder"
+        )
+    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help=QUESTIONS)
+    top = {"k": (16, "tokens in the top k sets of student and teacher")}
+    add_counts(parser, PREFLIGHT | top)
+    parser.add_argument(
+        "--temperature",
+        type=positive,
+        default=1.0,
+        metavar="T",
+        help="that rollouts are sampled at; %(default)s if not given",
+    )
+    parser.add_argument(
+        "--grader",
+        help="of answers: world, choice, rule or math_verify; nothing is graded if not given",
+    )
+    parser.add_argument(
+        "--align",
+        action="store_true",
+        help="measure the alignment, too (`opd align`): many more rollouts, needs a grader",
+    )
+    _add_common(parser)
+    parser.set_defaults(run=_preflight)
+
+
+def _add_align(verb: Add) -> None:
+    parser = verb(
+        "align",
+        help="whether teachers point a student towards right answers, token by token, untrained",
+        usage="opd align --student DIR --teacher DIR [DIR ...] --questions FILE --grader NAME "
+        "[options]",
+    )
+    parser.add_argument("--student", type=Path, required=True, metavar="DIR", help="model folder")
+    parser.add_argument(
+        "--teacher", type=Path, nargs="+", default=[], metavar="DIR", help="model folders"
+    )
+    parser.add_argument("--questions", type=Path, required=True, metavar="FILE", help=QUESTIONS)
+    parser.add_argument(
+        "--grader",
+        required=True,
+        help="of answers: letter, boolean, integer, world, choice, rule or math_verify",
+    )
+    parser.add_argument(
+        "--demonstrate",
+        action="store_true",
+        help="the student with a right response in its prompt is a teacher, too",
+    )
+    add_counts(parser, ALIGN)
+    parser.add_argument("--system", help="a system prompt; none if not given")
+    _add_common(parser)
+    parser.set_defaults(run=_align)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--chat-template",
+        default="{}",
+        metavar="JSON",
+        help='arguments of the chat templates, as {"enable_thinking": false}; %(default)s if not '
+        "given",
+    )
+    for name, (words, about) in CHOICES.items():
+        text = f"{about}: {' or '.join(words)}; %(default)s if not given"
+        parser.add_argument(f"--{name}", choices=words, default=words[0], help=text)
+    parser.add_argument(
+        "--seed",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="of sampling; %(default)s if not given",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder that keeps all of it; none if not given"
+    )
+
+
+def _settings(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Settings of the stages: these options, and what both verbs have."""
+    given = vars(arguments)
+    return {
+        **{name: given[name] for name in (*names, *CHOICES, "grader", "seed")},
+        "chat_template_kwargs": json_object(arguments.chat_template, "--chat-template"),
+        "threads": len(os.sched_getaffinity(0)),
+    }
+
+
+def _preflight(arguments: argparse.Namespace) -> None:
+    from opd.probes.preflight import preflight
+
+    cfg = _settings(arguments, *PREFLIGHT, "temperature") | {"metrics_k": arguments.k}
+    refuse_code(arguments.student)
+    refuse_code(arguments.teacher)
+    folders = (arguments.student, arguments.teacher, arguments.prompts, arguments.out)
+    print(visible(preflight(*folders, cfg)), end="")
+    if arguments.align:
+        from opd.microscope.command import align
+
+        if not cfg["grader"]:
+            raise UserError("an alignment needs one", "--grader", "name one, or leave --align out")
+        visits = ("rollouts", "min_visits", "min_children_visits")
+        more = {name: ALIGN[name][0] for name in visits} | {"demonstrate": False}
+        out = arguments.out / "align" if arguments.out else None
+        teachers = [arguments.teacher]
+        text = align(arguments.student, teachers, arguments.prompts, out, cfg | more)
+        print(f"\n{visible(text)}", end="")
+
+
+def _align(arguments: argparse.Namespace) -> None:
+    from opd.microscope.command import align
+
+    cfg = _settings(arguments, *ALIGN, "system", "demonstrate")
+    folders = (arguments.student, arguments.teacher, arguments.questions, arguments.out)
+    for model in (arguments.student, *arguments.teacher):
+        refuse_code(model)
+    print(visible(align(*folders, cfg)), end="")

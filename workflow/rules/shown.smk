@@ -1,0 +1,104 @@
+# Rules of the stages that write files for people: beside an artifact's folder, under its name. The
+# first of them is in Snakemake's own report, too.
+
+
+for page in ("dedup", "contamination", "report"):
+
+    rule:
+        name:
+            page
+        input:
+            inputs_of(STAGES[page].folder),
+        output:
+            digest=f"{RESULTS}/{STAGES[page].folder}/digest.json",
+            html=in_report(page, "html"),
+        log:
+            f"{RESULTS}/logs/{STAGES[page].folder}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/{STAGES[page].folder}.tsv"
+        wildcard_constraints:
+            **names_of(page),
+        conda:
+            environment(page)
+        resources:
+            **of(page),
+        params:
+            cfg=cfg_of(STAGES[page].folder),
+            stage=page,
+        shell:
+            # The report lists every run: with a few seeds too long for one argument of a program.
+            "$OPD_PYTHON_{params.stage} -m opd stage {params.stage} --cfg <(printf %s {params.cfg:q})"
+            " --input {input} --output {output.digest}"
+            " --copy {params.stage}.html={output.html} > {log} 2>&1"
+
+
+rule figure:
+    input:
+        inputs_of("figures/{figure}"),
+    output:
+        digest=f"{RESULTS}/figures/{{figure}}/digest.json",
+        png=in_report("figure", "png"),
+        svg=f"{RESULTS}/figures/{{figure}}.svg",
+    log:
+        f"{RESULTS}/logs/figures/{{figure}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figures/{{figure}}.tsv"
+    conda:
+        "../../envs/workflow.yaml"
+    resources:
+        **of("figure"),
+    params:
+        cfg=cfg_of("figures/{figure}"),
+        said=said_of("figures/{figure}"),
+    shell:
+        "$OPD_PYTHON_figure -m opd stage figure --cfg {params.cfg:q} --input {input}"
+        f" --output {{output.digest}} --plan {PLAN}"
+        " --copy figure.png={output.png} figure.svg={output.svg} > {log} 2>&1"
+
+
+rule table:
+    input:
+        inputs_of("tables/{table}"),
+    output:
+        digest=f"{RESULTS}/tables/{{table}}/digest.json",
+        csv=in_report("table", "csv"),
+        md=f"{RESULTS}/tables/{{table}}.md",
+    log:
+        f"{RESULTS}/logs/tables/{{table}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tables/{{table}}.tsv"
+    conda:
+        "../../envs/workflow.yaml"
+    resources:
+        **of("table"),
+    params:
+        cfg=cfg_of("tables/{table}"),
+    shell:
+        "$OPD_PYTHON_table -m opd stage table --cfg {params.cfg:q} --input {input}"
+        f" --output {{output.digest}} --plan {PLAN}"
+        " --copy table.csv={output.csv} table.md={output.md} > {log} 2>&1"
+
+
+rule claims:
+    input:
+        inputs_of("claims"),
+    output:
+        digest=f"{RESULTS}/claims/digest.json",
+        html=in_report("claims", "html"),
+        json=f"{RESULTS}/claims.json",
+        md=f"{RESULTS}/claims.md",
+    log:
+        f"{RESULTS}/logs/claims.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/claims.tsv"
+    conda:
+        "../../envs/workflow.yaml"
+    resources:
+        **of("claims"),
+    params:
+        cfg=cfg_of("claims"),
+    shell:
+        "$OPD_PYTHON_claims -m opd stage claims --cfg {params.cfg:q} --input {input}"
+        f" --output {{output.digest}} --plan {PLAN}"
+        " --copy claims.html={output.html} claims.json={output.json} claims.md={output.md}"
+        " > {log} 2>&1"
