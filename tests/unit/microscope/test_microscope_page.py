@@ -48,7 +48,7 @@ def html() -> str:
 
 
 def test_the_page_says_what_is_known_of_a_token() -> None:
-    text = html()
+    text = " ".join(html().split())
     assert "Rollout 1, right: mean alignment +0.25 over 2 of 90 tokens" in text
     assert "Rollout 2, wrong: mean alignment −1.00 over 1 of 1 tokens" in text
     said = (

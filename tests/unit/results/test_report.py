@@ -226,17 +226,17 @@ def test_modified_claims_and_tables_are_marked(tmp_path):
 
 
 def test_what_was_made_from_another_state_is_stale(tmp_path):
-    """Also far behind what is shown: the run is stale, what was reported from it is not."""
+    """Also far behind what is shown: the run is stale, what was made from it is not."""
     results = sample(tmp_path)
     results.add("prompts", "prompts/rl", {"prompts.parquet": "other prompts"})
     page, html = reported(results, tmp_path / "out")
-    line = "stale: prompts/rl, which it was reported from, was reported anew"
+    line = "stale: prompts/rl, which it was made from, was made anew"
     assert "1 of 9 artifacts" in page.text and html.count(line) == 2
     assert line in html[html.index('id="run:models/small-from-large/s0"') :]
     shutil.rmtree(results.root / "prompts/rl")
     page, _ = reported(results, tmp_path / "out")
     assert (
-        "models/small-from-large/s0 : stale: prompts/rl, which it was reported from, is gone"
+        "models/small-from-large/s0 : stale: prompts/rl, which it was made from, is gone"
         in page.text
     )
 
@@ -250,7 +250,7 @@ def test_other_settings_than_the_plan(tmp_path):
     (results.root / "plan.json").write_text(json.dumps(plan))
     page, _ = reported(results, tmp_path / "out")
     assert "1 of 9 artifacts" in page.text
-    assert "models/small/s0: stale: reported with other settings than the config's" in page.text
+    assert "models/small/s0: stale: made with other settings than the config's" in page.text
     again = "results/mini/models/small/s0/digest.json results/mini/report/digest.json"
     assert f"--forcerun {again}" in page.text
 
@@ -439,7 +439,7 @@ def test_numbers_and_times():
     assert report.number(-1.5e-6) == "−1.5e−06"
     times = {59.94: "59.9 s", 59.96: "1 min 00 s", 3599.6: "1 h 00 min", 3725: "1 h 02 min"}
     for seconds, text in times.items():
-        assert report.duration(seconds).replace("&nbsp;", " ") == text
+        assert report.duration(seconds).replace("\u00a0", " ") == text
 
 
 def test_values_drawn_are_in_the_order_of_their_numbers():
@@ -514,7 +514,7 @@ def test_what_was_adopted_is_said_and_costs_nothing(tmp_path):
     results = sample(tmp_path)
     results.run("grpo", "models/theirs/s0", {}, seconds=9999.0, adopted="/from/<elsewhere>")
     page, html = reported(results, tmp_path / "out")
-    assert "Adopted, and not reported here: models/theirs/s0." in page.text
+    assert "Adopted, and not made here: models/theirs/s0." in page.text
     row = html[html.index('id="run:models/theirs/s0"') :]
     assert "<td>adopted" in row[: row.index("</tr>")]
     assert "the 9 stages behind this page took 1 h 03 min" in page.text
