@@ -64,44 +64,43 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     root = results_folder(inputs)
     made = behind([path.parent for path in inputs.values()], root)
     at = {name: made[_below(path.parent, root)] for name, path in inputs.items()}
+    every = [*made.values()]
+    wrong = sorted((artifact for artifact in every if artifact.troubles), key=lambda a: a.folder)
     found = NO_CLAIMS
     if "claims" in inputs:
         found = read_json(inputs["claims"] / "claims.json")
-    wrong = sorted((one for one in made.values() if one.troubles), key=lambda one: one.folder)
 
-    def exhibit(name: str) -> dict[str, Any]:
-        kind, _, called = name.partition(":")
-        title = at[name].manifest["cfg"].get("title") or called
-        shown = {
-            "name": called,
-            "title": title,
-            "made": at[name],
-            "origins": origins(at[name], root),
-        }
-        if kind == "figure":
-            return shown | _figure(called, at[name].manifest, inputs[name], found)
-        return shown | ({} if kind == "claims" else _table(at[name].manifest, inputs[name]))
+    def exhibit(kind: str, name: str) -> tuple[dict[str, Any], Path]:
+        """What every exhibit shows, and its payload."""
+        artifact = at[f"{kind}:{name}"]
+        title = artifact.manifest["cfg"].get("title") or name
+        shown = {"name": name, "title": title, "made": artifact}
+        return shown | {"origins": origins(artifact, root)}, inputs[f"{kind}:{name}"]
 
+    figures = {
+        name: _figure(*exhibit("figure", name), found)
+        for section in cfg["sections"]
+        for name in section["figures"]
+    }
     page = html.render(
         package_file(__file__, "pages"),
         "report.html.j2",
-        **claims_page.values(found, {n for part in cfg["sections"] for n in part["figures"]}),
-        **{key: cfg[key] for key in ("title", "scale")},
-        claims=exhibit("claims") if "claims" in inputs else None,
-        sections=[
-            {**part, "figures": [exhibit(f"figure:{name}") for name in part["figures"]]}
-            for part in cfg["sections"]
-        ],
-        tables=[exhibit(f"table:{name}") for name in cfg["tables"]],
-        runs=_grouped([{**one, "made": at[f"run:{one['folder']}"]} for one in cfg["runs"]], "verb"),
-        run_folders={one["folder"] for one in cfg["runs"]},
-        cost=cost([*made.values()]),
-        versions=versions([*made.values()]),
+        **claims_page.values(found, figures),
+        title=cfg["title"],
+        scale=cfg["scale"],
+        sections=cfg["sections"],
+        claims=at.get("claims"),
+        claims_origins=origins(at["claims"], root) if "claims" in at else [],
+        tables=[_table(*exhibit("table", name)) for name in cfg["tables"]],
+        runs=_grouped([{**run, "made": at[f"run:{run['folder']}"]} for run in cfg["runs"]], "verb"),
+        run_folders={run["folder"] for run in cfg["runs"]},
+        cost=cost(every),
+        versions=versions(every),
         wrong=wrong,
-        anchors={one.folder: name for name, one in at.items()},
+        anchors={artifact.folder: name for name, artifact in at.items()},
         results=f"results/{root.name}",
         artifacts=len(made),
-        adopted=sorted(one.folder for one in made.values() if one.manifest.get("adopted")),
+        adopted=sorted(a.folder for a in every if a.manifest.get("adopted")),
         duration=duration,
         folder_of=lambda path: _below((root.parent.parent / path).parent, root),
     )
@@ -190,17 +189,17 @@ def cost(made: Sequence[Made]) -> dict[str, Any]:
     An artifact that several folders link was made once and counts once; one that was adopted was
     not made here.
     """
-    here = [one.manifest for one in made if not one.manifest.get("adopted")]
-    stages = list({one["identity"]: one for one in here}.values())
+    here = [artifact.manifest for artifact in made if not artifact.manifest.get("adopted")]
+    stages = [*{manifest["identity"]: manifest for manifest in here}.values()]
     starts = [stage["started"] for stage in stages]
 
-    def seconds(of: Sequence[Mapping[str, Any]]) -> float:
-        return sum(stage["seconds"] for stage in of)
+    def seconds(group: Sequence[Mapping[str, Any]]) -> float:
+        return sum(stage["seconds"] for stage in group)
 
     def by(key: str) -> list[dict[str, Any]]:
         rows = [
-            {"name": name, "stages": len(of), "seconds": seconds(of), "drew": drawn(of)}
-            for name, of in _grouped(stages, key).items()
+            {"name": name, "stages": len(group), "seconds": seconds(group), "drew": drawn(group)}
+            for name, group in _grouped(stages, key).items()
         ]
         return sorted(rows, key=lambda row: (row["seconds"], row["name"]), reverse=True)
 
@@ -219,14 +218,14 @@ def drawn(manifests: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """What stages drew from GPUs: the highest peak of memory on one device (GiB), the mean share of
     time with work on them (%, weighted by the stages' time) and the sum of energy (Wh); None where
     none has recorded it."""
-    of = [(m["seconds"], m["gpu"]) for m in manifests if "gpu" in m]
-    peaks = [gpu["peak_memory_bytes"] for _, gpu in of if "peak_memory_bytes" in gpu]
-    busy = [(s, gpu["utilisation"]) for s, gpu in of if "utilisation" in gpu]
-    energy = [gpu["energy_joules"] for _, gpu in of if "energy_joules" in gpu]
-    time = sum(s for s, _ in busy)
+    recorded = [(m["seconds"], m["gpu"]) for m in manifests if "gpu" in m]
+    peaks = [gpu["peak_memory_bytes"] for _, gpu in recorded if "peak_memory_bytes" in gpu]
+    busy = [(s, gpu["utilisation"]) for s, gpu in recorded if "utilisation" in gpu]
+    energy = [gpu["energy_joules"] for _, gpu in recorded if "energy_joules" in gpu]
+    time = sum(seconds for seconds, _ in busy)
     return {
         "memory": max(peaks) / 2**30 if peaks else None,
-        "busy": 100 * sum(s * u for s, u in busy) / time if time else None,
+        "busy": 100 * sum(seconds * share for seconds, share in busy) / time if time else None,
         "energy": sum(energy) / 3600 if energy else None,
     }
 
@@ -234,8 +233,8 @@ def drawn(manifests: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 def versions(made: Sequence[Made]) -> dict[str, Counter[str]]:
     """Package -> version -> number of artifacts that were made with it."""
     counted: dict[str, Counter[str]] = {}
-    for one in made:
-        for package, version in one.manifest["versions"].items():
+    for artifact in made:
+        for package, version in artifact.manifest["versions"].items():
             counted.setdefault(package, Counter())[version] += 1
     return dict(sorted(counted.items()))
 
@@ -247,19 +246,18 @@ def _grouped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Mapp
     return groups
 
 
-# What the template shows
+# Exhibits
 
 
-def _figure(
-    name: str, manifest: Mapping[str, Any], payload: Path, found: Mapping[str, Any]
-) -> dict[str, Any]:
-    settings = manifest["cfg"]
+def _figure(shown: dict[str, Any], payload: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    name, manifest = shown["name"], shown["made"].manifest
     return {
-        "caption": _caption(payload / "caption.md", settings),
+        **shown,
+        "caption": _caption(payload / "caption.md", manifest["cfg"]),
         "image": _image(payload / "figure.svg"),
         "drawn": sorted(flat(manifest["numbers"] or {}), key=_by_number),
         "published": [target for target in found["targets"] if name in target["figures"]],
-        "series": _series(settings),
+        "series": _series(manifest["cfg"]),
         "claims": [c for c in found["claims"] if f"{c['paper']}/{c['figure']}" == name],
     }
 
@@ -267,13 +265,13 @@ def _figure(
 def _series(settings: Mapping[str, Any]) -> dict[str, str]:
     """Id of a published value -> what the figure calls the arm or probe that it is of."""
     known = {**settings.get("arms", {}), **settings.get("probes", {})}
-    called = {name: one["label"] for name, one in known.items()}
+    labels = {name: about["label"] for name, about in known.items()}
     for part in (settings, *settings.get("panels", [])):
-        for one in part.get("series", []):
-            name = one.get("arm") or one.get("probe")
-            called |= {name: one["label"]} if "label" in one else {}
-    series = {one["target"]: one.get("series", "-") for one in settings.get("published", [])}
-    return {target: called.get(name, name) for target, name in series.items()}
+        for series in part.get("series", []):
+            name = series.get("arm") or series.get("probe")
+            labels |= {name: series["label"]} if "label" in series else {}
+    names = {mark["target"]: mark.get("series", "-") for mark in settings.get("published", [])}
+    return {target: labels.get(name, name) for target, name in names.items()}
 
 
 def _caption(path: Path, settings: Mapping[str, Any]) -> list[str]:
@@ -306,13 +304,11 @@ def origins(made: Made, root: Path) -> list[Origin]:
         folder = _below((root.parent.parent / used[name]["path"]).parent, root)
         return Link(role, folder, used[name]["outputs"][:12])
 
-    return [
-        Origin(
-            label,
-            [*dict.fromkeys(link(role, n) for role, names in roles for n in names if n in used)],
-        )
-        for label, roles in _roles(made.manifest["cfg"])
-    ]
+    found = []
+    for label, roles in _roles(made.manifest["cfg"]):
+        links = [link(role, name) for role, names in roles for name in names if name in used]
+        found.append(Origin(label, [*dict.fromkeys(links)]))
+    return found
 
 
 # What names inputs in the settings of tables, figures and claims, and what it is to a reader.
@@ -330,18 +326,18 @@ def _roles(cfg: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, list[s
     """(label, [(role, names of inputs)]) of each row, arm, probe, and series of its own."""
     series = [s for part in (cfg, *cfg.get("panels", [])) for s in part.get("series", [])]
     # Others are by the name of an arm or a probe.
-    own = [one for one in series if not one.keys() & {"arm", "probe"}]
+    own = [row for row in series if not row.keys() & {"arm", "probe"}]
     known = [*cfg.get("arms", {}).values(), *cfg.get("probes", {}).values()]
     shown = _columns(cfg)
-    for one in (*cfg.get("rows", []), *known, *own):
+    for row in (*cfg.get("rows", []), *known, *own):
         roles = [
-            (f"{said}{shown.get(key, '')}", one[key])
-            for key, said in ROLES.items()
-            if one.get(key) and (key in shown or not shown)
+            (f"{role}{shown.get(key, '')}", row[key])
+            for key, role in ROLES.items()
+            if row.get(key) and (key in shown or not shown)
         ]
-        roles += [(f"scores at step {s}", names) for s, names in one.get("scores", {}).items()]
-        if roles or one in cfg.get("rows", []):
-            yield one["label"], roles
+        roles += [(f"scores at step {s}", names) for s, names in row.get("scores", {}).items()]
+        if roles or row in cfg.get("rows", []):
+            yield row["label"], roles
 
 
 def _columns(cfg: Mapping[str, Any]) -> dict[str, str]:
@@ -354,11 +350,11 @@ def _columns(cfg: Mapping[str, Any]) -> dict[str, str]:
     return {role: f" ({', '.join(specs)})" for role, specs in found.items()}
 
 
-def _table(manifest: Mapping[str, Any], payload: Path) -> dict[str, Any]:
+def _table(shown: dict[str, Any], payload: Path) -> dict[str, Any]:
     path = payload / "table.md"
     header, rows, note = parse(path.read_text(errors="replace") if path.is_file() else "")
-    caption = manifest["cfg"].get("caption") or ""
-    return {"caption": caption, "header": header, "rows": rows, "note": note}
+    caption = shown["made"].manifest["cfg"].get("caption") or ""
+    return {**shown, "caption": caption, "header": header, "rows": rows, "note": note}
 
 
 def parse(text: str) -> tuple[list[str], list[list[str]], str]:
