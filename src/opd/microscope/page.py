@@ -36,7 +36,6 @@ def page(
         questions=shown,
         more=max(0, len(by_question) - most),
         left_out=[*left_out],
-        spelt=lambda text: repr(text)[1:-1],
     )
 
 
