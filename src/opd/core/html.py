@@ -37,7 +37,7 @@ def _environment(folder: Path) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"anchor": anchor, "number": number}
+    made.filters |= {"anchor": anchor, "many": many, "number": number}
     return made
 
 
@@ -49,3 +49,8 @@ def anchor(name: str) -> str:
 def number(value: float | None, form: str) -> str:
     """A number in one of Python's formats, with a true minus sign; – for none."""
     return MISSING if value is None else format(value, form).replace("-", "−")
+
+
+def many(count: int, thing: str) -> str:
+    """So many things: 1 claim, 2 claims."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

@@ -118,7 +118,7 @@ def test_cost_adds_up_what_lies_behind_the_page_too(tmp_path):
     assert "the 9 stages behind this page took 1 h 03 min" in page.text  # 3,798.5 s
     assert "opd 1 1 h 02 min" in page.text and "init 1 3.0 s" in page.text
     assert "A GPU 1 1 h 02 min" in page.text and "cpu 8 1 min 14 s" in page.text  # 73.5 s
-    assert "python 3.11.7 (8 artifacts), 3.12.1 (1 artifacts)" in page.text
+    assert "python 3.11.7 (8 artifacts), 3.12.1 (1 artifact)" in page.text
     assert "torch 2.13.0" in page.text
 
 
