@@ -49,12 +49,12 @@ def headline(found: Mapping[str, Any], name: Callable[[str], str] = str) -> str:
     return ", ".join(parts)
 
 
-def what(row: Mapping[str, Any]) -> str:
+def about(row: Mapping[str, Any]) -> str:
     """What a published row is about, in words: metric, benchmark and setting."""
     return ", ".join(row[key] for key in ("metric", "benchmark", "setting") if row[key] != "-")
 
 
-def said(claim: Claim) -> str:
+def published_briefly(claim: Claim) -> str:
     """The first published values of a claim, each with what tells it from the others."""
     rows = [*{row["target"]: row for row in claim["published"]}.values()]
 
@@ -68,7 +68,7 @@ def said(claim: Claim) -> str:
     shown = []
     for row in rows[:FEW]:
         words = [row[key] for key in telling or ["metric"] if row[key] not in ("-", "train")]
-        shown.append(f"{(', '.join(words) or what(row)).replace('_', ' ')}: {row['value']}")
+        shown.append(f"{(', '.join(words) or about(row)).replace('_', ' ')}: {row['value']}")
     more = len(rows) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "")
 
@@ -103,7 +103,13 @@ def values(found: Mapping[str, Any], figures: Collection[str] = ()) -> dict[str,
         "preface": [part.replace("\n", " ").strip() for part in preface.split("\n\n")],
         "marks": marks(found),
         "figures": figures,
-        **{f.__name__: f for f in (headline, lacking, mark, said, unbroken, verdict_of, what)},
+        "headline": headline,
+        "mark": mark,
+        "verdict_of": verdict_of,
+        "lacking": lacking,
+        "about": about,
+        "published_briefly": published_briefly,
+        "unbroken": unbroken,
     }
 
 

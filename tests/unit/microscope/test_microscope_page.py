@@ -70,7 +70,11 @@ def test_only_so_many_questions_are_shown() -> None:
     rows = [token(0, "a", 1.0, 0.5, prompt_id=f"q{n}") for n in range(4)]
     known = {f"q{n}": {"question": "?", "answer": "1"} for n in range(4)}
     text = page("t", rows, known, [], 3)
-    assert "<h2>q2</h2>" in text and "<h2>q3</h2>" not in text and "tokens.parquet has 1 more question." in text
+    assert (
+        "<h2>q2</h2>" in text
+        and "<h2>q3</h2>" not in text
+        and "tokens.parquet has 1 more question." in text
+    )
 
 
 @pytest.fixture(scope="module")
