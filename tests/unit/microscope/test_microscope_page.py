@@ -1,21 +1,13 @@
 """The page of coloured rollouts in a browser, on a desk and on a phone."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import LONG, SIZES, chromium
 
 from opd.microscope.page import page
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = (
-    *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
-SIZES = {"desk": (1280, 900), "phone": (390, 844)}
-LONG = "an-" + "uninterrupted" * 12
 
 
 def token(depth: int, text: str, score: float | None, width: float | None, **more: Any) -> Any:
@@ -79,16 +71,8 @@ def test_only_so_many_questions_are_shown() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(
-            executable_path=CHROMIUM, args=[*FLAGS], chromium_sandbox=False
-        )
-        yield chromium
-        chromium.close()
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("size", SIZES)
