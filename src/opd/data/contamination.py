@@ -140,6 +140,6 @@ def _pairs_of(row: dict[str, Any], threshold: float) -> list[Pair]:
         same_prompt = heads and row["sharer"] == row["neighbour"]
         heads.setdefault("neighbour" if same_prompt else "sharer", []).append(share)
     return [
-        Pair(", ".join(said), row["problem"], row["question"], row[side], row[f"{side}_question"])
-        for side, said in heads.items()
+        Pair(", ".join(head), row["problem"], row["question"], row[side], row[f"{side}_question"])
+        for side, head in heads.items()
     ]
