@@ -123,7 +123,7 @@ def claims(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
         shown = [check["shown"] or "–" for check in one["checks"]]
         cells = [f"{one['id']}: {one['statement']}", claims_page.verdict_of(one)]
         cells += ["<br>".join(dict.fromkeys(shown))]
-        cells += [claims_page.said(one)] if published else []
+        cells += [claims_page.published_briefly(one)] if published else []
         lines.append(_row([claims_page.unbroken(_cell(cell)) for cell in cells]))
     return "\n".join(lines)
 

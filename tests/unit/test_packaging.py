@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -78,6 +79,16 @@ def test_conda_environments_agree_with_the_locks(
     theirs = conda(environment)
     assert theirs.items() <= envs.pins(ROOT / "envs" / of, PYTHONS[0]).items(), "run `make lock`"
     assert {envs.name(one.name) for one in asked(*extras)} <= theirs.keys(), "run `make lock`"
+
+
+def test_a_wheel_holds_the_templates_of_pages() -> None:
+    """It holds every file of the package that git does not ignore."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert build == {"targets": {"wheel": {"packages": ["src/opd"]}}}
+    pages = [*(ROOT / "src" / "opd").glob("*/pages/*")]
+    assert {path.suffix for path in pages} == {".j2", ".css"}
+    ignored = subprocess.run(["git", "check-ignore", *pages], cwd=ROOT, capture_output=True)
+    assert (ignored.returncode, ignored.stdout) == (1, b"")
 
 
 def test_pins_are_those_of_a_version_of_python_on_this_system(tmp_path: Path) -> None:

@@ -32,8 +32,7 @@ from opd.cli.main import main
 from opd.core import security, tables
 from opd.core.errors import UserError
 from opd.core.files import content, read_json
-from opd.data import contamination, dedup_page
-from opd.data.dedup_page import Pair
+from opd.data import contamination
 from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
 from opd.models import fetch
@@ -424,24 +423,20 @@ def test_claims_of_hostile_text_are_harmless() -> None:
     assert text.count("alert('1')") >= 5 and "⟨U+001B⟩" in text
 
 
-def test_pairs_of_hostile_questions_are_harmless() -> None:
-    shown = dedup_page.pairs([Pair(*[HOSTILE] * 5)]) + dedup_page.paragraph(HOSTILE)
-    text = harmless(dedup_page.page(HOSTILE, [(HOSTILE, shown)]))
-    assert text.count("alert('1')") == 9
-
-
 def test_hostile_questions_are_harmless_on_the_pages_of_deduplication(tmp_path: Path) -> None:
     ours = payload(tmp_path / "ours", [f"{HOSTILE} {i}" for i in range(3)])
     theirs = payload(tmp_path / "theirs", [HOSTILE, "theirs"])
     rows = [(0, 0, 1.0), (None, 1, 0.61), (None, 1, 0.59)]
     near = neighbours_of(tmp_path / "near", ours, theirs, rows)
     remove(tmp_path / "dedup", 0.6, {"prompts": ours, "against": theirs, "neighbours": near})
-    inputs = {"prompts": theirs, "benchmark:b": ours, "neighbours:b": near}
+    inputs = {"prompts": theirs, f"benchmark:{HOSTILE}": ours, f"neighbours:{HOSTILE}": near}
     (tmp_path / "found").mkdir()
     contamination.run({"threshold": 0.6}, inputs, tmp_path / "found")
-    for page in ("dedup/dedup.html", "found/contamination.html"):
+    # A pair with it on one side for each row near the threshold. Of contamination the name of the
+    # benchmark three times, the nearest prompts (2, 1), and those that share words (2, 2).
+    for page, many in (("dedup/dedup.html", 2), ("found/contamination.html", 3 + 2 + 1 + 2 + 2)):
         text = harmless((tmp_path / page).read_text())
-        assert "alert('1')" in text and "⟨U+202E⟩gnp.exe" in text
+        assert text.count("alert('1')") == many and "⟨U+202E⟩gnp.exe" in text
 
 
 def test_a_watched_run_cannot_steer_the_terminal(

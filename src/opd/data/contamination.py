@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
-from opd.core import html, tables
+from opd.core import tables
+from opd.core.code import package_file
 from opd.core.errors import UserError
-from opd.data import dedup_page
+from opd.core.html import render
 from opd.data.dedup import read_neighbours, similarities
 from opd.data.dedup_page import Pair
 from opd.data.neighbours import Doubles, Places
@@ -122,38 +122,11 @@ def shared_words(
 
 def _page(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     threshold = report["threshold"]
-    columns = {
-        "problems": "problems",
-        "exact": "same text",
-        "semantic": f"cosine ≥ {threshold}",
-        "words": f"{WORDS} words",
-        "any": "any of them",
-    }
-    counted = html.table(
-        ["benchmark", *columns.values(), "largest cosine"],
-        [
-            [name, *(counts[key] for key in columns), f"{counts['largest_cosine']:.4f}"]
-            for name, counts in report["benchmarks"].items()
-        ],
-    )
-    at = html.table(
-        ["threshold", *report["benchmarks"]],
-        [
-            [key, *(counts["at"][key] for counts in report["benchmarks"].values())]
-            for key in next(iter(report["benchmarks"].values()))["at"]
-        ],
-    )
-
-    def shown(name: str) -> Markup:
-        mine = [row for row in rows if row["benchmark"] == name and _found(row, threshold)]
-        mine = sorted(mine, key=lambda row: (-row["cosine"], row["problem"]))
-        return dedup_page.pairs(pair for row in mine for pair in _pairs_of(row, threshold))
-
-    return dedup_page.page(
-        f"Benchmark problems among {report['prompts']} prompts",
-        [("Counts", counted), ("At other thresholds", at)]
-        + [(name, shown(name)) for name in report["benchmarks"]],
-    )
+    found: dict[str, list[Pair]] = {name: [] for name in report["benchmarks"]}
+    for row in sorted(rows, key=lambda row: (-row["cosine"], row["problem"])):
+        found[row["benchmark"]] += _pairs_of(row, threshold)
+    pages = package_file(__file__, "pages")
+    return render(pages, "contamination.html.j2", report=report, words=WORDS, found=found)
 
 
 def _pairs_of(row: dict[str, Any], threshold: float) -> list[Pair]:
@@ -167,6 +140,6 @@ def _pairs_of(row: dict[str, Any], threshold: float) -> list[Pair]:
         same_prompt = heads and row["sharer"] == row["neighbour"]
         heads.setdefault("neighbour" if same_prompt else "sharer", []).append(share)
     return [
-        Pair(", ".join(said), row["problem"], row["question"], row[side], row[f"{side}_question"])
-        for side, said in heads.items()
+        Pair(", ".join(head), row["problem"], row["question"], row[side], row[f"{side}_question"])
+        for side, head in heads.items()
     ]

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from markupsafe import Markup
 
-from opd.core import html as page
 from opd.core import tables
+from opd.core.code import package_file
 from opd.core.errors import UserError
+from opd.core.html import render
 from opd.data import dedup_page, schemas
 from opd.data.dedup_page import Pair
 from opd.data.neighbours import Doubles, Places
@@ -79,8 +79,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     order = compared[np.argsort(found.cosine[compared], kind="stable")]
     cut = int(np.searchsorted(found.cosine[order], threshold))
 
-    def shown(rows: Places) -> Markup:
-        return dedup_page.pairs(
+    def pairs(rows: Places) -> list[Pair]:
+        return [
             Pair(
                 f"{found.cosine[i]:.4f}",
                 f"{mine[i]['id']} (row {i})",
@@ -89,16 +89,17 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
                 other[j]["question"],
             )
             for i, j in zip(rows, found.neighbour[rows], strict=True)
-        )
+        ]
 
-    html = dedup_page.page(
-        f"Deduplication of {_sources(ours)}",
-        [
-            ("Counts", _counts(report, _sources(theirs) if "against" in inputs else None)),
-            ("Cosine of the nearest neighbour", _spread(report)),
-            (f"Removed: the nearest above {threshold}", shown(order[cut : cut + SHOWN])),
-            (f"Kept: the nearest below {threshold}", shown(order[max(0, cut - SHOWN) : cut][::-1])),
-        ],
+    html = render(
+        package_file(__file__, "pages"),
+        "dedup.html.j2",
+        sources=_sources(ours),
+        against=_sources(theirs) if "against" in inputs else "earlier rows of the same",
+        report=report,
+        drawn=dedup_page.histogram(report["histogram"], threshold),
+        above=pairs(order[cut : cut + SHOWN]),
+        below=pairs(order[max(0, cut - SHOWN) : cut][::-1]),
     )
     tables.write(out / "prompts.parquet", ours.filter(pa.array(kept)), PROMPTS)
     tables.write(out / "removed.parquet", removed, REMOVED)
@@ -149,24 +150,3 @@ def similarities(cosines: Doubles) -> dict[str, Any]:
 
 def _sources(prompts: pa.Table) -> str:
     return ", ".join(prompts["source"].unique().to_pylist())
-
-
-def _counts(report: dict[str, Any], against: str | None) -> Markup:
-    """``against``: the sources of the other set; None within one set."""
-    lines = {
-        "prompts": report["prompts"],
-        f"compared with {against or 'earlier rows of the same'}": report["against"],
-        "removed: same text": report["exact"],
-        f"removed: cosine of at least {report['threshold']}": report["semantic"],
-        "kept": report["kept"],
-    }
-    return page.table(["", "rows"], list(lines.items()))
-
-
-def _spread(report: dict[str, Any]) -> Markup:
-    """Histogram and counts at thresholds, without the exact matches."""
-    return (
-        dedup_page.histogram(report["histogram"], report["threshold"])
-        + dedup_page.paragraph("Without prompts of the same text. The line is the threshold.")
-        + page.table(["threshold", "would be removed"], list(report["at"].items()))
-    )

@@ -7,24 +7,25 @@ for. Links lead to files beside it in the results folder; the page itself loads 
 import base64
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 from xml.etree import ElementTree
 
-from markupsafe import Markup
-
-from opd.core import html as page
+from opd.core import html
+from opd.core.code import package_file
 from opd.core.files import digest, file_digest, read_json
 from opd.results import claims_page, columns
-from opd.results.claims_page import anchor
-from opd.results.report_page import TEMPLATE
 
 # Not compared with their digests: reading them would take longer than all else together.
 WEIGHTS = ".safetensors"
-MISSING = "–"
-DRAWN = ("GPU memory, peak (GiB)", "GPU busy (%)", "GPU energy (Wh)")
+NO_CLAIMS: dict[str, Any] = {
+    "comparable": False,
+    "counts": {},
+    "papers": {},
+    "claims": [],
+    "targets": [],
+}
 
 
 class Made(NamedTuple):
@@ -36,20 +37,18 @@ class Made(NamedTuple):
 
 
 class Link(NamedTuple):
-    """An artifact behind an exhibit: what it is to it, its folder, where a click leads, and the
-    first digits of the digest of its contents (as ``opd why`` shows it)."""
+    """An artifact behind an exhibit: what it is to it, its folder, and the first digits of the
+    digest of its contents (as ``opd why`` shows it)."""
 
     role: str
     folder: str
-    href: str
     digest: str
 
 
 class Origin(NamedTuple):
-    """What a row, series or arm of an exhibit is from; its name and its place in the page."""
+    """What a row, series or arm of an exhibit is from."""
 
     label: str
-    anchor: str
     links: list[Link]
 
 
@@ -65,65 +64,47 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     root = results_folder(inputs)
     made = behind([path.parent for path in inputs.values()], root)
     at = {name: made[_below(path.parent, root)] for name, path in inputs.items()}
-    found: dict[str, Any] = {"counts": {}, "papers": {}, "claims": [], "targets": []}
-    found["comparable"] = False
+    every = [*made.values()]
+    wrong = sorted((artifact for artifact in every if artifact.troubles), key=lambda a: a.folder)
+    found = NO_CLAIMS
     if "claims" in inputs:
         found = read_json(inputs["claims"] / "claims.json")
-    wrong = sorted((one for one in made.values() if one.troubles), key=lambda one: one.folder)
-    shown = {one.folder: f"#{anchor(name)}" for name, one in at.items()}
-    link = figure_link(name for section in cfg["sections"] for name in section["figures"])
-    where = {one["folder"]: anchor(f"run:{one['folder']}") for one in cfg["runs"]}
 
-    def from_(one: Made, kind: str) -> list[Origin]:
-        return origins(one, root, where, anchor(f"from:{kind}"))
+    def exhibit(kind: str, name: str) -> tuple[dict[str, Any], Path]:
+        """What every exhibit shows, and its payload."""
+        artifact = at[f"{kind}:{name}"]
+        title = artifact.manifest["cfg"].get("title") or name
+        shown = {"name": name, "title": title, "made": artifact}
+        return shown | {"origins": origins(artifact, root)}, inputs[f"{kind}:{name}"]
 
-    html = page.render(
-        TEMPLATE,
-        cfg["title"],
+    figures = {
+        name: _figure(*exhibit("figure", name), found)
+        for section in cfg["sections"]
+        for name in section["figures"]
+    }
+    page = html.render(
+        package_file(__file__, "pages"),
+        "report.html.j2",
+        **claims_page.values(found, figures),
+        title=cfg["title"],
         scale=cfg["scale"],
-        found=found,
-        claims_style=Markup(claims_page.STYLE),
-        claims_html=claims_page.claims_html(found, link),
-        published=claims_page.targets_html(found, link),
+        sections=cfg["sections"],
         claims=at.get("claims"),
-        claims_from=from_(at["claims"], "claims") if "claims" in at else [],
-        sections=[
-            {
-                "title": section["title"],
-                "figures": [
-                    {
-                        **_figure(name, at[f"figure:{name}"], inputs[f"figure:{name}"], found),
-                        "origins": from_(at[f"figure:{name}"], f"figure:{name}"),
-                    }
-                    for name in section["figures"]
-                ],
-            }
-            for section in cfg["sections"]
-        ],
-        tables=[
-            _table(
-                name,
-                at[f"table:{name}"],
-                inputs[f"table:{name}"],
-                from_(at[f"table:{name}"], f"table:{name}"),
-            )
-            for name in cfg["tables"]
-        ],
-        runs=_grouped([{**one, "made": at[f"run:{one['folder']}"]} for one in cfg["runs"]], "verb"),
-        cost=cost(list(made.values())),
-        package_rows=versions(list(made.values())),
+        claims_origins=origins(at["claims"], root) if "claims" in at else [],
+        tables=[_table(*exhibit("table", name)) for name in cfg["tables"]],
+        runs=_grouped([{**run, "made": at[f"run:{run['folder']}"]} for run in cfg["runs"]], "verb"),
+        run_folders={run["folder"] for run in cfg["runs"]},
+        cost=cost(every),
+        versions=versions(every),
         wrong=wrong,
-        anchors=shown,
+        anchors={artifact.folder: name for name, artifact in at.items()},
         results=f"results/{root.name}",
         artifacts=len(made),
-        anchor=anchor,
-        of_claim=claims_page.of_claim,
+        adopted=sorted(a.folder for a in every if a.manifest.get("adopted")),
         duration=duration,
-        adopted=sorted(one.folder for one in made.values() if one.manifest.get("adopted")),
         folder_of=lambda path: _below((root.parent.parent / path).parent, root),
-        file=quote,
     )
-    (out / "report.html").write_text(html)
+    (out / "report.html").write_text(page)
     return {"verdicts": found["counts"], "modified or stale": len(wrong)}
 
 
@@ -201,60 +182,61 @@ def modified(payload: Path) -> list[str]:
 
 
 def cost(made: Sequence[Made]) -> dict[str, Any]:
-    """Seconds in all, and rows by verb and by device, longest first: name, stages, duration and,
-    where a stage has recorded what it drew from a GPU, the three numbers of ``drawn``.
+    """Seconds and stages in all, the first and last start, and by ``verb`` and by ``device``,
+    longest first, rows of name, stages, seconds and what they ``drew``. ``gpu``: whether any stage
+    has recorded what it drew from one.
 
     An artifact that several folders link was made once and counts once; one that was adopted was
     not made here.
     """
-    here = [one.manifest for one in made if not one.manifest.get("adopted")]
-    stages = list({one["identity"]: one for one in here}.values())
-    gpu = any("gpu" in manifest for manifest in stages)
+    here = [artifact.manifest for artifact in made if not artifact.manifest.get("adopted")]
+    stages = [*{manifest["identity"]: manifest for manifest in here}.values()]
+    starts = [stage["started"] for stage in stages]
 
-    def by(key: str) -> list[tuple[Any, ...]]:
-        sums = [
-            (sum(m["seconds"] for m in of), name, len(of), drawn(of) if gpu else ())
-            for name, of in _grouped(stages, key).items()
+    def seconds(group: Sequence[Mapping[str, Any]]) -> float:
+        return sum(stage["seconds"] for stage in group)
+
+    def by(key: str) -> list[dict[str, Any]]:
+        rows = [
+            {"name": name, "stages": len(group), "seconds": seconds(group), "drew": drawn(group)}
+            for name, group in _grouped(stages, key).items()
         ]
-        return [(name, n, duration(s), *of) for s, name, n, of in sorted(sums, reverse=True)]
+        return sorted(rows, key=lambda row: (row["seconds"], row["name"]), reverse=True)
 
     return {
-        "columns": ["stages", "time", *(DRAWN if gpu else ())],
-        "seconds": sum(m["seconds"] for m in stages),
+        "seconds": seconds(stages),
         "stages": len(stages),
+        "first": min(starts, default=None),
+        "last": max(starts, default=None),
         "verb": by("verb"),
         "device": by("device"),
-        "first": min((m["started"] for m in stages), default=None),
-        "last": max((m["started"] for m in stages), default=None),
+        "gpu": any("gpu" in stage for stage in stages),
     }
 
 
-def drawn(manifests: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What stages drew from GPUs, as ``DRAWN`` heads it: the highest peak of memory on one device,
-    the mean share of time with work on them (weighted by the stages' time), the sum of energy."""
-    of = [(m["seconds"], m["gpu"]) for m in manifests if "gpu" in m]
-    peaks = [gpu["peak_memory_bytes"] for _, gpu in of if "peak_memory_bytes" in gpu]
-    busy = [(s, gpu["utilisation"]) for s, gpu in of if "utilisation" in gpu]
-    energy = [gpu["energy_joules"] for _, gpu in of if "energy_joules" in gpu]
-    time = sum(s for s, _ in busy)
-    return (
-        f"{max(peaks) / 2**30:.1f}" if peaks else MISSING,
-        f"{100 * sum(s * u for s, u in busy) / time:.0f}" if time else MISSING,
-        f"{sum(energy) / 3600:.1f}" if energy else MISSING,
-    )
+def drawn(manifests: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """What stages drew from GPUs: the highest peak of memory on one device (GiB), the mean share of
+    time with work on them (%, weighted by the stages' time) and the sum of energy (Wh); None where
+    none has recorded it."""
+    recorded = [(m["seconds"], m["gpu"]) for m in manifests if "gpu" in m]
+    peaks = [gpu["peak_memory_bytes"] for _, gpu in recorded if "peak_memory_bytes" in gpu]
+    busy = [(s, gpu["utilisation"]) for s, gpu in recorded if "utilisation" in gpu]
+    energy = [gpu["energy_joules"] for _, gpu in recorded if "energy_joules" in gpu]
+    time = sum(seconds for seconds, _ in busy)
+    return {
+        "memory": max(peaks) / 2**30 if peaks else None,
+        "busy": 100 * sum(seconds * share for seconds, share in busy) / time if time else None,
+        "energy": sum(energy) / 3600 if energy else None,
+    }
 
 
-def versions(made: Sequence[Made]) -> list[tuple[str, str]]:
-    """(package, version); where there are several, each with the number of artifacts made by it."""
+def versions(made: Sequence[Made]) -> dict[str, Counter[str]]:
+    """Package -> version -> number of artifacts that were made with it."""
     counted: dict[str, Counter[str]] = {}
-    for one in made:
-        for package, version in one.manifest["versions"].items():
+    for artifact in made:
+        for package, version in artifact.manifest["versions"].items():
             counted.setdefault(package, Counter())[version] += 1
-    rows = []
-    for package, of in sorted(counted.items()):
-        several = [f"{version} ({n} artifacts)" for version, n in sorted(of.items())]
-        rows.append((package, ", ".join(several if len(of) > 1 else of)))
-    return rows
+    return dict(sorted(counted.items()))
 
 
 def _grouped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Mapping[str, Any]]]:
@@ -264,54 +246,32 @@ def _grouped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Mapp
     return groups
 
 
-# What the template shows
+# Exhibits
 
 
-def _figure(name: str, made: Made, payload: Path, found: Mapping[str, Any]) -> dict[str, Any]:
-    settings = made.manifest["cfg"]
-    title = settings.get("title") or name
-    published = [target for target in found["targets"] if name in target["figures"]]
+def _figure(shown: dict[str, Any], payload: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    name, manifest = shown["name"], shown["made"].manifest
     return {
-        "name": name,
-        "called": Path(name).name,
-        "made": made,
-        "title": title,
-        "caption": _caption(payload / "caption.md", settings),
+        **shown,
+        "caption": _caption(payload / "caption.md", manifest["cfg"]),
         "image": _image(payload / "figure.svg"),
-        "drawn": sorted(flat(made.manifest["numbers"] or {}), key=_by_number),
-        "published": page.table(
-            ("of", "what", "benchmark", "setting", "published", "ours"),
-            _published(published, settings),
-            name=f"published values of {title}",
-            text=True,
-        ),
-        "many": len(published),
+        "drawn": sorted(flat(manifest["numbers"] or {}), key=_by_number),
+        "published": [target for target in found["targets"] if name in target["figures"]],
+        "series": _series(manifest["cfg"]),
         "claims": [c for c in found["claims"] if f"{c['paper']}/{c['figure']}" == name],
     }
 
 
-def _published(
-    targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
-) -> Iterator[list[str]]:
-    """Rows of the published values of a figure: whose, as it is called in the drawing, what, and
-    what was measured of it here."""
+def _series(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Id of a published value -> what the figure calls the arm or probe that it is of."""
     known = {**settings.get("arms", {}), **settings.get("probes", {})}
-    called = {of: one["label"] for of, one in known.items()}
+    labels = {name: about["label"] for name, about in known.items()}
     for part in (settings, *settings.get("panels", [])):
-        for one in part.get("series", []):
-            of = one.get("arm") or one.get("probe")
-            called |= {of: one["label"]} if "label" in one else {}
-    series = {one["target"]: one.get("series", "-") for one in settings.get("published", [])}
-    for row in targets:
-        whose = series.get(row["id"], "-")
-        cells = [
-            called.get(whose, whose),
-            f"{row['metric'].replace('_', ' ')} ({row['id']})",
-            *(row["benchmark"], row["setting"]),
-            f"{row['value']} ({row['confidence']})",
-            "; ".join(row["ours"]),
-        ]
-        yield [MISSING if cell in ("-", "") else cell for cell in cells]
+        for series in part.get("series", []):
+            name = series.get("arm") or series.get("probe")
+            labels |= {name: series["label"]} if "label" in series else {}
+    names = {mark["target"]: mark.get("series", "-") for mark in settings.get("published", [])}
+    return {target: labels.get(name, name) for target, name in names.items()}
 
 
 def _caption(path: Path, settings: Mapping[str, Any]) -> list[str]:
@@ -321,20 +281,6 @@ def _caption(path: Path, settings: Mapping[str, Any]) -> list[str]:
         text = path.read_text(errors="replace")
     parts = [part.strip() for part in text.split("\n\n")]
     return [part for part in parts if part and part != f"**{settings.get('title')}**"]
-
-
-def figure_link(names: Iterable[str]) -> Callable[[str], str]:
-    """What makes a link to each of these figures (PAPER/fig06) of its name; what is no figure of
-    the page stays text."""
-    known = {*names}
-
-    def link(name: str) -> str:
-        called = claims_page.called(name)
-        if name not in known:
-            return called
-        return Markup('<a href="#{}">{}</a>').format(anchor(f"figure:{name}"), called)
-
-    return link
 
 
 def _image(svg: Path) -> dict[str, Any] | None:
@@ -350,23 +296,18 @@ def _image(svg: Path) -> dict[str, Any] | None:
     return {"uri": uri, "width": width, "height": height}
 
 
-def origins(made: Made, root: Path, runs: Mapping[str, str], anchor: str) -> list[Origin]:
-    """What an exhibit shows by its rows, series or arms, and the artifacts that each is from.
-
-    runs: folder -> anchor of the page, of those that it lists; others lead to their manifests.
-    """
+def origins(made: Made, root: Path) -> list[Origin]:
+    """What an exhibit shows by its rows, series or arms, and the artifacts that each is from."""
     used = made.manifest["inputs"]
-    found: list[Origin] = []
+
+    def link(role: str, name: str) -> Link:
+        folder = _below((root.parent.parent / used[name]["path"]).parent, root)
+        return Link(role, folder, used[name]["outputs"][:12])
+
+    found = []
     for label, roles in _roles(made.manifest["cfg"]):
-        links = []
-        for role, names in roles:
-            for name in names:
-                if name not in used:
-                    continue
-                folder = _below((root.parent.parent / used[name]["path"]).parent, root)
-                href = f"#{runs[folder]}" if folder in runs else f"{quote(folder)}/manifest.json"
-                links.append(Link(role, folder, href, used[name]["outputs"][:12]))
-        found.append(Origin(label, f"{anchor}:{len(found)}", list(dict.fromkeys(links))))
+        links = [link(role, name) for role, names in roles for name in names if name in used]
+        found.append(Origin(label, [*dict.fromkeys(links)]))
     return found
 
 
@@ -385,18 +326,18 @@ def _roles(cfg: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, list[s
     """(label, [(role, names of inputs)]) of each row, arm, probe, and series of its own."""
     series = [s for part in (cfg, *cfg.get("panels", [])) for s in part.get("series", [])]
     # Others are by the name of an arm or a probe.
-    own = [one for one in series if not one.keys() & {"arm", "probe"}]
+    own = [row for row in series if not row.keys() & {"arm", "probe"}]
     known = [*cfg.get("arms", {}).values(), *cfg.get("probes", {}).values()]
     shown = _columns(cfg)
-    for one in (*cfg.get("rows", []), *known, *own):
+    for row in (*cfg.get("rows", []), *known, *own):
         roles = [
-            (f"{said}{shown.get(key, '')}", one[key])
-            for key, said in ROLES.items()
-            if one.get(key) and (key in shown or not shown)
+            (f"{role}{shown.get(key, '')}", row[key])
+            for key, role in ROLES.items()
+            if row.get(key) and (key in shown or not shown)
         ]
-        roles += [(f"scores at step {s}", names) for s, names in one.get("scores", {}).items()]
-        if roles or one in cfg.get("rows", []):
-            yield one["label"], roles
+        roles += [(f"scores at step {s}", names) for s, names in row.get("scores", {}).items()]
+        if roles or row in cfg.get("rows", []):
+            yield row["label"], roles
 
 
 def _columns(cfg: Mapping[str, Any]) -> dict[str, str]:
@@ -409,29 +350,11 @@ def _columns(cfg: Mapping[str, Any]) -> dict[str, str]:
     return {role: f" ({', '.join(specs)})" for role, specs in found.items()}
 
 
-def _table(name: str, made: Made, payload: Path, origins: Sequence[Origin]) -> dict[str, Any]:
-    settings, text = made.manifest["cfg"], ""
-    if (payload / "table.md").is_file():
-        text = (payload / "table.md").read_text(errors="replace")
-    header, rows, note = parse(text)
-    if len(rows) == len(origins):
-        rows = [_linked(row, one) for row, one in zip(rows, origins, strict=True)]
-    title = settings.get("title") or name
-    return {
-        "name": name,
-        "made": made,
-        "title": title,
-        "caption": settings.get("caption") or "",
-        "html": page.table(header, rows, name=title),
-        "note": note,
-        "origins": origins,
-    }
-
-
-def _linked(row: Sequence[str], origin: Origin) -> list[str]:
-    """Cells that lead to what they are from."""
-    link = Markup('<a class="from" href="#{}">{}</a>')
-    return [row[0], *(link.format(origin.anchor, cell) for cell in row[1:])]
+def _table(shown: dict[str, Any], payload: Path) -> dict[str, Any]:
+    path = payload / "table.md"
+    header, rows, note = parse(path.read_text(errors="replace") if path.is_file() else "")
+    caption = shown["made"].manifest["cfg"].get("caption") or ""
+    return {**shown, "caption": caption, "header": header, "rows": rows, "note": note}
 
 
 def parse(text: str) -> tuple[list[str], list[list[str]], str]:
@@ -456,13 +379,10 @@ def flat(value: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
         yield " · ".join(name), _values(value)
 
 
-def _by_number(named: tuple[str, str]) -> list[tuple[str, int]]:
+def _by_number(named: tuple[str, str]) -> list[str | int]:
     """Names in order, with the numbers in them as numbers: 2 before 10."""
     parts = re.split(r"(\d+)", named[0])
-    return [
-        (text, int(number or 0))
-        for text, number in zip(parts[::2], [*parts[1::2], ""], strict=True)
-    ]
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _values(value: Any) -> str:
@@ -475,20 +395,17 @@ def _values(value: Any) -> str:
 
 def number(value: Any) -> str:
     """Three significant digits with a true minus; text as it is, – for None."""
-    if value is None:
-        return MISSING
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool | str):
         return str(value)
-    return (str(value) if isinstance(value, int) else f"{value:.3g}").replace("-", "−")
+    return html.number(value, ".3g" if isinstance(value, float) else "")
 
 
-def duration(seconds: float) -> Markup:
-    """Seconds as a reader says them: 4.2 s, 3 min 05 s, 2 h 07 min."""
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them, on one line: 4.2 s, 3 min 05 s, 2 h 07 min."""
     minutes, rest = divmod(round(seconds), 60)
+    text = f"{minutes // 60} h {minutes % 60:02d} min"
     if seconds < 59.95:
         text = f"{seconds:.1f} s"
     elif minutes < 60:
         text = f"{minutes} min {rest:02d} s"
-    else:
-        text = f"{minutes // 60} h {minutes % 60:02d} min"
-    return Markup(text.replace(" ", "&nbsp;"))
+    return text.replace(" ", "\u00a0")

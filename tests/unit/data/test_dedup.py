@@ -286,14 +286,18 @@ def test_page_shows_the_pairs_around_the_threshold_escaped_and_alone(tmp_path: P
     assert page.said.count("theirs ") == 40
     for threshold, number in report["at"].items():
         assert f'<th scope="row">{threshold}</th><td>{number}</td>' in text
+    assert text.count("<rect") == len(report["histogram"]["count"])
 
 
 def test_histogram_counts_every_cosine_once() -> None:
     cosines = np.array([-0.01, 0.0, 0.019, 0.02, 0.58, 0.6, 1.0, 1.0 + 1e-7])
     made = dedup_page.bins(cosines)
     assert made == {"from": [-0.02, 0.0, 0.02, 0.58, 0.6, 1.0], "count": [1, 2, 1, 1, 1, 2]}
-    assert dedup_page.histogram(made, 0.6).count("<rect") == 6
-    assert "Nothing" in dedup_page.histogram(dedup_page.bins(np.array([])), 0.6)
+    drawn = dedup_page.histogram(made, 0.6)
+    assert drawn is not None and [bar["count"] for bar in drawn["bars"]] == made["count"]
+    # The threshold lies 0.62 / 1.04 along 620 pixels that begin at 10, where the bar of 0.6 begins.
+    assert drawn["line"] == drawn["bars"][4]["x"] == 379.6
+    assert dedup_page.histogram(dedup_page.bins(np.array([])), 0.6) is None
 
 
 def test_bad_input(tmp_path: Path) -> None:

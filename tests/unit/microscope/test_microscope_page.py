@@ -1,21 +1,13 @@
 """The page of coloured rollouts in a browser, on a desk and on a phone."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import LONG, SIZES, chromium
 
 from opd.microscope.page import page
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = (
-    *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
-SIZES = {"desk": (1280, 900), "phone": (390, 844)}
-LONG = "an-" + "uninterrupted" * 12
 
 
 def token(depth: int, text: str, score: float | None, width: float | None, **more: Any) -> Any:
@@ -48,7 +40,7 @@ def html() -> str:
 
 
 def test_the_page_says_what_is_known_of_a_token() -> None:
-    text = html()
+    text = " ".join(html().split())
     assert "Rollout 1, right: mean alignment +0.25 over 2 of 90 tokens" in text
     assert "Rollout 2, wrong: mean alignment −1.00 over 1 of 1 tokens" in text
     said = (
@@ -70,21 +62,17 @@ def test_only_so_many_questions_are_shown() -> None:
     rows = [token(0, "a", 1.0, 0.5, prompt_id=f"q{n}") for n in range(4)]
     known = {f"q{n}": {"question": "?", "answer": "1"} for n in range(4)}
     text = page("t", rows, known, [], 3)
-    assert "<h2>q2</h2>" in text and "<h2>q3</h2>" not in text and "1 more questions" in text
+    assert (
+        "<h2>q2</h2>" in text
+        and "<h2>q3</h2>" not in text
+        and "tokens.parquet has 1 more question." in text
+    )
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(
-            executable_path=CHROMIUM, args=[*FLAGS], chromium_sandbox=False
-        )
-        yield chromium
-        chromium.close()
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -1,25 +1,14 @@
 """The report in a browser: nothing overflows or is cut off, on a desk and on a phone."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import LONG, SIZES, chromium
 from results import claim, found, sample, target
 
 from opd.results import claims_page, report
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = (
-    *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
-SIZES = {"desk": (1280, 900), "phone": (390, 844)}
-LONG = "an-" + "uninterrupted" * 12
-
-if CHROMIUM is None:
-    pytest.skip("no Chromium here: apt-get install chromium", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +33,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(
-            executable_path=CHROMIUM, args=[*FLAGS], chromium_sandbox=False
-        )
-        yield chromium
-        chromium.close()
+    with chromium() as opened:
+        yield opened
 
 
 # Elements that reach over the window's edge, unless they scroll by themselves or lie in one that
