@@ -141,13 +141,13 @@ rule contamination:
 
 rule corpus:
     input:
-        inputs_of("pairs/{data}"),
+        inputs_of("sft_data/{data}"),
     output:
-        f"{RESULTS}/pairs/{{data}}/digest.json",
+        f"{RESULTS}/sft_data/{{data}}/digest.json",
     log:
-        f"{RESULTS}/logs/pairs/{{data}}.log",
+        f"{RESULTS}/logs/sft_data/{{data}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/pairs/{{data}}.tsv"
+        f"{RESULTS}/benchmarks/sft_data/{{data}}.tsv"
     wildcard_constraints:
         data=one_of("corpus"),
     conda:
@@ -155,7 +155,7 @@ rule corpus:
     resources:
         **of("corpus", "light"),
     params:
-        cfg=cfg_of("pairs/{data}"),
+        cfg=cfg_of("sft_data/{data}"),
     shell:
         "$OPD_LIGHT -m opd corpus --cfg {params.cfg:q} --input {input} --output {output}"
         " > {log} 2>&1"
@@ -163,13 +163,13 @@ rule corpus:
 
 rule filter:
     input:
-        inputs_of("pairs/{data}/s{seed}"),
+        inputs_of("sft_data/{data}/s{seed}"),
     output:
-        f"{RESULTS}/pairs/{{data}}/s{{seed}}/digest.json",
+        f"{RESULTS}/sft_data/{{data}}/s{{seed}}/digest.json",
     log:
-        f"{RESULTS}/logs/pairs/{{data}}/s{{seed}}.log",
+        f"{RESULTS}/logs/sft_data/{{data}}/s{{seed}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/pairs/{{data}}/s{{seed}}.tsv"
+        f"{RESULTS}/benchmarks/sft_data/{{data}}/s{{seed}}.tsv"
     wildcard_constraints:
         data=one_of("filter"),
     conda:
@@ -177,7 +177,7 @@ rule filter:
     resources:
         **of("filter", "cpu"),
     params:
-        cfg=cfg_of("pairs/{data}/s{seed}"),
+        cfg=cfg_of("sft_data/{data}/s{seed}"),
     shell:
         "$OPD_LIGHT -m opd filter --cfg {params.cfg:q} --input {input} --output {output}"
         " > {log} 2>&1"

@@ -171,11 +171,11 @@ def _contamination(config: Config) -> Iterator[Artifact]:
 
 
 def _corpora(config: Config) -> Iterator[Artifact]:
-    for name, recipe in config.pairs.items():
+    for name, recipe in config.sft_data.items():
         if recipe.world:
-            world = _world(config, f"pairs.{name}.world")
+            world = _world(config, f"sft_data.{name}.world")
             yield artifact(
-                "corpus", f"pairs/{name}", {**settings_of(recipe.world), "world": world}, {}
+                "corpus", f"sft_data/{name}", {**settings_of(recipe.world), "world": world}, {}
             )
 
 
@@ -249,12 +249,12 @@ def _generations(config: Config, seed: int) -> Iterator[Artifact]:
         settings = {**settings_of(recipe), **engine(config, recipe.model)}
         folder = at(config, "generations", name, seed)
         yield artifact("generate", folder, settings, inputs_of(config, recipe, seed), seed)
-    for name, pairs in config.pairs.items():
+    for name, pairs in config.sft_data.items():
         if pairs.filter:
             inputs = inputs_of(config, pairs.filter, seed)
             answered = config.generations[pairs.filter.generations].prompts
             inputs.setdefault("prompts", f"prompts/{answered}")
-            folder = at(config, "pairs", name, seed)
+            folder = at(config, "sft_data", name, seed)
             yield artifact("filter", folder, settings_of(pairs.filter), inputs)
 
 

@@ -31,7 +31,7 @@ def at(config: Config, section: str, name: str, seed: int) -> str:
     """Folder of a recipe's artifact. What does not depend on the seed is shared by all seeds."""
     seeded = {
         "prompts": lambda: False,
-        "pairs": lambda: config.pairs[name].filter is not None,
+        "sft_data": lambda: config.sft_data[name].filter is not None,
         "models": lambda: config.models[name].verb not in ("hub", "path"),
         "generations": lambda: True,
         "demonstrations": lambda: True,

@@ -33,7 +33,7 @@ class Ref:
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@(0|[1-9][0-9]*))?$")]
 ModelRef = Annotated[ModelName, Ref("models")]
 PromptsRef = Annotated[Name, Ref("prompts")]
-PairsRef = Annotated[Name, Ref("pairs")]
+SftDataRef = Annotated[Name, Ref("sft_data")]
 GenerationsRef = Annotated[Name, Ref("generations")]
 EvaluationRef = Annotated[Name, Ref("evaluations")]
 
@@ -84,8 +84,15 @@ def references(recipe: BaseModel, path: str = "") -> Iterator[tuple[str, str, st
                 yield from references(item, inner)
 
 
+# Keys that configs have had, by what they are called now.
+RENAMED = {"pairs": "sft_data"}
+
+
 def unknown(name: str, known: Iterable[str], where: str, kind: str) -> UserError:
+    """The error about a name that is none of the ``known`` ones, with the one that was meant."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none'}"
+    if RENAMED.get(name) in known:
+        hint = f"it is called '{RENAMED[name]}' now"
     return UserError(f"unknown {kind} '{name}'", where, hint)

@@ -15,7 +15,7 @@ from opd.recipes.evaluation import (
     IndicatorsProbe,
     JudgeProbe,
     PairProbe,
-    Pairs,
+    SftData,
     PrefixProbe,
     Probe,
     Protocol,
@@ -107,7 +107,7 @@ class Config(Strict):
     defaults: dict[str, dict[str, Any]] = {}
     prompts: dict[Name, PromptSet] = {}
     contamination: dict[Name, Contamination] = {}
-    pairs: dict[Name, Pairs] = {}
+    sft_data: dict[Name, SftData] = {}
     models: dict[Name, Model] = {}
     generations: dict[Name, Generation] = {}
     benchmarks: dict[Name, Benchmark] = {}

@@ -128,7 +128,7 @@ class Filter(Strict):
     n: Count | None = None
 
 
-class Pairs(OneOf):
+class SftData(OneOf):
     """SFT data: worked examples of the miniature world, or filtered generations."""
 
     world: WorldCorpus | None = None

@@ -26,7 +26,7 @@ from opd.recipes.base import (
     ModelRef,
     NonNegative,
     OneOf,
-    PairsRef,
+    SftDataRef,
     Plain,
     Positive,
     PromptsRef,
@@ -117,7 +117,7 @@ class Sft(Run):
         default=None, exclude=True, description="published settings (opd.presets)"
     )
     student: ModelRef
-    data: PairsRef
+    data: SftDataRef
     batch_size: Count = 64
     lr: Positive = 1e-5
     schedule: Literal["constant", "cosine", "linear"] = "cosine"

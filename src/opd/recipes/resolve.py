@@ -132,7 +132,7 @@ def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
         for key in values if isinstance(values, dict) else ():
             if key not in DEFAULTS[verb].model_fields:
                 raise unknown(key, DEFAULTS[verb].model_fields, f"defaults.{verb}.{key}", "key")
-    sections = ("prompts", "contamination", "pairs", "models", "generations", "evaluations")
+    sections = ("prompts", "contamination", "sft_data", "models", "generations", "evaluations")
     for section in (*sections, "demonstrations", "probes"):
         recipes = config.get(section)
         if not isinstance(recipes, dict):
@@ -303,7 +303,7 @@ def _without_step(
 def _check_references(config: Config) -> None:
     """Every name refers to a recipe that exists, and none to itself through others."""
     sections = (
-        *("prompts", "contamination", "pairs", "models", "generations", "benchmarks"),
+        *("prompts", "contamination", "sft_data", "models", "generations", "benchmarks"),
         *("protocols", "evaluations", "demonstrations", "probes", "arms", "tables", "figures"),
     )
     graph = {

@@ -38,7 +38,7 @@ def config(**changes: Any) -> dict[str, Any]:
             "o": {"world": {"split": "other", "n": 8}},
             "d": {"dedup": {"prompts": "o", "against": "p", "encoder": "hashed"}},
         },
-        "pairs": {"c": {"world": {"n": 8}}},
+        "sft_data": {"c": {"world": {"n": 8}}},
         "models": {
             "i": {"init": {}},
             "a": {"sft": {"student": "i", "data": "c", "steps": 2}},
@@ -82,6 +82,7 @@ def asked(raw: dict[str, Any]) -> list[str]:
     ("changes", "words"),
     [
         ({"sedes": [1]}, ["sedes", "did you mean 'seeds'"]),
+        ({"pairs": {}}, ["unknown key 'pairs'; it is called 'sft_data' now"]),
         ({"models__x__opd__lrr": 1.0}, ["models.x.opd.lrr", "did you mean 'lr'"]),
         ({"models__x__opd__studnt": "a", "models__x__opd__student": None}, ["studnt", "'student'"]),
         ({"defaults__opd__stepz": 3}, ["defaults.opd.stepz", "'steps'"]),
@@ -427,9 +428,9 @@ def test_an_edit_of_a_task_file_or_of_what_it_includes_changes_evaluations(tmp_p
     from opd.plan import artifacts as planning
 
     folder = tmp_path / "benchmarks"
-    shutil.copytree(planning.benchmarks.FOLDER, folder)
+    shutil.copytree(planning.tasks.FOLDER, folder)
     before = artifacts(config())
-    monkeypatch.setattr(planning.benchmarks, "FOLDER", folder)
+    monkeypatch.setattr(planning.tasks, "FOLDER", folder)
     assert artifacts(config()) == before
     for name in ("world.yaml", "_boxed.yaml"):
         with (folder / name).open("a") as file:
@@ -455,7 +456,7 @@ def test_seeds_are_derived_and_give_each_model_a_folder_of_its_own():
     made = artifacts(config(seeds=[0, 1]))
     first, second = (made[f"models/a/s{s}"] for s in (0, 1))
     assert first.cfg["seed"] != second.cfg["seed"]
-    assert second.inputs == ("models/i/s1", "pairs/c")
+    assert second.inputs == ("models/i/s1", "sft_data/c")
     assert made["tables/t1"].inputs == (
         "evaluations/e/x/s0",
         "evaluations/e/x/s1",
