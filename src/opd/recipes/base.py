@@ -65,6 +65,20 @@ MICRO_BATCH = Field(
 )
 
 
+class Sampled(Strict):
+    """How models are sampled where a recipe says nothing else."""
+
+    temperature: NonNegative = 1.0
+    top_p: Share = 1.0
+    max_prompt_tokens: Count = 1024
+    batch_size: Count = 64
+
+
+def check_greedy(temperature: float, samples: int) -> None:
+    if temperature == 0 and samples > 1:
+        raise ValueError("at temperature 0 all samples of a prompt are the same: ask for one")
+
+
 def check_template(template: str | None) -> None:
     if template is not None and PLACE not in named(template):
         raise ValueError(f"template must be {TEMPLATE_NAMES}, or text that contains {{question}}")

@@ -6,21 +6,8 @@ from pydantic import Field, model_validator
 
 from opd.core.schema import Strict
 from opd.recipes.base import Count, EvaluationRef, Name, Plain, Share
-from opd.recipes.evaluation import (
-    Benchmark,
-    ContinuationProbe,
-    Evaluation,
-    Filter,
-    Generation,
-    IndicatorsProbe,
-    JudgeProbe,
-    PairProbe,
-    SftData,
-    PrefixProbe,
-    Probe,
-    Protocol,
-    SignalProbe,
-)
+from opd.recipes.evaluation import Benchmark, Evaluation, Protocol
+from opd.recipes.generation import Filter, Generation, SftData
 from opd.recipes.microscope import (
     AlignmentProbe,
     Demonstrate,
@@ -31,6 +18,15 @@ from opd.recipes.microscope import (
 )
 from opd.recipes.models import Grpo, Init, Model, Opd, Sft
 from opd.recipes.outputs import Arm, Figure, Table
+from opd.recipes.probes import (
+    ContinuationProbe,
+    IndicatorsProbe,
+    JudgeProbe,
+    PairProbe,
+    PrefixProbe,
+    Probe,
+    SignalProbe,
+)
 from opd.recipes.prompts import Contamination, Dedup, PromptSet
 
 
