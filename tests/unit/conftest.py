@@ -6,7 +6,7 @@ import pytest
 from tiny import SHAPE, WORLD, Inputs
 
 from opd.core import tables
-from opd.data import world
+from opd.data import corpus, world
 from opd.data.schemas import PROMPTS
 from opd.models import init
 
@@ -25,7 +25,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     init.run({**SHAPE, "layers": 2, "seed": 1}, {}, made["teacher"])
     rows = world.make_prompts(WORLD, "rl", 10)
     tables.write(made["prompts"] / "prompts.parquet", rows, PROMPTS)
-    corpus = {
+    cfg = {
         "world": WORLD,
         "n": 20,
         "precedence": 0.4,
@@ -33,7 +33,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
         "templates": ["{question}"],
         "seed": 1,
     }
-    corpus.run(corpus, {}, made["data"])
+    corpus.run(cfg, {}, made["data"])
     return made
 
 

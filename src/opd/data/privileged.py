@@ -145,22 +145,22 @@ def rendered(
     return ids
 
 
-def told(
-    given: Sequence[Mapping[str, str]],
+def token_ids(
+    contexts: Sequence[Mapping[str, str]],
     rows: Sequence[Mapping[str, Any]],
     tokenizer: Any,
     template_kwargs: Mapping[str, Any],
     limit: int,
 ) -> list[list[list[int]]]:
-    """``rendered`` of every context: token ids by context and row. Raises ``UserError`` for one of
-    more than ``limit`` tokens."""
-    found = [rendered(context, rows, tokenizer, template_kwargs) for context in given]
-    for ids in found:
-        for tokens, row in zip(ids, rows, strict=True):
-            if len(tokens) > limit:
+    """``rendered`` of every context: token ids by context and row. Raises ``UserError`` also where
+    there are more than ``limit`` of them."""
+    by_context = [rendered(context, rows, tokenizer, template_kwargs) for context in contexts]
+    for prompts in by_context:
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(prompt) > limit:
                 raise UserError(
-                    f"the teacher's prompt has {len(tokens)} tokens, at most {limit} are allowed",
+                    f"the teacher's prompt has {len(prompt)} tokens, at most {limit} are allowed",
                     f"information: prompt {row['id']}",
                     "raise max_teacher_prompt_tokens, or tell it less",
                 )
-    return found
+    return by_context
