@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -84,18 +84,29 @@ def check_template(template: str | None) -> None:
         raise ValueError(f"template must be {TEMPLATE_NAMES}, or text that contains {{question}}")
 
 
-def references(recipe: BaseModel, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """(key, section, name) of every recipe that a recipe names."""
+def naming(recipe: BaseModel, path: str = "") -> Iterator[tuple[BaseModel, str, str, Ref]]:
+    """Every field of a recipe, and of those within it, that names other recipes: the recipe that
+    has the field, its key there, its key from the outside, and its mark."""
     for key, info in type(recipe).model_fields.items():
         value, where = getattr(recipe, key), f"{path}{key}"
-        for ref in (m for m in info.metadata if isinstance(m, Ref)):
-            for name in value if isinstance(value, list) else [value]:
-                if name is not None and name not in ref.builtin:
-                    yield where, ref.section, name
-        for i, item in enumerate(value if isinstance(value, list) else [value]):
+        yield from ((recipe, key, where, mark) for mark in info.metadata if isinstance(mark, Ref))
+        parts: Iterable[tuple[Any, Any]] = ()
+        if isinstance(value, BaseModel):
+            yield from naming(value, f"{where}.")
+        elif isinstance(value, dict | list):
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for part, item in parts:
             if isinstance(item, BaseModel):
-                inner = f"{where}.{i}." if isinstance(value, list) else f"{where}."
-                yield from references(item, inner)
+                yield from naming(item, f"{where}.{part}.")
+
+
+def references(recipe: BaseModel) -> Iterator[tuple[str, str, str]]:
+    """(key, section, name) of every recipe that a recipe names."""
+    for holder, key, where, mark in naming(recipe):
+        value = getattr(holder, key)
+        for name in value if isinstance(value, list) else [value]:
+            if name is not None and name not in mark.builtin:
+                yield where, mark.section, name
 
 
 # Keys that configs have had, by what they are called now.

@@ -38,21 +38,26 @@ class Scored(Strict):
 
     generations: GenerationsRef
     teacher: ModelRef
-    grader: Grader | None = None
+    grader: Grader = "rule"
 
 
-class PairProbe(Scored):
-    """Overlap, masses, entropies and rewards of rollouts under student and teacher."""
+class ByPosition(Scored):
+    """What probes have in common that measure at every position of the rollouts."""
 
     metrics_k: Count = 16
     position_bin: Count = Field(default=512, description="tokens in a bin of response positions")
     micro_batch: Count | None = MICRO_BATCH
 
 
+class PairProbe(ByPosition):
+    """Overlap, masses, entropies and rewards of rollouts under student and teacher."""
+
+    grader: Grader | None = None  # type: ignore[assignment]
+
+
 class ContinuationProbe(Sampled, Scored):
     """The teacher goes on after prefixes of the student's rollouts (Rethinking OPD, Fig. 11b)."""
 
-    grader: Grader = "rule"
     prefixes: list[Count] = Field(min_length=1, description="tokens")
     longer_than: Count | None = Field(
         default=None,
@@ -76,7 +81,6 @@ class ContinuationProbe(Sampled, Scored):
 class PrefixProbe(Sampled, Scored):
     """The teacher alone, and after a truncated response of its student (Many Faces, App. A.22)."""
 
-    grader: Grader = "rule"
     shares: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
         default=None, description="least and largest share of a response kept; 0.1 and 0.9"
     )
@@ -84,16 +88,12 @@ class PrefixProbe(Sampled, Scored):
     max_new_tokens: Count = Field(default=16384, description="counted after the prefix")
 
 
-class SignalProbe(Scored):
+class SignalProbe(ByPosition):
     """The teacher's log-ratio on the student's rollouts by position and by right and wrong (Many
     Faces, Figs. 16 to 20)."""
 
-    grader: Grader = "rule"
     information: Information | None = Field(default=None, description="what the teacher is told")
-    metrics_k: Count = 16
-    position_bin: Count = Field(default=512, description="tokens in a bin of response positions")
     max_prompt_tokens: Count = Field(default=1024, description="of the teacher")
-    micro_batch: Count | None = MICRO_BATCH
 
 
 class JudgeProbe(Strict):

@@ -2,17 +2,17 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from opd.core.errors import UserError
 from opd.core.schema import load_yaml
 from opd.core.security import holds_secret
-from opd.recipes.base import Plain, Ref, references, unknown
+from opd.recipes.base import Plain, naming, references, unknown
 from opd.recipes.config import DEFAULTS, Config, schema
 from opd.recipes.models import Keep, Kept, Model
 
@@ -242,7 +242,12 @@ def _settle_models(config: Config) -> None:
         released = {name: released[name] for name in config.use_released}
     for name, model in released.items() if config.use_released else ():
         models[name] = Model(hub=model.released, chat_template=model.chat_template)
-    _rename_models(config, "", lambda name, where: _without_step(models, name, where))
+    for recipe, key, where, mark in list(naming(config)):
+        value = getattr(recipe, key)
+        if mark.section == "models" and isinstance(value, list):
+            setattr(recipe, key, [_without_step(models, name, where) for name in value])
+        elif mark.section == "models" and value is not None:
+            setattr(recipe, key, _without_step(models, value, where))
     for name, model in list(models.items()):
         if model.trained:
             for step in sorted({*model.trained.keep_steps} - {0, model.trained.steps}):
@@ -261,25 +266,6 @@ def _chat_template(
     if model.trained and (step == "0" or not model.chat_template):
         return _chat_template(models, model.trained.student, (*seen, name))
     return model.chat_template
-
-
-def _rename_models(recipe: BaseModel, path: str, rename: Callable[[str, str], str]) -> None:
-    """Replace every name of a model in a recipe, and in the recipes within it, by
-    ``rename(name, where)``."""
-    for key, info in type(recipe).model_fields.items():
-        value, where = getattr(recipe, key), f"{path}{key}"
-        if any(isinstance(m, Ref) and m.section == "models" for m in info.metadata):
-            if isinstance(value, list):
-                setattr(recipe, key, [rename(name, where) for name in value])
-            elif value is not None:
-                setattr(recipe, key, rename(value, where))
-            continue
-        if isinstance(value, BaseModel):
-            _rename_models(value, f"{where}.", rename)
-        elif isinstance(value, dict | list):
-            for part, item in value.items() if isinstance(value, dict) else enumerate(value):
-                if isinstance(item, BaseModel):
-                    _rename_models(item, f"{where}.{part}.", rename)
 
 
 def _without_step(
