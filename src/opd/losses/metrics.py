@@ -25,33 +25,6 @@ class Sums(NamedTuple):
     n: Tensor
 
 
-STATE = (
-    "overlap_ratio",
-    "overlap_token_advantage",
-    "overlap_token_advantage_code",
-    "entropy_gap_nats",
-    "entropy_student_nats",
-    "entropy_teacher_nats",
-    "overlap_mass_student",
-    "overlap_mass_teacher",
-    "overlap_mass_student_code",
-    "overlap_mass_teacher_code",
-    "top_mass_student",
-    "top_mass_teacher",
-    "extreme_advantage_gap",
-    "max_advantage_student_code",
-    "max_advantage_teacher_code",
-    "min_advantage_student_code",
-    "min_advantage_teacher_code",
-    "teacher_rank",
-    "teacher_rank_in_top",
-    "log_ratio_repeated_nats",
-    "log_ratio_other_nats",
-    "kl_nats",
-)
-RESPONSE = ("response_tokens", "truncation_ratio", "repetition_ratio")
-
-
 @torch.no_grad()
 def state_metrics(
     student_logits: Tensor, teacher_logits: Tensor, sampled_ids: Tensor, repeated: Tensor, k: int
@@ -139,6 +112,12 @@ def state_metrics(
         "log_ratio_other_nats": Sums(ratio * (1 - again), 1 - again),
         "kl_nats": Sums((p * (logp - logq)).sum(-1), ones),
     }
+
+
+# The names of all measurements of states and of responses, in their order.
+_ID = torch.tensor([0])
+STATE = tuple(state_metrics(torch.ones(1, 2), torch.ones(1, 2), _ID, _ID, 1))
+RESPONSE = ("response_tokens", "truncation_ratio", "repetition_ratio")
 
 
 def repeats(ids: Tensor, mask: Tensor) -> Tensor:

@@ -252,20 +252,19 @@ def split(
 
     Raises ``UserError`` for a held-out share that leaves nothing on one side.
     """
-    out = held_out(len(rows), cfg["held_out"], cfg["seed"]) if "held_out" in cfg else []
-    held = {*out}
-    trained = [row for i, row in enumerate(rows) if i not in held]
-    if "held_out" in cfg and not (out and trained):
+    apart = held_out(len(rows), cfg["held_out"], cfg["seed"]) if "held_out" in cfg else []
+    trained = [rows[i] for i in sorted({*range(len(rows))} - {*apart})]
+    if "held_out" in cfg and not (apart and trained):
         raise UserError(
             f"a share of {cfg['held_out']} of {len(rows)} pairs leaves "
-            + ("none to train on" if out else "none held out"),
+            + ("none to train on" if apart else "none held out"),
             "held_out",
             "change the share or make more pairs",
         )
-    measurable = [rows[i] for i in out] or trained
+    measurable = [rows[i] for i in apart] or trained
     traces = min(cfg.get("nll_traces", NLL_TRACES), len(measurable))
     drawn = random.Random(f"{cfg['seed']}/nll").sample(range(len(measurable)), traces)
-    counts |= {"trained": len(trained), "held_out": len(out), "measured": traces}
+    counts |= {"trained": len(trained), "held_out": len(apart), "measured": traces}
     return trained, [measurable[i] for i in sorted(drawn)]
 
 
