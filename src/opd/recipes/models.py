@@ -105,7 +105,7 @@ class Sft(Run):
     """Supervised fine-tuning (see ``opd.training.sft``)."""
 
     preset: Literal[*presets.SFT] | None = Field(  # type: ignore[valid-type]
-        default=None, exclude=True, description="published settings (opd.presets)"
+        default=None, exclude=True, description="published settings (opd.recipes.presets)"
     )
     student: ModelRef
     data: SftDataRef
@@ -155,7 +155,7 @@ class Grpo(Run):
     batch of rollouts."""
 
     preset: Literal[*presets.GRPO] | None = Field(  # type: ignore[valid-type]
-        default=None, exclude=True, description="published settings (opd.presets)"
+        default=None, exclude=True, description="published settings (opd.recipes.presets)"
     )
     student: ModelRef
     prompts: PromptsRef
