@@ -7,7 +7,7 @@
 #   embeddings/ENCODER/SET/            question embeddings
 #   neighbours/ENCODER/SET/OTHER/      nearest question of another set, or of the same
 #   contamination/REPORT.html          benchmark problems among training prompts
-#   pairs/DATA/[sSEED/]                SFT data
+#   sft_data/DATA/[sSEED/]             SFT data
 #   models/MODEL/[sSEED/]              checkpoints (no seed: fetched), with their training metrics
 #   models/MODEL@STEP/sSEED/           the weights after a step that keep_steps names
 #   generations/GENERATION/sSEED/      rollouts

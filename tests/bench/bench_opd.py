@@ -17,7 +17,7 @@ from typing import Any
 from common import describe, table
 
 from opd.training import distill
-from opd.training.resume import Record
+from opd.training.record import Record
 
 # Part of a step -> where it happens. "update" is what is left: backward, clipping, AdamW.
 PARTS = {

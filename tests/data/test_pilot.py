@@ -39,7 +39,7 @@ SHORT: dict[str, Any] = {
     },
     # Which responses end with a box in 48 tokens is not what is tested here.
     "generations": {"easy-rollouts": {"rules": ["nonempty"], "attempts": 2}},
-    "pairs": {"easy-traces": {"filter": {"rules": ["nonempty"]}}},
+    "sft_data": {"easy-traces": {"filter": {"rules": ["nonempty"]}}},
     "models": {
         "tuned": {"sft": {"epochs": 1}},
         "terse": {"grpo": {"steps": 1, "prompts_per_step": 2, "max_new_tokens": 16}},

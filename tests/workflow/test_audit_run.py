@@ -282,8 +282,8 @@ def test_one_artifact_is_looked_at_with_all_behind_it(copy: Project):
     places = [one.place for one in found.audited]
     assert places[-1] == "models/forward/s0" and "models/init/s0" in places
     assert not [p for p in places if p.startswith(("tables", "evaluations"))]
-    _flip(copy.result("pairs/mixed/payload/pairs.parquet"), "")
-    assert _wrong(audit.audit(copy.result("models/forward/s0"))) == {"pairs/mixed": MODIFIED}
+    _flip(copy.result("sft_data/mixed/payload/pairs.parquet"), "")
+    assert _wrong(audit.audit(copy.result("models/forward/s0"))) == {"sft_data/mixed": MODIFIED}
     assert _wrong(audit.audit(copy.result("prompts/rl"))) == {}
 
 
@@ -292,7 +292,7 @@ def test_one_artifact_is_looked_at_with_all_behind_it(copy: Project):
 
 @pytest.mark.parametrize(
     "folder",
-    ["evaluations/held-out/forward/s0", "models/init/s0", "tables/accuracy", "pairs/mixed"],
+    ["evaluations/held-out/forward/s0", "models/init/s0", "tables/accuracy", "sft_data/mixed"],
 )
 def test_the_command_that_why_gives_makes_the_same_again(copy: Project, folder: str):
     done = _opd(copy, "why", f"results/tiny/{folder}")
@@ -312,7 +312,7 @@ def test_why_tells_settings_origin_and_place(finished: Project):
     made = read_json(finished.result("models/forward/s0/manifest.json"))
     assert made["identity"] in said and made["started"] in said and made["host"] in said
     assert "models.forward, seed 0" in said and "loss.k " in said
-    for source in ("models/init/s0  (init)", "pairs/mixed  (corpus)", "prompts/rl  (prompts)"):
+    for source in ("models/init/s0  (init)", "sft_data/mixed  (corpus)", "prompts/rl  (prompts)"):
         assert source in said
     table = _opd(finished, "why", "results/tiny/tables/accuracy.csv").stdout
     assert table.startswith("results/tiny/tables/accuracy\n")
@@ -402,7 +402,7 @@ def test_adopted_rollouts_are_filtered(finished: Project, copy: Project, tmp_pat
     done = _opd(copy, "adopt", str(rollouts), "--as", "rollouts", "--configfile",
                 str(copy.config))  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "pairs/traces/s0" in copy.would_make()
+    assert "sft_data/traces/s0" in copy.would_make()
     copy.run()
     # Snakemake looks again at what it made from other inputs: it is taken as it was adopted.
     assert "found in the store" in copy.result("logs/generations/rollouts/s0.log").read_text()

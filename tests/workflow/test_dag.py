@@ -75,7 +75,7 @@ def test_edit_of_k_lists_that_run_and_what_shows_it_and_editing_back_trains_noth
 def test_evaluation_edit_trains_nothing(copy: Project):
     copy.edit(lambda c: c["protocols"]["two-samples"].update(temperature=0.5))
     made = copy.would_make()
-    assert not [m for m in made if m.startswith(("models", "prompts", "pairs", "generations"))]
+    assert not [m for m in made if m.startswith(("models", "prompts", "sft_data", "generations"))]
     assert EVALUATION in made
 
 
@@ -106,7 +106,7 @@ def test_comment_reruns_nothing_and_a_loss_edit_reruns_training_only(copy: Proje
     losses.write_text(text.replace("import torch\n", "import torch  # tensors\n\n# why not\n", 1))
     assert "Nothing to be done" in project.run("-n")
     losses.write_text(text + "\n\nUNUSED = 1\n")
-    made = {m for m in project.would_make() if m.startswith(("models", "prompts", "pairs"))}
+    made = {m for m in project.would_make() if m.startswith(("models", "prompts", "sft_data"))}
     assert made == {"models/forward/s0", "models/forward-other/s0", "models/backward/s0"}
 
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.workflow
 
 def test_interrupted_run_continues_and_ends_the_same(finished: Project, project: Project):
     """Interrupted twice, early and while a model is trained."""
-    for reached in ("pairs/mixed", "models/teacher/s0"):
+    for reached in ("sft_data/mixed", "models/teacher/s0"):
         running = project.start()
         deadline = time.time() + 300
         while not (project.result(reached) / "digest.json").exists():
@@ -80,7 +80,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing_half_written(copy: Project):
         config["models"]["forward"]["distill"]["max_prompt_tokens"] = 2
         config["models"]["backward"]["distill"]["lr"] = 1e30
         config["prompts"]["other-new"]["dedup"]["threshold"] = -1.0
-        config["pairs"]["traces"]["filter"]["rules"] = ["boxed"]
+        config["sft_data"]["traces"]["filter"]["rules"] = ["boxed"]
 
     copy.edit(break_four_stages)
     shown = copy.run("--keep-going", "--show-failed-logs", ok=False)
@@ -88,7 +88,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing_half_written(copy: Project):
         "models/forward/s0": "prompts.parquet: row 0",
         "models/backward/s0": "learning rate",
         "prompts/other-new": "threshold",
-        "pairs/traces/s0": "boxed",
+        "sft_data/traces/s0": "boxed",
     }
     for artifact, words in expected.items():
         log = copy.result(f"logs/{artifact}.log").read_text()

@@ -13,34 +13,35 @@ CORPUS_LEVELS = (1, 2, 3, 4)
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Stage ``corpus``: training pairs in one style that mix the two rules.
+    """Stage ``corpus``: prompts with responses in one style that mix the two rules, as
+    pairs.parquet.
 
     cfg: world, n, precedence (share of rows that honour precedence), style, templates (strings
-    with {question}, drawn evenly), seed; optional told, more templates that tell something of the
-    response: {template with {question}, {answer}, {solution}; rule: the one that such rows follow;
-    copied: the answer told is drawn, and the response ends with it, whatever its steps come to}.
-    Answer and solution are else those of the row's own rule. Writes pairs.parquet.
+    with {question}, drawn evenly), seed; optional told, further templates that tell something of
+    the response: {template with {question}, {answer}, {solution}; rule: the rule that such rows
+    follow; copied: the answer told is a random digit, and the response ends with it whatever its
+    steps come to}. Else answer and solution are those of the row's own rule.
     """
-    asked = [*({"template": one} for one in cfg["templates"]), *cfg.get("told", [])]
+    layouts = [*({"template": text} for text in cfg["templates"]), *cfg.get("told", [])]
     rng = random.Random(f"corpus/{cfg['seed']}")
-    world = {**cfg["world"], "seed": cfg["world"]["seed"]}
+    world = cfg["world"]
     rows = []
     for i in range(cfg["n"]):
         question = draw_question(rng, rng.choice(CORPUS_LEVELS), world["rl_times"])
         while held_out(question, world):
             question = draw_question(rng, rng.choice(CORPUS_LEVELS), world["rl_times"])
         rule = "precedence" if rng.random() < cfg["precedence"] else "left"
-        told = rng.choice(asked)
-        rule = told.get("rule") or rule
+        layout = rng.choice(layouts)
+        rule = layout.get("rule") or rule
         response, answer = respond(question, rule, cfg["style"]), solve(question, rule)
-        if told.get("copied"):
+        if layout.get("copied"):
             answer = str(rng.randrange(10))
             response = response[:-1] + answer
         row = {"question": question, "answer": answer, "solution": respond(question, rule, "infix")}
         rows.append(
             {
                 "id": f"corpus-{i:06d}",
-                "prompt": filled(told["template"], {"id": i, "prompt": question, **row}),
+                "prompt": filled(layout["template"], {"id": i, "prompt": question, **row}),
                 "response": response,
             }
         )

@@ -53,21 +53,21 @@ def fields(text: str) -> list[str]:
     return [name for name in _FIELD.findall(text) if name]
 
 
-def contexts(given: Any) -> list[dict[str, str]]:
-    """What a recipe gives (a name of CONTEXTS, {message, system, think}, or a list of these) as
-    contexts with a message each; empty where nothing is told.
+def contexts(information: Any) -> list[dict[str, str]]:
+    """The ``information`` of a recipe (a name of CONTEXTS, {message, system, think}, or a list of
+    these) as contexts with a message each; empty where a teacher is told nothing more.
 
     Raises ``UserError`` for an unknown name or field, and for a message that leaves the question
     out.
     """
-    found = []
-    for one in given if isinstance(given, list) else [given or "none"]:
-        if isinstance(one, str) and one not in CONTEXTS:
+    checked = []
+    for entry in information if isinstance(information, list) else [information or "none"]:
+        if isinstance(entry, str) and entry not in CONTEXTS:
             raise UserError(
-                f"unknown kind '{one}'", "information", f"use one of {', '.join(CONTEXTS)}"
+                f"unknown kind '{entry}'", "information", f"use one of {', '.join(CONTEXTS)}"
             )
-        known = CONTEXTS[one] if isinstance(one, str) else {"message": PLAIN, **one}
-        for part, text in known.items():
+        context = CONTEXTS[entry] if isinstance(entry, str) else {"message": PLAIN, **entry}
+        for part, text in context.items():
             for field in fields(text):
                 if field not in FIELDS:
                     raise UserError(
@@ -75,29 +75,28 @@ def contexts(given: Any) -> list[dict[str, str]]:
                         f"information.{part}",
                         f"there are {', '.join(f'{{{known}}}' for known in FIELDS)}",
                     )
-        if not {"prompt", "question"} & set(fields(known["message"])):
+        if not {"prompt", "question"} & set(fields(context["message"])):
             raise UserError("the question is not in it", "information.message", "add {prompt}")
-        found.append(dict(known))
-    return [] if found == [CONTEXTS["none"]] else found
+        checked.append(dict(context))
+    return [] if checked == [CONTEXTS["none"]] else checked
 
 
 def filled(text: str, row: Mapping[str, Any]) -> str:
-    """A text with the fields of a row of PROMPTS, in one pass: what a field holds stays as it is.
+    """A text with the fields of a row of PROMPTS filled in, in one pass: braces in what a field
+    holds are text. Raises ``UserError`` where the row has nothing in a field."""
 
-    Raises ``UserError`` where the row does not have what is to be told.
-    """
-
-    def value(found: re.Match[str]) -> str:
-        if found[1] is None:
-            return found[0]
-        given = row[found[1]]
-        if given is None or not given.strip():
+    def value(match: re.Match[str]) -> str:
+        field = match[1]
+        if field is None:
+            return match[0]
+        content = row[field]
+        if content is None or not content.strip():
             raise UserError(
-                f"there is no {found[1]} to tell the teacher",
+                f"there is no {field} to tell the teacher",
                 f"information: prompt {row['id']}",
                 "give the prompt set one (column, layout), or leave such rows out",
             )
-        return str(given)
+        return str(content)
 
     return _FIELD.sub(value, text)
 
@@ -108,10 +107,10 @@ def rendered(
     tokenizer: Any,
     template_kwargs: Mapping[str, Any],
 ) -> list[list[int]]:
-    """Token ids of what the teacher is told of each row of PROMPTS, ready for the response.
+    """Token ids of what the teacher is asked of each row of PROMPTS, ready for the response.
 
-    ``think`` takes the place of the empty think block, or is put into one where the chat template
-    has none. Raises ``UserError`` for a row without the information, for a chat template that
+    ``think`` takes the place of the empty think block, or becomes a block where the chat template
+    puts none. Raises ``UserError`` for a row without the information, for a chat template that
     leaves a system message out, and for a think block where the response may begin with one of its
     own.
     """
@@ -131,9 +130,9 @@ def rendered(
                 "put it into the message",
             )
         if "think" in context:
-            off = text.endswith(EMPTY_THINK)
+            has_block = text.endswith(EMPTY_THINK)
             text = text.removesuffix(EMPTY_THINK)
-            if not off and "<think>" in str(tokenizer.chat_template):
+            if not has_block and "<think>" in str(tokenizer.chat_template):
                 raise UserError(
                     "the chat template leaves a think block to the response",
                     "information.think",
@@ -145,22 +144,22 @@ def rendered(
     return ids
 
 
-def told(
-    given: Sequence[Mapping[str, str]],
+def token_ids(
+    contexts: Sequence[Mapping[str, str]],
     rows: Sequence[Mapping[str, Any]],
     tokenizer: Any,
     template_kwargs: Mapping[str, Any],
     limit: int,
 ) -> list[list[list[int]]]:
-    """``rendered`` of every context: token ids by context and row. Raises ``UserError`` for one of
-    more than ``limit`` tokens."""
-    found = [rendered(context, rows, tokenizer, template_kwargs) for context in given]
-    for ids in found:
-        for tokens, row in zip(ids, rows, strict=True):
-            if len(tokens) > limit:
+    """``rendered`` of every context: token ids by context and row. Raises ``UserError`` also where
+    there are more than ``limit`` of them."""
+    by_context = [rendered(context, rows, tokenizer, template_kwargs) for context in contexts]
+    for prompts in by_context:
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(prompt) > limit:
                 raise UserError(
-                    f"the teacher's prompt has {len(tokens)} tokens, at most {limit} are allowed",
+                    f"the teacher's prompt has {len(prompt)} tokens, at most {limit} are allowed",
                     f"information: prompt {row['id']}",
                     "raise max_teacher_prompt_tokens, or tell it less",
                 )
-    return found
+    return by_context

@@ -45,10 +45,10 @@ def apply(template: str, question: str) -> str:
 
 
 def unwrap(text: str, affix: str) -> tuple[str, Match | None]:
-    """Take one template off a text: what is within, and how the template fitted.
+    """Take one template off a text: returns the text within, and how the template fitted.
 
     ``exact``: to the byte, and no white space is taken off what is within. ``loose``: up to white
-    space around text, prefix and suffix. None: it does not fit, the text comes back as it was.
+    space around text, prefix and suffix. None: it does not fit, and the text is returned unchanged.
     Prefix and suffix come off together or not at all. An affix without ``{question}`` is text that
     may stand at the end or at the start.
     """
@@ -56,8 +56,8 @@ def unwrap(text: str, affix: str) -> tuple[str, Match | None]:
     if PLACE not in affix:
         how: Match | None = None
         for template in (PLACE + affix, affix + PLACE):
-            text, found = unwrap(text, template)
-            how = how or found
+            text, fit = unwrap(text, template)
+            how = how or fit
         return text, how
     prefix, suffix = affix.split(PLACE, 1)
     inner = _between(text, prefix, suffix)

@@ -4,8 +4,9 @@ rich enough for on-policy distillation to succeed and fail in it for the reasons
 A question is a chain such as ``3+4*2-7=``; its level is the number of operators. A response writes
 out the steps and then the answer after ``#``. Two *rules* give the order of the steps
 (``precedence`` of ``*``, which the reward wants, or ``left`` to right), two *styles* how a step is
-written (``full``: ``4*2=8;3+8=1;1-7=4#4``; ``terse``: ``8;1;4#4``). A corpus that mixes the rules
-leaves a model undecided between them, which is what reinforcement learning then settles.
+written (``infix``: ``4*2=8;3+8=1;1-7=4#4``; ``prefix``: ``*42=8;+38=1;-17=4#4``). A corpus that
+mixes the rules leaves a model undecided between them, which is what reinforcement learning then
+settles.
 
 A quarter of all questions is held out by a hash of their text: benchmarks are drawn from these
 only, every training split and corpus from the rest only, whatever sizes are asked for.
@@ -46,7 +47,7 @@ def steps(question: str, rule: str) -> list[Step]:
         raise UserError(f"unknown rule '{rule}'", "rule", f"use one of {', '.join(RULES)}")
     values = [int(c) for c in question[0::2] if c != "="]
     operators = list(question.rstrip("=")[1::2])
-    done = []
+    done: list[Step] = []
     while operators:
         i = operators.index("*") if rule == "precedence" and "*" in operators else 0
         a, operator, b = values[i], operators.pop(i), values.pop(i + 1)
@@ -78,6 +79,7 @@ def held_out(question: str, world: dict[str, Any]) -> bool:
 
 
 def draw_question(rng: random.Random, level: int, times: float) -> str:
+    """A question of ``level`` operators, each of which is ``*`` with probability ``times``."""
     text = str(rng.randrange(10))
     for _ in range(level):
         operator = "*" if rng.random() < times else rng.choice("+-")

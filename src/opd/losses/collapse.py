@@ -10,13 +10,14 @@ from typing import Any
 
 
 def signs(history: Mapping[str, list[float]], guard: Mapping[str, Any]) -> list[str]:
-    """What speaks for a collapse in each of the last ``patience`` steps; empty if nothing does.
+    """The signs of a collapse that all of the last ``patience`` steps show, as text; empty if there
+    are none.
 
-    history: values of each metric over all steps so far. guard: ``length_ratio`` (response length
-    over its median in the first ``reference_steps`` steps), ``repetition`` (repetition_ratio),
-    ``entropy_rise_nats`` (entropy_student_nats above that median), ``top_mass_drop``
-    (top_mass_student below it); a limit that is None is not watched. Silent until the reference is
-    complete. Steps are those that were measured.
+    history: the values of each metric over all steps so far that were measured. guard:
+    ``length_ratio`` (response length over its median in the first ``reference_steps`` steps),
+    ``repetition`` (repetition_ratio), ``entropy_rise_nats`` (entropy_student_nats above that
+    median), ``top_mass_drop`` (top_mass_student below it); a limit that is None is not watched.
+    There are no signs before the reference is complete.
     """
     reference, patience = guard["reference_steps"], guard["patience"]
     watched = {
@@ -25,7 +26,7 @@ def signs(history: Mapping[str, list[float]], guard: Mapping[str, Any]) -> list[
         "entropy_student_nats": ("entropy_rise_nats", lambda now, then: now - then),
         "top_mass_student": ("top_mass_drop", lambda now, then: then - now),
     }
-    found = []
+    shown = []
     for name, (key, measure) in watched.items():
         limit, values = guard.get(key), history.get(name, [])
         if limit is None or len(values) < reference + patience:
@@ -33,5 +34,5 @@ def signs(history: Mapping[str, list[float]], guard: Mapping[str, Any]) -> list[
         then = median(values[:reference])
         recent = [measure(value, then) for value in values[-patience:]]
         if min(recent) > limit:
-            found.append(f"{key} {recent[-1]:.3g} > {limit:g}")
-    return found
+            shown.append(f"{key} {recent[-1]:.3g} > {limit:g}")
+    return shown

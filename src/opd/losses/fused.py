@@ -1,6 +1,6 @@
 """The same losses from hidden states, without the logits of a whole sequence in memory.
 
-Legend: as in ``opd.losses.token``, and H hidden.
+Legend: as in ``opd.losses.token``; H width of the hidden states h.
 """
 
 from typing import Any
@@ -107,16 +107,16 @@ def _vocabulary_loss(
 class _CandidateLoss(torch.autograd.Function):
     """The loss on candidate tokens.
 
-    A position's loss is a function of its candidates' logits z and of one number, the logsumexp R
-    of the whole vocabulary (or with a tail of all but the candidates). So the forward pass keeps
-    dloss/dz [N, C] and dloss/dR [N], and the gradient of all logits is the first at the candidates
-    plus the second times softmax: only that needs the vocabulary again.
+    A position's loss is a function of its candidates' logits z_p and of one number rest_p, the
+    logsumexp of the whole vocabulary (or with a tail of all but the candidates). So the forward
+    pass keeps dloss/dz_p [N, C] and dloss/drest_p [N], and the gradient of all logits is the first
+    at the candidates plus the second times softmax: only that needs the vocabulary again.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        hidden: Tensor,
+        h_p: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         h_q: Tensor,
@@ -127,87 +127,90 @@ class _CandidateLoss(torch.autograd.Function):
         temperature: float,
         chunk_elements: int,
     ) -> Tensor:
-        head_p, head_q = _cast(head_p, hidden.dtype), _cast(head_q, h_q.dtype)
+        head_p, head_q = _cast(head_p, h_p.dtype), _cast(head_q, h_q.dtype)
+        # A loss that is renormalised over the support does not depend on rest_p.
         raw = spec.tail or spec.ratio_scope == "vocabulary"
-        raw_q = raw or (spec.weight, spec.weight_scope) == ("teacher", "vocabulary")
-        whole_q = raw_q or spec.support != "student"
-        rows = max(1, chunk_elements // weight.shape[0])
+        # The teacher's logits of all tokens are for its normaliser and for its top k.
+        weighted_by_q = (spec.weight, spec.weight_scope) == ("teacher", "vocabulary")
+        reads_all_q = raw or weighted_by_q or spec.support != "student"
+        chunk = max(1, chunk_elements // weight.shape[0])
         parts = []
-        for start in range(0, hidden.shape[0], rows):
-            part = slice(start, start + rows)
-            z_p = head_logits(hidden[part], head_p, temperature)
-            z_q = head_logits(h_q[part], head_q, spec.teacher_temperature) if whole_q else None
-            found = candidates(z_p, z_q, sampled_ids[part], spec)
-            if z_q is None:
-                inside_q = rows_of(h_q[part], head_q, found.ids, spec.teacher_temperature)
-                rest_q = torch.zeros_like(inside_q[:, 0])
+        for start in range(0, h_p.shape[0], chunk):
+            part = slice(start, start + chunk)
+            logits_p = head_logits(h_p[part], head_p, temperature)
+            logits_q = None
+            if reads_all_q:
+                logits_q = head_logits(h_q[part], head_q, spec.teacher_temperature)
+            support = candidates(logits_p, logits_q, sampled_ids[part], spec)
+            if logits_q is None:
+                z_q = rows_of(h_q[part], head_q, support.ids, spec.teacher_temperature)
+                rest_q = torch.zeros_like(z_q[:, 0])
             else:
-                inside_q, rest_q = z_q.gather(-1, found.ids), rest_of(z_q, found, spec)
+                z_q, rest_q = logits_q.gather(-1, support.ids), rest_of(logits_q, support, spec)
             with torch.enable_grad():
-                inside = z_p.gather(-1, found.ids).requires_grad_()
-                rest = rest_of(z_p, found, spec).requires_grad_()
-                loss = candidate_loss(inside, rest, inside_q, rest_q, found, spec)
-                d_inside, d_rest = torch.autograd.grad(
-                    loss.sum(), (inside, rest), allow_unused=True, materialize_grads=True
+                z_p = logits_p.gather(-1, support.ids).requires_grad_()
+                rest_p = rest_of(logits_p, support, spec).requires_grad_()
+                loss = candidate_loss(z_p, rest_p, z_q, rest_q, support, spec)
+                d_z, d_rest = torch.autograd.grad(
+                    loss.sum(), (z_p, rest_p), allow_unused=True, materialize_grads=True
                 )
-            slope = logit_slope(inside.detach(), head_p, temperature)
-            if not raw:
-                d_inside = d_inside * slope
-            parts.append((loss.detach(), found.ids, found.valid, d_inside, rest.detach(), d_rest))
-            del z_p, z_q
-        loss, *kept = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        ctx.save_for_backward(hidden, weight, bias, *kept)
-        ctx.settings = head_p[1:], spec.tail, raw, temperature, rows
+            if not raw:  # else the backward pass has the slope of all logits
+                d_z = d_z * logit_slope(z_p.detach(), head_p, temperature)
+            parts.append((loss.detach(), support.ids, support.valid, d_z, rest_p.detach(), d_rest))
+            del logits_p, logits_q  # before the next chunk's are made
+        loss, *saved = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        ctx.save_for_backward(h_p, weight, bias, *saved)
+        ctx.settings = head_p[1:], spec.tail, raw, temperature, chunk
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, ids, valid, d_inside, rest, d_rest = ctx.saved_tensors
-        transform, tail, raw, temperature, rows = ctx.settings
-        narrow = weight.to(hidden.dtype)
-        head = Head(narrow, *transform)
+        hidden, weight, bias, ids, valid, d_z, rest, d_rest = ctx.saved_tensors
+        transform, tail, raw, temperature, chunk = ctx.settings
+        cast_weight = weight.to(hidden.dtype)
+        head = Head(cast_weight, *transform)
+        leaves = hidden, weight, bias
         grad_hidden, grad_weight, grad_bias = (
-            torch.zeros(x.shape, dtype=torch.float32, device=x.device) if needed else None
-            for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+            torch.zeros(leaf.shape, dtype=torch.float32, device=leaf.device) if needed else None
+            for leaf, needed in zip(leaves, ctx.needs_input_grad[:3], strict=True)
         )
-        d_inside = d_inside * upstream.unsqueeze(-1)
+        d_z = d_z * upstream.unsqueeze(-1)
         d_rest = d_rest * upstream
         if not raw:
-            rows = max(1, CHUNK_ELEMENTS // (4 * ids.shape[1] * hidden.shape[1]))
-        for start in range(0, hidden.shape[0], rows):
-            part = slice(start, start + rows)
-            h = hidden[part]
+            # Only the candidates' rows of the head have a gradient: [positions, C, H] at a time.
+            chunk = max(1, CHUNK_ELEMENTS // (4 * ids.shape[1] * hidden.shape[1]))
+        for start in range(0, hidden.shape[0], chunk):
+            part = slice(start, start + chunk)
+            h, d_logits = hidden[part], d_z[part]
             if not raw:
-                g = d_inside[part]
                 if grad_hidden is not None:
-                    w = narrow[ids[part]].float()
-                    grad_hidden[part] = torch.bmm(g.unsqueeze(1), w).squeeze(1)
+                    rows = cast_weight[ids[part]].float()
+                    grad_hidden[part] = torch.bmm(d_logits.unsqueeze(1), rows).squeeze(1)
                 if grad_weight is not None:
-                    outer = g.unsqueeze(-1) * h.float().unsqueeze(1)
+                    outer = d_logits.unsqueeze(-1) * h.float().unsqueeze(1)
                     grad_weight.index_add_(0, ids[part].flatten(), outer.flatten(0, 1))
                 if grad_bias is not None:
-                    grad_bias.index_add_(0, ids[part].flatten(), g.flatten())
+                    grad_bias.index_add_(0, ids[part].flatten(), d_logits.flatten())
                 continue
-            z = head_logits(hidden[part], head, temperature)
-            slope = logit_slope(z, head, temperature)
-            g = z.sub_(rest[part].unsqueeze(-1)).exp_().mul_(d_rest[part].unsqueeze(-1))
-            if tail:
-                inside = g.gather(-1, ids[part]).masked_fill_(valid[part], 0.0)
-                g.scatter_(-1, ids[part], inside)
-            g.scatter_add_(-1, ids[part], d_inside[part])
-            g = g.mul_(slope)
+            logits = head_logits(h, head, temperature)
+            slope = logit_slope(logits, head, temperature)
+            softmax = logits.sub_(rest[part].unsqueeze(-1)).exp_()  # of all tokens in rest
+            d_logits = softmax.mul_(d_rest[part].unsqueeze(-1))
+            if tail:  # candidates have no part in the rest
+                outside = d_logits.gather(-1, ids[part]).masked_fill_(valid[part], 0.0)
+                d_logits.scatter_(-1, ids[part], outside)
+            d_logits.scatter_add_(-1, ids[part], d_z[part])
+            d_logits = d_logits.mul_(slope)
             if grad_bias is not None:
-                grad_bias += g.sum(0)
-            g = g.to(h.dtype)
+                grad_bias += d_logits.sum(0)
+            d_logits = d_logits.to(h.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = matmul(g, narrow)
+                grad_hidden[part] = matmul(d_logits, cast_weight)
             if grad_weight is not None:
-                add_matmul(grad_weight, g.t(), h)
+                add_matmul(grad_weight, d_logits.t(), h)
         grads = (
-            g.to(x.dtype) if g is not None else None
-            for g, x in zip(
-                (grad_hidden, grad_weight, grad_bias), (hidden, weight, bias), strict=True
-            )
+            grad.to(leaf.dtype) if grad is not None else None
+            for grad, leaf in zip((grad_hidden, grad_weight, grad_bias), leaves, strict=True)
         )
         return (*grads, *(None,) * 7)
 

@@ -19,37 +19,10 @@ from opd.losses.token import LOG_FLOOR_NATS, is_in, top_ids
 
 
 class Sums(NamedTuple):
-    """Sum of a metric's values and how many there were: at every position [N], or of each row."""
+    """The sum of a metric's values and how many there are, at every position [N]."""
 
     total: Tensor
     n: Tensor
-
-
-STATE = (
-    "overlap_ratio",
-    "overlap_token_advantage",
-    "overlap_token_advantage_code",
-    "entropy_gap_nats",
-    "entropy_student_nats",
-    "entropy_teacher_nats",
-    "overlap_mass_student",
-    "overlap_mass_teacher",
-    "overlap_mass_student_code",
-    "overlap_mass_teacher_code",
-    "top_mass_student",
-    "top_mass_teacher",
-    "extreme_advantage_gap",
-    "max_advantage_student_code",
-    "max_advantage_teacher_code",
-    "min_advantage_student_code",
-    "min_advantage_teacher_code",
-    "teacher_rank",
-    "teacher_rank_in_top",
-    "log_ratio_repeated_nats",
-    "log_ratio_other_nats",
-    "kl_nats",
-)
-RESPONSE = ("response_tokens", "truncation_ratio", "repetition_ratio")
 
 
 @torch.no_grad()
@@ -86,16 +59,16 @@ def state_metrics(
     p, q = logp.exp(), logq.exp()
     ones = torch.ones_like(logp[:, 0])
     entropy_p, entropy_q = -(p * logp).sum(-1), -(q * logq).sum(-1)
-    ours, theirs = top_ids(logp, k), top_ids(logq, k)
-    shared = is_in(ours, theirs)
+    ids_p, ids_q = top_ids(logp, k), top_ids(logq, k)
+    shared = is_in(ids_p, ids_q)
     size = shared.sum(-1)
     meet = (size > 0).float()
-    top_p, top_q = logp.gather(-1, ours), logq.gather(-1, ours)
+    top_p, top_q = logp.gather(-1, ids_p), logq.gather(-1, ids_p)
     nowhere = torch.finfo(top_p.dtype).min
     bar_p = torch.log_softmax(top_p.masked_fill(~shared, nowhere), -1)
     bar_q = torch.log_softmax(top_q.masked_fill(~shared, nowhere), -1)
     advantage = (bar_p.exp() * (bar_q - bar_p)).masked_fill(~shared, 0)
-    code = (torch.softmax(top_p, -1) * (top_q - top_p)).masked_fill(~shared, 0)
+    training_advantage = (torch.softmax(top_p, -1) * (top_q - top_p)).masked_fill(~shared, 0)
     mass_p = top_p.exp().masked_fill(~shared, 0).sum(-1)
     mass_q = top_q.exp().masked_fill(~shared, 0).sum(-1)
 
@@ -106,16 +79,16 @@ def state_metrics(
         return at_p, at_q
 
     extreme_p, extreme_q = at(advantage.abs())
-    max_p, max_q = at(code)
-    min_p, min_q = at(-code)
+    max_p, max_q = at(training_advantage)
+    min_p, min_q = at(-training_advantage)
     sampled_q = logq.gather(-1, sampled_ids.unsqueeze(-1))
     ratio = (sampled_q - logp.gather(-1, sampled_ids.unsqueeze(-1))).squeeze(-1)
     rank = 1 + (logq > sampled_q).sum(-1)
     again = repeated.float()
     return {
-        "overlap_ratio": Sums(size / ours.shape[-1], ones),
+        "overlap_ratio": Sums(size / ids_p.shape[-1], ones),
         "overlap_token_advantage": Sums(advantage.sum(-1) / size.clamp(min=1), meet),
-        "overlap_token_advantage_code": Sums(code.sum(-1), size.float()),
+        "overlap_token_advantage_code": Sums(training_advantage.sum(-1), size.float()),
         "entropy_gap_nats": Sums((entropy_q - entropy_p).abs(), ones),
         "entropy_student_nats": Sums(entropy_p, ones),
         "entropy_teacher_nats": Sums(entropy_q, ones),
@@ -124,7 +97,7 @@ def state_metrics(
         "overlap_mass_student_code": Sums(mass_p, meet),
         "overlap_mass_teacher_code": Sums(mass_q, meet),
         "top_mass_student": Sums(top_p.exp().sum(-1), ones),
-        "top_mass_teacher": Sums(logq.gather(-1, theirs).exp().sum(-1), ones),
+        "top_mass_teacher": Sums(logq.gather(-1, ids_q).exp().sum(-1), ones),
         "extreme_advantage_gap": Sums(extreme_p - extreme_q, meet),
         "max_advantage_student_code": Sums(max_p, meet),
         "max_advantage_teacher_code": Sums(max_q, meet),
@@ -132,7 +105,7 @@ def state_metrics(
         "min_advantage_teacher_code": Sums(min_q, meet),
         "teacher_rank": Sums(rank.float(), ones),
         "teacher_rank_in_top": Sums(
-            torch.where(is_in(sampled_ids.unsqueeze(-1), theirs).squeeze(-1), rank, k + 1).float(),
+            torch.where(is_in(sampled_ids.unsqueeze(-1), ids_q).squeeze(-1), rank, k + 1).float(),
             ones,
         ),
         "log_ratio_repeated_nats": Sums(ratio * again, again),
@@ -141,21 +114,26 @@ def state_metrics(
     }
 
 
+# The names of all measurements of states and of responses, in their order.
+_ID = torch.tensor([0])
+STATE = tuple(state_metrics(torch.ones(1, 2), torch.ones(1, 2), _ID, _ID, 1))
+RESPONSE = ("response_tokens", "truncation_ratio", "repetition_ratio")
+
+
 def repeats(ids: Tensor, mask: Tensor) -> Tensor:
     """Which response tokens end a 3-gram that occurred before in the same response, [B, T] bool.
 
     ids and mask are [B, T], the mask's ones in front.
     """
-    found = torch.zeros(ids.shape, dtype=torch.bool)
-    for row, (tokens, length) in enumerate(
-        zip(ids.tolist(), (mask != 0).sum(-1).tolist(), strict=True)
-    ):
+    repeated = torch.zeros(ids.shape, dtype=torch.bool)
+    lengths = (mask != 0).sum(-1).tolist()
+    for row, (tokens, length) in enumerate(zip(ids.tolist(), lengths, strict=True)):
         seen = set()
         for t in range(2, length):
             gram = (tokens[t - 2], tokens[t - 1], tokens[t])
-            found[row, t] = gram in seen
+            repeated[row, t] = gram in seen
             seen.add(gram)
-    return found.to(ids.device)
+    return repeated.to(ids.device)
 
 
 def response_metrics(

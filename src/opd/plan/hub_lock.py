@@ -29,12 +29,11 @@ def read(path: Path) -> dict[str, str]:
 
 
 def hub_objects(config: Config) -> dict[str, HubObject]:
-    """Where each hub object is named in a config -> its recipe."""
-    found: dict[str, HubObject] = {}
-    found |= {f"models.{n}.{m.hub_key}": m.hub for n, m in config.models.items() if m.hub}
-    found |= {f"prompts.{n}.hub": p.hub for n, p in config.prompts.items() if p.hub}
-    found |= {f"benchmarks.{n}.hub": b.hub for n, b in config.benchmarks.items() if b.hub}
-    return found
+    """The recipes of a config's hub objects, by the keys that name them."""
+    models = {f"models.{n}.{m.hub_key}": m.hub for n, m in config.models.items() if m.hub}
+    prompts = {f"prompts.{n}.hub": p.hub for n, p in config.prompts.items() if p.hub}
+    benchmarks = {f"benchmarks.{n}.hub": b.hub for n, b in config.benchmarks.items() if b.hub}
+    return {**models, **prompts, **benchmarks}
 
 
 def commit(kind: str, name: str, revision: str | None) -> str:
@@ -50,9 +49,9 @@ def commit(kind: str, name: str, revision: str | None) -> str:
 def lock(
     config: Config, path: Path, ask: Callable[[str, str, str | None], str] = commit
 ) -> dict[str, str]:
-    """Ask the hub where each object of a config stands, and write that beside what is locked.
+    """Ask the hub at which commit each object of a config stands, and add that to the lock.
 
-    Raises ``UserError`` where the hub does not answer for one; nothing is written then.
+    Raises ``UserError`` where the hub does not answer; nothing is written then.
     """
     locked = read(path)
     for where, recipe in hub_objects(config).items():
@@ -88,7 +87,7 @@ def locked(recipe: HubObject, lock: Mapping[str, str], where: str) -> str:
 
 
 def unlocked(config: Config, lock: Mapping[str, str]) -> list[str]:
-    """Where hub objects are named that would not be fetched: no full commit of theirs is known.
+    """The keys of a config's hub objects that cannot be fetched, since no full commit is known.
 
     Raises ``UserError`` where lock and recipe disagree.
     """

@@ -61,18 +61,18 @@ class Site(Strict):
 
 def interpreters(site: Site, config: Config) -> dict[str, str]:
     """The Python of each class of stages, empty for the one that runs Snakemake: a site's comes
-    before the config's, and what samples (vllm) runs where what trains does unless it has its own.
+    before the config's, and vllm's is that of gpu unless it has its own.
     """
-    named = {
+    paths = {
         kind: getattr(site.interpreters, kind) or getattr(config.interpreters, kind)
         for kind in Interpreters.model_fields
     }
-    return {**named, "vllm": named["vllm"] or named["gpu"]}
+    return {**paths, "vllm": paths["vllm"] or paths["gpu"]}
 
 
 def read_site(named: str | None, default: Path) -> Site:
-    """The site file that is ``named`` (by OPD_SITE), else the default one if it is there. Without
-    one, or named "", all is left to the cluster's defaults.
+    """The site file that is ``named`` (by OPD_SITE), else the default one if it exists. Without
+    one, or where "" is named, all is left to the cluster's defaults.
 
     Raises ``UserError`` for a named file that is missing, and for a key or value that is wrong.
     """
@@ -95,16 +95,16 @@ def read_classes(path: Path) -> dict[str, Ask]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        given = yaml.safe_load(path.read_text()) or {}
+        mapping = yaml.safe_load(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"not readable as YAML ({error})", str(path), REMEDY) from error
-    if not isinstance(given, dict):
+    if not isinstance(mapping, dict):
         raise UserError("not a mapping", str(path), REMEDY)
-    return given
+    return mapping
 
 
 def without_gpu(config: Config) -> bool:
-    """Whether a config is one for machines without a GPU: nothing in it is computed in bfloat16."""
+    """Whether a config is for machines without a GPU: nothing in it is computed in bfloat16."""
     return "bfloat16" not in (config.engine.dtype, config.training.precision)
 
 
@@ -131,14 +131,14 @@ def resources(stage: str, config: Config, rows: Mapping[str, Ask], site: Site) -
     """
     own, work = site.rules.get(stage, RuleAsk()), STAGES[stage].work
     name = own.class_ or class_of(work, config)
-    found = re.fullmatch(CLASS, name)
-    assert found is not None
-    gpus = int(found[1] or 0)
+    match = re.fullmatch(CLASS, name)
+    assert match is not None
+    gpus = int(match[1] or 0)
     ask: dict[str, Any] = {"account": site.account}
-    # From the general to the particular; of each GPU first, which then is multiplied.
+    # From the general to the particular. The row of one GPU comes first, times the GPUs.
     for row in ("gpu", name) if gpus else (name,):
-        for given in (rows.get(row), site.classes.get(row)):
-            ask |= given.model_dump(exclude_none=True) if given else {}
+        for layer in (rows.get(row), site.classes.get(row)):
+            ask |= layer.model_dump(exclude_none=True) if layer else {}
         if row == "gpu":
             ask |= {key: ask[key] * gpus for key in ("cpus_per_task", "mem_mb")}
     if name == "cpu":

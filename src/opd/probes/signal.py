@@ -58,7 +58,7 @@ def _told(
     limit = cfg.get("max_teacher_prompt_tokens", cfg["max_prompt_tokens"])
     rows = [known[row["prompt_id"]] for row in rollouts]
     kwargs = pairing.teacher_kwargs(cfg)
-    by_context = privileged.told(cfg["information"], rows, tokenizer, kwargs, limit)
+    by_context = privileged.token_ids(cfg["information"], rows, tokenizer, kwargs, limit)
     return [by_context[i % len(by_context)][i] for i in range(len(rollouts))]
 
 

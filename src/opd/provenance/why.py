@@ -20,7 +20,7 @@ KEYS = {
     "neighbours": "models.{0}, where it is a model, prompts.{1}, and what deduplicates by it",
     "contamination": "contamination.{0}",
     "datasets": "benchmarks.{0}.hub",
-    "pairs": "pairs.{0}",
+    "sft_data": "sft_data.{0}",
     "models": "models.{0}",
     "generations": "generations.{0}",
     "probes": "probes.{0}",

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -33,7 +33,7 @@ class Ref:
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@(0|[1-9][0-9]*))?$")]
 ModelRef = Annotated[ModelName, Ref("models")]
 PromptsRef = Annotated[Name, Ref("prompts")]
-PairsRef = Annotated[Name, Ref("pairs")]
+SftDataRef = Annotated[Name, Ref("sft_data")]
 GenerationsRef = Annotated[Name, Ref("generations")]
 EvaluationRef = Annotated[Name, Ref("evaluations")]
 
@@ -65,23 +65,52 @@ MICRO_BATCH = Field(
 )
 
 
+class Sampled(Strict):
+    """How models are sampled where a recipe says nothing else."""
+
+    temperature: NonNegative = 1.0
+    top_p: Share = 1.0
+    max_prompt_tokens: Count = 1024
+    batch_size: Count = 64
+
+
+def check_greedy(temperature: float, samples: int) -> None:
+    if temperature == 0 and samples > 1:
+        raise ValueError("at temperature 0 all samples of a prompt are the same: ask for one")
+
+
 def check_template(template: str | None) -> None:
     if template is not None and PLACE not in named(template):
         raise ValueError(f"template must be {TEMPLATE_NAMES}, or text that contains {{question}}")
 
 
-def references(recipe: BaseModel, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """(key, section, name) of every recipe that a recipe names."""
+def naming(recipe: BaseModel, path: str = "") -> Iterator[tuple[BaseModel, str, str, Ref]]:
+    """Every field of a recipe, and of those within it, that names other recipes: the recipe that
+    has the field, its key there, its key from the outside, and its mark."""
     for key, info in type(recipe).model_fields.items():
         value, where = getattr(recipe, key), f"{path}{key}"
-        for ref in (m for m in info.metadata if isinstance(m, Ref)):
-            for name in value if isinstance(value, list) else [value]:
-                if name is not None and name not in ref.builtin:
-                    yield where, ref.section, name
-        for i, item in enumerate(value if isinstance(value, list) else [value]):
+        yield from ((recipe, key, where, mark) for mark in info.metadata if isinstance(mark, Ref))
+        parts: Iterable[tuple[Any, Any]] = ()
+        if isinstance(value, BaseModel):
+            yield from naming(value, f"{where}.")
+        elif isinstance(value, dict | list):
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for part, item in parts:
             if isinstance(item, BaseModel):
-                inner = f"{where}.{i}." if isinstance(value, list) else f"{where}."
-                yield from references(item, inner)
+                yield from naming(item, f"{where}.{part}.")
+
+
+def references(recipe: BaseModel) -> Iterator[tuple[str, str, str]]:
+    """(key, section, name) of every recipe that a recipe names."""
+    for holder, key, where, mark in naming(recipe):
+        value = getattr(holder, key)
+        for name in value if isinstance(value, list) else [value]:
+            if name is not None and name not in mark.builtin:
+                yield where, mark.section, name
+
+
+# Keys that configs have had, by what they are called now.
+RENAMED = {"pairs": "sft_data"}
 
 
 def renamed(where: str) -> UserError:
@@ -90,7 +119,10 @@ def renamed(where: str) -> UserError:
 
 
 def unknown(name: str, known: Iterable[str], where: str, kind: str) -> UserError:
+    """The error about a name that is none of the ``known`` ones, with the one that was meant."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none'}"
+    if RENAMED.get(name) in known:
+        hint = f"it is called '{RENAMED[name]}' now"
     return UserError(f"unknown {kind} '{name}'", where, hint)

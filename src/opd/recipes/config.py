@@ -1,37 +1,18 @@
 """A config: sections of recipes, and how everything is run."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from opd.core.schema import Strict
-from opd.recipes.base import Count, EvaluationRef, Name, Plain, Share
-from opd.recipes.evaluation import (
-    Benchmark,
-    ContinuationProbe,
-    Evaluation,
-    Filter,
-    Generation,
-    IndicatorsProbe,
-    JudgeProbe,
-    PairProbe,
-    Pairs,
-    PrefixProbe,
-    Probe,
-    Protocol,
-    SignalProbe,
-)
-from opd.recipes.microscope import (
-    AlignmentProbe,
-    Demonstrate,
-    Demonstrations,
-    ScreeningProbe,
-    Summarise,
-    TreeProbe,
-)
-from opd.recipes.models import Distill, Grpo, Init, Model, Sft
+from opd.recipes.base import Count, EvaluationRef, Name, OneOf, Plain, Share
+from opd.recipes.evaluation import Benchmark, Evaluation, Protocol
+from opd.recipes.generation import Generation, SftData
+from opd.recipes.microscope import Demonstrations
+from opd.recipes.models import Model
 from opd.recipes.outputs import Arm, Figure, Table
-from opd.recipes.prompts import Contamination, Dedup, PromptSet
+from opd.recipes.probes import Probe
+from opd.recipes.prompts import Contamination, PromptSet
 
 
 class Interpreters(Strict):
@@ -107,7 +88,7 @@ class Config(Strict):
     defaults: dict[str, dict[str, Any]] = {}
     prompts: dict[Name, PromptSet] = {}
     contamination: dict[Name, Contamination] = {}
-    pairs: dict[Name, Pairs] = {}
+    sft_data: dict[Name, SftData] = {}
     models: dict[Name, Model] = {}
     generations: dict[Name, Generation] = {}
     benchmarks: dict[Name, Benchmark] = {}
@@ -155,28 +136,23 @@ class Config(Strict):
         return self
 
 
-# The recipe sections that hold something a `defaults:` block can fill in.
+def _recipes(section: type[OneOf]) -> dict[str, type[Strict]]:
+    """The recipes of a section by their verbs, without those that only name a source."""
+    types = {verb: get_args(section.model_fields[verb].annotation)[0] for verb in section.verbs()}
+    sources = ("hub", "path", "use", "world")
+    return {verb: recipe for verb, recipe in types.items() if verb not in sources}
+
+
+# What a `defaults:` block can fill in.
 DEFAULTS: dict[str, type[Strict]] = {
-    "init": Init,
-    "sft": Sft,
-    "grpo": Grpo,
-    "distill": Distill,
+    **_recipes(Model),
     "generations": Generation,
     "evaluations": Evaluation,
-    "filter": Filter,
-    "dedup": Dedup,
+    **_recipes(SftData),
+    **_recipes(PromptSet),
     "contamination": Contamination,
-    "pair": PairProbe,
-    "continuation": ContinuationProbe,
-    "prefix": PrefixProbe,
-    "signal": SignalProbe,
-    "judge": JudgeProbe,
-    "indicators": IndicatorsProbe,
-    "demonstrate": Demonstrate,
-    "summarise": Summarise,
-    "screening": ScreeningProbe,
-    "tree": TreeProbe,
-    "alignment": AlignmentProbe,
+    **_recipes(Probe),
+    **_recipes(Demonstrations),
 }
 
 

@@ -60,8 +60,8 @@ class Demonstrate(Asking):
 class Summarise(Strict):
     """The same in a model's few words."""
 
-    demonstrations: DemonstrationsRef
     model: ModelRef
+    demonstrations: DemonstrationsRef
     template: str = Field(default=SUMMARISE, description="with {question} and {response} (ours)")
     system: str | None = SYSTEM
     temperature: NonNegative = 0.7
@@ -95,10 +95,14 @@ Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 
 
 class NamedContext(Demonstrated):
+    """A context under which a student is screened."""
+
     name: Label
 
 
 class Source(Strict):
+    """Demonstrations that a kept question has to have."""
+
     name: Label
     demonstrations: DemonstrationsRef
 
@@ -162,7 +166,7 @@ class TreeProbe(Asking):
 
     @model_validator(mode="after")
     def _names_once(self) -> "TreeProbe":
-        names = [one.name for one in self.teachers]
+        names = [teacher.name for teacher in self.teachers]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two teachers are called '{name}'")

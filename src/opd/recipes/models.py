@@ -1,23 +1,13 @@
 """Recipes of models: fetched, with random weights, trained, or kept at a step of a training."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from opd.core.errors import UserError
 from opd.core.schema import Strict
-from opd.losses.spec import (
-    PRESETS,
-    Aggregation,
-    Divergence,
-    Estimator,
-    Gradient,
-    Scope,
-    Support,
-    Weight,
-    loss_spec,
-)
+from opd.losses.spec import PRESETS, Aggregation, LossSpec, loss_spec
 from opd.recipes import presets
 from opd.recipes.base import (
     MICRO_BATCH,
@@ -26,10 +16,10 @@ from opd.recipes.base import (
     ModelRef,
     NonNegative,
     OneOf,
-    PairsRef,
     Plain,
     Positive,
     PromptsRef,
+    SftDataRef,
     Share,
 )
 from opd.recipes.privileged import Contexts, Information, contexts
@@ -70,6 +60,9 @@ class Trained(Strict):
         exclude=True,
         description="steps whose weights are kept as MODEL@STEP; 0 is the student",
     )
+    micro_batch: Count | None = MICRO_BATCH
+    weight_decay: NonNegative | None = None
+    adam_beta2: Share | None = None
 
     @model_validator(mode="after")
     def _keeps_steps_of_the_run(self) -> "Trained":
@@ -83,8 +76,6 @@ class Run(Trained):
     """A training run of ``steps`` or ``epochs``, with published settings where it names some."""
 
     epochs: Count | None = Field(default=None, description="instead of steps")
-    weight_decay: NonNegative | None = None
-    adam_beta2: Share | None = None
 
     @model_validator(mode="after")
     def _has_a_length(self) -> "Run":
@@ -114,10 +105,10 @@ class Sft(Run):
     """Supervised fine-tuning (see ``opd.training.sft``)."""
 
     preset: Literal[*presets.SFT] | None = Field(  # type: ignore[valid-type]
-        default=None, exclude=True, description="published settings (opd.presets)"
+        default=None, exclude=True, description="published settings (opd.recipes.presets)"
     )
     student: ModelRef
-    data: PairsRef
+    data: SftDataRef
     batch_size: Count = 64
     lr: Positive = 1e-5
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
@@ -144,7 +135,6 @@ class Sft(Run):
     nll_every: Count | None = Field(
         default=None, description="steps between these measurements; first and last if not given"
     )
-    micro_batch: Count | None = MICRO_BATCH
 
     @model_validator(mode="before")
     @classmethod
@@ -165,7 +155,7 @@ class Grpo(Run):
     batch of rollouts."""
 
     preset: Literal[*presets.GRPO] | None = Field(  # type: ignore[valid-type]
-        default=None, exclude=True, description="published settings (opd.presets)"
+        default=None, exclude=True, description="published settings (opd.recipes.presets)"
     )
     student: ModelRef
     prompts: PromptsRef
@@ -175,7 +165,6 @@ class Grpo(Run):
     updates_per_batch: Count | None = Field(
         default=None, description="optimiser steps on one batch of rollouts, each on a part of it"
     )
-    micro_batch: Count | None = MICRO_BATCH
     lr: Positive = 1e-6
     schedule: Literal["constant", "cosine", "linear"] | None = None
     warmup: Share | None = None
@@ -206,28 +195,24 @@ class Grpo(Run):
             raise ValueError(
                 f"updates_per_batch: {self.updates_per_batch} does not divide {rollouts} rollouts"
             )
-        if any({*one} - {"message"} for one in contexts(self.information)):
+        if any({*context} - {"message"} for context in contexts(self.information)):
             raise ValueError("information: here it is a message alone")
         if self.length_penalty and self.length_penalty.free >= self.max_new_tokens:
             raise ValueError("length_penalty.free must be below max_new_tokens")
         return self
 
 
-class Loss(Strict):
+# Every setting of a loss; what is not given is the preset's.
+_SETTINGS: dict[str, Any] = {
+    name: (kind | None, None)
+    for name, kind in get_type_hints(LossSpec, include_extras=True).items()
+}
+
+
+class Loss(create_model("_LossSettings", __base__=Strict, **_SETTINGS)):  # type: ignore[misc]
     """A preset of ``opd.losses.spec``, with other settings written over it."""
 
     preset: Literal[*PRESETS] = "rethinking_code"  # type: ignore[valid-type]
-    support: Support | None = None
-    k: Count | None = Field(default=None, description="size of the top-k sets")
-    gradient: Gradient | None = None
-    weight: Weight | None = None
-    weight_scope: Scope | None = None
-    ratio_scope: Scope | None = None
-    divergence: Divergence | None = None
-    beta: Share | None = None
-    tail: bool | None = None
-    estimator: Estimator | None = None
-    teacher_temperature: Positive | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Loss":
@@ -267,12 +252,9 @@ class Distill(Trained):
     steps: Count
     prompts_per_step: Count = 64
     rollouts_per_prompt: Count = 4
-    micro_batch: Count | None = MICRO_BATCH
     lr: Positive = 1e-6
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: Share | None = None
-    weight_decay: NonNegative | None = None
-    adam_beta2: Share | None = None
     temperature: Positive = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     information: Contexts | None = Field(

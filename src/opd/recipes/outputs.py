@@ -22,11 +22,9 @@ class Shown(Strict):
     caption: str = ""
 
 
-class Row(Strict):
-    label: str
-    model: ModelRef
-    base: Annotated[ModelName | None, Ref("models")] = None
-    teacher: Annotated[ModelName | None, Ref("models")] = None
+class Row(Arm):
+    """A row of a table: an arm, and the probe whose values its columns may show."""
+
     probe: Annotated[Name | None, Ref("probes")] = None
 
 

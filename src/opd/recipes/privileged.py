@@ -1,4 +1,5 @@
-"""What a recipe may say of privileged information (``opd.data.privileged``)."""
+"""The ``information`` of a recipe: what a teacher is told beyond the prompt (see
+``opd.data.privileged``)."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,24 +19,27 @@ class Context(Strict):
     think: str | None = Field(default=None, description="in the teacher's think block")
 
 
-Told = Literal[*privileged.CONTEXTS] | Context  # type: ignore[valid-type]
+Entry = Literal[*privileged.CONTEXTS] | Context  # type: ignore[valid-type]
 
 
-def contexts(given: Any) -> list[dict[str, str]]:
-    """What a recipe gives, as ``opd.data.privileged.contexts`` has it."""
-    listed = given if isinstance(given, list) else [given or "none"]
+def contexts(information: Any) -> list[dict[str, str]]:
+    """The contexts of a recipe's ``information``: see ``opd.data.privileged.contexts``."""
+    entries = information if isinstance(information, list) else [information or "none"]
     return privileged.contexts(
-        [one.model_dump(exclude_none=True) if isinstance(one, Context) else one for one in listed]
+        [
+            entry.model_dump(exclude_none=True) if isinstance(entry, Context) else entry
+            for entry in entries
+        ]
     )
 
 
-def _held(given: Any) -> Any:
+def _checked(information: Any) -> Any:
     try:
-        contexts(given)
-    except UserError as bad:
-        raise ValueError(str(bad)) from None
-    return given
+        contexts(information)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return information
 
 
-Information = Annotated[Told, AfterValidator(_held)]
-Contexts = Annotated[Told | list[Told], AfterValidator(_held)]
+Information = Annotated[Entry, AfterValidator(_checked)]
+Contexts = Annotated[Entry | list[Entry], AfterValidator(_checked)]

@@ -58,14 +58,19 @@ class HubPrompts(Columns):
     split: str = "train"
 
 
-class Dedup(Strict):
+class Near(Strict):
+    """When two questions count as the same: by the cosine of their embeddings."""
+
+    encoder: Annotated[ModelName, Ref("models", builtin=("hashed",))]
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.6
+
+
+class Dedup(Near):
     """What is left of a prompt set without what is in another, or, against itself, without what
     is in its own earlier rows."""
 
     prompts: PromptsRef
     against: PromptsRef
-    encoder: Annotated[ModelName, Ref("models", builtin=("hashed",))]
-    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.6
 
 
 class Sample(Strict):
@@ -133,13 +138,11 @@ class PromptSet(OneOf):
         return self
 
 
-class Contamination(Strict):
+class Contamination(Near):
     """A report on which problems of benchmarks a prompt set holds."""
 
     prompts: PromptsRef
     benchmarks: Annotated[list[Name], Ref("prompts")] = Field(min_length=1)
-    encoder: Annotated[ModelName, Ref("models", builtin=("hashed",))]
-    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.6
 
     @model_validator(mode="after")
     def _others(self) -> "Contamination":

@@ -2,19 +2,30 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from opd.core.errors import UserError
 from opd.core.schema import load_yaml
 from opd.core.security import holds_secret
-from opd.recipes.base import Plain, Ref, references, renamed, unknown
+from opd.recipes.base import Plain, naming, references, renamed, unknown
 from opd.recipes.config import DEFAULTS, Config, schema
 from opd.recipes.models import Keep, Kept, Model
+
+# Sections of a config that hold recipes by name, and those of them in which a recipe may sweep.
+SECTIONS = [
+    section
+    for section, field in Config.model_fields.items()
+    if get_origin(field.annotation) is dict and section != "defaults"
+]
+SWEPT = [
+    *("prompts", "contamination", "sft_data", "models", "generations", "evaluations"),
+    *("demonstrations", "probes"),
+]
 
 
 def resolve(raw: Mapping[str, Any]) -> Config:
@@ -44,45 +55,43 @@ def read(paths: Iterable[Path], entries: Iterable[str] = ()) -> Config:
         if not path.is_file():
             raise UserError("no such config", str(path), "mend the path")
         try:
-            given = load_yaml(path.read_text()) or {}
+            layer = load_yaml(path.read_text()) or {}
         except yaml.YAMLError as error:
             raise UserError(
                 f"not readable as YAML ({error})", str(path), "mend the file"
             ) from error
-        if not isinstance(given, Mapping):
+        if not isinstance(layer, Mapping):
             raise UserError("it holds no settings", str(path), "write KEY: VALUE")
-        merged = merge(merged, given)
+        merged = merge(merged, layer)
     return resolve(merge(merged, settings(entries)))
 
 
-def typed(given: Any) -> Any:
-    """What Snakemake's ``--config`` gives, with numbers, true, false and null as YAML reads them:
-    it hands over everything below the first level as text."""
-    if isinstance(given, Mapping):
-        return {key: typed(value) for key, value in given.items()}
-    if isinstance(given, list):
-        return [typed(value) for value in given]
-    if not isinstance(given, str) or not given:
-        return given
+def typed(text: Any) -> Any:
+    """A value of Snakemake's ``--config``, which hands over everything below the first level as
+    text, with numbers, true, false and null as YAML reads them."""
+    if isinstance(text, Mapping):
+        return {key: typed(value) for key, value in text.items()}
+    if isinstance(text, list):
+        return [typed(value) for value in text]
+    if not isinstance(text, str) or not text:
+        return text
     try:
-        value = yaml.safe_load(given)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
-        return given
-    return value if value is None or isinstance(value, bool | int | float) else given
+        return text
+    return value if value is None or isinstance(value, bool | int | float) else text
 
 
 def settings(entries: Iterable[str]) -> dict[str, Any]:
-    """KEY=VALUE as they follow Snakemake's ``--config``, read as Snakemake and the workflow do.
-
-    Raises ``UserError`` for one that is none.
-    """
-    found: dict[str, Any] = {}
+    """The settings of KEY=VALUE entries, read as Snakemake and the workflow read what follows
+    ``--config``. Raises ``UserError`` for an entry of another form."""
+    config: dict[str, Any] = {}
     for entry in entries:
         key, equals, text = entry.partition("=")
         if not equals or not re.fullmatch(r"[a-zA-Z_][\w-]*\w", key):
             raise UserError(f"'{entry}' is no setting", "--config", "write KEY=VALUE")
-        found = merge(found, {key: _value(text.strip("'\""))})
-    return found
+        config = merge(config, {key: _value(text.strip("'\""))})
+    return config
 
 
 def _value(text: str) -> Any:
@@ -148,8 +157,7 @@ def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
         for key in values if isinstance(values, dict) else ():
             if key not in DEFAULTS[verb].model_fields:
                 raise unknown(key, DEFAULTS[verb].model_fields, f"defaults.{verb}.{key}", "key")
-    sections = ("prompts", "contamination", "pairs", "models", "generations", "evaluations")
-    for section in (*sections, "demonstrations", "probes"):
+    for section in SWEPT:
         recipes = config.get(section)
         if not isinstance(recipes, dict):
             continue
@@ -199,18 +207,20 @@ def _parse(raw: Mapping[str, Any]) -> Config:
         if first["type"] == "extra_forbidden":
             known = _fields_at(first["loc"][:-1])
             raise unknown(str(first["loc"][-1]), known, where, "key") from None
-        given = first["input"]
-        shown = "" if isinstance(given, Mapping) else f"{given!r} is not allowed: "
+        value = first["input"]
+        refused = "" if isinstance(value, Mapping) else f"{value!r} is not allowed: "
         message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{shown}{message}", where, f"mend this key of the config{more}") from None
+        raise UserError(
+            f"{refused}{message}", where, f"mend this key of the config{more}"
+        ) from None
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     """Names of the fields that the config allows at a place, by walking its JSON schema."""
-    whole = schema()
-    node: dict[str, Any] = whole
+    root = schema()
+    node: dict[str, Any] = root
     for part in location:
-        node = _deref(node, whole)
+        node = _deref(node, root)
         if "properties" in node and part in node["properties"]:
             node = node["properties"][part]
         elif isinstance(node.get("additionalProperties"), dict):
@@ -219,15 +229,15 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
             node = next(iter(node["patternProperties"].values()))
         else:
             node = node.get("items", {})
-    return list(_deref(node, whole).get("properties", {}))
+    return list(_deref(node, root).get("properties", {}))
 
 
-def _deref(node: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+def _deref(node: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
     for option in node.get("anyOf", []):
         if "$ref" in option:
             node = option
     while "$ref" in node:
-        node = whole["$defs"][node["$ref"].rpartition("/")[2]]
+        node = root["$defs"][node["$ref"].rpartition("/")[2]]
     return node
 
 
@@ -248,7 +258,12 @@ def _settle_models(config: Config) -> None:
         released = {name: released[name] for name in config.use_released}
     for name, model in released.items() if config.use_released else ():
         models[name] = Model(hub=model.released, chat_template=model.chat_template)
-    _rename_models(config, "", lambda name, where: _without_step(models, name, where))
+    for recipe, key, where, mark in list(naming(config)):
+        value = getattr(recipe, key)
+        if mark.section == "models" and isinstance(value, list):
+            setattr(recipe, key, [_without_step(models, name, where) for name in value])
+        elif mark.section == "models" and value is not None:
+            setattr(recipe, key, _without_step(models, value, where))
     for name, model in list(models.items()):
         if model.trained:
             for step in sorted({*model.trained.keep_steps} - {0, model.trained.steps}):
@@ -260,71 +275,50 @@ def _chat_template(
     models: Mapping[str, Model], name: str, seen: tuple[str, ...] = ()
 ) -> dict[str, Plain]:
     """A model's chat template options: its own, or those of the model it was trained from."""
-    of, _, step = name.partition("@")
-    model = models.get(of)
-    if model is None or name in seen:  # an error of its own, found where references are checked
+    run, _, step = name.partition("@")
+    model = models.get(run)
+    if model is None or name in seen:  # ``_check_references`` reports both
         return {}
     if model.trained and (step == "0" or not model.chat_template):
         return _chat_template(models, model.trained.student, (*seen, name))
     return model.chat_template
 
 
-def _rename_models(recipe: BaseModel, path: str, rename: Callable[[str, str], str]) -> None:
-    """Put ``rename(name, where)`` for every model's name in a recipe and in those within it."""
-    for key, info in type(recipe).model_fields.items():
-        value, where = getattr(recipe, key), f"{path}{key}"
-        if any(isinstance(m, Ref) and m.section == "models" for m in info.metadata):
-            if isinstance(value, list):
-                setattr(recipe, key, [rename(name, where) for name in value])
-            elif value is not None:
-                setattr(recipe, key, rename(value, where))
-            continue
-        if isinstance(value, BaseModel):
-            _rename_models(value, f"{where}.", rename)
-        elif isinstance(value, dict | list):
-            for part, item in value.items() if isinstance(value, dict) else enumerate(value):
-                if isinstance(item, BaseModel):
-                    _rename_models(item, f"{where}.{part}.", rename)
-
-
 def _without_step(
     models: Mapping[str, Model], name: str, where: str, seen: tuple[str, ...] = ()
 ) -> str:
-    """The model that a name means: of a step that is another model's name, that name."""
-    of, at, digits = name.partition("@")
+    """The name of a model without a step where one exists: the student's for step 0, the model's
+    own for its last step. Raises ``UserError`` for a step that is not kept."""
+    run, at, digits = name.partition("@")
     if not at:
         return name
-    if of not in models:
-        raise unknown(of, models, where, "models recipe")
+    if run not in models:
+        raise unknown(run, models, where, "models recipe")
     if name in seen:
         loop = " -> ".join([*seen[seen.index(name) :], name])
         raise UserError(f"refers to itself: {loop}", where, "break the loop")
-    trained, step = models[of].trained, int(digits)
+    trained, step = models[run].trained, int(digits)
     if trained is None:
-        raise UserError(f"'{name}': {of} is not trained here", where, "name it without a step")
+        raise UserError(f"'{name}': {run} is not trained here", where, "name it without a step")
     if step == 0:
         return _without_step(models, trained.student, where, (*seen, name))
     if step == trained.steps:
-        return of
+        return run
     if step not in trained.keep_steps:
         kept = sorted({0, *trained.keep_steps, *([trained.steps] if trained.steps else [])})
         raise UserError(
-            f"'{name}': step {step} of {of} is not kept, only {', '.join(map(str, kept))} are",
+            f"'{name}': step {step} of {run} is not kept, only {', '.join(map(str, kept))} are",
             where,
-            f"add it to keep_steps of models.{of}.{models[of].verb}",
+            f"add it to keep_steps of models.{run}.{models[run].verb}",
         )
     return name
 
 
 def _check_references(config: Config) -> None:
     """Every name refers to a recipe that exists, and none to itself through others."""
-    sections = (
-        *("prompts", "contamination", "pairs", "models", "generations", "benchmarks"),
-        *("protocols", "evaluations", "demonstrations", "probes", "arms", "tables", "figures"),
-    )
     graph = {
         (section, name): list(references(recipe))
-        for section in sections
+        for section in SECTIONS
         for name, recipe in getattr(config, section).items()
     }
     for (section, name), refs in graph.items():

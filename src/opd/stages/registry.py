@@ -78,7 +78,7 @@ _read = partial(Stage, network="by source")
 
 STAGES: dict[str, Stage] = {
     "prompts": _read("opd.data.prompts:run", "read and clean a prompt set", "prompts/{prompts}"),
-    "corpus": Stage("opd.data.corpus:run", "write SFT data of the world", "pairs/{data}"),
+    "corpus": Stage("opd.data.corpus:run", "write SFT data of the world", "sft_data/{data}"),
     "embed": _device("opd.data.embeddings:run", "embed questions", _EMBEDDED, caches=True),
     "neighbours": _torch("opd.data.neighbours:run", "find the nearest questions", _NEAR),
     "dedup": Stage("opd.data.dedup:run", "leave out what another set has", "prompts/{prompts}"),
@@ -92,7 +92,7 @@ STAGES: dict[str, Stage] = {
     "filter": Stage(
         "opd.models.filters:run",
         "choose SFT data among responses",
-        "pairs/{data}/s{seed}",
+        "sft_data/{data}/s{seed}",
         work="cpu",
     ),
     "sft": _train("opd.training.sft:run", "train on given responses", _MODEL),

@@ -1,7 +1,7 @@
 """What the three training stages share: settings, checks of their input, loading and saving."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from opd.data import privileged
 from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
 from opd.training import batches
-from opd.training.resume import Keep, Record, resumable
+from opd.training.record import Record
+from opd.training.resume import Keep, resumable
 
 Chat = list[dict[str, str]]
 
@@ -45,11 +46,11 @@ def prepare(cfg: Mapping[str, Any]) -> None:
 
 
 def arguments(cfg: Mapping[str, Any], verb: str, scratch: Path) -> dict[str, Any]:
-    """Settings common to TRL's trainers.
+    """The arguments that all of TRL's trainers take.
 
-    Of the ``opd.training.batches.sequences`` of one optimiser step ``micro_batch`` go through the
-    model at a time in each process. Checkpoints go to ``scratch`` every execution.checkpoint_every
-    steps.
+    Of the sequences of one optimiser step (``opd.training.batches``) ``micro_batch`` go through the
+    model at a time in each process. A checkpoint goes to ``scratch`` every
+    execution.checkpoint_every steps.
     """
     execution = cfg.get("execution", {})
     micro, times = batches.dealt(batches.sequences(verb, cfg), cfg)
@@ -74,7 +75,7 @@ def arguments(cfg: Mapping[str, Any], verb: str, scratch: Path) -> dict[str, Any
         "logging_nan_inf_filter": False,
         "save_strategy": "steps",
         "save_steps": execution.get("checkpoint_every", cfg["steps"]),
-        # The one before stays until the new one is whole.
+        # The one before stays until the new one is complete.
         "save_total_limit": 2,
         "report_to": execution.get("report_to", "none"),
         "disable_tqdm": True,
@@ -83,39 +84,57 @@ def arguments(cfg: Mapping[str, Any], verb: str, scratch: Path) -> dict[str, Any
     }
 
 
-def vllm(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of TRL's trainers that sample with vLLM, where the stage has some.
+def rollout_arguments(cfg: Mapping[str, Any], verb: str, scratch: Path) -> dict[str, Any]:
+    """The arguments of TRL's trainers that sample: ``arguments``, and how they sample.
 
-    ``vllm`` and execution.vllm are passed on: {mode: colocate, gpu_memory_utilization: 0.3, ...} or
-    {mode: server, server_host: ..., server_port: ...}, TRL's names without their ``vllm_``.
+    With ``vllm`` they sample through vLLM: ``vllm`` and execution.vllm, as {mode: colocate,
+    gpu_memory_utilization: 0.3, ...} or {mode: server, server_host: ..., server_port: ...}, have
+    TRL's names without their ``vllm_``.
     """
-    if "vllm" not in cfg:
-        return {}
-    given = {**cfg["vllm"], **cfg.get("execution", {}).get("vllm", {})}
-    return {"use_vllm": True, **{f"vllm_{key}": value for key, value in given.items()}}
+    vllm = {**cfg["vllm"], **cfg.get("execution", {}).get("vllm", {})} if "vllm" in cfg else None
+    return {
+        **arguments(cfg, verb, scratch),
+        "use_vllm": vllm is not None,
+        **{f"vllm_{key}": value for key, value in (vllm or {}).items()},
+        "max_completion_length": cfg["max_new_tokens"],
+        "temperature": cfg["temperature"],
+        "top_p": cfg.get("top_p", 1.0),
+        "shuffle_dataset": False,
+        "chat_template_kwargs": cfg.get("chat_template_kwargs") or {},
+    }
 
 
-def chats(
-    path: Path,
+def as_asked(
+    messages: Sequence[str], tokenizer: PreTrainedTokenizerBase, cfg: Mapping[str, Any]
+) -> tuple[list[Chat], list[list[int]]]:
+    """Messages of a user as conversations, and their token ids, ready for the response."""
+    chats = [[{"role": "user", "content": message}] for message in messages]
+    kwargs = cfg.get("chat_template_kwargs") or {}
+    ids: list[list[int]] = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, return_dict=True, **kwargs
+    )["input_ids"]
+    return chats, ids
+
+
+def load_prompts(
+    cfg: Mapping[str, Any],
+    folder: Path,
     tokenizer: PreTrainedTokenizerBase,
-    limit: int,
-    template_kwargs: Mapping[str, Any],
-    told: str = privileged.PLAIN,
+    message: str = privileged.PLAIN,
 ) -> tuple[list[Chat], list[dict[str, Any]]]:
-    """The prompts of prompts.parquet in ``path``, with what is ``told`` beside them (a message of
-    ``opd.data.privileged``), as conversations, with their rows.
+    """The prompts of prompts.parquet, each put into ``message`` (see ``opd.data.privileged``), as
+    conversations, and their rows.
 
-    Raises ``UserError`` for an empty table, a row without what is to be told, and for a prompt of
-    more than ``limit`` tokens (chat template included), naming its row.
+    Raises ``UserError`` for an empty table, a row without a field of the message, a prompt of more
+    than max_prompt_tokens tokens (chat template included), and for too few to fill a step.
     """
-    file = path / "prompts.parquet"
+    file = folder / "prompts.parquet"
     rows = tables.read(file, PROMPTS).to_pylist()
     if not rows:
         raise UserError("there is no prompt in it", str(file), "loosen the filters that made it")
-    conversations = [[{"role": "user", "content": privileged.filled(told, row)}] for row in rows]
-    ids = tokenizer.apply_chat_template(
-        conversations, add_generation_prompt=True, return_dict=True, **template_kwargs
-    )["input_ids"]
+    messages = [privileged.filled(message, row) for row in rows]
+    chats, ids = as_asked(messages, tokenizer, cfg)
+    limit = cfg["max_prompt_tokens"]
     for i, tokens in enumerate(ids):
         if len(tokens) > limit:
             raise UserError(
@@ -123,17 +142,13 @@ def chats(
                 f"{file}: row {i} ({rows[i]['id']})",
                 "raise max_prompt_tokens or drop the row",
             )
-    return conversations, rows
-
-
-def require_prompts(found: int, needed: int, path: Path) -> None:
-    """Raise ``UserError`` where a prompt set cannot fill one step."""
-    if found < needed:
+    if len(rows) < cfg["prompts_per_step"]:
         raise UserError(
-            f"{found} prompts cannot fill a step of {needed}",
-            str(path / "prompts.parquet"),
+            f"{len(rows)} prompts cannot fill a step of {cfg['prompts_per_step']}",
+            str(file),
             "lower prompts_per_step or make a larger prompt set",
         )
+    return chats, rows
 
 
 def train(
@@ -146,13 +161,13 @@ def train(
     finish: Callable[[], None] = lambda: None,
     updates: int = 1,
 ) -> dict[str, Any]:
-    """Train from the last checkpoint in ``scratch`` if there is one, call ``finish`` (in every
-    process), then save model, tokenizer (as it is in ``source``) and metrics.parquet to ``out``.
-    The model and tokenizer of the steps in execution.keep_steps, of ``updates`` updates each, go to
+    """Train, from the last checkpoint in ``scratch`` if there is one, call ``finish`` (in every
+    process), and save model, tokenizer (as it is in ``source``) and metrics.parquet to ``out``.
+    Model and tokenizer after each of execution.keep_steps, a step being ``updates`` updates, go to
     kept/STEP in ``scratch``.
 
-    Returns first and last values of everything recorded. Raises ``UserError`` for a step to keep
-    that the run does not have.
+    Returns the first and last value of every metric. Raises ``UserError`` for a step to keep that
+    the run does not have.
     """
     steps = trainer.args.max_steps // updates
     keep = cfg.get("execution", {}).get("keep_steps", [])
@@ -163,16 +178,16 @@ def train(
     kept = {step * updates: scratch / "kept" / str(step) for step in keep}
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(record)
-    # Trainer edits it on the way; what is saved generates as its student does.
+    # Trainer changes it on the way, but a trained model is to generate as its student does.
     generation = copy.deepcopy(trainer.model.generation_config)
 
     def save(folder: Path) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if trainer.accelerator.is_main_process:
-            edited, model.generation_config = model.generation_config, generation
+            trained, model.generation_config = model.generation_config, generation
             model.save_pretrained(folder, state_dict=state)
-            model.generation_config = edited
+            model.generation_config = trained
             # A tokenizer is saved with whether it came from local files alone; left to itself that
             # depends on the environment, and the same stage writes other bytes.
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)

@@ -27,10 +27,10 @@ from opd.models.pairing import (
     trim_vocabularies,
 )
 from opd.training import common, launch
-from opd.training.resume import Record
+from opd.training.record import Record, Value
 
 # Column of the token ids that the teacher reads in place of the student's prompt.
-TOLD = "teacher_ids"
+TEACHER_IDS = "teacher_ids"
 
 
 class Trainer(DistillationTrainer):
@@ -46,13 +46,13 @@ class Trainer(DistillationTrainer):
             self.teacher_model.to(self.accelerator.device).eval()
         self.bins = -(-self.max_completion_length // cfg["position_bin"])
         self.tallies: dict[str, Tensor] = {}
-        self.rows: list[tuple[str, int | None, float]] = []
+        self.measured: list[Value] = []
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
-        if TOLD in inputs[0]:
+        if TEACHER_IDS in inputs[0]:
             encoded = self.processing_class.pad(
-                {"input_ids": [one[TOLD] for one in inputs]}, return_tensors="pt"
+                {"input_ids": [example[TEACHER_IDS] for example in inputs]}, return_tensors="pt"
             ).to(batch["prompt_ids"].device)
             batch["teacher_prompt_ids"] = encoded["input_ids"]
             batch["teacher_prompt_mask"] = encoded["attention_mask"]
@@ -68,6 +68,7 @@ class Trainer(DistillationTrainer):
 
     @torch.no_grad()
     def _teacher(self, student: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:
+        """The teacher's last hidden states [B, T, H] on the student's responses, and its head."""
         prompt = "teacher_prompt" if "teacher_prompt_ids" in inputs else "prompt"
         if self.teacher_model is None:
             student.eval()
@@ -102,65 +103,66 @@ class Trainer(DistillationTrainer):
     def _measure(
         self, h_p: Tensor, head_p: Head, h_q: Tensor, head_q: Head, ids: Tensor, mask: Tensor
     ) -> None:
+        """Add the measurements of a micro-batch to the tallies: of states, from hidden states
+        [B, T, H] in chunks of positions, and of its B responses."""
         kept = mask != 0
         repeated = metrics.repeats(ids, mask)
-        where = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[kept]
-        h_p, h_q, tokens, again = (x[kept] for x in (h_p, h_q, ids, repeated))
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[kept]
+        h_p, h_q, kept_ids, kept_repeated = (x[kept] for x in (h_p, h_q, ids, repeated))
         # Also where nothing counts here: all processes add up the same tallies.
         none = torch.zeros(2, len(metrics.STATE), self.bins, dtype=torch.float64, device=ids.device)
         self.tallies.setdefault("state", none)
-        rows = max(1, CHUNK_ELEMENTS // head_p.weight.shape[0])
-        for start in range(0, len(tokens), rows):
-            part = slice(start, start + rows)
-            found = metrics.state_metrics(
+        chunk = max(1, CHUNK_ELEMENTS // head_p.weight.shape[0])
+        for start in range(0, len(kept_ids), chunk):
+            part = slice(start, start + chunk)
+            sums = metrics.state_metrics(
                 head_logits(h_p[part], head_p, self.temperature),
                 head_logits(h_q[part], head_q, self.spec.teacher_temperature),
-                tokens[part],
-                again[part],
+                kept_ids[part],
+                kept_repeated[part],
                 self.cfg["metrics_k"],
             )
-            self._add("state", found, where[part], self.cfg["position_bin"], self.bins)
+            self._add("state", sums, positions[part], self.cfg["position_bin"], self.bins)
         last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0)).squeeze(1)
         eos = torch.tensor(self.eos_token_ids, device=ids.device)
-        responses = metrics.response_metrics(mask, last, eos, repeated)
-        self._add("response", responses, torch.zeros_like(last), 1, 1)
+        sums = metrics.response_metrics(mask, last, eos, repeated)
+        self._add("response", sums, torch.zeros_like(last), 1, 1)
 
     def _add(
-        self, kind: str, found: dict[str, metrics.Sums], where: Tensor, width: int, bins: int
+        self, kind: str, sums: dict[str, metrics.Sums], positions: Tensor, width: int, bins: int
     ) -> None:
-        tally = metrics.binned(found, where, width, bins)
+        tally = metrics.binned(sums, positions, width, bins)
         self.tallies[kind] = self.tallies.get(kind, 0) + tally
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        self.rows = self._measured()
-        logs |= {name: value for name, position, value in self.rows if position is None}
+        self.measured = self._measurements()
+        logs |= {name: value for name, position, value in self.measured if position is None}
         # TRL's own entropy: ours is among the measurements.
         self._metrics["train"].pop("entropy", None)
         super().log(logs, start_time)
 
-    def _measured(self) -> list[tuple[str, int | None, float]]:
-        """The measurements since the last call, over all processes, as rows for ``Record``."""
-        rows: list[tuple[str, int | None, float]] = []
+    def _measurements(self) -> list[Value]:
+        """The measurements since the last call, over all processes."""
+        values: list[Value] = []
         for kind, names in (("state", metrics.STATE), ("response", metrics.RESPONSE)):
             if kind in self.tallies:
                 tally = self.accelerator.reduce(self.tallies.pop(kind), "sum")
-                rows += metrics.means(names, tally, self.cfg["position_bin"])
-        whole = {name: value for name, position, value in rows if position is None}
-        if "entropy_student_nats" in whole:
+                values += metrics.means(names, tally, self.cfg["position_bin"])
+        means = {name: value for name, position, value in values if position is None}
+        if "entropy_student_nats" in means:
             gap = metrics.entropy_gap_of_means_nats(
-                whole["entropy_student_nats"], whole["entropy_teacher_nats"]
+                means["entropy_student_nats"], means["entropy_teacher_nats"]
             )
-            rows.append(("entropy_gap_of_means_nats", None, gap))
-        return rows
+            values.append(("entropy_gap_of_means_nats", None, gap))
+        return values
 
     def move_teacher(self) -> None:
         """Let an EMA teacher follow the student by one step."""
         student = self.accelerator.unwrap_model(self.model)
+        pairs = zip(self.teacher_model.parameters(), student.parameters(), strict=True)
         with torch.no_grad():
-            for theirs, ours in zip(
-                self.teacher_model.parameters(), student.parameters(), strict=True
-            ):
-                theirs.lerp_(ours.to(theirs.dtype), 1 - self.cfg["ema_decay"])
+            for of_teacher, of_student in pairs:
+                of_teacher.lerp_(of_student.to(of_teacher.dtype), 1 - self.cfg["ema_decay"])
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -192,26 +194,40 @@ class Follow(TrainerCallback):
 def teacher_prompts(
     cfg: dict[str, Any], rows: Sequence[Mapping[str, Any]], tokenizer: Any
 ) -> list[list[int]] | None:
-    """Token ids of what the teacher is asked, rollouts_per_prompt of each row, contexts in turn;
-    None where that is what the student is asked.
+    """Token ids of what the teacher is asked, rollouts_per_prompt of each row with its contexts in
+    turn; None where that is what the student is asked.
 
-    Raises ``UserError`` as ``opd.data.privileged.told`` does, and where the rollouts of a prompt
-    are no multiple of its contexts: every context must be heard as often as the others.
+    Raises ``UserError`` as ``opd.data.privileged.token_ids`` does, and where the rollouts of a
+    prompt are no multiple of its contexts, since all contexts are to be used equally often.
     """
-    given, kwargs = cfg.get("information"), teacher_kwargs(cfg)
-    if not given and kwargs == (cfg.get("chat_template_kwargs") or {}):
+    contexts, kwargs = cfg.get("information"), teacher_kwargs(cfg)
+    if not contexts and kwargs == (cfg.get("chat_template_kwargs") or {}):
         return None
-    given = given or [privileged.CONTEXTS["none"]]
-    each, remainder = divmod(cfg["rollouts_per_prompt"], len(given))
+    contexts = contexts or [privileged.CONTEXTS["none"]]
+    each, remainder = divmod(cfg["rollouts_per_prompt"], len(contexts))
     if remainder:
         raise UserError(
-            f"{len(given)} contexts for {cfg['rollouts_per_prompt']} rollouts of a prompt",
+            f"{len(contexts)} contexts for {cfg['rollouts_per_prompt']} rollouts of a prompt",
             "information",
             "make rollouts_per_prompt a multiple of them",
         )
     limit = cfg.get("max_teacher_prompt_tokens", cfg["max_prompt_tokens"])
-    by_context = privileged.told(given, rows, tokenizer, kwargs, limit)
+    by_context = privileged.token_ids(contexts, rows, tokenizer, kwargs, limit)
     return [ids[row] for row in range(len(rows)) for _ in range(each) for ids in by_context]
+
+
+def load(cfg: dict[str, Any], folder: Path, tokenizer: Any) -> Dataset:
+    """The prompts, in order and without a last partial batch, each as often as it is rolled out,
+    with what the teacher is asked where that differs."""
+    chats, rows = common.load_prompts(cfg, folder, tokenizer)
+    used = len(rows) - len(rows) % cfg["prompts_per_step"]
+    columns: dict[str, list[Any]] = {
+        "prompt": [chat for chat in chats[:used] for _ in range(cfg["rollouts_per_prompt"])]
+    }
+    teacher_ids = teacher_prompts(cfg, rows[:used], tokenizer)
+    if teacher_ids is not None:
+        columns[TEACHER_IDS] = teacher_ids
+    return Dataset.from_dict(columns)
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
@@ -239,41 +255,23 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         return launch.launch(__name__, cfg, inputs, out, scratch)
     common.prepare(cfg)
     spec = loss_spec(cfg["loss"])
-    tokenizer = load_tokenizer(inputs["student"])
-    theirs = load_tokenizer(inputs["teacher"])
-    require_same_tokenizer(tokenizer, theirs)
-    require_same_thinking(cfg, tokenizer, theirs)
-    template_kwargs = cfg.get("chat_template_kwargs") or {}
-    conversations, rows = common.chats(
-        inputs["prompts"], tokenizer, cfg["max_prompt_tokens"], template_kwargs
-    )
-    common.require_prompts(len(rows), cfg["prompts_per_step"], inputs["prompts"])
-    used = len(rows) - len(rows) % cfg["prompts_per_step"]
-    examples: dict[str, list[Any]] = {
-        "prompt": [chat for chat in conversations[:used] for _ in range(cfg["rollouts_per_prompt"])]
-    }
-    told = teacher_prompts(cfg, rows[:used], tokenizer)
-    if told is not None:
-        examples[TOLD] = told
+    tokenizer, teachers = load_tokenizer(inputs["student"]), load_tokenizer(inputs["teacher"])
+    require_same_tokenizer(tokenizer, teachers)
+    require_same_thinking(cfg, tokenizer, teachers)
+    examples = load(cfg, inputs["prompts"], tokenizer)
     student = load_model(inputs["student"])
-    half = cfg.get("precision") == "bfloat16" and cfg.get("teacher_update", "frozen") == "frozen"
-    teacher = load_model(inputs["teacher"], torch.bfloat16 if half else torch.float32)
+    # A teacher that is never updated may be held in what it is computed in.
+    frozen = cfg.get("teacher_update", "frozen") == "frozen"
+    narrow = frozen and cfg.get("precision") == "bfloat16"
+    teacher = load_model(inputs["teacher"], torch.bfloat16 if narrow else torch.float32)
     trim_vocabularies(student, teacher, tokenizer)
     trainer = Trainer(
         spec,
         cfg,
         teacher,
         model=student,
-        args=DistillationConfig(
-            **common.arguments(cfg, "distill", scratch),
-            **common.vllm(cfg),
-            max_completion_length=cfg["max_new_tokens"],
-            temperature=cfg["temperature"],
-            top_p=cfg.get("top_p", 1.0),
-            shuffle_dataset=False,
-            chat_template_kwargs=template_kwargs,
-        ),
-        train_dataset=Dataset.from_dict(examples),
+        args=DistillationConfig(**common.rollout_arguments(cfg, "distill", scratch)),
+        train_dataset=examples,
         processing_class=tokenizer,
     )
     if trainer.update == "ema":
@@ -284,7 +282,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     record = Record(
         "distill",
         {},
-        lambda: trainer.rows,
+        lambda: trainer.measured,
         partial(collapse.signs, guard=guard) if guard else None,
         guard.get("action") == "stop",
     )

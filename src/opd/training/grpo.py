@@ -1,5 +1,6 @@
 """Reinforcement learning with verifiable rewards (TRL's GRPOTrainer)."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,44 @@ from opd.core.errors import UserError
 from opd.data import privileged
 from opd.models.checkpoints import load_model, load_tokenizer
 from opd.training import common, launch
-from opd.training.resume import Record
+from opd.training.record import Record
+
+# TRL's names of what is recorded -> ours.
+LOGGED = {
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "rewards/correct/mean": "correct",
+    "rewards/brevity/mean": "brevity",
+    "frac_reward_zero_std": "groups_without_variance",
+    "completions/mean_length": "response_tokens",
+    "completions/max_length": "response_tokens_max",
+    "completions/clipped_ratio": "truncation_ratio",
+    "entropy": "entropy_student_nats",
+    "clip_ratio/region_mean": "clip_ratio",
+    "clip_ratio/low_mean": "clip_ratio_low",
+    "clip_ratio/high_mean": "clip_ratio_high",
+    "sampling/importance_sampling_ratio/mean": "importance_weight",
+    "sampling/importance_sampling_ratio/max": "importance_weight_max",
+    "sampling/sampling_logp_difference/mean": "sampler_difference_nats",
+}
 
 
 def length_penalty(tokens: int, limit: int, weight: float = 1.0, free: int = 0) -> float:
-    """What is taken off the reward of a response of so many tokens (end of turn included): nothing
-    up to ``free``, ``weight`` at ``limit`` and beyond, in proportion between.
+    """What is taken off the reward of a response of ``tokens`` tokens (end of turn included):
+    nothing up to ``free``, ``weight`` from ``limit`` on, in proportion between.
 
-    With free = limit - cache and weight 1 it is DAPO's soft overlong punishment (its Eq. 13); with
-    free 0 a price per token, weight / limit.
+    With free = limit - cache and weight 1 this is DAPO's soft overlong punishment (its Eq. 13),
+    with free 0 a price of weight / limit for each token.
     """
     return weight * min(1.0, max(0.0, (tokens - free) / (limit - free)))
 
 
 def importance_weights(cap: float | None) -> dict[str, Any]:
-    """TRL's settings for token-level truncated importance weights min(p / q, cap): p as the trained
-    model gives the sampled token's probability, q as vLLM reported it. None: no weights.
+    """TRL's settings for token-level importance weights min(p / q, cap): p is the sampled token's
+    probability under the trained model, q the one that vLLM reported. Without a cap no weights.
 
-    TRL applies them only where vLLM samples. transformers samples from the trained model itself, so
-    they would be 1.
+    TRL applies them only where vLLM samples: transformers samples from the trained model itself, so
+    that all weights would be 1.
     """
     if cap is None:
         return {"vllm_importance_sampling_correction": False}
@@ -63,6 +83,38 @@ class Trainer(GRPOTrainer):
             self._step = step * self.args.gradient_accumulation_steps
 
 
+def rewards(cfg: dict[str, Any]) -> list[Callable[..., list[float]]]:
+    """TRL's reward functions: 1 for what the grader finds right, and the length penalty, if any.
+
+    Raises ``UserError`` for an unknown grader.
+    """
+    from opd.grading.graders import GRADERS
+
+    if cfg["grader"] not in GRADERS:
+        raise UserError(f"unknown grader '{cfg['grader']}'", "grader", f"use {', '.join(GRADERS)}")
+    grade = GRADERS[cfg["grader"]]
+
+    # TRL records a reward under the name of its function.
+    def correct(completions: list[common.Chat], answer: list[str], **_: Any) -> list[float]:
+        return [
+            float(grade(completion[0]["content"], truth)[1])
+            for completion, truth in zip(completions, answer, strict=True)
+        ]
+
+    def brevity(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        limit = cfg["max_new_tokens"]
+        return [-length_penalty(len(ids), limit, **cfg["length_penalty"]) for ids in completion_ids]
+
+    return [correct, brevity] if cfg.get("length_penalty") else [correct]
+
+
+def load(cfg: dict[str, Any], folder: Path, tokenizer: Any) -> Dataset:
+    """The prompts, in order, with their answers."""
+    context = (cfg.get("information") or [privileged.CONTEXTS["none"]])[0]
+    chats, rows = common.load_prompts(cfg, folder, tokenizer, context["message"])
+    return Dataset.from_dict({"prompt": chats, "answer": [row["answer"] for row in rows]})
+
+
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
     """Stage ``grpo``: inputs student and prompts.
 
@@ -82,79 +134,29 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     """
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)
-    from opd.grading.graders import GRADERS
-
     common.prepare(cfg)
-    if cfg["grader"] not in GRADERS:
-        raise UserError(f"unknown grader '{cfg['grader']}'", "grader", f"use {', '.join(GRADERS)}")
+    reward_functions = rewards(cfg)
     tokenizer = load_tokenizer(inputs["student"])
-    template_kwargs = cfg.get("chat_template_kwargs") or {}
-    conversations, rows = common.chats(
-        inputs["prompts"],
-        tokenizer,
-        cfg["max_prompt_tokens"],
-        template_kwargs,
-        (cfg.get("information") or [privileged.CONTEXTS["none"]])[0]["message"],
-    )
-    common.require_prompts(len(rows), cfg["prompts_per_step"], inputs["prompts"])
-    grade = GRADERS[cfg["grader"]]
-
-    def correct(completions: list[common.Chat], answer: list[str], **_: Any) -> list[float]:
-        return [
-            float(grade(completion[0]["content"], truth)[1])
-            for completion, truth in zip(completions, answer, strict=True)
-        ]
-
-    def brevity(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        limit = cfg["max_new_tokens"]
-        return [-length_penalty(len(ids), limit, **cfg["length_penalty"]) for ids in completion_ids]
-
+    examples = load(cfg, inputs["prompts"], tokenizer)
+    batches = cfg.get("steps") or cfg["epochs"] * (len(examples) // cfg["prompts_per_step"])
     updates = cfg.get("updates_per_batch", 1)
-    batches = cfg.get("steps") or cfg["epochs"] * (len(rows) // cfg["prompts_per_step"])
-    arguments = common.arguments({**cfg, "steps": batches * updates}, "grpo", scratch)
+    arguments = common.rollout_arguments({**cfg, "steps": batches * updates}, "grpo", scratch)
     trainer = Trainer(
         model=load_model(inputs["student"]),
-        reward_funcs=[correct, brevity] if cfg.get("length_penalty") else [correct],
+        reward_funcs=reward_functions,
         args=GRPOConfig(
             **arguments,
-            **common.vllm(cfg),
             **importance_weights(cfg.get("importance_cap")),
             num_generations=cfg["group_size"],
             steps_per_generation=updates * arguments["gradient_accumulation_steps"],
-            max_completion_length=cfg["max_new_tokens"],
-            temperature=cfg["temperature"],
-            top_p=cfg.get("top_p", 1.0),
             epsilon=cfg.get("clip", 0.2),
             epsilon_high=cfg.get("clip_high"),
             beta=0.0,
             loss_type="dapo",
             scale_rewards="group",
-            shuffle_dataset=False,
-            chat_template_kwargs=template_kwargs,
         ),
-        train_dataset=Dataset.from_dict(
-            {"prompt": conversations, "answer": [row["answer"] for row in rows]}
-        ),
+        train_dataset=examples,
         processing_class=tokenizer,
     )
-    record = Record(
-        "grpo",
-        {
-            "reward": "reward",
-            "reward_std": "reward_std",
-            "rewards/correct/mean": "correct",
-            "rewards/brevity/mean": "brevity",
-            "frac_reward_zero_std": "groups_without_variance",
-            "completions/mean_length": "response_tokens",
-            "completions/max_length": "response_tokens_max",
-            "completions/clipped_ratio": "truncation_ratio",
-            "entropy": "entropy_student_nats",
-            "clip_ratio/region_mean": "clip_ratio",
-            "clip_ratio/low_mean": "clip_ratio_low",
-            "clip_ratio/high_mean": "clip_ratio_high",
-            "sampling/importance_sampling_ratio/mean": "importance_weight",
-            "sampling/importance_sampling_ratio/max": "importance_weight_max",
-            "sampling/sampling_logp_difference/mean": "sampler_difference_nats",
-        },
-    )
+    record = Record("grpo", LOGGED)
     return common.train(trainer, record, cfg, inputs["student"], out, scratch, updates=updates)

@@ -23,7 +23,7 @@ LAUNCHED = "OPD_LAUNCHED"
 
 
 def needed(cfg: Mapping[str, Any]) -> bool:
-    """Whether a stage is to be launched and this is not one of its processes."""
+    """Whether a stage wants several processes and this is not yet one of them."""
     several = cfg.get("processes", 1) > 1 or "accelerate" in cfg.get("execution", {})
     return several and LAUNCHED not in os.environ
 
@@ -37,54 +37,54 @@ def launch(
     """
     task, answer = scratch / "task.json", scratch / "answer.json"
     answer.unlink(missing_ok=True)
-    given = {name: str(path) for name, path in inputs.items()}
-    task.write_text(json.dumps([module, cfg, given, str(out), str(scratch)]))
+    paths = {name: str(path) for name, path in inputs.items()}
+    task.write_text(json.dumps([module, cfg, paths, str(out), str(scratch)]))
     config = cfg.get("execution", {}).get("accelerate")
     n = str(cfg.get("processes", 1))
     if config:
-        by = ["accelerate.commands.launch", "--config_file", config, "--num_processes", n]
-        by += ["--main_process_port", "0"]  # any that is free
+        launcher = ["accelerate.commands.launch", "--config_file", config, "--num_processes", n]
+        launcher += ["--main_process_port", "0"]  # any that is free
     else:
-        by = ["torch.distributed.run", "--standalone", "--nproc-per-node", n]
-    command = [sys.executable, "-m", *by, "-m", __name__, str(task)]
-    # Processes leave at a step's beginning, and a step may take long: torchrun shall wait.
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", n]
+    command = [sys.executable, "-m", *launcher, "-m", __name__, str(task)]
+    # Processes end at a step's beginning, and a step may take long: torchrun has to wait.
     environment = {**os.environ, LAUNCHED: "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "86400"}
-    told: list[int] = []
+    signals: list[int] = []
     child: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, _: Any) -> None:
-        told.append(number)
+        signals.append(number)
         if child is not None:
             child.send_signal(number)
 
-    before = signal.signal(signal.SIGTERM, forward)
+    handler = signal.signal(signal.SIGTERM, forward)
     try:
         # With this process's open files: they hold the lock on the scratch folder if it is killed.
         child = subprocess.Popen(command, env=environment, close_fds=False)
-        if told:
-            child.send_signal(told[0])
+        if signals:  # one that came before there was a child
+            child.send_signal(signals[0])
         code = child.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
         if child is not None and child.poll() is None:
             child.terminate()
-    if told:
+    if signals:
         raise SystemExit(143)
-    found = json.loads(answer.read_text()) if answer.is_file() else {}
-    if "bad" in found:
-        raise UserError(*found["bad"])
-    if code or "numbers" not in found:
+    answered = json.loads(answer.read_text()) if answer.is_file() else {}
+    if "error" in answered:
+        raise UserError(*answered["error"])
+    if code or "numbers" not in answered:
         raise UserError(
             f"a training process ended with exit status {code}",
             "processes",
             "its own message stands above in this log",
         )
-    numbers: dict[str, Any] = found["numbers"]
+    numbers: dict[str, Any] = answered["numbers"]
     return numbers
 
 
 def main(task: Path) -> None:
-    """What each of the processes does. One that finds itself alone was not launched as asked."""
+    """What each of the processes does: run the stage, and write its numbers or its error."""
     module, cfg, inputs, out, scratch = json.loads(task.read_text())
     answer = Path(scratch, "answer.json")
     run = importlib.import_module(module).run
@@ -102,7 +102,7 @@ def main(task: Path) -> None:
             )
         numbers = run(cfg, {k: Path(v) for k, v in inputs.items()}, Path(out), Path(scratch))
     except UserError as bad:
-        answer.write_text(json.dumps({"bad": [bad.what, bad.where, bad.remedy]}))
+        answer.write_text(json.dumps({"error": [bad.what, bad.where, bad.remedy]}))
         print(f"error: {bad}", file=sys.stderr)
         sys.exit(2)
     if os.environ.get("RANK", "0") == "0":

@@ -14,67 +14,71 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from opd.core import tables
 from opd.core.errors import UserError
+from opd.data.privileged import EMPTY_THINK
 from opd.data.schemas import SFT_PAIRS
 from opd.models.checkpoints import load_model, load_tokenizer
 from opd.training import common, launch
-from opd.training.resume import Record
+from opd.training.record import Record
 
-EMPTY_THINK = "<think>\n\n</think>\n\n"
 NLL_TRACES = 256
 IGNORED = -100
 Pair = tuple[list[int], list[int]]  # token ids of prompt and response
+Row = dict[str, list[int]]  # input_ids and labels
 
 
 def as_rendered(
     pairs: list[dict[str, str]],
     tokenizer: PreTrainedTokenizerBase,
-    kwargs: dict[str, Any],
+    cfg: dict[str, Any],
     file: Path,
 ) -> list[Pair]:
     """Pairs as the chat template renders them: the response is all that it adds to the prompt.
 
     Raises ``UserError`` where the rendered prompt is not the beginning of prompt and response.
     """
-    prompts = [[{"role": "user", "content": pair["prompt"]}] for pair in pairs]
-    wholes = [
-        [*prompt, {"role": "assistant", "content": pair["response"]}]
-        for prompt, pair in zip(prompts, pairs, strict=True)
+    chats, prompts = common.as_asked([pair["prompt"] for pair in pairs], tokenizer, cfg)
+    answered = [
+        [*chat, {"role": "assistant", "content": pair["response"]}]
+        for chat, pair in zip(chats, pairs, strict=True)
     ]
-    prompt_ids = tokenizer.apply_chat_template(
-        prompts, add_generation_prompt=True, return_dict=True, **kwargs
-    )["input_ids"]
-    whole_ids = tokenizer.apply_chat_template(wholes, return_dict=True, **kwargs)["input_ids"]
-    for i, (prompt, whole) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
-        if whole[: len(prompt)] != prompt:
+    kwargs = cfg.get("chat_template_kwargs") or {}
+    sequences = tokenizer.apply_chat_template(answered, return_dict=True, **kwargs)["input_ids"]
+    for i, (prompt, sequence) in enumerate(zip(prompts, sequences, strict=True)):
+        if sequence[: len(prompt)] != prompt:
             raise UserError(
                 "the chat template renders the prompt differently once it is answered",
                 f"{file}: row {i} ({pairs[i]['id']})",
                 "use a chat template (or chat_template_kwargs) that keeps the prompt, or set "
                 "empty_think",
             )
-    return [(p, whole[len(p) :]) for p, whole in zip(prompt_ids, whole_ids, strict=True)]
+    return [
+        (prompt, sequence[len(prompt) :])
+        for prompt, sequence in zip(prompts, sequences, strict=True)
+    ]
 
 
 def with_empty_think(
     pairs: list[dict[str, str]],
     tokenizer: PreTrainedTokenizerBase,
-    kwargs: dict[str, Any],
-    place: str,
+    cfg: dict[str, Any],
     file: Path,
 ) -> list[Pair]:
-    """Pairs with the empty think block at the beginning of the response (``place`` is ``response``:
-    LLaMA-Factory's enable_thinking: True), at the end of the prompt (``prompt``: its False) or
-    nowhere (``none``); see Rethinking OPD, Section C.1 and its yaml file.
+    """Pairs with the empty think block where empty_think wants it: at the beginning of the response
+    (``response``: LLaMA-Factory's enable_thinking: True), at the end of the prompt (``prompt``: its
+    False) or nowhere (``none``); see Rethinking OPD, Section C.1 and its yaml file.
 
     The response is its own text and what the chat template ends a turn with, encoded apart from the
     prompt as LLaMA-Factory does; one with a think tag of its own gets no block. Raises
     ``UserError`` where the chat template has put a think tag into the prompt already (but for
     ``prompt``, where an empty block may be there), and for ``prompt`` and a response that thinks.
     """
+    place = cfg["empty_think"]
+    kwargs = cfg.get("chat_template_kwargs") or {}
 
     def encoded(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    # What the template puts after a message is what follows a character that it does not know.
     mark = "\N{SNOWMAN}"
     chat = [{"role": "user", "content": mark}]
     opening = tokenizer.apply_chat_template(
@@ -82,24 +86,19 @@ def with_empty_think(
     ).rpartition(mark)[2]
     answered = [*chat, {"role": "assistant", "content": mark}]
     closing = tokenizer.apply_chat_template(answered, tokenize=False, **kwargs).rpartition(mark)[2]
-    there = opening.endswith(EMPTY_THINK)
-    if "<think>" in opening and not (there and place == "prompt"):
+    has_block = opening.endswith(EMPTY_THINK)
+    if "<think>" in opening and not (has_block and place == "prompt"):
         raise UserError(
             "the chat template puts a think tag into the prompt",
             f"empty_think: {place}",
             "use empty_think: prompt, or leave enable_thinking: false out of chat_template"
-            if there
+            if has_block
             else "leave empty_think out",
         )
-    prompt_ids = tokenizer.apply_chat_template(
-        [[{"role": "user", "content": pair["prompt"]}] for pair in pairs],
-        add_generation_prompt=True,
-        return_dict=True,
-        **kwargs,
-    )["input_ids"]
+    _, prompts = common.as_asked([pair["prompt"] for pair in pairs], tokenizer, cfg)
     block = encoded(EMPTY_THINK)
-    found = []
-    for i, (prompt, pair) in enumerate(zip(prompt_ids, pairs, strict=True)):
+    encoded_pairs = []
+    for i, (prompt, pair) in enumerate(zip(prompts, pairs, strict=True)):
         response = encoded(pair["response"] + closing)
         thinks = "<think>" in pair["response"] or "</think>" in pair["response"]
         if thinks and place == "prompt":
@@ -108,18 +107,18 @@ def with_empty_think(
                 f"{file}: row {i} ({pair['id']})",
                 "use empty_think: response, or drop the row",
             )
-        if place == "prompt" and not there:
+        if place == "prompt" and not has_block:
             prompt = prompt + block
         if place == "response" and not thinks:
             response = block + response
-        found.append((prompt, response))
-    return found
+        encoded_pairs.append((prompt, response))
+    return encoded_pairs
 
 
 def kept(pair: Pair, limit: int, overlong: str) -> Pair | None:
-    """What remains of a pair of more than ``limit`` tokens: its first ones (``cut``; the same as
-    LLaMA-Factory's cutoff_len where the prompt is the shorter half), or nothing (``drop``, and a
-    prompt that leaves its response no room)."""
+    """What is trained on of a pair where ``limit`` tokens are allowed: its first tokens (``cut``;
+    the same as LLaMA-Factory's cutoff_len where the prompt is the shorter half), or nothing
+    (``drop``, and a prompt that leaves its response no room)."""
     prompt, response = pair
     room = limit - len(prompt)
     if len(response) <= room:
@@ -128,18 +127,18 @@ def kept(pair: Pair, limit: int, overlong: str) -> Pair | None:
 
 
 def held_out(n: int, share: float, seed: int) -> list[int]:
-    """Which of n rows are not trained on, ascending: round(share n) of them, by the seed."""
+    """Which of n rows are not trained on, ascending: round(share n) of them, drawn by the seed."""
     return sorted(random.Random(f"{seed}/held out").sample(range(n), round(share * n)))
 
 
-def labelled(pair: Pair) -> dict[str, list[int]]:
-    """A pair as one sequence with labels on the response alone."""
+def labelled(pair: Pair) -> Row:
+    """A pair as one sequence, with labels on the response alone."""
     prompt, response = pair
     return {"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response}
 
 
 @torch.no_grad()
-def nll_nats(trainer: SFTTrainer, rows: list[dict[str, list[int]]]) -> float:
+def nll_nats(trainer: SFTTrainer, rows: list[Row]) -> float:
     """Mean negative log-likelihood of the labelled tokens of rows under the model as it is, in nats
     per token. To be called in every process."""
     accelerator, model = trainer.accelerator, trainer.model_wrapped
@@ -154,21 +153,20 @@ def nll_nats(trainer: SFTTrainer, rows: list[dict[str, list[int]]]) -> float:
         # A process with nothing left still takes part in what sharded weights exchange.
         batch = {k: v.to(accelerator.device) for k, v in collate(mine or rows[:1]).items()}
         with trainer.compute_loss_context_manager():
-            found = model(**batch, use_cache=False, fused_lm_head=True)
+            output = model(**batch, use_cache=False, fused_lm_head=True)
         if mine:
-            sums += torch.stack([-found.log_probs.double().sum(), found.label_mask.double().sum()])
+            nll, tokens = -output.log_probs.double().sum(), output.label_mask.double().sum()
+            sums += torch.stack([nll, tokens])
     model.train(training)
-    total, tokens = accelerator.reduce(sums, "sum").tolist()
-    return float(total / tokens)
+    total_nll, total_tokens = accelerator.reduce(sums, "sum").tolist()
+    return float(total_nll / total_tokens)
 
 
 class Measure(TrainerCallback):
-    """Adds NLL and perplexity of some rows to a record: before the first step, every so many steps
-    (``every``; 0 for never), and when called."""
+    """Adds NLL and perplexity of rows to a record: before the first step, then every ``every``
+    steps (0 for never), and when called."""
 
-    def __init__(
-        self, trainer: SFTTrainer, record: Record, rows: list[dict[str, list[int]]], every: int
-    ) -> None:
+    def __init__(self, trainer: SFTTrainer, record: Record, rows: list[Row], every: int) -> None:
         self.trainer, self.record, self.rows, self.every = trainer, record, rows, every
 
     def __call__(self) -> None:
@@ -178,9 +176,7 @@ class Measure(TrainerCallback):
         if any(row["step"] == step and row["name"] == "nll_nats" for row in self.record.rows):
             return
         nll = nll_nats(self.trainer, self.rows)
-        for name, value in (("nll_nats", nll), ("perplexity", math.exp(nll))):
-            row = {"step": step, "name": name, "position": None, "value": value}
-            self.record.rows.append(row)
+        self.record.add(step, [("nll_nats", None, nll), ("perplexity", None, math.exp(nll))])
 
     # Not after a step: a checkpoint of that step may have been written before the measurement.
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -188,16 +184,16 @@ class Measure(TrainerCallback):
             self()
 
 
-def _require_boundaries(model: Any, rows: list[dict[str, list[int]]]) -> None:
+def _require_boundaries(model: Any, rows: list[Row]) -> None:
     """Raise ``UserError`` where a packed sequence sees the one before it.
 
-    The gradient of the second's logits by the first's embeddings is exactly zero where attention
-    stops at the boundary: masked weights are.
+    Where attention stops at the boundary, masked weights are exactly zero, and so is the gradient
+    of the second sequence's logits by the first one's embeddings.
     """
     a, b = (torch.tensor(row["input_ids"][:16], device=model.device) for row in (rows * 2)[:2])
     embedded = model.get_input_embeddings()(torch.cat([a, b])[None]).detach().requires_grad_()
     positions = torch.cat([torch.arange(len(x), device=model.device) for x in (a, b)])[None]
-    # As the trainer calls it: with a cache, transformers takes the whole for one sequence.
+    # As the trainer calls it: with a cache, transformers takes both for one sequence.
     logits = model(inputs_embeds=embedded, position_ids=positions, use_cache=False).logits
     (gradient,) = torch.autograd.grad(logits[:, len(a) :].float().square().sum(), embedded)
     if gradient[:, : len(a)].any():
@@ -214,6 +210,62 @@ def _require_liger() -> None:
         raise UserError("Liger's kernels need a GPU, none is visible", "liger", "leave it out")
     if importlib.util.find_spec("liger_kernel") is None:
         raise UserError("liger-kernel is not installed", "liger", "install it, or leave it out")
+
+
+def load(
+    cfg: dict[str, Any], file: Path, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Row], dict[str, int]]:
+    """The pairs of a file as rows to train on, and how many pairs were given, dropped and cut.
+
+    Raises ``UserError`` for an empty table, for a pair that is too long where none may be, and
+    where no row is left.
+    """
+    pairs = tables.read(file, SFT_PAIRS).to_pylist()
+    if not pairs:
+        raise UserError("there is no pair in it", str(file), "loosen the filters that made it")
+    encode = as_rendered if cfg.get("empty_think") is None else with_empty_think
+    limit, overlong = cfg["max_tokens"], cfg.get("overlong", "error")
+    rows, counts = [], {"given": len(pairs), "dropped": 0, "cut": 0}
+    for i, pair in enumerate(encode(pairs, tokenizer, cfg, file)):
+        length = len(pair[0]) + len(pair[1])
+        if length > limit and overlong == "error":
+            raise UserError(
+                f"prompt and response have {length} tokens, max_tokens is {limit}",
+                f"{file}: row {i} ({pairs[i]['id']})",
+                "raise max_tokens, filter the pairs, or set overlong: drop or cut",
+            )
+        remains = kept(pair, limit, overlong)
+        if remains is not None:
+            rows.append(labelled(remains))
+        counts["dropped"] += remains is None
+        counts["cut"] += remains is not None and length > limit
+    if not rows:
+        raise UserError("every pair is longer than max_tokens", str(file), "raise max_tokens")
+    return rows, counts
+
+
+def split(
+    cfg: dict[str, Any], rows: list[Row], counts: dict[str, int]
+) -> tuple[list[Row], list[Row]]:
+    """The rows to train on and those to measure, whose numbers are added to ``counts``: at most
+    nll_traces of the rows held out or, where none are, of those trained on.
+
+    Raises ``UserError`` for a held-out share that leaves nothing on one side.
+    """
+    apart = held_out(len(rows), cfg["held_out"], cfg["seed"]) if "held_out" in cfg else []
+    trained = [rows[i] for i in sorted({*range(len(rows))} - {*apart})]
+    if "held_out" in cfg and not (apart and trained):
+        raise UserError(
+            f"a share of {cfg['held_out']} of {len(rows)} pairs leaves "
+            + ("none to train on" if apart else "none held out"),
+            "held_out",
+            "change the share or make more pairs",
+        )
+    measurable = [rows[i] for i in apart] or trained
+    traces = min(cfg.get("nll_traces", NLL_TRACES), len(measurable))
+    drawn = random.Random(f"{cfg['seed']}/nll").sample(range(len(measurable)), traces)
+    counts |= {"trained": len(trained), "held_out": len(apart), "measured": traces}
+    return trained, [measurable[i] for i in sorted(drawn)]
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
@@ -234,65 +286,27 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     held out or, where none are, from those trained on (The Many Faces of OPD, Appendix A.23).
 
     Returns also how many pairs were given, too long (dropped, cut), trained on, held out and
-    measured. Raises ``UserError`` for an empty table, for pairs that cannot fill a step, for a
-    held-out share that leaves nothing, and for a loss that is no number.
+    measured. Raises ``UserError`` as ``load`` and ``split`` do, for pairs that cannot fill a step,
+    and for a loss that is no number.
     """
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)
     common.prepare(cfg)
     if cfg.get("liger"):
         _require_liger()
-    file = inputs["data"] / "pairs.parquet"
-    pairs = tables.read(file, SFT_PAIRS).to_pylist()
-    if not pairs:
-        raise UserError("there is no pair in it", str(file), "loosen the filters that made it")
+    file, packing = inputs["data"] / "pairs.parquet", cfg.get("packing", False)
     tokenizer = load_tokenizer(inputs["student"])
-    kwargs = cfg.get("chat_template_kwargs") or {}
-    if cfg.get("empty_think") is None:
-        encoded = as_rendered(pairs, tokenizer, kwargs, file)
-    else:
-        encoded = with_empty_think(pairs, tokenizer, kwargs, cfg["empty_think"], file)
-    limit, overlong = cfg["max_tokens"], cfg.get("overlong", "error")
-    rows, counts = [], {"given": len(pairs), "dropped": 0, "cut": 0}
-    for i, pair in enumerate(encoded):
-        length = len(pair[0]) + len(pair[1])
-        if length > limit and overlong == "error":
-            raise UserError(
-                f"prompt and response have {length} tokens, max_tokens is {limit}",
-                f"{file}: row {i} ({pairs[i]['id']})",
-                "raise max_tokens, filter the pairs, or set overlong: drop or cut",
-            )
-        remains = kept(pair, limit, overlong)
-        if remains is not None:
-            rows.append(labelled(remains))
-        counts["dropped"] += remains is None
-        counts["cut"] += remains is not None and length > limit
-    if not rows:
-        raise UserError("every pair is longer than max_tokens", str(file), "raise max_tokens")
-    out_of = set(held_out(len(rows), cfg["held_out"], cfg["seed"])) if "held_out" in cfg else set()
-    training = [row for i, row in enumerate(rows) if i not in out_of]
-    measured = [rows[i] for i in sorted(out_of)] or training
-    if "held_out" in cfg and (not out_of or not training):
-        raise UserError(
-            f"a share of {cfg['held_out']} of {len(rows)} pairs leaves "
-            + ("none to train on" if out_of else "none held out"),
-            "held_out",
-            "change the share or make more pairs",
-        )
-    draw = random.Random(f"{cfg['seed']}/nll")
-    traces = min(cfg.get("nll_traces", NLL_TRACES), len(measured))
-    measured = [measured[i] for i in sorted(draw.sample(range(len(measured)), traces))]
-    counts |= {"trained": len(training), "held_out": len(out_of), "measured": traces}
-
-    dataset = Dataset.from_list(training)
-    if cfg.get("packing"):
-        dataset = pack_dataset(dataset, limit, "bfd")
-        counts["packed"] = len(dataset)
+    rows, counts = load(cfg, file, tokenizer)
+    trained, measured = split(cfg, rows, counts)
+    examples = Dataset.from_list(trained)
+    if packing:
+        examples = pack_dataset(examples, cfg["max_tokens"], "bfd")
+        counts["packed"] = len(examples)
     if "epochs" in cfg:
-        cfg = {**cfg, "steps": cfg["epochs"] * math.ceil(len(dataset) / cfg["batch_size"])}
-    elif len(dataset) < cfg["batch_size"]:
+        cfg = {**cfg, "steps": cfg["epochs"] * math.ceil(len(examples) / cfg["batch_size"])}
+    elif len(examples) < cfg["batch_size"]:
         raise UserError(
-            f"{len(dataset)} {'packed sequences' if cfg.get('packing') else 'pairs'} cannot fill a "
+            f"{len(examples)} {'packed sequences' if packing else 'pairs'} cannot fill a "
             f"step of {cfg['batch_size']}",
             str(file),
             "lower batch_size, or train for epochs instead of steps",
@@ -301,19 +315,19 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         model=load_model(inputs["student"]),
         args=SFTConfig(
             **common.arguments(cfg, "sft", scratch),
-            max_length=limit if cfg.get("packing") else None,
-            packing=cfg.get("packing", False),
-            # All is done to it already.
+            max_length=cfg["max_tokens"] if packing else None,
+            packing=packing,
+            # The examples are encoded, labelled and packed.
             dataset_kwargs={"skip_prepare_dataset": True},
             loss_type="nll",
             dataloader_drop_last="epochs" not in cfg,
             use_liger_kernel=cfg.get("liger", False),
         ),
-        train_dataset=dataset,
+        train_dataset=examples,
         processing_class=tokenizer,
     )
-    if cfg.get("packing"):
-        _require_boundaries(trainer.model, training)
+    if packing:
+        _require_boundaries(trainer.model, trained)
     record = Record("sft", {})
     measure = Measure(trainer, record, measured, cfg.get("nll_every", 0))
     trainer.add_callback(measure)

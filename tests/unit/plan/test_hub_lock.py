@@ -67,7 +67,7 @@ def test_settings_on_the_command_line_say_what_is_asked(tmp_path, monkeypatch, c
     models = {"base": {"hub": {"id": "a/base"}}, "m": model}
     given = {"name": "t", "models": models, "use_released": True}
     given["world"] = {"rl_times": 0.5, "other_times": 0.5}
-    given |= {"pairs": {"d": {"world": {"n": 9, "templates": ["{question}"]}}}}
+    given |= {"sft_data": {"d": {"world": {"n": 9, "templates": ["{question}"]}}}}
     given["defaults"] = {"sft": {"steps": 1, "batch_size": 1, "lr": 1.0, "max_tokens": 9}}
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(given))
@@ -110,7 +110,7 @@ def test_released_weights_are_locked_where_they_are_used(tmp_path):
     raw = {
         "name": "t",
         "world": {"rl_times": 0.6, "other_times": 0.1},
-        "pairs": {"c": {"world": {"n": 8}}},
+        "sft_data": {"c": {"world": {"n": 8}}},
         "models": {
             "i": {"init": {}},
             "m": {

@@ -206,7 +206,7 @@ def test_fine_tuning_and_distillation_share_no_question(planned):
     opd = planned["prompts/openthoughts"]
     assert opd.inputs == ("prompts/openthoughts-all", "prompts/openthoughts-sft")
     assert opd.cfg["apart_from"] == "question"
-    traces = planned["pairs/openthoughts-traces/s0"]
+    traces = planned["sft_data/openthoughts-traces/s0"]
     assert traces.cfg["correct"] == "only" and "boxed" in traces.cfg["rules"]
     assert planned["models/q1.7b-sft/s0"].inputs == ("models/q1.7b-base", traces.folder)
     assert planned["models/sft-from-4b/s0"].inputs[0] == "models/q1.7b-sft/s0"

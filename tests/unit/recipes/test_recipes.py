@@ -38,7 +38,7 @@ def config(**changes: Any) -> dict[str, Any]:
             "o": {"world": {"split": "other", "n": 8}},
             "d": {"dedup": {"prompts": "o", "against": "p", "encoder": "hashed"}},
         },
-        "pairs": {"c": {"world": {"n": 8}}},
+        "sft_data": {"c": {"world": {"n": 8}}},
         "models": {
             "i": {"init": {}},
             "a": {"sft": {"student": "i", "data": "c", "steps": 2}},
@@ -82,6 +82,7 @@ def asked(raw: dict[str, Any]) -> list[str]:
     ("changes", "words"),
     [
         ({"sedes": [1]}, ["sedes", "did you mean 'seeds'"]),
+        ({"pairs": {}}, ["unknown key 'pairs'; it is called 'sft_data' now"]),
         ({"models__x__distill__lrr": 1.0}, ["models.x.distill.lrr", "did you mean 'lr'"]),
         (
             {"models__x__distill__studnt": "a", "models__x__distill__student": None},
@@ -481,7 +482,7 @@ def test_seeds_are_derived_and_give_each_model_a_folder_of_its_own():
     made = artifacts(config(seeds=[0, 1]))
     first, second = (made[f"models/a/s{s}"] for s in (0, 1))
     assert first.cfg["seed"] != second.cfg["seed"]
-    assert second.inputs == ("models/i/s1", "pairs/c")
+    assert second.inputs == ("models/i/s1", "sft_data/c")
     assert made["tables/t1"].inputs == (
         "evaluations/e/x/s0",
         "evaluations/e/x/s1",

@@ -99,10 +99,9 @@ def test_where_the_empty_think_block_goes(
     def encode(text: str) -> list[int]:
         return qwen3(text, add_special_tokens=False)["input_ids"]
 
-    if place is None:
-        ((prompt, answer),) = sft.as_rendered(pair(response), qwen3, kwargs, Path("p"))
-    else:
-        ((prompt, answer),) = sft.with_empty_think(pair(response), qwen3, kwargs, place, Path("p"))
+    encoded = sft.as_rendered if place is None else sft.with_empty_think
+    cfg = {"chat_template_kwargs": kwargs, "empty_think": place}
+    ((prompt, answer),) = encoded(pair(response), qwen3, cfg, Path("p"))
     assert qwen3.decode(prompt) == ASKED + prompt_end
     assert qwen3.decode(answer) == trained
     assert prompt == encode(ASKED) + encode(prompt_end)
@@ -116,11 +115,13 @@ def test_conventions_that_the_chat_template_contradicts(qwen3: Any) -> None:
         with pytest.raises(
             UserError, match=f"empty_think: {place}: .* think tag .*enable_thinking"
         ):
-            sft.with_empty_think(pair("2"), qwen3, OFF, place, Path("p"))
+            cfg = {"chat_template_kwargs": OFF, "empty_think": place}
+            sft.with_empty_think(pair("2"), qwen3, cfg, Path("p"))
     with pytest.raises(
         UserError, match=r"pairs: row 0 \(a\): the response has a think tag of its own"
     ):
-        sft.with_empty_think(pair("<think>x</think>2"), qwen3, {}, "prompt", Path("pairs"))
+        thought = pair("<think>x</think>2")
+        sft.with_empty_think(thought, qwen3, {"empty_think": "prompt"}, Path("pairs"))
 
 
 def test_a_prompt_that_changes_once_answered(qwen3: Any) -> None:

@@ -137,9 +137,7 @@ def test_bad_pairs(inputs: Inputs, tmp_path: Path) -> None:
 def test_different_tokenizers(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        world, "CHARACTERS", "9" + init.CHARACTERS[1:9] + "0" + init.CHARACTERS[10:]
-    )
+    monkeypatch.setattr(init, "CHARACTERS", "9" + init.CHARACTERS[1:9] + "0" + init.CHARACTERS[10:])
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     init.run(SHAPE, {}, foreign)

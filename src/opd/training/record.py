@@ -1,0 +1,133 @@
+"""The record of a training run: rows of METRICS, bar, journal, and the signs of a collapse."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from opd.core.errors import UserError
+
+MARKER = "opd-complete.json"
+# A metric's name, the first position of its bin (None: all positions), and its value.
+Value = tuple[str, int | None, float]
+
+
+class Record(TrainerCallback):
+    """Keeps what a trainer logs as rows of METRICS, draws the bar, and stops a run whose loss is no
+    number.
+
+    ``names`` maps the trainer's names of what is kept to ours; ``extra`` returns further values of
+    the step just logged. ``watch`` gets all values over all positions, by metric, and returns the
+    signs of a collapse (empty if there are none); the first ones are kept in ``seen``, and end the
+    run if ``stops``.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        names: Mapping[str, str],
+        extra: Callable[[], list[Value]] = list,
+        watch: Callable[[Mapping[str, list[float]]], list[str]] | None = None,
+        stops: bool = False,
+    ) -> None:
+        self.title, self.names = title, {"loss": "loss", "grad_norm": "grad_norm", **names}
+        self.extra, self.watch, self.stops = extra, watch, stops
+        self.rows: list[dict[str, Any]] = []
+        self.seen: dict[str, Any] = {}
+        self.journal: Path | None = None
+        self.bar: Any = None
+
+    def add(self, step: int, values: list[Value]) -> None:
+        """Add the values of a step to the rows."""
+        self.rows += [
+            {"step": step, "name": name, "position": position, "value": value}
+            for name, position, value in values
+        ]
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take back what ``seal`` has written."""
+        sealed = json.loads((checkpoint / MARKER).read_text())
+        self.rows, self.seen = sealed["rows"], sealed["seen"]
+
+    def seal(self, checkpoint: Path) -> None:
+        """Declare a checkpoint complete, with the record so far: the last file written to it."""
+        partial = checkpoint / f"{MARKER}.partial"
+        partial.write_text(json.dumps({"rows": self.rows, "seen": self.seen}))
+        partial.replace(checkpoint / MARKER)
+
+    def rewrite_journal(self, steps: int) -> None:
+        """Write the journal anew from the rows of a run of ``steps`` steps: what else stood in it
+        belongs to steps that are made again."""
+        lines: dict[int, dict[str, float]] = {}
+        for row in self.rows:
+            if row["position"] is None:
+                line = lines.setdefault(row["step"], {"step": row["step"], "of": steps})
+                line[row["name"]] = row["value"]
+        if self.journal is not None:
+            self.journal.write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar = tqdm(
+            total=args.max_steps,
+            initial=state.global_step,
+            desc=self.title,
+            file=sys.stderr,
+            mininterval=1.0,
+            disable=not state.is_world_process_zero,
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        step = int(state.global_step)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(logs[name]):
+                raise UserError(
+                    f"{name} is {logs[name]} at step {step}",
+                    "lr",
+                    f"lower the learning rate (it is {args.learning_rate})",
+                )
+        values: list[Value] = [
+            (name, None, float(logs[logged]))
+            for logged, name in self.names.items()
+            if logs.get(logged) is not None
+        ]
+        values += self.extra()
+        self.add(step, values)
+        if self.journal is not None and state.is_world_process_zero:
+            means = {name: value for name, position, value in values if position is None}
+            with self.journal.open("a") as file:
+                file.write(json.dumps({"step": step, "of": args.max_steps, **means}) + "\n")
+        self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+        self.bar.update(step - self.bar.n)
+        if self.watch is not None and not self.seen:
+            self._look_for_collapse(step, control)
+
+    def _look_for_collapse(self, step: int, control: Any) -> None:
+        assert self.watch is not None
+        history: dict[str, list[float]] = {}
+        for row in self.rows:
+            if row["position"] is None:
+                history.setdefault(row["name"], []).append(row["value"])
+        signs = self.watch(history)
+        if signs:
+            self.seen = {"step": step, "signs": signs, "stopped": self.stops}
+            tqdm.write(
+                f"warning: step {step} looks like a collapse: {', '.join(signs)}", file=sys.stderr
+            )
+            control.should_training_stop = control.should_training_stop or self.stops
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every process writes its part
+        if state.is_world_process_zero:
+            self.seal(Path(args.output_dir, f"checkpoint-{int(state.global_step)}"))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()
