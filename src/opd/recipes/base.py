@@ -1,6 +1,5 @@
 """What recipes of all sections have in common: types of values, and names of other recipes."""
 
-import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -9,6 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from opd.core.errors import UserError
 from opd.core.schema import Strict
+from opd.core.text import suggestion
 from opd.data.templates import PLACE, TEMPLATES, named
 
 Grader = Literal["world", "rule", "math_verify", "choice"]
@@ -85,7 +85,4 @@ def references(recipe: BaseModel, path: str = "") -> Iterator[tuple[str, str, st
 
 
 def unknown(name: str, known: Iterable[str], where: str, kind: str) -> UserError:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none'}"
-    return UserError(f"unknown {kind} '{name}'", where, hint)
+    return UserError(f"unknown {kind} '{name}'", where, suggestion(name, known))

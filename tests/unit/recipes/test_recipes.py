@@ -119,7 +119,7 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ),
         ({"evaluations__e__protocol": "papr"}, ["evaluations.e.protocol", "'papr'"]),
         ({"protocols__short__template": "no place"}, ["protocols.short", "{question}"]),
-        ({"targets": ["t2"]}, ["targets", "'t2'", "there are: report, t1"]),
+        ({"targets": ["t2"]}, ["targets", "'t2'", "there are report, t1"]),
         (
             {"figures": {"f": {**CURVES, "metrics": [{"name": "kl_nat"}]}}},
             ["figures.f.metrics: unknown metric 'kl_nat'; did you mean 'kl_nats'?"],
@@ -133,7 +133,7 @@ def asked(raw: dict[str, Any]) -> list[str]:
             ["tables.t1.columns: unknown metric 'overlap_raito'"],
         ),
         ({"targets": ["claims"]}, ["targets: there are no claims without a paper", "papers"]),
-        ({"experiments": ["E99"]}, ["experiments", "'E99'", "there are: none"]),
+        ({"experiments": ["E99"]}, ["experiments", "'E99'", "there are none"]),
         ({"seeds": []}, ["seeds", "at least 1"]),
         ({"models__a__sft__epochs": 1}, ["models.a.sft", "exactly one of steps, epochs"]),
         ({"models__a__sft__steps": None}, ["models.a.sft", "exactly one of steps, epochs"]),
