@@ -159,8 +159,7 @@ def _disk(
 ) -> Finding:
     """Free room against what `opd plan` says that the run needs."""
     tables = calibrate.tables(root / "config" / "calibration.yaml")
-    natural = tables.get("natural_tokens_measured", {})
-    facts = cost.Facts(artifacts, tables, planned.counted(states, results), natural)
+    facts = cost.Facts(artifacts, tables, planned.counted(states, results))
     device = "cpu" if without_gpu(config) else "gpu"
     to_run = [folder for folder, state in states.items() if state in planned.TO_RUN]
     widths = {folder: cost.width(artifacts[folder].cfg, device) for folder in to_run}

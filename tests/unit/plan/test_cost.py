@@ -16,6 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opd.cli.main import main
 from opd.core.errors import UserError
 from opd.models import init
 from opd.plan import calibrate, cost, outputs, show, state
@@ -32,12 +33,11 @@ SHIPPED = calibrate.read(ROOT / "config" / "calibration.yaml")
 # Nothing ends by itself, so that responses have max_new_tokens; round figures.
 TABLES: dict[str, Any] = {
     "reference": {
-        "device": "R",
-        "parameters": 1000,
-        "sequences": 10,
-        "max_new_tokens": 100,
-        "seconds": {"sample": 8, "teacher": 4, "score": 2, "update": 6},
-        "seconds_per_token_in_turn": 0.001,
+        "source": "made up",
+        "sample": 8 / (10 * 100 * 1000 / 1e15),
+        "teacher": 4 / (10 * 120 * 1000 / 1e15),
+        "score": 2 / (10 * 120 * 1000 / 1e15),
+        "update": 6 / (10 * 120 * 1000 / 1e15),
     },
     "machines": {"R": {"low": 1, "middle": 2, "high": 3, "source": "made up"}},
     "natural_tokens": math.inf,
@@ -125,32 +125,33 @@ def facts() -> Facts:
     return Facts(models(), TABLES)
 
 
-def test_a_step_of_distillation_is_counted_by_phase(facts):
-    work = cost.work(facts, "distilled")
-    assert work.phases == {
-        "sample": (3 * 10 * 100, 1000),
-        "score": (3 * 10 * 120, 1000),
-        "update": (3 * 10 * 120, 1000),
-        "teacher": (3 * 10 * 120, 2000),
-    }
-    # The reference step three times, its teacher twice as large.
-    assert cost.reference_seconds(work, TABLES) == pytest.approx(3 * (8 + 2 + 6 + 2 * 4))
+# Seconds of the reference for ten sequences of 100 tokens after prompts of 20, by 1000 parameters:
+# sampling 8, a teacher's scores 4, the student's 2, its update 6.
+@pytest.mark.parametrize(
+    ("folder", "sampled", "parameters", "seconds"),
+    [
+        # Three such steps, the teacher twice as large.
+        ("distilled", 3 * 10 * 100, 1000, 3 * (8 + 2 + 6 + 2 * 4)),
+        # 40 prompts, 5 a step: 8 steps of 10 sequences, by the model of 2000 parameters.
+        ("reinforced", 8 * 10 * 100, 2000, 8 * 2 * (8 + 2 + 6)),
+        ("rollouts", 40 * 2 * 50, 1000, 80 * 0.8 / 2),
+        # At most one of two responses a prompt, 25 of them, twice; prompt and response have at
+        # most 60 tokens.
+        ("tuned", 0, 1000, 2 * 25 * 0.6 / 2),
+        ("scores", (5 + 40) * 4 * 50, 1000, 45 * 4 * 0.8 / 2),
+        # 80 rollouts of 50 tokens after prompts of 20.
+        ("probed", 0, 1000, 80 * (0.2 + 2 * 0.4) * 70 / 120),
+        # After 10 tokens at most 40 more, after 30 at most 20: on average 30.
+        ("continued", 80 * (40 + 20), 2000, 80 * 2 * 2 * 0.8 * 0.3),
+    ],
+)
+def test_work_in_closed_form(facts, folder, sampled, parameters, seconds):
+    work = cost.work(facts, folder)
+    assert work[:2] == (pytest.approx(sampled), parameters)
+    assert work.seconds == pytest.approx(seconds)
 
 
-def test_work_of_other_stages_in_closed_form(facts):
-    # 40 prompts, 5 a step: 8 steps of 10 sequences, on the model of 2000 parameters.
-    grpo = cost.work(facts, "reinforced")
-    assert grpo.phases["sample"] == (8 * 10 * 100, 2000)
-    assert cost.reference_seconds(grpo, TABLES) == pytest.approx(8 * 2 * (8 + 2 + 6))
-    assert cost.work(facts, "rollouts").tokens == 40 * 2 * 50
-    # At most one of two responses a prompt, 25 of them, twice; prompt and response have 60 at most.
-    assert cost.work(facts, "tuned").phases == {"update": (2 * 25 * 60, 1000)}
-    assert cost.work(facts, "scores").tokens == (5 + 40) * 4 * 50
-    assert cost.work(facts, "probed").phases == {
-        "score": (80 * 70, 1000),
-        "teacher": (80 * 70, 2000),
-    }
-    assert cost.work(facts, "continued").phases == {"sample": (80 * (40 + 20), 2000)}
+def test_what_runs_no_model_has_no_work(facts):
     assert cost.work(facts, "shown") is None
 
 
@@ -191,26 +192,12 @@ def test_the_reference_point_is_met():
         ),
     )
     facts = Facts(made, SHIPPED)
-    found = state.estimate(facts, "run", state.machine("H100", False, [], SHIPPED))
-    assert found.middle == pytest.approx(279 * 363)
+    found = calibrate.estimate(facts, "run", calibrate.machine("H100", False, [], SHIPPED))
+    assert found.middle == pytest.approx(279 * 363, rel=1e-4)
     # 329 to 433 s a step
     assert found.low / 279 == pytest.approx(329, rel=0.01)
     assert found.high / 279 == pytest.approx(433, rel=0.01)
     assert (found.width, found.source) == (8, "reference (H100)")
-
-
-def test_few_sequences_take_as_long_as_the_longest(facts):
-    """Two of them on two GPUs at 7168 tokens: 24 s of both, whatever the reference says."""
-    cfg = {**RUN, "prompts_per_step": 1, "rollouts_per_prompt": 2, "max_new_tokens": 1000}
-    made = graph(
-        ("fetch", "s", {"hub": "own/small"}, {}),
-        ("opd", "run", {**cfg, "processes": 2}, {"student": "s", "teacher": "s"}),
-    )
-    tables = {**TABLES, "reference": {**TABLES["reference"], "seconds_per_token_in_turn": 1.0}}
-    on = state.machine("R", False, [], tables)
-    found = state.estimate(Facts(made, tables), "run", on)
-    # 3 steps of 1000 tokens in turn, a second each, on 2 devices; the machine takes twice that.
-    assert found.middle == pytest.approx(2 * 3 * 1000 * 2)
 
 
 @given(st.floats(1, 1e5), st.floats(0.05, 100))
@@ -218,18 +205,7 @@ def test_mean_response_is_the_area_under_the_share_still_going(limit, times):
     natural, n = limit * times, 2000
     area = sum(math.exp(-(i + 0.5) * limit / n / natural) for i in range(n)) * limit / n
     assert cost.mean_response(limit, natural) == pytest.approx(area, rel=1e-3)
-
-
-@given(st.floats(1, 1e5), st.floats(0.05, 20))
-def test_natural_length_undoes_the_cut(limit, times):
-    natural = limit * times
-    mean = cost.mean_response(limit, natural)
-    assert cost.natural_length(mean, limit) == pytest.approx(natural, rel=1e-3)
-
-
-def test_what_is_cut_nearly_always_tells_no_length():
-    assert cost.natural_length(99.5, 100) == math.inf
-    assert cost.mean_response(100, math.inf) == 100
+    assert cost.mean_response(limit, math.inf) == limit
 
 
 def test_parameters_of_our_own_models_are_those_that_are_made(tmp_path):
@@ -269,12 +245,14 @@ def test_parameters_of_others_are_listed_or_said_by_the_name(name, size):
 
 
 def test_disk_is_what_is_made(facts):
-    assert cost.disk(facts, "distilled") == 4 * 1000 * 3  # the end and two kept steps
-    assert cost.scratch(facts, "distilled") == 2 * 12 * 1000
-    assert cost.disk(facts, "teacher") == 2 * 2000
-    assert cost.scratch(facts, "teacher") == 0
-    assert cost.disk(facts, "rollouts") == 8 * 40 * 2 * 50
-    assert cost.disk(facts, "shown") == 0
+    sizes = {folder: cost.disk(facts, folder) for folder in facts.artifacts}
+    assert sizes["distilled"] == 4 * 1000 * 3  # the end and two kept steps
+    assert sizes["teacher"] == 2 * 2000
+    assert sizes["rollouts"] == 8 * 40 * 2 * 50
+    assert sizes["shown"] == 0
+    # While runs of 1000 and 2000 parameters are under way, each on its own two devices of five.
+    widths = {"distilled": 2, "reinforced": 2, "shown": 1}
+    assert cost.room(facts, widths, 5) == (4 * 1000 * 3 + 4 * 2000, 2 * 2 * 12 * 2000)
 
 
 # Paths
@@ -307,11 +285,6 @@ def test_jobs_that_are_done_take_no_time():
     assert cost.critical_path(made, {"a": 5.0, "c": 2.0, "d": 6.0}) == 7.0
     assert cost.critical_path(made, {"c": 2.0, "d": 6.0}) == 6.0
     assert closure(["c"], made) == ["a", "b", "c"]
-
-
-def test_wall_clock_is_bounded_by_chain_and_share():
-    assert cost.wall_clock(100, 30, 2) == 50
-    assert cost.wall_clock(100, 30, 8) == 30
 
 
 # What is there
@@ -390,22 +363,19 @@ def test_a_run_without_the_steps_that_it_should_have_kept_runs_again(tmp_path):
 # Measured rates
 
 
-def manifests(results: Path, slow: dict[str, float], numbers: dict[str, Any] | None = None) -> None:
+def manifests(results: Path, slow: dict[str, float]) -> None:
     """Manifests of every stage above, which took so many times what the reference takes."""
     facts = Facts(models(), TABLES)
-    for folder, one in facts.artifacts.items():
+    for folder, artifact in facts.artifacts.items():
         work = cost.work(facts, folder)
-        seconds = 3.0 if work is None else cost.reference_seconds(work, TABLES)
+        inputs = cost.named(artifact).items()
         made = {
-            "verb": one.verb,
-            "cfg": one.cfg,
+            "verb": artifact.verb,
+            "cfg": artifact.cfg,
             "identity": f"{results}{folder}",
-            "inputs": {
-                name: {"path": f"results/{results.name}/{path}/digest.json"}
-                for name, path in cost.named(one).items()
-            },
-            "numbers": (numbers or {}).get(folder, {}),
-            "seconds": seconds * slow.get(one.verb, 1.0),
+            "inputs": {n: {"path": f"results/{results.name}/{i}/digest.json"} for n, i in inputs},
+            "numbers": {},
+            "seconds": (work.seconds if work else 3.0) * slow.get(artifact.verb, 1.0),
             "device": "Some GPU",
         }
         (results / folder).mkdir(parents=True)
@@ -413,81 +383,46 @@ def manifests(results: Path, slow: dict[str, float], numbers: dict[str, Any] | N
 
 
 def test_calibration_gives_back_what_stages_took(tmp_path):
-    for name, opd in (("x", 4.0), ("y", 6.0), ("z", 12.0)):
-        manifests(tmp_path / name, {"opd": opd, "figure": 2.0})
-    done = [calibrate.finished(tmp_path / name) for name in ("x", "y", "z")]
+    for name, slow in (("x", 4.0), ("y", 6.0), ("z", 12.0)):
+        manifests(tmp_path / name, {"opd": slow, "figure": 2.0})
     path, tables = tmp_path / "results" / "calibration.yaml", tmp_path / "tables.yaml"
     tables.write_text(yaml.safe_dump(TABLES))
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "opd", "calibrate", "--output", path, "--reference", tables),
-            *(tmp_path / name for name in "xyz"),
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        check=True,
-    )
+    # What is given twice counts once.
+    results = [f"{tmp_path / name}" for name in "xyzx"]
+    main(["calibrate", "--output", f"{path}", "--reference", f"{tables}", *results])
     found = calibrate.read(path)
-    assert found == calibrate.calibrate(done, TABLES)
     entries = {(e["verb"], e.get("parameters")): e for e in found["measured"]}
     assert entries["opd", 1000]["times_reference"] == {"low": 4, "middle": 6, "high": 12}
-    # 3000 tokens sampled in 3 steps of 24 s of the reference, six times as slow.
-    assert entries["opd", 1000]["tokens_per_second"] == pytest.approx(3000 / (3 * 24 * 6), rel=1e-3)
     assert entries["opd", 1000]["stages"] == 3
     assert entries["grpo", 2000]["times_reference"]["middle"] == 1
     assert entries["figure", None]["seconds"] == {"low": 6, "middle": 6, "high": 6}
 
     # The next plan reckons with it: the stage's own verb first, then others, then the reference.
-    facts = Facts(models(), TABLES)
-    on = state.machine(None, False, [found], TABLES)
-    assert on.device == "Some GPU"
-    one = state.estimate(facts, "distilled", on)
-    reference = 3 * 24
-    assert (one.low, one.middle, one.high) == pytest.approx((4 * reference, 6 * reference, 12 * 72))
-    assert one.source == "measured (Some GPU)"
+    facts, step = Facts(models(), TABLES), 8 + 2 + 6 + 2 * 4
+    job = calibrate.estimate(facts, "distilled", calibrate.machine(None, False, [found], TABLES))
+    assert job[:3] == pytest.approx((4 * 3 * step, 6 * 3 * step, 12 * 3 * step))
+    assert job.source == "measured (Some GPU)"
     found["measured"] = [e for e in found["measured"] if e["verb"] == "grpo"]
-    on = state.machine("some gpu", False, [found], TABLES)
-    assert state.estimate(facts, "distilled", on).source == "measured on other stages (Some GPU)"
-    assert state.estimate(facts, "distilled", on).middle == pytest.approx(reference)
+    on = calibrate.machine("some gpu", False, [found], TABLES)
+    job = calibrate.estimate(facts, "distilled", on)
+    assert (job.source, job.middle) == (
+        "measured on other stages (Some GPU)",
+        pytest.approx(3 * step),
+    )
     # Nothing of it counts on another machine.
-    on = state.machine("R", False, [found], TABLES)
-    assert state.estimate(facts, "distilled", on).middle == pytest.approx(2 * reference)
-    assert state.estimate(facts, "shown", on).middle == 7
-    assert state.estimate(facts, "teacher", on).middle == 2 * 2000 / 10
+    on = calibrate.machine("R", False, [found], TABLES)
+    takes = [calibrate.estimate(facts, f, on).middle for f in ("distilled", "shown", "teacher")]
+    assert takes == pytest.approx([2 * 3 * step, 7, 2 * 2000 / 10])
 
 
 def test_ones_own_rates_come_first_and_the_nearest_size_counts():
-    own = {"verb": "opd", "device": "R"}
-    far = {**own, "parameters": 10, "times_reference": {"low": 9, "middle": 9, "high": 9}}
-    near = {**own, "parameters": 1500, "times_reference": {"low": 5, "middle": 5, "high": 5}}
-    exact = {"low": 1, "middle": 1, "high": 1}
-    shipped = {**own, "parameters": 1000, "times_reference": exact}
-    files = [{"measured": [far, near]}, {"measured": [shipped]}]
-    on = state.machine("R", False, files, TABLES)
-    assert state.estimate(Facts(models(), TABLES), "distilled", on).middle == 5 * 3 * 24
+    def entry(size: int, times: float) -> dict[str, Any]:
+        bounds = dict.fromkeys(calibrate.BOUNDS, times)
+        return {"verb": "opd", "device": "R", "parameters": size, "times_reference": bounds}
 
-
-def test_the_same_stage_in_two_results_folders_counts_once(tmp_path):
-    manifests(tmp_path / "x", {})
-    done = calibrate.finished(tmp_path / "x")
-    twice = calibrate.calibrate([done, done], TABLES)
-    assert twice == calibrate.calibrate([done], TABLES)
-
-
-def test_measured_lengths_take_the_place_of_the_assumed(tmp_path):
-    mean = cost.mean_response(100, 80)
-    numbers = {
-        "distilled": {"first": {"response_tokens": mean}, "last": {"response_tokens": mean}},
-        "rollouts": {"generations": 80, "mean_tokens": 50},  # all cut: says nothing
-    }
-    manifests(tmp_path / "x", {}, numbers)
-    found = calibrate.calibrate([calibrate.finished(tmp_path / "x")], TABLES)
-    lengths = found["natural_tokens_measured"]
-    assert lengths == {1000: pytest.approx(80, rel=1e-3)}
-    work = cost.work(Facts(models(), TABLES, {}, lengths), "distilled")
-    assert work.tokens == pytest.approx(3 * 10 * mean, rel=1e-3)
-    # Models of another order of magnitude are not taken to be as brief.
-    other = cost.work(Facts(models(), TABLES, {}, {100: 80}), "distilled")
-    assert other.tokens == pytest.approx(3 * 10 * 100)
+    files = [{"measured": [entry(10, 9), entry(1500, 5)]}, {"measured": [entry(1000, 1)]}]
+    on = calibrate.machine("R", False, files, TABLES)
+    assert calibrate.estimate(Facts(models(), TABLES), "distilled", on).middle == 5 * 3 * 24
 
 
 def test_calibration_of_nothing_is_refused(tmp_path):
@@ -496,7 +431,6 @@ def test_calibration_of_nothing_is_refused(tmp_path):
     (tmp_path / "c.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="not a calibration"):
         calibrate.read(tmp_path / "c.yaml")
-    assert calibrate.read(tmp_path / "none.yaml") == {}
     with pytest.raises(UserError, match="no reference"):
         calibrate.tables(tmp_path / "none.yaml")
 
@@ -658,7 +592,7 @@ def test_what_is_unknown_is_refused(tmp_path, monkeypatch, more, message):
 
 def test_where_all_is_there_nothing_is_reckoned():
     made = graph(("figure", "a", {}, {}))
-    on = state.machine("R", False, [], TABLES)
+    on = calibrate.machine("R", False, [], TABLES)
     *_, last = show.text(Facts(made, TABLES), {"a": "there"}, on, None, "x")
     assert last.split() == ["figure", "0", "0", "1", "0"]
 
@@ -668,7 +602,7 @@ def test_what_has_no_known_size_is_named_and_not_counted(tmp_path):
         ("fetch", "m", {"hub": "some/model"}, {}),
         ("sft", "t", {"steps": 1, "batch_size": 1, "max_tokens": 9}, {"student": "m"}),
     )
-    on = state.machine("R", False, [], TABLES)
+    on = calibrate.machine("R", False, [], TABLES)
     lines = list(show.text(Facts(made, TABLES), {"m": "run", "t": "run"}, on, None, "x"))
     assert any(line.startswith("not counted: t,") for line in lines)
     assert any(line.startswith("in all: <0.01 GPU-hours") for line in lines)
