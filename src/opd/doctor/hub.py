@@ -68,8 +68,6 @@ def examine(
     """Findings about the hub's objects among the artifacts in ``states`` (``planned.states``);
     ``locked`` is the lock, ``configs`` the files to lock."""
     objects = {w: one for w, one in hub_lock.hub_objects(config).items() if folder(w) in states}
-    if config.source == "index":
-        objects = {w: one for w, one in objects.items() if not getattr(one, "index", None)}
     if not objects:
         yield Finding("hub", "ok", "nothing comes from it")
         return

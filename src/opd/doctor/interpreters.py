@@ -63,8 +63,6 @@ def wanted(config: Config, verbs: Iterable[str], rules: Mapping[str, str]) -> di
         found["vllm"].add("vllm")
     if "gpu" in found and config.training.vllm is not None:
         found["gpu"].add("vllm")
-    if "gpu" in found and config.source == "index":
-        found["gpu"].add("pip")
     return found
 
 

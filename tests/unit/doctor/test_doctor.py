@@ -131,7 +131,6 @@ def test_what_is_imported_depends_on_what_the_config_does() -> None:
     assert "vllm" in wanted["vllm"] and "vllm" not in wanted["gpu"] and "torch" in wanted["gpu"]
     training = {"vllm": {"mode": "colocate"}}
     assert "vllm" in interpreters.wanted(config(training=training), {"opd"}, rules)["gpu"]
-    assert "pip" in interpreters.wanted(config(source="index"), {"fetch"}, rules)["gpu"]
 
 
 def told(**given: Any) -> dict[str, Any]:

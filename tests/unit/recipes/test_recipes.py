@@ -585,8 +585,7 @@ def test_neighbours_are_found_once_for_all_thresholds_and_reports():
 
 
 def test_threads_of_an_encoder_are_no_part_of_its_embeddings():
-    model = {"hub": {"id": "a/b", "index": "mpnet"}}
-    given = {"models__m": model, "prompts__d__dedup__encoder": "m", "source": "index"}
+    given = {"models__m": {"hub": {"id": "a/b"}}, "prompts__d__dedup__encoder": "m"}
     cfg = artifacts(config(**given, threads=2))["embeddings/m/o"].cfg
     assert cfg["execution"] == {"threads": 2} and "threads" not in cfg
 
