@@ -95,7 +95,7 @@ def test_a_vector_does_not_depend_on_what_else_is_encoded(model: Path, threads: 
 
 def test_linear_layers_through_onednn_compute_the_same() -> None:
     torch = pytest.importorskip("torch")
-    from opd.data.encoders import linear_layers_through_onednn
+    from opd.data.onednn import linear_layers_through_onednn
 
     torch.manual_seed(0)
     plain = torch.nn.Sequential(torch.nn.Linear(48, 33), torch.nn.Linear(33, 5, bias=False))
