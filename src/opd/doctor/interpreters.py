@@ -163,7 +163,9 @@ def _code(package: Path) -> dict[str, str]:
 def drift(subject: str, answer: Mapping[str, Any], folder: Path) -> Finding:
     """What an interpreter has in other versions than its lock: the one with Slurm's plugin where it
     has that, else that of everything else."""
-    installed = {canonicalize_name(name): version for name, version in answer["versions"].items()}
+    installed: dict[str, str] = {
+        canonicalize_name(name): version for name, version in answer["versions"].items()
+    }
     file = folder / ("workflow.txt" if PLUGIN in installed else "constraints.txt")
     if not file.is_file():
         return Finding(subject, "warning", f"no lock {file} to compare with", "use a whole clone")
