@@ -1,4 +1,4 @@
-"""How names, numbers and sizes are written for people."""
+"""Words and numbers of messages and pages."""
 
 import difflib
 import math
@@ -6,18 +6,17 @@ from collections.abc import Iterable
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The remedy for an unknown name: the known one that is most alike, or else all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known) or 'none'}"
+    """The name that was probably meant, or all that there are."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"there are {', '.join(names) or 'none'}"
 
 
-def number(value: float, digits: int = 3) -> str:
-    """So many significant digits and a true minus, without exponents at usual sizes."""
+def number(value: float) -> str:
+    """Three significant digits, without exponents at usual sizes, with a true minus sign."""
     if value == 0 or not 1e-4 <= abs(value) < 1e5:
-        return f"{value:.{digits}g}".replace("-", "−")
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:.{decimals}f}".replace("-", "−")
+        return f"{value:.3g}".replace("-", "−")
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}".replace("-", "−")
 
 
 def size(count: float) -> str:
