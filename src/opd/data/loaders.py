@@ -63,20 +63,16 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
 
 
 def resolve(path: str) -> Path:
-    """An existing input file: absolute, or relative to the folder that OPD_DATA_DIR names."""
-    full = Path(path)
-    if not full.is_absolute():
-        root = os.environ.get("OPD_DATA_DIR")
-        if not root:
-            raise UserError(
-                f"'{path}' is relative to OPD_DATA_DIR, which is not set",
-                "source.path",
-                "set the environment variable OPD_DATA_DIR to the folder with the data files",
-            )
-        full = Path(root) / path
-    if not full.is_file():
-        raise UserError(f"no such file: {full}", "source.path", "mend the path or OPD_DATA_DIR")
-    return full
+    """Where an input file lies: it is absolute, or relative to the folder that OPD_DATA_DIR
+    names."""
+    root = os.environ.get("OPD_DATA_DIR")
+    if not Path(path).is_absolute() and not root:
+        raise UserError(
+            f"'{path}' is relative to OPD_DATA_DIR, which is not set",
+            "source.path",
+            "set the environment variable OPD_DATA_DIR to the folder with the data files",
+        )
+    return Path(root or "", path)
 
 
 def read_file(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:

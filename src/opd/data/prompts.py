@@ -21,6 +21,11 @@ from opd.data import loaders, schemas, templates
 from opd.data.schemas import CHINESE, PROMPTS, REPEATED
 
 Row = dict[str, Any]
+# What may leave rows out, in this order.
+STEPS = (
+    *("identical", "row filter", "empty", "language", "difficulty"),
+    *("max_chars", "apart_from", "distinct"),
+)
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -334,16 +339,7 @@ def _steps(tally: Counter[str], final: int) -> list[tuple[str, int]]:
     """Rows that were there after each step that left any out."""
     left = tally["read"]
     steps = [("read", left)]
-    for step in (
-        "identical",
-        "row filter",
-        "empty",
-        "language",
-        "difficulty",
-        "max_chars",
-        "apart_from",
-        "distinct",
-    ):
+    for step in STEPS:
         if tally[step]:
             left -= tally[step]
             steps.append((f"after {step}", left))

@@ -31,7 +31,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     if cfg.get("hub"):
         _from_hub(cfg["hub"], cfg.get("revision") or "", out, scratch / "download")
     else:
-        folder = inputs.get("files") or _folder(cfg["path"])
+        folder = inputs.get("files") or Path(os.environ.get("OPD_MODEL_DIR", ""), cfg["path"])
         _from_folder(folder, out)
         numbers |= unpacked(folder)
     if not (out / "config.json").is_file() or not list(out.rglob("*.safetensors")):
@@ -116,19 +116,9 @@ def _as_known(path: Path, known: Any) -> bool:
     return True
 
 
-def _folder(path: str) -> Path:
-    root = os.environ.get("OPD_MODEL_DIR", "")
-    folder = Path(root) / path
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}", "fetch.path", "mend the path or OPD_MODEL_DIR")
-    return folder
-
-
 def _from_folder(folder: Path, out: Path) -> None:
     if not folder.is_dir():
-        raise UserError(
-            f"no such folder: {folder}", "fetch.path", "give a folder with a checkpoint"
-        )
+        raise UserError(f"no such folder: {folder}", "fetch.path", "mend the path or OPD_MODEL_DIR")
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != UNPACKED):
         if any(file.match(pattern) for pattern in PATTERNS):
             target = out / file.relative_to(folder)

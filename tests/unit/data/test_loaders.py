@@ -252,7 +252,7 @@ def test_a_hub_object_that_is_not_there(hub: Callable[..., Path]) -> None:
     hub("google/boolq", default=[{"question": "q", "answer": True, "passage": "p"}])
     for source, named in (
         ({"hub": "google/boolqq"}, "google/boolqq@"),
-        ({"hub": "google/boolq", "split": "test"}, "UserError split: test"),
+        ({"hub": "google/boolq", "split": "test"}, "Bad split: test"),
         ({"hub": "google/boolq", "config": "other"}, "'other' not found"),
         ({"hub": "google/boolq", "file": "no.parquet"}, "no.parquet"),
     ):
