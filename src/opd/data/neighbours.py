@@ -36,7 +36,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     """
     threads = cfg.get("execution", {}).get("threads", 1)
     hashes, vectors = _read(inputs["prompts"])
-    which, first = _distinct(hashes)
+    their_hashes = hashes
     if "against" in inputs:
         their_hashes, their_vectors = _read(inputs["against"])
         if vectors.shape[1] != their_vectors.shape[1]:
@@ -45,37 +45,44 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
                 "encoder",
                 "embed both sets with the same encoder",
             )
+        which, _ = _distinct(hashes)
         exact = exact_matches(hashes, their_hashes)
         cosine, place = nearest(vectors, their_vectors, threads)
-        neighbour = _distinct(their_hashes)[1][place]
-        neighbour, cosine = neighbour[which], cosine[which]
+        neighbour, cosine = _distinct(their_hashes)[1][place][which], cosine[which]
     else:
-        their_hashes = hashes
-        repeated = first[which] != np.arange(len(hashes))
-        exact = np.where(repeated, first[which], -1)
-        cosine, place = nearest(vectors, None, threads)
-        neighbour = np.where(place >= 0, first[place], -1)
-        # The text itself comes before a repetition of it, but maybe not before all its equals.
-        own = np.concatenate([cosines(part, part) for _, part in _chunks(vectors, OURS)])
-        neighbour, cosine, own = neighbour[which], cosine[which], own[which]
-        nearer = repeated & (own > cosine)
-        neighbour = np.where(nearer, first[which], neighbour)
-        cosine = np.where(nearer, own, cosine)
-    found = neighbour >= 0
+        exact, neighbour, cosine = _among_earlier(hashes, vectors, threads)
+    there = neighbour >= 0
     columns = {
         "text_hash": hashes,
         "exact": pa.array(exact, mask=exact < 0),
-        "neighbour": pa.array(neighbour, mask=~found),
+        "neighbour": pa.array(neighbour, mask=~there),
         "neighbour_hash": [their_hashes[j] if j >= 0 else None for j in neighbour],
-        "cosine": pa.array(cosine, mask=~found),
+        "cosine": pa.array(cosine, mask=~there),
     }
     tables.write(out / "neighbours.parquet", pa.table(columns), NEIGHBOURS)
     return {
         "prompts": len(hashes),
         "against": len(their_hashes),
         "exact": int((exact >= 0).sum()),
-        "largest_cosine": float(cosine[found].max()) if found.any() else None,
+        "largest_cosine": float(cosine[there].max()) if there.any() else None,
     }
+
+
+def _among_earlier(
+    hashes: Sequence[str], vectors: Floats, threads: int
+) -> tuple[Places, Places, Doubles]:
+    """Of each row the first earlier one with the same text, the nearest earlier one (-1: none),
+    and its cosine: three [N]."""
+    which, first = _distinct(hashes)
+    repeated = first[which] != np.arange(len(hashes))
+    cosine, place = nearest(vectors, None, threads)
+    neighbour = np.where(place >= 0, first[place], -1)
+    # The text itself comes before a repetition of it, but maybe not before all its equals.
+    own = np.concatenate([cosines(part, part) for _, part in _chunks(vectors, OURS)])
+    neighbour, cosine, own = neighbour[which], cosine[which], own[which]
+    nearer = repeated & (own > cosine)
+    neighbour = np.where(nearer, first[which], neighbour)
+    return np.where(repeated, first[which], -1), neighbour, np.where(nearer, own, cosine)
 
 
 def _read(folder: Path) -> tuple[list[str], Floats]:

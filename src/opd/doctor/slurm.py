@@ -66,23 +66,23 @@ def asked(
     } or {"default-resources": defaults}
 
 
-def _resources(given: Any) -> dict[str, Any]:
-    if isinstance(given, Mapping):
-        return dict(given)
-    pairs = (str(pair).partition("=") for pair in given or ())
+def _resources(resources: Any) -> dict[str, Any]:
+    if isinstance(resources, Mapping):
+        return dict(resources)
+    pairs = (str(pair).partition("=") for pair in resources or ())
     return {key: yaml.safe_load(value) for key, _, value in pairs}
 
 
 def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     """Findings about the profile ``name`` and its cluster; ``rules``: the resources that the
     workflow asks for, by rule."""
-    file, given = profile(name)
+    file, own = profile(name)
     if file is None:
         remedy = "run at the top of the repository, or give the name of a profile"
         yield Finding("profile", "missing", f"no profile '{name}' is found from here", remedy)
         return
-    yield Finding("profile", "ok", f"{file}, executor {given.get('executor', 'local')}")
-    if given.get("executor") != "slurm":
+    yield Finding("profile", "ok", f"{file}, executor {own.get('executor', 'local')}")
+    if own.get("executor") != "slurm":
         return
     yield _plugin()
     absent = [command for command in COMMANDS if shutil.which(command) is None]
@@ -99,8 +99,8 @@ def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Findi
     settings = dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", config, re.MULTILINE))
     version = settings.get("SLURM_VERSION", "of an unknown version")
     yield Finding("Slurm", "ok", f"{version}, cluster {settings.get('ClusterName', 'unnamed')}")
-    yield _status(given, settings, file)
-    yield _partitions(asked(given, rules), partitions(table))
+    yield _status(own, settings, file)
+    yield _partitions(asked(own, rules), partitions(table))
 
 
 def _plugin() -> Finding:
@@ -187,10 +187,10 @@ def gpus_of(gres: str) -> int:
 
 def minutes(limit: str) -> float:
     """Minutes of a time limit as Slurm writes it: ``2-00:00:00``, ``30:00``, ``infinite``."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
-    if found is None:
+    parts = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if parts is None:
         return math.inf
-    days, hours, rest, seconds = (int(part or 0) for part in found.groups())
+    days, hours, rest, seconds = (int(part or 0) for part in parts.groups())
     return days * 1440 + hours * 60 + rest + seconds / 60
 
 

@@ -62,15 +62,15 @@ class Estimate(NamedTuple):
 def finished(results: Path) -> Finished:
     """All finished stages below ``results`` (results/NAME). Raises ``UserError`` where there is
     none."""
-    found = Finished({}, {})
+    stages = Finished({}, {})
     for path in sorted(results.glob("**/manifest.json")):
         made, folder = read_json(path), path.parent.relative_to(results).as_posix()
         inputs = [_below(made["inputs"][name]["path"]) for name in made["cfg"].get("inputs", [])]
-        found.artifacts[folder] = Artifact(made["verb"], folder, made["cfg"], (*inputs,))
-        found.manifests[folder] = made
-    if not found.artifacts:
+        stages.artifacts[folder] = Artifact(made["verb"], folder, made["cfg"], (*inputs,))
+        stages.manifests[folder] = made
+    if not stages.artifacts:
         raise UserError("no finished stage", str(results), "give a folder results/NAME")
-    return found
+    return stages
 
 
 def _below(path: str) -> str:
@@ -109,9 +109,9 @@ def calibrate(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[str, 
     return {"measured": entries}
 
 
-def write(path: Path, found: Mapping[str, Any]) -> None:
-    """Write what ``calibrate`` has found."""
-    text = yaml.safe_dump(dict(found), sort_keys=False, default_flow_style=None, width=100)
+def write(path: Path, rates: Mapping[str, Any]) -> None:
+    """Write the rates that ``calibrate`` gives."""
+    text = yaml.safe_dump(dict(rates), sort_keys=False, default_flow_style=None, width=100)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(HEADER + text)
@@ -121,11 +121,11 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
 def tables(path: Path) -> dict[str, Any]:
     """config/calibration.yaml: the reference, machines and sizes. Raises ``UserError`` without
     them."""
-    found = read(path)
-    if "reference" not in found:
+    shipped = read(path)
+    if "reference" not in shipped:
         remedy = "give the repository's calibration.yaml"
         raise UserError("no reference to reckon with", str(path), remedy)
-    return found
+    return shipped
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -134,12 +134,12 @@ def read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = load_yaml(path.read_text())
+        calibration = load_yaml(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"not YAML ({error})", str(path), "make it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(calibration, dict):
         raise UserError("not a calibration", str(path), "make it again with `opd calibrate`")
-    return found
+    return calibration
 
 
 # Estimating
