@@ -108,6 +108,20 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, script: Module
         script.main(["gpt"])
 
 
+@pytest.mark.parametrize(
+    "member", ["m/../../out.json", "m//etc/out.json", "m/..\\..\\out.json", "m/a/../../../x.json"]
+)
+def test_an_archive_stays_in_its_folder(tmp_path: Path, script: ModuleType, member: str) -> None:
+    path, folder = tmp_path / "archive.zip", tmp_path / "a" / "b" / "model"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/config.json", "{}")
+        archive.writestr(member, "{}")
+    with pytest.raises(UserError, match="the archive holds"):
+        script._extract_folder(path, "m/", folder)
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} <= {path, folder / "config.json"}
+
+
 def test_pip_failure_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: ModuleType
 ) -> None:
