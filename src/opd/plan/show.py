@@ -97,7 +97,7 @@ def text(
             f"{hours(share)} h, jobs that wait for each other {hours(longest)} h)"
         )
         yield f"disk: {stays} GiB to stay, and up to {running} GiB while models train"
-        for folder in every.keys() - known.keys():
+        for folder in [folder for folder in every if folder not in known]:
             yield f"not counted: {folder}, the size of its models or data is not known"
         yield ""
         rates = "".join(f"- {line}\n" for line in _rates(facts, known.values(), on))

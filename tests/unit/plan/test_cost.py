@@ -410,10 +410,20 @@ def test_what_has_no_known_size_is_named_and_not_counted(tmp_path):
     made = graph(
         ("fetch", "m", {"hub": "some/model"}, {}),
         ("sft", "t", {"steps": 1, "batch_size": 1, "max_tokens": 9}, {"student": "m"}),
+        ("prompts", "p", {"source": {"hub": "not/listed"}}, {}),
+        ("fetch", "n", {"hub": "own/small"}, {}),
+        (
+            "grpo",
+            "u",
+            {**RUN, "steps": None, "epochs": 1, "group_size": 2},
+            {"student": "n", "prompts": "p"},
+        ),
     )
     on = calibrate.machine("R", False, [], TABLES)
-    lines = list(show.text(Facts(made, TABLES), {"m": "run", "t": "run"}, on, None, "x"))
-    assert any(line.startswith("not counted: t,") for line in lines)
+    states = dict.fromkeys(("m", "t", "u"), "run")
+    lines = list(show.text(Facts(made, TABLES), states, on, None, "x"))
+    missing = [line.split()[2] for line in lines if line.startswith("not counted: ")]
+    assert missing == ["m,", "t,", "u,"]
     assert any(line.startswith("in all: <0.01 GPU-hours") for line in lines)
 
 
