@@ -183,10 +183,9 @@ def _sequences(facts: Facts, artifact: Artifact, response: float) -> float:
     count = rows(facts, source)
     asked = min(count, cfg.get("n") or cfg.get("questions") or math.inf)
     if verb in ("opd", "grpo"):
-        asked = (
-            cfg["steps"] * cfg["prompts_per_step"] if cfg.get("steps") else cfg["epochs"] * count
-        )
-        return asked * (cfg.get("rollouts_per_prompt") or cfg["group_size"])
+        seen = cfg.get("epochs", 0) * count
+        prompts = cfg["steps"] * cfg["prompts_per_step"] if cfg.get("steps") else seen
+        return prompts * (cfg.get("rollouts_per_prompt") or cfg["group_size"])
     if verb == "sft":
         seen = cfg.get("epochs", 0) * count * (1 - cfg.get("held_out", 0))
         return cfg["steps"] * cfg["batch_size"] if cfg.get("steps") else seen
