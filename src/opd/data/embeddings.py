@@ -102,19 +102,19 @@ def gather(folder: Path, hashes: Sequence[str], path: Path) -> int:
     Holds one shard in memory. Raises ``UserError`` where a text is missing or the disk is full.
     """
     row_of = {h: row for row, h in enumerate(hashes)}
-    found: np.memmap[Any, Any] | None = None
+    array: np.memmap[Any, Any] | None = None
     for held, vectors in read_shards(folder):
         wanted = [i for i, h in enumerate(held) if h in row_of]
-        if found is None:
-            found = _new_file(path, (len(row_of), vectors.shape[1]))
+        if array is None:
+            array = _new_file(path, (len(row_of), vectors.shape[1]))
         rows = [row_of.pop(held[i]) for i in wanted]
-        found[rows] = vectors[wanted]
-    if found is None or row_of:
+        array[rows] = vectors[wanted]
+    if array is None or row_of:
         raise UserError(
             f"{len(row_of)} vectors have vanished", str(folder), "run the stage embed again"
         )
-    found.flush()
-    return int(found.shape[1])
+    array.flush()
+    return int(array.shape[1])
 
 
 def _new_file(path: Path, shape: tuple[int, int]) -> np.memmap[Any, Any]:

@@ -156,11 +156,11 @@ def choose(source: Mapping[str, Any], columns: Iterable[str] = ()) -> Layout:
     known = source.get("layout") or source.get("hub")
     fallback = VERL if {"prompt", "reward_model"} <= set(columns) else TABLE
     layout = LAYOUTS.get(str(known), fallback)
-    given: dict[str, Any] = {
+    named: dict[str, Any] = {
         key: (source[key],) for key in ("question", "difficulty") if source.get(key)
     }
-    given |= {key: source[key] for key in ("answer", "row_id", "solution") if source.get(key)}
-    return replace(layout, **given)
+    named |= {key: source[key] for key in ("answer", "row_id", "solution") if source.get(key)}
+    return replace(layout, **named)
 
 
 def check(layout: Layout, columns: Collection[str], where: str) -> None:
@@ -186,16 +186,16 @@ def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
         return None
     answer = ""
     if layout.answer:
-        given = _at(row, layout.answer, where)
+        value = _at(row, layout.answer, where)
         if layout.take == "choice":
-            row, given = _among_choices(layout, row, where)
-        if layout.take == "item" and isinstance(given, list) and len(given) == 1:
-            given = given[0]
-        if layout.take == "letter" and isinstance(given, int):
-            if not 0 <= given < len(LETTERS):
-                raise UserError(f"no choice has the number {given}", where, "mend the answer")
-            given = LETTERS[given]
-        answer = text(given, "answer", where)
+            row, value = _among_choices(layout, row, where)
+        if layout.take == "item" and isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if layout.take == "letter" and isinstance(value, int):
+            if not 0 <= value < len(LETTERS):
+                raise UserError(f"no choice has the number {value}", where, "mend the answer")
+            value = LETTERS[value]
+        answer = text(value, "answer", where)
         if layout.one_box and answer.count("\\boxed") != 1:
             return None
         if layout.take == "boxed":

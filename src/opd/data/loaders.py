@@ -45,38 +45,34 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
                     tally["identical"] += 1
                     continue
                 seen.add(key)
-            found = layouts.record(layout, row, where)
-            if found is None:
+            prompt = layouts.record(layout, row, where)
+            if prompt is None:
                 tally["row filter"] += 1
                 continue
             if not layout.row_id:
-                found["id"] = hashlib.sha1(f"{name}\0{number}".encode()).hexdigest()[:16]
-            elif ids.setdefault(found["id"], where) != where:
+                prompt["id"] = hashlib.sha1(f"{name}\0{number}".encode()).hexdigest()[:16]
+            elif ids.setdefault(prompt["id"], where) != where:
                 raise UserError(
-                    f"its id '{found['id']}' is that of {ids[found['id']]}, too",
+                    f"its id '{prompt['id']}' is that of {ids[prompt['id']]}, too",
                     where,
                     "name a column with an id for each row, or none",
                 )
-            yield {**found, "source": name, "row": number}
+            yield {**prompt, "source": name, "row": number}
         if layout is None:
             raise UserError("it has no rows", name, "give a file with prompts")
 
 
 def resolve(path: str) -> Path:
-    """An existing input file: absolute, or relative to the folder that OPD_DATA_DIR names."""
-    full = Path(path)
-    if not full.is_absolute():
-        root = os.environ.get("OPD_DATA_DIR")
-        if not root:
-            raise UserError(
-                f"'{path}' is relative to OPD_DATA_DIR, which is not set",
-                "source.path",
-                "set the environment variable OPD_DATA_DIR to the folder with the data files",
-            )
-        full = Path(root) / path
-    if not full.is_file():
-        raise UserError(f"no such file: {full}", "source.path", "mend the path or OPD_DATA_DIR")
-    return full
+    """Where an input file lies: it is absolute, or relative to the folder that OPD_DATA_DIR
+    names."""
+    root = os.environ.get("OPD_DATA_DIR")
+    if not Path(path).is_absolute() and not root:
+        raise UserError(
+            f"'{path}' is relative to OPD_DATA_DIR, which is not set",
+            "source.path",
+            "set the environment variable OPD_DATA_DIR to the folder with the data files",
+        )
+    return Path(root or "", path)
 
 
 def read_file(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
@@ -246,10 +242,10 @@ def _not_utf8(where: str, error: UnicodeDecodeError) -> UserError:
 def _check_hash(path: Path, wanted: str | None) -> None:
     if wanted is None:
         return
-    found = file_digest(path)
-    if found != wanted:
+    sha256 = file_digest(path)
+    if sha256 != wanted:
         raise UserError(
-            f"its sha256 is {found}, not {wanted}", str(path), "fetch it again, or mend sha256"
+            f"its sha256 is {sha256}, not {wanted}", str(path), "fetch it again, or mend sha256"
         )
 
 

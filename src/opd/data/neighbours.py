@@ -36,7 +36,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     """
     threads = cfg.get("execution", {}).get("threads", 1)
     hashes, vectors = _read(inputs["prompts"])
-    which, first = _distinct(hashes)
+    their_hashes = hashes
     if "against" in inputs:
         their_hashes, their_vectors = _read(inputs["against"])
         if vectors.shape[1] != their_vectors.shape[1]:
@@ -45,37 +45,44 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
                 "encoder",
                 "embed both sets with the same encoder",
             )
+        which, _ = _distinct(hashes)
         exact = exact_matches(hashes, their_hashes)
         cosine, place = nearest(vectors, their_vectors, threads)
-        neighbour = _distinct(their_hashes)[1][place]
-        neighbour, cosine = neighbour[which], cosine[which]
+        neighbour, cosine = _distinct(their_hashes)[1][place][which], cosine[which]
     else:
-        their_hashes = hashes
-        repeated = first[which] != np.arange(len(hashes))
-        exact = np.where(repeated, first[which], -1)
-        cosine, place = nearest(vectors, None, threads)
-        neighbour = np.where(place >= 0, first[place], -1)
-        # The text itself comes before a repetition of it, but maybe not before all its equals.
-        own = np.concatenate([cosines(part, part) for part in _chunks(vectors, OURS)])
-        neighbour, cosine, own = neighbour[which], cosine[which], own[which]
-        nearer = repeated & (own > cosine)
-        neighbour = np.where(nearer, first[which], neighbour)
-        cosine = np.where(nearer, own, cosine)
-    found = neighbour >= 0
+        exact, neighbour, cosine = _among_earlier(hashes, vectors, threads)
+    there = neighbour >= 0
     columns = {
         "text_hash": hashes,
         "exact": pa.array(exact, mask=exact < 0),
-        "neighbour": pa.array(neighbour, mask=~found),
+        "neighbour": pa.array(neighbour, mask=~there),
         "neighbour_hash": [their_hashes[j] if j >= 0 else None for j in neighbour],
-        "cosine": pa.array(cosine, mask=~found),
+        "cosine": pa.array(cosine, mask=~there),
     }
     tables.write(out / "neighbours.parquet", pa.table(columns), NEIGHBOURS)
     return {
         "prompts": len(hashes),
         "against": len(their_hashes),
         "exact": int((exact >= 0).sum()),
-        "largest_cosine": float(cosine[found].max()) if found.any() else None,
+        "largest_cosine": float(cosine[there].max()) if there.any() else None,
     }
+
+
+def _among_earlier(
+    hashes: Sequence[str], vectors: Floats, threads: int
+) -> tuple[Places, Places, Doubles]:
+    """Of each row the first earlier one with the same text, the nearest earlier one (-1: none),
+    and its cosine: three [N]."""
+    which, first = _distinct(hashes)
+    repeated = first[which] != np.arange(len(hashes))
+    cosine, place = nearest(vectors, None, threads)
+    neighbour = np.where(place >= 0, first[place], -1)
+    # The text itself comes before a repetition of it, but maybe not before all its equals.
+    own = np.concatenate([cosines(part, part) for _, part in _chunks(vectors, OURS)])
+    neighbour, cosine, own = neighbour[which], cosine[which], own[which]
+    nearer = repeated & (own > cosine)
+    neighbour = np.where(nearer, first[which], neighbour)
+    return np.where(repeated, first[which], -1), neighbour, np.where(nearer, own, cosine)
 
 
 def _read(folder: Path) -> tuple[list[str], Floats]:
@@ -109,13 +116,12 @@ def nearest(ours: Floats, theirs: Floats | None = None, threads: int = 1) -> tup
 
     faiss.omp_set_num_threads(threads)
     best, place = np.full(len(ours), -np.inf), np.full(len(ours), -1, dtype=np.int64)
-    searched = ours if theirs is None else theirs
-    for start, rows in zip(range(0, len(ours), OURS), _chunks(ours, OURS), strict=True):
-        before = searched[:start] if theirs is None else searched
-        for low, part in zip(range(0, len(before), THEIRS), _chunks(before, THEIRS), strict=True):
-            _improve(best, place, start, low, rows, part, sift(rows, part))
+    for start, rows in _chunks(ours, OURS):
+        so_far = best[start : start + len(rows)], place[start : start + len(rows)]
+        for low, part in _chunks(ours[:start] if theirs is None else theirs, THEIRS):
+            _improve(*so_far, low, rows, part, sift(rows, part))
         if theirs is None:
-            _improve(best, place, start, start, rows, rows, _sift_earlier(rows))
+            _improve(*so_far, start, rows, rows, _sift_earlier(rows))
     return best, place
 
 
@@ -152,23 +158,21 @@ def _sift_earlier(rows: Floats) -> tuple[Places, Places]:
 def _improve(
     best: Doubles,
     place: Places,
-    start: int,
     low: int,
     ours: Floats,
     theirs: Floats,
     pairs: tuple[Places, Places],
 ) -> None:
-    """Write into ``best`` and ``place`` where a pair's cosine is larger than what is there."""
+    """Write into ``best`` and ``place`` of ours where the cosine of a pair is larger than what is
+    there; theirs begin at row ``low`` of their set."""
     i, j = pairs
-    cosine = np.empty(len(i))
-    for at in range(0, len(i), PAIRS):
-        part = slice(at, at + PAIRS)
-        cosine[part] = cosines(ours[i[part]], theirs[j[part]])
+    chunks = (slice(at, at + PAIRS) for at in range(0, len(i), PAIRS))
+    cosine = np.concatenate([np.empty(0), *(cosines(ours[i[c]], theirs[j[c]]) for c in chunks)])
     order = np.lexsort((j, -cosine, i))
     i, j, cosine = i[order], j[order], cosine[order]
     head = np.unique(i, return_index=True)[1]
-    head = head[cosine[head] > best[start + i[head]]]
-    best[start + i[head]], place[start + i[head]] = cosine[head], low + j[head]
+    head = head[cosine[head] > best[i[head]]]
+    best[i[head]], place[i[head]] = cosine[head], low + j[head]
 
 
 def cosines(ours: Floats, theirs: Floats) -> Doubles:
@@ -177,7 +181,7 @@ def cosines(ours: Floats, theirs: Floats) -> Doubles:
     return products.sum(axis=1)
 
 
-def _chunks(array: Floats, size: int) -> Iterator[Floats]:
-    """Copies of consecutive rows, so that a file's pages are not held."""
+def _chunks(array: Floats, size: int) -> Iterator[tuple[int, Floats]]:
+    """Consecutive rows and the number of the first; copies, so that a file's pages are not held."""
     for start in range(0, len(array), size):
-        yield np.array(array[start : start + size])
+        yield start, np.array(array[start : start + size])

@@ -21,6 +21,11 @@ from opd.data import loaders, schemas, templates
 from opd.data.schemas import CHINESE, PROMPTS, REPEATED
 
 Row = dict[str, Any]
+# What may leave rows out, in this order.
+STEPS = (
+    *("identical", "row filter", "empty", "language", "difficulty"),
+    *("max_chars", "apart_from", "distinct"),
+)
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -123,26 +128,26 @@ def sample(rows: Iterable[Row], n: int, seed: int) -> list[Row]:
 class Texts:
     """The distinct texts under one rule, each with sources, row numbers and answers of its rows."""
 
-    found: dict[str, tuple[list[str], list[int], dict[str, None]]] = field(default_factory=dict)
+    rows_of: dict[str, tuple[list[str], list[int], dict[str, None]]] = field(default_factory=dict)
 
     def add(self, text: str, row: Row) -> None:
-        sources, rows, answers = self.found.setdefault(text, ([], [], {}))
+        sources, rows, answers = self.rows_of.setdefault(text, ([], [], {}))
         sources.append(row["source"])
         rows.append(row["row"])
         answers[row["answer"]] = None
 
     def counts(self) -> dict[str, int]:
-        chinese = sum(1 for text in self.found if CHINESE.search(text))
+        chinese = sum(1 for text in self.rows_of if CHINESE.search(text))
         return {
-            "distinct": len(self.found),
-            "en": len(self.found) - chinese,
+            "distinct": len(self.rows_of),
+            "en": len(self.rows_of) - chinese,
             "zh": chinese,
-            "repeated": sum(len(rows) > 1 for _, rows, _ in self.found.values()),
-            "conflicting": sum(len(answers) > 1 for _, _, answers in self.found.values()),
+            "repeated": sum(len(rows) > 1 for _, rows, _ in self.rows_of.values()),
+            "conflicting": sum(len(answers) > 1 for _, _, answers in self.rows_of.values()),
         }
 
     def repeated(self, rule: str) -> Iterator[Row]:
-        for text, (sources, rows, answers) in self.found.items():
+        for text, (sources, rows, answers) in self.rows_of.items():
             if len(rows) > 1:
                 yield {
                     "rule": rule,
@@ -334,16 +339,7 @@ def _steps(tally: Counter[str], final: int) -> list[tuple[str, int]]:
     """Rows that were there after each step that left any out."""
     left = tally["read"]
     steps = [("read", left)]
-    for step in (
-        "identical",
-        "row filter",
-        "empty",
-        "language",
-        "difficulty",
-        "max_chars",
-        "apart_from",
-        "distinct",
-    ):
+    for step in STEPS:
         if tally[step]:
             left -= tally[step]
             steps.append((f"after {step}", left))

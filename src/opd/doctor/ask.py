@@ -5,11 +5,12 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """``code`` is None where the program did not end in time."""
+    """``code`` is None where the program did not start (``err`` says why) or did not end in time
+    (``err`` is empty)."""
 
     code: int | None
     out: str
@@ -17,17 +18,13 @@ class Answer(NamedTuple):
 
 
 def ask(command: Sequence[str], seconds: float) -> Answer:
-    """Run a program and whatever it starts, for so many seconds at most. Raises ``OSError`` where
-    it does not start."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    """Run a program and whatever it starts, for so many seconds at most."""
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL}
+    pipes |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    try:
+        process = subprocess.Popen(command, **pipes, errors="replace", start_new_session=True)
+    except OSError as error:
+        return Answer(None, "", error.strerror or str(error))
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -1,9 +1,8 @@
 """The locks in ``envs/``: what they pin, and whether they are those of ``pyproject.toml``.
 
-``python -m opd.envs`` prints what ``make lock`` writes on top of each.
+``python -m opd.doctor.envs`` prints what ``make lock`` writes on top of each.
 """
 
-import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,25 +12,19 @@ from opd.core.files import digest
 FILES = ("constraints.txt", "workflow.txt", "gpu.yaml", "workflow.yaml")
 
 
-def name(distribution: str) -> str:
-    """The one spelling of a distribution's name."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
 def pins(lock: Path, python: str) -> dict[str, str]:
     """Distribution -> version that a lock (.txt) names for a version of Python on Linux."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     major_minor = ".".join(python.split(".")[:2])
     environment = {"python_full_version": python, "python_version": major_minor}
-    found = {}
-    for line in lock.read_text().splitlines():
-        if line.partition("#")[0].strip():
-            one = Requirement(line.partition("#")[0])
-            if one.marker is None or one.marker.evaluate(environment):
-                (version,) = one.specifier
-                found[name(one.name)] = version.version
-    return found
+    lines = [line.partition("#")[0].strip() for line in lock.read_text().splitlines()]
+    return {
+        canonicalize_name(pin.name): next(iter(pin.specifier)).version
+        for pin in map(Requirement, filter(None, lines))
+        if pin.marker is None or pin.marker.evaluate(environment)
+    }
 
 
 def header(pyproject: Path) -> str:

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,9 @@ def _run(
     findings += theirs
     if folders:
         findings += hub.examine(config, locked, states, " ".join(map(str, configs)))
-        findings.append(_disk(config, artifacts, states, results, root))
+        tables = calibrate.tables(root / "config" / "calibration.yaml")
+        facts = cost.Facts(artifacts, tables, planned.counted(states, results))
+        findings.append(_disk(facts, to_run, "cpu" if without_gpu(config) else "gpu", results))
     findings += machine.file_system(results)
     findings.append(machine.processors(config.threads))
     needed = max((slurm.gpus_asked(one) for rule, one in asks.items() if rule in verbs), default=0)
@@ -137,7 +139,7 @@ def _tools(root: Path) -> Iterator[Finding]:
         yield Finding("snakemake", "ok", f"{there}, {command}")
 
 
-def _files(config: Config) -> list[Finding]:
+def _files(config: Config) -> Iterator[Finding]:
     """Data files that the config names and that are not there, all in one finding."""
     missing = []
     for where, path in plan.data_files(config).items():
@@ -145,26 +147,16 @@ def _files(config: Config) -> list[Finding]:
             plan.data_path(path, where)
         except UserError as bad:
             missing.append(bad)
-    if not missing:
-        return []
-    what = some(f"{bad.where}: {bad.what}" for bad in missing)
-    return [Finding("data files", "missing", what, missing[0].remedy)]
+    if missing:
+        what = some(f"{bad.where}: {bad.what}" for bad in missing)
+        yield Finding("data files", "missing", what, missing[0].remedy)
 
 
 def _disk(
-    config: Config,
-    artifacts: Mapping[str, artifact.Artifact],
-    states: Mapping[str, str],
-    results: Path,
-    root: Path,
+    facts: cost.Facts, to_run: Iterable[artifact.Artifact], device: str, results: Path
 ) -> Finding:
     """Free room against what `opd plan` says that the run needs."""
-    tables = calibrate.tables(root / "config" / "calibration.yaml")
-    natural = tables.get("natural_tokens_measured", {})
-    facts = cost.Facts(artifacts, tables, planned.counted(states, results), natural)
-    device = "cpu" if without_gpu(config) else "gpu"
-    to_run = [folder for folder, state in states.items() if state in planned.TO_RUN]
-    widths = {folder: cost.width(artifacts[folder].cfg, device) for folder in to_run}
+    widths = {each.folder: cost.width(each.cfg, device) for each in to_run}
     known = {f: width for f, width in widths.items() if math.isfinite(cost.disk(facts, f))}
     stays, running = cost.room(facts, known, max(known.values(), default=1))
-    return machine.disk(results, stays, running, len(to_run) - len(known))
+    return machine.disk(results, stays, running, len(widths) - len(known))

@@ -18,17 +18,17 @@ class Finding(NamedTuple):
 
 def ready(findings: Iterable[Finding]) -> bool:
     """Whether nothing that is needed is missing."""
-    return all(one.state != "missing" for one in findings)
+    return all(finding.state != "missing" for finding in findings)
 
 
 def lines(findings: Iterable[Finding]) -> Iterator[str]:
     """A table to print, each remedy below what it mends."""
     findings = list(findings)
-    width = max(len(one.subject) for one in findings)
-    for one in findings:
-        yield f"{one.state:<8} {one.subject:<{width}}  {one.what}"
-        if one.remedy:
-            yield f"{'':<8} {'':<{width}}  -> {one.remedy}"
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:
+        yield f"{finding.state:<8} {finding.subject:<{width}}  {finding.what}"
+        if finding.remedy:
+            yield f"{'':<8} {'':<{width}}  -> {finding.remedy}"
     counts = {state: sum(o.state == state for o in findings) for state in ("warning", "missing")}
     plural = "s" if counts["warning"] != 1 else ""
     yield f"{counts['missing']} missing, {counts['warning']} warning{plural}"

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from packaging.utils import canonicalize_name
+
 import opd
 from opd.core.files import content
 from opd.doctor import envs
@@ -59,8 +61,6 @@ def wanted(config: Config, stages: Iterable[str]) -> dict[str, set[str]]:
         found["vllm"].add("vllm")
     if "gpu" in found and config.training.vllm is not None:
         found["gpu"].add("vllm")
-    if "gpu" in found and config.source == "index":
-        found["gpu"].add("pip")
     return found
 
 
@@ -76,93 +76,87 @@ def probe(
     command = [python, "-c", PROBE, *sorted(modules)]
     if setup:
         command = ["bash", "-c", f'{setup}\nexec "$0" "$@"', *command]
-    try:
-        code, out, err = ask(command, seconds)
-    except OSError as error:
-        return {"error": f"does not start ({error.strerror})"}
+    code, out, err = ask(command, seconds)
     if code is None:
-        return {"error": f"does not answer within {seconds:g} s"}
+        late = f"does not answer within {seconds:g} s"
+        return {"error": f"does not start ({err})" if err else late}
     try:
-        found = json.loads(out)
+        return dict(json.loads(out))
     except ValueError:
-        said = (err.strip() or out.strip()).splitlines()
-        return {"error": f"ends with {code} ({said[-1][:200] if said else 'silently'})"}
-    return dict(found)
+        text = (err.strip() or out.strip()).splitlines()
+        return {"error": f"ends with {code} ({text[-1][:200] if text else 'silently'})"}
 
 
 def examine(
     chosen: Mapping[str, str], wanted: Mapping[str, set[str]], folder: Path, setup: str = ""
 ) -> tuple[list[Finding], dict[str, dict[str, Any]]]:
     """Findings about the interpreters ``chosen`` (empty: this one) for each kind in ``wanted``, and
-    what each kind's probe told. ``folder`` holds the locks.
+    what each kind's probe answered. ``folder`` holds the locks.
 
     One process for each interpreter, all at once, however many kinds it serves.
     """
-    chosen = {kind: chosen.get(kind) or sys.executable for kind in wanted}
-    paths = {kind: shutil.which(python) for kind, python in chosen.items()}
-    together: dict[str, set[str]] = {}
-    for kind, path in paths.items():
-        if path:
-            together.setdefault(path, set()).update(wanted[kind])
-    with ThreadPoolExecutor() as pool:
-        answers = pool.map(lambda path: probe(path, together[path], setup=setup), together)
-        told = dict(zip(together, answers, strict=True))
     findings: list[Finding] = []
-    for kind, path in paths.items():
-        where = f"interpreters.{kind}"
-        if path is None:
+    kinds: dict[str, list[str]] = {}  # by path of the interpreter
+    for kind in wanted:
+        python = chosen.get(kind) or sys.executable
+        if path := shutil.which(python):
+            kinds.setdefault(path, []).append(kind)
+        else:
+            where = f"interpreters.{kind}"
             remedy = f"mend {where} in slurm/site.yaml or the config, or make the environment"
-            findings.append(Finding(where, "missing", f"no such program: {chosen[kind]}", remedy))
-            continue
-        findings += _one(where, path, wanted[kind], told[path])
-    for path, answer in told.items():
+            findings.append(Finding(where, "missing", f"no such program: {python}", remedy))
+
+    def probed(path: str) -> dict[str, Any]:
+        return probe(path, set().union(*(wanted[kind] for kind in kinds[path])), setup=setup)
+
+    with ThreadPoolExecutor() as pool:
+        answers = dict(zip(kinds, pool.map(probed, kinds), strict=True))
+    for path, answer in answers.items():
+        for kind in kinds[path]:
+            findings += _one(f"interpreters.{kind}", path, wanted[kind], answer)
         if "error" not in answer:
-            mine = [kind for kind in paths if paths[kind] == path]
-            findings += drift(f"versions of {', '.join(mine)}", answer, folder)
-    return findings, {kind: told[path] for kind, path in paths.items() if path}
+            findings.append(drift(f"versions of {', '.join(kinds[path])}", answer, folder))
+    return findings, {kind: answers[path] for path in kinds for kind in kinds[path]}
 
 
-def _one(where: str, path: str, modules: set[str], told: Mapping[str, Any]) -> Iterator[Finding]:
-    if "error" in told:
-        yield Finding(where, "missing", f"{path} {told['error']}", "run it by hand to see why")
+def _one(where: str, path: str, modules: set[str], answer: Mapping[str, Any]) -> Iterator[Finding]:
+    if "error" in answer:
+        yield Finding(where, "missing", f"{path} {answer['error']}", "run it by hand to see why")
         return
-    failed = {name: error for name, error in told["failed"].items() if name in modules}
+    failed = [f"{name} ({e})" for name, e in sorted(answer["failed"].items()) if name in modules]
     if failed:
-        what = f"{path} cannot import {some(f'{n} ({e})' for n, e in sorted(failed.items()))}"
         remedy = "install the extras that pyproject.toml names for it, with -c envs/constraints.txt"
-        yield Finding(where, "missing", what, remedy)
+        yield Finding(where, "missing", f"{path} cannot import {some(failed)}", remedy)
         return
-    yield Finding(where, "ok", f"{path}, Python {told['python']}, {len(modules)} imports")
-    theirs, ours = Path(told["opd"]), Path(next(iter(opd.__path__)))
-    if theirs != ours and _code(theirs) != _code(ours):
-        what = f"it runs the code in {theirs}, which is not that in {ours}"
-        yield Finding(
-            where, "missing", what, f"install this checkout there: pip install -e {ours.parents[1]}"
-        )
+    yield Finding(where, "ok", f"{path}, Python {answer['python']}, {len(modules)} imports")
+    other, own = Path(answer["opd"]), Path(next(iter(opd.__path__)))
+    if other != own and _code(other) != _code(own):
+        what = f"it runs the code in {other}, which is not that in {own}"
+        remedy = f"install this checkout there: pip install -e {own.parents[1]}"
+        yield Finding(where, "missing", what, remedy)
 
 
 def _code(package: Path) -> dict[str, str]:
     return {name: one for name, one in content(package).items() if name.endswith(".py")}
 
 
-def drift(subject: str, told: Mapping[str, Any], folder: Path) -> Iterator[Finding]:
+def drift(subject: str, answer: Mapping[str, Any], folder: Path) -> Finding:
     """What an interpreter has in other versions than its lock: the one with Slurm's plugin where it
     has that, else that of everything else."""
-    installed = {envs.name(name): version for name, version in told["versions"].items()}
+    installed: dict[str, str] = {
+        canonicalize_name(name): version for name, version in answer["versions"].items()
+    }
     file = folder / ("workflow.txt" if PLUGIN in installed else "constraints.txt")
     if not file.is_file():
-        yield Finding(subject, "warning", f"no lock {file} to compare with", "use a whole clone")
-        return
-    pinned = envs.pins(file, told["python"])
-    other = {
-        name: (installed[name], version)
+        return Finding(subject, "warning", f"no lock {file} to compare with", "use a whole clone")
+    pinned = envs.pins(file, answer["python"])
+    shared = pinned.keys() & installed.keys()
+    other = [
+        f"{name} {installed[name]} (locked: {version})"
         for name, version in pinned.items()
-        if name in installed and installed[name].partition("+")[0] != version
-    }
+        if name in shared and installed[name].partition("+")[0] != version
+    ]
     if other:
-        what = some(f"{name} {there} (locked: {lock})" for name, (there, lock) in other.items())
         remedy = f"install these again with pip install -c {file}, or expect other numbers"
-        yield Finding(subject, "warning", f"not as in {file}: {what}", remedy)
-    else:
-        count = len(pinned.keys() & installed.keys())
-        yield Finding(subject, "ok", f"{count} packages as in {file}")
+        return Finding(subject, "warning", f"not as in {file}: {some(other)}", remedy)
+    return Finding(subject, "ok", f"{len(shared)} packages as in {file}")

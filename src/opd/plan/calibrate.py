@@ -1,18 +1,18 @@
-"""``opd calibrate RESULTS...``: what finished stages took, for ``opd plan`` to reckon with."""
+"""Rates: what finished stages took (``opd calibrate RESULTS...``), and what a job takes by that."""
 
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.core.schema import load_yaml
+from opd.core.text import suggestion
 from opd.plan import cost
 from opd.stages.artifact import Artifact
 
@@ -20,121 +20,100 @@ HEADER = (
     "# What finished stages took (`opd calibrate`): seconds in terms of the reference machine of\n"
     "# config/calibration.yaml, and for stages that run no model in themselves. Do not edit.\n"
 )
+BOUNDS = ("low", "middle", "high")
 
 
-@dataclass(frozen=True)
-class Finished:
-    """Stages of a results folder as their manifests tell: what they are, and what each took."""
+class Finished(NamedTuple):
+    """Finished stages of a results folder, and their manifests, by folder."""
 
-    artifacts: Mapping[str, Artifact]
-    numbers: Mapping[str, Mapping[str, Any]]
-    seconds: Mapping[str, float]
-    devices: Mapping[str, str]
-    identities: Mapping[str, str]
+    artifacts: dict[str, Artifact]
+    manifests: dict[str, dict[str, Any]]
+
+    def facts(self, tables: Mapping[str, Any]) -> cost.Facts:
+        numbers = {folder: made["numbers"] or {} for folder, made in self.manifests.items()}
+        return cost.Facts(self.artifacts, tables, numbers)
+
+
+class Machine(NamedTuple):
+    """``device`` as torch names it; the ``rates`` that were measured on it, by verb and whether a
+    model runs; bounds in terms of the reference, where it has some."""
+
+    device: str
+    rates: Mapping[tuple[str, bool], list[Mapping[str, Any]]]
+    reference: Mapping[str, Any] | None
+
+
+class Estimate(NamedTuple):
+    """Seconds of one device (all that a job has, added up) and how many devices it has; ``source``
+    says where the rate is from, ``model`` whether a model runs. Seconds are NaN where the size of
+    the work is not known."""
+
+    low: float
+    middle: float
+    high: float
+    width: int
+    source: str
+    model: bool
+
+
+# Measuring
 
 
 def finished(results: Path) -> Finished:
     """All finished stages below ``results`` (results/NAME). Raises ``UserError`` where there is
     none."""
-    artifacts, numbers, seconds, devices, identities = {}, {}, {}, {}, {}
+    stages = Finished({}, {})
     for path in sorted(results.glob("**/manifest.json")):
-        made = read_json(path)
-        folder = path.parent.relative_to(results).as_posix()
+        made, folder = read_json(path), path.parent.relative_to(results).as_posix()
         inputs = [_below(made["inputs"][name]["path"]) for name in made["cfg"].get("inputs", [])]
-        artifacts[folder] = Artifact(made["verb"], folder, made["cfg"], (*inputs,))
-        numbers[folder] = made["numbers"] or {}
-        seconds[folder], devices[folder] = made["seconds"], made["device"]
-        identities[folder] = made["identity"]
-    if not artifacts:
+        stages.artifacts[folder] = Artifact(made["verb"], folder, made["cfg"], (*inputs,))
+        stages.manifests[folder] = made
+    if not stages.artifacts:
         raise UserError("no finished stage", str(results), "give a folder results/NAME")
-    return Finished(artifacts, numbers, seconds, devices, identities)
+    return stages
 
 
 def _below(path: str) -> str:
     """results/NAME/FOLDER/digest.json -> FOLDER: stages of one store may name another's results."""
     parts = Path(path).parts
-    if parts[-1] != "digest.json":
-        return path
     start = parts.index("results") + 2 if "results" in parts else 0
-    return "/".join(parts[start:-1])
+    return "/".join(parts[start:-1]) if parts[-1] == "digest.json" else path
 
 
 def calibrate(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Measured rates: {"measured": [...], "natural_tokens_measured": {parameters: tokens}}.
-
-    An entry has verb, device, stages (how many were measured) and either parameters,
-    tokens_per_second (median, of one device) and times_reference {low, middle, high} (least, median
-    and most seconds there, in terms of the reference's), or seconds {low, middle, high}.
+    """Measured rates: {"measured": entries}. An entry has verb, device, stages (how many were
+    measured), and the least, the median and the most seconds {low, middle, high} of one device:
+    where a model runs, ``times_reference`` for models of so many ``parameters``, else ``seconds``.
     """
-    done = list(done)
-    natural = _natural(done, tables)
-    groups: dict[tuple[str, str, float], list[tuple[float, float]]] = defaultdict(list)
+    groups: dict[tuple[str, str, float], list[float]] = defaultdict(list)
     seen: set[str] = set()
-    for one in done:
-        facts = cost.Facts(one.artifacts, tables, one.numbers, natural)
-        for folder, artifact in one.artifacts.items():
+    for results in done:
+        facts = results.facts(tables)
+        for folder, made in results.manifests.items():
             work = cost.work(facts, folder)
-            took = one.seconds[folder] * cost.width(artifact.cfg, one.devices[folder])
+            took = made["seconds"] * cost.width(made["cfg"], made["device"])
             # What two results folders share was measured once; what was adopted, never.
-            if one.identities[folder] in seen or took == 0:
+            if made["identity"] in seen or took == 0:
                 continue
-            seen.add(one.identities[folder])
+            seen.add(made["identity"])
             if work is None:
-                groups[artifact.verb, one.devices[folder], 0.0].append((took, 0.0))
-            elif (reference := cost.reference_seconds(work, tables)) > 0:
-                size = float(work.parameters)
-                key = (artifact.verb, one.devices[folder], size)
-                groups[key].append((took / reference, work.tokens / took))
+                groups[made["verb"], made["device"], 0.0].append(took)
+            elif work.seconds > 0:
+                groups[made["verb"], made["device"], work.parameters].append(took / work.seconds)
     entries = []
-    for (verb, device, size), values in sorted(groups.items()):
-        entry: dict[str, Any] = {"verb": verb, "device": device, "stages": len(values)}
-        span = _span([value for value, _ in values])
-        if size:
-            speed = statistics.median(rate for _, rate in values)
-            entry |= {"parameters": int(size), "tokens_per_second": _round(speed)}
-            entry["times_reference"] = span
-        else:
-            entry["seconds"] = span
-        entries.append(entry)
-    lengths = {int(size): _round(tokens) for size, tokens in sorted(natural.items())}
-    return {"measured": entries, "natural_tokens_measured": lengths}
+    for (verb, device, size), times in sorted(groups.items()):
+        span = zip(BOUNDS, (min(times), statistics.median(times), max(times)), strict=True)
+        bounds = {bound: float(f"{value:.4g}") for bound, value in span}
+        kind = {"parameters": int(size), "times_reference": bounds} if size else {"seconds": bounds}
+        entries.append({"verb": verb, "device": device, "stages": len(times), **kind})
+    return {"measured": entries}
 
 
-def _span(values: list[float]) -> dict[str, float]:
-    return {
-        "low": _round(min(values)),
-        "middle": _round(statistics.median(values)),
-        "high": _round(max(values)),
-    }
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def _natural(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[float, float]:
-    """Median natural response length in tokens by parameters of the model that responds."""
-    lengths: dict[float, list[float]] = defaultdict(list)
-    for one in done:
-        facts = cost.Facts(one.artifacts, tables, one.numbers)
-        for folder, artifact in one.artifacts.items():
-            numbers = one.numbers[folder]
-            means = [numbers.get(end, {}).get("response_tokens") for end in ("first", "last")]
-            means = [mean for mean in (*means, numbers.get("mean_tokens")) if mean]
-            if not means or "max_new_tokens" not in artifact.cfg:
-                continue
-            length = cost.natural_length(statistics.mean(means), artifact.cfg["max_new_tokens"])
-            size = cost.parameters(facts, folder)
-            if math.isfinite(length) and math.isfinite(size):
-                lengths[size].append(length)
-    return {size: statistics.median(values) for size, values in lengths.items()}
-
-
-def write(path: Path, found: Mapping[str, Any]) -> None:
-    """Write what ``calibrate`` has found."""
-    temporary = path.with_name(path.name + ".partial")
-    text = yaml.safe_dump(dict(found), sort_keys=False, default_flow_style=None, width=100)
+def write(path: Path, rates: Mapping[str, Any]) -> None:
+    """Write the rates that ``calibrate`` gives."""
+    text = yaml.safe_dump(dict(rates), sort_keys=False, default_flow_style=None, width=100)
     path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
     temporary.write_text(HEADER + text)
     temporary.replace(path)
 
@@ -142,12 +121,11 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
 def tables(path: Path) -> dict[str, Any]:
     """config/calibration.yaml: the reference, machines and sizes. Raises ``UserError`` without
     them."""
-    found = read(path)
-    if "reference" not in found:
-        raise UserError(
-            "no reference to reckon with", str(path), "give the repository's calibration.yaml"
-        )
-    return found
+    shipped = read(path)
+    if "reference" not in shipped:
+        remedy = "give the repository's calibration.yaml"
+        raise UserError("no reference to reckon with", str(path), remedy)
+    return shipped
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -156,9 +134,77 @@ def read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = load_yaml(path.read_text())
+        calibration = load_yaml(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"not YAML ({error})", str(path), "make it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(calibration, dict):
         raise UserError("not a calibration", str(path), "make it again with `opd calibrate`")
-    return found
+    return calibration
+
+
+# Estimating
+
+
+def machine(
+    name: str | None, processor: bool, files: Iterable[Mapping[str, Any]], tables: Mapping[str, Any]
+) -> Machine:
+    """The machine to reckon with: the one of that name (or part of it), or else what rates were
+    measured on, or else the reference; ``processor`` says that the plan is one without a GPU. Of
+    the files (``calibrate``) the first is of the machine at hand, and preferred.
+
+    Raises ``UserError`` for a name of which nothing is known.
+    """
+    measured = [
+        entry | {"here": i == 0}
+        for i, file in enumerate(files)
+        for entry in file.get("measured", [])
+    ]
+    devices = [entry["device"] for entry in measured if "parameters" in entry]
+    if name is None:
+        alike = [device for device in devices if (device == "cpu") is processor]
+        name = "cpu" if processor else statistics.mode(alike) if alike else "H100"
+    device = next((device for device in devices if name.lower() in device.lower()), None)
+    known = tables["machines"]
+    reference = next((known[n] for n in known if n.lower() in name.lower()), None)
+    if device is None and reference is None:
+        remedy = suggestion(name, sorted({*known, *devices}))
+        raise UserError(f"nothing is known of the device '{name}'", "--device", remedy)
+    device = device or name
+    rates: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
+    for entry in measured:
+        model = "parameters" in entry
+        # What needs no GPU is known of this very machine, or, on a processor, of one like it.
+        if entry["device"] == device or (entry["here"] and not model):
+            same = rates.setdefault((entry["verb"], model), [])
+            if not same or same[0]["here"] == entry["here"]:
+                same.append(entry)
+    return Machine(device, rates, reference)
+
+
+def estimate(facts: cost.Facts, folder: str, on: Machine) -> Estimate:
+    """What a job takes, by the best rate there is: of its own verb on this machine (nearest in
+    parameters), the reference, of other verbs on this machine. Stages that run no model take one
+    processor; fetching goes by size."""
+    artifact, tables = facts.artifacts[folder], facts.tables
+    work = cost.work(facts, folder)
+    own = on.rates.get((artifact.verb, work is not None))
+    width, seconds = 1, 1.0
+    if work is not None:
+        width, seconds = cost.width(artifact.cfg, on.device), work.seconds
+        if own or on.reference is None:
+            size = work.parameters
+            others = [e for (_, model), entries in on.rates.items() if model for e in entries]
+            entry = min(own or others, key=lambda e: abs(math.log(e["parameters"] / size)))
+            span = entry["times_reference"]
+            source = f"measured{'' if own else ' on other stages'} ({on.device})"
+        else:
+            span, source = on.reference, f"reference ({on.device})"
+    elif own and artifact.verb != "fetch":
+        span, source = own[0]["seconds"], "measured"
+    else:
+        assumed = tables["seconds"].get(artifact.verb, 60)
+        if artifact.verb == "fetch":
+            assumed = cost.disk(facts, folder) / tables["bytes_per_second"]
+        span, source = dict.fromkeys(BOUNDS, assumed), "assumed"
+    low, middle, high = (span[bound] * seconds for bound in BOUNDS)
+    return Estimate(low, middle, high, width, source, work is not None)

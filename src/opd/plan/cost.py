@@ -1,55 +1,65 @@
-"""What artifacts of a plan cost: work in tokens, seconds on a machine, bytes, and paths.
+"""The work of a plan's jobs: tokens and parameters, the bytes that they leave, and their order.
 
-Seconds are counted in those of a reference machine (config/calibration.yaml): a measured step gives
-seconds per token and parameter for each phase, and other work is scaled from there, in proportion
-to tokens and to parameters (2N FLOPs a token forward, 4N backward; sampling reads N weights a
-token). What finished stages took in terms of that is measured (``opd.plan.calibrate``).
+Work is counted in seconds of a reference machine (config/calibration.yaml): tokens x parameters of
+each kind of work, times what the reference takes for them. What finished stages took in terms of
+that is measured (``opd.plan.calibrate``).
 """
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from opd.stages.artifact import Artifact, closure
-from opd.stages.registry import STAGES
 
 Artifacts = Mapping[str, Artifact]
 
 # What trains models and keeps weights in float32, with Adam's two moments in its checkpoints.
 TRAINED = ("init", "sft", "grpo", "distill")
 MODEL_BYTES, CHECKPOINT_BYTES, FETCHED_BYTES, TOKEN_BYTES = 4, 12, 2, 4
-# Characters and special tokens of the miniature world (opd.world.run_init).
+# Characters and special tokens of the miniature world (opd.models.init).
 WORLD_VOCABULARY = 54
+# Trials until a question has its demonstrations, where it is not hard.
+TRIALS = 12
+
+# Kinds of work of the stages that run models, and the input that is the model.
+_SCORED_BY_BOTH = {"score": "student", "teacher": "teacher"}
+_TRAINED_ON_ITS_OWN = {"sample": "student", "score": "student", "update": "student"}
+USES = {
+    "distill": {**_TRAINED_ON_ITS_OWN, "teacher": "teacher"},
+    "grpo": _TRAINED_ON_ITS_OWN,
+    "sft": {"update": "student"},
+    "generate": {"sample": "model"},
+    "evaluate": {"sample": "model"},
+    "prefix": {"sample": "teacher"},
+    "judge": {"sample": "judge", "score": "judge"},
+    "pair": _SCORED_BY_BOTH,
+    "signal": _SCORED_BY_BOTH,
+    "indicators": {**_SCORED_BY_BOTH, "sample": "student"},
+    "continuation": {"sample": "teacher"},
+    "demonstrate": {"sample": "model"},
+    "screening": {"sample": "student"},
+    "tree": {"sample": "student"},
+    "embed": {"score": "encoder"},
+}
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the work of stages depends on besides their settings.
-
-    ``tables`` is what config/calibration.yaml says of sizes that no config holds; ``numbers`` those
-    of finished stages by folder; ``natural`` the mean response length in tokens if nothing cut
-    responses, by parameters of the model.
-    """
+class Facts(NamedTuple):
+    """What the work of stages depends on besides their settings: ``tables`` is what
+    config/calibration.yaml says of sizes that no config holds, ``numbers`` those that finished
+    stages have counted, by folder."""
 
     artifacts: Artifacts
     tables: Mapping[str, Any]
-    numbers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    natural: Mapping[float, float] = field(default_factory=dict)
+    numbers: Mapping[str, Mapping[str, Any]] = {}
 
 
-@dataclass(frozen=True)
-class Work:
-    """Tokens and parameters of each phase: {phase: (tokens, parameters)}, the phases being those of
-    the reference step (sample, teacher, score, update); ``tokens`` are those that
-    a stage is spoken of by (sampled ones, or, in SFT, those trained on); ``floor`` is the number of
-    tokens that have to be sampled one after the other."""
+class Work(NamedTuple):
+    """``sampled`` tokens, ``parameters`` of the main model, ``seconds`` of the reference."""
 
-    phases: Mapping[str, tuple[float, float]]
-    tokens: float
+    sampled: float
     parameters: float
-    floor: float = 0.0
+    seconds: float
 
 
 def named(artifact: Artifact) -> dict[str, str]:
@@ -65,11 +75,9 @@ def width(cfg: Mapping[str, Any], device: str) -> int:
 
 def world_parameters(cfg: Mapping[str, Any]) -> float:
     """Parameters of a Qwen3 model with tied embeddings over the miniature world's characters."""
-    hidden, inner = cfg["hidden"], cfg["intermediate"]
-    head = hidden // cfg["heads"]
-    queries, keys = head * cfg["heads"], head * cfg["kv_heads"]
-    attention = hidden * queries * 2 + hidden * keys * 2 + 2 * head
-    layer = attention + 3 * hidden * inner + 2 * hidden
+    hidden, head = cfg["hidden"], cfg["hidden"] // cfg["heads"]
+    attention = 2 * hidden * head * (cfg["heads"] + cfg["kv_heads"]) + 2 * head
+    layer = attention + 3 * hidden * cfg["intermediate"] + 2 * hidden
     return float(WORLD_VOCABULARY * hidden + cfg["layers"] * layer + hidden)
 
 
@@ -85,14 +93,10 @@ def parameters(facts: Facts, folder: str) -> float:
             return parameters(facts, inputs[source])
     if artifact.verb == "init":
         return world_parameters(artifact.cfg)
-    name = str(artifact.cfg.get("hub") or artifact.cfg.get("index") or artifact.cfg.get("path", ""))
-    listed = facts.tables.get("parameters", {}).get(name)
-    if listed is not None:
-        return float(listed)
-    said = re.search(r"(?:^|[-_/])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", name, re.IGNORECASE)
-    if said is None:
-        return math.nan
-    return float(said[1]) * {"B": 1e9, "M": 1e6}[said[2].upper()]
+    name = str(artifact.cfg.get("hub") or artifact.cfg.get("path", ""))
+    stated = re.search(r"(?:^|[-_/])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", name, re.IGNORECASE)
+    size = float(stated[1]) * {"B": 1e9, "M": 1e6}[stated[2].upper()] if stated else math.nan
+    return float(facts.tables.get("parameters", {}).get(name, size))
 
 
 def rows(facts: Facts, folder: str) -> float:
@@ -102,11 +106,10 @@ def rows(facts: Facts, folder: str) -> float:
         return math.nan
     counted = facts.numbers.get(folder, {})
     artifact = facts.artifacts[folder]
-    key = {"prompts": "prompts", "corpus": "pairs", "generate": "generations"}
-    for name in ("kept", key.get(artifact.verb, "")):
+    cfg, inputs = artifact.cfg, named(artifact)
+    for name in ("kept", "generations", "pairs", "prompts"):
         if name in counted:
             return float(counted[name])
-    cfg, inputs = artifact.cfg, named(artifact)
     if artifact.verb == "corpus":
         return float(cfg["n"])
     if artifact.verb == "generate":
@@ -116,27 +119,25 @@ def rows(facts: Facts, folder: str) -> float:
         if cfg.get("per_prompt"):
             most = min(most, rows(facts, inputs["prompts"]) * cfg["per_prompt"])
         return min(most, cfg.get("n") or math.inf)
-    source = cfg.get("source", {})
-    if "prompts" in inputs:
-        most = rows(facts, inputs["prompts"])
-    elif "world" in source:
-        most = float(source["world"]["n"])
-    else:
-        listed, name = facts.tables.get("rows", {}), source.get("hub") or source.get("path")
-        most = float(listed.get(f"{name}:{source.get('config')}", listed.get(name, math.nan)))
-    sample = (cfg.get("sample") or {}).get("n")
     # A sample is as large as asked for: the stage refuses a set that is smaller.
-    return float(sample) if sample else most
+    if cfg.get("sample"):
+        return float(cfg["sample"]["n"])
+    if "prompts" in inputs:
+        return rows(facts, inputs["prompts"])
+    source, listed = cfg.get("source", {}), facts.tables.get("rows", {})
+    if "world" in source:
+        return float(source["world"]["n"])
+    name = source.get("hub") or source.get("path")
+    return float(listed.get(f"{name}:{source.get('config')}", listed.get(name, math.nan)))
 
 
 def problems(facts: Facts, artifact: Artifact) -> float:
-    """Problems that an evaluation asks, all benchmarks together."""
+    """Problems that an evaluation asks, all benchmarks together. NaN where nothing tells."""
     inputs, total = named(artifact), 0.0
     for benchmark in artifact.cfg["benchmarks"]:
-        listed = facts.tables.get("problems", {}).get(benchmark["task"])
-        prompts = inputs.get(f"prompts:{benchmark['name']}")
-        known = rows(facts, prompts) if prompts else math.nan
-        total += known if not math.isnan(known) else float(listed or math.nan)
+        count = rows(facts, inputs.get(f"prompts:{benchmark['name']}", ""))
+        listed = facts.tables.get("problems", {}).get(benchmark["task"], math.nan)
+        total += float(listed) if math.isnan(count) else count
     return total
 
 
@@ -146,161 +147,67 @@ def mean_response(limit: float, natural: float) -> float:
     return limit if math.isinf(natural) else natural * -math.expm1(-limit / natural)
 
 
-def natural_length(mean: float, limit: float) -> float:
-    """Inverse of ``mean_response``: what the mean would be if nothing were cut. Infinite where
-    (nearly) everything is cut."""
-    if mean >= 0.99 * limit:
-        return math.inf
-    low, high = mean, 100 * limit
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if mean_response(limit, middle) < mean else (low, middle)
-    return high
-
-
 def work(facts: Facts, folder: str) -> Work | None:
-    """The work of a stage that runs a model; None for the others."""
-    artifact = facts.artifacts[folder]
+    """The work of a stage that runs a model; None for the others. Sizes that nothing tells are
+    NaN."""
+    artifact, tables = facts.artifacts[folder], facts.tables
     cfg, inputs = artifact.cfg, named(artifact)
-    typical = facts.tables["prompt_tokens"]
-    asked = min(typical, cfg.get("max_prompt_tokens", typical))
-
-    def response(limit: float, size: float) -> float:
-        return mean_response(limit, _natural(facts, size))
-
-    if artifact.verb in ("distill", "grpo"):
-        student = parameters(facts, inputs["student"])
-        each = response(cfg["max_new_tokens"], student)
-        per_step = cfg["prompts_per_step"] * (cfg.get("rollouts_per_prompt") or cfg["group_size"])
-        steps = cfg.get("steps") or math.ceil(
-            cfg["epochs"] * rows(facts, inputs["prompts"]) / cfg["prompts_per_step"]
-        )
-        sampled, whole = steps * per_step * each, steps * per_step * (asked + each)
-        phases = {
-            "sample": (sampled, student),
-            "score": (whole, student),
-            "update": (whole, student),
-        }
-        if artifact.verb == "distill":
-            phases["teacher"] = (whole, parameters(facts, inputs["teacher"]))
-        return Work(phases, sampled, student, steps * each)
-    if artifact.verb == "sft":
-        student = parameters(facts, inputs["student"])
-        share = 1 - cfg.get("held_out", 0)
-        sequences = (
-            cfg["steps"] * cfg["batch_size"]
-            if cfg.get("steps")
-            else cfg["epochs"] * rows(facts, inputs["data"]) * share
-        )
-        tokens = sequences * min(cfg["max_tokens"], asked + response(cfg["max_tokens"], student))
-        return Work({"update": (tokens, student)}, tokens, student)
-    if artifact.verb in ("generate", "evaluate"):
-        size = parameters(facts, inputs["model"])
-        how = cfg["protocol"] if artifact.verb == "evaluate" else cfg
-        questions = (
-            problems(facts, artifact)
-            if artifact.verb == "evaluate"
-            else rows(facts, inputs["prompts"])
-        )
-        each = response(how["max_new_tokens"], size)
-        tokens = questions * how["samples"] * each
-        return Work({"sample": (tokens, size)}, tokens, size, each)
-    if artifact.verb == "prefix":
-        teacher, limit = parameters(facts, inputs["teacher"]), cfg["max_new_tokens"]
-        # Alone, and after a prefix.
-        tokens = 2 * rows(facts, inputs["generations"]) * response(limit, teacher)
-        return Work({"sample": (tokens, teacher)}, tokens, teacher, 2 * response(limit, teacher))
-    if artifact.verb == "judge" and "judge" in inputs:
-        judge = parameters(facts, inputs["judge"])
-        count = rows(facts, inputs["generations"])
-        given = asked + response(
-            facts.artifacts[inputs["generations"]].cfg["max_new_tokens"], judge
-        )
-        phases = {"score": (count * given, judge), "sample": (count * cfg["max_new_tokens"], judge)}
-        return Work(phases, count * cfg["max_new_tokens"], judge, cfg["max_new_tokens"])
-    if artifact.verb in ("pair", "signal", "continuation", "indicators"):
-        return _probe(facts, artifact, asked)
-    if artifact.verb in ("demonstrate", "screening", "tree"):
-        return _microscope(facts, artifact)
-    if artifact.verb == "embed" and "encoder" in inputs:
-        size = parameters(facts, inputs["encoder"])
-        tokens = rows(facts, inputs["prompts"]) * typical
-        return Work({"score": (tokens, size)}, tokens, size)
-    return None
-
-
-def _probe(facts: Facts, artifact: Artifact, asked: float) -> Work:
-    """Rollouts under student and teacher (pair, signal), sampled before that (indicators), or what
-    the teacher makes of their beginnings (continuation; the student, too, where it is resampled).
-    """
-    cfg, inputs = artifact.cfg, named(artifact)
-    student, teacher = (parameters(facts, inputs[side]) for side in ("student", "teacher"))
+    roles = USES.get(artifact.verb, {})
+    uses = {kind: parameters(facts, inputs[r]) for kind, r in roles.items() if r in inputs}
+    if not uses:
+        return None
+    prompt = min(tables["prompt_tokens"], cfg.get("max_prompt_tokens", math.inf))
+    generated = 0.0  # tokens of the responses that are read
+    if "generations" in inputs:
+        source = facts.artifacts.get(inputs["generations"])
+        limit = source.cfg.get("max_new_tokens", math.nan) if source else math.nan
+        generated = mean_response(limit, tables["natural_tokens"])
+    limit = (cfg.get("protocol") or cfg).get("max_new_tokens") or cfg.get("max_tokens", 0)
     if artifact.verb == "continuation":
-        limit = cfg["max_new_tokens"]
-        natural = _natural(facts, teacher)
-        each = sum(mean_response(limit - prefix, natural) for prefix in cfg["prefixes"])
-        tokens = rows(facts, inputs["generations"]) * cfg["samples"] * each
-        # Two models in turn cost what one does that has the parameters of both.
-        both = student if cfg.get("baseline") == "resampled" else 0.0
-        return Work({"sample": (tokens, teacher + both)}, tokens, teacher, each)
-    if artifact.verb in ("pair", "signal"):
-        count = rows(facts, inputs["generations"])
-        limit = facts.artifacts[inputs["generations"]].cfg["max_new_tokens"]
-    else:
-        count = min(cfg["n"], rows(facts, inputs["prompts"])) * cfg["samples"]
-        limit = cfg["max_new_tokens"]
-    each = mean_response(limit, _natural(facts, student))
-    whole = count * (asked + each)
-    phases = {"score": (whole, student), "teacher": (whole, teacher)}
-    if artifact.verb == "indicators":
-        phases["sample"] = (count * each, student)
-    return Work(phases, count * each, student, each if "sample" in phases else 0.0)
+        limit -= sum(cfg["prefixes"]) / len(cfg["prefixes"])
+    response = mean_response(limit, tables["natural_tokens"])
+    read = min(prompt + (generated or response), cfg.get("max_tokens", math.inf))
+    count = _sequences(facts, artifact, response)
+    seconds = sum(
+        tables["reference"][kind] * count * (response if kind == "sample" else read) * size / 1e15
+        for kind, size in uses.items()
+    )
+    sampled = count * response if "sample" in uses else 0.0
+    return Work(sampled, next(iter(uses.values())), seconds)
 
 
-# Trials until a question has its demonstrations, where it is not hard.
-TRIALS = 12
-
-
-def _microscope(facts: Facts, artifact: Artifact) -> Work:
-    """Responses of the student to each question; of a tree also what is sampled after the tokens
-    that its teachers pick, from halfway on average, if none were picked twice."""
-    cfg, inputs = artifact.cfg, named(artifact)
-    size = parameters(facts, inputs["model" if artifact.verb == "demonstrate" else "student"])
-    each = mean_response(cfg["max_new_tokens"], _natural(facts, size))
-    questions = rows(facts, inputs["prompts"])
-    questions = min(questions, cfg.get("n") or cfg.get("questions") or questions)
-    if artifact.verb == "demonstrate":
-        responses = float(min(TRIALS, cfg["trials"]))
-    elif artifact.verb == "screening":
-        responses = float(cfg["samples"] * (1 + len(cfg["contexts"])))
-    else:
-        windows = math.ceil(math.log2(1 + each / cfg["first_window"]))
+def _sequences(facts: Facts, artifact: Artifact, response: float) -> float:
+    """Sequences that a stage samples, scores or trains on; ``response`` is their mean length."""
+    cfg, inputs, verb = artifact.cfg, named(artifact), artifact.verb
+    source = next((inputs[n] for n in ("generations", "prompts", "data") if n in inputs), "")
+    count = rows(facts, source)
+    asked = min(count, cfg.get("n") or cfg.get("questions") or math.inf)
+    if verb in ("distill", "grpo"):
+        seen = cfg.get("epochs", 0) * count
+        prompts = cfg["steps"] * cfg["prompts_per_step"] if cfg.get("steps") else seen
+        return prompts * (cfg.get("rollouts_per_prompt") or cfg["group_size"])
+    if verb == "sft":
+        seen = cfg.get("epochs", 0) * count * (1 - cfg.get("held_out", 0))
+        return cfg["steps"] * cfg["batch_size"] if cfg.get("steps") else seen
+    if verb == "evaluate":
+        return problems(facts, artifact) * cfg["protocol"]["samples"]
+    if verb == "prefix":  # alone, and after a prefix
+        return 2 * count
+    if verb == "continuation":  # by the teacher, and perhaps by the student too
+        models = 2 if cfg.get("baseline") == "resampled" else 1
+        return count * cfg["samples"] * len(cfg["prefixes"]) * models
+    if verb == "demonstrate":
+        return asked * min(TRIALS, cfg["trials"])
+    if verb == "screening":
+        return asked * cfg["samples"] * (1 + len(cfg["contexts"]))
+    if verb == "tree":
+        # Besides the rollouts, what is sampled after the tokens that the teachers pick, from
+        # halfway on average, if none were picked twice.
+        windows = math.ceil(math.log2(1 + response / cfg["first_window"]))
         paths = cfg["correct_paths"] + cfg["incorrect_paths"]
         picks = paths * windows * (cfg["top_gradient"] + cfg["top_difference"])
-        picked = picks * len(cfg["teachers"]) * cfg["min_visits"]
-        responses = cfg["rollouts"] + picked / 2
-    tokens = questions * responses * each
-    return Work({"sample": (tokens, size)}, tokens, size, each)
-
-
-def _natural(facts: Facts, size: float) -> float:
-    """Natural response length of a model: as measured for one of about its size, else assumed."""
-    near = [s for s in facts.natural if 1 / 4 <= s / size <= 4]
-    if near:
-        return facts.natural[min(near, key=lambda s: abs(math.log(s / size)))]
-    return float(facts.tables["natural_tokens"])
-
-
-def reference_seconds(done: Work, tables: Mapping[str, Any]) -> float:
-    """Seconds that the reference machine would take (all of its phases, one after the other)."""
-    step = tables["reference"]
-    each = mean_response(step["max_new_tokens"], tables["natural_tokens"])
-    seconds = 0.0
-    for phase, (tokens, size) in done.phases.items():
-        per_sequence = each if phase == "sample" else each + tables["prompt_tokens"]
-        there = step["sequences"] * per_sequence * step["parameters"]
-        seconds += step["seconds"][phase] * tokens * size / there
-    return seconds
+        return asked * (cfg["rollouts"] + picks * len(cfg["teachers"]) * cfg["min_visits"] / 2)
+    return asked * cfg.get("samples", 1)
 
 
 def critical_path(artifacts: Artifacts, seconds: Mapping[str, float]) -> float:
@@ -313,12 +220,6 @@ def critical_path(artifacts: Artifacts, seconds: Mapping[str, float]) -> float:
     return max(ends.values(), default=0.0)
 
 
-def wall_clock(total: float, longest: float, workers: int) -> float:
-    """Least seconds on ``workers`` devices: the longest chain of jobs, or an even share of the
-    total."""
-    return max(longest, total / workers)
-
-
 def disk(facts: Facts, folder: str) -> float:
     """Bytes that a stage leaves: weights, responses (in its table and in the store's cache).
     Smaller files are not counted, nor links to weights that a run has kept."""
@@ -328,25 +229,16 @@ def disk(facts: Facts, folder: str) -> float:
         return MODEL_BYTES * parameters(facts, folder) * (1 + kept)
     if artifact.verb == "fetch":
         return FETCHED_BYTES * parameters(facts, folder)
-    if artifact.verb in ("generate", "evaluate"):
-        done = work(facts, folder)
-        assert done is not None
-        return 2 * TOKEN_BYTES * done.tokens
-    return 0.0
-
-
-def scratch(facts: Facts, folder: str) -> float:
-    """Bytes of the checkpoints (two) of a run under way, removed when it ends."""
-    trains = STAGES[facts.artifacts[folder].verb].trains
-    return 2 * CHECKPOINT_BYTES * parameters(facts, folder) if trains else 0.0
+    done = work(facts, folder) if artifact.verb in ("generate", "evaluate") else None
+    return 2 * TOKEN_BYTES * done.sampled if done else 0.0
 
 
 def room(facts: Facts, widths: Mapping[str, int], workers: int) -> tuple[float, float]:
-    """Bytes that jobs leave, and the most that checkpoints take besides while ``workers`` devices
-    are at work; ``widths``: devices of each job, by folder."""
-    stays = sum(disk(facts, folder) for folder in widths)
+    """Bytes that jobs leave, and the most that two checkpoints a run take besides while ``workers``
+    devices are at work; ``widths``: devices of each job, by folder."""
     running = [
-        scratch(facts, folder) * (workers // min(width, workers))
+        2 * CHECKPOINT_BYTES * parameters(facts, folder) * (workers // min(width, workers))
         for folder, width in widths.items()
+        if facts.artifacts[folder].verb in ("sft", "grpo", "opd")
     ]
-    return stays, max(running, default=0.0)
+    return sum(disk(facts, folder) for folder in widths), max(running, default=0.0)

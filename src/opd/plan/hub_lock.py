@@ -94,6 +94,5 @@ def unlocked(config: Config, lock: Mapping[str, str]) -> list[str]:
     return [
         where
         for where, recipe in hub_objects(config).items()
-        if not (config.source == "index" and isinstance(recipe, Hub) and recipe.index)
-        and not re.fullmatch(r"[0-9a-f]{40}", locked(recipe, lock, where))
+        if not re.fullmatch(r"[0-9a-f]{40}", locked(recipe, lock, where))
     ]

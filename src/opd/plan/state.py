@@ -1,20 +1,17 @@
-"""What of a plan is there, what each job would take on a machine, and what a target or a claim
-needs of it. Nothing is started, and no file is made."""
+"""What of a plan is there, and what a target or a claim needs of it. Nothing is started, and no
+file is made."""
 
-import difflib
-import math
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from opd.core.errors import UserError
 from opd.core.files import content, read_json
 from opd.plan import artifacts as plan
 from opd.plan import cost, hub_lock
 from opd.plan import outputs as exhibits
-from opd.plan.cost import Artifacts, Facts, Work
+from opd.plan.cost import Artifacts
 from opd.recipes import resolve
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
@@ -24,29 +21,6 @@ from opd.stages.identity import adopted_identity, identity
 
 TO_RUN = ("run", "stale")
 SHOWN = ("figures/", "tables/", "contamination/", "claims", "report")
-
-
-class Estimate(NamedTuple):
-    """Seconds of one device (all that a job has, added up) and how many devices it has; ``source``
-    says where the rate is from. Seconds are NaN where the size of the work is not known."""
-
-    low: float
-    middle: float
-    high: float
-    width: int
-    source: str
-    model: bool
-
-
-class Machine(NamedTuple):
-    """``device`` as torch names it; rates measured on it, one list of entries a file, the preferred
-    file first; bounds in terms of the reference, where it has some; seconds {low, middle, high} of
-    stages that run no model, by verb."""
-
-    device: str
-    rates: list[list[Mapping[str, Any]]]
-    reference: Mapping[str, Any] | None
-    fixed: Mapping[str, Mapping[str, float]]
 
 
 # What a config describes
@@ -128,87 +102,6 @@ def counted(found: Mapping[str, str], results: Path) -> dict[str, dict[str, Any]
     """Numbers of the stages that are there, such as the rows of a prompt set."""
     paths = {f: results / f / "manifest.json" for f, state in found.items() if state == "there"}
     return {f: read_json(path)["numbers"] or {} for f, path in paths.items() if path.is_file()}
-
-
-# What it takes
-
-
-def machine(
-    name: str | None, processor: bool, files: Iterable[Mapping[str, Any]], tables: Mapping[str, Any]
-) -> Machine:
-    """The machine to reckon with: the one of that name (or part of it), or else what rates were
-    measured on, or else the reference; ``processor`` says that the plan is one without a GPU. Of
-    the files (``opd.plan.calibrate``) the first is of the machine at hand.
-
-    Raises ``UserError`` for a name of which nothing is known.
-    """
-    measured = [list(file.get("measured", [])) for file in files]
-    rates = [[e for e in one if "times_reference" in e] for one in measured]
-    devices = [e["device"] for one in rates for e in one]
-    if name is None:
-        there = [device for device in devices if (device == "cpu") is processor]
-        name = "cpu" if processor else statistics.mode(there) if there else "H100"
-    own = [device for device in devices if name.lower() in device.lower()]
-    known = tables["machines"]
-    bounds = next((known[n] for n in known if n.lower() in name.lower()), None)
-    if not own and bounds is None:
-        names = sorted({*known, *devices})
-        close = difflib.get_close_matches(name, names, n=1)
-        raise UserError(
-            f"nothing is known of the device '{name}'",
-            "--device",
-            f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(names)}",
-        )
-    device = own[0] if own else name
-    # What needs no GPU is known of this very machine, or, on a processor, of one like it.
-    alike = [e for i, one in enumerate(measured) for e in one if not i or e["device"] == device]
-    fixed = {e["verb"]: e["seconds"] for e in reversed(alike) if "seconds" in e}
-    rates = [[e for e in one if e["device"] == device] for one in rates]
-    return Machine(device, rates, bounds, fixed)
-
-
-def estimate(facts: Facts, folder: str, on: Machine) -> Estimate:
-    """What a job takes, from the best rate there is: of its own verb on this machine (of the
-    preferred file, nearest in parameters), the reference, of other verbs on this machine."""
-    artifact = facts.artifacts[folder]
-    work = cost.work(facts, folder)
-    width = cost.width(artifact.cfg, on.device)
-    if work is None:
-        return _fixed(facts, artifact, on)
-    seconds = cost.reference_seconds(work, facts.tables)
-    same = [[e for e in one if e["verb"] == artifact.verb] for one in on.rates]
-    own, other = (next((one for one in lists if one), []) for lists in (same, on.rates))
-    if own or on.reference is None:
-        times = _nearest(own or other, work)["times_reference"]
-        source = f"measured ({on.device})" if own else f"measured on other stages ({on.device})"
-        low, middle, high = (times[bound] * seconds for bound in ("low", "middle", "high"))
-        return Estimate(low, middle, high, width, source, True)
-    in_turn = work.floor * facts.tables["reference"]["seconds_per_token_in_turn"] * width
-    times, least = on.reference, max(seconds, in_turn)
-    low, middle, high = (times[bound] * least for bound in ("low", "middle", "high"))
-    return Estimate(low, middle, high, width, f"reference ({on.device})", True)
-
-
-def _nearest(entries: list[Mapping[str, Any]], work: Work) -> Mapping[str, Any]:
-    """The entry of the nearest size."""
-
-    def distance(entry: Mapping[str, Any]) -> float:
-        ratio = math.log(entry["parameters"] / work.parameters)
-        return abs(ratio) if math.isfinite(ratio) else 0.0
-
-    return min(entries, key=distance)
-
-
-def _fixed(facts: Facts, artifact: artifact.Artifact, on: Machine) -> Estimate:
-    """Stages that run no model take a processor and a time of their own; fetching goes by size."""
-    times = on.fixed.get(artifact.verb)
-    if times is not None and artifact.verb != "fetch":
-        return Estimate(times["low"], times["middle"], times["high"], 1, "measured", False)
-    if artifact.verb == "fetch":
-        seconds = cost.disk(facts, artifact.folder) / facts.tables["bytes_per_second"]
-    else:
-        seconds = float(facts.tables["seconds"].get(artifact.verb, 60))
-    return Estimate(seconds, seconds, seconds, 1, "assumed", False)
 
 
 # Which part of it

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from opd.core.text import size
 from opd.provenance.audit import STATES, WHOLE, Audit, Audited
 
 
@@ -86,12 +87,3 @@ def _one(one: Audited) -> dict[str, Any]:
         "drift": {package: list(versions) for package, versions in one.drift.items()},
         "absent": list(one.absent),
     }
-
-
-def size(count: float) -> str:
-    """Bytes as a reader says them: 512 B, 1.4 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError

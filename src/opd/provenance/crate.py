@@ -20,7 +20,6 @@ import yaml
 import opd
 from opd.core.errors import UserError
 from opd.core.files import digest, file_digest
-from opd.models.fetch import INDEX
 from opd.stages import registry
 from opd.stages.identity import code_digest
 
@@ -430,11 +429,11 @@ class Sources:
             return [
                 self._add(f"{kind}/{source['hub']}", _hub(kind, source["hub"], revision), revision)
             ]
-        if source.get("index"):
-            package = INDEX[source["index"]]["packages"][0]
-            name, _, version = package.partition("==")
+        packages = (manifest.get("numbers") or {}).get("packages") if verb == "fetch" else None
+        if packages:
+            name, _, version = packages[0].partition("==")
             url = f"https://pypi.org/project/{name}/{version}/"
-            return [self._add(f"index/{source['index']}", url, version)]
+            return [self._add(f"packages/{source['path']}", url, version)]
         return []
 
     def file(self, manifest: Mapping[str, Any], name: str, given: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import opd
 from opd.core.errors import UserError
 from opd.core.files import file_digest
+from opd.core.text import size
 from opd.plan.state import target_folders
 from opd.provenance.crate import File, LeftOut, Stage, metadata, readme
 from opd.results.report import Made, behind
@@ -62,7 +63,7 @@ def export(
     files = {file.path: file.source for file in [*code, *extra, *_all(stages)]}
     yield from _summary(out, stages, left_out)
     write(out, files, texts)
-    yield f"written: {out} ({_size(sum(p.stat().st_size for p in _there(out)))})"
+    yield f"written: {out} ({size(sum(p.stat().st_size for p in _there(out)))})"
 
 
 def gather(root: Path, targets: Sequence[str], full: bool) -> list[Stage]:
@@ -105,10 +106,10 @@ def _stage(root: Path, made: Made, full: bool) -> Stage:
         raise UserError(f"a version with a stage '{verb}' made it", str(folder), remedy)
     for name, sha256 in sorted(outputs.items()):
         path, source = f"{place}/payload/{name}", folder / "payload" / name
-        size = source.stat().st_size
-        why = _why_left_out(verb, name, size)
+        count = source.stat().st_size
+        why = _why_left_out(verb, name, count)
         if why and not full:
-            left_out.append(LeftOut(path, sha256, size, why))
+            left_out.append(LeftOut(path, sha256, count, why))
             continue
         if name.endswith(WEIGHTS) and file_digest(source) != sha256:  # not compared before
             raise UserError("the file is not as it was made", str(source), "run the workflow again")
@@ -133,12 +134,12 @@ def _stage(root: Path, made: Made, full: bool) -> Stage:
     return Stage(made.folder, made.manifest, files, left_out, copies, records)
 
 
-def _why_left_out(verb: str, name: str, size: int) -> str:
+def _why_left_out(verb: str, name: str, count: int) -> str:
     if STAGES[verb].network == "always":
         return "it can be fetched where it came from"
     if name.endswith(WEIGHTS):
         return "weights"
-    return f"larger than {_size(LARGEST_BYTES)}" if size > LARGEST_BYTES else ""
+    return f"larger than {size(LARGEST_BYTES)}" if count > LARGEST_BYTES else ""
 
 
 def sources(workflow: Path) -> Iterator[File]:
@@ -223,13 +224,5 @@ def _there(out: Path) -> list[Path]:
 def _summary(out: Path, stages: Sequence[Stage], left_out: Sequence[LeftOut]) -> Iterator[str]:
     yield f"{len(stages)} artifacts, {len(_all(stages))} files of theirs"
     if left_out:
-        size = _size(sum(one.size for one in left_out))
-        yield f"left out, but listed: {len(left_out)} files, {size} (--full packs them)"
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+        total = size(sum(one.size for one in left_out))
+        yield f"left out, but listed: {len(left_out)} files, {total} (--full packs them)"

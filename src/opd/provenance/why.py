@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
+from opd.core.text import size
 from opd.provenance import records
-from opd.provenance.audit_text import size
 from opd.provenance.records import Artifact
 from opd.stages import identity
 

@@ -1,6 +1,5 @@
 """What recipes of all sections have in common: types of values, and names of other recipes."""
 
-import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -9,6 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from opd.core.errors import UserError
 from opd.core.schema import Strict
+from opd.core.text import suggestion
 from opd.data.templates import PLACE, TEMPLATES, named
 
 Grader = Literal["world", "rule", "math_verify", "choice"]
@@ -121,8 +121,6 @@ def renamed(where: str) -> UserError:
 def unknown(name: str, known: Iterable[str], where: str, kind: str) -> UserError:
     """The error about a name that is none of the ``known`` ones, with the one that was meant."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none'}"
-    if RENAMED.get(name) in known:
-        hint = f"it is called '{RENAMED[name]}' now"
+    now = RENAMED.get(name)
+    hint = f"it is called '{now}' now" if now in known else suggestion(name, known)
     return UserError(f"unknown {kind} '{name}'", where, hint)

@@ -69,9 +69,6 @@ class Config(Strict):
     name: Name
     seeds: list[int] = Field(default=[0], min_length=1)
     threads: Count = Field(default=1, description="torch threads a stage uses on a CPU")
-    source: Literal["hub", "index"] = Field(
-        default="hub", description="where weights come from: the hub, or the Python package index"
-    )
     backend: Literal["transformers", "vllm"] = Field(
         default="transformers", description="what samples rollouts and answers to benchmarks"
     )

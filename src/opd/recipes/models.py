@@ -36,13 +36,12 @@ class Init(Strict):
 
 
 class Hub(Strict):
-    """Weights from the hub. ``index`` names the same weights in the Python package index."""
+    """Weights from the hub."""
 
     id: str
     revision: str | None = Field(
         default=None, description="as far as known; `opd lock` finds the 40 digits"
     )
-    index: Literal["smollm2", "mpnet", "minilm"] | None = None
 
 
 class Released(Hub):

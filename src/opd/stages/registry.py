@@ -24,7 +24,7 @@ class Stage(NamedTuple):
     folder: where its artifacts lie below results/NAME, with the wildcards of its rule.
     resumes: it goes on from where it was killed, so its scratch folder outlives the attempt.
     caches: it keeps parts of its work for later runs, in a folder of the store that stays.
-    network: whether it takes things from the hub or the package index.
+    network: whether it takes things from the hub.
     looks: it shows the files of other artifacts as they lie there, changed or not, so what the
     store has of it may no longer be true.
     random_name: the name that its random state is derived from, its own if empty. It stays when a

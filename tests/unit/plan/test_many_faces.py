@@ -257,7 +257,7 @@ def test_the_miniature_has_the_headline_and_all_of_it_the_rest():
 
 def test_the_pilot_has_the_prefix_test_and_a_model_that_teaches_itself(monkeypatch):
     raw = yaml.safe_load((CONFIG / "pilot.yaml").read_text())
-    config = resolve({**raw, "source": "index"})
+    config = resolve(raw)
     assert config.arms["A4.opsd"].model == "from-prompted"
     recipe = config.models["from-prompted"].distill
     assert recipe is not None and recipe.student == recipe.teacher == "smollm2"

@@ -132,7 +132,7 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ),
         ({"evaluations__e__protocol": "papr"}, ["evaluations.e.protocol", "'papr'"]),
         ({"protocols__short__template": "no place"}, ["protocols.short", "{question}"]),
-        ({"targets": ["t2"]}, ["targets", "'t2'", "there are: report, t1"]),
+        ({"targets": ["t2"]}, ["targets", "'t2'", "there are report, t1"]),
         (
             {"figures": {"f": {**CURVES, "metrics": [{"name": "kl_nat"}]}}},
             ["figures.f.metrics: unknown metric 'kl_nat'; did you mean 'kl_nats'?"],
@@ -146,7 +146,7 @@ def asked(raw: dict[str, Any]) -> list[str]:
             ["tables.t1.columns: unknown metric 'overlap_raito'"],
         ),
         ({"targets": ["claims"]}, ["targets: there are no claims without a paper", "papers"]),
-        ({"experiments": ["E99"]}, ["experiments", "'E99'", "there are: none"]),
+        ({"experiments": ["E99"]}, ["experiments", "'E99'", "there are none"]),
         ({"seeds": []}, ["seeds", "at least 1"]),
         ({"models__a__sft__epochs": 1}, ["models.a.sft", "exactly one of steps, epochs"]),
         ({"models__a__sft__steps": None}, ["models.a.sft", "exactly one of steps, epochs"]),
@@ -612,8 +612,7 @@ def test_neighbours_are_found_once_for_all_thresholds_and_reports():
 
 
 def test_threads_of_an_encoder_are_no_part_of_its_embeddings():
-    model = {"hub": {"id": "a/b", "index": "mpnet"}}
-    given = {"models__m": model, "prompts__d__dedup__encoder": "m", "source": "index"}
+    given = {"models__m": {"hub": {"id": "a/b"}}, "prompts__d__dedup__encoder": "m"}
     cfg = artifacts(config(**given, threads=2))["embeddings/m/o"].cfg
     assert cfg["execution"] == {"threads": 2} and "threads" not in cfg
 
