@@ -11,6 +11,7 @@ from opd.core.errors import UserError
 from opd.data import schemas
 from opd.data.schemas import PROMPTS, SFT_PAIRS
 from opd.models import filters
+from opd.models.schemas import GENERATIONS
 
 
 def stage(
@@ -40,7 +41,7 @@ def stage(
             }
             for p, s, r, f, *why in generations
         ],
-        RESPONSES,
+        GENERATIONS,
     )
     inputs = {"generations": folder, "prompts": folder}
     out = tmp_path / "out"
