@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.core.security import Redacting, redacted, refuse_code, visible
+from opd.grading.graders import GRADERS
 from opd.stages.registry import VERBS
 from opd.stages.run import run_stage
 
@@ -215,7 +216,7 @@ def _add_preflight(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     before.add_argument(
         "--grader",
-        help="of answers: world, choice, rule or math_verify; nothing is graded if not given",
+        help=f"of answers: {', '.join(GRADERS)}; nothing is graded if not given",
     )
     before.add_argument(
         "--chat-template",
@@ -269,7 +270,7 @@ def _add_align(add: Callable[..., argparse.ArgumentParser]) -> None:
     align.add_argument(
         "--grader",
         required=True,
-        help="of answers: letter, boolean, integer, world, choice, rule or math_verify",
+        help=f"of answers: {', '.join(GRADERS)}",
     )
     align.add_argument(
         "--demonstrate",

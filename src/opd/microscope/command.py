@@ -11,7 +11,7 @@ from opd.core import tables
 from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.data.schemas import PROMPTS
-from opd.grading import choices
+from opd.grading.graders import grader_named
 from opd.microscope import demonstrations, measure, pool, schemas, tree
 from opd.probes.preflight import read_questions
 
@@ -61,7 +61,7 @@ def align(
     rows = read_questions(questions)[: cfg["n"]]
     if not rows:
         raise UserError("there are no questions", str(questions), "give a file that is not empty")
-    choices.right([], [], cfg["grader"])
+    grader_named(cfg["grader"])
     for row in rows:
         if not row["answer"]:
             raise UserError(

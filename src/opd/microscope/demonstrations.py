@@ -9,7 +9,7 @@ from typing import Any
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS
-from opd.grading import choices
+from opd.grading.graders import after_thinking, grade_finished
 from opd.microscope import contexts, schemas
 from opd.models.sampling import Request, Sampler, journals
 
@@ -45,14 +45,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
             break
         requests = [Request(id, asked[id], trial) for id in open_ids for trial in trials]
         responses = sampler.sample(requests)
-        graded = choices.right(
+        graded = grade_finished(
             [(r.text, r.finish) for r in responses], [truth[r.id] for r in requests], cfg["grader"]
         )
         for request, response, correct in zip(requests, responses, graded, strict=True):
             taken[request.id] += 1
             text: str | None = response.text
             if not cfg.get("thinking"):
-                text = choices.after_thinking(response.text)
+                text = after_thinking(response.text)
             kind = found[request.id][correct]
             if response.finish == "stop" and text and len(kind) < wanted[correct]:
                 kind.append({"trial": request.sample, "text": text})
@@ -123,7 +123,7 @@ def run_summaries(
         requests.append(Request(name, tokens))
     kept, reasons = [], dict.fromkeys(prompts, "")
     for row, response in zip(rows, sampler.sample(requests), strict=True):
-        text = choices.after_thinking(response.text)
+        text = after_thinking(response.text)
         if text and response.finish == "stop":
             kept.append(row | {"text": text})
         else:

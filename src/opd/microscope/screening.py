@@ -9,7 +9,7 @@ import numpy as np
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.grading import choices
+from opd.grading.graders import grade_finished
 from opd.microscope import contexts, demonstrations, schemas
 from opd.models.sampling import Request, Sampler, journals
 from opd.stats import draws
@@ -150,7 +150,7 @@ def _rates(
     truth = {row["id"]: row["answer"] for row in prompts}
     of = [id for id in asked for _ in range(cfg["samples"])]
     responses = sampler.sample(requests)
-    graded = choices.right(
+    graded = grade_finished(
         [(r.text, r.finish) for r in responses], [truth[id] for id in of], cfg["grader"]
     )
     passes = dict.fromkeys(asked, 0)

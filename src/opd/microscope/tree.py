@@ -16,7 +16,7 @@ import numpy as np
 
 from opd.core import tables
 from opd.core.errors import LeftOut, UserError
-from opd.grading import choices
+from opd.grading.graders import grade_finished
 from opd.microscope import contexts, demonstrations, schemas, screening, targeting
 from opd.microscope.path_index import PathIndex
 from opd.microscope.scoring import Pair
@@ -116,7 +116,7 @@ def _add(
             _within(response, longest)
             for response in sampler.sample([request for _, request in part])
         ]
-        graded = choices.right(
+        graded = grade_finished(
             [(r.text, r.finish) for r in responses],
             [one.row["answer"] for one, _ in part],
             cfg["grader"],

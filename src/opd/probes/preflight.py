@@ -17,7 +17,7 @@ from opd.core import tables
 from opd.core.errors import UserError
 from opd.data import schemas
 from opd.data.schemas import PROMPTS
-from opd.grading.graders import grade_all
+from opd.grading.graders import grader_named
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
 from opd.models.sampling import Request, Sampler, journals
@@ -101,7 +101,7 @@ def _check(prompts: Sequence[Row], cfg: Mapping[str, Any], path: Path) -> None:
         raise UserError("there are no prompts", str(path), "give a prompt set that is not empty")
     grader = cfg.get("grader")
     if grader:
-        grade_all([], grader)
+        grader_named(grader)
     for row in prompts if grader else ():
         if not row["answer"]:
             raise UserError(
