@@ -19,7 +19,6 @@ from opd.evaluation.schemas import SCORES
 from opd.evaluation.tasks import OURS
 from opd.grading.equivalence import normalise
 from opd.grading.graders import GRADERS, RELAXED, disagreements, grade_all
-from opd.models import sampling
 from opd.stats.intervals import interval, sampling_error, standard_error
 
 Row = dict[str, Any]
@@ -39,8 +38,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
 
     protocol = cfg["protocol"]
     settings = _sampling(cfg)
-    folder = sampling.journals(inputs["model"], settings, cache)
-    lm = harness.SamplerLM(inputs["model"], folder, **settings)
+    lm = harness.SamplerLM(inputs["model"], cache, **settings)
     with tempfile.TemporaryDirectory() as work:
         tasks = {
             one["name"]: harness.load(

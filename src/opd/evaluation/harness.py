@@ -46,14 +46,13 @@ class SamplerLM(LM):
     """The sampler as a model of lm-eval (``opd``, once this module is imported). Texts that it is
     given hold the chat template already.
 
-    ``pretrained``: a checkpoint folder; ``cfg``: see ``sampling.settings``; journals are kept in
-    ``scratch``.
+    ``pretrained``: a checkpoint folder; ``cfg`` and ``cache``: see ``sampling.Sampler``.
     """
 
-    def __init__(self, pretrained: str | Path, scratch: Path | None = None, **cfg: Any) -> None:
+    def __init__(self, pretrained: str | Path, cache: Path | None = None, **cfg: Any) -> None:
         super().__init__()
         self.folder, self.cfg = Path(pretrained), cfg
-        self.sampler = sampling.Sampler(self.folder, cfg, scratch)
+        self.sampler = sampling.Sampler(self.folder, cfg, cache)
 
     @property
     def tokenizer_name(self) -> str:

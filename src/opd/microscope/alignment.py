@@ -14,8 +14,8 @@ from opd.core.errors import UserError
 from opd.microscope import gradients
 from opd.microscope.gradients import by_child, totals
 from opd.microscope.path_index import Children
+from opd.stats.intervals import Array
 
-Array = np.ndarray
 Mode = Literal["renormalise", "restrict_only"]
 Method = Literal["reverse_kl", "forward_kl"]
 METHODS = {"reverse_kl": gradients.reverse_kl, "forward_kl": gradients.forward_kl}

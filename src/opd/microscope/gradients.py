@@ -15,7 +15,8 @@ is where each begins. [0] is one node. Logarithms are natural.
 import numpy as np
 from numpy.typing import ArrayLike
 
-Array = np.ndarray
+from opd.stats.intervals import Array
+
 ONE = np.zeros(1, dtype=np.int64)
 
 

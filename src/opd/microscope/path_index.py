@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from opd.core.errors import UserError
+from opd.stats.intervals import Array
 
-Array = np.ndarray
 TOKEN = np.dtype("<i4")
 RECORD = np.dtype(
     [("tokens", "<i4"), ("prefix", "<i4"), ("correct", "u1"), ("finished", "u1")], align=False

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from opd.microscope.path_index import Children, Counts
+from opd.stats.intervals import Array
 
-Array = np.ndarray
 FIRST_WINDOW = 50
 GROWTH = 2.0
 TAU = 0.02

@@ -8,7 +8,7 @@ from opd.core import tables
 from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS
 from opd.models.response_rules import first_that_rejects
-from opd.models.sampling import Request, Sampler, journals
+from opd.models.sampling import Request, Sampler
 from opd.models.schemas import GENERATIONS
 
 
@@ -26,7 +26,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     if not prompts:
         raise UserError("there are no prompts", str(path), "give a prompt set that is not empty")
     rules, attempts, samples = cfg.get("rules") or [], cfg.get("attempts", 1), cfg.get("samples", 1)
-    sampler = Sampler(inputs["model"], cfg, journals(inputs["model"], cfg, cache))
+    sampler = Sampler(inputs["model"], cfg, cache)
     ids = [row["id"] for row in prompts]
     tokens = dict(zip(ids, sampler.tokenize([row["prompt"] for row in prompts], ids), strict=True))
     asked = [(id, sample) for id in ids for sample in range(samples)]

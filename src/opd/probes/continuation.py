@@ -15,7 +15,7 @@ from opd.core.errors import UserError
 from opd.grading.graders import grade_all
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
-from opd.models.sampling import Request, Sampler, journals
+from opd.models.sampling import Request, Sampler
 from opd.models.transformers_engine import cut
 from opd.probes.rollouts import Rollout, Row, answers, prompts_of, read_rollouts, right, tokens
 from opd.probes.schemas import CONTINUATIONS
@@ -106,7 +106,7 @@ def _continued(
         "max_new_tokens": cfg["max_new_tokens"] - prefix,
         "chat_template_kwargs": kwargs or {},
     }
-    sampler = Sampler(model, settings, journals(model, settings, cache))
+    sampler = Sampler(model, settings, cache)
     samples = cfg.get("samples", 1)
     asked = [
         (

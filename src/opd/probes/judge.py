@@ -15,7 +15,7 @@ import numpy as np
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS
-from opd.models.sampling import Request, Sampler, journals
+from opd.models.sampling import Request, Sampler
 from opd.probes.rollouts import Row, prompts_of, read_rollouts
 from opd.probes.schemas import VERDICTS
 from opd.stats import draws
@@ -146,8 +146,7 @@ def _replies(
     judge: Path,
     cache: Path,
 ) -> list[str]:
-    settings = {**cfg, "temperature": 0.0}
-    sampler = Sampler(judge, settings, journals(judge, settings, cache))
+    sampler = Sampler(judge, {**cfg, "temperature": 0.0}, cache)
     template = cfg.get("template", QUESTION)
     ids = [f"{row['prompt_id']}, response {row['sample']}" for row in rollouts]
     texts = [

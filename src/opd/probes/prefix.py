@@ -18,7 +18,7 @@ from opd.core.errors import UserError
 from opd.grading.graders import grade_all
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
-from opd.models.sampling import Request, Sampler, journals, request_seed
+from opd.models.sampling import Request, Sampler, request_seed
 from opd.probes.rollouts import Row, answers, prompts_of, read_rollouts, tokens
 from opd.probes.schemas import CONTINUATIONS
 from opd.stats import draws
@@ -111,7 +111,7 @@ def _asked_twice(
     pairing.require_same_tokenizer(student, teacher)
     known = answers(inputs["prompts"])
     settings = {**cfg, "chat_template_kwargs": pairing.teacher_kwargs(cfg)}
-    sampler = Sampler(inputs["teacher"], settings, journals(inputs["teacher"], settings, cache))
+    sampler = Sampler(inputs["teacher"], settings, cache)
     requests: list[Request] = []
     about: list[Row] = []
     read = tokens(cfg, rollouts, inputs["student"])

@@ -20,7 +20,7 @@ from opd.data.schemas import PROMPTS
 from opd.grading.graders import grader_named
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
-from opd.models.sampling import Request, Sampler, journals
+from opd.models.sampling import Request, Sampler
 from opd.probes import continuation, pair
 from opd.probes.outlook import DEEPEST, DEPTHS, report
 from opd.probes.rollouts import Row, right, tokens
@@ -202,7 +202,7 @@ def _answered(
 ) -> list[Row]:
     """``samples`` responses of a model to each prompt, in its own chat template, as rows of
     GENERATIONS."""
-    sampler = Sampler(model, cfg, journals(model, cfg, cache))
+    sampler = Sampler(model, cfg, cache)
     ids = [row["id"] for row in prompts]
     read = sampler.tokenize([row["prompt"] for row in prompts], ids)
     asked = [
