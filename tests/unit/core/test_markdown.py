@@ -17,7 +17,8 @@ def test_a_template_with_its_filters(tmp_path: Path) -> None:
     rows = [["a", "long"], ["b & c", "1"]]
     text = render(template, title="<T>", items=["x " * 50, "a-b"], rows=rows)
     assert text == (
-        f"# <T>\n\n- {'x ' * 46}x\n  x x x\n- a-b\n| a     | long |\n|-------|------|\n| b & c | 1    |\n"
+        f"# <T>\n\n- {'x ' * 46}x\n  x x x\n- a-b\n"
+        "| a     | long |\n|-------|------|\n| b & c | 1    |\n"
     )
     with pytest.raises(UndefinedError):
         render(template, title="T", items=[])
