@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from opd.core import tables
-from opd.core.errors import LeftOut, UserError
-from opd.data.schemas import PROMPTS
+from opd.core.errors import LeftOut
 from opd.grading.graders import after_thinking, grade_finished
 from opd.microscope import contexts, schemas
+from opd.models.prompts import prompts_of, read_prompts
 from opd.models.sampling import Request, Sampler
 
 Row = dict[str, Any]
@@ -114,24 +114,19 @@ def run_summaries(
     optional system, form. Inputs: model, demonstrations, prompts. A summary that is empty or was
     cut off is left out, with the reason.
     """
-    prompts = {row["id"]: row for row in read_prompts(inputs["prompts"])}
+    prompts = read_prompts(inputs["prompts"])
     rows = tables.read(
         inputs["demonstrations"] / "demonstrations.parquet", schemas.DEMONSTRATIONS
     ).to_pylist()
     sampler = Sampler(inputs["model"], cfg, cache)
     requests = []
-    for row in rows:
-        if row["prompt_id"] not in prompts:
-            raise UserError(
-                f"there is no prompt '{row['prompt_id']}'", "prompts", "give the set they are of"
-            )
-        question = prompts[row["prompt_id"]]["question"]
-        asked = contexts.summary_request(cfg["template"], question, row["text"])
+    for row, prompt in zip(rows, prompts_of(rows, prompts), strict=True):
+        asked = contexts.summary_request(cfg["template"], prompt["question"], row["text"])
         name = f"{row['prompt_id']}, {'correct' if row['correct'] else 'wrong'} {row['place']}"
         rendered = sampler.render(contexts.chat(asked, cfg.get("system")))
         requests.append(Request(name, sampler.encode([rendered], [name])[0]))
     kept: list[Row] = []
-    reasons: dict[str, str | None] = dict.fromkeys(prompts)
+    reasons: dict[str, str | None] = {prompt["id"]: None for prompt in prompts}
     for row, response in zip(rows, sampler.sample(requests), strict=True):
         text = after_thinking(response.text)
         if text and response.finish == "stop":
@@ -140,22 +135,13 @@ def run_summaries(
             fault = "cut off" if response.finish == "length" else "empty"
             reasons[row["prompt_id"]] = f"a summary is {fault}"
     # Places without gaps: the first correct one is the first that has a summary.
-    counts = {id: {True: 0, False: 0} for id in prompts}
+    counts = {id: {True: 0, False: 0} for id in reasons}
     for row in kept:
         of_kind = counts[row["prompt_id"]]
         row["place"] = of_kind[row["correct"]]
         of_kind[row["correct"]] += 1
     _write(out, kept, Counter(row["prompt_id"] for row in rows), counts, reasons)
     return {"summaries": len(kept), "left out": len(rows) - len(kept)}
-
-
-def read_prompts(payload: Path, n: int | None = None) -> list[Row]:
-    """The first n rows of a prompt set. Raises ``UserError`` for none."""
-    path = payload / "prompts.parquet"
-    rows: list[Row] = tables.read(path, PROMPTS).to_pylist()[:n]
-    if not rows:
-        raise UserError("there are no prompts", str(path), "give a prompt set that is not empty")
-    return rows
 
 
 def read(payload: Path) -> dict[str, dict[bool, list[str]]]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from opd.core import tables
 from opd.core.errors import LeftOut
-from opd.data.schemas import PROMPTS
 from opd.microscope import alignment, schemas, statistics
 from opd.microscope.alignment import Nodes, Scores
 from opd.microscope.page import page
@@ -19,6 +18,7 @@ from opd.microscope.pool import known, main_numbers, write_cells
 from opd.microscope.scoring import Compared, compare
 from opd.microscope.tree import teacher_prompts
 from opd.models.pairing import load_pair
+from opd.models.prompts import read_prompts
 from opd.stats import draws
 from opd.stats.intervals import student
 
@@ -49,8 +49,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     except LeftOut as error:
         left_out += [_left_out(id, error.what) for id in open_ids]
         open_ids = []
-    prompts = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS).to_pylist()
-    by_id = {row["id"]: row for row in prompts}
+    by_id = {row["id"]: row for row in read_prompts(inputs["prompts"])}
     asked = [by_id[id] for id in open_ids]
     kwargs = cfg.get("chat_template_kwargs")
     alone = {"name": name, "correct": 0, "wrong": 0, "chat_template_kwargs": kwargs}

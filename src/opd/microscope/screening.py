@@ -11,6 +11,7 @@ from opd.core import tables
 from opd.core.errors import LeftOut
 from opd.grading.graders import grade_finished
 from opd.microscope import contexts, demonstrations, schemas
+from opd.models.prompts import read_prompts
 from opd.models.sampling import Request, Sampler
 from opd.stats import draws
 
@@ -47,7 +48,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     questions_BIN, questions, with_NAME and with_every_source (questions with a correct
     demonstration).
     """
-    prompts = demonstrations.read_prompts(inputs["prompts"], cfg.get("n"))
+    prompts = read_prompts(inputs["prompts"], cfg.get("n"))
     ids = [row["id"] for row in prompts]
     sources = {
         name: demonstrations.read(inputs[f"demos:{name}"])

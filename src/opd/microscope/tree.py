@@ -21,6 +21,7 @@ from opd.microscope import demonstrations, schemas, screening, targeting
 from opd.microscope.path_index import Counts, PathIndex
 from opd.microscope.scoring import compare
 from opd.models.pairing import load_pair
+from opd.models.prompts import read_prompts
 from opd.models.sampling import Request, Response, Sampler
 
 Row = dict[str, Any]
@@ -98,7 +99,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
 def _questions(
     cfg: Mapping[str, Any], inputs: Mapping[str, Path], sampler: Sampler, folder: Path
 ) -> list[Question]:
-    rows = demonstrations.read_prompts(inputs["prompts"])
+    rows = read_prompts(inputs["prompts"])
     if "screening" in inputs:
         kept = screening.kept_questions(inputs["screening"])
         rows = [row for row in rows if row["id"] in kept]

@@ -133,5 +133,5 @@ def test_generations_of_other_prompts_are_refused(tmp_path: Path) -> None:
     other.mkdir()
     rows = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS).to_pylist()[1:]
     tables.write(other / "prompts.parquet", rows, PROMPTS)
-    with pytest.raises(UserError, match=r"generations\.parquet: row 0: prompt 'a'"):
+    with pytest.raises(UserError, match="prompts: there is no prompt 'a', which row 0 answers"):
         filters.run({"rules": []}, inputs | {"prompts": other}, tmp_path)
