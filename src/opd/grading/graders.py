@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from opd.core.errors import UserError
-from opd.grading.equivalence import Pair, by_math_verify, by_rule
+from opd.grading.equivalence import AnswerPair, by_math_verify, by_rule
 from opd.grading.sandbox import verifier
 
 # What was extracted, or None, and whether it is right.
@@ -31,7 +31,7 @@ class Grader(NamedTuple):
 
     reads: str
     extract: Callable[[str], str | None]
-    compare: Callable[[str, str], bool | list[Pair]]
+    compare: Callable[[str, str], bool | list[AnswerPair]]
     sandbox: str = ""
     after_thinking: bool = False
 
