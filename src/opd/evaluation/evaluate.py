@@ -18,8 +18,7 @@ from opd.data import templates
 from opd.evaluation.schemas import SCORES
 from opd.evaluation.tasks import OURS
 from opd.grading.equivalence import normalise
-from opd.grading.graders import GRADERS, RELAXED, disagreements, grade_all
-from opd.models import sampling
+from opd.grading.graders import GRADERS, RELAXED, Graded, disagreements, grade_all
 from opd.stats.intervals import interval, sampling_error, standard_error
 
 Row = dict[str, Any]
@@ -39,17 +38,17 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
 
     protocol = cfg["protocol"]
     settings = _sampling(cfg)
-    folder = sampling.journals(inputs["model"], settings, cache)
-    lm = harness.SamplerLM(inputs["model"], folder, **settings)
+    lm = harness.SamplerLM(inputs["model"], cache, **settings)
     with tempfile.TemporaryDirectory() as work:
         tasks = {
-            one["name"]: harness.load(
-                _benchmark(one, protocol, inputs.get(f"include:{one['name']}")),
-                _data(one["name"], inputs),
+            name: harness.load(
+                _benchmark(benchmark, protocol, inputs.get(f"include:{name}")),
+                _data(name, inputs),
                 protocol["samples"],
                 Path(work),
             )
-            for one in cfg["benchmarks"]
+            for benchmark in cfg["benchmarks"]
+            for name in [benchmark["name"]]
         }
         # One after the other with one engine: what else is asked changes no benchmark's answers.
         answered = {name: harness.answer(name, task, lm) for name, task in tasks.items()}
@@ -110,56 +109,51 @@ def score(
 ) -> tuple[list[Row], int]:
     """Rows of the schema SCORES, and how many comparisons hit a limit.
 
-    ``answered`` holds ``harness.Scored`` by benchmark. A benchmark with graders is graded by each;
-    its main metric is ``grader``, or where that is not one of its graders, the first. Others bring
-    their scores along; the first one counts. ``cut_off_is_wrong`` gives responses that reached the
-    limit no score by any grader.
+    ``answered`` holds ``harness.ScoredResponse`` by benchmark. A benchmark with graders is graded
+    by each; its main metric is ``grader``, or where that is not one of its graders, the first.
+    Others bring their scores along; the first one counts. ``cut_off_is_wrong`` gives responses
+    that reached the limit no score by any grader.
     """
     asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for name, found in answered.items():
-        for one in graders[name]:
-            asked[one] += [(name, i) for i in range(len(found))]
-    verdicts: dict[tuple[str, int], dict[str, tuple[str | None, bool]]] = defaultdict(dict)
+    for name, responses in answered.items():
+        for kind in graders[name]:
+            asked[kind] += [(name, i) for i in range(len(responses))]
+    verdicts: dict[tuple[str, int], dict[str, Graded]] = defaultdict(dict)
     timeouts = 0
-    for one, places in asked.items():
-        if one == RELAXED:
+    for kind, places in asked.items():
+        if kind == RELAXED:
             # With a box it is math_verify's verdict, which is not asked for twice.
             for place in places:
                 strict = verdicts[place].get("math_verify")
                 if strict and strict[0] is not None:
-                    verdicts[place][one] = strict
-            places = [place for place in places if one not in verdicts[place]]
+                    verdicts[place][kind] = strict
+            places = [place for place in places if kind not in verdicts[place]]
         pairs = [(answered[name][i].response, answered[name][i].answer) for name, i in places]
-        graded, limits = grade_all(pairs, one)
+        graded, limits = grade_all(pairs, kind)
         timeouts += limits
         for place, verdict in zip(places, graded, strict=True):
-            verdicts[place][one] = verdict
+            verdicts[place][kind] = verdict
     rows = []
-    for name, found in answered.items():
-        for i, one in enumerate(found):
-            mine = verdicts.get((name, i))
-            scores = {g: float(right) for g, (_, right) in mine.items()} if mine else one.scores
+    for name, responses in answered.items():
+        for i, response in enumerate(responses):
+            own = verdicts.get((name, i), {})
+            scores = {kind: float(right) for kind, (_, right) in own.items()} or response.scores
             if not scores:
                 raise UserError(
                     "its metrics are no numbers of single samples",
                     f"benchmark {name}",
                     "use a task with such a metric, as acc or exact_match",
                 )
-            main = grader if mine and grader in mine else next(iter(scores))
-            if cut_off_is_wrong and one.finish == "length":
+            main = grader if grader in own else next(iter(scores))
+            if cut_off_is_wrong and response.finish == "length":
                 scores = dict.fromkeys(scores, 0.0)
             rows.append(
                 {
+                    **response._asdict(),
                     "benchmark": name,
-                    "problem": one.problem,
-                    "sample": one.sample,
-                    "answer": one.answer,
-                    "response": one.response,
-                    "extracted": mine[main][0] if mine else one.extracted,
+                    "extracted": own[main][0] if own else response.extracted,
                     "correct": scores[main],
                     "scores": sorted(scores.items()),
-                    "tokens": one.tokens,
-                    "finish": one.finish,
                 }
             )
     return rows, timeouts
@@ -168,24 +162,21 @@ def score(
 def _write_disagreements(
     path: Path, rows: Sequence[Row], graders: Mapping[str, Sequence[str]]
 ) -> None:
+    strict = {name: [kind for kind in kinds if kind != RELAXED] for name, kinds in graders.items()}
+    kinds = dict.fromkeys(kind for several in strict.values() for kind in several)
     with path.open("w", newline="", encoding="utf-8") as file:
-        strict = {
-            benchmark: [one for one in several if one != RELAXED]
-            for benchmark, several in graders.items()
-        }
-        names = list(dict.fromkeys(one for several in strict.values() for one in several))
-        columns = ["benchmark", "extracted", "answer", *names, "count"]
+        columns = ["benchmark", "extracted", "answer", *kinds, "count"]
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         for benchmark, several in strict.items():
-            mine = [row for row in rows if row["benchmark"] == benchmark]
-            pairs = [(row["response"], row["answer"]) for row in mine]
-            graded: dict[str, Sequence[tuple[str | None, bool]]] = {
-                one: [(row["extracted"], bool(dict(row["scores"])[one])) for row in mine]
-                for one in several
+            own = [row for row in rows if row["benchmark"] == benchmark]
+            graded: dict[str, Sequence[Graded]] = {
+                kind: [(row["extracted"], bool(dict(row["scores"])[kind])) for row in own]
+                for kind in several
             }
-            for found in disagreements(pairs, graded) if graded else []:
-                writer.writerow({"benchmark": benchmark, **found})
+            pairs = [(row["response"], row["answer"]) for row in own]
+            for differing in disagreements(pairs, graded) if graded else []:
+                writer.writerow({"benchmark": benchmark, **differing})
 
 
 def summarise(rows: list[Row], benchmarks: list[str], seed: int) -> Row:
@@ -196,29 +187,29 @@ def summarise(rows: list[Row], benchmarks: list[str], seed: int) -> Row:
     samples of the same problems would show (``opd.stats.intervals``). Raises ``UserError`` unless
     every problem of a benchmark has the same samples 0..k-1.
     """
-    found: Row = {}
+    numbers: Row = {}
     matrices = []
     for name in benchmarks:
-        mine = [row for row in rows if row["benchmark"] == name]
-        correct = score_matrix(mine, name)
+        own = [row for row in rows if row["benchmark"] == name]
+        correct = score_matrix(own, name)
         samples = correct.shape[1]
         matrices.append(correct[None])
         ks = [2**i for i in range(samples.bit_length()) if 2**i < samples] + [samples]
         binary = bool(np.isin(correct, (0, 1)).all())
-        metrics = dict.fromkeys(metric for row in mine for metric, _ in row["scores"])
-        found[name] = {
+        metrics = dict.fromkeys(metric for row in own for metric, _ in row["scores"])
+        numbers[name] = {
             "problems": len(correct),
             "samples": samples,
             **_bounds([correct[None]], seed),
             "pass": {str(k): pass_at_k(correct, k) for k in ks} if binary else {},
-            "maj": majority(mine),
-            "format_rate": float(np.mean([row["extracted"] is not None for row in mine])),
-            "truncation_rate": float(np.mean([row["finish"] == "length" for row in mine])),
-            "mean_tokens": float(np.mean([row["tokens"] for row in mine])),
-            "metrics": {m: float(np.mean([dict(r["scores"])[m] for r in mine])) for m in metrics},
-            **_disagreed(mine, metrics),
+            "maj": majority(own),
+            "format_rate": float(np.mean([row["extracted"] is not None for row in own])),
+            "truncation_rate": float(np.mean([row["finish"] == "length" for row in own])),
+            "mean_tokens": float(np.mean([row["tokens"] for row in own])),
+            "metrics": {m: float(np.mean([dict(r["scores"])[m] for r in own])) for m in metrics},
+            **_disagreed(own, metrics),
         }
-    return {"benchmarks": found, "macro": _bounds(matrices, seed)}
+    return {"benchmarks": numbers, "macro": _bounds(matrices, seed)}
 
 
 def _disagreed(rows: Sequence[Row], metrics: Iterable[str]) -> dict[str, int]:
@@ -229,12 +220,12 @@ def _disagreed(rows: Sequence[Row], metrics: Iterable[str]) -> dict[str, int]:
 
 
 def _bounds(scores: list[NDArray[np.float64]], seed: int) -> dict[str, float | None]:
-    found = interval(scores, seed=seed)
+    mean, low, high = interval(scores, seed=seed)
     return {
-        "avg": found.mean,
+        "avg": mean,
         "se": standard_error(scores),
-        "low": found.low,
-        "high": found.high,
+        "low": low,
+        "high": high,
         "se_samples": sampling_error(scores),
     }
 
@@ -245,12 +236,11 @@ def score_matrix(rows: list[Row], name: str) -> NDArray[np.float64]:
     verdicts: dict[str, dict[int, float]] = {}
     for row in rows:
         verdicts.setdefault(row["problem"], {})[row["sample"]] = row["correct"]
-    samples = max((len(given) for given in verdicts.values()), default=0)
-    wanted = list(range(samples))
-    for problem, given in verdicts.items():
-        if sorted(given) != wanted:
+    samples = max(map(len, verdicts.values()), default=0)
+    for problem, by_sample in verdicts.items():
+        if sorted(by_sample) != [*range(samples)]:
             raise UserError(
-                f"samples {sorted(given)} of problem '{problem}', not 0 to {samples - 1}",
+                f"samples {sorted(by_sample)} of problem '{problem}', not 0 to {samples - 1}",
                 f"benchmark {name}",
                 "run the evaluation again",
             )
@@ -260,7 +250,7 @@ def score_matrix(rows: list[Row], name: str) -> NDArray[np.float64]:
             f"benchmark {name}",
             "run the evaluation again",
         )
-    return np.array([[given[i] for i in wanted] for given in verdicts.values()], dtype=np.float64)
+    return np.array([[v[i] for i in range(samples)] for v in verdicts.values()], dtype=np.float64)
 
 
 def pass_at_k(correct: NDArray[np.float64], k: int) -> float:
@@ -279,12 +269,12 @@ def majority(rows: Sequence[Row]) -> float:
     without one do not vote; of equally frequent answers each counts its share."""
     votes: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        of = votes.setdefault(row["problem"], {})
+        scores_of = votes.setdefault(row["problem"], {})
         if row["extracted"] is not None:
-            of.setdefault(normalise(row["extracted"]), []).append(row["correct"])
+            scores_of.setdefault(normalise(row["extracted"]), []).append(row["correct"])
     won = []
-    for of in votes.values():
-        most = max((len(scores) for scores in of.values()), default=0)
-        first = [float(np.mean(scores)) for scores in of.values() if len(scores) == most]
+    for scores_of in votes.values():
+        most = max(map(len, scores_of.values()), default=0)
+        first = [float(np.mean(scores)) for scores in scores_of.values() if len(scores) == most]
         won.append(float(np.mean(first)) if first else 0.0)
     return float(np.mean(won))

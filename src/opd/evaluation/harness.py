@@ -28,7 +28,7 @@ from opd.grading.graders import GRADERS
 from opd.models import sampling
 
 
-class Scored(NamedTuple):
+class ScoredResponse(NamedTuple):
     """One response of a benchmark with what lm-eval makes of it."""
 
     problem: str
@@ -46,14 +46,13 @@ class SamplerLM(LM):
     """The sampler as a model of lm-eval (``opd``, once this module is imported). Texts that it is
     given hold the chat template already.
 
-    ``pretrained``: a checkpoint folder; ``cfg``: see ``sampling.settings``; journals are kept in
-    ``scratch``.
+    ``pretrained``: a checkpoint folder; ``cfg`` and ``cache``: see ``sampling.Sampler``.
     """
 
-    def __init__(self, pretrained: str | Path, scratch: Path | None = None, **cfg: Any) -> None:
+    def __init__(self, pretrained: str | Path, cache: Path | None = None, **cfg: Any) -> None:
         super().__init__()
         self.folder, self.cfg = Path(pretrained), cfg
-        self.sampler = sampling.Sampler(self.folder, cfg, scratch)
+        self.sampler = sampling.Sampler(self.folder, cfg, cache)
 
     @property
     def tokenizer_name(self) -> str:
@@ -69,16 +68,16 @@ class SamplerLM(LM):
         tokens = self.sampler.encode([request.args[0] for request in requests], ids)
         seen = defaultdict[str, int](int)
         asked = []
-        for id, found in zip(ids, tokens, strict=True):
-            asked.append(sampling.Request(id, found, seen[id]))
+        for id, prompt in zip(ids, tokens, strict=True):
+            asked.append(sampling.Request(id, prompt, seen[id]))
             seen[id] += 1
         return self.sampler.sample(asked)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The protocol is the sampler's; of a task's settings only its stop texts count."""
         ids = [f"{request.task_name}/{request.doc_id}" for request in requests]
-        found = self.responses(requests, ids)
-        return [_cut(one.text, r.args[1])[0] for one, r in zip(found, requests, strict=True)]
+        texts = [response.text for response in self.responses(requests, ids)]
+        return [_cut(text, r.args[1])[0] for text, r in zip(texts, requests, strict=True)]
 
     def _scorer(self) -> Any:
         import torch
@@ -95,13 +94,13 @@ class SamplerLM(LM):
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """lm-eval's own; nothing is sampled here."""
-        found: list[tuple[float, bool]] = self._scorer().loglikelihood(requests)
-        return found
+        likelihoods: list[tuple[float, bool]] = self._scorer().loglikelihood(requests)
+        return likelihoods
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         """lm-eval's own."""
-        found: list[float] = self._scorer().loglikelihood_rolling(requests)
-        return found
+        likelihoods: list[float] = self._scorer().loglikelihood_rolling(requests)
+        return likelihoods
 
 
 def _cut(text: str, settings: Mapping[str, Any]) -> tuple[str, bool]:
@@ -120,14 +119,15 @@ def problems(dataset: Any) -> Any:
     if set(PROMPTS.names) <= set(dataset.column_names):
         return dataset
     name = str(dataset.info.dataset_name)
-    known = (hub for hub in layouts.LAYOUTS if _plain(hub.rpartition("/")[2]) == _plain(name))
+    # ``datasets`` writes names of the hub in its own way: their letters and digits stay.
+    plain = _plain(name)
+    known = (hub for hub in layouts.LAYOUTS if _plain(hub.rpartition("/")[2]) == plain)
     layout = layouts.choose({"hub": next(known, None)}, dataset.column_names)
     rows = (layouts.record(layout, row, f"{name}: row {i}") for i, row in enumerate(dataset))
     return datasets.Dataset.from_list([{**row, "id": str(i)} for i, row in enumerate(rows) if row])
 
 
 def _plain(name: str) -> str:
-    """``datasets`` writes names of the hub in its own way: their letters and digits stay."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
@@ -178,14 +178,9 @@ def load(benchmark: Mapping[str, Any], data: Mapping[str, Path], samples: int, w
     path = task_file(benchmark["task"], Path(include) if include else None)
     config: dict[str, Any] = {"include": str(path), "task": name, "repeats": samples}
     if data:
-        config |= {
-            "dataset_path": "parquet",
-            "dataset_name": None,
-            "dataset_kwargs": {
-                "data_files": {split: str(file) for split, file in data.items()},
-                "cache_dir": str(work / "cache"),
-            },
-        }
+        files = {split: str(file) for split, file in data.items()}
+        kwargs = {"data_files": files, "cache_dir": str(work / "cache")}
+        config |= {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": kwargs}
     if benchmark["task"].startswith(benchmarks.OURS) and "test" in data:
         config["test_split"] = "test"
     if "num_fewshot" in benchmark:
@@ -237,7 +232,7 @@ def problem_id(request: Any) -> str:
     return str(request.doc.get("id", request.doc_id))
 
 
-def answer(name: str, task: Any, lm: SamplerLM) -> list[Scored]:
+def answer(name: str, task: Any, lm: SamplerLM) -> list[ScoredResponse]:
     """Every sample of every problem of a benchmark, scored by the task, a problem at a time.
 
     The scores of our own tasks are left empty: their graders take all responses at once
@@ -253,16 +248,16 @@ def answer(name: str, task: Any, lm: SamplerLM) -> list[Scored]:
 
 def _generated(
     task: Any, asked: Sequence[Any], responses: Sequence[sampling.Response]
-) -> list[Scored]:
+) -> list[ScoredResponse]:
     ours = "graders" in (task.config.metadata or {})
-    rows = []
+    rows: list[ScoredResponse] = []
     seen = defaultdict[str, int](int)
     for request, response in zip(asked, responses, strict=True):
         problem = problem_id(request)
         text, stopped = _cut(response.text, request.args[1])
         filtered, scores = (None, {}) if ours else _process(task, [(request, text)])
         rows.append(
-            Scored(
+            ScoredResponse(
                 problem,
                 seen[problem],
                 str(task.doc_to_target(request.doc)),
@@ -277,7 +272,7 @@ def _generated(
     return rows
 
 
-def _likelihoods(task: Any, asked: Sequence[Any], lm: SamplerLM) -> list[Scored]:
+def _likelihoods(task: Any, asked: Sequence[Any], lm: SamplerLM) -> list[ScoredResponse]:
     """Benchmarks that compare likelihoods of given answers: one sample, nothing is generated."""
     values = getattr(lm, asked[0].request_type)(list(asked))
     by_problem: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
@@ -288,7 +283,7 @@ def _likelihoods(task: Any, asked: Sequence[Any], lm: SamplerLM) -> list[Scored]
         _, scores = _process(task, pairs)
         shown = json.dumps([value for _, value in pairs])
         answer = str(task.doc_to_target(pairs[0][0].doc))
-        rows.append(Scored(problem, 0, answer, shown, shown, scores, 0, "stop"))
+        rows.append(ScoredResponse(problem, 0, answer, shown, shown, scores, 0, "stop"))
     return rows
 
 
@@ -296,20 +291,19 @@ def _process(task: Any, pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, dict[str
     """lm-eval's filters and metrics of one sample of a problem: (filtered response, numbers)."""
     copies = []
     for request, value in pairs:
-        one = copy.copy(request)
-        one.resps, one.filtered_resps = [value], {}
-        copies.append(one)
+        instance = copy.copy(request)
+        instance.resps, instance.filtered_resps = [value], {}
+        copies.append(instance)
     scores: dict[str, float] = {}
     ensembles = task._filters
     for ensemble in ensembles:
         ensemble.apply(copies)
-        found = task.process_results(
-            pairs[0][0].doc, [one.filtered_resps[ensemble.name] for one in copies]
-        )
+        filtered = [instance.filtered_resps[ensemble.name] for instance in copies]
+        metrics = task.process_results(pairs[0][0].doc, filtered)
         suffix = f",{ensemble.name}" if len(ensembles) > 1 else ""
         scores |= {
             f"{metric}{suffix}": float(value)
-            for metric, value in found.items()
+            for metric, value in metrics.items()
             if isinstance(value, (bool, int, float))
         }
     return copies[0].filtered_resps[ensembles[0].name], scores

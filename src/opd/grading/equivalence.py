@@ -11,7 +11,7 @@ import re
 from fractions import Fraction
 from itertools import pairwise
 
-Pair = tuple[str, str]
+AnswerPair = tuple[str, str]
 
 # Longer answers are prose or repetition: wrong unless they are the ground truth word for word.
 LONGEST_CHARS = 1000
@@ -73,7 +73,7 @@ SYMPY_COMMANDS = {"\\frac", "\\sqrt", "\\pi", "\\cdot", "\\times", "\\div"}
 EXOTIC = re.compile(r"[^a-z0-9 +\-*/^(){}\[\].!]|\^\{?[-+]?\d\d|\^(?:\w|\{[^}]*\}?)\^|\de[-+]?\d")
 
 
-def by_rule(given: str, truth: str) -> bool | list[Pair]:
+def by_rule(given: str, truth: str) -> bool | list[AnswerPair]:
     """The rule's verdict, or the pairs that sympy has to find equal (normalised LaTeX)."""
     if len(given) > LONGEST_CHARS or len(truth) > LONGEST_CHARS:
         return given == truth
@@ -81,7 +81,7 @@ def by_rule(given: str, truth: str) -> bool | list[Pair]:
     return _compare(ours, theirs, 0) if ours and theirs else False
 
 
-def by_math_verify(given: str, truth: str) -> bool | list[Pair]:
+def by_math_verify(given: str, truth: str) -> bool | list[AnswerPair]:
     """The verdict that math-verify is sure to reach, or the pair for it (without ``$``).
 
     It rounds decimals to six places, so only those further apart are settled here.
@@ -147,7 +147,7 @@ def elements(text: str) -> tuple[str, list[str]]:
     return (text[0] + text[-1] if bracketed else ""), parts
 
 
-def _compare(given: str, truth: str, depth: int) -> bool | list[Pair]:
+def _compare(given: str, truth: str, depth: int) -> bool | list[AnswerPair]:
     given, truth = _bare(given), _bare(truth)
     if given == truth:
         return True
@@ -159,7 +159,7 @@ def _compare(given: str, truth: str, depth: int) -> bool | list[Pair]:
         return False
     if not brackets and len(ours) == 1:
         return False if exotic(given) or exotic(truth) else [(given, truth)]
-    left: list[Pair] = []
+    left: list[AnswerPair] = []
     for a, b in zip(ours, theirs, strict=True):
         verdict = _compare(a, b, depth + 1)
         if verdict is False:

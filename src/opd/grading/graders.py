@@ -1,63 +1,167 @@
-"""Grading: extraction of the final answer and its comparison with the ground truth.
+"""Grading: the final answer is taken out of a response and compared with the ground truth.
 
-A grader maps (response, answer) to (what was extracted or None, whether it is right). ``world``
-reads the miniature world's notation; the others read the last ``\\boxed{}``: ``choice`` a letter or
-a word, ``rule`` (of the paper) and ``math_verify`` mathematics. ``relaxed`` is ``math_verify`` that
-takes the last number where there is no box. What the text alone does not settle is compared in a
-process with limits.
+``GRADERS`` holds every grader by its name. What the text alone does not settle is compared in a
+process with limits (``opd.grading.sandbox``).
 """
 
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from opd.core.errors import UserError
-from opd.grading.equivalence import Pair, by_math_verify, by_rule
+from opd.grading.equivalence import AnswerPair, by_math_verify, by_rule
 from opd.grading.sandbox import verifier
 
+# What was extracted, or None, and whether it is right.
 Graded = tuple[str | None, bool]
-
+THINK, END_OF_THINKING = "<think>", "</think>"
 RELAXED = "relaxed"
-SETTLE: dict[str, Callable[[str, str], bool | list[Pair]]] = {
-    "rule": by_rule,
-    "math_verify": by_math_verify,
-    RELAXED: by_math_verify,
+
+
+class Grader(NamedTuple):
+    """One way to grade, which is called with a response and the ground truth (boxed or bare).
+
+    ``reads`` says in words what of a response counts. ``extract`` takes the answer out of it;
+    ``compare`` holds the answer to the ground truth and returns the pairs that it cannot settle,
+    which are left to the comparison of the sandbox named ``sandbox``. With ``after_thinking`` only
+    what comes after the thinking is read, whoever asks.
+    """
+
+    reads: str
+    extract: Callable[[str], str | None]
+    compare: Callable[[str, str], bool | list[AnswerPair]]
+    sandbox: str = ""
+    after_thinking: bool = False
+
+    def __call__(self, response: str, answer: str) -> Graded:
+        return _graded([(self.read(response), answer)], self)[0][0]
+
+    def read(self, response: str) -> str | None:
+        """The part of a response that counts."""
+        return after_thinking(response) if self.after_thinking else response
+
+
+def after_thinking(response: str) -> str | None:
+    """The response without its thinking; None where the thinking does not end."""
+    _, ended, rest = response.rpartition(END_OF_THINKING)
+    if ended:
+        return rest.strip()
+    return None if THINK in response else response.strip()
+
+
+def last_boxed(text: str) -> str | None:
+    """Contents of the last ``\\boxed{...}``, with balanced braces.
+
+    None where there is none, where it is empty, or where the text ends before it closes.
+    """
+    start = text.rfind("\\boxed")
+    opening = re.compile(r"\\boxed\s*\{").match(text, start) if start >= 0 else None
+    if opening is None:
+        return None
+    depth = 1
+    for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, opening.end()):
+        depth += {"{": 1, "}": -1}.get(mark[0], 0)
+        if depth == 0:
+            return text[opening.end() : mark.start()].strip() or None
+    return None
+
+
+_NUMBER = re.compile(
+    r"-?\\[dt]?frac\{-?\d+\}\{-?\d+\}|(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?"
+)
+
+
+def last_number(text: str) -> str | None:
+    """The last integer, decimal or fraction in a text, without separators of thousands."""
+    numbers = _NUMBER.findall(text)
+    return numbers[-1].replace(",", "") if numbers else None
+
+
+def _last_digit(text: str) -> str | None:
+    digits = re.findall(r"#(\d)", text)
+    return digits[-1] if digits else None
+
+
+def _last_line(text: str) -> str:
+    """What the last line that is not empty gives after ``Answer:``; empty where it does not."""
+    lines = text.strip().splitlines() or [""]
+    line = re.fullmatch(r"\W*answer\s*:\s*(.*)", lines[-1].strip(), re.IGNORECASE)
+    return line[1] if line else ""
+
+
+def _letter(text: str) -> str | None:
+    letter = re.fullmatch(r"\W*([A-Z])(?:\W.*)?", _last_line(text))
+    return letter[1] if letter else None
+
+
+def _boolean(text: str) -> str | None:
+    line = (text.strip().splitlines() or [""])[-1]
+    word = re.fullmatch(r"(?:\W*answer\s*:)?\W*(true|false)\W*", line, re.IGNORECASE)
+    return word[1].lower() if word else None
+
+
+def _integer(text: str) -> str | None:
+    shown = last_boxed(text) or _last_line(text)
+    number = re.fullmatch(r"\W*?(-?\d+)\W*", shown.replace(",", ""))
+    return number[1] if number else None
+
+
+def _word(text: str) -> str:
+    """The first word of a choice, with yes and no as true and false: ``C. 12`` and
+    ``\\text{(c)}`` choose c."""
+    first = re.match(r"(?:\\[a-z]+(?=\{)|[^\w\\])*([A-Za-z]+)(?!\w)", text)
+    return _truth_value(first[1]) if first else ""
+
+
+def _truth_value(word: str) -> str:
+    return {"yes": "true", "no": "false"}.get(word.lower(), word.lower())
+
+
+GRADERS: dict[str, Grader] = {
+    "world": Grader("the digit after the last #", _last_digit, lambda given, truth: given == truth),
+    "choice": Grader(
+        "a letter, or true or false, in the last box",
+        last_boxed,
+        lambda given, truth: _word(given) == _word(truth) != "",
+    ),
+    "rule": Grader("mathematics in the last box, by the paper's rule", last_boxed, by_rule, "rule"),
+    "math_verify": Grader(
+        "mathematics in the last box, by math-verify", last_boxed, by_math_verify, "math_verify"
+    ),
+    RELAXED: Grader(
+        "as math_verify, or the last number where there is no box",
+        lambda text: last_boxed(text) or last_number(text),
+        by_math_verify,
+        "math_verify",
+    ),
+    "letter": Grader(
+        "a letter after 'Answer:' in the last line",
+        _letter,
+        lambda given, truth: given == truth.strip().upper(),
+        after_thinking=True,
+    ),
+    "boolean": Grader(
+        "true or false in the last line",
+        _boolean,
+        lambda given, truth: given == _truth_value(truth.strip()),
+        after_thinking=True,
+    ),
+    "integer": Grader(
+        "an integer in the last box, or after 'Answer:' in the last line",
+        _integer,
+        lambda given, truth: int(given) == int(truth),
+        after_thinking=True,
+    ),
 }
 
 
-def grade_world(response: str, answer: str) -> Graded:
-    """The miniature world's own grader."""
-    pass
-
-    return grade_notation(response, answer)
-
-
-def grade_choice(response: str, answer: str) -> Graded:
-    """The first word of the last ``\\boxed{}`` against a letter, or True or False (yes and no will
-    do): ``C. 12`` and ``\\text{(c)}`` choose C."""
-    extracted = last_boxed(response)
-    return extracted, extracted is not None and _choice(extracted) == _choice(answer) != ""
-
-
-def _choice(text: str) -> str:
-    found = re.match(r"(?:\\[a-z]+(?=\{)|[^\w\\])*([A-Za-z]+)(?!\w)", text)
-    word = found[1].lower() if found else ""
-    return {"yes": "true", "no": "false"}.get(word, word)
-
-
-def grade_boxed(grader: str, response: str, answer: str) -> Graded:
-    """The last ``\\boxed{}`` of a response against a ground truth (itself boxed or bare)."""
-    return grade_all([(response, answer)], grader)[0][0]
-
-
-GRADERS: dict[str, Callable[[str, str], Graded]] = {
-    "world": grade_world,
-    "choice": grade_choice,
-    **{name: partial(grade_boxed, name) for name in SETTLE},
-}
+def grader_named(name: str) -> Grader:
+    """A grader by its name. Raises ``UserError`` for an unknown one."""
+    if name not in GRADERS:
+        raise UserError(f"unknown grader '{name}'", "grader", f"use one of {', '.join(GRADERS)}")
+    return GRADERS[name]
 
 
 def grade_all(pairs: Sequence[tuple[str, str]], grader: str) -> tuple[list[Graded], int]:
@@ -66,27 +170,40 @@ def grade_all(pairs: Sequence[tuple[str, str]], grader: str) -> tuple[list[Grade
 
     A comparison at a limit counts as wrong. Raises ``UserError`` for an unknown grader.
     """
-    if grader not in GRADERS:
-        raise UserError(f"unknown grader '{grader}'", "grader", f"use one of {', '.join(GRADERS)}")
-    if grader not in SETTLE:
-        return [GRADERS[grader](response, answer) for response, answer in pairs], 0
+    kind = grader_named(grader)
+    return _graded([(kind.read(response), answer) for response, answer in pairs], kind)
+
+
+def grade_finished(
+    responses: Sequence[tuple[str, str]], answers: Sequence[str], grader: str
+) -> list[bool]:
+    """Whether each response (its text, and how it finished: stop or length) gives the answer after
+    its thinking, by any grader. One that was cut off is wrong, whatever it says.
+
+    Raises ``UserError`` for an unknown grader.
+    """
+    texts = [after_thinking(text) if end == "stop" else None for text, end in responses]
+    graded, _ = _graded([*zip(texts, answers, strict=True)], grader_named(grader))
+    return [right for _, right in graded]
+
+
+def _graded(pairs: Sequence[tuple[str | None, str]], kind: Grader) -> tuple[list[Graded], int]:
+    """``grade_all`` of the parts that count; None has no answer."""
     graded: list[Graded] = []
     verdicts: dict[tuple[str, str], bool | None] = {}
-    for response, answer in pairs:
-        extracted = last_boxed(response)
-        if extracted is None and grader == RELAXED:
-            extracted = last_number(response)
+    for text, answer in pairs:
+        extracted = None if text is None else kind.extract(text)
         if extracted is None:
             graded.append((None, False))
             continue
         key = (extracted, answer)
         if key not in verdicts:
-            settled = SETTLE[grader](extracted, last_boxed(answer) or answer)
-            if isinstance(settled, bool):
-                verdicts[key] = settled
-            else:
-                compared_by = "math_verify" if grader == RELAXED else grader
-                verdicts[key] = verifier(os.getpid())(compared_by, settled)
+            settled = kind.compare(extracted, last_boxed(answer) or answer)
+            verdicts[key] = (
+                settled
+                if isinstance(settled, bool)
+                else verifier(os.getpid())(kind.sandbox, settled)
+            )
         graded.append((extracted, bool(verdicts[key])))
     return graded, sum(verdict is None for verdict in verdicts.values())
 
@@ -109,38 +226,3 @@ def disagreements(
          "count": count}
         for (extracted, answer, verdicts), count in counts.most_common()
     ]  # fmt: skip
-
-
-def last_boxed(text: str) -> str | None:
-    """Contents of the last ``\\boxed{...}``, with balanced braces.
-
-    None where there is none, where it is empty, or where the text ends before it closes.
-    """
-    start = text.rfind("\\boxed")
-    opening = re.compile(r"\\boxed\s*\{").match(text, start) if start >= 0 else None
-    if opening is None:
-        return None
-    depth = 1
-    for found in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, opening.end()):
-        depth += {"{": 1, "}": -1}.get(found[0], 0)
-        if depth == 0:
-            return text[opening.end() : found.start()].strip() or None
-    return None
-
-
-_NUMBER = re.compile(
-    r"-?\\[dt]?frac\{-?\d+\}\{-?\d+\}|(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?"
-)
-
-
-def last_number(text: str) -> str | None:
-    """The last integer, decimal or fraction in a text, without separators of thousands."""
-    found = _NUMBER.findall(text)
-    return found[-1].replace(",", "") if found else None
-
-
-def grade_notation(response: str, answer: str) -> tuple[str | None, bool]:
-    """The digit after the last ``#`` of a response (None if there is none), and if it is right."""
-    found = re.findall(r"#(\d)", response)
-    extracted = found[-1] if found else None
-    return extracted, extracted == answer

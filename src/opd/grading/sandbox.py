@@ -20,7 +20,7 @@ from functools import cache
 from typing import Any, NoReturn
 
 from opd.core.errors import UserError
-from opd.grading.equivalence import Pair
+from opd.grading.equivalence import AnswerPair
 
 # Of one comparison: CPU seconds and memory that the process may take, wall seconds of waiting.
 CPU_SECONDS = 2.0
@@ -38,7 +38,7 @@ class Verifier:
         self.process: subprocess.Popen[str] | None = None
         self.lock = threading.Lock()
 
-    def __call__(self, grader: str, pairs: Sequence[Pair]) -> bool | None:
+    def __call__(self, grader: str, pairs: Sequence[AnswerPair]) -> bool | None:
         """Whether ``COMPARE[grader]`` finds each (given, truth) equal; None at a limit."""
         with self.lock:
             try:

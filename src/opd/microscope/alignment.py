@@ -14,8 +14,8 @@ from opd.core.errors import UserError
 from opd.microscope import gradients
 from opd.microscope.gradients import by_child, totals
 from opd.microscope.path_index import Children
+from opd.stats.intervals import Array
 
-Array = np.ndarray
 Mode = Literal["renormalise", "restrict_only"]
 Method = Literal["reverse_kl", "forward_kl"]
 METHODS = {"reverse_kl": gradients.reverse_kl, "forward_kl": gradients.forward_kl}
@@ -58,51 +58,42 @@ class Scores(NamedTuple):
 def significant(children: Children, least: int) -> Nodes:
     """Nodes with at least two children of ``least`` visits that differ in success (the paper's step
     13: N_sig, and a success range above zero)."""
-    kept = children.visits >= least
-    depth, token, visits, successes = (column[kept] for column in children)
-    starts = np.flatnonzero(np.diff(depth, prepend=-1))
-    if not len(starts):
-        none = np.zeros(0, dtype=np.int64)
-        return Nodes(none, none, none, none, none)
-    success = successes / visits
-    wide = np.maximum.reduceat(success, starts) > np.minimum.reduceat(success, starts)
-    several = np.diff(starts, append=len(depth)) >= 2
-    chosen = np.repeat(several & wide, np.diff(starts, append=len(depth)))
-    depth, token, visits, successes = (c[chosen] for c in (depth, token, visits, successes))
+    visited = Children(*(column[children.visits >= least] for column in children))
+    starts = np.flatnonzero(np.diff(visited.depth, prepend=-1))
+    wide = success_range(visited.successes / visited.visits, starts) > 0
+    several = np.diff(starts, append=len(visited.depth)) >= 2
+    chosen = by_child(several & wide, starts, len(visited.depth))
+    depth, token, visits, successes = (column[chosen] for column in visited)
     starts = np.flatnonzero(np.diff(depth, prepend=-1))
     return Nodes(depth[starts], starts, token, visits, successes)
 
 
 def success_range(success: ArrayLike, starts: Array) -> Array:
     """R_u: largest less least success of a node's children, [U]."""
-    found = np.asarray(success, dtype=np.float64)
-    if not len(starts):
-        return np.zeros(0)
-    return np.maximum.reduceat(found, starts) - np.minimum.reduceat(found, starts)
+    shares = np.asarray(success, dtype=np.float64)
+    return np.maximum.reduceat(shares, starts) - np.minimum.reduceat(shares, starts)
 
 
-def cosine(one: ArrayLike, other: ArrayLike, starts: Array) -> Array:
+def cosine(first: ArrayLike, second: ArrayLike, starts: Array) -> Array:
     """Cosine of two vectors over each node's children [U]; NaN where one of them is zero (Eq.
     2.12)."""
-    a, b = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
-    if not len(starts):
-        return np.zeros(0)
+    vectors = [np.asarray(vector, dtype=np.float64) for vector in (first, second)]
     # Tiny gradients must not underflow when they are squared.
-    for_one, for_other = (np.maximum.reduceat(np.abs(x), starts) for x in (a, b))
-    defined = (for_one > 0) & (for_other > 0)
-    a = a / by_child(np.where(for_one > 0, for_one, 1), starts, len(a))
-    b = b / by_child(np.where(for_other > 0, for_other, 1), starts, len(b))
+    sizes = [np.maximum.reduceat(np.abs(vector), starts) for vector in vectors]
+    a, b = (
+        vector / by_child(np.where(size > 0, size, 1), starts, len(vector))
+        for vector, size in zip(vectors, sizes, strict=True)
+    )
+    defined = (sizes[0] > 0) & (sizes[1] > 0)
     lengths = np.sqrt(totals(a * a, starts)) * np.sqrt(totals(b * b, starts))
-    found = totals(a * b, starts) / np.where(defined, lengths, 1)
-    return np.where(defined, np.clip(found, -1, 1), np.nan)
+    cosines = totals(a * b, starts) / np.where(defined, lengths, 1)
+    return np.where(defined, np.clip(cosines, -1, 1), np.nan)
 
 
 def teacher_advantage(p: ArrayLike, q: ArrayLike, success: ArrayLike, starts: Array) -> Array:
     """Expected success under the teacher less that under the student, both renormalised over the
     children (Eq. 2.1): within plus or minus the success range, [U]."""
-    if not len(starts):
-        return np.zeros(0)
-    p, q = (gradients.renormalised(one, starts) for one in (p, q))
+    p, q = (gradients.renormalised(shares, starts) for shares in (p, q))
     return totals((q - p) * np.asarray(success, dtype=np.float64), starts)
 
 
@@ -126,18 +117,14 @@ def align(
     if method not in METHODS:
         raise UserError(f"unknown method '{method}'", "method", f"use one of {', '.join(METHODS)}")
     starts, success = nodes.starts, nodes.success
-    log_p, log_q = (np.asarray(one, dtype=np.float64) for one in (log_p, log_q))
+    log_p, log_q = (np.asarray(logs, dtype=np.float64) for logs in (log_p, log_q))
     p, q = np.exp(log_p), np.exp(log_q)
-    if not len(starts):
-        none = np.zeros(0)
-        return Scores(none, none, none, none.astype(bool))
     ratio = gradients.reverse_kl(log_p, log_q)
     even = success_range(ratio, starts) < EVEN_NATS
     means: tuple[Array | None, Array | None] = (None, None)
     if mode == "renormalise":
         used = gradients.renormalised(p, starts)
-        theirs = gradients.renormalised(q, starts)
-        f = METHODS[method](np.log(used), np.log(theirs))
+        f = METHODS[method](np.log(used), np.log(gradients.renormalised(q, starts)))
     elif mode == "restrict_only":
         used, f = p, METHODS[method](log_p, log_q)
         if method == "reverse_kl" and kl is None:
@@ -152,11 +139,11 @@ def align(
         raise UserError(f"unknown mode '{mode}'", "mode", "use renormalise or restrict_only")
     ideal = gradients.gradient(used, gradients.dr_grpo(success), starts, means[0])
     taught = gradients.gradient(used, f, starts, means[1])
-    found = cosine(ideal, taught, starts)
+    cosines = cosine(ideal, taught, starts)
     if mode == "renormalise":
         # Both are multiples of (1, -1), whatever rounding says.
         two = np.diff(starts, append=len(p)) == 2
-        found = np.where(two, np.sign(found), found)
+        cosines = np.where(two, np.sign(cosines), cosines)
     ranges = success_range(success, starts)
-    found = np.where(even | (ranges == 0), np.nan, found)
-    return Scores(found, ranges, teacher_advantage(p, q, success, starts), even)
+    cosines = np.where(even | (ranges == 0), np.nan, cosines)
+    return Scores(cosines, ranges, teacher_advantage(p, q, success, starts), even)

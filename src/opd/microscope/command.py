@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from opd.core import tables
+from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.files import read_json
+from opd.core.markdown import render
 from opd.data.schemas import PROMPTS
-from opd.grading import choices
+from opd.grading.graders import grader_named
 from opd.microscope import demonstrations, measure, pool, schemas, tree
 from opd.probes.preflight import read_questions
 
@@ -29,12 +31,13 @@ FIXED: dict[str, Any] = {
     "method": "reverse_kl",
 }
 OWN = "itself, with a right response"
-_COLUMNS = (
-    ("weighted_cosine", "weighted", "+.3f"),
-    ("cosine", "mean", "+.3f"),
-    ("positive_ratio", "aligned", ".2f"),
-    ("teacher_advantage", "advantage", "+.4f"),
-)
+# What the report shows of each teacher.
+_MEASURES = {
+    "weighted_cosine": "+.3f",
+    "cosine": "+.3f",
+    "positive_ratio": ".2f",
+    "teacher_advantage": "+.4f",
+}
 
 
 def align(
@@ -58,10 +61,8 @@ def align(
             raise UserError("no such folder", str(folder), "give the folder of a model")
     if not teachers and not cfg["demonstrate"]:
         raise UserError("there is no teacher", "--teacher", "name one, or add --demonstrate")
-    rows = read_questions(questions)[: cfg["n"]]
-    if not rows:
-        raise UserError("there are no questions", str(questions), "give a file that is not empty")
-    choices.right([], [], cfg["grader"])
+    rows = read_questions(questions, cfg["n"])
+    grader_named(cfg["grader"])
     for row in rows:
         if not row["answer"]:
             raise UserError(
@@ -87,44 +88,43 @@ def _measured(
     tables.write(asked / "prompts.parquet", rows, PROMPTS)
     inputs = {"student": student, "prompts": asked}
     names = _names(teachers)
-    every = [{"name": name, "own": False, "correct": 0, "wrong": 0} for name in names]
     inputs |= {f"teacher:{name}": path for name, path in zip(names, teachers, strict=True)}
+    every = [{"name": name, "own": False, "correct": 0, "wrong": 0} for name in names]
     if cfg["demonstrate"]:
         every.append({"name": OWN, "own": True, "correct": 1, "wrong": 0})
-        inputs[f"demos:{OWN}"] = _empty(made / "demonstrations")
+        shown = inputs[f"demos:{OWN}"] = _empty(made / "demonstrations")
         wanted = {"correct": 1, "wrong": 0, "trials": 60, "temperature": 0.7}
-        demonstrations.run(
-            {**cfg, **wanted},
-            {"model": student, "prompts": asked},
-            inputs[f"demos:{OWN}"],
-            cache,
-        )
+        demonstrations.run({**cfg, **wanted}, {"model": student, "prompts": asked}, shown, cache)
     kwargs = cfg.get("chat_template_kwargs")
-    every = [{**one, "chat_template_kwargs": kwargs} for one in every]
+    every = [{**teacher, "chat_template_kwargs": kwargs} for teacher in every]
     grown = _empty(made / "tree")
     tree.run({**cfg, "teachers": every}, inputs, grown, cache)
-    found, payloads = {}, {}
-    for number, one in enumerate(every, 1):
-        payload = _empty(made / f"teacher-{number}")
-        title = f"{student.name} as {one['name']} sees it"
-        measure.run({**cfg, "teacher": one, "title": title}, {**inputs, "tree": grown}, payload)
-        found[str(one["name"])] = read_json(payload / "probe.json")["values"]
-        payloads[str(one["name"])] = payload
-    together = _empty(made / "together")
-    pool.run(
-        {"names": [*payloads]},
-        {f"of:{i}": payload for i, payload in enumerate(payloads.values())},
-        together,
-    )
+    payloads = {}
+    for number, teacher in enumerate(every, 1):
+        name = str(teacher["name"])
+        payloads[name] = _empty(made / f"teacher-{number}")
+        settings = {**cfg, "teacher": teacher, "title": f"{student.name} as {name} sees it"}
+        measure.run(settings, {**inputs, "tree": grown}, payloads[name])
+    of_teachers = {f"of:{i}": payload for i, payload in enumerate(payloads.values())}
+    pool.run({"names": [*payloads]}, of_teachers, _empty(made / "together"))
     report = read_json(grown / "report.json")
-    reasons = [
-        f"{row['prompt_id']}: {row['reason']}"
-        for row in tables.read(grown / "questions.parquet", schemas.QUESTIONS).to_pylist()
-        if row["reason"]
+    questions = tables.read(grown / "questions.parquet", schemas.QUESTIONS).to_pylist()
+    reasons = [f"{row['prompt_id']}: {row['reason']}" for row in questions if row["reason"]]
+    reasons += [
+        f"{row['teacher']}, {row.get('prompt_id', 'all')}: {row['reason']}"
+        for row in report["left_out"]
     ]
-    for one in report["left_out"]:
-        reasons.append(f"{one['teacher']}, {one.get('prompt_id', 'all')}: {one['reason']}")
-    return _markdown(student, found, report, reasons, payloads if kept else {})
+    values = {
+        name: read_json(payload / "probe.json")["values"] for name, payload in payloads.items()
+    }
+    return render(
+        package_file(__file__, "align.md.jinja"),
+        student=student,
+        report=report,
+        teachers=_best_first(values),
+        reasons=reasons,
+        pages={n: payload / "page.html" for n, payload in payloads.items()} if kept else {},
+    )
 
 
 def _names(teachers: Sequence[Path]) -> list[str]:
@@ -143,60 +143,28 @@ def _empty(folder: Path) -> Path:
     return folder
 
 
-def _markdown(
-    student: Path,
-    found: Mapping[str, Mapping[str, Any]],
-    report: Mapping[str, Any],
-    reasons: Sequence[str],
-    pages: Mapping[str, Path],
-) -> str:
-    lines = [
-        "# Alignment",
-        "",
-        f"- student: {student}",
-        f"- {report['questions']} questions, of which {report['analysed']} have right and wrong "
-        f"rollouts; {report['rollouts']:,} rollouts. Nothing was trained.",
-        "",
-        "| teacher | " + " | ".join(title for _, title, _ in _COLUMNS) + " | tokens | questions |",
-        "| --- |" + " ---: |" * (len(_COLUMNS) + 2),
-    ]
+def _best_first(values: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """A row of the report's table for each teacher, from what its probe measured."""
+
+    def number(name: str, key: str) -> float | None:
+        found: float | None = values[name].get(key, {}).get("value")
+        return found
+
+    def bounded(name: str, key: str, form: str) -> str:
+        value = values[name].get(key)
+        if value is None or value["value"] is None:
+            return "-"
+        return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
     def rank(name: str) -> float:
-        score = _value(found[name], "weighted_cosine")
+        score = number(name, "weighted_cosine")
         return math.inf if score is None else -score
 
-    order = sorted(found, key=rank)
-    for name in order:
-        values = found[name]
-        cells = [_bounded(values, key, form) for key, _, form in _COLUMNS]
-        counts = [f"{_value(values, key) or 0:.0f}" for key in ("nodes", "questions")]
-        lines.append(f"| {name} | {' | '.join([*cells, *counts])} |")
-    lines += [
-        "",
-        "Alignment is the cosine, token by token, of the teacher's gradient (reverse KL) and the",
-        "one that raises the chance of a right answer: +1 towards success, -1 away from it, 0 on",
-        "average for a teacher that knows nothing of it. *weighted* by how much the choice at a",
-        "token matters (the steadier number), the plain *mean*, the share of tokens *aligned*;",
-        "*advantage*: the chance of a right answer after the teacher's choice less that after the",
-        "student's. In brackets 95 % intervals over questions. In the paper (Unmasking On-Policy",
-        "Distillation) means of good teachers are 0.03 to 0.05, weighted ones about 0.1. Whether",
-        "this predicts what training does, the paper does not say.",
+    return [
+        [
+            name,
+            *(bounded(name, key, form) for key, form in _MEASURES.items()),
+            *(f"{number(name, key) or 0:.0f}" for key in ("nodes", "questions")),
+        ]
+        for name in sorted(values, key=rank)
     ]
-    if reasons:
-        lines += ["", "Not measured:", "", *(f"- {reason}" for reason in reasons)]
-    if pages:
-        lines += ["", "Token by token:", ""]
-        lines += [f"- {name}: {folder / 'page.html'}" for name, folder in pages.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _value(values: Mapping[str, Any], name: str) -> float | None:
-    found: float | None = values.get(name, {}).get("value")
-    return found
-
-
-def _bounded(values: Mapping[str, Any], name: str, form: str) -> str:
-    one = values.get(name)
-    if one is None or one["value"] is None:
-        return "-"
-    return f"{one['value']:{form}} [{one['low']:{form}}, {one['high']:{form}}]"

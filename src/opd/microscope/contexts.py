@@ -61,11 +61,11 @@ def asked(form: str | None, question: str, prompt: str) -> str:
         return prompt
     if form not in FORMS:
         raise UserError(f"unknown form '{form}'", "form", f"use one of {', '.join(FORMS)}")
-    found = FORMS[form].fullmatch(question.strip())
-    if found is None:
+    parts = FORMS[form].fullmatch(question.strip())
+    if parts is None:
         raise LeftOut(f"no question of {form}", f"question '{question[:40]}'", "leave form out")
-    one, *more = found.groups()
-    return mmlu(one, more) if form == "mmlu" else boolq(one, *more)
+    first, *more = parts.groups()
+    return mmlu(first, more) if form == "mmlu" else boolq(first, *more)
 
 
 FORMS = {
@@ -102,23 +102,20 @@ def chat(text: str, system: str | None) -> list[dict[str, str]]:
     return [*first, {"role": "user", "content": text}]
 
 
-Demonstrations = Mapping[str, Mapping[bool, Sequence[str]]]
+# Texts of demonstrations: prompt -> correct or not -> in their order.
+Texts = Mapping[str, Mapping[bool, Sequence[str]]]
 
 
-def teacher_asked(
-    prompt_id: str, asked: str, found: Demonstrations, correct: int, wrong: int
-) -> str:
-    """The user message of a teacher that sees this many demonstrations of each kind.
-
-    found: prompt -> correct or not -> texts. Raises ``UserError`` where there are too few.
-    """
-    of = found.get(prompt_id, {})
+def teacher_asked(prompt_id: str, asked: str, texts: Texts, correct: int, wrong: int) -> str:
+    """The user message of a teacher that sees this many demonstrations of each kind. Raises
+    ``UserError`` where there are too few."""
+    kinds = texts.get(prompt_id, {})
     for kind, word, wanted in ((True, "correct", correct), (False, "wrong", wrong)):
-        have = len(of.get(kind, ()))
+        have = len(kinds.get(kind, ()))
         if have < wanted:
             raise LeftOut(
                 f"{have} of {wanted} {word} demonstrations",
                 f"prompt '{prompt_id}'",
                 "allow more trials, or leave the question out",
             )
-    return with_demonstrations(asked, of.get(True, ())[:correct], of.get(False, ())[:wrong])
+    return with_demonstrations(asked, kinds.get(True, ())[:correct], kinds.get(False, ())[:wrong])

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from opd.core import tables
+from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.files import file_digest, read_json
+from opd.core.markdown import render
 from opd.evaluation.reader import Answers, read_answers
 from opd.microscope.statistics import MEASURES
 from opd.stats import draws
 from opd.stats.intervals import Array
-
-PERMUTATIONS = 20_000
+from opd.stats.significance import correlation, permutation_p
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -27,23 +29,21 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     cfg: pairs (labels) and students (which student each has), for inputs ``alignment:0``, ...;
     measure (what the forecast goes by). A pair that could not be measured has no numbers there.
     """
-    found = []
+    measure = cfg["measure"]
+    pairs = []
     for number, (label, student) in enumerate(zip(cfg["pairs"], cfg["students"], strict=True)):
         values = read_json(inputs[f"alignment:{number}"] / "probe.json")["values"]
         numbers = {name: values.get(name, {}).get("value") for name in MEASURES}
-        found.append({"pair": label, "student": student, **numbers})
-    measured = [one for one in found if one[cfg["measure"]] is not None]
-    order = sorted(measured, key=lambda one: (-one[cfg["measure"]], one["pair"]))
-    whole = {
-        "measure": cfg["measure"],
-        "pairs": found,
-        "ranking": [one["pair"] for one in order],
-    }
-    tables.write_json(out / "forecast.json", whole)
-    weights = draws.multiplicities([one["pair"] for one in found])
-    counts = {"pairs": draws.total([one[cfg["measure"]] is not None for one in found], weights)}
-    draws.write(out, counts, {"measure": cfg["measure"]})
-    return {"pairs": len(measured), "first": whole["ranking"][:1]}
+        pairs.append({"pair": label, "student": student, **numbers})
+    measured = [pair for pair in pairs if pair[measure] is not None]
+    ranked = sorted(measured, key=lambda pair: (-pair[measure], pair["pair"]))
+    ranking = [pair["pair"] for pair in ranked]
+    forecast = {"measure": measure, "pairs": pairs, "ranking": ranking}
+    tables.write_json(out / "forecast.json", forecast)
+    weights = draws.multiplicities([pair["pair"] for pair in pairs])
+    counts = {"pairs": draws.total([pair[measure] is not None for pair in pairs], weights)}
+    draws.write(out, counts, {"measure": measure})
+    return {"pairs": len(measured), "first": ranking[:1]}
 
 
 def run_outcome(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -57,114 +57,65 @@ def run_outcome(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict
     """
     path = inputs["forecast"] / "forecast.json"
     forecast = read_json(path)
-    rows = []
-    for number, pair in enumerate(forecast["pairs"]):
-        gain = _gain(inputs[f"after:{number}"], inputs[f"before:{number}"])
-        rows.append({**pair, "gain": gain})
+    pairs = [
+        {**pair, "gain": _gain(inputs[f"after:{number}"], inputs[f"before:{number}"])}
+        for number, pair in enumerate(forecast["pairs"])
+    ]
     values: dict[str, draws.Value] = {}
     for name in MEASURES:
-        known = [row for row in rows if row[name] is not None]
-        x, y = (np.array([row[key] for row in known], dtype=float) for key in (name, "gain"))
+        known = [pair for pair in pairs if pair[name] is not None]
+        x, y = (np.array([pair[key] for pair in known], dtype=float) for key in (name, "gain"))
         values[f"rho_{name}"] = correlation(x, y)
         values[f"p_{name}"] = draws.Value(permutation_p(x, y), None, len(known))
-        students = [row["student"] for row in known]
+        students = [pair["student"] for pair in known]
         values[f"rho_{name}_within"] = correlation(*within(x, y, students))
-    known = [row for row in rows if row[forecast["measure"]] is not None]
-    values["pairs"] = draws.Value(float(len(known)), None, len(known))
-    about = {"forecast": file_digest(path), "measure": forecast["measure"], "pairs": rows}
-    draws.write(out, values, {"forecast": about["forecast"], "measure": about["measure"]})
-    tables.write_json(out / "outcome.json", {**about, "values": draws.summary(values)})
-    tables.write_text(out / "outcome.md", _markdown(about, draws.summary(values)))
-    return {"pairs": len(known), **{n: v.value for n, v in values.items() if n.startswith("rho")}}
+    measured = sum(pair[forecast["measure"]] is not None for pair in pairs)
+    values["pairs"] = draws.Value(float(measured), None, measured)
+    about = {"forecast": file_digest(path), "measure": forecast["measure"]}
+    numbers = draws.write(out, values, about)
+    outcome = {**about, "pairs": pairs, "values": draws.summary(values)}
+    tables.write_json(out / "outcome.json", outcome)
+    tables.write_text(out / "outcome.md", _markdown(outcome))
+    return {"pairs": measured, **{n: v for n, v in numbers.items() if n.startswith("rho")}}
 
 
 def _gain(after: Path, before: Path) -> float:
     """Change of the mean share of right answers, over benchmarks with equal weight."""
-    one, other = read_answers(after), read_answers(before)
-    if {name: a.problems for name, a in one.items()} != {
-        name: a.problems for name, a in other.items()
+    trained, student = read_answers(after), read_answers(before)
+    if {name: answers.problems for name, answers in trained.items()} != {
+        name: answers.problems for name, answers in student.items()
     }:
         raise UserError("two evaluations have other problems", str(after), "evaluate both alike")
 
-    def mean(found: dict[str, Answers]) -> float:
-        return float(np.mean([answers.correct.mean() for answers in found.values()]))
+    def mean(evaluation: dict[str, Answers]) -> float:
+        return float(np.mean([answers.correct.mean() for answers in evaluation.values()]))
 
-    return mean(one) - mean(other)
-
-
-def ranks(values: Array) -> Array:
-    """Ranks from 1, ties at their mean."""
-    from scipy.stats import rankdata
-
-    found: Array = rankdata(values)
-    return found
-
-
-def spearman(x: Array, y: Array) -> float:
-    """Spearman's correlation; NaN for fewer than three or where one is constant."""
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return math.nan
-    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
-
-
-def correlation(x: Array, y: Array) -> draws.Value:
-    """Spearman's correlation of [N] pairs, with draws of pairs."""
-    value = spearman(x, y)
-    if not math.isfinite(value):
-        return draws.Value(None, None, len(x))
-    drawn = np.random.default_rng(0).integers(len(x), size=(draws.RESAMPLES, len(x)))
-    found = np.array([spearman(x[one], y[one]) for one in drawn])
-    return draws.Value(value, np.where(np.isfinite(found), found, value), len(x))
+    return mean(trained) - mean(student)
 
 
 def within(x: Array, y: Array, groups: list[str]) -> tuple[Array, Array]:
     """Ranks of both within each group of three or more, as shares of the group's size."""
-    of = np.array(groups)
-    kept = [of == group for group in dict.fromkeys(groups) if (of == group).sum() >= 3]
+    names = np.array(groups)
+    kept = [names == group for group in dict.fromkeys(groups) if groups.count(group) >= 3]
     if not kept:
         return np.zeros(0), np.zeros(0)
-    sides = [np.concatenate([(ranks(v[k]) - 0.5) / k.sum() for k in kept]) for v in (x, y)]
+    sides = [np.concatenate([(rankdata(v[k]) - 0.5) / k.sum() for k in kept]) for v in (x, y)]
     return sides[0], sides[1]
 
 
-def permutation_p(x: Array, y: Array) -> float | None:
-    """Two-sided p of Spearman's correlation, by permutation."""
-    value = spearman(x, y)
-    if not math.isfinite(value):
-        return None
-    a, b = ranks(x), ranks(y)
-    a, b = (a - a.mean()) / a.std(), (b - b.mean()) / b.std()
-    rng = np.random.default_rng(0)
-    shuffled = rng.permuted(np.tile(b, (PERMUTATIONS, 1)), axis=1)
-    found = np.abs(shuffled @ a) / len(a)
-    return float((1 + (found >= abs(value) - 1e-12).sum()) / (1 + PERMUTATIONS))
-
-
-def _markdown(about: dict[str, Any], values: dict[str, dict[str, Any]]) -> str:
+def _markdown(outcome: dict[str, Any]) -> str:
     def shown(value: float | None, form: str = "+.3f") -> str:
         return "–" if value is None else f"{value:{form}}".replace("-", "−")
 
-    lines = [
-        f"Forecast {about['forecast'][:12]}, by {about['measure']}; gain in points of accuracy.",
-        "",
-        f"| pair | {' | '.join(MEASURES)} | gain |",
-        "| --- |" + " ---: |" * (len(MEASURES) + 1),
-    ]
-    order = sorted(about["pairs"], key=lambda row: -(row[about["measure"]] or -math.inf))
-    for row in order:
-        cells = [shown(row[name]) for name in MEASURES]
-        lines.append(
-            f"| {row['pair']} | {' | '.join(cells)} | {shown(100 * row['gain'], '+.1f')} |"
-        )
-    lines += ["", "| measure | Spearman | within a student | p |", "| --- | ---: | ---: | ---: |"]
-    for name in MEASURES:
-        bounded = []
-        for key in (f"rho_{name}", f"rho_{name}_within"):
-            one = values[key]
-            text = shown(one["value"], "+.2f")
-            if one["value"] is not None:
-                text += f" [{shown(one['low'], '+.2f')}, {shown(one['high'], '+.2f')}]"
-            bounded.append(text)
-        p = shown(values[f"p_{name}"]["value"], ".4f")
-        lines.append(f"| {name} | {' | '.join(bounded)} | {p} |")
-    return "\n".join(lines) + "\n"
+    def bounded(name: str) -> str:
+        value = outcome["values"][name]
+        text = shown(value["value"], "+.2f")
+        if value["value"] is not None:
+            text += f" [{shown(value['low'], '+.2f')}, {shown(value['high'], '+.2f')}]"
+        return text
+
+    order = sorted(outcome["pairs"], key=lambda pair: -(pair[outcome["measure"]] or -math.inf))
+    return render(
+        package_file(__file__, "outcome.md.jinja"),
+        **{**outcome, "pairs": order, "measures": MEASURES, "shown": shown, "bounded": bounded},
+    )

@@ -1,27 +1,27 @@
 """Phase 2 of the paper's algorithm: one teacher on the paths of a tree, token by token (the
 paper, sections 3 and 4)."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from opd.core import tables
 from opd.core.errors import LeftOut
-from opd.data.schemas import PROMPTS
 from opd.microscope import alignment, schemas, statistics
 from opd.microscope.alignment import Nodes, Scores
 from opd.microscope.page import page
 from opd.microscope.path_index import Children
-from opd.microscope.pool import cell_row
-from opd.microscope.scoring import Compared, Pair
+from opd.microscope.pool import known, main_numbers, write_cells
+from opd.microscope.scoring import Compared, compare
 from opd.microscope.tree import teacher_prompts
-from opd.models.checkpoints import load_tokenizer
+from opd.models.pairing import load_pair
+from opd.models.prompts import read_prompts
 from opd.stats import draws
+from opd.stats.intervals import student
 
-Array = np.ndarray
 Row = dict[str, Any]
 # The teacher's likeliest tokens that the page shows of every position.
 TOP = 4
@@ -40,113 +40,102 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     with the reason; where nothing can, there are no values.
     """
     teacher, name = cfg["teacher"], cfg["teacher"]["name"]
-    trees = _read_tree(inputs["tree"])
-    left_out: list[Row] = [
-        {"prompt_id": row["prompt_id"], "path": None, "reason": row["reason"]}
-        for row in trees.questions
-        if row["reason"] is not None
-    ]
-    open_ids = [row["prompt_id"] for row in trees.questions if row["reason"] is None]
+    tree = _read_tree(inputs["tree"])
+    reasons = {row["prompt_id"]: row["reason"] for row in tree.questions}
+    left_out = [_left_out(id, reason) for id, reason in reasons.items() if reason is not None]
+    open_ids = [id for id, reason in reasons.items() if reason is None]
+    try:
+        pair = load_pair(cfg, inputs["student"], inputs.get(f"teacher:{name}"))
+    except LeftOut as error:
+        left_out += [_left_out(id, error.what) for id in open_ids]
+        open_ids = []
+    by_id = {row["id"]: row for row in read_prompts(inputs["prompts"])}
+    asked = [by_id[id] for id in open_ids]
+    kwargs = cfg.get("chat_template_kwargs")
+    alone = {"name": name, "correct": 0, "wrong": 0, "chat_template_kwargs": kwargs}
+    unlimited = {**cfg, "max_teacher_prompt_tokens": 1 << 30}
+    of_teacher = teacher_prompts(cfg, teacher, inputs, asked)
+    of_student = teacher_prompts(unlimited, alone, inputs, asked)
     rows: list[Row] = []
     cells: list[statistics.Cell] = []
-    try:
-        pair = Pair(cfg, inputs["student"], inputs.get(f"teacher:{name}"))
-    except LeftOut as bad:
-        left_out += [{"prompt_id": id, "path": None, "reason": bad.what} for id in open_ids]
-        open_ids = []
-    prompt_rows = {
-        row["id"]: row
-        for row in tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS).to_pylist()
-    }
-    asked = [prompt_rows[id] for id in open_ids]
-    theirs = teacher_prompts(cfg, teacher, inputs, asked)
-    bare = {"name": name, "correct": 0, "wrong": 0}
-    bare["chat_template_kwargs"] = cfg.get("chat_template_kwargs")
-    ours = teacher_prompts({**cfg, "max_teacher_prompt_tokens": 1 << 30}, bare, inputs, asked)
-    tokenizer = load_tokenizer(inputs["student"])
+    least = cfg["min_children_visits"]
     for id in open_ids:
-        prompt, student_prompt = theirs[id], ours[id]
-        if isinstance(prompt, LeftOut) or isinstance(student_prompt, LeftOut):
-            reason = str(prompt if isinstance(prompt, LeftOut) else student_prompt)
-            left_out.append({"prompt_id": id, "path": None, "reason": reason})
+        teacher_prompt, prompt = of_teacher[id], of_student[id]
+        if isinstance(teacher_prompt, LeftOut) or isinstance(prompt, LeftOut):
+            unable = teacher_prompt if isinstance(teacher_prompt, LeftOut) else prompt
+            left_out.append(_left_out(id, str(unable)))
             continue
-        for path in trees.paths[id]:
-            children = trees.children[id, path["path"]]
-            nodes = alignment.significant(children, cfg["min_children_visits"])
+        for path in tree.paths[id]:
+            children = tree.children[id, path["path"]]
+            nodes = alignment.significant(children, least)
             if not len(nodes.depth):
                 most = int(children.visits.max(initial=0))
-                least = cfg["min_children_visits"]
-                left_out.append(
-                    {
-                        "prompt_id": id,
-                        "path": path["path"],
-                        "reason": f"no node has two children of {least} visits that differ in "
-                        f"success (the most that any child has is {most})",
-                    }
+                reason = (
+                    f"no node has two children of {least} visits that differ in success (the most "
+                    f"that any child has is {most})"
                 )
+                left_out.append(_left_out(id, reason, path["path"]))
                 continue
-            depths = nodes.depth[nodes.node]
-            found = pair.compare(
-                student_prompt, prompt, path["token_ids"], (depths, nodes.token), top=TOP
-            )
-            kl = found.kl[nodes.depth]
-            scores = alignment.align(
-                nodes, found.log_p, found.log_q, cfg["mode"], cfg["method"], kl
-            )
-            cells.append(_cell(id, name, path, nodes, scores, found))
-            rows += _token_rows(id, path, children, nodes, scores, found, tokenizer)
-    values = statistics.values(cells) if cells else {}
-    about = {"teacher": name, "left_out": len(left_out), "over_questions": _over_questions(cells)}
-    draws.write(out, values, about)
+            wanted = nodes.depth[nodes.node], nodes.token
+            compared = compare(pair, prompt, teacher_prompt, path["token_ids"], wanted, top=TOP)
+            log_p, log_q, kl = compared.log_p, compared.log_q, compared.kl[nodes.depth]
+            scores = alignment.align(nodes, log_p, log_q, cfg["mode"], cfg["method"], kl)
+            cells.append(_cell(name, path, nodes, scores, compared))
+            rows += _token_rows(path, children, nodes, scores, compared, pair.tokenizer)
+    over_questions = {
+        measure: [
+            *map(known, student(np.array([*statistics.by_question(cells, measure).values()])))
+        ]
+        for measure in statistics.MEASURES
+    }
+    about = {"teacher": name, "left_out": len(left_out), "over_questions": over_questions}
+    numbers = draws.write(out, statistics.values(cells), about)
     tables.write(out / "tokens.parquet", rows, schemas.TOKENS)
-    tables.write(out / "cells.parquet", map(cell_row, cells), schemas.CELLS)
+    write_cells(out, cells)
     tables.write(out / "left_out.parquet", left_out, schemas.LEFT_OUT)
-    shown = {row["prompt_id"]: row for row in trees.questions}
     title = cfg.get("title") or f"Where {name} points"
-    tables.write_text(out / "page.html", page(title, rows, shown, left_out, SHOWN))
-    return {n: v.value for n, v in values.items() if n in (*statistics.MEASURES, "nodes")}
+    questions = {row["prompt_id"]: row for row in tree.questions}
+    tables.write_text(out / "page.html", page(title, rows, questions, left_out, SHOWN))
+    return main_numbers(numbers)
 
 
-# Reading and writing
+def _left_out(id: str, reason: str, path: int | None = None) -> Row:
+    return {"prompt_id": id, "path": path, "reason": reason}
 
 
-class _Tree:
-    def __init__(self, questions: list[Row], paths: list[Row], children: Any) -> None:
-        self.questions = questions
-        self.paths: dict[str, list[Row]] = {row["prompt_id"]: [] for row in questions}
-        for row in paths:
-            self.paths[row["prompt_id"]].append(row)
-        self.children: dict[tuple[str, int], Children] = {}
-        names = np.array(children["prompt_id"].to_pylist())
-        number = children["path"].to_numpy()
-        columns = [children[name].to_numpy() for name in Children._fields]
-        for row in paths:
-            where = (names == row["prompt_id"]) & (number == row["path"])
-            found = Children(*(column[where] for column in columns))
-            self.children[row["prompt_id"], row["path"]] = found
+class _Tree(NamedTuple):
+    """What a ``tree`` stage has made: rows of QUESTIONS, rows of PATHS by question, and the
+    children of every path."""
+
+    questions: list[Row]
+    paths: dict[str, list[Row]]
+    children: dict[tuple[str, int], Children]
 
 
 def _read_tree(payload: Path) -> _Tree:
-    return _Tree(
-        tables.read(payload / "questions.parquet", schemas.QUESTIONS).to_pylist(),
-        tables.read(payload / "paths.parquet", schemas.PATHS).to_pylist(),
-        tables.read(payload / "children.parquet", schemas.CHILDREN),
-    )
+    questions = tables.read(payload / "questions.parquet", schemas.QUESTIONS).to_pylist()
+    paths = tables.read(payload / "paths.parquet", schemas.PATHS).to_pylist()
+    table = tables.read(payload / "children.parquet", schemas.CHILDREN)
+    ids, numbers = np.array(table["prompt_id"].to_pylist()), table["path"].to_numpy()
+    columns = [table[name].to_numpy() for name in Children._fields]
+    tree = _Tree(questions, {row["prompt_id"]: [] for row in questions}, {})
+    for row in paths:
+        id, path = row["prompt_id"], row["path"]
+        tree.paths[id].append(row)
+        mine = (ids == id) & (numbers == path)
+        tree.children[id, path] = Children(*(column[mine] for column in columns))
+    return tree
 
 
 def _cell(
-    id: str, teacher: str, path: Row, nodes: Nodes, scores: Scores, found: Compared
+    teacher: str, path: Row, nodes: Nodes, scores: Scores, compared: Compared
 ) -> statistics.Cell:
-    at = nodes.depth
-    features = {
-        "depth": at / max(1, len(path["token_ids"]) - 1),
-        "kl_nats": found.kl[at],
-        "js_nats": found.js[at],
-        "l2": found.l2[at],
-        "similarity": found.similarity[at],
-    }
+    features = {"depth": nodes.depth / max(1, len(path["token_ids"]) - 1)}
+    divergences = (compared.kl, compared.js, compared.l2, compared.similarity)
+    names = statistics.FEATURES[1:]
+    features |= {n: of[nodes.depth] for n, of in zip(names, divergences, strict=True)}
     return statistics.cell(
-        id,
+        path["prompt_id"],
         teacher,
         path["path"],
         path["correct"],
@@ -158,82 +147,50 @@ def _cell(
 
 
 def _token_rows(
-    id: str,
-    path: Row,
-    children: Children,
-    nodes: Nodes,
-    scores: Scores,
-    found: Compared,
-    tokenizer: Any,
+    path: Row, taken: Children, nodes: Nodes, scores: Scores, compared: Compared, tokenizer: Any
 ) -> list[Row]:
     """Rows of TOKENS of one path."""
-    counts = {(d, t): (n, s) for d, t, n, s in zip(*(c.tolist() for c in children), strict=True)}
-    scored = {int(depth): number for number, depth in enumerate(nodes.depth)}
+    counts = {(d, t): (n, s) for d, t, n, s in zip(*(c.tolist() for c in taken), strict=True)}
+    node_at = {int(depth): number for number, depth in enumerate(nodes.depth)}
     stops = np.append(nodes.starts, len(nodes.token))
-    texts: dict[int, str] = {}
 
+    @cache
     def text(token: int) -> str:
-        if token not in texts:
-            texts[token] = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        return texts[token]
+        decoded: str = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return decoded
 
     rows = []
     for depth, token in enumerate(path["token_ids"]):
-        shown: dict[int, tuple[float, float]] = {
-            int(t): (float(np.exp(p)), float(np.exp(q)))
-            for t, p, q in zip(
-                found.top[depth], found.top_log_p[depth], found.top_log_q[depth], strict=True
-            )
+        columns = [(compared.top[depth], compared.top_log_p[depth], compared.top_log_q[depth])]
+        scored: Mapping[str, Any] = {"alignment": None, "range": None, "advantage": None}
+        node = node_at.get(depth)
+        part = slice(0, 0) if node is None else slice(stops[node], stops[node + 1])
+        if node is not None:
+            columns.append((nodes.token[part], compared.log_p[part], compared.log_q[part]))
+            scored = {name: known(float(getattr(scores, name)[node])) for name in scored}
+        shown = {
+            int(child): (float(np.exp(p)), float(np.exp(q)))
+            for several in columns
+            for child, p, q in zip(*several, strict=True)
         }
-        number = scored.get(depth)
-        if number is not None:
-            part = slice(stops[number], stops[number + 1])
-            columns = nodes.token[part], found.log_p[part], found.log_q[part]
-            for t, p, q in zip(*columns, strict=True):
-                shown[int(t)] = (float(np.exp(p)), float(np.exp(q)))
-        at: Mapping[str, Any] = {"alignment": None, "range": None, "advantage": None}
-        if number is not None:
-            score = float(scores.alignment[number])
-            at = {
-                "alignment": score if math.isfinite(score) else None,
-                "range": float(scores.range[number]),
-                "advantage": float(scores.advantage[number]),
-            }
+        children = []
+        for child, (p, q) in sorted(shown.items(), key=lambda item: (-item[1][1], item[0])):
+            visits, successes = counts.get((depth, child), (0, 0))
+            child_row = {"token": child, "text": text(child), "student": p, "teacher": q}
+            children.append({**child_row, "visits": visits, "successes": successes})
         rows.append(
             {
-                "prompt_id": id,
-                "path": path["path"],
-                "correct": path["correct"],
+                **{name: path[name] for name in ("prompt_id", "path", "correct")},
                 "depth": depth,
                 "token": token,
                 "text": text(token),
-                **at,
-                "scored_children": 0 if number is None else int(stops[number + 1] - stops[number]),
-                "kl_nats": float(found.kl[depth]),
-                "js_nats": float(found.js[depth]),
-                "l2": float(found.l2[depth]),
-                "similarity": float(found.similarity[depth]),
-                "children": [
-                    {
-                        "token": t,
-                        "text": text(t),
-                        "student": p,
-                        "teacher": q,
-                        "visits": counts.get((depth, t), (0, 0))[0],
-                        "successes": counts.get((depth, t), (0, 0))[1],
-                    }
-                    for t, (p, q) in sorted(shown.items(), key=lambda one: (-one[1][1], one[0]))
-                ],
+                **scored,
+                "scored_children": int(part.stop - part.start),
+                "kl_nats": float(compared.kl[depth]),
+                "js_nats": float(compared.js[depth]),
+                "l2": float(compared.l2[depth]),
+                "similarity": float(compared.similarity[depth]),
+                "children": children,
             }
         )
     return rows
-
-
-def _over_questions(cells: Sequence[statistics.Cell]) -> dict[str, list[float | None]]:
-    """Mean over questions with Student's interval of every measure: [mean, low, high]."""
-    found = {}
-    for name in statistics.MEASURES:
-        means = list(statistics.by_question(cells, name).values())
-        bounds = statistics.over_questions(means)
-        found[name] = [value if math.isfinite(value) else None for value in bounds]
-    return found

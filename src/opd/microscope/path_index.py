@@ -11,7 +11,7 @@ path, named by its depth 0 to L - 1, the number of response tokens that it holds
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from opd.core.errors import UserError
+from opd.stats.intervals import Array
 
-Array = np.ndarray
 TOKEN = np.dtype("<i4")
 RECORD = np.dtype(
     [("tokens", "<i4"), ("prefix", "<i4"), ("correct", "u1"), ("finished", "u1")], align=False
@@ -60,10 +60,8 @@ class PathIndex:
         self._next: list[list[Array]] = []
         records = _read(self._records, RECORD)
         available = self._tokens.stat().st_size // TOKEN.itemsize if self._tokens.exists() else 0
-        whole = int(
-            np.searchsorted(np.cumsum(records["tokens"], dtype=np.int64), available, "right")
-        )
-        self._parts = [records[:whole]]
+        ends = np.cumsum(records["tokens"], dtype=np.int64)
+        self._parts = [records[: int(np.searchsorted(ends, available, "right"))]]
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
@@ -90,24 +88,20 @@ class PathIndex:
         if not len(rollouts):
             return
         records = np.zeros(len(rollouts), dtype=RECORD)
-        records["tokens"] = [len(one) for one in rollouts]
+        records["tokens"] = [len(rollout) for rollout in rollouts]
         if not records["tokens"].all():
             row = int(np.flatnonzero(records["tokens"] == 0)[0])
             raise UserError("it has no token", f"rollout {row}", "leave empty rollouts out")
         records["correct"] = np.asarray(correct, dtype=bool)
         records["finished"] = True if finished is None else np.asarray(finished, dtype=bool)
         records["prefix"] = 0 if prefix is None else np.asarray(prefix)
-        flat = np.concatenate([np.asarray(one, dtype=TOKEN) for one in rollouts])
+        flat = np.concatenate([np.asarray(rollout, dtype=TOKEN) for rollout in rollouts])
         total = int(sum(part["tokens"].sum(dtype=np.int64) for part in self._parts))
         # Tokens first: a rollout counts once its record is there.
         _append(self._tokens, total * TOKEN.itemsize, flat.tobytes())
         _append(self._records, len(self) * RECORD.itemsize, records.tobytes())
         self._parts.append(records)
-        starts = _starts(records["tokens"])
-        for i, path in enumerate(self.paths):
-            shared, following = common_prefixes(flat, starts, records["tokens"], path)
-            self._shared[i].append(shared)
-            self._next[i].append(following)
+        self._compare(range(len(self.paths)), flat, records["tokens"])
 
     def add_paths(self, paths: Sequence[Sequence[int]]) -> list[int]:
         """Analyse further paths: their numbers. The rollouts on disk are read once for all."""
@@ -116,13 +110,18 @@ class PathIndex:
         self.paths += added
         self._shared += [[] for _ in added]
         self._next += [[] for _ in added]
+        numbers = range(first, len(self.paths))
         for flat, lengths in self._chunks():
-            starts = _starts(lengths)
-            for i, path in enumerate(added, first):
-                shared, following = common_prefixes(flat, starts, lengths, path)
-                self._shared[i].append(shared)
-                self._next[i].append(following)
-        return list(range(first, len(self.paths)))
+            self._compare(numbers, flat, lengths)
+        return list(numbers)
+
+    def _compare(self, numbers: Iterable[int], flat: Array, lengths: Array) -> None:
+        """Compare paths with further rollouts: their tokens, and how many each has."""
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        for number in numbers:
+            shared, following = common_prefixes(flat, starts, lengths, self.paths[number])
+            self._shared[number].append(shared)
+            self._next[number].append(following)
 
     def rollout(self, number: int) -> Array:
         """Token ids of one rollout."""
@@ -137,11 +136,6 @@ class PathIndex:
         for kept in (self._shared, self._next):
             kept[path] = [np.concatenate([np.zeros(0, TOKEN), *kept[path]])]
         return self._shared[path][0], self._next[path][0]
-
-    def visits(self, path: int) -> Array:
-        """How many rollouts reach each node of a path, int64 [L]."""
-        shared, _ = self.shared(path)
-        return _reaching(shared, len(self.paths[path]))[:-1]
 
     def children(self, path: int, counts: Counts = "unforced") -> Children:
         """Every token that was taken at any node of a path.
@@ -167,15 +161,15 @@ class PathIndex:
         keys = shared[left].astype(np.int64) << 32 | following[left].astype(np.int64)
         off, place, visits = np.unique(keys, return_inverse=True, return_counts=True)
         successes = np.bincount(place[correct[left]], minlength=len(off))
-        found = Children(
+        columns = (
             np.concatenate([depths, off >> 32]),
             np.concatenate([tokens.astype(np.int64), off & 0xFFFFFFFF]),
             np.concatenate([along[0], visits]),
             np.concatenate([along[1], successes]),
         )
-        seen = found.visits > 0
-        order = np.lexsort((found.token[seen], found.depth[seen]))
-        return Children(*(column[seen][order].astype(np.int64) for column in found))
+        taken = Children(*(column[columns[2] > 0] for column in columns))
+        order = np.lexsort((taken.token, taken.depth))
+        return Children(*(column[order].astype(np.int64) for column in taken))
 
     def _chunks(self) -> Iterator[tuple[Array, Array]]:
         """Tokens of successive rollouts, flat, and how many each has."""
@@ -220,18 +214,8 @@ def common_prefixes(flat: Array, starts: Array, lengths: Array, path: Array) -> 
 
 def _covering(first: Array, stop: Array, length: int) -> Array:
     """How many of these ranges of depths hold each depth, [length]."""
-    edges = (np.bincount(ends, minlength=length + 1)[: length + 1] for ends in (first, stop))
-    starts, stops = edges
+    starts, stops = (np.bincount(e, minlength=length + 1)[: length + 1] for e in (first, stop))
     return np.cumsum(starts - stops)[:length]
-
-
-def _reaching(shared: Array, length: int) -> Array:
-    """How many rollouts share at least 0, 1, ..., length tokens, [length + 1]."""
-    return np.bincount(shared, minlength=length + 1)[::-1].cumsum()[::-1]
-
-
-def _starts(lengths: Array) -> Array:
-    return np.cumsum(lengths, dtype=np.int64) - lengths
 
 
 def _read(path: Path, kind: np.dtype) -> Array:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from opd.core import tables
-from opd.core.errors import UserError
-from opd.grading import choices
+from opd.core.errors import LeftOut
+from opd.grading.graders import grade_finished
 from opd.microscope import contexts, demonstrations, schemas
-from opd.models.sampling import Request, Sampler, journals
+from opd.models.prompts import read_prompts
+from opd.models.sampling import Request, Sampler
 from opd.stats import draws
 
 BASELINE = "baseline"
@@ -28,11 +29,12 @@ def bin_of(rate: float, easy: float = 0.8, medium: float = 0.25) -> str:
     return HARD if rate > 0 else EXTREME
 
 
-def available(sources: Mapping[str, Mapping[str, Mapping[bool, Sequence[str]]]]) -> set[str]:
-    """Questions with a correct demonstration from every source; sources: name -> what
-    ``demonstrations.read`` gives."""
-    found = [{id for id, of in one.items() if of.get(True)} for one in sources.values()]
-    return set.intersection(*found) if found else set()
+def available(sources: Mapping[str, contexts.Texts]) -> set[str]:
+    """Questions with a correct demonstration from every source, of which there has to be one;
+    sources: name -> what ``demonstrations.read`` gives."""
+    return set.intersection(
+        *({id for id, kinds in texts.items() if kinds.get(True)} for texts in sources.values())
+    )
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
@@ -46,71 +48,74 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     questions_BIN, questions, with_NAME and with_every_source (questions with a correct
     demonstration).
     """
-    prompts = demonstrations.read_prompts(inputs["prompts"], cfg.get("n"))
+    prompts = read_prompts(inputs["prompts"], cfg.get("n"))
+    ids = [row["id"] for row in prompts]
     sources = {
         name: demonstrations.read(inputs[f"demos:{name}"])
-        for name in sorted({one["source"] for one in (*cfg["sources"], *cfg["contexts"])})
+        for name in sorted({needed["source"] for needed in (*cfg["sources"], *cfg["contexts"])})
     }
-    needed = {one["name"]: sources[one["source"]] for one in cfg["sources"]}
-    having = available(needed) if needed else {row["id"] for row in prompts}
-    sampler = Sampler(inputs["student"], cfg, journals(inputs["student"], cfg, cache))
-    rates = {BASELINE: _rates(cfg, sampler, prompts, None, sources)}
-    bins = {id: bin_of(passes / cfg["samples"]) for id, passes in rates[BASELINE].items()}
-    kept = {id for id in bins if id in having and bins[id] != EXTREME}
+    needed = {source["name"]: sources[source["source"]] for source in cfg["sources"]}
+    having = available(needed) if needed else set(ids)
+    sampler = Sampler(inputs["student"], cfg, cache)
+    asked = demonstrations.encoded(sampler, cfg, prompts)
+    passes = {BASELINE: _passes(cfg, sampler, prompts, asked, BASELINE)}
+    bins = {id: bin_of(count / cfg["samples"]) for id, count in passes[BASELINE].items()}
+    kept = {id for id in ids if id in having and bins[id] != EXTREME}
+    open_prompts = [row for row in prompts if row["id"] in kept]
     for context in cfg["contexts"]:
-        asked = [row for row in prompts if row["id"] in kept]
-        rates[context["name"]] = _rates(cfg, sampler, asked, context, sources)
+        texts, name = sources[context["source"]], context["name"]
+        wanted = context["correct"], context["wrong"]
+        tokens = demonstrations.encoded_with(sampler, cfg, open_prompts, texts, *wanted)
+        asked = {id: found for id, found in tokens.items() if not isinstance(found, LeftOut)}
+        passes[name] = _passes(cfg, sampler, prompts, asked, name)
     rows = [
         {
             "prompt_id": id,
             "context": name,
             "samples": cfg["samples"],
-            "passes": passes,
+            "passes": count,
             "bin": bins[id],
             "kept": id in kept,
         }
-        for name, found in rates.items()
-        for id, passes in found.items()
+        for name, counts in passes.items()
+        for id, count in counts.items()
     ]
     tables.write(out / "screening.parquet", rows, schemas.SCREENING)
-    values = summarise(rates, bins, kept, cfg["samples"])
-    ids = [row["id"] for row in prompts]
+    values = summarise(passes, bins, kept, cfg["samples"])
     weights = draws.multiplicities(ids)
-    for name, found in needed.items():
-        with_one = [bool(found.get(id, {}).get(True)) for id in ids]
-        values[f"with_{name}"] = draws.total(with_one, weights)
+    for name, texts in needed.items():
+        shown = [bool(texts.get(id, {}).get(True)) for id in ids]
+        values[f"with_{name}"] = draws.total(shown, weights)
     if needed:
-        values["with_every_source"] = draws.total([i in having for i in ids], weights)
-    draws.write(out, values, {"prompts": len(prompts), "kept": len(kept)})
-    return {name: value.value for name, value in values.items()}
+        values["with_every_source"] = draws.total([id in having for id in ids], weights)
+    return draws.write(out, values, {"prompts": len(prompts), "kept": len(kept)})
 
 
 def summarise(
-    rates: Mapping[str, Mapping[str, int]],
+    passes: Mapping[str, Mapping[str, int]],
     bins: Mapping[str, str],
     kept: set[str],
     samples: int,
 ) -> dict[str, draws.Value]:
     """Values of the probe from passes of each question by context."""
-    found: dict[str, draws.Value] = {}
     ids = sorted(kept)
     weights = draws.multiplicities(ids) if ids else np.zeros((draws.RESAMPLES, 0))
-    base = rates[BASELINE]
-    for name, passes in rates.items():
-        both = np.array([id in passes for id in ids], dtype=bool)
-        share = np.array([passes.get(id, 0) / samples for id in ids])
-        found[f"accuracy_{name}_ratio"] = draws.mean(share * both, both, weights)
+    of_level = {level: np.array([bins[id] == level for id in ids], dtype=bool) for level in BINS}
+    base = np.array([passes[BASELINE][id] / samples for id in ids])
+    values: dict[str, draws.Value] = {}
+    for name, counts in passes.items():
+        asked = np.array([id in counts for id in ids], dtype=bool)
+        share = np.array([counts.get(id, 0) / samples for id in ids])
+        values[f"accuracy_{name}_ratio"] = draws.mean(share * asked, asked, weights)
         if name != BASELINE:
-            without = np.array([base[id] / samples for id in ids])
-            change = draws.mean((share - without) * both, both, weights)
-            found[f"change_{name}"] = change
-        for level in BINS:
-            inside = both & np.array([bins[id] == level for id in ids], dtype=bool)
-            found[f"accuracy_{name}_{level}_ratio"] = draws.mean(share * inside, inside, weights)
-    for level in BINS:
-        found[f"questions_{level}"] = draws.total([bins[id] == level for id in ids], weights)
-    found["questions"] = draws.total(np.ones(len(ids)), weights)
-    return found
+            values[f"change_{name}"] = draws.mean((share - base) * asked, asked, weights)
+        for level, inside in of_level.items():
+            both = asked & inside
+            values[f"accuracy_{name}_{level}_ratio"] = draws.mean(share * both, both, weights)
+    for level, inside in of_level.items():
+        values[f"questions_{level}"] = draws.total(inside, weights)
+    values["questions"] = draws.total(np.ones(len(ids)), weights)
+    return values
 
 
 def kept_questions(payload: Path) -> set[str]:
@@ -119,41 +124,24 @@ def kept_questions(payload: Path) -> set[str]:
     return {row["prompt_id"] for row in table.to_pylist() if row["kept"]}
 
 
-def _rates(
+def _passes(
     cfg: Mapping[str, Any],
     sampler: Sampler,
     prompts: Sequence[Mapping[str, Any]],
-    context: Mapping[str, Any] | None,
-    sources: Mapping[str, Any],
+    asked: Mapping[str, Sequence[int]],
+    context: str,
 ) -> dict[str, int]:
-    """Passes of each question that can be asked in this context."""
-    asked: dict[str, list[int]] = {}
-    for row in prompts:
-        text = contexts.asked(cfg.get("form"), row["question"], row["prompt"])
-        try:
-            if context is not None:
-                found = sources[context["source"]]
-                wanted = context["correct"], context["wrong"]
-                text = contexts.teacher_asked(row["id"], text, found, *wanted)
-            rendered = sampler.render(contexts.chat(text, cfg.get("system")))
-            (asked[row["id"]],) = sampler.encode([rendered], [row["id"]])
-        except UserError:
-            # Without its demonstrations, or longer than a prompt may be.
-            if context is None:
-                raise
-    name = context["name"] if context else BASELINE
+    """How many samples of each question pass that is asked (id -> token ids) in a context."""
+    answers = {row["id"]: row["answer"] for row in prompts}
+    ids = [id for id in asked for _ in range(cfg["samples"])]
     requests = [
-        Request(f"{id}, {name}", tokens, sample)
+        Request(f"{id}, {context}", tokens, sample)
         for id, tokens in asked.items()
         for sample in range(cfg["samples"])
     ]
-    truth = {row["id"]: row["answer"] for row in prompts}
-    of = [id for id in asked for _ in range(cfg["samples"])]
-    responses = sampler.sample(requests)
-    graded = choices.right(
-        [(r.text, r.finish) for r in responses], [truth[id] for id in of], cfg["grader"]
-    )
+    responses = [(response.text, response.finish) for response in sampler.sample(requests)]
     passes = dict.fromkeys(asked, 0)
-    for id, correct in zip(of, graded, strict=True):
+    graded = grade_finished(responses, [answers[id] for id in ids], cfg["grader"])
+    for id, correct in zip(ids, graded, strict=True):
         passes[id] += correct
     return passes

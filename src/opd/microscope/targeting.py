@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from opd.microscope.path_index import Children, Counts
+from opd.stats.intervals import Array
 
-Array = np.ndarray
 FIRST_WINDOW = 50
 GROWTH = 2.0
-TAU = 0.02
 
 
 class Candidates(NamedTuple):
@@ -48,20 +47,20 @@ def windows(length: int, first: int = FIRST_WINDOW, growth: float = GROWTH) -> I
         start, size = stop, size * growth
 
 
-def divergence_weight(found: Candidates) -> Array:
+def divergence_weight(candidates: Candidates) -> Array:
     """|P (l - mean l)| with l = log P - log Q: the size of the reverse KL's gradient (ranking a).
     The mean is over the vocabulary, which is KL(P || Q)."""
-    ratio = np.log(np.maximum(found.p, 1e-300)) - np.log(np.maximum(found.q, 1e-300))
-    return np.abs(found.p * (ratio - found.kl))
+    log_p, log_q = (np.log(np.maximum(shares, 1e-300)) for shares in (candidates.p, candidates.q))
+    return np.abs(candidates.p * (log_p - log_q - candidates.kl))
 
 
-def difference(found: Candidates) -> Array:
+def difference(candidates: Candidates) -> Array:
     """|Q - P| (ranking b)."""
-    return np.abs(found.q - found.p)
+    return np.abs(candidates.q - candidates.p)
 
 
 def choose(
-    found: Candidates,
+    candidates: Candidates,
     length: int,
     top_gradient: int,
     top_difference: int,
@@ -70,15 +69,15 @@ def choose(
 ) -> list[tuple[int, int]]:
     """(depth, token) of the candidates that one path's targeted rollouts are for, deepest first: in
     each window the first of either ranking. Ties go to the shallower, then to the smaller token."""
+    depth, token = candidates.depth, candidates.token
     picked: set[tuple[int, int]] = set()
     for ranking, most in ((divergence_weight, top_gradient), (difference, top_difference)):
-        scores = ranking(found)
+        scores = ranking(candidates)
         for window in windows(length, first, growth):
-            inside = np.flatnonzero((found.depth >= window.start) & (found.depth < window.stop))
-            order = np.lexsort((found.token[inside], found.depth[inside], -scores[inside]))
-            for row in inside[order[:most]]:
-                if scores[row] > 0:
-                    picked.add((int(found.depth[row]), int(found.token[row])))
+            inside = np.flatnonzero((depth >= window.start) & (depth < window.stop))
+            order = np.lexsort((token[inside], depth[inside], -scores[inside]))
+            best = inside[order[:most]]
+            picked |= {(int(depth[i]), int(token[i])) for i in best if scores[i] > 0}
     return sorted(picked, reverse=True)
 
 
@@ -95,34 +94,22 @@ def top_up(
     Deepest first: with ``whole`` a rollout visits all that is above it on its path, and what is
     planned below counts above. A prefix that two paths share is asked for once.
     """
-    seen = [
-        dict(
-            zip(
-                zip(c.depth.tolist(), c.token.tolist(), strict=True), c.visits.tolist(), strict=True
-            )
-        )
+    visits = [
+        {(depth, token): n for depth, token, n, _ in zip(*map(np.ndarray.tolist, c), strict=True)}
         for c in children
     ]
-    asked = sorted(
-        {(depth, path, token) for path, some in chosen.items() for depth, token in some},
-        key=lambda one: (-one[0], one[1], one[2]),
-    )
+    asked = {(depth, path, token) for path, some in chosen.items() for depth, token in some}
     planned: list[Pick] = []
-    prefixes: dict[bytes, int] = {}
-    for depth, path, token in asked:
-        prefix = _key(paths[path], depth, token)
-        if prefix in prefixes:
+    needs: dict[bytes, int] = {}
+    for depth, path, token in sorted(asked, key=lambda pick: (-pick[0], *pick[1:])):
+        # The prefix that ends with the token, after the first ``depth`` of the path.
+        prefix = np.append(paths[path][:depth], token).astype("<i4").tobytes()
+        if prefix in needs:
             continue
-        already = seen[path].get((depth, token), 0)
+        already = visits[path].get((depth, token), 0)
         if counts == "whole":
-            already += sum(n for other, n in prefixes.items() if other.startswith(prefix))
-        need = max(0, least - already)
-        prefixes[prefix] = need
-        if need:
-            planned.append(Pick(path, depth, token, need))
+            already += sum(n for other, n in needs.items() if other.startswith(prefix))
+        needs[prefix] = max(0, least - already)
+        if needs[prefix]:
+            planned.append(Pick(path, depth, token, needs[prefix]))
     return planned
-
-
-def _key(path: Array, depth: int, token: int) -> bytes:
-    """The prefix that ends with a token after the first ``depth`` of a path."""
-    return np.append(path[:depth], token).astype("<i4").tobytes()

@@ -16,13 +16,14 @@ import numpy as np
 
 from opd.core import tables
 from opd.core.errors import LeftOut, UserError
-from opd.grading import choices
-from opd.microscope import contexts, demonstrations, schemas, screening, targeting
-from opd.microscope.path_index import PathIndex
-from opd.microscope.scoring import Pair
-from opd.models.sampling import Request, Response, Sampler, journals
+from opd.grading.graders import grade_finished
+from opd.microscope import demonstrations, schemas, screening, targeting
+from opd.microscope.path_index import Counts, PathIndex
+from opd.microscope.scoring import compare
+from opd.models.pairing import load_pair
+from opd.models.prompts import read_prompts
+from opd.models.sampling import Request, Response, Sampler
 
-Array = np.ndarray
 Row = dict[str, Any]
 Teacher = Mapping[str, Any]
 # Question -> path -> (depth, token) that get more rollouts.
@@ -49,8 +50,8 @@ class Question:
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
-    """Stage ``tree``: questions.parquet, paths.parquet, children.parquet, teachers.parquet,
-    report.json, and every rollout below ``rollouts/``.
+    """Stage ``tree``: questions.parquet, paths.parquet, children.parquet, report.json, and every
+    rollout below ``rollouts/``.
 
     cfg: those of ``opd.models.sampling.settings``, where max_new_tokens is the length of a whole
     rollout; grader, rollouts (G), correct_paths, incorrect_paths, teachers [{name, own, correct,
@@ -64,44 +65,51 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     teacher that does not fit the student, and a question for a teacher without its demonstrations;
     the rest goes on.
     """
-    sampler = Sampler(inputs["student"], cfg, journals(inputs["student"], cfg, cache))
+    sampler = Sampler(inputs["student"], cfg, cache)
     questions = _questions(cfg, inputs, sampler, out / "rollouts")
     initial = [
-        (one, Request(one.id, one.prompt, sample))
-        for one in questions
+        (question, Request(question.id, question.prompt, sample))
+        for question in questions
         for sample in range(cfg["rollouts"])
     ]
     _add(cfg, sampler, initial)
-    for one in questions:
-        _choose_paths(one, cfg)
+    for question in questions:
+        _choose_paths(question, cfg)
     sampler.stop()  # the models that are read next need the memory
-    open_questions = [one for one in questions if one.reason is None]
+    open_questions = [question for question in questions if question.reason is None]
     chosen, left_out = _chosen(cfg, inputs, open_questions)
-    asked = {teacher["name"]: 0 for teacher in cfg["teachers"]}
+    targeted = {}
     for name, picks in chosen.items():
         more = [request for one in open_questions for request in _targeted(one, picks, cfg)]
-        asked[name] = len(more)
+        targeted[name] = len(more)
         _add(cfg, sampler, more)
     sampler.stop()
-    return _write(cfg, out, questions, asked, left_out)
+    rows = _write_tables(out, questions, cfg["counts"])
+    report = {
+        "questions": len(rows),
+        "analysed": len(open_questions),
+        "rollouts": sum(row["rollouts"] for row in rows),
+        "targeted": targeted,
+        "left_out": left_out,
+    }
+    tables.write_json(out / "report.json", report)
+    return {key: report[key] for key in ("questions", "analysed", "rollouts")}
 
 
 def _questions(
     cfg: Mapping[str, Any], inputs: Mapping[str, Path], sampler: Sampler, folder: Path
 ) -> list[Question]:
-    rows = demonstrations.read_prompts(inputs["prompts"])
+    rows = read_prompts(inputs["prompts"])
     if "screening" in inputs:
         kept = screening.kept_questions(inputs["screening"])
         rows = [row for row in rows if row["id"] in kept]
     rows = rows[: cfg.get("questions")]
     if not rows:
         raise UserError("no question is left", "questions", "screen more of them")
-    texts = [contexts.asked(cfg.get("form"), row["question"], row["prompt"]) for row in rows]
-    rendered = [sampler.render(contexts.chat(text, cfg.get("system"))) for text in texts]
-    tokens = sampler.encode(rendered, [row["id"] for row in rows])
+    tokens = demonstrations.encoded(sampler, cfg, rows)
     return [
-        Question(row, prompt, PathIndex(folder / f"{number:05d}"))
-        for number, (row, prompt) in enumerate(zip(rows, tokens, strict=True))
+        Question(row, tokens[row["id"]], PathIndex(folder / f"{number:05d}"))
+        for number, row in enumerate(rows)
     ]
 
 
@@ -109,27 +117,26 @@ def _add(
     cfg: Mapping[str, Any], sampler: Sampler, asked: Sequence[tuple[Question, Request]]
 ) -> None:
     """Sample, grade, and add to the rollouts of each question."""
-    longest = cfg["max_new_tokens"]
     for start in range(0, len(asked), BATCH):
-        part = asked[start : start + BATCH]
+        batch = asked[start : start + BATCH]
         responses = [
-            _within(response, longest)
-            for response in sampler.sample([request for _, request in part])
+            _within(response, cfg["max_new_tokens"])
+            for response in sampler.sample([request for _, request in batch])
         ]
-        graded = choices.right(
-            [(r.text, r.finish) for r in responses],
-            [one.row["answer"] for one, _ in part],
+        graded = grade_finished(
+            [(response.text, response.finish) for response in responses],
+            [question.row["answer"] for question, _ in batch],
             cfg["grader"],
         )
-        by_question: dict[str, list[int]] = {}
-        for row, (one, _) in enumerate(part):
-            by_question.setdefault(one.id, []).append(row)
-        for rows in by_question.values():
-            part[rows[0]][0].index.append(
-                [responses[row].token_ids for row in rows],
-                [graded[row] for row in rows],
-                [responses[row].finish == "stop" for row in rows],
-                [len(part[row][1].prefix) for row in rows],
+        numbers: dict[str, list[int]] = {}
+        for number, (question, _) in enumerate(batch):
+            numbers.setdefault(question.id, []).append(number)
+        for own in numbers.values():
+            batch[own[0]][0].index.append(
+                [responses[i].token_ids for i in own],
+                [graded[i] for i in own],
+                [responses[i].finish == "stop" for i in own],
+                [len(batch[i][1].prefix) for i in own],
             )
 
 
@@ -141,29 +148,28 @@ def _within(response: Response, longest: int) -> Response:
     return Response(response.token_ids[:longest], response.text, "length")
 
 
-def _choose_paths(one: Question, cfg: Mapping[str, Any]) -> None:
+def _choose_paths(question: Question, cfg: Mapping[str, Any]) -> None:
     """Draw the paths of a question: correct and incorrect rollouts, evenly (the paper does not say
     how; ours), preferring those that ended by themselves, none twice."""
-    records = one.index.records
+    records = question.index.records
     right = records["correct"].astype(bool)
-    for kind, word in ((right, "correct"), (~right, "incorrect")):
-        if not kind.any():
-            one.reason = f"none of {len(records)} rollouts is {word}"
-            return
-    drawn: list[int] = []
-    for kind, count in ((right, cfg["correct_paths"]), (~right, cfg["incorrect_paths"])):
+    kinds = {"correct": right, "incorrect": ~right}
+    lacking = [name for name, kind in kinds.items() if not kind.any()]
+    if lacking:
+        question.reason = f"none of {len(records)} rollouts is {lacking[0]}"
+        return
+    for name, kind in kinds.items():
         order = sorted(
             np.flatnonzero(kind).tolist(),
-            key=lambda n: (not records["finished"][n], _rank(cfg["seed"], one.id, n)),
+            key=lambda n: (not records["finished"][n], _rank(cfg["seed"], question.id, n)),
         )
         seen: set[bytes] = set()
         for number in order:
-            tokens = one.index.rollout(number).tobytes()
-            if len(seen) < count and tokens not in seen:
+            tokens = question.index.rollout(number).tobytes()
+            if len(seen) < cfg[f"{name}_paths"] and tokens not in seen:
                 seen.add(tokens)
-                drawn.append(number)
-    one.numbers = drawn
-    one.index.add_paths([one.index.rollout(number).tolist() for number in drawn])
+                question.numbers.append(number)
+    question.index.add_paths([question.index.rollout(n).tolist() for n in question.numbers])
 
 
 def _rank(seed: int, id: str, number: int) -> bytes:
@@ -173,36 +179,39 @@ def _rank(seed: int, id: str, number: int) -> bytes:
 def _chosen(
     cfg: Mapping[str, Any], inputs: Mapping[str, Path], questions: Sequence[Question]
 ) -> tuple[dict[str, Picks], list[Row]]:
-    """Teacher -> question -> path -> tokens that it wants rollouts for; and rows of LEFT_OUT with
-    the teacher's name."""
+    """Teacher -> question -> path -> tokens that it wants rollouts for; and what was left out, with
+    the teacher, the question (where it is one) and the reason."""
     chosen: dict[str, Picks] = {}
     left_out: list[Row] = []
     for teacher in cfg["teachers"]:
         name = teacher["name"]
-        chosen[name] = {}
+        picks = chosen[name] = {}
         try:
-            pair = Pair(cfg, inputs["student"], inputs.get(f"teacher:{name}"))
-        except LeftOut as bad:
+            pair = load_pair(cfg, inputs["student"], inputs.get(f"teacher:{name}"))
+        except LeftOut as error:
             # One that cannot read the student's tokens: the others go on.
-            left_out.append({"teacher": name, "prompt_id": None, "reason": bad.what})
+            left_out.append({"teacher": name, "reason": error.what})
             continue
-        prompts = teacher_prompts(cfg, teacher, inputs, [one.row for one in questions])
-        for one in questions:
-            prompt = prompts[one.id]
+        prompts = teacher_prompts(cfg, teacher, inputs, [question.row for question in questions])
+        for question in questions:
+            prompt = prompts[question.id]
             if isinstance(prompt, LeftOut):
-                left_out.append({"teacher": name, "prompt_id": one.id, "reason": str(prompt)})
+                row = {"teacher": name, "prompt_id": question.id, "reason": str(prompt)}
+                left_out.append(row)
                 continue
-            chosen[name][one.id] = {}
-            for path, tokens in enumerate(one.index.paths):
-                found = pair.compare(one.prompt, prompt, tokens.tolist(), tau=cfg["tau"])
-                chosen[name][one.id][path] = targeting.choose(
-                    found.candidates,
+            picks[question.id] = {
+                path: targeting.choose(
+                    compare(
+                        pair, question.prompt, prompt, tokens.tolist(), tau=cfg["tau"]
+                    ).candidates,
                     len(tokens),
                     cfg["top_gradient"],
                     cfg["top_difference"],
                     cfg["first_window"],
                     cfg["window_growth"],
                 )
+                for path, tokens in enumerate(question.index.paths)
+            }
         del pair
     return chosen, left_out
 
@@ -215,103 +224,68 @@ def teacher_prompts(
 ) -> dict[str, list[int] | LeftOut]:
     """What a teacher reads before a rollout of each question, in token ids of the student's
     tokenizer; or why it cannot be asked: it lacks a demonstration, or the prompt is too long."""
-    name = teacher["name"]
-    found: Mapping[str, Any] = {}
-    if teacher["correct"] or teacher["wrong"]:
-        found = demonstrations.read(inputs[f"demos:{name}"])
+    wanted = teacher["correct"], teacher["wrong"]
+    texts = demonstrations.read(inputs[f"demos:{teacher['name']}"]) if any(wanted) else {}
     settings = {**cfg, "chat_template_kwargs": teacher.get("chat_template_kwargs") or {}}
     # More than the student's prompt: as many tokens as the teacher is given.
     settings["max_prompt_tokens"] = cfg.get("max_teacher_prompt_tokens", cfg["max_prompt_tokens"])
     sampler = Sampler(inputs["student"], settings)
-    prompts: dict[str, list[int] | LeftOut] = {}
-    for row in rows:
-        try:
-            text = contexts.asked(cfg.get("form"), row["question"], row["prompt"])
-            text = contexts.teacher_asked(
-                row["id"], text, found, teacher["correct"], teacher["wrong"]
-            )
-            rendered = sampler.render(contexts.chat(text, cfg.get("system")))
-            (prompts[row["id"]],) = sampler.encode([rendered], [row["id"]])
-        except LeftOut as bad:
-            prompts[row["id"]] = bad
-    return prompts
+    return demonstrations.encoded_with(sampler, cfg, rows, texts, *wanted)
 
 
 def _targeted(
-    one: Question, picks: Picks, cfg: Mapping[str, Any]
+    question: Question, picks: Picks, cfg: Mapping[str, Any]
 ) -> Iterator[tuple[Question, Request]]:
     """Requests that bring what a teacher has chosen to min_visits, as counts are now."""
-    if one.id not in picks:
+    if question.id not in picks:
         return
-    children = [one.index.children(path, cfg["counts"]) for path in range(len(one.index.paths))]
-    found = targeting.top_up(
-        picks[one.id], one.index.paths, children, cfg["min_visits"], cfg["counts"]
-    )
-    for pick in found:
-        prefix = [*one.index.paths[pick.path][: pick.depth].tolist(), pick.token]
+    paths, counts = question.index.paths, cfg["counts"]
+    children = [question.index.children(path, counts) for path in range(len(paths))]
+    for pick in targeting.top_up(picks[question.id], paths, children, cfg["min_visits"], counts):
+        prefix = [*paths[pick.path][: pick.depth].tolist(), pick.token]
         if len(prefix) >= cfg["max_new_tokens"]:
             continue
         key = np.array(prefix, dtype="<i4").tobytes()
-        name = f"{one.id} after {hashlib.sha256(key).hexdigest()[:16]}"
+        name = f"{question.id} after {hashlib.sha256(key).hexdigest()[:16]}"
         for _ in range(pick.rollouts):
-            yield one, Request(name, one.prompt, one.targeted[key], prefix)
-            one.targeted[key] += 1
+            yield question, Request(name, question.prompt, question.targeted[key], prefix)
+            question.targeted[key] += 1
 
 
-def _write(
-    cfg: Mapping[str, Any],
-    out: Path,
-    questions: Sequence[Question],
-    asked: Mapping[str, int],
-    left_out: Sequence[Row],
-) -> dict[str, Any]:
+def _write_tables(out: Path, questions: Sequence[Question], counts: Counts) -> list[Row]:
+    """Write questions.parquet, paths.parquet and children.parquet, and return the rows of the
+    first."""
     rows, paths, children = [], [], []
-    for one in questions:
-        records = one.index.records
+    for question in questions:
+        records = question.index.records
         rows.append(
             {
-                "prompt_id": one.id,
-                "question": one.row["question"],
-                "answer": one.row["answer"],
+                "prompt_id": question.id,
+                "question": question.row["question"],
+                "answer": question.row["answer"],
                 "rollouts": len(records),
                 "correct": int(records["correct"].sum()),
                 "targeted": int((records["prefix"] > 0).sum()),
-                "reason": one.reason,
+                "reason": question.reason,
             }
         )
-        for path, number in enumerate(one.numbers):
-            record = records[number]
+        for path, number in enumerate(question.numbers):
+            at = {"prompt_id": question.id, "path": path}
             paths.append(
                 {
-                    "prompt_id": one.id,
-                    "path": path,
-                    "correct": bool(record["correct"]),
-                    "finished": bool(record["finished"]),
+                    **at,
+                    "correct": bool(records[number]["correct"]),
+                    "finished": bool(records[number]["finished"]),
                     "rollout": number,
-                    "token_ids": one.index.paths[path].tolist(),
+                    "token_ids": question.index.paths[path].tolist(),
                 }
             )
-            found = one.index.children(path, cfg["counts"])
-            for depth, token, visits, successes in zip(*map(np.ndarray.tolist, found), strict=True):
-                children.append(
-                    {
-                        "prompt_id": one.id,
-                        "path": path,
-                        "depth": depth,
-                        "token": token,
-                        "visits": visits,
-                        "successes": successes,
-                    }
-                )
+            taken = question.index.children(path, counts)
+            children += [
+                {**at, **dict(zip(taken._fields, child, strict=True))}
+                for child in zip(*map(np.ndarray.tolist, taken), strict=True)
+            ]
     tables.write(out / "questions.parquet", rows, schemas.QUESTIONS)
     tables.write(out / "paths.parquet", paths, schemas.PATHS)
     tables.write(out / "children.parquet", children, schemas.CHILDREN)
-    whole = {
-        "questions": len(rows),
-        "analysed": sum(row["reason"] is None for row in rows),
-        "rollouts": sum(row["rollouts"] for row in rows),
-        "targeted": dict(asked),
-        "left_out": [{k: v for k, v in one.items() if v is not None} for one in left_out],
-    }
-    tables.write_json(out / "report.json", whole)
-    return {key: whole[key] for key in ("questions", "analysed", "rollouts")}
+    return rows

@@ -1,15 +1,19 @@
 """SFT pairs from sampled responses: those that no rule rejects."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.data.schemas import PROMPTS, SFT_PAIRS
-from opd.grading.graders import grade_all
+from opd.data.schemas import SFT_PAIRS
+from opd.grading.graders import Graded, grade_all
+from opd.models.prompts import prompts_of, read_prompts
 from opd.models.response_rules import first_that_rejects
 from opd.models.schemas import GENERATIONS
+
+Row = dict[str, Any]
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -22,53 +26,24 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     same questions with their answers, in the words that the pairs are to have. Raises ``UserError``
     if nothing is left.
     """
-    generations = tables.read(inputs["generations"] / "generations.parquet", GENERATIONS)
-    prompts = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS)
-    asked = {row["id"]: row for row in prompts.to_pylist()}
-    rows = generations.to_pylist()
-    for i, row in enumerate(rows):
-        if row["prompt_id"] not in asked:
-            raise UserError(
-                f"prompt '{row['prompt_id']}' is not among the prompts",
-                f"generations.parquet: row {i}",
-                "give the prompt set that was answered, or one derived from it",
-            )
+    rows = tables.read(inputs["generations"] / "generations.parquet", GENERATIONS).to_pylist()
+    prompts = prompts_of(rows, read_prompts(inputs["prompts"]))
     rules, correct = list(cfg["rules"]), cfg.get("correct")
     if correct not in (None, "only", "first"):
         raise UserError(f"'{correct}' is not allowed", "filter.correct", "use null, only or first")
-    graded: list[tuple[str | None, bool]] = [(None, False)] * len(rows)
-    if correct or "answered" in rules:
-        pairs = [(row["response"], asked[row["prompt_id"]]["answer"]) for row in rows]
-        graded, _ = grade_all(pairs, cfg["grader"])
-
-    rejected = Counter(dict.fromkeys(rules, 0))
-    kept = []
-    for i, row in enumerate(rows):
-        reason = row["rejected"] or first_that_rejects(
-            rules, row["response"], row["finish"], graded[i][0]
-        )
-        if reason is None:
-            kept.append(i)
-        else:
-            rejected[reason] += 1
-    if correct == "only":
-        kept_before = len(kept)
-        kept = [i for i in kept if graded[i][1]]
-        rejected["wrong"] = kept_before - len(kept)
-    if correct == "first":
-        kept.sort(key=lambda i: (not graded[i][1], i))
-    kept, rejected["over per_prompt"] = _at_most(kept, rows, cfg.get("per_prompt"))
-    n = cfg.get("n") or len(kept)
-    rejected["over n"] = max(0, len(kept) - n)
-    kept = sorted(kept[:n])
-
+    is_graded = bool(correct) or "answered" in rules
+    graded: list[Graded] = [(None, False)] * len(rows)
+    if is_graded:
+        answered = zip(rows, prompts, strict=True)
+        graded, _ = grade_all([(r["response"], p["answer"]) for r, p in answered], cfg["grader"])
+    kept, rejected = _kept(cfg, rows, graded)
     report = {
         "generations": len(rows),
         "rejected": dict(rejected),
         "kept": len(kept),
         "prompts_kept": len({rows[i]["prompt_id"] for i in kept}),
     }
-    if correct or "answered" in rules:
+    if is_graded:
         report["kept_correct"] = sum(graded[i][1] for i in kept)
     if not kept:
         reasons = ", ".join(f"{rule}: {count}" for rule, count in rejected.items() if count)
@@ -77,29 +52,45 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
             "filter.rules",
             "relax the rules, sample more, or let responses be longer",
         )
-    tables.write(
-        out / "pairs.parquet",
-        [
-            {
-                "id": f"{rows[i]['prompt_id']}-{rows[i]['sample']}",
-                "prompt": asked[rows[i]["prompt_id"]]["prompt"],
-                "response": rows[i]["response"],
-            }
-            for i in kept
-        ],
-        SFT_PAIRS,
-    )
+    pairs = [
+        {
+            "id": f"{rows[i]['prompt_id']}-{rows[i]['sample']}",
+            "prompt": prompts[i]["prompt"],
+            "response": rows[i]["response"],
+        }
+        for i in kept
+    ]
+    tables.write(out / "pairs.parquet", pairs, SFT_PAIRS)
     tables.write_json(out / "report.json", report)
     return report
 
 
-def _at_most(
-    kept: list[int], rows: list[dict[str, Any]], per_prompt: int | None
-) -> tuple[list[int], int]:
+def _kept(
+    cfg: dict[str, Any], rows: Sequence[Row], graded: Sequence[Graded]
+) -> tuple[list[int], Counter[str]]:
+    """Places of the responses that are kept, and how many were dropped by reason."""
+    rejected = Counter(dict.fromkeys(cfg["rules"], 0))
+    kept = []
+    for i, (row, (extracted, _)) in enumerate(zip(rows, graded, strict=True)):
+        reason = row["rejected"] or first_that_rejects(
+            cfg["rules"], row["response"], row["finish"], extracted
+        )
+        if reason is None:
+            kept.append(i)
+        else:
+            rejected[reason] += 1
+    if cfg.get("correct") == "only":
+        right = [i for i in kept if graded[i][1]]
+        kept, rejected["wrong"] = right, len(kept) - len(right)
+    if cfg.get("correct") == "first":
+        kept.sort(key=lambda i: (not graded[i][1], i))
     taken: Counter[str] = Counter()
     under = []
     for i in kept:
         taken[rows[i]["prompt_id"]] += 1
-        if per_prompt is None or taken[rows[i]["prompt_id"]] <= per_prompt:
+        if taken[rows[i]["prompt_id"]] <= (cfg.get("per_prompt") or len(rows)):
             under.append(i)
-    return under, len(kept) - len(under)
+    rejected["over per_prompt"] = len(kept) - len(under)
+    chosen = under[: cfg.get("n") or len(under)]
+    rejected["over n"] = len(under) - len(chosen)
+    return sorted(chosen), rejected

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from opd.core import tables
-from opd.core.errors import UserError
-from opd.data.schemas import PROMPTS
+from opd.models.prompts import read_prompts
 from opd.models.response_rules import first_that_rejects
-from opd.models.sampling import Request, Sampler, journals
+from opd.models.sampling import Request, Sampler
 from opd.models.schemas import GENERATIONS
 
 
@@ -21,16 +20,13 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     the table, those that were rejected with the rule that did it: each sample of each prompt has
     attempts 0, 1, ..., of which at most the last is not rejected.
     """
-    path = inputs["prompts"] / "prompts.parquet"
-    prompts = tables.read(path, PROMPTS).to_pylist()
-    if not prompts:
-        raise UserError("there are no prompts", str(path), "give a prompt set that is not empty")
+    prompts = read_prompts(inputs["prompts"])
     rules, attempts, samples = cfg.get("rules") or [], cfg.get("attempts", 1), cfg.get("samples", 1)
-    sampler = Sampler(inputs["model"], cfg, journals(inputs["model"], cfg, cache))
+    sampler = Sampler(inputs["model"], cfg, cache)
     ids = [row["id"] for row in prompts]
     tokens = dict(zip(ids, sampler.tokenize([row["prompt"] for row in prompts], ids), strict=True))
     asked = [(id, sample) for id in ids for sample in range(samples)]
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in asked}
+    tried: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in asked}
     report = []
     for attempt in range(attempts):
         requests = [Request(id, tokens[id], sample, attempt=attempt) for id, sample in asked]
@@ -41,7 +37,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
             if reason:
                 rejected[reason] += 1
                 again.append(key)
-            found[key].append(
+            tried[key].append(
                 {
                     "attempt": attempt,
                     "response": response.text,
@@ -57,19 +53,19 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     words = {row["id"]: row["prompt"] for row in prompts}
     rows = [
         {"prompt_id": id, "sample": sample, "prompt": words[id], **row}
-        for (id, sample), tried in found.items()
-        for row in tried
+        for (id, sample), attempted in tried.items()
+        for row in attempted
     ]
     tables.write(out / "generations.parquet", rows, GENERATIONS)
-    whole = _accepted(len(found), len(asked)) | {"attempts": report}
-    tables.write_json(out / "report.json", whole)
+    total = _accepted(len(tried), len(asked)) | {"attempts": report}
+    tables.write_json(out / "report.json", total)
     numbers: dict[str, Any] = {
         "prompts": len(prompts),
         "generations": len(rows),
         "truncation_rate": sum(row["finish"] == "length" for row in rows) / len(rows),
         "mean_tokens": sum(len(row["token_ids"]) for row in rows) / len(rows),
     }
-    return numbers | (whole if rules else {})
+    return numbers | (total if rules else {})
 
 
 def _accepted(responses: int, rejected: int) -> dict[str, Any]:

@@ -1,20 +1,65 @@
-"""What a student and its teacher have to share: tokenizer, vocabulary, thinking mode.
+"""A student and its teacher: what they have to share (tokenizer, vocabulary, thinking mode), and
+loading the two.
 
 Apart from the training stages, whose libraries take seconds to load.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from transformers import (
-    AutoConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.core.errors import LeftOut, UserError
 from opd.losses.head import Head
+from opd.models.checkpoints import load_model, load_tokenizer
+
+
+class ModelPair(NamedTuple):
+    """A student and a teacher on ``device``, ready to read token ids below ``vocabulary``, which
+    both have; ``heads`` are their output layers."""
+
+    student: Any
+    teacher: Any
+    heads: tuple[Head, Head]
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int
+    device: str
+
+    def require_known(self, tokens: Iterable[int], where: str) -> None:
+        """Raise ``UserError`` for a token that not both models have."""
+        largest = max(tokens)
+        if largest >= self.vocabulary:
+            raise UserError(
+                f"token {largest} is beyond the {self.vocabulary} that both models have",
+                where,
+                "sample with a model whose padding is never likely",
+            )
+
+
+def load_pair(cfg: Mapping[str, Any], student: Path, teacher: Path | None) -> ModelPair:
+    """Load a student and its teacher; one that is the student itself (None) is loaded once.
+
+    cfg: dtype, threads. Raises ``LeftOut`` where tokenizers or vocabularies do not fit together.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(cfg.get("threads", 1))
+    dtype = getattr(torch, cfg.get("dtype", "float32"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_tokenizer(student)
+    if teacher is not None:
+        require_same_tokenizer(tokenizer, load_tokenizer(teacher))
+    ours = theirs = load_model(student, dtype)
+    if teacher is not None:
+        theirs = load_model(teacher, dtype)
+        trim_vocabularies(ours, theirs, tokenizer)
+    for model in (ours, theirs):
+        model.to(device).eval()
+    vocabulary = ours.get_input_embeddings().weight.shape[0]
+    heads = head_of(ours), head_of(theirs)
+    return ModelPair(ours, theirs, heads, tokenizer, vocabulary, device)
 
 
 def vocabulary_rows(path: Path) -> int:

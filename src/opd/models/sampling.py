@@ -18,6 +18,7 @@ from opd.core.code import module_digest
 from opd.core.errors import LeftOut, UserError
 from opd.core.files import content, digest
 from opd.models import journal
+from opd.models.checkpoints import load_tokenizer
 from opd.models.transformers_engine import Job, Transformers, cut
 from opd.models.vllm_engine import Pool
 
@@ -50,14 +51,14 @@ class Response:
 
 
 def settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage's settings say about sampling, with defaults.
+    """The part of a stage's settings that is about sampling, with defaults.
 
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 leave the distribution whole;
     ``max_new_tokens`` are counted after a prefix. ``batch_size`` is that of a shard with
     transformers, and the most that are in flight at a time with vLLM. ``batch_invariant``: vLLM's
     responses do not depend on what else is in flight (on a GPU, slower).
     """
-    found = {
+    sampling = {
         "temperature": cfg.get("temperature", 1.0),
         "top_p": cfg.get("top_p", 1.0),
         "top_k": cfg.get("top_k") or 0,
@@ -71,57 +72,48 @@ def settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
         "chat_template_kwargs": cfg.get("chat_template_kwargs") or {},
         "threads": cfg.get("threads", 1),
     }
-    if found["backend"] not in BACKENDS:
+    if sampling["backend"] not in BACKENDS:
         raise UserError(
-            f"unknown backend '{found['backend']}'", "backend", "use transformers or vllm"
+            f"unknown backend '{sampling['backend']}'", "backend", "use transformers or vllm"
         )
-    return found
-
-
-def journals(model_dir: Path, cfg: Mapping[str, Any], cache: Path) -> Path:
-    """The folder below ``cache`` for what this model samples with these settings and this code.
-
-    It stays when a stage is done: another grader, rule or benchmark samples nothing again.
-    """
-    known = [content(model_dir), settings(cfg), module_digest(__name__)]
-    folder = cache / "responses" / digest(known)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return sampling
 
 
 class Sampler:
     """Samples responses of one model; its engine starts when there is something to sample.
 
-    cfg: see ``settings``. Journals are kept in ``scratch``, which belongs to one model and one cfg;
-    without it nothing outlives the sampler. Raises ``UserError`` where the model is not there.
+    cfg: see ``settings``. Journals are kept below ``cache``, in a folder that belongs to this
+    model, these settings and this code. It stays when a stage is done: another grader, rule or
+    benchmark samples nothing again. Without ``cache`` nothing outlives the sampler. Raises
+    ``UserError`` for a model without a tokenizer or a chat template.
     """
 
-    def __init__(
-        self, model_dir: Path, cfg: Mapping[str, Any], scratch: Path | None = None
-    ) -> None:
+    def __init__(self, model_dir: Path, cfg: Mapping[str, Any], cache: Path | None = None) -> None:
         self.model_dir, self.settings = Path(model_dir), settings(cfg)
-        self.tokenizer = _tokenizer(self.model_dir)
+        if not self.model_dir.is_dir():
+            where, remedy = str(self.model_dir), "run the stage that makes the model"
+            raise UserError("no such folder", where, remedy)
+        self.tokenizer = load_tokenizer(self.model_dir)
         self.stops = stop_ids(self.model_dir, self.tokenizer)
-        self._temporary = None if scratch else tempfile.TemporaryDirectory(prefix="opd-sampling-")
-        self._scratch = scratch or Path(self._temporary.name)  # type: ignore[union-attr]
         self._engine: Transformers | Pool | None = None
+        if cache is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="opd-sampling-")
+            self._journals = Path(self._temporary.name)
+        else:
+            identity = [content(self.model_dir), self.settings, module_digest(__name__)]
+            self._journals = cache / "responses" / digest(identity)
+            self._journals.mkdir(parents=True, exist_ok=True)
 
     def tokenize(self, prompts: Sequence[str], ids: Sequence[str]) -> list[list[int]]:
         """Token ids of each user message inside the chat template, ready for a response.
 
-        Raises ``UserError`` as ``render`` and ``encode`` do.
+        Raises ``UserError`` as ``encode`` does.
         """
         return self.encode([self.render([{"role": "user", "content": p}]) for p in prompts], ids)
 
     def render(self, chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages inside the chat template; without a generation prompt the last one is left open.
-
-        Raises ``UserError`` for a tokenizer without a chat template.
-        """
-        if not self.tokenizer.chat_template:
-            raise UserError(
-                "the tokenizer has no chat template", str(self.model_dir), "add one to it"
-            )
+        """Messages inside the chat template; without a generation prompt the last one is left
+        open."""
         text: str = self.tokenizer.apply_chat_template(
             chat,
             tokenize=False,
@@ -140,10 +132,10 @@ class Sampler:
             return []
         tokens: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         most = self.settings["max_prompt_tokens"]
-        for row, (id, found) in enumerate(zip(ids, tokens, strict=True)):
-            if len(found) > most:
+        for row, (id, prompt) in enumerate(zip(ids, tokens, strict=True)):
+            if len(prompt) > most:
                 raise LeftOut(
-                    f"the prompt has {len(found)} tokens, more than {most}",
+                    f"the prompt has {len(prompt)} tokens, more than {most}",
                     f"prompt '{id}' (row {row})",
                     "raise max_prompt_tokens or leave this prompt out",
                 )
@@ -165,9 +157,9 @@ class Sampler:
             for i, request in enumerate(requests)
             if not (request.prefix and request.prefix[-1] in self.stops)
         }
-        base = self._scratch / f"responses-{self._digest(requests)}"
+        base = self._journals / f"responses-{_name_of(requests)}"
         done: journal.Finished = {}
-        for path in self._scratch.glob(f"{base.name}-*.jsonl"):
+        for path in self._journals.glob(f"{base.name}-*.jsonl"):
             done |= journal.read(path)[0]
         if jobs.keys() - done.keys():
             self._finish(jobs, done, base)
@@ -180,14 +172,14 @@ class Sampler:
     def _check(self, requests: Sequence[Request]) -> None:
         seen = set()
         for request in requests:
-            what = (request.id, request.sample, request.attempt, tuple(request.prefix))
-            if what in seen:
+            asked = (request.id, request.sample, request.attempt, tuple(request.prefix))
+            if asked in seen:
                 raise UserError(
                     f"sample {request.sample} is asked for twice, which gives the same twice",
                     f"request '{request.id}'",
                     "give each its own sample or id",
                 )
-            seen.add(what)
+            seen.add(asked)
             for i, token in enumerate(request.prefix[:-1]):
                 if token in self.stops:
                     raise UserError(
@@ -195,15 +187,6 @@ class Sampler:
                         f"request '{request.id}'",
                         "end the prefix there or before",
                     )
-
-    def _digest(self, requests: Sequence[Request]) -> str:
-        """What journals of this list go by, with these settings."""
-        found = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
-        for request in requests:
-            identity = [request.id, request.sample, request.attempt]
-            tokens = [list(request.prompt), list(request.prefix)]
-            found.update(json.dumps([identity, tokens]).encode())
-        return found.hexdigest()[:16]
 
     def _finish(self, jobs: Mapping[int, Job], done: journal.Finished, base: Path) -> None:
         """Sample what is not ``done``, and add it there as it comes."""
@@ -238,6 +221,16 @@ class Sampler:
         return Response(tokens, text, "stop" if finish == "stop" else "length")
 
 
+def _name_of(requests: Sequence[Request]) -> str:
+    """The name that journals of this list of requests have."""
+    sha256 = hashlib.sha256()
+    for request in requests:
+        identity = [request.id, request.sample, request.attempt]
+        tokens = [list(request.prompt), list(request.prefix)]
+        sha256.update(json.dumps([identity, tokens]).encode())
+    return sha256.hexdigest()[:16]
+
+
 def request_seed(seed: int, id: str, sample: int, attempt: int = 0) -> int:
     """The 63-bit seed of one request."""
     again = f"\0{attempt}" if attempt else ""
@@ -253,23 +246,10 @@ def stop_ids(model_dir: Path, tokenizer: Any) -> set[int]:
         ids = GenerationConfig.from_pretrained(model_dir).eos_token_id
     except OSError:
         ids = None
-    found = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
-    found.discard(None)
-    if not found:
+    stops = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
+    stops.discard(None)
+    if not stops:
         raise UserError(
             "no end-of-turn token is known", str(model_dir), "set the tokenizer's eos_token"
         )
-    return found
-
-
-def _tokenizer(model_dir: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    if not model_dir.is_dir():
-        raise UserError("no such folder", str(model_dir), "run the stage that makes the model")
-    try:
-        return AutoTokenizer.from_pretrained(model_dir)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no tokenizer can be loaded ({error})", str(model_dir), "make or fetch it again"
-        ) from error
+    return stops

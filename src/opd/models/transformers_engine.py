@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from opd.core.errors import UserError
 from opd.models import journal
 
 
@@ -85,18 +84,14 @@ class Transformers:
 
     def __init__(self, model_dir: Path, settings: Mapping[str, Any], stops: set[int], pad: int):
         import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
+
+        from opd.models.checkpoints import load_model
 
         torch.set_num_threads(settings["threads"])
         self.settings, self.stops, self.pad = settings, stops, pad
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = getattr(torch, settings["dtype"])
-        try:
-            self.model: Any = AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=dtype)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"no model can be loaded ({error})", str(model_dir), "make or fetch it again"
-            ) from error
+        self.model: Any = load_model(model_dir, getattr(torch, settings["dtype"]))
         self.model.to(self.device).eval()
         # In place of the checkpoint's own, which may hold penalties that nobody asked for here.
         self.model.generation_config = GenerationConfig(

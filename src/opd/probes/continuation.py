@@ -4,7 +4,7 @@ Rethinking OPD, section 6.1 (Fig. 11b): the accuracy of the teacher's continuati
 student's, on the same rollouts, by the length of what was the student's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import numpy as np
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.grading.graders import grade_all
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
-from opd.models.sampling import Request, Sampler, journals
+from opd.models.prompts import read_prompts
+from opd.models.sampling import Request, Sampler
 from opd.models.transformers_engine import cut
-from opd.probes.rollouts import Rollout, Row, answers, prompts_of, read_rollouts, right, tokens
+from opd.probes.rollouts import Rollout, Row, continued, counted, read_rollouts, right, tokens
 from opd.probes.schemas import CONTINUATIONS
 from opd.stats import draws
 
@@ -38,13 +38,13 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     """
     longer = cfg.get("longer_than") or max(cfg["prefixes"])
     path = inputs["generations"] / "generations.parquet"
-    found = [row for row in read_rollouts(inputs["generations"]) if len(row["token_ids"]) > longer]
-    if not found:
+    rollouts = read_rollouts(inputs["generations"])
+    long = [row for row in rollouts if len(row["token_ids"]) > longer]
+    if not long:
         raise UserError(f"no rollout has more than {longer} tokens", str(path), "lower longer_than")
-    values, rows = advantages(cfg, found, inputs, cache)
-    draws.write(out, values, {"rollouts": len(found), "prompts": prompts_of(found)})
+    values, rows = advantages(cfg, long, inputs, cache)
     tables.write(out / "continuations.parquet", rows, CONTINUATIONS)
-    return {name: value.value for name, value in values.items()}
+    return draws.write(out, values, counted(long))
 
 
 def advantages(
@@ -66,72 +66,47 @@ def advantages(
         )
     student, teacher = (load_tokenizer(inputs[name]) for name in (STUDENT, TEACHER))
     pairing.require_same_tokenizer(student, teacher)
-    known, prompts = answers(inputs["prompts"]), [row["prompt_id"] for row in rollouts]
-    own = right(rollouts, known, cfg["grader"])
-    weights = draws.multiplicities(prompts)
+    prompts, ids = read_prompts(inputs["prompts"]), [row["prompt_id"] for row in rollouts]
+    answers = {prompt["id"]: prompt["answer"] for prompt in prompts}
+    own = right(rollouts, prompts, cfg["grader"])
+    weights = draws.multiplicities(ids)
     read = tokens(cfg, rollouts, inputs[STUDENT])
     values: dict[str, draws.Value] = {}
     rows: list[Row] = []
     for prefix in cfg["prefixes"]:
         shares = {STUDENT: own.astype(np.float64)}
         for by in (TEACHER, STUDENT) if baseline == "resampled" else (TEACHER,):
-            made = _continued(cfg, by, prefix, rollouts, read, inputs[by], cache)
-            texts = [(row["response"], known[row["id"]]) for row in made]
-            for row, (_, correct) in zip(made, grade_all(texts, cfg["grader"])[0], strict=True):
-                row["correct"] = correct
-            verdicts = np.array([row["correct"] for row in made], dtype=np.float64)
+            kwargs = pairing.teacher_kwargs(cfg)
+            if by == STUDENT:
+                kwargs = cfg.get("chat_template_kwargs") or {}
+            left = cfg["max_new_tokens"] - prefix
+            settings = {**cfg, "max_new_tokens": left, "chat_template_kwargs": kwargs}
+            sampler = Sampler(inputs[by], settings, cache)
+            asked = [
+                request
+                for row, rollout in zip(rollouts, read, strict=True)
+                for request in _requests(sampler, by, prefix, row, rollout, cfg.get("samples", 1))
+            ]
+            made, graded = continued(sampler, asked, answers, cfg["grader"])
+            verdicts = np.array([correct for _, correct in graded], dtype=np.float64)
             shares[by] = verdicts.reshape(len(rollouts), -1).mean(axis=1)
             rows += made
-        found = {by: draws.share(shares[by], prompts, weights) for by in (TEACHER, STUDENT)}
+        found = {by: draws.share(shares[by], ids, weights) for by in (TEACHER, STUDENT)}
         values[f"advantage_{prefix}"] = draws.difference(found[TEACHER], found[STUDENT])
         values |= {f"{by}_{prefix}": value for by, value in found.items()}
     values["n"] = draws.total(np.ones(len(rollouts)), weights)
     return values, rows
 
 
-def _continued(
-    cfg: Mapping[str, Any],
-    by: str,
-    prefix: int,
-    rollouts: Sequence[Row],
-    read: Sequence[Rollout],
-    model: Path,
-    cache: Path,
-) -> list[Row]:
-    """Rows of CONTINUATIONS, but for ``correct``, of one model and prefix: each rollout's samples
-    one after the other."""
-    kwargs = pairing.teacher_kwargs(cfg) if by == TEACHER else cfg.get("chat_template_kwargs")
-    settings = {
-        **cfg,
-        "max_new_tokens": cfg["max_new_tokens"] - prefix,
-        "chat_template_kwargs": kwargs or {},
-    }
-    sampler = Sampler(model, settings, journals(model, settings, cache))
-    samples = cfg.get("samples", 1)
-    asked = [
-        (
-            {"id": row["prompt_id"], "sample": row["sample"], "prefix": prefix, "by": by},
-            # A name of its own: the student would else repeat its rollout where the seeds agree.
-            Request(
-                f"{row['prompt_id']}, rollout {row['sample']}",
-                ids.teacher_prompt if by == TEACHER else ids.prompt,
-                sample,
-                # A token that ends the turn of this model only ends it here.
-                cut(ids.response[:prefix], sampler.stops)[0],
-            ),
-        )
-        for row, ids in zip(rollouts, read, strict=True)
-        for sample in range(samples)
-    ]
-    responses = sampler.sample([request for _, request in asked])
-    sampler.stop()
-    return [
-        {
-            **about,
-            "continuation": request.sample,
-            "response": response.text,
-            "tokens": len(response.token_ids),
-            "finish": response.finish,
-        }
-        for (about, request), response in zip(asked, responses, strict=True)
-    ]
+def _requests(
+    sampler: Sampler, by: str, prefix: int, row: Row, rollout: Rollout, samples: int
+) -> Iterator[tuple[Row, Request]]:
+    """Requests to go on from the first tokens of one rollout, with what their rows begin with."""
+    prompt = rollout.teacher_prompt if by == TEACHER else rollout.prompt
+    # A name of its own: the student would else repeat its rollout where the seeds agree.
+    name = f"{row['prompt_id']}, rollout {row['sample']}"
+    # A token that ends the turn of this model only ends it here.
+    begun, _ = cut(rollout.response[:prefix], sampler.stops)
+    known = {"id": row["prompt_id"], "sample": row["sample"], "prefix": prefix, "by": by}
+    for sample in range(samples):
+        yield {**known, "continuation": sample}, Request(name, prompt, sample, begun)

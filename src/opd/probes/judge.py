@@ -14,9 +14,9 @@ import numpy as np
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.data.schemas import PROMPTS
-from opd.models.sampling import Request, Sampler, journals
-from opd.probes.rollouts import Row, prompts_of, read_rollouts
+from opd.models.prompts import prompts_of, read_prompts
+from opd.models.sampling import Request, Sampler
+from opd.probes.rollouts import Row, counted, read_rollouts
 from opd.probes.schemas import VERDICTS
 from opd.stats import draws
 
@@ -83,33 +83,27 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     is kept in ``cache``. Raises ``UserError`` where no response gets a verdict.
     """
     rollouts = read_rollouts(inputs["generations"])
-    path = inputs["prompts"] / "prompts.parquet"
-    known = {row["id"]: row for row in tables.read(path, PROMPTS).to_pylist()}
-    for row in rollouts:
-        if row["prompt_id"] not in known:
-            raise UserError(
-                f"there is no prompt '{row['prompt_id']}'",
-                "prompts",
-                "give the prompt set that the rollouts answer",
-            )
+    prompts = prompts_of(rollouts, read_prompts(inputs["prompts"]))
     keywords = cfg.get("judge") == KEYWORDS
     if keywords:
         replies = [""] * len(rollouts)
-        verdicts = [by_keywords(r["response"], known[r["prompt_id"]]["answer"]) for r in rollouts]
+        verdicts = [
+            by_keywords(row["response"], prompt["answer"])
+            for row, prompt in zip(rollouts, prompts, strict=True)
+        ]
     else:
-        replies = _replies(cfg, rollouts, known, inputs["judge"], cache)
+        replies = _replies(cfg, rollouts, prompts, inputs["judge"], cache)
         verdicts = [verdict(reply) for reply in replies]
-    if all(one is None for one in verdicts):
-        said = "no label is known" if keywords else f"the first reply reads {replies[0][:60]!r}"
+    if all(passed is None for passed in verdicts):
+        reason = "no label is known" if keywords else f"the first reply reads {replies[0][:60]!r}"
         raise UserError(
-            f"none of {len(verdicts)} responses gets a verdict ({said})",
+            f"none of {len(verdicts)} responses gets a verdict ({reason})",
             "judge",
             f"give prompts answers: {HARMFUL[0]} or {', '.join(HARMLESS)}"
             if keywords
             else "let the judge say more (max_new_tokens), ask it otherwise, or take another",
         )
     values = summarise([row["prompt_id"] for row in rollouts], verdicts)
-    draws.write(out, values, {"rollouts": len(rollouts), "prompts": prompts_of(rollouts)})
     rows = [
         {
             "id": row["prompt_id"],
@@ -121,14 +115,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
         for row, reply, passed in zip(rollouts, replies, verdicts, strict=True)
     ]
     tables.write(out / "verdicts.parquet", rows, VERDICTS)
-    return {name: value.value for name, value in values.items()}
+    return draws.write(out, values, counted(rollouts))
 
 
 def summarise(prompts: Sequence[str], verdicts: Sequence[bool | None]) -> dict[str, draws.Value]:
     """Values of ``run`` from verdicts [N] of responses to prompts [N] (ids)."""
     weights = draws.multiplicities(prompts)
-    passed = np.array([one is True for one in verdicts])
-    judged = np.array([one is not None for one in verdicts])
+    passed = np.array([verdict is True for verdict in verdicts])
+    judged = np.array([verdict is not None for verdict in verdicts])
     return {
         "passed": draws.mean(passed, judged, weights),
         "unjudged": draws.share(~judged, prompts, weights),
@@ -142,21 +136,21 @@ def summarise(prompts: Sequence[str], verdicts: Sequence[bool | None]) -> dict[s
 def _replies(
     cfg: Mapping[str, Any],
     rollouts: Sequence[Row],
-    known: Mapping[str, Row],
+    prompts: Sequence[Row],
     judge: Path,
     cache: Path,
 ) -> list[str]:
-    settings = {**cfg, "temperature": 0.0}
-    sampler = Sampler(judge, settings, journals(judge, settings, cache))
+    """What the judge says of each rollout, which answers the prompt at its place."""
+    sampler = Sampler(judge, {**cfg, "temperature": 0.0}, cache)
     template = cfg.get("template", QUESTION)
     ids = [f"{row['prompt_id']}, response {row['sample']}" for row in rollouts]
     texts = [
-        asked(template, cfg["rules"], known[row["prompt_id"]]["question"], row["response"])
-        for row in rollouts
+        asked(template, cfg["rules"], prompt["question"], row["response"])
+        for row, prompt in zip(rollouts, prompts, strict=True)
     ]
     requests = [
         Request(id, tokens) for id, tokens in zip(ids, sampler.tokenize(texts, ids), strict=True)
     ]
-    replies = [one.text for one in sampler.sample(requests)]
+    replies = [response.text for response in sampler.sample(requests)]
     sampler.stop()
     return replies

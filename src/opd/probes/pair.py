@@ -10,17 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 
 from opd.core import tables
-from opd.core.errors import UserError
 from opd.losses import metrics
 from opd.losses.head import CHUNK_ELEMENTS, Head, head_logits
 from opd.losses.schemas import METRICS
 from opd.models import pairing, sampling
-from opd.models.checkpoints import load_model, load_tokenizer
-from opd.probes.rollouts import Rollout, Row, answers, prompts_of, read_rollouts, right, tokens
+from opd.models.prompts import read_prompts
+from opd.probes.rollouts import Rollout, Row, counted, read_rollouts, right, tokens
 from opd.probes.schemas import ROLLOUTS
 from opd.stats import draws
 from opd.stats.intervals import Array
@@ -28,7 +26,7 @@ from opd.stats.intervals import Array
 NAMES = (*metrics.STATE, *metrics.RESPONSE)
 
 
-class Measured(NamedTuple):
+class Measurements(NamedTuple):
     """Totals and counts of every metric: ``rollouts`` [2, M, N] of NAMES by rollout, ``positions``
     [2, M, bins] of ``metrics.STATE`` by bins of positions. rewards [N]: the mean reward of each
     rollout, (1/T) sum of log q - log p of its tokens, in nats (section 6.2). ratios: N arrays of
@@ -51,85 +49,70 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     that were sampled. Raises ``UserError`` where the tokenizers differ, and where there is no
     rollout.
     """
-    found = read_rollouts(inputs["generations"])
-    measured = measure(cfg, tokens(cfg, found, inputs["student"]), inputs)
+    rollouts = read_rollouts(inputs["generations"])
+    measured = measure(cfg, tokens(cfg, rollouts, inputs["student"]), inputs)
     grader = cfg.get("grader")
-    correct = right(found, answers(inputs["prompts"]), grader) if grader else None
-    values, rows = summarise(cfg, found, measured, correct)
-    draws.write(out, values, {"rollouts": len(found), "prompts": prompts_of(found)})
+    correct = right(rollouts, read_prompts(inputs["prompts"]), grader) if grader else None
+    values, rows = summarise(cfg, rollouts, measured, correct)
     tables.write(out / "metrics.parquet", rows, METRICS)
-    tables.write(out / "rollouts.parquet", rollout_rows(found, measured, correct), ROLLOUTS)
-    return {name: value.value for name, value in values.items()} | {"rollouts": len(found)}
+    tables.write(out / "rollouts.parquet", rollout_rows(rollouts, measured, correct), ROLLOUTS)
+    return draws.write(out, values, counted(rollouts)) | {"rollouts": len(rollouts)}
 
 
 def measure(
     cfg: Mapping[str, Any], rollouts: Sequence[Rollout], inputs: Mapping[str, Path]
-) -> Measured:
+) -> Measurements:
     """Read every rollout once with each model of ``inputs`` (student, teacher).
 
     cfg: see ``run``. Raises ``UserError`` where tokenizers or vocabularies do not fit together.
     """
     from tqdm import tqdm
 
-    transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(cfg.get("threads", 1))
-    tokenizer = load_tokenizer(inputs["student"])
-    pairing.require_same_tokenizer(tokenizer, load_tokenizer(inputs["teacher"]))
-    dtype = getattr(torch, cfg.get("dtype", "float32"))
-    student, teacher = (load_model(inputs[name], dtype) for name in ("student", "teacher"))
-    pairing.trim_vocabularies(student, teacher, tokenizer)
-    width = student.get_input_embeddings().weight.shape[0]
-    if max(max(one.response) for one in rollouts) >= width:
-        raise UserError(
-            f"a rollout holds a token beyond the {width} that both models have",
-            str(inputs["generations"] if "generations" in inputs else inputs["student"]),
-            "sample with a model whose padding is never likely",
-        )
-    stops = torch.tensor(sorted(sampling.stop_ids(inputs["student"], tokenizer)))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for model in (student, teacher):
-        model.to(device).eval()
-    longest = max(len(one.response) for one in rollouts)
+    pair = pairing.load_pair(cfg, inputs["student"], inputs["teacher"])
+    where = str(inputs.get("generations", inputs["student"]))
+    pair.require_known((token for rollout in rollouts for token in rollout.response), where)
+    device = pair.device
+    stops = torch.tensor(sorted(sampling.stop_ids(inputs["student"], pair.tokenizer)))
+    lengths = [len(rollout.response) for rollout in rollouts]
+    longest = max(lengths)
     bins = -(-longest // cfg["position_bin"])
     by_rollout = torch.zeros(2, len(NAMES), len(rollouts), dtype=torch.float64, device=device)
     by_position = torch.zeros(2, len(metrics.STATE), bins, dtype=torch.float64, device=device)
     rewards = torch.zeros(len(rollouts), dtype=torch.float64, device=device)
     ratios = torch.zeros(len(rollouts), longest, dtype=torch.float64, device=device)
-    heads = pairing.head_of(student), pairing.head_of(teacher)
     # Alike in length: little padding.
-    order = sorted(range(len(rollouts)), key=lambda i: (len(rollouts[i].response), i))
+    order = sorted(range(len(rollouts)), key=lambda i: (lengths[i], i))
     size = cfg.get("micro_batch") or 8
     for start in tqdm(range(0, len(order), size), unit="batch", desc="scoring"):
         places = order[start : start + size]
         batch = [rollouts[i] for i in places]
-        where = torch.tensor(places, device=device)
-        ids, mask = _padded([one.response for one in batch], device)
+        numbers = torch.tensor(places, device=device)
+        ids, mask = _padded([rollout.response for rollout in batch], device)
         repeated = metrics.repeats(ids, mask)
         hidden = [
-            _hidden(student, [one.prompt for one in batch], batch, device),
-            _hidden(teacher, [one.teacher_prompt for one in batch], batch, device),
+            _hidden(pair.student, [rollout.prompt for rollout in batch], batch, device),
+            _hidden(pair.teacher, [rollout.teacher_prompt for rollout in batch], batch, device),
         ]
         kept = mask != 0
-        row = where.unsqueeze(1).expand_as(ids)[kept]
+        row = numbers.unsqueeze(1).expand_as(ids)[kept]
         position = torch.arange(ids.shape[1], device=device).expand_as(ids)[kept]
-        for part, found in _states(cfg, hidden, heads, ids[kept], repeated[kept]):
-            states = metrics.binned(found, row[part], 1, len(rollouts))
-            by_rollout[:, : len(metrics.STATE)] += states
-            by_position += metrics.binned(found, position[part], cfg["position_bin"], bins)
+        for part, states in _states(cfg, hidden, pair.heads, ids[kept], repeated[kept]):
+            by_rollout[:, : len(metrics.STATE)] += metrics.binned(
+                states, row[part], 1, len(rollouts)
+            )
+            by_position += metrics.binned(states, position[part], cfg["position_bin"], bins)
             # Each token is one of these two.
-            ratio = found["log_ratio_repeated_nats"].total + found["log_ratio_other_nats"].total
+            ratio = states["log_ratio_repeated_nats"].total + states["log_ratio_other_nats"].total
             rewards.index_add_(0, row[part], ratio.double())
             ratios[row[part], position[part]] = ratio.double()
         last = ids.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
         responses = metrics.response_metrics(mask, last, stops.to(device), repeated)
-        by_rollout[:, len(metrics.STATE) :] += metrics.binned(responses, where, 1, len(rollouts))
-    lengths = np.array([len(one.response) for one in rollouts])
-    by_token = ratios.cpu().numpy()
-    return Measured(
+        by_rollout[:, len(metrics.STATE) :] += metrics.binned(responses, numbers, 1, len(rollouts))
+    return Measurements(
         by_rollout.cpu().numpy(),
         by_position.cpu().numpy(),
-        rewards.cpu().numpy() / lengths,
-        [row[:length] for row, length in zip(by_token, lengths, strict=True)],
+        rewards.cpu().numpy() / np.array(lengths),
+        [row[:length] for row, length in zip(ratios.cpu().numpy(), lengths, strict=True)],
     )
 
 
@@ -183,7 +166,7 @@ def _states(
 
 
 def summarise(
-    cfg: Mapping[str, Any], rollouts: Sequence[Row], measured: Measured, correct: Array | None
+    cfg: Mapping[str, Any], rollouts: Sequence[Row], measured: Measurements, correct: Array | None
 ) -> tuple[dict[str, draws.Value], list[Row]]:
     """Values of the probe by name, and rows of METRICS at step 0.
 
@@ -235,7 +218,9 @@ def summarise(
     ]
 
 
-def rollout_rows(rollouts: Sequence[Row], measured: Measured, correct: Array | None) -> list[Row]:
+def rollout_rows(
+    rollouts: Sequence[Row], measured: Measurements, correct: Array | None
+) -> list[Row]:
     """Rows of ROLLOUTS."""
     return [
         {

@@ -15,14 +15,15 @@ from scipy.stats import binomtest
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.grading.graders import grade_all
+from opd.grading.graders import Graded
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
-from opd.models.sampling import Request, Sampler, journals, request_seed
-from opd.probes.rollouts import Row, answers, prompts_of, read_rollouts, tokens
+from opd.models.prompts import prompts_of, read_prompts
+from opd.models.sampling import Request, Sampler, request_seed
+from opd.models.transformers_engine import cut
+from opd.probes.rollouts import Row, continued, counted, read_rollouts, tokens
 from opd.probes.schemas import CONTINUATIONS
 from opd.stats import draws
-from opd.stats.intervals import Array
 
 ALONE, PREFIX = "alone", "prefix"
 SHARES = (0.1, 0.9)
@@ -68,30 +69,30 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
                 "generations",
                 "take some with samples: 1: McNemar's test is of one pair a question",
             )
-    rows, right, found = _asked_twice(cfg, rollouts, inputs, shares, cache)
-    values = summarise([row["prompt_id"] for row in rollouts], right, found)
+    rows, graded = _asked_twice(cfg, rollouts, inputs, shares, cache)
+    values = summarise([row["prompt_id"] for row in rollouts], graded)
     kept = [row["prefix"] for row in rows if row["prefix"]]
     values["prefix_tokens"] = draws.Value(float(np.sum(kept)) / len(rollouts), None, len(rollouts))
-    draws.write(out, values, {"rollouts": len(rollouts), "prompts": prompts_of(rollouts)})
     tables.write(out / "continuations.parquet", rows, CONTINUATIONS)
-    return {name: value.value for name, value in values.items()}
+    return draws.write(out, values, counted(rollouts))
 
 
 def summarise(
-    prompts: Sequence[str], right: Mapping[str, Array], found: Mapping[str, Array]
+    prompts: Sequence[str], graded: Mapping[str, Sequence[Graded]]
 ) -> dict[str, draws.Value]:
-    """Values of ``run`` but prefix_tokens, from what is right and where an answer was found, bool
-    [N] alone and after a prefix; prompts [N] are ids."""
+    """Values of ``run`` but prefix_tokens, from how responses alone and after a prefix are graded
+    [N]; prompts [N] are ids."""
     weights = draws.multiplicities(prompts)
-    values = {
-        f"accuracy_{arm}": draws.share(right[arm], prompts, weights) for arm in (ALONE, PREFIX)
-    }
+    right = {arm: np.array([correct for _, correct in of]) for arm, of in graded.items()}
+    values = {f"accuracy_{arm}": draws.share(right[arm], prompts, weights) for arm in graded}
     values["lost"] = draws.difference(values["accuracy_alone"], values["accuracy_prefix"])
-    for arm in (ALONE, PREFIX):
-        values[f"format_{arm}"] = draws.share(found[arm], prompts, weights)
-    for before, one in (("right", right[ALONE]), ("wrong", ~right[ALONE])):
-        for after, other in (("right", right[PREFIX]), ("wrong", ~right[PREFIX])):
-            values[f"{before}_{after}"] = draws.total(one & other, weights)
+    for arm, of in graded.items():
+        answered = [extracted is not None for extracted, _ in of]
+        values[f"format_{arm}"] = draws.share(answered, prompts, weights)
+    outcomes = {arm: {"right": right[arm], "wrong": ~right[arm]} for arm in graded}
+    for before, alone in outcomes[ALONE].items():
+        for after, prefixed in outcomes[PREFIX].items():
+            values[f"{before}_{after}"] = draws.total(alone & prefixed, weights)
     values["net"] = draws.difference(values["right_wrong"], values["wrong_right"])
     changed = (int(values[name].value or 0) for name in ("right_wrong", "wrong_right"))
     values["mcnemar_p"] = draws.Value(mcnemar(*changed), None, len(prompts))
@@ -105,50 +106,24 @@ def _asked_twice(
     inputs: Mapping[str, Path],
     shares: Sequence[float],
     cache: Path,
-) -> tuple[list[Row], dict[str, Array], dict[str, Array]]:
-    """Rows of CONTINUATIONS; which are right, and which have an answer, bool [N] of either arm."""
+) -> tuple[list[Row], dict[str, list[Graded]]]:
+    """Rows of CONTINUATIONS, and how the responses of either arm are graded [N]."""
     student, teacher = (load_tokenizer(inputs[name]) for name in ("student", "teacher"))
     pairing.require_same_tokenizer(student, teacher)
-    known = answers(inputs["prompts"])
+    prompts = prompts_of(rollouts, read_prompts(inputs["prompts"]))
     settings = {**cfg, "chat_template_kwargs": pairing.teacher_kwargs(cfg)}
-    sampler = Sampler(inputs["teacher"], settings, journals(inputs["teacher"], settings, cache))
-    requests: list[Request] = []
-    about: list[Row] = []
+    sampler = Sampler(inputs["teacher"], settings, cache)
+    asked: list[tuple[Row, Request]] = []
     read = tokens(cfg, rollouts, inputs["student"])
     for arm in (ALONE, PREFIX):
-        for row, ids in zip(rollouts, read, strict=True):
-            id, sample, length = row["prompt_id"], row["sample"], len(ids.response)
+        for row, rollout in zip(rollouts, read, strict=True):
+            id, sample, length = row["prompt_id"], row["sample"], len(rollout.response)
             kept = cut_at(length, id, sample, cfg["seed"], shares) if arm == PREFIX else 0
-            prefix = ids.response[:kept]
             # The student's turn may end with a token that would end the teacher's earlier.
-            stop = next((i for i, token in enumerate(prefix) if token in sampler.stops), kept)
-            name = f"{id}, {arm}"
-            requests.append(Request(name, ids.teacher_prompt, sample, prefix[: stop + 1]))
-            about.append({"id": id, "sample": sample, "prefix": kept, "by": "teacher"})
-    responses = sampler.sample(requests)
-    sampler.stop()
-    for row in rollouts:
-        if row["prompt_id"] not in known:
-            raise UserError(
-                f"there is no prompt '{row['prompt_id']}'",
-                "prompts",
-                "give the prompt set that the rollouts answer",
-            )
-    pairs = [(one.text, known[row["id"]]) for one, row in zip(responses, about, strict=True)]
-    graded, _ = grade_all(pairs, cfg["grader"])
-    rows = [
-        {
-            **row,
-            "continuation": 0,
-            "response": response.text,
-            "tokens": len(response.token_ids),
-            "finish": response.finish,
-            "correct": correct,
-        }
-        for row, response, (_, correct) in zip(about, responses, graded, strict=True)
-    ]
-    half = len(rollouts)
-    arms = {ALONE: graded[:half], PREFIX: graded[half:]}
-    right = {arm: np.array([correct for _, correct in some]) for arm, some in arms.items()}
-    found = {arm: np.array([text is not None for text, _ in some]) for arm, some in arms.items()}
-    return rows, right, found
+            begun, _ = cut(rollout.response[:kept], sampler.stops)
+            known = {"id": id, "sample": sample, "prefix": kept, "by": "teacher", "continuation": 0}
+            request = Request(f"{id}, {arm}", rollout.teacher_prompt, sample, begun)
+            asked.append((known, request))
+    answers = {prompt["id"]: prompt["answer"] for prompt in prompts}
+    rows, graded = continued(sampler, asked, answers, cfg["grader"])
+    return rows, {ALONE: graded[: len(rollouts)], PREFIX: graded[len(rollouts) :]}

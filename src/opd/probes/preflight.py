@@ -15,17 +15,23 @@ import transformers
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.data import schemas
-from opd.data.schemas import PROMPTS
-from opd.grading.graders import grade_all
+from opd.data.schemas import PROMPTS, prompt_row
+from opd.grading.graders import grader_named
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
-from opd.models.sampling import Request, Sampler, journals
+from opd.models.prompts import read_prompts
+from opd.models.sampling import Request, Sampler
 from opd.probes import continuation, pair
-from opd.probes.outlook import DEEPEST, DEPTHS, report
+from opd.probes.outlook import reported
 from opd.probes.rollouts import Row, right, tokens
 from opd.stats import draws
 from opd.stats.intervals import Array
+
+BOTH = ("student", "teacher")
+# The deepest prefix is shorter than all but DEEPEST % of the rollouts; the others are to it as
+# the paper's 1K, 4K and 8K to its 16K tokens.
+DEEPEST = 25
+DEPTHS = (1 / 16, 1 / 4, 1 / 2, 1)
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
@@ -36,36 +42,36 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     each; 4), grader (without one nothing is known of right and wrong), micro_batch,
     teacher_temperature, teacher_chat_template_kwargs. Inputs: student, teacher, prompts. What is
     sampled is kept in ``cache``. Values: those of ``pair``; with a grader share_student,
-    share_teacher, share_difference, advantage_depth1 to 4 of ``continuation`` (prefixes of
-    ``reading.DEPTHS``) and advantage_fall, from the first to the last of these. Raises
-    ``UserError`` where tokenizers or vocabularies differ and where there is no prompt.
+    share_teacher, share_difference, advantage_depth1 to 4 of ``continuation`` (prefixes at
+    ``DEPTHS``) and advantage_fall, from the first to the last of these. Raises ``UserError``
+    where tokenizers or vocabularies differ and where there is no prompt.
     """
-    path = inputs["prompts"] / "prompts.parquet"
-    prompts = tables.read(path, PROMPTS).to_pylist()[: cfg.get("n", 48)]
-    _check(prompts, cfg, path)
+    prompts = read_prompts(inputs["prompts"], cfg.get("n", 48))
+    _check(prompts, cfg, inputs["prompts"])
     grader = cfg.get("grader")
-    about = _compared(cfg, inputs, prompts)
+    models = _compared(cfg, inputs, prompts)
     rollouts = _answered(cfg, inputs["student"], prompts, cache)
     # One bin: where in a response it is, is not asked here.
     longest = max(len(row["token_ids"]) for row in rollouts)
     settings = {**cfg, "position_bin": longest, "thinking_may_differ": True}  # it is reported
     measured = pair.measure(settings, tokens(settings, rollouts, inputs["student"]), inputs)
-    known = {row["id"]: row["answer"] for row in prompts}
-    correct = right(rollouts, known, grader) if grader else None
+    correct = right(rollouts, prompts, grader) if grader else None
     values, _ = pair.summarise(settings, rollouts, measured, correct)
     depths: list[Row] = []
     if grader and correct is not None:
-        theirs = {**cfg, "chat_template_kwargs": pairing.teacher_kwargs(cfg)}
-        taught = _answered(theirs, inputs["teacher"], prompts, cache)
-        values |= _shares(rollouts, correct, right(taught, known, grader))
-        found, depths = _by_depth(cfg, rollouts, inputs, cache)
-        values |= found
-    about |= {"prompts": len(prompts), "rollouts": len(rollouts), "depths": depths}
-    whole, text = report({**about, "values": draws.summary(values)})
-    draws.write(out, values, {key: whole[key] for key in ("prompts", "rollouts", "outlook")})
-    tables.write_json(out / "preflight.json", whole)
+        kwargs = pairing.teacher_kwargs(cfg)
+        answered = _answered(
+            {**cfg, "chat_template_kwargs": kwargs}, inputs["teacher"], prompts, cache
+        )
+        values |= _shares(rollouts, correct, right(answered, prompts, grader))
+        advantages, depths = _by_depth(cfg, rollouts, inputs, cache)
+        values |= advantages
+    counts = {"prompts": len(prompts), "rollouts": len(rollouts)}
+    report, text = reported({**models, **counts, "depths": depths, "values": draws.summary(values)})
+    tables.write_json(out / "preflight.json", report)
     tables.write_text(out / "preflight.md", text)
-    return {name: value.value for name, value in values.items()} | {"outlook": whole["outlook"]}
+    outlook = {"outlook": report["outlook"]}
+    return {**draws.write(out, values, counts | outlook), **outlook}
 
 
 def preflight(
@@ -82,7 +88,7 @@ def preflight(
     for folder in (student, teacher):
         if not folder.is_dir():
             raise UserError("no such folder", str(folder), "give the folder of a model")
-    rows = read_questions(prompts)[: cfg.get("n", 48)]
+    rows = read_questions(prompts, cfg.get("n", 48))
     _check(rows, cfg, prompts)  # before they stand in a file that the user has never seen
     with tempfile.TemporaryDirectory(prefix="opd-preflight-") as temporary:
         work = Path(temporary)
@@ -95,27 +101,30 @@ def preflight(
 
 
 def _check(prompts: Sequence[Row], cfg: Mapping[str, Any], path: Path) -> None:
-    """Raises ``UserError`` where there is no prompt, and for a grader that is unknown or has
-    nothing to hold answers to: before anything is sampled."""
-    if not prompts:
-        raise UserError("there are no prompts", str(path), "give a prompt set that is not empty")
-    grader = cfg.get("grader")
-    if grader:
-        grade_all([], grader)
-    for row in prompts if grader else ():
+    """Raise ``UserError`` for a grader that is unknown or has nothing to hold answers to, before
+    anything is sampled."""
+    if not cfg.get("grader"):
+        return
+    grader_named(cfg["grader"])
+    for row in prompts:
         if not row["answer"]:
-            raise UserError(
-                "it has no answer", f"{path}: prompt '{row['id']}'", "leave the grader out"
-            )
+            where, remedy = f"{path}: prompt '{row['id']}'", "leave the grader out, or add it"
+            raise UserError("it has no answer", where, remedy)
 
 
-def read_questions(path: Path) -> list[Row]:
-    """Rows of PROMPTS from such a table, its folder, or lines of JSON with question, answer and
-    prompt. Raises ``UserError`` for what is none."""
+def read_questions(path: Path, n: int | None = None) -> list[Row]:
+    """The first n rows of PROMPTS from such a table, its folder, or lines of JSON with question,
+    answer and prompt. Raises ``UserError`` for what is none, and where there is none."""
     if path.is_dir():
         path = path / "prompts.parquet"
-    if path.suffix == ".parquet":
-        return tables.read(path, PROMPTS).to_pylist()
+    rows: list[Row]
+    rows = tables.read(path, PROMPTS).to_pylist() if path.suffix == ".parquet" else _lines(path)
+    if not rows:
+        raise UserError("there are no prompts", str(path), "give a file that is not empty")
+    return rows[:n]
+
+
+def _lines(path: Path) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -128,23 +137,23 @@ def read_questions(path: Path) -> list[Row]:
             continue
         where = f"{path}: line {i + 1}"
         try:
-            given = json.loads(line)
+            entry = json.loads(line)
         except ValueError as error:
             raise UserError(f"not JSON ({error})", where, "write one object a line") from error
-        asked = isinstance(given, dict) and (given.get("question") or given.get("prompt"))
-        if not asked:
+        question = isinstance(entry, dict) and (entry.get("question") or entry.get("prompt"))
+        if not question:
             raise UserError(
                 "there is no question in it", where, 'write {"question": .., "answer": ..}'
             )
-        answer = given.get("answer")
+        answer = entry.get("answer")
         rows.append(
-            schemas.prompt_row(
-                id=str(given.get("id", i + 1)),
-                question=str(asked),
+            prompt_row(
+                id=str(entry.get("id", i + 1)),
+                question=str(question),
                 answer="" if answer is None else str(answer),
                 source=path.name,
                 row=i,
-                prompt=given.get("prompt"),
+                prompt=entry.get("prompt"),
             )
         )
     return rows
@@ -154,47 +163,42 @@ def _compared(
     cfg: Mapping[str, Any], inputs: Mapping[str, Path], prompts: Sequence[Row]
 ) -> dict[str, Any]:
     """What can be told of the two models without running them."""
-    student, teacher = (load_tokenizer(inputs[name]) for name in ("student", "teacher"))
-    pairing.require_same_tokenizer(student, teacher)
-    rows = [pairing.vocabulary_rows(inputs[name]) for name in ("student", "teacher")]
-    pairing.shared_vocabulary(rows[0], rows[1], student)
-    kwargs = [cfg.get("chat_template_kwargs") or {}, pairing.teacher_kwargs(cfg)]
-    differing = 0
-    first = None
+    tokenizers = {who: load_tokenizer(inputs[who]) for who in BOTH}
+    pairing.require_same_tokenizer(tokenizers["student"], tokenizers["teacher"])
+    rows = {who: pairing.vocabulary_rows(inputs[who]) for who in BOTH}
+    pairing.shared_vocabulary(rows["student"], rows["teacher"], tokenizers["student"])
+    kwargs = {
+        "student": cfg.get("chat_template_kwargs") or {},
+        "teacher": pairing.teacher_kwargs(cfg),
+    }
+    differing: list[dict[str, str]] = []
     for row in prompts:
         chat = [{"role": "user", "content": row["prompt"]}]
-        texts = [
-            one.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **options)
-            for one, options in zip((student, teacher), kwargs, strict=True)
-        ]
-        ids = [
-            one(text, add_special_tokens=False)["input_ids"]
-            for one, text in zip((student, teacher), texts, strict=True)
-        ]
+        texts = {
+            who: str(
+                tokenizers[who].apply_chat_template(
+                    chat, add_generation_prompt=True, tokenize=False, **kwargs[who]
+                )
+            )
+            for who in BOTH
+        }
+        ids = [tokenizers[who](texts[who], add_special_tokens=False)["input_ids"] for who in BOTH]
         if ids[0] != ids[1]:
-            differing += 1
-            first = first or _around_difference(*texts)
+            differing.append(_around_difference(texts))
     return {
-        "student": str(inputs["student"]),
-        "teacher": str(inputs["teacher"]),
-        "tokens": len(student),
-        "embedding_rows": {"student": rows[0], "teacher": rows[1]},
-        "templates": {"differing": differing, "first": first},
-        "thinking": {
-            "student": pairing.thinking(student, kwargs[0]),
-            "teacher": pairing.thinking(teacher, kwargs[1]),
-        },
+        **{who: str(inputs[who]) for who in BOTH},
+        "tokens": len(tokenizers["student"]),
+        "embedding_rows": rows,
+        "templates": {"differing": len(differing), "first": differing[0] if differing else None},
+        "thinking": {who: pairing.thinking(tokenizers[who], kwargs[who]) for who in BOTH},
     }
 
 
-def _around_difference(one: str, other: str, context: int = 30) -> dict[str, str]:
+def _around_difference(texts: Mapping[str, str], context: int = 30) -> dict[str, str]:
     """What two texts hold from just before where they first differ."""
-    at = next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
-        min(len(one), len(other)),
-    )
-    part = slice(max(0, at - context), at + context)
-    return {"student": one[part], "teacher": other[part]}
+    pairs = enumerate(zip(*texts.values(), strict=False))
+    at = next((i for i, (a, b) in pairs if a != b), min(map(len, texts.values())))
+    return {who: text[max(0, at - context) : at + context] for who, text in texts.items()}
 
 
 def _answered(
@@ -202,7 +206,7 @@ def _answered(
 ) -> list[Row]:
     """``samples`` responses of a model to each prompt, in its own chat template, as rows of
     GENERATIONS."""
-    sampler = Sampler(model, cfg, journals(model, cfg, cache))
+    sampler = Sampler(model, cfg, cache)
     ids = [row["id"] for row in prompts]
     read = sampler.tokenize([row["prompt"] for row in prompts], ids)
     asked = [
@@ -230,12 +234,12 @@ def _shares(rollouts: Sequence[Row], student: Array, teacher: Array) -> dict[str
     """Share right of both, on the same prompts."""
     prompts = [row["prompt_id"] for row in rollouts]
     weights = draws.multiplicities(prompts)
-    ours, theirs = (draws.share(which, prompts, weights) for which in (student, teacher))
-    return {
-        "share_student": ours,
-        "share_teacher": theirs,
-        "share_difference": draws.difference(theirs, ours),
+    shares = {
+        "share_student": draws.share(student, prompts, weights),
+        "share_teacher": draws.share(teacher, prompts, weights),
     }
+    difference = draws.difference(shares["share_teacher"], shares["share_student"])
+    return {**shares, "share_difference": difference}
 
 
 def _by_depth(
@@ -253,13 +257,13 @@ def _by_depth(
         return {}, []
     kept = [row for row in rollouts if len(row["token_ids"]) > deepest]
     settings = {**cfg, "prefixes": list(depths), "samples": 1, "baseline": "rollout"}
-    found, _ = continuation.advantages(settings, kept, inputs, cache)
-    values = {f"advantage_depth{depths[L]}": found[f"advantage_{L}"] for L in depths}
-    first, *deeper = values.values()
-    if deeper:
-        values["advantage_fall"] = draws.difference(first, deeper[-1])
-    about = [
+    advantages, _ = continuation.advantages(settings, kept, inputs, cache)
+    rows: list[Row] = [
         {"depth": i, "name": f"advantage_depth{i}", "prefix": prefix, "rollouts": len(kept)}
         for prefix, i in depths.items()
     ]
-    return values, about
+    values = {row["name"]: advantages[f"advantage_{row['prefix']}"] for row in rows}
+    first, *deeper = values.values()
+    if deeper:
+        values["advantage_fall"] = draws.difference(first, deeper[-1])
+    return values, rows

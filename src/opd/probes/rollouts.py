@@ -1,4 +1,5 @@
-"""The rollouts that a probe measures: their rows, token ids, and which are correct."""
+"""The rollouts that a probe measures: their rows and token ids, which are correct, and how models
+go on from them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +9,11 @@ import numpy as np
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.data.schemas import PROMPTS
-from opd.grading.graders import grade_all
+from opd.grading.graders import Graded, grade_all
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
+from opd.models.prompts import prompts_of
+from opd.models.sampling import Request, Sampler
 from opd.models.schemas import GENERATIONS
 from opd.stats.intervals import Array
 
@@ -37,29 +39,15 @@ def read_rollouts(payload: Path) -> list[Row]:
     return kept
 
 
-def prompts_of(rollouts: Sequence[Row]) -> int:
-    """Number of prompts that rollouts answer."""
-    return len({row["prompt_id"] for row in rollouts})
+def counted(rollouts: Sequence[Row]) -> dict[str, int]:
+    """How many rollouts there are, and how many prompts they answer."""
+    return {"rollouts": len(rollouts), "prompts": len({row["prompt_id"] for row in rollouts})}
 
 
-def answers(payload: Path) -> dict[str, str]:
-    """Answer of each prompt by its id."""
-    table = tables.read(payload / "prompts.parquet", PROMPTS)
-    return dict(zip(table["id"].to_pylist(), table["answer"].to_pylist(), strict=True))
-
-
-def right(rollouts: Sequence[Row], answers: Mapping[str, str], grader: str) -> Array:
+def right(rollouts: Sequence[Row], prompts: Sequence[Row], grader: str) -> Array:
     """Which rollouts are correct, bool [N]. Raises ``UserError`` for one of an unknown prompt."""
-    for row in rollouts:
-        if row["prompt_id"] not in answers:
-            raise UserError(
-                f"there is no prompt '{row['prompt_id']}'",
-                "prompts",
-                "give the prompt set that the rollouts answer",
-            )
-    graded, _ = grade_all(
-        [(row["response"], answers[row["prompt_id"]]) for row in rollouts], grader
-    )
+    answered = zip(rollouts, prompts_of(rollouts, prompts), strict=True)
+    graded, _ = grade_all([(row["response"], prompt["answer"]) for row, prompt in answered], grader)
     return np.array([correct for _, correct in graded], dtype=bool)
 
 
@@ -83,3 +71,32 @@ def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> li
         Rollout(ours[row["prompt_id"]], theirs[row["prompt_id"]], row["token_ids"])
         for row in rollouts
     ]
+
+
+def continued(
+    sampler: Sampler,
+    asked: Sequence[tuple[Row, Request]],
+    answers: Mapping[str, str],
+    grader: str,
+) -> tuple[list[Row], list[Graded]]:
+    """Rows of CONTINUATIONS, and how each response is graded.
+
+    asked: of every request the part of its row that is known before; answers: by prompt id. The
+    sampler lets go of its engine, as the next one needs the memory.
+    """
+    responses = sampler.sample([request for _, request in asked])
+    sampler.stop()
+    answered = [answers[row["id"]] for row, _ in asked]
+    texts = [response.text for response in responses]
+    graded, _ = grade_all([*zip(texts, answered, strict=True)], grader)
+    rows = [
+        {
+            **row,
+            "response": response.text,
+            "tokens": len(response.token_ids),
+            "finish": response.finish,
+            "correct": correct,
+        }
+        for (row, _), response, (_, correct) in zip(asked, responses, graded, strict=True)
+    ]
+    return rows, graded

@@ -9,12 +9,12 @@ import numpy as np
 
 from opd.core import tables
 from opd.data import privileged
-from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
+from opd.models.prompts import prompts_of, read_prompts
 from opd.probes import pair
-from opd.probes.rollouts import Row, answers, prompts_of, read_rollouts, right, tokens
+from opd.probes.rollouts import Row, counted, read_rollouts, right, tokens
 from opd.stats import draws
 from opd.stats.intervals import Array
 
@@ -30,36 +30,35 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     size_KIND_nats, that of its absolute value; the same over the first and the second half of each
     response (log_ratio_early_KIND_nats, ...); kl_nats, n_correct and n_incorrect.
     """
-    rollouts = read_rollouts(inputs["generations"])
+    rollouts, prompts = read_rollouts(inputs["generations"]), read_prompts(inputs["prompts"])
     read = tokens(cfg, rollouts, inputs["student"])
     if cfg.get("information"):
-        told = _told(cfg, rollouts, inputs)
-        read = [one._replace(teacher_prompt=ids) for one, ids in zip(read, told, strict=True)]
+        informed = _informed(cfg, prompts_of(rollouts, prompts), inputs["student"])
+        read = [
+            rollout._replace(teacher_prompt=prompt)
+            for rollout, prompt in zip(read, informed, strict=True)
+        ]
     measured = pair.measure(cfg, read, inputs)
-    correct = right(rollouts, answers(inputs["prompts"]), cfg["grader"])
-    lengths = [len(one.response) for one in read]
-    values = summarise([row["prompt_id"] for row in rollouts], measured.ratios, correct)
-    weights = draws.multiplicities([row["prompt_id"] for row in rollouts])
+    correct = right(rollouts, prompts, cfg["grader"])
+    ids = [row["prompt_id"] for row in rollouts]
+    values = summarise(ids, measured.ratios, correct)
     kl = pair.NAMES.index("kl_nats")
-    values["kl_nats"] = draws.mean(measured.rollouts[0, kl], measured.rollouts[1, kl], weights)
-    draws.write(out, values, {"rollouts": len(rollouts), "prompts": prompts_of(rollouts)})
-    rows = by_position(measured.ratios, correct, cfg["position_bin"], max(lengths))
+    totals, counts = measured.rollouts[:, kl]
+    values["kl_nats"] = draws.mean(totals, counts, draws.multiplicities(ids))
+    longest = max(len(rollout.response) for rollout in read)
+    rows = by_position(measured.ratios, correct, cfg["position_bin"], longest)
     tables.write(out / "metrics.parquet", rows, METRICS)
-    return {name: value.value for name, value in values.items()}
+    return draws.write(out, values, counted(rollouts))
 
 
-def _told(
-    cfg: Mapping[str, Any], rollouts: Sequence[Row], inputs: Mapping[str, Path]
-) -> list[list[int]]:
-    """What the teacher reads before each rollout, contexts in turn."""
-    path = inputs["prompts"] / "prompts.parquet"
-    known = {row["id"]: row for row in tables.read(path, PROMPTS).to_pylist()}
-    tokenizer = load_tokenizer(inputs["student"])
+def _informed(cfg: Mapping[str, Any], prompts: Sequence[Row], student: Path) -> list[list[int]]:
+    """What the teacher reads before the rollouts to these prompts, contexts in turn."""
     limit = cfg.get("max_teacher_prompt_tokens", cfg["max_prompt_tokens"])
-    rows = [known[row["prompt_id"]] for row in rollouts]
     kwargs = pairing.teacher_kwargs(cfg)
-    by_context = privileged.token_ids(cfg["information"], rows, tokenizer, kwargs, limit)
-    return [by_context[i % len(by_context)][i] for i in range(len(rollouts))]
+    by_context = privileged.token_ids(
+        cfg["information"], prompts, load_tokenizer(student), kwargs, limit
+    )
+    return [by_context[i % len(by_context)][i] for i in range(len(prompts))]
 
 
 def _which(correct: Array) -> dict[str, Array]:
@@ -73,11 +72,11 @@ def summarise(
     weights = draws.multiplicities(prompts)
     values: dict[str, draws.Value] = {}
     for part in ("", "early_", "late_"):
-        taken = [_half(one, part) for one in ratios]
-        counts = np.array([len(one) for one in taken])
+        halves = [_half(of_tokens, part) for of_tokens in ratios]
+        counts = np.array([len(half) for half in halves])
         sums = {
-            "log_ratio": np.array([one.sum() for one in taken]),
-            "size": np.array([np.abs(one).sum() for one in taken]),
+            "log_ratio": np.array([half.sum() for half in halves]),
+            "size": np.array([np.abs(half).sum() for half in halves]),
         }
         for kind, which in _which(correct).items():
             for name, total in sums.items():
@@ -101,18 +100,18 @@ def by_position(
     ``width`` tokens; what was counted nowhere is left out."""
     rows = []
     for kind, which in _which(correct).items():
-        mine = [one for one, kept in zip(ratios, which, strict=True) if kept]
+        chosen = [of_tokens for of_tokens, kept in zip(ratios, which, strict=True) if kept]
         for name, form in (("log_ratio", np.asarray), ("size", np.abs)):
             for start in (None, *range(0, longest, width)):
                 part = slice(None) if start is None else slice(start, start + width)
-                found = np.concatenate([form(one[part]) for one in mine]) if mine else np.array([])
-                if len(found):
+                numbers = np.concatenate([[], *(form(of_tokens[part]) for of_tokens in chosen)])
+                if len(numbers):
                     rows.append(
                         {
                             "step": 0,
                             "name": f"{name}_{kind}_nats",
                             "position": start,
-                            "value": float(found.mean()),
+                            "value": float(numbers.mean()),
                         }
                     )
     return rows

@@ -23,7 +23,7 @@ from opd.recipes.base import (
 
 # The probes of this module.
 MICROSCOPE = ("screening", "tree", "alignment", "pool", "forecast", "outcome")
-# As ``opd.grading.choices`` knows them.
+# Of ``opd.grading.graders``.
 Checker = Literal["letter", "boolean", "integer", "world", "rule", "choice", "math_verify"]
 DemonstrationsRef = Annotated[Name, Ref("demonstrations")]
 ProbeRef = Annotated[Name, Ref("probes")]

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from opd.core import tables
 from opd.core.tables import NUMBER, TEXT, schema
-from opd.stats.intervals import LEVEL, Array
+from opd.stats.intervals import Array, bounds, resampled, unseen
 
 RESAMPLES = 2000
 # Bootstrap draws of each value that a probe measures.
@@ -40,11 +40,8 @@ def multiplicities(prompts: Sequence[str], resamples: int = RESAMPLES) -> Array:
 
     The same prompts, in whatever order and with however many rollouts, are drawn alike.
     """
-    ids, where = np.unique(np.asarray(prompts), return_inverse=True)
-    drawn = np.random.default_rng(0).multinomial(
-        len(ids), np.full(len(ids), 1 / len(ids)), resamples
-    )
-    return drawn.astype(np.float64)[:, where]
+    ids, place = np.unique(np.asarray(prompts), return_inverse=True)
+    return resampled(np.random.default_rng(0), len(ids), resamples)[:, place]
 
 
 def mean(total: ArrayLike, count: ArrayLike, weights: Array) -> Value:
@@ -61,19 +58,19 @@ def share(right: ArrayLike, prompts: Sequence[str], weights: Array) -> Value:
     """Mean of ``right`` [N], 0 to 1.
 
     Where no prompt differs the draws have no width, although few prompts prove little: the slack is
-    the exact binomial bound that ``opd.stats.intervals`` takes there.
+    the exact binomial bound, as for scores.
     """
-    found = mean(right, np.ones(len(prompts)), weights)
-    if found.value is None:
-        return found
-    unseen = 1 - ((1 - LEVEL) / 2) ** (1 / len(set(prompts)))
-    return found._replace(slack=(min(unseen, found.value), min(unseen, 1 - found.value)))
+    value = mean(right, np.ones(len(prompts)), weights)
+    if value.value is None:
+        return value
+    most = unseen(len(set(prompts)))
+    return value._replace(slack=(min(most, value.value), min(most, 1 - value.value)))
 
 
 def total(values: ArrayLike, weights: Array) -> Value:
     """Sum of ``values`` [N]."""
-    found = np.asarray(values, dtype=np.float64)
-    return Value(float(found.sum()), weights @ found, len(found))
+    numbers = np.asarray(values, dtype=np.float64)
+    return Value(float(numbers.sum()), weights @ numbers, len(numbers))
 
 
 def auroc(scores: ArrayLike, correct: ArrayLike, weights: Array) -> Value:
@@ -115,21 +112,24 @@ def interval(value: Value) -> tuple[float | None, float | None]:
         return None, None
     if np.ptp(value.draws) == 0:
         return value.value - value.slack[0], value.value + value.slack[1]
-    low, high = np.quantile(value.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    _, low, high = bounds(value.value, value.draws)
+    return low, high
 
 
 def summary(values: Mapping[str, Value]) -> dict[str, dict[str, float | int | None]]:
     """What ``probe.json`` says of each value."""
-    found = {}
+    numbers = {}
     for name, value in values.items():
         low, high = interval(value)
-        found[name] = {"value": value.value, "low": low, "high": high, "n": value.n}
-    return found
+        numbers[name] = {"value": value.value, "low": low, "high": high, "n": value.n}
+    return numbers
 
 
-def write(out: Path, values: Mapping[str, Value], about: Mapping[str, Any]) -> None:
-    """probe.json (``values`` with their intervals, and ``about``) and draws.parquet."""
+def write(
+    out: Path, values: Mapping[str, Value], about: Mapping[str, Any]
+) -> dict[str, float | None]:
+    """Write probe.json (``values`` with their intervals, and ``about``) and draws.parquet, and
+    return the bare numbers."""
     tables.write_json(out / "probe.json", {"values": summary(values), **about})
     rows = [
         {"name": name, "draws": value.draws.tolist()}
@@ -137,6 +137,7 @@ def write(out: Path, values: Mapping[str, Value], about: Mapping[str, Any]) -> N
         if value.draws is not None
     ]
     tables.write(out / "draws.parquet", rows, DRAWS)
+    return {name: value.value for name, value in values.items()}
 
 
 def _defined(above: Array, below: Array, value: float) -> Array:

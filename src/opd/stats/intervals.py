@@ -85,8 +85,8 @@ def recovery(
     Paired as in ``difference``. None where the interval of the gap itself reaches zero: then no
     share is ruled out (see above).
     """
-    found = shares(averages(after, before, teacher), resamples, seed)
-    return None if found is None else bounds(*found)
+    recovered = shares(averages(after, before, teacher), resamples, seed)
+    return None if recovered is None else bounds(*recovered)
 
 
 def shares(
@@ -109,23 +109,36 @@ def standard_error(scores: Scores) -> float | None:
     anew within drawn problems, as a nested bootstrap does, would count that noise twice. None for a
     benchmark of one problem.
     """
-    return _error([np.asarray(one)[0].mean(axis=1) for one in scores])
+    averages = [np.asarray(benchmark)[0].mean(axis=1) for benchmark in scores]
+    if any(len(problems) < 2 for problems in averages):
+        return None
+    variances = [problems.var(ddof=1) / len(problems) for problems in averages]
+    return float(np.sqrt(sum(variances)) / len(averages))
 
 
 def sampling_error(scores: Scores) -> float | None:
-    """The part of it that other samples of the same problems would show: None for one sample."""
-    cells = [np.asarray(one)[0] for one in scores]
-    if any(one.shape[1] < 2 for one in cells):
+    """The part of ``standard_error`` that other samples of the same problems would show: None for
+    one sample of a problem."""
+    problems = [np.asarray(benchmark)[0] for benchmark in scores]
+    if any(samples.shape[1] < 2 for samples in problems):
         return None
-    parts = [(one.var(axis=1, ddof=1) / one.shape[1]).mean() / len(one) for one in cells]
-    return float(np.sqrt(sum(parts)) / len(parts))
+    variances = [
+        (samples.var(axis=1, ddof=1) / samples.shape[1]).mean() / len(samples)
+        for samples in problems
+    ]
+    return float(np.sqrt(sum(variances)) / len(variances))
 
 
-def _error(cells: Sequence[Array]) -> float | None:
-    """Standard error of the mean over benchmarks of the means of values [P]."""
-    if any(len(one) < 2 for one in cells):
-        return None
-    return float(np.sqrt(sum(one.var(ddof=1) / len(one) for one in cells)) / len(cells))
+def student(values: Array) -> Interval:
+    """Mean of independent values [N] with Student's t interval; the bounds are NaN for fewer than
+    two."""
+    from scipy.special import stdtrit
+
+    mean = float(values.mean()) if len(values) else np.nan
+    if len(values) < 2:
+        return Interval(mean, np.nan, np.nan)
+    half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(len(values))
+    return Interval(mean, mean - float(half), mean + float(half))
 
 
 def paired_test(after: Scores, before: Scores, resamples: int = 9999, seed: int = 0) -> float:
@@ -143,7 +156,7 @@ def paired_test(after: Scores, before: Scores, resamples: int = 9999, seed: int 
         sides.append(np.concatenate(weighed))
     if np.array_equal(*sides):
         return 1.0
-    found = permutation_test(
+    result = permutation_test(
         sides,
         lambda a, b, axis: (a - b).sum(axis=axis),
         permutation_type="samples",
@@ -151,7 +164,7 @@ def paired_test(after: Scores, before: Scores, resamples: int = 9999, seed: int 
         n_resamples=resamples,
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(result.pvalue)
 
 
 def averages(*quantities: Scores) -> list[list[Array]]:
@@ -180,11 +193,13 @@ def weights(
     """How often each draw has each seed [R, S] and each problem of every benchmark [R, P], as
     shares of one. The same for all quantities that are compared: that pairs them."""
     rng = np.random.default_rng(seed)
-    return _drawn(rng, seeds, resamples), [_drawn(rng, n, resamples) for n in problems]
+    of_seeds = resampled(rng, seeds, resamples) / seeds
+    return of_seeds, [resampled(rng, n, resamples) / n for n in problems]
 
 
-def _drawn(rng: np.random.Generator, n: int, resamples: int) -> Array:
-    return rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
+def resampled(rng: np.random.Generator, n: int, resamples: int) -> Array:
+    """How often each of n things is in each bootstrap draw of n with replacement, [R, n]."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
 
 
 def bootstrap(
@@ -211,11 +226,17 @@ def least(cells: Sequence[Array]) -> float:
 
     Where all problems have one and the same value (none solved, all solved, none changed) the
     bootstrap has no width, although few problems prove little. Then the exact binomial bound
-    stands in: the rate of problems unlike these that could still have shown none among P.
+    stands in (``unseen``).
     """
-    if any(np.ptp(one) for one in cells):
+    if any(np.ptp(benchmark) for benchmark in cells):
         return 0.0
-    return float(np.mean([1 - ((1 - LEVEL) / 2) ** (1 / one.shape[1]) for one in cells]))
+    return float(np.mean([unseen(benchmark.shape[1]) for benchmark in cells]))
+
+
+def unseen(n: int) -> float:
+    """The largest rate of an outcome that shows in none of n cases in 2.5 % of samples: the exact
+    binomial bound."""
+    return float(1 - ((1 - LEVEL) / 2) ** (1 / n))
 
 
 def bounds(

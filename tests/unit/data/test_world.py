@@ -30,9 +30,9 @@ def test_precedence_is_that_of_python(operators: tuple[str, ...]) -> None:
 
 
 def test_grade() -> None:
-    assert graders.grade_notation("4*2=8#8", "8") == ("8", True)
-    assert graders.grade_notation("#3;1+1=2#2", "3") == ("2", False)
-    assert graders.grade_notation("4*2=8;", "8") == (None, False)
+    assert graders.GRADERS["world"]("4*2=8#8", "8") == ("8", True)
+    assert graders.GRADERS["world"]("#3;1+1=2#2", "3") == ("2", False)
+    assert graders.GRADERS["world"]("4*2=8;", "8") == (None, False)
 
 
 @pytest.mark.parametrize("question", ["", "3=", "12+3=", "3+4*=", "3 + 4="])
@@ -80,7 +80,7 @@ def test_no_benchmark_question_in_any_training_split(tmp_path: Path) -> None:
         assert not world.held_out(question, WORLD)
         if world.solve(question) != world.solve(question, "left"):
             disagreeing += 1
-            right += graders.grade_notation(pair["response"], world.solve(question))[1]
+            right += graders.GRADERS["world"](pair["response"], world.solve(question))[1]
     assert 0.3 < right / disagreeing < 0.5
     assert 0.4 < sum(pair["prompt"].endswith("?") for pair in pairs) / len(pairs) < 0.6
 

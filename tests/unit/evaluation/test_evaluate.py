@@ -81,15 +81,15 @@ def test_majority(answers: tuple[str | None, ...], expected: float) -> None:
 
 
 def test_what_is_cut_off_is_wrong_where_the_protocol_says_so() -> None:
-    from opd.evaluation.harness import Scored
+    from opd.evaluation.harness import ScoredResponse
 
     right = "so \\boxed{4}"
     answered = {
         "b": [
-            Scored("p", 0, "4", right, "4", {}, 9, "stop"),
-            Scored("p", 1, "4", f"{right} or", "4", {}, 9, "length"),
+            ScoredResponse("p", 0, "4", right, "4", {}, 9, "stop"),
+            ScoredResponse("p", 1, "4", f"{right} or", "4", {}, 9, "length"),
         ],
-        "likely": [Scored("q", 0, "4", "", None, {"acc": 1.0}, 9, "length")],
+        "likely": [ScoredResponse("q", 0, "4", "", None, {"acc": 1.0}, 9, "length")],
     }
     graders = {"b": ("rule", "math_verify"), "likely": ()}
     as_they_are, _ = evaluate.score(answered, graders, "rule")
@@ -103,10 +103,12 @@ def test_what_is_cut_off_is_wrong_where_the_protocol_says_so() -> None:
 def test_the_relaxed_verdict_on_a_box_is_not_asked_for_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from opd.evaluation.harness import Scored
+    from opd.evaluation.harness import ScoredResponse
 
     texts = ["\\boxed{\\frac{4}{2}}", "it is 2", "\\boxed{3}", "none"]
-    answered = {"b": [Scored(f"p{i}", 0, "2", t, None, {}, 9, "stop") for i, t in enumerate(texts)]}
+    answered = {
+        "b": [ScoredResponse(f"p{i}", 0, "2", t, None, {}, 9, "stop") for i, t in enumerate(texts)]
+    }
     read: list[tuple[str, str]] = []
     grade_all = evaluate.grade_all
 

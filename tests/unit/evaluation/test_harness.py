@@ -136,7 +136,7 @@ def test_stage(tmp_path: Path, model: Path) -> None:
     assert [row["sample"] for row in rows] == [0, 1, 2] * 10
     assert len({row["response"] for row in rows[:3]}) > 1  # samples, not copies
     for row in rows:
-        assert row["correct"] == float(graders.grade_notation(row["response"], row["answer"])[1])
+        assert row["correct"] == float(graders.GRADERS["world"](row["response"], row["answer"])[1])
         assert dict(row["scores"]) == {"world": row["correct"]}
     assert summary["benchmarks"]["hard"]["problems"] == 5
     run(tmp_path, model, benchmarks, **inputs)

@@ -214,7 +214,7 @@ def test_an_answer_equals_itself_if_anything_is_left_of_it(grader: str, answer: 
     extracted = graders.last_boxed(f"\\boxed{{{answer}}}")
     if extracted is not None:
         bare = equivalence.normalise(extracted) if grader == "rule" else extracted.strip(" \n$\\.")
-        assert graders.SETTLE[grader](extracted, extracted) is True or not bare
+        assert graders.GRADERS[grader].compare(extracted, extracted) is True or not bare
 
 
 @pytest.mark.parametrize(
@@ -234,3 +234,58 @@ def test_choices(box: str, answer: str, right: bool) -> None:
 
 def test_no_choice() -> None:
     assert graders.grade_all([("C", "C"), ("\\boxed{}", "C")], "choice")[0] == [(None, False)] * 2
+
+
+THINKING = "<think>\nAnswer: C\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("grader", "response", "answer", "expected"),
+    [
+        ("letter", "So.\nAnswer: B", "B", True),
+        ("letter", THINKING + "So.\n**Answer: (B)**\n", "B", True),
+        ("letter", "answer: B) two", "B", True),
+        ("letter", THINKING + "Answer: B", "C", False),  # what it thought does not count
+        ("letter", "Answer: B\nI am sure.", "B", False),  # the last line
+        ("letter", "Answer: Because", "B", False),
+        ("letter", "B", "B", False),
+        ("letter", "", "B", False),
+        ("letter", "<think>\nAnswer: B", "B", False),  # never ended thinking
+        ("boolean", "Hm.\nAnswer: True", "True", True),
+        ("boolean", "Answer: false.", "no", True),
+        ("boolean", "Answer: True or False", "True", False),
+        ("boolean", "Answer: yes", "True", False),
+        ("boolean", "The sky is blue.\nTrue.", "True", True),
+        ("boolean", "It is true", "True", False),
+        ("integer", "so \\boxed{033}", "33", True),
+        ("integer", "x\nAnswer: 1,204", "1204", True),
+        ("integer", "Answer: $204$", "204", True),
+        ("integer", "Answer: 20.4", "204", False),
+        ("integer", "\\boxed{x}", "204", False),
+        ("world", THINKING + "1+1=2#2", "2", True),
+        ("rule", "\\boxed{\\frac12}", "\\frac{1}{2}", True),
+    ],
+)
+def test_what_is_right_after_the_thinking(
+    grader: str, response: str, answer: str, expected: bool
+) -> None:
+    assert graders.grade_finished([(response, "stop")], [answer], grader) == [expected]
+    # Cut off: wrong, whatever it says.
+    assert graders.grade_finished([(response, "length")], [answer], grader) == [False]
+
+
+def test_an_unknown_grader_of_finished_responses_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown grader 'digit'"):
+        graders.grade_finished([], [], "digit")
+
+
+def test_only_some_graders_leave_the_thinking_out_of_themselves() -> None:
+    """What the others read of a response as it is, they do not read of a finished one."""
+    box = "<think>\\boxed{5}</think> done"
+    assert graders.grade_all([(box, "5")], "rule")[0] == [("5", True)]
+    assert graders.grade_finished([(box, "stop")], ["5"], "rule") == [False]
+    thought = "<think>\nAnswer: C</think>\nAnswer: B"
+    assert graders.grade_all([(thought, "B"), ("<think>Answer: B", "B")], "letter")[0] == [
+        ("B", True),
+        (None, False),
+    ]

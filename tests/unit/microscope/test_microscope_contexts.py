@@ -3,7 +3,6 @@
 import pytest
 
 from opd.core.errors import UserError
-from opd.grading import choices
 from opd.microscope import contexts
 
 MMLU = (
@@ -66,44 +65,3 @@ def test_the_system_prompt_and_the_summariser() -> None:
     assert "2+2?" in asked and "It is {4}." in asked
     with pytest.raises(UserError, match="it has no"):
         contexts.summary_request("Summarise.", "Q", "R")
-
-
-THINKING = "<think>\nAnswer: C\n</think>\n\n"
-
-
-@pytest.mark.parametrize(
-    ("grader", "response", "answer", "expected"),
-    [
-        ("letter", "So.\nAnswer: B", "B", True),
-        ("letter", THINKING + "So.\n**Answer: (B)**\n", "B", True),
-        ("letter", "answer: B) two", "B", True),
-        ("letter", THINKING + "Answer: B", "C", False),  # what it thought does not count
-        ("letter", "Answer: B\nI am sure.", "B", False),  # the last line
-        ("letter", "Answer: Because", "B", False),
-        ("letter", "B", "B", False),
-        ("letter", "", "B", False),
-        ("letter", "<think>\nAnswer: B", "B", False),  # never ended thinking
-        ("boolean", "Hm.\nAnswer: True", "True", True),
-        ("boolean", "Answer: false.", "no", True),
-        ("boolean", "Answer: True or False", "True", False),
-        ("boolean", "Answer: yes", "True", False),
-        ("boolean", "The sky is blue.\nTrue.", "True", True),
-        ("boolean", "It is true", "True", False),
-        ("integer", "so \\boxed{033}", "33", True),
-        ("integer", "x\nAnswer: 1,204", "1204", True),
-        ("integer", "Answer: $204$", "204", True),
-        ("integer", "Answer: 20.4", "204", False),
-        ("integer", "\\boxed{x}", "204", False),
-        ("world", THINKING + "1+1=2#2", "2", True),
-        ("rule", "\\boxed{\\frac12}", "\\frac{1}{2}", True),
-    ],
-)
-def test_graders(grader: str, response: str, answer: str, expected: bool) -> None:
-    assert choices.right([(response, "stop")], [answer], grader) == [expected]
-    # Cut off: wrong, whatever it says.
-    assert choices.right([(response, "length")], [answer], grader) == [False]
-
-
-def test_an_unknown_grader_is_refused() -> None:
-    with pytest.raises(UserError, match="unknown grader 'digit'"):
-        choices.right([], [], "digit")

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from measurements import evaluation
 from scipy import stats
@@ -68,17 +67,6 @@ def test_the_outcome_is_compared_with_what_was_fixed(made: dict[str, Path], tmp_
     own = stats.spearmanr(MEASURED[3:], gains[3:]).statistic
     assert values["rho_weighted_cosine_within"]["value"] == pytest.approx(own)
     assert "pair 2 | – | –" in (out / "outcome.md").read_text()
-
-
-def test_p_by_permutation() -> None:
-    x = np.arange(12.0)
-    rng = np.random.default_rng(1)
-    assert forecast.permutation_p(x, x) < 1e-3
-    y = rng.permutation(x)
-    expected = stats.spearmanr(x, y).pvalue
-    assert forecast.permutation_p(x, y) == pytest.approx(expected, abs=0.03)
-    assert forecast.permutation_p(x[:2], x[:2]) is None
-    assert forecast.correlation(x, np.ones(12)).value is None
 
 
 def test_evaluations_of_other_problems_are_refused(made: dict[str, Path], tmp_path: Path) -> None:

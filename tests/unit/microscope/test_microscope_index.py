@@ -67,14 +67,6 @@ def test_counts_are_those_of_a_recount(
         assert found(one, number) == expected
         expected = recount(rollouts, correct, path)
         assert found(one, number, "whole") == expected
-        # A node's visits: its children's, and the rollouts that end there.
-        ends = Counter(len(r) for r in rollouts if r == path[: len(r)])
-        below = Counter()
-        for (depth, _), (visits, _) in expected.items():
-            below[depth] += visits
-        visits = one.visits(number)
-        assert visits.tolist() == [below[d] + ends[d] for d in range(len(path))]
-        assert all(visits[d] >= below[d] for d in range(len(path)))
 
 
 def test_long_rollouts_in_small_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,4 +122,4 @@ def test_an_empty_rollout_is_refused_and_nothing_is_written(tmp_path: Path) -> N
     assert len(one) == 0 and not (tmp_path / "tokens.i32").exists()
     one.append([], [])
     one.add_paths([[4, 4]])
-    assert found(one, 0) == {} and one.visits(0).tolist() == [0, 0]
+    assert found(one, 0) == {}

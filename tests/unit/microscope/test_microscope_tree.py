@@ -21,7 +21,8 @@ from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS
 from opd.microscope import measure, pool, schemas, tree
 from opd.microscope.path_index import PathIndex
-from opd.microscope.scoring import Pair
+from opd.microscope.scoring import compare
+from opd.models.pairing import load_pair
 from opd.models.sampling import Sampler
 
 TEACHERS = [teacher("good"), teacher("bad")]
@@ -226,31 +227,31 @@ def test_token_rows_are_what_the_models_say(
 
 
 def test_the_same_model_and_prompt_have_no_ratio(inputs: Inputs, tmp_path: Path) -> None:
-    pair = Pair({}, inputs["student"], None)
+    pair = load_pair({}, inputs["student"], None)
     prompt, path = [5, 6], [1, 2, 3]
     at = np.array([2, 0, 1]), np.array([4, 5, 6])
-    found = pair.compare(prompt, prompt, path, at, top=3)
+    found = compare(pair, prompt, prompt, path, at, top=3)
     assert (found.log_p == found.log_q).all() and (found.kl == 0).all() and (found.l2 == 0).all()
     np.testing.assert_allclose(found.similarity, 1)
     # Another prompt, another distribution; and what was asked for is in the order asked.
-    other = pair.compare(prompt, [7, 8], path, at)
+    other = compare(pair, prompt, [7, 8], path, at)
     assert (other.kl > 1e-6).all() and (other.log_p == found.log_p).all()
     z = logits(inputs["student"], [*prompt, *path])[1:4]
     expected = z - np.log(np.exp(z).sum(-1, keepdims=True))
     np.testing.assert_allclose(found.log_p, expected[at], atol=1e-5)
     # A copy is another model with the same weights: read apart, and the same all the same.
-    copy = Pair({}, inputs["student"], shutil.copytree(inputs["student"], tmp_path / "copy"))
-    assert (copy.compare(prompt, prompt, path, at).kl == 0).all()
+    copy = load_pair({}, inputs["student"], shutil.copytree(inputs["student"], tmp_path / "copy"))
+    assert (compare(copy, prompt, prompt, path, at).kl == 0).all()
 
 
 def test_rows_of_the_vocabulary_a_few_at_a_time(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = Pair({}, inputs["student"], inputs["good"])
-    args = ([5, 6], [5, 6], [1, 2, 3, 4, 5], (np.array([4, 0, 3]), np.array([1, 2, 3])))
-    whole = pair.compare(*args, tau=0.01, top=2)
+    pair = load_pair({}, inputs["student"], inputs["good"])
+    args = (pair, [5, 6], [5, 6], [1, 2, 3, 4, 5], (np.array([4, 0, 3]), np.array([1, 2, 3])))
+    whole = compare(*args, tau=0.01, top=2)
     monkeypatch.setattr("opd.microscope.scoring.CHUNK_ELEMENTS", 2 * pair.vocabulary)
-    parts = pair.compare(*args, tau=0.01, top=2)
+    parts = compare(*args, tau=0.01, top=2)
     for name, one, other in zip(whole._fields, whole, parts, strict=True):
         for a, b in zip(*((x if name == "candidates" else [x]) for x in (one, other)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, err_msg=name)

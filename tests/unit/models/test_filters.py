@@ -11,6 +11,7 @@ from opd.core.errors import UserError
 from opd.data import schemas
 from opd.data.schemas import PROMPTS, SFT_PAIRS
 from opd.models import filters
+from opd.models.schemas import GENERATIONS
 
 
 def stage(
@@ -40,7 +41,7 @@ def stage(
             }
             for p, s, r, f, *why in generations
         ],
-        RESPONSES,
+        GENERATIONS,
     )
     inputs = {"generations": folder, "prompts": folder}
     out = tmp_path / "out"
@@ -132,5 +133,5 @@ def test_generations_of_other_prompts_are_refused(tmp_path: Path) -> None:
     other.mkdir()
     rows = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS).to_pylist()[1:]
     tables.write(other / "prompts.parquet", rows, PROMPTS)
-    with pytest.raises(UserError, match=r"generations\.parquet: row 0: prompt 'a'"):
+    with pytest.raises(UserError, match="prompts: there is no prompt 'a', which row 0 answers"):
         filters.run({"rules": []}, inputs | {"prompts": other}, tmp_path)

@@ -158,7 +158,7 @@ def test_two_workers_and_an_engine_that_is_too_short(
     sampler = Sampler(model, CFG, tmp_path)
     asked = requests(sampler, 4)
     whole = sampler.sample(asked)
-    first, second = sorted(tmp_path.iterdir())
+    first, second = sorted(tmp_path.rglob("*.jsonl"))
     parts = [journal.read(path)[0] for path in (first, second)]
     assert sorted([*parts[0], *parts[1]]) == list(range(16))
     assert not {i // 4 for i in parts[0]} & {i // 4 for i in parts[1]}

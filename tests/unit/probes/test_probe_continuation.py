@@ -104,12 +104,12 @@ def test_values_are_what_the_table_counts(inputs: Inputs, tmp_path: Path) -> Non
     own = {**inputs, "generations": write_rollouts(tmp_path / "g", rollouts)}
     values, rows, drawn = run(cfg, own, tmp_path / "a")
     student = np.mean(
-        [graders.grade_notation(r["response"], answers[r["prompt_id"]])[1] for r in rollouts]
+        [graders.GRADERS["world"](r["response"], answers[r["prompt_id"]])[1] for r in rollouts]
     )
     for prefix in (2, 5, 9):
         mine = [row for row in rows if row["prefix"] == prefix]
         assert len(mine) == 3 * len(kept)
-        right = [graders.grade_notation(row["response"], answers[row["id"]])[1] for row in mine]
+        right = [graders.GRADERS["world"](row["response"], answers[row["id"]])[1] for row in mine]
         assert [row["correct"] for row in mine] == right
         assert values[f"teacher_{prefix}"]["value"] == pytest.approx(np.mean(right))
         assert values[f"student_{prefix}"]["value"] == pytest.approx(student)

@@ -286,6 +286,6 @@ def test_what_does_not_fit_is_one_line(inputs: Inputs, tmp_path: Path) -> None:
     beyond = [{"prompt_id": "a", "prompt": "1+1=", "token_ids": [60, EOS]}]
     own = {**inputs, "student": padded(inputs["student"], tmp_path / "wide", 80)}
     own["generations"] = write_rollouts(tmp_path / "beyond", beyond)
-    with pytest.raises(UserError, match="a token beyond the 54 that both models have"):
+    with pytest.raises(UserError, match="token 60 is beyond the 54 that both models have"):
         run(CFG, own, tmp_path / "d")
     assert not any(list((tmp_path / name).iterdir()) for name in "abcd")

@@ -48,11 +48,11 @@ def test_the_papers_counts_have_the_papers_numbers() -> None:
     """123 of 198 right alone, 91 after a prefix; 40 turn wrong and 8 right (App. A.22)."""
     alone = np.array([True] * 123 + [False] * 75)
     after = np.array([True] * 83 + [False] * 40 + [True] * 8 + [False] * 67)
-    found = prefix.summarise(
-        [f"q{i}" for i in range(198)],
-        {"alone": alone, "prefix": after},
-        {"alone": np.arange(198) >= 3, "prefix": np.arange(198) >= 42},
-    )
+    graded = {
+        arm: [(None if i < lacking else "1", bool(one)) for i, one in enumerate(right)]
+        for arm, right, lacking in (("alone", alone, 3), ("prefix", after, 42))
+    }
+    found = prefix.summarise([f"q{i}" for i in range(198)], graded)
     values = {name: one.value for name, one in found.items()}
     assert values["accuracy_alone"] == pytest.approx(0.6212, abs=5e-5)
     assert values["accuracy_prefix"] == pytest.approx(0.4596, abs=5e-5)

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -18,6 +19,7 @@ from opd.stats.intervals import (
     recovery,
     sampling_error,
     standard_error,
+    student,
 )
 
 
@@ -225,6 +227,14 @@ def test_error_over_problems_is_the_spread_of_repeated_evaluations() -> None:
         np.sqrt(1 / 6 / 4 / 40), rel=0.03
     )
     assert again == pytest.approx(np.sqrt((rates[0] * (1 - rates[0])).mean() / 4 / 40), rel=0.05)
+
+
+def test_students_interval_is_scipys() -> None:
+    x = [0.1, 0.3, 0.2, 0.6]
+    low, high = scipy.stats.t.interval(0.95, 3, np.mean(x), scipy.stats.sem(x))
+    assert student(np.array(x)) == pytest.approx((0.3, low, high))
+    mean, low, high = student(np.array([0.4]))
+    assert mean == 0.4 and np.isnan(low) and np.isnan(high)
 
 
 def swapped(after: np.ndarray, before: np.ndarray) -> float:

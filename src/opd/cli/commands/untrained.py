@@ -8,6 +8,7 @@ from typing import Any
 from opd.cli.commands.options import Add, add_counts, json_object, positive, whole
 from opd.core.errors import UserError
 from opd.core.security import refuse_code, visible
+from opd.grading.graders import GRADERS
 
 QUESTIONS = "prompts.parquet, or lines of JSON with question, answer and prompt"
 CHOICES = {
@@ -60,7 +61,7 @@ def _add_preflight(verb: Add) -> None:
     )
     parser.add_argument(
         "--grader",
-        help="of answers: world, choice, rule or math_verify; nothing is graded if not given",
+        help=f"of answers: {', '.join(GRADERS)}; nothing is graded if not given",
     )
     parser.add_argument(
         "--align",
@@ -86,7 +87,7 @@ def _add_align(verb: Add) -> None:
     parser.add_argument(
         "--grader",
         required=True,
-        help="of answers: letter, boolean, integer, world, choice, rule or math_verify",
+        help=f"of answers: {', '.join(GRADERS)}",
     )
     parser.add_argument(
         "--demonstrate",
