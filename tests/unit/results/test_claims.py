@@ -710,7 +710,7 @@ def test_a_file_of_claims_names_its_paper(
 
 
 def test_checking_claims_needs_no_numpy() -> None:
-    code = "import sys, opd.claim_spec; sys.exit('numpy' in sys.modules)"
+    code = "import sys, opd.results.claim_spec; sys.exit('numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
