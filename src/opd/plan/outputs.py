@@ -182,40 +182,33 @@ def needed(
 ) -> dict[str, Any]:
     """``arms`` and ``probes`` of a stage's settings, with what is needed of each as inputs.
 
-    needs: (kind, name): evaluation, change, recovery, run, scores of an arm, and probe.
+    needs: (role, name): evaluations, base, teacher, run or scores of an arm, or probe.
     """
     assert config.evaluation is not None
-    found: dict[str, dict[str, Any]] = {"arms": {}, "probes": {}}
+    shown: dict[str, dict[str, Any]] = {"arms": {}, "probes": {}}
     run_here, probed_here = set(arms(config)), set(probes(config))
-    for kind, name in sorted(set(needs)):
-        if kind == "probe":
+    for role, name in sorted(set(needs)):
+        if role == "probe":
             if name in probed_here:
                 label = config.probes[name].label or name
-                found["probes"][name] = {"label": label, "runs": _probed(config, inputs, name)}
+                shown["probes"][name] = {"label": label, "runs": _probed(config, inputs, name)}
             continue
         if name not in run_here:
             continue
         arm = config.arms[name]
-        shown = found["arms"].setdefault(name, {"label": arm.label})
-        if kind == "run":
+        of_arm = shown["arms"].setdefault(name, {"label": arm.label})
+        if role == "run":
             run = arm.model.partition("@")[0]
             if config.models[run].trained:
-                shown["run"] = _trained(config, inputs, run)
-            continue
-        if kind == "scores":
-            shown["scores"] = {
+                of_arm["run"] = _trained(config, inputs, run)
+        elif role == "scores":
+            of_arm["scores"] = {
                 str(step): _evaluated(config, inputs, config.evaluation, model)
                 for step, model in _steps(config, arm.model).items()
             }
-            continue
-        sides = {"evaluations": arm.model}
-        if kind in ("change", "recovery") and arm.base:
-            sides["base"] = arm.base
-        if kind == "recovery" and arm.teacher:
-            sides["teacher"] = arm.teacher
-        for side, model in sides.items():
-            shown[side] = _evaluated(config, inputs, config.evaluation, model)
-    return found
+        elif model := {"evaluations": arm.model, "base": arm.base, "teacher": arm.teacher}[role]:
+            of_arm[role] = _evaluated(config, inputs, config.evaluation, model)
+    return shown
 
 
 def _steps(config: Config, model: str) -> dict[int, str]:
@@ -306,12 +299,12 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
         for name, figure in paper.figures.items():
             settings["figures"][f"{paper.name}/{name}"] = figure.targets()
         claimed = {target for claim in paper.claims for target in claim.targets()}
-        said = [one for figure in paper.figures.values() for one in figure.said()]
-        only = [one for one in said if one.target not in claimed]
+        said = [row for figure in paper.figures.values() for row in figure.said()]
+        marked = [row for row in said if row.target not in claimed]
         settings["marked"][paper.name] = {
-            one.target: one.model_dump(exclude_none=True)["quantity"] for one in only
+            row.target: row.model_dump()["quantity"] for row in marked
         }
-        needs |= {need for one in [*paper.claims, *only] for need in claim_spec.needs(one)}
+        needs |= {need for one in (*paper.claims, *marked) for need in claim_spec.needs(one)}
         inputs |= {f"{key}:{paper.name}": str(path) for key, path in paper.files.items()}
     settings |= needed(config, needs, inputs)
     # What is left out keeps its label, by which the page says what was not run.

@@ -7,23 +7,23 @@ every scale; a scale draws the figures of which it has a series.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from opd.core.errors import UserError
 from opd.core.schema import Strict, valid
-from opd.recipes.outputs import Shown
-from opd.results.claim_spec import SCORES, Arm, Said, require
+from opd.recipes.outputs import Metric, Shown
+from opd.results.claim_spec import Said, require
 from opd.results.published import parse
+from opd.results.quantity import PROBE, of_panel, of_series
 
 Need = tuple[str, str]
-EACH = "a benchmark, macro (the mean of all), or each (a panel for every one)"
 
 
 class Series(Strict):
     """An arm or a probe; its label is that of the scale if none is given."""
 
-    arm: Arm | None = None
-    probe: Arm | None = None
+    arm: str | None = None
+    probe: str | None = None
     label: str | None = None
     group: str | None = None
 
@@ -38,39 +38,18 @@ class Series(Strict):
         return self.arm or self.probe or ""
 
 
-class Metric(Strict):
-    name: str = Field(description=f"what training logs, or avg:BENCHMARK: {EACH}")
-    label: str | None = None
-    log: bool = False
-
-
-class Quantity(Strict):
-    """A number of every series, as ``opd.results.estimate`` knows it but for what it is of."""
-
-    avg: str | None = Field(default=None, description=EACH)
-    change: str | None = Field(default=None, description=EACH)
-    recovery: str | None = Field(default=None, description=EACH)
-    length: str | None = Field(default=None, description=EACH)
-    metric: str | None = None
-    at: Literal["start", "end", "late", "mean", "min", "max", "jump"] | None = None
-    value: str | list[str] | None = Field(
-        default=None, description="of a probe; NAME_* is NAME_1, NAME_2, ... by number"
-    )
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "Quantity":
-        kinds = (*SCORES, "metric", "value")
-        if sum(getattr(self, kind) is not None for kind in kinds) != 1:
-            raise ValueError(f"needs exactly one of {', '.join(kinds)}")
-        if self.at and not self.metric:
-            raise ValueError("at: is for metrics")
-        return self
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    of_panel(given)
+    return given
 
 
 class Bars(Strict):
     """A panel of bars: a quantity of every series that can have it."""
 
-    quantity: Quantity
+    quantity: Annotated[dict[str, Any], AfterValidator(_checked)] = Field(
+        description="as `of_panel` reads it; a benchmark may be macro (the mean of all) or each (a "
+        "panel for every one)"
+    )
     label: str | None = None
     unit: str | None = None
     percent: bool | None = Field(default=None, description="show shares in percent; scores always")
@@ -98,7 +77,7 @@ class Published(Strict):
     """A row of the paper's numbers, and where it belongs in the figure."""
 
     target: str
-    series: Arm
+    series: str
     metric: str = Field(
         description="a metric, avg:BENCHMARK, recovery:BENCHMARK, or a probe's value"
     )
@@ -151,19 +130,14 @@ class PaperFigure(Shown):
     def said(self) -> list[Said]:
         """Published rows with the quantities that they are values of, where that is known."""
         probes = {one.probe for one in self.drawn() if one.probe}
-        found = []
-        for one in self.published:
-            if isinstance(one, str) or isinstance(one.at, int):
-                continue
-            kind, _, benchmark = one.metric.partition(":")
-            quantity: dict[str, Any] = {"metric": one.metric, "of": one.series}
-            quantity |= {"at": one.at} if one.at else {}
-            if one.series in probes:
-                quantity = {"probe": one.series, "value": one.metric}
-            elif benchmark:
-                quantity = {kind: one.series, "benchmark": benchmark}
-            found.append(Said.model_validate({"target": one.target, "quantity": quantity}))
-        return found
+        return [
+            Said(
+                target=row.target,
+                quantity=of_series(row.metric, row.series, row.at, row.series in probes),
+            )
+            for row in self.published
+            if isinstance(row, Published) and not isinstance(row.at, int)
+        ]
 
     def targets(self) -> list[str]:
         """Ids of the published rows that belong to the figure, each once."""
@@ -205,10 +179,10 @@ def resolve(
 ) -> tuple[dict[str, Any], list[Need]] | None:
     """Settings of the figure stage and what they need, from what a scale has.
 
-    A need is (kind, name): evaluation, change (evaluations of arm and base), recovery (of its
-    teacher too), scores (evaluations by step), run, probe. The settings lack ``arms`` and
-    ``probes``, in which the stage looks names up. Series of other arms and probes are left out and
-    named in ``missing``. None where no series is left.
+    A need is (role, name): evaluations, base, teacher, run or scores (evaluations by step) of an
+    arm, or probe. The settings lack ``arms`` and ``probes``, in which the stage looks names up.
+    Series of other arms and probes are left out and named in ``missing``. None where no series is
+    left.
     """
     known = {*arms, *probes}
     missing = [one.of for one in [*figure.drawn(), *figure.levels] if one.of not in known]
@@ -241,20 +215,20 @@ def _known(series: Iterable[Series], known: set[str]) -> list[Series]:
     return [one for one in series if one.of in known]
 
 
+def bars_of(figure: PaperFigure) -> list[Bars]:
+    """Every panel of a figure that shows a quantity."""
+    return [panel for panel in (*figure.panels, figure.x, figure.y) if isinstance(panel, Bars)]
+
+
 def _needs(figure: PaperFigure) -> Iterator[Need]:
-    for one in figure.levels:
-        yield "evaluation", one.of
-    bars = [panel for panel in figure.panels if isinstance(panel, Bars)]
-    bars += [side for side in (figure.x, figure.y) if side]
-    for one in figure.drawn():
+    for level in figure.levels:
+        yield "evaluations", level.of
+    for series in figure.drawn():
         for metric in figure.metrics:
-            yield "scores" if metric.name.startswith("avg:") else "run", one.of
-        for quantity in (panel.quantity for panel in bars):
-            if one.arm and quantity.metric:
-                yield "run", one.arm
-            elif one.arm and quantity.avg:
-                yield "evaluation", one.arm
-            elif one.arm and not quantity.value:
-                yield "recovery" if quantity.recovery else "change", one.arm
-        if one.probe:
-            yield "probe", one.probe
+            yield "scores" if metric.name.startswith("avg:") else "run", series.of
+        for panel in bars_of(figure):
+            for quantity in of_panel(panel.quantity, series.of):
+                if series.arm and quantity.kind != PROBE:
+                    yield from sorted(quantity.needs())
+        if series.probe:
+            yield "probe", series.probe

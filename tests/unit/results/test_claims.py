@@ -20,20 +20,12 @@ from measurements import evaluation, probe, run
 from opd.core.errors import UserError
 from opd.recipes.resolve import resolve
 from opd.results import claims, claims_page
-from opd.results.claim_spec import (
-    Metric,
-    Probe,
-    check,
-    parse,
-    quantities,
-    read_claims,
-    read_targets,
-    unit,
-    unit_of,
-)
+from opd.results.claim_spec import check, parse, quantities, read_claims, read_targets
 from opd.results.claims import Side, bounded, equivalent, greater, judge, monotone, moves, worst
 from opd.results.estimate import Estimate
+from opd.results.labels import with_unit
 from opd.results.published import reach
+from opd.results.quantity import read, unit_of
 from opd.stats.intervals import Interval, bootstrap
 
 ROOT = Path(__file__).parents[3]
@@ -218,9 +210,9 @@ def test_numbers_in_words() -> None:
     one = Side("KL", "a", Estimate(0.1234, np.full(9, 0.1234), 1, "nats"), "at the end")
     text = bounded(one, None, 0.5).text
     assert text == "a: KL 0.123 nats (one seed, no interval) at the end; claimed: at most 0.5 nats"
-    assert claims.number(-0.0001, "points of a share") == "+0.0 points"
-    assert claims.number(-0.012, "points of a share") == "−1.2 points"
-    assert claims.number(2828, "") == "2828"
+    assert with_unit(-0.0001, "points of a share") == "+0.0 points"
+    assert with_unit(-0.012, "points of a share") == "−1.2 points"
+    assert with_unit(2828, "") == "2828"
 
 
 # The stage
@@ -581,13 +573,22 @@ GOOD = CLAIMS[0]
     [
         ({"test": {"exceeds": {}}}, "claim recovers.test.exceeds: no such key"),
         ({"test": {"at_least": {"of": {"accuracy": "A"}, "value": 1.0}}}, "is no quantity"),
-        ({"test": {"at_least": {"of": {"avg": "A B"}, "value": 1.0}}}, "'A B' is not allowed"),
+        ({"test": {"at_least": {"of": {"avg": ["A"]}, "value": 1.0}}}, "['A'] is not allowed"),
+        ({"test": {"at_least": {"of": {"avg": "A", "of": "B"}, "value": 1.0}}}, "of: no such key"),
+        ({"test": {"at_least": {"of": {"metric": "loss"}, "value": 1.0}}}, "metric needs of"),
+        (
+            {"test": {"at_least": {"of": {**OVERLAP, "per": {"off": "B"}}, "value": 1.0}}},
+            "per: {'off': 'B'} is not allowed",
+        ),
         ({"test": {}}, "needs exactly one of greater"),
         (
             {"test": {"rises": {"of": OVERLAP}, "falls": {"of": OVERLAP}}},
             "it has falls and rises",
         ),
-        ({"test": {"rises": {"of": {**OVERLAP, "at": "end"}}}}, "of.at: no such key"),
+        (
+            {"test": {"rises": {"of": {**OVERLAP, "at": "end"}}}},
+            "a metric of an arm, without at and per",
+        ),
         ({"test": {"at_least": {"of": {**OVERLAP, "at": "now"}, "value": 1.0}}}, "'now'"),
         ({"test": {"monotone": {"of": [{"avg": "A"}], "direction": "rising"}}}, "has no order"),
         (
@@ -775,7 +776,7 @@ def test_shares_on_the_way_are_attached_to_what_is_measured_of_them(paper: dict[
         for one in claim.published
         if not isinstance(one, str)
     }
-    arms = {name: said[name].quantity.recovery for name in ("R039", "R040")}
+    arms = {name: said[name].quantity.of for name in ("R039", "R040")}
     assert arms == {"R039": "E04.success-200", "R040": "E04.success"}
     config = resolve(yaml.safe_load((ROOT / "config/paper.yaml").read_text()))
     late, end = (config.arms[arm] for arm in arms.values())
@@ -815,18 +816,15 @@ def test_claims_cover_every_figure_and_name_known_arms(paper: dict[str, Any]) ->
     assert {f"fig{n:02d}" for n in range(2, 24)} <= drawn
     for one in parsed:
         for quantity in quantities(one):
-            if isinstance(quantity, Probe):
-                assert quantity.probe in ("E10", "E11.success", "E11.failure"), one.id
-                continue
-            names = [getattr(quantity, key, None) for key in ("avg", "change", "recovery", "of")]
-            assert next(name for name in names if name) in ARMS, one.id
+            probes = {"E10", "E11.success", "E11.failure"}
+            assert quantity.of in (probes if quantity.kind == "probe" else ARMS), one.id
 
 
 def test_margins_are_of_the_size_of_what_they_bound(paper: dict[str, Any]) -> None:
     """Shares from 0 to 1: nobody wrote 5 for five points."""
     for one in parse(paper["claims"]):
         for quantity in quantities(one.test):
-            assert unit(quantity) in ("share", "points of a share", "nats", "")
+            assert quantity.unit in ("share", "points of a share", "nats", "")
         for number in numbers(one.test.model_dump(exclude_none=True)):
             assert -0.5 <= number <= 1.5, one.id
 
@@ -855,7 +853,9 @@ def test_suggested_checks_are_there(paper: dict[str, Any]) -> None:
 
 
 def test_units_of_metrics_and_values() -> None:
-    assert unit(Metric(metric="kl_nats", of="A")) == "nats"
-    assert unit(Probe(probe="P", value="advantage_*", at="first")) == "points of a share"
+    assert read({"metric": "kl_nats", "of": "A"}).unit == "nats"
+    assert read({"metric": "overlap_ratio", "of": "A", "at": "jump"}).unit == "points of a share"
+    first = {"probe": "P", "value": "advantage_*", "at": "first"}
+    assert read(first).unit == "points of a share"
     assert unit_of("advantage_1024") == "points of a share" and unit_of("teacher_16") == "share"
     assert unit_of("teacher_rank") == ""

@@ -308,7 +308,7 @@ def test_what_is_not_there_is_named(
         ),
         (["outlook:auroc"], "column 'outlook:auroc' names a value; write outlook"),
         (["last"], "column 'last' names no metric; write last:METRIC"),
-        (["avg:AIME"], "row 'student': no benchmark 'AIME'"),
+        (["avg:AIME"], "student: no benchmark 'AIME'"),
     ],
 )
 def test_columns_that_do_not_exist(
@@ -329,7 +329,7 @@ def test_evaluations_that_do_not_compare(tmp_path: Path, inputs: dict[str, Path]
     }
     for name, path in fewer.items():
         rows = [{"label": "a", "evaluations": ["student"]}, {"label": "b", "evaluations": [name]}]
-        with pytest.raises(UserError, match=rf"row 'b': '{name}' has other problems or samples of"):
+        with pytest.raises(UserError, match=rf"b: '{name}' has other problems or samples of"):
             run_table({"columns": ["avg"], "rows": rows}, {**inputs, name: path}, tmp_path)
 
 
@@ -339,7 +339,7 @@ def test_sides_with_different_numbers_of_seeds(tmp_path: Path, inputs: dict[str,
         "evaluations": ["s0", "s1"],
         "base": ["student", "teacher", "s0"],
     }
-    with pytest.raises(UserError, match="different numbers of seeds"):
+    with pytest.raises(UserError, match="2 seeds where others have 3"):
         run_table({"columns": ["change"], "rows": [row]}, inputs, tmp_path)
 
 

@@ -1,0 +1,19 @@
+"""Words and numbers of messages and pages."""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The name that was probably meant, or all that there are."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"there are {', '.join(names) or 'none'}"
+
+
+def number(value: float) -> str:
+    """Three significant digits, without exponents at usual sizes, with a true minus sign."""
+    if value == 0 or not 1e-4 <= abs(value) < 1e5:
+        return f"{value:.3g}".replace("-", "−")
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}".replace("-", "−")
