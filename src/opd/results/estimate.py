@@ -123,7 +123,7 @@ class Measured:
         if len(inputs) not in (1, self.seeds):
             raise UserError(
                 f"{len(inputs)} seeds where others have {self.seeds}",
-                f"{name}, {role}",
+                f"{self.label(name)}, {role}",
                 "give one per seed, or one",
             )
         return inputs

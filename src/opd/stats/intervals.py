@@ -67,7 +67,7 @@ def interval(scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> Inter
 def shares(
     sides: Sequence[Sequence[Array]], resamples: int, seed: int, only: int | None = None
 ) -> tuple[float, Array] | None:
-    """Gap recovery (after - before) / (teacher - before), Rethinking OPD, section 3.2, from averages
+    """Gap recovery (after - before) / (teacher - before), Rethinking OPD, section 3.2, of averages
     [S, P] of after, before and teacher: its value, and its draws [R], NaN in the few without a gap.
 
     None where the interval of the gap itself reaches zero: then no share is ruled out (see above).

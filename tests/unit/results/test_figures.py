@@ -339,7 +339,7 @@ def test_sides_with_different_numbers_of_seeds(tmp_path: Path, inputs: dict[str,
         "evaluations": ["s0", "s1"],
         "base": ["student", "teacher", "s0"],
     }
-    with pytest.raises(UserError, match="2 seeds where others have 3"):
+    with pytest.raises(UserError, match="a, base: 3 seeds where others have 2"):
         run_table({"columns": ["change"], "rows": [row]}, inputs, tmp_path)
 
 
