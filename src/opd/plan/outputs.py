@@ -5,7 +5,7 @@ A paper's files name arms (``E04.success``), a config says which of its models t
 one file of claims and one of figures serve every scale.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,28 +132,27 @@ def _shown(recipe: Shown, *keys: str) -> dict[str, Any]:
 # Inputs by the names they go by in a stage's settings
 
 
-def _evaluated(config: Config, inputs: dict[str, str], evaluation: str, model: str) -> list[str]:
-    """Add a model's evaluations, one per seed, to the inputs; the names they go by there."""
-    named = {
-        f"evaluation:{model}:s{seed}": evaluation_at(evaluation, model, seed)
-        for seed in config.seeds
-    }
+def _add(
+    config: Config, inputs: dict[str, str], name: str, folder: Callable[[int], str]
+) -> list[str]:
+    """Add the folder of every seed to the inputs; the names they go by there."""
+    named = {f"{name}:s{seed}": folder(seed) for seed in config.seeds}
     inputs |= named
     return list(named)
+
+
+def _evaluated(config: Config, inputs: dict[str, str], evaluation: str, model: str) -> list[str]:
+    return _add(
+        config, inputs, f"evaluation:{model}", lambda seed: evaluation_at(evaluation, model, seed)
+    )
 
 
 def _trained(config: Config, inputs: dict[str, str], model: str) -> list[str]:
-    """The same for the training runs of a model."""
-    named = {f"run:{model}:s{seed}": at(config, "models", model, seed) for seed in config.seeds}
-    inputs |= named
-    return list(named)
+    return _add(config, inputs, f"run:{model}", lambda seed: at(config, "models", model, seed))
 
 
 def _probed(config: Config, inputs: dict[str, str], probe: str) -> list[str]:
-    """The same for a probe."""
-    named = {f"probe:{probe}:s{seed}": f"probes/{probe}/s{seed}" for seed in config.seeds}
-    inputs |= named
-    return list(named)
+    return _add(config, inputs, f"probe:{probe}", lambda seed: f"probes/{probe}/s{seed}")
 
 
 def _check_experiments(config: Config) -> None:
@@ -244,18 +243,16 @@ def _table(config: Config, name: str, table: Table) -> Artifact:
 def _figure(config: Config, name: str, figure: Figure) -> Artifact:
     inputs: dict[str, str] = {}
 
-    def drawn(series: Iterable[Series]) -> list[dict[str, Any]]:
-        lines = []
-        for one in series:
-            line: dict[str, Any] = {"label": one.label} | (
-                {"group": one.group} if one.group else {}
-            )
-            if figure.evaluation:
-                line["evaluations"] = _evaluated(config, inputs, figure.evaluation, one.model)
-            else:
-                line["runs"] = _trained(config, inputs, one.model)
-            lines.append(line)
-        return lines
+    def drawn(listed: Iterable[Series]) -> list[dict[str, Any]]:
+        return [
+            series.model_dump(exclude={"model"}, exclude_none=True) | measured(series)
+            for series in listed
+        ]
+
+    def measured(series: Series) -> dict[str, Any]:
+        if figure.evaluation:
+            return {"evaluations": _evaluated(config, inputs, figure.evaluation, series.model)}
+        return {"runs": _trained(config, inputs, series.model)}
 
     settings = _shown(figure, "kind")
     if figure.kind == "bars":

@@ -7,7 +7,6 @@ rows that say it.
 """
 
 import csv
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from opd.results.quantity import METRIC, POINTS, Quantity, Written
 
 ARM = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$"
 NonNegative = Annotated[float, Field(ge=0)]
+Line = Annotated[str, Field(pattern=r"\S")]
 
 TARGETS = (
     *("id", "experiment_id", "figure_or_table", "student", "teacher", "metric", "benchmark"),
@@ -268,36 +268,25 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"not readable as YAML ({error})", str(path), "mend the file") from error
 
 
+class ClaimsFile(Strict):
+    """What a file of claims holds; arms and probes are {name: what it is, in a line}."""
+
+    title: Line
+    arms: dict[Annotated[str, Field(pattern=ARM)], Line] = {}
+    probes: dict[Annotated[str, Field(pattern=ARM)], Line] = {}
+    claims: list[Any] = []
+    context: list[Any] = []
+
+
 def read_claims(path: Path) -> dict[str, Any]:
-    """A file of claims as it is written: {title, arms, probes, claims, context}; arms and probes
-    are {name: what it is}. Raises ``UserError`` where it is none, or does not say what the paper is
-    called or what a name means."""
-    found = read_yaml(path)
-    keys = ("title", "arms", "probes", "claims", "context")
-    if not isinstance(found, dict) or found.keys() - {*keys}:
-        known = f"{', '.join(keys[:-1])} and {keys[-1]}"
-        raise UserError(f"it holds other keys than {known}", str(path), "leave them out")
-    title = found.get("title")
-    if not isinstance(title, str) or not title.strip():
-        raise UserError("it has no title", str(path), "say what the paper is called")
-    return {
-        "title": title,
-        "arms": _declared(found.get("arms"), f"{path}: arms"),
-        "probes": _declared(found.get("probes"), f"{path}: probes"),
-        "claims": found.get("claims") or [],
-        "context": found.get("context") or [],
-    }
-
-
-def _declared(given: Any, where: str) -> dict[str, str]:
-    if not isinstance(given, dict | None):
-        raise UserError(f"got {given!r}", where, "write NAME: what it is")
-    for name, text in (given or {}).items():
-        if not re.fullmatch(ARM, str(name)):
-            raise UserError("no name", f"{where}.{name}", "use letters, digits, dots and dashes")
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"got {text!r}", f"{where}.{name}", "say in a line what it is")
-    return dict(given or {})
+    """A file of claims as it is written: {title, arms, probes, claims, context}. Raises
+    ``UserError`` where it is none, or does not say what the paper is called or what a name means.
+    """
+    given = read_yaml(path)
+    if isinstance(given, dict):  # a key without anything is as none
+        given = {key: value for key, value in given.items() if value is not None}
+    remedy = "write title, arms and probes (NAME: what it is), claims, context"
+    return valid(ClaimsFile, given, str(path), remedy, ("[key]",)).model_dump()
 
 
 def read_targets(path: Path) -> list[dict[str, str]]:
