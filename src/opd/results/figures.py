@@ -21,7 +21,7 @@ from opd.evaluation.reader import MACRO, Evaluations, NothingLogged, Reader
 from opd.probes.schemas import ROLLOUTS
 from opd.results.claim_spec import read_targets
 from opd.results.drawing import draw
-from opd.results.estimate import Measured, Missing, estimate, numbered
+from opd.results.estimate import Estimate, Measured, Missing, estimate, numbered
 from opd.results.labels import axis, benchmark_label, label_of, of_draws, plain
 from opd.results.published import parse
 from opd.results.quantity import (
@@ -32,9 +32,7 @@ from opd.results.quantity import (
     Quantity,
     of_panel,
     of_series,
-    unit_of,
 )
-from opd.stats.intervals import Interval
 
 BINS = 30  # of a histogram
 _ROLLOUTS = pa.schema(ROLLOUTS.field(name) for name in ("reward_nats", "correct"))
@@ -108,51 +106,37 @@ def _where(series: Cfg) -> str:
     return f"series '{series['label']}'"
 
 
-def _evaluations(series: Cfg, measured: Measured) -> Evaluations | None:
-    """A series' evaluations, at any step if they are by step."""
-    arm = measured.arms.get(series["of"], {})
-    named = [arm["evaluations"]] if "evaluations" in arm else [*(arm.get("scores") or {}).values()]
-    return measured.reader.evaluations(named[0], _where(series)) if named else None
-
-
 def _scored(cfg: Cfg, measured: Measured) -> Evaluations:
     """Some series' evaluations: all that are compared have the same benchmarks."""
     for series in [*_all_series(cfg), *cfg["levels"]]:
-        evaluations = _evaluations(series, measured)
-        if evaluations is not None:
-            return evaluations
+        arm = measured.arms.get(series["of"], {})
+        by_step = list((arm.get("scores") or {}).values())
+        if "evaluations" in arm or by_step:
+            inputs = arm["evaluations"] if "evaluations" in arm else by_step[0]
+            return measured.reader.evaluations(inputs, _where(series))
     raise UserError("no series has an evaluation", "series", "name models that are evaluated")
 
 
-def _every(beside_mean: bool, cfg: Cfg, measured: Measured) -> tuple[str, ...]:
-    """The benchmarks that ``each`` stands for: none where a lone one is its own mean beside it."""
-    known = _scored(cfg, measured).benchmarks()
-    return () if beside_mean and len(known) == 1 else known
+def _written_out(
+    shown: Sequence[tuple[Cfg, Quantity]], cfg: Cfg, measured: Measured
+) -> Iterator[tuple[Cfg, Quantity]]:
+    """Metrics or panels with their quantities, ``each`` as every benchmark: as none where a lone
+    one is its own mean beside it."""
+    asked = [(quantity.kind, quantity.name) for _, quantity in shown]
+    for what, quantity in shown:
+        names: Sequence[str] = (quantity.name,)
+        if quantity.each:
+            names = _scored(cfg, measured).benchmarks()
+            names = () if len(names) == 1 and (quantity.kind, MACRO) in asked else names
+        for name in names:
+            yield what, replace(quantity, name=name)
 
 
-def _ends(interval: Interval) -> dict[str, float | None]:
-    return dict(zip(("value", "low", "high"), map(plain, interval), strict=True))
+def _ends(result: Estimate) -> dict[str, float | None]:
+    return dict(zip(("value", "low", "high"), map(plain, result.interval()), strict=True))
 
 
 # Curves
-
-
-def _metrics(cfg: Cfg, measured: Measured) -> list[tuple[Data, Quantity]]:
-    """Metrics with what they are of a series (``avg:each`` is written out)."""
-    beside_mean = any(metric["name"] == f"avg:{MACRO}" for metric in cfg["metrics"])
-    written: list[tuple[Data, Quantity]] = []
-    for metric in cfg["metrics"]:
-        quantity = of_series(metric["name"], "", "last")
-        names = _every(beside_mean, cfg, measured) if quantity.each else (quantity.name,)
-        written += [(metric, replace(quantity, name=name)) for name in names]
-    return written
-
-
-def _score(arm: str, benchmark: str, series: Cfg, measured: Measured) -> Interval:
-    """avg@k of an arm with its 95 % interval."""
-    inputs = measured.arms[arm].get("evaluations") or []
-    measured.reader.evaluations(inputs, _where(series)).benchmarks(benchmark)
-    return estimate(Quantity("avg", arm, benchmark), measured).interval()
 
 
 def _scores_line(series: Cfg, benchmark: str, measured: Measured) -> Data:
@@ -161,8 +145,8 @@ def _scores_line(series: Cfg, benchmark: str, measured: Measured) -> Data:
     if not by_step:
         raise UserError("no evaluations over steps", _where(series), "keep steps and evaluate them")
     steps = sorted(by_step, key=int)
-    arms = [_at_step(series["of"], step) for step in steps]
-    intervals = [_score(arm, benchmark, series, measured) for arm in arms]
+    at_steps = [Quantity("avg", _at_step(series["of"], step), benchmark) for step in steps]
+    intervals = [estimate(quantity, measured).interval() for quantity in at_steps]
     y, low, high = ([plain(end) for end in side] for side in zip(*intervals, strict=True))
     seeds = len(by_step[steps[-1]])
     x = [int(step) for step in steps]
@@ -200,20 +184,20 @@ def read_curves(cfg: Cfg, measured: Measured) -> Data:
     """One panel per metric, one line per series over steps; or groups of series across."""
     groups = cfg["panels"] or [{"title": "", "series": cfg["series"]}]
     panels = []
-    for metric, quantity in _metrics(cfg, measured):
-        is_score, levels = quantity.kind != METRIC, []
-        label = metric.get("label")
+    metrics = [(metric, of_series(metric["name"], "", "last")) for metric in cfg["metrics"]]
+    for metric, quantity in _written_out(metrics, cfg, measured):
+        is_score, label, levels = quantity.kind != METRIC, label_of(quantity.name), []
         if is_score:
             scored = _scored(cfg, measured)
-            label = label or f"{axis('avg', scored)}, {benchmark_label(quantity.name, scored)}"
+            label = f"{axis('avg', scored)}, {benchmark_label(quantity.name, scored)}"
             for level in cfg["levels"]:
-                interval = _score(level["of"], quantity.name, level, measured)
-                levels.append({"series": level["of"], "label": level["label"], **_ends(interval)})
+                ends = _ends(estimate(replace(quantity, of=level["of"]), measured))
+                levels.append({"series": level["of"], "label": level["label"], **ends})
         panels += [
             {
                 "group": group["title"],
                 "metric": quantity.short if is_score else quantity.name,
-                "label": label or label_of(quantity.name),
+                "label": metric.get("label") or label,
                 "log": bool(metric.get("log")),
                 "percent": is_score,
                 "lines": [_line(series, quantity, measured) for series in group["series"]],
@@ -231,22 +215,23 @@ def read_curves(cfg: Cfg, measured: Measured) -> Data:
 # Bars
 
 
-def _quantities(panel: Cfg, series: Cfg, measured: Measured) -> Iterator[tuple[Quantity, str]]:
+def _quantities(
+    panel: Cfg, first: Quantity, series: Cfg, measured: Measured
+) -> Iterator[tuple[Quantity, str]]:
     """What a panel shows of a series, and words of its own where that is several values of a
     probe."""
-    asked = of_panel(panel["quantity"], series["of"])
-    several = isinstance(panel["quantity"].get("value"), list) or asked[0].several
+    asked = of_panel(panel["quantity"]) if first.kind == PROBE else [first]
+    several = isinstance(panel["quantity"].get("value"), list) or first.several
     for quantity in asked:
-        names = [quantity.name]
-        if quantity.several:
-            try:
-                names = numbered(quantity, measured)
-            except Missing:
-                names = []
+        own = replace(quantity, of=series["of"])
+        try:
+            names = numbered(own, measured) if quantity.several else [quantity.name]
+        except Missing:
+            names = []
         for name in names:
             part = name.removeprefix(quantity.name.removesuffix("*")) or name
             words = panel.get("each", "{}").format(part.replace("_", " "))
-            yield replace(quantity, name=name), words if several else ""
+            yield replace(own, name=name), words if several else ""
 
 
 def _bar(quantity: Quantity, words: str, series: Cfg, alone: bool, measured: Measured) -> Data:
@@ -265,16 +250,15 @@ def _bar(quantity: Quantity, words: str, series: Cfg, alone: bool, measured: Mea
         result = estimate(quantity, measured)
     except Missing as missing:
         return {**bar, "missing": str(missing)}
-    return {**bar, **_ends(result.interval()), "seeds": result.seeds}
+    return {**bar, **_ends(result), "seeds": result.seeds}
 
 
-def _titles(panel: Cfg, cfg: Cfg, measured: Measured) -> tuple[str, str]:
+def _titles(quantity: Quantity, cfg: Cfg, measured: Measured) -> tuple[str, str]:
     """What stands above a panel of bars, and what below its axis."""
-    quantity = of_panel(panel["quantity"])[0]
     if quantity.kind in SCORES:
         scored = _scored(cfg, measured)
         return benchmark_label(quantity.name, scored), axis(quantity.kind, scored)
-    unit = unit_of(quantity.name) or "value"
+    unit = quantity.unit or "value"
     if quantity.kind == PROBE:
         return label_of(quantity.name.rstrip("*_")), unit
     when = {"start": "at the start", "end": "at the end"}.get(quantity.at or "", quantity.at)
@@ -282,47 +266,29 @@ def _titles(panel: Cfg, cfg: Cfg, measured: Measured) -> tuple[str, str]:
     return f"{label.rpartition(' (')[0] or label}, {when}", unit  # the unit is below the axis
 
 
-def _written_out(panels: Sequence[Cfg], cfg: Cfg, measured: Measured) -> Iterator[Cfg]:
-    """Panels with ``each`` written out."""
-    for panel in panels:
-        quantity = of_panel(panel["quantity"])[0]
-        if not quantity.each:
-            yield panel
-            continue
-        kind = quantity.kind
-        beside_mean = any(other["quantity"].get(kind) == MACRO for other in panels)
-        for name in _every(beside_mean, cfg, measured):
-            yield {**panel, "quantity": {kind: name}}
-
-
 def _bar_panels(panels: Sequence[Cfg], cfg: Cfg, measured: Measured) -> list[Data]:
-    written = _written_out(panels, cfg, measured)
-    drawn = [_bar_panel(panel, cfg, measured) for panel in written]
+    shown = [(panel, of_panel(panel["quantity"])[0]) for panel in panels]
+    written = _written_out(shown, cfg, measured)
+    drawn = [_bar_panel(panel, first, cfg, measured) for panel, first in written]
     return [panel for panel in drawn if panel["bars"]]
 
 
-def _bar_panel(panel: Cfg, cfg: Cfg, measured: Measured) -> Data:
-    first = of_panel(panel["quantity"])[0]
-    is_score = first.kind in SCORES
-    of_probes = first.kind == PROBE
+def _bar_panel(panel: Cfg, first: Quantity, cfg: Cfg, measured: Measured) -> Data:
+    is_score, of_probes = first.kind in SCORES, first.kind == PROBE
     series = [one for one in cfg["series"] if of_probes == (one["of"] in measured.probes)]
-    bars = []
-    for one in series:
-        evaluations = _evaluations(one, measured) if is_score else None
-        if evaluations:
-            evaluations.benchmarks(first.name)
-        for quantity, words in _quantities(panel, one, measured):
-            bars.append(_bar(quantity, words, one, len(series) == 1, measured))
-    title, unit = _titles(panel, cfg, measured)
-    if panel.get("percent") and not is_score:
-        unit = "%"
-    unit = panel.get("unit") or unit
+    bars = [
+        _bar(quantity, words, one, len(series) == 1, measured)
+        for one in series
+        for quantity, words in _quantities(panel, first, one, measured)
+    ]
+    title, unit = _titles(first, cfg, measured)
+    unit = panel.get("unit") or ("%" if panel.get("percent") and not is_score else unit)
     drawn = any(bar["value"] is not None and bar["low"] < bar["high"] for bar in bars)
     return {
         "label": panel.get("label") or title,
         "unit": unit,
         "axis": f"{unit}, 95 % interval" if drawn else unit,
-        "percent": panel.get("percent", first.unit in ("share", POINTS) and is_score),
+        "percent": panel.get("percent", is_score and first.unit in ("share", POINTS)),
         "bars": bars,
     }
 
@@ -612,7 +578,10 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
     cfg = _named(cfg)
     measured = Measured(cfg, Reader(inputs))
     drawn = "curves" if kind == "grid" else kind
-    data = {"kind": drawn, "title": cfg.get("title"), **KINDS[kind](cfg, measured)}
+    try:
+        data = {"kind": drawn, "title": cfg.get("title"), **KINDS[kind](cfg, measured)}
+    except Missing as missing:
+        raise UserError(f"there is no {missing}", "series", "name what is measured") from missing
     _publish(data, cfg, inputs, measured)
     data["sources"] = [
         f"{name}/{file}={digest}"
