@@ -9,7 +9,7 @@ from opd.core.errors import UserError
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
 from opd.results.claim_spec import Claim, needs, quantities
-from opd.results.figure_spec import PaperFigure, Published, bars_of
+from opd.results.figure_spec import PaperFigure, bars_of
 from opd.results.quantity import MACRO, METRIC, SCORES, column, of_panel, of_series
 
 # What training logs (opd.metrics, and the trainers' own), here without torch.
@@ -143,7 +143,7 @@ def _of_figures(figures: Mapping[str, PaperFigure]) -> Iterator[tuple[str, str, 
         shown += [
             of_series(row.metric, row.series)
             for row in figure.published
-            if isinstance(row, Published) and row.series in arms
+            if row.series in arms and row.series and row.metric
         ]
         for quantity in shown:
             if quantity.kind == METRIC:

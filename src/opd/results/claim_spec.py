@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from opd.core.errors import UserError
 from opd.core.schema import Given, Strict, load_yaml, valid
@@ -155,6 +155,11 @@ def quantities(test: BaseModel) -> Iterator[Quantity]:
                 yield from quantities(part)
 
 
+def as_row(given: Any) -> Any:
+    """A published row by its id alone, as a mapping."""
+    return {"target": given} if isinstance(given, str) else given
+
+
 class Said(Strict):
     """A published row with the quantity that it is a value of, and what it says beyond the test."""
 
@@ -182,10 +187,10 @@ class Claim(Strict):
         default=False, description="only says how high a published number is, so needs comparable"
     )
     note: str | None = Field(default=None, description="what a reader of the verdict has to know")
-    published: list[str | Said] = []
+    published: list[Annotated[Said, BeforeValidator(as_row)]] = []
 
     def targets(self) -> list[str]:
-        return [one if isinstance(one, str) else one.target for one in self.published]
+        return [row.target for row in self.published]
 
 
 class Context(Strict):
@@ -257,7 +262,7 @@ def require(target: str, known: Collection[str], where: str) -> None:
 
 
 def _valid(model: type[Given], given: Any, where: str) -> Given:
-    return valid(model, given, where, "mend the claim", ("Said", "str"))
+    return valid(model, given, where, "mend the claim")
 
 
 def read_yaml(path: Path) -> Any:

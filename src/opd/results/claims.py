@@ -34,7 +34,7 @@ from opd.results.claim_spec import (
 )
 from opd.results.estimate import (
     Estimate,
-    Measured,
+    Measurements,
     Missing,
     Undefined,
     difference,
@@ -133,7 +133,7 @@ def _limit(value: float, unit: str) -> str:
     return text.replace("-", "−")
 
 
-def side(quantity: Quantity, measured: Measured) -> Side:
+def side(quantity: Quantity, measured: Measurements) -> Side:
     """The estimate of a quantity, in words. Raises ``Missing``."""
     result = estimate(quantity, measured)
     when = WHEN[quantity.at or "end"] if quantity.kind == METRIC else ""
@@ -222,7 +222,7 @@ def _unheard(left: Side, right: Side, interval: Interval) -> str:
 # Claims
 
 
-def checks(test: Test, measured: Measured) -> list[Check]:
+def checks(test: Test, measured: Measurements) -> list[Check]:
     """What a test finds: one check for each predicate, or a check that says what is missing."""
     if test.all:
         return [check for part in test.all for check in checks(part, measured)]
@@ -237,7 +237,7 @@ def checks(test: Test, measured: Measured) -> list[Check]:
     return [Check(text, None, None, None, None, (None, None), verdict)]
 
 
-def _checks(test: Test, measured: Measured) -> list[Check]:
+def _checks(test: Test, measured: Measurements) -> list[Check]:
     """The checks of one predicate. Raises ``Missing``."""
     if each := next((quantity for quantity in quantities(test) if quantity.each), None):
         names = measured.evaluations(each.of).benchmarks()
@@ -271,14 +271,14 @@ def _on(part: Any, benchmark: str) -> Any:
     return part
 
 
-def _parts(quantity: Quantity, measured: Measured) -> list[Quantity]:
+def _parts(quantity: Quantity, measured: Measurements) -> list[Quantity]:
     """The values that a probe's NAME_* stands for, by number; else the quantity itself."""
     if not quantity.several:
         return [quantity]
     return [replace(quantity, name=name) for name in numbered(quantity, measured)]
 
 
-def _missing(test: Test, measured: Measured) -> tuple[list[str], list[str]]:
+def _missing(test: Test, measured: Measurements) -> tuple[list[str], list[str]]:
     """What a test needs and this scale has not, and what of it was measured and is undefined; each
     once."""
     absent: dict[str, None] = {}
@@ -299,15 +299,15 @@ def worst(verdicts: Sequence[str]) -> str:
     return max(verdicts, key=VERDICTS.index)
 
 
-def _reason(found: Sequence[Check], seeds: int | None, verdict: str) -> str:
+def _reason(made: Sequence[Check], seeds: int | None, verdict: str) -> str:
     """Why a claim has its verdict, in a few words."""
     if verdict == NOT_COMPARABLE:
         return "it says how high a number is, and numbers of this scale are not the paper's"
-    missing = [check.text for check in found if check.verdict == NOT_RUN]
+    missing = [check.text for check in made if check.verdict == NOT_RUN]
     if missing:
         return "; ".join(dict.fromkeys(missing))
-    counts = Counter(check.verdict for check in found)
-    parts = [f"{counts[v]} of {len(found)} checks {v}" for v in VERDICTS if counts[v]]
+    counts = Counter(check.verdict for check in made)
+    parts = [f"{counts[v]} of {len(made)} checks {v}" for v in VERDICTS if counts[v]]
     parts = parts if len(counts) > 1 else []
     return "; ".join(parts + ([ONE_SEED] if seeds == 1 else []))
 
@@ -315,7 +315,7 @@ def _reason(found: Sequence[Check], seeds: int | None, verdict: str) -> str:
 _COLUMNS = ("student", "teacher", "metric", "benchmark", "setting", "value", "confidence", "source")
 
 
-def beside(said: Said, rows: Rows, measured: Measured, comparable: bool) -> dict[str, Any]:
+def beside(said: Said, rows: Rows, measured: Measurements, comparable: bool) -> dict[str, Any]:
     """A published row with our number for it, how far apart the two are, and its status: a
     published number or range ``agrees`` where it overlaps our interval, else ``differs``."""
     row = rows[said.target]
@@ -353,29 +353,22 @@ def _bounds(interval: Interval, unit: str, seeds: int, signed: bool = False) -> 
     return {"value": value, "low": low, "high": high, "text": text}
 
 
-def _judged(claim: Claim, rows: Rows, measured: Measured, comparable: bool) -> dict[str, Any]:
-    found = checks(claim.test, measured)
-    seeds = min((check.seeds for check in found if check.seeds), default=None)
-    verdict = worst([check.verdict for check in found])
+def _judged(claim: Claim, rows: Rows, measured: Measurements, comparable: bool) -> dict[str, Any]:
+    made = checks(claim.test, measured)
+    seeds = min((check.seeds for check in made if check.seeds), default=None)
+    verdict = worst([check.verdict for check in made])
     if claim.level and not comparable and verdict != NOT_RUN:
-        found = [check._replace(verdict=NOT_COMPARABLE) for check in found]
+        made = [check._replace(verdict=NOT_COMPARABLE) for check in made]
         verdict = NOT_COMPARABLE
-    said = [Said(target=one) if isinstance(one, str) else one for one in claim.published]
     keys = ("text", "shown", "value", "low", "high", "bound", "verdict")
     return {
-        "id": claim.id,
-        "experiment": claim.experiment,
-        "section": claim.section,
-        "figure": claim.figure,
-        "statement": claim.statement,
-        "note": claim.note,
-        "level": claim.level,
+        **claim.model_dump(exclude={"test", "published"}),
         "verdict": verdict,
-        "interval": not any(check.bare for check in found),
-        "reason": _reason(found, seeds, verdict),
+        "interval": not any(check.bare for check in made),
+        "reason": _reason(made, seeds, verdict),
         "seeds": seeds,
-        "checks": [{key: _plain(getattr(check, key)) for key in keys} for check in found],
-        "published": [beside(one, rows, measured, comparable) for one in said],
+        "checks": [{key: _plain(getattr(check, key)) for key in keys} for check in made],
+        "published": [beside(row, rows, measured, comparable) for row in claim.published],
     }
 
 
@@ -437,13 +430,13 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     """Stage ``claims``: claims.json, claims.md and claims.html.
 
     cfg: ``scale``, ``comparable`` (whether published numbers may be compared with this scale's),
-    ``seeds``, ``arms`` and ``probes`` (see ``opd.results.estimate.Measured``), ``figures``
+    ``seeds``, ``arms`` and ``probes`` (see ``opd.results.estimate.Measurements``), ``figures``
     {PAPER/name: [published rows]}, ``marked`` {PAPER: {row: quantity}} of rows that only figures
     have; ``resamples`` and ``seed`` of the bootstrap. Inputs: those that arms and probes name, and
     for each paper its files claims:PAPER and targets:PAPER. Ids of claims and of rows are a paper's
     own: two papers may have the same. Returns the counts of verdicts.
     """
-    measured = Measured(cfg, Reader(inputs))
+    measured = Measurements(cfg, Reader(inputs))
     papers: dict[str, dict[str, Any]] = {}
     claims: list[dict[str, Any]] = []
     targets: list[dict[str, Any]] = []

@@ -84,7 +84,7 @@ class Estimate(NamedTuple):
         return np.atleast_1d(self.value if self.by_seed is None else self.by_seed)
 
 
-class Measured:
+class Measurements:
     """What a scale measured: its arms and probes, and how draws of them are made.
 
     cfg: ``arms`` {name: {label, evaluations, base, teacher, run}}, all but the label lists of input
@@ -133,7 +133,7 @@ class Measured:
         return self.reader.evaluations(self.inputs(name, role), self.label(name))
 
 
-def estimate(quantity: Quantity, measured: Measured) -> Estimate:
+def estimate(quantity: Quantity, measured: Measurements) -> Estimate:
     """The estimate of a quantity, which is worked out once.
 
     Raises ``Missing`` with what is not there, ``Undefined`` for the recovery of a gap that may be
@@ -199,7 +199,7 @@ def blocks(values: Array, resamples: int, seed: int) -> Array:
 # Scores
 
 
-def _score(quantity: Quantity, measured: Measured) -> Estimate:
+def _score(quantity: Quantity, measured: Measurements) -> Estimate:
     """A number of evaluations; ``change``, ``recovery``, ``length`` and ``p`` compare them with
     those of the arm's base (and teacher), problem by problem."""
     kind, name, reader = quantity.kind, quantity.name, measured.reader
@@ -251,7 +251,7 @@ def _score(quantity: Quantity, measured: Measured) -> Estimate:
 # Metrics of training
 
 
-def _metric(quantity: Quantity, measured: Measured) -> Estimate:
+def _metric(quantity: Quantity, measured: Measurements) -> Estimate:
     """A number of each run's curve, or the ratio of it to another (``per``)."""
     part = _of_runs(quantity, measured)
     values, per = part.by_seed, quantity.per
@@ -273,7 +273,7 @@ def _metric(quantity: Quantity, measured: Measured) -> Estimate:
     return Estimate(mean, of_seeds @ values, len(values), quantity.unit, by_seed=values)
 
 
-def _of_runs(quantity: Quantity, measured: Measured) -> Estimate:
+def _of_runs(quantity: Quantity, measured: Measurements) -> Estimate:
     """A number of each run's curve: with one run its value and draws, with several one by seed."""
     name, part, when = quantity.name, quantity.positions, quantity.at or "end"
     runs, where = measured.inputs(quantity.of, "run"), f"arm {quantity.of}, {name}"
@@ -337,7 +337,7 @@ def at(values: Array, when: str) -> float:
 # Values of probes
 
 
-def _probe(quantity: Quantity, measured: Measured) -> Estimate:
+def _probe(quantity: Quantity, measured: Measurements) -> Estimate:
     runs, name = measured.inputs(quantity.of, "probe"), quantity.name
     if name.endswith("_*"):
         name = numbered(quantity, measured)[0 if quantity.at == "first" else -1]
@@ -353,7 +353,7 @@ def _probe(quantity: Quantity, measured: Measured) -> Estimate:
     return Estimate(float(np.mean(values)), of_all, len(runs), unit_of(name), slack)
 
 
-def numbered(quantity: Quantity, measured: Measured) -> list[str]:
+def numbered(quantity: Quantity, measured: Measurements) -> list[str]:
     """Names of a probe's values NAME_1, NAME_2, ... by number, for the value NAME_*.
 
     Raises ``Missing`` where the probe has none.

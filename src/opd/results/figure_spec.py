@@ -7,19 +7,19 @@ every scale; a scale draws the figures of which it has a series.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from opd.core.errors import UserError
 from opd.core.schema import Strict, valid
 from opd.recipes.outputs import Metric, Shown
-from opd.results.claim_spec import Said, require
+from opd.results.claim_spec import Said, as_row, require
 from opd.results.published import parse
 from opd.results.quantity import PROBE, of_panel, of_series
 
 Need = tuple[str, str]
 
 
-class Series(Strict):
+class PaperSeries(Strict):
     """An arm or a probe; its label is that of the scale if none is given."""
 
     arm: str | None = None
@@ -28,7 +28,7 @@ class Series(Strict):
     group: str | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> "Series":
+    def _one_of_both(self) -> "PaperSeries":
         if (self.arm is None) == (self.probe is None):
             raise ValueError("a series is an arm or a probe")
         return self
@@ -60,7 +60,7 @@ class Bars(Strict):
 
 class Group(Strict):
     title: str
-    series: list[Series] = Field(min_length=1)
+    series: list[PaperSeries] = Field(min_length=1)
 
 
 def _panel(given: Any) -> str:
@@ -68,20 +68,26 @@ def _panel(given: Any) -> str:
     return "group" if is_group else "bars"
 
 
-Panel = Annotated[
+PaperPanel = Annotated[
     Annotated[Bars, Tag("bars")] | Annotated[Group, Tag("group")], Discriminator(_panel)
 ]
 
 
-class Published(Strict):
-    """A row of the paper's numbers, and where it belongs in the figure."""
+class Mark(Strict):
+    """A row of the paper's numbers, and where it belongs in the figure, if anywhere."""
 
     target: str
-    series: str
-    metric: str = Field(
-        description="a metric, avg:BENCHMARK, recovery:BENCHMARK, or a probe's value"
+    series: str | None = None
+    metric: str | None = Field(
+        default=None, description="a metric, avg:BENCHMARK, recovery:BENCHMARK, or a probe's value"
     )
     at: Literal["start", "end"] | int | None = None
+
+    @model_validator(mode="after")
+    def _has_a_place_or_none(self) -> "Mark":
+        if (self.series is None) != (self.metric is None):
+            raise ValueError("a mark has a series and a metric, or neither")
+        return self
 
 
 class PaperFigure(Shown):
@@ -89,14 +95,14 @@ class PaperFigure(Shown):
 
     section: str
     kind: Literal["curves", "grid", "bars", "heatmap", "scatter", "distribution"]
-    series: list[Series] = []
-    levels: list[Series] = []
+    series: list[PaperSeries] = []
+    levels: list[PaperSeries] = []
     metrics: list[Metric] = []
-    panels: list[Panel] = []
+    panels: list[PaperPanel] = []
     x: Bars | None = None
     y: Bars | None = None
     xlabel: str | None = None
-    published: list[str | Published] = []
+    published: list[Annotated[Mark, BeforeValidator(as_row)]] = []
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> "PaperFigure":
@@ -123,7 +129,7 @@ class PaperFigure(Shown):
             raise ValueError("a distribution is of probes")
         return self
 
-    def drawn(self) -> list[Series]:
+    def drawn(self) -> list[PaperSeries]:
         groups = [panel for panel in self.panels if isinstance(panel, Group)]
         return [*self.series, *(one for group in groups for one in group.series)]
 
@@ -136,19 +142,17 @@ class PaperFigure(Shown):
                 quantity=of_series(row.metric, row.series, row.at, row.series in probes),
             )
             for row in self.published
-            if isinstance(row, Published) and not isinstance(row.at, int)
+            if row.series and row.metric and not isinstance(row.at, int)
         ]
 
     def targets(self) -> list[str]:
         """Ids of the published rows that belong to the figure, each once."""
-        named = (one if isinstance(one, str) else one.target for one in self.published)
-        return list(dict.fromkeys(named))
+        return list(dict.fromkeys(mark.target for mark in self.published))
 
 
 def parse_figure(name: str, given: Any) -> PaperFigure:
     """A figure as it is written in YAML. Raises ``UserError`` with the key that is wrong."""
-    unions = ("bars", "group", "Published", "str")
-    return valid(PaperFigure, given, f"figure {name}", "mend the figure", unions)
+    return valid(PaperFigure, given, f"figure {name}", "mend the figure", ("bars", "group"))
 
 
 def check(figures: Mapping[str, Any], rows: Iterable[Mapping[str, str]]) -> dict[str, PaperFigure]:
@@ -160,17 +164,15 @@ def check(figures: Mapping[str, Any], rows: Iterable[Mapping[str, str]]) -> dict
     known = {row["id"]: row for row in rows}
     parsed = {name: parse_figure(name, given) for name, given in figures.items()}
     for name, figure in parsed.items():
-        shown = {one.of for one in figure.drawn()}
-        for one in figure.published:
-            target, where = one if isinstance(one, str) else one.target, f"figure {name}.published"
-            require(target, known, where)
-            if isinstance(one, str):
-                continue
-            if one.series not in shown:
-                raise UserError(f"{target} belongs to no series '{one.series}'", where, "name one")
-            if parse(known[target]["value"]) is None:
-                value = known[target]["value"]
-                raise UserError(f"{target} is no number: '{value}'", where, f"write {target} alone")
+        shown = {series.of for series in figure.drawn()}
+        for mark in figure.published:
+            row, where = mark.target, f"figure {name}.published"
+            require(row, known, where)
+            if mark.series and mark.series not in shown:
+                raise UserError(f"{row} belongs to no series '{mark.series}'", where, "name one")
+            value = known[row]["value"]
+            if mark.series and parse(value) is None:
+                raise UserError(f"{row} is no number: '{value}'", where, f"write {row} alone")
     return parsed
 
 
@@ -203,15 +205,12 @@ def resolve(
     if not left.drawn() or not needs:
         return None
     settings = left.model_dump(mode="json", exclude={"section", "published"}, exclude_none=True)
-    settings["published"] = [
-        {"target": one} if isinstance(one, str) else one.model_dump(exclude_none=True)
-        for one in figure.published
-    ]
+    settings["published"] = [mark.model_dump(exclude_none=True) for mark in figure.published]
     settings["missing"] = list(dict.fromkeys(missing))
     return {key: value for key, value in settings.items() if value != []}, needs
 
 
-def _known(series: Iterable[Series], known: set[str]) -> list[Series]:
+def _known(series: Iterable[PaperSeries], known: set[str]) -> list[PaperSeries]:
     return [one for one in series if one.of in known]
 
 

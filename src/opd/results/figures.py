@@ -21,7 +21,7 @@ from opd.evaluation.reader import MACRO, Evaluations, NothingLogged, Reader
 from opd.probes.schemas import ROLLOUTS
 from opd.results.claim_spec import read_targets
 from opd.results.drawing import draw
-from opd.results.estimate import Estimate, Measured, Missing, estimate, numbered
+from opd.results.estimate import Estimate, Measurements, Missing, estimate, numbered
 from opd.results.labels import axis, benchmark_label, label_of, of_draws, plain
 from opd.results.published import parse
 from opd.results.quantity import (
@@ -106,7 +106,7 @@ def _where(series: Cfg) -> str:
     return f"series '{series['label']}'"
 
 
-def _scored(cfg: Cfg, measured: Measured) -> Evaluations:
+def _scored(cfg: Cfg, measured: Measurements) -> Evaluations:
     """Some series' evaluations: all that are compared have the same benchmarks."""
     for series in [*_all_series(cfg), *cfg["levels"]]:
         arm = measured.arms.get(series["of"], {})
@@ -118,7 +118,7 @@ def _scored(cfg: Cfg, measured: Measured) -> Evaluations:
 
 
 def _written_out(
-    shown: Sequence[tuple[Cfg, Quantity]], cfg: Cfg, measured: Measured
+    shown: Sequence[tuple[Cfg, Quantity]], cfg: Cfg, measured: Measurements
 ) -> Iterator[tuple[Cfg, Quantity]]:
     """Metrics or panels with their quantities, ``each`` as every benchmark: as none where a lone
     one is its own mean beside it."""
@@ -139,7 +139,7 @@ def _ends(result: Estimate) -> dict[str, float | None]:
 # Curves
 
 
-def _scores_line(series: Cfg, benchmark: str, measured: Measured) -> Data:
+def _scores_line(series: Cfg, benchmark: str, measured: Measurements) -> Data:
     """avg@k at the kept steps, with its intervals as a band."""
     by_step = measured.arms.get(series["of"], {}).get("scores")
     if not by_step:
@@ -153,7 +153,7 @@ def _scores_line(series: Cfg, benchmark: str, measured: Measured) -> Data:
     return {"seeds": seeds, "x": x, "y": y, "low": low, "high": high, "last": y[-1]}
 
 
-def _metric_line(series: Cfg, quantity: Quantity, measured: Measured) -> Data:
+def _metric_line(series: Cfg, quantity: Quantity, measured: Measurements) -> Data:
     """A metric over steps, the mean of seeds, with a band from the lowest seed to the highest."""
     runs = measured.arms.get(series["of"], {}).get("run") or []
     try:
@@ -172,7 +172,7 @@ def _metric_line(series: Cfg, quantity: Quantity, measured: Measured) -> Data:
     return {"seeds": len(runs), "x": steps[seen].tolist(), "y": y, **band, "last": last}
 
 
-def _line(series: Cfg, quantity: Quantity, measured: Measured) -> Data:
+def _line(series: Cfg, quantity: Quantity, measured: Measurements) -> Data:
     if quantity.kind == METRIC:
         line = _metric_line(series, quantity, measured)
     else:
@@ -180,7 +180,7 @@ def _line(series: Cfg, quantity: Quantity, measured: Measured) -> Data:
     return {"series": series["of"], "label": series["label"], **line}
 
 
-def read_curves(cfg: Cfg, measured: Measured) -> Data:
+def read_curves(cfg: Cfg, measured: Measurements) -> Data:
     """One panel per metric, one line per series over steps; or groups of series across."""
     groups = cfg["panels"] or [{"title": "", "series": cfg["series"]}]
     panels = []
@@ -216,7 +216,7 @@ def read_curves(cfg: Cfg, measured: Measured) -> Data:
 
 
 def _quantities(
-    panel: Cfg, first: Quantity, series: Cfg, measured: Measured
+    panel: Cfg, first: Quantity, series: Cfg, measured: Measurements
 ) -> Iterator[tuple[Quantity, str]]:
     """What a panel shows of a series, and words of its own where that is several values of a
     probe."""
@@ -234,7 +234,7 @@ def _quantities(
             yield replace(own, name=name), words if several else ""
 
 
-def _bar(quantity: Quantity, words: str, series: Cfg, alone: bool, measured: Measured) -> Data:
+def _bar(quantity: Quantity, words: str, series: Cfg, alone: bool, measured: Measurements) -> Data:
     label = words if words and alone else ": ".join(filter(None, (series["label"], words)))
     bar: Data = {
         "series": series["of"],
@@ -253,7 +253,7 @@ def _bar(quantity: Quantity, words: str, series: Cfg, alone: bool, measured: Mea
     return {**bar, **_ends(result), "seeds": result.seeds}
 
 
-def _titles(quantity: Quantity, cfg: Cfg, measured: Measured) -> tuple[str, str]:
+def _titles(quantity: Quantity, cfg: Cfg, measured: Measurements) -> tuple[str, str]:
     """What stands above a panel of bars, and what below its axis."""
     if quantity.kind in SCORES:
         scored = _scored(cfg, measured)
@@ -266,14 +266,14 @@ def _titles(quantity: Quantity, cfg: Cfg, measured: Measured) -> tuple[str, str]
     return f"{label.rpartition(' (')[0] or label}, {when}", unit  # the unit is below the axis
 
 
-def _bar_panels(panels: Sequence[Cfg], cfg: Cfg, measured: Measured) -> list[Data]:
+def _bar_panels(panels: Sequence[Cfg], cfg: Cfg, measured: Measurements) -> list[Data]:
     shown = [(panel, of_panel(panel["quantity"])[0]) for panel in panels]
     written = _written_out(shown, cfg, measured)
     drawn = [_bar_panel(panel, first, cfg, measured) for panel, first in written]
     return [panel for panel in drawn if panel["bars"]]
 
 
-def _bar_panel(panel: Cfg, first: Quantity, cfg: Cfg, measured: Measured) -> Data:
+def _bar_panel(panel: Cfg, first: Quantity, cfg: Cfg, measured: Measurements) -> Data:
     is_score, of_probes = first.kind in SCORES, first.kind == PROBE
     series = [one for one in cfg["series"] if of_probes == (one["of"] in measured.probes)]
     bars = [
@@ -293,7 +293,7 @@ def _bar_panel(panel: Cfg, first: Quantity, cfg: Cfg, measured: Measured) -> Dat
     }
 
 
-def read_bars(cfg: Cfg, measured: Measured) -> Data:
+def read_bars(cfg: Cfg, measured: Measurements) -> Data:
     """One panel per quantity, one bar per series, or per value of a probe."""
     panels = cfg["panels"] or [{"quantity": {"avg": b}} for b in cfg.get("benchmarks") or [MACRO]]
     return {"panels": _bar_panels(panels, cfg, measured)}
@@ -302,7 +302,7 @@ def read_bars(cfg: Cfg, measured: Measured) -> Data:
 # Heat maps
 
 
-def read_heatmap(cfg: Cfg, measured: Measured) -> Data:
+def read_heatmap(cfg: Cfg, measured: Measurements) -> Data:
     """A metric by step and response position, mean over seeds, one panel per series."""
     (metric,) = cfg["metrics"]
     panels = []
@@ -339,7 +339,7 @@ def read_heatmap(cfg: Cfg, measured: Measured) -> Data:
 # One quantity against another
 
 
-def read_scatter(cfg: Cfg, measured: Measured) -> Data:
+def read_scatter(cfg: Cfg, measured: Measurements) -> Data:
     """Two quantities, one point per series; a series that lacks one has no point."""
     sides = {side: _bar_panels([cfg[side]], cfg, measured) for side in ("x", "y")}
     data: Data = {"points": [], "missing_points": []}
@@ -363,7 +363,7 @@ def read_scatter(cfg: Cfg, measured: Measured) -> Data:
 # Distributions
 
 
-def _rollouts(series: Cfg, measured: Measured) -> tuple[np.ndarray, np.ndarray]:
+def _rollouts(series: Cfg, measured: Measurements) -> tuple[np.ndarray, np.ndarray]:
     """Rewards and whether right of a probe's graded rollouts, all seeds together."""
     runs = measured.probes.get(series["of"], {}).get("runs") or []
     if not runs:
@@ -374,7 +374,7 @@ def _rollouts(series: Cfg, measured: Measured) -> tuple[np.ndarray, np.ndarray]:
     return graded["reward_nats"].to_numpy(), graded["correct"].to_numpy()
 
 
-def read_distribution(cfg: Cfg, measured: Measured) -> Data:
+def read_distribution(cfg: Cfg, measured: Measurements) -> Data:
     """Histograms of the sequence mean reward of right and wrong rollouts (Rethinking OPD, section
     6.2), one panel per probe, over the same bins; values of the probes as bars below.
 
@@ -414,7 +414,7 @@ def _panels(data: Data) -> list[Data]:
     return [*data.get("panels", []), *data.get("bars", [])]
 
 
-def _mark(data: Data, row: Cfg, measured: Measured) -> bool:
+def _mark(data: Data, row: Cfg, measured: Measurements) -> bool:
     """Put a published value where its series is drawn; False where it is not."""
     value = parse(row["value"])
     if value is None or not row.get("series") or not row.get("metric"):
@@ -438,7 +438,7 @@ def _mark(data: Data, row: Cfg, measured: Measured) -> bool:
     return placed
 
 
-def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path], measured: Measured) -> None:
+def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path], measured: Measurements) -> None:
     """Mark published values where the scale is comparable, and list them all."""
     for panel in _panels(data):
         panel["marks"] = []
@@ -535,7 +535,7 @@ def _intervals(cfg: Cfg, seeds: Sequence[int]) -> Iterator[str]:
 
 # All kinds
 
-KINDS: dict[str, Callable[[Cfg, Measured], Data]] = {
+KINDS: dict[str, Callable[[Cfg, Measurements], Data]] = {
     "curves": read_curves,
     "grid": read_curves,
     "bars": read_bars,
@@ -576,7 +576,7 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
     if kind not in KINDS:
         raise UserError(f"no kind of figure '{kind}'", "kind", suggestion(kind, KINDS))
     cfg = _named(cfg)
-    measured = Measured(cfg, Reader(inputs))
+    measured = Measurements(cfg, Reader(inputs))
     drawn = "curves" if kind == "grid" else kind
     try:
         data = {"kind": drawn, "title": cfg.get("title"), **KINDS[kind](cfg, measured)}

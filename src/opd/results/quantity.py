@@ -263,7 +263,7 @@ def of_series(text: str, of: str, at: str | None = None, probe: bool = False) ->
     return Quantity(METRIC, of, text, at or "end")
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
     """A column of a table: its kind, what that is of, its quantities without an arm (none for
     the outlook, which is a word), and the endings of its columns in the csv."""
 
@@ -280,7 +280,7 @@ class Column(NamedTuple):
 _ENDS = {"first": ("start",), "last": ("last",), "course": ("start", "last")}
 
 
-def column(spec: str, where: str = "columns") -> Column:
+def column(spec: str, where: str = "columns") -> TableColumn:
     """``KIND[:NAME]`` as a column: of a benchmark (all of them if none is named), a metric of the
     run, or a value of the probe.
 
@@ -298,11 +298,13 @@ def column(spec: str, where: str = "columns") -> Column:
     if kind == "outlook":
         if name:
             raise UserError(f"column '{spec}' names a value", where, "write outlook")
-        return Column(kind, name, (), ("",))
+        return TableColumn(kind, name, (), ("",))
     if kind == "probe":
-        return Column(kind, name, (Quantity(PROBE, "", name),), BOUNDED)
+        return TableColumn(kind, name, (Quantity(PROBE, "", name),), BOUNDED)
     if kind in _ENDS:
         quantities = tuple(Quantity(METRIC, "", name, at) for at in _ENDS[kind])
-        return Column(kind, name, quantities, ("_first", "_last") if kind == "course" else ("",))
+        return TableColumn(
+            kind, name, quantities, ("_first", "_last") if kind == "course" else ("",)
+        )
     score = Quantity(kind, "", name or MACRO)
-    return Column(kind, name, (score,), BOUNDED if SCORES[kind].bounded else ("",))
+    return TableColumn(kind, name, (score,), BOUNDED if SCORES[kind].bounded else ("",))

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd.evaluation.reader import Reader
-from opd.results.estimate import Measured, Missing, Undefined, estimate
+from opd.results.estimate import Measurements, Missing, Undefined, estimate
 from opd.results.labels import axis, benchmark_label, cell, label_of, of_draws, plain
-from opd.results.quantity import SCORES, Column, column
+from opd.results.quantity import SCORES, TableColumn, column
 
 MISSING = "–"
 NO_GAP = "no gap"
@@ -29,7 +29,7 @@ class Cell(NamedTuple):
     numbers: tuple[float | str | None, ...]
 
 
-def _cell(shown: Column, row: str, measured: Measured) -> Cell:
+def _cell(shown: TableColumn, row: str, measured: Measurements) -> Cell:
     """The cell of a row; a dash where the row has not what the column is of."""
     nothing = Cell(MISSING, (None,) * len(shown.endings))
     try:
@@ -52,7 +52,7 @@ def _cell(shown: Column, row: str, measured: Measured) -> Cell:
     return Cell(f"{value} [{low}, {high}]", tuple(interval))
 
 
-def _outlook(row: str, measured: Measured) -> Cell:
+def _outlook(row: str, measured: Measurements) -> Cell:
     """What the probe of every seed said before training."""
     runs = measured.inputs(row, "probe")
     words = [measured.reader.json(run, "preflight.json", row)["outlook"] for run in runs]
@@ -61,7 +61,7 @@ def _outlook(row: str, measured: Measured) -> Cell:
     return Cell(text, (text,))
 
 
-def _header(shown: Column, measured: Measured) -> str:
+def _header(shown: TableColumn, measured: Measurements) -> str:
     """What a column says above its cells, by default."""
     first = measured.reader.first
     if shown.kind in SCORES:
@@ -86,7 +86,7 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     # Rows go by their place: two may have the same label.
     arms = {str(place): row for place, row in enumerate(cfg["rows"])}
     probes = {k: {"label": row["label"], "runs": row.get("probe")} for k, row in arms.items()}
-    measured = Measured({**cfg, "arms": arms, "probes": probes}, Reader(inputs))
+    measured = Measurements({**cfg, "arms": arms, "probes": probes}, Reader(inputs))
     asked = [c if isinstance(c, dict) else {"column": c} for c in cfg["columns"]]
     columns = [column(one["column"]) for one in asked]
     names = [
@@ -132,8 +132,8 @@ def _line(cells: Sequence[str]) -> str:
 
 def _note(
     cfg: Mapping[str, Any],
-    measured: Measured,
-    columns: Sequence[Column],
+    measured: Measurements,
+    columns: Sequence[TableColumn],
     shown: Sequence[Sequence[str]],
 ) -> str:
     """What the numbers of a table are, and how far they reach."""

@@ -15,7 +15,7 @@ from opd.losses.schemas import METRICS
 from opd.results import estimate as estimates
 from opd.results.estimate import (
     Estimate,
-    Measured,
+    Measurements,
     Missing,
     Undefined,
     at,
@@ -73,7 +73,7 @@ def estimate(
     quantity: Given, reader: Reader, arms: Given, probes: Given, resamples: int = 4000
 ) -> Estimate:
     cfg = {"arms": arms, "probes": probes, "resamples": resamples}
-    return estimates.estimate(read(quantity), Measured(cfg, reader))
+    return estimates.estimate(read(quantity), Measurements(cfg, reader))
 
 
 def found(quantity: Given, reader: Reader, resamples: int = 500) -> Estimate:
