@@ -41,6 +41,7 @@ from opd.stats.intervals import (
     bounds,
     least,
     less,
+    over_seeds,
     paired_test,
     shares,
     weights,
@@ -166,13 +167,6 @@ def difference(left: Estimate, right: Estimate) -> Estimate:
     floor = 0.0 if np.nanmax(draws) > np.nanmin(draws) else max(left.least, right.least)
     seeds = max(left.seeds, right.seeds)
     return Estimate(left.value - right.value, draws, seeds, apart(left.unit), floor, by_seed)
-
-
-def over_seeds(values: Array) -> Interval:
-    """Mean of one value per seed [S >= 2] with Student's t interval: for three seeds the half width
-    is 4.30 standard errors."""
-    half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(len(values))
-    return Interval(float(values.mean()), *(float(values.mean() + way * half) for way in (-1, 1)))
 
 
 def blocks(values: Array, resamples: int, seed: int) -> Array:

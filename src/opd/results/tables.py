@@ -54,8 +54,8 @@ def _cell(shown: TableColumn, row: str, measured: Measurements) -> Cell:
 
 def _outlook(row: str, measured: Measurements) -> Cell:
     """What the probe of every seed said before training."""
-    runs = measured.inputs(row, "probe")
-    words = [measured.reader.json(run, "preflight.json", row)["outlook"] for run in runs]
+    runs, where = measured.inputs(row, "probe"), measured.label(row)
+    words = [measured.reader.json(run, "preflight.json", where)["outlook"] for run in runs]
     counted = Counter(words).most_common()
     text = ", ".join(f"{word} ({n})" if len(runs) > 1 else word for word, n in counted)
     return Cell(text, (text,))

@@ -21,10 +21,9 @@ from opd.results.estimate import (
     at,
     blocks,
     difference,
-    over_seeds,
 )
 from opd.results.quantity import read, unit_of
-from opd.stats.intervals import averages, bootstrap, bounds, interval, less, weights
+from opd.stats.intervals import averages, bootstrap, bounds, interval, less, over_seeds, weights
 
 Given = dict[str, Any]
 STUDENT = {"easy": [2, 1, 3, 2], "hard": [0, 1, 0, 1]}
