@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from opd.core import tables
-from opd.evaluation.reader import MACRO, Reader
+from opd.evaluation.reader import Reader
 from opd.results import claims_page, published
 from opd.results.claim_spec import (
     Claim,
@@ -42,7 +42,7 @@ from opd.results.estimate import (
     numbered,
 )
 from opd.results.labels import digits, plain, with_unit, words_of
-from opd.results.quantity import METRIC, POINTS, WHEN, Quantity, apart
+from opd.results.quantity import MACRO, METRIC, POINTS, WHEN, Quantity, apart
 from opd.stats.intervals import Interval
 
 # From best to worst. What was not run decides over all: a claim is not judged by half.

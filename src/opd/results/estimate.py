@@ -27,8 +27,8 @@ from scipy.special import ndtri, stdtrit
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.evaluation.reader import MACRO, Evaluations, NotLogged, Reader
-from opd.results.quantity import METRIC, POINTS, PROBE, SCORES, Quantity, apart, unit_of
+from opd.evaluation.reader import Evaluations, NotLogged, Reader
+from opd.results.quantity import MACRO, METRIC, POINTS, PROBE, SCORES, Quantity, apart, unit_of
 from opd.stats.draws import DRAWS
 from opd.stats.intervals import (
     LEVEL,

@@ -17,7 +17,7 @@ import pyarrow as pa
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.core.text import suggestion
-from opd.evaluation.reader import MACRO, Evaluations, NothingLogged, Reader
+from opd.evaluation.reader import Evaluations, NothingLogged, Reader
 from opd.probes.schemas import ROLLOUTS
 from opd.results.claim_spec import read_targets
 from opd.results.drawing import draw
@@ -25,6 +25,7 @@ from opd.results.estimate import Estimate, Measurements, Missing, estimate, numb
 from opd.results.labels import axis, benchmark_label, label_of, of_draws, plain
 from opd.results.published import parse
 from opd.results.quantity import (
+    MACRO,
     METRIC,
     POINTS,
     PROBE,
@@ -557,7 +558,7 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
     - grid: the same with ``panels`` [{title, series}] across.
     - bars: ``benchmarks``, or ``panels`` [{quantity, label, unit, percent, each}]; a quantity is
       {avg: BENCHMARK}, {metric, at} or {value: NAME | [NAMES] | "advantage_*"} of probes
-      (``opd.results.figure_spec.of_panel``). ``each`` words a bar of several values, as
+      (``opd.results.quantity.of_panel``). ``each`` words a bar of several values, as
       "prefix of {} tokens".
     - heatmap: one of ``metrics`` by step and response position.
     - scatter: ``x`` and ``y``, each as a panel of bars.

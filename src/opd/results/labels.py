@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from opd.core.text import number
-from opd.evaluation.reader import MACRO, Evaluations
-from opd.results.quantity import POINTS, PROBE, SCORES, Quantity
+from opd.evaluation.reader import Evaluations
+from opd.results.quantity import MACRO, POINTS, PROBE, SCORES, Quantity
 from opd.stats.draws import RESAMPLES as PROBE_DRAWS
 from opd.stats.intervals import RESAMPLES
 

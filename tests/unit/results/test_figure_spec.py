@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from opd.core.errors import UserError
-from opd.losses import metrics
 from opd.results import figure_spec
 from opd.results.claim_spec import check as check_claims
 from opd.results.claim_spec import read_claims, read_targets
@@ -174,16 +173,6 @@ def test_figures_and_claims_agree_on_what_is_context() -> None:
     check_claims(said["claims"], said["context"], ids, shown)
     named = {claim.get("figure") for claim in said["claims"]} - {None}
     assert named <= FIGURES.keys()
-
-
-def test_every_metric_that_is_drawn_is_logged() -> None:
-    logged = {*metrics.STATE, *metrics.RESPONSE, "loss", "grad_norm"}
-    drawn = {metric["name"] for figure in FIGURES.values() for metric in figure.get("metrics", [])}
-    for figure in FIGURES.values():
-        drawn |= {p["quantity"].get("metric") for p in figure.get("panels", []) if "quantity" in p}
-    named = {name for name in drawn if name and not name.startswith("avg:")}
-    assert named <= logged
-    assert len(named) >= 9
 
 
 def test_at_most_five_lines_in_a_panel() -> None:
