@@ -139,18 +139,18 @@ class Reader:
             )
         path = self.inputs[name] / file
         if (name, file) not in self._digests and path.is_file():
-            found = file_digest(path)
+            digest = file_digest(path)
             record = self.inputs[name].with_name("digest.json")
-            if record.is_file() and read_json(record)["outputs"].get(file) != found:
+            if record.is_file() and read_json(record)["outputs"].get(file) != digest:
                 raise UserError(
                     "modified after it was made", str(path), f"remove {record}, start again"
                 )
-            self._digests[name, file] = found[:12]
+            self._digests[name, file] = digest[:12]
         return path
 
     def digests(self, name: str) -> dict[str, str]:
         """File -> sha256 (12 digits) of what was read of an input so far."""
-        return {file: found for (of, file), found in sorted(self._digests.items()) if of == name}
+        return {file: digest for (of, file), digest in sorted(self._digests.items()) if of == name}
 
     def evaluations(self, names: Sequence[str], where: str) -> Evaluations:
         """Evaluations by input name, one per seed.
@@ -179,11 +179,11 @@ class Reader:
         where a benchmark has no right and wrong."""
         values = []
         for name in names:
-            found = self.json(name, "summary.json", name)["benchmarks"]
+            summary = self.json(name, "summary.json", name)["benchmarks"]
             for benchmark in benchmarks:
-                value = found[benchmark][kind]
+                value = summary[benchmark][kind]
                 if kind == "pass":
-                    value = value.get(str(found[benchmark]["samples"]))
+                    value = value.get(str(summary[benchmark]["samples"]))
                 values.append(value)
         return None if None in values else float(np.mean(values))
 
@@ -216,7 +216,7 @@ class Reader:
         self, names: Sequence[str], metric: str, where: str
     ) -> list[tuple[Array, Array, Array]]:
         """Steps, first positions of bins, and values [N] of a metric by position, run by run."""
-        found = []
+        curves = []
         for name in names:
             table = tables.read(self.file(name, "metrics.parquet", where), METRICS)
             table = table.filter(
@@ -227,8 +227,8 @@ class Reader:
                     f"'{name}' did not log '{metric}' by position", where, "make position_bin less"
                 )
             columns = (table[column].to_numpy() for column in ("step", "position", "value"))
-            found.append(tuple(columns))
-        return found
+            curves.append(tuple(columns))
+        return curves
 
 
 def read_metrics(payload: Path) -> dict[str, tuple[Array, Array]]:

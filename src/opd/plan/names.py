@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from opd.core.errors import UserError
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
-from opd.results import claim_spec, columns, figure_spec
-from opd.results.claim_spec import SCORES, Claim, Curve
-from opd.results.figure_spec import Bars, PaperFigure
+from opd.results.claim_spec import Claim, needs, quantities
+from opd.results.figure_spec import PaperFigure, bars_of
+from opd.results.quantity import MACRO, METRIC, SCORES, column, of_panel, of_series
 
 # What training logs (opd.metrics, and the trainers' own), here without torch.
 METRICS = (
@@ -96,18 +96,18 @@ def check_shown(config: Config) -> None:
             scores += [(where, figure.evaluation, one) for one in figure.benchmarks]
     for name, table in config.tables.items():
         where = f"tables.{name}.columns"
-        for column in table.columns:
-            spec = column if isinstance(column, str) else column.column
-            kind, of = columns.parse(spec, where)
-            if columns.KINDS[kind][0] == ("run",):
-                metrics.append((where, of))
-            elif "evaluations" in columns.KINDS[kind][0] and of:
-                scores.append((where, table.evaluation, of))
+        for spec in table.columns:
+            shown = column(spec if isinstance(spec, str) else spec.column, where)
+            for quantity in shown.quantities:
+                if quantity.kind == METRIC:
+                    metrics.append((where, quantity.name))
+                elif quantity.kind in SCORES:
+                    scores.append((where, table.evaluation, quantity.name))
     for where, metric in metrics:
         if metric not in METRICS:
             raise unknown(metric, METRICS, where, "metric")
     for where, evaluation, benchmark in scores:
-        known = [*config.evaluations[evaluation].benchmarks, "macro"]
+        known = [*config.evaluations[evaluation].benchmarks, MACRO]
         if benchmark not in known:
             raise unknown(benchmark, known, where, "benchmark")
 
@@ -120,11 +120,11 @@ def _of_claims(claims: Iterable[Claim]) -> Iterator[tuple[str, str, str]]:
     """(where, kind, name) of everything that claims name."""
     for claim in claims:
         where = f"claim {claim.id}"
-        for need, name in claim_spec.needs(claim):
-            yield where, "probe" if need == "probe" else "arm", name
-        for one in claim_spec.quantities(claim):
-            if isinstance(one, Curve):
-                yield where, "metric", one.metric
+        for role, name in sorted(needs(claim)):
+            yield where, "probe" if role == "probe" else "arm", name
+        for quantity in quantities(claim):
+            if quantity.kind == METRIC:
+                yield where, "metric", quantity.name
         yield where, "experiment", claim.experiment
         if claim.figure:
             yield where, "figure", claim.figure
@@ -135,17 +135,16 @@ def _of_figures(figures: Mapping[str, PaperFigure]) -> Iterator[tuple[str, str, 
     for name, figure in figures.items():
         where = f"figure {name}"
         series = [*figure.drawn(), *figure.levels]
+        arms = {one.arm for one in series}
         for one in series:
             yield where, "arm" if one.arm else "probe", one.of
-        bars = [panel for panel in (*figure.panels, figure.x, figure.y) if isinstance(panel, Bars)]
-        metrics = [panel.quantity.metric for panel in bars if panel.quantity.metric]
-        metrics += [metric.name for metric in figure.metrics]
-        arms = {one.arm for one in series}
-        metrics += [
-            one.metric
-            for one in figure.published
-            if isinstance(one, figure_spec.Published) and one.series in arms
+        shown = [quantity for panel in bars_of(figure) for quantity in of_panel(panel.quantity)]
+        shown += [of_series(metric.name, "") for metric in figure.metrics]
+        shown += [
+            of_series(row.metric, row.series)
+            for row in figure.published
+            if row.series in arms and row.series and row.metric
         ]
-        for metric in metrics:
-            if not metric.startswith(tuple(f"{score}:" for score in SCORES)):
-                yield where, "metric", metric
+        for quantity in shown:
+            if quantity.kind == METRIC:
+                yield where, "metric", quantity.name

@@ -5,7 +5,7 @@ A paper's files name arms (``E04.success``), a config says which of its models t
 one file of claims and one of figures serve every scale.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,28 +133,27 @@ def _shown(recipe: Shown, *keys: str) -> dict[str, Any]:
 # Inputs by the names they go by in a stage's settings
 
 
-def _evaluated(config: Config, inputs: dict[str, str], evaluation: str, model: str) -> list[str]:
-    """Add a model's evaluations, one per seed, to the inputs; the names they go by there."""
-    named = {
-        f"evaluation:{model}:s{seed}": evaluation_at(evaluation, model, seed)
-        for seed in config.seeds
-    }
+def _add(
+    config: Config, inputs: dict[str, str], name: str, folder: Callable[[int], str]
+) -> list[str]:
+    """Add the folder of every seed to the inputs; the names they go by there."""
+    named = {f"{name}:s{seed}": folder(seed) for seed in config.seeds}
     inputs |= named
     return list(named)
+
+
+def _evaluated(config: Config, inputs: dict[str, str], evaluation: str, model: str) -> list[str]:
+    return _add(
+        config, inputs, f"evaluation:{model}", lambda seed: evaluation_at(evaluation, model, seed)
+    )
 
 
 def _trained(config: Config, inputs: dict[str, str], model: str) -> list[str]:
-    """The same for the training runs of a model."""
-    named = {f"run:{model}:s{seed}": at(config, "models", model, seed) for seed in config.seeds}
-    inputs |= named
-    return list(named)
+    return _add(config, inputs, f"run:{model}", lambda seed: at(config, "models", model, seed))
 
 
 def _probed(config: Config, inputs: dict[str, str], probe: str) -> list[str]:
-    """The same for a probe."""
-    named = {f"probe:{probe}:s{seed}": f"probes/{probe}/s{seed}" for seed in config.seeds}
-    inputs |= named
-    return list(named)
+    return _add(config, inputs, f"probe:{probe}", lambda seed: f"probes/{probe}/s{seed}")
 
 
 def _check_experiments(config: Config) -> None:
@@ -183,40 +182,33 @@ def needed(
 ) -> dict[str, Any]:
     """``arms`` and ``probes`` of a stage's settings, with what is needed of each as inputs.
 
-    needs: (kind, name): evaluation, change, recovery, run, scores of an arm, and probe.
+    needs: (role, name): evaluations, base, teacher, run or scores of an arm, or probe.
     """
     assert config.evaluation is not None
-    found: dict[str, dict[str, Any]] = {"arms": {}, "probes": {}}
+    shown: dict[str, dict[str, Any]] = {"arms": {}, "probes": {}}
     run_here, probed_here = set(arms(config)), set(probes(config))
-    for kind, name in sorted(set(needs)):
-        if kind == "probe":
+    for role, name in sorted(set(needs)):
+        if role == "probe":
             if name in probed_here:
                 label = config.probes[name].label or name
-                found["probes"][name] = {"label": label, "runs": _probed(config, inputs, name)}
+                shown["probes"][name] = {"label": label, "runs": _probed(config, inputs, name)}
             continue
         if name not in run_here:
             continue
         arm = config.arms[name]
-        shown = found["arms"].setdefault(name, {"label": arm.label})
-        if kind == "run":
+        of_arm = shown["arms"].setdefault(name, {"label": arm.label})
+        if role == "run":
             run = arm.model.partition("@")[0]
             if config.models[run].trained:
-                shown["run"] = _trained(config, inputs, run)
-            continue
-        if kind == "scores":
-            shown["scores"] = {
+                of_arm["run"] = _trained(config, inputs, run)
+        elif role == "scores":
+            of_arm["scores"] = {
                 str(step): _evaluated(config, inputs, config.evaluation, model)
                 for step, model in _steps(config, arm.model).items()
             }
-            continue
-        sides = {"evaluations": arm.model}
-        if kind in ("change", "recovery") and arm.base:
-            sides["base"] = arm.base
-        if kind == "recovery" and arm.teacher:
-            sides["teacher"] = arm.teacher
-        for side, model in sides.items():
-            shown[side] = _evaluated(config, inputs, config.evaluation, model)
-    return found
+        elif model := {"evaluations": arm.model, "base": arm.base, "teacher": arm.teacher}[role]:
+            of_arm[role] = _evaluated(config, inputs, config.evaluation, model)
+    return shown
 
 
 def _steps(config: Config, model: str) -> dict[int, str]:
@@ -252,18 +244,16 @@ def _table(config: Config, name: str, table: Table) -> Artifact:
 def _figure(config: Config, name: str, figure: Figure) -> Artifact:
     inputs: dict[str, str] = {}
 
-    def drawn(series: Iterable[Series]) -> list[dict[str, Any]]:
-        lines = []
-        for one in series:
-            line: dict[str, Any] = {"label": one.label} | (
-                {"group": one.group} if one.group else {}
-            )
-            if figure.evaluation:
-                line["evaluations"] = _evaluated(config, inputs, figure.evaluation, one.model)
-            else:
-                line["runs"] = _trained(config, inputs, one.model)
-            lines.append(line)
-        return lines
+    def drawn(listed: Iterable[Series]) -> list[dict[str, Any]]:
+        return [
+            series.model_dump(exclude={"model"}, exclude_none=True) | measured(series)
+            for series in listed
+        ]
+
+    def measured(series: Series) -> dict[str, Any]:
+        if figure.evaluation:
+            return {"evaluations": _evaluated(config, inputs, figure.evaluation, series.model)}
+        return {"runs": _trained(config, inputs, series.model)}
 
     settings = _shown(figure, "kind")
     if figure.kind == "bars":
@@ -307,12 +297,12 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
         for name, figure in paper.figures.items():
             settings["figures"][f"{paper.name}/{name}"] = figure.targets()
         claimed = {target for claim in paper.claims for target in claim.targets()}
-        said = [one for figure in paper.figures.values() for one in figure.said()]
-        only = [one for one in said if one.target not in claimed]
+        said = [row for figure in paper.figures.values() for row in figure.said()]
+        marked = [row for row in said if row.target not in claimed]
         settings["marked"][paper.name] = {
-            one.target: one.model_dump(exclude_none=True)["quantity"] for one in only
+            row.target: row.model_dump()["quantity"] for row in marked
         }
-        needs |= {need for one in [*paper.claims, *only] for need in claim_spec.needs(one)}
+        needs |= {need for one in (*paper.claims, *marked) for need in claim_spec.needs(one)}
         inputs |= {f"{key}:{paper.name}": str(path) for key, path in paper.files.items()}
     settings |= needed(config, needs, inputs)
     # What is left out keeps its label, by which the page says what was not run.

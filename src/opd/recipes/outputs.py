@@ -34,7 +34,7 @@ class Column(Strict):
 
 
 class Table(Shown):
-    """Models in rows; columns as ``opd.results.columns`` names them (``avg``, ``change``, ...)."""
+    """Models in rows; columns as ``opd.results.quantity.column`` reads them (``avg``, ...)."""
 
     evaluation: EvaluationRef
     rows: list[Row] = Field(min_length=1)

@@ -1,36 +1,28 @@
 """The grammar of claims: what config/claims/PAPER.yaml may say. Without numpy, so that a config is
 checked at once.
 
-A quantity is one number of an arm (a run or model of the paper, named alike at every scale) or of a
-probe; a test compares quantities; a claim is a sentence with a test and the published rows that say
-it.
+A test compares quantities (``opd.results.quantity``) of arms, which are runs or models of the paper
+and named alike at every scale, or of probes; a claim is a sentence with a test and the published
+rows that say it.
 """
 
 import csv
-import difflib
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from opd.core.errors import UserError
 from opd.core.schema import Given, Strict, load_yaml, valid
+from opd.core.text import suggestion
+from opd.results.quantity import METRIC, POINTS, Quantity, Written
 
 ARM = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$"
-Arm = Annotated[str, Field(pattern=ARM)]
 NonNegative = Annotated[float, Field(ge=0)]
-
-# A score, and the evaluations of its arm that it needs.
-SCORES = {
-    "avg": ("evaluations",),
-    "change": ("evaluations", "base"),
-    "recovery": ("evaluations", "base", "teacher"),
-    "length": ("evaluations", "base"),
-}
-EACH = "each"  # of the benchmarks of an evaluation
+Line = Annotated[str, Field(pattern=r"\S")]
 
 TARGETS = (
     *("id", "experiment_id", "figure_or_table", "student", "teacher", "metric", "benchmark"),
@@ -38,194 +30,60 @@ TARGETS = (
 )
 
 
-class Scored(Strict):
-    benchmark: str = Field(
-        default="macro", description="a benchmark, macro (the mean of all), or each of them in turn"
-    )
-
-
-class Avg(Scored):
-    avg: Arm
-
-
-class Change(Scored):
-    change: Arm = Field(description="avg less that of the arm's base")
-
-
-class Recovery(Scored):
-    recovery: Arm = Field(description="share of the gap from base to teacher")
-
-
-class Length(Scored):
-    length: Arm = Field(
-        description="mean tokens of the evaluation's responses, as a share of those of the base"
-    )
-
-
-class Curve(Strict):
-    """A metric over the steps of a run."""
-
-    metric: str
-    of: Arm
-    positions: Literal["front", "back"] | None = Field(
-        default=None, description="over the first or second half of response positions only"
-    )
-
-
-When = Literal["start", "end", "late", "mean", "min", "max", "jump", "drop"]
-
-
-class Reference(Strict):
-    """What a metric is a share of; ``of``: the same arm, if not given."""
-
-    of: Arm | None = None
-    at: When
-
-
-class Metric(Curve):
-    at: When = Field(
-        default="end",
-        description="first value; mean of the last tenth, of the second half, of all; least, "
-        "largest; largest change from one value to the next; largest less end",
-    )
-    per: Reference | None = Field(
-        default=None, description="as a share of the same metric at some time, or of another arm"
-    )
-
-
-class Probe(Strict):
-    probe: Arm
-    value: str = Field(
-        description="a value, or NAME_*: all values NAME_1, NAME_2, ... by number, of which "
-        "monotone takes each, and everything else the one that at says"
-    )
-    at: Literal["first", "last"] | None = None
-
-    @property
-    def numbered(self) -> bool:
-        return self.value.endswith("_*")
-
-    @model_validator(mode="after")
-    def _one_of_several(self) -> "Probe":
-        if self.at and not self.numbered:
-            raise ValueError(f"at: {self.at} is for values of the form NAME_*")
-        return self
-
-
-def _kind(value: Any) -> str | None:
-    keys = value if isinstance(value, Mapping) else type(value).model_fields
-    return next((key for key in (*SCORES, "metric", "probe") if key in keys), None)
-
-
-Quantity = Annotated[
-    Annotated[Avg, Tag("avg")]
-    | Annotated[Change, Tag("change")]
-    | Annotated[Recovery, Tag("recovery")]
-    | Annotated[Length, Tag("length")]
-    | Annotated[Metric, Tag("metric")]
-    | Annotated[Probe, Tag("probe")],
-    Discriminator(
-        _kind,
-        custom_error_type="quantity",
-        custom_error_message="is no quantity: needs one of avg, change, recovery, length, metric, "
-        "probe",
-    ),
-]
-
-_UNITS = {"nats": "nats", "tokens": "tokens", "ratio": "share"}
-_SHARES = (
-    *("overlap_mass", "top_mass", "max_advantage", "min_advantage", "extreme_advantage"),
-    *("accuracy_", "format_", "passed_at_"),
-)
-
-
-def unit_of(metric: str) -> str:
-    """Unit of a metric or of a probe's value, from its name: nats, tokens, share, points of a share
-    (an advantage in accuracy at some prefix), or none, as a rank correlation (rho_) with any."""
-    if metric.startswith("rho_"):
-        return ""
-    kind, _, prefix = metric.rpartition("_")
-    if re.fullmatch(r"q?\d+|\*", prefix) and kind in ("advantage", "teacher", "student"):
-        return "points of a share" if kind == "advantage" else "share"
-    if metric.startswith(_SHARES) or metric in ("passed", "unjudged"):
-        return "share"
-    if metric == "lost":
-        return "points of a share"
-    if metric.startswith("overlap_token_advantage") or metric == "loss":
-        return "nats"
-    return _UNITS.get(prefix, "")
-
-
-def apart(unit: str) -> str:
-    """The unit of a difference."""
-    return "points of a share" if unit == "share" else unit
-
-
-def unit_of_metric(quantity: Mapping[str, Any]) -> str:
-    """Unit of a metric's number: that of the metric, of a difference of it, or a share."""
-    if quantity.get("per"):
-        return "share"
-    found = unit_of(quantity["metric"])
-    return apart(found) if quantity.get("at") in ("jump", "drop") else found
-
-
-def unit(quantity: BaseModel) -> str:
-    """Unit of a quantity: ``opd.results.estimate.Estimate`` has the same."""
-    if isinstance(quantity, Change):
-        return "points of a share"
-    if isinstance(quantity, Curve):
-        return unit_of_metric(quantity.model_dump())
-    return unit_of(quantity.value) if isinstance(quantity, Probe) else "share"
-
-
-def _several(quantity: BaseModel) -> bool:
-    return isinstance(quantity, Probe) and quantity.numbered and quantity.at is None
-
-
 class Greater(Strict):
     """left - right is more than ``by``."""
 
-    left: Quantity
-    right: Quantity
+    left: Written
+    right: Written
     by: float = 0.0
 
 
 class Equivalent(Strict):
     """left - right is no more than ``within``, to either side."""
 
-    left: Quantity
-    right: Quantity
+    left: Written
+    right: Written
     within: NonNegative
 
 
 class Moves(Strict):
     """A metric changes from start to end by at least ``by``."""
 
-    of: Curve
+    of: Written
     by: NonNegative = 0.0
+
+    @field_validator("of", mode="before")
+    @classmethod
+    def _a_whole_course(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or METRIC not in given or {"at", "per"} & given.keys():
+            raise ValueError("it is a metric of an arm, without at and per")
+        return given
+
+    def ends(self) -> tuple[Quantity, Quantity]:
+        return replace(self.of, at="start"), self.of
 
 
 class Monotone(Strict):
     """Every quantity is more (or less) than the one before, or goes back by ``slack`` at most."""
 
-    of: list[Quantity] = Field(min_length=1)
+    of: list[Written] = Field(min_length=1)
     direction: Literal["rising", "falling"]
     slack: NonNegative = 0.0
 
     @model_validator(mode="after")
     def _several(self) -> "Monotone":
-        if len(self.of) < 2 and not _several(self.of[0]):
+        if len(self.of) < 2 and not self.of[0].several:
             raise ValueError("one quantity has no order: name several, or NAME_* of a probe")
         return self
 
 
 class Bound(Strict):
-    of: Quantity
+    of: Written
     value: float
 
 
 class Between(Strict):
-    of: Quantity
+    of: Written
     low: float
     high: float
 
@@ -257,9 +115,9 @@ class Test(Strict):
                 f"needs exactly one of {', '.join(type(self).model_fields)} "
                 f"(it has {' and '.join(sorted(given)) or 'none'})"
             )
-        if not (self.monotone or self.all) and any(_several(one) for one in quantities(self)):
+        if not (self.monotone or self.all) and any(one.several for one in quantities(self)):
             raise ValueError("several values at once are for monotone: say at: first, or at: last")
-        units = {unit(one) for one in quantities(self)} if not self.all else set()
+        units = {quantity.unit for quantity in quantities(self)} if not self.all else set()
         if len(units) > 1:
             raise ValueError(f"compares {' with '.join(sorted(u or 'a number' for u in units))}")
         return self
@@ -272,10 +130,9 @@ class Test(Strict):
             raise ValueError("it compares a quantity with itself")
         if self.monotone and any(q in self.monotone.of[:i] for i, q in enumerate(self.monotone.of)):
             raise ValueError("it names a quantity twice")
-        if not self.all and unit(next(quantities(self))) in ("share", "points of a share"):
+        if not self.all and next(quantities(self)).unit in ("share", POINTS):
             # A student that passes its teacher closes more than the gap; a metric may double.
-            wide = any(isinstance(q, Recovery) or getattr(q, "per", None) for q in quantities(self))
-            most = 2 if wide else 1
+            most = 2 if any(q.kind == "recovery" or q.per for q in quantities(self)) else 1
             for value in vars(getattr(self, self.predicate)).values():
                 if isinstance(value, float) and abs(value) > most:
                     raise ValueError(f"{value} of a share: write {value / 100:g} for {value:g} %")
@@ -287,29 +144,32 @@ class Test(Strict):
         return name
 
 
-def quantities(test: BaseModel) -> Iterator[BaseModel]:
+def quantities(test: BaseModel) -> Iterator[Quantity]:
     """Every quantity that a test or claim reads."""
     for key in type(test).model_fields:
         value = getattr(test, key)
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, (Scored, Curve, Probe)):
-                yield one
-            elif isinstance(one, BaseModel):
-                yield from quantities(one)
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, Quantity):
+                yield part
+            elif isinstance(part, BaseModel):
+                yield from quantities(part)
+
+
+def as_row(given: Any) -> Any:
+    """A published row by its id alone, as a mapping."""
+    return {"target": given} if isinstance(given, str) else given
 
 
 class Said(Strict):
     """A published row with the quantity that it is a value of, and what it says beyond the test."""
 
     target: str
-    quantity: Quantity | None = None
+    quantity: Written | None = None
     untested: str | None = None
 
     @model_validator(mode="after")
     def _one_number(self) -> "Said":
-        if getattr(self.quantity, "benchmark", "") == EACH or (
-            self.quantity and _several(self.quantity)
-        ):
+        if self.quantity and (self.quantity.each or self.quantity.several):
             raise ValueError("a published row is one number")
         return self
 
@@ -327,10 +187,10 @@ class Claim(Strict):
         default=False, description="only says how high a published number is, so needs comparable"
     )
     note: str | None = Field(default=None, description="what a reader of the verdict has to know")
-    published: list[str | Said] = []
+    published: list[Annotated[Said, BeforeValidator(as_row)]] = []
 
     def targets(self) -> list[str]:
-        return [one if isinstance(one, str) else one.target for one in self.published]
+        return [row.target for row in self.published]
 
 
 class Context(Strict):
@@ -340,24 +200,9 @@ class Context(Strict):
     reason: str
 
 
-def needs(claim: BaseModel) -> Iterator[tuple[str, str]]:
-    """(kind, name) of what a claim reads: evaluation, change (of arm and base), recovery (of its
-    teacher too) or run of an arm, or probe."""
-    for one in quantities(claim):
-        if isinstance(one, Avg):
-            yield "evaluation", one.avg
-        elif isinstance(one, Change):
-            yield "change", one.change
-        elif isinstance(one, Recovery):
-            yield "recovery", one.recovery
-        elif isinstance(one, Length):
-            yield "change", one.length
-        elif isinstance(one, Curve):
-            yield "run", one.of
-            if isinstance(one, Metric) and one.per and one.per.of:
-                yield "run", one.per.of
-        elif isinstance(one, Probe):
-            yield "probe", one.probe
+def needs(claim: BaseModel) -> set[tuple[str, str]]:
+    """(role, name) of what a claim reads: evaluations, base, teacher or run of an arm, or probe."""
+    return {need for quantity in quantities(claim) for need in quantity.needs()}
 
 
 def parse(claims: Sequence[Any]) -> list[Claim]:
@@ -412,13 +257,12 @@ def check(
 def require(target: str, known: Collection[str], where: str) -> None:
     """Raises ``UserError`` for an id that no published row has."""
     if target not in known:
-        close = difflib.get_close_matches(target, sorted(known), n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are {len(known)} rows"
+        hint = suggestion(target, sorted(known))
         raise UserError(f"no published row '{target}'", where, hint)
 
 
 def _valid(model: type[Given], given: Any, where: str) -> Given:
-    return valid(model, given, where, "mend the claim", (*SCORES, "Said", "str"))
+    return valid(model, given, where, "mend the claim")
 
 
 def read_yaml(path: Path) -> Any:
@@ -429,36 +273,25 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"not readable as YAML ({error})", str(path), "mend the file") from error
 
 
+class ClaimsFile(Strict):
+    """What a file of claims holds; arms and probes are {name: what it is, in a line}."""
+
+    title: Line
+    arms: dict[Annotated[str, Field(pattern=ARM)], Line] = {}
+    probes: dict[Annotated[str, Field(pattern=ARM)], Line] = {}
+    claims: list[Any] = []
+    context: list[Any] = []
+
+
 def read_claims(path: Path) -> dict[str, Any]:
-    """A file of claims as it is written: {title, arms, probes, claims, context}; arms and probes
-    are {name: what it is}. Raises ``UserError`` where it is none, or does not say what the paper is
-    called or what a name means."""
-    found = read_yaml(path)
-    keys = ("title", "arms", "probes", "claims", "context")
-    if not isinstance(found, dict) or found.keys() - {*keys}:
-        known = f"{', '.join(keys[:-1])} and {keys[-1]}"
-        raise UserError(f"it holds other keys than {known}", str(path), "leave them out")
-    title = found.get("title")
-    if not isinstance(title, str) or not title.strip():
-        raise UserError("it has no title", str(path), "say what the paper is called")
-    return {
-        "title": title,
-        "arms": _declared(found.get("arms"), f"{path}: arms"),
-        "probes": _declared(found.get("probes"), f"{path}: probes"),
-        "claims": found.get("claims") or [],
-        "context": found.get("context") or [],
-    }
-
-
-def _declared(given: Any, where: str) -> dict[str, str]:
-    if not isinstance(given, dict | None):
-        raise UserError(f"got {given!r}", where, "write NAME: what it is")
-    for name, text in (given or {}).items():
-        if not re.fullmatch(ARM, str(name)):
-            raise UserError("no name", f"{where}.{name}", "use letters, digits, dots and dashes")
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"got {text!r}", f"{where}.{name}", "say in a line what it is")
-    return dict(given or {})
+    """A file of claims as it is written: {title, arms, probes, claims, context}. Raises
+    ``UserError`` where it is none, or does not say what the paper is called or what a name means.
+    """
+    given = read_yaml(path)
+    if isinstance(given, dict):  # a key without anything is as none
+        given = {key: value for key, value in given.items() if value is not None}
+    remedy = "write title, arms and probes (NAME: what it is), claims, context"
+    return valid(ClaimsFile, given, str(path), remedy, ("[key]",)).model_dump()
 
 
 def read_targets(path: Path) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opd.results.labels import number
+from opd.core.text import number
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -34,23 +34,20 @@ MAP = "viridis"  # its lightness rises evenly, so it reads in grey as well
 WIDTH = 7.0  # inches, the text width of a page
 PUBLISHED = "published"
 STYLE: dict[Any, Any] = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 9,
-    "axes.axisbelow": True,
-    "figure.titlesize": 10,
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.5,
-    "hatch.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4,
-    "svg.hashsalt": "opd",
-    "text.parse_math": False,
+    **{"axes.grid": True, "axes.spines.right": False, "axes.spines.top": False},
+    **{"axes.titlesize": 9, "axes.axisbelow": True, "figure.titlesize": 10},
+    **{"font.family": "DejaVu Sans", "font.size": 8, "grid.alpha": 0.3, "grid.linewidth": 0.5},
+    **{"hatch.linewidth": 0.6, "legend.frameon": False},
+    **{"lines.linewidth": 1.4, "lines.markersize": 4},
+    **{"svg.hashsalt": "opd", "text.parse_math": False},
 }
+# A published value: an open diamond on a thin dotted line.
+DIAMOND: dict[str, Any] = {
+    **{"color": GREY, "marker": "D", "markersize": 4.5, "markerfacecolor": "white"},
+    **{"markeredgewidth": 1, "linestyle": "none", "zorder": 5},
+}
+DOTTED: dict[str, Any] = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 2))}
+ENDS = ("value", "low", "high")
 
 
 # Pages
@@ -88,22 +85,16 @@ def _page(
         heading = _wrap(data["title"] or "", 80)
         labels, columns, lines = _legend(legend)
         room = 0.2 * (heading.count("\n") + 1 if heading else 0) + 0.19 * lines + 0.25
-        page = Figure(
-            figsize=(WIDTH, height + room), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
-        )
+        layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
+        page = Figure(figsize=(WIDTH, height + room), layout=layout)
         if heading:
             page.suptitle(heading, fontweight="bold")
         artists: dict[str, Artist] = {}
         yield page, artists
-        shown = {text: artists[one] for one, text in zip(legend, labels, strict=True)}
-        if shown:
-            page.legend(
-                list(shown.values()),
-                list(shown),
-                loc="outside lower center",
-                ncols=columns,
-                handlelength=3.2,
-            )
+        if legend:
+            keys = {text: artists[label] for label, text in zip(legend, labels, strict=True)}
+            place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns}
+            page.legend(list(keys.values()), list(keys), handlelength=3.2, **place)
         source = {"Source": " ".join(data.get("sources", [])) or None}
         page.savefig(out / "figure.png", dpi=160, metadata={"Software": None, **source})
         page.savefig(out / "figure.svg", metadata={"Date": None, "Creator": None, **source})
@@ -115,27 +106,18 @@ def _layout(panels: int) -> tuple[int, int]:
     return math.ceil(panels / columns), columns
 
 
-def _logarithmic(axes: "Axes") -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _hide(axes: Sequence["Axes"]) -> None:
-    for empty in axes:
+def _grid(
+    page: Any, panels: Sequence[Data], rows: int, columns: int, **shared: Any
+) -> Iterator[tuple[int, Any, Data]]:
+    """(place, axes, panel) of every panel; the places that are left over stay empty."""
+    axes = page.subplots(rows, columns, squeeze=False, **shared).flat
+    yield from zip(range(len(panels)), axes, panels, strict=False)
+    for empty in list(axes)[len(panels) :]:
         empty.set_visible(False)
 
 
-def _styles(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and hatch of groups of bars."""
-    return {
-        name: (COLOURS[i % len(COLOURS)], HATCHES[i % len(HATCHES)])
-        for i, name in enumerate(labels)
-    }
+def _scale(panel: Data) -> int:
+    return 100 if panel["percent"] else 1
 
 
 # Published values
@@ -145,63 +127,35 @@ def _published_in_legend(panels: Sequence[Data]) -> list[str]:
     return [PUBLISHED] if any(panel.get("marks") for panel in panels) else []
 
 
-def _diamond(colour: str = GREY) -> dict[str, Any]:
-    return {
-        "color": colour,
-        "marker": "D",
-        "markersize": 4.5,
-        "markerfacecolor": "white",
-        "markeredgewidth": 1,
-        "linestyle": "none",
-        "zorder": 5,
-    }
-
-
 def _published(artists: dict[str, "Artist"]) -> None:
     from matplotlib.lines import Line2D
 
-    style = _diamond() | {"linestyle": (0, (1, 2)), "linewidth": 0.8}
-    artists[PUBLISHED] = Line2D([0, 1], [0, 0], **style)
+    artists[PUBLISHED] = Line2D([0, 1], [0, 0], **{**DIAMOND, **DOTTED})
 
 
 def _mark_curve(axes: "Axes", mark: Data, scale: float, colour: str) -> None:
     """A published value at its step, or over all steps where it belongs to none."""
     low, high = scale * mark["low"], scale * mark["high"]
-    thin: dict[str, Any] = {"color": GREY, "linewidth": 0.8, "zorder": 1.5}
-    if mark["x"] is None:
-        if high > low:
-            axes.axhspan(low, high, color="0.5", alpha=0.2, linewidth=0)
-        axes.axhline((low + high) / 2, linestyle=(0, (1, 2)), **thin)
-        axes.plot(0.5, (low + high) / 2, transform=axes.get_yaxis_transform(), **_diamond(colour))
-        return
-    if high > low:
-        axes.vlines(mark["x"], low, high, color=colour, linewidth=2.5, alpha=0.5)
-    axes.axhline((low + high) / 2, linestyle=(0, (1, 2)), **thin)
-    axes.plot(mark["x"], (low + high) / 2, **_diamond(colour))
-    if mark["bound"]:
-        axes.annotate(
-            mark["text"],
-            (mark["x"], (low + high) / 2),
-            xytext=(-3 if mark["last"] else 3, 5),
-            textcoords="offset points",
-            ha="right" if mark["last"] else "left",
-            color=GREY,
-        )
+    x, middle = mark["x"], (low + high) / 2
+    place: dict[str, Any] = {"transform": axes.get_yaxis_transform()} if x is None else {}
+    if high > low and x is None:
+        axes.axhspan(low, high, color="0.5", alpha=0.2, linewidth=0)
+    elif high > low:
+        axes.vlines(x, low, high, color=colour, linewidth=2.5, alpha=0.5)
+    axes.axhline(middle, zorder=1.5, **DOTTED)
+    axes.plot(0.5 if x is None else x, middle, **place, **{**DIAMOND, "color": colour})
+    if mark["bound"] and x is not None:
+        side, shift = ("right", -3) if mark["last"] else ("left", 3)
+        offset: dict[str, Any] = {"xytext": (shift, 5), "textcoords": "offset points"}
+        axes.annotate(mark["text"], (x, middle), ha=side, color=GREY, **offset)
 
 
 def _mark_bar(axes: "Axes", mark: Data, place: float, scale: float) -> None:
     low, high = scale * mark["low"], scale * mark["high"]
     if high > low:
         axes.hlines(place, low, high, color=GREY, linewidth=2.5, alpha=0.6, zorder=4)
-    axes.vlines(
-        (low + high) / 2,
-        place - 0.75,
-        place + 0.75,
-        color=GREY,
-        linestyle=(0, (1, 2)),
-        linewidth=0.8,
-    )
-    axes.plot((low + high) / 2, place, **_diamond())
+    axes.vlines((low + high) / 2, place - 0.75, place + 0.75, **DOTTED)
+    axes.plot((low + high) / 2, place, **DIAMOND)
 
 
 # Curves
@@ -211,15 +165,10 @@ def _curve(axes: "Axes", at: int, line: Data, scale: float) -> "Artist":
     """A line over steps with its band, in the style of series number ``at``."""
     colour = COLOURS[at % len(COLOURS)]
     x, y = np.array(line["x"]), scale * np.array(line["y"], dtype=float)
-    (drawn,) = axes.plot(
-        x,
-        y,
-        color=colour,
-        linestyle=LINES[at % len(LINES)],
-        marker=MARKERS[at % len(MARKERS)],
-        # Shifted from series to series, so that markers on lines that coincide stay apart.
-        markevery=(at * (len(x) // 40) % max(1, len(x)), max(1, len(x) // 8)),
-    )
+    style: dict[str, Any] = {"linestyle": LINES[at % len(LINES)], "color": colour}
+    # Shifted from series to series, so that markers on lines that coincide stay apart.
+    every = (at * (len(x) // 40) % max(1, len(x)), max(1, len(x) // 8))
+    (drawn,) = axes.plot(x, y, marker=MARKERS[at % len(MARKERS)], markevery=every, **style)
     if line["low"] is not None:
         low, high = (scale * np.array(line[end], dtype=float) for end in ("low", "high"))
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -228,13 +177,18 @@ def _curve(axes: "Axes", at: int, line: Data, scale: float) -> "Artist":
 
 def _level(axes: "Axes", at: int, level: Data, scale: float) -> "Artist":
     """A value that does not change over steps, as a teacher's; its interval would hide others."""
-    return axes.axhline(
-        scale * level["value"],
-        color=GREY,
-        linestyle=LEVELS[at % len(LEVELS)],
-        linewidth=1.1,
-        zorder=1.6,
-    )
+    style: dict[str, Any] = {"linestyle": LEVELS[at % len(LEVELS)], "linewidth": 1.1}
+    return axes.axhline(scale * level["value"], color=GREY, zorder=1.6, **style)
+
+
+def _logarithmic(axes: "Axes") -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def draw_curves(data: Data, out: Path) -> None:
@@ -250,10 +204,9 @@ def draw_curves(data: Data, out: Path) -> None:
     height = (2.5 if columns < 3 else 2.1) * rows
     legend = [*order, *levels, *_published_in_legend(panels)]
     with _page(out, data, height, legend) as (page, artists):
-        grid = page.subplots(rows, columns, squeeze=False, sharey="row" if several else False)
-        for at, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
-            scale = 100 if panel["percent"] else 1
-            styles = {}
+        shared = "row" if several else False
+        for at, axes, panel in _grid(page, panels, rows, columns, sharey=shared):
+            scale, styles = _scale(panel), {}
             for line in panel["lines"]:
                 styles[line["series"]] = order.index(line["label"])
                 artists[line["label"]] = _curve(axes, styles[line["series"]], line, scale)
@@ -274,7 +227,6 @@ def draw_curves(data: Data, out: Path) -> None:
                 axes.set_xlabel(data["xlabel"])
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.margins(x=0.02)
-        _hide(list(grid.flat)[len(panels) :])
 
 
 # Bars
@@ -293,7 +245,7 @@ def _bars(
     inches: float,
 ) -> None:
     """Horizontal bars with their intervals and numbers."""
-    scale = 100 if panel["percent"] else 1
+    scale = _scale(panel)
     labels, heights = _heights(panel["bars"])
     places = heights / 2 - np.cumsum(heights)  # downwards, as tall as their labels
     offset: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
@@ -302,22 +254,17 @@ def _bars(
             axes.annotate("–", (0, place), **offset)
             continue
         colour, hatch = styles.get(bar["group"], ("0.6" if styles else COLOURS[0], ""))
-        value, low, high = (scale * bar[key] for key in ("value", "low", "high"))
+        value, low, high = (scale * bar[end] for end in ENDS)
         axes.barh(place, value, height=1, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
-        axes.errorbar(
-            value,
-            place,
-            xerr=[[max(0, value - low)], [max(0, high - value)]],
-            color="black",
-            capsize=2.5,
-            linewidth=1,
-        )
-        marks = [mark for mark in panel["marks"] if _of(mark, bar)]
+        spread = [[max(0, value - low)], [max(0, high - value)]]
+        axes.errorbar(value, place, xerr=spread, color="black", capsize=2.5, linewidth=1)
+        own = (bar["series"], bar["metric"])
+        marks = [mark for mark in panel["marks"] if (mark["series"], mark["metric"]) == own]
         for mark in marks:
             _mark_bar(axes, mark, place, scale)
         right = max([0, value, high, *(scale * mark["high"] for mark in marks)])
-        text = f"{value:.1f}" if panel["percent"] else number(value)
-        axes.annotate(text.replace("-", "−"), (right, place), **offset)
+        text = f"{value:.1f}".replace("-", "−") if panel["percent"] else number(value)
+        axes.annotate(text, (right, place), **offset)
     if limits[0] < 0:
         axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlim(*limits)
@@ -332,43 +279,35 @@ def _bars(
     axes.set_xlabel(_wrap(panel["axis"], int(14 * inches)))
 
 
-def _of(mark: Data, bar: Data) -> bool:
-    return (mark["series"], mark["metric"]) == (bar["series"], bar["metric"])
-
-
 def _limits(panels: Sequence[Data], columns: int) -> tuple[float, float]:
     """What an axis shows that these panels share, with room for the longest number."""
-    scale = 100 if panels[0]["percent"] else 1
-    seen = [0.0]
-    for panel in panels:
-        for bar in panel["bars"]:
-            if bar["value"] is not None:
-                seen += [bar["low"], bar["high"], bar["value"]]
-        for mark in panel["marks"]:
-            seen += [mark["low"], mark["high"]]
-    low, high = scale * min(seen), scale * max(seen)
+    bars = [bar for panel in panels for bar in panel["bars"] if bar["value"] is not None]
+    marks = [mark for panel in panels for mark in panel["marks"]]
+    seen = [0.0, *(bar[end] for bar in bars for end in ENDS)]
+    seen += [mark[end] for mark in marks for end in ("low", "high")]
+    low, high = (_scale(panels[0]) * end for end in (min(seen), max(seen)))
     # No figure pretends that 2 % is a lot.
     span = max(high - low, 10 if panels[0]["percent"] else 1e-9)
     room = span * (0.1 + 0.08 * columns)
     return (low - room / 2 if low < 0 else 0.0), low + span + room
 
 
+def _alike(panels: Sequence[Data]) -> bool:
+    return len({tuple(bar["label"] for bar in panel["bars"]) for panel in panels}) == 1
+
+
 def _bar_panels(page: Any, panels: Sequence[Data], styles: Any, rows: int, columns: int) -> None:
-    alike = len({tuple(bar["label"] for bar in panel["bars"]) for panel in panels}) == 1
-    grid = page.subplots(rows, columns, squeeze=False, sharey=alike)
     names = [line for p in panels for label in _heights(p["bars"])[0] for line in label.split("\n")]
     # What the names of the bars leave for each panel.
     inches = (WIDTH - 0.2 - 0.065 * max(map(len, names))) / columns - 0.2
-    for axes, panel in zip(grid.flat, panels, strict=False):
+    for _, axes, panel in _grid(page, panels, rows, columns, sharey=_alike(panels)):
         same = [other for other in panels if other["axis"] == panel["axis"]]
         _bars(axes, panel, styles, _limits(same, columns), inches)
-    _hide(list(grid.flat)[len(panels) :])
 
 
 def _bar_layout(panels: Sequence[Data]) -> tuple[int, int, float]:
     """Rows, columns and inches; panels whose bars have other names stand below each other."""
-    alike = len({tuple(bar["label"] for bar in panel["bars"]) for panel in panels}) == 1
-    rows, columns = _layout(len(panels)) if alike else (len(panels), 1)
+    rows, columns = _layout(len(panels)) if _alike(panels) else (len(panels), 1)
     tallest = max(_heights(panel["bars"])[1].sum() for panel in panels)
     return rows, columns, rows * (0.8 + 0.17 * tallest)
 
@@ -379,7 +318,10 @@ def draw_bars(data: Data, out: Path) -> None:
 
     panels = data["panels"]
     groups = dict.fromkeys(bar["group"] for panel in panels for bar in panel["bars"])
-    styles = _styles([name for name in groups if name])
+    styles = {
+        name: (COLOURS[i % len(COLOURS)], HATCHES[i % len(HATCHES)])
+        for i, name in enumerate(filter(None, groups))
+    }
     rows, columns, height = _bar_layout(panels)
     legend = [*styles, *_published_in_legend(panels)]
     with _page(out, data, height, legend) as (page, artists):
@@ -403,22 +345,15 @@ def _edges(steps: np.ndarray) -> np.ndarray:
 def draw_heatmap(data: Data, out: Path) -> None:
     """A metric over steps (across) and response positions (upwards), one panel per series."""
     panels = data["panels"]
-    shown = [np.array(panel["values"], dtype=float) for panel in panels]
-    low, high = (float(f([f(values) for values in shown])) for f in (np.nanmin, np.nanmax))
+    cells = [np.array(panel["values"], dtype=float) for panel in panels]
+    low, high = (float(f([f(values) for values in cells])) for f in (np.nanmin, np.nanmax))
     rows, columns = _layout(len(panels))
     with _page(out, data, (2.9 if columns == 1 else 2.5) * rows, []) as (page, _):
-        grid = page.subplots(rows, columns, squeeze=False, sharey="row")
-        for at, (axes, panel, values) in enumerate(zip(grid.flat, panels, shown, strict=False)):
+        for at, axes, panel in _grid(page, panels, rows, columns, sharey="row"):
             steps, positions = np.array(panel["steps"], dtype=float), np.array(panel["positions"])
-            image = axes.pcolormesh(
-                _edges(steps),
-                np.array([*positions, positions[-1] + panel["width"]]),
-                values,
-                cmap=MAP,
-                vmin=low,
-                vmax=high,
-                rasterized=True,
-            )
+            borders = np.array([*positions, positions[-1] + panel["width"]])
+            colours: dict[str, Any] = {"cmap": MAP, "vmin": low, "vmax": high, "rasterized": True}
+            image = axes.pcolormesh(_edges(steps), borders, cells[at], **colours)
             # What no response reached: hatched, as any shade would be one of the scale in grey.
             axes.patch.set(facecolor="white", edgecolor="0.6", hatch="////", linewidth=0)
             axes.grid(visible=False)
@@ -429,8 +364,7 @@ def draw_heatmap(data: Data, out: Path) -> None:
             if at + columns >= len(panels):
                 axes.set_xlabel(data["xlabel"])
             axes.xaxis.get_major_locator().set_params(integer=True)
-        _hide(list(grid.flat)[len(panels) :])
-        bar = page.colorbar(image, ax=grid, pad=0.02)
+        bar = page.colorbar(image, ax=page.axes, pad=0.02)
         bar.set_label(_wrap(data["label"], 40))
 
 
@@ -439,31 +373,31 @@ def draw_heatmap(data: Data, out: Path) -> None:
 
 def draw_scatter(data: Data, out: Path) -> None:
     """A point per series with both intervals and its name beside it."""
-    sides = {side: 100 if data[side]["percent"] else 1 for side in ("x", "y")}
+    sides = {side: _scale(data[side]) for side in ("x", "y")}
     with _page(out, data, 3.8, []) as (page, _):
         axes = page.subplots()
         for at, point in enumerate(data["points"]):
             value, low, high = (
-                np.array([scale * point[side][key] for side, scale in sides.items()])
-                for key in ("value", "low", "high")
+                np.array([scale * point[side][end] for side, scale in sides.items()])
+                for end in ENDS
             )
-            below, above = np.maximum(value - low, 0), np.maximum(high - value, 0)
-            axes.errorbar(
-                value[0],
-                value[1],
-                xerr=[[below[0]], [above[0]]],
-                yerr=[[below[1]], [above[1]]],
-                color=COLOURS[at % len(COLOURS)],
-                marker=MARKERS[at % len(MARKERS)],
-                markersize=5.5,
-                linewidth=1,
-                capsize=2,
-            )
+            spread = np.maximum([value - low, high - value], 0)
+            style: dict[str, Any] = {"markersize": 5.5, "linewidth": 1, "capsize": 2}
+            style["color"], style["marker"] = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
+            axes.errorbar(value[0], value[1], xerr=spread[:, :1], yerr=spread[:, 1:], **style)
         axes.set_xlabel(_wrap(data["x"]["label"], 80))
         axes.set_ylabel(_wrap(data["y"]["label"], 50))
         axes.margins(0.12)
         page.draw_without_rendering()
         _name_points(axes, data["points"], sides)
+
+
+# Where the name of a point may stand: how far off, and to which side.
+_PLACES = [
+    (reach, x, y)
+    for reach in (6, 14, 24, 36, 50)
+    for x, y in ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
+]
 
 
 def _name_points(axes: "Axes", points: Sequence[Data], sides: Mapping[str, float]) -> None:
@@ -473,39 +407,31 @@ def _name_points(axes: "Axes", points: Sequence[Data], sides: Mapping[str, float
     from matplotlib.transforms import Bbox
 
     values = [(sides["x"] * p["x"]["value"], sides["y"] * p["y"]["value"]) for p in points]
-    at = axes.transData.transform(values)
     frame = axes.get_window_extent()
     renderer = FigureCanvasAgg(axes.get_figure(root=True)).get_renderer()
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in at]
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform(values)]
     for value, point in zip(values, points, strict=True):
-        best: tuple[float, Any] = (math.inf, None)
-        for reach in (6, 14, 24, 36, 50):
-            for x, y in ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)):
-                name = axes.annotate(
-                    _wrap(point["label"], 26),
-                    value,
-                    xytext=(reach * x, reach * y),
-                    textcoords="offset points",
-                    ha={1: "left", -1: "right", 0: "center"}[x],
-                    va={1: "bottom", -1: "top", 0: "center"}[y],
-                    fontsize=7.5,
-                    arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6}
-                    if reach > 14
-                    else None,
-                )
-                name.set_in_layout(False)
-                # Without the line that leads to the point.
-                name.update_positions(renderer)
-                box = Text.get_window_extent(name, renderer)
-                covered = sum(_common(box, other) for other in taken)
-                outside = box.width * box.height - _common(box, frame)
-                if covered + 10 * outside < best[0] - 1e-6:
-                    if best[1]:
-                        best[1].remove()
-                    best, where = (covered + 10 * outside, name), box
-                else:
-                    name.remove()
-        taken.append(where)
+        least, best, box = math.inf, None, taken[0]
+        for reach, x, y in _PLACES:
+            thin = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6}
+            style: dict[str, Any] = {"arrowprops": thin if reach > 14 else None, "fontsize": 7.5}
+            style["ha"] = {1: "left", -1: "right", 0: "center"}[x]
+            style["va"] = {1: "bottom", -1: "top", 0: "center"}[y]
+            place: dict[str, Any] = {"xytext": (reach * x, reach * y)}
+            text = _wrap(point["label"], 26)
+            name: Any = axes.annotate(text, value, textcoords="offset points", **place, **style)
+            name.set_in_layout(False)
+            # Without the line that leads to the point.
+            name.update_positions(renderer)
+            extent = Text.get_window_extent(name, renderer)
+            outside = extent.width * extent.height - _common(extent, frame)
+            covered = sum(_common(extent, other) for other in taken) + 10 * outside
+            if covered < least - 1e-6:
+                name, best = best, name
+                least, box = covered, extent
+            if name:
+                name.remove()
+        taken.append(box)
 
 
 def _common(one: Any, other: Any) -> float:
@@ -526,19 +452,13 @@ def draw_distribution(data: Data, out: Path) -> None:
     lower, across, second = _bar_layout(below) if below else (0, 1, 0.0)
     legend = ["right", "wrong", *_published_in_legend(below)]
     with _page(out, data, first + second, legend) as (page, artists):
-        parts: Any = [page]
-        if below:
-            parts = page.subfigures(2, 1, height_ratios=[first, second])
-        grid = parts[0].subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        for at, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
+        heights = [first, second]
+        parts: Any = page.subfigures(2, 1, height_ratios=heights) if below else [page]
+        for at, axes, panel in _grid(parts[0], panels, rows, columns, sharex=True, sharey=True):
             for i, kind in enumerate(("right", "wrong")):
+                style: dict[str, Any] = {"color": COLOURS[i], "alpha": 1 if i else 0.45}
                 artists[kind] = axes.stairs(
-                    panel[kind],
-                    panel["edges"],
-                    fill=i == 0,
-                    color=COLOURS[i],
-                    alpha=0.45 if i == 0 else 1,
-                    linewidth=1.4,
+                    panel[kind], panel["edges"], fill=i == 0, linewidth=1.4, **style
                 )
             counts = f"{panel['n_right']:,} right, {panel['n_wrong']:,} wrong"
             axes.set_title(f"{_wrap(panel['label'], 84 // columns)}\n{counts}")
@@ -546,7 +466,6 @@ def draw_distribution(data: Data, out: Path) -> None:
             if at % columns == 0:
                 axes.set_ylabel("share of rollouts")
             axes.margins(x=0.02)
-        _hide(list(grid.flat)[len(panels) :])
         if below:
             _bar_panels(parts[1], below, {}, lower, across)
             _published(artists)

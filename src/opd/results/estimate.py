@@ -1,8 +1,5 @@
-"""What claims and figures compare: one number of an arm or a probe, with bootstrap draws of it.
-
-A quantity is a mapping, as ``opd.results.claim_spec`` describes it: avg@k of an arm, its change,
-the share of a gap that it recovers, a metric of its training, a value of a probe. An arm is one
-training run or model at every seed, a probe one measurement.
+"""Estimates of quantities (``opd.results.quantity``) with bootstrap draws: the one place where a
+number of a table, a mark of a figure and a number that decides a claim come from.
 
 Scores and probes share the draws of seeds and of problems (``opd.stats.intervals.weights``), so
 draws of two of them are paired: a difference of quantities is the difference of their draws.
@@ -30,8 +27,8 @@ from scipy.special import ndtri, stdtrit
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.evaluation.reader import MACRO, Evaluations, NotLogged, Reader
-from opd.results.claim_spec import SCORES, apart, unit_of, unit_of_metric
+from opd.evaluation.reader import Evaluations, NotLogged, Reader
+from opd.results.quantity import MACRO, METRIC, POINTS, PROBE, SCORES, Quantity, apart, unit_of
 from opd.stats.draws import DRAWS
 from opd.stats.intervals import (
     LEVEL,
@@ -44,11 +41,15 @@ from opd.stats.intervals import (
     bounds,
     least,
     less,
+    over_seeds,
+    paired_test,
     shares,
     weights,
 )
 
-LIMITS = {"share": (0.0, 1.0), "points of a share": (-1.0, 1.0)}
+LIMITS = {"share": (0.0, 1.0), POINTS: (-1.0, 1.0)}
+# What an answer shows of itself, beside being right.
+FIELDS = {key: key for key in ("tokens", "truncated", "answered")} | {"length": "tokens"}
 
 
 class Missing(Exception):
@@ -57,14 +58,6 @@ class Missing(Exception):
 
 class Undefined(Missing):
     """A quantity that was measured and means nothing, as a share of a gap that may be none."""
-
-
-class Resampling(NamedTuple):
-    """What draws are made of: seeds of a scale, number of draws, and the bootstrap's own seed."""
-
-    seeds: int
-    resamples: int
-    seed: int
 
 
 class Estimate(NamedTuple):
@@ -86,6 +79,78 @@ class Estimate(NamedTuple):
             return over_seeds(self.by_seed)
         return bounds(self.value, self.draws, self.least, LIMITS.get(self.unit, (-np.inf, np.inf)))
 
+    @property
+    def seed_by_seed(self) -> Array:
+        """Values [S], or the value [1] of a single run."""
+        return np.atleast_1d(self.value if self.by_seed is None else self.by_seed)
+
+
+class Measurements:
+    """What a scale measured: its arms and probes, and how draws of them are made.
+
+    cfg: ``arms`` {name: {label, evaluations, base, teacher, run}}, all but the label lists of input
+    names of ``reader``, one per seed; ``probes`` {name: {label, runs}}; ``resamples`` and ``seed``
+    of the bootstrap. All arms and probes have the same number of seeds, or one.
+    """
+
+    def __init__(self, cfg: Mapping[str, Any], reader: Reader) -> None:
+        self.reader = reader
+        self.arms: Mapping[str, Mapping[str, Any]] = cfg.get("arms") or {}
+        self.probes: Mapping[str, Mapping[str, Any]] = cfg.get("probes") or {}
+        self.resamples, self.seed = cfg.get("resamples", RESAMPLES), cfg.get("seed", 0)
+        every = [*self.arms.values(), *self.probes.values()]
+        counts = [len(one.get(k) or ()) for one in every for k in ("evaluations", "run", "runs")]
+        self.seeds = max(counts, default=1)
+        self.made: dict[Quantity, Estimate | Missing] = {}
+
+    def label(self, name: str) -> str:
+        """An arm or probe in words: its label, or what its name says: ``other-teacher (E01)``."""
+        known = self.arms.get(name) or self.probes.get(name)
+        if known:
+            return str(known["label"])
+        experiment, _, rest = name.partition(".")
+        return f"{rest.replace('-', ' ').replace('_', ' ')} ({experiment})" if rest else name
+
+    def inputs(self, name: str, role: str) -> Sequence[str]:
+        """Inputs of an arm or probe in a role. Raises ``Missing``, ``UserError`` for other seeds
+        than the rest has."""
+        known = (self.probes if role == "probe" else self.arms).get(name, {})
+        inputs: Sequence[str] = known.get("runs" if role == "probe" else role) or ()
+        if not inputs and (role == "probe" or not known.keys() - {"label"}):
+            raise Missing(self.label(name))  # nothing of it belongs to this scale
+        if not inputs:
+            words = {"evaluations": "evaluation", "run": "training run"}.get(role, role)
+            raise Missing(f"{words} of {self.label(name)}")
+        if len(inputs) not in (1, self.seeds):
+            raise UserError(
+                f"{len(inputs)} seeds where others have {self.seeds}",
+                f"{self.label(name)}, {role}",
+                "give one per seed, or one",
+            )
+        return inputs
+
+    def evaluations(self, name: str, role: str = "evaluations") -> Evaluations:
+        """Evaluations of an arm. Raises ``Missing``."""
+        return self.reader.evaluations(self.inputs(name, role), self.label(name))
+
+
+def estimate(quantity: Quantity, measured: Measurements) -> Estimate:
+    """The estimate of a quantity, which is worked out once.
+
+    Raises ``Missing`` with what is not there, ``Undefined`` for the recovery of a gap that may be
+    none, ``UserError`` where what is there is broken.
+    """
+    if quantity not in measured.made:
+        work = {METRIC: _metric, PROBE: _probe}.get(quantity.kind, _score)
+        try:
+            measured.made[quantity] = work(quantity, measured)
+        except Missing as missing:
+            measured.made[quantity] = missing
+    result = measured.made[quantity]
+    if isinstance(result, Missing):
+        raise result
+    return result
+
 
 def difference(left: Estimate, right: Estimate) -> Estimate:
     """left - right, draw by draw. Raises ``ValueError`` where the units differ."""
@@ -93,26 +158,15 @@ def difference(left: Estimate, right: Estimate) -> Estimate:
         raise ValueError(f"a difference of {left.unit} and {right.unit}")
     draws = left.draws - right.draws
     by_seed = None
-    either = left.by_seed is not None or right.by_seed is not None
-    if either and all(one.by_seed is not None or one.seeds == 1 for one in (left, right)):
+    sides = (left, right)
+    either = any(side.by_seed is not None for side in sides)
+    if either and all(side.by_seed is not None or side.seeds == 1 for side in sides):
         # A run of its own is paired with every seed of the other side.
-        by_seed = np.atleast_1d(_of_seeds(left)) - _of_seeds(right)
+        by_seed = left.seed_by_seed - right.seed_by_seed
     # Only where the pair as a whole never moves: else the draws say how far it does.
     floor = 0.0 if np.nanmax(draws) > np.nanmin(draws) else max(left.least, right.least)
-    unit = apart(left.unit)
     seeds = max(left.seeds, right.seeds)
-    return Estimate(left.value - right.value, draws, seeds, unit, floor, by_seed)
-
-
-def _of_seeds(one: Estimate) -> Array | float:
-    return one.value if one.by_seed is None else one.by_seed
-
-
-def over_seeds(values: Array) -> Interval:
-    """Mean of one value per seed [S >= 2] with Student's t interval: for three seeds the half width
-    is 4.30 standard errors."""
-    half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(len(values))
-    return Interval(float(values.mean()), *(float(values.mean() + way * half) for way in (-1, 1)))
+    return Estimate(left.value - right.value, draws, seeds, apart(left.unit), floor, by_seed)
 
 
 def blocks(values: Array, resamples: int, seed: int) -> Array:
@@ -136,177 +190,106 @@ def blocks(values: Array, resamples: int, seed: int) -> Array:
     return mean + (means[drawn].mean(axis=1) - mean) * wider
 
 
-def estimate(
-    quantity: Mapping[str, Any],
-    reader: Reader,
-    arms: Mapping[str, Mapping[str, Any]],
-    probes: Mapping[str, Mapping[str, Any]],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Estimate:
-    """A quantity of these arms and probes.
-
-    arms: name -> {label, evaluations, base, teacher, run}, all but the label lists of input names
-    of ``reader``, one per seed; probes: name -> {label, runs}. Raises ``Missing`` with what is not
-    there, ``Undefined`` for the recovery of a gap that may be none, ``UserError`` where what is
-    there is broken.
-    """
-    how = Resampling(_seeds(arms, probes), resamples, seed)
-    if "metric" in quantity:
-        return _metric(quantity, reader, arms, how)
-    if "probe" in quantity:
-        return _probe(quantity, reader, probes, how)
-    return _score(quantity, reader, arms, how)
+# Scores
 
 
-def _seeds(*named: Mapping[str, Mapping[str, Any]]) -> int:
-    """Seeds of a scale: the most that any arm or probe has."""
-    keys = ("evaluations", "run", "runs")
-    counts = [len(one.get(key) or ()) for part in named for one in part.values() for key in keys]
-    return max(counts, default=1)
-
-
-def benchmarks(
-    quantity: Mapping[str, Any], reader: Reader, arms: Mapping[str, Mapping[str, Any]]
-) -> tuple[str, ...]:
-    """Names of the benchmarks of a score's arm. Raises ``Missing``."""
-    kind = next(key for key in SCORES if key in quantity)
-    return _evaluations(quantity[kind], "evaluations", reader, arms).benchmarks()
-
-
-def whose(name: str, named: Mapping[str, Mapping[str, Any]]) -> str:
-    """An arm or probe in words: its label, or what its name says: ``other-teacher (E01)``."""
-    if name in named:
-        return str(named[name]["label"])
-    experiment, _, rest = name.partition(".")
-    return f"{rest.replace('-', ' ').replace('_', ' ')} ({experiment})" if rest else name
-
-
-def _arm(name: str, key: str, arms: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
-    if not arms.get(name, {}).keys() - {"label"}:  # nothing of it belongs to this scale
-        raise Missing(whose(name, arms))
-    found: Sequence[str] = arms[name].get(key) or ()
-    if not found:
-        what = {"evaluations": "evaluation", "run": "training run"}.get(key, key)
-        raise Missing(f"{what} of {whose(name, arms)}")
-    return found
-
-
-def _evaluations(
-    name: str, key: str, reader: Reader, arms: Mapping[str, Mapping[str, Any]]
-) -> Evaluations:
-    return reader.evaluations(_arm(name, key, arms), f"arm {name}, {key}")
-
-
-def _require(found: int, seeds: int, where: str) -> None:
-    if found not in (1, seeds):
-        raise UserError(
-            f"{found} seeds where others have {seeds}", where, "give one per seed, or one"
-        )
-
-
-def _score(
-    quantity: Mapping[str, Any],
-    reader: Reader,
-    arms: Mapping[str, Mapping[str, Any]],
-    how: Resampling,
-) -> Estimate:
-    """avg, change (less the base), recovery (of the gap from base to teacher) or length (tokens, as
-    a share of the base's)."""
-    kind = next(key for key in SCORES if key in quantity)
-    name, benchmark = quantity[kind], quantity.get("benchmark", MACRO)
-    sides = SCORES[kind]
-    found = [_evaluations(name, side, reader, arms) for side in sides]
+def _score(quantity: Quantity, measured: Measurements) -> Estimate:
+    """A number of evaluations; ``change``, ``recovery``, ``length`` and ``p`` compare them with
+    those of the arm's base (and teacher), problem by problem."""
+    kind, name, reader = quantity.kind, quantity.name, measured.reader
+    for role in SCORES[kind].inputs:
+        measured.inputs(quantity.of, role)  # before any of them is read
+    evaluations = [measured.evaluations(quantity.of, role) for role in SCORES[kind].inputs]
     assert reader.first is not None
     known = reader.first.benchmarks()  # one order everywhere, so that draws of problems are paired
-    if benchmark not in (MACRO, *known):
-        raise Missing(f"benchmark {benchmark}")
-    only = None if benchmark == MACRO else known.index(benchmark)
-    for side, one in zip(sides, found, strict=True):
-        _require(len(one.seeds), how.seeds, f"arm {name}, {side}")
-    wide = [
-        [np.broadcast_to(cells, (how.seeds, cells.shape[1])) for cells in side]
-        for side in averages(*(_in_order(one, known, kind) for one in found))
+    if name not in (MACRO, *known):
+        raise Missing(f"benchmark {name}")
+    only = None if name == MACRO else known.index(name)
+    seeds, unit = max(len(side.seeds) for side in evaluations), quantity.unit
+
+    def certain(value: float) -> Estimate:
+        return Estimate(value, np.full(measured.resamples, value), seeds, unit)
+
+    if kind in ("pass", "maj"):
+        inputs = measured.inputs(quantity.of, "evaluations")
+        mean = reader.summary(inputs, known if only is None else [name], kind)
+        if mean is None:
+            raise Missing(f"{kind} of {measured.label(quantity.of)}")
+        return certain(mean)
+    field = FIELDS.get(kind, "correct")
+    scores = [[side.scores(one, field)[0] for one in known] for side in evaluations]
+    if kind == "p":
+        after, before = (side if only is None else [side[only]] for side in scores)
+        return certain(paired_test(after, before, seed=measured.seed))
+    sides = [
+        [np.broadcast_to(cells, (measured.seeds, cells.shape[1])) for cells in side]
+        for side in averages(*scores)
     ]
-    measured = max(len(one.seeds) for one in found)
+    how = (measured.resamples, measured.seed, only)
     if kind == "recovery":
-        shared = shares(wide, how.resamples, how.seed, only)
-        if shared is None:
-            of = "all benchmarks" if only is None else benchmark
-            raise Undefined(f"the gap that {whose(name, arms)} could close may be none (on {of})")
-        return Estimate(*shared, measured, "share")
+        recovered = shares(sides, *how)
+        if recovered is None:
+            where = "all benchmarks" if only is None else name
+            gap = f"the gap that {measured.label(quantity.of)} could close"
+            raise Undefined(f"{gap} may be none (on {where})")
+        return Estimate(*recovered, seeds, unit)
     if kind == "length":
-        means, draws = bootstrap(wide, how.resamples, how.seed, only)
-        return Estimate(float(means[0] / means[1]), draws[:, 0] / draws[:, 1], measured, "share")
-    cells = wide[0] if kind == "avg" else less(*wide)
-    means, draws = bootstrap([cells], how.resamples, how.seed, only)
-    floor = least(cells if only is None else [cells[only]])
-    unit = "share" if kind == "avg" else "points of a share"
-    return Estimate(float(means[0]), draws[:, 0], measured, unit, floor)
+        means, draws = bootstrap(sides, *how)
+        return Estimate(float(means[0] / means[1]), draws[:, 0] / draws[:, 1], seeds, unit)
+    cells = less(*sides) if kind == "change" else sides[0]
+    means, draws = bootstrap([cells], *how)
+    floor = least(cells if only is None else [cells[only]]) if unit in LIMITS else 0.0
+    return Estimate(float(means[0]), draws[:, 0], seeds, unit, floor)
 
 
-def _in_order(found: Evaluations, names: Sequence[str], kind: str) -> list[Array]:
-    field = "tokens" if kind == "length" else "correct"
-    return [found.scores(name, field)[0] for name in names]
+# Metrics of training
 
 
-def _metric(
-    quantity: Mapping[str, Any],
-    reader: Reader,
-    arms: Mapping[str, Mapping[str, Any]],
-    how: Resampling,
-) -> Estimate:
+def _metric(quantity: Quantity, measured: Measurements) -> Estimate:
     """A number of each run's curve, or the ratio of it to another (``per``)."""
-    given = {"at": "end", **quantity}
-    found = _over_runs(given, reader, arms, how)
-    unit = unit_of_metric(given)
-    values, draws = found.by_seed, found.draws
-    if per := given.get("per"):
-        whole = _over_runs({**given, **per}, reader, arms, how)
+    part = _of_runs(quantity, measured)
+    values, per = part.by_seed, quantity.per
+    if per:
+        whole = _of_runs(per, measured)
         if whole.value == 0:
-            raise Undefined(f"{given['metric']} of {whose(per.get('of', given['of']), arms)} is 0")
+            raise Undefined(f"{per.name} of {measured.label(per.of)} is 0")
         if values is None and whole.by_seed is None:
             kept = np.where(whole.draws * whole.value > 0, whole.draws, np.nan)
             if boundless(kept):
-                of = whose(per.get("of", given["of"]), arms)
-                raise Undefined(f"{given['metric']} of {of}, which it is a share of, may be 0")
-            return Estimate(found.value / whole.value, draws / kept, found.seeds, unit)
-        values = np.atleast_1d(_of_seeds(found)) / _of_seeds(whole)
+                text = f"{per.name} of {measured.label(per.of)}, which it is a share of, may be 0"
+                raise Undefined(text)
+            return Estimate(part.value / whole.value, part.draws / kept, part.seeds, quantity.unit)
+        values = part.seed_by_seed / whole.seed_by_seed
     if values is None:
-        return found._replace(unit=unit)
-    of_seeds, _ = weights(how.seeds, (), how.resamples, how.seed)
-    return Estimate(float(np.mean(values)), of_seeds @ values, len(values), unit, by_seed=values)
+        return part._replace(unit=quantity.unit)
+    of_seeds, _ = weights(measured.seeds, (), measured.resamples, measured.seed)
+    mean = float(np.mean(values))
+    return Estimate(mean, of_seeds @ values, len(values), quantity.unit, by_seed=values)
 
 
-def _over_runs(
-    quantity: Mapping[str, Any],
-    reader: Reader,
-    arms: Mapping[str, Mapping[str, Any]],
-    how: Resampling,
-) -> Estimate:
+def _of_runs(quantity: Quantity, measured: Measurements) -> Estimate:
     """A number of each run's curve: with one run its value and draws, with several one by seed."""
-    name, arm, when = quantity["metric"], quantity["of"], quantity["at"]
-    where = f"arm {arm}, {name}"
-    runs = _arm(arm, "run", arms)
-    _require(len(runs), how.seeds, where)
-    part = quantity.get("positions")
+    name, part, when = quantity.name, quantity.positions, quantity.at or "end"
+    runs, where = measured.inputs(quantity.of, "run"), f"arm {quantity.of}, {name}"
+    missing = f"metric {name}{' by position' if part else ''} of {measured.label(quantity.of)}"
     try:
         if part is None:
-            curves = list(reader.metric(runs, name, where)[1])
+            curves = list(measured.reader.metric(runs, name, where)[1])
         else:
-            curves = [_half(*one, part) for one in reader.positions(runs, name, where)]
-    except NotLogged as bad:
-        by = "" if part is None else " by position"
-        raise Missing(f"metric {name}{by} of {whose(arm, arms)}") from bad
+            by_run = measured.reader.positions(runs, name, where)
+            curves = [_half(*columns, part) for columns in by_run]
+    except NotLogged as error:
+        raise Missing(missing) from error
     curves = [curve[~np.isnan(curve)] for curve in curves]
+    if not all(map(len, curves)):
+        raise Missing(missing)
     values = np.array([at(curve, when) for curve in curves])
-    unit = unit_of(name)
     if len(values) > 1:
-        return Estimate(float(values.mean()), values, len(values), unit, by_seed=values)
-    draws = np.full(how.resamples, values[0])
+        return Estimate(float(values.mean()), values, len(values), "", by_seed=values)
+    draws = np.full(measured.resamples, values[0])
     if when in WINDOWS:
-        draws = blocks(window(curves[0], when), how.resamples, how.seed)
-    return Estimate(float(values[0]), draws, 1, unit)
+        draws = blocks(window(curves[0], when), measured.resamples, measured.seed)
+    return Estimate(float(values[0]), draws, 1, "")
 
 
 def _half(steps: Array, positions: Array, values: Array, part: str) -> Array:
@@ -331,11 +314,11 @@ def window(values: Array, when: str) -> Array:
 
 
 def at(values: Array, when: str) -> float:
-    """One number of a curve [N]: its ``start`` (first value), the mean of a ``window``, ``min``,
-    ``max``, ``jump``, the largest change from one value to the next, or ``drop``, how far its end
-    is below its largest value."""
-    if when == "start":
-        return float(values[0])
+    """One number of a curve [N]: its ``start`` or ``last`` value, the mean of a ``window``, the
+    ``min`` or ``max``, the ``jump`` (largest change from one value to the next), or the ``drop``
+    (how far its end is below its largest value)."""
+    if when in ("start", "last"):
+        return float(values[0 if when == "start" else -1])
     if when == "jump":
         return float(np.abs(np.diff(values)).max(initial=0.0))
     if when == "drop":
@@ -345,47 +328,37 @@ def at(values: Array, when: str) -> float:
     return float(getattr(values, when)())
 
 
-def _probe(
-    quantity: Mapping[str, Any],
-    reader: Reader,
-    probes: Mapping[str, Mapping[str, Any]],
-    how: Resampling,
-) -> Estimate:
-    name, wanted = quantity["probe"], quantity["value"]
-    runs = probes.get(name, {}).get("runs") or []
-    if not runs:
-        raise Missing(whose(name, probes))
-    _require(len(runs), how.seeds, f"probe {name}")
-    if wanted.endswith("_*"):
-        wanted = numbered(quantity, reader, probes)[0 if quantity["at"] == "first" else -1]
-    found = [read_probe(reader, run, wanted) for run in runs]
-    values = [value for value, _, _ in found]
-    draws = [np.resize(drawn, how.resamples) for _, drawn, _ in found]
-    floor = float(np.mean([slack for _, _, slack in found]))
-    drawn = draws[0]
+# Values of probes
+
+
+def _probe(quantity: Quantity, measured: Measurements) -> Estimate:
+    runs, name = measured.inputs(quantity.of, "probe"), quantity.name
+    if name.endswith("_*"):
+        name = numbered(quantity, measured)[0 if quantity.at == "first" else -1]
+    values, draws, slacks = zip(
+        *(read_probe(measured.reader, run, name) for run in runs), strict=True
+    )
+    drawn = [np.resize(one, measured.resamples) for one in draws]
+    of_all = drawn[0]
     if len(runs) > 1:
-        of_seeds, _ = weights(how.seeds, (), how.resamples, how.seed)
-        drawn = (np.stack(draws, axis=1) * of_seeds).sum(axis=1)
-    return Estimate(float(np.mean(values)), drawn, len(runs), unit_of(wanted), floor)
+        of_seeds, _ = weights(measured.seeds, (), measured.resamples, measured.seed)
+        of_all = (np.stack(drawn, axis=1) * of_seeds).sum(axis=1)
+    slack = float(np.mean(slacks))
+    return Estimate(float(np.mean(values)), of_all, len(runs), unit_of(name), slack)
 
 
-def numbered(
-    quantity: Mapping[str, Any], reader: Reader, probes: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
+def numbered(quantity: Quantity, measured: Measurements) -> list[str]:
     """Names of a probe's values NAME_1, NAME_2, ... by number, for the value NAME_*.
 
     Raises ``Missing`` where the probe has none.
     """
-    name, wanted = quantity["probe"], quantity["value"]
-    runs = probes.get(name, {}).get("runs")
-    if not runs:
-        raise Missing(whose(name, probes))
-    stem = re.escape(wanted.removesuffix("*"))
-    values = reader.json(runs[0], "probe.json", f"probe {name}")["values"]
-    found = [value for value in values if re.fullmatch(stem + r"\d+", value)]
-    if not found:
-        raise Missing(f"{wanted} of {whose(name, probes)}")
-    return sorted(found, key=lambda value: int(value.rpartition("_")[2]))
+    runs = measured.inputs(quantity.of, "probe")
+    values = measured.reader.json(runs[0], "probe.json", f"probe {quantity.of}")["values"]
+    pattern = re.escape(quantity.name.removesuffix("*")) + r"\d+"
+    names = [value for value in values if re.fullmatch(pattern, value)]
+    if not names:
+        raise Missing(f"{quantity.name} of {measured.label(quantity.of)}")
+    return sorted(names, key=lambda value: int(value.rpartition("_")[2]))
 
 
 def read_probe(reader: Reader, run: str, wanted: str) -> tuple[float, Array, float]:

@@ -7,28 +7,28 @@ every scale; a scale draws the figures of which it has a series.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from opd.core.errors import UserError
 from opd.core.schema import Strict, valid
-from opd.recipes.outputs import Shown
-from opd.results.claim_spec import SCORES, Arm, Said, require
+from opd.recipes.outputs import Metric, Shown
+from opd.results.claim_spec import Said, as_row, require
 from opd.results.published import parse
+from opd.results.quantity import PROBE, of_panel, of_series
 
 Need = tuple[str, str]
-EACH = "a benchmark, macro (the mean of all), or each (a panel for every one)"
 
 
-class Series(Strict):
+class PaperSeries(Strict):
     """An arm or a probe; its label is that of the scale if none is given."""
 
-    arm: Arm | None = None
-    probe: Arm | None = None
+    arm: str | None = None
+    probe: str | None = None
     label: str | None = None
     group: str | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> "Series":
+    def _one_of_both(self) -> "PaperSeries":
         if (self.arm is None) == (self.probe is None):
             raise ValueError("a series is an arm or a probe")
         return self
@@ -38,39 +38,18 @@ class Series(Strict):
         return self.arm or self.probe or ""
 
 
-class Metric(Strict):
-    name: str = Field(description=f"what training logs, or avg:BENCHMARK: {EACH}")
-    label: str | None = None
-    log: bool = False
-
-
-class Quantity(Strict):
-    """A number of every series, as ``opd.results.estimate`` knows it but for what it is of."""
-
-    avg: str | None = Field(default=None, description=EACH)
-    change: str | None = Field(default=None, description=EACH)
-    recovery: str | None = Field(default=None, description=EACH)
-    length: str | None = Field(default=None, description=EACH)
-    metric: str | None = None
-    at: Literal["start", "end", "late", "mean", "min", "max", "jump"] | None = None
-    value: str | list[str] | None = Field(
-        default=None, description="of a probe; NAME_* is NAME_1, NAME_2, ... by number"
-    )
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "Quantity":
-        kinds = (*SCORES, "metric", "value")
-        if sum(getattr(self, kind) is not None for kind in kinds) != 1:
-            raise ValueError(f"needs exactly one of {', '.join(kinds)}")
-        if self.at and not self.metric:
-            raise ValueError("at: is for metrics")
-        return self
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    of_panel(given)
+    return given
 
 
 class Bars(Strict):
     """A panel of bars: a quantity of every series that can have it."""
 
-    quantity: Quantity
+    quantity: Annotated[dict[str, Any], AfterValidator(_checked)] = Field(
+        description="as `of_panel` reads it; a benchmark may be macro (the mean of all) or each (a "
+        "panel for every one)"
+    )
     label: str | None = None
     unit: str | None = None
     percent: bool | None = Field(default=None, description="show shares in percent; scores always")
@@ -81,7 +60,7 @@ class Bars(Strict):
 
 class Group(Strict):
     title: str
-    series: list[Series] = Field(min_length=1)
+    series: list[PaperSeries] = Field(min_length=1)
 
 
 def _panel(given: Any) -> str:
@@ -89,20 +68,26 @@ def _panel(given: Any) -> str:
     return "group" if is_group else "bars"
 
 
-Panel = Annotated[
+PaperPanel = Annotated[
     Annotated[Bars, Tag("bars")] | Annotated[Group, Tag("group")], Discriminator(_panel)
 ]
 
 
-class Published(Strict):
-    """A row of the paper's numbers, and where it belongs in the figure."""
+class Mark(Strict):
+    """A row of the paper's numbers, and where it belongs in the figure, if anywhere."""
 
     target: str
-    series: Arm
-    metric: str = Field(
-        description="a metric, avg:BENCHMARK, recovery:BENCHMARK, or a probe's value"
+    series: str | None = None
+    metric: str | None = Field(
+        default=None, description="a metric, avg:BENCHMARK, recovery:BENCHMARK, or a probe's value"
     )
     at: Literal["start", "end"] | int | None = None
+
+    @model_validator(mode="after")
+    def _has_a_place_or_none(self) -> "Mark":
+        if (self.series is None) != (self.metric is None):
+            raise ValueError("a mark has a series and a metric, or neither")
+        return self
 
 
 class PaperFigure(Shown):
@@ -110,14 +95,14 @@ class PaperFigure(Shown):
 
     section: str
     kind: Literal["curves", "grid", "bars", "heatmap", "scatter", "distribution"]
-    series: list[Series] = []
-    levels: list[Series] = []
+    series: list[PaperSeries] = []
+    levels: list[PaperSeries] = []
     metrics: list[Metric] = []
-    panels: list[Panel] = []
+    panels: list[PaperPanel] = []
     x: Bars | None = None
     y: Bars | None = None
     xlabel: str | None = None
-    published: list[str | Published] = []
+    published: list[Annotated[Mark, BeforeValidator(as_row)]] = []
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> "PaperFigure":
@@ -144,37 +129,30 @@ class PaperFigure(Shown):
             raise ValueError("a distribution is of probes")
         return self
 
-    def drawn(self) -> list[Series]:
+    def drawn(self) -> list[PaperSeries]:
         groups = [panel for panel in self.panels if isinstance(panel, Group)]
         return [*self.series, *(one for group in groups for one in group.series)]
 
     def said(self) -> list[Said]:
         """Published rows with the quantities that they are values of, where that is known."""
         probes = {one.probe for one in self.drawn() if one.probe}
-        found = []
-        for one in self.published:
-            if isinstance(one, str) or isinstance(one.at, int):
-                continue
-            kind, _, benchmark = one.metric.partition(":")
-            quantity: dict[str, Any] = {"metric": one.metric, "of": one.series}
-            quantity |= {"at": one.at} if one.at else {}
-            if one.series in probes:
-                quantity = {"probe": one.series, "value": one.metric}
-            elif benchmark:
-                quantity = {kind: one.series, "benchmark": benchmark}
-            found.append(Said.model_validate({"target": one.target, "quantity": quantity}))
-        return found
+        return [
+            Said(
+                target=row.target,
+                quantity=of_series(row.metric, row.series, row.at, row.series in probes),
+            )
+            for row in self.published
+            if row.series and row.metric and not isinstance(row.at, int)
+        ]
 
     def targets(self) -> list[str]:
         """Ids of the published rows that belong to the figure, each once."""
-        named = (one if isinstance(one, str) else one.target for one in self.published)
-        return list(dict.fromkeys(named))
+        return list(dict.fromkeys(mark.target for mark in self.published))
 
 
 def parse_figure(name: str, given: Any) -> PaperFigure:
     """A figure as it is written in YAML. Raises ``UserError`` with the key that is wrong."""
-    unions = ("bars", "group", "Published", "str")
-    return valid(PaperFigure, given, f"figure {name}", "mend the figure", unions)
+    return valid(PaperFigure, given, f"figure {name}", "mend the figure", ("bars", "group"))
 
 
 def check(figures: Mapping[str, Any], rows: Iterable[Mapping[str, str]]) -> dict[str, PaperFigure]:
@@ -186,17 +164,15 @@ def check(figures: Mapping[str, Any], rows: Iterable[Mapping[str, str]]) -> dict
     known = {row["id"]: row for row in rows}
     parsed = {name: parse_figure(name, given) for name, given in figures.items()}
     for name, figure in parsed.items():
-        shown = {one.of for one in figure.drawn()}
-        for one in figure.published:
-            target, where = one if isinstance(one, str) else one.target, f"figure {name}.published"
-            require(target, known, where)
-            if isinstance(one, str):
-                continue
-            if one.series not in shown:
-                raise UserError(f"{target} belongs to no series '{one.series}'", where, "name one")
-            if parse(known[target]["value"]) is None:
-                value = known[target]["value"]
-                raise UserError(f"{target} is no number: '{value}'", where, f"write {target} alone")
+        shown = {series.of for series in figure.drawn()}
+        for mark in figure.published:
+            row, where = mark.target, f"figure {name}.published"
+            require(row, known, where)
+            if mark.series and mark.series not in shown:
+                raise UserError(f"{row} belongs to no series '{mark.series}'", where, "name one")
+            value = known[row]["value"]
+            if mark.series and parse(value) is None:
+                raise UserError(f"{row} is no number: '{value}'", where, f"write {row} alone")
     return parsed
 
 
@@ -205,10 +181,10 @@ def resolve(
 ) -> tuple[dict[str, Any], list[Need]] | None:
     """Settings of the figure stage and what they need, from what a scale has.
 
-    A need is (kind, name): evaluation, change (evaluations of arm and base), recovery (of its
-    teacher too), scores (evaluations by step), run, probe. The settings lack ``arms`` and
-    ``probes``, in which the stage looks names up. Series of other arms and probes are left out and
-    named in ``missing``. None where no series is left.
+    A need is (role, name): evaluations, base, teacher, run or scores (evaluations by step) of an
+    arm, or probe. The settings lack ``arms`` and ``probes``, in which the stage looks names up.
+    Series of other arms and probes are left out and named in ``missing``. None where no series is
+    left.
     """
     known = {*arms, *probes}
     missing = [one.of for one in [*figure.drawn(), *figure.levels] if one.of not in known]
@@ -229,32 +205,29 @@ def resolve(
     if not left.drawn() or not needs:
         return None
     settings = left.model_dump(mode="json", exclude={"section", "published"}, exclude_none=True)
-    settings["published"] = [
-        {"target": one} if isinstance(one, str) else one.model_dump(exclude_none=True)
-        for one in figure.published
-    ]
+    settings["published"] = [mark.model_dump(exclude_none=True) for mark in figure.published]
     settings["missing"] = list(dict.fromkeys(missing))
     return {key: value for key, value in settings.items() if value != []}, needs
 
 
-def _known(series: Iterable[Series], known: set[str]) -> list[Series]:
+def _known(series: Iterable[PaperSeries], known: set[str]) -> list[PaperSeries]:
     return [one for one in series if one.of in known]
 
 
+def bars_of(figure: PaperFigure) -> list[Bars]:
+    """Every panel of a figure that shows a quantity."""
+    return [panel for panel in (*figure.panels, figure.x, figure.y) if isinstance(panel, Bars)]
+
+
 def _needs(figure: PaperFigure) -> Iterator[Need]:
-    for one in figure.levels:
-        yield "evaluation", one.of
-    bars = [panel for panel in figure.panels if isinstance(panel, Bars)]
-    bars += [side for side in (figure.x, figure.y) if side]
-    for one in figure.drawn():
+    for level in figure.levels:
+        yield "evaluations", level.of
+    for series in figure.drawn():
         for metric in figure.metrics:
-            yield "scores" if metric.name.startswith("avg:") else "run", one.of
-        for quantity in (panel.quantity for panel in bars):
-            if one.arm and quantity.metric:
-                yield "run", one.arm
-            elif one.arm and quantity.avg:
-                yield "evaluation", one.arm
-            elif one.arm and not quantity.value:
-                yield "recovery" if quantity.recovery else "change", one.arm
-        if one.probe:
-            yield "probe", one.probe
+            yield "scores" if metric.name.startswith("avg:") else "run", series.of
+        for panel in bars_of(figure):
+            for quantity in of_panel(panel.quantity, series.of):
+                if series.arm and quantity.kind != PROBE:
+                    yield from sorted(quantity.needs())
+        if series.probe:
+            yield "probe", series.probe

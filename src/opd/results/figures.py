@@ -7,6 +7,7 @@ A series names an arm or a probe of the scale, or its inputs outright, one per s
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,24 @@ import pyarrow as pa
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.evaluation.reader import MACRO, Evaluations, NothingLogged, Reader
+from opd.core.text import suggestion
+from opd.evaluation.reader import Evaluations, NothingLogged, Reader
 from opd.probes.schemas import ROLLOUTS
-from opd.results.claim_spec import EACH, SCORES, read_targets
+from opd.results.claim_spec import read_targets
 from opd.results.drawing import draw
-from opd.results.estimate import Missing, estimate, numbered, unit_of
-from opd.results.labels import avg_at, benchmark_label, label_of, of_draws, plain, resampling
+from opd.results.estimate import Estimate, Measurements, Missing, estimate, numbered
+from opd.results.labels import axis, benchmark_label, label_of, of_draws, plain
 from opd.results.published import parse
-from opd.stats.draws import RESAMPLES as PROBE_DRAWS
-from opd.stats.intervals import Interval
+from opd.results.quantity import (
+    MACRO,
+    METRIC,
+    POINTS,
+    PROBE,
+    SCORES,
+    Quantity,
+    of_panel,
+    of_series,
+)
 
 BINS = 30  # of a histogram
 _ROLLOUTS = pa.schema(ROLLOUTS.field(name) for name in ("reward_nats", "correct"))
@@ -36,44 +46,55 @@ Data = dict[str, Any]
 
 
 def _named(cfg: Cfg) -> Data:
-    """The config with every series as an arm or a probe: ``of`` is its name, ``label`` is there.
-
-    A series that names its inputs outright becomes an arm of its own.
-    """
+    """The config with every series as an arm or a probe: ``of`` is its name, ``label`` is there,
+    and evaluations by step are arms of their own."""
     arms, probes = dict(cfg.get("arms") or {}), cfg.get("probes") or {}
-
-    def named(series: Sequence[Cfg]) -> list[Data]:
-        found = []
-        for one in series:
-            of, known = one.get("arm") or one.get("probe"), probes if "probe" in one else arms
-            if of is None:
-                of = one["label"]
-                while of in arms:
-                    of += "'"
-                sources = {"evaluations": "evaluations", "run": "runs", "scores": "scores"}
-                arms[of] = {"label": one["label"]} | {
-                    key: one[given] for key, given in sources.items() if given in one
-                }
-            elif of not in known:
-                kind = "probe" if "probe" in one else "arm"
-                raise UserError(
-                    f"no {kind} '{of}'", "series", f"there are {', '.join(known) or 'none'}"
-                )
-            found.append({**one, "of": of, "label": one.get("label") or known[of]["label"]})
-        return found
-
+    named = {
+        key: [_known(series, arms, probes) for series in cfg.get(key) or []]
+        for key in ("series", "levels")
+    }
     panels = [
-        {**panel, "series": named(panel["series"])} if "series" in panel else panel
+        {**panel, "series": [_known(series, arms, probes) for series in panel["series"]]}
+        if "series" in panel
+        else panel
         for panel in cfg.get("panels") or []
     ]
-    series, levels = (named(cfg.get(key) or []) for key in ("series", "levels"))
-    for together in ([*series, *levels], *(panel.get("series", []) for panel in panels)):
-        labels = [one["label"] for one in together]
-        for one in together:
-            if labels.count(one["label"]) > 1 and one["of"] != one["label"]:
-                one["label"] += f" ({one['of']})"
-    every = {"series": series, "levels": levels, "panels": panels}
-    return {**cfg, **every, "arms": arms, "probes": probes}
+    _tell_apart([*named["series"], *named["levels"]])
+    for panel in panels:
+        _tell_apart(panel.get("series", []))
+    for name, arm in list(arms.items()):
+        for step, inputs in (arm.get("scores") or {}).items():
+            arms[_at_step(name, step)] = {"label": arm["label"], "evaluations": inputs}
+    return {**cfg, **named, "panels": panels, "arms": arms, "probes": probes}
+
+
+def _known(series: Cfg, arms: dict[str, Any], probes: Mapping[str, Any]) -> Data:
+    """A series with the name and the label of its arm or probe. One that names its inputs outright
+    becomes an arm."""
+    for kind, known in (("arm", arms), ("probe", probes)):
+        if name := series.get(kind):
+            if name not in known:
+                raise UserError(f"no {kind} '{name}'", "series", suggestion(name, known))
+            return {**series, "of": name, "label": series.get("label") or known[name]["label"]}
+    name = series["label"]
+    while name in arms:
+        name += "'"
+    roles = {"evaluations": "evaluations", "run": "runs", "scores": "scores"}
+    arms[name] = {role: series[key] for role, key in roles.items() if key in series}
+    arms[name]["label"] = series["label"]
+    return {**series, "of": name}
+
+
+def _tell_apart(series: Sequence[Data]) -> None:
+    """Put the names of arms behind labels that several series have."""
+    labels = [one["label"] for one in series]
+    for one in series:
+        if labels.count(one["label"]) > 1 and one["of"] != one["label"]:
+            one["label"] += f" ({one['of']})"
+
+
+def _at_step(arm: str, step: str | int) -> str:
+    return f"{arm} at step {step}"
 
 
 def _all_series(cfg: Cfg) -> Iterator[Data]:
@@ -82,129 +103,105 @@ def _all_series(cfg: Cfg) -> Iterator[Data]:
         yield from panel.get("series") or []
 
 
-def _where(one: Cfg) -> str:
-    return f"series '{one['label']}'"
+def _where(series: Cfg) -> str:
+    return f"series '{series['label']}'"
 
 
-def _evaluations(one: Cfg, cfg: Cfg, reader: Reader) -> Evaluations | None:
-    """A series' evaluations, at any step if they are by step."""
-    arm = cfg["arms"].get(one["of"], {})
-    if "evaluations" not in arm and not arm.get("scores"):
-        return None
-    names = arm["evaluations"] if "evaluations" in arm else next(iter(arm["scores"].values()))
-    return reader.evaluations(names, _where(one))
-
-
-def _scored(cfg: Cfg, reader: Reader) -> Evaluations:
+def _scored(cfg: Cfg, measured: Measurements) -> Evaluations:
     """Some series' evaluations: all that are compared have the same benchmarks."""
-    for one in [*_all_series(cfg), *cfg["levels"]]:
-        found = _evaluations(one, cfg, reader)
-        if found is not None:
-            return found
+    for series in [*_all_series(cfg), *cfg["levels"]]:
+        arm = measured.arms.get(series["of"], {})
+        by_step = list((arm.get("scores") or {}).values())
+        if "evaluations" in arm or by_step:
+            inputs = arm["evaluations"] if "evaluations" in arm else by_step[0]
+            return measured.reader.evaluations(inputs, _where(series))
     raise UserError("no series has an evaluation", "series", "name models that are evaluated")
 
 
-def _every(beside_mean: bool, cfg: Cfg, reader: Reader) -> tuple[str, ...]:
-    """The benchmarks that ``each`` stands for: none where a lone one is its own mean beside it."""
-    known = _scored(cfg, reader).benchmarks()
-    return () if beside_mean and len(known) == 1 else known
+def _written_out(
+    shown: Sequence[tuple[Cfg, Quantity]], cfg: Cfg, measured: Measurements
+) -> Iterator[tuple[Cfg, Quantity]]:
+    """Metrics or panels with their quantities, ``each`` as every benchmark: as none where a lone
+    one is its own mean beside it."""
+    asked = [(quantity.kind, quantity.name) for _, quantity in shown]
+    for what, quantity in shown:
+        names: Sequence[str] = (quantity.name,)
+        if quantity.each:
+            names = _scored(cfg, measured).benchmarks()
+            names = () if len(names) == 1 and (quantity.kind, MACRO) in asked else names
+        for name in names:
+            yield what, replace(quantity, name=name)
 
 
-def _score(
-    name: str, inputs: Sequence[str], benchmark: str, where: str, cfg: Cfg, reader: Reader
-) -> Interval:
-    """avg@k of evaluations with its 95 % interval."""
-    reader.evaluations(inputs, where).benchmarks(benchmark)
-    arms = {**cfg["arms"], name: {"label": name, "evaluations": inputs}}
-    wanted = {"avg": name, "benchmark": benchmark}
-    found = estimate(wanted, reader, arms, cfg["probes"], *resampling(cfg))
-    return found.interval()
+def _ends(result: Estimate) -> dict[str, float | None]:
+    return dict(zip(("value", "low", "high"), map(plain, result.interval()), strict=True))
 
 
 # Curves
 
 
-def _metrics(cfg: Cfg, reader: Reader) -> list[Data]:
-    """Metrics with ``avg:each`` written out; ``benchmark`` is set where they are scores."""
-    beside_mean = any(metric["name"] == f"avg:{MACRO}" for metric in cfg["metrics"])
-    written: list[Data] = []
-    for metric in cfg["metrics"]:
-        kind, _, benchmark = metric["name"].partition(":")
-        if kind != "avg":
-            written.append({**metric, "benchmark": None})
-            continue
-        known = _every(beside_mean, cfg, reader) if benchmark == EACH else (benchmark,)
-        written += [{**metric, "name": f"avg:{n}", "benchmark": n} for n in known]
-    return written
+def _scores_line(series: Cfg, benchmark: str, measured: Measurements) -> Data:
+    """avg@k at the kept steps, with its intervals as a band."""
+    by_step = measured.arms.get(series["of"], {}).get("scores")
+    if not by_step:
+        raise UserError("no evaluations over steps", _where(series), "keep steps and evaluate them")
+    steps = sorted(by_step, key=int)
+    at_steps = [Quantity("avg", _at_step(series["of"], step), benchmark) for step in steps]
+    intervals = [estimate(quantity, measured).interval() for quantity in at_steps]
+    y, low, high = ([plain(end) for end in side] for side in zip(*intervals, strict=True))
+    seeds = len(by_step[steps[-1]])
+    x = [int(step) for step in steps]
+    return {"seeds": seeds, "x": x, "y": y, "low": low, "high": high, "last": y[-1]}
 
 
-def _line(one: Cfg, metric: Cfg, cfg: Cfg, reader: Reader) -> Data:
-    arm = cfg["arms"].get(one["of"], {})
-    if metric["benchmark"] is None:
-        try:
-            steps, values = reader.metric(arm.get("run") or [], metric["name"], _where(one))
-        except NothingLogged:
-            steps, values = np.empty(0, int), np.empty((len(arm["run"]), 0))
-        seen = ~np.isnan(values).all(axis=0)
-        steps, values = steps[seen], values[:, seen]
-        points = [np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0)]
-        ends = [v[~np.isnan(v)][-1:] for v in values]
-        last = np.concatenate(ends).mean() if seen.any() else None
-        seeds, band = len(values), len(values) > 1
+def _metric_line(series: Cfg, quantity: Quantity, measured: Measurements) -> Data:
+    """A metric over steps, the mean of seeds, with a band from the lowest seed to the highest."""
+    runs = measured.arms.get(series["of"], {}).get("run") or []
+    try:
+        steps, values = measured.reader.metric(runs, quantity.name, _where(series))
+    except NothingLogged:
+        steps, values = np.empty(0, int), np.empty((len(runs), 0))
+    seen = ~np.isnan(values).all(axis=0)
+    values = values[:, seen]
+    points = [side(values, axis=0) for side in (np.nanmean, np.nanmin, np.nanmax)]
+    y, low, high = ([plain(value) for value in side] for side in points)
+    try:
+        last = plain(estimate(replace(quantity, of=series["of"]), measured).value)
+    except Missing:
+        last = None
+    band = {"low": low, "high": high} if len(runs) > 1 else {"low": None, "high": None}
+    return {"seeds": len(runs), "x": steps[seen].tolist(), "y": y, **band, "last": last}
+
+
+def _line(series: Cfg, quantity: Quantity, measured: Measurements) -> Data:
+    if quantity.kind == METRIC:
+        line = _metric_line(series, quantity, measured)
     else:
-        if not arm.get("scores"):
-            raise UserError(
-                "no evaluations over steps", _where(one), "keep steps and evaluate them"
-            )
-        by_step = sorted((int(step), names) for step, names in arm["scores"].items())
-        steps = np.array([step for step, _ in by_step])
-        scores = [
-            _score(one["of"], names, metric["benchmark"], _where(one), cfg, reader)
-            for _, names in by_step
-        ]
-        points = list(np.array(scores).T)
-        last, seeds, band = points[0][-1], len(by_step[-1][1]), True
-    y, low, high = ([plain(v) for v in side] for side in points)
-    return {
-        "series": one["of"],
-        "label": one["label"],
-        "seeds": seeds,
-        "x": steps.tolist(),
-        "y": y,
-        "low": low if band else None,
-        "high": high if band else None,
-        "last": plain(last),
-    }
+        line = _scores_line(series, quantity.name, measured)
+    return {"series": series["of"], "label": series["label"], **line}
 
 
-def _score_label(benchmark: str, cfg: Cfg, reader: Reader) -> str:
-    scored = _scored(cfg, reader)
-    return f"{avg_at(scored)} (%), {benchmark_label(benchmark, scored)}"
-
-
-def read_curves(cfg: Cfg, reader: Reader) -> Data:
+def read_curves(cfg: Cfg, measured: Measurements) -> Data:
     """One panel per metric, one line per series over steps; or groups of series across."""
     groups = cfg["panels"] or [{"title": "", "series": cfg["series"]}]
     panels = []
-    for metric in _metrics(cfg, reader):
-        benchmark = metric["benchmark"]
-        label = metric.get("label") or (
-            _score_label(benchmark, cfg, reader) if benchmark else label_of(metric["name"])
-        )
-        levels = []
-        for one in cfg["levels"] if benchmark else []:
-            names = cfg["arms"][one["of"]].get("evaluations") or []
-            found = _score(one["of"], names, benchmark, _where(one), cfg, reader)
-            bounds = dict(zip(("value", "low", "high"), map(plain, found), strict=True))
-            levels.append({"series": one["of"], "label": one["label"], **bounds})
+    metrics = [(metric, of_series(metric["name"], "", "last")) for metric in cfg["metrics"]]
+    for metric, quantity in _written_out(metrics, cfg, measured):
+        is_score, label, levels = quantity.kind != METRIC, label_of(quantity.name), []
+        if is_score:
+            scored = _scored(cfg, measured)
+            label = f"{axis('avg', scored)}, {benchmark_label(quantity.name, scored)}"
+            for level in cfg["levels"]:
+                ends = _ends(estimate(replace(quantity, of=level["of"]), measured))
+                levels.append({"series": level["of"], "label": level["label"], **ends})
         panels += [
             {
                 "group": group["title"],
-                "metric": metric["name"],
-                "label": label,
+                "metric": quantity.short if is_score else quantity.name,
+                "label": metric.get("label") or label,
                 "log": bool(metric.get("log")),
-                "percent": benchmark is not None,
-                "lines": [_line(one, metric, cfg, reader) for one in group["series"]],
+                "percent": is_score,
+                "lines": [_line(series, quantity, measured) for series in group["series"]],
                 "levels": levels,
             }
             for group in groups
@@ -219,147 +216,100 @@ def read_curves(cfg: Cfg, reader: Reader) -> Data:
 # Bars
 
 
-def _quantities(panel: Cfg, one: Cfg, cfg: Cfg, reader: Reader) -> Iterator[tuple[str, str, Data]]:
-    """(name, words of its own, quantity) of what a panel shows of a series: one, or several values
-    of a probe."""
-    quantity = panel["quantity"]
-    kind = next(iter(quantity.keys() & {*SCORES, "metric", "value"}))
-    if kind in SCORES:
-        benchmark = quantity[kind]
-        yield f"{kind}:{benchmark}", "", {kind: one["of"], "benchmark": benchmark}
-    elif kind == "metric":
-        name, at = quantity["metric"], quantity.get("at", "end")
-        yield f"{name}@{at}", "", {"metric": name, "of": one["of"], "at": at}
-    else:
-        wanted = quantity["value"]
-        for pattern in [wanted] if isinstance(wanted, str) else wanted:
-            for name in _matching(pattern, one, cfg, reader):
-                part = name.removeprefix(pattern.removesuffix("*")) or name
-                several = isinstance(wanted, list) or wanted.endswith("*")
-                words = panel.get("each", "{}").format(part.replace("_", " "))
-                yield name, words if several else "", {"probe": one["of"], "value": name}
+def _quantities(
+    panel: Cfg, first: Quantity, series: Cfg, measured: Measurements
+) -> Iterator[tuple[Quantity, str]]:
+    """What a panel shows of a series, and words of its own where that is several values of a
+    probe."""
+    asked = of_panel(panel["quantity"]) if first.kind == PROBE else [first]
+    several = isinstance(panel["quantity"].get("value"), list) or first.several
+    for quantity in asked:
+        own = replace(quantity, of=series["of"])
+        try:
+            names = numbered(own, measured) if quantity.several else [quantity.name]
+        except Missing:
+            names = []
+        for name in names:
+            part = name.removeprefix(quantity.name.removesuffix("*")) or name
+            words = panel.get("each", "{}").format(part.replace("_", " "))
+            yield replace(own, name=name), words if several else ""
 
 
-def _matching(pattern: str, one: Cfg, cfg: Cfg, reader: Reader) -> list[str]:
-    """Names of a probe's values that ``NAME_*`` stands for, by number."""
-    if not pattern.endswith("*"):
-        return [pattern]
-    try:
-        return numbered({"probe": one["of"], "value": pattern}, reader, cfg["probes"])
-    except Missing:
-        return []
-
-
-def _bar(
-    name: str, words: str, quantity: Cfg, one: Cfg, alone: bool, cfg: Cfg, reader: Reader
-) -> Data:
-    label = words if words and alone else ": ".join(filter(None, (one["label"], words)))
+def _bar(quantity: Quantity, words: str, series: Cfg, alone: bool, measured: Measurements) -> Data:
+    label = words if words and alone else ": ".join(filter(None, (series["label"], words)))
     bar: Data = {
-        "series": one["of"],
-        "metric": name,
+        "series": series["of"],
+        "metric": quantity.short,
         "label": label,
-        "group": one.get("group"),
+        "group": series.get("group"),
         "value": None,
         "low": None,
         "high": None,
         "seeds": 0,
     }
     try:
-        found = estimate(quantity, reader, cfg["arms"], cfg["probes"], *resampling(cfg))
+        result = estimate(quantity, measured)
     except Missing as missing:
         return {**bar, "missing": str(missing)}
-    bounds = dict(zip(("value", "low", "high"), map(plain, found.interval()), strict=True))
-    return {**bar, **bounds, "seeds": found.seeds}
+    return {**bar, **_ends(result), "seeds": result.seeds}
 
 
-def _titles(panel: Cfg, cfg: Cfg, reader: Reader) -> tuple[str, str]:
+def _titles(quantity: Quantity, cfg: Cfg, measured: Measurements) -> tuple[str, str]:
     """What stands above a panel of bars, and what below its axis."""
-    quantity = panel["quantity"]
-    for kind in SCORES:
-        if kind in quantity:
-            scored = _scored(cfg, reader)
-            unit = {
-                "avg": f"{avg_at(scored)} (%)",
-                "change": f"change in {avg_at(scored)} (points)",
-                "recovery": "gap recovered (%)",
-                "length": "tokens of responses (% of those before)",
-            }[kind]
-            return benchmark_label(quantity[kind], scored), unit
-    if "metric" in quantity:
-        when = {"start": "at the start", "end": "at the end"}.get(quantity.get("at", "end"))
-        when = when or quantity["at"]
-        # The unit stands below the axis.
-        words = label_of(quantity["metric"]).rpartition(" (")[0] or label_of(quantity["metric"])
-        return f"{words}, {when}", unit_of(quantity["metric"]) or "value"
-    first = quantity["value"] if isinstance(quantity["value"], str) else quantity["value"][0]
-    return label_of(first.rstrip("*_")), unit_of(first) or "value"
+    if quantity.kind in SCORES:
+        scored = _scored(cfg, measured)
+        return benchmark_label(quantity.name, scored), axis(quantity.kind, scored)
+    unit = quantity.unit or "value"
+    if quantity.kind == PROBE:
+        return label_of(quantity.name.rstrip("*_")), unit
+    when = {"start": "at the start", "end": "at the end"}.get(quantity.at or "", quantity.at)
+    label = label_of(quantity.name)
+    return f"{label.rpartition(' (')[0] or label}, {when}", unit  # the unit is below the axis
 
 
-def _written_out(panels: Sequence[Cfg], cfg: Cfg, reader: Reader) -> Iterator[Cfg]:
-    """Panels with ``each`` written out."""
-    for panel in panels:
-        kind = _score_of(panel)
-        if kind is None or panel["quantity"][kind] != EACH:
-            yield panel
-            continue
-        beside_mean = any(other["quantity"].get(kind) == MACRO for other in panels)
-        for name in _every(beside_mean, cfg, reader):
-            yield {**panel, "quantity": {kind: name}}
+def _bar_panels(panels: Sequence[Cfg], cfg: Cfg, measured: Measurements) -> list[Data]:
+    shown = [(panel, of_panel(panel["quantity"])[0]) for panel in panels]
+    written = _written_out(shown, cfg, measured)
+    drawn = [_bar_panel(panel, first, cfg, measured) for panel, first in written]
+    return [panel for panel in drawn if panel["bars"]]
 
 
-def _score_of(panel: Cfg) -> str | None:
-    return next((kind for kind in SCORES if kind in panel["quantity"]), None)
-
-
-def _bar_panels(panels: Sequence[Cfg], cfg: Cfg, reader: Reader) -> list[Data]:
-    return [
-        found
-        for panel in _written_out(panels, cfg, reader)
-        for found in [_bar_panel(panel, cfg, reader)]
-        if found["bars"]
+def _bar_panel(panel: Cfg, first: Quantity, cfg: Cfg, measured: Measurements) -> Data:
+    is_score, of_probes = first.kind in SCORES, first.kind == PROBE
+    series = [one for one in cfg["series"] if of_probes == (one["of"] in measured.probes)]
+    bars = [
+        _bar(quantity, words, one, len(series) == 1, measured)
+        for one in series
+        for quantity, words in _quantities(panel, first, one, measured)
     ]
-
-
-def _bar_panel(panel: Cfg, cfg: Cfg, reader: Reader) -> Data:
-    kind, of_probes = _score_of(panel), "value" in panel["quantity"]
-    series = [one for one in cfg["series"] if of_probes == (one["of"] in cfg["probes"])]
-    bars = []
-    for one in series:
-        scored = _evaluations(one, cfg, reader)
-        if kind and scored:
-            scored.benchmarks(panel["quantity"][kind])
-        for name, words, quantity in _quantities(panel, one, cfg, reader):
-            bars.append(_bar(name, words, quantity, one, len(series) == 1, cfg, reader))
-    title, unit = _titles(panel, cfg, reader)
-    if panel.get("percent") and not kind:
-        unit = "%"
+    title, unit = _titles(first, cfg, measured)
+    unit = panel.get("unit") or ("%" if panel.get("percent") and not is_score else unit)
     drawn = any(bar["value"] is not None and bar["low"] < bar["high"] for bar in bars)
-    unit = panel.get("unit") or unit
     return {
         "label": panel.get("label") or title,
         "unit": unit,
         "axis": f"{unit}, 95 % interval" if drawn else unit,
-        "percent": panel.get("percent", kind is not None),
+        "percent": panel.get("percent", is_score and first.unit in ("share", POINTS)),
         "bars": bars,
     }
 
 
-def read_bars(cfg: Cfg, reader: Reader) -> Data:
+def read_bars(cfg: Cfg, measured: Measurements) -> Data:
     """One panel per quantity, one bar per series, or per value of a probe."""
     panels = cfg["panels"] or [{"quantity": {"avg": b}} for b in cfg.get("benchmarks") or [MACRO]]
-    return {"panels": _bar_panels(panels, cfg, reader)}
+    return {"panels": _bar_panels(panels, cfg, measured)}
 
 
 # Heat maps
 
 
-def read_heatmap(cfg: Cfg, reader: Reader) -> Data:
+def read_heatmap(cfg: Cfg, measured: Measurements) -> Data:
     """A metric by step and response position, mean over seeds, one panel per series."""
     (metric,) = cfg["metrics"]
     panels = []
-    for one in cfg["series"]:
-        runs = cfg["arms"].get(one["of"], {}).get("run") or []
-        curves = reader.positions(runs, metric["name"], _where(one))
+    for series in cfg["series"]:
+        runs = measured.arms.get(series["of"], {}).get("run") or []
+        curves = measured.reader.positions(runs, metric["name"], _where(series))
         steps, positions = (np.unique(np.concatenate([c[i] for c in curves])) for i in (0, 1))
         cells = np.full((len(curves), len(positions), len(steps)), np.nan)
         for seed, (at, position, value) in zip(cells, curves, strict=True):
@@ -373,8 +323,8 @@ def read_heatmap(cfg: Cfg, reader: Reader) -> Data:
         values[np.searchsorted(bins, positions)] = means
         panels.append(
             {
-                "series": one["of"],
-                "label": one["label"],
+                "series": series["of"],
+                "label": series["label"],
                 "metric": metric["name"],
                 "seeds": len(runs),
                 "steps": steps.tolist(),
@@ -390,62 +340,62 @@ def read_heatmap(cfg: Cfg, reader: Reader) -> Data:
 # One quantity against another
 
 
-def read_scatter(cfg: Cfg, reader: Reader) -> Data:
+def read_scatter(cfg: Cfg, measured: Measurements) -> Data:
     """Two quantities, one point per series; a series that lacks one has no point."""
-    sides = {side: _bar_panels([cfg[side]], cfg, reader) for side in ("x", "y")}
-    found: Data = {"points": [], "missing_points": []}
+    sides = {side: _bar_panels([cfg[side]], cfg, measured) for side in ("x", "y")}
+    data: Data = {"points": [], "missing_points": []}
     for side, panels in sides.items():
         if not panels:
             raise UserError("no series has this quantity", side, "name arms for scores and metrics")
         label, unit = panels[0]["label"], panels[0]["unit"]
-        text = f"{unit}, {label}" if _score_of(cfg[side]) else f"{label} ({unit})"
-        found[side] = {"label": text, "percent": panels[0]["percent"]}
+        is_score = of_panel(cfg[side]["quantity"])[0].kind in SCORES
+        text = f"{unit}, {label}" if is_score else f"{label} ({unit})"
+        data[side] = {"label": text, "percent": panels[0]["percent"]}
     for x, y in zip(*(panels[0]["bars"] for panels in sides.values()), strict=True):
         if x["value"] is None or y["value"] is None:
-            found["missing_points"].append(x if x["value"] is None else y)
-            continue
-        found["points"].append({"series": x["series"], "label": x["label"], "x": x, "y": y})
-    if not found["points"]:
+            data["missing_points"].append(x if x["value"] is None else y)
+        else:
+            data["points"].append({"series": x["series"], "label": x["label"], "x": x, "y": y})
+    if not data["points"]:
         raise UserError("no series has both quantities", "series", "name arms that were measured")
-    return found
+    return data
 
 
 # Distributions
 
 
-def _rollouts(one: Cfg, cfg: Cfg, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
+def _rollouts(series: Cfg, measured: Measurements) -> tuple[np.ndarray, np.ndarray]:
     """Rewards and whether right of a probe's graded rollouts, all seeds together."""
-    parts = []
-    for run in cfg["probes"].get(one["of"], {}).get("runs") or []:
-        path = reader.file(run, "rollouts.parquet", _where(one))
-        parts.append(tables.read(path, _ROLLOUTS))
-    if not parts:
-        raise UserError("no run of the probe is named", _where(one), "name one input per seed")
-    whole = pa.concat_tables(parts)
-    whole = whole.filter(whole["correct"].is_valid())
-    return whole["reward_nats"].to_numpy(), whole["correct"].to_numpy()
+    runs = measured.probes.get(series["of"], {}).get("runs") or []
+    if not runs:
+        raise UserError("no run of the probe is named", _where(series), "name one input per seed")
+    paths = [measured.reader.file(run, "rollouts.parquet", _where(series)) for run in runs]
+    rollouts = pa.concat_tables([tables.read(path, _ROLLOUTS) for path in paths])
+    graded = rollouts.filter(rollouts["correct"].is_valid())
+    return graded["reward_nats"].to_numpy(), graded["correct"].to_numpy()
 
 
-def read_distribution(cfg: Cfg, reader: Reader) -> Data:
+def read_distribution(cfg: Cfg, measured: Measurements) -> Data:
     """Histograms of the sequence mean reward of right and wrong rollouts (Rethinking OPD, section
     6.2), one panel per probe, over the same bins; values of the probes as bars below.
 
     The outer bins hold the two per mille that lie beyond them on either side.
     """
-    read = [(one, *_rollouts(one, cfg, reader)) for one in cfg["series"]]
-    rewards = np.concatenate([reward for _, reward, _ in read])
+    rollouts = [(series, *_rollouts(series, measured)) for series in cfg["series"]]
+    rewards = np.concatenate([reward for _, reward, _ in rollouts])
     if not len(rewards):
         raise UserError("no rollout is graded", "series", "grade the rollouts of the probe")
     low, high = np.quantile(rewards, [0.002, 0.998])
     edges = np.histogram_bin_edges([low, high], BINS)
     panels = []
-    for one, reward, right in read:
+    for series, reward, right in rollouts:
         held = np.clip(reward, edges[0], edges[-1])
-        counts = {k: np.histogram(held[right == v], edges)[0] for k, v in _KINDS.items()}
+        kinds = {"right": right.astype(bool), "wrong": ~right.astype(bool)}
+        counts = {kind: np.histogram(held[those], edges)[0] for kind, those in kinds.items()}
         panels.append(
             {
-                "series": one["of"],
-                "label": one["label"],
+                "series": series["of"],
+                "label": series["label"],
                 "edges": [plain(v) for v in edges],
                 **{k: [plain(v) for v in n / max(1, n.sum())] for k, n in counts.items()},
                 **{f"n_{k}": int(n.sum()) for k, n in counts.items()},
@@ -454,62 +404,63 @@ def read_distribution(cfg: Cfg, reader: Reader) -> Data:
     return {
         "label": cfg.get("xlabel", "sequence mean reward (nats per token)"),
         "panels": panels,
-        "bars": _bar_panels(cfg["panels"], cfg, reader),
+        "bars": _bar_panels(cfg["panels"], cfg, measured),
     }
-
-
-_KINDS = {"right": True, "wrong": False}
 
 
 # Published values
 
 
-def _mark(data: Data, one: Cfg) -> bool:
+def _panels(data: Data) -> list[Data]:
+    return [*data.get("panels", []), *data.get("bars", [])]
+
+
+def _mark(data: Data, row: Cfg, measured: Measurements) -> bool:
     """Put a published value where its series is drawn; False where it is not."""
-    found = parse(one["value"])
-    if found is None or not one.get("series") or not one.get("metric"):
+    value = parse(row["value"])
+    if value is None or not row.get("series") or not row.get("metric"):
         return False
-    mark = {"series": one["series"], **found._asdict(), "text": one["value"]}
-    at, placed = one.get("at"), False
-    for panel in data.get("panels", []) + data.get("bars", []):
-        name = one["metric"]
-        for line in panel.get("lines", []) if panel.get("metric") == name else []:
-            if line["series"] == one["series"] and line["x"]:
+    mark = {"series": row["series"], **value._asdict(), "text": row["value"]}
+    at, placed = row.get("at"), False
+    of_probe = row["series"] in measured.probes
+    name = of_series(row["metric"], row["series"], str(at or "end"), of_probe).short
+    for panel in _panels(data):
+        for line in panel.get("lines", []) if panel.get("metric") == row["metric"] else []:
+            if line["series"] == row["series"] and line["x"]:
                 ends = {"start": line["x"][0], "end": line["x"][-1], None: None}
                 x = ends.get(at, at)
                 last = x is not None and x > (line["x"][0] + line["x"][-1]) / 2
-                panel["marks"].append({**mark, "metric": name, "x": x, "last": last})
+                panel["marks"].append({**mark, "metric": row["metric"], "x": x, "last": last})
                 placed = True
-        name = f"{name}@{at}" if at else name
         for bar in panel.get("bars", []):
-            if (bar["series"], bar["metric"]) == (one["series"], name) and bar["value"] is not None:
+            if (bar["series"], bar["metric"]) == (row["series"], name) and bar["value"] is not None:
                 panel["marks"].append({**mark, "metric": name})
                 placed = True
     return placed
 
 
-def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path]) -> None:
+def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path], measured: Measurements) -> None:
     """Mark published values where the scale is comparable, and list them all."""
-    for panel in data.get("panels", []) + data.get("bars", []):
+    for panel in _panels(data):
         panel["marks"] = []
     files = [path for name, path in inputs.items() if name.startswith("targets:")]
     rows = {row["id"]: row for path in files for row in read_targets(path)}
     data["published"] = []
-    for one in cfg.get("published") or []:
-        if one["target"] not in rows:
+    for shown in cfg.get("published") or []:
+        if shown["target"] not in rows:
             raise UserError(
-                f"no published row '{one['target']}'", "published", "name one of the targets"
+                f"no published row '{shown['target']}'", "published", "name one of the targets"
             )
-        row = rows[one["target"]]
+        row = rows[shown["target"]]
         about = [row[key] for key in ("student", "teacher", "metric", "benchmark", "setting")]
-        shown = {
-            **one,
+        entry = {
+            **shown,
             "value": row["value"],
             "confidence": row["confidence"],
             "about": ", ".join(text for text in about if text not in ("", "-")),
         }
-        drawn = bool(cfg.get("comparable")) and _mark(data, shown)
-        data["published"].append({**shown, "drawn": drawn})
+        drawn = bool(cfg.get("comparable")) and _mark(data, entry, measured)
+        data["published"].append({**entry, "drawn": drawn})
 
 
 # Captions
@@ -517,93 +468,75 @@ def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path]) -> None:
 
 def _caption(data: Data, cfg: Cfg) -> str:
     """What a reader has to know beside the drawing, as Markdown."""
-    series = [*_all_series(cfg), *cfg["levels"]]
-    panels = data.get("panels", []) + data.get("bars", [])
-    drawn = [x for p in panels for x in p.get("lines", []) + p.get("bars", [])]
-    drawn += [p for p in data.get("panels", []) if "seeds" in p] + [
-        side for point in data.get("points", []) for side in (point["x"], point["y"])
-    ]
-    seeds = sorted({x["seeds"] for x in drawn if x["seeds"]})
-    parts = [f"**{cfg.get('title') or ''}**"] if cfg.get("title") else []
-    first = [(cfg.get("caption") or "").strip()]
+    panels = _panels(data)
+    bars = [bar for panel in panels for bar in panel.get("bars", [])]
+    points = [point[side] for point in data.get("points", []) for side in ("x", "y")]
+    lines = [line for panel in panels for line in panel.get("lines", [])]
+    seeds = sorted({x["seeds"] for x in (*bars, *points, *lines, *panels) if x.get("seeds")})
     known = {**cfg["arms"], **cfg["probes"]}
-    stands = {
-        one["label"]: known[one["of"]]["label"]
-        for one in series
-        if known[one["of"]]["label"] != one["label"]
-    }
-    if stands:
-        first.append(f"{'; '.join(f'{a}: {b}' for a, b in stands.items())}.")
-    first += [_how(data, cfg, seeds)]
-    parts.append(" ".join(filter(None, first)))
+    labels = {x["label"]: known[x["of"]]["label"] for x in (*_all_series(cfg), *cfg["levels"])}
+    stands = "; ".join(f"{label}: {own}" for label, own in labels.items() if own != label)
+    text = [(cfg.get("caption") or "").strip(), f"{stands}." if stands else ""]
+    parts = [f"**{cfg['title']}**"] if cfg.get("title") else []
+    parts.append(" ".join(filter(None, [*text, *_how(data, cfg, seeds)])))
     if cfg.get("missing"):
         parts.append(f"Not run at this scale, so not drawn: {', '.join(cfg['missing'])}.")
-    bars = [bar for panel in panels for bar in panel.get("bars", [])]
-    bars += data.get("missing_points", [])
-    absent = [f"{b['metric']}, {b['label']}: {b['missing']}" for b in bars if b.get("missing")]
-    if absent:
-        parts.append(f"Without a value: {'; '.join(absent)}.")
-    others = sum(not one["drawn"] for one in data["published"])
+    without = [bar for bar in (*bars, *data.get("missing_points", [])) if bar.get("missing")]
+    absent = "; ".join(f"{bar['metric']}, {bar['label']}: {bar['missing']}" for bar in without)
+    parts += [f"Without a value: {absent}."] if absent else []
+    others = sum(not row["drawn"] for row in data["published"])
     if others < len(data["published"]):
         more = f"; {others} more have no place in the drawing" if others else ""
         parts.append(f"Open diamonds are published values{more}.")
+    elif others and cfg.get("comparable"):
+        parts.append("Published values have no place in the drawing.")
     elif others:
-        why = "have no place in the drawing"
-        if not cfg.get("comparable"):
-            why = "belong to other models and data, and are not drawn"
-        parts.append(f"Published values {why}.")
+        parts.append("Published values belong to other models and data, and are not drawn.")
     return "\n\n".join(parts) + "\n"
 
 
-def _how(data: Data, cfg: Cfg, seeds: Sequence[int]) -> str:
+def _how(data: Data, cfg: Cfg, seeds: Sequence[int]) -> Iterator[str]:
     """How many seeds the numbers are from, and what bands and intervals mean."""
-    counts = " or ".join(map(str, seeds))
-    of = {"": "", "1": "One seed."}.get(counts, f"Means over {counts} seeds.")
-    count = resampling(cfg)[0]
+    if seeds:
+        several = f"Means over {' or '.join(map(str, seeds))} seeds."
+        yield "One seed." if list(seeds) == [1] else several
     panels = data.get("panels", [])
-    lines = [(p["percent"], line) for p in panels for line in p.get("lines", [])]
-    scores = any(score for score, _ in lines)
+    scores = any(panel["percent"] for panel in panels if panel.get("lines"))
     if scores:
-        draws = of_draws(count, "problems", seeds)
-        of += f" Bands of scores are 95 % intervals from {draws}."
-    if any(not score and line["low"] for score, line in lines):
+        draws = of_draws(cfg, "problems", seeds)
+        yield f"Bands of scores are 95 % intervals from {draws}."
+    if any(line["low"] for p in panels for line in p.get("lines", []) if not p["percent"]):
         bands = "Other bands" if scores else "Bands"
-        of += f" {bands} reach from the lowest seed to the highest."
-    levels = " and ".join(dict.fromkeys(o["label"] for p in panels for o in p.get("levels", [])))
+        yield f"{bands} reach from the lowest seed to the highest."
+    levels = dict.fromkeys(level["label"] for p in panels for level in p.get("levels", []))
     if levels:
         many = len(cfg["levels"]) > 1
-        lines_are = (
-            "Horizontal lines are the scores" if many else "The horizontal line is the score"
-        )
-        of += f" {lines_are} of {levels}."
+        start = "Horizontal lines are the scores" if many else "The horizontal line is the score"
+        yield f"{start} of {' and '.join(levels)}."
     if data["kind"] == "heatmap" and any(None in row for p in panels for row in p["values"]):
-        of += " Hatched: no response is that long."
+        yield "Hatched: no response is that long."
     if data["kind"] in ("bars", "scatter", "distribution"):
-        of += f" Intervals are 95 %: {'; '.join(_intervals(cfg, seeds))}."
-    return of.strip()
+        yield f"Intervals are 95 %: {'; '.join(_intervals(cfg, seeds))}."
 
 
-def _intervals(cfg: Cfg, seeds: Sequence[int]) -> list[str]:
+def _intervals(cfg: Cfg, seeds: Sequence[int]) -> Iterator[str]:
     """What the intervals of quantities are from, for each kind that is drawn."""
     panels = cfg.get("panels") or [cfg[side] for side in ("x", "y") if side in cfg]
-    kinds = {key for panel in panels for key in panel["quantity"]}
-    count = resampling(cfg)[0]
-    found = []
+    kinds = {of_panel(panel["quantity"])[0].kind for panel in panels}
     if not panels or kinds & {*SCORES}:
-        found.append(f"of scores from {of_draws(count, 'problems', seeds)}")
-    if "value" in kinds:
-        found.append(f"of probes from {of_draws(PROBE_DRAWS, 'prompts', seeds)}")
-    if "metric" in kinds and max(seeds, default=1) > 1:
-        found.append("of what training logs Student's t over seeds")
-    elif "metric" in kinds:
-        steps = of_draws(count, "blocks of steps", seeds)
-        found.append(f"of what training logs, where it is a mean over steps, from {steps}")
-    return found
+        yield f"of scores from {of_draws(cfg, 'problems', seeds)}"
+    if PROBE in kinds:
+        yield f"of probes from {of_draws(cfg, 'prompts', seeds)}"
+    if METRIC in kinds and max(seeds, default=1) > 1:
+        yield "of what training logs Student's t over seeds"
+    elif METRIC in kinds:
+        steps = of_draws(cfg, "blocks of steps", seeds)
+        yield f"of what training logs, where it is a mean over steps, from {steps}"
 
 
 # All kinds
 
-KINDS: dict[str, Callable[[Cfg, Reader], Data]] = {
+KINDS: dict[str, Callable[[Cfg, Measurements], Data]] = {
     "curves": read_curves,
     "grid": read_curves,
     "bars": read_bars,
@@ -624,9 +557,9 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
       benchmark may be ``macro``, or ``each`` for a panel of every one.
     - grid: the same with ``panels`` [{title, series}] across.
     - bars: ``benchmarks``, or ``panels`` [{quantity, label, unit, percent, each}]; a quantity is
-      {avg | change | recovery: BENCHMARK}, {metric, at} or {value: NAME | [NAMES] | "advantage_*"}
-      of probes (``opd.results.estimate``, without what it is of: that is the series). ``each``
-      words a bar of several values, as "prefix of {} tokens".
+      {avg: BENCHMARK}, {metric, at} or {value: NAME | [NAMES] | "advantage_*"} of probes
+      (``opd.results.quantity.of_panel``). ``each`` words a bar of several values, as
+      "prefix of {} tokens".
     - heatmap: one of ``metrics`` by step and response position.
     - scatter: ``x`` and ``y``, each as a panel of bars.
     - distribution: rewards of right and wrong rollouts of probes; ``panels`` of bars below.
@@ -642,14 +575,19 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
     """
     kind = cfg["kind"]
     if kind not in KINDS:
-        raise UserError(f"no kind of figure '{kind}'", "kind", f"there are {', '.join(KINDS)}")
+        raise UserError(f"no kind of figure '{kind}'", "kind", suggestion(kind, KINDS))
     cfg = _named(cfg)
-    reader = Reader(inputs)
+    measured = Measurements(cfg, Reader(inputs))
     drawn = "curves" if kind == "grid" else kind
-    data = {"kind": drawn, "title": cfg.get("title"), **KINDS[kind](cfg, reader)}
-    _publish(data, cfg, inputs)
+    try:
+        data = {"kind": drawn, "title": cfg.get("title"), **KINDS[kind](cfg, measured)}
+    except Missing as missing:
+        raise UserError(f"there is no {missing}", "series", "name what is measured") from missing
+    _publish(data, cfg, inputs, measured)
     data["sources"] = [
-        f"{name}/{file}={found}" for name in inputs for file, found in reader.digests(name).items()
+        f"{name}/{file}={digest}"
+        for name in inputs
+        for file, digest in measured.reader.digests(name).items()
     ]
     # What is drawn is what is written.
     data = json.loads(json.dumps(data, allow_nan=False))
@@ -661,15 +599,15 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
 
 def _summary(data: Data) -> dict[str, Any]:
     """The few numbers of a figure that its manifest holds."""
-    found: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     several = len(data.get("groups", [])) > 1
-    for panel in data.get("panels", []) + data.get("bars", []):
-        shown = found.setdefault(panel["group"], {}) if several else found
+    for panel in _panels(data):
+        shown = summary.setdefault(panel["group"], {}) if several else summary
         for line in panel.get("lines", []):
             shown.setdefault(line["label"], {})[panel["metric"]] = line["last"]
         for bar in panel.get("bars", []):
             values = [bar[key] for key in ("value", "low", "high")]
             shown.setdefault(bar["label"], {})[bar["metric"]] = values
     for point in data.get("points", []):
-        found[point["label"]] = {side: point[side]["value"] for side in ("x", "y")}
-    return found
+        summary[point["label"]] = {side: point[side]["value"] for side in ("x", "y")}
+    return summary

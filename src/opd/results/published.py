@@ -10,7 +10,7 @@ _TEXT = re.compile(
 )
 
 
-class Published(NamedTuple):
+class Printed(NamedTuple):
     """A published value: ``low`` equals ``high`` unless it is a range.
 
     ``bound`` is ``>`` or ``<`` where only a side is given, ``~`` where it is rough, else empty.
@@ -26,15 +26,15 @@ class Published(NamedTuple):
         return self.low == self.high and self.bound in ("", "~")
 
 
-def parse(text: str) -> Published | None:
+def parse(text: str) -> Printed | None:
     """A printed number with what is said of it; None for words, as ``stagnant``."""
-    found = _TEXT.fullmatch(str(text).strip())
-    if not found:
+    match = _TEXT.fullmatch(str(text).strip())
+    if not match:
         return None
-    sign = (found["bound"] or "")[:1]
+    sign = (match["bound"] or "")[:1]
     bound = {"≥": ">", "≤": "<", "≈": "~"}.get(sign, sign)
-    low = float(found["low"])
-    return Published(low, low if found["high"] is None else float(found["high"]), bound)
+    low = float(match["low"])
+    return Printed(low, low if match["high"] is None else float(match["high"]), bound)
 
 
 def reach(text: str) -> tuple[float, float] | None:
@@ -43,14 +43,14 @@ def reach(text: str) -> tuple[float, float] | None:
 
     Rounding is at most 0.005: lists drop final zeros, and 0.70 may stand there as 0.7.
     """
-    found = parse(text)
-    if found is None:
+    value = parse(text)
+    if value is None:
         return None
-    if found.bound == ">":
-        return found.low, math.inf
-    if found.bound == "<":
-        return -math.inf, found.high
+    if value.bound == ">":
+        return value.low, math.inf
+    if value.bound == "<":
+        return -math.inf, value.high
     digits = re.findall(_NUMBER, str(text))[0]
     places = len(re.split("[eE]", digits)[0].partition(".")[2])
     slack = min(0.005, 0.5 * 10**-places)
-    return found.low - slack, found.high + slack
+    return value.low - slack, value.high + slack

@@ -15,7 +15,8 @@ from xml.etree import ElementTree
 from opd.core import html
 from opd.core.code import package_file
 from opd.core.files import digest, file_digest, read_json
-from opd.results import claims_page, columns
+from opd.results import claims_page
+from opd.results.quantity import column
 
 # Not compared with their digests: reading them would take longer than all else together.
 WEIGHTS = ".safetensors"
@@ -343,9 +344,9 @@ def _roles(cfg: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, list[s
 def _columns(cfg: Mapping[str, Any]) -> dict[str, str]:
     """What a row of a table may name -> the columns that are worked out of it, in brackets."""
     found: dict[str, list[str]] = {}
-    for column in cfg.get("columns", []):
-        spec = column if isinstance(column, str) else column["column"]
-        for role in columns.KINDS[columns.parse(spec)[0]][0]:
+    for shown in cfg.get("columns", []):
+        spec = shown if isinstance(shown, str) else shown["column"]
+        for role in column(spec).inputs:
             found.setdefault(role, []).append(spec)
     return {role: f" ({', '.join(specs)})" for role, specs in found.items()}
 

@@ -64,36 +64,14 @@ def interval(scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> Inter
     return bounds(means[0], draws[:, 0], least(cells), (0.0, 1.0))
 
 
-def difference(
-    after: Scores, before: Scores, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
-    """avg@k of ``after`` less that of ``before`` (each [S, P, K] with the same problems).
-
-    Paired over problems, and over seeds where both sides have several; a side with one seed is
-    paired with every seed of the other. Raises ``ValueError`` where the shapes do not allow it.
-    """
-    paired = less(*averages(after, before))
-    means, draws = bootstrap([paired], resamples, seed)
-    return bounds(means[0], draws[:, 0], least(paired), (-1.0, 1.0))
-
-
-def recovery(
-    after: Scores, before: Scores, teacher: Scores, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval | None:
-    """Gap recovery (after - before) / (teacher - before); Rethinking OPD, section 3.2.
-
-    Paired as in ``difference``. None where the interval of the gap itself reaches zero: then no
-    share is ruled out (see above).
-    """
-    recovered = shares(averages(after, before, teacher), resamples, seed)
-    return None if recovered is None else bounds(*recovered)
-
-
 def shares(
     sides: Sequence[Sequence[Array]], resamples: int, seed: int, only: int | None = None
 ) -> tuple[float, Array] | None:
-    """``recovery`` as its value and its draws [R], from the averages of after, before and teacher;
-    NaN in the few draws without a gap."""
+    """Gap recovery (after - before) / (teacher - before), Rethinking OPD, section 3.2, of averages
+    [S, P] of after, before and teacher: its value, and its draws [R], NaN in the few without a gap.
+
+    None where the interval of the gap itself reaches zero: then no share is ruled out (see above).
+    """
     now, base, goal = sides
     means, draws = bootstrap([less(now, base), less(goal, base)], resamples, seed, only)
     gap = np.where(draws[:, 1] > 0, draws[:, 1], np.nan)
@@ -256,6 +234,15 @@ def bounds(
     if least:
         low, high = max(limits[0], value - least), min(limits[1], value + least)
     return Interval(float(value), float(low), float(high))
+
+
+def over_seeds(values: Array) -> Interval:
+    """Mean of one value per seed [S >= 2] with Student's t interval: for three seeds the half width
+    is 4.30 standard errors."""
+    from scipy.special import stdtrit
+
+    half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(len(values))
+    return Interval(float(values.mean()), *(float(values.mean() + way * half) for way in (-1, 1)))
 
 
 def boundless(draws: Array) -> bool:

@@ -79,7 +79,7 @@ def bounded(quantity: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
         ),
         (
             lambda given: given.update(arms=["E01.student"]),
-            "arms: got ['E01.student']; write NAME: what it is",
+            "rethinking_opd.yaml.arms: Input should be a valid dictionary; write title, arms",
         ),
         (lambda given: given["arms"].update({"E01.student": None}), "arms.E01.student: "),
         (lambda given: given["arms"].update({"E01 student": "x"}), "arms.E01 student: "),

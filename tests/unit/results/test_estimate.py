@@ -1,4 +1,4 @@
-"""Quantities against numbers by hand, and against the functions of opd.intervals."""
+"""Estimates of quantities against numbers by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,20 @@ from opd.core.errors import UserError
 from opd.evaluation.reader import Reader
 from opd.evaluation.schemas import SCORES
 from opd.losses.schemas import METRICS
+from opd.results import estimate as estimates
 from opd.results.estimate import (
     Estimate,
+    Measurements,
     Missing,
     Undefined,
     at,
-    benchmarks,
     blocks,
     difference,
-    estimate,
-    over_seeds,
-    unit_of,
 )
-from opd.stats.intervals import difference as difference_of_scores
-from opd.stats.intervals import interval, recovery, weights
+from opd.results.quantity import read, unit_of
+from opd.stats.intervals import averages, bootstrap, bounds, interval, less, over_seeds, weights
 
-Quantity = dict[str, Any]
+Given = dict[str, Any]
 STUDENT = {"easy": [2, 1, 3, 2], "hard": [0, 1, 0, 1]}
 TEACHER = {"easy": [4, 4, 4, 4], "hard": [4, 4, 3, 2]}
 AFTER = [
@@ -70,28 +68,27 @@ ARMS = {
 PROBES = {"P": {"label": "p", "runs": ["p0", "p1"]}, "Q": {"label": "q", "runs": ["p0"]}}
 
 
-def found(quantity: Quantity, reader: Reader, resamples: int = 500) -> Estimate:
+def estimate(
+    quantity: Given, reader: Reader, arms: Given, probes: Given, resamples: int = 4000
+) -> Estimate:
+    cfg = {"arms": arms, "probes": probes, "resamples": resamples}
+    return estimates.estimate(read(quantity), Measurements(cfg, reader))
+
+
+def found(quantity: Given, reader: Reader, resamples: int = 500) -> Estimate:
     return estimate(quantity, reader, ARMS, PROBES, resamples)
 
 
-@pytest.mark.parametrize("benchmark", ["macro", "easy", "hard"])
-def test_scores_are_those_of_tables(reader: Reader, benchmark: str) -> None:
-    """Value and interval of the same functions; of one benchmark within the draws of all."""
-    models = [["s0", "s1"], ["student"] * 2, ["teacher"] * 2]
-    after, base, teacher = (reader.evaluations(m, "here").scores(benchmark) for m in models)
-    expected = {
-        "avg": interval(after, 4000),
-        "change": difference_of_scores(after, base, 4000),
-        "recovery": recovery(after, base, teacher, 4000),
-    }
-    for kind, one in expected.items():
-        got = found({kind: "after", "benchmark": benchmark}, reader, 4000)
-        assert one is not None and got.seeds == 2
-        # Draws of the second benchmark come from another part of the random stream, and eight
-        # averages in steps of a quarter make coarse quantiles.
-        near = 1e-12 if benchmark != "hard" else 0.08
-        assert got.value == pytest.approx(one.mean)
-        assert got.interval() == pytest.approx(one, abs=near)
+def test_one_benchmark_is_drawn_as_among_all(reader: Reader) -> None:
+    """The interval of the first is that of it alone; another has another part of the stream."""
+    sides = [["s0", "s1"], ["student"] * 2]
+    after, base = (reader.evaluations(names, "here").scores("easy") for names in sides)
+    alone = interval(after, 4000)
+    easy = found({"avg": "after", "benchmark": "easy"}, reader, 4000)
+    assert easy.interval() == pytest.approx(alone, abs=1e-12) and easy.seeds == 2
+    means, draws = bootstrap([less(*averages(after, base))], 4000, 0)
+    change = found({"change": "after", "benchmark": "easy"}, reader, 4000)
+    assert change.interval() == pytest.approx(bounds(means[0], draws[:, 0]), abs=1e-12)
 
 
 def test_values_by_hand(reader: Reader) -> None:
@@ -104,7 +101,13 @@ def test_values_by_hand(reader: Reader) -> None:
     got = found({"recovery": "after"}, reader)
     assert got.value == pytest.approx(share) and got.unit == "share"
     assert found({"change": "after"}, reader).unit == "points of a share"
-    assert benchmarks({"avg": "after"}, reader, ARMS) == ("easy", "hard")
+    # Tokens are 10 to 13 of each problem; the fourth sample is cut off.
+    assert found({"tokens": "after"}, reader).value == pytest.approx(11.5)
+    assert found({"truncated": "after"}, reader).value == pytest.approx(0.25)
+    assert found({"answered": "after"}, reader).value == pytest.approx(after)
+    # Seven of eight problems are better and one is worse, by as little as the least of the others:
+    # to swap none, this one or that one is as extreme, to either side, of 2^8 swaps.
+    assert found({"p": "after"}, reader).value == pytest.approx(6 / 256)
 
 
 def test_length_is_a_share_of_that_of_the_base(tmp_path: Path) -> None:
@@ -172,6 +175,7 @@ def test_curves_become_numbers() -> None:
     assert at(values, "late") == pytest.approx((5 * 4 + 15) / 11)
     assert at(values, "mean") == pytest.approx((20 + 40 + 15) / 21)
     assert (at(values, "min"), at(values, "max"), at(values, "jump")) == (0, 9, 6)
+    assert at(values, "last") == 5
     assert at(values, "drop") == pytest.approx(9 - 4)
     assert {at(values[:1], w) for w in ("start", "end", "late", "mean", "min", "max")} == {5}
     assert at(values[:1], "jump") == 0

