@@ -110,7 +110,7 @@ def test_cost_adds_up_what_lies_behind_the_page_too(tmp_path):
     """2 + 3 + 3725 + 60 + 4.5 and one second for each of two figures, table and claims."""
     page, _ = reported(sample(tmp_path), tmp_path / "out")
     assert "the 9 stages behind this page took 1 h 03 min" in page.text  # 3,798.5 s
-    assert "opd 1 1 h 02 min" in page.text and "init 1 3.0 s" in page.text
+    assert "distill 1 1 h 02 min" in page.text and "init 1 3.0 s" in page.text
     assert "A GPU 1 1 h 02 min" in page.text and "cpu 8 1 min 14 s" in page.text  # 73.5 s
     assert "python 3.11.7 (8 artifacts), 3.12.1 (1 artifact)" in page.text
     assert "torch 2.13.0" in page.text
@@ -141,7 +141,7 @@ def test_what_stages_drew_from_gpus_stands_beside_their_time(tmp_path):
     # (100 x 0.9 + 300 x 0.5) / 400 = 0.6; 90,000 J are 25 Wh; what ran without a GPU tells nothing.
     assert "H100 2 6 min 40 s 70.0 60 25.0" in page.text
     assert "cpu 1 5.0 s – – –" in page.text
-    assert "opd 3 6 min 45 s 70.0 60 25.0" in page.text
+    assert "distill 3 6 min 45 s 70.0 60 25.0" in page.text
 
 
 @pytest.mark.parametrize("kind", ["changed", "gone", "added"])
