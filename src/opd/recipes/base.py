@@ -47,11 +47,11 @@ class OneOf(Strict):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "OneOf":
-        given = [verb for verb in self.verbs() if getattr(self, verb) is not None]
-        if len(given) != 1:
+        present = [verb for verb in self.verbs() if getattr(self, verb) is not None]
+        if len(present) != 1:
             raise ValueError(
                 f"needs exactly one of {', '.join(self.verbs())} "
-                f"(it has {' and '.join(given) or 'none'})"
+                f"(it has {' and '.join(present) or 'none'})"
             )
         return self
 
