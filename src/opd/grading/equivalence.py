@@ -111,23 +111,23 @@ def normalise(answer: str) -> str:
 
 def number(text: str) -> Fraction | None:
     """Value of a normalised decimal, with thousands commas and a power of ten; None: it is none."""
-    found = NUMBER.fullmatch(POWER_OF_TEN.sub(r"\g<1>1\\times10^", text))
-    if found is None:
+    match = NUMBER.fullmatch(POWER_OF_TEN.sub(r"\g<1>1\\times10^", text))
+    if match is None:
         return None
-    decimals = found[3] or ""
-    power = int(found[4] or (found[5] or "0").strip("{}")) - len(decimals)
-    value = int(found[2].replace(",", "") + decimals) * Fraction(10) ** power
-    return -value if found[1] == "-" else value
+    decimals = match[3] or ""
+    power = int(match[4] or (match[5] or "0").strip("{}")) - len(decimals)
+    value = int(match[2].replace(",", "") + decimals) * Fraction(10) ** power
+    return -value if match[1] == "-" else value
 
 
 def fraction(text: str) -> tuple[int, int] | None:
     """Numerator and denominator of a normalised fraction of integers as it stands, the sign at the
     numerator; None: it is none."""
-    found = FRACTION.fullmatch(text)
-    if found is None or int(found[5]) == 0:
+    match = FRACTION.fullmatch(text)
+    if match is None or int(match[5]) == 0:
         return None
-    minus = (found[1] + found[2] + found[4]).count("-") % 2
-    return (-int(found[3]) if minus else int(found[3])), int(found[5])
+    minus = (match[1] + match[2] + match[4]).count("-") % 2
+    return (-int(match[3]) if minus else int(match[3])), int(match[5])
 
 
 def elements(text: str) -> tuple[str, list[str]]:

@@ -144,8 +144,8 @@ def forbid_code() -> None:
     from sympy.parsing import sympy_parser
 
     def convert(text: str, *_: Any, **__: Any) -> Expr:
-        if found := re.fullmatch(r"(\d+)(?:/([1-9]\d*))?", text, re.ASCII):
-            return Rational(int(found[1]), int(found[2] or 1))
+        if fraction := re.fullmatch(r"(\d+)(?:/([1-9]\d*))?", text, re.ASCII):
+            return Rational(int(fraction[1]), int(fraction[2] or 1))
         if re.fullmatch(r"\d*\.\d+", text, re.ASCII):
             return Float(text)
         refuse(text)

@@ -80,11 +80,11 @@ def with_demonstrations(asked: str, correct: Sequence[str], wrong: Sequence[str]
         return asked
     if wrong:
         blocks = [_MIXED]
-        blocks += ["Correct:\n" + _QUOTED.format(one) for one in correct]
-        blocks += ["WRONG (do NOT imitate):\n" + _QUOTED.format(one) for one in wrong]
+        blocks += ["Correct:\n" + _QUOTED.format(text) for text in correct]
+        blocks += ["WRONG (do NOT imitate):\n" + _QUOTED.format(text) for text in wrong]
     else:
         head = _ONE if len(correct) == 1 else _SEVERAL
-        first, *rest = [_QUOTED.format(one) for one in correct]
+        first, *rest = [_QUOTED.format(text) for text in correct]
         blocks = [f"{head}\n{first}", *rest]
     return "\n\n".join([asked, *blocks, _NOW])
 

@@ -33,8 +33,8 @@ def by_child(values: Array, starts: Array, size: int) -> Array:
 
 def renormalised(p: ArrayLike, starts: Array = ONE) -> Array:
     """Probabilities that sum to one at each node."""
-    found = np.asarray(p, dtype=np.float64)
-    return found / by_child(totals(found, starts), starts, len(found))
+    shares = np.asarray(p, dtype=np.float64)
+    return shares / by_child(totals(shares, starts), starts, len(shares))
 
 
 def gradient(

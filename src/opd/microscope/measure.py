@@ -130,20 +130,14 @@ def _read_tree(payload: Path) -> _Tree:
 def _cell(
     teacher: str, path: Row, nodes: Nodes, scores: Scores, compared: Compared
 ) -> statistics.Cell:
-    features = {"depth": nodes.depth / max(1, len(path["token_ids"]) - 1)}
-    divergences = (compared.kl, compared.js, compared.l2, compared.similarity)
-    names = statistics.FEATURES[1:]
-    features |= {n: of[nodes.depth] for n, of in zip(names, divergences, strict=True)}
-    return statistics.cell(
-        path["prompt_id"],
-        teacher,
-        path["path"],
-        path["correct"],
-        scores.alignment,
-        scores.range,
-        scores.advantage,
-        features,
+    at = nodes.depth
+    numbers = (
+        at / max(1, len(path["token_ids"]) - 1),
+        *(column[at] for column in (compared.kl, compared.js, compared.l2, compared.similarity)),
     )
+    features = dict(zip(statistics.FEATURES, numbers, strict=True))
+    about = path["prompt_id"], teacher, path["path"], path["correct"]
+    return statistics.cell(*about, *scores[:3], features)
 
 
 def _token_rows(

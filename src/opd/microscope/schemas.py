@@ -1,73 +1,67 @@
-"""Tables of the microscope's stages; apart from ``opd.core.tables``, on which everything
-depends."""
+"""Tables of the microscope's stages."""
 
 import pyarrow as pa
 
-_S, _I, _F, _B = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-_TOKENS = pa.list_(pa.int32())
-
-
-def _schema(*nullable: str, **columns: pa.DataType) -> pa.Schema:
-    return pa.schema(
-        [pa.field(name, kind, nullable=name in nullable) for name, kind in columns.items()]
-    )
-
+from opd.core.tables import FLAG, INTEGER, NUMBER, TEXT, schema
 
 # Demonstrations: verified responses, or summaries of them, in the order in which they came.
-DEMONSTRATIONS = _schema(prompt_id=_S, correct=_B, place=_I, trial=_I, text=_S)
+DEMONSTRATIONS = schema(prompt_id=TEXT, correct=FLAG, place=INTEGER, trial=INTEGER, text=TEXT)
 # Of each question how many trials it took, and what was found.
-TRIALS = _schema("reason", prompt_id=_S, trials=_I, correct=_I, wrong=_I, reason=_S)
+TRIALS = schema(
+    "reason", prompt_id=TEXT, trials=INTEGER, correct=INTEGER, wrong=INTEGER, reason=TEXT
+)
 # Pass rates of a student by context. bin: easy, medium, hard or extremely hard, by the baseline;
 # kept: a correct demonstration from every source, and not extremely hard.
-SCREENING = _schema(prompt_id=_S, context=_S, samples=_I, passes=_I, bin=_S, kept=_B)
-# Questions of a tree. reason: why one was left out. targeted: rollouts beyond the initial ones.
-QUESTIONS = _schema(
-    "reason", prompt_id=_S, question=_S, answer=_S, rollouts=_I, correct=_I, targeted=_I, reason=_S
+SCREENING = schema(
+    prompt_id=TEXT, context=TEXT, samples=INTEGER, passes=INTEGER, bin=TEXT, kept=FLAG
 )
-PATHS = _schema(prompt_id=_S, path=_I, correct=_B, finished=_B, rollout=_I, token_ids=_TOKENS)
-CHILDREN = _schema(prompt_id=_S, path=_I, depth=_I, token=_I, visits=_I, successes=_I)
+# Questions of a tree. reason: why one was left out. targeted: rollouts beyond the initial ones.
+QUESTIONS = schema(
+    "reason",
+    prompt_id=TEXT,
+    question=TEXT,
+    answer=TEXT,
+    rollouts=INTEGER,
+    correct=INTEGER,
+    targeted=INTEGER,
+    reason=TEXT,
+)
+PATHS = schema(
+    prompt_id=TEXT,
+    path=INTEGER,
+    correct=FLAG,
+    finished=FLAG,
+    rollout=INTEGER,
+    token_ids=pa.list_(pa.int32()),
+)
+CHILDREN = schema(
+    prompt_id=TEXT, path=INTEGER, depth=INTEGER, token=INTEGER, visits=INTEGER, successes=INTEGER
+)
+_CHILD = schema(
+    token=INTEGER, text=TEXT, student=NUMBER, teacher=NUMBER, visits=INTEGER, successes=INTEGER
+)
+_PLACE = {"prompt_id": TEXT, "path": INTEGER, "correct": FLAG, "depth": INTEGER, "token": INTEGER}
+_NUMBERS = ("alignment", "range", "advantage")
+_DIVERGENCES = ("kl_nats", "js_nats", "l2", "similarity")
 # Every token of every path as one teacher sees it. alignment: where the node has a direction;
 # range and advantage: where it could be scored. children of the node: those that were visited often
 # enough or that the teacher likes best.
-TOKENS = _schema(
-    *("alignment", "range", "advantage"),
-    prompt_id=_S,
-    path=_I,
-    correct=_B,
-    depth=_I,
-    token=_I,
-    text=_S,
-    alignment=_F,
-    range=_F,
-    advantage=_F,
-    scored_children=_I,
-    kl_nats=_F,
-    js_nats=_F,
-    l2=_F,
-    similarity=_F,
-    children=pa.list_(
-        pa.struct(
-            [
-                pa.field("token", _I, nullable=False),
-                pa.field("text", _S, nullable=False),
-                pa.field("student", _F, nullable=False),
-                pa.field("teacher", _F, nullable=False),
-                pa.field("visits", _I, nullable=False),
-                pa.field("successes", _I, nullable=False),
-            ]
-        )
-    ),
+TOKENS = schema(
+    *_NUMBERS,
+    **{**_PLACE, "text": TEXT, **dict.fromkeys(_NUMBERS, NUMBER), "scored_children": INTEGER},
+    **dict.fromkeys(_DIVERGENCES, NUMBER),
+    children=pa.list_(pa.struct(list(_CHILD))),
 )
 # What a teacher could not be measured on, and why.
-LEFT_OUT = _schema("path", prompt_id=_S, path=_I, reason=_S)
+LEFT_OUT = schema("path", prompt_id=TEXT, path=INTEGER, reason=TEXT)
 # Numbers of cells, as ``opd.microscope.statistics`` has them.
-CELLS = _schema(
-    prompt_id=_S,
-    teacher=_S,
-    path=_I,
-    correct=_B,
-    nodes=_I,
-    undefined=_I,
-    variance=_F,
-    numbers=pa.map_(_S, _F),
+CELLS = schema(
+    prompt_id=TEXT,
+    teacher=TEXT,
+    path=INTEGER,
+    correct=FLAG,
+    nodes=INTEGER,
+    undefined=INTEGER,
+    variance=NUMBER,
+    numbers=pa.map_(TEXT, NUMBER),
 )

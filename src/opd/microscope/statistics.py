@@ -165,10 +165,10 @@ def values(cells: Sequence[Cell]) -> dict[str, draws.Value]:
             totals[question] = totals[question] + number
         return np.ascontiguousarray(np.array([*totals.values()]).T)
 
-    found: dict[str, draws.Value] = {}
+    measured: dict[str, draws.Value] = {}
     for name in dict.fromkeys(name for cell in cells for name in cell.numbers):
         means = by_question(cells, name)
-        found[name] = draws.mean(
+        measured[name] = draws.mean(
             sums(means.items()), [question in means for question in questions], weights
         )
         for kind, correct in KINDS.items():
@@ -178,12 +178,12 @@ def values(cells: Sequence[Cell]) -> dict[str, draws.Value]:
                 if cell.correct == correct and np.isfinite(cell.numbers[name])
             ]
             total, count = sums(known, (2,))
-            found[f"{name}_{kind}"] = draws.mean(total, count, weights)
-        found[f"{name}_difference"] = draws.difference(
-            found[f"{name}_correct"], found[f"{name}_incorrect"]
+            measured[f"{name}_{kind}"] = draws.mean(total, count, weights)
+        measured[f"{name}_difference"] = draws.difference(
+            measured[f"{name}_correct"], measured[f"{name}_incorrect"]
         )
     moments = sums(((cell.prompt_id, _moments(cell)) for cell in cells if cell.nodes), (3,))
-    found["cosine_spread"] = _spread(moments, weights)
+    measured["cosine_spread"] = _spread(moments, weights)
     counts = {
         "nodes": sums((cell.prompt_id, cell.nodes) for cell in cells),
         "undefined": sums((cell.prompt_id, cell.undefined) for cell in cells),
@@ -195,7 +195,7 @@ def values(cells: Sequence[Cell]) -> dict[str, draws.Value]:
     paths = {(cell.prompt_id, cell.path) for cell in cells if cell.nodes}
     counts["paths"] = sums((question, 1) for question, _ in paths)
     counts["questions"] = counts["paths"] > 0
-    return found | {name: draws.total(count, weights) for name, count in counts.items()}
+    return measured | {name: draws.total(count, weights) for name, count in counts.items()}
 
 
 def _moments(cell: Cell) -> Array:

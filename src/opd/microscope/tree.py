@@ -80,7 +80,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     chosen, left_out = _chosen(cfg, inputs, open_questions)
     targeted = {}
     for name, picks in chosen.items():
-        more = [request for one in open_questions for request in _targeted(one, picks, cfg)]
+        more = [asked for q in open_questions for asked in _targeted(q, picks, cfg)]
         targeted[name] = len(more)
         _add(cfg, sampler, more)
     sampler.stop()

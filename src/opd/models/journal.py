@@ -20,9 +20,9 @@ Finished = dict[int, list[int]]
 
 def read(path: Path, start: int = 0) -> tuple[Finished, int]:
     """Tokens by index from byte ``start`` on, and the byte after the last whole line."""
-    found: Finished = {}
+    finished: Finished = {}
     if not path.is_file():
-        return found, start
+        return finished, start
     with path.open("rb") as file:
         file.seek(start)
         for line in file:
@@ -32,9 +32,9 @@ def read(path: Path, start: int = 0) -> tuple[Finished, int]:
                 entries = None
             if entries is None:
                 break
-            found.update(entries)
+            finished.update(entries)
             start += len(line)
-    return found, start
+    return finished, start
 
 
 @contextmanager

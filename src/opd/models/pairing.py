@@ -140,8 +140,8 @@ def head_of(model: PreTrainedModel) -> Head:
 
 def teacher_kwargs(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
     """Chat template options of the teacher: the student's, unless it has its own."""
-    given = cfg.get("teacher_chat_template_kwargs")
-    return (cfg.get("chat_template_kwargs") or {}) if given is None else given
+    own = cfg.get("teacher_chat_template_kwargs")
+    return (cfg.get("chat_template_kwargs") or {}) if own is None else own
 
 
 def thinking(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> str:

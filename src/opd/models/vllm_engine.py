@@ -141,9 +141,9 @@ class Pool:
 
     def _ended(self, n: int, code: int) -> UserError:
         worker = self.workers[n]
-        said = worker.stdout.read() if worker.stdout else ""
-        if said:
-            return UserError(*json.loads(said))
+        message = worker.stdout.read() if worker.stdout else ""
+        if message:
+            return UserError(*json.loads(message))
         return UserError(
             f"a vLLM worker ended with exit status {code}",
             f"GPU {self.devices[n]}" if self.devices[n] is not None else "backend",

@@ -91,9 +91,9 @@ def advantages(
             verdicts = np.array([correct for _, correct in graded], dtype=np.float64)
             shares[by] = verdicts.reshape(len(rollouts), -1).mean(axis=1)
             rows += made
-        found = {by: draws.share(shares[by], ids, weights) for by in (TEACHER, STUDENT)}
-        values[f"advantage_{prefix}"] = draws.difference(found[TEACHER], found[STUDENT])
-        values |= {f"{by}_{prefix}": value for by, value in found.items()}
+        share_of = {by: draws.share(shares[by], ids, weights) for by in (TEACHER, STUDENT)}
+        values[f"advantage_{prefix}"] = draws.difference(share_of[TEACHER], share_of[STUDENT])
+        values |= {f"{by}_{prefix}": value for by, value in share_of.items()}
     values["n"] = draws.total(np.ones(len(rollouts)), weights)
     return values, rows
 

@@ -67,8 +67,8 @@ def verdict(reply: str) -> bool | None:
 
 def asked(template: str, rules: str, question: str, response: str) -> str:
     """What a judge is asked, filled in one pass: what a response holds stays as it is."""
-    given = {"rules": rules, "question": question, "response": response}
-    return re.sub(r"\{(rules|question|response)\}", lambda found: given[found[1]], template)
+    parts = {"rules": rules, "question": question, "response": response}
+    return re.sub(r"\{(rules|question|response)\}", lambda name: parts[name[1]], template)
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:

@@ -130,13 +130,14 @@ def _hidden(
 ) -> Tensor:
     """Last hidden states [N, H] that predict the response tokens, one rollout after the other."""
     ids, mask = _padded(
-        [[*prompt, *one.response] for prompt, one in zip(prompts, batch, strict=True)], device
+        [[*prompt, *rollout.response] for prompt, rollout in zip(prompts, batch, strict=True)],
+        device,
     )
     states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     return torch.cat(
         [
-            row[len(prompt) - 1 : len(prompt) - 1 + len(one.response)]
-            for row, prompt, one in zip(states, prompts, batch, strict=True)
+            row[len(prompt) - 1 : len(prompt) - 1 + len(rollout.response)]
+            for row, prompt, rollout in zip(states, prompts, batch, strict=True)
         ]
     )
 

@@ -65,10 +65,10 @@ def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> li
         )["input_ids"]
         return dict(zip(chats, ids, strict=True))
 
-    ours = rendered(cfg.get("chat_template_kwargs") or {})
-    theirs = rendered(pairing.teacher_kwargs(cfg))
+    of_student = rendered(cfg.get("chat_template_kwargs") or {})
+    of_teacher = rendered(pairing.teacher_kwargs(cfg))
     return [
-        Rollout(ours[row["prompt_id"]], theirs[row["prompt_id"]], row["token_ids"])
+        Rollout(of_student[row["prompt_id"]], of_teacher[row["prompt_id"]], row["token_ids"])
         for row in rollouts
     ]
 

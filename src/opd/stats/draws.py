@@ -98,12 +98,12 @@ def auroc(scores: ArrayLike, correct: ArrayLike, weights: Array) -> Value:
     return Value(value, _defined(*wins(weights), value), len(right))
 
 
-def difference(one: Value, other: Value) -> Value:
-    """``one`` less ``other``, paired."""
-    if one.value is None or one.draws is None or other.value is None or other.draws is None:
+def difference(left: Value, right: Value) -> Value:
+    """``left`` less ``right``, paired."""
+    if left.value is None or left.draws is None or right.value is None or right.draws is None:
         return Value(None, None, 0)
-    slack = (one.slack[0] + other.slack[1], one.slack[1] + other.slack[0])
-    return Value(one.value - other.value, one.draws - other.draws, min(one.n, other.n), slack)
+    slack = (left.slack[0] + right.slack[1], left.slack[1] + right.slack[0])
+    return Value(left.value - right.value, left.draws - right.draws, min(left.n, right.n), slack)
 
 
 def interval(value: Value) -> tuple[float | None, float | None]:
