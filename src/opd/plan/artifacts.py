@@ -21,6 +21,7 @@ from opd.recipes.microscope import MICROSCOPE
 from opd.recipes.models import Kept, Model
 from opd.recipes.prompts import Dedup
 from opd.stages.artifact import Artifact
+from opd.stages.registry import STAGES
 from opd.training import batches
 
 # Settings of vLLM that say where and how it runs, not what it samples.
@@ -275,17 +276,17 @@ def _probes(config: Config, seed: int) -> Iterator[Artifact]:
         recipe = getattr(probe, probe.verb)
         settings, inputs = settings_of(recipe), inputs_of(config, recipe, seed)
         rollouts = config.generations.get(getattr(recipe, "generations", ""))
-        if not probe.judge:
+        if rollouts:
+            inputs["prompts"] = f"prompts/{rollouts.prompts}"
+        if hasattr(recipe, "teacher"):
             student = rollouts.model if rollouts else recipe.student
             inputs.setdefault("student", at(config, "models", student, seed))
             settings |= engine(config, student)
             _ask_teacher(config, recipe.teacher, settings)
         elif "judge" in inputs:  # keywords need no engine
             settings |= engine(config, recipe.judge)
-        if rollouts:
-            inputs["prompts"] = f"prompts/{rollouts.prompts}"
         _write_contexts(settings)
-        if rollouts and (probe.pair or probe.signal):
+        if rollouts and hasattr(recipe, "teacher") and not STAGES[probe.verb].samples:
             # Greedy rollouts have no temperature at which their student could be read.
             settings["temperature"] = rollouts.temperature or 1.0
             for key in ("backend", "batch_invariant"):

@@ -22,7 +22,6 @@ from opd.recipes.base import (
     Share,
 )
 from opd.recipes.microscope import (
-    MICROSCOPE,
     AlignmentProbe,
     ForecastProbe,
     OutcomeProbe,
@@ -161,5 +160,4 @@ class Probe(OneOf):
 
     @classmethod
     def verbs(cls) -> tuple[str, ...]:
-        own = ("pair", "continuation", "prefix", "signal", "judge", "indicators")
-        return (*own, *MICROSCOPE)
+        return tuple(field for field in cls.model_fields if field != "label")
