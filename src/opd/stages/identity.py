@@ -9,10 +9,6 @@ from opd.core.code import module_digest, own_digests
 from opd.core.files import digest
 from opd.stages.registry import VERBS
 
-# Of digest.json and of what identities are digests of: what has another number was made by another
-# version of this package, and can be compared with what that version says only.
-FORMAT = 2
-
 
 def derive_seed(seed: int, stage: str) -> int:
     """The random seed of a stage: a pure function of the run's seed and the stage's name."""
@@ -59,12 +55,3 @@ def settings_digest(verb: str, cfg: Mapping[str, Any]) -> str:
 
 def _made_by(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in cfg.items() if key != "execution"}
-
-
-def older(record: Mapping[str, Any] | None) -> str:
-    """That a digest.json was written by another version of this package, whose identities cannot
-    be compared with those of this one; empty where it was not, or where it cannot be read."""
-    made_with = (record or {"format": FORMAT}).get("format", 1)
-    if made_with == FORMAT:
-        return ""
-    return f"made with {'an older' if made_with < FORMAT else 'a newer'} format"

@@ -12,10 +12,11 @@ from opd.core.errors import UserError
 from opd.core.files import content
 from opd.core.hashing import CHUNK, hashed
 from opd.provenance import audit as audit_module
-from opd.provenance import audit_text, diff, records, why
+from opd.provenance import diff, why
 from opd.provenance.audit import audit
 from opd.provenance.diff import changes
-from opd.stages import identity, manifest
+from opd.stages import identity, manifest, on_disk, records
+from opd.stages.records import Contents, Digest, Manifest
 
 
 def test_files_are_hashed_once_and_by_sha256(tmp_path: Path):
@@ -39,12 +40,12 @@ def test_a_file_that_cannot_be_read_has_no_digest(tmp_path: Path, monkeypatch):
 
 
 def test_a_seal_is_of_all_but_itself():
-    made = manifest.sealed({"b": [1, 2.5, None], "a": {"x": "é"}})
-    assert manifest.sealed(made) == made
+    made = records.sealed({"b": [1, 2.5, None], "a": {"x": "é"}})
+    assert records.sealed(made) == made
     rest = {"a": {"x": "é"}, "b": [1, 2.5, None]}
     text = json.dumps(rest, indent=1, sort_keys=True) + "\n"
     assert made["seal"] == hashlib.sha256(text.encode()).hexdigest()
-    assert manifest.sealed(made | {"b": [1, 2.5, 0]})["seal"] != made["seal"]
+    assert records.sealed(made | {"b": [1, 2.5, 0]})["seal"] != made["seal"]
 
 
 def test_what_was_adopted_is_never_taken_for_what_was_made():
@@ -100,13 +101,13 @@ def test_an_artifact_is_found_by_its_folder_a_file_a_copy_and_the_end_of_its_nam
         "small-from-large/s0": "models/small-from-large/s0",
     }
     for given, folder in expected.items():
-        assert records.locate(root / given).folder == folder, given
-        assert records.locate(root / given).root == root
+        assert on_disk.locate(root / given).folder == folder, given
+        assert on_disk.locate(root / given).root == root
     with pytest.raises(UserError, match="no artifact is there"):
-        records.locate(root / "models/none/s0")
+        on_disk.locate(root / "models/none/s0")
     with pytest.raises(UserError, match=r"it may be .*fig06"):
         results.add("figure", "figures/b_paper/fig06", {"figure.svg": "x"})
-        records.locate(root / "fig06")
+        on_disk.locate(root / "fig06")
 
 
 def test_recorded_paths_are_found_in_a_renamed_copy(tmp_path: Path):
@@ -114,11 +115,11 @@ def test_recorded_paths_are_found_in_a_renamed_copy(tmp_path: Path):
     moved = tmp_path / "sent" / "theirs"
     moved.parent.mkdir()
     results.root.rename(moved)
-    one = records.artifact(moved, "tables/headline")
-    ((name, _, place),) = records.inputs(one)
+    one = on_disk.Made(moved, "tables/headline")
+    ((name, _, place),) = one.inputs
     folder = "evaluations/held-out/small-from-large/s0"
     assert (name, place) == ("e", moved / folder / "digest.json")
-    behind = [x.folder for x in records.behind(one)]
+    behind = [x.folder for x in on_disk.behind([one])]
     assert behind[-2:] == [folder, "tables/headline"]
     assert set(behind) == {
         *("prompts/rl", "models/small/s0", "models/small-from-large/s0", folder, "tables/headline")
@@ -135,8 +136,8 @@ def test_records_from_before_there_were_seals_are_read(tmp_path: Path):
         (one.place, f.where) for one in found.audited for f in one.findings if "payload" in f.where
     }
     assert wrong == {("models/small/s0", "payload/w")}
-    text = "\n".join(audit_text.lines(found, "here", 1.0))
-    assert "payload/w: its bytes are not those that were made" in text
+    text = "\n".join(audit_module.lines(found, "here", 1.0))
+    assert "payload/w: was changed" in text
 
 
 def test_nothing_to_audit_is_one_line(tmp_path: Path):
@@ -244,22 +245,27 @@ def test_files_that_differ_for_no_reason_are_said_not_to_repeat(tmp_path: Path):
 
 def test_every_bit_of_a_record_counts():
     """Also where the JSON stays the same value, as 1e-05 and 1E-05."""
-    made = manifest.sealed({"cfg": {"lr": 1e-05, "on": True}, "host": "é", "numbers": [None, -2]})
-    text = manifest.json_text(made).encode()
-    assert audit_module._misread(text, set()) is None
+    used = {"path": "x", "identity": "", "outputs": "0"}
+    value = {"verb": "opd", "identity": "1", "cfg": {"lr": 1e-05, "on": True}, "outputs": {}}
+    value |= {"host": "é", "inputs": {"x": used}, "numbers": {"a": [None, -2]}, "versions": {}}
+    text = records.json_text(records.sealed(value)).encode()
+    assert records.parse(text, Manifest)[1] == ""
     for at in range(len(text)):
         for bit in range(8):
             changed = bytearray(text)
             changed[at] ^= 1 << bit
-            assert audit_module._misread(bytes(changed), set()), (at, bit)
+            assert records.parse(bytes(changed), Manifest)[1], (at, bit)
 
 
 def test_a_record_without_a_seal_has_just_the_keys_that_it_should():
-    text = manifest.json_text({"outputs": {"a": "0"}}).encode()
-    assert audit_module._misread(text, {"outputs"}) is None
-    assert audit_module._misread(text, {"outputs", "seal"})
-    assert audit_module._misread(text.replace(b"outputs", b"outputt"), {"outputs"})
-    assert audit_module._misread(b"[]\n", {"outputs"})
+    text = records.json_text({"outputs": {"a": "0"}}).encode()
+    assert records.parse(text, Contents) == (Contents({"a": "0"}), "")
+    assert records.parse(text, Digest)[1] == "has no identity"
+    more = records.json_text({"outputs": {"a": "0"}, "x": 1}).encode()
+    assert records.parse(more, Contents)[1] == "does not have the keys of a record"
+    for damaged in (text.replace(b"outputs", b"outputt"), text.replace(b'"0"', b"0"), b"[]\n"):
+        record, reason = records.parse(damaged, Contents)
+        assert record is None and reason
 
 
 def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
@@ -273,12 +279,10 @@ def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
         (path / "weights").write_text(path.name)
     made = {"verb": "opd", "identity": entry.name, "cfg": cfg, "inputs": {}, "versions": {}}
     made |= {"outputs": content(entry), "numbers": {}, "seconds": 1.0}
-    for path in (store / f"{entry.name}.json", folder / "manifest.json"):
-        manifest.write_json(path, manifest.sealed(made))
+    records.write(store / f"{entry.name}.json", Manifest(**made))
     for step in "29":
-        manifest.write_json(steps / f"{step}.json", {"outputs": content(steps / step)})
-    manifest.write_json(folder / "digest.json", manifest.hand_off("opd", cfg, made))
-    manifest.link(entry, folder)
+        records.write(steps / f"{step}.json", Contents(content(steps / step)))
+    manifest.publish(Manifest(**made), entry, folder / "digest.json")
 
     def found() -> list[tuple[str, str]]:
         (one,) = audit(tmp_path / "results").audited
@@ -306,18 +310,18 @@ def test_what_another_format_made_is_called_older_and_not_modified(tmp_path: Pat
     made["identity"] = identity.identity_of("prompts", made["cfg"], {})
     entry = tmp_path / "results" / ".store" / made["identity"]
     entry.mkdir(parents=True)
-    entry.with_name(f"{entry.name}.json").write_text(manifest.json_text(manifest.sealed(made)))
+    records.write(entry.with_name(f"{entry.name}.json"), Manifest(**made))
     output.parent.mkdir(parents=True)
-    manifest.publish(made, entry, output, {})
+    manifest.publish(Manifest(**made), entry, output)
     (code,) = audit(output).audited[0].findings
     assert (code.state, code.where) == ("stale", "code")
 
     record = json.loads(output.read_text())
-    assert record.pop("format") == identity.FORMAT
-    output.write_text(manifest.json_text(record))
+    assert record.pop("format") == records.FORMAT
+    output.write_text(records.json_text(record))
     (older,) = audit(output).audited[0].findings
     assert (older.state, older.where) == ("stale", "digest.json")
-    assert older.what.startswith("made with an older format")
+    assert older.reason.startswith("made with an older format")
     assert any("made with an older format" in line for line in why.lines(output))
-    assert identity.older({"format": identity.FORMAT + 1}) == "made with a newer format"
-    assert identity.older(None) == identity.older({"format": identity.FORMAT}) == ""
+    assert Digest("", "", {}, records.FORMAT).older == ""
+    assert Digest("", "", {}, records.FORMAT + 1).older == "made with a newer format"

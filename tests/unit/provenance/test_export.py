@@ -13,6 +13,7 @@ import yaml
 from results import SVG, Results
 
 from opd.core.errors import UserError
+from opd.core.files import digest
 from opd.plan import hub_lock
 from opd.provenance import export as exporting
 from opd.recipes import resolve
@@ -278,7 +279,7 @@ def test_a_file_of_the_user_is_named_and_not_packed(tmp_path):
         "path": {
             "path": str(source),
             "identity": "",
-            "outputs": report.digest({source.name: sha256}),
+            "outputs": digest({source.name: sha256}),
         }
     }
     path.write_text(json.dumps(manifest))

@@ -1,4 +1,4 @@
-"""The report shows all there is, says what is not as it was reported, and is a sound page."""
+"""The report shows all there is, says what is not as it was made, and is a sound page."""
 
 import json
 import re
@@ -170,7 +170,7 @@ def test_modified_payload_is_marked_in_place_and_on_top(tmp_path, kind):
         "gone": "figure.svg is gone",
         "added": "note.txt was added",
     }
-    line = f"modified: {words[kind]}"
+    line = f"{'missing' if kind == 'gone' else 'modified'}: {words[kind]}"
     assert line in html[html.index('id="wrong"') : html.index("<nav")]
     assert line in html[html.index('id="figure:a_paper/fig06"') : html.index("</figure>")]
     assert html.count(line) == 2
@@ -209,7 +209,7 @@ def test_weights_must_be_there_and_are_not_read(tmp_path):
     assert "All 2 artifacts" in page.text and "modified" not in page.text
     weights.unlink()
     page, _ = reported(results, tmp_path / "out")
-    assert "models/small/s0: modified: model-1.safetensors is gone" in page.text
+    assert "models/small/s0: missing: model-1.safetensors is gone" in page.text
 
 
 def test_modified_claims_and_tables_are_marked(tmp_path):
@@ -226,17 +226,17 @@ def test_modified_claims_and_tables_are_marked(tmp_path):
 
 
 def test_what_was_made_from_another_state_is_stale(tmp_path):
-    """Also far behind what is shown: the run is stale, what was reported from it is not."""
+    """Also far behind what is shown: the run is stale, what was made from it is not."""
     results = sample(tmp_path)
     results.add("prompts", "prompts/rl", {"prompts.parquet": "other prompts"})
     page, html = reported(results, tmp_path / "out")
-    line = "stale: prompts/rl, which it was reported from, was reported anew"
+    line = "stale: prompts/rl, which it was made from, was made anew"
     assert "1 of 9 artifacts" in page.text and html.count(line) == 2
     assert line in html[html.index('id="run:models/small-from-large/s0"') :]
     shutil.rmtree(results.root / "prompts/rl")
     page, _ = reported(results, tmp_path / "out")
     assert (
-        "models/small-from-large/s0 : stale: prompts/rl, which it was reported from, is gone"
+        "models/small-from-large/s0 : missing: prompts/rl, which it was made from, is gone"
         in page.text
     )
 
@@ -244,13 +244,15 @@ def test_what_was_made_from_another_state_is_stale(tmp_path):
 def test_other_settings_than_the_plan(tmp_path):
     results = sample(tmp_path)
     folders = ("models/small/s0", "prompts/rl", "tables/headline")
-    plan = {
-        one: {"settings": "other" if one == folders[0] else "", "inputs": []} for one in folders
-    }
+    plan = {}
+    for folder in folders:
+        record = json.loads((results.root / folder / "digest.json").read_text())
+        settings = "other" if folder == folders[0] else record["settings"]
+        plan[folder] = {"settings": settings, "inputs": []}
     (results.root / "plan.json").write_text(json.dumps(plan))
     page, _ = reported(results, tmp_path / "out")
     assert "1 of 9 artifacts" in page.text
-    assert "models/small/s0: stale: reported with other settings than the config's" in page.text
+    assert "models/small/s0: stale: made with other settings than the config's" in page.text
     again = "results/mini/models/small/s0/digest.json results/mini/report/digest.json"
     assert f"--forcerun {again}" in page.text
 
@@ -299,8 +301,8 @@ def test_digest_and_manifest_of_two_runs(tmp_path):
     path = results.root / "probes/E11.success/s0/manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "identity": "another"}))
     page, _ = reported(results, tmp_path / "out")
-    line = "probes/E11.success/s0 : modified: digest.json and manifest.json are not of one run"
-    assert line in page.text
+    line = "probes/E11.success/s0 : modified: digest.json differs from what manifest.json says"
+    assert f"{line} (identity)" in page.text
 
 
 def _sound(page: Page, html: str, root: Path) -> None:
@@ -514,7 +516,7 @@ def test_what_was_adopted_is_said_and_costs_nothing(tmp_path):
     results = sample(tmp_path)
     results.run("grpo", "models/theirs/s0", {}, seconds=9999.0, adopted="/from/<elsewhere>")
     page, html = reported(results, tmp_path / "out")
-    assert "Adopted, and not reported here: models/theirs/s0." in page.text
+    assert "Adopted, and not made here: models/theirs/s0." in page.text
     row = html[html.index('id="run:models/theirs/s0"') :]
     assert "<td>adopted" in row[: row.index("</tr>")]
     assert "the 9 stages behind this page took 1 h 03 min" in page.text

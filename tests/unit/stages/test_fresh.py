@@ -13,7 +13,7 @@ from opd.losses.schemas import METRICS
 from opd.stages import fresh
 from opd.stages.artifact import Artifact
 from opd.stages.identity import settings_digest
-from opd.stages.manifest import write_json
+from opd.stages.records import Digest, Manifest, Used, write
 
 PLANNED = {
     "models/a": Artifact("sft", "models/a", {"k": 1, "execution": {"x": 1}}, ()),
@@ -32,17 +32,14 @@ def results(tmp_path: Path) -> Path:
             [{"step": 1, "name": "m", "value": 1.0}],
             METRICS,
         )
-        record = {
-            "settings": settings_digest(one.verb, one.cfg),
-            "outputs": content(where / "payload"),
-        }
-        write_json(where / "digest.json", record)
+        record = Digest("", settings_digest(one.verb, one.cfg), outputs(where))
+        write(where / "digest.json", record)
         inputs = {
-            name: {"path": str(tmp_path / name / "digest.json"), "outputs": digest(outputs(path))}
+            name: Used(str(tmp_path / name / "digest.json"), "", digest(outputs(tmp_path / name)))
             for name in one.inputs
-            for path in [tmp_path / name]
         }
-        write_json(where / "manifest.json", {"inputs": inputs})
+        made = Manifest(one.verb, "", one.cfg, inputs, record.outputs, numbers=None, versions={})
+        write(where / "manifest.json", made)
     fresh.write_plan(tmp_path / "plan.json", PLANNED)
     return tmp_path
 
@@ -87,10 +84,9 @@ def test_what_was_made_from_an_earlier_version_is_named(results: Path) -> None:
     record = results / "models/a/digest.json"
     planned = PLANNED["models/a"]
     settings = settings_digest(planned.verb, planned.cfg)
-    write_json(record, {"settings": settings, "outputs": {"metrics.parquet": "0"}})
-    with pytest.raises(
-        UserError, match=r"evaluations/e/a: stale: made from what \S+models/a was before"
-    ):
+    write(record, Digest("", settings, {"metrics.parquet": "0"}))
+    words = r"evaluations/e/a: stale: \S*models/a, which it was made from, was made anew"
+    with pytest.raises(UserError, match=words):
         check(results)
 
 

@@ -198,14 +198,14 @@ def test_a_run_is_whole_with_the_steps_that_are_asked_for(training, tmp_path):
 
 
 def test_a_step_on_another_device_is_copied(training, tmp_path, monkeypatch):
-    from opd.core import linking
+    from opd.core import files
 
     def other_device(*_):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     train, keep, _, _ = training
     train(2)
-    monkeypatch.setattr(linking.os, "link", other_device)
+    monkeypatch.setattr(files.os, "link", other_device)
     assert keep(2) == "2"
     (store,) = (tmp_path / "store").glob("*.steps")
     assert not (tmp_path / "m@2/payload/weights").samefile(store / "2" / "weights")
