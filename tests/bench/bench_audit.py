@@ -33,7 +33,9 @@ def make(root: Path, checkpoints: int, small: int) -> None:
         entry.mkdir(parents=True)
         size = CHECKPOINT if i < checkpoints else 4_000
         (entry / "model.safetensors").write_bytes(os.urandom(size))
-        made = Manifest("init", entry.name, cfg, {}, content(entry), numbers={}, versions={})
+        made = Manifest(
+            verb="init", identity=entry.name, cfg=cfg, inputs={}, outputs=content(entry)
+        )
         records.write(store / f"{entry.name}.json", made)
         manifest.publish(made, entry, folder / "digest.json")
 

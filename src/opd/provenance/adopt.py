@@ -78,8 +78,6 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
         inputs=_inputs(artifact, results),
         outputs=outputs,
         numbers=numbers,
-        versions={},
-        modules={},
         host=platform.node(),
         device="not known",
         started=manifest.stamp(time.time()),

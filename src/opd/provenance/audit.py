@@ -174,7 +174,7 @@ def _artifact(made: Made, around: Around) -> Audited:
     record, origin, damage = around.trusted[made.path]
     findings = [*damage]
     trusted = origin or record or made.record or made.manifest
-    outputs = (record or origin or made.record or Contents({})).outputs
+    outputs = (record or origin or made.record or Contents(outputs={})).outputs
     findings += _payload(made, outputs, around)
     findings += _copies(made, outputs, around)
     entry = _entry(made)
@@ -272,7 +272,7 @@ def _code(origin: Manifest) -> Iterator[Finding]:
     verb, code = origin.verb, origin.cfg.get("code")
     if code is None or verb not in registry.VERBS or code == identity.code_digest(verb):
         return
-    then, now = origin.modules or {}, identity.modules(verb)
+    then, now = origin.modules, identity.modules(verb)
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     reason = ", ".join(changed) if then else "which modules was not recorded"
     yield Finding(State.STALE, "code", f"changed since: {reason}")

@@ -129,7 +129,7 @@ def _own(one: Made, other: Made) -> Iterator[str]:
     if formats[0] != formats[1]:
         yield f"format: {formats[0]} | {formats[1]}, so their codes cannot be compared"
     elif a.get("code") != b.get("code"):
-        modules = [(x.manifest and x.manifest.modules) or {} for x in (one, other)]
+        modules = [x.manifest.modules if x.manifest else {} for x in (one, other)]
         changed = [key for key, _, _ in changes(modules[0], modules[1])] if all(modules) else []
         yield f"code: {', '.join(changed) or 'which modules was not recorded'}"
     data = [{x.name: x.used.outputs for x in y.inputs if not x.used.made} for y in (one, other)]
@@ -166,7 +166,7 @@ def _values(made: Made) -> Any:
             }
             for claim in read_json(payload / "claims.json")["claims"]
         }
-    return (made.manifest and made.manifest.numbers) or {}
+    return made.manifest.numbers if made.manifest else {}
 
 
 def _parsed(text: str) -> float | str:

@@ -54,7 +54,7 @@ def lines(path: Path) -> Iterator[str]:
     cfg = origin.cfg
     yield from _table({key: cfg[key] for key in cfg if key not in ("code", "inputs")})
     yield "  numbers"
-    yield from _table(origin.numbers or {})
+    yield from _table(origin.numbers)
     versions = ", ".join(f"{name} {version}" for name, version in sorted(origin.versions.items()))
     yield f"  versions    {versions or 'not known'}"
     yield f"  code        {cfg.get('code', 'not known')}"

@@ -31,15 +31,20 @@ def made_from(
     """``inputs`` of a manifest: name -> (payload or file, digests of its files, identity), and the
     paths that were given, in the same order."""
     return {
-        name: Used(str(path), identity, digest(outputs))
+        name: Used(path=str(path), identity=identity, outputs=digest(outputs))
         for (name, (_, outputs, identity)), path in zip(resolved.items(), inputs, strict=True)
     }
 
 
 def hand_off(made: Manifest) -> Digest:
     """digest.json of what has this manifest."""
-    settings = settings_digest(made.verb, made.cfg)
-    return Digest(made.identity, settings, made.outputs, records.FORMAT, bool(made.adopted) or None)
+    return Digest(
+        identity=made.identity,
+        settings=settings_digest(made.verb, made.cfg),
+        outputs=made.outputs,
+        format=records.FORMAT,
+        adopted=bool(made.adopted) or None,
+    )
 
 
 def link(entry: Path, folder: Path) -> None:

@@ -9,11 +9,11 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING as NEEDED
-from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from opd.core.errors import UserError
 from opd.core.files import replacing
@@ -47,8 +47,13 @@ class Finding(NamedTuple):
         return f"{self.state}: {concerned}{self.reason}"
 
 
-@dataclass(frozen=True)
-class Used:
+class Record(BaseModel):
+    """What all records have in common: values are taken as they are, or refused."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class Used(Record):
     """An input as it was when something was made from it: its path (of an artifact, that of its
     digest.json), its identity (empty for a plain file) and the digest of its contents."""
 
@@ -62,13 +67,17 @@ class Used:
         return Path(self.path).name == "digest.json"
 
 
-@dataclass(frozen=True)
-class Digest:
+class Contents(Record):
+    """STEP.json beside the kept steps of a training run, and the part of that in other records."""
+
+    outputs: dict[str, str]
+
+
+class Digest(Contents):
     """digest.json: what is handed on to what depends on an artifact."""
 
     identity: str
     settings: str
-    outputs: dict[str, str]
     format: int = 1
     adopted: bool | None = None
 
@@ -81,18 +90,16 @@ class Digest:
         return f"made with {'an older' if self.format < FORMAT else 'a newer'} format"
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Contents):
     """manifest.json, and the record of a store entry: what made an artifact, and from what."""
 
     verb: str
     identity: str
     cfg: dict[str, Any]
     inputs: dict[str, Used]
-    outputs: dict[str, str]
-    numbers: dict[str, Any] | None
-    versions: dict[str, str]
-    modules: dict[str, str] | None = None
+    numbers: Annotated[dict[str, Any], BeforeValidator(lambda numbers: numbers or {})] = {}
+    versions: dict[str, str] = {}
+    modules: dict[str, str] = {}
     host: str = ""
     device: str = ""
     started: str = ""
@@ -101,8 +108,7 @@ class Manifest:
     adopted: str | None = None
 
 
-@dataclass(frozen=True)
-class Planned:
+class Planned(Record):
     """An entry of plan.json: what the config describes for one folder. Plans of earlier versions
     have settings and inputs alone."""
 
@@ -114,14 +120,7 @@ class Planned:
     asked: bool = False
 
 
-@dataclass(frozen=True)
-class Contents:
-    """STEP.json beside the kept steps of a training run, and the part of that in other records."""
-
-    outputs: dict[str, str]
-
-
-Record = TypeVar("Record", Digest, Manifest, Planned, Contents)
+Kind = TypeVar("Kind", bound=Record)
 
 # The keys of records that earlier versions wrote without a seal. All others have one, or never do.
 UNSEALED: dict[type, set[str]] = {
@@ -141,16 +140,9 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
-def plain(record: Digest | Manifest | Planned | Contents) -> dict[str, Any]:
+def plain(record: Record) -> dict[str, Any]:
     """A record as the JSON object that is written of it."""
-    values = {}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if value is not None or field.default is NEEDED:
-            values[field.name] = value
-    if isinstance(record, Manifest):
-        values["inputs"] = {name: vars(used) for name, used in record.inputs.items()}
-    return values
+    return record.model_dump(exclude_none=True)
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,13 +157,13 @@ def write_json(path: Path, value: Any, key: str = "") -> None:
         temporary.write_text(json_text(value))
 
 
-def write(path: Path, record: Digest | Manifest | Contents, key: str = "") -> None:
+def write(path: Path, record: Record, key: str = "") -> None:
     """Write a record in one step, a manifest with its seal."""
     value = plain(record)
     write_json(path, sealed(value) if isinstance(record, Manifest) else value, key)
 
 
-def load(path: Path, kind: type[Record]) -> tuple[Record | None, Finding | None]:
+def load(path: Path, kind: type[Kind]) -> tuple[Kind | None, Finding | None]:
     """A record, None where its file is missing or holds none, and what is wrong with the file."""
     try:
         record, reason = parse(path.read_bytes(), kind)
@@ -188,7 +180,7 @@ def digest_in(folder: Path) -> Digest | None:
     return load(folder / "digest.json", Digest)[0]
 
 
-def read(path: Path, kind: type[Record]) -> Record:
+def read(path: Path, kind: type[Kind]) -> Kind:
     """A record. Raises ``UserError`` where its file is missing or holds none."""
     record, finding = load(path, kind)
     if record is None:
@@ -197,7 +189,7 @@ def read(path: Path, kind: type[Record]) -> Record:
     return record
 
 
-def parse(text: bytes, kind: type[Record]) -> tuple[Record | None, str]:
+def parse(text: bytes, kind: type[Kind]) -> tuple[Kind | None, str]:
     """The record that a text holds, if it holds one, and what is wrong with the text, if anything
     is."""
     try:
@@ -213,42 +205,17 @@ def parse(text: bytes, kind: type[Record]) -> tuple[Record | None, str]:
     return record, reason if json_text(value).encode() == text else NOT_AS_WRITTEN
 
 
-def checked(value: Any, kind: type[Record]) -> tuple[Record | None, str]:
+def checked(value: Any, kind: type[Kind]) -> tuple[Kind | None, str]:
     """The record that a JSON value is, if it is one, and what is wrong with its keys or its seal,
     if anything is."""
-    if not isinstance(value, dict):
-        return None, "is no JSON object"
-    known = {field.name: field for field in fields(kind)}
-    for name, field in known.items():
-        if name not in value:
-            if field.default is NEEDED:
-                return None, f"has no {name}"
-        elif not _fits(value[name], field.type):
-            return None, f"says nothing of use under {name}"
-    found: dict[str, Any] = {name: value[name] for name in known if name in value}
-    if kind is Manifest:
-        found["inputs"] = {name: Used(**used) for name, used in value["inputs"].items()}
-    record = kind(**found)
+    try:
+        record = kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        return None, f"cannot be used: {key and f'{key}: '}{first['msg']}"
     if "seal" in value:
         return record, "" if sealed(value) == value else "was changed after it was sealed"
-    keys_fit = value.keys() == UNSEALED[kind] if kind in UNSEALED else value.keys() <= known.keys()
-    return record, "" if keys_fit else "does not have the keys of a record"
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value has the type of a field."""
-    if kind == dict[str, Used]:
-        keys = {field.name for field in fields(Used)}
-        return _fits(value, dict[str, Any]) and all(
-            _fits(used, dict[str, str]) and used.keys() == keys for used in value.values()
-        )
-    if kind == dict[str, str]:
-        return isinstance(value, dict) and all(isinstance(x, str) for x in value.values())
-    if kind == list[str]:
-        return isinstance(value, list) and all(isinstance(x, str) for x in value)
-    if kind is float:
-        return isinstance(value, int | float)
-    members = get_args(kind)
-    if type(None) in members:
-        return value is None or _fits(value, members[0])
-    return isinstance(value, dict if members else kind)
+    known = kind.model_fields.keys()
+    fits = value.keys() == UNSEALED[kind] if kind in UNSEALED else value.keys() <= known
+    return record, "" if fits else "does not have the keys of a record"

@@ -16,7 +16,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def _store_steps(asked: Sequence[int], made: Path, steps: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         steps.mkdir(exist_ok=True)
         (made / str(step)).replace(folder)
-        write(record, Contents(outputs), steps.name)
+        write(record, Contents(outputs=outputs), steps.name)
 
 
 def _device() -> str:
@@ -133,7 +132,7 @@ def _compute(
         cfg=dict(cfg),
         inputs=made_from(resolved, inputs),
         outputs=outputs,
-        numbers=numbers,
+        numbers=numbers or {},
         modules=_modules(verb, cfg),
         versions=versions(),
         host=platform.node(),
@@ -247,7 +246,7 @@ def run_stage(
             made = read(record, Manifest)
             own = made_from(resolved, inputs) or made.inputs
             cfg_now = dict(cfg) if adopted else made.cfg
-            publish(replace(made, inputs=own, cfg=cfg_now), entry, output, copies)
+            publish(made.model_copy(update={"inputs": own, "cfg": cfg_now}), entry, output, copies)
         except BaseException:
             if verb not in RESUMES:
                 shutil.rmtree(scratch, ignore_errors=True)

@@ -32,16 +32,23 @@ def results(tmp_path: Path) -> Path:
             [{"step": 1, "name": "m", "value": 1.0}],
             METRICS,
         )
-        record = Digest("", settings_digest(one.verb, one.cfg), outputs(where))
+        record = _digest(one, outputs(where))
         write(where / "digest.json", record)
-        inputs = {
-            name: Used(str(tmp_path / name / "digest.json"), "", digest(outputs(tmp_path / name)))
-            for name in one.inputs
-        }
-        made = Manifest(one.verb, "", one.cfg, inputs, record.outputs, numbers=None, versions={})
-        write(where / "manifest.json", made)
+        inputs = {name: _used(tmp_path / name) for name in one.inputs}
+        made = {"verb": one.verb, "identity": "", "cfg": one.cfg, "outputs": record.outputs}
+        write(where / "manifest.json", Manifest(**made, inputs=inputs))
     fresh.write_plan(tmp_path / "plan.json", PLANNED)
     return tmp_path
+
+
+def _digest(planned: Artifact, outputs: dict[str, str]) -> Digest:
+    settings = settings_digest(planned.verb, planned.cfg)
+    return Digest(identity="", settings=settings, outputs=outputs)
+
+
+def _used(folder: Path) -> Used:
+    path = str(folder / "digest.json")
+    return Used(path=path, identity="", outputs=digest(outputs(folder)))
 
 
 def outputs(folder: Path) -> dict[str, str]:
@@ -83,8 +90,7 @@ def test_how_a_stage_runs_makes_nothing_stale(results: Path) -> None:
 def test_what_was_made_from_an_earlier_version_is_named(results: Path) -> None:
     record = results / "models/a/digest.json"
     planned = PLANNED["models/a"]
-    settings = settings_digest(planned.verb, planned.cfg)
-    write(record, Digest("", settings, {"metrics.parquet": "0"}))
+    write(record, _digest(planned, {"metrics.parquet": "0"}))
     words = r"evaluations/e/a: stale: \S*models/a, which it was made from, was made anew"
     with pytest.raises(UserError, match=words):
         check(results)
