@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from opd.core.files import digest
 from opd.core.hashing import hashed
 from opd.provenance.diff import changes, settings_of
-from opd.stages import check, identity, manifest, on_disk, registry
+from opd.stages import check, manifest, on_disk, registry
 from opd.stages.check import Trusted
+from opd.stages.code import code_digest, modules
 from opd.stages.fresh import as_written, read_plan
 from opd.stages.keep import steps_of
 from opd.stages.on_disk import Made
@@ -270,9 +271,9 @@ def _data(made: Made, around: Around) -> Iterator[Finding]:
 
 def _code(origin: Manifest) -> Iterator[Finding]:
     verb, code = origin.verb, origin.cfg.get("code")
-    if code is None or verb not in registry.VERBS or code == identity.code_digest(verb):
+    if code is None or verb not in registry.VERBS or code == code_digest(verb):
         return
-    then, now = origin.modules, identity.modules(verb)
+    then, now = origin.modules, modules(verb)
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     reason = ", ".join(changed) if then else "which modules was not recorded"
     yield Finding(State.STALE, "code", f"changed since: {reason}")

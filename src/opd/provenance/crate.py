@@ -21,7 +21,7 @@ import opd
 from opd.core.errors import UserError
 from opd.core.files import digest, file_digest
 from opd.models.fetch import INDEX
-from opd.stages.identity import code_digest
+from opd.stages.code import code_digest
 from opd.stages.registry import VERBS
 
 PROFILES = {

@@ -1,31 +1,16 @@
-"""What names an artifact: digests of its settings, of its inputs' contents and of its code."""
+"""What names an artifact: digests of its settings, which hold one of its code, and of the contents
+of its inputs."""
 
 import hashlib
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
-from opd.core.code import module_digest, own_digests
 from opd.core.files import digest
-from opd.stages.registry import VERBS
 
 
 def derive_seed(seed: int, stage: str) -> int:
     """The random seed of a stage: a pure function of the run's seed and the stage's name."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:4], "big") >> 1
-
-
-@cache
-def code_digest(verb: str) -> str:
-    """Digest of the code of a stage: that of its module, and which of its functions is called."""
-    module, _, function = VERBS[verb].partition(":")
-    return digest([module_digest(module), function])
-
-
-def modules(verb: str) -> dict[str, str]:
-    """Module -> digest of its own code, of all that ``code_digest`` covers: what tells which of
-    them has changed."""
-    return own_digests(VERBS[verb].partition(":")[0])
 
 
 def identity(verb: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:

@@ -24,7 +24,8 @@ from opd.core.files import content, remove
 from opd.core.security import refuse_code
 from opd.stages import gpu, lock, verify
 from opd.stages.check import stands_for
-from opd.stages.identity import code_digest, identity, modules
+from opd.stages.code import code_digest, modules
+from opd.stages.identity import identity
 from opd.stages.keep import complete, steps_of
 from opd.stages.manifest import made_from, publish, stamp, versions
 from opd.stages.records import Contents, Manifest, load, read, write, write_json

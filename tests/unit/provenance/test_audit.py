@@ -15,7 +15,7 @@ from opd.provenance import audit as audit_module
 from opd.provenance import diff, why
 from opd.provenance.audit import audit
 from opd.provenance.diff import changes
-from opd.stages import identity, manifest, on_disk, records
+from opd.stages import code, identity, manifest, on_disk, records
 from opd.stages.records import Contents, Digest, Manifest
 
 
@@ -64,7 +64,7 @@ def test_what_was_adopted_is_never_taken_for_what_was_made():
 
 
 def test_modules_are_those_that_the_code_digest_covers():
-    found = identity.modules("opd")
+    found = code.modules("opd")
     assert {"opd.training.distill", "opd.losses.fused", "opd.core.errors"} <= found.keys()
     assert "opd.evaluation.evaluate" not in found and "opd.stages.run" not in found
     assert len({*found.values()}) > len(found) / 2
