@@ -155,7 +155,7 @@ def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
     artifacts = {}
     for made in on_disk.behind(on_disk.at(root, folder) for folder in folders):
         manifest = read(made.path / "manifest.json", Manifest)
-        findings = check.shown(made, plan.get(made.folder), WEIGHTS)
+        findings = check.shown(made, plan.get(made.folder), (WEIGHTS,))
         name = _below(made.path, made.root)
         artifacts[name] = Made(name, plain(manifest), [finding.text for finding in findings])
     return artifacts

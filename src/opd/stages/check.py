@@ -75,8 +75,8 @@ def expected_identity(made: Manifest) -> str:
 
 def disagreement(record: Digest, made: Manifest) -> Finding | None:
     """Where digest.json does not follow from manifest.json."""
-    found, expected = plain(record), plain(hand_off(made))
-    keys = sorted(k for k in {*found, *expected} if found.get(k) != expected.get(k))
+    there, expected = plain(record), plain(hand_off(made))
+    keys = sorted(k for k in {*there, *expected} if there.get(k) != expected.get(k))
     if not keys:
         return None
     reason = f"differs from what manifest.json says ({', '.join(keys)})"
@@ -124,16 +124,18 @@ def recorded_contents(folder: Path) -> str:
     return digest(record.outputs) if record else "damaged"
 
 
-def shown(made: Made, planned: Planned | None, weights: str) -> Iterator[Finding]:
-    """All that would make a page that shows an artifact say something else than it did. Of files
-    that end with ``weights`` only whether they are there, as reading them would take longer than
-    all else together. Raises ``UserError`` where a record cannot be read."""
+def shown(
+    made: Made, planned: Planned | None = None, unread: tuple[str, ...] = ()
+) -> Iterator[Finding]:
+    """Whether an artifact may be shown: its files, its two records against each other, its settings
+    against the plan's, its inputs. Of files whose names end with one of ``unread`` only whether
+    they are there. Raises ``UserError`` where a record cannot be read."""
     record = read(made.path / "digest.json", Digest)
     manifest = read(made.path / "manifest.json", Manifest)
     payload = made.path / "payload"
     paths = {p.relative_to(payload).as_posix(): p for p in payload.rglob("*") if p.is_file()}
     now = {
-        name: record.outputs.get(name, "") if name.endswith(weights) else file_digest(path)
+        name: record.outputs.get(name, "") if name.endswith(unread) else file_digest(path)
         for name, path in paths.items()
     }
     yield from files(record.outputs, now)

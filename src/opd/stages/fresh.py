@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import digest, read_json, replacing
+from opd.core.files import digest, replacing
 from opd.stages import check as checks
 from opd.stages.artifact import Artifact, sources_first
 from opd.stages.identity import settings_digest
@@ -31,8 +31,6 @@ from opd.stages.records import (
     sealed,
     write_json,
 )
-
-Plan = Mapping[str, Planned]
 
 
 def described(artifacts: Mapping[str, Artifact], asked: Iterable[str] = ()) -> dict[str, Planned]:
@@ -54,7 +52,7 @@ def described(artifacts: Mapping[str, Artifact], asked: Iterable[str] = ()) -> d
 def write_plan(path: Path, artifacts: Mapping[str, Artifact], asked: Iterable[str] = ()) -> None:
     """Write what a config describes (``described``), where it differs from what is there."""
     plan = {name: sealed(plain(entry)) for name, entry in described(artifacts, asked).items()}
-    if not path.is_file() or read_json(path) != plan:
+    if not path.is_file() or path.read_bytes() != json_text(plan).encode():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plan)
 

@@ -70,10 +70,10 @@ def publish(
 
 def versions() -> dict[str, str]:
     """Version of Python and of each of ``PACKAGES`` that is installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -137,11 +137,11 @@ def behind(artifacts: Iterable[Made]) -> list[Made]:
 
 def folders(root: Path) -> list[str]:
     """Folders below a results folder that hold an artifact, or what is left of one."""
-    found = []
-    for path, inner, files in _walk(root):
-        if {"digest.json", "manifest.json"} & {*files} or "payload" in inner:
-            found.append(path.relative_to(root).as_posix())
-    return sorted(found)
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path, inner, files in _walk(root)
+        if {"digest.json", "manifest.json"} & {*files} or "payload" in inner
+    )
 
 
 def loose(root: Path) -> Iterator[Path]:

@@ -17,7 +17,8 @@ from opd.core.files import digest
 from opd.plan import hub_lock
 from opd.provenance import export as exporting
 from opd.recipes import resolve
-from opd.results import report
+from opd.stages import check, on_disk
+from opd.stages.on_disk import Made
 
 ROOT = Path(__file__).parents[3]
 HUB = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
@@ -206,11 +207,12 @@ def test_every_file_has_its_own_digest_and_every_name_leads_somewhere(results, t
 def test_an_exported_folder_is_as_whole_as_what_it_was_made_of(results, tmp_path):
     packed(results, tmp_path / "crate", full=True)
     root = tmp_path / "crate" / "results" / "mini"
-    made = report.behind([root / "figures/fig05", root / "tables/headline"], root)
-    assert len(made) == 6 and not any(one.troubles for one in made.values())
+    made = on_disk.behind(Made(root, name) for name in ("figures/fig05", "tables/headline"))
+    assert len(made) == 6
+    assert not [finding for one in made for finding in check.shown(one)]
     (root / "figures/fig05/payload/caption.md").write_text("another")
-    made = report.behind([root / "figures/fig05"], root)
-    assert made["figures/fig05"].troubles == ["modified: caption.md was changed"]
+    (finding,) = check.shown(Made(root, "figures/fig05"))
+    assert finding.text == "modified: caption.md was changed"
     # and it can be exported again, to the same bytes
     (root / "figures/fig05/payload/caption.md").write_text("A caption")
     crate = tmp_path / "crate"
