@@ -110,22 +110,22 @@ def _table(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _tree(made: Made, indent: str, seen: dict[Path, None]) -> Iterator[str]:
     """Inputs below inputs, up to the sources; what came before is named and not opened again."""
-    for used in made.inputs:
-        contents = used.used.outputs[:12]
-        if not used.used.made:
-            where = _shown(used.place) if used.place else f"{used.used.path} (not here)"
-            yield f"{indent}{used.name}: the file {where}  {contents}"
-        elif used.place is None:
-            yield f"{indent}{used.name}: {used.folder} (gone)"
+    for source in made.inputs:
+        contents = source.used.outputs[:12]
+        if not source.used.made:
+            where = _shown(source.place) if source.place else f"{source.used.path} (not here)"
+            yield f"{indent}{source.name}: the file {where}  {contents}"
+        elif source.place is None:
+            yield f"{indent}{source.name}: {source.folder} (gone)"
         else:
-            source = on_disk.at(made.root, used.place.parent)
-            again = "  (see above)" if source.path in seen else ""
-            adopted = ", adopted" if source.manifest and source.manifest.adopted else ""
-            about = f"{source.folder}  ({source.verb}{adopted})  {contents}"
-            yield f"{indent}{used.name}: {about}{again}"
+            inner = on_disk.at(made.root, source.place.parent)
+            again = "  (see above)" if inner.path in seen else ""
+            adopted = ", adopted" if inner.manifest and inner.manifest.adopted else ""
+            about = f"{inner.folder}  ({inner.verb}{adopted})  {contents}"
+            yield f"{indent}{source.name}: {about}{again}"
             if not again:
-                seen[source.path] = None
-                yield from _tree(source, indent + "  ", seen)
+                seen[inner.path] = None
+                yield from _tree(inner, indent + "  ", seen)
 
 
 def _again(made: Made) -> Iterator[str]:

@@ -1,8 +1,6 @@
 """Hashing, locating and comparing, on folders made by hand; whole runs are in tests/workflow."""
 
-import hashlib
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -10,64 +8,12 @@ from results import Results, sample
 
 from opd.core.errors import UserError
 from opd.core.files import content
-from opd.core.hashing import CHUNK, hashed
 from opd.provenance import audit as audit_module
 from opd.provenance import diff, why
 from opd.provenance.audit import audit
 from opd.provenance.diff import changes
-from opd.stages import code, identity, manifest, on_disk, records
+from opd.stages import identity, manifest, records
 from opd.stages.records import Contents, Digest, Manifest
-
-
-def test_files_are_hashed_once_and_by_sha256(tmp_path: Path):
-    texts = {"a": b"", "b": b"x" * (CHUNK + 1), "c": b"y" * CHUNK}
-    for name, text in texts.items():
-        (tmp_path / name).write_bytes(text)
-    os.link(tmp_path / "b", tmp_path / "hard")
-    (tmp_path / "soft").symlink_to("c")
-    (tmp_path / "nowhere").symlink_to("gone")
-    found = hashed(tmp_path / n for n in (*texts, "hard", "soft", "nowhere"))
-    same = {"hard": "b", "soft": "c"}
-    expected = {n: hashlib.sha256(texts[same.get(n, n)]).hexdigest() for n in (*texts, *same)}
-    assert {path.name: one for path, one in found.of.items()} == expected
-    assert (found.files, found.bytes) == (3, 2 * CHUNK + 1)
-
-
-def test_a_file_that_cannot_be_read_has_no_digest(tmp_path: Path, monkeypatch):
-    (tmp_path / "a").write_text("x")
-    monkeypatch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
-    assert hashed([tmp_path / "a"]).of == {tmp_path / "a": ""}
-
-
-def test_a_seal_is_of_all_but_itself():
-    made = records.sealed({"b": [1, 2.5, None], "a": {"x": "é"}})
-    assert records.sealed(made) == made
-    rest = {"a": {"x": "é"}, "b": [1, 2.5, None]}
-    text = json.dumps(rest, indent=1, sort_keys=True) + "\n"
-    assert made["seal"] == hashlib.sha256(text.encode()).hexdigest()
-    assert records.sealed(made | {"b": [1, 2.5, 0]})["seal"] != made["seal"]
-
-
-def test_what_was_adopted_is_never_taken_for_what_was_made():
-    cfg = {"steps": 2, "code": "1", "inputs": []}
-    outputs = {"model.safetensors": "0"}
-    adopted = identity.adopted_identity("opd", cfg, outputs)
-    assert adopted != identity.identity("opd", cfg, {})
-    assert adopted == identity.adopted_identity("opd", cfg | {"code": "2"}, outputs)
-    assert adopted == identity.adopted_identity("opd", cfg | {"execution": {"x": 1}}, outputs)
-    for verb, other, files in (
-        ("sft", cfg, outputs),
-        ("opd", cfg | {"steps": 3}, outputs),
-        ("opd", cfg, {"model.safetensors": "1"}),
-    ):
-        assert identity.adopted_identity(verb, other, files) != adopted
-
-
-def test_modules_are_those_that_the_code_digest_covers():
-    found = code.modules("opd")
-    assert {"opd.training.distill", "opd.losses.fused", "opd.core.errors"} <= found.keys()
-    assert "opd.evaluation.evaluate" not in found and "opd.stages.run" not in found
-    assert len({*found.values()}) > len(found) / 2
 
 
 @pytest.mark.parametrize(
@@ -84,46 +30,6 @@ def test_modules_are_those_that_the_code_digest_covers():
 )
 def test_changes_by_key(one, other, expected):
     assert [*changes(one, other)] == expected
-
-
-def test_an_artifact_is_found_by_its_folder_a_file_a_copy_and_the_end_of_its_name(tmp_path: Path):
-    results = sample(tmp_path)
-    root = results.root
-    expected = {
-        "tables/headline": "tables/headline",
-        "tables/headline.csv": "tables/headline",
-        "figures/a_paper/fig06.svg": "figures/a_paper/fig06",
-        "models/small/s0/payload/w": "models/small/s0",
-        "models/small/s0/digest.json": "models/small/s0",
-        "small/s0": "models/small/s0",
-        "E11.success/s0": "probes/E11.success/s0",
-        # A model goes before what was made from it.
-        "small-from-large/s0": "models/small-from-large/s0",
-    }
-    for given, folder in expected.items():
-        assert on_disk.locate(root / given).folder == folder, given
-        assert on_disk.locate(root / given).root == root
-    with pytest.raises(UserError, match="no artifact is there"):
-        on_disk.locate(root / "models/none/s0")
-    with pytest.raises(UserError, match=r"it may be .*fig06"):
-        results.add("figure", "figures/b_paper/fig06", {"figure.svg": "x"})
-        on_disk.locate(root / "fig06")
-
-
-def test_recorded_paths_are_found_in_a_renamed_copy(tmp_path: Path):
-    results = sample(tmp_path)
-    moved = tmp_path / "sent" / "theirs"
-    moved.parent.mkdir()
-    results.root.rename(moved)
-    one = on_disk.Made(moved, "tables/headline")
-    ((name, _, place),) = one.inputs
-    folder = "evaluations/held-out/small-from-large/s0"
-    assert (name, place) == ("e", moved / folder / "digest.json")
-    behind = [x.folder for x in on_disk.behind([one])]
-    assert behind[-2:] == [folder, "tables/headline"]
-    assert set(behind) == {
-        *("prompts/rl", "models/small/s0", "models/small-from-large/s0", folder, "tables/headline")
-    }
 
 
 def test_records_from_before_there_were_seals_are_read(tmp_path: Path):
@@ -241,31 +147,6 @@ def test_files_that_differ_for_no_reason_are_said_not_to_repeat(tmp_path: Path):
     found = diff.compare(*(tmp_path / n / "results" / "mini" for n in "ab"))
     (said,) = diff.reasons(*found.first[0])
     assert "does not repeat" in said
-
-
-def test_every_bit_of_a_record_counts():
-    """Also where the JSON stays the same value, as 1e-05 and 1E-05."""
-    used = {"path": "x", "identity": "", "outputs": "0"}
-    value = {"verb": "opd", "identity": "1", "cfg": {"lr": 1e-05, "on": True}, "outputs": {}}
-    value |= {"host": "é", "inputs": {"x": used}, "numbers": {"a": [None, -2]}, "versions": {}}
-    text = records.json_text(records.sealed(value)).encode()
-    assert records.parse(text, Manifest)[1] == ""
-    for at in range(len(text)):
-        for bit in range(8):
-            changed = bytearray(text)
-            changed[at] ^= 1 << bit
-            assert records.parse(bytes(changed), Manifest)[1], (at, bit)
-
-
-def test_a_record_without_a_seal_has_just_the_keys_that_it_should():
-    text = records.json_text({"outputs": {"a": "0"}}).encode()
-    assert records.parse(text, Contents) == (Contents(outputs={"a": "0"}), "")
-    assert records.parse(text, Digest)[1].startswith("cannot be used: identity: ")
-    more = records.json_text({"outputs": {"a": "0"}, "x": 1}).encode()
-    assert records.parse(more, Contents)[1] == "does not have the keys of a record"
-    for damaged in (text.replace(b"outputs", b"outputt"), text.replace(b'"0"', b"0"), b"[]\n"):
-        record, reason = records.parse(damaged, Contents)
-        assert record is None and reason
 
 
 def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):

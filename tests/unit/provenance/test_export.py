@@ -204,7 +204,7 @@ def test_every_file_has_its_own_digest_and_every_name_leads_somewhere(results, t
                     assert one["@id"] in entities, (entity["@id"], key)
 
 
-def test_an_exported_folder_is_as_whole_as_what_it_was_made_of(results, tmp_path):
+def test_an_exported_folder_is_as_complete_as_what_it_was_made_of(results, tmp_path):
     packed(results, tmp_path / "crate", full=True)
     root = tmp_path / "crate" / "results" / "mini"
     made = on_disk.behind(Made(root, name) for name in ("figures/fig05", "tables/headline"))
@@ -332,7 +332,7 @@ def test_nothing_is_packed_that_is_not_as_it_was_made(results, tmp_path, kind):
         packed(results, tmp_path / "crate.zip", full=full)
     assert not list(tmp_path.glob("*crate*"))
     if kind == "payload":
-        packed(results, tmp_path / "part.zip", "headline")  # what is whole can be had
+        packed(results, tmp_path / "part.zip", "headline")  # what is complete can be had
 
 
 def test_refusals(results, tmp_path, monkeypatch):

@@ -176,7 +176,7 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return train, keep, asked, luck
 
 
-def test_a_run_is_whole_with_the_steps_that_are_asked_for(training, tmp_path):
+def test_a_run_is_complete_with_the_steps_that_are_asked_for(training, tmp_path):
     train, keep, asked, _ = training
     assert train() is True
     before = (tmp_path / "m" / "digest.json").read_bytes()
