@@ -155,8 +155,9 @@ def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
     artifacts = {}
     for made in on_disk.behind(on_disk.at(root, folder) for folder in folders):
         manifest = read(made.path / "manifest.json", Manifest)
-        findings = check.shown(made, plan.get(made.folder), (WEIGHTS,))
-        name = _below(made.path, made.root)
+        own = made.root == root.absolute()
+        name = made.folder if own else made.path.name
+        findings = check.shown(made, plan.get(name) if own else None, (WEIGHTS,))
         artifacts[name] = Made(name, plain(manifest), [finding.text for finding in findings])
     return artifacts
 

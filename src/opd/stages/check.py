@@ -108,14 +108,14 @@ def settings(record: Digest | None, planned: Planned) -> Finding | None:
 def inputs(made: Made, contents: Callable[[Path], str]) -> Iterator[Finding]:
     """The artifacts that one was made from against what they are now. ``contents`` of a folder: the
     digest of what is in it now; empty where nobody knows."""
-    for given in made.inputs:
-        if not given.used.made:
+    for source in made.inputs:
+        if not source.used.made:
             continue
-        where, source = f"input {given.name}", f"{given.folder}, which it was made from,"
-        if given.place is None:
-            yield Finding(State.MISSING, where, f"{source} is gone")
-        elif contents(given.place.parent) not in ("", given.used.outputs):
-            yield Finding(State.STALE, where, f"{source} was made anew")
+        where, about = f"input {source.name}", f"{source.folder}, which it was made from,"
+        if source.place is None:
+            yield Finding(State.MISSING, where, f"{about} is gone")
+        elif contents(source.place.parent) not in ("", source.used.outputs):
+            yield Finding(State.STALE, where, f"{about} was made anew")
 
 
 def recorded_contents(folder: Path) -> str:
@@ -140,7 +140,8 @@ def shown(
     }
     yield from files(record.outputs, now)
     unlike = None if record.older else disagreement(record, manifest)
-    # What was adopted was made by no code of the config's.
+    # What was adopted was made by no code of the config's, nor from its inputs.
     stale = None if record.adopted or not planned else settings(record, planned)
     yield from filter(None, [unlike, stale])
-    yield from inputs(made, recorded_contents)
+    if not record.adopted:
+        yield from inputs(made, recorded_contents)

@@ -14,10 +14,10 @@ def steps_of(entry: Path) -> Path:
     return entry.with_name(f"{entry.name}.steps")
 
 
-def complete(folder: Path, record: Path) -> bool:
-    """Whether a folder has exactly the content that its record says: that of a store entry or of a
-    kept step. A damaged record says none."""
-    made, _ = load(record, Contents)
+def complete(folder: Path, record: Path, kind: type[Contents] = Contents) -> bool:
+    """Whether a folder has exactly the content that its record (of this kind) says. A record that
+    cannot be read says none."""
+    made, _ = load(record, kind)
     return made is not None and folder.is_dir() and content(folder) == made.outputs
 
 

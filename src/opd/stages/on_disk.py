@@ -114,7 +114,7 @@ def _source(root: Path, recorded: str) -> Path | None:
 
 def at(root: Path, path: Path) -> Made:
     """The artifact in a folder, in the results folder ``root`` unless it lies elsewhere."""
-    path = Path(os.path.abspath(path))
+    root, path = Path(os.path.abspath(root)), Path(os.path.abspath(path))
     root = root if path.is_relative_to(root) else results_folder(path)
     return Made(root, path.relative_to(root).as_posix())
 

@@ -50,12 +50,12 @@ def _kept(verb: str, cfg: Mapping[str, Any]) -> list[int]:
 
 def _store_steps(asked: Sequence[int], made: Path, steps: Path) -> None:
     """Move the steps that a run has kept into the store; one that it did not reach is empty."""
-    found = {}
+    kept = {}
     for step in asked:
         (made / str(step)).mkdir(parents=True, exist_ok=True)
-        found[step] = content(made / str(step))
+        kept[step] = content(made / str(step))
     # Digests first: a kill between two moves would cost a training run.
-    for step, outputs in found.items():
+    for step, outputs in kept.items():
         folder, record = steps / str(step), steps / f"{step}.json"
         record.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
@@ -113,7 +113,7 @@ def _compute(
             raise UserError("the stage wrote nothing", f"opd {verb}", "this is a bug, report it")
         if verb in FETCHES:
             _same_as_before(verb, cfg, outputs, record)
-        if complete(entry, record) and read(record, Contents).outputs == outputs:
+        if complete(entry, record, Manifest) and read(record, Contents).outputs == outputs:
             shutil.rmtree(work)
         else:
             shutil.rmtree(steps, ignore_errors=True)
@@ -213,7 +213,7 @@ def run_stage(
     }
     key = adopted or identity(verb, cfg, {name: value[1] for name, value in resolved.items()})
     entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
-    if adopted and not complete(entry, record):
+    if adopted and not complete(entry, record, Manifest):
         raise UserError(
             "what was adopted here is damaged, or gone from the store",
             str(folder),
@@ -230,11 +230,11 @@ def run_stage(
                 for left in (path, *path.parent.glob(f".{path.name}.*.partial")):
                     remove(left)
             steps = steps_of(entry)
-            found = complete(entry, record) and all(
+            there = complete(entry, record, Manifest) and all(
                 adopted or complete(steps / str(step), steps / f"{step}.json")
                 for step in _kept(verb, cfg)
             )
-            computed = verb in LOOKS or not found
+            computed = verb in LOOKS or not there
             if computed:
                 with gpu.lease(verb, cfg), lock.watched(scratch, str(folder)):
                     _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)
