@@ -1,6 +1,7 @@
-"""Hashing, locating and comparing, on folders made by hand; whole runs are in tests/workflow."""
+"""What is wrong, and where two differ, on folders made by hand; whole runs are in tests/workflow."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from opd.provenance import audit as audit_module
 from opd.provenance import diff, why
 from opd.provenance.audit import audit
 from opd.provenance.diff import changes
-from opd.stages import identity, manifest, records
+from opd.stages import identity, manifest, records, verify
 from opd.stages.records import Contents, Digest, Manifest
 
 
@@ -147,6 +148,51 @@ def test_files_that_differ_for_no_reason_are_said_not_to_repeat(tmp_path: Path):
     found = diff.compare(*(tmp_path / n / "results" / "mini" for n in "ab"))
     (said,) = diff.reasons(*found.first[0])
     assert "does not repeat" in said
+
+
+def _published(results: Path, verb: str, folder: str, inputs: dict[str, Path]) -> Path:
+    """A complete artifact, made from others by their digest.json; its own."""
+    cfg, output = {"inputs": [*inputs], "k": 4}, results / "mini" / folder / "digest.json"
+    resolved = {name: verify.artifact(path) for name, path in inputs.items()}
+    contents = {name: outputs for name, (_, outputs, _) in resolved.items()}
+    entry = results / ".store" / identity.identity(verb, cfg, contents)
+    entry.mkdir(parents=True)
+    (entry / "weights").write_bytes(bytes(range(40)))
+    made = {"verb": verb, "identity": entry.name, "cfg": cfg, "outputs": content(entry)}
+    made |= {"inputs": manifest.made_from(resolved, [*inputs.values()])}
+    output.parent.mkdir(parents=True)
+    records.write(entry.with_name(f"{entry.name}.json"), Manifest(**made))
+    manifest.publish(Manifest(**made), entry, output)
+    return output
+
+
+def test_a_flipped_bit_is_found_in_every_file_and_of_its_artifact_alone(tmp_path: Path):
+    source = _published(tmp_path / "results", "init", "models/a/s0", {})
+    _published(tmp_path / "results", "opd", "models/b/s0", {"student": source})
+
+    def wrong() -> dict[str, str]:
+        return {x.place: x.state for x in audit(tmp_path / "results").audited if x.findings}
+
+    assert wrong() == {}
+    entry = (source.parent / "payload").resolve()
+    record = entry.with_name(f"{entry.name}.json")
+    for path in (source, source.with_name("manifest.json"), record, entry / "weights"):
+        before = path.read_bytes()
+        for at in range(0, len(before), 11):
+            flipped = bytes([before[at] ^ (1 << at % 8)])
+            path.write_bytes(before[:at] + flipped + before[at + 1 :])
+            assert wrong() == {"models/a/s0": "modified"}, (path, at)
+        path.write_bytes(before)
+    # What follows from another source is stale, and what is gone missing.
+    shutil.rmtree(source.parent)
+    assert wrong() == {"models/b/s0": "missing"}
+    (entry / "weights").write_bytes(b"other")
+    made = records.read(record, Manifest)
+    other = made.model_copy(update={"outputs": content(entry)})
+    records.write(record, other)
+    source.parent.mkdir()
+    manifest.publish(other, entry, source)
+    assert wrong() == {"models/b/s0": "stale"}
 
 
 def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
