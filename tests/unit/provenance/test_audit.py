@@ -1,4 +1,4 @@
-"""What is wrong, and where two differ, on folders made by hand; whole runs are in tests/workflow."""
+"""What is wrong and where two differ, on folders made by hand; whole runs are in tests/workflow."""
 
 import json
 import shutil
