@@ -17,7 +17,8 @@ from pathlib import Path
 
 from opd.core.files import content
 from opd.provenance.audit import audit
-from opd.stages import identity, manifest
+from opd.stages import identity, manifest, records
+from opd.stages.records import Manifest
 
 CHECKPOINT = 64_000_000
 
@@ -32,12 +33,11 @@ def make(root: Path, checkpoints: int, small: int) -> None:
         entry.mkdir(parents=True)
         size = CHECKPOINT if i < checkpoints else 4_000
         (entry / "model.safetensors").write_bytes(os.urandom(size))
-        made = {"verb": "init", "identity": entry.name, "cfg": cfg, "inputs": {}, "numbers": {}}
-        made |= {"outputs": content(entry), "versions": {}, "modules": {}}
-        manifest.write_json(store / f"{entry.name}.json", manifest.sealed(made))
-        manifest.write_json(folder / "manifest.json", manifest.sealed(made))
-        manifest.write_json(folder / "digest.json", manifest.hand_off("init", cfg, made))
-        manifest.link(entry, folder)
+        made = Manifest(
+            verb="init", identity=entry.name, cfg=cfg, inputs={}, outputs=content(entry)
+        )
+        records.write(store / f"{entry.name}.json", made)
+        manifest.publish(made, entry, folder / "digest.json")
 
 
 def seconds(call: Callable[[], None], who: int) -> tuple[float, float]:

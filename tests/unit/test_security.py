@@ -37,7 +37,7 @@ from opd.losses.schemas import METRICS
 from opd.models import fetch
 from opd.recipes import resolve
 from opd.results import claims_page
-from opd.stages import manifest, registry
+from opd.stages import records, registry
 from opd.stages import run as runner
 
 SOURCES = sorted((Path(__file__).parents[2] / "src" / "opd").rglob("*.py"))
@@ -164,7 +164,7 @@ def test_a_stage_reads_no_folder_with_code_or_pickles(
     path = payload / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(pickle.dumps(Trap(sprung)))
-    manifest.write_json(given, read_json(given) | {"outputs": content(payload)})
+    records.write_json(given, read_json(given) | {"outputs": content(payload)})
     out = tmp_path / "out" / "digest.json"
     with pytest.raises(UserError, match="may run code"):
         runner.run_stage("keep", {"inputs": ["model"]}, [given], out, {}, tmp_path / "store")

@@ -16,11 +16,13 @@ from project import ROOT, Project
 from opd.core.files import content, read_json
 from opd.plan import state as planned
 from opd.provenance import audit, diff
-from opd.provenance import records as trail
-from opd.provenance.audit import MISSING, MODIFIED, ORPHANED, STALE, WHOLE, Audit
-from opd.stages import manifest, registry, run
+from opd.provenance.audit import Audit
+from opd.stages import manifest, on_disk, records, registry
+from opd.stages.on_disk import Made
+from opd.stages.records import Manifest, State
 
 pytestmark = pytest.mark.workflow
+MODIFIED, MISSING, STALE, ORPHANED, COMPLETE = State
 
 
 def _audit(project: Project, **more) -> Audit:
@@ -60,7 +62,7 @@ def _flip(path: Path, seed: str) -> bytes:
     return before
 
 
-def test_an_untouched_run_is_whole_and_nothing_is_written(finished: Project):
+def test_an_untouched_run_is_complete_and_nothing_is_written(finished: Project):
     before = {p: p.lstat().st_mtime_ns for p in finished.folder.rglob("*")}
     done = _opd(finished, "audit", "results", "--strict", "--json", "-")
     assert done.returncode == 0, done.stdout
@@ -68,27 +70,27 @@ def test_an_untouched_run_is_whole_and_nothing_is_written(finished: Project):
     # Every verb but those that need a hub, and a kept step, which has a test of its own.
     verbs = {one["verb"] for one in found["artifacts"]}
     assert verbs == set(registry.STAGES) - {"fetch", "dataset", "keep"}
-    assert found["counts"] == {WHOLE: len(finished.digests()) + 1}
+    assert found["counts"] == {COMPLETE: len(finished.digests()) + 1}
     assert found["unused"] == {}
     assert _wrong(_audit(finished, plan=planned.described([finished.config]))) == {}
     assert {p: p.lstat().st_mtime_ns for p in finished.folder.rglob("*")} == before
 
 
-def _kinds(project: Project) -> Iterator[trail.Artifact]:
+def _kinds(project: Project) -> Iterator[Made]:
     """One artifact of every verb."""
     seen = set()
-    for folder in trail.folders(project.result("")):
-        one = trail.artifact(project.result(""), folder)
+    for folder in on_disk.folders(project.result("")):
+        one = Made(project.result(""), folder)
         if one.verb not in seen:
             seen.add(one.verb)
             yield one
 
 
-def _files_of(one: trail.Artifact) -> list[Path]:
+def _files_of(one: Made) -> list[Path]:
     """Every file that makes up an artifact: its two records, its payload, the record of its store
     entry, and copies."""
     entry = (one.path / "payload").resolve()
-    copies = [*trail.copies(one).values()]
+    copies = [*one.copies.values()]
     records = [one.path / "digest.json", one.path / "manifest.json"]
     files = sorted(p for p in entry.rglob("*") if p.is_file())
     return [*records, entry.with_name(f"{entry.name}.json"), *files, *copies]
@@ -104,7 +106,7 @@ def test_a_flipped_bit_is_found_in_every_file_of_every_kind_of_artifact(copy: Pr
             # Of the artifact alone; one that has the same files in the store is the same.
             same = {
                 other.folder
-                for other in (trail.artifact(one.root, f) for f in trail.folders(one.root))
+                for other in (Made(one.root, f) for f in on_disk.folders(one.root))
                 if (other.path / "payload").resolve() == (one.path / "payload").resolve()
             }
             assert wrong.get(one.folder) == MODIFIED, path
@@ -133,7 +135,7 @@ def moved(copy: Project, tmp_path: Path) -> Path:
     return tmp_path / "sent" / "theirs"
 
 
-def test_a_copy_with_its_links_followed_is_whole(moved: Path):
+def test_a_copy_with_its_links_followed_is_complete(moved: Path):
     found = audit.audit(moved)
     assert _wrong(found) == {} and len(found.audited) > 30
     assert not (moved / "models/init/s0/payload").is_symlink()
@@ -194,7 +196,7 @@ def test_a_link_to_another_entry_is_found(copy: Project):
 def _seal(path: Path, change) -> None:
     made = read_json(path)
     change(made)
-    manifest.write_json(path, manifest.sealed(made) if path.name == "manifest.json" else made)
+    records.write_json(path, records.sealed(made) if path.name == "manifest.json" else made)
 
 
 def test_a_forger_who_leaves_the_identity_is_found_by_it(copy: Project):
@@ -227,7 +229,7 @@ def test_stale_settings_data_inputs_and_code_are_named(copy: Project, tmp_path: 
     found = _audit(copy, plan=plan)
     assert _findings(found) == [("models/forward/s0", STALE, "config: loss.k")]
     (finding,) = next(one.findings for one in found.audited if one.findings)
-    assert finding.what == "4 then, 8 now"
+    assert finding.reason == "4 then, 8 now"
     done = _opd(copy, "audit", "results/tiny", "--configfile", str(copy.config))
     assert done.returncode == 1 and "config: loss.k: 4 then, 8 now" in done.stdout
     assert _opd(copy, "audit", "results/tiny", "--configfile", str(copy.config), "--allow",
@@ -251,13 +253,14 @@ def test_stale_settings_data_inputs_and_code_are_named(copy: Project, tmp_path: 
 
     folder = copy.result("models/backward/s0")
     _seal(folder / "manifest.json", without)
-    made = read_json(folder / "manifest.json")
-    assert [(f.state, f.what) for f in audit._code(made)] == [(STALE, "changed since: opd.losses")]
+    made = records.read(folder / "manifest.json", Manifest)
+    (code,) = audit._code(made)
+    assert (code.state, code.reason) == (STALE, "changed since: opd.losses.fused")
 
 
 def test_drift_is_shown_and_fails_only_if_asked_for(copy: Project, monkeypatch):
     now = {**manifest.versions(), "torch": "99.0"}
-    monkeypatch.setattr(run, "versions", lambda: now)
+    monkeypatch.setattr(manifest, "versions", lambda: now)
     found = _audit(copy)
     assert not audit.fails(found) and audit.fails(found, strict=True)
     drifted = [one for one in found.audited if one.place == "models/base/s0"]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from project import ROOT, Project
 
-from opd.results import report
+from opd.stages import check, on_disk
 
 VALIDATE = Path(__file__).with_name("validate_crate.py")
 
@@ -62,8 +62,8 @@ def test_the_crate_of_a_workflow_validates_and_stays_whole(
     folders = [path.parent for path in root.rglob("digest.json")]
     there = [p for p in finished.result("").rglob("digest.json") if "payload" not in p.parts]
     assert len(folders) == len(there) > 30
-    made = report.behind(folders, root)
-    assert not [line for one in made.values() for line in one.troubles]
+    made = on_disk.behind(on_disk.at(root, folder) for folder in folders)
+    assert not [finding for one in made for finding in check.shown(one)]
     # what it would be run again with
     config = yaml.safe_load((root / "config.yaml").read_text())
     assert config == yaml.safe_load(finished.config.read_text())

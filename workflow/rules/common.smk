@@ -136,6 +136,9 @@ def threads_of(stage):
 def force_if_edited(folder):
     """Have an artifact made again that was made with other settings. Snakemake sees edits by its
     own records only, which a copy of the results or a clean-up lacks."""
+    # There is no public way. dag_settings.forcerun makes targets of all that it names, so that what
+    # nobody asked for would run; to remove the file, or to make it older, would also do so in a dry
+    # run; an input that is newer than it would be one input less in the next run.
     if folder in EDITED and RerunTrigger.PARAMS in workflow.dag_settings.rerun_triggers:
         workflow.dag.forcefiles.add(f"{RESULTS}/{folder}/digest.json")
 

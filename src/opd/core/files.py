@@ -1,9 +1,11 @@
-"""Digests of plain values and of files, and reading JSON."""
+"""Digests of plain values and of files, reading JSON, and replacing files in one step."""
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,31 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"not readable as JSON ({error})", str(path), "make it again") from error
+
+
+@contextmanager
+def replacing(path: Path, key: str = "") -> Iterator[Path]:
+    """A name beside ``path`` to write a file, link or folder under; it becomes ``path`` at the end,
+    and is removed where that fails.
+
+    All attempts with the same ``key``, one at a time, use the same name, so that the next one
+    clears away what a killed one has left.
+    """
+    temporary = path.with_name(f".{path.name}{key and '.'}{key[:16]}.partial")
+    remove(temporary)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def link_files(folder: Path, out: Path) -> None:

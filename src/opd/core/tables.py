@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opd.core.errors import UserError
+from opd.core.files import replacing
 
 TEXT, INTEGER, NUMBER, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -46,7 +47,7 @@ def write(path: Path, rows: pa.Table | Iterable[Mapping[str, Any]], schema: pa.S
         if nulls and not field.nullable:
             row = table.column(field.name).is_null().to_pylist().index(True)
             raise UserError(f"column '{field.name}' is empty", f"{path}: row {row}", "fill it in")
-    with _whole(path) as temporary:
+    with _writing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
 
 
@@ -57,21 +58,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raises ``UserError`` where the disk does not take
+    """Write a text file completely or not at all. Raises ``UserError`` where the disk does not take
     it."""
-    with _whole(path) as temporary:
+    with _writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary name, renamed to ``path`` when all is written, else removed."""
-    temporary = path.with_name(path.name + ".partial")
+def _writing(path: Path) -> Iterator[Path]:
     try:
-        yield temporary
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            yield temporary
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
             f"it cannot be written ({error.strerror or error})", str(path), "free space there"
         ) from error

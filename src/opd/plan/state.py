@@ -17,7 +17,9 @@ from opd.recipes.base import unknown
 from opd.recipes.config import Config
 from opd.results import claim_spec
 from opd.stages import artifact, fresh
-from opd.stages.identity import adopted_identity, identity
+from opd.stages.check import stands_for
+from opd.stages.identity import identity
+from opd.stages.records import Contents, Planned, digest_in, load
 
 TO_RUN = ("run", "stale")
 SHOWN = ("figures/", "tables/", "contamination/", "claims", "report")
@@ -39,7 +41,7 @@ def artifacts_of(config: Config, root: Path) -> dict[str, artifact.Artifact]:
     return found | exhibits.exhibits(config, found, root)
 
 
-def described(files: Sequence[Path], settings: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+def described(files: Sequence[Path], settings: Iterable[str] = ()) -> dict[str, Planned]:
     """What a run with these config files and settings (KEY=VALUE) would write as plan.json."""
     config = resolve.read(files, settings)
     artifacts = artifacts_of(config, beside(files))
@@ -59,43 +61,37 @@ def states(
     What follows a stage that runs, runs: whether its inputs will be others is not known.
     """
     outputs: dict[str, dict[str, str]] = {}
-    found = {}
+    states = {}
     for folder in folders:
-        state, made = _state(artifacts[folder], outputs, results, store)
+        states[folder], made = _state(artifacts[folder], outputs, results, store)
         if made is not None:
             outputs[folder] = made
         elif (results / folder / "digest.json").is_file():
-            state = "stale"
-        found[folder] = state
-    return found
+            states[folder] = "stale"
+    return states
 
 
 def _state(
     artifact: artifact.Artifact, outputs: Mapping[str, dict[str, str]], results: Path, store: Path
 ) -> tuple[str, dict[str, str] | None]:
     """The state, and the digests of what is made, None where it has yet to be made."""
-    digest = results / artifact.folder / "digest.json"
-    present = digest.is_file() and (digest.parent / "payload").exists()
-    made = read_json(digest) if present else {}
-    if made.get("adopted"):
-        theirs = adopted_identity(artifact.verb, artifact.cfg, made["outputs"])
-        if made["identity"] == theirs:
-            return "there", made["outputs"]
-    given = {}
+    folder = results / artifact.folder
+    made = digest_in(folder) if (folder / "payload").exists() else None
+    if made and stands_for(made, artifact.verb, artifact.cfg):
+        return "there", made.outputs
+    contents = {}
     for name, path in cost.named(artifact).items():
         if path not in outputs and not Path(path).is_absolute():
             return "run", None
-        given[name] = outputs[path] if path in outputs else content(Path(path))
-    key = identity(artifact.verb, artifact.cfg, given)
+        contents[name] = outputs[path] if path in outputs else content(Path(path))
+    key = identity(artifact.verb, artifact.cfg, contents)
     kept = artifact.cfg.get("execution", {}).get("keep_steps", ())
     if not all((store / f"{key}.steps" / f"{step}.json").is_file() for step in kept):
         return "run", None
-    if made.get("identity") == key:
-        return "there", made["outputs"]
-    record, entry = store / f"{key}.json", store / key
-    if record.is_file() and entry.is_dir():
-        return "store", read_json(record)["outputs"]
-    return "run", None
+    if made and made.identity == key:
+        return "there", made.outputs
+    record, _ = load(store / f"{key}.json", Contents)
+    return ("store", record.outputs) if record and (store / key).is_dir() else ("run", None)
 
 
 def counted(found: Mapping[str, str], results: Path) -> dict[str, dict[str, Any]]:

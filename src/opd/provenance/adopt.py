@@ -17,7 +17,7 @@ from typing import Any
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.core.files import content, read_json
+from opd.core.files import content, read_json, remove
 from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
 from opd.models.fetch import PATTERNS
@@ -25,6 +25,7 @@ from opd.models.schemas import GENERATIONS
 from opd.recipes.base import unknown
 from opd.stages import identity, manifest, run
 from opd.stages.artifact import Artifact
+from opd.stages.records import Manifest, State, Used, load, write
 from opd.stages.registry import STAGES
 
 METRICS_FILE = "metrics.parquet"
@@ -50,9 +51,8 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
     been run: what was made is not replaced unseen.
     """
     folder = results / artifact.folder
-    if (folder / "manifest.json").is_file() and not read_json(folder / "manifest.json").get(
-        "adopted"
-    ):
+    before, damage = load(folder / "manifest.json", Manifest)
+    if not (before.adopted if before else damage and damage.state == State.MISSING):
         raise UserError("it has been made already", str(folder), "remove this folder first")
     store.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".adopt-", dir=store))
@@ -64,54 +64,49 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
         outputs = content(work)
         key = identity.adopted_identity(artifact.verb, artifact.cfg, outputs)
         entry = store / key
-        if entry.exists():
-            shutil.rmtree(entry)
+        remove(entry)
         work.chmod(0o755)
         work.replace(entry)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-    made = {
-        "verb": artifact.verb,
-        "identity": key,
-        "cfg": artifact.cfg,
-        "inputs": _inputs(artifact, results),
-        "outputs": outputs,
-        "numbers": numbers,
-        "modules": {},
-        "versions": {},
-        "host": platform.node(),
-        "device": "not known",
-        "started": manifest.stamp(time.time()),
-        "seconds": 0.0,
-        "adopted": str(source.absolute()),
-    }
+    made = Manifest(
+        verb=artifact.verb,
+        identity=key,
+        cfg=artifact.cfg,
+        inputs=_inputs(artifact, results),
+        outputs=outputs,
+        numbers=numbers,
+        host=platform.node(),
+        device="not known",
+        started=manifest.stamp(time.time()),
+        adopted=str(source.absolute()),
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    manifest.write_json(store / f"{key}.json", manifest.sealed(made))
-    manifest.link(entry, folder)
-    manifest.write_json(folder / "manifest.json", manifest.sealed(made))
-    hand_off = manifest.hand_off(artifact.verb, artifact.cfg, made)
-    manifest.write_json(folder / "digest.json", hand_off)
+    write(store / f"{key}.json", made)
+    manifest.publish(made, entry, folder / "digest.json")
     return folder
 
 
-def _named(artifact: Artifact, results: Path) -> Iterator[tuple[str, Path]]:
-    for name, path in zip(artifact.cfg["inputs"], artifact.inputs, strict=True):
-        plain = Path(path).is_absolute()
-        yield name, Path(path) if plain else results / path / "digest.json"
+def _named(artifact: Artifact, results: Path) -> dict[str, Path]:
+    """The inputs of a recipe: name -> digest.json, or plain file."""
+    paths = [
+        Path(path) if Path(path).is_absolute() else results / path / "digest.json"
+        for path in artifact.inputs
+    ]
+    return dict(zip(artifact.cfg["inputs"], paths, strict=True))
 
 
-def _inputs(artifact: Artifact, results: Path) -> dict[str, dict[str, str]]:
+def _inputs(artifact: Artifact, results: Path) -> dict[str, Used]:
     """Those of the recipe's inputs that are there, as they are now."""
-    there = {name: path for name, path in _named(artifact, results) if path.exists()}
+    there = {name: path for name, path in _named(artifact, results).items() if path.exists()}
     resolved = {name: run.resolve_input(path) for name, path in there.items()}
     return manifest.made_from(resolved, list(there.values()))
 
 
 def _prompts(artifact: Artifact, results: Path) -> Path | None:
     """The prompts that rollouts should be of, where they have been made."""
-    digest = dict(_named(artifact, results))["prompts"]
-    path = digest.parent / "payload" / "prompts.parquet"
+    path = _named(artifact, results)["prompts"].parent / "payload" / "prompts.parquet"
     return path if path.is_file() else None
 
 
@@ -155,12 +150,12 @@ def _safetensors(file: Path, source: Path) -> None:
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(size)) if 0 < size <= length - 8 else {}
-        tensors = [one for name, one in header.items() if name != "__metadata__"]
-        end = max(one["data_offsets"][1] for one in tensors)
+        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+        end = max(tensor["data_offsets"][1] for tensor in tensors)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         end = -1
     if end != length - 8 - size:
-        raise UserError("no whole safetensors file", str(source), "copy it again")
+        raise UserError("no complete safetensors file", str(source), "copy it again")
 
 
 def _shards(out: Path, source: Path) -> None:
@@ -176,12 +171,12 @@ def _shards(out: Path, source: Path) -> None:
 
 def _tokenizer(out: Path, source: Path) -> None:
     path = out / "tokenizer_config.json"
-    told = read_json(path) if path.is_file() else None
-    if told is None or not ((out / "tokenizer.json").is_file() or list(out.glob("*.model"))):
+    settings = read_json(path) if path.is_file() else None
+    if settings is None or not ((out / "tokenizer.json").is_file() or list(out.glob("*.model"))):
         raise UserError(
             "no tokenizer beside the weights", str(source), "save the tokenizer there, too"
         )
-    if "chat_template" not in told and not (out / "chat_template.jinja").is_file():
+    if "chat_template" not in settings and not (out / "chat_template.jinja").is_file():
         raise UserError(
             "its tokenizer has no chat template", str(source), "give it the one it was made with"
         )

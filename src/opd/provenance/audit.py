@@ -6,52 +6,30 @@ store behind a copy whose links were followed. docs/audit.md says what that prov
 """
 
 import json
-import re
+import os
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd.core.files import digest
 from opd.core.hashing import hashed
-from opd.provenance import records as trail
-from opd.provenance.diff import changes, told
-from opd.provenance.records import Artifact
-from opd.stages import identity as identities
-from opd.stages import manifest, registry
-from opd.stages.fresh import as_written
+from opd.core.text import size
+from opd.provenance.diff import changes, settings_of
+from opd.stages import check, manifest, on_disk, registry
+from opd.stages.check import Trusted
+from opd.stages.code import code_digest, modules
+from opd.stages.fresh import as_written, read_plan
 from opd.stages.keep import steps_of
+from opd.stages.on_disk import Made
+from opd.stages.records import Contents, Finding, Manifest, Planned, State, load, plain
 
-# From worst to best: an artifact has the worst of what was found.
-STATES = ("modified", "missing", "stale", "orphaned", "whole")
-MODIFIED, MISSING, STALE, ORPHANED, WHOLE = STATES
-
-# What records without a seal hold, as earlier versions wrote them.
-_MANIFEST = {
-    *("verb", "identity", "cfg", "inputs", "outputs", "numbers", "versions", "host", "device"),
-    *("started", "seconds"),
-}
-# The line that a seal is: it is the digest of all other bytes.
-_SEAL = re.compile(rb'^ "seal": "([0-9a-f]{64})",\n', re.MULTILINE)
-_PLANNED = {"settings", "inputs"}
-_RECORD = {"identity", "settings", "outputs"}
-_NOT_MADE = "its bytes are not those that were made"
-
-Plan = Mapping[str, Mapping[str, Any]]
-Record = Mapping[str, Any]
-
-
-class Finding(NamedTuple):
-    """What is wrong: the state that it means, which file, setting or input, and what is with it."""
-
-    state: str
-    where: str
-    what: str
+Plan = Mapping[str, Planned | None]
 
 
 class Audited(NamedTuple):
-    """An artifact, or a file or store entry that is none, and what was found. ``drift``: versions
-    {package: (then, now)}; ``absent``: plain files it was made from that are not here."""
+    """An artifact, or a file or store entry that is none, and what is wrong with it. ``drift``:
+    versions {package: (then, now)}; ``absent``: plain files it was made from that are not here."""
 
     place: str
     verb: str
@@ -61,19 +39,9 @@ class Audited(NamedTuple):
     adopted: bool = False
 
     @property
-    def state(self) -> str:
-        return min((one.state for one in self.findings), key=STATES.index, default=WHOLE)
-
-
-class Around(NamedTuple):
-    """What an artifact is held to: the plan, the store where links lead nowhere, sha256 of files,
-    digests of the contents of artifacts, and the versions of now."""
-
-    plan: Plan | None
-    store: Path | None
-    sha: Mapping[Path, str]
-    contents: Mapping[Path, str]
-    versions: Mapping[str, str]
+    def state(self) -> State:
+        """The worst state of the findings."""
+        return min((x.state for x in self.findings), key=[*State].index, default=State.COMPLETE)
 
 
 class Audit(NamedTuple):
@@ -87,72 +55,91 @@ class Audit(NamedTuple):
     bytes: int
 
 
+class Around(NamedTuple):
+    """What an artifact is held to: the plan, the store where links lead nowhere, sha256 of files,
+    the records of all artifacts by their paths, and the versions of now."""
+
+    plan: Plan | None
+    store: Path | None
+    sha: Mapping[Path, str]
+    trusted: Mapping[Path, Trusted]
+    versions: Mapping[str, str]
+
+    def hashes(self, files: Mapping[str, Path]) -> dict[str, str]:
+        """Name -> sha256 of files by their names."""
+        return {name: self.sha.get(path, "") for name, path in files.items()}
+
+    def contents(self, folder: Path) -> str:
+        """The digest of an artifact's contents, also of one outside of what is looked at."""
+        folder = Path(os.path.abspath(folder))
+        if folder in self.trusted:
+            return self.trusted[folder].contents
+        return check.records(on_disk.at(folder.parent, folder)).contents
+
+
 def audit(given: Path, plan: Plan | None = None, store: Path | None = None) -> Audit:
     """Look at ``results``, at one results folder, or at an artifact and all behind it.
 
-    plan: what a config describes (``opd.stages.fresh.described``); what the last run found
+    plan: what a config describes (``opd.stages.fresh.described``); what the last run was told
     (``plan.json``) if not given. store: where the files are whose links lead nowhere. Raises
     ``UserError`` where there is nothing to look at.
     """
-    path = given.absolute()
-    roots = trail.results_folders(path)
-    artifacts = [trail.artifact(root, name) for root in roots for name in trail.folders(root)]
+    path = Path(os.path.abspath(given))
+    roots = on_disk.results_folders(path)
+    artifacts = [Made(root, name) for root in roots for name in on_disk.folders(root)]
     if not roots:
-        artifacts = trail.behind(trail.locate(given))
-    plans = {root: plan or _plan(root) for root in {one.root for one in artifacts}}
+        artifacts = on_disk.behind([on_disk.locate(given)])
+    plans = {root: plan or read_plan(root / "plan.json")[0] for root in {x.root for x in artifacts}}
     entries = _entries(path / ".store")
-    paths = [file for one in artifacts for file in _files(one, store)]
+    paths = [file for made in artifacts for file in _files(made, store)]
     files = hashed([*paths, *(file for entry in entries for file in _below(entry).values())])
 
-    several = len(roots) > 1
-    contents = {one.path: _contents(one) for one in artifacts}
-    versions = manifest.versions()
+    trusted, versions = {x.path: check.records(x) for x in artifacts}, manifest.versions()
     audited = []
-    for one in artifacts:
-        around = Around(plans[one.root], store, files.of, contents, versions)
-        found = _artifact(one, around)
-        audited.append(
-            found._replace(place=f"{one.root.name}/{one.folder}" if several else one.folder)
-        )
+    for made in artifacts:
+        around = Around(plans[made.root], store, files.of, trusted, versions)
+        audited.append((made.root, _artifact(made, around)))
     for root in roots:
-        own = [one for one in artifacts if one.root == root]
-        for found in _folder(root, plans.get(root), own):
-            place = f"{root.name}/{found.place}" if several else found.place
-            audited.append(found._replace(place=place))
-    linked = {(one.path / "payload").resolve() for one in artifacts}
+        own = [made for made in artifacts if made.root == root]
+        audited += [(root, other) for other in _folder(root, plans.get(root), own)]
+    several = len(roots) > 1
+    named = [x._replace(place=f"{root.name}/{x.place}") if several else x for root, x in audited]
+
+    linked = {(made.path / "payload").resolve() for made in artifacts}
     loose = [entry for entry in entries if entry.resolve() not in linked]
     for entry in loose:
-        findings = (*_stored(entry, files.of),)
-        if findings:
-            audited.append(Audited(f".store/{entry.name}", "", findings))
+        findings = (*_stored(entry, Around(None, store, files.of, {}, {})),)
+        named += [Audited(f".store/{entry.name}", "", findings)] if findings else []
     return Audit(
-        audited,
-        {one.name: sum(file.stat().st_size for file in _below(one).values()) for one in loose},
-        {root.name: _print([one for one in artifacts if one.root == root]) for root in roots},
+        named,
+        {x.name: sum(file.stat().st_size for file in _below(x).values()) for x in loose},
+        {root.name: _print(x for x in artifacts if x.root == root) for root in roots},
         files.files,
         files.bytes,
     )
 
 
-def fails(found: Audit, allow: Iterable[str] = (), strict: bool = False) -> bool:
-    """Whether anything is in another state than whole and those to ``allow``; ``strict``: or was
+def fails(result: Audit, allow: Iterable[str] = (), strict: bool = False) -> bool:
+    """Whether anything is in another state than complete and those to ``allow``; ``strict``: or was
     made by other versions, or is in the store and linked by nothing."""
-    if {one.state for one in found.audited} - {WHOLE, *allow}:
+    if {x.state for x in result.audited} - {State.COMPLETE, *allow}:
         return True
-    return strict and (bool(found.unused) or any(one.drift for one in found.audited))
+    return strict and (bool(result.unused) or any(x.drift for x in result.audited))
 
 
-def _print(artifacts: Iterable[Artifact]) -> str:
-    """A digest of what was made, when and where it was made apart; so without the report."""
-    made = {one.folder: one.record for one in artifacts if not registry.looks(one.verb)}
-    return digest(made)
+def _print(artifacts: Iterable[Made]) -> str:
+    """A digest of what was made without when and where it was made, so without the report."""
+    shown = (x for x in artifacts if not registry.looks(x.verb))
+    return digest({x.folder: plain(x.digest) if x.digest else None for x in shown})
 
 
 # What is to be hashed
 
 
 def _below(folder: Path) -> dict[str, Path]:
-    """The files of a folder by their path below it."""
+    """The files of a folder by their path below it; of a plain file, itself by its name."""
+    if folder.is_file():
+        return {folder.name: folder}
     return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
 
 
@@ -166,347 +153,257 @@ def _is_identity(name: str) -> bool:
     return len(name) == 64 and set(name) <= set("0123456789abcdef")
 
 
-def _entry(one: Artifact) -> Path | None:
+def _entry(made: Made) -> Path | None:
     """The store entry that an artifact links; None where it holds its files itself."""
-    link = one.path / "payload"
+    link = made.path / "payload"
     entry = link.resolve()
     return entry if link.is_symlink() and entry.is_dir() and _is_identity(entry.name) else None
 
 
-def _plain(one: Artifact) -> Iterator[tuple[str, Record, Path | None]]:
-    """The inputs that are plain files or folders of such."""
-    for name, used, place in trail.inputs(one):
-        if Path(used["path"]).name != "digest.json":
-            yield name, used, place
-
-
-def _within(path: Path) -> dict[str, Path]:
-    """The files of a folder, or the one file, by their names in ``opd.core.files.content``."""
-    return {path.name: path} if path.is_file() else _below(path)
-
-
-def _files(one: Artifact, store: Path | None) -> Iterator[Path]:
-    payload = trail.payload(one, store)
-    if payload:
-        yield from _below(payload).values()
-    entry = _entry(one)
-    if entry:
-        yield from _below(steps_of(entry)).values()
-    yield from (path for path in trail.copies(one).values() if path.is_file())
-    for _, _, place in _plain(one):
-        if place:
-            yield from _within(place).values()
-
-
-# Records
-
-
-def _unsound(path: Path, known: set[str]) -> Finding | None:
-    """What is wrong with a record's file by itself; None where nothing is. ``known``: its keys
-    where it has no seal."""
-    try:
-        said = _misread(path.read_bytes(), known)
-    except FileNotFoundError:
-        return Finding(MISSING, path.name, "it is gone")
-    except OSError as error:
-        said = f"it cannot be read ({error.strerror})"
-    return Finding(MODIFIED, path.name, said) if said else None
-
-
-def _misread(text: bytes, known: set[str]) -> str | None:
-    parts = _SEAL.split(text)
-    if len(parts) == 3 and sha256(parts[0] + parts[2]).hexdigest().encode() == parts[1]:
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        return f"it is no JSON ({error})"
-    if not isinstance(value, dict) or manifest.json_text(value).encode() != text:
-        return "its text is not as it was written"
-    return _broken(value, known)
-
-
-def _broken(value: Record, known: set[str]) -> str | None:
-    if "seal" not in value:
-        return None if value.keys() == known else "its keys are not those of a record"
-    return None if manifest.sealed(value) == value else "it was changed after it was sealed"
-
-
-def _plan(root: Path) -> Plan | None:
-    """plan.json of a results folder, with nothing said of what is damaged in it; None where there
-    is none."""
-    plan = trail.parsed(root / "plan.json")
-    if plan is None:
-        return None
-    return {name: {} if _misplanned(name, one) else one for name, one in plan.items()}
-
-
-def _misplanned(name: str, one: Any) -> str | None:
-    """What is wrong with an entry of a plan by itself."""
-    if not isinstance(one, dict) or one.get("folder", name) != name:
-        return "it is no entry of this plan"
-    return _broken(one, _PLANNED)
-
-
-def _expected(made: Record) -> str:
-    """The identity that follows from what a manifest says; empty where it does not say enough."""
-    try:
-        if made.get("adopted"):
-            return identities.adopted_identity(made["verb"], made["cfg"], made["outputs"])
-        used = {name: one["outputs"] for name, one in made["inputs"].items()}
-        return identities.identity_of(made["verb"], made["cfg"], used)
-    except (AttributeError, KeyError, TypeError):
-        return ""
+def _files(made: Made, store: Path | None) -> Iterator[Path]:
+    entry = _entry(made)
+    folders = [made.payload(store), entry and steps_of(entry)]
+    folders += [x.place for x in made.inputs if not x.used.made]
+    for folder in filter(None, folders):
+        yield from _below(folder).values()
+    yield from (path for path in made.copies.values() if path.is_file())
 
 
 # One artifact
 
 
-def _artifact(one: Artifact, around: Around) -> Audited:
-    sha = around.sha
-    known = {"digest.json": {*_RECORD, *_marks(one)}, "manifest.json": _MANIFEST}
-    records = (_unsound(one.path / name, keys) for name, keys in known.items())
-    findings = [found for found in records if found]
-    older = identities.older(one.record)
-    wrong = {finding.where for finding in findings}
-    record = None if "digest.json" in wrong else one.record
-    made = None if "manifest.json" in wrong else one.manifest
-    if made and _expected(made) != made.get("identity"):
-        said = "its identity does not follow from its settings and inputs"
-        findings.append(Finding(MODIFIED, "manifest.json", said))
-        made = None
-    unlike = [*_related(record, made)] if record and made and not older else []
-    if unlike:
-        # The manifest has a seal, digest.json has none.
-        findings, record = [*findings, *unlike], None
-    identity = (made or record or one.record or one.manifest or {}).get("identity")
-    outputs = (record or made or {}).get("outputs") or one.outputs
-    findings += _payload(one, outputs, around.store, sha)
-    findings += _copied(one, outputs, around.plan, sha)
-    entry = _entry(one)
+def _artifact(made: Made, around: Around) -> Audited:
+    record, origin, damage = around.trusted[made.path]
+    findings = [*damage]
+    trusted = origin or record or made.record or made.manifest
+    outputs = (record or origin or made.record or Contents(outputs={})).outputs
+    findings += _payload(made, outputs, around)
+    findings += _copies(made, outputs, around)
+    entry = _entry(made)
     if entry:
-        findings += _linked(entry, identity, sha)
+        findings += _linked(entry, trusted.identity if trusted else "", around)
+    older = made.digest.older if made.digest else ""
     if older:
-        findings.append(Finding(STALE, "digest.json", f"{older}: run the workflow to make it anew"))
-    elif made:
+        reason = f"{older}: run the workflow to make it anew"
+        findings.append(Finding(State.STALE, "digest.json", reason))
+    elif origin:
         # What was adopted was not made from its inputs, nor by any code here.
-        if not made.get("adopted"):
-            findings += [*_inputs(one, sha, around.contents), *_code(made)]
-        findings += _planned(one, made, around.plan)
+        if not origin.adopted:
+            findings += check.inputs(made, around.contents)
+            findings += [*_data(made, around), *_code(origin)]
+        findings += _planned(made, origin, around.plan)
+    then = origin.versions if origin else {}
+    now = around.versions
     return Audited(
-        one.folder,
-        one.verb,
+        made.folder,
+        made.verb,
         (*findings,),
-        _drift(made, around.versions) if made else {},
-        (*(used["path"] for _, used, place in _plain(one) if place is None),),
-        bool(made and made.get("adopted")),
+        {p: (then[p], now[p]) for p in sorted(then) if p in now and then[p] != now[p]},
+        (*(x.used.path for x in made.inputs if x.place is None and not x.used.made),),
+        bool(origin and origin.adopted),
     )
 
 
-def _marks(one: Artifact) -> set[str]:
-    """Keys of a digest.json that not every one has."""
-    record = one.record or {}
-    return {"format"} & record.keys() | ({"adopted"} if record.get("adopted") is True else set())
-
-
-def _related(record: Record, made: Record) -> Iterator[Finding]:
-    """digest.json against manifest.json."""
-    should = manifest.hand_off(made["verb"], made["cfg"], made)
-    keys = sorted(key for key in {*record, *should} if record.get(key) != should.get(key))
-    if keys:
-        yield Finding(MODIFIED, "digest.json", f"{', '.join(keys)}: not as manifest.json says")
-
-
-def _compared(
-    made: Mapping[str, str], there: Mapping[str, Path], sha: Mapping[Path, str], at: str
-) -> Iterator[Finding]:
-    """Files against the digests that they were made with."""
-    for name in sorted({*made, *there}):
-        if name not in there:
-            yield Finding(MISSING, f"{at}/{name}", "it is gone")
-        elif name not in made:
-            yield Finding(MODIFIED, f"{at}/{name}", "it was added")
-        elif (found := sha.get(there[name], "")) != made[name]:
-            said = _NOT_MADE if found else "it cannot be read"
-            yield Finding(MODIFIED, f"{at}/{name}", said)
-
-
-def _payload(
-    one: Artifact, outputs: Mapping[str, str], store: Path | None, sha: Mapping[Path, str]
-) -> Iterator[Finding]:
-    folder = trail.payload(one, store)
+def _payload(made: Made, outputs: Mapping[str, str], around: Around) -> Iterator[Finding]:
+    folder = made.payload(around.store)
     if folder is None:
-        link = (one.path / "payload").is_symlink()
-        said = "its link leads nowhere; name the store with --store" if link else "it is gone"
-        yield Finding(MISSING, "payload", said)
+        link = (made.path / "payload").is_symlink()
+        reason = "its link leads nowhere; name the store with --store" if link else "is gone"
+        yield Finding(State.MISSING, "payload", reason)
     elif outputs:
-        yield from _compared(outputs, _below(folder), sha, "payload")
+        yield from check.files(outputs, around.hashes(_below(folder)), "payload/")
 
 
-def _copied(
-    one: Artifact, outputs: Mapping[str, str], plan: Plan | None, sha: Mapping[Path, str]
-) -> Iterator[Finding]:
-    for name, path in trail.copies(one).items():
-        where = path.relative_to(one.root).as_posix()
+def _copies(made: Made, outputs: Mapping[str, str], around: Around) -> Iterator[Finding]:
+    for name, path in made.copies.items():
+        where = path.relative_to(made.root).as_posix()
         if not path.is_file():
             # Made by hand, an artifact has copies only where they were asked for.
-            if plan and one.folder in plan:
-                yield Finding(MISSING, where, "it is gone")
-        elif outputs and sha.get(path) != outputs.get(name):
-            yield Finding(MODIFIED, where, f"it is not {name} of its artifact")
+            if around.plan and made.folder in around.plan:
+                yield Finding(State.MISSING, where, "is gone")
+        elif outputs and around.sha.get(path) != outputs.get(name):
+            yield Finding(State.MODIFIED, where, f"is not {name} of its artifact")
 
 
-def _linked(entry: Path, identity: Any, sha: Mapping[Path, str]) -> Iterator[Finding]:
+def _linked(entry: Path, identity: str, around: Around) -> Iterator[Finding]:
     """The store entry behind an artifact: whether it is its own, and its record and kept steps."""
     if entry.name != identity:
-        yield Finding(MODIFIED, "payload", f"it links another entry of the store, {entry.name}")
+        reason = f"links another entry of the store, {entry.name}"
+        yield Finding(State.MODIFIED, "payload", reason)
         return
-    yield from _recorded(entry)
-    steps = steps_of(entry)
-    kept = {p.name.removesuffix(".json") for p in steps.iterdir()} if steps.is_dir() else set()
-    for step in sorted(kept):
-        where, record = f"kept step {step}", steps / f"{step}.json"
-        wrong = _unsound(record, {"outputs"})
-        if wrong:
-            yield wrong._replace(where=f"{where}.json")
-        else:
-            made = (trail.parsed(record) or {})["outputs"]
-            yield from _compared(made, _below(steps / step), sha, where)
+    yield from _stored_record(entry)
+    folder = steps_of(entry)
+    names = {p.name.removesuffix(".json") for p in folder.iterdir()} if folder.is_dir() else set()
+    for step in sorted(names):
+        kept, damage = load(folder / f"{step}.json", Contents)
+        if damage:
+            yield damage._replace(where=f"kept step {step}.json")
+        elif kept:
+            now = around.hashes(_below(folder / step))
+            yield from check.files(kept.outputs, now, f"kept step {step}/")
 
 
-def _recorded(entry: Path) -> Iterator[Finding]:
+def _stored_record(entry: Path) -> Iterator[Finding]:
     """The record beside a store entry."""
     path = entry.with_name(f"{entry.name}.json")
-    wrong = _unsound(path, _MANIFEST)
-    record = trail.parsed(path)
-    if wrong:
-        yield wrong._replace(where=f".store/{path.name}")
-    elif record and not entry.name == record.get("identity") == _expected(record):
-        said = "its identity does not follow from its settings and inputs"
-        yield Finding(MODIFIED, f".store/{path.name}", said)
+    record, damage = load(path, Manifest)
+    if damage:
+        yield damage._replace(where=f".store/{path.name}")
+    elif record and not entry.name == record.identity == check.expected_identity(record):
+        yield Finding(State.MODIFIED, f".store/{path.name}", check.NOT_ITS_IDENTITY)
 
 
-def _stored(entry: Path, sha: Mapping[Path, str]) -> Iterator[Finding]:
+def _stored(entry: Path, around: Around) -> Iterator[Finding]:
     """A store entry that nothing links. Without a record it is never used, and counts as none."""
-    record = trail.parsed(entry.with_name(f"{entry.name}.json"))
-    if record is not None:
-        yield from _recorded(entry)
-        yield from _compared(record.get("outputs", {}), _below(entry), sha, "files")
+    path = entry.with_name(f"{entry.name}.json")
+    if path.is_file():
+        record, _ = load(path, Contents)
+        yield from _stored_record(entry)
+        if record:
+            yield from check.files(record.outputs, around.hashes(_below(entry)), "files/")
 
 
-def _contents(one: Artifact) -> str:
-    """The digest of an artifact's contents; empty where its records do not agree: then what was
-    made from it cannot be told from what it is now."""
-    record, made = one.record, one.manifest
-    if not record or not made or _expected(made) != made.get("identity"):
-        return ""
-    same = identities.older(record) or manifest.hand_off(made["verb"], made["cfg"], made) == record
-    if not same:
-        return ""
-    return "" if _unsound(one.path / "manifest.json", _MANIFEST) else digest(record["outputs"])
+def _data(made: Made, around: Around) -> Iterator[Finding]:
+    """The plain files that an artifact was made from, where they are here."""
+    for name, used, place in made.inputs:
+        if place and not used.made and digest(around.hashes(_below(place))) != used.outputs:
+            yield Finding(State.STALE, f"input {name}", f"data: {used.path} has changed since")
 
 
-def _inputs(
-    one: Artifact, sha: Mapping[Path, str], contents: Mapping[Path, str]
-) -> Iterator[Finding]:
-    for name, used, place in trail.inputs(one):
-        where = f"input {name}"
-        if Path(used["path"]).name == "digest.json":
-            if place is None:
-                said = f"{trail.below(used['path'])[:-12]}, which it was made from, is gone"
-                yield Finding(MISSING, where, said)
-                continue
-            folder = place.parent.absolute()
-            found = contents.get(folder)
-            if found is None:  # outside of what is looked at
-                found = _contents(trail.at(one.root, folder))
-            if found not in ("", used["outputs"]):
-                said = f"{trail.below(used['path'])[:-12]} was made anew since"
-                yield Finding(STALE, where, said)
-        elif place:
-            there = {file: sha.get(path, "") for file, path in _within(place).items()}
-            if digest(there) != used["outputs"]:
-                yield Finding(STALE, where, f"data: {used['path']} has changed since")
-
-
-def _code(made: Record) -> Iterator[Finding]:
-    verb, code = made["verb"], made["cfg"].get("code")
-    if code is None or verb not in registry.STAGES or code == identities.code_digest(verb):
+def _code(origin: Manifest) -> Iterator[Finding]:
+    verb, code = origin.verb, origin.cfg.get("code")
+    if code is None or verb not in registry.STAGES or code == code_digest(verb):
         return
-    then, now = made.get("modules") or {}, identities.modules(verb)
+    then, now = origin.modules, modules(verb)
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
-    said = ", ".join(changed) if then else "which modules was not recorded"
-    yield Finding(STALE, "code", f"changed since: {said}")
+    reason = ", ".join(changed) if then else "which modules was not recorded"
+    yield Finding(State.STALE, "code", f"changed since: {reason}")
 
 
-def _planned(one: Artifact, made: Record, plan: Plan | None) -> Iterator[Finding]:
-    """An artifact against what the config describes now."""
+def _planned(made: Made, origin: Manifest, plan: Plan | None) -> Iterator[Finding]:
+    """An artifact against what the config describes now, setting by setting."""
     if plan is None:
         return
-    if one.folder not in plan:
-        yield Finding(ORPHANED, "config", "it names no such artifact")
+    if made.folder not in plan:
+        yield Finding(State.ORPHANED, "config", "names no such artifact")
         return
-    wanted = plan[one.folder]
-    if not wanted:
+    planned = plan[made.folder]
+    if planned is None:
         return
-    if "cfg" not in wanted:
-        if identities.settings_digest(made["verb"], made["cfg"]) != wanted["settings"]:
-            yield Finding(STALE, "config", "made with other settings, or by other code")
+    if planned.cfg is None:
+        stale = check.settings(manifest.hand_off(origin), planned)
+        yield from [stale] if stale else []
         return
-    then = {"verb": made["verb"], **told(made["cfg"])}
-    now = {"verb": wanted["verb"], **told(wanted["cfg"])}
+    then = {"verb": origin.verb, **settings_of(origin.cfg)}
+    now = {"verb": planned.verb, **settings_of(planned.cfg)}
     for key, old, new in changes(then, now):
-        yield Finding(STALE, f"config: {key}", f"{short(old)} then, {short(new)} now")
-    if made.get("adopted") or then != now:
+        yield Finding(State.STALE, f"config: {key}", f"{_short(old)} then, {_short(new)} now")
+    if origin.adopted or then != now:
         return
-    given = zip(trail.inputs(one), wanted["inputs"], strict=False)
-    for (name, used, _), folder in given:
-        path = trail.below(used["path"]).removesuffix("/digest.json")
-        if not Path(folder).is_absolute() and path != folder:
-            yield Finding(STALE, f"config: input {name}", f"{path} then, {folder} now")
+    for used, folder in zip(made.inputs, planned.inputs, strict=False):
+        if not Path(folder).is_absolute() and used.folder != folder:
+            reason = f"{used.folder} then, {folder} now"
+            yield Finding(State.STALE, f"config: input {used.name}", reason)
 
 
-def short(value: Any) -> str:
+def _short(value: Any) -> str:
     """A setting in a few words."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _drift(made: Record, now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    then = made.get("versions") or {}
-    return {p: (then[p], now[p]) for p in sorted(then) if p in now and then[p] != now[p]}
-
-
 # A results folder
 
 
-def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Artifact]) -> Iterator[Audited]:
+def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Made]) -> Iterator[Audited]:
     """What is no artifact, or should be one: the plan, files of none, and what is not there."""
-    path = root / "plan.json"
-    if path.is_file():
-        whole = trail.parsed(path)
-        said = "it is no JSON"
-        if whole is not None:
-            damaged = {name: _misplanned(name, one) for name, one in whole.items()}
-            said = "; ".join(f"{name}: {why}" for name, why in damaged.items() if why)
-            if not said and manifest.json_text(whole).encode() != path.read_bytes():
-                said = "its text is not as it was written"
-        if said:
-            yield Audited("plan.json", "", (Finding(MODIFIED, "plan.json", said),))
+    _, damage = read_plan(root / "plan.json")
     config = root / "config.yaml"
+    wrong = {"plan.json": damage} if damage else {}
     if config.is_file() and not as_written(config):
-        said = "it is not what the run wrote"
-        yield Audited(config.name, "", (Finding(MODIFIED, config.name, said),))
-    known = {path, config}
-    for one in artifacts:
-        known |= {one.path / name for name in ("digest.json", "manifest.json", "running.json")}
-        known |= {*trail.copies(one).values()}
-    for file in trail.loose(root):
+        wrong["config.yaml"] = "is not what the run wrote"
+    for name, reason in wrong.items():
+        yield Audited(name, "", (Finding(State.MODIFIED, name, reason),))
+    known = {root / "plan.json", config}
+    for made in artifacts:
+        known |= {made.path / name for name in ("digest.json", "manifest.json", "running.json")}
+        known |= {*made.copies.values()}
+    for file in on_disk.loose(root):
         if file not in known:
             place = file.relative_to(root).as_posix()
-            yield Audited(place, "", (Finding(ORPHANED, place, "a file of no artifact"),))
-    there = {one.folder for one in artifacts}
-    for folder, wanted in (plan or {}).items():
-        if wanted.get("asked") and folder not in there:
-            finding = Finding(MISSING, folder, "the config asks for it, and it is not there")
-            yield Audited(folder, wanted["verb"], (finding,))
+            yield Audited(place, "", (Finding(State.ORPHANED, place, "is a file of no artifact"),))
+    there = {made.folder for made in artifacts}
+    for folder, planned in (plan or {}).items():
+        if planned and planned.asked and folder not in there:
+            reason = "is not there, though the config asks for it"
+            yield Audited(folder, planned.verb, (Finding(State.MISSING, folder, reason),))
+
+
+# Text
+
+
+def lines(result: Audit, name: str, seconds: float) -> Iterator[str]:
+    """Counts by stage, every finding, and what is worth knowing besides."""
+    speed = result.bytes / 1e9 / max(seconds, 1e-9)
+    yield (
+        f"{name}: {len(result.audited)} artifacts, {result.files:,} files, {size(result.bytes)} "
+        f"read in {seconds:.1f} s ({speed:.2f} GB/s)"
+    )
+    yield ""
+    form = "{:<14}" + "{:>10}" * len(State)
+    states = (State.COMPLETE, *[*State][:-1])
+    yield form.format("stage", *states)
+    for verb in dict.fromkeys(x.verb for x in result.audited):
+        counts = Counter(x.state for x in result.audited if x.verb == verb)
+        yield form.format(verb or "(none)", *(counts[state] or "" for state in states)).rstrip()
+    wrong = [x for x in result.audited if x.findings]
+    if wrong:
+        yield ""
+    for audited in wrong:
+        yield f"{audited.state}: {audited.place}"
+        for finding in audited.findings:
+            yield f"    {finding.state:<9} {finding.where}: {finding.reason}"
+    yield ""
+    yield from _besides(result)
+
+
+def _besides(result: Audit) -> Iterator[str]:
+    adopted = [x.place for x in result.audited if x.adopted]
+    if adopted:
+        yield f"adopted, made elsewhere: {', '.join(adopted)}"
+    drift: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for audited in result.audited:
+        for package, (then, now) in audited.drift.items():
+            drift[package, now][then] += 1
+    for (package, now), counts in sorted(drift.items()):
+        then = " or ".join(sorted(counts))
+        yield f"drift: {package} was {then} for {counts.total()} artifacts, here it is {now}"
+    absent = sorted({path for x in result.audited for path in x.absent})
+    if absent:
+        yield f"not here, so not compared: {', '.join(absent)}"
+    if result.unused:
+        yield (
+            f"in the store and linked by nothing: {len(result.unused)} entries, "
+            f"{size(sum(result.unused.values()))} (they serve settings that come back)"
+        )
+    for name, fingerprint in result.prints.items():
+        yield f"fingerprint of {name}, but for its report: {fingerprint}"
+
+
+def as_json(result: Audit) -> dict[str, Any]:
+    """The same as plain data."""
+    return {
+        "counts": dict(Counter(x.state for x in result.audited)),
+        "artifacts": [
+            {
+                **x._asdict(),
+                "state": x.state,
+                "findings": [finding._asdict() for finding in x.findings],
+            }
+            for x in result.audited
+        ],
+        "unused": dict(result.unused),
+        "fingerprints": dict(result.prints),
+        "files": result.files,
+        "bytes": result.bytes,
+    }

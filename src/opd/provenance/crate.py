@@ -1,6 +1,6 @@
 """What an exported results folder says of itself: a Provenance Run Crate (RO-Crate 1.1).
 
-The workflow (Snakefile) has one tool for each stage and one step for each rule. Each
+The workflow (Snakefile) has one tool for each verb of ``opd`` and one step for each rule. Each
 artifact was made by one CreateAction: ``object`` are the artifacts, files and hub objects that it
 read, ``result`` the folder that it wrote. One more CreateAction stands for the run as a whole.
 Profiles: https://w3id.org/ro/wfrun/provenance/0.5 and what it extends.
@@ -9,8 +9,9 @@ Profiles: https://w3id.org/ro/wfrun/provenance/0.5 and what it extends.
 import ast
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from mimetypes import MimeTypes
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -21,45 +22,12 @@ import opd
 from opd.core.errors import UserError
 from opd.core.files import digest, file_digest
 from opd.stages import registry
-from opd.stages.identity import code_digest
+from opd.stages.code import code_digest
+from opd.stages.on_disk import Input
+from opd.stages.records import Manifest
 
-PROFILES = {
-    "https://w3id.org/ro/wfrun/process/0.5": ("Process Run Crate", "0.5"),
-    "https://w3id.org/ro/wfrun/workflow/0.5": ("Workflow Run Crate", "0.5"),
-    "https://w3id.org/ro/wfrun/provenance/0.5": ("Provenance Run Crate", "0.5"),
-    "https://w3id.org/workflowhub/workflow-ro-crate/1.0": ("Workflow RO-Crate", "1.0"),
-}
-RUN = "https://w3id.org/ro/terms/workflow-run#"
-TERMS = {"sha256": f"{RUN}sha256", "resourceUsage": f"{RUN}resourceUsage"}
-# UN/CEFACT codes: second, byte, percent, joule.
-USED = {
-    "seconds": ("wall-clock time", "SEC"),
-    "peak_memory_bytes": ("highest memory in use on one GPU", "AD"),
-    "utilisation": ("share of time with work on the GPUs", "P1"),
-    "energy_joules": ("energy of the GPUs", "JOU"),
-}
-FORMATS = {
-    ".json": "application/json",
-    ".csv": "text/csv",
-    ".tsv": "text/tab-separated-values",
-    ".html": "text/html",
-    ".md": "text/markdown",
-    ".yaml": "application/yaml",
-    ".parquet": "application/vnd.apache.parquet",
-    ".png": "image/png",
-    ".svg": "image/svg+xml",
-    ".py": "text/x-python",
-    **dict.fromkeys((".npy", ".npz", ".safetensors"), "application/octet-stream"),
-}
+TEXTS = yaml.safe_load(Path(__file__).with_name("crate.yaml").read_text())
 UNKNOWN = "unknown"
-ENGINE = {
-    "@id": "#snakemake",
-    "@type": "SoftwareApplication",
-    "name": "Snakemake",
-    "url": "https://snakemake.github.io",
-}
-
-Entity = dict[str, Any]
 
 
 class File(NamedTuple):
@@ -84,7 +52,8 @@ class Stage(NamedTuple):
     of what it shows, its log, its benchmark."""
 
     folder: str
-    manifest: Mapping[str, Any]
+    manifest: Manifest
+    inputs: list[Input]
     files: list[File]
     left_out: list[LeftOut]
     copies: list[File]
@@ -102,197 +71,153 @@ def metadata(
 ) -> str:
     """The JSON-LD text of a crate: of the artifacts of results/NAME (``root``), the workflow's
     files (``code``) and what lies beside the artifacts (``extra``: config and plan)."""
+    crate = _empty()
+    known = yaml.safe_load((workflow / "config" / "sources.yaml").read_text())
+    cff = yaml.safe_load((workflow / "CITATION.cff").read_text())
+    person = _person(crate, agent)
+    tools, steps = _workflow(crate, code, cff, sorted({x.manifest.verb for x in stages}))
+    folders = {stage.folder: _artifact(crate, root, stage) for stage in stages}
+
+    actions, controls = [], []
+    others: dict[str, Any] = {}
+    for made in by_identity(stages):
+        verb = made[0].manifest.verb
+        read = {x.id: x for stage in made for x in _read_of_others(crate, known, stage)}
+        inputs = [used for stage in made for used in stage.inputs if used.used.made]
+        objects = [*dict.fromkeys([*(folders[used.folder] for used in inputs), *read.values()])]
+        results = [folders[stage.folder] for stage in made]
+        action = _action(crate, made, tools[verb], objects, results, person)
+        controls.append(_control(crate, action, steps[verb]))
+        for record in (record for stage in made for record in stage.records):
+            _add_file(crate, record, about=action)
+        actions.append(action)
+        others |= read
+
+    config = _beside(crate, extra)
+    final = [folders[stage.folder] for stage in _last(stages)]
+    run = _add(
+        *(crate, "#run", "CreateAction"),
+        **_span([stage.manifest for stage in stages]),
+        name=f"run of the workflow into results/{root.name}",
+        description=f"{len(actions)} stages, the first and the last as their manifests say; "
+        "not all of them need to have run in one go",
+        instrument=crate.mainEntity,
+        object=[*config, *(others[key] for key in sorted(others))],
+        result=final,
+        agent=person,
+    )
+    engine = _add(crate, "#snakemake", "SoftwareApplication", **TEXTS["engine"])
+    about = {"name": "Snakemake's run", "instrument": engine, "object": controls, "result": run}
+    orchestration = _add(crate, "#orchestration", "OrganizeAction", **about)
+    _root(crate, cff, f"{root.name}{'' if complete else ', a part of it'}", len(stages))
+    crate.root_dataset["datePublished"] = run["endTime"]
+    crate.root_dataset["mentions"] = [run, orchestration, *actions]
+    if person:
+        crate.root_dataset["author"] = person
+    text = json.dumps(crate.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False)
+    return text + "\n"
+
+
+# Entities
+
+
+def _empty() -> Any:
     try:
-        from rocrate.model import ContextEntity, Dataset
-        from rocrate.model import File as DataFile
         from rocrate.rocrate import ROCrate
     except ImportError as error:
         raise UserError(
             "the package rocrate is missing", "opd export", "pip install 'opd[export]'"
         ) from error
     crate = ROCrate(version="1.1")
-    crate.metadata.extra_terms.update(TERMS)
+    crate.metadata.extra_terms.update(TEXTS["terms"])
+    return crate
 
-    def add(entity: Entity) -> Any:
-        given = {key: _plain(value) for key, value in entity.items() if key != "@id"}
-        return crate.add(ContextEntity(crate, entity["@id"], properties=given))
 
-    def add_file(file: File, **more: Any) -> Any:
-        given = {
-            "name": Path(file.path).name,
-            "contentSize": str(file.source.stat().st_size),
-            "sha256": file.sha256,
-            "encodingFormat": FORMATS.get(Path(file.path).suffix, "text/plain"),
-            **more,
-        }
-        return crate.add(DataFile(crate, dest_path=file.path, properties=given))
+def _properties(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A list of one as that one, as JSON-LD is flattened in a crate; nothing of what is empty."""
+    return {
+        key: value[0] if isinstance(value, list) and len(value) == 1 else value
+        for key, value in values.items()
+        if value not in (None, [])
+    }
 
-    known = yaml.safe_load((workflow / "config" / "sources.yaml").read_text())
-    cff = yaml.safe_load((workflow / "CITATION.cff").read_text())
-    found = Sources(known)
-    actions = by_identity(stages)
 
-    main = crate.add_workflow(
-        dest_path="Snakefile", main=True, lang="snakemake", properties=_workflow(cff)
-    )
-    for file in code:
-        if file.path == "Snakefile":
-            main["sha256"] = file.sha256
-        else:
-            add_file(file)
-    crate.add(DataFile(crate, dest_path="README.md", properties=_readme_entity()))
+def _add(crate: Any, identifier: str, kind: str, /, **values: Any) -> Any:
+    """Add what is no file or folder. Values may be other entities."""
+    from rocrate.model import ContextEntity
 
-    # Tools and steps
-    verbs = sorted({stage.manifest["verb"] for stage in stages})
-    add(ENGINE)
+    properties = {"@type": kind, **_properties(values)}
+    return crate.add(ContextEntity(crate, identifier, properties=properties))
+
+
+def _add_file(crate: Any, file: File, **values: Any) -> Any:
+    suffix = Path(file.path).suffix
+    known = MimeTypes().guess_type(f"x{suffix}")[0]
+    properties = {
+        "name": Path(file.path).name,
+        "contentSize": str(file.source.stat().st_size),
+        "sha256": file.sha256,
+        "encodingFormat": TEXTS["formats"].get(suffix) or known or "text/plain",
+        **values,
+    }
+    return crate.add_file(dest_path=file.path, properties=properties)
+
+
+def _person(crate: Any, agent: str | None) -> Any:
+    """Who ran it all: ``NAME <URL>``, or a name alone; None where nobody is named."""
+    if agent is None:
+        return None
+    name, _, address = agent.partition("<")
+    identifier = address.strip(" >") or f"#{quote(name.strip())}"
+    return _add(crate, identifier, "Person", name=name.strip())
+
+
+def _root(crate: Any, cff: Mapping[str, Any], part: str, artifacts: int) -> None:
+    """What a crate of these profiles says of itself: name, licence, profiles and papers."""
+    root = crate.root_dataset
+    root["name"] = f"results of {cff['title'].partition(':')[0]}, {part}"
+    made = f"{artifacts} artifacts of {cff['title']}, with what made each."
+    root["description"] = f"{made} {TEXTS['licences']}"
+    root["license"] = _licence(crate, cff["license"])
+    root["conformsTo"] = [
+        crate.get(profile) or _add(crate, profile, "CreativeWork", **about)
+        for profile, about in TEXTS["profiles"].items()
+    ]
+    papers = []
+    for paper in cff["references"]:
+        entity = _work(crate, paper["identifiers"][0]["value"])
+        entity["name"], entity["datePublished"] = paper["title"], str(paper["year"])
+        papers.append(entity)
+    root["citation"] = papers
+
+
+# The workflow
+
+
+def _workflow(
+    crate: Any, code: Sequence[File], cff: Mapping[str, Any], verbs: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Add the main entity with its files; its tools and steps by verb."""
+    files = {file.path: file for file in code}
+    about = {"name": cff["title"], "version": str(cff["version"]), "license": cff["license"]}
+    about |= {**TEXTS["workflow"], "sha256": files.pop("Snakefile").sha256}
+    main = crate.add_workflow(dest_path="Snakefile", main=True, lang="snakemake", properties=about)
+    for file in files.values():
+        _add_file(crate, file)
+    crate.add_file(dest_path="README.md", properties=TEXTS["readme"])
+    tools = {verb: _tool(crate, verb, str(cff["version"])) for verb in verbs}
+    steps = {}
     for position, verb in enumerate(verbs, 1):
-        add(_tool(verb, cff))
-        step = {"@type": "HowToStep", "position": str(position), "name": f"rule {verb}"}
-        add({"@id": f"Snakefile#{verb}", **step, "workExample": {"@id": f"#opd-{verb}"}})
-    main["hasPart"] = _plain([{"@id": f"#opd-{verb}"} for verb in verbs])
-    main["step"] = _plain([{"@id": f"Snakefile#{verb}"} for verb in verbs])
-
-    # Artifacts
-    person = _person(agent)
-    if person:
-        add(person)
-    for stage in stages:
-        folder = f"results/{root.name}/{stage.folder}/"
-        parts = [add_file(file) for file in (*stage.files, *stage.copies)]
-        parts += [add(_left_out(one)) for one in stage.left_out]
-        crate.add(
-            Dataset(
-                crate,
-                dest_path=folder,
-                properties={
-                    "name": stage.folder,
-                    "description": f"what `opd stage {stage.manifest['verb']}` has made",
-                    "identifier": stage.manifest["identity"],
-                    "hasPart": _plain([{"@id": part.id} for part in parts]),
-                },
-            )
-        )
-    places = {stage.folder: f"results/{root.name}/{stage.folder}/" for stage in stages}
-    for identity, made in actions.items():
-        action = _action(identity, made, places, root, found, person)
-        for use in _used(identity, made[0].manifest):
-            add(use)
-            action.setdefault("resourceUsage", []).append({"@id": use["@id"]})
-        add(action)
-        verb = made[0].manifest["verb"]
-        add(
-            {
-                "@id": f"#step-{identity[:16]}",
-                "@type": "ControlAction",
-                "name": f"orchestration of {action['name']}",
-                "instrument": {"@id": f"Snakefile#{verb}"},
-                "object": {"@id": action["@id"]},
-            }
-        )
-        for record in (record for stage in made for record in stage.records):
-            add_file(record, about={"@id": action["@id"]})
-    for entity in found.entities():
-        add(entity)
-
-    # The run as a whole
-    beside = [add_file(file) for file in extra]
-    config = [file for file in beside if file.id.endswith("/config.yaml")]
-    if config:
-        add(_config_parameter(config[0].id))
-        config[0]["exampleOfWork"] = {"@id": "#config"}
-        main["input"] = {"@id": "#config"}
-    ids = [f"#stage-{identity[:16]}" for identity in actions]
-    times = [time for made in actions.values() for time in _times(made[0].manifest)]
-    last = _last(stages)
-    run = {
-        "@id": "#run",
-        "@type": "CreateAction",
-        "name": f"run of the workflow into results/{root.name}",
-        "description": f"{len(actions)} stages, the first and the last as their manifests say; "
-        "not all of them need to have run in one go",
-        "instrument": {"@id": "Snakefile"},
-        "object": [{"@id": one.id} for one in config] + [{"@id": i} for i in found.ids()],
-        "result": [{"@id": quote(places[one.folder], safe="/@")} for one in last],
-        "startTime": min(times).isoformat(),
-        "endTime": max(times).isoformat(),
-        **({"agent": {"@id": person["@id"]}} if person else {}),
-    }
-    add({key: value for key, value in run.items() if value != []})
-    add(
-        {
-            "@id": "#orchestration",
-            "@type": "OrganizeAction",
-            "name": "Snakemake's run",
-            "instrument": {"@id": "#snakemake"},
-            "object": [{"@id": f"#step-{identity[:16]}"} for identity in actions],
-            "result": {"@id": "#run"},
-        }
-    )
-
-    for entity in _references(cff):
-        add(entity)
-    for profile, (name, version) in PROFILES.items():
-        if crate.get(profile) is None:
-            add({"@id": profile, "@type": "CreativeWork", "name": name, "version": version})
-    part = "" if complete else ", a part of it"
-    root_entity = crate.root_dataset
-    root_entity["name"] = f"results of {cff['title'].partition(':')[0]}, {root.name}{part}"
-    root_entity["description"] = (
-        f"{len(stages)} artifacts of {cff['title']}, with what made each. {LICENCES}"
-    )
-    add(_licence(cff["license"]))
-    root_entity["license"] = {"@id": _licence(cff["license"])["@id"]}
-    root_entity["datePublished"] = max(times).isoformat()
-    root_entity["conformsTo"] = [{"@id": profile} for profile in PROFILES]
-    root_entity["mentions"] = [{"@id": i} for i in ["#run", "#orchestration", *ids]]
-    root_entity["citation"] = [{"@id": one["@id"]} for one in _references(cff)]
-    if person:
-        root_entity["author"] = {"@id": person["@id"]}
-    text = json.dumps(crate.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False)
-    return text + "\n"
+        about = {"position": str(position), "name": f"rule {verb}", "workExample": tools[verb]}
+        steps[verb] = _add(crate, f"Snakefile#{verb}", "HowToStep", **about)
+    parts = {"hasPart": [*tools.values()], "step": [*steps.values()]}
+    for key, value in _properties(parts).items():
+        main[key] = value
+    return tools, steps
 
 
-def _plain(value: Any) -> Any:
-    """A list of one as that one, as JSON-LD is flattened in a crate."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-LICENCES = (
-    "The licence is that of the workflow and of what it made here; models and data of others have "
-    "their own, named with each, or unknown where none is known."
-)
-
-
-def _workflow(cff: Mapping[str, Any]) -> Entity:
-    return {
-        "@type": ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"],
-        "name": cff["title"],
-        "description": "on-policy distillation, from prompts to tables and verdicts on claims",
-        "version": str(cff["version"]),
-        "license": cff["license"],
-        "encodingFormat": "text/plain",
-        "conformsTo": {"@id": "https://bioschemas.org/profiles/ComputationalWorkflow/1.0-RELEASE"},
-    }
-
-
-def _readme_entity() -> Entity:
-    return {"name": "README.md", "about": {"@id": "./"}, "encodingFormat": "text/markdown"}
-
-
-def _config_parameter(file: str) -> Entity:
-    return {
-        "@id": "#config",
-        "@type": "FormalParameter",
-        "additionalType": "File",
-        "name": "configfile",
-        "description": "all settings of the run",
-        "conformsTo": {"@id": "https://bioschemas.org/profiles/FormalParameter/1.0-RELEASE"},
-        "workExample": {"@id": file},
-    }
-
-
-def _tool(verb: str, cff: Mapping[str, Any]) -> Entity:
-    """A stage, in the words of its function."""
+def _tool(crate: Any, verb: str, version: str) -> Any:
+    """A verb of ``opd``, in the words of its function, which is not imported for that."""
     module, _, function = registry.STAGES[verb].run.partition(":")
     path = Path(*module.split(".")).with_suffix(".py")
     tree = ast.parse((Path(opd.__file__).parents[1] / path).read_text())
@@ -301,184 +226,172 @@ def _tool(verb: str, cff: Mapping[str, Any]) -> Entity:
         for node in tree.body
         if isinstance(node, ast.FunctionDef) and node.name == function
     )
-    return {
-        "@id": f"#opd-{verb}",
-        "@type": "SoftwareApplication",
-        "name": f"opd stage {verb}",
-        "description": " ".join(text.partition("\n\n")[0].split()),
-        "softwareVersion": str(cff["version"]),
-        "isBasedOn": {"@id": f"src/{path.as_posix()}"},
-    }
+    return _add(
+        *(crate, f"#opd-{verb}", "SoftwareApplication"),
+        name=f"opd stage {verb}",
+        description=" ".join(text.partition("\n\n")[0].split()),
+        softwareVersion=version,
+        isBasedOn={"@id": f"src/{path.as_posix()}"},
+    )
 
 
-# Actions
+# Artifacts and what made them
 
 
-def by_identity(stages: Iterable[Stage]) -> dict[str, list[Stage]]:
+def by_identity(stages: Sequence[Stage]) -> list[list[Stage]]:
     """Artifacts that one computation has made: several folders may link the same."""
-    found: dict[str, list[Stage]] = {}
+    groups: dict[str, list[Stage]] = {}
     for stage in stages:
-        found.setdefault(stage.manifest["identity"], []).append(stage)
-    return found
+        groups.setdefault(stage.manifest.identity, []).append(stage)
+    return [*groups.values()]
+
+
+def _artifact(crate: Any, root: Path, stage: Stage) -> Any:
+    parts = [_add_file(crate, file) for file in (*stage.files, *stage.copies)]
+    for file in stage.left_out:
+        more = {"name": file.path, "description": f"not in this crate: {file.why}"}
+        more |= {"contentSize": str(file.size), "sha256": file.sha256}
+        parts.append(_add(crate, f"#{quote(file.path, safe='/@')}", "CreativeWork", **more))
+    properties = {
+        "name": stage.folder,
+        "description": f"what `opd stage {stage.manifest.verb}` has made",
+        "identifier": stage.manifest.identity,
+        "hasPart": parts,
+    }
+    folder = f"results/{root.name}/{stage.folder}/"
+    return crate.add_dataset(dest_path=folder, properties=_properties(properties))
 
 
 def _action(
-    identity: str,
+    crate: Any,
     made: Sequence[Stage],
-    places: Mapping[str, str],
-    root: Path,
-    found: "Sources",
-    person: Entity | None,
-) -> Entity:
+    tool: Any,
+    objects: list[Any],
+    results: list[Any],
+    person: Any,
+) -> Any:
     """The computation of an artifact. Who or which machine ran it is not said but by ``person``."""
     manifest = made[0].manifest
-    start, end = _times(manifest)
-    used: dict[str, None] = {}
-    for stage in made:
-        for name, given in stage.manifest["inputs"].items():
-            source = Path(given["path"])
-            if source.name == "digest.json":
-                folder = source.parent.as_posix().partition(f"results/{root.name}/")[2]
-                used[quote(places[folder], safe="/@")] = None
-            else:
-                used[found.file(stage.manifest, name, given)] = None
-        for source_id in found.fetched(stage.manifest):
-            used[source_id] = None
-    verb = manifest["verb"]
-    text = f"`opd stage {verb}` with the settings in its manifest.json (cfg)"
-    if manifest["cfg"].get("code") != code_digest(verb):
+    text = f"`opd stage {manifest.verb}` with the settings in its manifest.json (cfg)"
+    if manifest.cfg.get("code") != code_digest(manifest.verb):
         text += ". Its code was another one than what lies in this crate"
-    entity = {
-        "@id": f"#stage-{identity[:16]}",
-        "@type": "CreateAction",
-        "name": f"{verb}: {', '.join(stage.folder for stage in made)}",
-        "description": text,
-        "instrument": {"@id": f"#opd-{verb}"},
-        "object": [{"@id": one} for one in used],
-        "result": [{"@id": quote(places[stage.folder], safe="/@")} for stage in made],
-        "startTime": start.isoformat(),
-        "endTime": end.isoformat(),
-        "actionStatus": "http://schema.org/CompletedActionStatus",
-        **({"agent": {"@id": person["@id"]}} if person else {}),
-    }
-    return {key: value for key, value in entity.items() if value != []}
+    return _add(
+        *(crate, f"#stage-{manifest.identity[:16]}", "CreateAction"),
+        **_span([manifest]),
+        name=f"{manifest.verb}: {', '.join(stage.folder for stage in made)}",
+        description=text,
+        instrument=tool,
+        object=objects,
+        result=results,
+        actionStatus="http://schema.org/CompletedActionStatus",
+        agent=person,
+        resourceUsage=_usage(crate, manifest),
+    )
 
 
-def _times(manifest: Mapping[str, Any]) -> tuple[datetime, datetime]:
-    start = datetime.fromisoformat(manifest["started"])
-    return start, (start + timedelta(seconds=manifest["seconds"])).replace(microsecond=0)
+def _control(crate: Any, action: Any, step: Any) -> Any:
+    """That Snakemake had a computation done."""
+    about = {"name": f"orchestration of {action['name']}", "instrument": step, "object": action}
+    return _add(crate, action.id.replace("#stage-", "#step-"), "ControlAction", **about)
 
 
-def _used(identity: str, manifest: Mapping[str, Any]) -> list[Entity]:
+def _span(manifests: Sequence[Manifest]) -> dict[str, str]:
+    """When the first of these stages started, and the last one ended."""
+    starts = [datetime.fromisoformat(manifest.started) for manifest in manifests]
+    lengths = [timedelta(seconds=manifest.seconds) for manifest in manifests]
+    ends = [start + length for start, length in zip(starts, lengths, strict=True)]
+    end = max(ends).replace(microsecond=0)
+    return {"startTime": min(starts).isoformat(), "endTime": end.isoformat()}
+
+
+def _usage(crate: Any, manifest: Manifest) -> list[Any]:
     """Time, and what GPUs spent."""
-    values = {"seconds": manifest["seconds"], **manifest.get("gpu", {})}
+    values = {"seconds": manifest.seconds, **(manifest.gpu or {})}
     if "utilisation" in values:
         values["utilisation"] = 100 * values["utilisation"]
-    return [
-        {
-            "@id": f"#{name.replace('_', '-')}-{identity[:16]}",
-            "@type": "PropertyValue",
-            "propertyID": f"opd:{name}",
-            "name": words,
-            "value": str(round(values[name], 2)),
-            "unitCode": unit,
-        }
-        for name, (words, unit) in USED.items()
-        if name in values
-    ]
+    entities = []
+    for name, about in TEXTS["usage"].items():
+        if name in values:
+            place = f"#{name.replace('_', '-')}-{manifest.identity[:16]}"
+            more = {"propertyID": f"opd:{name}", "value": str(round(values[name], 2)), **about}
+            entities.append(_add(crate, place, "PropertyValue", **more))
+    return entities
+
+
+# The run
+
+
+def _beside(crate: Any, extra: Sequence[File]) -> list[Any]:
+    """Add config and plan. The config, where there is one, is returned: the run was given it."""
+    files = [_add_file(crate, file) for file in extra]
+    config = [file for file in files if file.id.endswith("/config.yaml")]
+    for file in config:
+        about = ("configfile", "File", "#config", "all settings of the run")
+        parameter = crate.add_formal_parameter(*about, properties={"workExample": file})
+        del parameter["valueRequired"]  # there is a default, config/mini.yaml
+        file["exampleOfWork"] = crate.mainEntity["input"] = parameter
+    return config
 
 
 def _last(stages: Sequence[Stage]) -> list[Stage]:
     """Artifacts that no other one was made from: what the run was for."""
-    read = {given["path"] for stage in stages for given in stage.manifest["inputs"].values()}
-    return [
-        stage
-        for stage in stages
-        if not any(path.endswith(f"/{stage.folder}/digest.json") for path in read)
-    ]
-
-
-def _left_out(one: LeftOut) -> Entity:
-    return {
-        "@id": f"#{quote(one.path, safe='/@')}",
-        "@type": "CreativeWork",
-        "name": one.path,
-        "description": f"not in this crate: {one.why}",
-        "contentSize": str(one.size),
-        "sha256": one.sha256,
-    }
+    read = {source.folder for stage in stages for source in stage.inputs}
+    return [stage for stage in stages if stage.folder not in read]
 
 
 # What others made
 
 
-class Sources:
-    """Models and data of others that actions have read, with what ``config/sources.yaml`` knows."""
+def _read_of_others(crate: Any, known: Mapping[str, Any], stage: Stage) -> list[Any]:
+    """The models and data of others that a stage has read or fetched, with what
+    ``config/sources.yaml`` knows of them (``known``)."""
+    manifest = stage.manifest
+    cfg, verb = manifest.cfg, manifest.verb
+    entities = [
+        _plain_file(crate, known, cfg, source) for source in stage.inputs if not source.used.made
+    ]
+    source = registry.source(verb, cfg)
+    if verb not in ("fetch", "dataset", "prompts"):
+        return entities
+    if source.get("hub"):
+        kind, revision = "models" if verb == "fetch" else "datasets", source.get("revision", "")
+        where = _hub(kind, source["hub"], revision)
+        entities.append(_other(crate, known, f"{kind}/{source['hub']}", where, version=revision))
+    elif verb == "fetch" and manifest.numbers.get("packages"):
+        name, _, version = manifest.numbers["packages"][0].partition("==")
+        where = f"https://pypi.org/project/{name}/{version}/"
+        entities.append(_other(crate, known, f"packages/{source['path']}", where, version=version))
+    return entities
 
-    def __init__(self, known: Mapping[str, Mapping[str, str]]) -> None:
-        self.known = known
-        self.found: dict[str, Entity] = {}
 
-    def fetched(self, manifest: Mapping[str, Any]) -> list[str]:
-        """Ids of the hub objects and packages that a stage has fetched."""
-        cfg, verb = manifest["cfg"], manifest["verb"]
-        source = registry.source(verb, cfg)
-        if source.get("hub"):
-            kind = "models" if verb == "fetch" else "datasets"
-            revision = source.get("revision", "")
-            return [
-                self._add(f"{kind}/{source['hub']}", _hub(kind, source["hub"], revision), revision)
-            ]
-        packages = (manifest.get("numbers") or {}).get("packages") if verb == "fetch" else None
-        if packages:
-            name, _, version = packages[0].partition("==")
-            url = f"https://pypi.org/project/{name}/{version}/"
-            return [self._add(f"packages/{source['path']}", url, version)]
-        return []
+def _plain_file(crate: Any, known: Mapping[str, Any], cfg: Mapping[str, Any], source: Input) -> Any:
+    """A file (or folder) that a stage has read. It is not packed: it is the user's, and may be
+    others' work."""
+    path, contents = Path(source.used.path), source.used.outputs
+    named = cfg.get("path") if source.name == "files" else cfg.get("source", {}).get("path")
+    key = f"files/{named if named and source.name in ('files', 'path') else path.name}"
+    more = {"identifier": contents}
+    if path.is_file() and digest({path.name: (sha256 := file_digest(path))}) == contents:
+        more = {"sha256": sha256, "contentSize": str(path.stat().st_size)}
+    return _other(crate, known, key, f"#{quote(key, safe='/')}", **more)
 
-    def file(self, manifest: Mapping[str, Any], name: str, given: Mapping[str, str]) -> str:
-        """Id of a plain file (or folder) that a stage has read. Files are not packed: they are the
-        user's, and may be others' work."""
-        cfg = manifest["cfg"]
-        path = Path(given["path"])
-        named = cfg.get("path") if name == "files" else cfg.get("source", {}).get("path")
-        key = f"files/{named if named and name in ('files', 'path') else path.name}"
-        more: Entity = {"identifier": given["outputs"]}
-        if path.is_file():
-            sha256 = file_digest(path)
-            if digest({path.name: sha256}) == given["outputs"]:
-                more = {"sha256": sha256, "contentSize": str(path.stat().st_size)}
-        return self._add(key, f"#{quote(key, safe='/')}", "", **more)
 
-    def _add(self, key: str, where: str, version: str, **more: Any) -> str:
-        known = self.known.get(key, {})
-        licence = known.get("licence", UNKNOWN)
-        citation = known.get("citation", UNKNOWN)
-        entity: Entity = {
-            "@id": where,
-            "@type": "CreativeWork",
-            "name": key.partition("/")[2],
-            "license": UNKNOWN if licence == UNKNOWN else {"@id": _licence(licence)["@id"]},
-            "citation": UNKNOWN if citation == UNKNOWN else {"@id": _work(citation)["@id"]},
-            **({"version": version} if version else {}),
-            **more,
-        }
-        if "same_as" in known:
-            kind, _, name = known["same_as"].partition("/")
-            entity["isBasedOn"] = {"@id": _hub(kind, name, "")}
-        self.found[where] = entity
-        if licence != UNKNOWN:
-            self.found.setdefault(_licence(licence)["@id"], _licence(licence))
-        if citation != UNKNOWN:
-            self.found.setdefault(_work(citation)["@id"], _work(citation))
-        return where
-
-    def entities(self) -> list[Entity]:
-        return [self.found[key] for key in sorted(self.found)]
-
-    def ids(self) -> list[str]:
-        """Of what was read: not of licences and papers."""
-        return sorted(key for key, entity in self.found.items() if "citation" in entity)
+def _other(crate: Any, known: Mapping[str, Any], key: str, where: str, /, **values: Any) -> Any:
+    about = known.get(key, {})
+    licence, citation = about.get("licence", UNKNOWN), about.get("citation", UNKNOWN)
+    based = None
+    if "same_as" in about:
+        kind, _, name = about["same_as"].partition("/")
+        based = {"@id": _hub(kind, name, "")}
+    values = {key: value for key, value in values.items() if value}
+    return _add(
+        *(crate, where, "CreativeWork"),
+        name=key.partition("/")[2],
+        license=UNKNOWN if licence == UNKNOWN else _licence(crate, licence),
+        citation=UNKNOWN if citation == UNKNOWN else _work(crate, citation),
+        isBasedOn=based,
+        **values,
+    )
 
 
 def _hub(kind: str, name: str, revision: str) -> str:
@@ -486,58 +399,25 @@ def _hub(kind: str, name: str, revision: str) -> str:
     return f"https://huggingface.co/{prefix}{name}" + (f"/tree/{revision}" if revision else "")
 
 
-def _licence(spdx: str) -> Entity:
-    return {"@id": f"https://spdx.org/licenses/{spdx}", "@type": "CreativeWork", "name": spdx}
+def _licence(crate: Any, spdx: str) -> Any:
+    return _add(crate, f"https://spdx.org/licenses/{spdx}", "CreativeWork", name=spdx)
 
 
-def _work(citation: str) -> Entity:
+def _work(crate: Any, citation: str) -> Any:
     """A paper by its arXiv number, or other works as they are cited."""
     arxiv = re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", citation)
     if arxiv:
-        paper = f"https://arxiv.org/abs/{arxiv[1]}"
-        return {"@id": paper, "@type": "ScholarlyArticle", "name": citation}
+        return _add(crate, f"https://arxiv.org/abs/{arxiv[1]}", "ScholarlyArticle", name=citation)
     address = re.search(r"https://\S+", citation)
     where = address[0] if address else f"#{quote(citation)}"
-    return {"@id": where, "@type": "CreativeWork", "name": citation}
-
-
-def _references(cff: Mapping[str, Any]) -> list[Entity]:
-    """The papers of CITATION.cff."""
-    found = []
-    for one in cff["references"]:
-        work = _work(one["identifiers"][0]["value"])
-        found.append({**work, "name": one["title"], "datePublished": str(one["year"])})
-    return found
-
-
-def _person(agent: str | None) -> Entity | None:
-    """``NAME <URL>``, or a name alone."""
-    if agent is None:
-        return None
-    name, _, address = agent.partition("<")
-    identifier = address.strip(" >") or f"#{quote(name.strip())}"
-    return {"@id": identifier, "@type": "Person", "name": name.strip()}
+    return _add(crate, where, "CreativeWork", name=citation)
 
 
 def readme(name: str, targets: Sequence[str], left_out: Sequence[LeftOut]) -> str:
     """README.md of a crate: what to look at first, how to check it, and what is not in it."""
-    of = f"`results/{name}`" if not targets else f"what is behind {', '.join(targets)}"
-    text = f"""\
-# Results of opd: {name}
+    from jinja2 import Template
 
-This is {of}, as one [RO-Crate](https://w3id.org/ro/crate) with the workflow that made it.
-`ro-crate-metadata.json` says for machines what was made from what, by what and when, and under
-which licences. Each artifact's folder holds `manifest.json` (what made it), `digest.json` (digests
-of what it is) and `payload/`.
-
-{LICENCES}
-
-To compare every file with what was made: install the package (`pip install .` here) and run
-`opd audit results/{name}`.
-"""
-    if left_out:
-        text += "\n## Not in this crate\n\n| file | bytes | sha256 | why |\n"
-        text += "| --- | ---: | --- | --- |\n"
-        rows = (f"| {one.path} | {one.size} | {one.sha256} | {one.why} |\n" for one in left_out)
-        text += "".join(rows)
-    return text
+    text = Path(__file__).with_name("crate_readme.md.jinja").read_text()
+    page = Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    subject = f"what is behind {', '.join(targets)}" if targets else f"`results/{name}`"
+    return page.render(name=name, subject=subject, licences=TEXTS["licences"], left_out=left_out)

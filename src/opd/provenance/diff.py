@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd.core.errors import UserError
-from opd.provenance import records
-from opd.provenance.records import Artifact
-from opd.stages import registry
+from opd.core.files import read_json
+from opd.stages import on_disk, registry
+from opd.stages.artifact import sources_first
+from opd.stages.on_disk import Made
 
 ABSENT = "–"
 
-Pair = tuple[Artifact, Artifact]
+Pair = tuple[Made, Made]
 
 
 def changes(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -24,8 +25,8 @@ def changes(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any
             inner = (one.get(name, ABSENT), other.get(name, ABSENT))
             yield from changes(*inner, f"{key}.{name}" if key else str(name))
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        for at, inner in enumerate(zip(one, other, strict=True)):
-            yield from changes(*inner, f"{key}.{at}")
+        for index, inner in enumerate(zip(one, other, strict=True)):
+            yield from changes(*inner, f"{key}.{index}")
     elif one != other or type(one) is not type(other):
         yield key, one, other
 
@@ -52,138 +53,120 @@ def compare(a: Path, b: Path) -> Difference:
 
     Raises ``UserError`` where there is nothing to compare.
     """
-    sides = [records.results_folders(path.absolute()) for path in (a, b)]
-    if all(len(side) == 1 for side in sides):
-        pairs, alone = _folders(sides[0][0], sides[1][0], a, b)
-    elif any(sides):
+    roots = [on_disk.results_folders(path.absolute()) for path in (a, b)]
+    if all(len(side) == 1 for side in roots):
+        pairs, alone = _by_name([side[0] for side in roots], [str(a), str(b)])
+    elif any(roots):
         remedy = "give two results folders, or two artifacts"
         raise UserError("only results/NAME compare, or artifacts", f"{a}, {b}", remedy)
     else:
-        pairs, alone = _matched(records.locate(a), records.locate(b)), []
-    differ = [pair for pair in pairs if _outputs(pair[0]) != _outputs(pair[1])]
-    first = [pair for pair in differ if not _used(*pair)]
-    behind = [pair for pair in differ if _used(*pair)]
-    same = [
-        pair
-        for pair in pairs
-        if pair not in differ and (pair[0].record or {}) != (pair[1].record or {})
-    ]
+        pairs, alone = _by_inputs(on_disk.locate(a), on_disk.locate(b)), []
+    differ = [pair for pair in pairs if pair[0].outputs != pair[1].outputs]
+    first = [pair for pair in differ if not _used_others(*pair)]
+    behind = [pair for pair in differ if pair not in first]
+    same = [x for x in pairs if x not in differ and x[0].digest != x[1].digest]
     return Difference(first, behind, same, alone)
 
 
-def _folders(one: Path, other: Path, a: Path, b: Path) -> tuple[list[Pair], list[tuple[str, str]]]:
-    theirs = [
-        {name: records.artifact(root, name) for name in records.folders(root)}
-        for root in (one, other)
-    ]
-    shown = [{n: x for n, x in side.items() if not registry.looks(x.verb)} for side in theirs]
-    order: dict[str, None] = {}
-    for artifact in shown[0].values():
-        order |= dict.fromkeys(x.folder for x in records.behind(artifact) if x.root == one)
-    pairs = [(shown[0][n], shown[1][n]) for n in order if n in shown[0] and n in shown[1]]
-    alone = [(n, str(a)) for n in shown[0] if n not in shown[1]]
-    return pairs, alone + [(n, str(b)) for n in shown[1] if n not in shown[0]]
+def _by_name(
+    roots: Sequence[Path], names: Sequence[str]
+) -> tuple[list[Pair], list[tuple[str, str]]]:
+    every = [[Made(root, folder) for folder in on_disk.folders(root)] for root in roots]
+    one, other = ({x.folder: x for x in s if not registry.looks(x.verb)} for s in every)
+    order = [made.folder for made in on_disk.behind(one.values())]
+    pairs = [(one[folder], other[folder]) for folder in order if folder in one and folder in other]
+    alone = [(folder, names[0]) for folder in one if folder not in other]
+    return pairs, alone + [(folder, names[1]) for folder in other if folder not in one]
 
 
-def _matched(one: Artifact, other: Artifact) -> list[Pair]:
+def _by_inputs(one: Made, other: Made) -> list[Pair]:
     """Two artifacts and what they were made from, matched by the names of inputs, sources first."""
-    found: dict[tuple[Path, Path], Pair] = {}
-    open_: set[tuple[Path, Path]] = set()
+    known: dict[tuple[Path, Path], Pair] = {(one.path, other.path): (one, other)}
 
-    def visit(a: Artifact, b: Artifact) -> None:
-        key = (a.path, b.path)
-        if key in open_:
-            return
-        open_.add(key)
-        theirs = {name: place for name, _, place in records.inputs(b)}
-        for name, used, place in records.inputs(a):
-            there = theirs.get(name)
-            if _made(used) and place and there:
-                visit(records.at(a.root, place.parent), records.at(b.root, there.parent))
-        found[key] = (a, b)
+    def sources(paths: tuple[Path, Path]) -> Iterator[tuple[Path, Path]]:
+        a, b = known[paths]
+        places = {x.name: x.place for x in b.inputs if x.used.made}
+        for x in a.inputs:
+            there = places.get(x.name)
+            if x.used.made and x.place and there:
+                inner = (on_disk.at(a.root, x.place.parent), on_disk.at(b.root, there.parent))
+                key = (inner[0].path, inner[1].path)
+                known.setdefault(key, inner)
+                yield key
 
-    visit(one, other)
-    return list(found.values())
+    return [known[key] for key in sources_first([*known], sources)]
 
 
-def _outputs(one: Artifact) -> dict[str, str]:
-    return dict(one.outputs)
-
-
-def _used(one: Artifact, other: Artifact) -> list[str]:
-    """Names of the artifacts among the inputs of both whose contents differ."""
-    a, b = ({n: u for n, u, _ in records.inputs(x) if _made(u)} for x in (one, other))
-    return [n for n in a if n in b and a[n].get("outputs") != b[n].get("outputs")]
+def _used_others(one: Made, other: Made) -> bool:
+    """Whether an artifact among the inputs of both has other contents."""
+    a, b = ({x.name: x.used.outputs for x in y.inputs if x.used.made} for y in (one, other))
+    return any(a[name] != b[name] for name in a.keys() & b.keys())
 
 
 # Why, and by how much
 
 
-def reasons(one: Artifact, other: Artifact) -> Iterator[str]:
+def reasons(one: Made, other: Made) -> Iterator[str]:
     """Settings, code and plain files that differ, one a line; where none does, device and versions,
     or that nothing does."""
     own = [*_own(one, other)]
-    a, b = ({k: (x.manifest or {}).get(k) for k in ("device", "versions")} for x in (one, other))
-    place = [f"{name}: {old} | {new}" for name, old, new in changes(a, b)]
-    yield from own or place or ["the same settings, code, inputs and versions: it does not repeat"]
-
-
-def _own(one: Artifact, other: Artifact) -> Iterator[str]:
-    a, b = one.manifest or {}, other.manifest or {}
-    then, now = ({"verb": x.get("verb"), **told(x.get("cfg", {}))} for x in (a, b))
-    for key, old, new in changes(then, now):
-        yield f"{key}: {old} | {new}"
-    formats = [(x.record or {}).get("format", 1) for x in (one, other)]
-    if formats[0] != formats[1]:
-        yield f"format: {formats[0]} | {formats[1]}, so their codes cannot be compared"
-    elif a.get("cfg", {}).get("code") != b.get("cfg", {}).get("code"):
-        then, now = (x.get("modules") or {} for x in (a, b))
-        changed = [key for key, _, _ in changes(then, now)] if then and now else []
-        yield f"code: {', '.join(changed) or 'which modules was not recorded'}"
-    then, now = (
-        {name: used.get("outputs") for name, used, _ in records.inputs(x) if not _made(used)}
+    a, b = (
+        {"device": x.manifest.device, "versions": x.manifest.versions} if x.manifest else {}
         for x in (one, other)
     )
-    for name, old, new in changes(then, now):
-        yield f"input {name}: {str(old)[:12]} | {str(new)[:12]}"
+    machine = [f"{name}: {old} | {new}" for name, old, new in changes(a, b)]
+    yield from (
+        own or machine or ["the same settings, code, inputs and versions: it does not repeat"]
+    )
 
 
-def _made(used: Mapping[str, str]) -> bool:
-    """Whether an input is an artifact, and no plain file."""
-    return Path(used["path"]).name == "digest.json"
+def _own(one: Made, other: Made) -> Iterator[str]:
+    a, b = (x.manifest.cfg if x.manifest else {} for x in (one, other))
+    then, now = {"verb": one.verb, **settings_of(a)}, {"verb": other.verb, **settings_of(b)}
+    for key, old, new in changes(then, now):
+        yield f"{key}: {old} | {new}"
+    formats = [x.digest.format if x.digest else 1 for x in (one, other)]
+    if formats[0] != formats[1]:
+        yield f"format: {formats[0]} | {formats[1]}, so their codes cannot be compared"
+    elif a.get("code") != b.get("code"):
+        modules = [x.manifest.modules if x.manifest else {} for x in (one, other)]
+        changed = [key for key, _, _ in changes(modules[0], modules[1])] if all(modules) else []
+        yield f"code: {', '.join(changed) or 'which modules was not recorded'}"
+    data = [{x.name: x.used.outputs for x in y.inputs if not x.used.made} for y in (one, other)]
+    for name, old, new in changes(data[0], data[1]):
+        yield f"input {name}: {old[:12]} | {new[:12]}"
 
 
-def told(cfg: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that change what is made, the code apart."""
     return {key: value for key, value in cfg.items() if key not in ("execution", "code")}
 
 
-def numbers(one: Artifact, other: Artifact) -> Iterator[str]:
+def numbers(one: Made, other: Made) -> Iterator[str]:
     """Cells of a table, verdicts and values of claims, or else numbers of the manifests, that
     differ: one a line, with the difference where it is one of numbers."""
     for key, old, new in changes(_values(one), _values(other)):
         yield f"{key}: {_number(old)} | {_number(new)}{_change(old, new)}"
 
 
-def _values(one: Artifact) -> Any:
-    payload = records.payload(one)
-    if payload and one.verb == "table" and (payload / "table.csv").is_file():
+def _values(made: Made) -> Any:
+    payload = made.payload()
+    if payload and made.verb == "table" and (payload / "table.csv").is_file():
         with (payload / "table.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         return {
             row["row"]: {k: _parsed(v) for k, v in row.items() if k not in ("row", "digests")}
             for row in rows
         }
-    if payload and one.verb == "claims":
-        claims = (records.parsed(payload / "claims.json") or {}).get("claims", [])
+    if payload and made.verb == "claims" and (payload / "claims.json").is_file():
         return {
             claim["id"]: {
                 "verdict": claim["verdict"],
                 **{f"check {i}": check["value"] for i, check in enumerate(claim["checks"])},
             }
-            for claim in claims
+            for claim in read_json(payload / "claims.json")["claims"]
         }
-    return (one.manifest or {}).get("numbers") or {}
+    return made.manifest.numbers if made.manifest else {}
 
 
 def _parsed(text: str) -> float | str:
@@ -208,25 +191,25 @@ def _change(old: Any, new: Any) -> str:
 # Text
 
 
-def lines(a: Path, b: Path, found: Difference) -> Iterator[str]:
+def lines(a: Path, b: Path, difference: Difference) -> Iterator[str]:
     """Lines to print; none where files and settings are the same."""
-    for folder, side in found.alone:
+    for folder, side in difference.alone:
         yield f"only in {side}: {folder}"
-    if found.first:
+    if difference.first:
         yield f"where they part ways ({a} | {b}):"
-    for pair in found.first:
+    for pair in difference.first:
         yield f"  {_name(pair)}"
         yield from (f"    {line}" for line in reasons(*pair))
         yield from (f"      {line}" for line in numbers(*pair))
-    if found.behind:
-        yield f"made from what differs: {len(found.behind)}"
-    for pair in found.behind:
+    if difference.behind:
+        yield f"made from what differs: {len(difference.behind)}"
+    for pair in difference.behind:
         yield f"  {_name(pair)}"
         yield from (f"    {line}" for line in _own(*pair))
-        if pair[0].verb in ("table", "claims") or pair == found.behind[-1]:
+        if pair[0].verb in ("table", "claims") or pair == difference.behind[-1]:
             yield from (f"      {line}" for line in numbers(*pair))
-    if found.same:
-        yield f"same files by other settings or code: {', '.join(map(_name, found.same))}"
+    if difference.same:
+        yield f"same files by other settings or code: {', '.join(map(_name, difference.same))}"
 
 
 def _name(pair: Pair) -> str:

@@ -14,14 +14,18 @@ from pathlib import Path
 
 import opd
 from opd.core.errors import UserError
-from opd.core.files import file_digest
+from opd.core.files import file_digest, replacing
 from opd.core.text import size
 from opd.plan.state import target_folders
 from opd.provenance.crate import File, LeftOut, Stage, metadata, readme
-from opd.results.report import Made, behind
+from opd.stages import check, on_disk
+from opd.stages.fresh import read_plan
+from opd.stages.on_disk import Made
+from opd.stages.records import Manifest, read
 from opd.stages.registry import STAGES
 
 # Others' work, to be had where it came from; weights and files above this size are left out, too.
+
 WEIGHTS = ".safetensors"
 LARGEST_BYTES = 50_000_000
 # What belongs to the workflow besides the package, below the folder of the Snakefile.
@@ -57,89 +61,88 @@ def export(
     beside = [root / name for name in ("config.yaml", "plan.json")]
     extra = [_file(f"{_place(root)}/{path.name}", path) for path in beside if path.is_file()]
 
-    left_out = [one for stage in stages for one in stage.left_out]
+    left_out = [file for stage in stages for file in stage.left_out]
     described = metadata(root, stages, code, extra, agent, workflow, complete=not targets)
     texts = {"ro-crate-metadata.json": described, "README.md": readme(root.name, targets, left_out)}
     files = {file.path: file.source for file in [*code, *extra, *_all(stages)]}
-    yield from _summary(out, stages, left_out)
+    yield from _summary(stages, left_out)
     write(out, files, texts)
-    yield f"written: {out} ({size(sum(p.stat().st_size for p in _there(out)))})"
+    written = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
+    yield f"written: {out} ({size(sum(path.stat().st_size for path in written))})"
 
 
 def gather(root: Path, targets: Sequence[str], full: bool) -> list[Stage]:
     """The artifacts of a results folder, or those behind some of it, sorted by folder."""
-    folders = sorted(
-        path.parent.relative_to(root).as_posix()
-        for path in root.rglob("digest.json")
-        if "payload" not in path.relative_to(root).parts
-    )
+    folders = [f for f in on_disk.folders(root) if (root / f / "digest.json").is_file()]
     if not folders:
         raise UserError(
             "no finished artifact", str(root), "name results/NAME of a workflow that has run"
         )
     wanted = target_folders(targets, dict.fromkeys(folders)) if targets else folders  # type: ignore[arg-type]
-    made = behind([root / folder for folder in wanted], root)
-    wrong = sorted(f"{f}: {one.troubles[0]}" for f, one in made.items() if one.troubles)
+    artifacts = sorted(on_disk.behind(Made(root, f) for f in wanted), key=lambda x: x.folder)
+    plan = read_plan(root / "plan.json")[0] or {}
+    wrong = []
+    for made in artifacts:
+        if made.root != root:
+            raise UserError(
+                "something was made from what lies elsewhere",
+                f"{made.folder}, beside {root}",
+                "export the results folder that holds all of it",
+            )
+        findings = check.shown(made, plan.get(made.folder), () if full else (WEIGHTS,))
+        wrong += [f"{made.folder}: {finding.text}" for finding in findings][:1]
     if wrong:
         more = f", and {len(wrong) - 1} more artifacts" if len(wrong) > 1 else ""
         raise UserError(
             f"{wrong[0]}{more}",
             str(root),
-            "run the workflow again, or export a --target that is whole",
+            "run the workflow again, or export a --target that is complete",
         )
-    return [_stage(root, made[folder], full) for folder in sorted(made)]
+    return [_stage(made, full) for made in artifacts]
 
 
-def _stage(root: Path, made: Made, full: bool) -> Stage:
-    folder, place = root / made.folder, f"{_place(root)}/{made.folder}"
-    if not (folder / "manifest.json").is_file():
-        raise UserError(
-            "something was made from what lies elsewhere",
-            f"{made.folder}, beside {root}",
-            "export the results folder that holds all of it",
-        )
+def _stage(made: Made, full: bool) -> Stage:
+    folder, place = made.path, f"{_place(made.root)}/{made.folder}"
+    manifest = read(folder / "manifest.json", Manifest)
+    if manifest.verb not in STAGES:
+        remedy = "run the workflow again, or export it with that version"
+        raise UserError(f"a version with a stage '{manifest.verb}' made it", str(folder), remedy)
     files = [_file(f"{place}/{name}", folder / name) for name in ("digest.json", "manifest.json")]
     left_out = []
-    verb, outputs = made.manifest["verb"], made.manifest["outputs"]
-    if verb not in STAGES:
-        remedy = "run the workflow again, or export it with that version"
-        raise UserError(f"a version with a stage '{verb}' made it", str(folder), remedy)
-    for name, sha256 in sorted(outputs.items()):
+    for name, sha256 in sorted(manifest.outputs.items()):
         path, source = f"{place}/payload/{name}", folder / "payload" / name
-        count = source.stat().st_size
-        why = _why_left_out(verb, name, count)
-        if why and not full:
-            left_out.append(LeftOut(path, sha256, count, why))
-            continue
-        if name.endswith(WEIGHTS) and file_digest(source) != sha256:  # not compared before
-            raise UserError("the file is not as it was made", str(source), "run the workflow again")
-        files.append(File(path, source, sha256))
+        bytes_there = source.stat().st_size
+        reason = _why_left_out(manifest.verb, name, bytes_there)
+        if reason and not full:
+            left_out.append(LeftOut(path, sha256, bytes_there, reason))
+        else:
+            files.append(File(path, source, sha256))
     copies = [
-        _file(f"{_place(root)}/{shown.relative_to(root).as_posix()}", shown)
-        for shown in sorted(folder.parent.glob(f"{folder.name}.*"))
-        if shown.suffix in SHOWN and shown.stem == folder.name and shown.is_file()
+        _file(f"{_place(made.root)}/{copy.relative_to(made.root).as_posix()}", copy)
+        for copy in sorted(folder.parent.glob(f"{folder.name}.*"))
+        if copy.suffix in SHOWN and copy.stem == folder.name and copy.is_file()
     ]
     for copy in copies:
-        if copy.sha256 not in outputs.values():
+        if copy.sha256 not in manifest.outputs.values():
             raise UserError(
                 "the file is no copy of what the workflow made",
                 str(copy.source),
                 "remove it and run the workflow again",
             )
     records = [
-        _file(f"{_place(root)}/{kind}/{made.folder}.{suffix}", record)
+        _file(f"{_place(made.root)}/{kind}/{made.folder}.{suffix}", record)
         for kind, suffix in (("logs", "log"), ("benchmarks", "tsv"))
-        if (record := root / kind / f"{made.folder}.{suffix}").is_file()
+        if (record := made.root / kind / f"{made.folder}.{suffix}").is_file()
     ]
-    return Stage(made.folder, made.manifest, files, left_out, copies, records)
+    return Stage(made.folder, manifest, made.inputs, files, left_out, copies, records)
 
 
-def _why_left_out(verb: str, name: str, count: int) -> str:
+def _why_left_out(verb: str, name: str, bytes_there: int) -> str:
     if STAGES[verb].network == "always":
         return "it can be fetched where it came from"
     if name.endswith(WEIGHTS):
         return "weights"
-    return f"larger than {size(LARGEST_BYTES)}" if count > LARGEST_BYTES else ""
+    return f"larger than {size(LARGEST_BYTES)}" if bytes_there > LARGEST_BYTES else ""
 
 
 def sources(workflow: Path) -> Iterator[File]:
@@ -155,7 +158,7 @@ def sources(workflow: Path) -> Iterator[File]:
                 yield _file(file.relative_to(workflow).as_posix(), file)
     package = Path(opd.__file__).parent
     for path in sorted(package.rglob("*")):
-        if path.suffix in (".py", ".yaml") and "__pycache__" not in path.parts:
+        if path.is_file() and "__pycache__" not in path.parts:
             yield _file(f"src/opd/{path.relative_to(package).as_posix()}", path)
 
 
@@ -177,26 +180,19 @@ def _all(stages: Sequence[Stage]) -> list[File]:
 
 def write(out: Path, files: Mapping[str, Path], texts: Mapping[str, str]) -> None:
     """Write files and texts by their paths, in order and without times, as a zip file (a name that
-    ends so) or a folder: under a temporary name first, so that ``out`` is whole or not there."""
+    ends so) or a folder. ``out`` is complete or not there."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with replacing(out, str(os.getpid())) as partial:
         if out.suffix == ".zip":
             _write_zip(partial, files, texts)
-        else:
-            for name in sorted({*files, *texts}):
-                target = partial / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if name in texts:
-                    target.write_text(texts[name])
-                else:
-                    shutil.copyfile(files[name], target)
-        partial.replace(out)
-    except BaseException:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
-        raise
+            return
+        for name in sorted({*files, *texts}):
+            target = partial / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if name in texts:
+                target.write_text(texts[name])
+            else:
+                shutil.copyfile(files[name], target)
 
 
 def _write_zip(path: Path, files: Mapping[str, Path], texts: Mapping[str, str]) -> None:
@@ -217,12 +213,8 @@ def _write_zip(path: Path, files: Mapping[str, Path], texts: Mapping[str, str]) 
                     shutil.copyfileobj(source, target, 2**20)
 
 
-def _there(out: Path) -> list[Path]:
-    return [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
-
-
-def _summary(out: Path, stages: Sequence[Stage], left_out: Sequence[LeftOut]) -> Iterator[str]:
+def _summary(stages: Sequence[Stage], left_out: Sequence[LeftOut]) -> Iterator[str]:
     yield f"{len(stages)} artifacts, {len(_all(stages))} files of theirs"
     if left_out:
-        total = size(sum(one.size for one in left_out))
+        total = size(sum(file.size for file in left_out))
         yield f"left out, but listed: {len(left_out)} files, {total} (--full packs them)"

@@ -83,7 +83,7 @@ def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]
             "no run is under way or done here", str(folder), "name results/NAME/models/MODEL/sSEED"
         )
     journal = Path(read_json(running)["scratch"], "metrics.jsonl")
-    seen, last, said = 0, 0.0, time.monotonic()
+    seen, last, heard = 0, 0.0, time.monotonic()
     while True:
         alive = running.is_file() and lock.held(journal.parent)
         text = journal.read_text() if journal.is_file() else ""
@@ -91,14 +91,14 @@ def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]
         # A run that goes on from a checkpoint writes a shorter journal first.
         for line in map(json.loads, lines[min(seen, len(lines)) :]):
             if line["step"] > last:
-                last, said = line["step"], time.monotonic()
+                last, heard = line["step"], time.monotonic()
                 yield line
         seen = len(lines)
         if not alive:
             if running.is_file():  # which a stage that ends by itself removes
                 yield "it was killed: start it again, it goes on from its last checkpoint"
             return
-        if time.monotonic() - said >= lock.SAY_SECONDS:
-            said = time.monotonic()
+        if time.monotonic() - heard >= lock.SAY_SECONDS:
+            heard = time.monotonic()
             yield lock.life(journal.with_name(lock.OWNER))
         time.sleep(seconds)

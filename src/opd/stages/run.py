@@ -16,17 +16,19 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import content, read_json
+from opd.core.files import content, remove
 from opd.core.security import refuse_code
 from opd.stages import gpu, lock, registry, verify
-from opd.stages.identity import adopted_identity, code_digest, identity, modules
-from opd.stages.keep import steps_of, whole
-from opd.stages.manifest import made_from, publish, sealed, stamp, versions, write_json
+from opd.stages.check import stands_for
+from opd.stages.code import code_digest, modules
+from opd.stages.identity import identity
+from opd.stages.keep import complete, steps_of
+from opd.stages.manifest import made_from, publish, stamp, versions
+from opd.stages.records import Contents, Manifest, load, read, write, write_json
 from opd.stages.registry import STAGES
 
 
@@ -48,18 +50,18 @@ def _kept(verb: str, cfg: Mapping[str, Any]) -> list[int]:
 
 def _store_steps(asked: Sequence[int], made: Path, steps: Path) -> None:
     """Move the steps that a run has kept into the store; one that it did not reach is empty."""
-    found = {}
+    kept = {}
     for step in asked:
         (made / str(step)).mkdir(parents=True, exist_ok=True)
-        found[step] = content(made / str(step))
+        kept[step] = content(made / str(step))
     # Digests first: a kill between two moves would cost a training run.
-    for step, outputs in found.items():
+    for step, outputs in kept.items():
         folder, record = steps / str(step), steps / f"{step}.json"
         record.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         steps.mkdir(exist_ok=True)
         (made / str(step)).replace(folder)
-        write_json(record, {"outputs": outputs}, steps.name)
+        write(record, Contents(outputs=outputs), steps.name)
 
 
 def _device() -> str:
@@ -113,7 +115,7 @@ def _compute(
             )
         if STAGES[verb].network != "never":
             _same_as_before(verb, cfg, outputs, record)
-        if whole(entry, record) and read_json(record)["outputs"] == outputs:
+        if complete(entry, record, Manifest) and read(record, Contents).outputs == outputs:
             shutil.rmtree(work)
         else:
             shutil.rmtree(steps, ignore_errors=True)
@@ -127,22 +129,22 @@ def _compute(
         raise
     finally:
         running.unlink(missing_ok=True)
-    made = {
-        "verb": verb,
-        "identity": key,
-        "cfg": dict(cfg),
-        "inputs": made_from(resolved, inputs),
-        "outputs": outputs,
-        "numbers": numbers,
-        "modules": _modules(verb, cfg),
-        "versions": versions(),
-        "host": platform.node(),
-        "device": _device(),
-        **({"gpu": drawn} if drawn else {}),
-        "started": stamp(started),
-        "seconds": round(time.time() - started, 2),
-    }
-    write_json(record, sealed(made), key)
+    made = Manifest(
+        verb=verb,
+        identity=key,
+        cfg=dict(cfg),
+        inputs=made_from(resolved, inputs),
+        outputs=outputs,
+        numbers=numbers or {},
+        modules=_modules(verb, cfg),
+        versions=versions(),
+        host=platform.node(),
+        device=_device(),
+        gpu=drawn or None,
+        started=stamp(started),
+        seconds=round(time.time() - started, 2),
+    )
+    write(record, made, key)
     _store_steps(sorted(asked), scratch / "kept", steps)
 
 
@@ -157,13 +159,11 @@ def _same_as_before(
     source = registry.source(verb, cfg)
     if not source.get("hub"):
         return
-    try:
-        before = read_json(record)
-        kept, of = before["outputs"], before["versions"]
-    except (UserError, KeyError, TypeError):  # the first time, or it is damaged
+    before, _ = load(record, Manifest)
+    # None the first time, and where it is damaged.
+    if before is None or (verb != "fetch" and before.versions != versions()):
         return
-    if verb != "fetch" and of != versions():
-        return
+    kept = before.outputs
     other = sorted(n for n in {*kept, *outputs} if kept.get(n) != outputs.get(n))
     if other:
         raise UserError(
@@ -181,11 +181,8 @@ def _modules(verb: str, cfg: Mapping[str, Any]) -> dict[str, str]:
 
 def _adopted(folder: Path, verb: str, cfg: Mapping[str, Any]) -> str | None:
     """The identity of what was adopted in this folder for these settings, if anything was."""
-    with suppress(UserError):
-        made = read_json(folder / "manifest.json")
-        if made.get("adopted") and made["identity"] == adopted_identity(verb, cfg, made["outputs"]):
-            return str(made["identity"])
-    return None
+    made, _ = load(folder / "manifest.json", Manifest)
+    return made.identity if made and stands_for(made, verb, cfg) else None
 
 
 def run_stage(
@@ -200,10 +197,10 @@ def run_stage(
 
     ``cfg["inputs"]`` names the ``inputs`` in their order: each is the ``digest.json`` of another
     artifact or a plain file. ``output`` is the artifact's ``digest.json``; ``copies`` maps payload
-    files to further places. Work happens in a temporary folder and is renamed when whole, so a
+    files to further places. Work happens in a temporary folder and is renamed when complete, so a
     stage that fails or is killed leaves nothing that could be taken for its output. A training run
-    is whole with the steps in execution.keep_steps: see ``opd.stages.keep``.
-    Returns whether the stage was computed (False: found whole in the store).
+    is complete with the steps in execution.keep_steps: see ``opd.stages.keep``.
+    Returns whether the stage was computed (False: found complete in the store).
     """
     folder = output.parent
     adopted = _adopted(folder, verb, cfg)
@@ -221,7 +218,7 @@ def run_stage(
     }
     key = adopted or identity(verb, cfg, {name: value[1] for name, value in resolved.items()})
     entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
-    if adopted and not whole(entry, record):
+    if adopted and not complete(entry, record, Manifest):
         raise UserError(
             "what was adopted here is damaged, or gone from the store",
             str(folder),
@@ -234,31 +231,28 @@ def run_stage(
             # What says that it was adopted stays until it is replaced, should this be killed.
             old = () if adopted else (folder / "manifest.json", folder / "payload")
             for path in (output, *old, *copies.values()):
-                for one in (path, *path.parent.glob(f".{path.name}.*.partial")):
-                    # A copy that followed links has a folder here.
-                    if one.is_dir() and not one.is_symlink():
-                        shutil.rmtree(one)
-                    else:
-                        one.unlink(missing_ok=True)
+                # A copy that followed links has a folder here.
+                for left in (path, *path.parent.glob(f".{path.name}.*.partial")):
+                    remove(left)
             steps = steps_of(entry)
-            found = whole(entry, record) and all(
-                adopted or whole(steps / str(step), steps / f"{step}.json")
+            there = complete(entry, record, Manifest) and all(
+                adopted or complete(steps / str(step), steps / f"{step}.json")
                 for step in _kept(verb, cfg)
             )
-            computed = STAGES[verb].looks or not found
+            computed = STAGES[verb].looks or not there
             if computed:
                 with gpu.lease(verb, cfg), lock.watched(scratch, str(folder)):
                     _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)
             # Room for what follows. The lock stays until all is done.
             for path in scratch.iterdir():
                 if path.name != lock.OWNER:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    remove(path)
             # The entry may have been made for another results folder: the inputs are this one's.
             # The settings are the same but for the code of what was adopted, which did not make it.
-            made = read_json(record)
-            own: dict[str, Any] = {"inputs": made_from(resolved, inputs) or made["inputs"]}
-            own |= {"cfg": dict(cfg)} if adopted else {}
-            publish(made | own, entry, output, copies)
+            made = read(record, Manifest)
+            own = made_from(resolved, inputs) or made.inputs
+            cfg_now = dict(cfg) if adopted else made.cfg
+            publish(made.model_copy(update={"inputs": own, "cfg": cfg_now}), entry, output, copies)
         except BaseException:
             if not STAGES[verb].resumes:
                 shutil.rmtree(scratch, ignore_errors=True)

@@ -13,7 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from opd.core.errors import UserError
-from opd.core.files import file_digest, read_json
+from opd.core.files import file_digest, replacing
+from opd.stages import check
+from opd.stages.records import Digest, Finding, load
 
 # The clock of a file system may be this coarse: what changed just now may change again unseen.
 TICK_NS = 20_000_000
@@ -32,19 +34,18 @@ def stamps(folder: Path) -> dict[str, Stamp]:
 
 
 def _stamp(path: Path) -> Stamp:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def remember(path: Path, seen: Mapping[str, tuple[Stamp, str]]) -> None:
     """Write down what was read; where that is not possible it is read again the next time."""
     old = time.time_ns() - TICK_NS
     settled = {name: [mark, sha] for name, (mark, sha) in seen.items() if max(mark[1:3]) < old}
-    temporary = path.with_name(f".{path.name}.partial")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(settled))
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(settled))
 
 
 def _remembered(path: Path) -> Seen:
@@ -54,23 +55,19 @@ def _remembered(path: Path) -> Seen:
         return {}
 
 
-def changes(folder: Path, outputs: Mapping[str, str], memory: Path | None) -> list[str]:
+def changes(folder: Path, outputs: Mapping[str, str], memory: Path | None) -> list[Finding]:
     """What is wrong with the files below ``folder``, of which ``outputs`` has the digests.
 
     ``memory`` is the file in which the digests of what was read are kept, if any.
     """
     known = _remembered(memory) if memory else {}
-    found: Seen = {}
+    seen: Seen = {}
     for name, mark in stamps(folder).items():
         old = known.get(name)
-        found[name] = old if old and old[0] == mark else (mark, file_digest(folder / name))
-    if memory and found != known:
-        remember(memory, found)
-    return [
-        *(f"{name} is gone" for name in sorted(outputs.keys() - found.keys())),
-        *(f"{name} was added" for name in sorted(found.keys() - outputs.keys())),
-        *(f"{n} was changed" for n, sha in outputs.items() if n in found and found[n][1] != sha),
-    ]
+        seen[name] = old if old and old[0] == mark else (mark, file_digest(folder / name))
+    if memory and seen != known:
+        remember(memory, seen)
+    return list(check.files(outputs, {name: sha for name, (_, sha) in seen.items()}))
 
 
 def artifact(record: Path, look: bool = False) -> tuple[Path, dict[str, str], str]:
@@ -79,25 +76,25 @@ def artifact(record: Path, look: bool = False) -> tuple[Path, dict[str, str], st
     Raises ``UserError`` where it is not as it was made; ``look`` leaves that to the caller.
     """
     mend = f"remove {record} and run snakemake again"
-    try:
-        made = read_json(record)
-        outputs, identity = dict(made["outputs"]), str(made["identity"])
-    except (UserError, KeyError, TypeError, ValueError) as error:
-        raise UserError("damaged", str(record), mend) from error
+    made, damage = load(record, Digest)
+    if made is None:
+        reason = f"damaged, as it {damage.reason}" if damage else "damaged"
+        raise UserError(reason, str(record), mend)
     payload = record.parent / "payload"
     if not payload.exists():
         raise UserError("the artifact's payload is gone from the store", str(payload), mend)
     if look:
-        return payload, outputs, identity
+        return payload, made.outputs, made.identity
     # A copy of a results folder may have the files themselves here.
     entry = Path(os.path.realpath(payload)) if payload.is_symlink() else None
-    if entry and entry.name != identity:
+    if entry and entry.name != made.identity:
         raise UserError("digest.json and payload are not of one run", str(record.parent), mend)
-    wrong = changes(payload, outputs, entry and memory(entry.parent, identity))
+    wrong = changes(payload, made.outputs, entry and memory(entry.parent, made.identity))
     if wrong:
+        first = f"{wrong[0].where} {wrong[0].reason}"
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise UserError(f"modified after it was made: {wrong[0]}{more}", str(payload), mend)
-    return payload, outputs, identity
+        raise UserError(f"modified after it was made: {first}{more}", str(payload), mend)
+    return payload, made.outputs, made.identity
 
 
 def memory(store: Path, identity: str) -> Path:

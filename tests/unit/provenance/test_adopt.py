@@ -16,7 +16,7 @@ from opd.models import init
 from opd.models.schemas import GENERATIONS
 from opd.plan import state
 from opd.provenance import adopt
-from opd.stages import fresh, identity, manifest, run
+from opd.stages import fresh, identity, records, run
 from opd.stages.artifact import Artifact
 
 SHAPE = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32, "seed": 0}
@@ -52,7 +52,7 @@ def results(tmp_path: Path) -> Path:
     row = schemas.prompt_row("p", "1+1=", "2", "by hand", 0)
     tables.write(folder / "payload" / "prompts.parquet", [row], PROMPTS)
     record = {"identity": "i", "settings": "s", "outputs": content(folder / "payload")}
-    manifest.write_json(folder / "digest.json", record)
+    records.write_json(folder / "digest.json", record)
     return tmp_path / "results" / "mini"
 
 
@@ -147,7 +147,7 @@ def test_what_was_made_is_not_replaced_and_what_was_adopted_is(theirs: Path, res
     path = results / TEACHER.folder / "manifest.json"
     made = read_json(path)
     del made["adopted"]
-    manifest.write_json(path, made)
+    records.write_json(path, made)
     with pytest.raises(UserError, match="made already; remove this folder"):
         _adopt(theirs, TEACHER, results)
 
@@ -159,10 +159,16 @@ def _cut(file: Path) -> None:
 BREAKS = {
     "no folder": (lambda f: shutil.rmtree(f), "no such folder"),
     "pickled": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickled"),
-    "cut": (lambda f: _cut(f / "model.safetensors"), "no whole safetensors"),
-    "longer": (lambda f: (f / "model.safetensors").open("ab").write(b"x"), "no whole safetensors"),
-    "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "no whole safetensors"),
-    "other": (lambda f: (f / "model.safetensors").write_bytes(b"{" * 99), "no whole safetensors"),
+    "cut": (lambda f: _cut(f / "model.safetensors"), "no complete"),
+    "longer": (
+        lambda f: (f / "model.safetensors").open("ab").write(b"x"),
+        "no complete",
+    ),
+    "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "no complete"),
+    "other": (
+        lambda f: (f / "model.safetensors").write_bytes(b"{" * 99),
+        "no complete",
+    ),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "no type": (lambda f: (f / "config.json").write_text("{}"), "no model_type"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),

@@ -1,8 +1,7 @@
-"""Hashing, locating and comparing, on folders made by hand; whole runs are in tests/workflow."""
+"""What is wrong and where two differ, on folders made by hand; whole runs are in tests/workflow."""
 
-import hashlib
 import json
-import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,63 +9,12 @@ from results import Results, sample
 
 from opd.core.errors import UserError
 from opd.core.files import content
-from opd.core.hashing import CHUNK, hashed
 from opd.provenance import audit as audit_module
-from opd.provenance import audit_text, diff, records, why
+from opd.provenance import diff, why
 from opd.provenance.audit import audit
 from opd.provenance.diff import changes
-from opd.stages import identity, manifest
-
-
-def test_files_are_hashed_once_and_by_sha256(tmp_path: Path):
-    texts = {"a": b"", "b": b"x" * (CHUNK + 1), "c": b"y" * CHUNK}
-    for name, text in texts.items():
-        (tmp_path / name).write_bytes(text)
-    os.link(tmp_path / "b", tmp_path / "hard")
-    (tmp_path / "soft").symlink_to("c")
-    (tmp_path / "nowhere").symlink_to("gone")
-    found = hashed(tmp_path / n for n in (*texts, "hard", "soft", "nowhere"))
-    same = {"hard": "b", "soft": "c"}
-    expected = {n: hashlib.sha256(texts[same.get(n, n)]).hexdigest() for n in (*texts, *same)}
-    assert {path.name: one for path, one in found.of.items()} == expected
-    assert (found.files, found.bytes) == (3, 2 * CHUNK + 1)
-
-
-def test_a_file_that_cannot_be_read_has_no_digest(tmp_path: Path, monkeypatch):
-    (tmp_path / "a").write_text("x")
-    monkeypatch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
-    assert hashed([tmp_path / "a"]).of == {tmp_path / "a": ""}
-
-
-def test_a_seal_is_of_all_but_itself():
-    made = manifest.sealed({"b": [1, 2.5, None], "a": {"x": "é"}})
-    assert manifest.sealed(made) == made
-    rest = {"a": {"x": "é"}, "b": [1, 2.5, None]}
-    text = json.dumps(rest, indent=1, sort_keys=True) + "\n"
-    assert made["seal"] == hashlib.sha256(text.encode()).hexdigest()
-    assert manifest.sealed(made | {"b": [1, 2.5, 0]})["seal"] != made["seal"]
-
-
-def test_what_was_adopted_is_never_taken_for_what_was_made():
-    cfg = {"steps": 2, "code": "1", "inputs": []}
-    outputs = {"model.safetensors": "0"}
-    adopted = identity.adopted_identity("distill", cfg, outputs)
-    assert adopted != identity.identity("distill", cfg, {})
-    assert adopted == identity.adopted_identity("distill", cfg | {"code": "2"}, outputs)
-    assert adopted == identity.adopted_identity("distill", cfg | {"execution": {"x": 1}}, outputs)
-    for verb, other, files in (
-        ("sft", cfg, outputs),
-        ("distill", cfg | {"steps": 3}, outputs),
-        ("distill", cfg, {"model.safetensors": "1"}),
-    ):
-        assert identity.adopted_identity(verb, other, files) != adopted
-
-
-def test_modules_are_those_that_the_code_digest_covers():
-    found = identity.modules("distill")
-    assert {"opd.training.distill", "opd.losses.fused", "opd.core.errors"} <= found.keys()
-    assert "opd.evaluation.evaluate" not in found and "opd.stages.run" not in found
-    assert len({*found.values()}) > len(found) / 2
+from opd.stages import identity, manifest, records, verify
+from opd.stages.records import Contents, Digest, Manifest
 
 
 @pytest.mark.parametrize(
@@ -85,46 +33,6 @@ def test_changes_by_key(one, other, expected):
     assert [*changes(one, other)] == expected
 
 
-def test_an_artifact_is_found_by_its_folder_a_file_a_copy_and_the_end_of_its_name(tmp_path: Path):
-    results = sample(tmp_path)
-    root = results.root
-    expected = {
-        "tables/headline": "tables/headline",
-        "tables/headline.csv": "tables/headline",
-        "figures/a_paper/fig06.svg": "figures/a_paper/fig06",
-        "models/small/s0/payload/w": "models/small/s0",
-        "models/small/s0/digest.json": "models/small/s0",
-        "small/s0": "models/small/s0",
-        "E11.success/s0": "probes/E11.success/s0",
-        # A model goes before what was made from it.
-        "small-from-large/s0": "models/small-from-large/s0",
-    }
-    for given, folder in expected.items():
-        assert records.locate(root / given).folder == folder, given
-        assert records.locate(root / given).root == root
-    with pytest.raises(UserError, match="no artifact is there"):
-        records.locate(root / "models/none/s0")
-    with pytest.raises(UserError, match=r"it may be .*fig06"):
-        results.add("figure", "figures/b_paper/fig06", {"figure.svg": "x"})
-        records.locate(root / "fig06")
-
-
-def test_recorded_paths_are_found_in_a_renamed_copy(tmp_path: Path):
-    results = sample(tmp_path)
-    moved = tmp_path / "sent" / "theirs"
-    moved.parent.mkdir()
-    results.root.rename(moved)
-    one = records.artifact(moved, "tables/headline")
-    ((name, _, place),) = records.inputs(one)
-    folder = "evaluations/held-out/small-from-large/s0"
-    assert (name, place) == ("e", moved / folder / "digest.json")
-    behind = [x.folder for x in records.behind(one)]
-    assert behind[-2:] == [folder, "tables/headline"]
-    assert set(behind) == {
-        *("prompts/rl", "models/small/s0", "models/small-from-large/s0", folder, "tables/headline")
-    }
-
-
 def test_records_from_before_there_were_seals_are_read(tmp_path: Path):
     """Those of this hand-made folder have none: only what is in a digest of its own is held."""
     results = sample(tmp_path)
@@ -135,8 +43,8 @@ def test_records_from_before_there_were_seals_are_read(tmp_path: Path):
         (one.place, f.where) for one in found.audited for f in one.findings if "payload" in f.where
     }
     assert wrong == {("models/small/s0", "payload/w")}
-    text = "\n".join(audit_text.lines(found, "here", 1.0))
-    assert "payload/w: its bytes are not those that were made" in text
+    text = "\n".join(audit_module.lines(found, "here", 1.0))
+    assert "payload/w: was changed" in text
 
 
 def test_nothing_to_audit_is_one_line(tmp_path: Path):
@@ -242,24 +150,49 @@ def test_files_that_differ_for_no_reason_are_said_not_to_repeat(tmp_path: Path):
     assert "does not repeat" in said
 
 
-def test_every_bit_of_a_record_counts():
-    """Also where the JSON stays the same value, as 1e-05 and 1E-05."""
-    made = manifest.sealed({"cfg": {"lr": 1e-05, "on": True}, "host": "é", "numbers": [None, -2]})
-    text = manifest.json_text(made).encode()
-    assert audit_module._misread(text, set()) is None
-    for at in range(len(text)):
-        for bit in range(8):
-            changed = bytearray(text)
-            changed[at] ^= 1 << bit
-            assert audit_module._misread(bytes(changed), set()), (at, bit)
+def _published(results: Path, verb: str, folder: str, inputs: dict[str, Path]) -> Path:
+    """A complete artifact, made from others by their digest.json; its own."""
+    cfg, output = {"inputs": [*inputs], "k": 4}, results / "mini" / folder / "digest.json"
+    resolved = {name: verify.artifact(path) for name, path in inputs.items()}
+    contents = {name: outputs for name, (_, outputs, _) in resolved.items()}
+    entry = results / ".store" / identity.identity(verb, cfg, contents)
+    entry.mkdir(parents=True)
+    (entry / "weights").write_bytes(bytes(range(40)))
+    made = {"verb": verb, "identity": entry.name, "cfg": cfg, "outputs": content(entry)}
+    made |= {"inputs": manifest.made_from(resolved, [*inputs.values()])}
+    output.parent.mkdir(parents=True)
+    records.write(entry.with_name(f"{entry.name}.json"), Manifest(**made))
+    manifest.publish(Manifest(**made), entry, output)
+    return output
 
 
-def test_a_record_without_a_seal_has_just_the_keys_that_it_should():
-    text = manifest.json_text({"outputs": {"a": "0"}}).encode()
-    assert audit_module._misread(text, {"outputs"}) is None
-    assert audit_module._misread(text, {"outputs", "seal"})
-    assert audit_module._misread(text.replace(b"outputs", b"outputt"), {"outputs"})
-    assert audit_module._misread(b"[]\n", {"outputs"})
+def test_a_flipped_bit_is_found_in_every_file_and_of_its_artifact_alone(tmp_path: Path):
+    source = _published(tmp_path / "results", "init", "models/a/s0", {})
+    _published(tmp_path / "results", "distill", "models/b/s0", {"student": source})
+
+    def wrong() -> dict[str, str]:
+        return {x.place: x.state for x in audit(tmp_path / "results").audited if x.findings}
+
+    assert wrong() == {}
+    entry = (source.parent / "payload").resolve()
+    record = entry.with_name(f"{entry.name}.json")
+    for path in (source, source.with_name("manifest.json"), record, entry / "weights"):
+        before = path.read_bytes()
+        for at in range(0, len(before), 11):
+            flipped = bytes([before[at] ^ (1 << at % 8)])
+            path.write_bytes(before[:at] + flipped + before[at + 1 :])
+            assert wrong() == {"models/a/s0": "modified"}, (path, at)
+        path.write_bytes(before)
+    # What follows from another source is stale, and what is gone missing.
+    shutil.rmtree(source.parent)
+    assert wrong() == {"models/b/s0": "missing"}
+    (entry / "weights").write_bytes(b"other")
+    made = records.read(record, Manifest)
+    other = made.model_copy(update={"outputs": content(entry)})
+    records.write(record, other)
+    source.parent.mkdir()
+    manifest.publish(other, entry, source)
+    assert wrong() == {"models/b/s0": "stale"}
 
 
 def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
@@ -273,12 +206,10 @@ def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
         (path / "weights").write_text(path.name)
     made = {"verb": "distill", "identity": entry.name, "cfg": cfg, "inputs": {}, "versions": {}}
     made |= {"outputs": content(entry), "numbers": {}, "seconds": 1.0}
-    for path in (store / f"{entry.name}.json", folder / "manifest.json"):
-        manifest.write_json(path, manifest.sealed(made))
+    records.write(store / f"{entry.name}.json", Manifest(**made))
     for step in "29":
-        manifest.write_json(steps / f"{step}.json", {"outputs": content(steps / step)})
-    manifest.write_json(folder / "digest.json", manifest.hand_off("distill", cfg, made))
-    manifest.link(entry, folder)
+        records.write(steps / f"{step}.json", Contents(outputs=content(steps / step)))
+    manifest.publish(Manifest(**made), entry, folder / "digest.json")
 
     def found() -> list[tuple[str, str]]:
         (one,) = audit(tmp_path / "results").audited
@@ -298,6 +229,10 @@ def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
     assert found() == [("modified", "kept step 9/weights")]
 
 
+def _of_format(number: int) -> Digest:
+    return Digest(identity="", settings="", outputs={}, format=number)
+
+
 def test_what_another_format_made_is_called_older_and_not_modified(tmp_path: Path):
     output = tmp_path / "results" / "mini" / "prompts" / "rl" / "digest.json"
     made = {"verb": "prompts", "cfg": {"code": "0", "inputs": []}, "inputs": {}, "outputs": {}}
@@ -306,18 +241,18 @@ def test_what_another_format_made_is_called_older_and_not_modified(tmp_path: Pat
     made["identity"] = identity.identity_of("prompts", made["cfg"], {})
     entry = tmp_path / "results" / ".store" / made["identity"]
     entry.mkdir(parents=True)
-    entry.with_name(f"{entry.name}.json").write_text(manifest.json_text(manifest.sealed(made)))
+    records.write(entry.with_name(f"{entry.name}.json"), Manifest(**made))
     output.parent.mkdir(parents=True)
-    manifest.publish(made, entry, output, {})
+    manifest.publish(Manifest(**made), entry, output)
     (code,) = audit(output).audited[0].findings
     assert (code.state, code.where) == ("stale", "code")
 
     record = json.loads(output.read_text())
-    assert record.pop("format") == identity.FORMAT
-    output.write_text(manifest.json_text(record))
+    assert record.pop("format") == records.FORMAT
+    output.write_text(records.json_text(record))
     (older,) = audit(output).audited[0].findings
     assert (older.state, older.where) == ("stale", "digest.json")
-    assert older.what.startswith("made with an older format")
+    assert older.reason.startswith("made with an older format")
     assert any("made with an older format" in line for line in why.lines(output))
-    assert identity.older({"format": identity.FORMAT + 1}) == "made with a newer format"
-    assert identity.older(None) == identity.older({"format": identity.FORMAT}) == ""
+    assert _of_format(records.FORMAT).older == ""
+    assert _of_format(records.FORMAT + 1).older == "made with a newer format"

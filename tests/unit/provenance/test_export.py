@@ -13,10 +13,12 @@ import yaml
 from results import SVG, Results
 
 from opd.core.errors import UserError
+from opd.core.files import digest
 from opd.plan import hub_lock
 from opd.provenance import export as exporting
 from opd.recipes import resolve
-from opd.results import report
+from opd.stages import check, on_disk
+from opd.stages.on_disk import Made
 
 ROOT = Path(__file__).parents[3]
 HUB = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
@@ -202,14 +204,15 @@ def test_every_file_has_its_own_digest_and_every_name_leads_somewhere(results, t
                     assert one["@id"] in entities, (entity["@id"], key)
 
 
-def test_an_exported_folder_is_as_whole_as_what_it_was_made_of(results, tmp_path):
+def test_an_exported_folder_is_as_complete_as_what_it_was_made_of(results, tmp_path):
     packed(results, tmp_path / "crate", full=True)
     root = tmp_path / "crate" / "results" / "mini"
-    made = report.behind([root / "figures/fig05", root / "tables/headline"], root)
-    assert len(made) == 6 and not any(one.troubles for one in made.values())
+    made = on_disk.behind(Made(root, name) for name in ("figures/fig05", "tables/headline"))
+    assert len(made) == 6
+    assert not [finding for one in made for finding in check.shown(one)]
     (root / "figures/fig05/payload/caption.md").write_text("another")
-    made = report.behind([root / "figures/fig05"], root)
-    assert made["figures/fig05"].troubles == ["modified: caption.md was changed"]
+    (finding,) = check.shown(Made(root, "figures/fig05"))
+    assert finding.text == "modified: caption.md was changed"
     # and it can be exported again, to the same bytes
     (root / "figures/fig05/payload/caption.md").write_text("A caption")
     crate = tmp_path / "crate"
@@ -278,7 +281,7 @@ def test_a_file_of_the_user_is_named_and_not_packed(tmp_path):
         "path": {
             "path": str(source),
             "identity": "",
-            "outputs": report.digest({source.name: sha256}),
+            "outputs": digest({source.name: sha256}),
         }
     }
     path.write_text(json.dumps(manifest))
@@ -329,7 +332,7 @@ def test_nothing_is_packed_that_is_not_as_it_was_made(results, tmp_path, kind):
         packed(results, tmp_path / "crate.zip", full=full)
     assert not list(tmp_path.glob("*crate*"))
     if kind == "payload":
-        packed(results, tmp_path / "part.zip", "headline")  # what is whole can be had
+        packed(results, tmp_path / "part.zip", "headline")  # what is complete can be had
 
 
 def test_what_a_version_with_another_stage_made_is_refused(results, tmp_path):

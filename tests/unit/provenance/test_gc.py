@@ -1,7 +1,6 @@
 """What gc lists, what it removes, and what it leaves alone."""
 
 import fcntl
-import json
 import os
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 from opd.cli.main import main
 from opd.core.errors import UserError
 from opd.provenance import gc
-from opd.stages import lock
+from opd.stages import lock, records
+from opd.stages.records import Digest, Manifest
 
 pytestmark = pytest.mark.unit
 
@@ -20,14 +20,14 @@ def entry(results: Path, key: str, artifact: str | None = None) -> None:
     store = results / ".store"
     (store / key).mkdir(parents=True)
     (store / key / "weights").write_bytes(bytes(10_000))
-    record = {"verb": "sft", "started": "2026-01-02T03:04:05Z", "identity": key}
-    (store / f"{key}.json").write_text(json.dumps(record))
+    made = {"verb": "sft", "identity": key, "started": "2026-01-02T03:04:05Z"}
+    records.write(store / f"{key}.json", Manifest(**made, cfg={}, inputs={}, outputs={}))
     (store / ".cache" / "verified").mkdir(parents=True, exist_ok=True)
     (store / ".cache" / "verified" / f"{key}.json").write_text("{}")
     if artifact:
         folder = results / artifact
         folder.mkdir(parents=True)
-        (folder / "digest.json").write_text(json.dumps({"identity": key}))
+        records.write(folder / "digest.json", Digest(identity=key, settings="", outputs={}))
         (folder / "payload").symlink_to(os.path.relpath(store / key, folder))
 
 

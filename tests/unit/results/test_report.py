@@ -1,4 +1,4 @@
-"""The report shows all there is, says what is not as it was reported, and is a sound page."""
+"""The report shows all there is, says what is not as it was made, and is a sound page."""
 
 import json
 import re
@@ -164,7 +164,7 @@ def test_modified_payload_is_marked_in_place_and_on_top(tmp_path, kind):
         "gone": "figure.svg is gone",
         "added": "note.txt was added",
     }
-    line = f"modified: {words[kind]}"
+    line = f"{'missing' if kind == 'gone' else 'modified'}: {words[kind]}"
     assert line in html[html.index('id="wrong"') : html.index("<nav")]
     assert line in html[html.index('id="figure:a_paper/fig06"') : html.index("</figure>")]
     assert html.count(line) == 2
@@ -203,7 +203,7 @@ def test_weights_must_be_there_and_are_not_read(tmp_path):
     assert "All 2 artifacts" in page.text and "modified" not in page.text
     weights.unlink()
     page, _ = reported(results, tmp_path / "out")
-    assert "models/small/s0: modified: model-1.safetensors is gone" in page.text
+    assert "models/small/s0: missing: model-1.safetensors is gone" in page.text
 
 
 def test_modified_claims_and_tables_are_marked(tmp_path):
@@ -230,7 +230,7 @@ def test_what_was_made_from_another_state_is_stale(tmp_path):
     shutil.rmtree(results.root / "prompts/rl")
     page, _ = reported(results, tmp_path / "out")
     assert (
-        "models/small-from-large/s0 : stale: prompts/rl, which it was made from, is gone"
+        "models/small-from-large/s0 : missing: prompts/rl, which it was made from, is gone"
         in page.text
     )
 
@@ -238,9 +238,11 @@ def test_what_was_made_from_another_state_is_stale(tmp_path):
 def test_other_settings_than_the_plan(tmp_path):
     results = sample(tmp_path)
     folders = ("models/small/s0", "prompts/rl", "tables/headline")
-    plan = {
-        one: {"settings": "other" if one == folders[0] else "", "inputs": []} for one in folders
-    }
+    plan = {}
+    for folder in folders:
+        record = json.loads((results.root / folder / "digest.json").read_text())
+        settings = "other" if folder == folders[0] else record["settings"]
+        plan[folder] = {"settings": settings, "inputs": []}
     (results.root / "plan.json").write_text(json.dumps(plan))
     page, _ = reported(results, tmp_path / "out")
     assert "1 of 9 artifacts" in page.text
@@ -293,8 +295,8 @@ def test_digest_and_manifest_of_two_runs(tmp_path):
     path = results.root / "probes/E11.success/s0/manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "identity": "another"}))
     page, _ = reported(results, tmp_path / "out")
-    line = "probes/E11.success/s0 : modified: digest.json and manifest.json are not of one run"
-    assert line in page.text
+    line = "probes/E11.success/s0 : modified: digest.json differs from what manifest.json says"
+    assert f"{line} (identity)" in page.text
 
 
 def _sound(page: Page, html: str, root: Path) -> None:

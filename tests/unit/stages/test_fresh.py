@@ -13,7 +13,7 @@ from opd.losses.schemas import METRICS
 from opd.stages import fresh
 from opd.stages.artifact import Artifact
 from opd.stages.identity import settings_digest
-from opd.stages.manifest import write_json
+from opd.stages.records import Digest, Manifest, Used, write
 
 PLANNED = {
     "models/a": Artifact("sft", "models/a", {"k": 1, "execution": {"x": 1}}, ()),
@@ -32,19 +32,23 @@ def results(tmp_path: Path) -> Path:
             [{"step": 1, "name": "m", "value": 1.0}],
             METRICS,
         )
-        record = {
-            "settings": settings_digest(one.verb, one.cfg),
-            "outputs": content(where / "payload"),
-        }
-        write_json(where / "digest.json", record)
-        inputs = {
-            name: {"path": str(tmp_path / name / "digest.json"), "outputs": digest(outputs(path))}
-            for name in one.inputs
-            for path in [tmp_path / name]
-        }
-        write_json(where / "manifest.json", {"inputs": inputs})
+        record = _digest(one, outputs(where))
+        write(where / "digest.json", record)
+        inputs = {name: _used(tmp_path / name) for name in one.inputs}
+        made = {"verb": one.verb, "identity": "", "cfg": one.cfg, "outputs": record.outputs}
+        write(where / "manifest.json", Manifest(**made, inputs=inputs))
     fresh.write_plan(tmp_path / "plan.json", PLANNED)
     return tmp_path
+
+
+def _digest(planned: Artifact, outputs: dict[str, str]) -> Digest:
+    settings = settings_digest(planned.verb, planned.cfg)
+    return Digest(identity="", settings=settings, outputs=outputs)
+
+
+def _used(folder: Path) -> Used:
+    path = str(folder / "digest.json")
+    return Used(path=path, identity="", outputs=digest(outputs(folder)))
 
 
 def outputs(folder: Path) -> dict[str, str]:
@@ -86,11 +90,9 @@ def test_how_a_stage_runs_makes_nothing_stale(results: Path) -> None:
 def test_what_was_made_from_an_earlier_version_is_named(results: Path) -> None:
     record = results / "models/a/digest.json"
     planned = PLANNED["models/a"]
-    settings = settings_digest(planned.verb, planned.cfg)
-    write_json(record, {"settings": settings, "outputs": {"metrics.parquet": "0"}})
-    with pytest.raises(
-        UserError, match=r"evaluations/e/a: stale: made from what \S+models/a was before"
-    ):
+    write(record, _digest(planned, {"metrics.parquet": "0"}))
+    words = r"evaluations/e/a: stale: \S*models/a, which it was made from, was made anew"
+    with pytest.raises(UserError, match=words):
         check(results)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from opd.core.errors import UserError
-from opd.stages import identity, registry
+from opd.stages import code, registry
 from opd.stages import run as runner
 
 pytestmark = pytest.mark.unit
@@ -176,7 +176,7 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return train, keep, asked, luck
 
 
-def test_a_run_is_whole_with_the_steps_that_are_asked_for(training, tmp_path):
+def test_a_run_is_complete_with_the_steps_that_are_asked_for(training, tmp_path):
     train, keep, asked, _ = training
     assert train() is True
     before = (tmp_path / "m" / "digest.json").read_bytes()
@@ -385,6 +385,6 @@ def test_lost_payload_of_an_input_is_named(stage, tmp_path):
 
 
 def test_derived_seeds_differ_by_stage_and_by_seed_and_fit_31_bits():
-    seeds = {identity.derive_seed(s, v) for s in range(50) for v in ("sft", "grpo", "distill")}
+    seeds = {code.derive_seed(s, v) for s in range(50) for v in ("sft", "grpo", "distill")}
     assert len(seeds) == 150
     assert all(0 <= s < 2**31 for s in seeds)

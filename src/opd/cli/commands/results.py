@@ -37,7 +37,7 @@ def _watch(arguments: argparse.Namespace) -> None:
 
 
 def _add_audit(verb: Add) -> None:
-    parser = verb("audit", help="whether results are what was made, whole and current")
+    parser = verb("audit", help="whether results are what was made, complete and current")
     parser.add_argument("path", type=Path, help="results, results/NAME, or an artifact below it")
     add_configs(parser, "what the last run found in plan.json", None)
     parser.add_argument(
@@ -64,9 +64,8 @@ def _add_audit(verb: Add) -> None:
 def _audit(arguments: argparse.Namespace) -> int:
     import time
 
-    from opd.provenance import audit_text
-    from opd.provenance.audit import audit, fails
-    from opd.provenance.records import results_folders
+    from opd.provenance import audit
+    from opd.stages.on_disk import results_folders
 
     plan = None
     if arguments.config and not arguments.configfile:
@@ -79,17 +78,17 @@ def _audit(arguments: argparse.Namespace) -> int:
             raise UserError("a config describes one results folder", str(arguments.path), remedy)
         plan = described(arguments.configfile, arguments.config)
     started = time.monotonic()
-    found = audit(arguments.path, plan, arguments.store)
+    found = audit.audit(arguments.path, plan, arguments.store)
     seconds = time.monotonic() - started
-    as_json = json.dumps(audit_text.as_json(found), indent=1)
+    as_json = json.dumps(audit.as_json(found), indent=1)
     if arguments.json and str(arguments.json) != "-":
         arguments.json.write_text(as_json + "\n")
     if arguments.json and str(arguments.json) == "-":
         print(as_json)
     else:
-        for line in audit_text.lines(found, str(arguments.path), seconds):
+        for line in audit.lines(found, str(arguments.path), seconds):
             print(line)
-    return int(fails(found, arguments.allow, arguments.strict))
+    return int(audit.fails(found, arguments.allow, arguments.strict))
 
 
 def _why(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,147 @@
+"""What is wrong with an artifact as it lies there: files, records, settings and inputs, one finding
+each.
+
+``opd audit`` looks at all of it; the report, ``opd export``, ``opd --plan`` and the Snakefile look
+at the part that they need.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opd.core.files import digest, file_digest
+from opd.stages.identity import adopted_identity, identity_of
+from opd.stages.manifest import hand_off
+from opd.stages.on_disk import Made
+from opd.stages.records import Digest, Finding, Manifest, Planned, State, digest_in, plain, read
+
+
+def files(
+    outputs: Mapping[str, str], now: Mapping[str, str], folder: str = ""
+) -> Iterator[Finding]:
+    """Files against the digests that they were made with: name -> sha256 (empty where a file cannot
+    be read). ``folder`` goes before the names."""
+    for name in sorted({*outputs, *now}):
+        if name not in now:
+            yield Finding(State.MISSING, f"{folder}{name}", "is gone")
+        elif name not in outputs:
+            yield Finding(State.MODIFIED, f"{folder}{name}", "was added")
+        elif now[name] != outputs[name]:
+            reason = "was changed" if now[name] else "cannot be read"
+            yield Finding(State.MODIFIED, f"{folder}{name}", reason)
+
+
+# Records
+
+
+class Trusted(NamedTuple):
+    """The records of an artifact that nothing speaks against, and what speaks against others."""
+
+    digest: Digest | None
+    manifest: Manifest | None
+    findings: list[Finding]
+
+    @property
+    def contents(self) -> str:
+        """The digest of the artifact's contents; empty where its records do not agree, as what was
+        made from it cannot be compared with what it is now then."""
+        return digest(self.digest.outputs) if self.digest and self.manifest else ""
+
+
+def records(made: Made) -> Trusted:
+    """Hold the records of an artifact against themselves and each other."""
+    findings = [*made.damage.values()]
+    record = None if "digest.json" in made.damage else made.digest
+    manifest = None if "manifest.json" in made.damage else made.manifest
+    if manifest and expected_identity(manifest) != manifest.identity:
+        findings.append(Finding(State.MODIFIED, "manifest.json", NOT_ITS_IDENTITY))
+        manifest = None
+    if record and manifest and not record.older and (unlike := disagreement(record, manifest)):
+        # The manifest has a seal, digest.json has none.
+        findings.append(unlike)
+        record = None
+    return Trusted(record, manifest, findings)
+
+
+NOT_ITS_IDENTITY = "has an identity that does not follow from its settings and inputs"
+
+
+def expected_identity(made: Manifest) -> str:
+    """The identity that follows from what a manifest says."""
+    if made.adopted:
+        return adopted_identity(made.verb, made.cfg, made.outputs)
+    return identity_of(made.verb, made.cfg, {n: used.outputs for n, used in made.inputs.items()})
+
+
+def disagreement(record: Digest, made: Manifest) -> Finding | None:
+    """Where digest.json does not follow from manifest.json."""
+    there, expected = plain(record), plain(hand_off(made))
+    keys = sorted(k for k in {*there, *expected} if there.get(k) != expected.get(k))
+    if not keys:
+        return None
+    reason = f"differs from what manifest.json says ({', '.join(keys)})"
+    return Finding(State.MODIFIED, "digest.json", reason)
+
+
+# Settings and inputs
+
+
+def stands_for(record: Digest | Manifest | None, verb: str, cfg: Mapping[str, Any]) -> bool:
+    """Whether something was adopted, for a stage with just these settings."""
+    return bool(
+        record and record.adopted and record.identity == adopted_identity(verb, cfg, record.outputs)
+    )
+
+
+def settings(record: Digest | None, planned: Planned) -> Finding | None:
+    """That an artifact was made with other settings, or by other code, than the plan's. A damaged
+    digest.json (None) counts so, too, as nothing is known of it."""
+    if record and record.settings == planned.settings:
+        return None
+    if stands_for(record, planned.verb, planned.cfg or {}):
+        return None
+    reason = record.older if record else ""
+    reason = reason or "made with other settings than the config's"
+    return Finding(State.STALE, "config", reason)
+
+
+def inputs(made: Made, contents: Callable[[Path], str]) -> Iterator[Finding]:
+    """The artifacts that one was made from against what they are now. ``contents`` of a folder: the
+    digest of what is in it now; empty where nobody knows."""
+    for source in made.inputs:
+        if not source.used.made:
+            continue
+        where, about = f"input {source.name}", f"{source.folder}, which it was made from,"
+        if source.place is None:
+            yield Finding(State.MISSING, where, f"{about} is gone")
+        elif contents(source.place.parent) not in ("", source.used.outputs):
+            yield Finding(State.STALE, where, f"{about} was made anew")
+
+
+def recorded_contents(folder: Path) -> str:
+    """The digest of an artifact's contents as its digest.json says."""
+    record = digest_in(folder)
+    return digest(record.outputs) if record else "damaged"
+
+
+def shown(
+    made: Made, planned: Planned | None = None, unread: tuple[str, ...] = ()
+) -> Iterator[Finding]:
+    """Whether an artifact may be shown: its files, its two records against each other, its settings
+    against the plan's, its inputs. Of files whose names end with one of ``unread`` only whether
+    they are there. Raises ``UserError`` where a record cannot be read."""
+    record = read(made.path / "digest.json", Digest)
+    manifest = read(made.path / "manifest.json", Manifest)
+    payload = made.path / "payload"
+    paths = {p.relative_to(payload).as_posix(): p for p in payload.rglob("*") if p.is_file()}
+    now = {
+        name: record.outputs.get(name, "") if name.endswith(unread) else file_digest(path)
+        for name, path in paths.items()
+    }
+    yield from files(record.outputs, now)
+    unlike = None if record.older else disagreement(record, manifest)
+    # What was adopted was made by no code of the config's, nor from its inputs.
+    stale = None if record.adopted or not planned else settings(record, planned)
+    yield from filter(None, [unlike, stale])
+    if not record.adopted:
+        yield from inputs(made, recorded_contents)

@@ -1,0 +1,205 @@
+"""Artifacts as they lie in a results folder, also in one that was copied, renamed or sent."""
+
+import os
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from opd.core.errors import UserError
+from opd.stages.artifact import sources_first
+from opd.stages.records import Digest, Finding, Manifest, Used, load
+
+# Files of payloads that the rules copy to FOLDER.SUFFIX.
+COPIED = {
+    *("dedup.html", "contamination.html", "report.html", "figure.png", "figure.svg"),
+    *("table.csv", "table.md", "claims.html", "claims.json", "claims.md"),
+}
+# Below results/NAME, but no artifacts.
+RECORDS = ("logs", "benchmarks")
+
+
+class Input(NamedTuple):
+    """An input of an artifact: its name, what the manifest says of it, and where it lies now."""
+
+    name: str
+    used: Used
+    place: Path | None
+
+    @property
+    def folder(self) -> str:
+        """The folder of an artifact below its results folder."""
+        return below(self.used.path).removesuffix("/digest.json")
+
+
+class Made:
+    """An artifact as it lies in ``folder`` below the results folder ``root``: its two records, as
+    far as they can be read, and what is wrong with their files (``damage``)."""
+
+    def __init__(self, root: Path, folder: str) -> None:
+        self.root, self.folder = Path(os.path.abspath(root)), folder
+        self.path = self.root / folder
+        self.digest, wrong_digest = load(self.path / "digest.json", Digest)
+        self.manifest, wrong_manifest = load(self.path / "manifest.json", Manifest)
+        self.damage: dict[str, Finding] = {
+            finding.where: finding for finding in (wrong_digest, wrong_manifest) if finding
+        }
+
+    @property
+    def verb(self) -> str:
+        return self.manifest.verb if self.manifest else ""
+
+    @property
+    def record(self) -> Digest | Manifest | None:
+        """The record that says which files there are: digest.json, or else manifest.json."""
+        return self.digest or self.manifest
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """File -> sha256."""
+        return self.record.outputs if self.record else {}
+
+    @property
+    def copies(self) -> dict[str, Path]:
+        """File of the payload -> where its copy lies, or should."""
+        records = [record for record in (self.digest, self.manifest) if record]
+        names = COPIED & {name for record in records for name in record.outputs}
+        return {n: self.root / f"{self.folder}{Path(n).suffix}" for n in sorted(names)}
+
+    @cached_property
+    def inputs(self) -> list[Input]:
+        """What it was made from, in the order of its settings."""
+        if self.manifest is None:
+            return []
+        order = self.manifest.cfg.get("inputs")
+        order = order if isinstance(order, list) else []
+        used = self.manifest.inputs
+        names = sorted(used, key=lambda n: (order.index(n) if n in order else len(order), n))
+        return [Input(name, used[name], _source(self.root, used[name].path)) for name in names]
+
+    @property
+    def sources(self) -> list[Path]:
+        """The folders of the artifacts among the inputs, as far as they are there."""
+        there = [x.place for x in self.inputs if x.place and x.used.made]
+        return [Path(os.path.abspath(place.parent)) for place in there]
+
+    def payload(self, store: Path | None = None) -> Path | None:
+        """The folder with its files: its payload, or where that link leads nowhere, its entry in
+        ``store``."""
+        path = self.path / "payload"
+        if path.exists():
+            return path
+        entry = store / self.record.identity if store and self.record else None
+        return entry if entry and entry.is_dir() else None
+
+
+def below(path: str) -> str:
+    """What a recorded path says below its results folder (of results/NAME/X: X), else itself."""
+    parts = Path(path).parts
+    places = [i for i, part in enumerate(parts[:-2]) if part == "results"]
+    return Path(*parts[places[-1] + 2 :]).as_posix() if places else path
+
+
+def _source(root: Path, recorded: str) -> Path | None:
+    """Where an input lies now that a manifest of the results folder names so; None: nowhere.
+
+    Paths are recorded from the folder that holds ``results``; the results folder may have been
+    copied since, with or without all else, and be called otherwise.
+    """
+    for place in (root / below(recorded), root.parent.parent / recorded, Path(recorded)):
+        if place.exists():
+            return place
+    return None
+
+
+def at(root: Path, path: Path) -> Made:
+    """The artifact in a folder, in the results folder ``root`` unless it lies elsewhere."""
+    root, path = Path(os.path.abspath(root)), Path(os.path.abspath(path))
+    root = root if path.is_relative_to(root) else results_folder(path)
+    return Made(root, path.relative_to(root).as_posix())
+
+
+def behind(artifacts: Iterable[Made]) -> list[Made]:
+    """These artifacts and all that they were made from as far as that is there, sources first."""
+    known = {made.path: made for made in artifacts}
+
+    def sources(path: Path) -> Iterator[Path]:
+        for source in known[path].sources:
+            if source not in known:
+                known[source] = at(known[path].root, source)
+            yield source
+
+    return [known[path] for path in sources_first([*known], sources)]
+
+
+# What there is
+
+
+def folders(root: Path) -> list[str]:
+    """Folders below a results folder that hold an artifact, or what is left of one."""
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path, inner, files in _walk(root)
+        if {"digest.json", "manifest.json"} & {*files} or "payload" in inner
+    )
+
+
+def loose(root: Path) -> Iterator[Path]:
+    """Files of a results folder that are in no payload, and no logs or benchmarks."""
+    for path, _, files in _walk(root):
+        if not any(part.startswith(".") for part in path.relative_to(root).parts):
+            # A link that leads nowhere counts as a file.
+            yield from (path / name for name in files if name != "payload")
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Path, names of folders and of files of each folder that is no part of a payload."""
+    for path, inner, files in os.walk(root):
+        if Path(path) == root:
+            inner[:] = [name for name in inner if name not in RECORDS]
+        yield Path(path), [*inner], sorted(files)
+        inner[:] = sorted(name for name in inner if name != "payload")
+
+
+def results_folders(path: Path) -> list[Path]:
+    """The results folders (results/NAME) that ``path`` is or holds; none where it is neither."""
+    if (path / "plan.json").is_file():
+        return [path]
+    if (path / "digest.json").is_file() or not path.is_dir():
+        return []
+    inner = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    if path.name == "results" or any((p / "plan.json").is_file() for p in inner):
+        return [p for p in inner if (p / "plan.json").is_file() or folders(p)]
+    return [path] if folders(path) else []
+
+
+def results_folder(path: Path) -> Path:
+    """The results folder that holds an artifact's folder."""
+    for parent in path.parents:
+        if (parent / "plan.json").is_file() or parent.parent.name == "results":
+            return parent
+    return path.parent
+
+
+def locate(named: Path) -> Made:
+    """The artifact that a path means: its folder, a file in it, a copy of one (tables/x.csv), or
+    the end of its folder's name (results/NAME/MODEL/sSEED for results/NAME/models/MODEL/sSEED).
+
+    Raises ``UserError`` where there is none, or more than one.
+    """
+    path = Path(os.path.abspath(named))
+    for folder in (path, *path.parents, path.with_suffix("")):
+        if (folder / "digest.json").is_file() or (folder / "manifest.json").is_file():
+            root = results_folder(folder)
+            return Made(root, folder.relative_to(root).as_posix())
+    above = (path, *path.parents)
+    root = next((p for p in above if p.parent.name == "results"), path.parent)
+    root = next((p for p in above if (p / "plan.json").is_file()), root)
+    end = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    matching = [f for f in folders(root) if f"/{f}".endswith(f"/{end}")] if root.is_dir() else []
+    if f"models/{end}" in matching:
+        matching = [f"models/{end}"]
+    if len(matching) != 1:
+        reason = f"it may be {', '.join(matching)}" if matching else "no artifact is there"
+        raise UserError(reason, str(named), "give a folder that holds digest.json")
+    return Made(root, matching[0])
