@@ -81,7 +81,7 @@ def test_the_probe_of_the_page(copy: Path, tmp_path: Path) -> None:
         assert module_digest(module, copy / "src" / "opd") == module_digest(module), name
 
     rollouts = [
-        {"prompt_id": prompt, "sample": sample, "token_ids": [5] * length}
+        {"prompt_id": prompt, "prompt": "?", "sample": sample, "token_ids": [5] * length}
         for prompt, sample, length in (("a", 0, 2), ("a", 1, 4), ("b", 0, 9))
     ]
     generations = write_rollouts(tmp_path / "generations", rollouts)

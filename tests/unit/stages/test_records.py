@@ -132,7 +132,7 @@ def test_what_was_adopted_is_never_taken_for_what_was_made():
 
 
 def test_modules_are_those_that_the_code_digest_covers():
-    found = code.modules("opd")
+    found = code.modules("distill")
     assert {"opd.training.distill", "opd.losses.fused", "opd.core.errors"} <= found.keys()
     assert "opd.evaluation.evaluate" not in found and "opd.stages.run" not in found
     assert len({*found.values()}) > len(found) / 2
