@@ -282,7 +282,10 @@ def test_nobody_is_asked_to_run_a_models_own_code(
     model, prompts = str(tmp_path / "model"), str(inputs["prompts"] / "prompts.parquet")
     arguments = ["preflight", "--student", model, "--teacher", model, "--prompts", prompts]
     arguments += ["--n", "2", "--samples", "1", "--max-new-tokens", "4"]
-    script = "from opd.cli import main as cli; cli.refuse_code = lambda folder: None; cli.main()"
+    script = (
+        "from opd.cli import main; from opd.cli.commands import untrained\n"
+        "untrained.refuse_code = lambda folder: None; main.main()"
+    )
     command = ["-m", "opd"] if guarded else ["-c", script]
     done = subprocess.run(
         [sys.executable, *command, *arguments],

@@ -72,8 +72,10 @@ def test_the_papers_prefix_test_beside_its_rows(tmp_path: Path) -> None:
     after = (np.arange(198) < 83) | ((np.arange(198) >= 123) & (np.arange(198) < 131))
     found = prefix.summarise(
         [f"q{i}" for i in range(198)],
-        {"alone": alone, "prefix": after},
-        {"alone": np.arange(198) >= 3, "prefix": np.arange(198) >= 42},
+        {
+            "alone": [("7" if i >= 3 else None, bool(right)) for i, right in enumerate(alone)],
+            "prefix": [("7" if i >= 42 else None, bool(right)) for i, right in enumerate(after)],
+        },
     )
     made = payload(tmp_path / "a6", found)
     cfg = {"probes": {"A6": {"label": "the teacher", "runs": ["probe:A6:s0"]}}}
