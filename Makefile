@@ -20,7 +20,7 @@ export PATH := $(BIN):$(PATH)
 shown = echo "claims: $$(sed -n '/reproduced/{p;q}' results/$(1)/claims.md)"; \
 	  echo "all of it: results/$(1)/report.html"
 
-mini: $(STAMP) ## the default: the first paper in miniature, one seed, to its tables and figures
+mini: $(STAMP) ## the default: the first paper in miniature and parts of the second, one seed, to tables and figures
 	$(SNAKEMAKE)
 	@cat results/mini/tables/headline.md; $(call shown,mini)
 
