@@ -1,4 +1,4 @@
-"""Encoding for deduplication: opd.encoders against the authors' procedure, plain
+"""Encoding for deduplication: opd.data.encoders against the authors' procedure, plain
 ``SentenceTransformer.encode``, on real questions with planted near-duplicates; then the memory that
 the search of a whole set takes. See README.md."""
 

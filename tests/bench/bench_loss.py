@@ -22,6 +22,7 @@ from torch import Tensor
 from trl.kernels import chunked_divergence
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
+from opd.losses import fused as fused_module
 from opd.losses import head
 from opd.losses.fused import fused_token_loss
 from opd.losses.head import Head
@@ -132,6 +133,7 @@ def scale_tiles(case: Case) -> None:
     full one; a tile that holds everything would show no saving."""
     rows, columns = case.positions / FULL_POSITIONS, case.vocabulary / FULL_VOCABULARY
     head.CHUNK_ELEMENTS = max(1, int(head.CHUNK_ELEMENTS * rows * columns))
+    fused_module.CHUNK_ELEMENTS = head.CHUNK_ELEMENTS  # it holds a name of its own
     chunked_divergence.TOKEN_CHUNK_SIZE = max(1, int(chunked_divergence.TOKEN_CHUNK_SIZE * rows))
     chunked_divergence.VOCAB_CHUNK_SIZE = max(1, int(chunked_divergence.VOCAB_CHUNK_SIZE * columns))
 

@@ -45,7 +45,7 @@ def test_a_worker_of_vllm_that_is_killed_or_hangs(run: Run, tried) -> None:
     assert ended.status == 2
     said = only_error(ended)
     assert f"results/tiny/{ROLLOUTS}: nothing was written for 0.5 minutes" in said
-    assert "stall_minutes" in said and "vllm_pool.py" in ended.log
+    assert "stall_minutes" in said and "vllm_engine.py" in ended.log
     assert len(journaled(run)) == 7
     tried("a worker of vLLM hangs", "generate")
     ended = run.make(ROLLOUTS, env=FAKE)

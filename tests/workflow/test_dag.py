@@ -101,7 +101,7 @@ def _with_code(copy: Project, tmp_path: Path) -> Project:
 
 def test_comment_reruns_nothing_and_a_loss_edit_reruns_training_only(copy: Project, tmp_path):
     project = _with_code(copy, tmp_path)
-    losses = project.code / "src" / "opd" / "losses.py"
+    losses = project.code / "src" / "opd" / "losses" / "fused.py"
     text = losses.read_text()
     losses.write_text(text.replace("import torch\n", "import torch  # tensors\n\n# why not\n", 1))
     assert "Nothing to be done" in project.run("-n")

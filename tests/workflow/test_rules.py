@@ -51,4 +51,4 @@ def test_a_rule_is_forced_by_its_name(finished: Project):
     assert made == {"claims", "report", "all"}
     made = finished.would_make("--forcerun", "distill")
     assert {"models/forward/s0", "evaluations/held-out/forward/s0", "report"} <= made
-    assert not [name for name in made if name.startswith(("prompts", "pairs"))]
+    assert not [name for name in made if name.startswith(("prompts", "sft_data"))]

@@ -137,7 +137,8 @@ def _one(where: str, path: str, modules: set[str], answer: Mapping[str, Any]) ->
 
 
 def _code(package: Path) -> dict[str, str]:
-    return {name: one for name, one in content(package).items() if name.endswith(".py")}
+    files = content(package)
+    return {name: sha256 for name, sha256 in files.items() if "__pycache__" not in name}
 
 
 def drift(subject: str, answer: Mapping[str, Any], folder: Path) -> Finding:

@@ -16,6 +16,8 @@ from opd.core.text import suggestion
 from opd.plan import cost
 from opd.stages.artifact import Artifact
 
+# Rates of another format are in terms of other amounts of work.
+FORMAT = 2
 HEADER = (
     "# What finished stages took (`opd calibrate`): seconds in terms of the reference machine of\n"
     "# config/calibration.yaml, and for stages that run no model in themselves. Do not edit.\n"
@@ -111,7 +113,8 @@ def calibrate(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[str, 
 
 def write(path: Path, rates: Mapping[str, Any]) -> None:
     """Write the rates that ``calibrate`` gives."""
-    text = yaml.safe_dump(dict(rates), sort_keys=False, default_flow_style=None, width=100)
+    made = {"format": FORMAT, **rates}
+    text = yaml.safe_dump(made, sort_keys=False, default_flow_style=None, width=100)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(HEADER + text)
@@ -139,6 +142,9 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"not YAML ({error})", str(path), "make it again") from error
     if not isinstance(calibration, dict):
         raise UserError("not a calibration", str(path), "make it again with `opd calibrate`")
+    if calibration.pop("format", None) != FORMAT:
+        remedy = "make it again with `opd calibrate`"
+        raise UserError("made by another version", str(path), remedy)
     return calibration
 
 

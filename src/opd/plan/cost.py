@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from opd.stages.artifact import Artifact, closure
+from opd.stages.registry import STAGES
 
 Artifacts = Mapping[str, Artifact]
 
@@ -239,6 +240,6 @@ def room(facts: Facts, widths: Mapping[str, int], workers: int) -> tuple[float, 
     running = [
         2 * CHECKPOINT_BYTES * parameters(facts, folder) * (workers // min(width, workers))
         for folder, width in widths.items()
-        if facts.artifacts[folder].verb in ("sft", "grpo", "opd")
+        if STAGES[facts.artifacts[folder].verb].trains
     ]
     return sum(disk(facts, folder) for folder in widths), max(running, default=0.0)

@@ -12,7 +12,7 @@ from opd.results.claim_spec import Claim, needs, quantities
 from opd.results.figure_spec import PaperFigure, bars_of
 from opd.results.quantity import MACRO, METRIC, SCORES, column, of_panel, of_series
 
-# What training logs (opd.metrics, and the trainers' own), here without torch.
+# What training logs (opd.losses.metrics, and the trainers' own), here without torch.
 METRICS = (
     *("loss", "grad_norm"),
     *("overlap_ratio", "overlap_token_advantage", "overlap_token_advantage_code"),

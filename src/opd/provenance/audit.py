@@ -182,7 +182,7 @@ def _artifact(made: Made, around: Around) -> Audited:
     entry = _entry(made)
     if entry:
         findings += _linked(entry, trusted.identity if trusted else "", around)
-    older = made.digest.older if made.digest else ""
+    older = record.older if record else ""
     if older:
         reason = f"{older}: run the workflow to make it anew"
         findings.append(Finding(State.STALE, "digest.json", reason))

@@ -56,7 +56,7 @@ def records(made: Made) -> Trusted:
     if manifest and expected_identity(manifest) != manifest.identity:
         findings.append(Finding(State.MODIFIED, "manifest.json", NOT_ITS_IDENTITY))
         manifest = None
-    if record and manifest and not record.older and (unlike := disagreement(record, manifest)):
+    if record and manifest and (unlike := disagreement(record, manifest)):
         # The manifest has a seal, digest.json has none.
         findings.append(unlike)
         record = None
@@ -139,7 +139,7 @@ def shown(
         for name, path in paths.items()
     }
     yield from files(record.outputs, now)
-    unlike = None if record.older else disagreement(record, manifest)
+    unlike = disagreement(record, manifest)
     # What was adopted was made by no code of the config's, nor from its inputs.
     stale = None if record.adopted or not planned else settings(record, planned)
     yield from filter(None, [unlike, stale])

@@ -169,7 +169,16 @@ def check(plan: Path, inputs: Iterable[Path]) -> None:
     known = {folder: entry for folder, entry in entries.items() if entry}
     shown = [p.parent.relative_to(results).as_posix() for p in inputs if p.name == "digest.json"]
     stale: dict[str, str] = {}
-    for folder in sources_first(shown, lambda f: known[f].inputs if f in known else ()):
+
+    def sources(folder: str) -> Iterable[str]:
+        """What an artifact that is there was made from: of what was adopted, nothing."""
+        entry, record = known.get(folder), results / folder / "digest.json"
+        if entry is None or not record.is_file():
+            return ()
+        adopted = checks.stands_for(digest_in(record.parent), entry.verb, entry.cfg or {})
+        return () if adopted else entry.inputs
+
+    for folder in sources_first(shown, sources):
         if folder not in known or not (results / folder / "digest.json").is_file():
             continue
         made, planned = Made(results, folder), known[folder]

@@ -42,7 +42,7 @@ def hand_off(made: Manifest) -> Digest:
         identity=made.identity,
         settings=settings_digest(made.verb, made.cfg),
         outputs=made.outputs,
-        format=records.FORMAT,
+        format=made.format,
         adopted=bool(made.adopted) or None,
     )
 

@@ -78,7 +78,7 @@ class Digest(Contents):
 
     identity: str
     settings: str
-    format: int = 1
+    format: int = FORMAT
     adopted: bool | None = None
 
     @property
@@ -106,6 +106,7 @@ class Manifest(Contents):
     seconds: float = 0.0
     gpu: dict[str, Any] | None = None
     adopted: str | None = None
+    format: int = FORMAT
 
 
 class Planned(Record):
@@ -209,7 +210,9 @@ def checked(value: Any, kind: type[Kind]) -> tuple[Kind | None, str]:
     """The record that a JSON value is, if it is one, and what is wrong with its keys or its seal,
     if anything is."""
     try:
-        record = kind.model_validate(value)
+        # What earlier versions wrote has no format.
+        formatted = "format" in kind.model_fields and isinstance(value, Mapping)
+        record = kind.model_validate({"format": 1, **value} if formatted else value)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -250,6 +250,9 @@ def test_disk_is_what_is_made(facts):
     # While runs of 1000 and 2000 parameters are under way, each on its own two devices of five.
     widths = {"distilled": 2, "reinforced": 2, "shown": 1}
     assert cost.room(facts, widths, 5) == (4 * 1000 * 3 + 4 * 2000, 2 * 2 * 12 * 2000)
+    # Every kind of training run leaves checkpoints.
+    assert cost.room(facts, {"distilled": 2}, 5)[1] == 2 * 2 * 12 * 1000
+    assert cost.room(facts, {"tuned": 2}, 5)[1] == 2 * 2 * 12 * 1000
 
 
 # Paths
@@ -299,7 +302,7 @@ def test_calibration_gives_back_what_stages_took(tmp_path):
     for name, slow in (("x", 4.0), ("y", 6.0), ("z", 12.0)):
         manifests(tmp_path / name, {"distill": slow, "figure": 2.0})
     path, tables = tmp_path / "results" / "calibration.yaml", tmp_path / "tables.yaml"
-    tables.write_text(yaml.safe_dump(TABLES))
+    tables.write_text(yaml.safe_dump({"format": calibrate.FORMAT, **TABLES}))
     # What is given twice counts once.
     results = [f"{tmp_path / name}" for name in "xyzx"]
     main(["calibrate", "--output", f"{path}", "--reference", f"{tables}", *results])
@@ -341,6 +344,9 @@ def test_ones_own_rates_come_first_and_the_nearest_size_counts():
 def test_calibration_of_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="no finished stage"):
         calibrate.finished(tmp_path)
+    (tmp_path / "c.yaml").write_text("measured: []\n")
+    with pytest.raises(UserError, match="made by another version; make it again with `opd calib"):
+        calibrate.read(tmp_path / "c.yaml")
     (tmp_path / "c.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="not a calibration"):
         calibrate.read(tmp_path / "c.yaml")

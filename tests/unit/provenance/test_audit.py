@@ -247,9 +247,21 @@ def test_what_another_format_made_is_called_older_and_not_modified(tmp_path: Pat
     (code,) = audit(output).audited[0].findings
     assert (code.state, code.where) == ("stale", "code")
 
-    record = json.loads(output.read_text())
-    assert record.pop("format") == records.FORMAT
-    output.write_text(records.json_text(record))
+    def write(path: Path, **changes: int | None) -> None:
+        record = {
+            key: value for key, value in json.loads(path.read_text()).items() if key != "seal"
+        }
+        record = {k: v for k, v in (record | changes).items() if v is not None}
+        sealed = path.name == "manifest.json"
+        path.write_text(records.json_text(records.sealed(record) if sealed else record))
+
+    # A number that was taken out of, or changed in, digest.json alone is no other version's work.
+    for number in (None, records.FORMAT + 1):
+        write(output, format=number)
+        (changed,) = [x for x in audit(output).audited[0].findings if x.where == "digest.json"]
+        assert changed.state == "modified" and "format" in changed.reason
+    for path in (output, output.with_name("manifest.json")):
+        write(path, format=None)
     (older,) = audit(output).audited[0].findings
     assert (older.state, older.where) == ("stale", "digest.json")
     assert older.reason.startswith("made with an older format")

@@ -12,7 +12,7 @@ from opd.evaluation.reader import Reader
 from opd.losses.schemas import METRICS
 from opd.stages import fresh
 from opd.stages.artifact import Artifact
-from opd.stages.identity import settings_digest
+from opd.stages.identity import adopted_identity, settings_digest
 from opd.stages.records import Digest, Manifest, Used, write
 
 PLANNED = {
@@ -94,6 +94,25 @@ def test_what_was_made_from_an_earlier_version_is_named(results: Path) -> None:
     words = r"evaluations/e/a: stale: \S*models/a, which it was made from, was made anew"
     with pytest.raises(UserError, match=words):
         check(results)
+
+
+def test_nothing_is_asked_of_what_lies_behind_something_adopted(results: Path) -> None:
+    """It needs no inputs, so what the plan names as such may be there from another time."""
+    planned = PLANNED["evaluations/e/a"]
+    folder = results / planned.folder
+    outputs_there = outputs(folder)
+    adopted = _digest(planned, outputs_there).model_copy(
+        update={
+            "adopted": True,
+            "identity": adopted_identity(planned.verb, planned.cfg, outputs_there),
+        }
+    )
+    edited = {**PLANNED, "models/a": Artifact("sft", "models/a", {"k": 2}, ())}
+    fresh.write_plan(results / "plan.json", edited)
+    with pytest.raises(UserError, match="models/a: stale"):
+        check(results)
+    write(folder / "digest.json", adopted)
+    check(results)
 
 
 def test_a_plan_is_written_again_only_where_it_differs(results: Path) -> None:
