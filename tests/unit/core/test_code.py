@@ -221,10 +221,42 @@ def digests(root: Path) -> dict[str, str]:
     }
 
 
-def test_an_error_s_text_in_this_package_reruns_nothing(tmp_path):
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    folder = tmp_path / "opd"
+    shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "stages"),
+    [
+        # A constant, a default, an operator, an imported name, a file, and what no stage imports.
+        ("losses/token.py", "= -100.0", "= -99.0", {"distill", "pair", "signal", "indicators"}),
+        ("losses/fused.py", "temperature: float = 1.0", "temperature: float = 2.0", {"distill"}),
+        ("training/sft.py", "<=", "<", {"sft"}),
+        ("data/world.py", "HELD_OUT_ONE_IN = 4", "HELD_OUT_ONE_IN = 5", {"prompts", "corpus"}),
+        (
+            "stats/significance.py",
+            "default_rng(0)",
+            "default_rng(1)",
+            {"pool", "alignment", "forecast", "outcome"},
+        ),
+        ("evaluation/benchmarks/functions.py", "graded_boxed", "graded_choice", {"evaluate"}),
+        ("stages/registry.py", '"train by rewards"', '"reinforce"', set()),
+        ("cli/main.py", '"opd"', '"ops"', set()),
+    ],
+)
+def test_an_edit_of_this_package_reruns_the_stages_that_use_it(copy, file, old, new, stages):
+    before, path = digests(PACKAGE), copy / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    after = digests(copy)
+    assert {name for name in STAGES if before[name] != after[name]} == stages
+
+
+def test_an_error_s_text_in_this_package_reruns_nothing(copy):
     before = digests(PACKAGE)
-    copy = tmp_path / "opd"
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     count = 0
     for path in copy.rglob("*.py"):
         text = path.read_text()
