@@ -139,11 +139,12 @@ def side(quantity: Quantity, measured: Measurements) -> Side:
     when = WHEN[quantity.at or "end"] if quantity.kind == METRIC else ""
     if per := quantity.per:
         same_arm = per.of == quantity.of
-        whole = "that" if same_arm else f"that of {measured.label(per.of)}"
+        whole = "that" if same_arm else f"that of {measured.label(per.of, per.inputs[0])}"
         if same_arm or per.at != quantity.at:
             whole += f" {WHEN[per.at or 'end']}"
         when += f" as a share of {whole}"
-    return Side(words_of(quantity), measured.label(quantity.of), result, when)
+    whose = measured.label(quantity.of, quantity.inputs[0])
+    return Side(words_of(quantity), whose, result, when)
 
 
 # Predicates

@@ -186,8 +186,9 @@ def resolve(
     Series of other arms and probes are left out and named in ``missing``. None where no series is
     left.
     """
-    known = {*arms, *probes}
-    missing = [one.of for one in [*figure.drawn(), *figure.levels] if one.of not in known]
+    known = {("arm", name) for name in arms} | {("probe", name) for name in probes}
+    every = [*figure.drawn(), *figure.levels]
+    missing = [one.of for one in every if one not in _known(every, known)]
     left = figure.model_copy(
         update={
             "series": _known(figure.series, known),
@@ -210,8 +211,8 @@ def resolve(
     return {key: value for key, value in settings.items() if value != []}, needs
 
 
-def _known(series: Iterable[PaperSeries], known: set[str]) -> list[PaperSeries]:
-    return [one for one in series if one.of in known]
+def _known(series: Iterable[PaperSeries], known: set[Need]) -> list[PaperSeries]:
+    return [one for one in series if ("arm" if one.arm else "probe", one.of) in known]
 
 
 def bars_of(figure: PaperFigure) -> list[Bars]:

@@ -276,7 +276,7 @@ def _bar_panels(panels: Sequence[Cfg], cfg: Cfg, measured: Measurements) -> list
 
 def _bar_panel(panel: Cfg, first: Quantity, cfg: Cfg, measured: Measurements) -> Data:
     is_score, of_probes = first.kind in SCORES, first.kind == PROBE
-    series = [one for one in cfg["series"] if of_probes == (one["of"] in measured.probes)]
+    series = [one for one in cfg["series"] if of_probes == ("probe" in one)]
     bars = [
         _bar(quantity, words, one, len(series) == 1, measured)
         for one in series
@@ -415,14 +415,13 @@ def _panels(data: Data) -> list[Data]:
     return [*data.get("panels", []), *data.get("bars", [])]
 
 
-def _mark(data: Data, row: Cfg, measured: Measurements) -> bool:
+def _mark(data: Data, row: Cfg, of_probe: bool) -> bool:
     """Put a published value where its series is drawn; False where it is not."""
     value = parse(row["value"])
     if value is None or not row.get("series") or not row.get("metric"):
         return False
     mark = {"series": row["series"], **value._asdict(), "text": row["value"]}
     at, placed = row.get("at"), False
-    of_probe = row["series"] in measured.probes
     name = of_series(row["metric"], row["series"], str(at or "end"), of_probe).short
     for panel in _panels(data):
         for line in panel.get("lines", []) if panel.get("metric") == row["metric"] else []:
@@ -439,12 +438,13 @@ def _mark(data: Data, row: Cfg, measured: Measurements) -> bool:
     return placed
 
 
-def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path], measured: Measurements) -> None:
+def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path]) -> None:
     """Mark published values where the scale is comparable, and list them all."""
     for panel in _panels(data):
         panel["marks"] = []
     files = [path for name, path in inputs.items() if name.startswith("targets:")]
     rows = {row["id"]: row for path in files for row in read_targets(path)}
+    probes = {series["of"] for series in _all_series(cfg) if "probe" in series}
     data["published"] = []
     for shown in cfg.get("published") or []:
         if shown["target"] not in rows:
@@ -459,7 +459,7 @@ def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path], measured: Measure
             "confidence": row["confidence"],
             "about": ", ".join(text for text in about if text not in ("", "-")),
         }
-        drawn = bool(cfg.get("comparable")) and _mark(data, entry, measured)
+        drawn = bool(cfg.get("comparable")) and _mark(data, entry, shown.get("series") in probes)
         data["published"].append({**entry, "drawn": drawn})
 
 
@@ -473,8 +473,10 @@ def _caption(data: Data, cfg: Cfg) -> str:
     points = [point[side] for point in data.get("points", []) for side in ("x", "y")]
     lines = [line for panel in panels for line in panel.get("lines", [])]
     seeds = sorted({x["seeds"] for x in (*bars, *points, *lines, *panels) if x.get("seeds")})
-    known = {**cfg["arms"], **cfg["probes"]}
-    labels = {x["label"]: known[x["of"]]["label"] for x in (*_all_series(cfg), *cfg["levels"])}
+    labels = {
+        x["label"]: cfg["probes" if "probe" in x else "arms"][x["of"]]["label"]
+        for x in (*_all_series(cfg), *cfg["levels"])
+    }
     stands = "; ".join(f"{label}: {own}" for label, own in labels.items() if own != label)
     text = [(cfg.get("caption") or "").strip(), f"{stands}." if stands else ""]
     parts = [f"**{cfg['title']}**"] if cfg.get("title") else []
@@ -583,7 +585,7 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
         data = {"kind": drawn, "title": cfg.get("title"), **KINDS[kind](cfg, measured)}
     except Missing as missing:
         raise UserError(f"there is no {missing}", "series", "name what is measured") from missing
-    _publish(data, cfg, inputs, measured)
+    _publish(data, cfg, inputs)
     data["sources"] = [
         f"{name}/{file}={digest}"
         for name in inputs

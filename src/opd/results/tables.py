@@ -54,7 +54,7 @@ def _cell(shown: TableColumn, row: str, measured: Measurements) -> Cell:
 
 def _outlook(row: str, measured: Measurements) -> Cell:
     """What the probe of every seed said before training."""
-    runs, where = measured.inputs(row, "probe"), measured.label(row)
+    runs, where = measured.inputs(row, "probe"), measured.label(row, "probe")
     words = [measured.reader.json(run, "preflight.json", where)["outlook"] for run in runs]
     counted = Counter(words).most_common()
     text = ", ".join(f"{word} ({n})" if len(runs) > 1 else word for word, n in counted)

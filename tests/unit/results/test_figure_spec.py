@@ -108,6 +108,13 @@ def test_what_a_scale_lacks_is_left_out_and_named() -> None:
     assert [panel["title"] for panel in settings["panels"]] == ["b"]
 
 
+def test_a_probe_is_no_arm_of_its_name() -> None:
+    figure = {**BARS, "series": [{"arm": "E1.a"}, {"probe": "E1.a"}]}
+    settings, needs = resolve(figure, [], ["E1.a"]) or ({}, [])
+    assert (settings["series"], needs) == ([{"probe": "E1.a"}], [("probe", "E1.a")])
+    assert settings["missing"] == ["E1.a"]
+
+
 def test_a_series_that_is_also_a_level_is_no_reason_to_drop_it() -> None:
     figure = {**CURVES, "levels": [{"arm": "E1.b"}]}
     settings, needs = resolve(figure, ["E1.b"], []) or ({}, [])

@@ -388,6 +388,19 @@ def test_labels_stand_for_models(tmp_path: Path, inputs: dict[str, Path]) -> Non
     assert "success: small ← large." in caption
 
 
+def test_an_arm_and_a_probe_of_one_name_are_both_drawn(
+    tmp_path: Path, inputs: dict[str, Path]
+) -> None:
+    probes = {"E1.run": {**PREFIXES["probes"]["E3"], "label": "probed"}}
+    panels = [{"quantity": {"avg": "macro"}}, {"quantity": {"value": "advantage_2"}}]
+    series = [{"arm": "E1.run"}, {"probe": "E1.run", "label": "prefixes"}]
+    cfg = {**QUANTITIES, "probes": probes, "panels": panels, "series": series}
+    found, caption = drawn(cfg, inputs, tmp_path / "f")
+    labels = [[bar["label"] for bar in panel["bars"]] for panel in found["panels"]]
+    assert labels == [["small ← large"], ["prefixes"]]
+    assert "prefixes: probed." in caption
+
+
 def test_arms_of_one_label_are_told_apart(tmp_path: Path, inputs: dict[str, Path]) -> None:
     arms = {**ARMS, "E5.run": ARMS["E1.run"]}
     cfg = {**SCORES, "arms": arms, "series": [{"arm": "E1.run"}, {"arm": "E5.run"}]}
