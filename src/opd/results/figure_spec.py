@@ -14,7 +14,7 @@ from opd.core.schema import Strict, valid
 from opd.recipes.outputs import Metric, Shown
 from opd.results.claim_spec import Said, as_row, require
 from opd.results.published import parse
-from opd.results.quantity import PROBE, of_panel, of_series
+from opd.results.quantity import PROBE, of_curve, of_panel, of_series
 
 Need = tuple[str, str]
 
@@ -123,6 +123,8 @@ class PaperFigure(Shown):
         groups = [isinstance(panel, Group) for panel in self.panels]
         if any(groups) != (self.kind == "grid") or len(set(groups)) > 1:
             raise ValueError("panels of a grid are {title, series}, others {quantity, ...}")
+        for metric in self.metrics:
+            of_curve(metric.name)
         if self.kind == "heatmap" and len(self.metrics) > 1:
             raise ValueError("a heat map shows one metric")
         if self.kind == "distribution" and any(one.probe is None for one in self.series):

@@ -31,6 +31,7 @@ from opd.results.quantity import (
     PROBE,
     SCORES,
     Quantity,
+    of_curve,
     of_panel,
     of_series,
 )
@@ -185,7 +186,11 @@ def read_curves(cfg: Cfg, measured: Measurements) -> Data:
     """One panel per metric, one line per series over steps; or groups of series across."""
     groups = cfg["panels"] or [{"title": "", "series": cfg["series"]}]
     panels = []
-    metrics = [(metric, of_series(metric["name"], "", "last")) for metric in cfg["metrics"]]
+    try:
+        metrics = [(metric, of_curve(metric["name"])) for metric in cfg["metrics"]]
+    except ValueError as error:
+        reason, _, remedy = str(error).rpartition(": ")
+        raise UserError(reason, "metrics", remedy) from error
     for metric, quantity in _written_out(metrics, cfg, measured):
         is_score, label, levels = quantity.kind != METRIC, label_of(quantity.name), []
         if is_score:

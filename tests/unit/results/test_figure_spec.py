@@ -135,6 +135,10 @@ def changed(figure: dict[str, Any], **change: Any) -> dict[str, Any]:
         ),
         (changed(CURVES, captoin="x"), "figure f.captoin: no such key"),
         (changed(CURVES, metrics=[]), "a figure of kind 'curves' needs metrics"),
+        (
+            changed(CURVES, metrics=[{"name": "change:macro"}]),
+            "no curve of 'change:macro': use avg:BENCHMARK or a metric",
+        ),
         (changed(CURVES, panels=BARS["panels"]), "a figure of kind 'curves' has no panels"),
         (changed(CURVES, series=[{"label": "x"}]), "figure f.series.0: a series is an arm or a"),
         (changed(BARS, panels=[{"title": "x", "series": [{"arm": "a"}]}]), "panels of a grid are"),

@@ -479,6 +479,10 @@ def test_names_of_points_do_not_overlap(
         ),
         ({**SCORES, "published": [{"target": "Z"}]}, "published: no published row 'Z'"),
         ({**SCORES, "metrics": [{"name": "avg:AIME"}]}, "no benchmark 'AIME'"),
+        (
+            {**SCORES, "metrics": [{"name": "recovery:macro"}]},
+            "metrics: no curve of 'recovery:macro'; use avg:BENCHMARK or a metric",
+        ),
         ({**SCATTER, "series": [{"arm": "E1.student"}]}, "no series has both quantities"),
     ],
 )
