@@ -263,7 +263,10 @@ def _titles(quantity: Quantity, cfg: Cfg, measured: Measurements) -> tuple[str, 
     """What stands above a panel of bars, and what below its axis."""
     if quantity.kind in SCORES:
         scored = _scored(cfg, measured)
-        return benchmark_label(quantity.name, scored), axis(quantity.kind, scored)
+        words = axis(quantity.kind, scored)
+        if quantity.kind == "change":
+            words = f"change in {axis('avg', scored).replace('%', 'points')}"
+        return benchmark_label(quantity.name, scored), words
     unit = quantity.unit or "value"
     if quantity.kind == PROBE:
         return label_of(quantity.name.rstrip("*_")), unit
@@ -427,7 +430,9 @@ def _mark(data: Data, row: Cfg, of_probe: bool) -> bool:
         return False
     mark = {"series": row["series"], **value._asdict(), "text": row["value"]}
     at, placed = row.get("at"), False
-    name = of_series(row["metric"], row["series"], str(at or "end"), of_probe).short
+    quantity = of_series(row["metric"], row["series"], str(at), of_probe)
+    # A bar is a metric at some time, or a score or a probe's value, which have none.
+    has_bar = (quantity.kind == METRIC) == (at is not None)
     for panel in _panels(data):
         for line in panel.get("lines", []) if panel.get("metric") == row["metric"] else []:
             if line["series"] == row["series"] and line["x"]:
@@ -436,9 +441,10 @@ def _mark(data: Data, row: Cfg, of_probe: bool) -> bool:
                 last = x is not None and x > (line["x"][0] + line["x"][-1]) / 2
                 panel["marks"].append({**mark, "metric": row["metric"], "x": x, "last": last})
                 placed = True
-        for bar in panel.get("bars", []):
-            if (bar["series"], bar["metric"]) == (row["series"], name) and bar["value"] is not None:
-                panel["marks"].append({**mark, "metric": name})
+        for bar in panel.get("bars", []) if has_bar else []:
+            its_own = (bar["series"], bar["metric"]) == (row["series"], quantity.short)
+            if its_own and bar["value"] is not None:
+                panel["marks"].append({**mark, "metric": quantity.short})
                 placed = True
     return placed
 

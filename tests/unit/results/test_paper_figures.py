@@ -244,6 +244,12 @@ def test_quantities_as_bars(tmp_path: Path, inputs: dict[str, Path]) -> None:
     ]
 
 
+def test_a_change_says_of_how_many_samples(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    cfg = {**QUANTITIES, "panels": [{"quantity": {"change": "macro"}}]}
+    found, _ = drawn({**cfg, "series": [{"arm": "E1.run"}]}, inputs, tmp_path / "f")
+    assert found["panels"][0]["axis"] == "change in avg@4 (points), 95 % interval"
+
+
 def test_values_of_a_probe_by_number(tmp_path: Path, inputs: dict[str, Path]) -> None:
     found, _ = drawn(PREFIXES, inputs, tmp_path / "f")
     (panel,) = found["panels"]
@@ -370,6 +376,15 @@ def test_published_values_of_bars(tmp_path: Path, inputs: dict[str, Path]) -> No
         ["0.72"],
         ["0.58-0.60"],
     ]
+    published = [
+        {"target": "B", "series": "E1.run", "metric": "overlap_ratio"},  # at no time
+        {"target": "C", "series": "E1.run", "metric": "overlap_ratio", "at": 2},
+        {"target": "D", "series": "E1.run", "metric": "avg:macro", "at": "start"},
+    ]
+    end = {"quantity": {"metric": "overlap_ratio", "at": "end"}}
+    cfg = {**QUANTITIES, "published": published, "comparable": True}
+    found, _ = drawn({**cfg, "panels": [*cfg["panels"], end]}, inputs, tmp_path / "none")
+    assert not any(panel["marks"] for panel in found["panels"])
     published = [{"target": "F", "series": "E3", "metric": "advantage_2"}]
     cfg = {**PREFIXES, "published": published, "comparable": True}
     found, _ = drawn(cfg, inputs, tmp_path / "g")
