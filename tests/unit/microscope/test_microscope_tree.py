@@ -333,14 +333,16 @@ def test_a_teacher_with_another_tokenizer_is_reported_and_the_other_goes_on(
     assert values(aligned(mixed, payload, tmp_path / "bad", "bad"))["questions"] == 4
 
 
-@pytest.mark.parametrize("broken", ["template", "weights"])
+@pytest.mark.parametrize("broken", ["template", "weights", "half of the weights"])
 def test_a_teacher_that_cannot_be_loaded_is_reported_and_the_other_goes_on(
     inputs: Inputs, tmp_path: Path, broken: str
 ) -> None:
     copy = shutil.copytree(inputs["good"], tmp_path / "copy")
+    (weights,) = copy.glob("*.safetensors")
     if broken == "weights":
-        for file in copy.glob("*.safetensors"):
-            file.unlink()
+        weights.unlink()
+    elif broken == "half of the weights":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     else:
         tokenizer = AutoTokenizer.from_pretrained(copy)
         tokenizer.chat_template = None
