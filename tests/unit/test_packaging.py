@@ -86,7 +86,8 @@ def test_a_wheel_holds_the_templates_of_pages() -> None:
     """It holds every file of the package that git does not ignore."""
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     assert build == {"targets": {"wheel": {"packages": ["src/opd"]}}}
-    pages = [*(ROOT / "src" / "opd").glob("*/pages/*")]
+    folders = (ROOT / "src" / "opd").glob("*/pages")
+    pages = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in pages} == {".j2", ".css"}
     ignored = subprocess.run(["git", "check-ignore", *pages], cwd=ROOT, capture_output=True)
     assert (ignored.returncode, ignored.stdout) == (1, b"")

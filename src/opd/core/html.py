@@ -1,7 +1,9 @@
 """Pages: one HTML file each that needs no other, on any screen and on paper.
 
-A page is a Jinja template in the folder ``pages`` beside the module that computes its values. It
-extends ``base.html.j2``, which lies beside this module with the style and the table of every page.
+A page is a Jinja template below the folder ``pages`` beside the module that computes its values,
+in a folder of its own where that package has several: what lies in it counts in the digest of the
+module. It extends ``base.html.j2``, which lies beside this module with the style and the table of
+every page.
 """
 
 from functools import cache
@@ -17,20 +19,21 @@ SHARED = package_file(__file__, "pages")
 MISSING = "–"
 
 
-def render(folder: Path, template: str, **values: object) -> str:
-    """The text that a template of a folder makes of these values.
+def render(folders: Path | tuple[Path, ...], template: str, **values: object) -> str:
+    """The text that a template of a folder, or of several, makes of these values.
 
     Values are escaped, except where a template of Markdown switches that off, and control
     characters are spelt out, whatever they came in. Raises ``jinja2.UndefinedError`` for a value
     that the template lacks.
     """
-    return visible(_environment(folder).get_template(template).render(values))
+    return visible(_environment(folders).get_template(template).render(values))
 
 
 @cache
-def _environment(folder: Path) -> Environment:
+def _environment(folders: Path | tuple[Path, ...]) -> Environment:
+    own = folders if isinstance(folders, tuple) else (folders,)
     made = Environment(
-        loader=FileSystemLoader([folder, SHARED]),
+        loader=FileSystemLoader([*own, SHARED]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

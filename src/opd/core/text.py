@@ -13,8 +13,10 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, without exponents at usual sizes, with a true minus sign."""
-    if value == 0 or not 1e-4 <= abs(value) < 1e5:
+    """Three significant digits, without exponents at usual sizes, with a true minus sign, which
+    zero never has."""
+    value += 0.0
+    if value == 0 or not 1e-4 <= abs(value) < 1e6:
         return f"{value:.3g}".replace("-", "−")
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}".replace("-", "−")
 

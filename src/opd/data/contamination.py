@@ -16,7 +16,7 @@ from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.html import render
 from opd.data.dedup import read_neighbours, similarities
-from opd.data.dedup_page import Pair
+from opd.data.dedup_page import PAGES, Pair
 from opd.data.neighbours import Doubles, Places
 from opd.data.schemas import CHINESE, PROBLEMS, PROMPTS
 
@@ -125,7 +125,7 @@ def _page(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     found: dict[str, list[Pair]] = {name: [] for name in report["benchmarks"]}
     for row in sorted(rows, key=lambda row: (-row["cosine"], row["problem"])):
         found[row["benchmark"]] += _pairs_of(row, threshold)
-    pages = package_file(__file__, "pages")
+    pages = package_file(__file__, "pages/contamination"), PAGES
     return render(pages, "contamination.html.j2", report=report, words=WORDS, found=found)
 
 

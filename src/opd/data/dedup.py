@@ -92,7 +92,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         ]
 
     html = render(
-        package_file(__file__, "pages"),
+        (package_file(__file__, "pages/dedup"), dedup_page.PAGES),
         "dedup.html.j2",
         sources=_sources(ours),
         against=_sources(theirs) if "against" in inputs else "earlier rows of the same",

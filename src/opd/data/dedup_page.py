@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from opd.core.code import package_file
+
+PAGES = package_file(__file__, "pages/pairs")
 WIDTH, HEIGHT = 640, 200
 
 

@@ -21,11 +21,15 @@ from lm_eval.api.registry import register_model
 from lm_eval.tasks import TaskManager
 
 from opd.core.errors import UserError
+from opd.core.text import suggestion
 from opd.data import layouts
 from opd.data.schemas import PROMPTS
 from opd.evaluation import tasks as benchmarks
 from opd.grading.graders import GRADERS
 from opd.models import sampling
+
+# What lm-eval's command line gives every model beside the settings that a user names.
+_OF_LM_EVAL = {"device", "max_batch_size"}
 
 
 class ScoredResponse(NamedTuple):
@@ -46,11 +50,16 @@ class SamplerLM(LM):
     """The sampler as a model of lm-eval (``opd``, once this module is imported). Texts that it is
     given hold the chat template already.
 
-    ``pretrained``: a checkpoint folder; ``cfg`` and ``cache``: see ``sampling.Sampler``.
+    ``pretrained``: a checkpoint folder; ``cfg`` and ``cache``: see ``sampling.Sampler``. Raises
+    ``UserError`` for a setting that the sampler does not have.
     """
 
     def __init__(self, pretrained: str | Path, cache: Path | None = None, **cfg: Any) -> None:
         super().__init__()
+        known = sampling.settings(cfg)
+        if unknown := cfg.keys() - known.keys() - _OF_LM_EVAL:
+            key = min(unknown)
+            raise UserError(f"no setting '{key}'", "model_args", suggestion(key, [*known, "cache"]))
         self.folder, self.cfg = Path(pretrained), cfg
         self.sampler = sampling.Sampler(self.folder, cfg, cache)
 

@@ -189,7 +189,7 @@ def _chosen(
         try:
             pair = load_pair(cfg, inputs["student"], inputs.get(f"teacher:{name}"))
         except LeftOut as error:
-            # One that cannot read the student's tokens: the others go on.
+            # One that cannot be loaded, or read the student's tokens: the others go on.
             left_out.append({"teacher": name, "reason": error.what})
             continue
         prompts = teacher_prompts(cfg, teacher, inputs, [question.row for question in questions])

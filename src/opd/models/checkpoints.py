@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,7 +18,7 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMode
     """A causal language model; what is trained is held in float32, whatever it computes in."""
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"no usable weights ({error})", str(path), "make or fetch them again"
         ) from error

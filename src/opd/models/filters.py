@@ -84,13 +84,14 @@ def _kept(
         kept, rejected["wrong"] = right, len(kept) - len(right)
     if cfg.get("correct") == "first":
         kept.sort(key=lambda i: (not graded[i][1], i))
+    per_prompt, n = cfg.get("per_prompt"), cfg.get("n")
     taken: Counter[str] = Counter()
     under = []
     for i in kept:
         taken[rows[i]["prompt_id"]] += 1
-        if taken[rows[i]["prompt_id"]] <= (cfg.get("per_prompt") or len(rows)):
+        if per_prompt is None or taken[rows[i]["prompt_id"]] <= per_prompt:
             under.append(i)
     rejected["over per_prompt"] = len(kept) - len(under)
-    chosen = under[: cfg.get("n") or len(under)]
+    chosen = under[:n]
     rejected["over n"] = len(under) - len(chosen)
     return sorted(chosen), rejected

@@ -4,7 +4,8 @@ loading the two.
 Apart from the training stages, whose libraries take seconds to load.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,8 @@ class ModelPair(NamedTuple):
 def load_pair(cfg: Mapping[str, Any], student: Path, teacher: Path | None) -> ModelPair:
     """Load a student and its teacher; one that is the student itself (None) is loaded once.
 
-    cfg: dtype, threads. Raises ``LeftOut`` where tokenizers or vocabularies do not fit together.
+    cfg: dtype, threads. Raises ``LeftOut`` where the teacher cannot be loaded, and where tokenizers
+    or vocabularies do not fit together.
     """
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(cfg.get("threads", 1))
@@ -50,16 +52,33 @@ def load_pair(cfg: Mapping[str, Any], student: Path, teacher: Path | None) -> Mo
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(student)
     if teacher is not None:
-        require_same_tokenizer(tokenizer, load_tokenizer(teacher))
+        with _usable(teacher):
+            other = load_tokenizer(teacher)
+        require_same_tokenizer(tokenizer, other)
     ours = theirs = load_model(student, dtype)
     if teacher is not None:
-        theirs = load_model(teacher, dtype)
+        with _usable(teacher):
+            theirs = load_model(teacher, dtype)
         trim_vocabularies(ours, theirs, tokenizer)
     for model in (ours, theirs):
         model.to(device).eval()
     vocabulary = ours.get_input_embeddings().weight.shape[0]
     heads = head_of(ours), head_of(theirs)
     return ModelPair(ours, theirs, heads, tokenizer, vocabulary, device)
+
+
+@contextmanager
+def _usable(teacher: Path) -> Iterator[None]:
+    """Raises ``LeftOut`` where a teacher cannot be loaded, in words that are the same on every
+    machine: they may become part of what a stage makes."""
+    try:
+        yield
+    except UserError as error:
+        raise LeftOut(
+            "the teacher's weights or tokenizer cannot be used",
+            str(teacher),
+            "see that its weights are whole and its tokenizer has a chat template",
+        ) from error
 
 
 def vocabulary_rows(path: Path) -> int:

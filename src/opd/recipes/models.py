@@ -237,7 +237,7 @@ class Guard(Strict):
 
 class Distill(Trained):
     preset: Literal[*presets.DISTILL] | None = Field(  # type: ignore[valid-type]
-        default=None, exclude=True, description="published settings (opd.presets)"
+        default=None, exclude=True, description="published settings (opd.recipes.presets)"
     )
     student: ModelRef
     teacher: ModelRef

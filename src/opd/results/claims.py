@@ -139,11 +139,12 @@ def side(quantity: Quantity, measured: Measurements) -> Side:
     when = WHEN[quantity.at or "end"] if quantity.kind == METRIC else ""
     if per := quantity.per:
         same_arm = per.of == quantity.of
-        whole = "that" if same_arm else f"that of {measured.label(per.of)}"
+        whole = "that" if same_arm else f"that of {measured.label(per.of, per.inputs[0])}"
         if same_arm or per.at != quantity.at:
             whole += f" {WHEN[per.at or 'end']}"
         when += f" as a share of {whole}"
-    return Side(words_of(quantity), measured.label(quantity.of), result, when)
+    whose = measured.label(quantity.of, quantity.inputs[0])
+    return Side(words_of(quantity), whose, result, when)
 
 
 # Predicates
@@ -229,12 +230,12 @@ def checks(test: Test, measured: Measurements) -> list[Check]:
     try:
         return _checks(test, measured)
     except Missing:
-        absent, undefined = _missing(test, measured)
+        absent, undefined, seeds = _missing(test, measured)
     if absent:
         text, verdict = f"not measured: {', '.join(absent)}", NOT_RUN
     else:
         text, verdict = "; ".join(undefined), INCONCLUSIVE
-    return [Check(text, None, None, None, None, (None, None), verdict)]
+    return [Check(text, None, None, None, None, (None, None), verdict, seeds)]
 
 
 def _checks(test: Test, measured: Measurements) -> list[Check]:
@@ -278,20 +279,21 @@ def _parts(quantity: Quantity, measured: Measurements) -> list[Quantity]:
     return [replace(quantity, name=name) for name in numbered(quantity, measured)]
 
 
-def _missing(test: Test, measured: Measurements) -> tuple[list[str], list[str]]:
-    """What a test needs and this scale has not, and what of it was measured and is undefined; each
-    once."""
+def _missing(test: Test, measured: Measurements) -> tuple[list[str], list[str], int | None]:
+    """What a test needs and this scale has not, and what of it was measured and is undefined, each
+    once; and the fewest seeds behind the numbers that it has, None where it has none."""
     absent: dict[str, None] = {}
     undefined: dict[str, None] = {}
+    seeds: list[int] = []
     for quantity in quantities(test):
         try:
             for part in _parts(_on(quantity, MACRO), measured):
-                estimate(part, measured)
+                seeds.append(estimate(part, measured).seeds)
         except Undefined as reason:
             undefined[str(reason)] = None
         except Missing as reason:
             absent[str(reason)] = None
-    return list(absent), list(undefined)
+    return list(absent), list(undefined), min(seeds, default=None)
 
 
 def worst(verdicts: Sequence[str]) -> str:

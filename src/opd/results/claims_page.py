@@ -8,7 +8,7 @@ from typing import Any
 from opd.core.code import package_file
 from opd.core.html import render
 
-PAGES = package_file(__file__, "pages")
+PAGES = package_file(__file__, "pages/claims")
 Claim = Mapping[str, Any]
 # A sign beside each verdict, for readers who see no colour.
 MARKS = {

@@ -103,9 +103,10 @@ class Measurements:
         self.seeds = max(counts, default=1)
         self.made: dict[Quantity, Estimate | Missing] = {}
 
-    def label(self, name: str) -> str:
-        """An arm or probe in words: its label, or what its name says: ``other-teacher (E01)``."""
-        known = self.arms.get(name) or self.probes.get(name)
+    def label(self, name: str, role: str) -> str:
+        """An arm, or for the role ``probe`` a probe, in words: its label, or what its name says:
+        ``other-teacher (E01)``. An arm and a probe may have one name."""
+        known = (self.probes if role == "probe" else self.arms).get(name)
         if known:
             return str(known["label"])
         experiment, _, rest = name.partition(".")
@@ -117,21 +118,21 @@ class Measurements:
         known = (self.probes if role == "probe" else self.arms).get(name, {})
         inputs: Sequence[str] = known.get("runs" if role == "probe" else role) or ()
         if not inputs and (role == "probe" or not known.keys() - {"label"}):
-            raise Missing(self.label(name))  # nothing of it belongs to this scale
+            raise Missing(self.label(name, role))  # nothing of it belongs to this scale
         if not inputs:
             words = {"evaluations": "evaluation", "run": "training run"}.get(role, role)
-            raise Missing(f"{words} of {self.label(name)}")
+            raise Missing(f"{words} of {self.label(name, role)}")
         if len(inputs) not in (1, self.seeds):
             raise UserError(
                 f"{len(inputs)} seeds where others have {self.seeds}",
-                f"{self.label(name)}, {role}",
+                f"{self.label(name, role)}, {role}",
                 "give one per seed, or one",
             )
         return inputs
 
     def evaluations(self, name: str, role: str = "evaluations") -> Evaluations:
         """Evaluations of an arm. Raises ``Missing``."""
-        return self.reader.evaluations(self.inputs(name, role), self.label(name))
+        return self.reader.evaluations(self.inputs(name, role), self.label(name, role))
 
 
 def estimate(quantity: Quantity, measured: Measurements) -> Estimate:
@@ -214,7 +215,7 @@ def _score(quantity: Quantity, measured: Measurements) -> Estimate:
         inputs = measured.inputs(quantity.of, "evaluations")
         mean = reader.summary(inputs, known if only is None else [name], kind)
         if mean is None:
-            raise Missing(f"{kind} of {measured.label(quantity.of)}")
+            raise Missing(f"{kind} of {measured.label(quantity.of, 'evaluations')}")
         return certain(mean)
     field = FIELDS.get(kind, "correct")
     scores = [[side.scores(one, field)[0] for one in known] for side in evaluations]
@@ -230,7 +231,7 @@ def _score(quantity: Quantity, measured: Measurements) -> Estimate:
         recovered = shares(sides, *how)
         if recovered is None:
             where = "all benchmarks" if only is None else name
-            gap = f"the gap that {measured.label(quantity.of)} could close"
+            gap = f"the gap that {measured.label(quantity.of, 'evaluations')} could close"
             raise Undefined(f"{gap} may be none (on {where})")
         return Estimate(*recovered, seeds, unit)
     if kind == "length":
@@ -252,12 +253,12 @@ def _metric(quantity: Quantity, measured: Measurements) -> Estimate:
     if per:
         whole = _of_runs(per, measured)
         if whole.value == 0:
-            raise Undefined(f"{per.name} of {measured.label(per.of)} is 0")
+            raise Undefined(f"{per.name} of {measured.label(per.of, 'run')} is 0")
         if values is None and whole.by_seed is None:
             kept = np.where(whole.draws * whole.value > 0, whole.draws, np.nan)
             if boundless(kept):
-                text = f"{per.name} of {measured.label(per.of)}, which it is a share of, may be 0"
-                raise Undefined(text)
+                whose = measured.label(per.of, "run")
+                raise Undefined(f"{per.name} of {whose}, which it is a share of, may be 0")
             return Estimate(part.value / whole.value, part.draws / kept, part.seeds, quantity.unit)
         values = part.seed_by_seed / whole.seed_by_seed
     if values is None:
@@ -271,7 +272,8 @@ def _of_runs(quantity: Quantity, measured: Measurements) -> Estimate:
     """A number of each run's curve: with one run its value and draws, with several one by seed."""
     name, part, when = quantity.name, quantity.positions, quantity.at or "end"
     runs, where = measured.inputs(quantity.of, "run"), f"arm {quantity.of}, {name}"
-    missing = f"metric {name}{' by position' if part else ''} of {measured.label(quantity.of)}"
+    whose = measured.label(quantity.of, "run")
+    missing = f"metric {name}{' by position' if part else ''} of {whose}"
     try:
         if part is None:
             curves = list(measured.reader.metric(runs, name, where)[1])
@@ -357,7 +359,7 @@ def numbered(quantity: Quantity, measured: Measurements) -> list[str]:
     pattern = re.escape(quantity.name.removesuffix("*")) + r"\d+"
     names = [value for value in values if re.fullmatch(pattern, value)]
     if not names:
-        raise Missing(f"{quantity.name} of {measured.label(quantity.of)}")
+        raise Missing(f"{quantity.name} of {measured.label(quantity.of, 'probe')}")
     return sorted(names, key=lambda value: int(value.rpartition("_")[2]))
 
 

@@ -14,7 +14,7 @@ from opd.core.schema import Strict, valid
 from opd.recipes.outputs import Metric, Shown
 from opd.results.claim_spec import Said, as_row, require
 from opd.results.published import parse
-from opd.results.quantity import PROBE, of_panel, of_series
+from opd.results.quantity import PROBE, of_curve, of_panel, of_series
 
 Need = tuple[str, str]
 
@@ -123,6 +123,8 @@ class PaperFigure(Shown):
         groups = [isinstance(panel, Group) for panel in self.panels]
         if any(groups) != (self.kind == "grid") or len(set(groups)) > 1:
             raise ValueError("panels of a grid are {title, series}, others {quantity, ...}")
+        for metric in self.metrics:
+            of_curve(metric.name)
         if self.kind == "heatmap" and len(self.metrics) > 1:
             raise ValueError("a heat map shows one metric")
         if self.kind == "distribution" and any(one.probe is None for one in self.series):
@@ -186,8 +188,9 @@ def resolve(
     Series of other arms and probes are left out and named in ``missing``. None where no series is
     left.
     """
-    known = {*arms, *probes}
-    missing = [one.of for one in [*figure.drawn(), *figure.levels] if one.of not in known]
+    known = {("arm", name) for name in arms} | {("probe", name) for name in probes}
+    every = [*figure.drawn(), *figure.levels]
+    missing = [one.of for one in every if one not in _known(every, known)]
     left = figure.model_copy(
         update={
             "series": _known(figure.series, known),
@@ -210,8 +213,8 @@ def resolve(
     return {key: value for key, value in settings.items() if value != []}, needs
 
 
-def _known(series: Iterable[PaperSeries], known: set[str]) -> list[PaperSeries]:
-    return [one for one in series if one.of in known]
+def _known(series: Iterable[PaperSeries], known: set[Need]) -> list[PaperSeries]:
+    return [one for one in series if ("arm" if one.arm else "probe", one.of) in known]
 
 
 def bars_of(figure: PaperFigure) -> list[Bars]:

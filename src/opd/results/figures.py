@@ -31,6 +31,7 @@ from opd.results.quantity import (
     PROBE,
     SCORES,
     Quantity,
+    of_curve,
     of_panel,
     of_series,
 )
@@ -185,7 +186,11 @@ def read_curves(cfg: Cfg, measured: Measurements) -> Data:
     """One panel per metric, one line per series over steps; or groups of series across."""
     groups = cfg["panels"] or [{"title": "", "series": cfg["series"]}]
     panels = []
-    metrics = [(metric, of_series(metric["name"], "", "last")) for metric in cfg["metrics"]]
+    try:
+        metrics = [(metric, of_curve(metric["name"])) for metric in cfg["metrics"]]
+    except ValueError as error:
+        reason, _, remedy = str(error).rpartition(": ")
+        raise UserError(reason, "metrics", remedy) from error
     for metric, quantity in _written_out(metrics, cfg, measured):
         is_score, label, levels = quantity.kind != METRIC, label_of(quantity.name), []
         if is_score:
@@ -258,7 +263,10 @@ def _titles(quantity: Quantity, cfg: Cfg, measured: Measurements) -> tuple[str, 
     """What stands above a panel of bars, and what below its axis."""
     if quantity.kind in SCORES:
         scored = _scored(cfg, measured)
-        return benchmark_label(quantity.name, scored), axis(quantity.kind, scored)
+        words = axis(quantity.kind, scored)
+        if quantity.kind == "change":
+            words = f"change in {axis('avg', scored).replace('%', 'points')}"
+        return benchmark_label(quantity.name, scored), words
     unit = quantity.unit or "value"
     if quantity.kind == PROBE:
         return label_of(quantity.name.rstrip("*_")), unit
@@ -276,7 +284,7 @@ def _bar_panels(panels: Sequence[Cfg], cfg: Cfg, measured: Measurements) -> list
 
 def _bar_panel(panel: Cfg, first: Quantity, cfg: Cfg, measured: Measurements) -> Data:
     is_score, of_probes = first.kind in SCORES, first.kind == PROBE
-    series = [one for one in cfg["series"] if of_probes == (one["of"] in measured.probes)]
+    series = [one for one in cfg["series"] if of_probes == ("probe" in one)]
     bars = [
         _bar(quantity, words, one, len(series) == 1, measured)
         for one in series
@@ -415,15 +423,16 @@ def _panels(data: Data) -> list[Data]:
     return [*data.get("panels", []), *data.get("bars", [])]
 
 
-def _mark(data: Data, row: Cfg, measured: Measurements) -> bool:
+def _mark(data: Data, row: Cfg, of_probe: bool) -> bool:
     """Put a published value where its series is drawn; False where it is not."""
     value = parse(row["value"])
     if value is None or not row.get("series") or not row.get("metric"):
         return False
     mark = {"series": row["series"], **value._asdict(), "text": row["value"]}
     at, placed = row.get("at"), False
-    of_probe = row["series"] in measured.probes
-    name = of_series(row["metric"], row["series"], str(at or "end"), of_probe).short
+    quantity = of_series(row["metric"], row["series"], str(at), of_probe)
+    # A bar is a metric at some time, or a score or a probe's value, which have none.
+    has_bar = (quantity.kind == METRIC) == (at is not None)
     for panel in _panels(data):
         for line in panel.get("lines", []) if panel.get("metric") == row["metric"] else []:
             if line["series"] == row["series"] and line["x"]:
@@ -432,19 +441,21 @@ def _mark(data: Data, row: Cfg, measured: Measurements) -> bool:
                 last = x is not None and x > (line["x"][0] + line["x"][-1]) / 2
                 panel["marks"].append({**mark, "metric": row["metric"], "x": x, "last": last})
                 placed = True
-        for bar in panel.get("bars", []):
-            if (bar["series"], bar["metric"]) == (row["series"], name) and bar["value"] is not None:
-                panel["marks"].append({**mark, "metric": name})
+        for bar in panel.get("bars", []) if has_bar else []:
+            its_own = (bar["series"], bar["metric"]) == (row["series"], quantity.short)
+            if its_own and bar["value"] is not None:
+                panel["marks"].append({**mark, "metric": quantity.short})
                 placed = True
     return placed
 
 
-def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path], measured: Measurements) -> None:
+def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path]) -> None:
     """Mark published values where the scale is comparable, and list them all."""
     for panel in _panels(data):
         panel["marks"] = []
     files = [path for name, path in inputs.items() if name.startswith("targets:")]
     rows = {row["id"]: row for path in files for row in read_targets(path)}
+    probes = {series["of"] for series in _all_series(cfg) if "probe" in series}
     data["published"] = []
     for shown in cfg.get("published") or []:
         if shown["target"] not in rows:
@@ -459,7 +470,7 @@ def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path], measured: Measure
             "confidence": row["confidence"],
             "about": ", ".join(text for text in about if text not in ("", "-")),
         }
-        drawn = bool(cfg.get("comparable")) and _mark(data, entry, measured)
+        drawn = bool(cfg.get("comparable")) and _mark(data, entry, shown.get("series") in probes)
         data["published"].append({**entry, "drawn": drawn})
 
 
@@ -473,8 +484,10 @@ def _caption(data: Data, cfg: Cfg) -> str:
     points = [point[side] for point in data.get("points", []) for side in ("x", "y")]
     lines = [line for panel in panels for line in panel.get("lines", [])]
     seeds = sorted({x["seeds"] for x in (*bars, *points, *lines, *panels) if x.get("seeds")})
-    known = {**cfg["arms"], **cfg["probes"]}
-    labels = {x["label"]: known[x["of"]]["label"] for x in (*_all_series(cfg), *cfg["levels"])}
+    labels = {
+        x["label"]: cfg["probes" if "probe" in x else "arms"][x["of"]]["label"]
+        for x in (*_all_series(cfg), *cfg["levels"])
+    }
     stands = "; ".join(f"{label}: {own}" for label, own in labels.items() if own != label)
     text = [(cfg.get("caption") or "").strip(), f"{stands}." if stands else ""]
     parts = [f"**{cfg['title']}**"] if cfg.get("title") else []
@@ -583,7 +596,7 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
         data = {"kind": drawn, "title": cfg.get("title"), **KINDS[kind](cfg, measured)}
     except Missing as missing:
         raise UserError(f"there is no {missing}", "series", "name what is measured") from missing
-    _publish(data, cfg, inputs, measured)
+    _publish(data, cfg, inputs)
     data["sources"] = [
         f"{name}/{file}={digest}"
         for name in inputs

@@ -263,6 +263,17 @@ def of_series(text: str, of: str, at: str | None = None, probe: bool = False) ->
     return Quantity(METRIC, of, text, at or "end")
 
 
+def of_curve(name: str, of: str = "") -> Quantity:
+    """What a line over steps shows of a series: ``avg:BENCHMARK``, or a metric with its last value.
+
+    Raises ``ValueError`` for any other score, which nothing has over steps.
+    """
+    quantity = of_series(name, of, "last")
+    if quantity.kind not in (METRIC, "avg"):
+        raise ValueError(f"no curve of '{name}': use avg:BENCHMARK or a metric")
+    return quantity
+
+
 class TableColumn(NamedTuple):
     """A column of a table: its kind, what that is of, its quantities without an arm (none for
     the outlook, which is a word), and the endings of its columns in the csv."""

@@ -87,7 +87,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         for name in section["figures"]
     }
     page = html.render(
-        package_file(__file__, "pages"),
+        (package_file(__file__, "pages/report"), claims_page.PAGES),
         "report.html.j2",
         **claims_page.values(found, figures),
         title=cfg["title"],

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd.evaluation.reader import Reader
+from opd.evaluation.reader import NothingLogged, Reader
 from opd.results.estimate import Measurements, Missing, Undefined, estimate
 from opd.results.labels import axis, benchmark_label, cell, label_of, of_draws, plain
-from opd.results.quantity import SCORES, TableColumn, column
+from opd.results.quantity import METRIC, SCORES, TableColumn, column
 
 MISSING = "–"
 NO_GAP = "no gap"
@@ -30,18 +30,22 @@ class Cell(NamedTuple):
 
 
 def _cell(shown: TableColumn, row: str, measured: Measurements) -> Cell:
-    """The cell of a row; a dash where the row has not what the column is of."""
+    """The cell of a row; a dash where the row has not what the column is of. Raises ``UserError``
+    for a benchmark or a metric that its evaluations or its run do not have."""
     nothing = Cell(MISSING, (None,) * len(shown.endings))
     try:
         if not shown.quantities:
             return _outlook(row, measured)
         if shown.kind in SCORES and all(measured.arms[row].get(role) for role in shown.inputs):
             measured.evaluations(row).benchmarks(shown.quantities[0].name)
+        runs = measured.arms[row].get("run")
+        if runs and shown.quantities[0].kind == METRIC:
+            measured.reader.metric(runs, shown.name, measured.label(row, "run"))
         of_row = [replace(quantity, of=row) for quantity in shown.quantities]
         estimates = [estimate(quantity, measured) for quantity in of_row]
     except Undefined:
         return nothing._replace(text=NO_GAP)
-    except Missing:
+    except (Missing, NothingLogged):
         return nothing
     if len(shown.endings) < 3:
         values = [one.value for one in estimates]
@@ -54,7 +58,7 @@ def _cell(shown: TableColumn, row: str, measured: Measurements) -> Cell:
 
 def _outlook(row: str, measured: Measurements) -> Cell:
     """What the probe of every seed said before training."""
-    runs, where = measured.inputs(row, "probe"), measured.label(row)
+    runs, where = measured.inputs(row, "probe"), measured.label(row, "probe")
     words = [measured.reader.json(run, "preflight.json", where)["outlook"] for run in runs]
     counted = Counter(words).most_common()
     text = ", ".join(f"{word} ({n})" if len(runs) > 1 else word for word, n in counted)

@@ -265,3 +265,20 @@ def test_an_error_s_text_in_this_package_reruns_nothing(copy):
         path.write_text(worded)
     assert count > 40
     assert digests(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("template", "stages"),
+    [
+        ("results/pages/report/report.html.j2", {"report"}),
+        ("results/pages/claims/claims.md.j2", {"claims", "report"}),
+        ("data/pages/contamination/contamination.html.j2", {"contamination"}),
+    ],
+)
+def test_a_word_of_a_page_reruns_the_stages_that_write_it_alone(tmp_path, template, stages):
+    copy = tmp_path / "opd"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    path = copy / template
+    path.write_text(f"{path.read_text()}A word.\n")
+    before, after = digests(PACKAGE), digests(copy)
+    assert {name for name in STAGES if before[name] != after[name]} == stages

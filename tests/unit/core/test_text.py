@@ -21,7 +21,10 @@ def test_an_unknown_name_gets_a_suggestion(name, known, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.012345, "0.0123"), (-1.5, "−1.50"), (1234.5, "1234"), (1.5e6, "1.5e+06")],
+    [
+        *[(0, "0"), (-0.0, "0"), (0.012345, "0.0123"), (-1.5, "−1.50"), (1234.5, "1234")],
+        *[(123456, "123456"), (1.5e6, "1.5e+06")],
+    ],
 )
 def test_numbers_have_three_significant_digits(value, text):
     assert number(value) == text

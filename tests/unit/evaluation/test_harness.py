@@ -371,3 +371,14 @@ def test_bad_problems_get_one_line(tmp_path: Path, model: Path) -> None:
     with pytest.raises(UserError, match=r"prompt 'b/a' \(row 0\): the prompt has \d+ tokens"):
         run(tmp_path, model, [benchmark], **{"prompts:b": prompts_of(tmp_path / "q", long)})
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_setting_that_the_sampler_does_not_have_is_refused(model: Path) -> None:
+    with pytest.raises(UserError, match=r"no setting 'scratch'; did you mean 'cache'"):
+        harness.SamplerLM(model, **SAMPLING, scratch="/tmp/x")
+    # What lm-eval's command line adds by itself.
+    given = ",".join(f"{key}={value}" for key, value in SAMPLING.items())
+    lm = harness.SamplerLM.create_from_arg_string(
+        f"pretrained={model},{given}", {"batch_size": 2, "max_batch_size": 8, "device": "cpu"}
+    )
+    assert lm.sampler.settings["batch_size"] == 2

@@ -333,6 +333,32 @@ def test_a_teacher_with_another_tokenizer_is_reported_and_the_other_goes_on(
     assert values(aligned(mixed, payload, tmp_path / "bad", "bad"))["questions"] == 4
 
 
+@pytest.mark.parametrize("broken", ["template", "weights", "half of the weights"])
+def test_a_teacher_that_cannot_be_loaded_is_reported_and_the_other_goes_on(
+    inputs: Inputs, tmp_path: Path, broken: str
+) -> None:
+    copy = shutil.copytree(inputs["good"], tmp_path / "copy")
+    (weights,) = copy.glob("*.safetensors")
+    if broken == "weights":
+        weights.unlink()
+    elif broken == "half of the weights":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(copy)
+        tokenizer.chat_template = None
+        (copy / "chat_template.jinja").unlink(missing_ok=True)
+        tokenizer.save_pretrained(copy)
+    mixed = {**inputs, "broken": copy}
+    payload = grown(mixed, tmp_path, teachers=[teacher("broken"), teacher("bad")])
+    report = json.loads((payload / "report.json").read_text())
+    reason = "the teacher's weights or tokenizer cannot be used"
+    assert report["left_out"] == [{"teacher": "broken", "reason": reason}]
+    assert report["targeted"]["bad"] > 0
+    out = aligned(mixed, payload, tmp_path / "align", "broken")
+    reasons = rows(out / "left_out.parquet", schemas.LEFT_OUT)
+    assert [one["reason"] for one in reasons] == [reason] * 4 and values(out) == {}
+
+
 def test_no_question_at_all_is_an_error(inputs: Inputs, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -413,6 +413,7 @@ def test_all_that_is_missing_is_named(tmp_path: Path, inputs: dict[str, Path]) -
             "benchmark", {"at_least": {"of": {"avg": "E04.good", "benchmark": "b"}, "value": 0.1}}
         ),
         claim("probe", {"at_least": {"of": {"probe": "E11", "value": "auroc"}, "value": 0.1}}),
+        claim("half", {"greater": {"left": {"avg": "E04.good"}, "right": {"avg": "E01.b"}}}),
     ]
     found = judged(inputs, tmp_path / "out", listed)["by_id"]
     assert {name: one["reason"] for name, one in found.items()} == {
@@ -420,8 +421,11 @@ def test_all_that_is_missing_is_named(tmp_path: Path, inputs: dict[str, Path]) -
         "metric": "not measured: metric kl_nats of the good one, l1 (E09)",
         "benchmark": "not measured: benchmark b",
         "probe": "not measured: E11",
+        "half": "not measured: b (E01)",
     }
     assert {one["verdict"] for one in found.values()} == {NOT_RUN}
+    seeds = {name: one["seeds"] for name, one in found.items() if one["seeds"]}
+    assert seeds == {"half": 2}
 
 
 def test_published_numbers_beside_ours(tmp_path: Path, inputs: dict[str, Path]) -> None:

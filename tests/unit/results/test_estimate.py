@@ -13,6 +13,7 @@ from opd.evaluation.reader import Reader
 from opd.evaluation.schemas import SCORES
 from opd.losses.schemas import METRICS
 from opd.results import estimate as estimates
+from opd.results.claims import side
 from opd.results.estimate import (
     Estimate,
     Measurements,
@@ -361,3 +362,13 @@ def test_units() -> None:
     }
     names |= {"rho_kl_nats": "", "rho_positive_ratio": ""}
     assert {name: unit_of(name) for name in names} == names
+
+
+def test_an_arm_and_a_probe_of_one_name_keep_their_own_labels(reader: Reader) -> None:
+    arms, probes = {"A": {"label": "trained"}}, {"A": {"label": "probed", "runs": ["p0"]}}
+    measured = Measurements({"arms": arms, "probes": probes}, reader)
+    assert side(read({"probe": "A", "value": "auroc"}), measured).whose == "probed"
+    with pytest.raises(Missing, match=r"^lost_\* of probed$"):
+        estimates.estimate(read({"probe": "A", "value": "lost_*", "at": "last"}), measured)
+    with pytest.raises(Missing, match=r"^trained$"):
+        estimates.estimate(read({"avg": "A"}), measured)

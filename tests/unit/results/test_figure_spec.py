@@ -108,6 +108,13 @@ def test_what_a_scale_lacks_is_left_out_and_named() -> None:
     assert [panel["title"] for panel in settings["panels"]] == ["b"]
 
 
+def test_a_probe_is_no_arm_of_its_name() -> None:
+    figure = {**BARS, "series": [{"arm": "E1.a"}, {"probe": "E1.a"}]}
+    settings, needs = resolve(figure, [], ["E1.a"]) or ({}, [])
+    assert (settings["series"], needs) == ([{"probe": "E1.a"}], [("probe", "E1.a")])
+    assert settings["missing"] == ["E1.a"]
+
+
 def test_a_series_that_is_also_a_level_is_no_reason_to_drop_it() -> None:
     figure = {**CURVES, "levels": [{"arm": "E1.b"}]}
     settings, needs = resolve(figure, ["E1.b"], []) or ({}, [])
@@ -128,6 +135,10 @@ def changed(figure: dict[str, Any], **change: Any) -> dict[str, Any]:
         ),
         (changed(CURVES, captoin="x"), "figure f.captoin: no such key"),
         (changed(CURVES, metrics=[]), "a figure of kind 'curves' needs metrics"),
+        (
+            changed(CURVES, metrics=[{"name": "change:macro"}]),
+            "no curve of 'change:macro': use avg:BENCHMARK or a metric",
+        ),
         (changed(CURVES, panels=BARS["panels"]), "a figure of kind 'curves' has no panels"),
         (changed(CURVES, series=[{"label": "x"}]), "figure f.series.0: a series is an arm or a"),
         (changed(BARS, panels=[{"title": "x", "series": [{"arm": "a"}]}]), "panels of a grid are"),

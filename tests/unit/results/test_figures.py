@@ -404,3 +404,5 @@ def test_a_run_that_logged_nothing_leaves_its_place_empty(tmp_path: Path) -> Non
     numbers = run_table({"columns": ["last:loss"], "rows": rows}, given, tmp_path)
     assert numbers == {"a": {"last_loss": None}, "b": {"last_loss": 0.5}}
     assert "| a | – |" in (tmp_path / "table.md").read_text()
+    with pytest.raises(UserError, match="b: 'b' did not log 'entropy'; it logged loss"):
+        run_table({"columns": ["last:entropy"], "rows": rows}, given, tmp_path)

@@ -244,6 +244,12 @@ def test_quantities_as_bars(tmp_path: Path, inputs: dict[str, Path]) -> None:
     ]
 
 
+def test_a_change_says_of_how_many_samples(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    cfg = {**QUANTITIES, "panels": [{"quantity": {"change": "macro"}}]}
+    found, _ = drawn({**cfg, "series": [{"arm": "E1.run"}]}, inputs, tmp_path / "f")
+    assert found["panels"][0]["axis"] == "change in avg@4 (points), 95 % interval"
+
+
 def test_values_of_a_probe_by_number(tmp_path: Path, inputs: dict[str, Path]) -> None:
     found, _ = drawn(PREFIXES, inputs, tmp_path / "f")
     (panel,) = found["panels"]
@@ -370,6 +376,15 @@ def test_published_values_of_bars(tmp_path: Path, inputs: dict[str, Path]) -> No
         ["0.72"],
         ["0.58-0.60"],
     ]
+    published = [
+        {"target": "B", "series": "E1.run", "metric": "overlap_ratio"},  # at no time
+        {"target": "C", "series": "E1.run", "metric": "overlap_ratio", "at": 2},
+        {"target": "D", "series": "E1.run", "metric": "avg:macro", "at": "start"},
+    ]
+    end = {"quantity": {"metric": "overlap_ratio", "at": "end"}}
+    cfg = {**QUANTITIES, "published": published, "comparable": True}
+    found, _ = drawn({**cfg, "panels": [*cfg["panels"], end]}, inputs, tmp_path / "none")
+    assert not any(panel["marks"] for panel in found["panels"])
     published = [{"target": "F", "series": "E3", "metric": "advantage_2"}]
     cfg = {**PREFIXES, "published": published, "comparable": True}
     found, _ = drawn(cfg, inputs, tmp_path / "g")
@@ -386,6 +401,19 @@ def test_labels_stand_for_models(tmp_path: Path, inputs: dict[str, Path]) -> Non
     found, caption = drawn({**SCORES, "series": series}, inputs, tmp_path / "f")
     assert found["panels"][0]["lines"][0]["label"] == "success"
     assert "success: small ← large." in caption
+
+
+def test_an_arm_and_a_probe_of_one_name_are_both_drawn(
+    tmp_path: Path, inputs: dict[str, Path]
+) -> None:
+    probes = {"E1.run": {**PREFIXES["probes"]["E3"], "label": "probed"}}
+    panels = [{"quantity": {"avg": "macro"}}, {"quantity": {"value": "advantage_2"}}]
+    series = [{"arm": "E1.run"}, {"probe": "E1.run", "label": "prefixes"}]
+    cfg = {**QUANTITIES, "probes": probes, "panels": panels, "series": series}
+    found, caption = drawn(cfg, inputs, tmp_path / "f")
+    labels = [[bar["label"] for bar in panel["bars"]] for panel in found["panels"]]
+    assert labels == [["small ← large"], ["prefixes"]]
+    assert "prefixes: probed." in caption
 
 
 def test_arms_of_one_label_are_told_apart(tmp_path: Path, inputs: dict[str, Path]) -> None:
@@ -466,6 +494,10 @@ def test_names_of_points_do_not_overlap(
         ),
         ({**SCORES, "published": [{"target": "Z"}]}, "published: no published row 'Z'"),
         ({**SCORES, "metrics": [{"name": "avg:AIME"}]}, "no benchmark 'AIME'"),
+        (
+            {**SCORES, "metrics": [{"name": "recovery:macro"}]},
+            "metrics: no curve of 'recovery:macro'; use avg:BENCHMARK or a metric",
+        ),
         ({**SCATTER, "series": [{"arm": "E1.student"}]}, "no series has both quantities"),
     ],
 )
