@@ -43,7 +43,7 @@ CASES = {
         "grpo",
         {**GRPO, **EVERY, "steps": 5, "group_size": 4, "updates_per_batch": 4, "micro_batch": 2},
     ),
-    "opd": ("distill", {**OPD, **EVERY}),
+    "distill": ("distill", {**OPD, **EVERY}),
     "micro-batches": ("distill", {**OPD, **EVERY, "micro_batch": 2}),
     "ema": ("distill", {**EMA, **EVERY}),
     "live": (
@@ -108,7 +108,7 @@ def test_told_to_stop_at_any_step_a_run_ends_in_the_same_bytes(
     assert files(tmp_path / "a") == files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("case", ["sft", "held-out", "updates", "opd", "ema"])
+@pytest.mark.parametrize("case", ["sft", "held-out", "updates", "distill", "ema"])
 def test_kept_steps_change_nothing_and_are_what_a_shorter_run_ends_with(
     inputs: Inputs, tmp_path: Path, case: str
 ) -> None:
@@ -128,7 +128,7 @@ def test_kept_steps_change_nothing_and_are_what_a_shorter_run_ends_with(
         assert ours == theirs
 
 
-@pytest.mark.parametrize("case", ["sft", "updates", "opd"])
+@pytest.mark.parametrize("case", ["sft", "updates", "distill"])
 def test_killed_between_kept_steps_a_run_ends_in_the_same_bytes(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
@@ -209,7 +209,7 @@ def test_a_checkpoint_is_used_and_one_that_is_not_whole_is_not(
     assert [line["step"] for line in lines] == [*range(1, STEPS + 1)]
 
 
-@pytest.mark.parametrize("case", ["opd", "sft", "held-out"])
+@pytest.mark.parametrize("case", ["distill", "sft", "held-out"])
 def test_killed_after_the_last_step(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
