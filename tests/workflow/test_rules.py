@@ -48,7 +48,7 @@ def test_a_command_runs_the_stage_of_its_own_rule(empty: Project):
 
 def test_a_rule_is_forced_by_its_name(finished: Project):
     made = finished.would_make("-R", "claims")
-    assert made == {"claims", "report", "all"}
+    assert made == {"claims", "report"}
     made = finished.would_make("--forcerun", "distill")
     assert {"models/forward/s0", "evaluations/held-out/forward/s0", "report"} <= made
     assert not [name for name in made if name.startswith(("prompts", "sft_data"))]
