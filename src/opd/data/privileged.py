@@ -13,7 +13,6 @@ from opd.core.errors import UserError
 
 # prompt: what the student is asked; question: the same without a template.
 FIELDS = ("prompt", "question", "answer", "solution")
-PARTS = ("message", "system", "think")
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 PLAIN = "{prompt}"
 
