@@ -34,7 +34,7 @@ def make(root: Path, checkpoints: int, small: int) -> None:
         size = CHECKPOINT if i < checkpoints else 4_000
         (entry / "model.safetensors").write_bytes(os.urandom(size))
         made = Manifest(
-            verb="init", identity=entry.name, cfg=cfg, inputs={}, outputs=content(entry)
+            stage="init", identity=entry.name, cfg=cfg, inputs={}, outputs=content(entry)
         )
         records.write(store / f"{entry.name}.json", made)
         manifest.publish(made, entry, folder / "digest.json")

@@ -35,16 +35,16 @@ def main() -> None:
             on = calibrate.machine(made["device"], False, [known, tables], tables)
             job = calibrate.estimate(facts, folder, on)
             took = made["seconds"] * job.width
-            pairs[made["verb"]].append((job.middle, took))
+            pairs[made["stage"]].append((job.middle, took))
             inside += job.low <= took <= job.high
     head = ("held out", "median", "least", "most", "within 2", "sum")
     print(f"{'stage':<14}" + "".join(f"{word:>9}" for word in head))
-    for verb, values in {**pairs, "all": [v for vs in pairs.values() for v in vs]}.items():
+    for stage, values in {**pairs, "all": [v for vs in pairs.values() for v in vs]}.items():
         ratios = [estimate / took for estimate, took in values]
         good = sum(0.5 <= ratio <= 2 for ratio in ratios)
         total = sum(e for e, _ in values) / sum(t for _, t in values)
         print(
-            f"{verb:<14}{len(values):>9}{statistics.median(ratios):>9.2f}{min(ratios):>9.2f}"
+            f"{stage:<14}{len(values):>9}{statistics.median(ratios):>9.2f}{min(ratios):>9.2f}"
             f"{max(ratios):>9.2f}{good / len(ratios):>9.0%}{total:>9.2f}"
         )
     print(f"between lowest and highest estimate: {inside} of {sum(map(len, pairs.values()))}")

@@ -1,7 +1,7 @@
 """What the pipeline itself costs: the paper's DAG in Snakemake, jobs that do nothing, how long each
-light verb takes to start, and `opd audit` against sha256sum.
+light command takes to start, and `opd audit` against sha256sum.
 
-    python tests/bench/bench_overhead.py verbs [RESULTS]
+    python tests/bench/bench_overhead.py commands [RESULTS]
     python tests/bench/bench_overhead.py dag [--seeds 1 3 17]
     python tests/bench/bench_overhead.py jobs
     python tests/bench/bench_overhead.py audit RESULTS
@@ -60,16 +60,16 @@ def opd(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "opd", *arguments]
 
 
-# Verbs
+# Commands
 
 
-def verbs(given: argparse.Namespace, folder: Path) -> list[list[str]]:
-    """Each verb's help, and the light ones on something small."""
+def commands(given: argparse.Namespace, folder: Path) -> list[list[str]]:
+    """Each command's help, and the light ones on something small."""
     parser = cli.parser()
     (choices,) = (a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     rows = []
-    helps = {verb: timed(opd(verb, "--help"), ROOT, given.rounds)[:2] for verb in choices}
-    slowest = max(helps, key=lambda verb: helps[verb][1])
+    helps = {command: timed(opd(command, "--help"), ROOT, given.rounds)[:2] for command in choices}
+    slowest = max(helps, key=lambda command: helps[command][1])
     wall, cpu = helps[slowest]
     rows.append([f"`--help`, the slowest of {len(helps)} ({slowest})", f"{wall:.2f}", f"{cpu:.2f}"])
     paper = ["--configfile", "config/paper.yaml"]
@@ -81,7 +81,7 @@ def verbs(given: argparse.Namespace, folder: Path) -> list[list[str]]:
     results = given.results
     if results:
         asked |= {"calibrate": opd("calibrate", str(results), "--output", str(folder / "c.yaml"))}
-        asked |= {verb: again(results, verb, folder) for verb in LIGHT}
+        asked |= {stage: again(results, stage, folder) for stage in LIGHT}
         if "why" in choices:
             some = next(results.glob("evaluations/*/*/s*"))
             asked |= {"why": opd("why", str(some)), "diff": opd("diff", str(some), str(some))}
@@ -92,19 +92,19 @@ def verbs(given: argparse.Namespace, folder: Path) -> list[list[str]]:
     return rows
 
 
-def again(results: Path, verb: str, folder: Path) -> list[str]:
-    """The command that makes a finished artifact of a verb once more, with nothing in the store."""
+def again(results: Path, stage: str, folder: Path) -> list[str]:
+    """The command that makes a finished artifact of a stage again, with nothing in the store."""
     for path in sorted(results.rglob("manifest.json")):
         made = json.loads(path.read_text())
-        if made["verb"] != verb:
+        if made["stage"] != stage:
             continue
         top = results.absolute().parents[1]
         inputs = [str(top / made["inputs"][name]["path"]) for name in made["cfg"]["inputs"]]
         store = folder / "store"
         # A store that has it would only be asked for it.
         command = [
-            *opd("stage", verb, "--cfg", str(path.absolute()), "--input", *inputs),
-            *("--output", str(folder / verb / "digest.json"), "--store", str(store)),
+            *opd("stage", stage, "--cfg", str(path.absolute()), "--input", *inputs),
+            *("--output", str(folder / stage / "digest.json"), "--store", str(store)),
         ]
         empty = f'rm -rf "{store}"; exec "$@"'
         return ["sh", "-c", empty, "sh", *command]
@@ -168,7 +168,7 @@ def jobs(given: argparse.Namespace, folder: Path) -> list[list[str]]:
     for name, one in artifacts.items():
         record = {
             "identity": files.digest(name),
-            "settings": identity.settings_digest(one.verb, one.cfg),
+            "settings": identity.settings_digest(one.stage, one.cfg),
             "outputs": {},
         }
         path = folder / "made" / name / "digest.json"
@@ -213,7 +213,7 @@ def audit(given: argparse.Namespace, folder: Path) -> list[list[str]]:
 
 
 PARTS: dict[str, tuple[Callable[[argparse.Namespace, Path], list[list[str]]], list[str]]] = {
-    "verbs": (verbs, ["verb", "s", "processor s"]),
+    "commands": (commands, ["command", "s", "processor s"]),
     "dag": (dag, ["seeds", "jobs", "s", "processor s", "processor ms a job"]),
     "jobs": (jobs, ["the paper's DAG", "s", "processor s"]),
     "audit": (audit, ["", "s", "processor s", "GB/s", "GB/processor s"]),

@@ -1,4 +1,4 @@
-"""The pilot, shortened: real prompts, real weights, every verb, in minutes."""
+"""The pilot, shortened: real prompts, real weights, every stage, in minutes."""
 
 import json
 import math

@@ -107,16 +107,16 @@ class Run:
         """The command line of an artifact's stage, after `opd`."""
         one, root = self.artifacts[name], Path("results", NAME)
         given = [p if os.path.isabs(p) else f"{root}/{p}/digest.json" for p in one.inputs]
-        argv = ["stage", one.verb, "--cfg", canonical(one.cfg), "--input", *given]
+        argv = ["stage", one.stage, "--cfg", canonical(one.cfg), "--input", *given]
         argv += ["--output", f"{root}/{name}/digest.json"]
-        if one.verb in ("figure", "table", "claims"):
+        if one.stage in ("figure", "table", "claims"):
             argv += ["--plan", f"{root}/plan.json"]
         if copies := self.copies(name):
             argv += ["--copy", *(f"{file}={path}" for file, path in copies.items())]
         return argv
 
     def copies(self, name: str) -> dict[str, Path]:
-        files = COPIES.get(self.artifacts[name].verb, ())
+        files = COPIES.get(self.artifacts[name].stage, ())
         return {file: Path("results", NAME, f"{name}{Path(file).suffix}") for file in files}
 
     def check_inputs(self, name: str) -> None:
@@ -146,7 +146,7 @@ class Run:
         one = self.artifacts[name]
         self.artifacts = {
             **self.artifacts,
-            name: Artifact(one.verb, one.folder, {**one.cfg, **cfg}, one.inputs),
+            name: Artifact(one.stage, one.folder, {**one.cfg, **cfg}, one.inputs),
         }
 
     def identity(self, name: str) -> str:
@@ -189,7 +189,7 @@ class Run:
 
 
 def finished(folder: Path, zygote: Zygote) -> Run:
-    """A run of the tiny config to its end, with a stage for every verb: also a kept step, and
+    """A run of the tiny config to its end, with a stage for every stage: also a kept step, and
     models and data from a hub."""
     raw = yaml.safe_load(TINY.read_text())
     raw["prompts"]["labelled"]["path"]["file"] = str(TINY.with_name("labelled.jsonl"))

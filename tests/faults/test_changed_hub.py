@@ -38,7 +38,7 @@ def test_an_object_that_changes_under_its_revision(
     assert not (run.results / name / "digest.json").exists()
     changed.write_bytes(before)
     mended(run, name, digests, files)
-    tried("a hub object that changes under its revision", run.artifacts[name].verb)
+    tried("a hub object that changes under its revision", run.artifacts[name].stage)
 
 
 def test_a_download_that_is_damaged_on_the_way(run: Run, tried) -> None:

@@ -42,7 +42,7 @@ DAMAGE: list[Callable[[Path], None]] = [flip, flip_unseen, truncate, empty, Path
 
 def consumer(run: Run, name: str) -> str | None:
     """An artifact made from this one; one that shows things reads no more than it needs."""
-    made = [n for n, one in run.artifacts.items() if name in one.inputs and one.verb != "report"]
+    made = [n for n, one in run.artifacts.items() if name in one.inputs and one.stage != "report"]
     return made[0] if made else None
 
 
@@ -51,16 +51,16 @@ def test_no_stage_takes_a_damaged_input(run: Run, tried) -> None:
     pairs: dict[str, tuple[str, str]] = {}
     for name, one in run.artifacts.items():
         if (second := consumer(run, name)) is not None:
-            pairs.setdefault(one.verb, (name, second))
+            pairs.setdefault(one.stage, (name, second))
     assert len(pairs) >= 25
-    for number, (verb, (name, second)) in enumerate(pairs.items()):
+    for number, (stage, (name, second)) in enumerate(pairs.items()):
         payload = run.results / name / "payload"
         for i, path in enumerate(sorted(p for p in payload.rglob("*") if p.is_file())):
             damage = DAMAGE[(number + i) % len(DAMAGE)]
             before, times = path.read_bytes(), path.stat()
             damage(path)
             ended = run.make(second)
-            assert ended.status == 2, (verb, path.name, damage, ended.log)
+            assert ended.status == 2, (stage, path.name, damage, ended.log)
             said = only_error(ended)
             assert "modified after it was made" in said, said
             assert f"remove results/tiny/{name}/digest.json and run snakemake again" in said
@@ -68,7 +68,7 @@ def test_no_stage_takes_a_damaged_input(run: Run, tried) -> None:
             path.write_bytes(before)
             path.with_name("added").unlink(missing_ok=True)
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-            tried("an input with a damaged file (one bit, cut off, empty, gone, added)", verb)
+            tried("an input with a damaged file (one bit, cut off, empty, gone, added)", stage)
 
 
 @pytest.mark.parametrize(

@@ -61,4 +61,4 @@ def test_a_full_disk(whole: Run, disk: Path, name: str, free: tuple[int, ...], t
         assert {f: data for f, data in run.digests().items() if digests.get(f) != data} == {}
         ballast.unlink()
         mended(run, name, digests, files)
-        tried("a full disk", run.artifacts[name].verb)
+        tried("a full disk", run.artifacts[name].stage)

@@ -25,8 +25,8 @@ def test_an_interrupted_stage(run: Run, name: str, tried) -> None:
         ended = run.make(name, kill=event, signal=signal)
         assert ended.status == status, (event, ended.log)
         assert SAID[signal] in ended.log and "Traceback" not in ended.log, ended.log
-        if run.artifacts[name].verb != "distill":  # which keeps its checkpoints
+        if run.artifacts[name].stage != "distill":  # which keeps its checkpoints
             assert {p.name for p in run.store.glob(".scratch/*/*")} <= {"owner"}
         assert {f: data for f, data in run.digests().items() if digests.get(f) != data} == {}
         mended(run, name, digests, files)
-        tried("Ctrl-C" if signal == "SIGINT" else signal, run.artifacts[name].verb)
+        tried("Ctrl-C" if signal == "SIGINT" else signal, run.artifacts[name].stage)

@@ -11,30 +11,30 @@ from opd.stages.registry import STAGES
 
 pytestmark = pytest.mark.faults
 
-# Kills of one stage of each verb; those that import torch take longest.
+# Kills of one stage of each stage; those that import torch take longest.
 TORCH = (
     *("init", "sft", "grpo", "distill", "generate", "evaluate"),
     *("pair", "continuation", "prefix", "signal", "judge", "indicators"),
     *("demonstrate", "summarise", "screening", "tree", "alignment"),
 )
-KILLS = {verb: 2 if verb in TORCH else 3 for verb in STAGES}
+KILLS = {stage: 2 if stage in TORCH else 3 for stage in STAGES}
 SEED = 20
 
 
-def stage_of(run: Run, verb: str) -> str:
-    """The artifact of a verb that is killed: of training one with a step to keep, of prompts one
+def stage_of(run: Run, stage: str) -> str:
+    """The artifact of a stage that is killed: of training one with a step to keep, of prompts one
     that has inputs."""
-    names = [name for name, one in run.artifacts.items() if one.verb == verb]
+    names = [name for name, one in run.artifacts.items() if one.stage == stage]
     chosen = {"distill": "models/forward/s0", "prompts": "prompts/other", "sft": "models/cold/s0"}
-    return chosen.get(verb, names[0])
+    return chosen.get(stage, names[0])
 
 
-def points(verb: str, events: int) -> list[tuple[int, bool]]:
+def points(stage: str, events: int) -> list[tuple[int, bool]]:
     """Events to be killed before, one in each part of the stage; every second one within a write,
     if it is one."""
-    found, rng = [], random.Random(f"{SEED}/{verb}")
-    for i in range(KILLS[verb]):
-        edges = (events * i // KILLS[verb], events * (i + 1) // KILLS[verb])
+    found, rng = [], random.Random(f"{SEED}/{stage}")
+    for i in range(KILLS[stage]):
+        edges = (events * i // KILLS[stage], events * (i + 1) // KILLS[stage])
         found.append((rng.randrange(*edges), rng.random() < 0.5))
     return found
 
@@ -44,16 +44,16 @@ def sampled(run: Run) -> dict[Path, journal.Finished]:
     return {path: journal.read(path)[0] for path in paths}
 
 
-@pytest.mark.parametrize("verb", STAGES)
-def test_a_killed_stage_is_made_again_to_the_same_digests(run: Run, verb: str, tried) -> None:
-    name = stage_of(run, verb)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_stage_is_made_again_to_the_same_digests(run: Run, stage: str, tried) -> None:
+    name = stage_of(run, stage)
     # What an undisturbed run of it makes, and in how many events.
     run.check_inputs(name)
     run.forget(name)
     undisturbed = run.make(name)
     assert undisturbed.status == 0, undisturbed.log
     digests, files = run.digests(), run.files()
-    for event, half in points(verb, undisturbed.events):
+    for event, half in points(stage, undisturbed.events):
         run.forget(name)
         killed = run.make(name, kill=event, half=half)
         assert killed.status == -9, (event, killed.log)
@@ -65,7 +65,7 @@ def test_a_killed_stage_is_made_again_to_the_same_digests(run: Run, verb: str, t
         assert run.digests() == digests, event
         assert run.files() == files, event
         went_on(run, again, kept, trained)
-        tried("SIGKILL", verb)
+        tried("SIGKILL", stage)
 
 
 def resumable(run: Run, name: str) -> bool:

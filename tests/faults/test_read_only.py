@@ -29,7 +29,7 @@ def test_results_that_are_read_only(whole: Run, read_only: Run, tried) -> None:
         assert ended.status == 2
         assert "Read-only file system" in only_error(ended)
         assert "results/" in only_error(ended)
-        tried("results that are read-only", read_only.artifacts[name].verb)
+        tried("results that are read-only", read_only.artifacts[name].stage)
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--snakefile", ROOT / "Snakefile"]
     done = subprocess.run(
         [*command, "--configfile", "tiny.yaml"],

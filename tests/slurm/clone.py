@@ -144,9 +144,9 @@ class Clone:
         return path.read_text() if path.exists() else ""
 
     def store(self) -> dict[str, str]:
-        """Key -> verb of what is in the store."""
+        """Key -> stage of what is in the store."""
         entries = (self.folder / "results" / ".store").glob("*.json")
-        return {p.stem: read_json(p)["verb"] for p in entries}
+        return {p.stem: read_json(p)["stage"] for p in entries}
 
     def stages(self) -> list[Stage]:
         """The stages that were started, in this order."""

@@ -514,7 +514,7 @@ SECRETS = {
 
 
 @pytest.mark.parametrize(
-    ("verb", "cfg"),
+    ("stage", "cfg"),
     [
         ("fetch", {"hub": "some/model", "revision": "0" * 40}),
         ("dataset", {"hub": "some/data", "revision": "0" * 40}),
@@ -522,13 +522,13 @@ SECRETS = {
     ],
 )
 def test_a_hub_that_fails_gives_no_secret_away(
-    tmp_path: Path, verb: str, cfg: dict[str, Any]
+    tmp_path: Path, stage: str, cfg: dict[str, Any]
 ) -> None:
     root = tmp_path / "results"
     given = json.dumps({**cfg, "inputs": []})
     where = ["--output", str(root / "x" / "digest.json"), "--store", str(root / ".store")]
     done = process(
-        "stage", verb, "--cfg", given, *where, **SECRETS, HF_HOME=str(tmp_path / "cache")
+        "stage", stage, "--cfg", given, *where, **SECRETS, HF_HOME=str(tmp_path / "cache")
     )
     said = done.stdout + done.stderr
     assert done.returncode != 0 and "some/" in said, said
@@ -544,12 +544,14 @@ def test_what_a_run_writes_holds_no_secret(tmp_path: Path) -> None:
     world |= {"exact_duplicates": 0.0, "near_duplicates": 0.0}
     source = {"world": {"split": "rl", "n": 4}}
     corpus = {"n": 4, "precedence": 0.5, "style": "infix", "templates": ["{question}"], "seed": 1}
-    for verb, cfg in (
+    for stage, cfg in (
         ("prompts", {"source": source, "world": world}),
         ("corpus", {"world": world, **corpus}),
     ):
-        where = ["--output", str(root / verb / "digest.json"), "--store", str(root / ".store")]
-        done = process("stage", verb, "--cfg", json.dumps({**cfg, "inputs": []}), *where, **SECRETS)
+        where = ["--output", str(root / stage / "digest.json"), "--store", str(root / ".store")]
+        done = process(
+            "stage", stage, "--cfg", json.dumps({**cfg, "inputs": []}), *where, **SECRETS
+        )
         assert done.returncode == 0, done.stderr
         assert TOKEN not in done.stdout + done.stderr
     assert len(list(root.rglob("manifest.json"))) == 2

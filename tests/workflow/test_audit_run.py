@@ -67,9 +67,9 @@ def test_an_untouched_run_is_complete_and_nothing_is_written(finished: Project):
     done = _opd(finished, "audit", "results", "--strict", "--json", "-")
     assert done.returncode == 0, done.stdout
     found = json.loads(done.stdout)
-    # Every verb but those that need a hub, and a kept step, which has a test of its own.
-    verbs = {one["verb"] for one in found["artifacts"]}
-    assert verbs == set(registry.STAGES) - {"fetch", "dataset", "keep"}
+    # Every stage but those that need a hub, and a kept step, which has a test of its own.
+    stages = {one["stage"] for one in found["artifacts"]}
+    assert stages == set(registry.STAGES) - {"fetch", "dataset", "keep"}
     assert found["counts"] == {COMPLETE: len(finished.digests()) + 1}
     assert found["unused"] == {}
     assert _wrong(_audit(finished, plan=planned.described([finished.config]))) == {}
@@ -77,12 +77,12 @@ def test_an_untouched_run_is_complete_and_nothing_is_written(finished: Project):
 
 
 def _kinds(project: Project) -> Iterator[Made]:
-    """One artifact of every verb."""
+    """One artifact of every stage."""
     seen = set()
     for folder in on_disk.folders(project.result("")):
         one = Made(project.result(""), folder)
-        if one.verb not in seen:
-            seen.add(one.verb)
+        if one.stage not in seen:
+            seen.add(one.stage)
             yield one
 
 

@@ -113,7 +113,7 @@ def names_of(stage, online=False):
         name
         for a in ARTIFACTS.values()
         for name in a.folder.split("/")[1:2]
-        if a.verb == stage and registry.online(stage, a.cfg) is online
+        if a.stage == stage and registry.online(stage, a.cfg) is online
     }
     # What a job was submitted for is told why it stops, whatever has become of it (inputs_of).
     names |= {name for folder in OTHERWISE for name in Path(folder).parts[1:2]}

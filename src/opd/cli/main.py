@@ -1,4 +1,4 @@
-"""``opd VERB``: the parser of all verbs, and how each of them ends."""
+"""``opd COMMAND``: the parser of all commands, and how each of them ends."""
 
 import argparse
 import errno
@@ -14,20 +14,20 @@ from opd.core.security import Redacting, redacted, visible
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all verbs. Each sets ``run``, its function, which returns the exit status, and
-    ``online``, a function that tells whether it asks the hub."""
+    """The parser of all commands. Each sets ``run``, its function, which returns the exit status,
+    and ``online``, a function that tells whether it asks the hub."""
     top = argparse.ArgumentParser(prog="opd", description=__doc__, allow_abbrev=False)
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     top.set_defaults(online=lambda arguments: False)
     # What is not an option is no abbreviation of one: --config is not --configfile.
-    verb = partial(verbs.add_parser, allow_abbrev=False)
-    for commands in (plan, results, untrained, stage):
-        commands.add(verb)
+    command = partial(commands.add_parser, allow_abbrev=False)
+    for group in (plan, results, untrained, stage):
+        group.add(command)
     return top
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one verb; a ``UserError`` ends with its one line on stderr and exit status 2."""
+    """Run one command; a ``UserError`` ends with its one line on stderr and exit status 2."""
     arguments = parser().parse_args(argv)
     if argv is None:  # a process of its own
         sys.stderr = Redacting(sys.stderr)
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        where = getattr(arguments, "store", f"opd {arguments.verb}")
+        where = getattr(arguments, "store", f"opd {arguments.command}")
         shortage = _shortage(error, str(where))
         if shortage is None:
             raise

@@ -54,9 +54,9 @@ def examine(
             if stage.network != "always"  # these run on this machine
         }
         elsewhere = given.get("executor", "local") != "local"
-        theirs, verbs = _run(config, site, configs, everything, elsewhere, root)
+        theirs, stages = _run(config, site, configs, everything, elsewhere, root)
         findings += theirs
-        asks = {rule: one for rule, one in everything.items() if rule in verbs}
+        asks = {rule: one for rule, one in everything.items() if rule in stages}
     if profile:
         findings += slurm.examine(profile, asks)
     return findings
@@ -74,8 +74,8 @@ def _run(
     elsewhere: bool,
     root: Path,
 ) -> tuple[list[Finding], set[str]]:
-    """Findings about what a config needs of this machine, and the verbs that it runs; ``asks``: the
-    resources of each, ``elsewhere``: jobs run on other machines."""
+    """Findings about what a config needs of this machine, and the stages that it runs; ``asks``:
+    the resources of each, ``elsewhere``: jobs run on other machines."""
     results = root / "results" / config.name
     locked = hub_lock.read(root / "config" / "hub.lock.yaml")
     findings = [*_files(config)]
@@ -93,9 +93,9 @@ def _run(
     if folders:
         findings.append(Finding("plan", "ok", f"{len(to_run)} of {len(folders)} artifacts to make"))
 
-    verbs = {one.verb for one in to_run} if folders else set(STAGES)
+    stages = {one.stage for one in to_run} if folders else set(STAGES)
     chosen = resources.interpreters(site, config)
-    wanted = interpreters.wanted(config, verbs)
+    wanted = interpreters.wanted(config, stages)
     theirs, told = interpreters.examine(chosen, wanted, root / "envs", site.setup)
     findings += theirs
     if folders:
@@ -105,10 +105,10 @@ def _run(
         findings.append(_disk(facts, to_run, "cpu" if without_gpu(config) else "gpu", results))
     findings += machine.file_system(results)
     findings.append(machine.processors(config.threads))
-    needed = max((slurm.gpus_asked(one) for rule, one in asks.items() if rule in verbs), default=0)
+    needed = max((slurm.gpus_asked(one) for rule, one in asks.items() if rule in stages), default=0)
     torch = told.get("gpu", {}).get("gpus")
     findings.append(machine.gpus(machine.devices(), torch, needed, elsewhere))
-    return findings, verbs
+    return findings, stages
 
 
 def _tools(root: Path) -> Iterator[Finding]:

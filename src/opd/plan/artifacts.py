@@ -65,7 +65,7 @@ def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
         if recipe.dedup:
             yield from _dedup(config, name, recipe.dedup)
             continue
-        settings = recipe.model_dump(mode="json", exclude={*recipe.verbs()}, exclude_none=True)
+        settings = recipe.model_dump(mode="json", exclude={*recipe.kinds()}, exclude_none=True)
         inputs: dict[str, str] = {}
         if recipe.world:
             settings["source"] = {"world": recipe.world.model_dump()}
@@ -156,7 +156,7 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
         if model.trained:
             settings = _training(config, name, model)
             yield artifact(
-                model.verb, folder, settings, inputs_of(config, model.trained, seed), seed
+                model.kind, folder, settings, inputs_of(config, model.trained, seed), seed
             )
         elif isinstance(model, Kept):
             settings = {"step": model.keep.step}
@@ -194,8 +194,8 @@ def _training(config: Config, name: str, model: Model) -> dict[str, Any]:
     settings["threads"] = config.threads
     settings["chat_template_kwargs"] = model.chat_template
     _write_contexts(settings)
-    sequences = batches.sequences(model.verb, settings)
-    batches.dealt(sequences, settings, f"models.{name}.{model.verb}.micro_batch")
+    sequences = batches.sequences(model.kind, settings)
+    batches.dealt(sequences, settings, f"models.{name}.{model.kind}.micro_batch")
     if model.distill:
         _ask_teacher(config, model.distill.teacher, settings)
     return settings
@@ -271,9 +271,9 @@ def _task_text(task: str, where: str) -> str:
 def _probes(config: Config, seed: int) -> Iterator[Artifact]:
     """Measurements of models without training; the rollouts that they read are an input."""
     for name, probe in config.probes.items():
-        if probe.verb in MICROSCOPE:
+        if probe.kind in MICROSCOPE:
             continue
-        recipe = getattr(probe, probe.verb)
+        recipe = getattr(probe, probe.kind)
         settings, inputs = settings_of(recipe), inputs_of(config, recipe, seed)
         rollouts = config.generations.get(getattr(recipe, "generations", ""))
         if rollouts:
@@ -286,12 +286,12 @@ def _probes(config: Config, seed: int) -> Iterator[Artifact]:
         elif "judge" in inputs:  # keywords need no engine
             settings |= engine(config, recipe.judge)
         _write_contexts(settings)
-        if rollouts and hasattr(recipe, "teacher") and not STAGES[probe.verb].samples:
+        if rollouts and hasattr(recipe, "teacher") and not STAGES[probe.kind].samples:
             # Greedy rollouts have no temperature at which their student could be read.
             settings["temperature"] = rollouts.temperature or 1.0
             for key in ("backend", "batch_invariant"):
                 settings.pop(key, None)
-        yield artifact(probe.verb, f"probes/{name}/s{seed}", settings, inputs, seed)
+        yield artifact(probe.kind, f"probes/{name}/s{seed}", settings, inputs, seed)
 
 
 def _ask_teacher(config: Config, teacher: str, settings: dict[str, Any]) -> None:

@@ -14,17 +14,17 @@ from opd.stages.code import code_digest, derive_seed
 
 
 def artifact(
-    verb: str,
+    stage: str,
     folder: str,
     settings: Mapping[str, Any],
     inputs: Mapping[str, str],
     seed: int | None = None,
 ) -> Artifact:
     """The artifact of a stage with these settings and inputs (name -> folder or plain file)."""
-    cfg = {**settings, "inputs": list(inputs), "code": code_digest(verb)}
+    cfg = {**settings, "inputs": list(inputs), "code": code_digest(stage)}
     if seed is not None:
-        cfg["seed"] = derive_seed(seed, verb)
-    return Artifact(verb, folder, json.loads(canonical(cfg)), (*inputs.values(),))
+        cfg["seed"] = derive_seed(seed, stage)
+    return Artifact(stage, folder, json.loads(canonical(cfg)), (*inputs.values(),))
 
 
 def at(config: Config, section: str, name: str, seed: int) -> str:
@@ -32,7 +32,7 @@ def at(config: Config, section: str, name: str, seed: int) -> str:
     seeded = {
         "prompts": lambda: False,
         "sft_data": lambda: config.sft_data[name].filter is not None,
-        "models": lambda: config.models[name].verb not in ("hub", "path"),
+        "models": lambda: config.models[name].kind not in ("hub", "path"),
         "generations": lambda: True,
         "demonstrations": lambda: True,
         "probes": lambda: True,

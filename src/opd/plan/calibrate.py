@@ -17,7 +17,7 @@ from opd.plan import cost
 from opd.stages.artifact import Artifact
 
 # Rates of another format are in terms of other amounts of work.
-FORMAT = 2
+FORMAT = 3
 HEADER = (
     "# What finished stages took (`opd calibrate`): seconds in terms of the reference machine of\n"
     "# config/calibration.yaml, and for stages that run no model in themselves. Do not edit.\n"
@@ -37,7 +37,7 @@ class Finished(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """``device`` as torch names it; the ``rates`` that were measured on it, by verb and whether a
+    """``device`` as torch names it; the ``rates`` that were measured on it, by stage and whether a
     model runs; bounds in terms of the reference, where it has some."""
 
     device: str
@@ -68,7 +68,7 @@ def finished(results: Path) -> Finished:
     for path in sorted(results.glob("**/manifest.json")):
         made, folder = read_json(path), path.parent.relative_to(results).as_posix()
         inputs = [_below(made["inputs"][name]["path"]) for name in made["cfg"].get("inputs", [])]
-        stages.artifacts[folder] = Artifact(made["verb"], folder, made["cfg"], (*inputs,))
+        stages.artifacts[folder] = Artifact(made["stage"], folder, made["cfg"], (*inputs,))
         stages.manifests[folder] = made
     if not stages.artifacts:
         raise UserError("no finished stage", str(results), "give a folder results/NAME")
@@ -83,7 +83,7 @@ def _below(path: str) -> str:
 
 
 def calibrate(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Measured rates: {"measured": entries}. An entry has verb, device, stages (how many were
+    """Measured rates: {"measured": entries}. An entry has stage, device, stages (how many were
     measured), and the least, the median and the most seconds {low, middle, high} of one device:
     where a model runs, ``times_reference`` for models of so many ``parameters``, else ``seconds``.
     """
@@ -99,15 +99,15 @@ def calibrate(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[str, 
                 continue
             seen.add(made["identity"])
             if work is None:
-                groups[made["verb"], made["device"], 0.0].append(took)
+                groups[made["stage"], made["device"], 0.0].append(took)
             elif work.seconds > 0:
-                groups[made["verb"], made["device"], work.parameters].append(took / work.seconds)
+                groups[made["stage"], made["device"], work.parameters].append(took / work.seconds)
     entries = []
-    for (verb, device, size), times in sorted(groups.items()):
+    for (stage, device, size), times in sorted(groups.items()):
         span = zip(BOUNDS, (min(times), statistics.median(times), max(times)), strict=True)
         bounds = {bound: float(f"{value:.4g}") for bound, value in span}
         kind = {"parameters": int(size), "times_reference": bounds} if size else {"seconds": bounds}
-        entries.append({"verb": verb, "device": device, "stages": len(times), **kind})
+        entries.append({"stage": stage, "device": device, "stages": len(times), **kind})
     return {"measured": entries}
 
 
@@ -181,19 +181,19 @@ def machine(
         model = "parameters" in entry
         # What needs no GPU is known of this very machine, or, on a processor, of one like it.
         if entry["device"] == device or (entry["here"] and not model):
-            same = rates.setdefault((entry["verb"], model), [])
+            same = rates.setdefault((entry["stage"], model), [])
             if not same or same[0]["here"] == entry["here"]:
                 same.append(entry)
     return Machine(device, rates, reference)
 
 
 def estimate(facts: cost.Facts, folder: str, on: Machine) -> Estimate:
-    """What a job takes, by the best rate there is: of its own verb on this machine (nearest in
-    parameters), the reference, of other verbs on this machine. Stages that run no model take one
+    """What a job takes, by the best rate there is: of its own stage on this machine (nearest in
+    parameters), the reference, of other stages on this machine. Stages that run no model take one
     processor; fetching goes by size."""
     artifact, tables = facts.artifacts[folder], facts.tables
     work = cost.work(facts, folder)
-    own = on.rates.get((artifact.verb, work is not None))
+    own = on.rates.get((artifact.stage, work is not None))
     width, seconds = 1, 1.0
     if work is not None:
         width, seconds = cost.width(artifact.cfg, on.device), work.seconds
@@ -205,11 +205,11 @@ def estimate(facts: cost.Facts, folder: str, on: Machine) -> Estimate:
             source = f"measured{'' if own else ' on other stages'} ({on.device})"
         else:
             span, source = on.reference, f"reference ({on.device})"
-    elif own and artifact.verb != "fetch":
+    elif own and artifact.stage != "fetch":
         span, source = own[0]["seconds"], "measured"
     else:
-        assumed = tables["seconds"].get(artifact.verb, 60)
-        if artifact.verb == "fetch":
+        assumed = tables["seconds"].get(artifact.stage, 60)
+        if artifact.stage == "fetch":
             assumed = cost.disk(facts, folder) / tables["bytes_per_second"]
         span, source = dict.fromkeys(BOUNDS, assumed), "assumed"
     low, middle, high = (span[bound] * seconds for bound in BOUNDS)

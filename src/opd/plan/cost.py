@@ -92,7 +92,7 @@ def parameters(facts: Facts, folder: str) -> float:
     for source in ("student", "model"):
         if source in inputs:
             return parameters(facts, inputs[source])
-    if artifact.verb == "init":
+    if artifact.stage == "init":
         return world_parameters(artifact.cfg)
     name = str(artifact.cfg.get("hub") or artifact.cfg.get("path", ""))
     stated = re.search(r"(?:^|[-_/])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", name, re.IGNORECASE)
@@ -111,11 +111,11 @@ def rows(facts: Facts, folder: str) -> float:
     for name in ("kept", "generations", "pairs", "prompts"):
         if name in counted:
             return float(counted[name])
-    if artifact.verb == "corpus":
+    if artifact.stage == "corpus":
         return float(cfg["n"])
-    if artifact.verb == "generate":
+    if artifact.stage == "generate":
         return rows(facts, inputs["prompts"]) * cfg["samples"]
-    if artifact.verb == "filter":
+    if artifact.stage == "filter":
         most = rows(facts, inputs["generations"])
         if cfg.get("per_prompt"):
             most = min(most, rows(facts, inputs["prompts"]) * cfg["per_prompt"])
@@ -153,7 +153,7 @@ def work(facts: Facts, folder: str) -> Work | None:
     NaN."""
     artifact, tables = facts.artifacts[folder], facts.tables
     cfg, inputs = artifact.cfg, named(artifact)
-    roles = USES.get(artifact.verb, {})
+    roles = USES.get(artifact.stage, {})
     uses = {kind: parameters(facts, inputs[r]) for kind, r in roles.items() if r in inputs}
     if not uses:
         return None
@@ -164,7 +164,7 @@ def work(facts: Facts, folder: str) -> Work | None:
         limit = source.cfg.get("max_new_tokens", math.nan) if source else math.nan
         generated = mean_response(limit, tables["natural_tokens"])
     limit = (cfg.get("protocol") or cfg).get("max_new_tokens") or cfg.get("max_tokens", 0)
-    if artifact.verb == "continuation":
+    if artifact.stage == "continuation":
         limit -= sum(cfg["prefixes"]) / len(cfg["prefixes"])
     response = mean_response(limit, tables["natural_tokens"])
     read = min(prompt + (generated or response), cfg.get("max_tokens", math.inf))
@@ -179,29 +179,29 @@ def work(facts: Facts, folder: str) -> Work | None:
 
 def _sequences(facts: Facts, artifact: Artifact, response: float) -> float:
     """Sequences that a stage samples, scores or trains on; ``response`` is their mean length."""
-    cfg, inputs, verb = artifact.cfg, named(artifact), artifact.verb
+    cfg, inputs, stage = artifact.cfg, named(artifact), artifact.stage
     source = next((inputs[n] for n in ("generations", "prompts", "data") if n in inputs), "")
     count = rows(facts, source)
     asked = min(count, cfg.get("n") or cfg.get("questions") or math.inf)
-    if verb in ("distill", "grpo"):
+    if stage in ("distill", "grpo"):
         seen = cfg.get("epochs", 0) * count
         prompts = cfg["steps"] * cfg["prompts_per_step"] if cfg.get("steps") else seen
         return prompts * (cfg.get("rollouts_per_prompt") or cfg["group_size"])
-    if verb == "sft":
+    if stage == "sft":
         seen = cfg.get("epochs", 0) * count * (1 - cfg.get("held_out", 0))
         return cfg["steps"] * cfg["batch_size"] if cfg.get("steps") else seen
-    if verb == "evaluate":
+    if stage == "evaluate":
         return problems(facts, artifact) * cfg["protocol"]["samples"]
-    if verb == "prefix":  # alone, and after a prefix
+    if stage == "prefix":  # alone, and after a prefix
         return 2 * count
-    if verb == "continuation":  # by the teacher, and perhaps by the student too
+    if stage == "continuation":  # by the teacher, and perhaps by the student too
         models = 2 if cfg.get("baseline") == "resampled" else 1
         return count * cfg["samples"] * len(cfg["prefixes"]) * models
-    if verb == "demonstrate":
+    if stage == "demonstrate":
         return asked * min(TRIALS, cfg["trials"])
-    if verb == "screening":
+    if stage == "screening":
         return asked * cfg["samples"] * (1 + len(cfg["contexts"]))
-    if verb == "tree":
+    if stage == "tree":
         # Besides the rollouts, what is sampled after the tokens that the teachers pick, from
         # halfway on average, if none were picked twice.
         windows = math.ceil(math.log2(1 + response / cfg["first_window"]))
@@ -225,12 +225,12 @@ def disk(facts: Facts, folder: str) -> float:
     """Bytes that a stage leaves: weights, responses (in its table and in the store's cache).
     Smaller files are not counted, nor links to weights that a run has kept."""
     artifact = facts.artifacts[folder]
-    if artifact.verb in TRAINED:
+    if artifact.stage in TRAINED:
         kept = len(artifact.cfg.get("execution", {}).get("keep_steps", ()))
         return MODEL_BYTES * parameters(facts, folder) * (1 + kept)
-    if artifact.verb == "fetch":
+    if artifact.stage == "fetch":
         return FETCHED_BYTES * parameters(facts, folder)
-    done = work(facts, folder) if artifact.verb in ("generate", "evaluate") else None
+    done = work(facts, folder) if artifact.stage in ("generate", "evaluate") else None
     return 2 * TOKEN_BYTES * done.sampled if done else 0.0
 
 
@@ -240,6 +240,6 @@ def room(facts: Facts, widths: Mapping[str, int], workers: int) -> tuple[float, 
     running = [
         2 * CHECKPOINT_BYTES * parameters(facts, folder) * (workers // min(width, workers))
         for folder, width in widths.items()
-        if STAGES[facts.artifacts[folder].verb].trains
+        if STAGES[facts.artifacts[folder].stage].trains
     ]
     return sum(disk(facts, folder) for folder in widths), max(running, default=0.0)

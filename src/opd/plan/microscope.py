@@ -51,7 +51,7 @@ def _demonstrations(config: Config, seed: int) -> Iterator[Artifact]:
         inputs = inputs_of(config, made, seed)
         inputs["prompts"] = at(config, "prompts", _prompts_of(config, name), seed)
         folder = at(config, "demonstrations", name, seed)
-        yield artifact(recipe.verb, folder, settings, inputs, seed)
+        yield artifact(recipe.kind, folder, settings, inputs, seed)
 
 
 def _prompts_of(config: Config, demonstrations: str) -> str:

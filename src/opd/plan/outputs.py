@@ -340,13 +340,13 @@ def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Art
         inputs[f"{section.removesuffix('s')}:{name}" if name else section] = folder
     behind = [artifacts[folder] for folder in closure(shown, artifacts)]
     stages = {name for name, stage in STAGES.items() if stage.trains or stage.section in RUNS}
-    runs = [one for one in behind if one.verb in stages]
+    runs = [one for one in behind if one.stage in stages]
     inputs |= {f"run:{one.folder}": one.folder for one in runs}
     settings = {
         "title": f"On-policy distillation, scale {config.name}",
         "scale": config.name,
         "sections": sections,
         "tables": [f.removeprefix("tables/") for f in shown if f.startswith("tables/")],
-        "runs": [{"name": o.folder, "verb": o.verb, "folder": o.folder} for o in runs],
+        "runs": [{"name": o.folder, "stage": o.stage, "folder": o.folder} for o in runs],
     }
     return artifact("report", "report", settings, inputs)

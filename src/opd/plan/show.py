@@ -108,7 +108,7 @@ def text(
         for folder, state in states.items():
             job = every.get(folder)
             takes = (span(job.low, job.high) if folder in known else "not known") if job else ""
-            yield f"{state:<6}{takes:>14}  {facts.artifacts[folder].verb:<14}{folder}"
+            yield f"{state:<6}{takes:>14}  {facts.artifacts[folder].stage:<14}{folder}"
 
 
 def digits(value: float) -> str:
@@ -147,15 +147,15 @@ def _table(
     form = "{:<14}{:>6}{:>7}{:>7}{:>7}  {:>12}{:>12}{:>10}  {}"
     head = ("run", "stale", "there", "store")
     yield form.format("stage", *head, unit, "at least h", "disk GiB", "rate")
-    for verb in dict.fromkeys(facts.artifacts[folder].verb for folder in states):
-        folders = [folder for folder in states if facts.artifacts[folder].verb == verb]
+    for stage in dict.fromkeys(facts.artifacts[folder].stage for folder in states):
+        folders = [folder for folder in states if facts.artifacts[folder].stage == stage]
         there = [states[folder] for folder in folders]
         jobs = [known[folder] for folder in folders if folder in known]
         low, middle, high = _total(jobs, on)
         longest = max((job.middle / min(job.width, workers) for job in jobs), default=0.0)
         space = sum(cost.disk(facts, folder) for folder in folders if folder in known) / GIB
         yield form.format(
-            verb,
+            stage,
             *(there.count(state) for state in head),
             span(low, high) if high else "",
             hours(max(longest, middle / workers)) if jobs else "",

@@ -77,14 +77,14 @@ def _state(
     """The state, and the digests of what is made, None where it has yet to be made."""
     folder = results / artifact.folder
     made = digest_in(folder) if (folder / "payload").exists() else None
-    if made and stands_for(made, artifact.verb, artifact.cfg):
+    if made and stands_for(made, artifact.stage, artifact.cfg):
         return "there", made.outputs
     contents = {}
     for name, path in cost.named(artifact).items():
         if path not in outputs and not Path(path).is_absolute():
             return "run", None
         contents[name] = outputs[path] if path in outputs else content(Path(path))
-    key = identity(artifact.verb, artifact.cfg, contents)
+    key = identity(artifact.stage, artifact.cfg, contents)
     kept = artifact.cfg.get("execution", {}).get("keep_steps", ())
     if not all((store / f"{key}.steps" / f"{step}.json").is_file() for step in kept):
         return "run", None

@@ -57,12 +57,12 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
     store.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".adopt-", dir=store))
     try:
-        if artifact.verb == "generate":
+        if artifact.stage == "generate":
             numbers = _rollouts(source, _prompts(artifact, results), work)
         else:
-            numbers = _checkpoint(source, artifact.verb, work)
+            numbers = _checkpoint(source, artifact.stage, work)
         outputs = content(work)
-        key = identity.adopted_identity(artifact.verb, artifact.cfg, outputs)
+        key = identity.adopted_identity(artifact.stage, artifact.cfg, outputs)
         entry = store / key
         remove(entry)
         work.chmod(0o755)
@@ -71,7 +71,7 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
         shutil.rmtree(work, ignore_errors=True)
         raise
     made = Manifest(
-        verb=artifact.verb,
+        stage=artifact.stage,
         identity=key,
         cfg=artifact.cfg,
         inputs=_inputs(artifact, results),
@@ -113,7 +113,7 @@ def _prompts(artifact: Artifact, results: Path) -> Path | None:
 # What is taken, and what is refused
 
 
-def _checkpoint(source: Path, verb: str, out: Path) -> dict[str, Any]:
+def _checkpoint(source: Path, stage: str, out: Path) -> dict[str, Any]:
     if not source.is_dir():
         raise UserError("no such folder", str(source), "give the folder of a checkpoint")
     for file in sorted(p for p in source.rglob("*") if p.is_file()):
@@ -133,9 +133,9 @@ def _checkpoint(source: Path, verb: str, out: Path) -> dict[str, Any]:
         raise UserError(
             "it names no model_type", str(source / "config.json"), "save the model again"
         )
-    if verb != "fetch":
+    if stage != "fetch":
         _tokenizer(out, source)
-    if STAGES[verb].trains:
+    if STAGES[stage].trains:
         # What training logs stands beside its weights; of what is adopted nothing may be known.
         logged = source / METRICS_FILE
         rows = tables.read(logged, METRICS) if logged.is_file() else []

@@ -32,7 +32,7 @@ class Audited(NamedTuple):
     versions {package: (then, now)}; ``absent``: plain files it was made from that are not here."""
 
     place: str
-    verb: str
+    stage: str
     findings: tuple[Finding, ...]
     drift: Mapping[str, tuple[str, str]] = {}
     absent: tuple[str, ...] = ()
@@ -129,7 +129,7 @@ def fails(result: Audit, allow: Iterable[str] = (), strict: bool = False) -> boo
 
 def _print(artifacts: Iterable[Made]) -> str:
     """A digest of what was made without when and where it was made, so without the report."""
-    shown = (x for x in artifacts if not registry.looks(x.verb))
+    shown = (x for x in artifacts if not registry.looks(x.stage))
     return digest({x.folder: plain(x.digest) if x.digest else None for x in shown})
 
 
@@ -196,7 +196,7 @@ def _artifact(made: Made, around: Around) -> Audited:
     now = around.versions
     return Audited(
         made.folder,
-        made.verb,
+        made.stage,
         (*findings,),
         {p: (then[p], now[p]) for p in sorted(then) if p in now and then[p] != now[p]},
         (*(x.used.path for x in made.inputs if x.place is None and not x.used.made),),
@@ -271,10 +271,10 @@ def _data(made: Made, around: Around) -> Iterator[Finding]:
 
 
 def _code(origin: Manifest) -> Iterator[Finding]:
-    verb, code = origin.verb, origin.cfg.get("code")
-    if code is None or verb not in registry.STAGES or code == code_digest(verb):
+    stage, code = origin.stage, origin.cfg.get("code")
+    if code is None or stage not in registry.STAGES or code == code_digest(stage):
         return
-    then, now = origin.modules, modules(verb)
+    then, now = origin.modules, modules(stage)
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     reason = ", ".join(changed) if then else "which modules was not recorded"
     yield Finding(State.STALE, "code", f"changed since: {reason}")
@@ -294,8 +294,8 @@ def _planned(made: Made, origin: Manifest, plan: Plan | None) -> Iterator[Findin
         stale = check.settings(manifest.hand_off(origin), planned)
         yield from [stale] if stale else []
         return
-    then = {"verb": origin.verb, **settings_of(origin.cfg)}
-    now = {"verb": planned.verb, **settings_of(planned.cfg)}
+    then = {"stage": origin.stage, **settings_of(origin.cfg)}
+    now = {"stage": planned.stage, **settings_of(planned.cfg)}
     for key, old, new in changes(then, now):
         yield Finding(State.STALE, f"config: {key}", f"{_short(old)} then, {_short(new)} now")
     if origin.adopted or then != now:
@@ -336,7 +336,7 @@ def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Made]) -> Iterato
     for folder, planned in (plan or {}).items():
         if planned and planned.asked and folder not in there:
             reason = "is not there, though the config asks for it"
-            yield Audited(folder, planned.verb, (Finding(State.MISSING, folder, reason),))
+            yield Audited(folder, planned.stage, (Finding(State.MISSING, folder, reason),))
 
 
 # Text
@@ -353,9 +353,9 @@ def lines(result: Audit, name: str, seconds: float) -> Iterator[str]:
     form = "{:<14}" + "{:>10}" * len(State)
     states = (State.COMPLETE, *[*State][:-1])
     yield form.format("stage", *states)
-    for verb in dict.fromkeys(x.verb for x in result.audited):
-        counts = Counter(x.state for x in result.audited if x.verb == verb)
-        yield form.format(verb or "(none)", *(counts[state] or "" for state in states)).rstrip()
+    for stage in dict.fromkeys(x.stage for x in result.audited):
+        counts = Counter(x.state for x in result.audited if x.stage == stage)
+        yield form.format(stage or "(none)", *(counts[state] or "" for state in states)).rstrip()
     wrong = [x for x in result.audited if x.findings]
     if wrong:
         yield ""

@@ -1,6 +1,6 @@
 """What an exported results folder says of itself: a Provenance Run Crate (RO-Crate 1.1).
 
-The workflow (Snakefile) has one tool for each verb of ``opd`` and one step for each rule. Each
+The workflow (Snakefile) has one tool for each stage of ``opd`` and one step for each rule. Each
 artifact was made by one CreateAction: ``object`` are the artifacts, files and hub objects that it
 read, ``result`` the folder that it wrote. One more CreateAction stands for the run as a whole.
 Profiles: https://w3id.org/ro/wfrun/provenance/0.5 and what it extends.
@@ -75,19 +75,19 @@ def metadata(
     known = yaml.safe_load((workflow / "config" / "sources.yaml").read_text())
     cff = yaml.safe_load((workflow / "CITATION.cff").read_text())
     person = _person(crate, agent)
-    tools, steps = _workflow(crate, code, cff, sorted({x.manifest.verb for x in stages}))
+    tools, steps = _workflow(crate, code, cff, sorted({x.manifest.stage for x in stages}))
     folders = {stage.folder: _artifact(crate, root, stage) for stage in stages}
 
     actions, controls = [], []
     others: dict[str, Any] = {}
     for made in by_identity(stages):
-        verb = made[0].manifest.verb
+        name = made[0].manifest.stage
         read = {x.id: x for stage in made for x in _read_of_others(crate, known, stage)}
         inputs = [used for stage in made for used in stage.inputs if used.used.made]
         objects = [*dict.fromkeys([*(folders[used.folder] for used in inputs), *read.values()])]
         results = [folders[stage.folder] for stage in made]
-        action = _action(crate, made, tools[verb], objects, results, person)
-        controls.append(_control(crate, action, steps[verb]))
+        action = _action(crate, made, tools[name], objects, results, person)
+        controls.append(_control(crate, action, steps[name]))
         for record in (record for stage in made for record in stage.records):
             _add_file(crate, record, about=action)
         actions.append(action)
@@ -195,9 +195,9 @@ def _root(crate: Any, cff: Mapping[str, Any], part: str, artifacts: int) -> None
 
 
 def _workflow(
-    crate: Any, code: Sequence[File], cff: Mapping[str, Any], verbs: Sequence[str]
+    crate: Any, code: Sequence[File], cff: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Add the main entity with its files; its tools and steps by verb."""
+    """Add the main entity with its files; its tools and steps by stage."""
     files = {file.path: file for file in code}
     about = {"name": cff["title"], "version": str(cff["version"]), "license": cff["license"]}
     about |= {**TEXTS["workflow"], "sha256": files.pop("Snakefile").sha256}
@@ -205,20 +205,20 @@ def _workflow(
     for file in files.values():
         _add_file(crate, file)
     crate.add_file(dest_path="README.md", properties=TEXTS["readme"])
-    tools = {verb: _tool(crate, verb, str(cff["version"])) for verb in verbs}
+    tools = {name: _tool(crate, name, str(cff["version"])) for name in names}
     steps = {}
-    for position, verb in enumerate(verbs, 1):
-        about = {"position": str(position), "name": f"rule {verb}", "workExample": tools[verb]}
-        steps[verb] = _add(crate, f"Snakefile#{verb}", "HowToStep", **about)
+    for position, name in enumerate(names, 1):
+        about = {"position": str(position), "name": f"rule {name}", "workExample": tools[name]}
+        steps[name] = _add(crate, f"Snakefile#{name}", "HowToStep", **about)
     parts = {"hasPart": [*tools.values()], "step": [*steps.values()]}
     for key, value in _properties(parts).items():
         main[key] = value
     return tools, steps
 
 
-def _tool(crate: Any, verb: str, version: str) -> Any:
-    """A verb of ``opd``, in the words of its function, which is not imported for that."""
-    module, _, function = registry.STAGES[verb].run.partition(":")
+def _tool(crate: Any, name: str, version: str) -> Any:
+    """A stage of ``opd``, in the words of its function, which is not imported for that."""
+    module, _, function = registry.STAGES[name].run.partition(":")
     path = Path(*module.split(".")).with_suffix(".py")
     tree = ast.parse((Path(opd.__file__).parents[1] / path).read_text())
     text = next(
@@ -227,8 +227,8 @@ def _tool(crate: Any, verb: str, version: str) -> Any:
         if isinstance(node, ast.FunctionDef) and node.name == function
     )
     return _add(
-        *(crate, f"#opd-{verb}", "SoftwareApplication"),
-        name=f"opd stage {verb}",
+        *(crate, f"#opd-{name}", "SoftwareApplication"),
+        name=f"opd stage {name}",
         description=" ".join(text.partition("\n\n")[0].split()),
         softwareVersion=version,
         isBasedOn={"@id": f"src/{path.as_posix()}"},
@@ -254,7 +254,7 @@ def _artifact(crate: Any, root: Path, stage: Stage) -> Any:
         parts.append(_add(crate, f"#{quote(file.path, safe='/@')}", "CreativeWork", **more))
     properties = {
         "name": stage.folder,
-        "description": f"what `opd stage {stage.manifest.verb}` has made",
+        "description": f"what `opd stage {stage.manifest.stage}` has made",
         "identifier": stage.manifest.identity,
         "hasPart": parts,
     }
@@ -272,13 +272,13 @@ def _action(
 ) -> Any:
     """The computation of an artifact. Who or which machine ran it is not said but by ``person``."""
     manifest = made[0].manifest
-    text = f"`opd stage {manifest.verb}` with the settings in its manifest.json (cfg)"
-    if manifest.cfg.get("code") != code_digest(manifest.verb):
+    text = f"`opd stage {manifest.stage}` with the settings in its manifest.json (cfg)"
+    if manifest.cfg.get("code") != code_digest(manifest.stage):
         text += ". Its code was another one than what lies in this crate"
     return _add(
         *(crate, f"#stage-{manifest.identity[:16]}", "CreateAction"),
         **_span([manifest]),
-        name=f"{manifest.verb}: {', '.join(stage.folder for stage in made)}",
+        name=f"{manifest.stage}: {', '.join(stage.folder for stage in made)}",
         description=text,
         instrument=tool,
         object=objects,
@@ -346,18 +346,18 @@ def _read_of_others(crate: Any, known: Mapping[str, Any], stage: Stage) -> list[
     """The models and data of others that a stage has read or fetched, with what
     ``config/sources.yaml`` knows of them (``known``)."""
     manifest = stage.manifest
-    cfg, verb = manifest.cfg, manifest.verb
+    cfg, name = manifest.cfg, manifest.stage
     entities = [
         _plain_file(crate, known, cfg, source) for source in stage.inputs if not source.used.made
     ]
-    source = registry.source(verb, cfg)
-    if verb not in ("fetch", "dataset", "prompts"):
+    source = registry.source(name, cfg)
+    if name not in ("fetch", "dataset", "prompts"):
         return entities
     if source.get("hub"):
-        kind, revision = "models" if verb == "fetch" else "datasets", source.get("revision", "")
+        kind, revision = "models" if name == "fetch" else "datasets", source.get("revision", "")
         where = _hub(kind, source["hub"], revision)
         entities.append(_other(crate, known, f"{kind}/{source['hub']}", where, version=revision))
-    elif verb == "fetch" and manifest.numbers.get("packages"):
+    elif name == "fetch" and manifest.numbers.get("packages"):
         name, _, version = manifest.numbers["packages"][0].partition("==")
         where = f"https://pypi.org/project/{name}/{version}/"
         entities.append(_other(crate, known, f"packages/{source['path']}", where, version=version))

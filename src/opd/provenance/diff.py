@@ -72,7 +72,7 @@ def _by_name(
     roots: Sequence[Path], names: Sequence[str]
 ) -> tuple[list[Pair], list[tuple[str, str]]]:
     every = [[Made(root, folder) for folder in on_disk.folders(root)] for root in roots]
-    one, other = ({x.folder: x for x in s if not registry.looks(x.verb)} for s in every)
+    one, other = ({x.folder: x for x in s if not registry.looks(x.stage)} for s in every)
     order = [made.folder for made in on_disk.behind(one.values())]
     pairs = [(one[folder], other[folder]) for folder in order if folder in one and folder in other]
     alone = [(folder, names[0]) for folder in one if folder not in other]
@@ -122,7 +122,7 @@ def reasons(one: Made, other: Made) -> Iterator[str]:
 
 def _own(one: Made, other: Made) -> Iterator[str]:
     a, b = (x.manifest.cfg if x.manifest else {} for x in (one, other))
-    then, now = {"verb": one.verb, **settings_of(a)}, {"verb": other.verb, **settings_of(b)}
+    then, now = {"stage": one.stage, **settings_of(a)}, {"stage": other.stage, **settings_of(b)}
     for key, old, new in changes(then, now):
         yield f"{key}: {old} | {new}"
     formats = [x.digest.format if x.digest else 1 for x in (one, other)]
@@ -151,14 +151,14 @@ def numbers(one: Made, other: Made) -> Iterator[str]:
 
 def _values(made: Made) -> Any:
     payload = made.payload()
-    if payload and made.verb == "table" and (payload / "table.csv").is_file():
+    if payload and made.stage == "table" and (payload / "table.csv").is_file():
         with (payload / "table.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         return {
             row["row"]: {k: _parsed(v) for k, v in row.items() if k not in ("row", "digests")}
             for row in rows
         }
-    if payload and made.verb == "claims" and (payload / "claims.json").is_file():
+    if payload and made.stage == "claims" and (payload / "claims.json").is_file():
         return {
             claim["id"]: {
                 "verdict": claim["verdict"],
@@ -206,7 +206,7 @@ def lines(a: Path, b: Path, difference: Difference) -> Iterator[str]:
     for pair in difference.behind:
         yield f"  {_name(pair)}"
         yield from (f"    {line}" for line in _own(*pair))
-        if pair[0].verb in ("table", "claims") or pair == difference.behind[-1]:
+        if pair[0].stage in ("table", "claims") or pair == difference.behind[-1]:
             yield from (f"      {line}" for line in numbers(*pair))
     if difference.same:
         yield f"same files by other settings or code: {', '.join(map(_name, difference.same))}"

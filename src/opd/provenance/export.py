@@ -104,15 +104,15 @@ def gather(root: Path, targets: Sequence[str], full: bool) -> list[Stage]:
 def _stage(made: Made, full: bool) -> Stage:
     folder, place = made.path, f"{_place(made.root)}/{made.folder}"
     manifest = read(folder / "manifest.json", Manifest)
-    if manifest.verb not in STAGES:
+    if manifest.stage not in STAGES:
         remedy = "run the workflow again, or export it with that version"
-        raise UserError(f"a version with a stage '{manifest.verb}' made it", str(folder), remedy)
+        raise UserError(f"a version with a stage '{manifest.stage}' made it", str(folder), remedy)
     files = [_file(f"{place}/{name}", folder / name) for name in ("digest.json", "manifest.json")]
     left_out = []
     for name, sha256 in sorted(manifest.outputs.items()):
         path, source = f"{place}/payload/{name}", folder / "payload" / name
         bytes_there = source.stat().st_size
-        reason = _why_left_out(manifest.verb, name, bytes_there)
+        reason = _why_left_out(manifest.stage, name, bytes_there)
         if reason and not full:
             left_out.append(LeftOut(path, sha256, bytes_there, reason))
         else:
@@ -137,8 +137,8 @@ def _stage(made: Made, full: bool) -> Stage:
     return Stage(made.folder, manifest, made.inputs, files, left_out, copies, records)
 
 
-def _why_left_out(verb: str, name: str, bytes_there: int) -> str:
-    if STAGES[verb].network == "always":
+def _why_left_out(stage: str, name: str, bytes_there: int) -> str:
+    if STAGES[stage].network == "always":
         return "it can be fetched where it came from"
     if name.endswith(WEIGHTS):
         return "weights"

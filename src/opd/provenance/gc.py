@@ -72,7 +72,7 @@ def lines(results: Path, delete: Sequence[str] = ()) -> Iterator[str]:
         if kind not in delete:
             for name, paths in entries.items():
                 made, _ = load(results / ".store" / f"{name}.json", Manifest)
-                origin = f"  {made.verb}, {made.started}" if made else ""
+                origin = f"  {made.stage}, {made.started}" if made else ""
                 yield f"  {size(paths) / 1e6:>10,.1f} MB  {paths[0]}{origin}"
             continue
         if kind == "cache":

@@ -43,10 +43,10 @@ def lines(path: Path) -> Iterator[str]:
     yield _shown(made.path)
     if origin.adopted:
         yield f"  adopted     {origin.started} from {origin.adopted}; nothing here made it"
-        yield f"  stands for  opd stage {origin.verb} by the settings below"
+        yield f"  stands for  opd stage {origin.stage} by the settings below"
     else:
         took = f"in {origin.seconds} s from {origin.started}"
-        yield f"  made by     opd stage {origin.verb}, {took}"
+        yield f"  made by     opd stage {origin.stage}, {took}"
         yield f"  where       {origin.device} on {origin.host}"
     if made.digest and made.digest.older:
         yield f"  format      {made.digest.older}: run the workflow to have it made anew"
@@ -123,7 +123,7 @@ def _tree(made: Made, indent: str, seen: dict[Path, None]) -> Iterator[str]:
             inner = on_disk.at(made.root, source.place.parent)
             again = "  (see above)" if inner.path in seen else ""
             adopted = ", adopted" if inner.manifest and inner.manifest.adopted else ""
-            about = f"{inner.folder}  ({inner.verb}{adopted})  {contents}"
+            about = f"{inner.folder}  ({inner.stage}{adopted})  {contents}"
             yield f"{indent}{source.name}: {about}{again}"
             if not again:
                 seen[inner.path] = None
@@ -139,7 +139,7 @@ def _again(made: Made) -> Iterator[str]:
         yield "it cannot be made again from here: not all of its inputs are there"
     else:
         command = [
-            *("opd", "stage", made.verb, "--cfg", _shown(made.path / "manifest.json")),
+            *("opd", "stage", made.stage, "--cfg", _shown(made.path / "manifest.json")),
             *("--input", *(_shown(place) for place in places if place)),
             *("--output", f"again/{made.folder}/digest.json", "--store", "again/.store"),
         ]

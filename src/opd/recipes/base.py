@@ -39,25 +39,25 @@ EvaluationRef = Annotated[Name, Ref("evaluations")]
 
 
 class OneOf(Strict):
-    """A recipe with exactly one verb among ``verbs``."""
+    """A recipe with exactly one kind among ``kinds``."""
 
     @classmethod
-    def verbs(cls) -> tuple[str, ...]:
+    def kinds(cls) -> tuple[str, ...]:
         raise NotImplementedError
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "OneOf":
-        present = [verb for verb in self.verbs() if getattr(self, verb) is not None]
+        present = [kind for kind in self.kinds() if getattr(self, kind) is not None]
         if len(present) != 1:
             raise ValueError(
-                f"needs exactly one of {', '.join(self.verbs())} "
+                f"needs exactly one of {', '.join(self.kinds())} "
                 f"(it has {' and '.join(present) or 'none'})"
             )
         return self
 
     @property
-    def verb(self) -> str:
-        return next(verb for verb in self.verbs() if getattr(self, verb) is not None)
+    def kind(self) -> str:
+        return next(kind for kind in self.kinds() if getattr(self, kind) is not None)
 
 
 MICRO_BATCH = Field(

@@ -134,10 +134,10 @@ class Config(Strict):
 
 
 def _recipes(section: type[OneOf]) -> dict[str, type[Strict]]:
-    """The recipes of a section by their verbs, without those that only name a source."""
-    types = {verb: get_args(section.model_fields[verb].annotation)[0] for verb in section.verbs()}
+    """The recipes of a section by their kinds, without those that only name a source."""
+    types = {kind: get_args(section.model_fields[kind].annotation)[0] for kind in section.kinds()}
     sources = ("hub", "path", "use", "world")
-    return {verb: recipe for verb, recipe in types.items() if verb not in sources}
+    return {kind: recipe for kind, recipe in types.items() if kind not in sources}
 
 
 # What a `defaults:` block can fill in.

@@ -108,5 +108,5 @@ class SftData(OneOf):
     filter: Filter | None = None
 
     @classmethod
-    def verbs(cls) -> tuple[str, ...]:
+    def kinds(cls) -> tuple[str, ...]:
         return ("world", "filter")

@@ -78,7 +78,7 @@ class Demonstrations(OneOf):
     summarise: Summarise | None = None
 
     @classmethod
-    def verbs(cls) -> tuple[str, ...]:
+    def kinds(cls) -> tuple[str, ...]:
         return ("demonstrate", "summarise")
 
 

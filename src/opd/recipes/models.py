@@ -304,7 +304,7 @@ class Model(OneOf):
     )
 
     @classmethod
-    def verbs(cls) -> tuple[str, ...]:
+    def kinds(cls) -> tuple[str, ...]:
         return ("init", "hub", "path", "sft", "grpo", "distill")
 
     @model_validator(mode="after")
@@ -334,5 +334,5 @@ class Kept(Model):
     keep: Keep
 
     @classmethod
-    def verbs(cls) -> tuple[str, ...]:
+    def kinds(cls) -> tuple[str, ...]:
         return ("keep",)

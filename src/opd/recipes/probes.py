@@ -159,5 +159,5 @@ class Probe(OneOf):
     outcome: OutcomeProbe | None = None
 
     @classmethod
-    def verbs(cls) -> tuple[str, ...]:
+    def kinds(cls) -> tuple[str, ...]:
         return tuple(field for field in cls.model_fields if field != "label")

@@ -127,7 +127,7 @@ class PromptSet(OneOf):
     )
 
     @classmethod
-    def verbs(cls) -> tuple[str, ...]:
+    def kinds(cls) -> tuple[str, ...]:
         return ("world", "path", "hub", "use", "dedup")
 
     @model_validator(mode="after")

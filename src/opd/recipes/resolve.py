@@ -150,13 +150,13 @@ def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
     config = json.loads(json.dumps(raw))
     defaults = config.get("defaults", {})
     if not isinstance(defaults, dict):
-        raise UserError(f"expected a mapping, got {defaults!r}", "defaults", "write VERB: {...}")
-    for verb, values in defaults.items():
-        if verb not in DEFAULTS:
-            raise unknown(verb, DEFAULTS, f"defaults.{verb}", "key")
+        raise UserError(f"expected a mapping, got {defaults!r}", "defaults", "write STAGE: {...}")
+    for stage, values in defaults.items():
+        if stage not in DEFAULTS:
+            raise unknown(stage, DEFAULTS, f"defaults.{stage}", "key")
         for key in values if isinstance(values, dict) else ():
-            if key not in DEFAULTS[verb].model_fields:
-                raise unknown(key, DEFAULTS[verb].model_fields, f"defaults.{verb}.{key}", "key")
+            if key not in DEFAULTS[stage].model_fields:
+                raise unknown(key, DEFAULTS[stage].model_fields, f"defaults.{stage}.{key}", "key")
     for section in SWEPT:
         recipes = config.get(section)
         if not isinstance(recipes, dict):
@@ -167,9 +167,9 @@ def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
                 expanded[name] = recipe
                 continue
             recipe = merge(defaults.get(section, {}), recipe)
-            for verb in set(recipe) & set(defaults):
-                if isinstance(recipe[verb], dict):
-                    recipe[verb] = merge(defaults[verb], recipe[verb])
+            for stage in set(recipe) & set(defaults):
+                if isinstance(recipe[stage], dict):
+                    recipe[stage] = merge(defaults[stage], recipe[stage])
             expanded |= _sweep(f"{section}.{name}", name, recipe)
         config[section] = expanded
     return config
@@ -309,7 +309,7 @@ def _without_step(
         raise UserError(
             f"'{name}': step {step} of {run} is not kept, only {', '.join(map(str, kept))} are",
             where,
-            f"add it to keep_steps of models.{run}.{models[run].verb}",
+            f"add it to keep_steps of models.{run}.{models[run].kind}",
         )
     return name
 

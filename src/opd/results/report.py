@@ -60,7 +60,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     """Stage ``report``: report.html, made to lie in the results folder.
 
     cfg: ``title``, ``scale``, ``sections`` [{title, figures: [names]}], ``tables`` [names],
-    ``runs`` [{name, verb, folder}]. Inputs: ``claims`` (may be left out), ``figure:NAME``,
+    ``runs`` [{name, stage, folder}]. Inputs: ``claims`` (may be left out), ``figure:NAME``,
     ``table:NAME``, ``run:FOLDER``, each the payload of an artifact of the results folder. Returns
     the counts of verdicts, and how many artifacts are modified or stale. Raises ``UserError`` where
     a digest.json, manifest.json or claims.json cannot be read.
@@ -96,7 +96,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         claims=at.get("claims"),
         claims_origins=origins(at["claims"], root) if "claims" in at else [],
         tables=[_table(*exhibit("table", name)) for name in cfg["tables"]],
-        runs=_grouped([{**run, "made": at[f"run:{run['folder']}"]} for run in cfg["runs"]], "verb"),
+        runs=_grouped(
+            [{**run, "made": at[f"run:{run['folder']}"]} for run in cfg["runs"]], "stage"
+        ),
         run_folders={run["folder"] for run in cfg["runs"]},
         cost=cost(every),
         versions=versions(every),
@@ -148,7 +150,7 @@ def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
 
 
 def cost(made: Sequence[Made]) -> dict[str, Any]:
-    """Seconds and stages in all, the first and last start, and by ``verb`` and by ``device``,
+    """Seconds and stages in all, the first and last start, and by ``stage`` and by ``device``,
     longest first, rows of name, stages, seconds and what they ``drew``. ``gpu``: whether any stage
     has recorded what it drew from one.
 
@@ -174,7 +176,7 @@ def cost(made: Sequence[Made]) -> dict[str, Any]:
         "stages": len(stages),
         "first": min(starts, default=None),
         "last": max(starts, default=None),
-        "verb": by("verb"),
+        "stage": by("stage"),
         "device": by("device"),
         "gpu": any("gpu" in stage for stage in stages),
     }

@@ -11,7 +11,7 @@ Node = TypeVar("Node", bound=Hashable)
 class Artifact:
     """One stage's output: its folder below ``results/NAME``, and all that its stage is given."""
 
-    verb: str
+    stage: str
     folder: str
     cfg: dict[str, Any]
     inputs: tuple[str, ...]  # folders of other artifacts, or absolute paths of plain files

@@ -69,8 +69,8 @@ NOT_ITS_IDENTITY = "has an identity that does not follow from its settings and i
 def expected_identity(made: Manifest) -> str:
     """The identity that follows from what a manifest says."""
     if made.adopted:
-        return adopted_identity(made.verb, made.cfg, made.outputs)
-    return identity_of(made.verb, made.cfg, {n: used.outputs for n, used in made.inputs.items()})
+        return adopted_identity(made.stage, made.cfg, made.outputs)
+    return identity_of(made.stage, made.cfg, {n: used.outputs for n, used in made.inputs.items()})
 
 
 def disagreement(record: Digest, made: Manifest) -> Finding | None:
@@ -86,10 +86,12 @@ def disagreement(record: Digest, made: Manifest) -> Finding | None:
 # Settings and inputs
 
 
-def stands_for(record: Digest | Manifest | None, verb: str, cfg: Mapping[str, Any]) -> bool:
+def stands_for(record: Digest | Manifest | None, stage: str, cfg: Mapping[str, Any]) -> bool:
     """Whether something was adopted, for a stage with just these settings."""
     return bool(
-        record and record.adopted and record.identity == adopted_identity(verb, cfg, record.outputs)
+        record
+        and record.adopted
+        and record.identity == adopted_identity(stage, cfg, record.outputs)
     )
 
 
@@ -98,7 +100,7 @@ def settings(record: Digest | None, planned: Planned) -> Finding | None:
     digest.json (None) counts so, too, as nothing is known of it."""
     if record and record.settings == planned.settings:
         return None
-    if stands_for(record, planned.verb, planned.cfg or {}):
+    if stands_for(record, planned.stage, planned.cfg or {}):
         return None
     reason = record.older if record else ""
     reason = reason or "made with other settings than the config's"

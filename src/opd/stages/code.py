@@ -16,13 +16,13 @@ def derive_seed(seed: int, stage: str) -> int:
 
 
 @cache
-def code_digest(verb: str) -> str:
+def code_digest(stage: str) -> str:
     """Digest of the code of a stage: that of its module, and which of its functions is called."""
-    module, _, function = STAGES[verb].run.partition(":")
+    module, _, function = STAGES[stage].run.partition(":")
     return digest([module_digest(module), function])
 
 
-def modules(verb: str) -> dict[str, str]:
+def modules(stage: str) -> dict[str, str]:
     """Module -> digest of its own code, of all that ``code_digest`` covers: what tells which of
     them has changed."""
-    return own_digests(STAGES[verb].run.partition(":")[0])
+    return own_digests(STAGES[stage].run.partition(":")[0])

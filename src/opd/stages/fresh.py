@@ -38,10 +38,10 @@ def described(artifacts: Mapping[str, Artifact], asked: Iterable[str] = ()) -> d
     targets = set(asked)
     return {
         folder: Planned(
-            settings=settings_digest(artifact.verb, artifact.cfg),
+            settings=settings_digest(artifact.stage, artifact.cfg),
             inputs=list(artifact.inputs),
             folder=folder,
-            verb=artifact.verb,
+            stage=artifact.stage,
             cfg=artifact.cfg,
             asked=folder in targets,
         )
@@ -144,7 +144,7 @@ def adopted(artifacts: Mapping[str, Artifact], results: Path) -> list[str]:
     return [
         folder
         for folder, artifact in artifacts.items()
-        if checks.stands_for(digest_in(results / folder), artifact.verb, artifact.cfg)
+        if checks.stands_for(digest_in(results / folder), artifact.stage, artifact.cfg)
     ]
 
 
@@ -175,7 +175,7 @@ def check(plan: Path, inputs: Iterable[Path]) -> None:
         entry, record = known.get(folder), results / folder / "digest.json"
         if entry is None or not record.is_file():
             return ()
-        adopted = checks.stands_for(digest_in(record.parent), entry.verb, entry.cfg or {})
+        adopted = checks.stands_for(digest_in(record.parent), entry.stage, entry.cfg or {})
         return () if adopted else entry.inputs
 
     for folder in sources_first(shown, sources):

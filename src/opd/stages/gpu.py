@@ -37,15 +37,15 @@ def nvml() -> Any:
     return pynvml
 
 
-def wanted(verb: str, cfg: Mapping[str, Any]) -> tuple[int, bool]:
+def wanted(stage: str, cfg: Mapping[str, Any]) -> tuple[int, bool]:
     """GPUs that a stage computes on, and whether it makes use of more: vLLM has a worker on each
     that is visible."""
-    by_rule = (verb == "embed" and cfg.get("encoder") != "model") or cfg.get("judge") == "keywords"
-    stage = STAGES[verb]
-    if not stage.computes or by_rule:
+    by_rule = (stage == "embed" and cfg.get("encoder") != "model") or cfg.get("judge") == "keywords"
+    about = STAGES[stage]
+    if not about.computes or by_rule:
         return 0, False
-    vllm = stage.samples and cfg.get("backend") == "vllm"
-    return (int(cfg.get("processes", 1)) if stage.trains else 1), vllm
+    vllm = about.samples and cfg.get("backend") == "vllm"
+    return (int(cfg.get("processes", 1)) if about.trains else 1), vllm
 
 
 def visible(library: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def lock_folder() -> Path:
 
 
 @contextmanager
-def lease(verb: str, cfg: Mapping[str, Any]) -> Iterator[None]:
+def lease(stage: str, cfg: Mapping[str, Any]) -> Iterator[None]:
     """Have the GPUs that a stage computes on to itself, and name them in CUDA_VISIBLE_DEVICES.
 
     To be entered before torch is used. Waits where others hold them, and says so. Among the devices
@@ -84,7 +84,7 @@ def lease(verb: str, cfg: Mapping[str, Any]) -> Iterator[None]:
     its children, however these end. Raises ``UserError`` where fewer devices are visible than the
     stage needs.
     """
-    least, more = wanted(verb, cfg)
+    least, more = wanted(stage, cfg)
     library = nvml() if least and "SLURM_JOB_ID" not in os.environ else None
     devices = visible(library) if library else {}
     if not devices:
@@ -101,7 +101,7 @@ def lease(verb: str, cfg: Mapping[str, Any]) -> Iterator[None]:
     paths = {name: folder / _key(library, name, device) for name, device in devices.items()}
     before = {key: os.environ.get(key) for key in (VISIBLE, "CUDA_DEVICE_ORDER")}
     with ExitStack() as held:
-        mine = _take(paths, least, more, f"opd stage {verb}, process {os.getpid()}", folder, held)
+        mine = _take(paths, least, more, f"opd stage {stage}, process {os.getpid()}", folder, held)
         os.environ[VISIBLE] = ",".join(mine)
         # NVML's order, which is not CUDA's own where GPUs differ.
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -192,7 +192,7 @@ def _waiting(paths: Mapping[str, Path], mine: list[str], least: int) -> str:
 
 
 @contextmanager
-def telemetry(verb: str) -> Iterator[dict[str, Any]]:
+def telemetry(stage: str) -> Iterator[dict[str, Any]]:
     """A dictionary that holds, once the block has ended, what the visible GPUs did meanwhile.
 
     ``devices`` (their names), ``peak_memory_bytes`` (of the fullest), ``utilisation`` (share of
@@ -200,7 +200,7 @@ def telemetry(verb: str) -> Iterator[dict[str, Any]]:
     ``counter`` of the device or, where it has none, ``power`` integrated over samples. All counts
     what else runs on them. Empty without a GPU; what a device does not tell is left out.
     """
-    library = nvml() if STAGES[verb].computes else None
+    library = nvml() if STAGES[stage].computes else None
     found: dict[str, Any] = {}
     devices = list(visible(library).values()) if library else []
     if not devices:

@@ -7,29 +7,29 @@ from typing import Any
 from opd.core.files import digest
 
 
-def identity(verb: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
-    """Digest that names an artifact: verb, settings, and the content digests of its inputs.
+def identity(stage: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
+    """Digest that names an artifact: stage, settings, and the content digests of its inputs.
 
     What is under ``execution`` changes how a stage runs and not what it makes: it does not count.
     """
-    return identity_of(verb, cfg, {name: digest(value) for name, value in inputs.items()})
+    return identity_of(stage, cfg, {name: digest(value) for name, value in inputs.items()})
 
 
-def identity_of(verb: str, cfg: Mapping[str, Any], used: Mapping[str, str]) -> str:
+def identity_of(stage: str, cfg: Mapping[str, Any], used: Mapping[str, str]) -> str:
     """The same from the digests of the inputs' contents, as manifests have them."""
-    return digest({"verb": verb, "cfg": _made_by(cfg), "inputs": dict(used)})
+    return digest({"stage": stage, "cfg": _made_by(cfg), "inputs": dict(used)})
 
 
-def adopted_identity(verb: str, cfg: Mapping[str, Any], outputs: Mapping[str, str]) -> str:
-    """The same for what was adopted as the work of this stage: verb, settings without the code,
+def adopted_identity(stage: str, cfg: Mapping[str, Any], outputs: Mapping[str, str]) -> str:
+    """The same for what was adopted as the work of this stage: stage, settings without the code,
     which did not make it, and content. Never that of something a stage has made."""
     settings = {key: value for key, value in _made_by(cfg).items() if key != "code"}
-    return digest({"adopted": verb, "cfg": settings, "outputs": dict(outputs)})
+    return digest({"adopted": stage, "cfg": settings, "outputs": dict(outputs)})
 
 
-def settings_digest(verb: str, cfg: Mapping[str, Any]) -> str:
+def settings_digest(stage: str, cfg: Mapping[str, Any]) -> str:
     """Digest of what a stage is told to make: ``settings`` in digest.json."""
-    return digest([verb, _made_by(cfg)])
+    return digest([stage, _made_by(cfg)])
 
 
 def _made_by(cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def hand_off(made: Manifest) -> Digest:
     """digest.json of what has this manifest."""
     return Digest(
         identity=made.identity,
-        settings=settings_digest(made.verb, made.cfg),
+        settings=settings_digest(made.stage, made.cfg),
         outputs=made.outputs,
         format=made.format,
         adopted=bool(made.adopted) or None,

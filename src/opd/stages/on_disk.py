@@ -46,8 +46,8 @@ class Made:
         }
 
     @property
-    def verb(self) -> str:
-        return self.manifest.verb if self.manifest else ""
+    def stage(self) -> str:
+        return self.manifest.stage if self.manifest else ""
 
     @property
     def record(self) -> Digest | Manifest | None:

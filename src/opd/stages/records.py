@@ -13,14 +13,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from opd.core.errors import UserError
 from opd.core.files import replacing
 
 # Of digest.json and of what identities are digests of: what has another number was made by another
 # version of this package, and can be compared with what that version says only.
-FORMAT = 2
+FORMAT = 3
 
 
 class State(StrEnum):
@@ -93,7 +93,7 @@ class Digest(Contents):
 class Manifest(Contents):
     """manifest.json, and the record of a store entry: what made an artifact, and from what."""
 
-    verb: str
+    stage: str = Field(validation_alias=AliasChoices("stage", "verb"))  # "verb" up to format 2
     identity: str
     cfg: dict[str, Any]
     inputs: dict[str, Used]
@@ -116,7 +116,7 @@ class Planned(Record):
     settings: str
     inputs: list[str]
     folder: str = ""
-    verb: str = ""
+    stage: str = Field(default="", validation_alias=AliasChoices("stage", "verb"))
     cfg: dict[str, Any] | None = None
     asked: bool = False
 

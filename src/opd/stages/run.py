@@ -43,9 +43,9 @@ def resolve_input(path: Path, look: bool = False) -> tuple[Path, dict[str, str],
     return made
 
 
-def _kept(verb: str, cfg: Mapping[str, Any]) -> list[int]:
+def _kept(stage: str, cfg: Mapping[str, Any]) -> list[int]:
     """The steps whose weights a training run is asked to keep."""
-    return list(cfg.get("execution", {}).get("keep_steps", ())) if STAGES[verb].resumes else []
+    return list(cfg.get("execution", {}).get("keep_steps", ())) if STAGES[stage].resumes else []
 
 
 def _store_steps(asked: Sequence[int], made: Path, steps: Path) -> None:
@@ -72,7 +72,7 @@ def _device() -> str:
 
 
 def _compute(
-    verb: str,
+    stage: str,
     cfg: Mapping[str, Any],
     key: str,
     resolved: Mapping[str, tuple[Path, dict[str, str], str]],
@@ -88,33 +88,33 @@ def _compute(
     """
     entry, record, running = store / key, store / f"{key}.json", folder / "running.json"
     steps = steps_of(entry)
-    asked = {*_kept(verb, cfg), *(int(p.name) for p in steps.glob("*") if p.is_dir())}
-    module, _, function = STAGES[verb].run.partition(":")
+    asked = {*_kept(stage, cfg), *(int(p.name) for p in steps.glob("*") if p.is_dir())}
+    module, _, function = STAGES[stage].run.partition(":")
     # In the scratch folder, so that the next attempt finds and clears what a killed one has left.
     work = scratch / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     started = time.time()
     try:
-        stage = getattr(importlib.import_module(module), function)
+        run = getattr(importlib.import_module(module), function)
         paths = {name: value[0] for name, value in resolved.items()}
-        with gpu.telemetry(verb) as drawn:
-            if STAGES[verb].resumes:
+        with gpu.telemetry(stage) as drawn:
+            if STAGES[stage].resumes:
                 write_json(running, {"scratch": str(scratch.absolute())}, key)
                 execution = {**cfg.get("execution", {}), "keep_steps": sorted(asked)}
-                numbers = stage({**cfg, "execution": execution}, paths, work, scratch)
-            elif STAGES[verb].caches:
-                numbers = stage(dict(cfg), paths, work, store / ".cache")
+                numbers = run({**cfg, "execution": execution}, paths, work, scratch)
+            elif STAGES[stage].caches:
+                numbers = run(dict(cfg), paths, work, store / ".cache")
             else:
-                numbers = stage(dict(cfg), paths, work)
+                numbers = run(dict(cfg), paths, work)
         stamps = verify.stamps(work)
         outputs = content(work)
         if not outputs:
             raise UserError(
-                "the stage wrote nothing", f"opd stage {verb}", "this is a bug, report it"
+                "the stage wrote nothing", f"opd stage {stage}", "this is a bug, report it"
             )
-        if STAGES[verb].network != "never":
-            _same_as_before(verb, cfg, outputs, record)
+        if STAGES[stage].network != "never":
+            _same_as_before(stage, cfg, outputs, record)
         if complete(entry, record, Manifest) and read(record, Contents).outputs == outputs:
             shutil.rmtree(work)
         else:
@@ -130,13 +130,13 @@ def _compute(
     finally:
         running.unlink(missing_ok=True)
     made = Manifest(
-        verb=verb,
+        stage=stage,
         identity=key,
         cfg=dict(cfg),
         inputs=made_from(resolved, inputs),
         outputs=outputs,
         numbers=numbers or {},
-        modules=_modules(verb, cfg),
+        modules=_modules(stage, cfg),
         versions=versions(),
         host=platform.node(),
         device=_device(),
@@ -149,19 +149,19 @@ def _compute(
 
 
 def _same_as_before(
-    verb: str, cfg: Mapping[str, Any], outputs: Mapping[str, str], record: Path
+    stage: str, cfg: Mapping[str, Any], outputs: Mapping[str, str], record: Path
 ) -> None:
     """Raise ``UserError`` where what the hub has at a revision is not what it had there before.
 
     Weights are files of the hub. Tables are written here: by other versions they may come out as
     other bytes.
     """
-    source = registry.source(verb, cfg)
+    source = registry.source(stage, cfg)
     if not source.get("hub"):
         return
     before, _ = load(record, Manifest)
     # None the first time, and where it is damaged.
-    if before is None or (verb != "fetch" and before.versions != versions()):
+    if before is None or (stage != "fetch" and before.versions != versions()):
         return
     kept = before.outputs
     other = sorted(n for n in {*kept, *outputs} if kept.get(n) != outputs.get(n))
@@ -173,20 +173,20 @@ def _same_as_before(
         )
 
 
-def _modules(verb: str, cfg: Mapping[str, Any]) -> dict[str, str]:
+def _modules(stage: str, cfg: Mapping[str, Any]) -> dict[str, str]:
     """Those of the code that the settings name; none where it has been edited while a job was
     queued, or where the settings are of other code."""
-    return modules(verb) if "code" in cfg and cfg["code"] == code_digest(verb) else {}
+    return modules(stage) if "code" in cfg and cfg["code"] == code_digest(stage) else {}
 
 
-def _adopted(folder: Path, verb: str, cfg: Mapping[str, Any]) -> str | None:
+def _adopted(folder: Path, stage: str, cfg: Mapping[str, Any]) -> str | None:
     """The identity of what was adopted in this folder for these settings, if anything was."""
     made, _ = load(folder / "manifest.json", Manifest)
-    return made.identity if made and stands_for(made, verb, cfg) else None
+    return made.identity if made and stands_for(made, stage, cfg) else None
 
 
 def run_stage(
-    verb: str,
+    stage: str,
     cfg: Mapping[str, Any],
     inputs: Sequence[Path],
     output: Path,
@@ -203,20 +203,20 @@ def run_stage(
     Returns whether the stage was computed (False: found complete in the store).
     """
     folder = output.parent
-    adopted = _adopted(folder, verb, cfg)
+    adopted = _adopted(folder, stage, cfg)
     # What was adopted may be asked for without inputs: it needs none.
     names = [] if adopted and not inputs else list(cfg.get("inputs", []))
     if len(names) != len(inputs):
         raise UserError(
             f"{len(inputs)} inputs for the names {names}",
-            f"opd stage {verb}",
+            f"opd stage {stage}",
             "give one path per name",
         )
     resolved = {
-        name: resolve_input(path, STAGES[verb].looks)
+        name: resolve_input(path, STAGES[stage].looks)
         for name, path in zip(names, inputs, strict=True)
     }
-    key = adopted or identity(verb, cfg, {name: value[1] for name, value in resolved.items()})
+    key = adopted or identity(stage, cfg, {name: value[1] for name, value in resolved.items()})
     entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
     if adopted and not complete(entry, record, Manifest):
         raise UserError(
@@ -237,12 +237,12 @@ def run_stage(
             steps = steps_of(entry)
             there = complete(entry, record, Manifest) and all(
                 adopted or complete(steps / str(step), steps / f"{step}.json")
-                for step in _kept(verb, cfg)
+                for step in _kept(stage, cfg)
             )
-            computed = STAGES[verb].looks or not there
+            computed = STAGES[stage].looks or not there
             if computed:
-                with gpu.lease(verb, cfg), lock.watched(scratch, str(folder)):
-                    _compute(verb, cfg, key, resolved, inputs, store, folder, scratch)
+                with gpu.lease(stage, cfg), lock.watched(scratch, str(folder)):
+                    _compute(stage, cfg, key, resolved, inputs, store, folder, scratch)
             # Room for what follows. The lock stays until all is done.
             for path in scratch.iterdir():
                 if path.name != lock.OWNER:
@@ -254,7 +254,7 @@ def run_stage(
             cfg_now = dict(cfg) if adopted else made.cfg
             publish(made.model_copy(update={"inputs": own, "cfg": cfg_now}), entry, output, copies)
         except BaseException:
-            if not STAGES[verb].resumes:
+            if not STAGES[stage].resumes:
                 shutil.rmtree(scratch, ignore_errors=True)
             raise
         shutil.rmtree(scratch, ignore_errors=True)

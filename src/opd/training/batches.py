@@ -7,11 +7,11 @@ from typing import Any
 from opd.core.errors import UserError
 
 
-def sequences(verb: str, settings: Mapping[str, Any]) -> int:
+def sequences(stage: str, settings: Mapping[str, Any]) -> int:
     """Sequences of one optimiser step of ``sft``, ``grpo`` or ``distill``, over all processes."""
-    if verb == "sft":
+    if stage == "sft":
         return int(settings["batch_size"])
-    if verb == "distill":
+    if stage == "distill":
         return int(settings["prompts_per_step"] * settings["rollouts_per_prompt"])
     rollouts = settings["prompts_per_step"] * settings["group_size"]
     updates = settings.get("updates_per_batch", 1)

@@ -45,7 +45,7 @@ def prepare(cfg: Mapping[str, Any]) -> None:
     set_seed(cfg["seed"])
 
 
-def arguments(cfg: Mapping[str, Any], verb: str, scratch: Path) -> dict[str, Any]:
+def arguments(cfg: Mapping[str, Any], stage: str, scratch: Path) -> dict[str, Any]:
     """The arguments that all of TRL's trainers take.
 
     Of the sequences of one optimiser step (``opd.training.batches``) ``micro_batch`` go through the
@@ -53,7 +53,7 @@ def arguments(cfg: Mapping[str, Any], verb: str, scratch: Path) -> dict[str, Any
     execution.checkpoint_every steps.
     """
     execution = cfg.get("execution", {})
-    micro, times = batches.dealt(batches.sequences(verb, cfg), cfg)
+    micro, times = batches.dealt(batches.sequences(stage, cfg), cfg)
     schedule, warmup = cfg.get("schedule", "constant"), cfg.get("warmup", 0.0)
     return {
         "output_dir": str(scratch),
@@ -84,7 +84,7 @@ def arguments(cfg: Mapping[str, Any], verb: str, scratch: Path) -> dict[str, Any
     }
 
 
-def rollout_arguments(cfg: Mapping[str, Any], verb: str, scratch: Path) -> dict[str, Any]:
+def rollout_arguments(cfg: Mapping[str, Any], stage: str, scratch: Path) -> dict[str, Any]:
     """The arguments of TRL's trainers that sample: ``arguments``, and how they sample.
 
     With ``vllm`` they sample through vLLM: ``vllm`` and execution.vllm, as {mode: colocate,
@@ -93,7 +93,7 @@ def rollout_arguments(cfg: Mapping[str, Any], verb: str, scratch: Path) -> dict[
     """
     vllm = {**cfg["vllm"], **cfg.get("execution", {}).get("vllm", {})} if "vllm" in cfg else None
     return {
-        **arguments(cfg, verb, scratch),
+        **arguments(cfg, stage, scratch),
         "use_vllm": vllm is not None,
         **{f"vllm_{key}": value for key, value in (vllm or {}).items()},
         "max_completion_length": cfg["max_new_tokens"],

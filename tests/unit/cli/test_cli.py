@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 PREFLIGHT = ["preflight", "--student", "s", "--teacher", "t", "--prompts", "p"]
 
 
-def verbs() -> dict[str, argparse.ArgumentParser]:
+def commands() -> dict[str, argparse.ArgumentParser]:
     parser = main.parser()
     (found,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return dict(found.choices)
@@ -57,26 +57,26 @@ def test_what_is_wrong_with_an_argument_is_one_line(
     assert len(usage) <= 3
 
 
-def options(verb: str) -> Iterator[argparse.Action]:
-    for action in verbs()[verb]._actions:
+def options(command: str) -> Iterator[argparse.Action]:
+    for action in commands()[command]._actions:
         if not isinstance(action, argparse._HelpAction):
             yield action
 
 
-@pytest.mark.parametrize("verb", ["preflight", "plan", "calibrate", "watch", "lock", "doctor"])
-def test_help_says_what_an_option_is_and_what_it_is_without(verb: str) -> None:
-    for option in options(verb):
+@pytest.mark.parametrize("command", ["preflight", "plan", "calibrate", "watch", "lock", "doctor"])
+def test_help_says_what_an_option_is_and_what_it_is_without(command: str) -> None:
+    for option in options(command):
         text = option.help or ""
         assert len(text) > 5, option.dest
         if option.required or option.nargs == 0:
             continue
         assert "%(default)s" in text or "if not given" in text, (option.dest, text)
-    text = verbs()[verb].format_help()
+    text = commands()[command].format_help()
     assert "None" not in text and "[]" not in text and "PosixPath" not in text
 
 
 def test_help_has_the_defaults_and_units() -> None:
-    text = re.sub(r"\s+", " ", verbs()["preflight"].format_help())
+    text = re.sub(r"\s+", " ", commands()["preflight"].format_help())
     for words in (
         "48 if not given",
         "tokens; 7168 if not given",

@@ -32,8 +32,8 @@ def test_settings_that_are_an_argument_are_short_enough(
     commands = {name: rule["shell"] for name, rule in rules().items()}
     lengths: dict[str, int] = {}
     for one in artifacts.values():
-        if "--cfg {params.cfg:q}" in commands[one.verb]:
-            lengths[one.verb] = max(lengths.get(one.verb, 0), len(canonical(one.cfg).encode()))
+        if "--cfg {params.cfg:q}" in commands[one.stage]:
+            lengths[one.stage] = max(lengths.get(one.stage, 0), len(canonical(one.cfg).encode()))
     assert {"distill", "figure", "claims"} <= lengths.keys() and "report" not in lengths
     assert max(lengths.values()) < LONGEST / 2, lengths
 

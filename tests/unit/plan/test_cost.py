@@ -50,8 +50,8 @@ RUN = {"steps": 3, "prompts_per_step": 5, "max_prompt_tokens": 64, "max_new_toke
 
 def graph(*artifacts: tuple[str, str, dict[str, Any], dict[str, str]]) -> dict[str, Artifact]:
     return {
-        folder: Artifact(verb, folder, {**cfg, "inputs": list(inputs)}, tuple(inputs.values()))
-        for verb, folder, cfg, inputs in artifacts
+        folder: Artifact(stage, folder, {**cfg, "inputs": list(inputs)}, tuple(inputs.values()))
+        for stage, folder, cfg, inputs in artifacts
     }
 
 
@@ -286,12 +286,12 @@ def manifests(results: Path, slow: dict[str, float]) -> None:
         work = cost.work(facts, folder)
         inputs = cost.named(artifact).items()
         made = {
-            "verb": artifact.verb,
+            "stage": artifact.stage,
             "cfg": artifact.cfg,
             "identity": f"{results}{folder}",
             "inputs": {n: {"path": f"results/{results.name}/{i}/digest.json"} for n, i in inputs},
             "numbers": {},
-            "seconds": (work.seconds if work else 3.0) * slow.get(artifact.verb, 1.0),
+            "seconds": (work.seconds if work else 3.0) * slow.get(artifact.stage, 1.0),
             "device": "Some GPU",
         }
         (results / folder).mkdir(parents=True)
@@ -307,18 +307,18 @@ def test_calibration_gives_back_what_stages_took(tmp_path):
     results = [f"{tmp_path / name}" for name in "xyzx"]
     main(["calibrate", "--output", f"{path}", "--reference", f"{tables}", *results])
     found = calibrate.read(path)
-    entries = {(e["verb"], e.get("parameters")): e for e in found["measured"]}
+    entries = {(e["stage"], e.get("parameters")): e for e in found["measured"]}
     assert entries["distill", 1000]["times_reference"] == {"low": 4, "middle": 6, "high": 12}
     assert entries["distill", 1000]["stages"] == 3
     assert entries["grpo", 2000]["times_reference"]["middle"] == 1
     assert entries["figure", None]["seconds"] == {"low": 6, "middle": 6, "high": 6}
 
-    # The next plan reckons with it: the stage's own verb first, then others, then the reference.
+    # The next plan reckons with it: the stage's own stage first, then others, then the reference.
     facts, step = Facts(models(), TABLES), 8 + 2 + 6 + 2 * 4
     job = calibrate.estimate(facts, "distilled", calibrate.machine(None, False, [found], TABLES))
     assert job[:3] == pytest.approx((4 * 3 * step, 6 * 3 * step, 12 * 3 * step))
     assert job.source == "measured (Some GPU)"
-    found["measured"] = [e for e in found["measured"] if e["verb"] == "grpo"]
+    found["measured"] = [e for e in found["measured"] if e["stage"] == "grpo"]
     on = calibrate.machine("some gpu", False, [found], TABLES)
     job = calibrate.estimate(facts, "distilled", on)
     assert (job.source, job.middle) == (
@@ -334,7 +334,7 @@ def test_calibration_gives_back_what_stages_took(tmp_path):
 def test_ones_own_rates_come_first_and_the_nearest_size_counts():
     def entry(size: int, times: float) -> dict[str, Any]:
         bounds = dict.fromkeys(calibrate.BOUNDS, times)
-        return {"verb": "distill", "device": "R", "parameters": size, "times_reference": bounds}
+        return {"stage": "distill", "device": "R", "parameters": size, "times_reference": bounds}
 
     files = [{"measured": [entry(10, 9), entry(1500, 5)]}, {"measured": [entry(1000, 1)]}]
     on = calibrate.machine("R", False, files, TABLES)
@@ -384,8 +384,8 @@ def test_the_command_says_what_the_miniature_would_cost(tmp_path):
     behind = closure(outputs.targets(config, made), made)
     assert lines[0] == f"mini: {len(behind)} of {len(behind)} jobs to run, on 1 x cpu"
     table = {line.split()[0]: line.split()[1:5] for line in lines[3 : lines.index("", 3)]}
-    verbs = Counter(made[folder].verb for folder in behind)
-    assert table == {verb: [str(n), "0", "0", "0"] for verb, n in verbs.items()}
+    stages = Counter(made[folder].stage for folder in behind)
+    assert table == {stage: [str(n), "0", "0", "0"] for stage, n in stages.items()}
     # It is meant for a laptop and minutes, less than an hour.
     total = next(line for line in lines if line.startswith("in all"))
     assert 0.2 < float(total.split("likely")[1].strip(" )")) < 2

@@ -152,7 +152,9 @@ def test_table_1_is_in_the_settings_of_every_run(config, planned):
         "weight_decay": 0.1,
         "adam_beta2": 0.98,
     }
-    runs = {f: one.cfg for f, one in planned.items() if one.verb == "distill" and "safety" not in f}
+    runs = {
+        f: one.cfg for f, one in planned.items() if one.stage == "distill" and "safety" not in f
+    }
     assert len(runs) == 19
     for cfg in runs.values():
         assert {key: cfg[key] for key in table1} == table1
@@ -216,7 +218,7 @@ def test_fine_tuning_and_distillation_share_no_question(planned):
 
 def test_only_the_thinking_run_thinks(planned):
     for folder, one in planned.items():
-        if one.verb in ("distill", "grpo", "sft", "evaluate"):
+        if one.stage in ("distill", "grpo", "sft", "evaluate"):
             thinks = "concise" in folder or "q8b-thinking" in folder
             if "judge" not in folder:
                 assert one.cfg["chat_template_kwargs"] == {"enable_thinking": thinks}

@@ -158,8 +158,8 @@ def run_of(config: Config, arm: str) -> str:
     return f"models/{config.arms[arm].model.partition('@')[0]}/s0"
 
 
-def verbs(artifacts: Mapping[str, Artifact], verb: str) -> list[str]:
-    return [folder for folder, made in artifacts.items() if made.verb == verb]
+def made_by(artifacts: Mapping[str, Artifact], stage: str) -> list[str]:
+    return [folder for folder, made in artifacts.items() if made.stage == stage]
 
 
 def test_the_report_is_headed_by_scale_and_paper(config, planned):
@@ -173,20 +173,20 @@ def test_the_report_is_headed_by_scale_and_paper(config, planned):
 
 def test_27_distillation_runs_serve_all_figures(config, planned):
     wanted = needed(config, planned)
-    assert len(verbs(wanted, "distill")) == 27
-    assert not verbs(wanted, "grpo") and not verbs(wanted, "sft")
+    assert len(made_by(wanted, "distill")) == 27
+    assert not made_by(wanted, "grpo") and not made_by(wanted, "sft")
     rollouts = {"generations/long-rollouts/s0", "generations/judged-rollouts/s0"}
-    assert set(verbs(wanted, "generate")) == rollouts
+    assert set(made_by(wanted, "generate")) == rollouts
     figures = [*range(2, 11), "11a", "11b", *range(12, 24)]  # 1 is made of parts of others
     names = {f"figures/rethinking_opd/fig{n:0>2}" for n in figures}
-    assert set(verbs(wanted, "figure")) == names
+    assert set(made_by(wanted, "figure")) == names
 
 
 def test_teacher_and_cold_start_are_trained_where_released_ones_are_not_taken():
     config = resolve(changed("use_released=false"))
     wanted = needed(config, plan(config, LOCK))
-    assert len(verbs(wanted, "distill")) == 27
-    ((grpo,), (sft,)) = verbs(wanted, "grpo"), verbs(wanted, "sft")
+    assert len(made_by(wanted, "distill")) == 27
+    ((grpo,), (sft,)) = made_by(wanted, "grpo"), made_by(wanted, "sft")
     given = wanted[grpo].cfg
     table1 = {
         "epochs": 1,
@@ -201,7 +201,7 @@ def test_teacher_and_cold_start_are_trained_where_released_ones_are_not_taken():
     table3 = {"epochs": 1, "batch_size": 64, "lr": 1e-5, "warmup": 0.05, "max_tokens": 14336}
     assert {key: given[key] for key in table3} == table3
     assert hub_id(wanted, wanted[sft].inputs[0]) == BASE
-    (rollouts,) = (f for f in verbs(wanted, "generate") if "openthoughts" in f)
+    (rollouts,) = (f for f in made_by(wanted, "generate") if "openthoughts" in f)
     assert wanted[rollouts].cfg["max_new_tokens"] == 12288
     assert wanted[rollouts].cfg["attempts"] == 3
     assert hub_id(wanted, wanted[rollouts].inputs[0]) == NT4
@@ -211,7 +211,7 @@ def test_teacher_and_cold_start_are_trained_where_released_ones_are_not_taken():
 def test_a_run_is_the_published_one(config, planned, arm):
     student, teacher, steps, tokens, k, support = RUNS[arm]
     run = planned[run_of(config, arm)]
-    assert run.verb == "distill"
+    assert run.stage == "distill"
     # Order of inputs: student, teacher, prompts.
     assert [hub_id(planned, folder) for folder in run.inputs[:2]] == [student, teacher]
     assert run.cfg["steps"] == steps
@@ -286,7 +286,7 @@ def test_prompts_of_each_run(config, planned):
 
     def source(folder: str) -> dict[str, Any]:
         """Settings of the set that a set is made from in the end."""
-        while planned[folder].verb == "dedup" or planned[folder].cfg["source"].get("from"):
+        while planned[folder].stage == "dedup" or planned[folder].cfg["source"].get("from"):
             folder = planned[folder].inputs[0]
         return planned[folder].cfg["source"]
 
@@ -303,7 +303,7 @@ def test_prompts_of_each_run(config, planned):
     assert (english["hub"], english["config"]) == ("open-r1/DAPO-Math-17k-Processed", "en")
     assert source(prompts("E08.other"))["hub"] == "zwhe99/DeepMath-103K"
     assert planned[prompts("E08.other")].cfg["sample"]["n"] == 14116
-    (dedup,) = verbs(planned, "dedup")
+    (dedup,) = made_by(planned, "dedup")
     assert planned[dedup].cfg["threshold"] == 0.6
     assert source(planned[dedup].inputs[1]) == english
     assert prompts("E06.base") == prompts("E06.cold")
@@ -350,7 +350,7 @@ def test_hub_objects_are_those_of_the_paper(planned):
 
 
 def test_a_plan_needs_no_lock_and_says_what_is_not_locked(config):
-    assert len(verbs(plan(config, {}), "distill")) == 27
+    assert len(made_by(plan(config, {}), "distill")) == 27
     assert len(hub_lock.unlocked(config, {})) == len(hub_lock.hub_objects(config))
     assert hub_lock.unlocked(config, LOCK) == []
     some = {name: commit for name, commit in LOCK.items() if "R1-Distill" not in name}
@@ -497,7 +497,7 @@ def test_what_is_written_of_the_disk_is_what_is_planned(config, planned, tmp_pat
     # Every kept step is counted with its run, and not again as a model of its own.
     facts = Facts(planned, calibrate.tables(ROOT / "config" / "calibration.yaml"))
     wanted = needed(config, planned)
-    runs, kept = verbs(wanted, "distill"), verbs(wanted, "keep")
+    runs, kept = made_by(wanted, "distill"), made_by(wanted, "keep")
     assert not any(cost.disk(facts, folder) for folder in kept)
     ends = sum(4 * cost.parameters(facts, folder) for folder in runs)
     steps = sum(4 * cost.parameters(facts, folder) for folder in kept)

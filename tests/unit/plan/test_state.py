@@ -44,7 +44,7 @@ def make(artifacts: dict[str, Artifact], results: Path, store: Path) -> None:
         # Joined to an absolute path, a folder has no say.
         paths = [results / i for i in one.inputs]
         paths = [path if path.is_file() else path / "digest.json" for path in paths]
-        run_stage(one.verb, one.cfg, paths, results / folder / "digest.json", {}, store)
+        run_stage(one.stage, one.cfg, paths, results / folder / "digest.json", {}, store)
 
 
 def test_states_of_a_results_folder(tmp_path, monkeypatch):

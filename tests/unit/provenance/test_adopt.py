@@ -232,8 +232,8 @@ def test_rollouts_that_are_none_are_refused(results: Path, tmp_path: Path, rows,
 
 def test_a_recipe_is_named_by_its_name_its_seed_or_its_folder():
     known = {
-        f: Artifact(verb, f, {}, ())
-        for f, verb in {
+        f: Artifact(stage, f, {}, ())
+        for f, stage in {
             "models/teacher/s0": "grpo",
             "models/teacher/s1": "grpo",
             "models/base/s0": "sft",

@@ -150,15 +150,15 @@ def test_files_that_differ_for_no_reason_are_said_not_to_repeat(tmp_path: Path):
     assert "does not repeat" in said
 
 
-def _published(results: Path, verb: str, folder: str, inputs: dict[str, Path]) -> Path:
+def _published(results: Path, stage: str, folder: str, inputs: dict[str, Path]) -> Path:
     """A complete artifact, made from others by their digest.json; its own."""
     cfg, output = {"inputs": [*inputs], "k": 4}, results / "mini" / folder / "digest.json"
     resolved = {name: verify.artifact(path) for name, path in inputs.items()}
     contents = {name: outputs for name, (_, outputs, _) in resolved.items()}
-    entry = results / ".store" / identity.identity(verb, cfg, contents)
+    entry = results / ".store" / identity.identity(stage, cfg, contents)
     entry.mkdir(parents=True)
     (entry / "weights").write_bytes(bytes(range(40)))
-    made = {"verb": verb, "identity": entry.name, "cfg": cfg, "outputs": content(entry)}
+    made = {"stage": stage, "identity": entry.name, "cfg": cfg, "outputs": content(entry)}
     made |= {"inputs": manifest.made_from(resolved, [*inputs.values()])}
     output.parent.mkdir(parents=True)
     records.write(entry.with_name(f"{entry.name}.json"), Manifest(**made))
@@ -204,7 +204,7 @@ def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
         path.mkdir(parents=True)
     for path in (entry, steps / "2"):  # the run ended before step 9
         (path / "weights").write_text(path.name)
-    made = {"verb": "distill", "identity": entry.name, "cfg": cfg, "inputs": {}, "versions": {}}
+    made = {"stage": "distill", "identity": entry.name, "cfg": cfg, "inputs": {}, "versions": {}}
     made |= {"outputs": content(entry), "numbers": {}, "seconds": 1.0}
     records.write(store / f"{entry.name}.json", Manifest(**made))
     for step in "29":
@@ -235,7 +235,7 @@ def _of_format(number: int) -> Digest:
 
 def test_what_another_format_made_is_called_older_and_not_modified(tmp_path: Path):
     output = tmp_path / "results" / "mini" / "prompts" / "rl" / "digest.json"
-    made = {"verb": "prompts", "cfg": {"code": "0", "inputs": []}, "inputs": {}, "outputs": {}}
+    made = {"stage": "prompts", "cfg": {"code": "0", "inputs": []}, "inputs": {}, "outputs": {}}
     made |= {"numbers": {}, "versions": {}} | dict.fromkeys(("host", "device"), "x")
     made |= {"started": "2026-01-02T03:04:05Z", "seconds": 1.0}
     made["identity"] = identity.identity_of("prompts", made["cfg"], {})

@@ -20,7 +20,7 @@ def entry(results: Path, key: str, artifact: str | None = None) -> None:
     store = results / ".store"
     (store / key).mkdir(parents=True)
     (store / key / "weights").write_bytes(bytes(10_000))
-    made = {"verb": "sft", "identity": key, "started": "2026-01-02T03:04:05Z"}
+    made = {"stage": "sft", "identity": key, "started": "2026-01-02T03:04:05Z"}
     records.write(store / f"{key}.json", Manifest(**made, cfg={}, inputs={}, outputs={}))
     (store / ".cache" / "verified").mkdir(parents=True, exist_ok=True)
     (store / ".cache" / "verified" / f"{key}.json").write_text("{}")

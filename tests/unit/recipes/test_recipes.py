@@ -600,7 +600,7 @@ def test_neighbours_are_found_once_for_all_thresholds_and_reports():
             contamination={"r": {"prompts": "o", "benchmarks": ["p"], "encoder": "hashed"}},
         )
     )
-    found = {a.folder: a.inputs for a in made.values() if a.verb == "neighbours"}
+    found = {a.folder: a.inputs for a in made.values() if a.stage == "neighbours"}
     assert found == {
         "neighbours/hashed/o/p": ("embeddings/hashed/o", "embeddings/hashed/p"),
         "neighbours/hashed/o/o": ("embeddings/hashed/o",),
@@ -626,7 +626,7 @@ def test_a_kept_step_is_a_model_that_everything_can_name():
     }
     made = artifacts(config(**KEEP, **named))
     kept = made["models/x@1/s0"]
-    assert (kept.verb, kept.inputs) == ("keep", ("models/x/s0",))
+    assert (kept.stage, kept.inputs) == ("keep", ("models/x/s0",))
     assert kept.cfg.keys() == {"step", "inputs", "code"}
     assert (kept.cfg["step"], kept.cfg["inputs"]) == (1, ["model"])
     assert made["models/y/s0"].inputs[0] == made["generations/g/s0"].inputs[0] == "models/x@1/s0"
@@ -679,7 +679,7 @@ def test_released_weights_take_the_place_of_training_under_the_same_name():
     for switch in (True, ["x"]):
         made = plan(resolve(config(**off, **RELEASED, use_released=switch)), lock)
         fetched = made["models/x"]
-        assert (fetched.verb, fetched.inputs) == ("fetch", ())
+        assert (fetched.stage, fetched.inputs) == ("fetch", ())
         assert (fetched.cfg["hub"], fetched.cfg["revision"]) == ("o/x", SHA)
         assert "models/x/s0" not in made
         before, after = (m["evaluations/e/x/s0"] for m in (plain, made))

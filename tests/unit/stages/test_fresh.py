@@ -35,14 +35,14 @@ def results(tmp_path: Path) -> Path:
         record = _digest(one, outputs(where))
         write(where / "digest.json", record)
         inputs = {name: _used(tmp_path / name) for name in one.inputs}
-        made = {"verb": one.verb, "identity": "", "cfg": one.cfg, "outputs": record.outputs}
+        made = {"stage": one.stage, "identity": "", "cfg": one.cfg, "outputs": record.outputs}
         write(where / "manifest.json", Manifest(**made, inputs=inputs))
     fresh.write_plan(tmp_path / "plan.json", PLANNED)
     return tmp_path
 
 
 def _digest(planned: Artifact, outputs: dict[str, str]) -> Digest:
-    settings = settings_digest(planned.verb, planned.cfg)
+    settings = settings_digest(planned.stage, planned.cfg)
     return Digest(identity="", settings=settings, outputs=outputs)
 
 
@@ -104,7 +104,7 @@ def test_nothing_is_asked_of_what_lies_behind_something_adopted(results: Path) -
     adopted = _digest(planned, outputs_there).model_copy(
         update={
             "adopted": True,
-            "identity": adopted_identity(planned.verb, planned.cfg, outputs_there),
+            "identity": adopted_identity(planned.stage, planned.cfg, outputs_there),
         }
     )
     edited = {**PLANNED, "models/a": Artifact("sft", "models/a", {"k": 2}, ())}

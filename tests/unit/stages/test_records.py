@@ -13,7 +13,7 @@ from opd.stages.records import Contents, Digest, Manifest, State
 
 USED = {"path": "results/mini/models/a/s0/digest.json", "identity": "2", "outputs": "3"}
 VALUE = {
-    **{"verb": "opd", "identity": "1", "cfg": {"k": 4}, "inputs": {"a": USED}, "outputs": {}},
+    **{"stage": "opd", "identity": "1", "cfg": {"k": 4}, "inputs": {"a": USED}, "outputs": {}},
     **{"numbers": {}, "versions": {}, "host": "x", "device": "cpu"},
     **{"started": "2026-01-02T03:04:05Z", "seconds": 1},
 }
@@ -31,7 +31,7 @@ def test_a_seal_is_of_all_but_itself():
 def test_every_bit_of_a_record_counts():
     """Also where the JSON stays the same value, as 1e-05 and 1E-05."""
     used = {"path": "x", "identity": "", "outputs": "0"}
-    value = {"verb": "opd", "identity": "1", "cfg": {"lr": 1e-05, "on": True}, "outputs": {}}
+    value = {"stage": "opd", "identity": "1", "cfg": {"lr": 1e-05, "on": True}, "outputs": {}}
     value |= {"host": "é", "inputs": {"x": used}, "numbers": {"a": [None, -2]}, "versions": {}}
     text = records.json_text(records.sealed(value)).encode()
     assert records.parse(text, Manifest)[1] == ""
@@ -54,9 +54,10 @@ def test_a_record_without_a_seal_has_just_the_keys_that_it_should():
 
 
 def test_a_manifest_from_before_there_were_seals_is_read_if_it_has_their_keys():
-    text = records.json_text(VALUE).encode()
-    made, reason = records.parse(text, Manifest)
-    assert made and reason == "" and made.inputs["a"].made and made.seconds == 1.0
+    before = {"verb" if name == "stage" else name: value for name, value in VALUE.items()}
+    made, reason = records.parse(records.json_text(before).encode(), Manifest)
+    assert made and made.stage == "opd" and made.format == 1
+    assert reason == "" and made.inputs["a"].made and made.seconds == 1.0
     for other in (VALUE | {"modules": {}}, VALUE | {"x": 1}):
         made, reason = records.parse(records.json_text(other).encode(), Manifest)
         assert made and reason == "does not have the keys of a record"
@@ -72,7 +73,7 @@ def test_a_sealed_manifest_of_a_later_version_is_read():
     [
         ({"outputs": {"a": 1}}, "cannot be used: outputs.a: "),
         ({"inputs": {"a": {"path": "x"}}}, "cannot be used: inputs.a."),
-        ({"verb": None}, "cannot be used: verb: "),
+        ({"stage": None}, "cannot be used: stage: "),
         ({"seconds": "1"}, "cannot be used: seconds: "),
     ],
 )
@@ -123,12 +124,12 @@ def test_what_was_adopted_is_never_taken_for_what_was_made():
     assert adopted != identity.identity("opd", cfg, {})
     assert adopted == identity.adopted_identity("opd", cfg | {"code": "2"}, outputs)
     assert adopted == identity.adopted_identity("opd", cfg | {"execution": {"x": 1}}, outputs)
-    for verb, other, files in (
+    for stage, other, files in (
         ("sft", cfg, outputs),
         ("opd", cfg | {"steps": 3}, outputs),
         ("opd", cfg, {"model.safetensors": "1"}),
     ):
-        assert identity.adopted_identity(verb, other, files) != adopted
+        assert identity.adopted_identity(stage, other, files) != adopted
 
 
 def test_modules_are_those_that_the_code_digest_covers():

@@ -259,7 +259,7 @@ def test_a_damaged_record_of_a_step_counts_as_none(training, tmp_path):
     assert train(2) is True and keep(2) == "2" and len(asked) == 2
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"verb": '])
+@pytest.mark.parametrize("text", ["", "[]", '{"stage": '])
 def test_a_damaged_record_in_the_store_is_made_again(stage, tmp_path, text):
     call, calls = stage
     call("a", 1)
@@ -333,37 +333,37 @@ def hub(tmp_path, monkeypatch):
             return {}
 
     monkeypatch.setitem(sys.modules, "opd.fake_fetch", Module)
-    for verb in ("fetch", "dataset"):
-        fake = registry.STAGES[verb]._replace(run="opd.fake_fetch:run")
-        monkeypatch.setitem(registry.STAGES, verb, fake)
+    for stage in ("fetch", "dataset"):
+        fake = registry.STAGES[stage]._replace(run="opd.fake_fetch:run")
+        monkeypatch.setitem(registry.STAGES, stage, fake)
 
-    def take(verb, lose=True, **cfg):
-        output = tmp_path / verb / "digest.json"
+    def take(stage, lose=True, **cfg):
+        output = tmp_path / stage / "digest.json"
         if lose and output.exists():
             (output.parent / "payload" / "file").unlink()
-        runner.run_stage(verb, cfg, [], output, {}, tmp_path / "store")
+        runner.run_stage(stage, cfg, [], output, {}, tmp_path / "store")
         return (output.parent / "payload" / "file").read_text()
 
     return has, take
 
 
-@pytest.mark.parametrize("verb", ["fetch", "dataset"])
-def test_a_hub_object_that_changes_under_its_revision_is_refused(hub, tmp_path, verb):
+@pytest.mark.parametrize("stage", ["fetch", "dataset"])
+def test_a_hub_object_that_changes_under_its_revision_is_refused(hub, tmp_path, stage):
     has, take = hub
     cfg = {"hub": "a/b", "revision": "0" * 40}
-    take(verb, **cfg)
+    take(stage, **cfg)
     has["text"] = "second"
     with pytest.raises(UserError, match=r"hub: a/b: the hub has another file at 0000") as refused:
-        take(verb, **cfg)
-    assert not (tmp_path / verb / "digest.json").exists()
+        take(stage, **cfg)
+    assert not (tmp_path / stage / "digest.json").exists()
     has["text"] = "first"
-    assert take(verb, **cfg) == "first"
+    assert take(stage, **cfg) == "first"
     # What is advised: the user takes the new one for right.
     has["text"] = "second"
     (record,) = (tmp_path / "store").glob("*.json")
     assert f"remove {record} and start again" in str(refused.value)
     record.unlink()
-    assert take(verb, **cfg) == "second"
+    assert take(stage, **cfg) == "second"
 
 
 def test_tables_of_other_versions_and_files_of_a_folder_may_differ(hub, monkeypatch):

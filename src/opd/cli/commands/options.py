@@ -1,4 +1,4 @@
-"""What options of several verbs have in common: types of values, and config files."""
+"""What options of several commands have in common: types of values, and config files."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from opd.core.errors import UserError
 
-# Adds the parser of a verb: name, and what argparse.ArgumentParser takes.
+# Adds the parser of a command: name, and what argparse.ArgumentParser takes.
 Add = Callable[..., argparse.ArgumentParser]
 # Rates of `opd calibrate`, which `opd plan` reads.
 RATES = Path("results/calibration.yaml")
@@ -56,10 +56,10 @@ def positive(text: str) -> float:
     return value
 
 
-def add_counts(verb: argparse.ArgumentParser, counts: Mapping[str, tuple[int, str]]) -> None:
+def add_counts(parser: argparse.ArgumentParser, counts: Mapping[str, tuple[int, str]]) -> None:
     """Options for whole numbers; ``counts``: name -> default, and what it is."""
     for name, (value, about) in counts.items():
-        verb.add_argument(
+        parser.add_argument(
             f"--{name.replace('_', '-')}",
             type=whole(1),
             default=value,
@@ -68,9 +68,9 @@ def add_counts(verb: argparse.ArgumentParser, counts: Mapping[str, tuple[int, st
         )
 
 
-def add_config(verb: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser) -> None:
     """--config, as Snakemake has it."""
-    verb.add_argument(
+    parser.add_argument(
         "--config",
         nargs="+",
         action="extend",
@@ -81,12 +81,12 @@ def add_config(verb: argparse.ArgumentParser) -> None:
 
 
 def add_configs(
-    verb: argparse.ArgumentParser,
+    parser: argparse.ArgumentParser,
     about: str = str(MINI),
     default: Sequence[Path] | None = (MINI,),
 ) -> None:
     """--configfile and --config, as Snakemake has them; ``about`` names the default."""
-    verb.add_argument(
+    parser.add_argument(
         "--configfile",
         nargs="+",
         type=Path,
@@ -94,4 +94,4 @@ def add_configs(
         metavar="FILE",
         help=f"{CONFIGS}; {about} if not given",
     )
-    add_config(verb)
+    add_config(parser)

@@ -1,4 +1,4 @@
-"""Verbs about a config: ``schema``, ``plan``, ``calibrate``, ``lock``, ``doctor``."""
+"""Commands about a config: ``schema``, ``plan``, ``calibrate``, ``lock``, ``doctor``."""
 
 import argparse
 import json
@@ -8,12 +8,12 @@ from opd.cli.commands.options import CONFIGS, RATES, Add, add_config, add_config
 from opd.core.security import visible
 
 
-def add(verb: Add) -> None:
-    verb("schema", help="print the JSON schema of a config").set_defaults(run=_schema)
-    _add_plan(verb)
-    _add_calibrate(verb)
-    _add_lock(verb)
-    _add_doctor(verb)
+def add(command: Add) -> None:
+    command("schema", help="print the JSON schema of a config").set_defaults(run=_schema)
+    _add_plan(command)
+    _add_calibrate(command)
+    _add_lock(command)
+    _add_doctor(command)
 
 
 def _schema(arguments: argparse.Namespace) -> None:
@@ -22,8 +22,8 @@ def _schema(arguments: argparse.Namespace) -> None:
     print(json.dumps(schema(), indent=1, sort_keys=True))
 
 
-def _add_plan(verb: Add) -> None:
-    parser = verb(
+def _add_plan(command: Add) -> None:
+    parser = command(
         "plan",
         help="what would run, what is there, and what it would cost",
         usage="opd plan [--configfile FILE ...] [--config KEY=VALUE ...] [options]",
@@ -78,8 +78,8 @@ def _plan(arguments: argparse.Namespace) -> None:
         print(visible(line))
 
 
-def _add_calibrate(verb: Add) -> None:
-    parser = verb("calibrate", help="measure rates for `opd plan` in finished stages")
+def _add_calibrate(command: Add) -> None:
+    parser = command("calibrate", help="measure rates for `opd plan` in finished stages")
     parser.add_argument("results", nargs="+", type=Path, help="results/NAME")
     parser.add_argument(
         "--output", type=Path, default=RATES, help="file to write; %(default)s if not given"
@@ -101,8 +101,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     calibrate.write(arguments.output, calibrate.calibrate(done, tables))
 
 
-def _add_lock(verb: Add) -> None:
-    parser = verb(
+def _add_lock(command: Add) -> None:
+    parser = command(
         "lock",
         help="ask the hub for the commits of a config's objects",
         usage="opd lock FILE ... [--config KEY=VALUE ...] [--lock FILE]",
@@ -126,8 +126,8 @@ def _lock(arguments: argparse.Namespace) -> None:
         print(f"{commit}  {name}")
 
 
-def _add_doctor(verb: Add) -> None:
-    parser = verb(
+def _add_doctor(command: Add) -> None:
+    parser = command(
         "doctor",
         help="what a run would lack on this machine, before anything is started",
         usage="opd doctor [--configfile FILE ...] [--config KEY=VALUE ...] [--profile NAME]",

@@ -1,5 +1,4 @@
-"""Verbs about results that are there: ``audit``, ``why``, ``diff``, ``adopt``, ``gc``, ``export``,
-``watch``."""
+"""Commands on results: ``watch``, ``why``, ``diff``, ``audit``, ``adopt``, ``gc``, ``export``."""
 
 import argparse
 import json
@@ -10,23 +9,23 @@ from opd.core.errors import UserError
 from opd.core.security import visible
 
 
-def add(verb: Add) -> None:
-    watch = verb("watch", help="show a training run step by step as it goes")
+def add(command: Add) -> None:
+    watch = command("watch", help="show a training run step by step as it goes")
     watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
     watch.set_defaults(run=_watch)
-    why = verb("why", help="what made an artifact, from what, and how to make it again")
+    why = command("why", help="what made an artifact, from what, and how to make it again")
     why.add_argument(
         "path", type=Path, help="its folder, a file of it, or results/NAME/MODEL/sSEED"
     )
     why.set_defaults(run=_why)
-    diff = verb("diff", help="where two artifacts, or two results folders, part ways")
+    diff = command("diff", help="where two artifacts, or two results folders, part ways")
     for name in "ab":
         diff.add_argument(name, type=Path, help="results/NAME, or an artifact")
     diff.set_defaults(run=_diff)
-    _add_audit(verb)
-    _add_adopt(verb)
-    _add_gc(verb)
-    _add_export(verb)
+    _add_audit(command)
+    _add_adopt(command)
+    _add_gc(command)
+    _add_export(command)
 
 
 def _watch(arguments: argparse.Namespace) -> None:
@@ -36,8 +35,8 @@ def _watch(arguments: argparse.Namespace) -> None:
         print(visible(line), flush=True)
 
 
-def _add_audit(verb: Add) -> None:
-    parser = verb("audit", help="whether results are what was made, complete and current")
+def _add_audit(command: Add) -> None:
+    parser = command("audit", help="whether results are what was made, complete and current")
     parser.add_argument("path", type=Path, help="results, results/NAME, or an artifact below it")
     add_configs(parser, "what the last run found in plan.json", None)
     parser.add_argument(
@@ -107,8 +106,8 @@ def _diff(arguments: argparse.Namespace) -> int:
     return int(found.any)
 
 
-def _add_adopt(verb: Add) -> None:
-    parser = verb("adopt", help="put a checkpoint or rollouts from elsewhere in a recipe's place")
+def _add_adopt(command: Add) -> None:
+    parser = command("adopt", help="use a checkpoint or rollouts from elsewhere for a recipe")
     parser.add_argument("path", type=Path, help="a checkpoint's folder, or a file of rollouts")
     parser.add_argument(
         "--as",
@@ -133,10 +132,10 @@ def _adopt(arguments: argparse.Namespace) -> None:
     print(f"adopted: {folder} is {arguments.path}; remove {folder} to have it made instead")
 
 
-def _add_gc(verb: Add) -> None:
+def _add_gc(command: Add) -> None:
     from opd.provenance.gc import KINDS
 
-    parser = verb(
+    parser = command(
         "gc", help="list what nothing in a folder of results needs, and remove what is named"
     )
     parser.add_argument(
@@ -164,8 +163,8 @@ def _gc(arguments: argparse.Namespace) -> None:
         print(line)
 
 
-def _add_export(verb: Add) -> None:
-    parser = verb(
+def _add_export(command: Add) -> None:
+    parser = command(
         "export",
         help="pack results, with what made them, as an RO-Crate",
         usage="opd export RESULTS --out FILE.zip [options]",

@@ -12,8 +12,8 @@ from opd.stages import registry
 from opd.stages.run import run_stage
 
 
-def add(verb: Add) -> None:
-    parser = verb("stage", help="run one stage, as the workflow does")
+def add(command: Add) -> None:
+    parser = command("stage", help="run one stage, as the workflow does")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     # What is not an option is no abbreviation of one.
     stage_parser = partial(stages.add_parser, allow_abbrev=False)

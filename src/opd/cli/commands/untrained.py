@@ -34,13 +34,13 @@ ALIGN = {
 }
 
 
-def add(verb: Add) -> None:
-    _add_preflight(verb)
-    _add_align(verb)
+def add(command: Add) -> None:
+    _add_preflight(command)
+    _add_align(command)
 
 
-def _add_preflight(verb: Add) -> None:
-    parser = verb(
+def _add_preflight(command: Add) -> None:
+    parser = command(
         "preflight",
         help="what a few dozen rollouts say of a student and a teacher, untrained",
         usage="opd preflight --student DIR --teacher DIR --prompts FILE [options]",
@@ -72,8 +72,8 @@ def _add_preflight(verb: Add) -> None:
     parser.set_defaults(run=_preflight)
 
 
-def _add_align(verb: Add) -> None:
-    parser = verb(
+def _add_align(command: Add) -> None:
+    parser = command(
         "align",
         help="whether teachers point a student towards right answers, token by token, untrained",
         usage="opd align --student DIR --teacher DIR [DIR ...] --questions FILE --grader NAME "
@@ -124,7 +124,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Settings of the stages: these options, and what both verbs have."""
+    """Settings of the stages: these options, and what both commands have."""
     given = vars(arguments)
     return {
         **{name: given[name] for name in (*names, *CHOICES, "grader", "seed")},
