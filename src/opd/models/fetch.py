@@ -1,6 +1,5 @@
 """Fetching a checkpoint: from the hub at a locked revision, or from a folder."""
 
-import hashlib
 import os
 import re
 import shutil
@@ -86,34 +85,20 @@ def _from_hub(hub: str, revision: str, out: Path, folder: Path) -> None:
         huggingface_hub.snapshot_download(
             hub, revision=revision, local_dir=folder, allow_patterns=list(PATTERNS)
         )
-        info = huggingface_hub.HfApi().model_info(hub, revision=revision, files_metadata=True)
+        api = huggingface_hub.HfApi()
+        checked = api.verify_repo_checksums(hub, revision=revision, local_dir=folder)
     except Exception as error:
         raise _unreachable(hub, revision, error) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-    for known in info.siblings or ():
-        path = folder / known.rfilename
-        if path.is_file() and not _as_known(path, known):
-            shutil.rmtree(folder)
-            raise UserError(
-                f"{known.rfilename} is not the file that the hub lists at {revision}",
-                f"fetch.hub: {hub}",
-                "it was damaged on the way or changed: start again, and if that does not help, "
-                "ask its owners",
-            )
+    if checked.mismatches:
+        shutil.rmtree(folder)
+        raise UserError(
+            f"{checked.mismatches[0]['path']} is not the file that the hub lists at {revision}",
+            f"fetch.hub: {hub}",
+            "it was damaged on the way or changed: start again, and if that does not help, "
+            "ask its owners",
+        )
     link_files(folder, out)
-
-
-def _as_known(path: Path, known: Any) -> bool:
-    """Whether a file has the size and digest that the hub lists: sha256 of large files, for small
-    ones git's own."""
-    if known.size is not None and known.size != path.stat().st_size:
-        return False
-    if known.lfs:
-        return bool(known.lfs.sha256 == file_digest(path))
-    if known.blob_id:
-        found = path.read_bytes()
-        return bool(known.blob_id == hashlib.sha1(b"blob %d\0" % len(found) + found).hexdigest())
-    return True
 
 
 def _from_folder(folder: Path, out: Path) -> None:

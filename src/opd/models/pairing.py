@@ -4,8 +4,7 @@ loading the two.
 Apart from the training stages, whose libraries take seconds to load.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,34 +50,24 @@ def load_pair(cfg: Mapping[str, Any], student: Path, teacher: Path | None) -> Mo
     dtype = getattr(torch, cfg.get("dtype", "float32"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(student)
+    model = teacher_model = load_model(student, dtype)
     if teacher is not None:
-        with _usable(teacher):
-            other = load_tokenizer(teacher)
-        require_same_tokenizer(tokenizer, other)
-    ours = theirs = load_model(student, dtype)
-    if teacher is not None:
-        with _usable(teacher):
-            theirs = load_model(teacher, dtype)
-        trim_vocabularies(ours, theirs, tokenizer)
-    for model in (ours, theirs):
-        model.to(device).eval()
-    vocabulary = ours.get_input_embeddings().weight.shape[0]
-    heads = head_of(ours), head_of(theirs)
-    return ModelPair(ours, theirs, heads, tokenizer, vocabulary, device)
-
-
-@contextmanager
-def _usable(teacher: Path) -> Iterator[None]:
-    """Raises ``LeftOut`` where a teacher cannot be loaded, in words that are the same on every
-    machine: they may become part of what a stage makes."""
-    try:
-        yield
-    except UserError as error:
-        raise LeftOut(
-            "the teacher's weights or tokenizer cannot be used",
-            str(teacher),
-            "see that its weights are whole and its tokenizer has a chat template",
-        ) from error
+        try:
+            teacher_tokenizer, teacher_model = load_tokenizer(teacher), load_model(teacher, dtype)
+        except UserError as error:
+            # The same words on every machine: they may become part of what a stage makes.
+            raise LeftOut(
+                "the teacher's weights or tokenizer cannot be used",
+                str(teacher),
+                "see that its weights are whole and its tokenizer has a chat template",
+            ) from error
+        require_same_tokenizer(tokenizer, teacher_tokenizer)
+        trim_vocabularies(model, teacher_model, tokenizer)
+    for loaded in (model, teacher_model):
+        loaded.to(device).eval()
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    heads = head_of(model), head_of(teacher_model)
+    return ModelPair(model, teacher_model, heads, tokenizer, vocabulary, device)
 
 
 def vocabulary_rows(path: Path) -> int:
@@ -143,18 +132,13 @@ def trim_vocabularies(
 def head_of(model: PreTrainedModel) -> Head:
     """A model's output layer with what its family does to logits (as TRL's trainer reads it)."""
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
-    scale = None
-    for key in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        scale = scale if scale is not None else getattr(config, key, None)
+    names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+    scales = [getattr(config, name, None) for name in names]
     scaling = getattr(config, "logits_scaling", None)
-    if scale is None and scaling is not None:
-        scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
-    return Head(
-        layer.weight,
-        layer.bias,
-        1.0 if scale is None else float(scale),
-        getattr(config, "final_logit_softcapping", None),
-    )
+    if scaling is not None:
+        scales.append(scaling if config.model_type == "hyperclovax" else 1 / scaling)
+    scale = next((float(scale) for scale in scales if scale is not None), 1.0)
+    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
 def teacher_kwargs(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
