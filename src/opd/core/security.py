@@ -4,7 +4,7 @@ secrets of the environment do not end in a log.
 
 import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TextIO
 
 from opd.core.errors import UserError
@@ -35,15 +35,6 @@ def refuse_code(folder: Path) -> None:
             str(code[0]),
             "use weights in safetensors and no code of the model's own, or remove it",
         )
-
-
-def inside(folder: Path, member: str) -> Path:
-    """Where a member of an archive goes below a folder. Raises ``UserError`` where that is
-    outside."""
-    path = PurePosixPath(member)
-    if path.is_absolute() or ".." in path.parts or "\\" in member or not path.parts:
-        raise UserError(f"the archive holds '{visible(member)}'", str(folder), "do not use it")
-    return folder / path
 
 
 def visible(text: str) -> str:

@@ -9,12 +9,11 @@ Sources: Rethinking OPD (its Eqs. 3 to 5, and what its code trains, which differ
 of OPD (its Eqs. 2 to 17 and App. A.3).
 """
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from opd.core.errors import UserError
 from opd.losses.spec import Aggregation, LossSpec
 
 # A token that a model rules out (log-probability -inf) counts as one of this log-probability, so
@@ -66,7 +65,9 @@ def token_loss(
     return torch.zeros(mask.shape, dtype=loss.dtype, device=loss.device).masked_scatter(kept, loss)
 
 
-def aggregate(loss: Tensor, mask: Tensor, how: str, tokens: Tensor | float, parts: int) -> Tensor:
+def aggregate(
+    loss: Tensor, mask: Tensor, how: Aggregation, tokens: Tensor | float, parts: int
+) -> Tensor:
     """One number from the losses [B, T] of a micro-batch, to be added over the ``parts`` equal
     micro-batches of a step and averaged over processes.
 
@@ -80,10 +81,7 @@ def aggregate(loss: Tensor, mask: Tensor, how: str, tokens: Tensor | float, part
         return loss.sum() / tokens
     if how == "sequence_mean":
         return (loss.sum(-1) / kept.sum(-1).clamp(min=1)).mean() / parts
-    if how == "micro_batch_mean":
-        return loss.sum() / kept.sum().clamp(min=1) / parts
-    known = ", ".join(get_args(Aggregation))
-    raise UserError(f"unknown aggregation '{how}'", "aggregation", f"use one of {known}")
+    return loss.sum() / kept.sum().clamp(min=1) / parts
 
 
 class Candidates(NamedTuple):

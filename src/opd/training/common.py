@@ -19,8 +19,8 @@ from transformers import (
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.data import privileged
-from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
+from opd.models.prompts import read_prompts
 from opd.training import batches
 from opd.training.record import Record
 from opd.training.resume import Keep, resumable
@@ -91,11 +91,11 @@ def rollout_arguments(cfg: Mapping[str, Any], stage: str, scratch: Path) -> dict
     gpu_memory_utilization: 0.3, ...} or {mode: server, server_host: ..., server_port: ...}, have
     TRL's names without their ``vllm_``.
     """
-    vllm = {**cfg["vllm"], **cfg.get("execution", {}).get("vllm", {})} if "vllm" in cfg else None
+    vllm = {**cfg.get("vllm", {}), **cfg.get("execution", {}).get("vllm", {})}
     return {
         **arguments(cfg, stage, scratch),
-        "use_vllm": vllm is not None,
-        **{f"vllm_{key}": value for key, value in (vllm or {}).items()},
+        "use_vllm": "vllm" in cfg,
+        **{f"vllm_{key}": value for key, value in vllm.items()},
         "max_completion_length": cfg["max_new_tokens"],
         "temperature": cfg["temperature"],
         "top_p": cfg.get("top_p", 1.0),
@@ -128,18 +128,14 @@ def load_prompts(
     Raises ``UserError`` for an empty table, a row without a field of the message, a prompt of more
     than max_prompt_tokens tokens (chat template included), and for too few to fill a step.
     """
-    file = folder / "prompts.parquet"
-    rows = tables.read(file, PROMPTS).to_pylist()
-    if not rows:
-        raise UserError("there is no prompt in it", str(file), "loosen the filters that made it")
-    messages = [privileged.filled(message, row) for row in rows]
-    chats, ids = as_asked(messages, tokenizer, cfg)
+    file, rows = folder / "prompts.parquet", read_prompts(folder)
+    chats, ids = as_asked([privileged.filled(message, row) for row in rows], tokenizer, cfg)
     limit = cfg["max_prompt_tokens"]
-    for i, tokens in enumerate(ids):
+    for i, (row, tokens) in enumerate(zip(rows, ids, strict=True)):
         if len(tokens) > limit:
             raise UserError(
                 f"the prompt has {len(tokens)} tokens, max_prompt_tokens is {limit}",
-                f"{file}: row {i} ({rows[i]['id']})",
+                f"{file}: row {i} ({row['id']})",
                 "raise max_prompt_tokens or drop the row",
             )
     if len(rows) < cfg["prompts_per_step"]:
@@ -199,10 +195,9 @@ def train(
     save(out)
     if trainer.accelerator.is_main_process:
         tables.write(out / "metrics.parquet", record.rows, METRICS)
-    first: dict[str, float] = {}
-    last: dict[str, float] = {}
-    for row in record.rows:
-        if row["position"] is None:
-            first.setdefault(row["name"], row["value"])
-            last[row["name"]] = row["value"]
-    return {"first": first, "last": last, **({"collapse": record.seen} if record.seen else {})}
+    courses = record.courses()
+    numbers: dict[str, Any] = {
+        "first": {name: course[0] for name, course in courses.items()},
+        "last": {name: course[-1] for name, course in courses.items()},
+    }
+    return numbers | ({"collapse": record.seen} if record.seen else {})
