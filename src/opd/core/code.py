@@ -12,11 +12,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PACKAGE = "opd"
+PACKAGE, ROOT = "opd", Path(__file__).parents[1]
 # Its arguments are read by people alone: no stage writes them into what it makes (a test).
 ERROR = "UserError"
 # The one way to a file of the package that is not a module: ``package_file(__file__, NAME)``.
@@ -30,13 +29,6 @@ def package_file(module_file: str, name: str) -> Path:
     """A file or folder of the package that lies beside a module, which names itself by its
     ``__file__``. Its content belongs to the digest of that module."""
     return Path(module_file).parent / name
-
-
-def _root() -> Path:
-    spec = find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(PACKAGE)
-    return Path(spec.origin).parent
 
 
 def module_file(module: str, root: Path) -> Path | None:
@@ -155,13 +147,13 @@ def _named(value: ast.AST | None) -> str:
 _digests: dict[tuple[Path, str], str] = {}
 
 
-def module_digest(module: str, root: Path | None = None) -> str:
+def module_digest(module: str, root: Path = ROOT) -> str:
     """Digest of a module of this package and of all that it imports from it, at any depth.
 
     ``root`` is the folder of the package, the installed one if not given. Raises ``ValueError``
     where modules import each other in a circle: no digest could name one before the other.
     """
-    return _module_digest(module, root or _root(), ())
+    return _module_digest(module, root, ())
 
 
 def _module_digest(module: str, root: Path, importing: tuple[str, ...]) -> str:
@@ -176,7 +168,7 @@ def _module_digest(module: str, root: Path, importing: tuple[str, ...]) -> str:
 
 
 @cache
-def own_digests(module: str, root: Path | None = None) -> dict[str, str]:
+def own_digests(module: str, root: Path = ROOT) -> dict[str, str]:
     """Module -> digest of its own code alone, for all that ``module_digest`` covers: what tells
     which of them was changed."""
     digests: dict[str, str] = {}
@@ -189,5 +181,5 @@ def own_digests(module: str, root: Path | None = None) -> dict[str, str]:
     while queue:
         name = queue.pop()
         if name not in digests:
-            digests[name] = _Writer(name, root or _root(), refer).digest()
+            digests[name] = _Writer(name, root, refer).digest()
     return digests

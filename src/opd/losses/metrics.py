@@ -9,12 +9,13 @@ Sources: Rethinking OPD, Eqs. 6 to 10 and Figs. 13, 19 and 23; where its code me
 else than it prints, that has a name of its own, ending in ``_code``. The Many Faces of OPD, A2.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from opd.losses.head import CHUNK_ELEMENTS, Head, head_logits
 from opd.losses.token import LOG_FLOOR_NATS, is_in, top_ids
 
 
@@ -114,6 +115,27 @@ def state_metrics(
     }
 
 
+@torch.no_grad()
+def in_parts(
+    hidden: tuple[Tensor, Tensor],
+    heads: tuple[Head, Head],
+    temperatures: tuple[float, float],
+    sampled_ids: Tensor,
+    repeated: Tensor,
+    k: int,
+) -> Iterator[tuple[slice, dict[str, Sums]]]:
+    """``state_metrics`` of N states from the hidden states [N, H] of student and teacher, part by
+    part with its place: logits of all of them are never held at once."""
+    size = max(1, CHUNK_ELEMENTS // heads[0].weight.shape[0])
+    for start in range(0, len(sampled_ids), size):
+        part = slice(start, start + size)
+        logits_p, logits_q = (
+            head_logits(states[part], head, temperature)
+            for states, head, temperature in zip(hidden, heads, temperatures, strict=True)
+        )
+        yield part, state_metrics(logits_p, logits_q, sampled_ids[part], repeated[part], k)
+
+
 # The names of all measurements of states and of responses, in their order.
 _ID = torch.tensor([0])
 STATE = tuple(state_metrics(torch.ones(1, 2), torch.ones(1, 2), _ID, _ID, 1))
@@ -160,9 +182,9 @@ def binned(sums: Mapping[str, Sums], positions: Tensor, width: int, bins: int) -
 
     positions [N] of the entries from 0; bin i holds i * width to (i + 1) * width - 1.
     """
-    kept = torch.stack([torch.stack([s.total.double(), s.n.double()]) for s in sums.values()])
+    entries = torch.stack([torch.stack([s.total.double(), s.n.double()]) for s in sums.values()])
     out = torch.zeros(len(sums), 2, bins, dtype=torch.float64, device=positions.device)
-    return out.index_add_(2, positions // width, kept).transpose(0, 1)
+    return out.index_add_(2, positions // width, entries).transpose(0, 1)
 
 
 def means(names: Sequence[str], tally: Tensor, width: int) -> list[tuple[str, int | None, float]]:

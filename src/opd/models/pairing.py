@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.core.errors import LeftOut, UserError
 from opd.losses.head import Head
-from opd.models.checkpoints import load_model, load_tokenizer
+from opd.models.checkpoints import load_model, load_tokenizer, reading
 
 
 class ModelPair(NamedTuple):
@@ -72,12 +72,8 @@ def load_pair(cfg: Mapping[str, Any], student: Path, teacher: Path | None) -> Mo
 
 def vocabulary_rows(path: Path) -> int:
     """Rows of a checkpoint's embedding, as its settings say."""
-    try:
+    with reading(path, "settings"):
         config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no usable settings ({error})", str(path), "make or fetch it again"
-        ) from error
     return int(config.get_text_config().vocab_size)
 
 
@@ -85,13 +81,14 @@ def require_same_tokenizer(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
 ) -> None:
     """Raise ``UserError`` naming the lowest token id on which two tokenizers differ."""
-    ours = {i: token for token, i in student.get_vocab().items()}
-    theirs = {i: token for token, i in teacher.get_vocab().items()}
-    for i in sorted(ours.keys() | theirs.keys()):
-        if ours.get(i) != theirs.get(i):
+    student_tokens = {i: token for token, i in student.get_vocab().items()}
+    teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
+    for i in sorted(student_tokens.keys() | teacher_tokens.keys()):
+        if student_tokens.get(i) != teacher_tokens.get(i):
             raise LeftOut(
-                f"student and teacher have different tokenizers: token {i} is {ours.get(i)!r} for "
-                f"the student and {theirs.get(i)!r} for the teacher",
+                f"student and teacher have different tokenizers: token {i} is "
+                f"{student_tokens.get(i)!r} for the student and {teacher_tokens.get(i)!r} for the "
+                "teacher",
                 "teacher",
                 "use a teacher that shares the student's tokenizer",
             )
@@ -151,10 +148,10 @@ def thinking(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> s
     """Whether the chat template asks for thinking: ``on``, ``off`` or ``left to the model``."""
     chat = [{"role": "user", "content": "?"}]
     text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **kwargs)
-    asked = text.rpartition("?")[2]
-    if "</think>" in asked:
+    opening = text.rpartition("?")[2]
+    if "</think>" in opening:
         return "off"
-    return "on" if "<think>" in asked else "left to the model"
+    return "on" if "<think>" in opening else "left to the model"
 
 
 def require_same_thinking(
@@ -163,11 +160,11 @@ def require_same_thinking(
     """Raise ``UserError`` where one model is asked to think and the other is not: the teacher would
     judge every first token by the other mode's habits, and the student comes to write think tags
     (Many Faces, A15). ``thinking_may_differ`` lets them all the same."""
-    ours = thinking(student, cfg.get("chat_template_kwargs") or {})
-    theirs = thinking(teacher, teacher_kwargs(cfg))
-    if ours != theirs and not cfg.get("thinking_may_differ"):
+    for_student = thinking(student, cfg.get("chat_template_kwargs") or {})
+    for_teacher = thinking(teacher, teacher_kwargs(cfg))
+    if for_student != for_teacher and not cfg.get("thinking_may_differ"):
         raise UserError(
-            f"thinking is {ours} for the student and {theirs} for the teacher",
+            f"thinking is {for_student} for the student and {for_teacher} for the teacher",
             "chat_template",
             "give both models the same chat_template options (as enable_thinking: false); to train "
             "such a pair all the same, set thinking_may_differ: true",

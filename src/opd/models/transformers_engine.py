@@ -115,8 +115,14 @@ class Transformers:
     def batch(self, jobs: Sequence[Job]) -> list[list[int]]:
         """New tokens of each job, all in one batch."""
         width = max(len(job.tokens) for job in jobs)
-        numbers = np.stack([self._uniforms(job) for job in jobs])
-        uniforms = torch.from_numpy(numbers).to(self.device)
+        new = self.settings["max_new_tokens"]
+        # One number per position of the response: a response that is continued from its own
+        # beginning goes on as it did.
+        numbers = [
+            np.random.default_rng(job.seed).random(job.position + new)[job.position :]
+            for job in jobs
+        ]
+        uniforms = torch.from_numpy(np.stack(numbers)).to(self.device)
         warp = {key: self.settings[key] for key in ("temperature", "top_p", "top_k")}
 
         class Choose(LogitsProcessor):
@@ -137,9 +143,3 @@ class Transformers:
                 logits_processor=LogitsProcessorList([Choose()]),
             )
         return [cut(tokens, self.stops)[0] for tokens in sequences[:, width:].tolist()]
-
-    def _uniforms(self, job: Job) -> np.ndarray:
-        """One number per position of the response: a response that is continued from its own
-        beginning goes on as it did."""
-        length = job.position + self.settings["max_new_tokens"]
-        return np.random.default_rng(job.seed).random(length)[job.position :]

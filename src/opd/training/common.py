@@ -171,7 +171,7 @@ def train(
         raise UserError(
             f"step {max(keep)} is beyond the run's {steps} steps", "keep_steps", "lower it"
         )
-    kept = {step * updates: scratch / "kept" / str(step) for step in keep}
+    folders = {step * updates: scratch / "kept" / str(step) for step in keep}
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(record)
     # Trainer changes it on the way, but a trained model is to generate as its student does.
@@ -189,8 +189,8 @@ def train(
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
             tokenizer.save_pretrained(folder)
 
-    trainer.add_callback(Keep(kept, save))
-    resumable(trainer, record, scratch, kept)
+    trainer.add_callback(Keep(folders, save))
+    resumable(trainer, record, scratch, folders)
     finish()
     save(out)
     if trainer.accelerator.is_main_process:

@@ -14,7 +14,7 @@ from opd.core.errors import UserError
 from opd.data import privileged
 from opd.losses import metrics
 from opd.losses.fused import fused_token_loss
-from opd.losses.head import CHUNK_ELEMENTS, Head, head_logits
+from opd.losses.head import Head
 from opd.losses.spec import LossSpec, loss_spec
 from opd.losses.token import aggregate
 from opd.models.checkpoints import load_model, load_tokenizer
@@ -107,21 +107,18 @@ class Trainer(DistillationTrainer):
         kept = mask != 0
         repeated = metrics.repeats(ids, mask)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[kept]
-        h_p, h_q, kept_ids, kept_repeated = h_p[kept], h_q[kept], ids[kept], repeated[kept]
         # Also where nothing counts here: all processes add up the same tallies.
         none = torch.zeros(2, len(metrics.STATE), self.bins, dtype=torch.float64, device=ids.device)
         tally = self.tallies.setdefault("state", none)
-        width, chunk = self.cfg["position_bin"], max(1, CHUNK_ELEMENTS // head_p.weight.shape[0])
-        for start in range(0, len(kept_ids), chunk):
-            part = slice(start, start + chunk)
-            sums = metrics.state_metrics(
-                head_logits(h_p[part], head_p, self.temperature),
-                head_logits(h_q[part], head_q, self.spec.teacher_temperature),
-                kept_ids[part],
-                kept_repeated[part],
-                self.cfg["metrics_k"],
-            )
-            tally += metrics.binned(sums, positions[part], width, self.bins)
+        for part, sums in metrics.in_parts(
+            (h_p[kept], h_q[kept]),
+            (head_p, head_q),
+            (self.temperature, self.spec.teacher_temperature),
+            ids[kept],
+            repeated[kept],
+            self.cfg["metrics_k"],
+        ):
+            tally += metrics.binned(sums, positions[part], self.cfg["position_bin"], self.bins)
         last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0)).squeeze(1)
         eos = torch.tensor(self.eos_token_ids, device=ids.device)
         sums = metrics.response_metrics(mask, last, eos, repeated)

@@ -83,9 +83,9 @@ class Keep(TrainerCallback):
             self.save(folder)
 
 
-def resumable(trainer: Trainer, record: Record, scratch: Path, kept: Mapping[int, Path]) -> None:
+def resumable(trainer: Trainer, record: Record, scratch: Path, folders: Mapping[int, Path]) -> None:
     """``trainer.train()`` from the last complete checkpoint in ``scratch`` before which all steps
-    that are to be ``kept`` (folders by step, see ``Keep``) have been kept.
+    that are to be kept in ``folders`` (by step, see ``Keep``) have been.
 
     SIGTERM leaves a checkpoint of the last step and exits with 143. A loss that is no number leaves
     a marker: the same run fails at once with the same message until the marker is removed. Memory
@@ -97,7 +97,7 @@ def resumable(trainer: Trainer, record: Record, scratch: Path, kept: Mapping[int
         raise UserError(what, where, f"{remedy}; to try the same once more, remove {failed}")
     steps = Steps(trainer.args.seed, trainer)
     trainer.add_callback(steps)
-    last = _last(scratch, kept)
+    last = _last(scratch, folders)
     start = 0 if last is None else step_of(last)
     record.journal = scratch / JOURNAL
     if last is not None:
@@ -105,7 +105,7 @@ def resumable(trainer: Trainer, record: Record, scratch: Path, kept: Mapping[int
         print(f"going on from step {start}", file=sys.stderr)
     if trainer.accelerator.is_main_process:
         # Later steps are made again.
-        for step, folder in kept.items():
+        for step, folder in folders.items():
             if step > start:
                 shutil.rmtree(folder, ignore_errors=True)
         record.rewrite_journal(trainer.args.max_steps)
@@ -144,11 +144,11 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _last(scratch: Path, kept: Mapping[int, Path]) -> Path | None:
-    """The last complete checkpoint before the first step that is yet to be kept. Later ones, and
-    what a killed process left half-written, are removed."""
+def _last(scratch: Path, folders: Mapping[int, Path]) -> Path | None:
+    """The last complete checkpoint before the first step that is yet to be kept. Later ones and
+    half-written ones are removed."""
     complete = []
-    missing = min((step for step in kept if not kept[step].is_dir()), default=math.inf)
+    missing = min((step for step in folders if not folders[step].is_dir()), default=math.inf)
     for folder in scratch.glob("checkpoint-*"):
         if (folder / MARKER).is_file() and step_of(folder) < missing:
             complete.append(folder)
