@@ -143,10 +143,8 @@ RESPONSE = ("response_tokens", "truncation_ratio", "repetition_ratio")
 
 
 def repeats(ids: Tensor, mask: Tensor) -> Tensor:
-    """Which response tokens end a 3-gram that occurred before in the same response, [B, T] bool.
-
-    ids and mask are [B, T], the mask's ones in front.
-    """
+    """Which response tokens end a 3-gram that occurred before in the same response, [B, T] bool;
+    ids and mask are [B, T], the mask's ones in front."""
     repeated = torch.zeros(ids.shape, dtype=torch.bool)
     lengths = (mask != 0).sum(-1).tolist()
     for row, (tokens, length) in enumerate(zip(ids.tolist(), lengths, strict=True)):
@@ -178,20 +176,16 @@ def response_metrics(
 
 
 def binned(sums: Mapping[str, Sums], positions: Tensor, width: int, bins: int) -> Tensor:
-    """Totals and counts by bin of positions, [2, M, bins] in float64, metrics in their order.
-
-    positions [N] of the entries from 0; bin i holds i * width to (i + 1) * width - 1.
-    """
+    """Totals and counts by bin of positions, [2, M, bins] in float64, metrics in their order; bin i
+    holds the positions [N] from i * width to (i + 1) * width - 1."""
     entries = torch.stack([torch.stack([s.total.double(), s.n.double()]) for s in sums.values()])
     out = torch.zeros(len(sums), 2, bins, dtype=torch.float64, device=positions.device)
     return out.index_add_(2, positions // width, entries).transpose(0, 1)
 
 
 def means(names: Sequence[str], tally: Tensor, width: int) -> list[tuple[str, int | None, float]]:
-    """(name, first position of the bin, mean) of a tally [2, M, bins], None for all positions.
-
-    What was counted nowhere is left out.
-    """
+    """(name, first position of the bin, mean) of a tally [2, M, bins], None for all positions. What
+    was counted nowhere is left out."""
     rows: list[tuple[str, int | None, float]] = []
     total, count = tally.tolist()
     for name, totals, counts in zip(names, total, count, strict=True):
@@ -207,8 +201,6 @@ def means(names: Sequence[str], tally: Tensor, width: int) -> list[tuple[str, in
 
 
 def entropy_gap_of_means_nats(entropy_student_nats: float, entropy_teacher_nats: float) -> float:
-    """abs(mean H(q) - mean H(p)): what can be had from the two means that the authors' code logs.
-
-    At most the mean of the per-state gaps.
-    """
+    """abs(mean H(q) - mean H(p)), at most the mean of the gaps: what can be had from the two means
+    that the authors' code logs."""
     return abs(entropy_teacher_nats - entropy_student_nats)

@@ -1,8 +1,6 @@
 """The space of objectives: which tokens a position's loss looks at, how they are weighted, and what
-is differentiated. Without torch, so that a config can be checked where there is none.
-
-Sources: Rethinking OPD (its Eqs. 3 to 5, and what its code trains, which differs); The Many Faces
-of OPD (its Eqs. 2 to 17 and App. A.3).
+is differentiated. Without torch, so that a config can be checked where there is none. The formulas
+and their sources stand in ``opd.losses.token``.
 """
 
 from collections.abc import Mapping

@@ -33,10 +33,8 @@ def read(path: Path, start: int = 0) -> tuple[Finished, int]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Callable[[Mapping[int, list[int]]], None]]:
-    """A function that appends tokens by index as one line, after what is whole in the file.
-
-    It raises ``UserError`` where the disk is full; what was appended before stays.
-    """
+    """A function that appends tokens by index as one line, after what is whole in the file. It
+    raises ``UserError`` where the disk is full; what was appended before stays."""
     with path.open("ab", buffering=0) as file:
         # An orphan of a killed job may still be writing.
         fcntl.flock(file, fcntl.LOCK_EX)

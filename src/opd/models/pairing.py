@@ -115,10 +115,8 @@ def shared_vocabulary(student: int, teacher: int, tokenizer: PreTrainedTokenizer
 def trim_vocabularies(
     student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Cut the wider of two embeddings and heads to the ids that both have.
-
-    Raises ``UserError`` as ``shared_vocabulary`` does.
-    """
+    """Cut the wider of two embeddings and heads to the ids that both have; raises as
+    ``shared_vocabulary`` does."""
     sizes = [m.get_input_embeddings().weight.shape[0] for m in (student, teacher)]
     shared = shared_vocabulary(sizes[0], sizes[1], tokenizer)
     for model, size in zip((student, teacher), sizes, strict=True):

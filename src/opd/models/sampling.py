@@ -104,10 +104,8 @@ class Sampler:
             self._journals.mkdir(parents=True, exist_ok=True)
 
     def tokenize(self, prompts: Sequence[str], ids: Sequence[str]) -> list[list[int]]:
-        """Token ids of each user message inside the chat template, ready for a response.
-
-        Raises ``UserError`` as ``encode`` does.
-        """
+        """Token ids of each user message inside the chat template, ready for a response; raises as
+        ``encode`` does."""
         return self.encode([self.render([{"role": "user", "content": p}]) for p in prompts], ids)
 
     def render(self, chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -123,10 +121,8 @@ class Sampler:
         return str(text)
 
     def encode(self, texts: Sequence[str], ids: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts that hold the chat template already.
-
-        Raises ``UserError`` for one of more than ``max_prompt_tokens`` tokens.
-        """
+        """Token ids of texts that hold the chat template already. Raises ``LeftOut`` for one of
+        more than ``max_prompt_tokens`` tokens."""
         if not texts:
             return []
         tokens: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -141,11 +137,8 @@ class Sampler:
         return tokens
 
     def sample(self, requests: Sequence[Request]) -> list[Response]:
-        """A response to each request, in their order.
-
-        Raises ``UserError`` for requests that are the same, and for a prefix that goes on after an
-        end-of-turn token.
-        """
+        """A response to each request, in their order. Raises ``UserError`` for requests that are
+        the same, and for a prefix that goes on after an end-of-turn token."""
         self._check(requests)
         jobs = {
             i: Job(
@@ -190,8 +183,12 @@ class Sampler:
 
     def _finish(self, jobs: Mapping[int, Job], done: journal.Finished, base: Path) -> None:
         """Sample what is not ``done``, and add it there as it comes."""
-        if self._engine is None:
-            self._engine = self._start()
+        if self._engine is None and self.settings["backend"] == "vllm":
+            self._engine = Pool(self.model_dir, self.settings, self.stops)
+        elif self._engine is None:
+            pad = self.tokenizer.pad_token_id
+            pad = min(self.stops) if pad is None else pad
+            self._engine = Transformers(self.model_dir, self.settings, self.stops, pad)
         produced = 0
         bar = tqdm(total=len(jobs), initial=len(done), unit="response", desc="sampling")
         with bar, closing(self._engine.run(jobs, done, base)) as batches:
@@ -201,14 +198,6 @@ class Sampler:
                 elapsed = max(bar.format_dict["elapsed"], 1e-9)
                 bar.set_postfix_str(f"{produced / elapsed:.0f} tokens/s", refresh=False)
                 bar.update(len(done) - bar.n)
-
-    def _start(self) -> Transformers | Pool:
-        if self.settings["backend"] == "vllm":
-            return Pool(self.model_dir, self.settings, self.stops)
-        pad = self.tokenizer.pad_token_id
-        if pad is None:
-            pad = min(self.stops)
-        return Transformers(self.model_dir, self.settings, self.stops, pad)
 
     def _response(self, request: Request, new: Sequence[int]) -> Response:
         tokens, finish = cut([*request.prefix, *new], self.stops)

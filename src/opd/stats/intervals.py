@@ -125,10 +125,8 @@ def paired_test(after: Scores, before: Scores, resamples: int = 9999, seed: int 
 
 
 def averages(*quantities: Scores) -> list[list[Array]]:
-    """Each [S, P, K] averaged over samples and broadcast to the common S: [S, P].
-
-    Raises ``ValueError`` where the sides have different problems or numbers of seeds.
-    """
+    """Each [S, P, K] averaged over samples and broadcast to the common S: [S, P]. Raises
+    ``ValueError`` where the sides have different problems or numbers of seeds."""
     cells = []
     for benchmark in zip(*quantities, strict=True):
         means = [np.asarray(scores, dtype=np.float64).mean(axis=2) for scores in benchmark]
@@ -162,10 +160,8 @@ def resampled(rng: np.random.Generator, n: int, resamples: int) -> Array:
 def bootstrap(
     quantities: Sequence[Sequence[Array]], resamples: int, seed: int, only: int | None = None
 ) -> tuple[Array, Array]:
-    """Means [Q] and bootstrap draws [R, Q] of quantities given as averages [S, P] per benchmark.
-
-    ``only`` averages one benchmark, by its place, under the draws that it has among all of them.
-    """
+    """Means [Q] and bootstrap draws [R, Q] of quantities given as averages [S, P] per benchmark;
+    ``only`` averages one benchmark, by its place, under the draws that it has among all of them."""
     sizes = tuple(cells.shape[1] for cells in quantities[0])
     of_seeds, of_problems = weights(quantities[0][0].shape[0], sizes, resamples, seed)
     places = range(len(sizes)) if only is None else [only]
@@ -179,12 +175,9 @@ def bootstrap(
 
 
 def least(cells: Sequence[Array]) -> float:
-    """The least half width that an interval of these averages [S, P] can have.
-
-    Where all problems have one and the same value (none solved, all solved, none changed) the
-    bootstrap has no width, although few problems prove little. Then the exact binomial bound
-    stands in (``unseen``).
-    """
+    """The least half width that an interval of these averages [S, P] can have: where all problems
+    have one and the same value (none solved, all solved, none changed) the bootstrap has no width,
+    although few problems prove little, and the exact binomial bound (``unseen``) stands in."""
     if any(np.ptp(benchmark) for benchmark in cells):
         return 0.0
     return float(np.mean([unseen(benchmark.shape[1]) for benchmark in cells]))

@@ -29,10 +29,8 @@ Chat = list[dict[str, str]]
 
 
 def prepare(cfg: Mapping[str, Any]) -> None:
-    """Set the thread count and every random state from the stage's settings.
-
-    Silences the libraries' own bars: a stage has one, for its steps.
-    """
+    """Set the thread count and every random state from the stage's settings, and silence the
+    libraries' own bars: a stage has one, for its steps."""
     if torch.cuda.device_count() > 1 and cfg.get("processes", 1) == 1:
         raise UserError(
             f"{torch.cuda.device_count()} GPUs are visible to one process",
@@ -46,12 +44,7 @@ def prepare(cfg: Mapping[str, Any]) -> None:
 
 
 def arguments(cfg: Mapping[str, Any], stage: str, scratch: Path) -> dict[str, Any]:
-    """The arguments that all of TRL's trainers take.
-
-    Of the sequences of one optimiser step (``opd.training.batches``) ``micro_batch`` go through the
-    model at a time in each process. A checkpoint goes to ``scratch`` every
-    execution.checkpoint_every steps.
-    """
+    """The arguments that all of TRL's trainers take. Checkpoints go to ``scratch``."""
     execution = cfg.get("execution", {})
     micro, times = batches.dealt(batches.sequences(stage, cfg), cfg)
     schedule, warmup = cfg.get("schedule", "constant"), cfg.get("warmup", 0.0)
@@ -157,10 +150,9 @@ def train(
     finish: Callable[[], None] = lambda: None,
     updates: int = 1,
 ) -> dict[str, Any]:
-    """Train, from the last checkpoint in ``scratch`` if there is one, call ``finish`` (in every
-    process), and save model, tokenizer (as it is in ``source``) and metrics.parquet to ``out``.
-    Model and tokenizer after each of execution.keep_steps, a step being ``updates`` updates, go to
-    kept/STEP in ``scratch``.
+    """Train as ``resumable`` does, call ``finish`` (in every process), and save model, tokenizer
+    (as it is in ``source``) and metrics.parquet to ``out``. Model and tokenizer after each of
+    execution.keep_steps, a step being ``updates`` updates, go to kept/STEP in ``scratch``.
 
     Returns the first and last value of every metric. Raises ``UserError`` for a step to keep that
     the run does not have.

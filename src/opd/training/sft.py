@@ -113,7 +113,7 @@ def with_empty_think(
     return encoded_pairs
 
 
-def kept(pair: Pair, limit: int, overlong: str) -> Pair | None:
+def within_limit(pair: Pair, limit: int, overlong: str) -> Pair | None:
     """What is trained on of a pair where ``limit`` tokens are allowed: its first tokens (``cut``;
     the same as LLaMA-Factory's cutoff_len where the prompt is the shorter half), or nothing
     (``drop``, and a prompt that leaves its response no room)."""
@@ -147,12 +147,12 @@ def nll_nats(trainer: SFTTrainer, rows: list[Row]) -> float:
     sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     for start in range(0, len(rows), size * accelerator.num_processes):
         start += size * accelerator.process_index
-        mine = rows[start : start + size]
+        own_rows = rows[start : start + size]
         # A process with nothing left still takes part in what sharded weights exchange.
-        batch = {k: v.to(accelerator.device) for k, v in collate(mine or rows[:1]).items()}
+        batch = {k: v.to(accelerator.device) for k, v in collate(own_rows or rows[:1]).items()}
         with trainer.compute_loss_context_manager():
             output = model(**batch, use_cache=False, fused_lm_head=True)
-        if mine:
+        if own_rows:
             nll, tokens = -output.log_probs.double().sum(), output.label_mask.double().sum()
             sums += torch.stack([nll, tokens])
     model.train(training)
@@ -218,7 +218,7 @@ def load(
     limit, overlong = cfg["max_tokens"], cfg.get("overlong", "error")
     rows, counts = [], {"given": len(pairs), "dropped": 0, "cut": 0}
     for i, pair in enumerate(encode(pairs, tokenizer, cfg, file)):
-        remains = kept(pair, limit, overlong)
+        remains = within_limit(pair, limit, overlong)
         if remains != pair and overlong == "error":
             raise UserError(
                 f"prompt and response have {sum(map(len, pair))} tokens, max_tokens is {limit}",
