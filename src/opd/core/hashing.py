@@ -1,15 +1,14 @@
 """sha256 of many files at once."""
 
-import hashlib
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-CHUNK = 1 << 20
+from opd.core.files import file_digest
 
 
 class Hashed(NamedTuple):
@@ -20,47 +19,35 @@ class Hashed(NamedTuple):
     bytes: int
 
 
-def _sha256(path: Path, done: Callable[[int], None]) -> str:
-    found, chunk = hashlib.sha256(), memoryview(bytearray(CHUNK))
+def _digest(path: Path) -> str:
     try:
-        with path.open("rb", buffering=0) as file:
-            while read := file.readinto(chunk):
-                found.update(chunk[:read])
-                done(read)
+        return file_digest(path)
     except OSError:
         return ""
-    return found.hexdigest()
 
 
 def hashed(paths: Iterable[Path]) -> Hashed:
     """Hash files on all processors, each once however many links lead to it. On a terminal, stderr
-    shows how far it is."""
+    shows how far it is, file by file."""
     from tqdm import tqdm
 
-    files: dict[tuple[int, int], list[Path]] = {}
+    links: dict[tuple[int, int], list[Path]] = {}
     sizes: dict[tuple[int, int], int] = {}
     for path in set(paths):
-        try:
+        with suppress(OSError):
             about = path.stat()
-        except OSError:
-            continue
-        key = (about.st_dev, about.st_ino)
-        files.setdefault(key, []).append(path)
-        sizes[key] = about.st_size
+            links.setdefault((about.st_dev, about.st_ino), []).append(path)
+            sizes[about.st_dev, about.st_ino] = about.st_size
     # The largest first: what is left at the end is shared out evenly.
-    order = sorted(files, key=lambda key: -sizes[key])
-    lock = threading.Lock()
+    order = sorted(links, key=lambda file: -sizes[file])
     total = sum(sizes.values())
+    digests: dict[Path, str] = {}
     with (
         tqdm(total=total, unit="B", unit_scale=True, disable=None, file=sys.stderr) as bar,
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
     ):
-
-        def done(read: int) -> None:
-            with lock:
-                bar.update(read)
-
-        digests = pool.map(lambda key: _sha256(files[key][0], done), order)
-        found = dict(zip(order, digests, strict=True))
-    of = {path: found[key] for key, links in files.items() for path in links}
-    return Hashed(of, len(files), total)
+        hashes = pool.map(lambda file: _digest(links[file][0]), order)
+        for file, text in zip(order, hashes, strict=True):
+            digests |= dict.fromkeys(links[file], text)
+            bar.update(sizes[file])
+    return Hashed(digests, len(links), total)

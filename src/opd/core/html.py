@@ -32,7 +32,7 @@ def render(folders: Path | tuple[Path, ...], template: str, **values: object) ->
 @cache
 def _environment(folders: Path | tuple[Path, ...]) -> Environment:
     own = folders if isinstance(folders, tuple) else (folders,)
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader([*own, SHARED]),
         autoescape=True,
         undefined=StrictUndefined,
@@ -40,8 +40,8 @@ def _environment(folders: Path | tuple[Path, ...]) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"anchor": anchor, "many": many, "number": number}
-    return made
+    environment.filters |= {"anchor": anchor, "many": many, "number": number}
+    return environment
 
 
 def anchor(name: str) -> str:

@@ -4,17 +4,13 @@ secrets of the environment do not end in a log.
 
 import os
 import re
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TextIO
 
 from opd.core.errors import UserError
 
-# Files that hold code, or that are read by running what they hold.
-CODE = {
-    *(".py", ".pyc", ".so", ".pkl", ".pickle", ".joblib", ".dill"),
-    *(".bin", ".pt", ".pth", ".ckpt", ".h5", ".keras"),
-}
+# Suffixes of files that hold code, or that are read by running what they hold.
+CODE = re.compile(r"\.(py|pyc|so|pkl|pickle|joblib|dill|bin|pt|pth|ckpt|h5|keras)", re.IGNORECASE)
 
 # Controls but for tab and newline, what turns the direction of writing, and unusual ends of lines.
 _HIDDEN = re.compile(
@@ -31,23 +27,14 @@ LEAST_SECRET = 8  # characters: shorter values are words such as "true"
 
 def refuse_code(folder: Path) -> None:
     """Raise ``UserError`` where a folder that a stage is to read holds code, or pickled data."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in CODE and not p.is_dir())
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    code = sorted(p for p in folder.rglob("*") if CODE.fullmatch(p.suffix) and not p.is_dir())
+    if code:
+        more = f" and {len(code) - 1} more" if len(code) > 1 else ""
         raise UserError(
             f"it may run code when it is read{more}",
-            str(found[0]),
+            str(code[0]),
             "use weights in safetensors and no code of the model's own, or remove it",
         )
-
-
-def inside(folder: Path, member: str) -> Path:
-    """Where a member of an archive goes below a folder. Raises ``UserError`` where that is
-    outside."""
-    path = PurePosixPath(member)
-    if path.is_absolute() or ".." in path.parts or "\\" in member or not path.parts:
-        raise UserError(f"the archive holds '{visible(member)}'", str(folder), "do not use it")
-    return folder / path
 
 
 def visible(text: str) -> str:
@@ -58,16 +45,13 @@ def visible(text: str) -> str:
 def redacted(text: str) -> str:
     """Text without the values of environment variables that hold secrets (by their names), without
     hub tokens, and without the passwords in addresses."""
-    for value in _values(os.environ.items()):
-        text = text.replace(value, "***")
+    secrets = [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= LEAST_SECRET:
+            text = text.replace(secret, "***")
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
     return text
-
-
-def _values(variables: Iterable[tuple[str, str]]) -> list[str]:
-    found = [v for name, v in variables if _SECRET_NAME.search(name) and len(v) >= LEAST_SECRET]
-    return sorted(found, key=len, reverse=True)
 
 
 def holds_secret(text: str) -> bool:

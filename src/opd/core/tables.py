@@ -42,11 +42,7 @@ def write(path: Path, rows: pa.Table | Iterable[Mapping[str, Any]], schema: pa.S
         raise UserError(
             f"rows do not fit the schema ({error})", str(path), "mend the stage's input"
         ) from error
-    for field in schema:
-        nulls = table.column(field.name).null_count
-        if nulls and not field.nullable:
-            row = table.column(field.name).is_null().to_pylist().index(True)
-            raise UserError(f"column '{field.name}' is empty", f"{path}: row {row}", "fill it in")
+    _require_filled(table, schema, path)
     with _writing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
 
@@ -96,14 +92,18 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
             str(path),
             f"expected the columns {', '.join(schema.names)}",
         )
-    for field in schema:
-        column = table.column(field.name)
-        if column.null_count and not field.nullable:
-            row = column.is_null().to_pylist().index(True)
-            raise UserError(f"column '{field.name}' is empty", f"{path}: row {row}", "fill it in")
+    _require_filled(table, schema, path)
     try:
         return table.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, ValueError) as error:
         raise UserError(
             f"a column has the wrong type ({error})", str(path), f"expected {schema}"
         ) from error
+
+
+def _require_filled(table: pa.Table, schema: pa.Schema, path: Path) -> None:
+    for field in schema:
+        column = table.column(field.name)
+        if column.null_count and not field.nullable:
+            row = column.is_null().to_pylist().index(True)
+            raise UserError(f"column '{field.name}' is empty", f"{path}: row {row}", "fill it in")

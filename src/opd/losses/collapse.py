@@ -26,7 +26,7 @@ def signs(history: Mapping[str, list[float]], guard: Mapping[str, Any]) -> list[
         "entropy_student_nats": ("entropy_rise_nats", lambda now, then: now - then),
         "top_mass_student": ("top_mass_drop", lambda now, then: then - now),
     }
-    shown = []
+    texts = []
     for name, (key, measure) in watched.items():
         limit, values = guard.get(key), history.get(name, [])
         if limit is None or len(values) < reference + patience:
@@ -34,5 +34,5 @@ def signs(history: Mapping[str, list[float]], guard: Mapping[str, Any]) -> list[
         then = median(values[:reference])
         recent = [measure(value, then) for value in values[-patience:]]
         if min(recent) > limit:
-            shown.append(f"{key} {recent[-1]:.3g} > {limit:g}")
-    return shown
+            texts.append(f"{key} {recent[-1]:.3g} > {limit:g}")
+    return texts

@@ -45,8 +45,8 @@ def fused_token_loss(
     k are not asked for, its head is read at the candidates alone. The whole vocabulary goes through
     TRL's chunked kernel, which knows no floor: there a log-probability of -inf is one.
     """
-    kept = mask != 0
-    h_p, h_q = narrow(student_hidden[kept]), narrow(teacher_hidden.detach()[kept])
+    counts = mask != 0
+    h_p, h_q = narrow(student_hidden[counts]), narrow(teacher_hidden.detach()[counts])
     student_head, teacher_head = gathered(student_head), gathered(teacher_head)
     if not len(h_p):
         # Connected to everything that expects a gradient.
@@ -65,12 +65,14 @@ def fused_token_loss(
                 h_q,
                 student_head,
                 teacher_head,
-                sampled_ids[kept],
+                sampled_ids[counts],
                 spec,
                 temperature,
                 chunk_elements,
             )
-    return torch.zeros(mask.shape, dtype=loss.dtype, device=loss.device).masked_scatter(kept, loss)
+    return torch.zeros(mask.shape, dtype=loss.dtype, device=loss.device).masked_scatter(
+        counts, loss
+    )
 
 
 def _vocabulary_loss(

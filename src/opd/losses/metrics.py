@@ -9,12 +9,13 @@ Sources: Rethinking OPD, Eqs. 6 to 10 and Figs. 13, 19 and 23; where its code me
 else than it prints, that has a name of its own, ending in ``_code``. The Many Faces of OPD, A2.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from opd.losses.head import CHUNK_ELEMENTS, Head, head_logits
 from opd.losses.token import LOG_FLOOR_NATS, is_in, top_ids
 
 
@@ -114,6 +115,27 @@ def state_metrics(
     }
 
 
+@torch.no_grad()
+def in_parts(
+    hidden: tuple[Tensor, Tensor],
+    heads: tuple[Head, Head],
+    temperatures: tuple[float, float],
+    sampled_ids: Tensor,
+    repeated: Tensor,
+    k: int,
+) -> Iterator[tuple[slice, dict[str, Sums]]]:
+    """``state_metrics`` of N states from the hidden states [N, H] of student and teacher, part by
+    part with its place: logits of all of them are never held at once."""
+    size = max(1, CHUNK_ELEMENTS // heads[0].weight.shape[0])
+    for start in range(0, len(sampled_ids), size):
+        part = slice(start, start + size)
+        logits_p, logits_q = (
+            head_logits(states[part], head, temperature)
+            for states, head, temperature in zip(hidden, heads, temperatures, strict=True)
+        )
+        yield part, state_metrics(logits_p, logits_q, sampled_ids[part], repeated[part], k)
+
+
 # The names of all measurements of states and of responses, in their order.
 _ID = torch.tensor([0])
 STATE = tuple(state_metrics(torch.ones(1, 2), torch.ones(1, 2), _ID, _ID, 1))
@@ -121,10 +143,8 @@ RESPONSE = ("response_tokens", "truncation_ratio", "repetition_ratio")
 
 
 def repeats(ids: Tensor, mask: Tensor) -> Tensor:
-    """Which response tokens end a 3-gram that occurred before in the same response, [B, T] bool.
-
-    ids and mask are [B, T], the mask's ones in front.
-    """
+    """Which response tokens end a 3-gram that occurred before in the same response, [B, T] bool;
+    ids and mask are [B, T], the mask's ones in front."""
     repeated = torch.zeros(ids.shape, dtype=torch.bool)
     lengths = (mask != 0).sum(-1).tolist()
     for row, (tokens, length) in enumerate(zip(ids.tolist(), lengths, strict=True)):
@@ -156,20 +176,16 @@ def response_metrics(
 
 
 def binned(sums: Mapping[str, Sums], positions: Tensor, width: int, bins: int) -> Tensor:
-    """Totals and counts by bin of positions, [2, M, bins] in float64, metrics in their order.
-
-    positions [N] of the entries from 0; bin i holds i * width to (i + 1) * width - 1.
-    """
-    kept = torch.stack([torch.stack([s.total.double(), s.n.double()]) for s in sums.values()])
+    """Totals and counts by bin of positions, [2, M, bins] in float64, metrics in their order; bin i
+    holds the positions [N] from i * width to (i + 1) * width - 1."""
+    entries = torch.stack([torch.stack([s.total.double(), s.n.double()]) for s in sums.values()])
     out = torch.zeros(len(sums), 2, bins, dtype=torch.float64, device=positions.device)
-    return out.index_add_(2, positions // width, kept).transpose(0, 1)
+    return out.index_add_(2, positions // width, entries).transpose(0, 1)
 
 
 def means(names: Sequence[str], tally: Tensor, width: int) -> list[tuple[str, int | None, float]]:
-    """(name, first position of the bin, mean) of a tally [2, M, bins], None for all positions.
-
-    What was counted nowhere is left out.
-    """
+    """(name, first position of the bin, mean) of a tally [2, M, bins], None for all positions. What
+    was counted nowhere is left out."""
     rows: list[tuple[str, int | None, float]] = []
     total, count = tally.tolist()
     for name, totals, counts in zip(names, total, count, strict=True):
@@ -185,8 +201,6 @@ def means(names: Sequence[str], tally: Tensor, width: int) -> list[tuple[str, in
 
 
 def entropy_gap_of_means_nats(entropy_student_nats: float, entropy_teacher_nats: float) -> float:
-    """abs(mean H(q) - mean H(p)): what can be had from the two means that the authors' code logs.
-
-    At most the mean of the per-state gaps.
-    """
+    """abs(mean H(q) - mean H(p)), at most the mean of the gaps: what can be had from the two means
+    that the authors' code logs."""
     return abs(entropy_teacher_nats - entropy_student_nats)

@@ -9,12 +9,11 @@ Sources: Rethinking OPD (its Eqs. 3 to 5, and what its code trains, which differ
 of OPD (its Eqs. 2 to 17 and App. A.3).
 """
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from opd.core.errors import UserError
 from opd.losses.spec import Aggregation, LossSpec
 
 # A token that a model rules out (log-probability -inf) counts as one of this log-probability, so
@@ -50,10 +49,10 @@ def token_loss(
     is empty have loss and gradient 0; positions that are masked are never looked at, whatever is
     in them; a log-probability below LOG_FLOOR_NATS counts as that.
     """
-    kept = mask != 0
-    logits_p = _wide(student_logits[kept])
-    logits_q = _wide(teacher_logits.detach()[kept]) / spec.teacher_temperature
-    ids = sampled_ids[kept]
+    counts = mask != 0
+    logits_p = _wide(student_logits[counts])
+    logits_q = _wide(teacher_logits.detach()[counts]) / spec.teacher_temperature
+    ids = sampled_ids[counts]
     if spec.support == "vocabulary":
         everywhere = torch.ones_like(logits_p, dtype=torch.bool)
         support = Candidates(torch.empty_like(ids), everywhere, None)
@@ -63,10 +62,14 @@ def token_loss(
         z_p, z_q = logits_p.gather(-1, support.ids), logits_q.gather(-1, support.ids)
     rest_p, rest_q = rest_of(logits_p, support, spec), rest_of(logits_q, support, spec)
     loss = candidate_loss(z_p, rest_p, z_q, rest_q, support, spec)
-    return torch.zeros(mask.shape, dtype=loss.dtype, device=loss.device).masked_scatter(kept, loss)
+    return torch.zeros(mask.shape, dtype=loss.dtype, device=loss.device).masked_scatter(
+        counts, loss
+    )
 
 
-def aggregate(loss: Tensor, mask: Tensor, how: str, tokens: Tensor | float, parts: int) -> Tensor:
+def aggregate(
+    loss: Tensor, mask: Tensor, how: Aggregation, tokens: Tensor | float, parts: int
+) -> Tensor:
     """One number from the losses [B, T] of a micro-batch, to be added over the ``parts`` equal
     micro-batches of a step and averaged over processes.
 
@@ -75,15 +78,12 @@ def aggregate(loss: Tensor, mask: Tensor, how: str, tokens: Tensor | float, part
     tokens of a micro-batch, then over micro-batches by their sequences (Rethinking OPD, its code;
     restatement, section 3.3).
     """
-    kept = mask != 0
+    counts = mask != 0
     if how == "token_mean":
         return loss.sum() / tokens
     if how == "sequence_mean":
-        return (loss.sum(-1) / kept.sum(-1).clamp(min=1)).mean() / parts
-    if how == "micro_batch_mean":
-        return loss.sum() / kept.sum().clamp(min=1) / parts
-    known = ", ".join(get_args(Aggregation))
-    raise UserError(f"unknown aggregation '{how}'", "aggregation", f"use one of {known}")
+        return (loss.sum(-1) / counts.sum(-1).clamp(min=1)).mean() / parts
+    return loss.sum() / counts.sum().clamp(min=1) / parts
 
 
 class Candidates(NamedTuple):
@@ -107,9 +107,9 @@ def top_ids(scores: Tensor, k: int) -> Tensor:
     return ids
 
 
-def is_in(ids: Tensor, other: Tensor) -> Tensor:
-    """Which of ids [..., C] occur in other [..., D] of the same position."""
-    return (ids.unsqueeze(-1) == other.unsqueeze(-2)).any(-1)
+def is_in(ids: Tensor, members: Tensor) -> Tensor:
+    """Which of ids [..., C] occur in members [..., D] of the same position."""
+    return (ids.unsqueeze(-1) == members.unsqueeze(-2)).any(-1)
 
 
 def candidates(

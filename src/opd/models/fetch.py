@@ -1,11 +1,14 @@
 """Fetching a checkpoint: from the hub at a locked revision, or from a folder."""
 
-import hashlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import huggingface_hub
 
 from opd.core.errors import UserError
 from opd.core.files import file_digest, link_files, read_json
@@ -24,9 +27,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     if given, goes before it). ``dequantised`` in the returned numbers says that the weights were
     unpacked from a quantised file, so they are not the original ones.
     """
-    given = [key for key in ("hub", "path") if cfg.get(key)]
-    if len(given) != 1:
-        raise UserError(f"{given or 'none'} given", "fetch", "give exactly one of hub, path")
+    sources = [key for key in ("hub", "path") if cfg.get(key)]
+    if len(sources) != 1:
+        raise UserError(f"{sources or 'none'} given", "fetch", "give exactly one of hub, path")
     numbers: dict[str, Any] = {"dequantised": False}
     if cfg.get("hub"):
         _from_hub(cfg["hub"], cfg.get("revision") or "", out, scratch / "download")
@@ -37,7 +40,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     if not (out / "config.json").is_file() or not list(out.rglob("*.safetensors")):
         raise UserError(
             "no config.json with .safetensors weights",
-            f"fetch.{given[0]}: {cfg[given[0]]}",
+            f"fetch.{sources[0]}: {cfg[sources[0]]}",
             "point it at a Hugging Face checkpoint in safetensors",
         )
     return numbers | {"bytes": sum(p.stat().st_size for p in out.rglob("*") if p.is_file())}
@@ -48,72 +51,53 @@ def run_dataset(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict
 
     cfg: hub, revision (40 hex digits), optional config.
     """
-    hub, revision = cfg["hub"], cfg["revision"]
-    _require_commit(hub, revision)
     import datasets
 
-    try:
+    hub, revision = cfg["hub"], cfg["revision"]
+    with _fetching(hub, revision):
         splits = datasets.load_dataset(hub, cfg.get("config"), revision=revision)
-    except Exception as error:
-        raise _unreachable(hub, revision, error) from error
     for name, split in splits.items():
         split.to_parquet(out / f"{name}.parquet")
     return {name: len(split) for name, split in splits.items()}
 
 
-def _require_commit(hub: str, revision: str) -> None:
+@contextmanager
+def _fetching(hub: str, revision: str) -> Iterator[None]:
+    """Raises ``UserError`` for a revision that is no commit, and where the hub does not answer."""
+    where = f"fetch.hub: {hub}"
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise UserError(
             f"revision '{revision}' is not locked",
-            f"fetch.hub: {hub}",
+            where,
             "lock it: give the commit's 40 hex digits",
         )
-
-
-def _unreachable(hub: str, revision: str, error: Exception) -> UserError:
-    return UserError(
-        f"could not be fetched at {revision} ({type(error).__name__}: {error})",
-        f"fetch.hub: {hub}",
-        "check name and revision, log in if it is gated, and see that the hub can be reached",
-    )
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"could not be fetched at {revision} ({type(error).__name__}: {error})",
+            where,
+            "check name and revision, log in if it is gated, and see that the hub can be reached",
+        ) from error
 
 
 def _from_hub(hub: str, revision: str, out: Path, folder: Path) -> None:
-    _require_commit(hub, revision)
-    import huggingface_hub
-
-    try:
+    with _fetching(hub, revision):
         huggingface_hub.snapshot_download(
             hub, revision=revision, local_dir=folder, allow_patterns=list(PATTERNS)
         )
-        info = huggingface_hub.HfApi().model_info(hub, revision=revision, files_metadata=True)
-    except Exception as error:
-        raise _unreachable(hub, revision, error) from error
+        api = huggingface_hub.HfApi()
+        checked = api.verify_repo_checksums(hub, revision=revision, local_dir=folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-    for known in info.siblings or ():
-        path = folder / known.rfilename
-        if path.is_file() and not _as_known(path, known):
-            shutil.rmtree(folder)
-            raise UserError(
-                f"{known.rfilename} is not the file that the hub lists at {revision}",
-                f"fetch.hub: {hub}",
-                "it was damaged on the way or changed: start again, and if that does not help, "
-                "ask its owners",
-            )
+    if checked.mismatches:
+        shutil.rmtree(folder)
+        raise UserError(
+            f"{checked.mismatches[0]['path']} is not the file that the hub lists at {revision}",
+            f"fetch.hub: {hub}",
+            "it was damaged on the way or changed: start again, and if that does not help, "
+            "ask its owners",
+        )
     link_files(folder, out)
-
-
-def _as_known(path: Path, known: Any) -> bool:
-    """Whether a file has the size and digest that the hub lists: sha256 of large files, for small
-    ones git's own."""
-    if known.size is not None and known.size != path.stat().st_size:
-        return False
-    if known.lfs:
-        return bool(known.lfs.sha256 == file_digest(path))
-    if known.blob_id:
-        found = path.read_bytes()
-        return bool(known.blob_id == hashlib.sha1(b"blob %d\0" % len(found) + found).hexdigest())
-    return True
 
 
 def _from_folder(folder: Path, out: Path) -> None:

@@ -29,8 +29,6 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     rows = tables.read(inputs["generations"] / "generations.parquet", GENERATIONS).to_pylist()
     prompts = prompts_of(rows, read_prompts(inputs["prompts"]))
     rules, correct = list(cfg["rules"]), cfg.get("correct")
-    if correct not in (None, "only", "first"):
-        raise UserError(f"'{correct}' is not allowed", "filter.correct", "use null, only or first")
     is_graded = bool(correct) or "answered" in rules
     graded: list[Graded] = [(None, False)] * len(rows)
     if is_graded:
@@ -69,29 +67,25 @@ def _kept(
     cfg: dict[str, Any], rows: Sequence[Row], graded: Sequence[Graded]
 ) -> tuple[list[int], Counter[str]]:
     """Places of the responses that are kept, and how many were dropped by reason."""
+    reasons = [
+        row["rejected"]
+        or first_that_rejects(cfg["rules"], row["response"], row["finish"], extracted)
+        for row, (extracted, _) in zip(rows, graded, strict=True)
+    ]
     rejected = Counter(dict.fromkeys(cfg["rules"], 0))
-    kept = []
-    for i, (row, (extracted, _)) in enumerate(zip(rows, graded, strict=True)):
-        reason = row["rejected"] or first_that_rejects(
-            cfg["rules"], row["response"], row["finish"], extracted
-        )
-        if reason is None:
-            kept.append(i)
-        else:
-            rejected[reason] += 1
+    rejected.update(reason for reason in reasons if reason)
+    kept = [i for i, reason in enumerate(reasons) if not reason]
     if cfg.get("correct") == "only":
         right = [i for i in kept if graded[i][1]]
         kept, rejected["wrong"] = right, len(kept) - len(right)
     if cfg.get("correct") == "first":
         kept.sort(key=lambda i: (not graded[i][1], i))
-    per_prompt, n = cfg.get("per_prompt"), cfg.get("n")
-    taken: Counter[str] = Counter()
-    under = []
+    by_prompt: dict[str, list[int]] = {}
     for i in kept:
-        taken[rows[i]["prompt_id"]] += 1
-        if per_prompt is None or taken[rows[i]["prompt_id"]] <= per_prompt:
-            under.append(i)
+        by_prompt.setdefault(rows[i]["prompt_id"], []).append(i)
+    within = {i for places in by_prompt.values() for i in places[: cfg.get("per_prompt")]}
+    under = [i for i in kept if i in within]
     rejected["over per_prompt"] = len(kept) - len(under)
-    chosen = under[:n]
+    chosen = under[: cfg.get("n")]
     rejected["over n"] = len(under) - len(chosen)
     return sorted(chosen), rejected

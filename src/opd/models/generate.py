@@ -25,39 +25,29 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     sampler = Sampler(inputs["model"], cfg, cache)
     ids = [row["id"] for row in prompts]
     tokens = dict(zip(ids, sampler.tokenize([row["prompt"] for row in prompts], ids), strict=True))
-    asked = [(id, sample) for id in ids for sample in range(samples)]
-    tried: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in asked}
+    words = {row["id"]: row["prompt"] for row in prompts}
+    pending = [(id, sample) for id in ids for sample in range(samples)]
+    tried: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in pending}
     report = []
     for attempt in range(attempts):
-        requests = [Request(id, tokens[id], sample, attempt=attempt) for id, sample in asked]
-        rejected = Counter(dict.fromkeys(rules, 0))
-        again = []
-        for key, response in zip(asked, sampler.sample(requests), strict=True):
+        requests = [Request(id, tokens[id], sample, attempt=attempt) for id, sample in pending]
+        rejected, again = Counter(dict.fromkeys(rules, 0)), []
+        for request, response in zip(requests, sampler.sample(requests), strict=True):
+            key = request.id, request.sample
             reason = first_that_rejects(rules, response.text, response.finish)
             if reason:
                 rejected[reason] += 1
                 again.append(key)
-            tried[key].append(
-                {
-                    "attempt": attempt,
-                    "response": response.text,
-                    "token_ids": response.token_ids,
-                    "finish": response.finish,
-                    "rejected": reason,
-                }
-            )
-        report.append(_accepted(len(asked), len(again)) | {"rejected": dict(rejected)})
-        asked = again
-        if not asked:
+            row = {"prompt_id": request.id, "sample": request.sample, "attempt": attempt}
+            row |= {"prompt": words[request.id], "response": response.text, "rejected": reason}
+            tried[key].append(row | {"token_ids": response.token_ids, "finish": response.finish})
+        report.append(_accepted(len(pending), len(again)) | {"rejected": dict(rejected)})
+        pending = again
+        if not pending:
             break
-    words = {row["id"]: row["prompt"] for row in prompts}
-    rows = [
-        {"prompt_id": id, "sample": sample, "prompt": words[id], **row}
-        for (id, sample), attempted in tried.items()
-        for row in attempted
-    ]
+    rows = [row for attempted in tried.values() for row in attempted]
     tables.write(out / "generations.parquet", rows, GENERATIONS)
-    total = _accepted(len(tried), len(asked)) | {"attempts": report}
+    total = _accepted(len(tried), len(pending)) | {"attempts": report}
     tables.write_json(out / "report.json", total)
     numbers: dict[str, Any] = {
         "prompts": len(prompts),

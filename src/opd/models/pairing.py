@@ -4,8 +4,7 @@ loading the two.
 Apart from the training stages, whose libraries take seconds to load.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.core.errors import LeftOut, UserError
 from opd.losses.head import Head
-from opd.models.checkpoints import load_model, load_tokenizer
+from opd.models.checkpoints import load_model, load_tokenizer, reading
 
 
 class ModelPair(NamedTuple):
@@ -51,44 +50,30 @@ def load_pair(cfg: Mapping[str, Any], student: Path, teacher: Path | None) -> Mo
     dtype = getattr(torch, cfg.get("dtype", "float32"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(student)
+    model = teacher_model = load_model(student, dtype)
     if teacher is not None:
-        with _usable(teacher):
-            other = load_tokenizer(teacher)
-        require_same_tokenizer(tokenizer, other)
-    ours = theirs = load_model(student, dtype)
-    if teacher is not None:
-        with _usable(teacher):
-            theirs = load_model(teacher, dtype)
-        trim_vocabularies(ours, theirs, tokenizer)
-    for model in (ours, theirs):
-        model.to(device).eval()
-    vocabulary = ours.get_input_embeddings().weight.shape[0]
-    heads = head_of(ours), head_of(theirs)
-    return ModelPair(ours, theirs, heads, tokenizer, vocabulary, device)
-
-
-@contextmanager
-def _usable(teacher: Path) -> Iterator[None]:
-    """Raises ``LeftOut`` where a teacher cannot be loaded, in words that are the same on every
-    machine: they may become part of what a stage makes."""
-    try:
-        yield
-    except UserError as error:
-        raise LeftOut(
-            "the teacher's weights or tokenizer cannot be used",
-            str(teacher),
-            "see that its weights are whole and its tokenizer has a chat template",
-        ) from error
+        try:
+            teacher_tokenizer, teacher_model = load_tokenizer(teacher), load_model(teacher, dtype)
+        except UserError as error:
+            # The same words on every machine: they may become part of what a stage makes.
+            raise LeftOut(
+                "the teacher's weights or tokenizer cannot be used",
+                str(teacher),
+                "see that its weights are whole and its tokenizer has a chat template",
+            ) from error
+        require_same_tokenizer(tokenizer, teacher_tokenizer)
+        trim_vocabularies(model, teacher_model, tokenizer)
+    for loaded in (model, teacher_model):
+        loaded.to(device).eval()
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    heads = head_of(model), head_of(teacher_model)
+    return ModelPair(model, teacher_model, heads, tokenizer, vocabulary, device)
 
 
 def vocabulary_rows(path: Path) -> int:
     """Rows of a checkpoint's embedding, as its settings say."""
-    try:
+    with reading(path, "settings"):
         config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no usable settings ({error})", str(path), "make or fetch it again"
-        ) from error
     return int(config.get_text_config().vocab_size)
 
 
@@ -96,13 +81,14 @@ def require_same_tokenizer(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
 ) -> None:
     """Raise ``UserError`` naming the lowest token id on which two tokenizers differ."""
-    ours = {i: token for token, i in student.get_vocab().items()}
-    theirs = {i: token for token, i in teacher.get_vocab().items()}
-    for i in sorted(ours.keys() | theirs.keys()):
-        if ours.get(i) != theirs.get(i):
+    student_tokens = {i: token for token, i in student.get_vocab().items()}
+    teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
+    for i in sorted(student_tokens.keys() | teacher_tokens.keys()):
+        if student_tokens.get(i) != teacher_tokens.get(i):
             raise LeftOut(
-                f"student and teacher have different tokenizers: token {i} is {ours.get(i)!r} for "
-                f"the student and {theirs.get(i)!r} for the teacher",
+                f"student and teacher have different tokenizers: token {i} is "
+                f"{student_tokens.get(i)!r} for the student and {teacher_tokens.get(i)!r} for the "
+                "teacher",
                 "teacher",
                 "use a teacher that shares the student's tokenizer",
             )
@@ -129,10 +115,8 @@ def shared_vocabulary(student: int, teacher: int, tokenizer: PreTrainedTokenizer
 def trim_vocabularies(
     student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Cut the wider of two embeddings and heads to the ids that both have.
-
-    Raises ``UserError`` as ``shared_vocabulary`` does.
-    """
+    """Cut the wider of two embeddings and heads to the ids that both have; raises as
+    ``shared_vocabulary`` does."""
     sizes = [m.get_input_embeddings().weight.shape[0] for m in (student, teacher)]
     shared = shared_vocabulary(sizes[0], sizes[1], tokenizer)
     for model, size in zip((student, teacher), sizes, strict=True):
@@ -143,18 +127,13 @@ def trim_vocabularies(
 def head_of(model: PreTrainedModel) -> Head:
     """A model's output layer with what its family does to logits (as TRL's trainer reads it)."""
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
-    scale = None
-    for key in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        scale = scale if scale is not None else getattr(config, key, None)
+    names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+    scales = [getattr(config, name, None) for name in names]
     scaling = getattr(config, "logits_scaling", None)
-    if scale is None and scaling is not None:
-        scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
-    return Head(
-        layer.weight,
-        layer.bias,
-        1.0 if scale is None else float(scale),
-        getattr(config, "final_logit_softcapping", None),
-    )
+    if scaling is not None:
+        scales.append(scaling if config.model_type == "hyperclovax" else 1 / scaling)
+    scale = next((float(scale) for scale in scales if scale is not None), 1.0)
+    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
 def teacher_kwargs(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -167,10 +146,10 @@ def thinking(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> s
     """Whether the chat template asks for thinking: ``on``, ``off`` or ``left to the model``."""
     chat = [{"role": "user", "content": "?"}]
     text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **kwargs)
-    asked = text.rpartition("?")[2]
-    if "</think>" in asked:
+    opening = text.rpartition("?")[2]
+    if "</think>" in opening:
         return "off"
-    return "on" if "<think>" in asked else "left to the model"
+    return "on" if "<think>" in opening else "left to the model"
 
 
 def require_same_thinking(
@@ -179,11 +158,11 @@ def require_same_thinking(
     """Raise ``UserError`` where one model is asked to think and the other is not: the teacher would
     judge every first token by the other mode's habits, and the student comes to write think tags
     (Many Faces, A15). ``thinking_may_differ`` lets them all the same."""
-    ours = thinking(student, cfg.get("chat_template_kwargs") or {})
-    theirs = thinking(teacher, teacher_kwargs(cfg))
-    if ours != theirs and not cfg.get("thinking_may_differ"):
+    for_student = thinking(student, cfg.get("chat_template_kwargs") or {})
+    for_teacher = thinking(teacher, teacher_kwargs(cfg))
+    if for_student != for_teacher and not cfg.get("thinking_may_differ"):
         raise UserError(
-            f"thinking is {ours} for the student and {theirs} for the teacher",
+            f"thinking is {for_student} for the student and {for_teacher} for the teacher",
             "chat_template",
             "give both models the same chat_template options (as enable_thinking: false); to train "
             "such a pair all the same, set thinking_may_differ: true",

@@ -48,34 +48,26 @@ def empty(response: str) -> bool:
     return not response.strip()
 
 
-RESPONSE_RULES: dict[str, Callable[[str], bool]] = {
-    "boxed": no_box,
-    "repeated_line": repeated_line,
-    "repeated_window": repeated_window,
-    "repeated_block": repeated_block,
-    "nonempty": empty,
+# Whether to reject, from a response's text, its finish and what the grader has extracted.
+RULES: dict[str, Callable[[str, str, str | None], bool]] = {
+    "boxed": lambda response, *_: no_box(response),
+    "repeated_line": lambda response, *_: repeated_line(response),
+    "repeated_window": lambda response, *_: repeated_window(response),
+    "repeated_block": lambda response, *_: repeated_block(response),
+    "nonempty": lambda response, *_: empty(response),
+    "finished": lambda response, finish, extracted: finish != "stop",
+    "answered": lambda response, finish, extracted: extracted is None,
 }
-
-
-# What the response's text alone does not tell.
-OTHER_RULES = ("finished", "answered")
-
-
-def rejects(rule: str, response: str, finish: str, extracted: str | None = None) -> bool:
-    """Whether one rule rejects a response: one of ``RESPONSE_RULES``, ``finished`` (it ended by
-    itself), ``answered`` (the grader has extracted something)."""
-    if rule == "finished":
-        return finish != "stop"
-    if rule == "answered":
-        return extracted is None
-    if rule in RESPONSE_RULES:
-        return RESPONSE_RULES[rule](response)
-    known = ", ".join([*RESPONSE_RULES, *OTHER_RULES])
-    raise UserError(f"unknown rule '{rule}'", "rules", f"use {known}")
 
 
 def first_that_rejects(
     rules: Iterable[str], response: str, finish: str, extracted: str | None = None
 ) -> str | None:
-    """The rule that a response is rejected for; None for one that passes."""
-    return next((rule for rule in rules if rejects(rule, response, finish, extracted)), None)
+    """The rule that a response is rejected for; None for one that passes. Raises ``UserError`` for
+    an unknown rule."""
+    for rule in rules:
+        if rule not in RULES:
+            raise UserError(f"unknown rule '{rule}'", "rules", f"use {', '.join(RULES)}")
+        if RULES[rule](response, finish, extracted):
+            return rule
+    return None

@@ -12,17 +12,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from tqdm import tqdm
+from transformers import GenerationConfig
 
 from opd.core.code import module_digest
 from opd.core.errors import LeftOut, UserError
 from opd.core.files import content, digest
 from opd.models import journal
 from opd.models.checkpoints import load_tokenizer
-from opd.models.transformers_engine import Job, Transformers, cut
+from opd.models.transformers_engine import Finish, Job, Transformers, cut
 from opd.models.vllm_engine import Pool
-
-BACKENDS = ("transformers", "vllm")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Response:
 
     token_ids: list[int]
     text: str
-    finish: Literal["stop", "length"]
+    finish: Finish
 
 
 def settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,10 +73,9 @@ def settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
         "chat_template_kwargs": cfg.get("chat_template_kwargs") or {},
         "threads": cfg.get("threads", 1),
     }
-    if sampling["backend"] not in BACKENDS:
-        raise UserError(
-            f"unknown backend '{sampling['backend']}'", "backend", "use transformers or vllm"
-        )
+    backend = sampling["backend"]
+    if backend not in ("transformers", "vllm"):
+        raise UserError(f"unknown backend '{backend}'", "backend", "use transformers or vllm")
     return sampling
 
 
@@ -91,8 +91,7 @@ class Sampler:
     def __init__(self, model_dir: Path, cfg: Mapping[str, Any], cache: Path | None = None) -> None:
         self.model_dir, self.settings = Path(model_dir), settings(cfg)
         if not self.model_dir.is_dir():
-            where, remedy = str(self.model_dir), "run the stage that makes the model"
-            raise UserError("no such folder", where, remedy)
+            raise UserError("no such folder", str(model_dir), "run the stage that makes the model")
         self.tokenizer = load_tokenizer(self.model_dir)
         self.stops = stop_ids(self.model_dir, self.tokenizer)
         self._engine: Transformers | Pool | None = None
@@ -105,48 +104,41 @@ class Sampler:
             self._journals.mkdir(parents=True, exist_ok=True)
 
     def tokenize(self, prompts: Sequence[str], ids: Sequence[str]) -> list[list[int]]:
-        """Token ids of each user message inside the chat template, ready for a response.
-
-        Raises ``UserError`` as ``encode`` does.
-        """
+        """Token ids of each user message inside the chat template, ready for a response; raises as
+        ``encode`` does."""
         return self.encode([self.render([{"role": "user", "content": p}]) for p in prompts], ids)
 
     def render(self, chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages inside the chat template; without a generation prompt the last one is left
         open."""
-        text: str = self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             chat,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
             **self.settings["chat_template_kwargs"],
         )
-        return text
+        return str(text)
 
     def encode(self, texts: Sequence[str], ids: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts that hold the chat template already.
-
-        Raises ``UserError`` for one of more than ``max_prompt_tokens`` tokens.
-        """
+        """Token ids of texts that hold the chat template already. Raises ``LeftOut`` for one of
+        more than ``max_prompt_tokens`` tokens."""
         if not texts:
             return []
         tokens: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        most = self.settings["max_prompt_tokens"]
+        limit = self.settings["max_prompt_tokens"]
         for row, (id, prompt) in enumerate(zip(ids, tokens, strict=True)):
-            if len(prompt) > most:
+            if len(prompt) > limit:
                 raise LeftOut(
-                    f"the prompt has {len(prompt)} tokens, more than {most}",
+                    f"the prompt has {len(prompt)} tokens, more than {limit}",
                     f"prompt '{id}' (row {row})",
                     "raise max_prompt_tokens or leave this prompt out",
                 )
         return tokens
 
     def sample(self, requests: Sequence[Request]) -> list[Response]:
-        """A response to each request, in their order.
-
-        Raises ``UserError`` for requests that are the same, and for a prefix that goes on after an
-        end-of-turn token.
-        """
+        """A response to each request, in their order. Raises ``UserError`` for requests that are
+        the same, and for a prefix that goes on after an end-of-turn token."""
         self._check(requests)
         jobs = {
             i: Job(
@@ -157,12 +149,12 @@ class Sampler:
             for i, request in enumerate(requests)
             if not (request.prefix and request.prefix[-1] in self.stops)
         }
-        base = self._journals / f"responses-{_name_of(requests)}"
+        name = f"responses-{_name_of(requests)}"
         done: journal.Finished = {}
-        for path in self._journals.glob(f"{base.name}-*.jsonl"):
+        for path in self._journals.glob(f"{name}-*.jsonl"):
             done |= journal.read(path)[0]
         if jobs.keys() - done.keys():
-            self._finish(jobs, done, base)
+            self._finish(jobs, done, self._journals / name)
         return [self._response(request, done.get(i, [])) for i, request in enumerate(requests)]
 
     def stop(self) -> None:
@@ -172,30 +164,33 @@ class Sampler:
     def _check(self, requests: Sequence[Request]) -> None:
         seen = set()
         for request in requests:
-            asked = (request.id, request.sample, request.attempt, tuple(request.prefix))
-            if asked in seen:
+            where = f"request '{request.id}'"
+            identity = (request.id, request.sample, request.attempt, tuple(request.prefix))
+            if identity in seen:
                 raise UserError(
                     f"sample {request.sample} is asked for twice, which gives the same twice",
-                    f"request '{request.id}'",
+                    where,
                     "give each its own sample or id",
                 )
-            seen.add(asked)
-            for i, token in enumerate(request.prefix[:-1]):
-                if token in self.stops:
-                    raise UserError(
-                        f"the prefix goes on after the end-of-turn token at {i}",
-                        f"request '{request.id}'",
-                        "end the prefix there or before",
-                    )
+            seen.add(identity)
+            end = len(cut(request.prefix, self.stops)[0])
+            if end < len(request.prefix):
+                raise UserError(
+                    f"the prefix goes on after the end-of-turn token at {end - 1}",
+                    where,
+                    "end the prefix there or before",
+                )
 
     def _finish(self, jobs: Mapping[int, Job], done: journal.Finished, base: Path) -> None:
         """Sample what is not ``done``, and add it there as it comes."""
-        from tqdm import tqdm
-
-        if self._engine is None:
-            self._engine = self._start()
-        already, produced = len(done), 0
-        bar = tqdm(total=len(jobs), initial=already, unit="response", desc="sampling")
+        if self._engine is None and self.settings["backend"] == "vllm":
+            self._engine = Pool(self.model_dir, self.settings, self.stops)
+        elif self._engine is None:
+            pad = self.tokenizer.pad_token_id
+            pad = min(self.stops) if pad is None else pad
+            self._engine = Transformers(self.model_dir, self.settings, self.stops, pad)
+        produced = 0
+        bar = tqdm(total=len(jobs), initial=len(done), unit="response", desc="sampling")
         with bar, closing(self._engine.run(jobs, done, base)) as batches:
             for finished in batches:
                 done |= finished
@@ -204,13 +199,6 @@ class Sampler:
                 bar.set_postfix_str(f"{produced / elapsed:.0f} tokens/s", refresh=False)
                 bar.update(len(done) - bar.n)
 
-    def _start(self) -> Transformers | Pool:
-        if self.settings["backend"] == "vllm":
-            return Pool(self.model_dir, self.settings, self.stops)
-        pad = self.tokenizer.pad_token_id
-        pad = min(self.stops) if pad is None else pad
-        return Transformers(self.model_dir, self.settings, self.stops, pad)
-
     def _response(self, request: Request, new: Sequence[int]) -> Response:
         tokens, finish = cut([*request.prefix, *new], self.stops)
         text = self.tokenizer.decode(
@@ -218,7 +206,7 @@ class Sampler:
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
-        return Response(tokens, text, "stop" if finish == "stop" else "length")
+        return Response(tokens, text, finish)
 
 
 def _name_of(requests: Sequence[Request]) -> str:
@@ -240,14 +228,11 @@ def request_seed(seed: int, id: str, sample: int, attempt: int = 0) -> int:
 
 def stop_ids(model_dir: Path, tokenizer: Any) -> set[int]:
     """Ids that end a response: those of the generation config, and the tokenizer's eos."""
-    from transformers import GenerationConfig
-
     try:
         ids = GenerationConfig.from_pretrained(model_dir).eos_token_id
     except OSError:
         ids = None
-    stops = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
-    stops.discard(None)
+    stops = {*(ids if isinstance(ids, list) else [ids]), tokenizer.eos_token_id} - {None}
     if not stops:
         raise UserError(
             "no end-of-turn token is known", str(model_dir), "set the tokenizer's eos_token"

@@ -7,11 +7,17 @@ an undisturbed one does.
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from opd.models import journal
+from opd.models.checkpoints import load_model
+
+Finish = Literal["stop", "length"]
 
 
 class Job(NamedTuple):
@@ -22,7 +28,7 @@ class Job(NamedTuple):
     position: int  # of the first new token in the response
 
 
-def cut(tokens: Sequence[int], stops: set[int]) -> tuple[list[int], str]:
+def cut(tokens: Sequence[int], stops: set[int]) -> tuple[list[int], Finish]:
     """Response tokens up to and with the first that ends it, and the kind of finish."""
     for i, token in enumerate(tokens):
         if token in stops:
@@ -37,14 +43,14 @@ def shards(jobs: Mapping[int, Job], batch_size: int) -> Iterator[list[int]]:
         yield order[start : start + batch_size]
 
 
-def choose(logits: Any, uniforms: Any, temperature: float, top_p: float, top_k: int) -> Any:
+def choose(
+    logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int
+) -> Tensor:
     """Pick one token per row by inverting the cumulative distribution: int64 [B].
 
     logits [B, V], uniforms [B] in [0, 1). Order of operations as in vLLM and transformers:
     temperature, top-k, top-p (the smallest set of likeliest tokens with at least that mass).
     """
-    import torch
-
     if temperature == 0:
         return logits.argmax(dim=-1)
     logits = logits.float() / temperature
@@ -70,12 +76,10 @@ def choose(logits: Any, uniforms: Any, temperature: float, top_p: float, top_k: 
     return tokens.gather(-1, torch.minimum(place, last)).squeeze(-1)
 
 
-def _invert(cumulative: Any, uniforms: Any, total: Any) -> Any:
+def _invert(cumulative: Tensor, uniforms: Tensor, total: Tensor) -> Tensor:
     """First place where the cumulative mass [B, V] exceeds uniform [B] x total [B, 1]: [B, 1]."""
-    import torch
-
-    wanted = uniforms.double().unsqueeze(-1) * total
-    place = torch.searchsorted(cumulative.contiguous(), wanted, right=True)
+    mass = uniforms.double().unsqueeze(-1) * total
+    place = torch.searchsorted(cumulative.contiguous(), mass, right=True)
     return place.clamp(max=cumulative.shape[-1] - 1)
 
 
@@ -83,11 +87,6 @@ class Transformers:
     """``model.generate`` in left-padded batches; the model stays loaded between calls."""
 
     def __init__(self, model_dir: Path, settings: Mapping[str, Any], stops: set[int], pad: int):
-        import torch
-        from transformers import GenerationConfig
-
-        from opd.models.checkpoints import load_model
-
         torch.set_num_threads(settings["threads"])
         self.settings, self.stops, self.pad = settings, stops, pad
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -115,12 +114,15 @@ class Transformers:
 
     def batch(self, jobs: Sequence[Job]) -> list[list[int]]:
         """New tokens of each job, all in one batch."""
-        import torch
-        from transformers import LogitsProcessor, LogitsProcessorList
-
         width = max(len(job.tokens) for job in jobs)
-        uniforms = torch.from_numpy(np.stack([self._uniforms(job) for job in jobs]))
-        uniforms = uniforms.to(self.device)
+        new = self.settings["max_new_tokens"]
+        # One number per position of the response: a response that is continued from its own
+        # beginning goes on as it did.
+        numbers = [
+            np.random.default_rng(job.seed).random(job.position + new)[job.position :]
+            for job in jobs
+        ]
+        uniforms = torch.from_numpy(np.stack(numbers)).to(self.device)
         warp = {key: self.settings[key] for key in ("temperature", "top_p", "top_k")}
 
         class Choose(LogitsProcessor):
@@ -135,17 +137,9 @@ class Transformers:
         ids = [[self.pad] * n + job.tokens for n, job in zip(padding, jobs, strict=True)]
         mask = [[0] * n + [1] * (width - n) for n in padding]
         with torch.inference_mode():
-            whole = self.model.generate(
+            sequences = self.model.generate(
                 input_ids=torch.tensor(ids, device=self.device),
                 attention_mask=torch.tensor(mask, device=self.device),
                 logits_processor=LogitsProcessorList([Choose()]),
             )
-        return [cut(tokens, self.stops)[0] for tokens in whole[:, width:].tolist()]
-
-    def _uniforms(self, job: Job) -> Any:
-        """One number per position of the response: a response that is continued from its own
-        beginning goes on as it did."""
-        numbers = np.random.default_rng(job.seed).random(
-            job.position + self.settings["max_new_tokens"]
-        )
-        return numbers[job.position :]
+        return [cut(tokens, self.stops)[0] for tokens in sequences[:, width:].tolist()]

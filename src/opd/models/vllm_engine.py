@@ -19,6 +19,9 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoConfig
+
 from opd.core.errors import UserError
 from opd.models import journal
 from opd.models.transformers_engine import Job
@@ -28,8 +31,6 @@ POLL_SECONDS = 0.05
 
 def devices() -> list[str | None]:
     """CUDA_VISIBLE_DEVICES of each worker; None is the CPU."""
-    import torch
-
     n = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(n)))
     return [*visible.split(",")[:n]] or [None]
@@ -42,10 +43,14 @@ def split(jobs: Mapping[int, Job], n: int) -> list[list[int]]:
     is more than a part.
     """
     most = -(-len(jobs) // n)
-    same: dict[tuple[int, ...], list[int]] = {}
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
     for i, job in jobs.items():
-        same.setdefault(tuple(job.tokens), []).append(i)
-    pieces = [g[at : at + most] for g in same.values() for at in range(0, len(g), most)]
+        by_prompt.setdefault(tuple(job.tokens), []).append(i)
+    pieces = [
+        same[start : start + most]
+        for same in by_prompt.values()
+        for start in range(0, len(same), most)
+    ]
     parts: list[list[int]] = [[] for _ in range(n)]
     for piece in sorted(pieces, key=len, reverse=True):
         min(parts, key=len).extend(piece)
@@ -101,17 +106,9 @@ class Pool:
             raise
 
     def _send(self, n: int, jobs: Mapping[int, Job], path: Path) -> None:
-        worker = self.workers.get(n)
-        if worker is None:
-            worker = self.workers[n] = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=self._environment(self.devices[n]),
-                # It holds the lock on the scratch folder until it has ended.
-                close_fds=False,
-            )
+        if n not in self.workers:
+            self.workers[n] = self._started(self.devices[n])
+        worker = self.workers[n]
         assert worker.stdin
         task = {
             **self.settings,
@@ -125,19 +122,28 @@ class Pool:
         except BrokenPipeError:
             raise self._ended(n, worker.wait()) from None
 
-    def _environment(self, device: str | None) -> dict[str, str]:
-        mine = {
+    def _started(self, device: str | None) -> "subprocess.Popen[str]":
+        environment = {
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            # vLLM's own choice on a CPU binds every engine to the same cores.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            **os.environ,
             # The engine in the worker's own process: nothing else to be stopped.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_BATCH_INVARIANT": str(int(self.settings["batch_invariant"])),
             "OMP_NUM_THREADS": str(self.settings["threads"]),
         }
         if device is not None:
-            mine["CUDA_VISIBLE_DEVICES"] = device
-        # vLLM's own choice on a CPU binds every engine to the same cores, also where jobs share
-        # them.
-        usual = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        return {**usual, **os.environ, **mine}
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        return subprocess.Popen(
+            [sys.executable, "-m", __name__, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            # It holds the lock on the scratch folder until it has ended.
+            close_fds=False,
+        )
 
     def _ended(self, n: int, code: int) -> UserError:
         worker = self.workers[n]
@@ -183,7 +189,6 @@ def main(parent: int) -> None:
 
 def _engine(task: Mapping[str, Any]) -> Any:
     try:
-        import torch
         from vllm import LLM
     except ImportError as error:
         raise UserError(
@@ -196,8 +201,9 @@ def _engine(task: Mapping[str, Any]) -> Any:
         # Otherwise the cache takes nine tenths of the memory, and compiling longer than a small
         # model's sampling.
         cache = task["batch_size"] * task["length"] * _cache_bytes_per_token(task)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         on_cpu = {
-            "kv_cache_memory_bytes": max(min(cache, _memory() // 4), 1 << 28),
+            "kv_cache_memory_bytes": max(min(cache, memory // 4), 1 << 28),
             "enforce_eager": True,
             # A prompt that is cut into chunks and has a seed of its own ends vLLM 0.31 on a CPU:
             # "CPU Generator does not use offset".
@@ -253,15 +259,8 @@ def _work(engine: Any, task: Mapping[str, Any], parent: int) -> None:
                 append(finished)
 
 
-def _memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _cache_bytes_per_token(task: Mapping[str, Any]) -> int:
     """Memory of one token's keys and values in all layers."""
-    from transformers import AutoConfig
-
     config = AutoConfig.from_pretrained(task["model"]).get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

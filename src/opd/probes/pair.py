@@ -14,7 +14,6 @@ from torch import Tensor
 
 from opd.core import tables
 from opd.losses import metrics
-from opd.losses.head import CHUNK_ELEMENTS, Head, head_logits
 from opd.losses.schemas import METRICS
 from opd.models import pairing, sampling
 from opd.models.prompts import read_prompts
@@ -83,20 +82,23 @@ def measure(
     # Alike in length: little padding.
     order = sorted(range(len(rollouts)), key=lambda i: (lengths[i], i))
     size = cfg.get("micro_batch") or 8
+    temperatures = cfg["temperature"], cfg.get("teacher_temperature", 1.0)
     for start in tqdm(range(0, len(order), size), unit="batch", desc="scoring"):
         places = order[start : start + size]
         batch = [rollouts[i] for i in places]
         numbers = torch.tensor(places, device=device)
         ids, mask = _padded([rollout.response for rollout in batch], device)
         repeated = metrics.repeats(ids, mask)
-        hidden = [
+        hidden = (
             _hidden(pair.student, [rollout.prompt for rollout in batch], batch, device),
             _hidden(pair.teacher, [rollout.teacher_prompt for rollout in batch], batch, device),
-        ]
+        )
         kept = mask != 0
         row = numbers.unsqueeze(1).expand_as(ids)[kept]
         position = torch.arange(ids.shape[1], device=device).expand_as(ids)[kept]
-        for part, states in _states(cfg, hidden, pair.heads, ids[kept], repeated[kept]):
+        for part, states in metrics.in_parts(
+            hidden, pair.heads, temperatures, ids[kept], repeated[kept], cfg["metrics_k"]
+        ):
             by_rollout[:, : len(metrics.STATE)] += metrics.binned(
                 states, row[part], 1, len(rollouts)
             )
@@ -140,30 +142,6 @@ def _hidden(
             for row, prompt, rollout in zip(states, prompts, batch, strict=True)
         ]
     )
-
-
-def _states(
-    cfg: Mapping[str, Any],
-    hidden: Sequence[Tensor],
-    heads: tuple[Head, Head],
-    ids: Tensor,
-    repeated: Tensor,
-) -> Any:
-    """Measurements of N states in parts, so that logits of all of them are never held at once."""
-    (h_p, h_q), (head_p, head_q) = hidden, heads
-    rows = max(1, CHUNK_ELEMENTS // head_p.weight.shape[0])
-    for start in range(0, len(ids), rows):
-        part = slice(start, start + rows)
-        yield (
-            part,
-            metrics.state_metrics(
-                head_logits(h_p[part], head_p, cfg["temperature"]),
-                head_logits(h_q[part], head_q, cfg.get("teacher_temperature", 1.0)),
-                ids[part],
-                repeated[part],
-                cfg["metrics_k"],
-            ),
-        )
 
 
 def summarise(

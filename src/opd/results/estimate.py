@@ -41,9 +41,9 @@ from opd.stats.intervals import (
     bounds,
     least,
     less,
-    over_seeds,
     paired_test,
     shares,
+    student,
     weights,
 )
 
@@ -76,7 +76,7 @@ class Estimate(NamedTuple):
         """The value with its 95 % interval; infinite where it has no bounds, as a
         difference of two shares may."""
         if self.by_seed is not None:
-            return over_seeds(self.by_seed)
+            return student(self.by_seed)
         return bounds(self.value, self.draws, self.least, LIMITS.get(self.unit, (-np.inf, np.inf)))
 
     @property

@@ -37,9 +37,7 @@ class Value(NamedTuple):
 
 def multiplicities(prompts: Sequence[str], resamples: int = RESAMPLES) -> Array:
     """How often each of N rollouts is in each draw, [R, N]; ``prompts`` [N] are their prompts' ids.
-
-    The same prompts, in whatever order and with however many rollouts, are drawn alike.
-    """
+    The same prompts, in whatever order and with however many rollouts, are drawn alike."""
     ids, place = np.unique(np.asarray(prompts), return_inverse=True)
     return resampled(np.random.default_rng(0), len(ids), resamples)[:, place]
 
@@ -55,11 +53,8 @@ def mean(total: ArrayLike, count: ArrayLike, weights: Array) -> Value:
 
 
 def share(right: ArrayLike, prompts: Sequence[str], weights: Array) -> Value:
-    """Mean of ``right`` [N], 0 to 1.
-
-    Where no prompt differs the draws have no width, although few prompts prove little: the slack is
-    the exact binomial bound, as for scores.
-    """
+    """Mean of ``right`` [N], 0 to 1. Where no prompt differs the draws have no width, although few
+    prompts prove little: the slack is the exact binomial bound, as for scores."""
     value = mean(right, np.ones(len(prompts)), weights)
     if value.value is None:
         return value
@@ -74,10 +69,8 @@ def total(values: ArrayLike, weights: Array) -> Value:
 
 
 def auroc(scores: ArrayLike, correct: ArrayLike, weights: Array) -> Value:
-    """Probability that a correct rollout scores above an incorrect one, ties counting half.
-
-    scores and correct are [N]. None where either kind is missing.
-    """
+    """Probability that a correct rollout scores above an incorrect one, ties counting half; scores
+    and correct are [N]. None where either kind is missing."""
     right = np.asarray(correct, dtype=bool)
     if right.all() or not right.any():
         return Value(None, None, len(right))

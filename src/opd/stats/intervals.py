@@ -10,31 +10,14 @@ seeds, and quantities that are compared share both (paired). With one seed the i
 problems only.
 
 Samples are averaged within their problem, not drawn: how the averages of problems differ holds the
-samples' noise already, and drawing samples anew within drawn problems counts it twice. Coverage of
-the 95 % intervals in 1,000 simulated evaluations each, without and with drawn samples (rates of
-problems uniform from 0 to 1, the same for both sides of a difference; U-shaped, Beta(1/2, 1/2),
-for 30 x 16; seeds differ by a normal deviate of the log-odds with standard deviation sd):
-
-    seeds x problems x samples, sd   avg@k            difference of two models
-    1 x 60 x 4                       95.4  97.5 %     93.3  99.0 %
-    1 x 30 x 16                      93.4  94.7 %     92.4  99.1 %
-    1 x 60 x 1                       93.6  93.6 %     94.5  94.7 %
-    3 x 60 x 4, 0.0                  95.8  97.2 %     99.3  99.8 %
-    3 x 60 x 4, 0.2                  94.9  95.7 %     95.6  97.3 %
-    3 x 60 x 4, 0.5                  90.6  90.9 %     86.0  88.3 %
-    3 x 30 x 16, 0.2                 93.1  93.9 %     93.2  96.7 %
-    5 x 60 x 4, 0.2                  95.8  96.2 %     97.6  98.8 %
-
-Drawn samples widen the interval of a difference by a third (60 x 4) or more (30 x 16), which is
-where claims are decided. Where seeds differ much, three of them are too few with either.
+samples' noise already, and a nested bootstrap counts it twice (docs/claims.md has the coverage of
+both).
 
 A share (after - before) / gap has Fieller's set for an interval: the shares r for which the
 interval of (after - before) - r * gap holds zero. Taken from bootstrap draws these are the
-percentiles of the drawn shares as long as every draw has a gap; a draw without one may be any
-share, so it counts against both ends. Where as many draws as an end leaves out have none, which is
-where the interval of the gap itself reaches zero, no share is bounded and none is given (Fieller,
-J. R. Stat. Soc. B 16, 1954; von Luxburg and Franz, Stat. Sin. 19, 2009). To leave
-such draws out instead is too narrow just where the gap is hardly there.
+percentiles of the drawn shares, where a draw without a gap may be any share and counts against both
+ends. Where the interval of the gap itself reaches zero, no share is bounded and none is given
+(Fieller, J. R. Stat. Soc. B 16, 1954; von Luxburg and Franz, Stat. Sin. 19, 2009).
 """
 
 from collections.abc import Sequence
@@ -81,17 +64,13 @@ def shares(
 
 
 def standard_error(scores: Scores) -> float | None:
-    """Standard error of avg@k over problems, from one seed (each [1, P, K]).
-
-    The spread of the problems' own averages holds the samples' noise already: drawing samples
-    anew within drawn problems, as a nested bootstrap does, would count that noise twice. None for a
-    benchmark of one problem.
-    """
-    averages = [np.asarray(benchmark)[0].mean(axis=1) for benchmark in scores]
-    if any(len(problems) < 2 for problems in averages):
+    """Standard error of avg@k over problems, from one seed (each [1, P, K]); None for a benchmark
+    of one problem."""
+    rates = [np.asarray(benchmark)[0].mean(axis=1) for benchmark in scores]
+    if any(len(problems) < 2 for problems in rates):
         return None
-    variances = [problems.var(ddof=1) / len(problems) for problems in averages]
-    return float(np.sqrt(sum(variances)) / len(averages))
+    variances = [problems.var(ddof=1) / len(problems) for problems in rates]
+    return float(np.sqrt(sum(variances)) / len(rates))
 
 
 def sampling_error(scores: Scores) -> float | None:
@@ -108,8 +87,8 @@ def sampling_error(scores: Scores) -> float | None:
 
 
 def student(values: Array) -> Interval:
-    """Mean of independent values [N] with Student's t interval; the bounds are NaN for fewer than
-    two."""
+    """Mean of independent values [N], as one of each seed, with Student's t interval; the bounds
+    are NaN for fewer than two."""
     from scipy.special import stdtrit
 
     mean = float(values.mean()) if len(values) else np.nan
@@ -146,10 +125,8 @@ def paired_test(after: Scores, before: Scores, resamples: int = 9999, seed: int 
 
 
 def averages(*quantities: Scores) -> list[list[Array]]:
-    """Each [S, P, K] averaged over samples and broadcast to the common S: [S, P].
-
-    Raises ``ValueError`` where the sides have different problems or numbers of seeds.
-    """
+    """Each [S, P, K] averaged over samples and broadcast to the common S: [S, P]. Raises
+    ``ValueError`` where the sides have different problems or numbers of seeds."""
     cells = []
     for benchmark in zip(*quantities, strict=True):
         means = [np.asarray(scores, dtype=np.float64).mean(axis=2) for scores in benchmark]
@@ -183,10 +160,8 @@ def resampled(rng: np.random.Generator, n: int, resamples: int) -> Array:
 def bootstrap(
     quantities: Sequence[Sequence[Array]], resamples: int, seed: int, only: int | None = None
 ) -> tuple[Array, Array]:
-    """Means [Q] and bootstrap draws [R, Q] of quantities given as averages [S, P] per benchmark.
-
-    ``only`` averages one benchmark, by its place, under the draws that it has among all of them.
-    """
+    """Means [Q] and bootstrap draws [R, Q] of quantities given as averages [S, P] per benchmark;
+    ``only`` averages one benchmark, by its place, under the draws that it has among all of them."""
     sizes = tuple(cells.shape[1] for cells in quantities[0])
     of_seeds, of_problems = weights(quantities[0][0].shape[0], sizes, resamples, seed)
     places = range(len(sizes)) if only is None else [only]
@@ -200,12 +175,9 @@ def bootstrap(
 
 
 def least(cells: Sequence[Array]) -> float:
-    """The least half width that an interval of these averages [S, P] can have.
-
-    Where all problems have one and the same value (none solved, all solved, none changed) the
-    bootstrap has no width, although few problems prove little. Then the exact binomial bound
-    stands in (``unseen``).
-    """
+    """The least half width that an interval of these averages [S, P] can have: where all problems
+    have one and the same value (none solved, all solved, none changed) the bootstrap has no width,
+    although few problems prove little, and the exact binomial bound (``unseen``) stands in."""
     if any(np.ptp(benchmark) for benchmark in cells):
         return 0.0
     return float(np.mean([unseen(benchmark.shape[1]) for benchmark in cells]))
@@ -234,15 +206,6 @@ def bounds(
     if least:
         low, high = max(limits[0], value - least), min(limits[1], value + least)
     return Interval(float(value), float(low), float(high))
-
-
-def over_seeds(values: Array) -> Interval:
-    """Mean of one value per seed [S >= 2] with Student's t interval: for three seeds the half width
-    is 4.30 standard errors."""
-    from scipy.special import stdtrit
-
-    half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(len(values))
-    return Interval(float(values.mean()), *(float(values.mean() + way * half) for way in (-1, 1)))
 
 
 def boundless(draws: Array) -> bool:

@@ -3,7 +3,6 @@ of values that come in clusters."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,10 +19,10 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     """Spearman's correlation of the pairs [N] of which both are finite; NaN for fewer than three,
     or where one of both is constant."""
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    kept = np.isfinite(a) & np.isfinite(b)
-    if kept.sum() < 3 or np.ptp(a[kept]) == 0 or np.ptp(b[kept]) == 0:
+    finite = np.isfinite(a) & np.isfinite(b)
+    if finite.sum() < 3 or np.ptp(a[finite]) == 0 or np.ptp(b[finite]) == 0:
         return math.nan
-    return float(np.corrcoef(rankdata(a[kept]), rankdata(b[kept]))[0, 1])
+    return float(np.corrcoef(rankdata(a[finite]), rankdata(b[finite]))[0, 1])
 
 
 def correlation(x: Array, y: Array) -> draws.Value:
@@ -50,24 +49,16 @@ def permutation_p(x: Array, y: Array) -> float | None:
     return float((1 + (correlations >= abs(value) - 1e-12).sum()) / (1 + PERMUTATIONS))
 
 
-class Difference(NamedTuple):
-    """A difference of two means, the bounds of its 95 % interval, and its two-sided p."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-    p: float = math.nan
-
-
 def cluster_difference(
     values: ArrayLike,
     first: ArrayLike,
     clusters: Sequence[str],
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Difference:
-    """Mean of the values of the first kind less that of the others, by drawing clusters (as the
-    questions that values are of) with replacement.
+) -> tuple[float, float, float, float]:
+    """Mean of the values of the first kind less that of the others, the bounds of its 95 %
+    interval, and its two-sided p, by drawing clusters (as the questions that values are of) with
+    replacement.
 
     The draws give the standard error, corrected for the few clusters; interval and p are Student's
     with one less degree of freedom than clusters. values, first and clusters are [N]. NaN where
@@ -77,10 +68,10 @@ def cluster_difference(
     names, place = np.unique(np.asarray(clusters), return_inverse=True)
     count = len(names)
     if not kind.any() or kind.all():
-        return Difference(math.nan)
+        return math.nan, math.nan, math.nan, math.nan
     value = float(numbers[kind].mean() - numbers[~kind].mean())
     if count < 2:
-        return Difference(value)
+        return value, math.nan, math.nan, math.nan
     drawn = resampled(np.random.default_rng(seed), count, resamples)
     means = []
     for chosen in (kind, ~kind):
@@ -89,7 +80,7 @@ def cluster_difference(
         means.append(np.divide(sums, counts, out=np.full(resamples, math.nan), where=counts > 0))
     error = float(np.nanstd(means[0] - means[1]) * np.sqrt(count / (count - 1)))
     if error == 0:
-        return Difference(value, value, value, 0.0 if value else 1.0)
+        return value, value, value, 0.0 if value else 1.0
     half = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * error
     p = 2 * float(stdtr(count - 1, -abs(value) / error))
-    return Difference(value, value - half, value + half, p)
+    return value, value - half, value + half, p

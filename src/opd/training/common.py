@@ -19,8 +19,8 @@ from transformers import (
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.data import privileged
-from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
+from opd.models.prompts import read_prompts
 from opd.training import batches
 from opd.training.record import Record
 from opd.training.resume import Keep, resumable
@@ -29,10 +29,8 @@ Chat = list[dict[str, str]]
 
 
 def prepare(cfg: Mapping[str, Any]) -> None:
-    """Set the thread count and every random state from the stage's settings.
-
-    Silences the libraries' own bars: a stage has one, for its steps.
-    """
+    """Set the thread count and every random state from the stage's settings, and silence the
+    libraries' own bars: a stage has one, for its steps."""
     if torch.cuda.device_count() > 1 and cfg.get("processes", 1) == 1:
         raise UserError(
             f"{torch.cuda.device_count()} GPUs are visible to one process",
@@ -46,12 +44,7 @@ def prepare(cfg: Mapping[str, Any]) -> None:
 
 
 def arguments(cfg: Mapping[str, Any], stage: str, scratch: Path) -> dict[str, Any]:
-    """The arguments that all of TRL's trainers take.
-
-    Of the sequences of one optimiser step (``opd.training.batches``) ``micro_batch`` go through the
-    model at a time in each process. A checkpoint goes to ``scratch`` every
-    execution.checkpoint_every steps.
-    """
+    """The arguments that all of TRL's trainers take. Checkpoints go to ``scratch``."""
     execution = cfg.get("execution", {})
     micro, times = batches.dealt(batches.sequences(stage, cfg), cfg)
     schedule, warmup = cfg.get("schedule", "constant"), cfg.get("warmup", 0.0)
@@ -91,11 +84,11 @@ def rollout_arguments(cfg: Mapping[str, Any], stage: str, scratch: Path) -> dict
     gpu_memory_utilization: 0.3, ...} or {mode: server, server_host: ..., server_port: ...}, have
     TRL's names without their ``vllm_``.
     """
-    vllm = {**cfg["vllm"], **cfg.get("execution", {}).get("vllm", {})} if "vllm" in cfg else None
+    vllm = {**cfg.get("vllm", {}), **cfg.get("execution", {}).get("vllm", {})}
     return {
         **arguments(cfg, stage, scratch),
-        "use_vllm": vllm is not None,
-        **{f"vllm_{key}": value for key, value in (vllm or {}).items()},
+        "use_vllm": "vllm" in cfg,
+        **{f"vllm_{key}": value for key, value in vllm.items()},
         "max_completion_length": cfg["max_new_tokens"],
         "temperature": cfg["temperature"],
         "top_p": cfg.get("top_p", 1.0),
@@ -128,18 +121,14 @@ def load_prompts(
     Raises ``UserError`` for an empty table, a row without a field of the message, a prompt of more
     than max_prompt_tokens tokens (chat template included), and for too few to fill a step.
     """
-    file = folder / "prompts.parquet"
-    rows = tables.read(file, PROMPTS).to_pylist()
-    if not rows:
-        raise UserError("there is no prompt in it", str(file), "loosen the filters that made it")
-    messages = [privileged.filled(message, row) for row in rows]
-    chats, ids = as_asked(messages, tokenizer, cfg)
+    file, rows = folder / "prompts.parquet", read_prompts(folder)
+    chats, ids = as_asked([privileged.filled(message, row) for row in rows], tokenizer, cfg)
     limit = cfg["max_prompt_tokens"]
-    for i, tokens in enumerate(ids):
+    for i, (row, tokens) in enumerate(zip(rows, ids, strict=True)):
         if len(tokens) > limit:
             raise UserError(
                 f"the prompt has {len(tokens)} tokens, max_prompt_tokens is {limit}",
-                f"{file}: row {i} ({rows[i]['id']})",
+                f"{file}: row {i} ({row['id']})",
                 "raise max_prompt_tokens or drop the row",
             )
     if len(rows) < cfg["prompts_per_step"]:
@@ -161,10 +150,9 @@ def train(
     finish: Callable[[], None] = lambda: None,
     updates: int = 1,
 ) -> dict[str, Any]:
-    """Train, from the last checkpoint in ``scratch`` if there is one, call ``finish`` (in every
-    process), and save model, tokenizer (as it is in ``source``) and metrics.parquet to ``out``.
-    Model and tokenizer after each of execution.keep_steps, a step being ``updates`` updates, go to
-    kept/STEP in ``scratch``.
+    """Train as ``resumable`` does, call ``finish`` (in every process), and save model, tokenizer
+    (as it is in ``source``) and metrics.parquet to ``out``. Model and tokenizer after each of
+    execution.keep_steps, a step being ``updates`` updates, go to kept/STEP in ``scratch``.
 
     Returns the first and last value of every metric. Raises ``UserError`` for a step to keep that
     the run does not have.
@@ -175,7 +163,7 @@ def train(
         raise UserError(
             f"step {max(keep)} is beyond the run's {steps} steps", "keep_steps", "lower it"
         )
-    kept = {step * updates: scratch / "kept" / str(step) for step in keep}
+    folders = {step * updates: scratch / "kept" / str(step) for step in keep}
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(record)
     # Trainer changes it on the way, but a trained model is to generate as its student does.
@@ -193,16 +181,15 @@ def train(
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
             tokenizer.save_pretrained(folder)
 
-    trainer.add_callback(Keep(kept, save))
-    resumable(trainer, record, scratch, kept)
+    trainer.add_callback(Keep(folders, save))
+    resumable(trainer, record, scratch, folders)
     finish()
     save(out)
     if trainer.accelerator.is_main_process:
         tables.write(out / "metrics.parquet", record.rows, METRICS)
-    first: dict[str, float] = {}
-    last: dict[str, float] = {}
-    for row in record.rows:
-        if row["position"] is None:
-            first.setdefault(row["name"], row["value"])
-            last[row["name"]] = row["value"]
-    return {"first": first, "last": last, **({"collapse": record.seen} if record.seen else {})}
+    courses = record.courses()
+    numbers: dict[str, Any] = {
+        "first": {name: course[0] for name, course in courses.items()},
+        "last": {name: course[-1] for name, course in courses.items()},
+    }
+    return numbers | ({"collapse": record.seen} if record.seen else {})

@@ -1,7 +1,6 @@
 """On-policy distillation: TRL's DistillationTrainer with our losses and measurements."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from trl import DistillationConfig, DistillationTrainer
 
 from opd.core.errors import UserError
 from opd.data import privileged
-from opd.losses import collapse, metrics
+from opd.losses import metrics
 from opd.losses.fused import fused_token_loss
-from opd.losses.head import CHUNK_ELEMENTS, Head, head_logits
+from opd.losses.head import Head
 from opd.losses.spec import LossSpec, loss_spec
 from opd.losses.token import aggregate
 from opd.models.checkpoints import load_model, load_tokenizer
@@ -108,31 +107,23 @@ class Trainer(DistillationTrainer):
         kept = mask != 0
         repeated = metrics.repeats(ids, mask)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[kept]
-        h_p, h_q, kept_ids, kept_repeated = (x[kept] for x in (h_p, h_q, ids, repeated))
         # Also where nothing counts here: all processes add up the same tallies.
         none = torch.zeros(2, len(metrics.STATE), self.bins, dtype=torch.float64, device=ids.device)
-        self.tallies.setdefault("state", none)
-        chunk = max(1, CHUNK_ELEMENTS // head_p.weight.shape[0])
-        for start in range(0, len(kept_ids), chunk):
-            part = slice(start, start + chunk)
-            sums = metrics.state_metrics(
-                head_logits(h_p[part], head_p, self.temperature),
-                head_logits(h_q[part], head_q, self.spec.teacher_temperature),
-                kept_ids[part],
-                kept_repeated[part],
-                self.cfg["metrics_k"],
-            )
-            self._add("state", sums, positions[part], self.cfg["position_bin"], self.bins)
+        tally = self.tallies.setdefault("state", none)
+        for part, sums in metrics.in_parts(
+            (h_p[kept], h_q[kept]),
+            (head_p, head_q),
+            (self.temperature, self.spec.teacher_temperature),
+            ids[kept],
+            repeated[kept],
+            self.cfg["metrics_k"],
+        ):
+            tally += metrics.binned(sums, positions[part], self.cfg["position_bin"], self.bins)
         last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0)).squeeze(1)
         eos = torch.tensor(self.eos_token_ids, device=ids.device)
         sums = metrics.response_metrics(mask, last, eos, repeated)
-        self._add("response", sums, torch.zeros_like(last), 1, 1)
-
-    def _add(
-        self, kind: str, sums: dict[str, metrics.Sums], positions: Tensor, width: int, bins: int
-    ) -> None:
-        tally = metrics.binned(sums, positions, width, bins)
-        self.tallies[kind] = self.tallies.get(kind, 0) + tally
+        tally = metrics.binned(sums, torch.zeros_like(last), 1, 1)
+        self.tallies["response"] = self.tallies.get("response", 0) + tally
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.measured = self._measurements()
@@ -156,13 +147,13 @@ class Trainer(DistillationTrainer):
             values.append(("entropy_gap_of_means_nats", None, gap))
         return values
 
+    @torch.no_grad()
     def move_teacher(self) -> None:
         """Let an EMA teacher follow the student by one step."""
         student = self.accelerator.unwrap_model(self.model)
         pairs = zip(self.teacher_model.parameters(), student.parameters(), strict=True)
-        with torch.no_grad():
-            for of_teacher, of_student in pairs:
-                of_teacher.lerp_(of_student.to(of_teacher.dtype), 1 - self.cfg["ema_decay"])
+        for average, weights in pairs:
+            average.lerp_(weights.to(average.dtype), 1 - self.cfg["ema_decay"])
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -231,20 +222,15 @@ def load(cfg: dict[str, Any], folder: Path, tokenizer: Any) -> Dataset:
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
-    """Stage ``opd``: inputs student, teacher and prompts.
+    """Stage ``distill``: inputs student, teacher and prompts.
 
-    cfg: steps, prompts_per_step, rollouts_per_prompt, lr, schedule, warmup, temperature,
-    max_new_tokens, max_prompt_tokens, loss (see ``opd.losses.spec``), aggregation (see
-    ``opd.losses.token.aggregate``), metrics_k, metrics_every (steps), position_bin (tokens),
-    max_grad_norm, seed, threads, chat_template_kwargs; optional micro_batch, precision (``float32``
-    or ``bfloat16``: compute only, weights stay float32), gradient_checkpointing, guard (see
-    ``opd.losses.collapse``), teacher_update (``frozen``, ``ema`` with ema_decay, ``live``: the
-    student as it is), teacher_chat_template_kwargs, thinking_may_differ, top_p, weight_decay,
-    adam_beta2, and information, a list of contexts (``opd.data.privileged.contexts``): the teacher
-    then reads the student's response after what it is told, not after the student's prompt. With
-    several contexts the rollouts of a prompt take them in turn, so that the mean over a step is one
-    over contexts: the reverse KL then has their normalised geometric mean as its optimum (Many
-    Faces, Eqs. 10 and 11).
+    cfg: the settings of ``opd.recipes.models.Distill``; seed, threads, chat_template_kwargs,
+    teacher_chat_template_kwargs, precision (``bfloat16``: compute only, weights stay float32),
+    gradient_checkpointing. With information, a list of contexts (``opd.data.privileged.contexts``),
+    the teacher reads the student's response after what it is told, not after the student's prompt.
+    With several contexts the rollouts of a prompt take them in turn, so that the mean over a step
+    is one over contexts: the reverse KL then has their normalised geometric mean as its optimum
+    (Many Faces, Eqs. 10 and 11).
 
     One optimiser update per step on that step's rollouts; prompts in order, a last partial batch
     dropped, epochs repeated as steps ask for (Rethinking OPD, Table 2 and section 3.3). Raises
@@ -278,12 +264,5 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         if trainer.is_fsdp_enabled:
             raise UserError("an EMA teacher is not sharded", "teacher_update", "train it with ddp")
         trainer.add_callback(Follow(trainer))
-    guard = cfg.get("guard") or {}
-    record = Record(
-        "distill",
-        {},
-        lambda: trainer.measured,
-        partial(collapse.signs, guard=guard) if guard else None,
-        guard.get("action") == "stop",
-    )
+    record = Record("distill", {}, lambda: trainer.measured, cfg.get("guard"))
     return common.train(trainer, record, cfg, inputs["student"], out, scratch)

@@ -8,11 +8,12 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from opd.core.errors import UserError
 from opd.data import privileged
+from opd.grading.graders import GRADERS
 from opd.models.checkpoints import load_model, load_tokenizer
 from opd.training import common, launch
 from opd.training.record import Record
+from opd.training.resume import step_of
 
 # TRL's names of what is recorded -> ours.
 LOGGED = {
@@ -79,19 +80,12 @@ class Trainer(GRPOTrainer):
             self._buffered_inputs = torch.load(
                 rollouts, weights_only=True, map_location=self.accelerator.device
             )
-            step = int(Path(resume_from_checkpoint).name.rpartition("-")[2])
+            step = step_of(Path(resume_from_checkpoint))
             self._step = step * self.args.gradient_accumulation_steps
 
 
 def rewards(cfg: dict[str, Any]) -> list[Callable[..., list[float]]]:
-    """TRL's reward functions: 1 for what the grader finds right, and the length penalty, if any.
-
-    Raises ``UserError`` for an unknown grader.
-    """
-    from opd.grading.graders import GRADERS
-
-    if cfg["grader"] not in GRADERS:
-        raise UserError(f"unknown grader '{cfg['grader']}'", "grader", f"use {', '.join(GRADERS)}")
+    """TRL's reward functions: 1 for what the grader finds right, and the length penalty, if any."""
     grade = GRADERS[cfg["grader"]]
 
     # TRL records a reward under the name of its function.
@@ -118,12 +112,9 @@ def load(cfg: dict[str, Any], folder: Path, tokenizer: Any) -> Dataset:
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
     """Stage ``grpo``: inputs student and prompts.
 
-    cfg: steps or epochs, prompts_per_step, group_size, lr, schedule, warmup, temperature,
-    max_new_tokens, max_prompt_tokens, grader, seed, threads, chat_template_kwargs; optional
-    micro_batch, weight_decay, adam_beta2, top_p, clip (0.2), clip_high (the same),
-    updates_per_batch (1), importance_cap (see ``importance_weights``), length_penalty (weight, free
-    tokens: see the function), and information, one context of a message (``opd.data.privileged``):
-    the model is asked this, and not the prompt.
+    cfg: the settings of ``opd.recipes.models.Grpo``; seed, threads, chat_template_kwargs. With
+    information, one context of a message (``opd.data.privileged``), the model is asked this, and
+    not the prompt.
 
     A completion is rewarded with 1 where the grader finds the right answer, else 0, less its
     length penalty; advantages are (r - mean) / (std + 1e-4) of the group, std with n - 1, losses

@@ -39,8 +39,7 @@ def launch(
     answer.unlink(missing_ok=True)
     paths = {name: str(path) for name, path in inputs.items()}
     task.write_text(json.dumps([module, cfg, paths, str(out), str(scratch)]))
-    config = cfg.get("execution", {}).get("accelerate")
-    n = str(cfg.get("processes", 1))
+    config, n = cfg.get("execution", {}).get("accelerate"), str(cfg.get("processes", 1))
     if config:
         launcher = ["accelerate.commands.launch", "--config_file", config, "--num_processes", n]
         launcher += ["--main_process_port", "0"]  # any that is free
@@ -79,8 +78,7 @@ def launch(
             "processes",
             "its own message stands above in this log",
         )
-    numbers: dict[str, Any] = answered["numbers"]
-    return numbers
+    return dict(answered["numbers"])
 
 
 def main(task: Path) -> None:

@@ -12,6 +12,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from opd.core.errors import UserError
+from opd.core.files import replacing
+from opd.losses import collapse
 
 MARKER = "opd-complete.json"
 # A metric's name, the first position of its bin (None: all positions), and its value.
@@ -23,9 +25,8 @@ class Record(TrainerCallback):
     number.
 
     ``names`` maps the trainer's names of what is kept to ours; ``extra`` returns further values of
-    the step just logged. ``watch`` gets all values over all positions, by metric, and returns the
-    signs of a collapse (empty if there are none); the first ones are kept in ``seen``, and end the
-    run if ``stops``.
+    the step just logged. The first signs of a collapse that a ``guard`` (``opd.losses.collapse``)
+    finds are kept in ``seen``, and end the run if its action is ``stop``.
     """
 
     def __init__(
@@ -33,11 +34,10 @@ class Record(TrainerCallback):
         title: str,
         names: Mapping[str, str],
         extra: Callable[[], list[Value]] = list,
-        watch: Callable[[Mapping[str, list[float]]], list[str]] | None = None,
-        stops: bool = False,
+        guard: Mapping[str, Any] | None = None,
     ) -> None:
         self.title, self.names = title, {"loss": "loss", "grad_norm": "grad_norm", **names}
-        self.extra, self.watch, self.stops = extra, watch, stops
+        self.extra, self.guard = extra, guard
         self.rows: list[dict[str, Any]] = []
         self.seen: dict[str, Any] = {}
         self.journal: Path | None = None
@@ -50,6 +50,14 @@ class Record(TrainerCallback):
             for name, position, value in values
         ]
 
+    def courses(self) -> dict[str, list[float]]:
+        """The values of each metric over all positions, step by step."""
+        courses: dict[str, list[float]] = {}
+        for row in self.rows:
+            if row["position"] is None:
+                courses.setdefault(row["name"], []).append(row["value"])
+        return courses
+
     def restore(self, checkpoint: Path) -> None:
         """Take back what ``seal`` has written."""
         sealed = json.loads((checkpoint / MARKER).read_text())
@@ -57,9 +65,8 @@ class Record(TrainerCallback):
 
     def seal(self, checkpoint: Path) -> None:
         """Declare a checkpoint complete, with the record so far: the last file written to it."""
-        partial = checkpoint / f"{MARKER}.partial"
-        partial.write_text(json.dumps({"rows": self.rows, "seen": self.seen}))
-        partial.replace(checkpoint / MARKER)
+        with replacing(checkpoint / MARKER) as partial:
+            partial.write_text(json.dumps({"rows": self.rows, "seen": self.seen}))
 
     def rewrite_journal(self, steps: int) -> None:
         """Write the journal anew from the rows of a run of ``steps`` steps: what else stood in it
@@ -106,22 +113,18 @@ class Record(TrainerCallback):
                 file.write(json.dumps({"step": step, "of": args.max_steps, **means}) + "\n")
         self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
         self.bar.update(step - self.bar.n)
-        if self.watch is not None and not self.seen:
-            self._look_for_collapse(step, control)
+        if self.guard and not self.seen:
+            self._look_for_collapse(step, self.guard, control)
 
-    def _look_for_collapse(self, step: int, control: Any) -> None:
-        assert self.watch is not None
-        history: dict[str, list[float]] = {}
-        for row in self.rows:
-            if row["position"] is None:
-                history.setdefault(row["name"], []).append(row["value"])
-        signs = self.watch(history)
+    def _look_for_collapse(self, step: int, guard: Mapping[str, Any], control: Any) -> None:
+        signs = collapse.signs(self.courses(), guard)
         if signs:
-            self.seen = {"step": step, "signs": signs, "stopped": self.stops}
+            stops = guard.get("action") == "stop"
+            self.seen = {"step": step, "signs": signs, "stopped": stops}
             tqdm.write(
                 f"warning: step {step} looks like a collapse: {', '.join(signs)}", file=sys.stderr
             )
-            control.should_training_stop = control.should_training_stop or self.stops
+            control.should_training_stop = control.should_training_stop or stops
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if torch.distributed.is_initialized():

@@ -22,6 +22,7 @@ import torch
 from transformers import Trainer, TrainerCallback, set_seed
 
 from opd.core.errors import UserError
+from opd.core.files import replacing
 from opd.training.record import MARKER, Record
 
 FAILED = "failed.json"
@@ -65,8 +66,8 @@ class Steps(TrainerCallback):
 
 
 class Keep(TrainerCallback):
-    """Keeps the weights of the steps in ``folders``: ``save(folder)`` is called in every process
-    after the step. A folder counts once it has the name that ``folders`` gives it."""
+    """Keeps the weights of the steps in ``folders``: ``save(folder)`` is called after the step in
+    every process, of which the first one writes."""
 
     def __init__(self, folders: Mapping[int, Path], save: Callable[[Path], None]) -> None:
         self.folders, self.save = folders, save
@@ -75,17 +76,16 @@ class Keep(TrainerCallback):
         folder = self.folders.get(int(state.global_step))
         if folder is None:
             return
-        partial = folder.with_name(f".{folder.name}.partial")
         if state.is_world_process_zero:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.save(partial)
-        if state.is_world_process_zero:
-            partial.replace(folder)
+            with replacing(folder) as partial:
+                self.save(partial)
+        else:
+            self.save(folder)
 
 
-def resumable(trainer: Trainer, record: Record, scratch: Path, kept: Mapping[int, Path]) -> None:
+def resumable(trainer: Trainer, record: Record, scratch: Path, folders: Mapping[int, Path]) -> None:
     """``trainer.train()`` from the last complete checkpoint in ``scratch`` before which all steps
-    that are to be ``kept`` (folders by step, see ``Keep``) have been kept.
+    that are to be kept in ``folders`` (by step, see ``Keep``) have been.
 
     SIGTERM leaves a checkpoint of the last step and exits with 143. A loss that is no number leaves
     a marker: the same run fails at once with the same message until the marker is removed. Memory
@@ -97,25 +97,26 @@ def resumable(trainer: Trainer, record: Record, scratch: Path, kept: Mapping[int
         raise UserError(what, where, f"{remedy}; to try the same once more, remove {failed}")
     steps = Steps(trainer.args.seed, trainer)
     trainer.add_callback(steps)
-    last = _last(scratch, kept)
-    start = 0 if last is None else _step(last)
+    last = _last(scratch, folders)
+    start = 0 if last is None else step_of(last)
     record.journal = scratch / JOURNAL
     if last is not None:
         record.restore(last)
         print(f"going on from step {start}", file=sys.stderr)
     if trainer.accelerator.is_main_process:
         # Later steps are made again.
-        for step, folder in kept.items():
+        for step, folder in folders.items():
             if step > start:
                 shutil.rmtree(folder, ignore_errors=True)
         record.rewrite_journal(trainer.args.max_steps)
     handler = signal.signal(signal.SIGTERM, steps.handle)
     try:
-        done = start >= trainer.args.max_steps
-        if last is not None and (done or record.seen.get("stopped")):
+        if last is None:
+            trainer.train()
+        elif start >= trainer.args.max_steps or record.seen.get("stopped"):
             trainer._load_from_checkpoint(str(last))
         else:
-            trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
+            trainer.train(resume_from_checkpoint=str(last))
     except UserError as bad:
         if trainer.accelerator.is_main_process:
             failed.write_text(json.dumps([bad.what, bad.where, bad.remedy]))
@@ -138,21 +139,22 @@ def resumable(trainer: Trainer, record: Record, scratch: Path, kept: Mapping[int
             record.bar.close()
 
 
-def _step(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named by."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
-def _last(scratch: Path, kept: Mapping[int, Path]) -> Path | None:
-    """The last complete checkpoint before the first step that is yet to be kept. Later ones, and
-    what a killed process left half-written, are removed."""
+def _last(scratch: Path, folders: Mapping[int, Path]) -> Path | None:
+    """The last complete checkpoint before the first step that is yet to be kept. Later ones and
+    half-written ones are removed."""
     complete = []
-    missing = min((step for step in kept if not kept[step].is_dir()), default=math.inf)
+    missing = min((step for step in folders if not folders[step].is_dir()), default=math.inf)
     for folder in scratch.glob("checkpoint-*"):
-        if (folder / MARKER).is_file() and _step(folder) < missing:
+        if (folder / MARKER).is_file() and step_of(folder) < missing:
             complete.append(folder)
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    return max(complete, key=_step, default=None)
+    return max(complete, key=step_of, default=None)
 
 
 def _shortage(error: BaseException, scratch: Path) -> UserError | None:

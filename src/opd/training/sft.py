@@ -43,6 +43,7 @@ def as_rendered(
     ]
     kwargs = cfg.get("chat_template_kwargs") or {}
     sequences = tokenizer.apply_chat_template(answered, return_dict=True, **kwargs)["input_ids"]
+    encoded_pairs = []
     for i, (prompt, sequence) in enumerate(zip(prompts, sequences, strict=True)):
         if sequence[: len(prompt)] != prompt:
             raise UserError(
@@ -51,10 +52,8 @@ def as_rendered(
                 "use a chat template (or chat_template_kwargs) that keeps the prompt, or set "
                 "empty_think",
             )
-    return [
-        (prompt, sequence[len(prompt) :])
-        for prompt, sequence in zip(prompts, sequences, strict=True)
-    ]
+        encoded_pairs.append((prompt, sequence[len(prompt) :]))
+    return encoded_pairs
 
 
 def with_empty_think(
@@ -96,8 +95,7 @@ def with_empty_think(
             else "leave empty_think out",
         )
     _, prompts = common.as_asked([pair["prompt"] for pair in pairs], tokenizer, cfg)
-    block = encoded(EMPTY_THINK)
-    encoded_pairs = []
+    block, encoded_pairs = encoded(EMPTY_THINK), []
     for i, (prompt, pair) in enumerate(zip(prompts, pairs, strict=True)):
         response = encoded(pair["response"] + closing)
         thinks = "<think>" in pair["response"] or "</think>" in pair["response"]
@@ -115,7 +113,7 @@ def with_empty_think(
     return encoded_pairs
 
 
-def kept(pair: Pair, limit: int, overlong: str) -> Pair | None:
+def within_limit(pair: Pair, limit: int, overlong: str) -> Pair | None:
     """What is trained on of a pair where ``limit`` tokens are allowed: its first tokens (``cut``;
     the same as LLaMA-Factory's cutoff_len where the prompt is the shorter half), or nothing
     (``drop``, and a prompt that leaves its response no room)."""
@@ -149,12 +147,12 @@ def nll_nats(trainer: SFTTrainer, rows: list[Row]) -> float:
     sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     for start in range(0, len(rows), size * accelerator.num_processes):
         start += size * accelerator.process_index
-        mine = rows[start : start + size]
+        own_rows = rows[start : start + size]
         # A process with nothing left still takes part in what sharded weights exchange.
-        batch = {k: v.to(accelerator.device) for k, v in collate(mine or rows[:1]).items()}
+        batch = {k: v.to(accelerator.device) for k, v in collate(own_rows or rows[:1]).items()}
         with trainer.compute_loss_context_manager():
             output = model(**batch, use_cache=False, fused_lm_head=True)
-        if mine:
+        if own_rows:
             nll, tokens = -output.log_probs.double().sum(), output.label_mask.double().sum()
             sums += torch.stack([nll, tokens])
     model.train(training)
@@ -163,17 +161,17 @@ def nll_nats(trainer: SFTTrainer, rows: list[Row]) -> float:
 
 
 class Measure(TrainerCallback):
-    """Adds NLL and perplexity of rows to a record: before the first step, then every ``every``
-    steps (0 for never), and when called."""
+    """Adds NLL and perplexity of rows to a record: before the first step, every ``every`` steps (0
+    for never), and when called."""
 
     def __init__(self, trainer: SFTTrainer, record: Record, rows: list[Row], every: int) -> None:
         self.trainer, self.record, self.rows, self.every = trainer, record, rows, every
 
     def __call__(self) -> None:
+        rows = self.record.rows
         # A run that had no step left to take has no state of its own, but the record of its steps.
-        known = [row["step"] for row in self.record.rows]
-        step = max([int(self.trainer.state.global_step), *known])
-        if any(row["step"] == step and row["name"] == "nll_nats" for row in self.record.rows):
+        step = max([int(self.trainer.state.global_step), *(row["step"] for row in rows)])
+        if any(row["step"] == step and row["name"] == "nll_nats" for row in rows):
             return
         nll = nll_nats(self.trainer, self.rows)
         self.record.add(step, [("nll_nats", None, nll), ("perplexity", None, math.exp(nll))])
@@ -205,13 +203,6 @@ def _require_boundaries(model: Any, rows: list[Row]) -> None:
         )
 
 
-def _require_liger() -> None:
-    if not torch.cuda.is_available():
-        raise UserError("Liger's kernels need a GPU, none is visible", "liger", "leave it out")
-    if importlib.util.find_spec("liger_kernel") is None:
-        raise UserError("liger-kernel is not installed", "liger", "install it, or leave it out")
-
-
 def load(
     cfg: dict[str, Any], file: Path, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Row], dict[str, int]]:
@@ -227,18 +218,18 @@ def load(
     limit, overlong = cfg["max_tokens"], cfg.get("overlong", "error")
     rows, counts = [], {"given": len(pairs), "dropped": 0, "cut": 0}
     for i, pair in enumerate(encode(pairs, tokenizer, cfg, file)):
-        length = len(pair[0]) + len(pair[1])
-        if length > limit and overlong == "error":
+        remains = within_limit(pair, limit, overlong)
+        if remains != pair and overlong == "error":
             raise UserError(
-                f"prompt and response have {length} tokens, max_tokens is {limit}",
+                f"prompt and response have {sum(map(len, pair))} tokens, max_tokens is {limit}",
                 f"{file}: row {i} ({pairs[i]['id']})",
                 "raise max_tokens, filter the pairs, or set overlong: drop or cut",
             )
-        remains = kept(pair, limit, overlong)
-        if remains is not None:
+        if remains is None:
+            counts["dropped"] += 1
+        else:
             rows.append(labelled(remains))
-        counts["dropped"] += remains is None
-        counts["cut"] += remains is not None and length > limit
+            counts["cut"] += remains != pair
     if not rows:
         raise UserError("every pair is longer than max_tokens", str(file), "raise max_tokens")
     return rows, counts
@@ -271,10 +262,7 @@ def split(
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
     """Stage ``sft``: inputs student and data (pairs).
 
-    cfg: steps or epochs, batch_size, lr, schedule, warmup (share of the steps), max_tokens, seed,
-    threads, chat_template_kwargs; optional micro_batch, weight_decay, adam_beta2, overlong
-    (``error``, ``drop``, ``cut``: see ``kept``), empty_think (see ``with_empty_think``), packing,
-    liger, held_out (share), nll_traces, nll_every.
+    cfg: the settings of ``opd.recipes.models.Sft``; seed, threads, chat_template_kwargs.
 
     Pairs are shuffled by the seed every epoch. ``steps`` are of batch_size pairs each, what remains
     of an epoch is left out; ``epochs`` take every pair, the last step of each may be smaller. With
@@ -282,18 +270,20 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     thousands) and batch_size counts those.
 
     Mean NLL (nats per response token, end of turn included) and perplexity, its exponential, are
-    measured before and after training on at most nll_traces pairs, drawn by the seed from those
-    held out or, where none are, from those trained on (The Many Faces of OPD, Appendix A.23).
+    measured before and after training on the pairs that ``split`` draws for it (The Many Faces of
+    OPD, Appendix A.23).
 
-    Returns also how many pairs were given, too long (dropped, cut), trained on, held out and
-    measured. Raises ``UserError`` as ``load`` and ``split`` do, for pairs that cannot fill a step,
-    and for a loss that is no number.
+    Returns also how many pairs were given, dropped, cut, trained on, held out and measured. Raises
+    ``UserError`` as ``load`` and ``split`` do, for pairs that cannot fill a step, and for a loss
+    that is no number.
     """
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)
     common.prepare(cfg)
-    if cfg.get("liger"):
-        _require_liger()
+    if cfg.get("liger") and not torch.cuda.is_available():
+        raise UserError("Liger's kernels need a GPU, none is visible", "liger", "leave it out")
+    if cfg.get("liger") and importlib.util.find_spec("liger_kernel") is None:
+        raise UserError("liger-kernel is not installed", "liger", "install it, or leave it out")
     file, packing = inputs["data"] / "pairs.parquet", cfg.get("packing", False)
     tokenizer = load_tokenizer(inputs["student"])
     rows, counts = load(cfg, file, tokenizer)

@@ -4,11 +4,11 @@ import hashlib
 import os
 from pathlib import Path
 
-from opd.core.hashing import CHUNK, hashed
+from opd.core.hashing import hashed
 
 
 def test_files_are_hashed_once_and_by_sha256(tmp_path: Path):
-    texts = {"a": b"", "b": b"x" * (CHUNK + 1), "c": b"y" * CHUNK}
+    texts = {"a": b"", "b": b"x" * 1_000_001, "c": b"y" * 1_000_000}
     for name, text in texts.items():
         (tmp_path / name).write_bytes(text)
     os.link(tmp_path / "b", tmp_path / "hard")
@@ -18,7 +18,7 @@ def test_files_are_hashed_once_and_by_sha256(tmp_path: Path):
     same = {"hard": "b", "soft": "c"}
     expected = {n: hashlib.sha256(texts[same.get(n, n)]).hexdigest() for n in (*texts, *same)}
     assert {path.name: one for path, one in found.of.items()} == expected
-    assert (found.files, found.bytes) == (3, 2 * CHUNK + 1)
+    assert (found.files, found.bytes) == (3, 2_000_001)
 
 
 def test_a_file_that_cannot_be_read_has_no_digest(tmp_path: Path, monkeypatch):

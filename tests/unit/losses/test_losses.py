@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from opd.core.errors import UserError
-from opd.losses.spec import PRESETS, LossSpec, loss_spec
+from opd.losses.spec import PRESETS, Aggregation, LossSpec, loss_spec
 from opd.losses.token import LOG_FLOOR_NATS, aggregate, token_loss, top_ids
 
 B, T, V, K = 2, 3, 11, 4
@@ -465,13 +465,11 @@ def test_a_preset_with_other_settings() -> None:
     assert loss_spec({"support": "sampled"}) == PRESETS["sampled"]
     assert loss_spec({"preset": "jsd", "divergence": "forward_kl"}) == PRESETS["forward_kl"]
     for given_settings, message in (
-        ({"preset": "rethinking"}, "loss.preset: unknown preset 'rethinking'"),
         ({"support": "vocabulary"}, "loss.gradient: the whole vocabulary is"),
         ({"support": "sampled", "k": 2}, "loss.k: support 'sampled' takes no k"),
-        ({"k": 0}, "loss.k: k is 0"),
+        ({"k": None}, "loss.k: support 'student' needs a k"),
         ({"preset": "sampled", "k": 4}, "loss.k: support 'sampled' takes no k"),
-        ({"support": "both"}, "loss.support: unknown value 'both'"),
-        ({"preset": "jsd", "beta": 1.0}, "loss.beta: beta is 1.0"),
+        ({"preset": "jsd", "beta": None}, "loss.beta: beta is None"),
         ({"preset": "full", "beta": 0.5}, "loss.beta: beta is 0.5"),
         ({"divergence": "forward_kl"}, "loss.divergence: a policy gradient is that of"),
         ({"preset": "full", "gradient": "policy"}, "loss.gradient: the whole vocabulary"),
@@ -480,7 +478,6 @@ def test_a_preset_with_other_settings() -> None:
         ({"estimator": "k3"}, "loss.estimator: estimators are of one"),
         ({"preset": "sampled", "ratio_scope": "support"}, "loss.ratio_scope: .* renormalise"),
         ({"weight": "uniform", "weight_scope": "vocabulary"}, "loss.weight_scope: uniform"),
-        ({"teacher_temperature": 0.0}, "loss.teacher_temperature: it is not positive"),
     ):
         with pytest.raises(UserError, match=message):
             loss_spec(given_settings)
@@ -491,7 +488,7 @@ def test_aggregation_by_hand() -> None:
     loss = torch.tensor([[1.0, 2, 3, 4], [5, 6, 0, 0], [7, 0, 0, 0], [8, 0, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]])
 
-    def total(how: str, size: int) -> float:
+    def total(how: Aggregation, size: int) -> float:
         parts = 4 // size
         return sum(
             float(aggregate(loss[i : i + size], mask[i : i + size], how, 8.0, parts))
@@ -505,5 +502,3 @@ def test_aggregation_by_hand() -> None:
     assert total("micro_batch_mean", 4) == pytest.approx(36 / 8)
     assert total("micro_batch_mean", 2) == pytest.approx((21 / 6) * 0.5 + (15 / 2) * 0.5)
     assert total("micro_batch_mean", 1) == pytest.approx((2.5 + 5.5 + 7 + 8) / 4)
-    with pytest.raises(UserError, match="aggregation: unknown aggregation 'mean'"):
-        total("mean", 4)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,10 +68,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         if "fails" in found:
             raise found["fails"]
 
-    class Api:
-        def model_info(self, repo: str, *, revision: str, files_metadata: bool) -> Any:
-            assert (repo, revision, files_metadata) == ("a/b", REVISION, True)
-            return SimpleNamespace(siblings=[listed(n, d) for n, d in found["files"].items()])
+    class Api(huggingface_hub.HfApi):
+        def list_repo_tree(self, repo_id: str, *, revision: str, **_: Any) -> Any:
+            assert (repo_id, revision) == ("a/b", REVISION)
+            return [listed(name, data) for name, data in found["files"].items()]
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
@@ -81,17 +80,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def listed(name: str, data: bytes) -> Any:
     """As the hub lists large files and small ones: with the content's sha256, and as git does."""
+    from huggingface_hub.hf_api import RepoFile
+
+    lfs = {"size": len(data), "oid": hashlib.sha256(data).hexdigest(), "pointerSize": 1}
+    # What `git hash-object` says of these two.
+    git = {
+        b"{}": "9e26dfeeb6e641a33dae4961196235bdb965b21b",
+        b"t": "32f64f4d836716819dc5fa9a1e09a29b428881df",
+    }
     large = name.endswith(".safetensors")
-    return SimpleNamespace(
-        rfilename=name,
-        size=len(data),
-        lfs=SimpleNamespace(sha256=hashlib.sha256(data).hexdigest()) if large else None,
-        # What `git hash-object` says of these two.
-        blob_id={
-            b"{}": "9e26dfeeb6e641a33dae4961196235bdb965b21b",
-            b"t": "32f64f4d836716819dc5fa9a1e09a29b428881df",
-        }.get(data),
-    )
+    return RepoFile(path=name, size=len(data), oid=git.get(data, ""), lfs=lfs if large else None)
 
 
 def test_hub(tmp_path: Path, hub: dict[str, Any]) -> None:

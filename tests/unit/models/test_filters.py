@@ -120,7 +120,6 @@ def test_nothing_left_and_bad_settings(tmp_path: Path) -> None:
         ({"rules": [], "per_prompt": 0}, r"none of 2 .*over per_prompt: 2"),
         ({"rules": [], "n": 0}, r"none of 2 .*over n: 2"),
         ({"rules": ["boxes"]}, "unknown rule 'boxes'; use boxed, "),
-        ({"rules": [], "correct": "maybe"}, "use null, only or first"),
         ({"rules": ["answered"], "grader": "maths"}, "unknown grader 'maths'"),
     ]:
         with pytest.raises(UserError, match=message):

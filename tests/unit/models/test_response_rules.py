@@ -85,4 +85,4 @@ def test_the_first_rule_that_rejects_is_the_reason() -> None:
     backwards = response_rules.first_that_rejects(given[::-1], " ", "length")
     assert backwards == "answered"
     with pytest.raises(UserError, match="unknown rule 'boxes'; use boxed, "):
-        response_rules.rejects("boxes", "", "stop")
+        response_rules.first_that_rejects(["boxes"], "", "stop")

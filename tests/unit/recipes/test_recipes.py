@@ -102,6 +102,13 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"models__x__distill__loss": {"support": "best"}}, ["'best'", "'sampled', 'student'"]),
         ({"models__x__distill__loss": {"preset": "sampled"}}, ["loss", "takes no k"]),
         ({"models__x__distill__loss": {"preset": "code"}}, ["loss.preset", "'rethinking_code'"]),
+        ({"models__x__distill__loss": {"k": 0}}, ["loss.k", "greater than or equal to 1"]),
+        (
+            {"models__x__distill__loss": {"preset": "jsd", "beta": 1.0}},
+            ["loss.beta", "less than 1"],
+        ),
+        ({"models__x__distill__loss": {"teacher_temperature": 0.0}}, ["greater than 0"]),
+        ({"models__x__distill__aggregation": "mean"}, ["aggregation", "'token_mean'"]),
         ({"models__x__distill__loss": {"tail": True}}, ["a tail goes with"]),
         ({"models__x__distill__teacher_update": "live"}, ["teacher_update: live needs teacher"]),
         ({"models__x__distill__ema_decay": 0.9}, ["ema_decay goes with teacher_update"]),

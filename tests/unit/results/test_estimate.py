@@ -24,7 +24,7 @@ from opd.results.estimate import (
     difference,
 )
 from opd.results.quantity import read, unit_of
-from opd.stats.intervals import averages, bootstrap, bounds, interval, less, over_seeds, weights
+from opd.stats.intervals import averages, bootstrap, bounds, interval, less, student, weights
 
 Given = dict[str, Any]
 STUDENT = {"easy": [2, 1, 3, 2], "hard": [0, 1, 0, 1]}
@@ -246,14 +246,14 @@ def test_coverage_over_three_seeds() -> None:
     t, ranges = 0, 0
     for _ in range(trials):
         values = rng.normal(size=3)
-        found = over_seeds(values)
+        found = student(values)
         t += found.low <= 0 <= found.high
         low, high = np.quantile(of_seeds @ values, [0.025, 0.975])
         ranges += low <= 0 <= high
     assert t / trials == pytest.approx(0.95, abs=0.015)
     assert ranges / trials == pytest.approx(0.75, abs=0.03)
     # Half width 4.303 standard errors.
-    found = over_seeds(np.array([1.0, 2.0, 3.0]))
+    found = student(np.array([1.0, 2.0, 3.0]))
     assert (found.high - found.low) / 2 == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
 
 

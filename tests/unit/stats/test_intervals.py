@@ -293,7 +293,7 @@ def nested(after: np.ndarray, before: np.ndarray, rng: np.random.Generator) -> n
 
 
 def test_drawing_samples_too_would_cover_too_much() -> None:
-    """Two models that are alike on every problem: 93 % and 99 % in the long run (the docstring)."""
+    """Two models that are alike on every problem: 93 % and 99 % in the long run, docs/claims.md."""
     rng, trials = np.random.default_rng(2), 400
     hits, widths = np.zeros(2), np.zeros(2)
     for _ in range(trials):

@@ -85,7 +85,7 @@ def test_a_teacher_that_is_missing(inputs: Inputs, tmp_path: Path) -> None:
         run("distill", OPD, gone, tmp_path / "a")
     path = padded(inputs["teacher"], tmp_path / "empty", 60)
     (path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"empty: no usable weights .*; make or fetch them again"):
+    with pytest.raises(UserError, match=r"empty: no usable weights .*; make or fetch it again"):
         run("distill", OPD, {**inputs, "teacher": path}, tmp_path / "b")
 
 

@@ -143,11 +143,11 @@ def test_labels_are_the_response() -> None:
 def test_what_remains_of_a_long_pair() -> None:
     whole = ([1, 2, 3], [4, 5, 6])
     for overlong in ("error", "drop", "cut"):
-        assert sft.kept(whole, 6, overlong) == whole
-    assert sft.kept(whole, 5, "cut") == ([1, 2, 3], [4, 5])
-    assert sft.kept(whole, 4, "cut") == ([1, 2, 3], [4])
-    assert sft.kept(whole, 3, "cut") is None
-    assert sft.kept(whole, 5, "drop") is None
+        assert sft.within_limit(whole, 6, overlong) == whole
+    assert sft.within_limit(whole, 5, "cut") == ([1, 2, 3], [4, 5])
+    assert sft.within_limit(whole, 4, "cut") == ([1, 2, 3], [4])
+    assert sft.within_limit(whole, 3, "cut") is None
+    assert sft.within_limit(whole, 5, "drop") is None
 
 
 def lengths(inputs: Inputs) -> list[int]:

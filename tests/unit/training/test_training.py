@@ -120,7 +120,7 @@ def test_bad_prompts(inputs: Inputs, tmp_path: Path) -> None:
         empty = tmp_path / f"{name}-prompts"
         empty.mkdir()
         tables.write(empty / "prompts.parquet", [], PROMPTS)
-        with pytest.raises(UserError, match="there is no prompt in it"):
+        with pytest.raises(UserError, match="there are no prompts"):
             run(name, cfg, {**inputs, "prompts": empty}, tmp_path / f"{name}-none")
 
 
