@@ -136,7 +136,7 @@ def test_deepmath_asks_less_than_its_question_column_has(tmp_path: Path) -> None
     differ = [r for r in rows if templates.apply("boxed", r["question"]) != r["prompt"]]
     assert len(differ) == 118
     for row in differ:
-        asked = templates.strip(row["prompt"], ["boxed"])
+        asked = templates.unwrap(row["prompt"], "boxed")[0].strip()
         assert row["question"].startswith(asked)
         assert row["question"][len(asked) :].strip().startswith("\\boxed{")
 

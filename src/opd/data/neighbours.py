@@ -99,9 +99,7 @@ def _distinct(texts: Sequence[str]) -> tuple[Places, Places]:
 
 def exact_matches(ours: Sequence[str], theirs: Sequence[str]) -> Places:
     """For each of our texts (or text hashes) the first equal one of theirs, or -1: int64 [N]."""
-    first: dict[str, int] = {}
-    for j, text in enumerate(theirs):
-        first.setdefault(text, j)
+    first = {text: row for row, text in reversed([*enumerate(theirs)])}
     return np.array([first.get(text, -1) for text in ours], dtype=np.int64)
 
 
@@ -119,9 +117,9 @@ def nearest(ours: Floats, theirs: Floats | None = None, threads: int = 1) -> tup
     for start, rows in _chunks(ours, OURS):
         so_far = best[start : start + len(rows)], place[start : start + len(rows)]
         for low, part in _chunks(ours[:start] if theirs is None else theirs, THEIRS):
-            _improve(*so_far, low, rows, part, sift(rows, part))
+            _improve(*so_far, low, rows, part, *sift(rows, part))
         if theirs is None:
-            _improve(*so_far, start, rows, rows, _sift_earlier(rows))
+            _improve(*so_far, start, rows, rows, *_sift_earlier(rows))
     return best, place
 
 
@@ -134,38 +132,32 @@ def sift(ours: Floats, theirs: Floats, k: int = 8) -> tuple[Places, Places]:
     import faiss
 
     rounding = ours.shape[1] * 2.0**-24
-    left, pairs = np.arange(len(ours)), []
+    left, mine, near = np.arange(len(ours)), [], []
     while len(left):
         k = min(k, len(theirs))
         products, columns = faiss.knn(ours[left], theirs, k, metric=faiss.METRIC_INNER_PRODUCT)
-        near = products >= products[:, :1] - 2 * rounding
-        open_ended = near.all(axis=1) & (k < len(theirs))
-        rows, where = np.nonzero(near & ~open_ended[:, None])
-        pairs.append((left[rows], columns[rows, where]))
+        close = products >= products[:, :1] - 2 * rounding
+        open_ended = close.all(axis=1) & (k < len(theirs))
+        rows, where = np.nonzero(close & ~open_ended[:, None])
+        mine.append(left[rows])
+        near.append(columns[rows, where])
         left, k = left[open_ended], 8 * k
-    return np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
+    return np.concatenate(mine), np.concatenate(near)
 
 
 def _sift_earlier(rows: Floats) -> tuple[Places, Places]:
     """The same for a chunk with its own earlier rows."""
     products = rows.astype(np.float64) @ rows.T.astype(np.float64)
     products[np.triu_indices(len(rows))] = -np.inf
-    top = products.max(axis=1, keepdims=True)
-    found = np.nonzero((products >= top - 1e-9) & np.isfinite(products))
-    return found[0], found[1]
+    i, j = np.nonzero(products >= products.max(axis=1, keepdims=True) - 1e-9)
+    return i[j < i], j[j < i]
 
 
 def _improve(
-    best: Doubles,
-    place: Places,
-    low: int,
-    ours: Floats,
-    theirs: Floats,
-    pairs: tuple[Places, Places],
+    best: Doubles, place: Places, low: int, ours: Floats, theirs: Floats, i: Places, j: Places
 ) -> None:
-    """Write into ``best`` and ``place`` of ours where the cosine of a pair is larger than what is
-    there; theirs begin at row ``low`` of their set."""
-    i, j = pairs
+    """Write into ``best`` and ``place`` of ours where the cosine of a pair (i, j) is larger than
+    what is there; theirs begin at row ``low`` of their set."""
     chunks = (slice(at, at + PAIRS) for at in range(0, len(i), PAIRS))
     cosine = np.concatenate([np.empty(0), *(cosines(ours[i[c]], theirs[j[c]]) for c in chunks)])
     order = np.lexsort((j, -cosine, i))

@@ -102,6 +102,22 @@ def test_an_affix_that_no_row_has_is_refused(tmp_path: Path, verl_file: Path) ->
         run(tmp_path, cfg)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "affixes", "bare"),
+    [
+        (BOXED.replace("{question}", "Question: q"), ["boxed", "Question: "], "q"),
+        (BOXED.replace("{question}", "Question: q"), ["Question: ", "boxed"], "q"),
+        (DAPO.replace("{question}", BOXED), ["boxed", "dapo"], BOXED),
+    ],
+)
+def test_affixes_come_off_in_order(
+    tmp_path: Path, prompt: str, affixes: list[str], bare: str
+) -> None:
+    lines = [{"question": text} for text in (prompt, BOXED.replace("{question}", "another"))]
+    rows, _ = run(tmp_path, {"source": write(tmp_path / "t.jsonl", *lines), "strip": affixes})
+    assert rows[0]["question"] == bare
+
+
 def test_samples_are_nested_and_in_file_order() -> None:
     rows = [{"id": f"r{i}", "row": i} for i in range(100)]
     small, large = prompts.sample(rows, 10, 7), prompts.sample(iter(rows), 40, 7)
