@@ -1,4 +1,4 @@
-"""Where the rows of a dataset keep what a prompt needs: one table for all that are known.
+"""Where the rows of a dataset keep what a prompt needs: layouts.yaml has all that are known.
 
 A column may be dotted (``reward_model.ground_truth``). A list of messages counts as text, that of
 its one user message. A question may be a form of several columns (``{passage} {question}``), in
@@ -14,6 +14,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+import yaml
+
+from opd.core.code import package_file
 from opd.core.errors import UserError
 
 Row = Mapping[str, Any]
@@ -67,82 +70,26 @@ def _top(*columns: str | None) -> tuple[str, ...]:
     return tuple(part.partition(".")[0] for part in parts)
 
 
-VERL = Layout(
-    question=("extra_info.question", "prompt"),
-    answer="reward_model.ground_truth",
-    prompt=("prompt",),
-    difficulty=("difficulty", "level"),
-)
-TABLE = replace(VERL, question=("question",), answer="answer")
-_MATH = Layout(("problem",), "solution", difficulty=("level",), take="boxed", solution="solution")
+def _layout(entry: Row) -> Layout:
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+    }
+    return Layout(**fields)
 
-# By the name of the hub; a copy in a file has the same layout.
-LAYOUTS: dict[str, Layout] = {
-    "verl": VERL,
-    "table": TABLE,
-    # 1,791,700 rows, a hundred times 17,917.
-    "BytedTsinghua-SIA/DAPO-Math-17k": replace(VERL, difficulty=(), once=True),
-    "open-r1/DAPO-Math-17k-Processed": Layout(("prompt",), "solution"),
-    "zwhe99/DeepMath-103K": Layout(("question",), "final_answer", difficulty=("difficulty",)),
-    "Keven16/G-OPD-Training-Data": replace(
-        VERL, difficulty=(), file="DeepMath-103K/train_filtered_level6.parquet"
-    ),
-    # No ground truth: the conversations end with what a model answered.
-    "open-thoughts/OpenThoughts3-1.2M": Layout(
-        ("conversations",), None, difficulty=("difficulty",), where={"domain": "math"}
-    ),
-    # Many Faces: its choice of rows.
-    "open-thoughts/OpenThoughts-114k": Layout(
-        ("problem",),
-        "ground_truth_solution",
-        take="boxed",
-        where={"domain": "math"},
-        one_box=True,
-        configs=("metadata",),
-        solution="ground_truth_solution",
-    ),
-    "DigitalLearningGmbH/MATH-lighteval": _MATH,
-    "hendrycks/competition_math": _MATH,
-    "EleutherAI/hendrycks_math": replace(
-        _MATH,
-        configs=(
-            "algebra",
-            "counting_and_probability",
-            "geometry",
-            "intermediate_algebra",
-            "number_theory",
-            "prealgebra",
-            "precalculus",
-        ),
-    ),
-    # Benchmarks.
-    "HuggingFaceH4/aime_2024": Layout(("problem",), "answer"),
-    "math-ai/aime25": Layout(("problem",), "answer"),
-    "math-ai/amc23": Layout(("question",), "answer"),
-    "AI-MO/aimo-validation-amc": Layout(("problem",), "answer"),
-    "HuggingFaceH4/MATH-500": Layout(("problem",), "answer", difficulty=("level",)),
-    "math-ai/minervamath": Layout(("question",), "answer"),
-    "math-ai/olympiadbench": Layout(("question",), "final_answer", take="item"),
-    "Idavidrein/gpqa": Layout(
-        ("{Question}\n{choices}",),
-        "Correct Answer",
-        take="choice",
-        wrong=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
-        configs=("gpqa_diamond",),
-    ),
-    "google/boolq": Layout(("{passage}\nQuestion: {question}?",), "answer"),
-    "cais/mmlu": Layout(("{question}\n{choices}",), "answer", take="letter", configs=("all",)),
-}
+
+_TABLE = package_file(__file__, "layouts.yaml").read_text(encoding="utf-8")
+# By the name on the hub; and for files of any other dataset.
+LAYOUTS = {name: _layout(entry) for name, entry in yaml.safe_load(_TABLE).items()}
 
 
 def choose(source: Mapping[str, Any], columns: Iterable[str] = ()) -> Layout:
     """The layout of a source: the one that it names (``layout``), that of its hub name, or what
     its columns suggest; with the columns that it names itself written over it."""
     known = source.get("layout") or source.get("hub")
-    fallback = VERL if {"prompt", "reward_model"} <= set(columns) else TABLE
+    fallback = "verl" if {"prompt", "reward_model"} <= set(columns) else "table"
     named = {key: source[key] for key in ("answer", "row_id", "solution") if source.get(key)}
     named |= {key: (source[key],) for key in ("question", "difficulty") if source.get(key)}
-    return replace(LAYOUTS.get(str(known), fallback), **named)
+    return replace(LAYOUTS.get(str(known), LAYOUTS[fallback]), **named)
 
 
 def check(layout: Layout, columns: Collection[str], where: str) -> None:

@@ -35,10 +35,10 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     folder with task files). What is sampled is kept in ``cache``.
     """
     from opd.evaluation import harness
+    from opd.models import sampling
 
     protocol = cfg["protocol"]
-    settings = _sampling(cfg)
-    lm = harness.SamplerLM(inputs["model"], cache, **settings)
+    lm = harness.SamplerLM(inputs["model"], cache, **sampling.settings({**cfg, **protocol}))
     with tempfile.TemporaryDirectory() as work:
         tasks = {
             name: harness.load(
@@ -65,16 +65,6 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     tables.write_json(out / "summary.json", summary)
     numbers = {name: values["avg"] for name, values in summary["benchmarks"].items()}
     return numbers | {"macro": summary["macro"]["avg"], "grader_timeouts": timeouts}
-
-
-def _sampling(cfg: Mapping[str, Any]) -> Row:
-    """What the sampler is given: the engine's settings, and the sampling part of the protocol."""
-    about = ("benchmarks", "protocol", "inputs", "code")
-    protocol = ("temperature", "top_p", "top_k", "max_new_tokens")
-    return {
-        **{key: value for key, value in cfg.items() if key not in about},
-        **{key: cfg["protocol"][key] for key in protocol if key in cfg["protocol"]},
-    }
 
 
 def _benchmark(
