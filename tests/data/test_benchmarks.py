@@ -23,7 +23,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("OPD_DATA_DIR", str(data_dir))
+    monkeypatch.chdir(data_dir)
     return data_dir
 
 

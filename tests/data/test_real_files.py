@@ -17,7 +17,8 @@ from opd.data.schemas import PROMPTS, REPEATED
 
 @pytest.fixture(autouse=True)
 def folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPD_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("OPD_DATA_DIR", str(data_dir.absolute()))
+    monkeypatch.chdir(data_dir)
 
 
 def load(tmp_path: Path, path: str, **cfg: Any) -> list[dict[str, Any]]:

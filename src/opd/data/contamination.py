@@ -121,7 +121,7 @@ def shared_words(
     return np.array(shares, dtype=np.float64), np.array(places, dtype=np.int64)
 
 
-def _pairs_of(row: dict[str, Any]) -> list[dict[str, str]]:
+def _pairs_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The problem beside the prompt that is nearest, and beside the one that shares words."""
     heads: dict[str, list[str]] = {}
     if row["exact"] or row["semantic"]:
@@ -134,10 +134,8 @@ def _pairs_of(row: dict[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "head": ", ".join(head),
-            "left_name": row["problem"],
-            "left": row["question"],
-            "right_name": row[role],
-            "right": row[f"{role}_question"],
+            "left": (row["problem"], row["question"]),
+            "right": (row[role], row[f"{role}_question"]),
         }
         for role, head in heads.items()
     ]

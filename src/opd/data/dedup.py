@@ -78,14 +78,12 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     order = compared[np.argsort(found.cosine[compared], kind="stable")]
     cut = int(np.searchsorted(found.cosine[order], threshold))
 
-    def pairs(rows: Places) -> list[dict[str, str]]:
+    def pairs(rows: Places) -> list[dict[str, Any]]:
         return [
             {
                 "head": f"{found.cosine[i]:.4f}",
-                "left_name": f"{mine[i]['id']} (row {i})",
-                "left": mine[i]["question"],
-                "right_name": f"{other[j]['id']} (row {j})",
-                "right": other[j]["question"],
+                "left": (f"{mine[i]['id']} (row {i})", mine[i]["question"]),
+                "right": (f"{other[j]['id']} (row {j})", other[j]["question"]),
             }
             for i, j in zip(rows, found.neighbour[rows], strict=True)
         ]

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -63,19 +62,6 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
             raise UserError("it has no rows", name, "give a file with prompts")
 
 
-def resolve(path: str) -> Path:
-    """Where an input file lies: it is absolute, or relative to the folder that OPD_DATA_DIR
-    names."""
-    root = os.environ.get("OPD_DATA_DIR")
-    if not Path(path).is_absolute() and not root:
-        raise UserError(
-            f"'{path}' is relative to OPD_DATA_DIR, which is not set",
-            "source.path",
-            "set the environment variable OPD_DATA_DIR to the folder with the data files",
-        )
-    return Path(root or "", path)
-
-
 def read_file(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
     """Rows of a .parquet, .jsonl or .csv file; of a parquet file only the columns that count."""
     if path.suffix == ".parquet":
@@ -90,7 +76,7 @@ def read_file(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
 def _parts(source: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, Iterator[Row]]]:
     """(name for messages and ids, rows) of each part of a source."""
     if source.get("path"):
-        path = path or resolve(source["path"])
+        path = path or Path(source["path"])
         if not path.is_file():
             raise UserError(f"no such file: {path}", "source.path", "mend the path or OPD_DATA_DIR")
         expected = source.get("sha256")

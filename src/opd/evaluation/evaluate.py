@@ -41,14 +41,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     lm = harness.SamplerLM(inputs["model"], cache, **sampling.settings({**cfg, **protocol}))
     with tempfile.TemporaryDirectory() as work:
         tasks = {
-            name: harness.load(
-                _benchmark(benchmark, protocol, inputs.get(f"include:{name}")),
-                _data(name, inputs),
-                protocol["samples"],
-                Path(work),
-            )
+            benchmark["name"]: _task(benchmark, protocol, inputs, work)
             for benchmark in cfg["benchmarks"]
-            for name in [benchmark["name"]]
         }
         # One after the other with one engine: what else is asked changes no benchmark's answers.
         answered = {name: harness.answer(name, task, lm) for name, task in tasks.items()}
@@ -67,28 +61,27 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     return numbers | {"macro": summary["macro"]["avg"], "grader_timeouts": timeouts}
 
 
-def _benchmark(
-    benchmark: Mapping[str, Any], protocol: Mapping[str, Any], include: Path | None
-) -> Row:
-    """A benchmark's settings, with the protocol's template for our tasks, as jinja text."""
+def _task(
+    benchmark: Mapping[str, Any], protocol: Mapping[str, Any], inputs: Mapping[str, Path], work: str
+) -> Any:
+    """The lm-eval task of a benchmark over its inputs; for ours with the protocol's template."""
+    from opd.evaluation import harness
+
+    name = benchmark["name"]
     settings = dict(benchmark)
-    if include is not None:
-        settings["include"] = str(include)
+    if f"include:{name}" in inputs:
+        settings["include"] = str(inputs[f"include:{name}"])
     if "template" in protocol and benchmark["task"].startswith(OURS):
         before, after = templates.named(protocol["template"]).split(templates.PLACE, 1)
         settings["prompt"] = (
             f"{{% raw %}}{before}{{% endraw %}}{{{{question}}}}{{% raw %}}{after}{{% endraw %}}"
         )
-    return settings
-
-
-def _data(name: str, inputs: Mapping[str, Path]) -> dict[str, Path]:
-    """Split -> parquet file of a benchmark."""
+    data = {}
     if f"prompts:{name}" in inputs:
-        return {"test": inputs[f"prompts:{name}"] / "prompts.parquet"}
-    if f"data:{name}" in inputs:
-        return {file.stem: file for file in sorted(inputs[f"data:{name}"].glob("*.parquet"))}
-    return {}
+        data = {"test": inputs[f"prompts:{name}"] / "prompts.parquet"}
+    elif f"data:{name}" in inputs:
+        data = {file.stem: file for file in sorted(inputs[f"data:{name}"].glob("*.parquet"))}
+    return harness.load(settings, data, protocol["samples"], Path(work))
 
 
 def score(
