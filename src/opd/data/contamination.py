@@ -77,20 +77,18 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         "threshold": threshold,
         "benchmarks": {name: count(own) for name, own in by_benchmark.items()},
     }
-    shown = {
-        name: [pair for row in sorted(own, key=_nearest_first) for pair in _pairs_of(row)]
-        for name, own in by_benchmark.items()
-    }
-    pages = package_file(__file__, "pages/contamination"), PAGES
-    page = render(pages, "contamination.html.j2", report=report, words=WORDS, shown=shown)
+    by_cosine = sorted(rows, key=lambda row: (-row["cosine"], row["problem"]))
+    page = render(
+        (package_file(__file__, "pages/contamination"), PAGES),
+        "contamination.html.j2",
+        report=report,
+        words=WORDS,
+        found=[row for row in by_cosine if row["any"]],
+    )
     tables.write(out / "problems.parquet", rows, PROBLEMS)
     (out / "contamination.html").write_text(page)
     tables.write_json(out / "report.json", report)
     return {"prompts": len(theirs), "found": sum(row["any"] for row in rows)}
-
-
-def _nearest_first(row: dict[str, Any]) -> tuple[float, str]:
-    return -row["cosine"], row["problem"]
 
 
 def words(text: str) -> list[str]:
@@ -119,23 +117,3 @@ def shared_words(
     shares = [len(own & first.keys()) / max(1, len(own)) for own in by_problem]
     places = [min((first[hit] for hit in own & first.keys()), default=-1) for own in by_problem]
     return np.array(shares, dtype=np.float64), np.array(places, dtype=np.int64)
-
-
-def _pairs_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The problem beside the prompt that is nearest, and beside the one that shares words."""
-    heads: dict[str, list[str]] = {}
-    if row["exact"] or row["semantic"]:
-        same = ["the same text"] if row["exact"] else []
-        heads["neighbour"] = [f"cosine {row['cosine']:.4f}", *same]
-    if row["shared_words"] > 0:
-        same_prompt = heads and row["sharer"] == row["neighbour"]
-        share = f"{row['shared_words']:.0%} of its runs of {WORDS} words are in some prompt"
-        heads.setdefault("neighbour" if same_prompt else "sharer", []).append(share)
-    return [
-        {
-            "head": ", ".join(head),
-            "left": (row["problem"], row["question"]),
-            "right": (row[role], row[f"{role}_question"]),
-        }
-        for role, head in heads.items()
-    ]

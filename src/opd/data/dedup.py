@@ -78,13 +78,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     order = compared[np.argsort(found.cosine[compared], kind="stable")]
     cut = int(np.searchsorted(found.cosine[order], threshold))
 
-    def pairs(rows: Places) -> list[dict[str, Any]]:
+    def pairs(rows: Places) -> list[Any]:
+        """A line about each pair, and both of its questions with their names."""
         return [
-            {
-                "head": f"{found.cosine[i]:.4f}",
-                "left": (f"{mine[i]['id']} (row {i})", mine[i]["question"]),
-                "right": (f"{other[j]['id']} (row {j})", other[j]["question"]),
-            }
+            (
+                f"{found.cosine[i]:.4f}",
+                (f"{mine[i]['id']} (row {i})", mine[i]["question"]),
+                (f"{other[j]['id']} (row {j})", other[j]["question"]),
+            )
             for i, j in zip(rows, found.neighbour[rows], strict=True)
         ]
 

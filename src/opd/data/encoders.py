@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def load(folder: Path | None, threads: int = 1) -> Encode:
     two that share a product wait for each other at the end of every one.
     """
     if folder is None:
-        return partial(encode_hashed, dims=HASHED_DIMS)
+        return encode_hashed
     import torch
     from sentence_transformers import SentenceTransformer
 

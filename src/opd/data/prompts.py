@@ -75,7 +75,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     if taken:
         report["apart_from"] = _overlap(rows, taken, cfg["apart_from"], inputs["apart_from"])
     tables.write(out / "prompts.parquet", rows, PROMPTS)
-    tables.write(out / "repeated.parquet", survey.repeated(), REPEATED)
+    repeated = survey.repeats("prompt") + survey.repeats("question_stripped")
+    tables.write(out / "repeated.parquet", repeated, REPEATED)
     tables.write_json(out / "report.json", report)
     return {"prompts": len(rows), **report}
 
@@ -134,10 +135,8 @@ class Survey:
         self.templates = dict.fromkeys(templates.TEMPLATES, 0)
         # By rule (a text as it stands, or without outer white space): each distinct text, with
         # source, row number and answer of every row that has it.
-        self.texts: dict[str, dict[str, list[tuple[str, int, str]]]] = {
-            rule: defaultdict(list)
-            for rule in ("prompt", "prompt_stripped", "question", "question_stripped")
-        }
+        self.texts: dict[str, dict[str, list[tuple[str, int, str]]]]
+        self.texts = defaultdict(lambda: defaultdict(list))
 
     def unwrap(self, row: Row) -> str:
         """A row's question without affixes; counts what its prompt has and what came off."""
@@ -176,46 +175,37 @@ class Survey:
                 )
 
     def report(self) -> dict[str, Any]:
-        return {
-            "templates": self.templates,
-            "strip": {affix: dict(fits) for affix, fits in self.fits.items()},
-            "texts": {rule: self._counts(rule) for rule in self.texts},
-        }
+        counts = {}
+        for rule, texts in self.texts.items():
+            chinese = sum(1 for text in texts if CHINESE.search(text))
+            repeats = self.repeats(rule)
+            counts[rule] = {
+                "distinct": len(texts),
+                "en": len(texts) - chinese,
+                "zh": chinese,
+                "repeated": len(repeats),
+                "conflicting": sum(row["conflicting"] for row in repeats),
+            }
+        strip = {affix: dict(fits) for affix, fits in self.fits.items()}
+        return {"templates": self.templates, "strip": strip, "texts": counts}
 
-    def _counts(self, rule: str) -> dict[str, int]:
-        texts = self.texts[rule]
-        chinese = sum(1 for text in texts if CHINESE.search(text))
-        repeats = self._repeats(rule)
-        return {
-            "distinct": len(texts),
-            "en": len(texts) - chinese,
-            "zh": chinese,
-            "repeated": len(repeats),
-            "conflicting": sum(row["conflicting"] for row in repeats),
-        }
-
-    def _repeats(self, rule: str) -> list[Row]:
+    def repeats(self, rule: str) -> list[Row]:
         """Of the schema REPEATED: the texts that several rows have."""
         repeats = []
         for text, places in self.texts[rule].items():
             if len(places) > 1:
                 sources, rows, answers = zip(*places, strict=True)
-                distinct = list(dict.fromkeys(answers))
                 repeats.append(
                     {
                         "rule": rule.removesuffix("_stripped"),
                         "text": text,
                         "sources": sources,
                         "rows": rows,
-                        "answers": distinct,
-                        "conflicting": len(distinct) > 1,
+                        "answers": list(dict.fromkeys(answers)),
+                        "conflicting": len(set(answers)) > 1,
                     }
                 )
         return repeats
-
-    def repeated(self) -> list[Row]:
-        """Every text that a prompt repeats as it stands, or a question without white space."""
-        return self._repeats("prompt") + self._repeats("question_stripped")
 
 
 def _cleaned(

@@ -61,7 +61,7 @@ class SamplerLM(LM):
         if unknown := cfg.keys() - known.keys() - _OF_LM_EVAL:
             key = min(unknown)
             raise UserError(f"no setting '{key}'", "model_args", suggestion(key, [*known, "cache"]))
-        self.folder, self.cfg = Path(pretrained), cfg
+        self.folder = Path(pretrained)
         self.sampler = sampling.Sampler(self.folder, cfg, cache)
 
     @property

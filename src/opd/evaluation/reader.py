@@ -57,22 +57,18 @@ def read_answers(payload: Path) -> dict[str, Answers]:
     table = tables.read(path, _ANSWERS)
     if not table.num_rows:
         raise UserError("no rows", str(path), "the evaluation made nothing: run it again")
-    values = {
-        "correct": table["correct"].to_numpy(),
-        "tokens": table["tokens"].to_numpy(),
-        "truncated": pc.equal(table["finish"], "length").to_numpy(),
-        "answered": table["extracted"].is_valid().to_numpy(),
-    }
-    problems, samples = (np.array(table[name].to_pylist()) for name in ("problem", "sample"))
-    benchmarks = table["benchmark"].to_pylist()
     answers = {}
-    for benchmark in dict.fromkeys(benchmarks):
-        rows = np.flatnonzero(np.array(benchmarks) == benchmark)
-        own = (problems[rows].tolist(), samples[rows].tolist())
-        places = dict(sorted(samples_by_problem(*own, f"{path}: {benchmark}").items()))
-        at = rows[[*places.values()]]
+    for benchmark in table["benchmark"].unique().to_pylist():
+        own = table.filter(pc.field("benchmark") == benchmark)
+        columns = own["problem"].to_pylist(), own["sample"].to_pylist()
+        rows = dict(sorted(samples_by_problem(*columns, f"{path}: {benchmark}").items()))
+        at = np.array([*rows.values()])
         answers[benchmark] = Answers(
-            tuple(places), **{name: column[at] for name, column in values.items()}
+            tuple(rows),
+            own["correct"].to_numpy()[at],
+            own["tokens"].to_numpy()[at],
+            pc.equal(own["finish"], "length").to_numpy()[at],
+            own["extracted"].is_valid().to_numpy()[at],
         )
     return answers
 
@@ -225,14 +221,11 @@ def read_metrics(payload: Path) -> dict[str, tuple[Array, Array]]:
     """
     path = payload / "metrics.parquet"
     table = tables.read(path, METRICS)
-    table = table.filter(table["position"].is_null())
-    names = np.array(table["name"].to_pylist())
-    steps, values = table["step"].to_numpy(), table["value"].to_numpy()
+    table = table.filter(pc.field("position").is_null())
     curves = {}
-    for name in dict.fromkeys(names.tolist()):
-        at = np.flatnonzero(names == name)
-        at = at[np.argsort(steps[at], kind="stable")]
-        if np.any(np.diff(steps[at]) == 0):
+    for name in table["name"].unique().to_pylist():
+        own = table.filter(pc.field("name") == name).sort_by("step")
+        curves[name] = (own["step"].to_numpy(), own["value"].to_numpy())
+        if np.any(np.diff(curves[name][0]) == 0):
             raise UserError(f"'{name}' is logged twice for a step", str(path), "make the run again")
-        curves[name] = (steps[at], values[at])
     return curves
