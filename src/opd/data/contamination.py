@@ -63,20 +63,16 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         row["semantic"] = row["cosine"] >= threshold
         row["any"] = bool(row["exact"] or row["semantic"] or share > 0)
 
-    def count(own: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
+    benchmarks = {}
+    for name in names:
+        own = [row for row in rows if row["benchmark"] == name]
+        benchmarks[name] = {
             "problems": len(own),
             **{kind: sum(row[kind] for row in own) for kind in ("exact", "semantic", "any")},
             "words": sum(row["shared_words"] > 0 for row in own),
             **similarities(np.array([row["cosine"] for row in own])),
         }
-
-    by_benchmark = {name: [row for row in rows if row["benchmark"] == name] for name in names}
-    report = {
-        "prompts": len(theirs),
-        "threshold": threshold,
-        "benchmarks": {name: count(own) for name, own in by_benchmark.items()},
-    }
+    report = {"prompts": len(theirs), "threshold": threshold, "benchmarks": benchmarks}
     by_cosine = sorted(rows, key=lambda row: (-row["cosine"], row["problem"]))
     page = render(
         (package_file(__file__, "pages/contamination"), PAGES),

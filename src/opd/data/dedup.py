@@ -119,7 +119,6 @@ def read_neighbours(folder: Path, ours: pa.Table, theirs: pa.Table) -> Neighbour
     path = folder / "neighbours.parquet"
     rows = tables.read(path, NEIGHBOURS)
     exact, neighbour = (rows[name].fill_null(-1).to_numpy() for name in ("exact", "neighbour"))
-    cosine = rows["cosine"].fill_null(-np.inf).to_numpy()
     hashes, their_hashes = (
         [schemas.text_hash(question) for question in table["question"].to_pylist()]
         for table in (ours, theirs)
@@ -131,7 +130,7 @@ def read_neighbours(folder: Path, ours: pa.Table, theirs: pa.Table) -> Neighbour
         != [their_hashes[row] for row in neighbour if row >= 0]
     ):
         raise UserError("it belongs to other prompts", str(path), "run the stage neighbours again")
-    return Neighbours(exact, neighbour, cosine)
+    return Neighbours(exact, neighbour, rows["cosine"].fill_null(-np.inf).to_numpy())
 
 
 def similarities(cosines: Doubles) -> dict[str, Any]:

@@ -66,12 +66,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
 
 
 def write_shard(folder: Path, hashes: Sequence[str], vectors: Floats, work: Path) -> None:
-    """Add vectors [N, D] to a cache folder as one file, whole or not at all.
-
-    The file is named after the texts in it, so writers of the same texts write the same file and
-    writers of others never meet. ``work`` is the stage's own folder, which a kill leaves to the
-    next attempt to clear.
-    """
+    """Add vectors [N, D] to a cache folder as one file, whole or not at all: it is written in
+    ``work``, the stage's own folder. It is named after the texts in it, so writers of the same
+    texts write the same file and writers of others never meet."""
     name = f"{digest(list(hashes))}.npz"
     with tables.writing(work / name) as temporary, temporary.open("wb") as file:
         np.savez(file, hashes=np.array(hashes, dtype="S64"), vectors=vectors)

@@ -64,13 +64,15 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
 
 def read_file(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
     """Rows of a .parquet, .jsonl or .csv file; of a parquet file only the columns that count."""
-    if path.suffix == ".parquet":
-        return _parquet(path, source)
-    if path.suffix in (".jsonl", ".csv"):
-        return _jsonl(path) if path.suffix == ".jsonl" else _csv(path)
-    raise UserError(
-        f"unknown kind of file '{path.suffix}'", str(path), "use .parquet, .jsonl or .csv"
-    )
+    match path.suffix:
+        case ".parquet":
+            return _parquet(path, source)
+        case ".jsonl":
+            return _jsonl(path)
+        case ".csv":
+            return _csv(path)
+    remedy = "use .parquet, .jsonl or .csv"
+    raise UserError(f"unknown kind of file '{path.suffix}'", str(path), remedy)
 
 
 def _parts(source: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, Iterator[Row]]]:

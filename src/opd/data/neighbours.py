@@ -39,12 +39,10 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     their_hashes = hashes
     if "against" in inputs:
         their_hashes, their_vectors = _read(inputs["against"])
-        if vectors.shape[1] != their_vectors.shape[1]:
-            raise UserError(
-                f"embeddings of {vectors.shape[1]} and of {their_vectors.shape[1]} dimensions",
-                "encoder",
-                "embed both sets with the same encoder",
-            )
+        dims, their_dims = vectors.shape[1], their_vectors.shape[1]
+        if dims != their_dims:
+            differing = f"embeddings of {dims} and of {their_dims} dimensions"
+            raise UserError(differing, "encoder", "embed both sets with the same encoder")
         which, _ = _distinct(hashes)
         exact = exact_matches(hashes, their_hashes)
         cosine, place = nearest(vectors, their_vectors, threads)
@@ -169,8 +167,7 @@ def _improve(
 
 def cosines(ours: Floats, theirs: Floats) -> Doubles:
     """Cosines of rows of norm 1, pair by pair: float64 [N]. Products of float32 are exact in it."""
-    products: Doubles = ours.astype(np.float64) * theirs
-    return products.sum(axis=1)
+    return np.sum(ours.astype(np.float64) * theirs, axis=1)
 
 
 def _chunks(array: Floats, size: int) -> Iterator[tuple[int, Floats]]:

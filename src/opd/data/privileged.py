@@ -62,18 +62,16 @@ def contexts(information: Any) -> list[dict[str, str]]:
     checked = []
     for entry in information if isinstance(information, list) else [information or "none"]:
         if isinstance(entry, str) and entry not in CONTEXTS:
-            raise UserError(
-                f"unknown kind '{entry}'", "information", f"use one of {', '.join(CONTEXTS)}"
-            )
+            known = f"use one of {', '.join(CONTEXTS)}"
+            raise UserError(f"unknown kind '{entry}'", "information", known)
         context = CONTEXTS[entry] if isinstance(entry, str) else {"message": PLAIN, **entry}
         for part, text in context.items():
-            for field in fields(text):
-                if field not in FIELDS:
-                    raise UserError(
-                        f"unknown field {{{field}}}",
-                        f"information.{part}",
-                        f"there are {', '.join(f'{{{known}}}' for known in FIELDS)}",
-                    )
+            if unknown := [field for field in fields(text) if field not in FIELDS]:
+                raise UserError(
+                    f"unknown field {{{unknown[0]}}}",
+                    f"information.{part}",
+                    f"there are {', '.join(f'{{{known}}}' for known in FIELDS)}",
+                )
         if not {"prompt", "question"} & set(fields(context["message"])):
             raise UserError("the question is not in it", "information.message", "add {prompt}")
         checked.append(dict(context))

@@ -90,19 +90,15 @@ def load(
     if source.get("world"):
         from opd.data.world import make_prompts
 
-        split, n = source["world"]["split"], source["world"]["n"]
-        rows = make_prompts(cfg["world"], split, n)
+        rows = make_prompts(cfg["world"], **source["world"])
         tally["read"] = len(rows)
-        return f"world:{split}", rows, True
+        return f"world:{source['world']['split']}", rows, True
     if source.get("from"):
         rows = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS).to_pylist()
         tally["read"] = len(rows)
         return "the set in use", rows, False
-    if source.get("hub"):
-        name = f"{source['hub']}@{source['revision']}"
-    elif source.get("path"):
-        name = source["path"]
-    else:
+    name = f"{source['hub']}@{source['revision']}" if source.get("hub") else source.get("path")
+    if not name:
         raise UserError(f"no source in {source}", "source", "give one of world, path, hub, from")
     answered = loaders.layouts.choose(source).answer is not None
     return name, loaders.read(source, inputs.get("path"), tally), answered

@@ -50,8 +50,6 @@ def unwrap(text: str, affix: str) -> tuple[str, Match | None]:
     space around text, prefix and suffix. None: it does not fit, and the text is returned unchanged.
     Prefix and suffix come off together or not at all. An affix without ``{question}`` is text that
     may stand at the end or at the start.
-
-    So what ``apply`` has put into a template comes out of it, up to outer white space.
     """
     affix = named(affix)
     if PLACE not in affix:

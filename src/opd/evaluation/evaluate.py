@@ -49,9 +49,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     graders = {
         name: tuple((task.config.metadata or {}).get("graders", ())) for name, task in tasks.items()
     }
-    rows, timeouts = score(
-        answered, graders, protocol["grader"], protocol.get("cut_off") == "wrong"
-    )
+    cut_off_is_wrong = protocol.get("cut_off") == "wrong"
+    rows, timeouts = score(answered, graders, protocol["grader"], cut_off_is_wrong)
     summary = summarise(rows, list(answered), cfg["seed"])
     summary["grader_timeouts"] = timeouts
     tables.write(out / "scores.parquet", rows, SCORES)
@@ -128,9 +127,10 @@ def score(
     return rows, timeouts
 
 
-def _strict(row: Row) -> dict[str, bool]:
-    """The verdicts of a response's graders, which have to agree but for the relaxed one."""
-    return {kind: bool(value) for kind, value in row["scores"] if kind != RELAXED}
+def _disputed(row: Row) -> dict[str, bool]:
+    """The verdicts of a response's graders, but for the relaxed one; empty where they agree."""
+    verdicts = {kind: bool(value) for kind, value in row["scores"] if kind != RELAXED}
+    return verdicts if len(set(verdicts.values())) > 1 else {}
 
 
 def write_disagreements(
@@ -144,9 +144,9 @@ def write_disagreements(
         writer.writeheader()
         for benchmark in (name for name, several in graders.items() if several):
             differing = Counter(
-                (row["extracted"], row["answer"], tuple(_strict(row).items()))
+                (row["extracted"], row["answer"], tuple(_disputed(row).items()))
                 for row in rows
-                if row["benchmark"] == benchmark and len(set(_strict(row).values())) > 1
+                if row["benchmark"] == benchmark and _disputed(row)
             )
             for (extracted, answer, verdicts), count in differing.most_common():
                 row = {"extracted": extracted, "answer": answer, **dict(verdicts)}
@@ -185,8 +185,7 @@ def summarise(rows: list[Row], benchmarks: list[str], seed: int) -> Row:
             "metrics": {m: float(np.mean([dict(r["scores"])[m] for r in own])) for m in metrics},
         }
         if set(metrics) <= set(GRADERS):
-            differ = sum(len(set(_strict(row).values())) > 1 for row in own)
-            numbers[name]["disagreements"] = differ
+            numbers[name]["disagreements"] = sum(bool(_disputed(row)) for row in own)
     return {"benchmarks": numbers, "macro": _bounds(matrices, seed)}
 
 

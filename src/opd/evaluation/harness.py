@@ -6,12 +6,12 @@ A benchmark is a task file of lm-eval, one of those in ``benchmarks/`` (their na
 where they were killed and look at the first sample only.
 """
 
-import copy
 import json
 import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,10 +176,9 @@ def load(benchmark: Mapping[str, Any], data: Mapping[str, Path], samples: int, w
         config |= {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": kwargs}
     if benchmark["task"].startswith(benchmarks.OURS) and "test" in data:
         config["test_split"] = "test"
-    if "num_fewshot" in benchmark:
-        config["num_fewshot"] = benchmark["num_fewshot"]
-    if "prompt" in benchmark:
-        config["doc_to_text"] = benchmark["prompt"]
+    for key, setting in (("num_fewshot", "num_fewshot"), ("prompt", "doc_to_text")):
+        if key in benchmark:
+            config[setting] = benchmark[key]
     file = work / f"{name}.yaml"
     file.write_text(yaml.safe_dump(config))
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
@@ -269,11 +268,7 @@ def _likelihoods(task: Any, lm: SamplerLM) -> list[ScoredResponse]:
 
 def _process(task: Any, pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, dict[str, float]]:
     """lm-eval's filters and metrics of one sample of a problem: (filtered response, numbers)."""
-    copies = []
-    for request, value in pairs:
-        instance = copy.copy(request)
-        instance.resps, instance.filtered_resps = [value], {}
-        copies.append(instance)
+    copies = [replace(request, resps=[value], filtered_resps={}) for request, value in pairs]
     scores: dict[str, float] = {}
     ensembles = task._filters
     for ensemble in ensembles:

@@ -55,10 +55,8 @@ def after_thinking(response: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    """Contents of the last ``\\boxed{...}``, with balanced braces.
-
-    None where there is none, where it is empty, or where the text ends before it closes.
-    """
+    """Contents of the last ``\\boxed{...}``, with balanced braces. None where there is none, where
+    it is empty, or where the text ends before it closes."""
     start = text.rfind("\\boxed")
     opening = re.compile(r"\\boxed\s*\{").match(text, start) if start >= 0 else None
     if opening is None:
@@ -185,10 +183,8 @@ def grade_finished(
     responses: Sequence[tuple[str, str]], answers: Sequence[str], grader: str
 ) -> list[bool]:
     """Whether each response (its text, and how it finished: stop or length) gives the answer after
-    its thinking, by any grader. One that was cut off is wrong, whatever it says.
-
-    Raises ``UserError`` for an unknown grader.
-    """
+    its thinking, by any grader. One that was cut off is wrong, whatever it says. Raises
+    ``UserError`` for an unknown grader."""
     texts = [after_thinking(text) if end == "stop" else None for text, end in responses]
     graded, _ = _graded([*zip(texts, answers, strict=True)], grader_named(grader), {})
     return [right for _, right in graded]

@@ -73,8 +73,8 @@ class Verifier:
         assert self.process.stdout
         if self.process.stdout.readline().strip() != "ready":
             self.stop()
-            raise UserError("the process that compares answers did not start", "grader",
-                      "install math-verify; it needs a gigabyte of memory")  # fmt: skip
+            remedy = "install math-verify; it needs a gigabyte of memory"
+            raise UserError("the process that compares answers did not start", "grader", remedy)
         return self.process
 
     def stop(self) -> None:
