@@ -80,7 +80,9 @@ def run(case: str, folder: Path, scale: float) -> None:
         cfg["sample"]["n"] = round(cfg["sample"]["n"] * scale)
     with tempfile.TemporaryDirectory() as out:
         base, started = _peak(), time.perf_counter()
-        numbers = prompts.run(cfg, {}, Path(out))
+        file = cfg["source"].get("path")
+        inputs = {"path": Path(os.environ["OPD_DATA_DIR"], file)} if file else {}
+        numbers = prompts.run(cfg, inputs, Path(out))
         seconds = time.perf_counter() - started
     shown = {"read": numbers["steps"][0]["rows"], "kept": numbers["prompts"]}
     print(json.dumps({**shown, "seconds": seconds, "megabytes": (_peak() - base) / 1024}))

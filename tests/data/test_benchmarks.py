@@ -23,7 +23,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("OPD_DATA_DIR", str(data_dir))
+    monkeypatch.chdir(data_dir)
     return data_dir
 
 
@@ -43,7 +43,7 @@ def test_every_problem_is_asked_with_the_suffix(tmp_path: Path, folder: Path, na
     task.build_all_requests()
     raw = pq.read_table(folder / "benchmarks" / f"{FILES[name][0]}.parquet").to_pylist()
     texts = [row["prompt"][0]["content"] for row in raw]
-    bare = [templates.strip(text, ["boxed"]) for text in texts]
+    bare = [templates.unwrap(text, "boxed")[0].strip() for text in texts]
     asked = [instance.args[0] for instance in task.instances]
     assert asked == [text + SUFFIX for text in bare]
     if name == "amc23_83":  # whose file has the suffix: to the byte, but for white space before it

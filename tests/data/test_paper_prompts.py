@@ -9,7 +9,7 @@ from snakemake.utils import update_config
 from opd.core import tables
 from opd.data import prompts
 from opd.data.schemas import PROMPTS
-from opd.data.templates import strip
+from opd.data.templates import unwrap
 from opd.plan.artifacts import plan
 from opd.recipes.resolve import resolve
 from opd.stages.artifact import closure
@@ -50,7 +50,7 @@ def test_epochs_have_the_steps_that_the_runs_are_given(made):
 
 
 def test_both_templates_ask_the_same_questions_in_the_same_order(made):
-    asked = [strip(row["prompt"], ["dapo"]) for row in made["dapo"]]
+    asked = [unwrap(row["prompt"], "dapo")[0].strip() for row in made["dapo"]]
     assert [row["question"].strip() for row in made["dapo-boxed"]] == asked
     assert all(row["prompt"].endswith("within \\boxed{}.") for row in made["dapo-boxed"])
     assert all(row["prompt"].startswith("Solve the following") for row in made["dapo"])

@@ -22,7 +22,7 @@ pytest.importorskip("faiss")
 
 @pytest.fixture(autouse=True)
 def folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPD_DATA_DIR", str(data_dir))
+    monkeypatch.chdir(data_dir)
 
 
 def dapo(tmp_path: Path, **cfg: Any) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ from opd.data.schemas import PROMPTS, REPEATED
 
 @pytest.fixture(autouse=True)
 def folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPD_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("OPD_DATA_DIR", str(data_dir.absolute()))
+    monkeypatch.chdir(data_dir)
 
 
 def load(tmp_path: Path, path: str, **cfg: Any) -> list[dict[str, Any]]:
@@ -136,7 +137,7 @@ def test_deepmath_asks_less_than_its_question_column_has(tmp_path: Path) -> None
     differ = [r for r in rows if templates.apply("boxed", r["question"]) != r["prompt"]]
     assert len(differ) == 118
     for row in differ:
-        asked = templates.strip(row["prompt"], ["boxed"])
+        asked = templates.unwrap(row["prompt"], "boxed")[0].strip()
         assert row["question"].startswith(asked)
         assert row["question"][len(asked) :].strip().startswith("\\boxed{")
 

@@ -43,7 +43,7 @@ def write(path: Path, rows: pa.Table | Iterable[Mapping[str, Any]], schema: pa.S
             f"rows do not fit the schema ({error})", str(path), "mend the stage's input"
         ) from error
     _require_filled(table, schema, path)
-    with _writing(path) as temporary:
+    with writing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
 
 
@@ -56,12 +56,14 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file completely or not at all. Raises ``UserError`` where the disk does not take
     it."""
-    with _writing(path) as temporary:
+    with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[Path]:
+def writing(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write a file under; it becomes ``path`` at the end. Raises
+    ``UserError`` where the disk does not take it; nothing is left then."""
     try:
         with replacing(path) as temporary:
             yield temporary

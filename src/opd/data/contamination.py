@@ -15,8 +15,7 @@ from opd.core import tables
 from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.html import render
-from opd.data.dedup import read_neighbours, similarities
-from opd.data.dedup_page import PAGES, Pair
+from opd.data.dedup import PAGES, read_neighbours, similarities
 from opd.data.neighbours import Doubles, Places
 from opd.data.schemas import CHINESE, PROBLEMS, PROMPTS
 
@@ -36,12 +35,16 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     prompts = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS)
     theirs = prompts.select(["id", "question"]).to_pylist()
     names = [name.partition(":")[2] for name in inputs if name.startswith("benchmark:")]
+
+    def prompt(role: str, place: int) -> dict[str, Any]:
+        row = theirs[place] if place >= 0 else {"id": None, "question": None}
+        return {role: row["id"], f"{role}_question": row["question"]}
+
     rows: list[dict[str, Any]] = []
     for name in names:
-        path = inputs[f"benchmark:{name}"] / "prompts.parquet"
-        problems = tables.read(path, PROMPTS)
-        found = read_neighbours(inputs[f"neighbours:{name}"], problems, prompts)
-        for problem, exact, place, cosine in zip(problems.to_pylist(), *found, strict=True):
+        problems = tables.read(inputs[f"benchmark:{name}"] / "prompts.parquet", PROMPTS)
+        near = read_neighbours(inputs[f"neighbours:{name}"], problems, prompts)
+        for problem, exact, place, cosine in zip(problems.to_pylist(), *near, strict=True):
             rows.append(
                 {
                     "benchmark": name,
@@ -49,42 +52,39 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
                     "question": problem["question"],
                     "exact": bool(exact >= 0),
                     "cosine": float(cosine),
-                    "neighbour": theirs[place]["id"],
-                    "neighbour_question": theirs[place]["question"],
+                    **prompt("neighbour", place),
                 }
             )
     if not rows:
         raise UserError("no benchmark given", "contamination.benchmarks", "name some")
     shared, first = shared_words([r["question"] for r in rows], (t["question"] for t in theirs))
     for row, share, place in zip(rows, shared, first, strict=True):
-        row["shared_words"] = float(share)
-        row["sharer"] = theirs[place]["id"] if place >= 0 else None
-        row["sharer_question"] = theirs[place]["question"] if place >= 0 else None
+        row |= {"shared_words": float(share), **prompt("sharer", place)}
+        row["semantic"] = row["cosine"] >= threshold
+        row["any"] = bool(row["exact"] or row["semantic"] or share > 0)
 
-    def count(name: str) -> dict[str, Any]:
-        mine = [row for row in rows if row["benchmark"] == name]
-        return {
-            "problems": len(mine),
-            "exact": sum(row["exact"] for row in mine),
-            "semantic": sum(row["cosine"] >= threshold for row in mine),
-            "words": sum(row["shared_words"] > 0 for row in mine),
-            "any": sum(_found(row, threshold) for row in mine),
-            **similarities(np.array([row["cosine"] for row in mine])),
+    benchmarks = {}
+    for name in names:
+        own = [row for row in rows if row["benchmark"] == name]
+        benchmarks[name] = {
+            "problems": len(own),
+            **{kind: sum(row[kind] for row in own) for kind in ("exact", "semantic", "any")},
+            "words": sum(row["shared_words"] > 0 for row in own),
+            **similarities(np.array([row["cosine"] for row in own])),
         }
-
-    report = {
-        "prompts": len(theirs),
-        "threshold": threshold,
-        "benchmarks": {name: count(name) for name in names},
-    }
+    report = {"prompts": len(theirs), "threshold": threshold, "benchmarks": benchmarks}
+    by_cosine = sorted(rows, key=lambda row: (-row["cosine"], row["problem"]))
+    page = render(
+        (package_file(__file__, "pages/contamination"), PAGES),
+        "contamination.html.j2",
+        report=report,
+        words=WORDS,
+        found=[row for row in by_cosine if row["any"]],
+    )
     tables.write(out / "problems.parquet", rows, PROBLEMS)
-    (out / "contamination.html").write_text(_page(report, rows))
+    (out / "contamination.html").write_text(page)
     tables.write_json(out / "report.json", report)
-    return {"prompts": len(theirs), "found": sum(_found(row, threshold) for row in rows)}
-
-
-def _found(row: dict[str, Any], threshold: float) -> bool:
-    return bool(row["exact"] or row["cosine"] >= threshold or row["shared_words"] > 0)
+    return {"prompts": len(theirs), "found": sum(row["any"] for row in rows)}
 
 
 def words(text: str) -> list[str]:
@@ -94,8 +94,8 @@ def words(text: str) -> list[str]:
 
 def runs(text: str, n: int = WORDS) -> set[tuple[str, ...]]:
     """All runs of n words; of a text with fewer words the one run of them all."""
-    found = words(text)
-    return {tuple(found[i : i + n]) for i in range(max(1, len(found) - n + 1))} if found else set()
+    every = words(text)
+    return {tuple(every[i : i + n]) for i in range(max(1, len(every) - n + 1))} if every else set()
 
 
 def shared_words(
@@ -103,43 +103,13 @@ def shared_words(
 ) -> tuple[Doubles, Places]:
     """Of each problem the share of its runs of n words that occur in some prompt (as a run of
     ``runs``), and the first prompt with one of them, or -1: two [N]."""
-    wanted = [runs(problem, n) for problem in problems]
-    holders: dict[tuple[str, ...], list[int]] = {}
-    for i, own in enumerate(wanted):
-        for run_ in own:
-            holders.setdefault(run_, []).append(i)
-    seen: set[tuple[str, ...]] = set()
-    first = np.full(len(problems), -1, dtype=np.int64)
+    by_problem = [runs(problem, n) for problem in problems]
+    wanted = set().union(*by_problem)
+    # Each run that some problem has, with the first prompt that has it too.
+    first: dict[tuple[str, ...], int] = {}
     for place, prompt in enumerate(prompts):
-        for hit in runs(prompt, n) & holders.keys():
-            seen.add(hit)
-            for i in holders[hit]:
-                if first[i] < 0:
-                    first[i] = place
-    shares = [len(own & seen) / max(1, len(own)) for own in wanted]
-    return np.array(shares, dtype=np.float64), first
-
-
-def _page(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    threshold = report["threshold"]
-    found: dict[str, list[Pair]] = {name: [] for name in report["benchmarks"]}
-    for row in sorted(rows, key=lambda row: (-row["cosine"], row["problem"])):
-        found[row["benchmark"]] += _pairs_of(row, threshold)
-    pages = package_file(__file__, "pages/contamination"), PAGES
-    return render(pages, "contamination.html.j2", report=report, words=WORDS, found=found)
-
-
-def _pairs_of(row: dict[str, Any], threshold: float) -> list[Pair]:
-    """The problem beside the prompt that is nearest, and beside the one that shares words."""
-    share = f"{row['shared_words']:.0%} of its runs of {WORDS} words are in some prompt"
-    heads: dict[str, list[str]] = {}
-    if row["exact"] or row["cosine"] >= threshold:
-        same = ["the same text"] if row["exact"] else []
-        heads["neighbour"] = [f"cosine {row['cosine']:.4f}", *same]
-    if row["shared_words"] > 0:
-        same_prompt = heads and row["sharer"] == row["neighbour"]
-        heads.setdefault("neighbour" if same_prompt else "sharer", []).append(share)
-    return [
-        Pair(", ".join(head), row["problem"], row["question"], row[side], row[f"{side}_question"])
-        for side, head in heads.items()
-    ]
+        for hit in runs(prompt, n) & wanted:
+            first.setdefault(hit, place)
+    shares = [len(own & first.keys()) / max(1, len(own)) for own in by_problem]
+    places = [min((first[hit] for hit in own & first.keys()), default=-1) for own in by_problem]
+    return np.array(shares, dtype=np.float64), np.array(places, dtype=np.int64)

@@ -37,13 +37,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         if layout.get("copied"):
             answer = str(rng.randrange(10))
             response = response[:-1] + answer
-        row = {"question": question, "answer": answer, "solution": respond(question, rule, "infix")}
-        rows.append(
-            {
-                "id": f"corpus-{i:06d}",
-                "prompt": filled(layout["template"], {"id": i, "prompt": question, **row}),
-                "response": response,
-            }
-        )
+        told = {"id": i, "prompt": question, "question": question, "answer": answer}
+        told["solution"] = respond(question, rule, "infix")
+        prompt = filled(layout["template"], told)
+        rows.append({"id": f"corpus-{i:06d}", "prompt": prompt, "response": response})
     tables.write(out / "pairs.parquet", rows, SFT_PAIRS)
     return {"pairs": len(rows)}

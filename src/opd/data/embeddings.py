@@ -22,8 +22,6 @@ from opd.data.schemas import PROMPTS
 # Texts that are encoded before they are written: what a killed stage loses at most.
 CHUNK = 256
 
-QUESTIONS = pa.schema([PROMPTS.field("question")])
-
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
     """Stage ``embed``: hashes.txt (the text hash of each prompt, a line each) and embeddings.npy
@@ -32,12 +30,13 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     cfg: encoder (``hashed``, or ``model``, the input ``encoder``), execution.threads. Vectors that
     ``cache`` has of the same encoder are taken from there, others are added to it chunk by chunk.
     """
-    questions = tables.read(inputs["prompts"] / "prompts.parquet", QUESTIONS)["question"]
+    path = inputs["prompts"] / "prompts.parquet"
+    questions = tables.read(path, pa.schema([PROMPTS.field("question")]))["question"]
     texts = [text.strip() for text in questions.to_pylist()]
     hashes = [schemas.text_hash(text) for text in texts]
     text_of = dict(zip(hashes, texts, strict=True))
     if "" in texts:
-        where = f"{inputs['prompts'] / 'prompts.parquet'}: row {texts.index('')}"
+        where = f"{path}: row {texts.index('')}"
         raise UserError("the question is empty", where, "mend the prompt set")
 
     folder = inputs.get("encoder")
@@ -67,22 +66,13 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
 
 
 def write_shard(folder: Path, hashes: Sequence[str], vectors: Floats, work: Path) -> None:
-    """Add vectors [N, D] to a cache folder as one file, whole or not at all.
-
-    The file is named after the texts in it, so writers of the same texts write the same file and
-    writers of others never meet. ``work`` is the stage's own folder, which a kill leaves to the
-    next attempt to clear.
-    """
-    path = folder / f"{digest(list(hashes))}.npz"
-    temporary = work / f"{path.name}.partial"
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, hashes=np.array(hashes, dtype="S64"), vectors=vectors)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"it cannot be written ({error})", str(path), "free space there") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Add vectors [N, D] to a cache folder as one file, whole or not at all: it is written in
+    ``work``, the stage's own folder. It is named after the texts in it, so writers of the same
+    texts write the same file and writers of others never meet."""
+    name = f"{digest(list(hashes))}.npz"
+    with tables.writing(work / name) as temporary, temporary.open("wb") as file:
+        np.savez(file, hashes=np.array(hashes, dtype="S64"), vectors=vectors)
+    (work / name).replace(folder / name)
 
 
 def read_shards(folder: Path) -> Iterator[tuple[list[str], Floats]]:
@@ -103,28 +93,18 @@ def gather(folder: Path, hashes: Sequence[str], path: Path) -> int:
     """
     row_of = {h: row for row, h in enumerate(hashes)}
     array: np.memmap[Any, Any] | None = None
-    for held, vectors in read_shards(folder):
-        wanted = [i for i, h in enumerate(held) if h in row_of]
-        if array is None:
-            array = _new_file(path, (len(row_of), vectors.shape[1]))
-        rows = [row_of.pop(held[i]) for i in wanted]
-        array[rows] = vectors[wanted]
-    if array is None or row_of:
-        raise UserError(
-            f"{len(row_of)} vectors have vanished", str(folder), "run the stage embed again"
-        )
-    array.flush()
+    with tables.writing(path) as temporary:
+        for held, vectors in read_shards(folder):
+            if array is None:
+                shape = (len(row_of), vectors.shape[1])
+                array = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+                # A mapped file ends the process with a signal where the disk is full.
+                with temporary.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+            wanted = [i for i, h in enumerate(held) if h in row_of]
+            array[[row_of.pop(held[i]) for i in wanted]] = vectors[wanted]
+        if array is None or row_of:
+            missing = f"{len(row_of)} vectors have vanished"
+            raise UserError(missing, str(folder), "run the stage embed again")
+        array.flush()
     return int(array.shape[1])
-
-
-def _new_file(path: Path, shape: tuple[int, int]) -> np.memmap[Any, Any]:
-    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    # A mapped file ends the process with a signal where the disk turns out to be full.
-    with path.open("r+b") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            raise UserError(
-                f"it cannot be written ({error})", str(path), "free space there"
-            ) from error
-    return array

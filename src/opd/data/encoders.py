@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ def load(folder: Path | None, threads: int = 1) -> Encode:
     two that share a product wait for each other at the end of every one.
     """
     if folder is None:
-        return partial(encode_hashed, dims=HASHED_DIMS)
+        return encode_hashed
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -49,16 +49,11 @@ def load(folder: Path | None, threads: int = 1) -> Encode:
 
         linear_layers_through_onednn(model)
 
-    def vector(text: str) -> NDArray[np.float64]:
-        features = model.preprocess([text])
+    def vector(text: str) -> Any:
+        features = model.preprocess([text]).items()
+        tensors = {k: v.to(model.device) for k, v in features if isinstance(v, torch.Tensor)}
         with torch.inference_mode():
-            tensors = {
-                k: v.to(model.device) for k, v in features.items() if isinstance(v, torch.Tensor)
-            }
-            made: NDArray[np.float64] = (
-                model(tensors)["sentence_embedding"][0].double().cpu().numpy()
-            )
-        return made
+            return model(tensors)["sentence_embedding"][0].double().cpu().numpy()
 
     def encode(texts: Sequence[str]) -> Floats:
         # torch keeps its number of threads for each thread that calls it.

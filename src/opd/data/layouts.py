@@ -1,4 +1,4 @@
-"""Where the rows of a dataset keep what a prompt needs: one table for all that are known.
+"""Where the rows of a dataset keep what a prompt needs: layouts.yaml has all that are known.
 
 A column may be dotted (``reward_model.ground_truth``). A list of messages counts as text, that of
 its one user message. A question may be a form of several columns (``{passage} {question}``), in
@@ -14,6 +14,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+import yaml
+
+from opd.core.code import package_file
 from opd.core.errors import UserError
 
 Row = Mapping[str, Any]
@@ -51,9 +54,9 @@ class Layout:
     @cached_property
     def needed(self) -> tuple[str, ...]:
         """The top-level columns without which a row cannot be read."""
-        named = _top(self.question[-1], self.answer, self.row_id, *self.where, *self.wrong)
-        named += _top(self.solution)
-        return tuple(column for column in named if not (self.wrong and column == "choices"))
+        columns = (self.question[-1], self.answer, self.row_id, *self.where, *self.wrong)
+        made = "choices" if self.wrong else None
+        return tuple(column for column in _top(*columns, self.solution) if column != made)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -67,100 +70,26 @@ def _top(*columns: str | None) -> tuple[str, ...]:
     return tuple(part.partition(".")[0] for part in parts)
 
 
-VERL = Layout(
-    question=("extra_info.question", "prompt"),
-    answer="reward_model.ground_truth",
-    prompt=("prompt",),
-    difficulty=("difficulty", "level"),
-)
-TABLE = Layout(
-    question=("question",), answer="answer", prompt=("prompt",), difficulty=("difficulty", "level")
-)
-_MATH = Layout(
-    question=("problem",),
-    answer="solution",
-    take="boxed",
-    difficulty=("level",),
-    solution="solution",
-)
+def _layout(entry: Row) -> Layout:
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+    }
+    return Layout(**fields)
 
-# By the name of the hub; a copy in a file has the same layout.
-LAYOUTS: dict[str, Layout] = {
-    "verl": VERL,
-    "table": TABLE,
-    # 1,791,700 rows, a hundred times 17,917.
-    "BytedTsinghua-SIA/DAPO-Math-17k": replace(VERL, difficulty=(), once=True),
-    "open-r1/DAPO-Math-17k-Processed": Layout(question=("prompt",), answer="solution"),
-    "zwhe99/DeepMath-103K": Layout(
-        question=("question",), answer="final_answer", difficulty=("difficulty",)
-    ),
-    "Keven16/G-OPD-Training-Data": replace(
-        VERL, difficulty=(), file="DeepMath-103K/train_filtered_level6.parquet"
-    ),
-    # No ground truth: the conversations end with what a model answered.
-    "open-thoughts/OpenThoughts3-1.2M": Layout(
-        question=("conversations",),
-        answer=None,
-        difficulty=("difficulty",),
-        where={"domain": "math"},
-    ),
-    # Many Faces: its choice of rows.
-    "open-thoughts/OpenThoughts-114k": Layout(
-        question=("problem",),
-        answer="ground_truth_solution",
-        take="boxed",
-        where={"domain": "math"},
-        one_box=True,
-        configs=("metadata",),
-        solution="ground_truth_solution",
-    ),
-    "DigitalLearningGmbH/MATH-lighteval": _MATH,
-    "hendrycks/competition_math": _MATH,
-    "EleutherAI/hendrycks_math": replace(
-        _MATH,
-        configs=(
-            "algebra",
-            "counting_and_probability",
-            "geometry",
-            "intermediate_algebra",
-            "number_theory",
-            "prealgebra",
-            "precalculus",
-        ),
-    ),
-    # Benchmarks.
-    "HuggingFaceH4/aime_2024": Layout(question=("problem",), answer="answer"),
-    "math-ai/aime25": Layout(question=("problem",), answer="answer"),
-    "math-ai/amc23": Layout(question=("question",), answer="answer"),
-    "AI-MO/aimo-validation-amc": Layout(question=("problem",), answer="answer"),
-    "HuggingFaceH4/MATH-500": Layout(question=("problem",), answer="answer", difficulty=("level",)),
-    "math-ai/minervamath": Layout(question=("question",), answer="answer"),
-    "math-ai/olympiadbench": Layout(question=("question",), answer="final_answer", take="item"),
-    "Idavidrein/gpqa": Layout(
-        question=("{Question}\n{choices}",),
-        answer="Correct Answer",
-        take="choice",
-        wrong=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
-        configs=("gpqa_diamond",),
-    ),
-    "google/boolq": Layout(question=("{passage}\nQuestion: {question}?",), answer="answer"),
-    "cais/mmlu": Layout(
-        question=("{question}\n{choices}",), answer="answer", take="letter", configs=("all",)
-    ),
-}
+
+_TABLE = package_file(__file__, "layouts.yaml").read_text(encoding="utf-8")
+# By the name on the hub; and for files of any other dataset.
+LAYOUTS = {name: _layout(entry) for name, entry in yaml.safe_load(_TABLE).items()}
 
 
 def choose(source: Mapping[str, Any], columns: Iterable[str] = ()) -> Layout:
     """The layout of a source: the one that it names (``layout``), that of its hub name, or what
     its columns suggest; with the columns that it names itself written over it."""
     known = source.get("layout") or source.get("hub")
-    fallback = VERL if {"prompt", "reward_model"} <= set(columns) else TABLE
-    layout = LAYOUTS.get(str(known), fallback)
-    named: dict[str, Any] = {
-        key: (source[key],) for key in ("question", "difficulty") if source.get(key)
-    }
-    named |= {key: source[key] for key in ("answer", "row_id", "solution") if source.get(key)}
-    return replace(layout, **named)
+    fallback = "verl" if {"prompt", "reward_model"} <= set(columns) else "table"
+    named = {key: source[key] for key in ("answer", "row_id", "solution") if source.get(key)}
+    named |= {key: (source[key],) for key in ("question", "difficulty") if source.get(key)}
+    return replace(LAYOUTS.get(str(known), LAYOUTS[fallback]), **named)
 
 
 def check(layout: Layout, columns: Collection[str], where: str) -> None:
@@ -184,78 +113,70 @@ def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
     check(layout, row, where)
     if any(_at(row, column, where) != value for column, value in layout.where.items()):
         return None
-    answer = ""
-    if layout.answer:
-        value = _at(row, layout.answer, where)
-        if layout.take == "choice":
-            row, value = _among_choices(layout, row, where)
-        if layout.take == "item" and isinstance(value, list) and len(value) == 1:
-            value = value[0]
-        if layout.take == "letter" and isinstance(value, int):
-            if not 0 <= value < len(LETTERS):
-                raise UserError(f"no choice has the number {value}", where, "mend the answer")
-            value = LETTERS[value]
-        answer = text(value, "answer", where)
-        if layout.one_box and answer.count("\\boxed") != 1:
-            return None
-        if layout.take == "boxed":
-            from opd.grading.graders import last_boxed
+    value = _at(row, layout.answer, where)
+    if layout.take == "choice":
+        row, value = _among_choices(layout, row, where)
+    if layout.take == "item" and isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if layout.take == "letter" and isinstance(value, int):
+        if not 0 <= value < len(LETTERS):
+            raise UserError(f"no choice has the number {value}", where, "mend the answer")
+        value = LETTERS[value]
+    answer = text(value, "answer", where)
+    if layout.one_box and answer.count("\\boxed") != 1:
+        return None
+    if layout.take == "boxed":
+        from opd.grading.graders import last_boxed
 
-            answer = last_boxed(answer) or ""
+        answer = last_boxed(answer) or ""
     question = text(_first(row, layout.question, where), "question", where)
-    asked = text(_first(row, layout.prompt, where), "prompt", where)
     return {
         "id": text(_at(row, layout.row_id, where), "id", where) if layout.row_id else None,
         "question": question,
-        "prompt": asked or question,
+        "prompt": text(_first(row, layout.prompt, where), "prompt", where) or question,
         "answer": answer,
         "difficulty": _number(_first(row, layout.difficulty, where), where),
-        "solution": _solution(layout, row, where),
+        "solution": text(_at(row, layout.solution, where), "solution", where).strip() or None,
     }
-
-
-def _solution(layout: Layout, row: Row, where: str) -> str | None:
-    if not layout.solution:
-        return None
-    return text(_at(row, layout.solution, where), "solution", where).strip() or None
 
 
 def _among_choices(layout: Layout, row: Row, where: str) -> tuple[Row, str]:
     """A row with its answer among the wrong ones as ``choices``, and the answer's letter."""
-    columns = (str(layout.answer), *layout.wrong)
+    columns = (layout.answer, *layout.wrong)
     choices = [text(_at(row, column, where), "choice", where) for column in columns]
-    asked = _at(row, layout.needed[0], where)
+    question = _at(row, layout.needed[0], where)
     order = sorted(
         range(len(choices)),
-        key=lambda i: hashlib.sha256(f"{asked}\0{choices[i]}".encode()).digest(),
+        key=lambda i: hashlib.sha256(f"{question}\0{choices[i]}".encode()).digest(),
     )
     return {**row, "choices": [choices[i] for i in order]}, LETTERS[order.index(0)]
 
 
-def text(value: Any, what: str, where: str) -> str:
+def text(value: Any, name: str, where: str) -> str:
     """A text or a number as text (2.0 is ``2``); nothing is the empty text."""
     if value is None:
         return ""
     if isinstance(value, str):
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"the {what} has half of a surrogate pair at character {error.start}",
-                    where,
-                    "mend the file's encoding",
-                ) from error
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the {name} has half of a surrogate pair at character {error.start}",
+                where,
+                "mend the file's encoding",
+            ) from error
         return value
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        whole = isinstance(value, float) and value.is_integer()
-        return str(int(value) if whole else value)
-    shown = str(value) if isinstance(value, float) else f"a {type(value).__name__}"
-    raise UserError(f"the {what} is {shown}, not text", where, "write it as text or as a number")
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    kind = value if isinstance(value, float) else f"a {type(value).__name__}"
+    raise UserError(f"the {name} is {kind}, not text", where, "write it as text or as a number")
 
 
-def _at(row: Row, column: str, where: str) -> Any:
-    """The value of a dotted column; None below a null, and where a struct lacks the field."""
+def _at(row: Row, column: str | None, where: str) -> Any:
+    """The value of a dotted column, of messages what the user says; None without a column, below a
+    null, and where a struct lacks the field."""
+    if not column:
+        return None
     value: Any = row
     for part in column.split("."):
         if value is None:
@@ -265,10 +186,21 @@ def _at(row: Row, column: str, where: str) -> Any:
                 f"'{column}' is a {type(value).__name__} at '{part}'", where, "mend the row"
             )
         value = value.get(part)
-    return _question(value, column, where) if _is_messages(value) else value
+    if not (
+        isinstance(value, list)
+        and value
+        and all(isinstance(m, Mapping) and ({"role", "from"} & set(m)) for m in value)
+    ):
+        return value
+    roles = [message.get("role", message.get("from")) for message in value]
+    roles = [ROLES.get(str(role), role) for role in roles]
+    if roles not in (["user"], ["user", "assistant"]):
+        raise UserError(f"'{column}' holds {roles}", where, "expected a list with one user message")
+    return value[0].get("content", value[0].get("value"))
 
 
 def _first(row: Row, columns: Iterable[str], where: str) -> Any:
+    """The value of the first column, or form of columns, that is there and not empty."""
     for column in columns:
         fields = FIELD.findall(column)
         value = _filled(column, row, fields, where) if fields else _at(row, column, where)
@@ -289,23 +221,6 @@ def _filled(form: str, row: Row, fields: list[str], where: str) -> str | None:
         if not parts[column].strip():
             return None
     return FIELD.sub(lambda match: parts[match[1]], form)
-
-
-def _is_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(m, Mapping) and ({"role", "from"} & set(m)) for m in value)
-    )
-
-
-def _question(messages: list[Row], column: str, where: str) -> Any:
-    """What the user says in messages that are one question, which an answer may follow."""
-    roles = [m.get("role", m.get("from")) for m in messages]
-    roles = [ROLES.get(str(role), role) for role in roles]
-    if roles not in (["user"], ["user", "assistant"]):
-        raise UserError(f"'{column}' holds {roles}", where, "expected a list with one user message")
-    return messages[0].get("content", messages[0].get("value"))
 
 
 def _number(value: Any, where: str) -> float | None:

@@ -3,11 +3,11 @@
 import csv
 import hashlib
 import json
-import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
     they stand there), source, row (its number there), difficulty and solution.
 
     source: path or hub, and then layout, question, answer, difficulty, row_id, solution
-    (``opd.data.layouts``);
-    sha256 of a file; revision, config (one or several), file, split of a hub dataset. ``path`` is
-    where the file lies, if not where ``source`` says. ``tally`` counts the rows that were read,
-    those that the layout left out (``row filter``) and whole rows that came again (``identical``).
+    (``opd.data.layouts``); sha256 of a file; revision, config (one or several), file, split of a
+    hub dataset. ``path`` is where the file lies, if not where ``source`` says. ``tally`` counts the
+    rows that were read, those that the layout left out (``row filter``) and whole rows that came
+    again (``identical``).
     Raises ``UserError`` for whatever cannot be read, with file and row.
     """
     ids: dict[str, str] = {}
@@ -40,7 +40,7 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
                 layout = layouts.choose(source, row)
             tally["read"] += 1
             if layout.once:
-                key = _digest(row)
+                key = hashlib.sha256(repr(row).encode()).digest()[:16]
                 if key in seen:
                     tally["identical"] += 1
                     continue
@@ -62,39 +62,29 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
             raise UserError("it has no rows", name, "give a file with prompts")
 
 
-def resolve(path: str) -> Path:
-    """Where an input file lies: it is absolute, or relative to the folder that OPD_DATA_DIR
-    names."""
-    root = os.environ.get("OPD_DATA_DIR")
-    if not Path(path).is_absolute() and not root:
-        raise UserError(
-            f"'{path}' is relative to OPD_DATA_DIR, which is not set",
-            "source.path",
-            "set the environment variable OPD_DATA_DIR to the folder with the data files",
-        )
-    return Path(root or "", path)
-
-
 def read_file(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
     """Rows of a .parquet, .jsonl or .csv file; of a parquet file only the columns that count."""
-    if path.suffix == ".parquet":
-        return _parquet(path, source)
-    if path.suffix == ".jsonl":
-        return _jsonl(path)
-    if path.suffix == ".csv":
-        return _csv(path)
-    raise UserError(
-        f"unknown kind of file '{path.suffix}'", str(path), "use .parquet, .jsonl or .csv"
-    )
+    match path.suffix:
+        case ".parquet":
+            return _parquet(path, source)
+        case ".jsonl":
+            return _jsonl(path)
+        case ".csv":
+            return _csv(path)
+    remedy = "use .parquet, .jsonl or .csv"
+    raise UserError(f"unknown kind of file '{path.suffix}'", str(path), remedy)
 
 
 def _parts(source: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, Iterator[Row]]]:
     """(name for messages and ids, rows) of each part of a source."""
     if source.get("path"):
-        path = path or resolve(source["path"])
+        path = path or Path(source["path"])
         if not path.is_file():
             raise UserError(f"no such file: {path}", "source.path", "mend the path or OPD_DATA_DIR")
-        _check_hash(path, source.get("sha256"))
+        expected = source.get("sha256")
+        if expected and (sha256 := file_digest(path)) != expected:
+            remedy = "fetch it again, or mend sha256"
+            raise UserError(f"its sha256 is {sha256}, not {expected}", str(path), remedy)
         yield source["path"], read_file(path, source)
         return
     revision = source["revision"]
@@ -117,10 +107,11 @@ def _hub(
     """Rows of one configuration, streamed: of a known dataset no more than the columns needed."""
     import datasets
 
+    options: dict[str, Any] = {"data_files": file} if file else {}
+    if source["hub"] in layouts.LAYOUTS:
+        options |= {"columns": list(layouts.choose(source).columns), "batch_size": CHUNK}
+    first = 0
     try:
-        options: dict[str, Any] = {"data_files": file} if file else {}
-        if source["hub"] in layouts.LAYOUTS:
-            options |= {"columns": list(layouts.choose(source).columns), "batch_size": CHUNK}
         data = datasets.load_dataset(
             source["hub"],
             config,
@@ -129,27 +120,17 @@ def _hub(
             streaming=True,
             **options,
         )
-        tables = iter(data.with_format("arrow").iter(batch_size=CHUNK))
+        for table in data.with_format("arrow").iter(batch_size=CHUNK):
+            yield from _rows(table, name, first)
+            first += table.num_rows
+    except UserError:
+        raise
     except Exception as error:
-        raise _unreachable(name, error) from error
-    first = 0
-    while True:
-        try:
-            table = next(tables, None)
-        except Exception as error:
-            raise _unreachable(f"{name}: after row {first}", error) from error
-        if table is None:
-            return
-        yield from _rows(table, name, first)
-        first += table.num_rows
-
-
-def _unreachable(where: str, error: Exception) -> UserError:
-    return UserError(
-        f"it could not be loaded ({type(error).__name__}: {error})",
-        where,
-        "check name, revision, config, file and split, and that the hub can be reached",
-    )
+        raise UserError(
+            f"it could not be loaded ({type(error).__name__}: {error})",
+            f"{name}: after row {first}" if first else name,
+            "check name, revision, config, file and split, and that the hub can be reached",
+        ) from error
 
 
 def _parquet(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
@@ -162,29 +143,23 @@ def _parquet(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
             names = file.schema_arrow.names
             layout = layouts.choose(source, names)
             layouts.check(layout, names, source["path"])
-            wanted = [name for name in names if name in layout.columns]
-            for batch in file.iter_batches(CHUNK, columns=wanted):
+            columns = [name for name in names if name in layout.columns]
+            for batch in file.iter_batches(CHUNK, columns=columns):
                 yield from _rows(batch, source["path"], first)
                 first += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"not a whole parquet file, at row {first} or later ({error})",
-            str(path),
-            "fetch it again",
-        ) from error
+        reason = f"not a whole parquet file, at row {first} or later ({error})"
+        raise UserError(reason, str(path), "fetch it again") from error
 
 
-def _rows(batch: Any, name: str, first: int) -> list[Row]:
+def _rows(batch: Any, name: str, first: int) -> Iterator[Row]:
     """Rows of an Arrow table or record batch, whose first is row ``first`` of the source."""
     try:
-        rows: list[Row] = batch.to_pylist()
-        return rows
+        yield from batch.to_pylist()
     except UnicodeDecodeError:
-        for i in range(batch.num_rows):
-            try:
-                batch.slice(i, 1).to_pylist()
-            except UnicodeDecodeError as error:
-                raise _not_utf8(f"{name}: row {first + i}", error) from error
+        for row in range(batch.num_rows):
+            with _utf8(f"{name}: row {first + row}"):
+                batch.slice(row, 1).to_pylist()
         raise
 
 
@@ -204,9 +179,9 @@ def _csv(path: Path) -> Iterator[Row]:
     reader = csv.reader(_lines(path), strict=True)
     try:
         header = next(reader, [])
-        twice = [column for column, times in Counter(header).items() if times > 1]
-        if twice:
-            raise UserError(f"two columns are called '{twice[0]}'", str(path), "rename one")
+        for column in header:
+            if header.count(column) > 1:
+                raise UserError(f"two columns are called '{column}'", str(path), "rename one")
         for cells in reader:
             if len(cells) != len(header):
                 raise UserError(
@@ -216,38 +191,23 @@ def _csv(path: Path) -> Iterator[Row]:
                 )
             yield dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise UserError(
-            f"not csv ({error})", f"{path}:{reader.line_num}", "mend the line"
-        ) from error
+        where = f"{path}:{reader.line_num}"
+        raise UserError(f"not csv ({error})", where, "mend the line") from error
 
 
 def _lines(path: Path) -> Iterator[str]:
     """Lines of a UTF-8 file, with or without a byte order mark."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(f"{path}:{number}", error) from error
+            with _utf8(f"{path}:{number}"):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            yield text
 
 
-def _not_utf8(where: str, error: UnicodeDecodeError) -> UserError:
-    return UserError(
-        f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})",
-        where,
-        "convert the file to UTF-8",
-    )
-
-
-def _check_hash(path: Path, wanted: str | None) -> None:
-    if wanted is None:
-        return
-    sha256 = file_digest(path)
-    if sha256 != wanted:
-        raise UserError(
-            f"its sha256 is {sha256}, not {wanted}", str(path), "fetch it again, or mend sha256"
-        )
-
-
-def _digest(row: Row) -> bytes:
-    return hashlib.sha256(repr(row).encode()).digest()[:16]
+@contextmanager
+def _utf8(where: str) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        wrong = f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
+        raise UserError(wrong, where, "convert the file to UTF-8") from error

@@ -39,12 +39,10 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     their_hashes = hashes
     if "against" in inputs:
         their_hashes, their_vectors = _read(inputs["against"])
-        if vectors.shape[1] != their_vectors.shape[1]:
-            raise UserError(
-                f"embeddings of {vectors.shape[1]} and of {their_vectors.shape[1]} dimensions",
-                "encoder",
-                "embed both sets with the same encoder",
-            )
+        dims, their_dims = vectors.shape[1], their_vectors.shape[1]
+        if dims != their_dims:
+            differing = f"embeddings of {dims} and of {their_dims} dimensions"
+            raise UserError(differing, "encoder", "embed both sets with the same encoder")
         which, _ = _distinct(hashes)
         exact = exact_matches(hashes, their_hashes)
         cosine, place = nearest(vectors, their_vectors, threads)
@@ -99,9 +97,7 @@ def _distinct(texts: Sequence[str]) -> tuple[Places, Places]:
 
 def exact_matches(ours: Sequence[str], theirs: Sequence[str]) -> Places:
     """For each of our texts (or text hashes) the first equal one of theirs, or -1: int64 [N]."""
-    first: dict[str, int] = {}
-    for j, text in enumerate(theirs):
-        first.setdefault(text, j)
+    first = {text: row for row, text in reversed([*enumerate(theirs)])}
     return np.array([first.get(text, -1) for text in ours], dtype=np.int64)
 
 
@@ -119,9 +115,9 @@ def nearest(ours: Floats, theirs: Floats | None = None, threads: int = 1) -> tup
     for start, rows in _chunks(ours, OURS):
         so_far = best[start : start + len(rows)], place[start : start + len(rows)]
         for low, part in _chunks(ours[:start] if theirs is None else theirs, THEIRS):
-            _improve(*so_far, low, rows, part, sift(rows, part))
+            _improve(*so_far, low, rows, part, *sift(rows, part))
         if theirs is None:
-            _improve(*so_far, start, rows, rows, _sift_earlier(rows))
+            _improve(*so_far, start, rows, rows, *_sift_earlier(rows))
     return best, place
 
 
@@ -134,38 +130,32 @@ def sift(ours: Floats, theirs: Floats, k: int = 8) -> tuple[Places, Places]:
     import faiss
 
     rounding = ours.shape[1] * 2.0**-24
-    left, pairs = np.arange(len(ours)), []
+    left, mine, near = np.arange(len(ours)), [], []
     while len(left):
         k = min(k, len(theirs))
         products, columns = faiss.knn(ours[left], theirs, k, metric=faiss.METRIC_INNER_PRODUCT)
-        near = products >= products[:, :1] - 2 * rounding
-        open_ended = near.all(axis=1) & (k < len(theirs))
-        rows, where = np.nonzero(near & ~open_ended[:, None])
-        pairs.append((left[rows], columns[rows, where]))
+        close = products >= products[:, :1] - 2 * rounding
+        open_ended = close.all(axis=1) & (k < len(theirs))
+        rows, where = np.nonzero(close & ~open_ended[:, None])
+        mine.append(left[rows])
+        near.append(columns[rows, where])
         left, k = left[open_ended], 8 * k
-    return np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
+    return np.concatenate(mine), np.concatenate(near)
 
 
 def _sift_earlier(rows: Floats) -> tuple[Places, Places]:
     """The same for a chunk with its own earlier rows."""
     products = rows.astype(np.float64) @ rows.T.astype(np.float64)
     products[np.triu_indices(len(rows))] = -np.inf
-    top = products.max(axis=1, keepdims=True)
-    found = np.nonzero((products >= top - 1e-9) & np.isfinite(products))
-    return found[0], found[1]
+    i, j = np.nonzero(products >= products.max(axis=1, keepdims=True) - 1e-9)
+    return i[j < i], j[j < i]
 
 
 def _improve(
-    best: Doubles,
-    place: Places,
-    low: int,
-    ours: Floats,
-    theirs: Floats,
-    pairs: tuple[Places, Places],
+    best: Doubles, place: Places, low: int, ours: Floats, theirs: Floats, i: Places, j: Places
 ) -> None:
-    """Write into ``best`` and ``place`` of ours where the cosine of a pair is larger than what is
-    there; theirs begin at row ``low`` of their set."""
-    i, j = pairs
+    """Write into ``best`` and ``place`` of ours where the cosine of a pair (i, j) is larger than
+    what is there; theirs begin at row ``low`` of their set."""
     chunks = (slice(at, at + PAIRS) for at in range(0, len(i), PAIRS))
     cosine = np.concatenate([np.empty(0), *(cosines(ours[i[c]], theirs[j[c]]) for c in chunks)])
     order = np.lexsort((j, -cosine, i))
@@ -177,8 +167,7 @@ def _improve(
 
 def cosines(ours: Floats, theirs: Floats) -> Doubles:
     """Cosines of rows of norm 1, pair by pair: float64 [N]. Products of float32 are exact in it."""
-    products: Doubles = ours.astype(np.float64) * theirs
-    return products.sum(axis=1)
+    return np.sum(ours.astype(np.float64) * theirs, axis=1)
 
 
 def _chunks(array: Floats, size: int) -> Iterator[tuple[int, Floats]]:

@@ -62,18 +62,16 @@ def contexts(information: Any) -> list[dict[str, str]]:
     checked = []
     for entry in information if isinstance(information, list) else [information or "none"]:
         if isinstance(entry, str) and entry not in CONTEXTS:
-            raise UserError(
-                f"unknown kind '{entry}'", "information", f"use one of {', '.join(CONTEXTS)}"
-            )
+            known = f"use one of {', '.join(CONTEXTS)}"
+            raise UserError(f"unknown kind '{entry}'", "information", known)
         context = CONTEXTS[entry] if isinstance(entry, str) else {"message": PLAIN, **entry}
         for part, text in context.items():
-            for field in fields(text):
-                if field not in FIELDS:
-                    raise UserError(
-                        f"unknown field {{{field}}}",
-                        f"information.{part}",
-                        f"there are {', '.join(f'{{{known}}}' for known in FIELDS)}",
-                    )
+            if unknown := [field for field in fields(text) if field not in FIELDS]:
+                raise UserError(
+                    f"unknown field {{{unknown[0]}}}",
+                    f"information.{part}",
+                    f"there are {', '.join(f'{{{known}}}' for known in FIELDS)}",
+                )
         if not {"prompt", "question"} & set(fields(context["message"])):
             raise UserError("the question is not in it", "information.message", "add {prompt}")
         checked.append(dict(context))
@@ -100,49 +98,6 @@ def filled(text: str, row: Mapping[str, Any]) -> str:
     return _FIELD.sub(value, text)
 
 
-def rendered(
-    context: Mapping[str, str],
-    rows: Sequence[Mapping[str, Any]],
-    tokenizer: Any,
-    template_kwargs: Mapping[str, Any],
-) -> list[list[int]]:
-    """Token ids of what the teacher is asked of each row of PROMPTS, ready for the response.
-
-    ``think`` takes the place of the empty think block, or becomes a block where the chat template
-    puts none. Raises ``UserError`` for a row without the information, for a chat template that
-    leaves a system message out, and for a think block where the response may begin with one of its
-    own.
-    """
-    texts = []
-    for row in rows:
-        chat = [{"role": "user", "content": filled(context["message"], row)}]
-        if "system" in context:
-            system = filled(context["system"], row)
-            chat.insert(0, {"role": "system", "content": system})
-        text = tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=False, **template_kwargs
-        )
-        if "system" in context and system.strip() not in text:
-            raise UserError(
-                "the teacher's chat template leaves system messages out",
-                "information.system",
-                "put it into the message",
-            )
-        if "think" in context:
-            has_block = text.endswith(EMPTY_THINK)
-            text = text.removesuffix(EMPTY_THINK)
-            if not has_block and "<think>" in str(tokenizer.chat_template):
-                raise UserError(
-                    "the chat template leaves a think block to the response",
-                    "information.think",
-                    "use chat_template: {enable_thinking: false}",
-                )
-            text += f"<think>\n{filled(context['think'], row)}\n</think>\n\n"
-        texts.append(text)
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return ids
-
-
 def token_ids(
     contexts: Sequence[Mapping[str, str]],
     rows: Sequence[Mapping[str, Any]],
@@ -150,11 +105,46 @@ def token_ids(
     template_kwargs: Mapping[str, Any],
     limit: int,
 ) -> list[list[list[int]]]:
-    """``rendered`` of every context: token ids by context and row. Raises ``UserError`` also where
-    there are more than ``limit`` of them."""
-    by_context = [rendered(context, rows, tokenizer, template_kwargs) for context in contexts]
-    for prompts in by_context:
-        for prompt, row in zip(prompts, rows, strict=True):
+    """Token ids, by context and row of PROMPTS, of what the teacher is asked, ready for the
+    response.
+
+    ``think`` takes the place of the empty think block, or becomes a block where the chat template
+    puts none. Raises ``UserError`` for a row without the information, for a chat template that
+    leaves a system message out, for a think block where the response may begin with one of its own,
+    and for more than ``limit`` tokens.
+    """
+
+    def asked(context: Mapping[str, str], row: Mapping[str, Any]) -> str:
+        chat = [
+            {"role": role, "content": filled(context[part], row)}
+            for role, part in (("system", "system"), ("user", "message"))
+            if part in context
+        ]
+        text: str = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=False, **template_kwargs
+        )
+        if "system" in context and chat[0]["content"].strip() not in text:
+            raise UserError(
+                "the teacher's chat template leaves system messages out",
+                "information.system",
+                "put it into the message",
+            )
+        if "think" not in context:
+            return text
+        if not text.endswith(EMPTY_THINK) and "<think>" in str(tokenizer.chat_template):
+            raise UserError(
+                "the chat template leaves a think block to the response",
+                "information.think",
+                "use chat_template: {enable_thinking: false}",
+            )
+        thought = filled(context["think"], row)
+        return f"{text.removesuffix(EMPTY_THINK)}<think>\n{thought}\n</think>\n\n"
+
+    by_context = []
+    for context in contexts:
+        texts = [asked(context, row) for row in rows]
+        by_context.append(tokenizer(texts, add_special_tokens=False)["input_ids"])
+        for prompt, row in zip(by_context[-1], rows, strict=True):
             if len(prompt) > limit:
                 raise UserError(
                     f"the teacher's prompt has {len(prompt)} tokens, at most {limit} are allowed",

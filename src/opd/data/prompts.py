@@ -8,9 +8,8 @@ the rows that stay, and for the report every distinct text with its answers.
 
 import hashlib
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -47,12 +46,12 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     tally: Counter[str] = Counter()
     name, records, answered = load(cfg, inputs, tally)
     survey = Survey(name, cfg.get("strip") or [])
-    other = _other(inputs)
-    kept = _selected(_cleaned(records, survey, cfg, tally, answered), cfg, other, tally)
+    taken = _taken(inputs)
+    selected = _selected(_cleaned(records, survey, cfg, tally, answered), cfg, taken, tally)
     if cfg.get("sample"):
-        rows = sample(kept, cfg["sample"]["n"], cfg["sample"].get("seed", cfg.get("seed", 0)))
+        rows = sample(selected, cfg["sample"]["n"], cfg["sample"].get("seed", cfg.get("seed", 0)))
     else:
-        rows = list(kept)
+        rows = list(selected)
     steps = _steps(tally, len(rows))
     if not rows:
         raise UserError(
@@ -73,35 +72,33 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     }
     if cfg.get("difficulty"):
         report["unknown_difficulty"] = tally["unknown difficulty"]
-    if other is not None:
-        report["apart_from"] = _overlap(rows, other, cfg["apart_from"])
+    if taken:
+        report["apart_from"] = _overlap(rows, taken, cfg["apart_from"], inputs["apart_from"])
     tables.write(out / "prompts.parquet", rows, PROMPTS)
-    tables.write(out / "repeated.parquet", survey.repeated(), REPEATED)
+    repeated = survey.repeats("prompt") + survey.repeats("question_stripped")
+    tables.write(out / "repeated.parquet", repeated, REPEATED)
     tables.write_json(out / "report.json", report)
     return {"prompts": len(rows), **report}
 
 
 def load(
     cfg: dict[str, Any], inputs: dict[str, Path], tally: Counter[str]
-) -> tuple[str, Iterator[Row], bool]:
+) -> tuple[str, Iterable[Row], bool]:
     """The source: a name for messages, its rows as ``opd.data.loaders.read`` gives them, and
     whether each of them must have an answer."""
     source = cfg["source"]
     if source.get("world"):
         from opd.data.world import make_prompts
 
-        wanted = source["world"]
-        made = make_prompts(cfg["world"], wanted["split"], wanted["n"])
-        return f"world:{wanted['split']}", _counted(made, tally), True
+        rows = make_prompts(cfg["world"], **source["world"])
+        tally["read"] = len(rows)
+        return f"world:{source['world']['split']}", rows, True
     if source.get("from"):
-        path = inputs["prompts"] / "prompts.parquet"
-        rows = tables.read(path, PROMPTS).to_pylist()
-        return "the set in use", _counted(rows, tally), False
-    if source.get("hub"):
-        name = f"{source['hub']}@{source['revision']}"
-    elif source.get("path"):
-        name = source["path"]
-    else:
+        rows = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS).to_pylist()
+        tally["read"] = len(rows)
+        return "the set in use", rows, False
+    name = f"{source['hub']}@{source['revision']}" if source.get("hub") else source.get("path")
+    if not name:
         raise UserError(f"no source in {source}", "source", "give one of world, path, hub, from")
     answered = loaders.layouts.choose(source).answer is not None
     return name, loaders.read(source, inputs.get("path"), tally), answered
@@ -124,70 +121,36 @@ def sample(rows: Iterable[Row], n: int, seed: int) -> list[Row]:
     return [row for _, row in sorted(chosen, key=itemgetter(0))]
 
 
-@dataclass
-class Texts:
-    """The distinct texts under one rule, each with sources, row numbers and answers of its rows."""
-
-    rows_of: dict[str, tuple[list[str], list[int], dict[str, None]]] = field(default_factory=dict)
-
-    def add(self, text: str, row: Row) -> None:
-        sources, rows, answers = self.rows_of.setdefault(text, ([], [], {}))
-        sources.append(row["source"])
-        rows.append(row["row"])
-        answers[row["answer"]] = None
-
-    def counts(self) -> dict[str, int]:
-        chinese = sum(1 for text in self.rows_of if CHINESE.search(text))
-        return {
-            "distinct": len(self.rows_of),
-            "en": len(self.rows_of) - chinese,
-            "zh": chinese,
-            "repeated": sum(len(rows) > 1 for _, rows, _ in self.rows_of.values()),
-            "conflicting": sum(len(answers) > 1 for _, _, answers in self.rows_of.values()),
-        }
-
-    def repeated(self, rule: str) -> Iterator[Row]:
-        for text, (sources, rows, answers) in self.rows_of.items():
-            if len(rows) > 1:
-                yield {
-                    "rule": rule,
-                    "text": text,
-                    "sources": sources,
-                    "rows": rows,
-                    "answers": list(answers),
-                    "conflicting": len(answers) > 1,
-                }
-
-
 class Survey:
     """What is in a source, before anything of it is selected."""
 
     def __init__(self, name: str, affixes: Sequence[str]) -> None:
-        self.name, self.affixes = name, affixes
+        self.name = name
         self.first: str | None = None
         self.fits: dict[str, Counter[str]] = {affix: Counter() for affix in affixes}
         self.templates = dict.fromkeys(templates.TEMPLATES, 0)
-        # As it stands, and without outer white space.
-        self.prompt, self.prompt_stripped = Texts(), Texts()
-        self.question, self.question_stripped = Texts(), Texts()
+        # By rule (a text as it stands, or without outer white space): each distinct text, with
+        # source, row number and answer of every row that has it.
+        self.texts: dict[str, dict[str, list[tuple[str, int, str]]]]
+        self.texts = defaultdict(lambda: defaultdict(list))
 
     def unwrap(self, row: Row) -> str:
         """A row's question without affixes; counts what its prompt has and what came off."""
         for template in self.templates:
             self.templates[template] += templates.unwrap(row["prompt"], template)[1] == "exact"
         question: str = row["question"]
-        for affix in self.affixes:
+        for affix, fits in self.fits.items():
             question, how = templates.unwrap(question, affix)
             if how:
-                self.fits[affix][how] += 1
+                fits[how] += 1
         self.first = question if self.first is None else self.first
         return question
 
     def add(self, row: Row, question: str) -> None:
-        self.prompt.add(row["prompt"], row)
-        self.prompt_stripped.add(row["prompt"].strip(), row)
-        self.question.add(question, row)
-        self.question_stripped.add(question.strip(), row)
+        place = (row["source"], row["row"], row["answer"])
+        for rule, text in (("prompt", row["prompt"]), ("question", question)):
+            self.texts[rule][text].append(place)
+            self.texts[f"{rule}_stripped"][text.strip()].append(place)
 
     def check_affixes(self) -> None:
         """Raises ``UserError`` for an entry of strip that no row has.
@@ -195,26 +158,50 @@ class Survey:
         Text that stays on every question drags all similarities along unnoticed: Rethinking OPD's
         released DAPO file has a double brace where its deduplication script expects a single one.
         """
-        for i, affix in enumerate(self.affixes):
-            if self.first is not None and not self.fits[affix]:
+        first = self.first or ""
+        if len(first) > 60:
+            first = f"{first[:30]} ... {first[-30:]}"
+        for i, (affix, fits) in enumerate(self.fits.items()):
+            if self.first is not None and not fits:
                 raise UserError(
                     f"no row of {self.name} has {templates.named(affix)!r}; its first question "
-                    f"reads '{_shorten(self.first)}'",
+                    f"reads '{first}'",
                     f"strip.{i}",
                     "copy the text from the file, or remove the entry",
                 )
 
     def report(self) -> dict[str, Any]:
-        texts = ("prompt", "prompt_stripped", "question", "question_stripped")
-        return {
-            "templates": self.templates,
-            "strip": {affix: dict(fits) for affix, fits in self.fits.items()},
-            "texts": {rule: getattr(self, rule).counts() for rule in texts},
-        }
+        counts = {}
+        for rule, texts in self.texts.items():
+            chinese = sum(1 for text in texts if CHINESE.search(text))
+            repeats = self.repeats(rule)
+            counts[rule] = {
+                "distinct": len(texts),
+                "en": len(texts) - chinese,
+                "zh": chinese,
+                "repeated": len(repeats),
+                "conflicting": sum(row["conflicting"] for row in repeats),
+            }
+        strip = {affix: dict(fits) for affix, fits in self.fits.items()}
+        return {"templates": self.templates, "strip": strip, "texts": counts}
 
-    def repeated(self) -> list[Row]:
-        asked, bare = self.prompt.repeated("prompt"), self.question_stripped.repeated("question")
-        return [*asked, *bare]
+    def repeats(self, rule: str) -> list[Row]:
+        """Of the schema REPEATED: the texts that several rows have."""
+        repeats = []
+        for text, places in self.texts[rule].items():
+            if len(places) > 1:
+                sources, rows, answers = zip(*places, strict=True)
+                repeats.append(
+                    {
+                        "rule": rule.removesuffix("_stripped"),
+                        "text": text,
+                        "sources": sources,
+                        "rows": rows,
+                        "answers": list(dict.fromkeys(answers)),
+                        "conflicting": len(set(answers)) > 1,
+                    }
+                )
+        return repeats
 
 
 def _cleaned(
@@ -239,16 +226,7 @@ def _cleaned(
             empty = empty or ("answer" if bare else "question", row)
             continue
         survey.add(row, question)
-        yield schemas.prompt_row(
-            id=row["id"],
-            question=bare,
-            answer=row["answer"],
-            prompt=row["prompt"],
-            source=row["source"],
-            row=row["row"],
-            difficulty=row["difficulty"],
-            solution=row["solution"],
-        )
+        yield row | schemas.about(bare)
     survey.check_affixes()
     if empty and not cfg.get("drop_empty"):
         raise UserError(
@@ -265,12 +243,15 @@ def _cleaned(
 
 
 def _selected(
-    rows: Iterable[Row], cfg: Mapping[str, Any], other: "Other | None", tally: Counter[str]
+    rows: Iterable[Row],
+    cfg: Mapping[str, Any],
+    taken: Mapping[str, set[Any]],
+    tally: Counter[str],
 ) -> Iterator[Row]:
     language, longest, distinct = cfg.get("language"), cfg.get("max_chars"), cfg.get("distinct")
     bounds = cfg.get("difficulty") or {}
     low, high = bounds.get("at_least", -float("inf")), bounds.get("at_most", float("inf"))
-    taken: set[bytes] = set()
+    seen: set[str] = set()
     for row in rows:
         if language and row["language"] != language:
             tally["language"] += 1
@@ -278,58 +259,49 @@ def _selected(
             tally["difficulty"] += 1
         elif longest and len(row["question"]) > longest:
             tally["max_chars"] += 1
-        elif other is not None and other.has(row, cfg["apart_from"]):
+        elif taken and _key(row, cfg["apart_from"]) in taken[cfg["apart_from"]]:
             tally["apart_from"] += 1
+        elif distinct and row[distinct] in seen:
+            tally["distinct"] += 1
         else:
             if distinct:
-                key = hashlib.sha256(row[distinct].encode()).digest()
-                if key in taken:
-                    tally["distinct"] += 1
-                    continue
-                taken.add(key)
+                seen.add(row[distinct])
             yield row
 
 
-@dataclass
-class Other:
-    """The set that this one is to have nothing in common with."""
-
-    path: Path
-    rows: set[tuple[str, int]]
-    questions: set[str]
-
-    def has(self, row: Row, by: str) -> bool:
-        if by == "row":
-            return (row["source"], row["row"]) in self.rows
-        return row["text_hash"] in self.questions
+def _key(row: Row, by: str) -> Any:
+    """What two rows share if they are one row, or ask one question."""
+    return (row["source"], row["row"]) if by == "row" else row["text_hash"]
 
 
-def _other(inputs: Mapping[str, Path]) -> Other | None:
+def _taken(inputs: Mapping[str, Path]) -> dict[str, set[Any]]:
+    """The rows and the questions (``_key``) of the set that this one is to be apart from; empty
+    where there is none."""
     if "apart_from" not in inputs:
-        return None
-    path = inputs["apart_from"] / "prompts.parquet"
-    rows = tables.read(path, PROMPTS).select(["source", "row", "text_hash"]).to_pylist()
-    return Other(
-        path, {(row["source"], row["row"]) for row in rows}, {row["text_hash"] for row in rows}
-    )
+        return {}
+    rows = tables.read(inputs["apart_from"] / "prompts.parquet", PROMPTS)
+    rows = rows.select(["source", "row", "text_hash"]).to_pylist()
+    return {by: {_key(row, by) for row in rows} for by in ("row", "question")}
 
 
-def _overlap(rows: Sequence[Row], other: Other, by: str) -> dict[str, Any]:
+def _overlap(
+    rows: Sequence[Row], taken: Mapping[str, set[Any]], by: str, folder: Path
+) -> dict[str, Any]:
     """What the result and the other set share. Raises ``UserError`` where rows cannot tell: the
     sets come from different sources."""
     sources = {row["source"] for row in rows}
-    if by == "row" and not sources & {source for source, _ in other.rows}:
+    if by == "row" and not sources & {source for source, _ in taken["row"]}:
         raise UserError(
             f"it has no row of {', '.join(sorted(sources))}, so no row can be in both sets",
-            str(other.path),
+            str(folder / "prompts.parquet"),
             "use apart_from by question",
         )
-    shared = {kind: sum(other.has(row, kind) for row in rows) for kind in ("row", "question")}
+    shared = {kind: sum(_key(row, kind) in keys for row in rows) for kind, keys in taken.items()}
     assert not shared[by]
     return {
         "by": by,
-        "their_rows": len(other.rows),
-        "their_questions": len(other.questions),
+        "their_rows": len(taken["row"]),
+        "their_questions": len(taken["question"]),
         "shared_rows": shared["row"],
         "rows_with_shared_questions": shared["question"],
     }
@@ -346,13 +318,3 @@ def _steps(tally: Counter[str], final: int) -> list[tuple[str, int]]:
     if final != left:
         steps.append(("sampled", final))
     return steps
-
-
-def _counted(rows: Iterable[Row], tally: Counter[str]) -> Iterator[Row]:
-    for row in rows:
-        tally["read"] += 1
-        yield dict(row)
-
-
-def _shorten(text: str, width: int = 60) -> str:
-    return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"

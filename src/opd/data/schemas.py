@@ -72,21 +72,24 @@ def prompt_row(
     difficulty: float | None = None,
     solution: str | None = None,
 ) -> dict[str, Any]:
-    """A row of PROMPTS with what follows from the question: language (``zh`` with any Chinese
-    character, else ``en``: the rule of open-r1's split of DAPO-Math-17k) and text_hash (sha256 of
-    the question without outer white space)."""
+    """A row of PROMPTS; its prompt is the question where no other is named."""
     return {
         "id": id,
-        "question": question,
         "answer": answer,
         "prompt": question if prompt is None else prompt,
         "source": source,
         "row": row,
-        "language": "zh" if CHINESE.search(question) else "en",
         "difficulty": difficulty,
-        "text_hash": text_hash(question),
         "solution": solution,
+        **about(question),
     }
+
+
+def about(question: str) -> dict[str, str]:
+    """The columns of PROMPTS that follow from the question: itself, its language (``zh`` with any
+    Chinese character, else ``en``: the rule of open-r1's split of DAPO-Math-17k) and text_hash."""
+    language = "zh" if CHINESE.search(question) else "en"
+    return {"question": question, "language": language, "text_hash": text_hash(question)}
 
 
 def text_hash(text: str) -> str:

@@ -4,7 +4,6 @@ A template is literal text with ``{question}`` in it; other braces stand for the
 templates of the papers have names.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 from opd.core.errors import UserError
@@ -65,16 +64,6 @@ def unwrap(text: str, affix: str) -> tuple[str, Match | None]:
         return inner, "exact"
     inner = _between(text.strip(), prefix.strip(), suffix.strip())
     return (text, None) if inner is None else (inner, "loose")
-
-
-def strip(text: str, affixes: Sequence[str]) -> str:
-    """The bare question: every affix that fits comes off, in order, then outer white space.
-
-    ``strip(apply(template, q), [template]) == q.strip()`` for every template and question.
-    """
-    for affix in affixes:
-        text, _ = unwrap(text, affix)
-    return text.strip()
 
 
 def _between(text: str, prefix: str, suffix: str) -> str | None:

@@ -16,6 +16,7 @@ import random
 import re
 import zlib
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Any
 
 from opd.core.errors import UserError
@@ -28,10 +29,6 @@ SPLITS = ("rl", "other", *BENCHMARKS)
 TRAINING_LEVELS = (2, 3, 4)
 HELD_OUT_ONE_IN = 4
 Step = tuple[int, str, int, int]
-
-
-def _apply(a: int, operator: str, b: int) -> int:
-    return {"+": a + b, "-": a - b, "*": a * b}[operator] % 10
 
 
 def steps(question: str, rule: str) -> list[Step]:
@@ -51,7 +48,7 @@ def steps(question: str, rule: str) -> list[Step]:
     while operators:
         i = operators.index("*") if rule == "precedence" and "*" in operators else 0
         a, operator, b = values[i], operators.pop(i), values.pop(i + 1)
-        values[i] = _apply(a, operator, b)
+        values[i] = {"+": a + b, "-": a - b, "*": a * b}[operator] % 10
         done.append((a, operator, b, values[i]))
     return done
 
@@ -66,11 +63,8 @@ def respond(question: str, rule: str, style: str) -> str:
     if style not in STYLES:
         raise UserError(f"unknown style '{style}'", "style", f"use one of {', '.join(STYLES)}")
     done = steps(question, rule)
-    form = "{a}{operator}{b}={result}" if style == "infix" else "{operator}{a}{b}={result}"
-    written = [
-        form.format(a=a, operator=operator, b=b, result=result) for a, operator, b, result in done
-    ]
-    return ";".join(written) + f"#{done[-1][3]}"
+    form = "{0}{1}{2}={3}" if style == "infix" else "{1}{0}{2}={3}"
+    return ";".join(form.format(*step) for step in done) + f"#{done[-1][3]}"
 
 
 def held_out(question: str, world: dict[str, Any]) -> bool:
@@ -87,26 +81,22 @@ def draw_question(rng: random.Random, level: int, times: float) -> str:
     return text + "="
 
 
-def _stream(
-    world: dict[str, Any], name: str, levels: tuple[int, ...], times: float
-) -> Iterator[str]:
-    """Endless training questions: levels in turn, never a held-out one."""
-    rng = random.Random(f"{world['seed']}/{name}")
-    while True:
-        for level in levels:
-            question = draw_question(rng, level, times)
-            while held_out(question, world):
-                question = draw_question(rng, level, times)
-            yield question
+def _belongs(question: str, split: str, world: dict[str, Any]) -> bool:
+    """Whether a split may have a question: a benchmark has held-out ones on which the two rules
+    give different answers, all others have none that is held out."""
+    if split not in BENCHMARKS:
+        return not held_out(question, world)
+    return held_out(question, world) and solve(question) != solve(question, "left")
 
 
-def _benchmark(world: dict[str, Any], split: str) -> Iterator[str]:
-    """Held-out questions of one level on which the two rules give different answers."""
+def _stream(world: dict[str, Any], split: str, times: float) -> Iterator[str]:
+    """Endless questions of a split, the levels of training ones in turn."""
     rng = random.Random(f"{world['seed']}/{split}")
-    while True:
-        question = draw_question(rng, BENCHMARKS[split], world["rl_times"])
-        if held_out(question, world) and solve(question) != solve(question, "left"):
-            yield question
+    for level in cycle([BENCHMARKS[split]] if split in BENCHMARKS else TRAINING_LEVELS):
+        question = draw_question(rng, level, times)
+        while not _belongs(question, split, world):
+            question = draw_question(rng, level, times)
+        yield question
 
 
 def _renumbered(rng: random.Random, question: str) -> str:
@@ -127,7 +117,7 @@ def _commuted(rng: random.Random, question: str) -> str:
 def _other(world: dict[str, Any], n: int) -> Iterator[tuple[str, str]]:
     """Questions with few products, salted with copies and variants of the first n ``rl`` ones."""
     rng = random.Random(f"{world['seed']}/other/duplicates")
-    fresh = _stream(world, "other", TRAINING_LEVELS, world["other_times"])
+    fresh = _stream(world, "other", world["other_times"])
     originals = [row["question"] for row in make_prompts(world, "rl", n)]
     while True:
         draw = rng.random()
@@ -153,36 +143,29 @@ def make_prompts(world: dict[str, Any], split: str, n: int) -> list[dict[str, An
     """
     if split not in SPLITS:
         raise UserError(f"unknown split '{split}'", "source.world.split", f"use one of {SPLITS}")
-    stream: Iterator[tuple[str, str]]
-    if split == "rl":
-        stream = ((q, "fresh") for q in _stream(world, "rl", TRAINING_LEVELS, world["rl_times"]))
-    elif split == "other":
+    if split == "other":
         stream = _other(world, n)
     else:
-        stream = ((q, "fresh") for q in _benchmark(world, split))
-    rows: list[dict[str, Any]] = []
-    seen: set[str] = set()
+        stream = ((question, "fresh") for question in _stream(world, split, world["rl_times"]))
+    kinds: dict[str, str] = {}
     misses = 0
-    for question, kind in stream:
-        if len(rows) == n:
-            break
-        if question in seen:
-            misses += 1
-            if misses > 100_000:
-                raise UserError(
-                    f"'{split}' has no {n} problems", "source.world.n", f"ask for {len(rows)}"
-                )
-            continue
-        seen.add(question)
-        rows.append(
-            schemas.prompt_row(
-                id=f"{split}-{len(rows):05d}",
-                question=question,
-                answer=solve(question),
-                source=f"world:{split}:{kind}",
-                row=len(rows),
-                difficulty=float(len(re.findall(r"[-+*]", question))),
-                solution=respond(question, "precedence", "infix"),
+    while len(kinds) < n:
+        question, kind = next(stream)
+        misses += question in kinds
+        if misses > 100_000:
+            raise UserError(
+                f"'{split}' has no {n} problems", "source.world.n", f"ask for {len(kinds)}"
             )
+        kinds.setdefault(question, kind)
+    return [
+        schemas.prompt_row(
+            id=f"{split}-{row:05d}",
+            question=question,
+            answer=solve(question),
+            source=f"world:{split}:{kind}",
+            row=row,
+            difficulty=float(len(re.findall(r"[-+*]", question))),
+            solution=respond(question, "precedence", "infix"),
         )
-    return rows
+        for row, (question, kind) in enumerate(kinds.items())
+    ]

@@ -4,8 +4,8 @@ length."""
 import csv
 import math
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.data import templates
-from opd.evaluation.schemas import SCORES
+from opd.evaluation.schemas import SCORES, samples_by_problem
 from opd.evaluation.tasks import OURS
 from opd.grading.equivalence import normalise
-from opd.grading.graders import GRADERS, RELAXED, Graded, disagreements, grade_all
+from opd.grading.graders import GRADERS, RELAXED, Graded, Verdicts, grade_all
 from opd.stats.intervals import interval, sampling_error, standard_error
 
 Row = dict[str, Any]
@@ -35,70 +35,52 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     folder with task files). What is sampled is kept in ``cache``.
     """
     from opd.evaluation import harness
+    from opd.models import sampling
 
     protocol = cfg["protocol"]
-    settings = _sampling(cfg)
-    lm = harness.SamplerLM(inputs["model"], cache, **settings)
+    lm = harness.SamplerLM(inputs["model"], cache, **sampling.settings({**cfg, **protocol}))
     with tempfile.TemporaryDirectory() as work:
         tasks = {
-            name: harness.load(
-                _benchmark(benchmark, protocol, inputs.get(f"include:{name}")),
-                _data(name, inputs),
-                protocol["samples"],
-                Path(work),
-            )
+            benchmark["name"]: _task(benchmark, protocol, inputs, work)
             for benchmark in cfg["benchmarks"]
-            for name in [benchmark["name"]]
         }
         # One after the other with one engine: what else is asked changes no benchmark's answers.
         answered = {name: harness.answer(name, task, lm) for name, task in tasks.items()}
     graders = {
         name: tuple((task.config.metadata or {}).get("graders", ())) for name, task in tasks.items()
     }
-    rows, timeouts = score(
-        answered, graders, protocol["grader"], protocol.get("cut_off") == "wrong"
-    )
+    cut_off_is_wrong = protocol.get("cut_off") == "wrong"
+    rows, timeouts = score(answered, graders, protocol["grader"], cut_off_is_wrong)
     summary = summarise(rows, list(answered), cfg["seed"])
     summary["grader_timeouts"] = timeouts
     tables.write(out / "scores.parquet", rows, SCORES)
-    _write_disagreements(out / "disagreements.csv", rows, graders)
+    write_disagreements(out / "disagreements.csv", rows, graders)
     tables.write_json(out / "summary.json", summary)
     numbers = {name: values["avg"] for name, values in summary["benchmarks"].items()}
     return numbers | {"macro": summary["macro"]["avg"], "grader_timeouts": timeouts}
 
 
-def _sampling(cfg: Mapping[str, Any]) -> Row:
-    """What the sampler is given: the engine's settings, and the sampling part of the protocol."""
-    about = ("benchmarks", "protocol", "inputs", "code")
-    protocol = ("temperature", "top_p", "top_k", "max_new_tokens")
-    return {
-        **{key: value for key, value in cfg.items() if key not in about},
-        **{key: cfg["protocol"][key] for key in protocol if key in cfg["protocol"]},
-    }
+def _task(
+    benchmark: Mapping[str, Any], protocol: Mapping[str, Any], inputs: Mapping[str, Path], work: str
+) -> Any:
+    """The lm-eval task of a benchmark over its inputs; for ours with the protocol's template."""
+    from opd.evaluation import harness
 
-
-def _benchmark(
-    benchmark: Mapping[str, Any], protocol: Mapping[str, Any], include: Path | None
-) -> Row:
-    """A benchmark's settings, with the protocol's template for our tasks, as jinja text."""
+    name = benchmark["name"]
     settings = dict(benchmark)
-    if include is not None:
-        settings["include"] = str(include)
+    if f"include:{name}" in inputs:
+        settings["include"] = str(inputs[f"include:{name}"])
     if "template" in protocol and benchmark["task"].startswith(OURS):
         before, after = templates.named(protocol["template"]).split(templates.PLACE, 1)
         settings["prompt"] = (
             f"{{% raw %}}{before}{{% endraw %}}{{{{question}}}}{{% raw %}}{after}{{% endraw %}}"
         )
-    return settings
-
-
-def _data(name: str, inputs: Mapping[str, Path]) -> dict[str, Path]:
-    """Split -> parquet file of a benchmark."""
+    data = {}
     if f"prompts:{name}" in inputs:
-        return {"test": inputs[f"prompts:{name}"] / "prompts.parquet"}
-    if f"data:{name}" in inputs:
-        return {file.stem: file for file in sorted(inputs[f"data:{name}"].glob("*.parquet"))}
-    return {}
+        data = {"test": inputs[f"prompts:{name}"] / "prompts.parquet"}
+    elif f"data:{name}" in inputs:
+        data = {file.stem: file for file in sorted(inputs[f"data:{name}"].glob("*.parquet"))}
+    return harness.load(settings, data, protocol["samples"], Path(work))
 
 
 def score(
@@ -114,44 +96,30 @@ def score(
     Others bring their scores along; the first one counts. ``cut_off_is_wrong`` gives responses
     that reached the limit no score by any grader.
     """
-    asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    rows, timeouts = [], 0
+    settled: Verdicts = {}
     for name, responses in answered.items():
+        pairs = [(response.response, response.answer) for response in responses]
+        graded: dict[str, list[Graded]] = {}
         for kind in graders[name]:
-            asked[kind] += [(name, i) for i in range(len(responses))]
-    verdicts: dict[tuple[str, int], dict[str, Graded]] = defaultdict(dict)
-    timeouts = 0
-    for kind, places in asked.items():
-        if kind == RELAXED:
-            # With a box it is math_verify's verdict, which is not asked for twice.
-            for place in places:
-                strict = verdicts[place].get("math_verify")
-                if strict and strict[0] is not None:
-                    verdicts[place][kind] = strict
-            places = [place for place in places if kind not in verdicts[place]]
-        pairs = [(answered[name][i].response, answered[name][i].answer) for name, i in places]
-        graded, limits = grade_all(pairs, kind)
-        timeouts += limits
-        for place, verdict in zip(places, graded, strict=True):
-            verdicts[place][kind] = verdict
-    rows = []
-    for name, responses in answered.items():
+            graded[kind], limits = grade_all(pairs, kind, settled)
+            timeouts += limits
         for i, response in enumerate(responses):
-            own = verdicts.get((name, i), {})
-            scores = {kind: float(right) for kind, (_, right) in own.items()} or response.scores
+            scores = {kind: float(own[i][1]) for kind, own in graded.items()} or response.scores
             if not scores:
                 raise UserError(
                     "its metrics are no numbers of single samples",
                     f"benchmark {name}",
                     "use a task with such a metric, as acc or exact_match",
                 )
-            main = grader if grader in own else next(iter(scores))
+            main = grader if grader in graded else next(iter(scores))
             if cut_off_is_wrong and response.finish == "length":
                 scores = dict.fromkeys(scores, 0.0)
             rows.append(
                 {
                     **response._asdict(),
                     "benchmark": name,
-                    "extracted": own[main][0] if own else response.extracted,
+                    "extracted": graded[main][i][0] if graded else response.extracted,
                     "correct": scores[main],
                     "scores": sorted(scores.items()),
                 }
@@ -159,24 +127,30 @@ def score(
     return rows, timeouts
 
 
-def _write_disagreements(
+def _disputed(row: Row) -> dict[str, bool]:
+    """The verdicts of a response's graders, but for the relaxed one; empty where they agree."""
+    verdicts = {kind: bool(value) for kind, value in row["scores"] if kind != RELAXED}
+    return verdicts if len(set(verdicts.values())) > 1 else {}
+
+
+def write_disagreements(
     path: Path, rows: Sequence[Row], graders: Mapping[str, Sequence[str]]
 ) -> None:
-    strict = {name: [kind for kind in kinds if kind != RELAXED] for name, kinds in graders.items()}
-    kinds = dict.fromkeys(kind for several in strict.values() for kind in several)
+    """The answers on which the graders of a benchmark differ, the most frequent first, as csv."""
+    kinds = dict.fromkeys(kind for several in graders.values() for kind in several)
+    columns = ["benchmark", "extracted", "answer", *(k for k in kinds if k != RELAXED), "count"]
     with path.open("w", newline="", encoding="utf-8") as file:
-        columns = ["benchmark", "extracted", "answer", *kinds, "count"]
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
-        for benchmark, several in strict.items():
-            own = [row for row in rows if row["benchmark"] == benchmark]
-            graded: dict[str, Sequence[Graded]] = {
-                kind: [(row["extracted"], bool(dict(row["scores"])[kind])) for row in own]
-                for kind in several
-            }
-            pairs = [(row["response"], row["answer"]) for row in own]
-            for differing in disagreements(pairs, graded) if graded else []:
-                writer.writerow({"benchmark": benchmark, **differing})
+        for benchmark in (name for name, several in graders.items() if several):
+            differing = Counter(
+                (row["extracted"], row["answer"], tuple(_disputed(row).items()))
+                for row in rows
+                if row["benchmark"] == benchmark and _disputed(row)
+            )
+            for (extracted, answer, verdicts), count in differing.most_common():
+                row = {"extracted": extracted, "answer": answer, **dict(verdicts)}
+                writer.writerow({"benchmark": benchmark, **row, "count": count})
 
 
 def summarise(rows: list[Row], benchmarks: list[str], seed: int) -> Row:
@@ -191,32 +165,28 @@ def summarise(rows: list[Row], benchmarks: list[str], seed: int) -> Row:
     matrices = []
     for name in benchmarks:
         own = [row for row in rows if row["benchmark"] == name]
-        correct = score_matrix(own, name)
-        samples = correct.shape[1]
+        problems, samples = ([row[column] for row in own] for column in ("problem", "sample"))
+        places = samples_by_problem(problems, samples, f"benchmark {name}")
+        correct = np.array([row["correct"] for row in own])[[*places.values()]]
+        k = correct.shape[1]
         matrices.append(correct[None])
-        ks = [2**i for i in range(samples.bit_length()) if 2**i < samples] + [samples]
+        ks = [2**i for i in range(k.bit_length()) if 2**i < k] + [k]
         binary = bool(np.isin(correct, (0, 1)).all())
         metrics = dict.fromkeys(metric for row in own for metric, _ in row["scores"])
         numbers[name] = {
             "problems": len(correct),
-            "samples": samples,
+            "samples": k,
             **_bounds([correct[None]], seed),
-            "pass": {str(k): pass_at_k(correct, k) for k in ks} if binary else {},
+            "pass": {str(n): pass_at_k(correct, n) for n in ks} if binary else {},
             "maj": majority(own),
             "format_rate": float(np.mean([row["extracted"] is not None for row in own])),
             "truncation_rate": float(np.mean([row["finish"] == "length" for row in own])),
             "mean_tokens": float(np.mean([row["tokens"] for row in own])),
             "metrics": {m: float(np.mean([dict(r["scores"])[m] for r in own])) for m in metrics},
-            **_disagreed(own, metrics),
         }
+        if set(metrics) <= set(GRADERS):
+            numbers[name]["disagreements"] = sum(bool(_disputed(row)) for row in own)
     return {"benchmarks": numbers, "macro": _bounds(matrices, seed)}
-
-
-def _disagreed(rows: Sequence[Row], metrics: Iterable[str]) -> dict[str, int]:
-    if not set(metrics) <= set(GRADERS):
-        return {}
-    differ = ({v for name, v in row["scores"] if name != RELAXED} for row in rows)
-    return {"disagreements": sum(len(verdicts) > 1 for verdicts in differ)}
 
 
 def _bounds(scores: list[NDArray[np.float64]], seed: int) -> dict[str, float | None]:
@@ -228,29 +198,6 @@ def _bounds(scores: list[NDArray[np.float64]], seed: int) -> dict[str, float | N
         "high": high,
         "se_samples": sampling_error(scores),
     }
-
-
-def score_matrix(rows: list[Row], name: str) -> NDArray[np.float64]:
-    """The main metric of every sample: float64 [problems, samples]; ``UserError`` if one lacks or
-    is double."""
-    verdicts: dict[str, dict[int, float]] = {}
-    for row in rows:
-        verdicts.setdefault(row["problem"], {})[row["sample"]] = row["correct"]
-    samples = max(map(len, verdicts.values()), default=0)
-    for problem, by_sample in verdicts.items():
-        if sorted(by_sample) != [*range(samples)]:
-            raise UserError(
-                f"samples {sorted(by_sample)} of problem '{problem}', not 0 to {samples - 1}",
-                f"benchmark {name}",
-                "run the evaluation again",
-            )
-    if not verdicts or len(rows) != len(verdicts) * samples:
-        raise UserError(
-            f"{len(rows)} scores for {len(verdicts)} problems x {samples} samples",
-            f"benchmark {name}",
-            "run the evaluation again",
-        )
-    return np.array([[v[i] for i in range(samples)] for v in verdicts.values()], dtype=np.float64)
 
 
 def pass_at_k(correct: NDArray[np.float64], k: int) -> float:

@@ -6,12 +6,13 @@ A benchmark is a task file of lm-eval, one of those in ``benchmarks/`` (their na
 where they were killed and look at the first sample only.
 """
 
-import copy
 import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ class SamplerLM(LM):
         if unknown := cfg.keys() - known.keys() - _OF_LM_EVAL:
             key = min(unknown)
             raise UserError(f"no setting '{key}'", "model_args", suggestion(key, [*known, "cache"]))
-        self.folder, self.cfg = Path(pretrained), cfg
+        self.folder = Path(pretrained)
         self.sampler = sampling.Sampler(self.folder, cfg, cache)
 
     @property
@@ -74,13 +75,14 @@ class SamplerLM(LM):
 
     def responses(self, requests: Sequence[Any], ids: Sequence[str]) -> list[sampling.Response]:
         """A response to each request; a request that comes again is another sample of it."""
-        tokens = self.sampler.encode([request.args[0] for request in requests], ids)
-        seen = defaultdict[str, int](int)
-        asked = []
-        for id, prompt in zip(ids, tokens, strict=True):
-            asked.append(sampling.Request(id, prompt, seen[id]))
-            seen[id] += 1
-        return self.sampler.sample(asked)
+        prompts = self.sampler.encode([request.args[0] for request in requests], ids)
+        samples: dict[str, Iterator[int]] = defaultdict(count)
+        return self.sampler.sample(
+            [
+                sampling.Request(id, prompt, next(samples[id]))
+                for id, prompt in zip(ids, prompts, strict=True)
+            ]
+        )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The protocol is the sampler's; of a task's settings only its stop texts count."""
@@ -101,24 +103,21 @@ class SamplerLM(LM):
             batch_size=self.sampler.settings["batch_size"],
         )
 
-    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Any]) -> Any:
         """lm-eval's own; nothing is sampled here."""
-        likelihoods: list[tuple[float, bool]] = self._scorer().loglikelihood(requests)
-        return likelihoods
+        return self._scorer().loglikelihood(requests)
 
-    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Any]) -> Any:
         """lm-eval's own."""
-        likelihoods: list[float] = self._scorer().loglikelihood_rolling(requests)
-        return likelihoods
+        return self._scorer().loglikelihood_rolling(requests)
 
 
 def _cut(text: str, settings: Mapping[str, Any]) -> tuple[str, bool]:
     """A response up to the first of the task's stop texts, and whether there was one."""
-    whole = text
-    for stop in settings.get("until") or []:
-        if stop:
-            text = text.partition(stop)[0]
-    return text, text != whole
+    cut = text
+    for stop in filter(None, settings.get("until") or []):
+        cut = cut.partition(stop)[0]
+    return cut, cut != text
 
 
 def problems(dataset: Any) -> Any:
@@ -128,36 +127,21 @@ def problems(dataset: Any) -> Any:
     if set(PROMPTS.names) <= set(dataset.column_names):
         return dataset
     name = str(dataset.info.dataset_name)
-    # ``datasets`` writes names of the hub in its own way: their letters and digits stay.
-    plain = _plain(name)
-    known = (hub for hub in layouts.LAYOUTS if _plain(hub.rpartition("/")[2]) == plain)
-    layout = layouts.choose({"hub": next(known, None)}, dataset.column_names)
+    hubs = {_plain(hub.rpartition("/")[2]): hub for hub in layouts.LAYOUTS}
+    layout = layouts.choose({"hub": hubs.get(_plain(name))}, dataset.column_names)
     rows = (layouts.record(layout, row, f"{name}: row {i}") for i, row in enumerate(dataset))
     return datasets.Dataset.from_list([{**row, "id": str(i)} for i, row in enumerate(rows) if row])
 
 
 def _plain(name: str) -> str:
+    """What ``datasets`` leaves of a name of the hub, which it writes in its own way."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def graded_boxed(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """``process_results`` of the tasks that ask for a box: the graders' verdicts, 0 or 1."""
-    return _verdicts(doc, results, ("rule", "math_verify", "relaxed"))
-
-
-def graded_choice(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """The same where the answer is a letter or a word."""
-    return _verdicts(doc, results, ("choice",))
-
-
-def graded_world(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """The same in the miniature world."""
-    return _verdicts(doc, results, ("world",))
-
-
-def _verdicts(
+def graded(
     doc: Mapping[str, Any], results: Sequence[str], graders: Sequence[str]
 ) -> dict[str, float]:
+    """``process_results`` of our tasks: the verdict of each of their graders, 0 or 1."""
     return {name: float(GRADERS[name](results[0], doc["answer"])[1]) for name in graders}
 
 
@@ -192,10 +176,9 @@ def load(benchmark: Mapping[str, Any], data: Mapping[str, Path], samples: int, w
         config |= {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": kwargs}
     if benchmark["task"].startswith(benchmarks.OURS) and "test" in data:
         config["test_split"] = "test"
-    if "num_fewshot" in benchmark:
-        config["num_fewshot"] = benchmark["num_fewshot"]
-    if "prompt" in benchmark:
-        config["doc_to_text"] = benchmark["prompt"]
+    for key, setting in (("num_fewshot", "num_fewshot"), ("prompt", "doc_to_text")):
+        if key in benchmark:
+            config[setting] = benchmark[key]
     file = work / f"{name}.yaml"
     file.write_text(yaml.safe_dump(config))
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
@@ -214,10 +197,16 @@ def load(benchmark: Mapping[str, Any], data: Mapping[str, Path], samples: int, w
     return tasks[name]
 
 
-def requests(name: str, task: Any, lm: SamplerLM) -> list[Any]:
-    """lm-eval's requests of a benchmark, in the order of its problems.
+def problem_id(request: Any) -> str:
+    """The id of a request's problem: its own, or its place."""
+    return str(request.doc.get("id", request.doc_id))
 
-    Raises ``UserError`` where two problems have one id.
+
+def answer(name: str, task: Any, lm: SamplerLM) -> list[ScoredResponse]:
+    """Every sample of every problem of a benchmark, scored by the task, a problem at a time.
+
+    The scores of our own tasks are left empty: their graders take all responses at once
+    (``opd.evaluation.evaluate``). Raises ``UserError`` where two problems have one id.
     """
     task.build_all_requests(
         apply_chat_template=True,
@@ -233,42 +222,24 @@ def requests(name: str, task: Any, lm: SamplerLM) -> list[Any]:
                 f"benchmarks.{name}",
                 "make the ids of what it reads unique",
             )
-    return list(task.instances)
+    if {request.request_type for request in task.instances} == {"generate_until"}:
+        return _generated(name, task, lm)
+    return _likelihoods(task, lm)
 
 
-def problem_id(request: Any) -> str:
-    """The id of a request's problem: its own, or its place."""
-    return str(request.doc.get("id", request.doc_id))
-
-
-def answer(name: str, task: Any, lm: SamplerLM) -> list[ScoredResponse]:
-    """Every sample of every problem of a benchmark, scored by the task, a problem at a time.
-
-    The scores of our own tasks are left empty: their graders take all responses at once
-    (``opd.evaluation.evaluate``).
-    """
-    asked = requests(name, task, lm)
-    if {request.request_type for request in asked} != {"generate_until"}:
-        return _likelihoods(task, asked, lm)
-    repeated = [request for request in asked for _ in range(request.repeats)]
-    ids = [f"{name}/{problem_id(request)}" for request in repeated]
-    return _generated(task, repeated, lm.responses(repeated, ids))
-
-
-def _generated(
-    task: Any, asked: Sequence[Any], responses: Sequence[sampling.Response]
-) -> list[ScoredResponse]:
+def _generated(name: str, task: Any, lm: SamplerLM) -> list[ScoredResponse]:
+    repeated = [request for request in task.instances for _ in range(request.repeats)]
+    responses = lm.responses(repeated, [f"{name}/{problem_id(request)}" for request in repeated])
     ours = "graders" in (task.config.metadata or {})
     rows: list[ScoredResponse] = []
-    seen = defaultdict[str, int](int)
-    for request, response in zip(asked, responses, strict=True):
-        problem = problem_id(request)
+    samples: dict[str, Iterator[int]] = defaultdict(count)
+    for request, response in zip(repeated, responses, strict=True):
         text, stopped = _cut(response.text, request.args[1])
         filtered, scores = (None, {}) if ours else _process(task, [(request, text)])
         rows.append(
             ScoredResponse(
-                problem,
-                seen[problem],
+                problem_id(request),
+                next(samples[problem_id(request)]),
                 str(task.doc_to_target(request.doc)),
                 text,
                 filtered if isinstance(filtered, str) else None,
@@ -277,32 +248,27 @@ def _generated(
                 "stop" if stopped else response.finish,
             )
         )
-        seen[problem] += 1
     return rows
 
 
-def _likelihoods(task: Any, asked: Sequence[Any], lm: SamplerLM) -> list[ScoredResponse]:
+def _likelihoods(task: Any, lm: SamplerLM) -> list[ScoredResponse]:
     """Benchmarks that compare likelihoods of given answers: one sample, nothing is generated."""
-    values = getattr(lm, asked[0].request_type)(list(asked))
+    values = getattr(lm, task.instances[0].request_type)(list(task.instances))
     by_problem: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
-    for request, value in zip(asked, values, strict=True):
+    for request, value in zip(task.instances, values, strict=True):
         by_problem[problem_id(request)].append((request, value))
     rows = []
     for problem, pairs in by_problem.items():
         _, scores = _process(task, pairs)
-        shown = json.dumps([value for _, value in pairs])
+        text = json.dumps([value for _, value in pairs])
         answer = str(task.doc_to_target(pairs[0][0].doc))
-        rows.append(ScoredResponse(problem, 0, answer, shown, shown, scores, 0, "stop"))
+        rows.append(ScoredResponse(problem, 0, answer, text, text, scores, 0, "stop"))
     return rows
 
 
 def _process(task: Any, pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, dict[str, float]]:
     """lm-eval's filters and metrics of one sample of a problem: (filtered response, numbers)."""
-    copies = []
-    for request, value in pairs:
-        instance = copy.copy(request)
-        instance.resps, instance.filtered_resps = [value], {}
-        copies.append(instance)
+    copies = [replace(request, resps=[value], filtered_resps={}) for request, value in pairs]
     scores: dict[str, float] = {}
     ensembles = task._filters
     for ensemble in ensembles:

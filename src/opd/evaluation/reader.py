@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.core.files import file_digest, read_json
-from opd.evaluation.schemas import SCORES
+from opd.evaluation.schemas import SCORES, samples_by_problem
 from opd.losses.schemas import METRICS
 from opd.stats.intervals import Array, Scores
 
@@ -57,30 +57,18 @@ def read_answers(payload: Path) -> dict[str, Answers]:
     table = tables.read(path, _ANSWERS)
     if not table.num_rows:
         raise UserError("no rows", str(path), "the evaluation made nothing: run it again")
-    rows: dict[str, dict[str, list[int]]] = {}
-    columns = zip(table["benchmark"].to_pylist(), table["problem"].to_pylist(), strict=True)
-    for row, (benchmark, problem) in enumerate(columns):
-        rows.setdefault(benchmark, {}).setdefault(problem, []).append(row)
-    values = {
-        "correct": table["correct"].to_numpy(),
-        "tokens": table["tokens"].to_numpy(),
-        "truncated": np.array(table["finish"].to_pylist()) == "length",
-        "answered": table["extracted"].is_valid().to_numpy(),
-    }
     answers = {}
-    for benchmark, problems in rows.items():
-        samples = max(len(where) for where in problems.values())
-        problems = dict(sorted(problems.items()))
-        for problem, where in problems.items():
-            if len(where) != samples:
-                raise UserError(
-                    f"problem '{problem}' of {benchmark} has {len(where)} samples, not {samples}",
-                    str(path),
-                    "the evaluation is not complete: run it again",
-                )
-        at = np.array(list(problems.values()))
+    for benchmark in table["benchmark"].unique().to_pylist():
+        own = table.filter(pc.field("benchmark") == benchmark)
+        columns = own["problem"].to_pylist(), own["sample"].to_pylist()
+        rows = dict(sorted(samples_by_problem(*columns, f"{path}: {benchmark}").items()))
+        at = np.array([*rows.values()])
         answers[benchmark] = Answers(
-            tuple(problems), **{name: column[at] for name, column in values.items()}
+            tuple(rows),
+            own["correct"].to_numpy()[at],
+            own["tokens"].to_numpy()[at],
+            pc.equal(own["finish"], "length").to_numpy()[at],
+            own["extracted"].is_valid().to_numpy()[at],
         )
     return answers
 
@@ -92,20 +80,18 @@ class Evaluations:
     where: str
     seeds: tuple[dict[str, Answers], ...]
 
-    def benchmarks(self, wanted: str = MACRO) -> tuple[str, ...]:
-        """Names that ``wanted`` stands for: all benchmarks for ``macro``, else itself."""
+    def benchmarks(self, name: str = MACRO) -> tuple[str, ...]:
+        """The benchmarks that a name stands for: all of them for ``macro``, else itself."""
         known = tuple(self.seeds[0])
-        if wanted == MACRO:
-            return known
-        if wanted not in known:
-            raise UserError(f"no benchmark '{wanted}'", self.where, f"there are {', '.join(known)}")
-        return (wanted,)
+        if name not in (MACRO, *known):
+            raise UserError(f"no benchmark '{name}'", self.where, f"there are {', '.join(known)}")
+        return known if name == MACRO else (name,)
 
-    def scores(self, wanted: str = MACRO, field: str = "correct") -> Scores:
+    def scores(self, name: str = MACRO, field: str = "correct") -> Scores:
         """One array [S, P, K] per benchmark of a field of ``Answers``."""
         return [
-            np.stack([getattr(seed[name], field) for seed in self.seeds])
-            for name in self.benchmarks(wanted)
+            np.stack([getattr(seed[benchmark], field) for seed in self.seeds])
+            for benchmark in self.benchmarks(name)
         ]
 
     def samples(self) -> tuple[int, ...]:
@@ -163,15 +149,15 @@ class Reader:
         for name in names:
             if name not in self._answers:
                 self._answers[name] = read_answers(self.file(name, "scores.parquet", where).parent)
-            one = Evaluations(str(self.inputs[name]), (self._answers[name],))
-            self.first = self.first or one
-            for other in {*self.first.shape(), *one.shape()}:
-                if self.first.shape().get(other) != one.shape().get(other):
-                    raise UserError(
-                        f"'{name}' has other problems or samples of {other} than the first input",
-                        where,
-                        "compare evaluations of one protocol on the same benchmarks",
-                    )
+            seed = Evaluations(str(self.inputs[name]), (self._answers[name],))
+            self.first = self.first or seed
+            if differing := self.first.shape().items() ^ seed.shape().items():
+                benchmark = min(differing)[0]
+                raise UserError(
+                    f"'{name}' has other problems or samples of {benchmark} than the first input",
+                    where,
+                    "compare evaluations of one protocol on the same benchmarks",
+                )
         return Evaluations(where, tuple(self._answers[name] for name in names))
 
     def summary(self, names: Sequence[str], benchmarks: Sequence[str], kind: str) -> float | None:
@@ -200,16 +186,15 @@ class Reader:
             if name not in self._metrics:
                 self._metrics[name] = read_metrics(self.file(name, "metrics.parquet", where).parent)
             if not self._metrics[name]:
-                remedy = "train it here to have its metrics"
-                raise NothingLogged(f"'{name}' logged nothing", where, remedy)
+                raise NothingLogged(f"'{name}' logged nothing", where, "train it here")
             if metric not in self._metrics[name]:
                 known = ", ".join(sorted(self._metrics[name]))
                 raise NotLogged(f"'{name}' did not log '{metric}'", where, f"it logged {known}")
             curves.append(self._metrics[name][metric])
-        steps = np.unique(np.concatenate([s for s, _ in curves]))
+        steps = np.unique(np.concatenate([logged for logged, _ in curves]))
         values = np.full((len(curves), len(steps)), np.nan)
-        for row, (at, value) in zip(values, curves, strict=True):
-            row[np.searchsorted(steps, at)] = value
+        for row, (logged, value) in zip(values, curves, strict=True):
+            row[np.searchsorted(steps, logged)] = value
         return steps, values
 
     def positions(
@@ -219,15 +204,13 @@ class Reader:
         curves = []
         for name in names:
             table = tables.read(self.file(name, "metrics.parquet", where), METRICS)
-            table = table.filter(
-                pc.and_(pc.equal(table["name"], metric), pc.is_valid(table["position"]))
-            )
+            table = table.filter((pc.field("name") == metric) & pc.field("position").is_valid())
             if not table.num_rows:
                 raise NotLogged(
                     f"'{name}' did not log '{metric}' by position", where, "make position_bin less"
                 )
-            columns = (table[column].to_numpy() for column in ("step", "position", "value"))
-            curves.append(tuple(columns))
+            columns = table.select(["step", "position", "value"])
+            curves.append(tuple(column.to_numpy() for column in columns))
         return curves
 
 
@@ -238,14 +221,11 @@ def read_metrics(payload: Path) -> dict[str, tuple[Array, Array]]:
     """
     path = payload / "metrics.parquet"
     table = tables.read(path, METRICS)
-    table = table.filter(table["position"].is_null())
-    names = np.array(table["name"].to_pylist())
-    steps, values = table["step"].to_numpy(), table["value"].to_numpy()
+    table = table.filter(pc.field("position").is_null())
     curves = {}
-    for name in dict.fromkeys(names.tolist()):
-        at = np.flatnonzero(names == name)
-        at = at[np.argsort(steps[at], kind="stable")]
-        if np.any(np.diff(steps[at]) == 0):
+    for name in table["name"].unique().to_pylist():
+        own = table.filter(pc.field("name") == name).sort_by("step")
+        curves[name] = (own["step"].to_numpy(), own["value"].to_numpy())
+        if np.any(np.diff(curves[name][0]) == 0):
             raise UserError(f"'{name}' is logged twice for a step", str(path), "make the run again")
-        curves[name] = (steps[at], values[at])
     return curves

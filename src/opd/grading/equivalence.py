@@ -78,7 +78,7 @@ def by_rule(given: str, truth: str) -> bool | list[AnswerPair]:
     if len(given) > LONGEST_CHARS or len(truth) > LONGEST_CHARS:
         return given == truth
     ours, theirs = normalise(given), normalise(truth)
-    return _compare(ours, theirs, 0) if ours and theirs else False
+    return bool(ours and theirs) and _compare(ours, theirs, 0)
 
 
 def by_math_verify(given: str, truth: str) -> bool | list[AnswerPair]:
@@ -160,11 +160,11 @@ def _compare(given: str, truth: str, depth: int) -> bool | list[AnswerPair]:
     if not brackets and len(ours) == 1:
         return False if exotic(given) or exotic(truth) else [(given, truth)]
     left: list[AnswerPair] = []
-    for a, b in zip(ours, theirs, strict=True):
-        verdict = _compare(a, b, depth + 1)
-        if verdict is False:
+    for pair in zip(ours, theirs, strict=True):
+        verdict = _compare(*pair, depth + 1)
+        if not verdict:
             return False
-        left += [] if verdict is True else verdict
+        left += verdict if isinstance(verdict, list) else []
     return left or True
 
 

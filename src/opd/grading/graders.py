@@ -4,11 +4,11 @@
 process with limits (``opd.grading.sandbox``).
 """
 
+import operator
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from opd.core.errors import UserError
 from opd.grading.equivalence import AnswerPair, by_math_verify, by_rule
@@ -16,6 +16,9 @@ from opd.grading.sandbox import verifier
 
 # What was extracted, or None, and whether it is right.
 Graded = tuple[str | None, bool]
+Compare = Callable[[str, str], bool | list[AnswerPair]]
+# What a comparison said of an extracted answer and a ground truth; None: it hit a limit.
+Verdicts = dict[tuple[Compare, str, str], bool | None]
 THINK, END_OF_THINKING = "<think>", "</think>"
 RELAXED = "relaxed"
 
@@ -31,12 +34,12 @@ class Grader(NamedTuple):
 
     reads: str
     extract: Callable[[str], str | None]
-    compare: Callable[[str, str], bool | list[AnswerPair]]
+    compare: Compare
     sandbox: str = ""
     after_thinking: bool = False
 
     def __call__(self, response: str, answer: str) -> Graded:
-        return _graded([(self.read(response), answer)], self)[0][0]
+        return _graded([(self.read(response), answer)], self, {})[0][0]
 
     def read(self, response: str) -> str | None:
         """The part of a response that counts."""
@@ -52,10 +55,8 @@ def after_thinking(response: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    """Contents of the last ``\\boxed{...}``, with balanced braces.
-
-    None where there is none, where it is empty, or where the text ends before it closes.
-    """
+    """Contents of the last ``\\boxed{...}``, with balanced braces. None where there is none, where
+    it is empty, or where the text ends before it closes."""
     start = text.rfind("\\boxed")
     opening = re.compile(r"\\boxed\s*\{").match(text, start) if start >= 0 else None
     if opening is None:
@@ -120,7 +121,7 @@ def _truth_value(word: str) -> str:
 
 
 GRADERS: dict[str, Grader] = {
-    "world": Grader("the digit after the last #", _last_digit, lambda given, truth: given == truth),
+    "world": Grader("the digit after the last #", _last_digit, operator.eq),
     "choice": Grader(
         "a letter, or true or false, in the last box",
         last_boxed,
@@ -164,65 +165,47 @@ def grader_named(name: str) -> Grader:
     return GRADERS[name]
 
 
-def grade_all(pairs: Sequence[tuple[str, str]], grader: str) -> tuple[list[Graded], int]:
+def grade_all(
+    pairs: Sequence[tuple[str, str]], grader: str, verdicts: Verdicts | None = None
+) -> tuple[list[Graded], int]:
     """Grade (response, answer) pairs in order; also how many comparisons hit a limit of time or
     memory (each counted once, however often it occurs).
 
-    A comparison at a limit counts as wrong. Raises ``UserError`` for an unknown grader.
+    A comparison at a limit counts as wrong. ``verdicts`` holds those that other calls have reached,
+    and takes new ones. Raises ``UserError`` for an unknown grader.
     """
     kind = grader_named(grader)
-    return _graded([(kind.read(response), answer) for response, answer in pairs], kind)
+    verdicts = {} if verdicts is None else verdicts
+    return _graded([(kind.read(response), answer) for response, answer in pairs], kind, verdicts)
 
 
 def grade_finished(
     responses: Sequence[tuple[str, str]], answers: Sequence[str], grader: str
 ) -> list[bool]:
     """Whether each response (its text, and how it finished: stop or length) gives the answer after
-    its thinking, by any grader. One that was cut off is wrong, whatever it says.
-
-    Raises ``UserError`` for an unknown grader.
-    """
+    its thinking, by any grader. One that was cut off is wrong, whatever it says. Raises
+    ``UserError`` for an unknown grader."""
     texts = [after_thinking(text) if end == "stop" else None for text, end in responses]
-    graded, _ = _graded([*zip(texts, answers, strict=True)], grader_named(grader))
+    graded, _ = _graded([*zip(texts, answers, strict=True)], grader_named(grader), {})
     return [right for _, right in graded]
 
 
-def _graded(pairs: Sequence[tuple[str | None, str]], kind: Grader) -> tuple[list[Graded], int]:
-    """``grade_all`` of the parts that count; None has no answer."""
+def _graded(
+    pairs: Sequence[tuple[str | None, str]], kind: Grader, verdicts: Verdicts
+) -> tuple[list[Graded], int]:
+    """``grade_all`` of the parts of responses that count; None has no answer."""
     graded: list[Graded] = []
-    verdicts: dict[tuple[str, str], bool | None] = {}
+    limits = 0
     for text, answer in pairs:
         extracted = None if text is None else kind.extract(text)
         if extracted is None:
             graded.append((None, False))
             continue
-        key = (extracted, answer)
+        key = (kind.compare, extracted, answer)
         if key not in verdicts:
-            settled = kind.compare(extracted, last_boxed(answer) or answer)
-            verdicts[key] = (
-                settled
-                if isinstance(settled, bool)
-                else verifier(os.getpid())(kind.sandbox, settled)
-            )
+            left = kind.compare(extracted, last_boxed(answer) or answer)
+            verdict = left if isinstance(left, bool) else verifier(os.getpid())(kind.sandbox, left)
+            limits += verdict is None
+            verdicts[key] = verdict
         graded.append((extracted, bool(verdicts[key])))
-    return graded, sum(verdict is None for verdict in verdicts.values())
-
-
-def disagreements(
-    pairs: Sequence[tuple[str, str]], graded: dict[str, Sequence[Graded]]
-) -> list[dict[str, Any]]:
-    """Where graders of the same (response, answer) pairs differ, the most frequent first.
-
-    graded: the results of ``grade_all`` by grader. Returns a row for each pair of extracted and
-    answer: these two, the verdict of each grader under its name, and count.
-    """
-    counts: Counter[tuple[str | None, str, tuple[bool, ...]]] = Counter()
-    for (_, answer), *results in zip(pairs, *graded.values(), strict=True):
-        verdicts = tuple(right for _, right in results)
-        if len(set(verdicts)) > 1:
-            counts[results[0][0], answer, verdicts] += 1
-    return [
-        {"extracted": extracted, "answer": answer, **dict(zip(graded, verdicts, strict=True)),
-         "count": count}
-        for (extracted, answer, verdicts), count in counts.most_common()
-    ]  # fmt: skip
+    return graded, limits

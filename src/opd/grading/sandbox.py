@@ -41,27 +41,20 @@ class Verifier:
     def __call__(self, grader: str, pairs: Sequence[AnswerPair]) -> bool | None:
         """Whether ``COMPARE[grader]`` finds each (given, truth) equal; None at a limit."""
         with self.lock:
+            line = ""
             try:
-                answer = self._ask(json.dumps([grader, pairs]))
-            except BaseException:
+                process = self._running()
+                assert process.stdin and process.stdout
+                with suppress(BrokenPipeError):
+                    process.stdin.write(json.dumps([grader, pairs]) + "\n")
+                    process.stdin.flush()
+                    if select.select([process.stdout], [], [], WALL_SECONDS)[0]:
+                        line = process.stdout.readline()
+                return bool(json.loads(line)) if line else None
+            finally:
                 # An answer that comes after an interrupt would be taken for that of the next pair.
-                self.stop()
-                raise
-            if answer is None:
-                self.stop()
-            return answer
-
-    def _ask(self, request: str) -> bool | None:
-        process = self._running()
-        assert process.stdin and process.stdout
-        try:
-            process.stdin.write(request + "\n")
-            process.stdin.flush()
-        except OSError:
-            return None
-        ready, _, _ = select.select([process.stdout], [], [], WALL_SECONDS)
-        line = process.stdout.readline() if ready else ""
-        return bool(json.loads(line)) if line else None
+                if not line:
+                    self.stop()
 
     def _running(self) -> subprocess.Popen[str]:
         if self.process is not None and self.process.poll() is None:
@@ -80,21 +73,17 @@ class Verifier:
         assert self.process.stdout
         if self.process.stdout.readline().strip() != "ready":
             self.stop()
-            raise UserError("the process that compares answers did not start", "grader",
-                      "install math-verify; it needs a gigabyte of memory")  # fmt: skip
+            remedy = "install math-verify; it needs a gigabyte of memory"
+            raise UserError("the process that compares answers did not start", "grader", remedy)
         return self.process
 
     def stop(self) -> None:
         """End the process."""
-        if self.process is None:
-            return
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            with suppress(OSError):  # what it did not read any more
-                pipe.close()
-        self.process = None
+        if self.process is not None:
+            # Leaving its context closes the pipes, with what it did not read any more, and waits.
+            with suppress(OSError), self.process:
+                self.process.kill()
+            self.process = None
 
 
 @cache
@@ -172,15 +161,11 @@ def equal_for_math_verify(given: str, truth: str) -> bool:
     """Whether math-verify finds two answers equivalent."""
     from math_verify import LatexExtractionConfig, parse, verify
 
-    def parsed(latex: str) -> list[Any]:
+    def parsed(latex: str) -> Any:
         # Its grammar fails on a percent sign, which it reads behind a formula only.
         body = re.sub(r"\s*\\?%$", "", latex)
-        found: list[Any] = parse(
-            f"$\\boxed{{{body}}}$" + "%" * (body != latex),
-            [LatexExtractionConfig(boxed_match_priority=0)],
-            parsing_timeout=None,
-        )
-        return found
+        formula = f"$\\boxed{{{body}}}$" + "%" * (body != latex)
+        return parse(formula, [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=None)
 
     return bool(verify(parsed(truth), parsed(given), timeout_seconds=None))
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.data import dedup, dedup_page, embeddings, neighbours
+from opd.data import dedup, embeddings, neighbours
 from opd.data.schemas import NEIGHBOURS
 
 pytest.importorskip("faiss")
@@ -289,15 +289,28 @@ def test_page_shows_the_pairs_around_the_threshold_escaped_and_alone(tmp_path: P
     assert text.count("<rect") == len(report["histogram"]["count"])
 
 
-def test_histogram_counts_every_cosine_once() -> None:
-    cosines = np.array([-0.01, 0.0, 0.019, 0.02, 0.58, 0.6, 1.0, 1.0 + 1e-7])
-    made = dedup_page.bins(cosines)
+def test_histogram_counts_every_cosine_once(tmp_path: Path) -> None:
+    cosines = [-0.01, 0.0, 0.019, 0.02, 0.58, 0.6, 1.0, 1.0 + 1e-7]
+    made = dedup.similarities(np.array(cosines))["histogram"]
     assert made == {"from": [-0.02, 0.0, 0.02, 0.58, 0.6, 1.0], "count": [1, 2, 1, 1, 1, 2]}
-    drawn = dedup_page.histogram(made, 0.6)
-    assert drawn is not None and [bar["count"] for bar in drawn["bars"]] == made["count"]
+    assert dedup.similarities(np.array([]))["histogram"] == {"from": [], "count": []}
+    ours = payload(tmp_path / "a", [f"q{i}" for i in range(8)])
+    theirs = payload(tmp_path / "b", ["x"])
+    found = neighbours_of(tmp_path / "n", ours, theirs, [(None, 0, cosine) for cosine in cosines])
+    remove(tmp_path / "o", 0.6, {"prompts": ours, "against": theirs, "neighbours": found})
+    page = (tmp_path / "o" / "dedup.html").read_text()
+    drawn = re.findall(r'<rect x="([\d.]+)" .*\n.* height="([\d.]+)"\n.*: (\d)</title>', page)
+    assert [int(count) for _, _, count in drawn] == made["count"]
+    assert [float(height) for _, height, _ in drawn] == [90, 180, 90, 90, 90, 180]
     # The threshold lies 0.62 / 1.04 along 620 pixels that begin at 10, where the bar of 0.6 begins.
-    assert drawn["line"] == drawn["bars"][4]["x"] == 379.6
-    assert dedup_page.histogram(dedup_page.bins(np.array([])), 0.6) is None
+    assert drawn[4][0] == "379.6" and '<line x1="379.6" x2="379.6"' in page
+
+
+def test_a_page_without_a_comparison_says_so(tmp_path: Path) -> None:
+    prompts = payload(tmp_path / "p", ["a"])
+    found = neighbours_of(tmp_path / "n", prompts, prompts, [(None, None, None)])
+    remove(tmp_path / "o", 0.6, {"prompts": prompts, "neighbours": found})
+    assert "<p>Nothing was compared.</p>" in (tmp_path / "o" / "dedup.html").read_text()
 
 
 def test_bad_input(tmp_path: Path) -> None:

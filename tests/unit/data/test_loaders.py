@@ -139,7 +139,7 @@ def test_deepmath_and_its_level_6_file(hub: Callable[..., Path]) -> None:
     )
     rows, _ = load({"hub": name, "revision": REVISION})
     assert [(r["question"], r["answer"]) for r in rows] == [(asked, "7")]
-    assert templates.strip(asked, ["boxed"]) == "Find it."
+    assert templates.unwrap(asked, "boxed")[0].strip() == "Find it."
 
 
 def test_openthoughts3_keeps_mathematics_and_has_no_ground_truth(hub: Callable[..., Path]) -> None:

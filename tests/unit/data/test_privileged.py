@@ -67,7 +67,7 @@ class Letters:
 
 def text(context: Any, row: dict[str, Any] = ROW, **kwargs: Any) -> str:
     (given,) = privileged.contexts(context)
-    (ids,) = privileged.rendered(given, [row], Letters(), kwargs)
+    ((ids,),) = privileged.token_ids([given], [row], Letters(), kwargs, 10_000)
     return "".join(map(chr, ids))
 
 
@@ -88,7 +88,7 @@ def test_a_hidden_answer_stands_in_the_think_block() -> None:
         chat_template = CHATML.partition("{%- if enable")[0]
 
     (given,) = privileged.contexts("hidden")
-    (ids,) = privileged.rendered(given, [ROW], Thoughtless(), {})
+    ((ids,),) = privileged.token_ids([given], [ROW], Thoughtless(), {}, 10_000)
     assert "".join(map(chr, ids)) == asked + hidden
 
 
@@ -107,7 +107,8 @@ def test_a_system_rule() -> None:
             return super().apply_chat_template(chat[-1:], **kwargs)
 
     with pytest.raises(UserError, match="leaves system messages out; put it into the message"):
-        privileged.rendered({"message": "{prompt}", "system": "Be brief."}, [ROW], Deaf(), {})
+        rule = {"message": "{prompt}", "system": "Be brief."}
+        privileged.token_ids([rule], [ROW], Deaf(), {}, 10_000)
 
 
 def test_fields_are_filled_in_one_pass_and_latex_is_left_alone() -> None:

@@ -58,7 +58,7 @@ def run(tmp_path: Path, cfg: dict[str, Any], **inputs: Path) -> tuple[list[dict]
 def test_verl_file_keeps_its_prompt_and_gets_bare_questions(
     tmp_path: Path, verl_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OPD_DATA_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     rows, numbers = run(tmp_path, {"source": {"path": "set.parquet"}, "strip": ["dapo"]})
     assert [r["question"] for r in rows[:2]] == ["What is 0+0?", "What is 1+1?"]
     assert rows[1]["prompt"] == DAPO.replace("{question}", "What is 1+1?")
@@ -75,7 +75,7 @@ def test_verl_file_keeps_its_prompt_and_gets_bare_questions(
 def test_ids_do_not_depend_on_the_folder_or_the_selection(
     tmp_path: Path, verl_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OPD_DATA_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     every, _ = run(tmp_path, {"source": {"path": "set.parquet"}})
     ids = {r["row"]: r["id"] for r in every}
     elsewhere = tmp_path / "elsewhere"
@@ -100,6 +100,22 @@ def test_an_affix_that_no_row_has_is_refused(tmp_path: Path, verl_file: Path) ->
     cfg = {"source": {"path": str(verl_file)}, "strip": [DAPO, BOXED]}
     with pytest.raises(UserError, match=r"strip\.1.*no row of .*set\.parquet"):
         run(tmp_path, cfg)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "affixes", "bare"),
+    [
+        (BOXED.replace("{question}", "Question: q"), ["boxed", "Question: "], "q"),
+        (BOXED.replace("{question}", "Question: q"), ["Question: ", "boxed"], "q"),
+        (DAPO.replace("{question}", BOXED), ["boxed", "dapo"], BOXED),
+    ],
+)
+def test_affixes_come_off_in_order(
+    tmp_path: Path, prompt: str, affixes: list[str], bare: str
+) -> None:
+    lines = [{"question": text} for text in (prompt, BOXED.replace("{question}", "another"))]
+    rows, _ = run(tmp_path, {"source": write(tmp_path / "t.jsonl", *lines), "strip": affixes})
+    assert rows[0]["question"] == bare
 
 
 def test_samples_are_nested_and_in_file_order() -> None:
@@ -217,7 +233,7 @@ def test_bad_input(
     cfg: dict[str, Any],
     message: str,
 ) -> None:
-    monkeypatch.setenv("OPD_DATA_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "set.txt").write_text("x")
     (tmp_path / "plain.jsonl").write_text('{"question": "a", "answer": "1"}\n')
     (tmp_path / "broken.jsonl").write_text('{"question": "a", "answer": "1"}\n{"question"\n')
@@ -228,12 +244,6 @@ def test_bad_input(
     with pytest.raises(UserError, match=message):
         run(tmp_path, cfg)
     assert not list((tmp_path / "out").iterdir())
-
-
-def test_unset_data_dir_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPD_DATA_DIR", raising=False)
-    with pytest.raises(UserError, match="OPD_DATA_DIR"):
-        run(tmp_path, {"source": {"path": "set.parquet"}})
 
 
 def test_hub_reads_the_pinned_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from opd.core.errors import UserError
 from opd.evaluation import evaluate
+from opd.grading import graders
 
 
 def scores(name: str, matrix: list[list[int]]) -> list[dict[str, Any]]:
@@ -109,20 +111,43 @@ def test_the_relaxed_verdict_on_a_box_is_not_asked_for_twice(
     answered = {
         "b": [ScoredResponse(f"p{i}", 0, "2", t, None, {}, 9, "stop") for i, t in enumerate(texts)]
     }
-    read: list[tuple[str, str]] = []
-    grade_all = evaluate.grade_all
+    compared: list[tuple[str, str]] = []
+    verifier = graders.verifier
 
-    def spied(pairs: Any, grader: str) -> Any:
-        read.extend((grader, response) for response, _ in pairs)
-        return grade_all(pairs, grader)
+    def spied(pid: int) -> Any:
+        def compare(sandbox: str, pairs: list[tuple[str, str]]) -> bool | None:
+            compared.append((sandbox, pairs[0][0]))
+            return verifier(pid)(sandbox, pairs)
 
-    monkeypatch.setattr(evaluate, "grade_all", spied)
-    rows, _ = evaluate.score(answered, {"b": ("rule", "math_verify", "relaxed")}, "rule")
+        return compare
+
+    monkeypatch.setattr(graders, "verifier", spied)
+    rows, _ = evaluate.score(answered, {"b": ("math_verify", "relaxed")}, "math_verify")
     assert [dict(row["scores"])["relaxed"] for row in rows] == [1, 1, 0, 0]
     assert [dict(row["scores"])["math_verify"] for row in rows] == [1, 0, 0, 0]
-    assert [text for grader, text in read if grader == "relaxed"] == ["it is 2", "none"]
+    assert compared == [("math_verify", "\\frac{4}{2}")]
     alone, _ = evaluate.score(answered, {"b": ("relaxed",)}, "relaxed")
     assert [row["correct"] for row in alone] == [1, 1, 0, 0]
+
+
+def test_disagreements_are_counted_and_the_most_frequent_come_first(tmp_path: Path) -> None:
+    from opd.evaluation.harness import ScoredResponse
+
+    asked = [("\\boxed{1}", "1"), ("\\boxed{2+2}", "4"), ("\\boxed{2/4}", "1/2"), ("no box", "1")]
+    asked += [asked[2], ("4", "4")]
+    answered = {
+        "b": [
+            ScoredResponse(f"p{i}", 0, a, r, None, {}, 9, "stop") for i, (r, a) in enumerate(asked)
+        ],
+        "likely": [ScoredResponse("q", 0, "4", "", None, {"acc": 1.0, "norm": 0.0}, 9, "stop")],
+    }
+    by = {"b": ("rule", "math_verify", "relaxed"), "likely": ()}
+    rows, _ = evaluate.score(answered, by, "rule")
+    evaluate.write_disagreements(tmp_path / "d.csv", rows, by)
+    assert (tmp_path / "d.csv").read_text() == (
+        "benchmark,extracted,answer,rule,math_verify,count\n"
+        "b,2/4,1/2,False,True,2\nb,2+2,4,False,True,1\n"
+    )
 
 
 def test_majority_is_a_mean_over_problems() -> None:
@@ -133,12 +158,12 @@ def test_majority_is_a_mean_over_problems() -> None:
 def test_incomplete_scores_are_refused() -> None:
     rows = scores("a", [[0, 1], [1, 1]])
     for bad, message in [
-        (rows[:-1], r"samples \[0\] of problem 'p1'"),
-        ([*rows, rows[0]], "5 scores for 2 problems x 2 samples"),
-        ([], "0 scores"),
+        (rows[:-1], r"benchmark a: samples \[0\] of problem 'p1', not 0 to 1"),
+        ([*rows, rows[0]], r"samples \[0, 0, 1\] of problem 'p0'"),
+        ([], "no scores"),
     ]:
         with pytest.raises(UserError, match=message):
-            evaluate.score_matrix(bad, "a")
+            evaluate.summarise(bad, ["a"], seed=0)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])

@@ -79,9 +79,9 @@ def test_shipped_tasks_ask_byte_for_byte(tmp_path: Path, name: str) -> None:
 
 def test_a_protocols_template_stands_in_place_of_the_tasks(tmp_path: Path) -> None:
     template = "A {brace} {{ two }} {% x %}\n\n{question}\n\nput it in \\boxed{{}}."
-    benchmark = {"name": "b", "task": "opd_amc23"}
-    settings = evaluate._benchmark(benchmark, {"template": template}, None)
-    task = loaded(tmp_path, "opd_amc23", questions(tmp_path / "p", 1), prompt=settings["prompt"])
+    benchmark, protocol = {"name": "b", "task": "opd_amc23"}, {"template": template, "samples": 1}
+    inputs = {"prompts:b": questions(tmp_path / "p", 1)}
+    task = evaluate._task(benchmark, protocol, inputs, str(tmp_path))
     assert contexts(task) == [template.replace("{question}", "What is 0+{1}?")]
 
 
