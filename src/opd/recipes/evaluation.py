@@ -8,14 +8,17 @@ from opd.core.schema import Strict
 from opd.evaluation.tasks import OURS
 from opd.recipes.base import (
     TEMPLATE_NAMES,
+    Asked,
     Count,
     Name,
     NonNegative,
+    Number,
     Plain,
+    PromptsRef,
     Ref,
     Share,
+    Template,
     check_greedy,
-    check_template,
 )
 
 
@@ -35,10 +38,10 @@ class Benchmark(Strict):
     """
 
     task: str
-    prompts: Annotated[Name | None, Ref("prompts")] = None
+    prompts: PromptsRef | None = None
     hub: TaskData | None = None
     include: str | None = Field(default=None, description="a folder with task files")
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    num_fewshot: Number | None = None
 
     @model_validator(mode="after")
     def _has_its_data(self) -> "Benchmark":
@@ -68,15 +71,14 @@ class Protocol(Strict):
         description="a response that reaches max_new_tokens is wrong, whatever stands in it; "
         "if not given, it is graded as it is",
     )
-    template: str | None = Field(
+    template: Template | None = Field(
         default=None,
         description=f"{TEMPLATE_NAMES} or text with {{question}}, in place of our benchmarks' own",
     )
     chat_template: dict[str, Plain] = Field(default={}, description="over the model's own")
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> "Protocol":
-        check_template(self.template)
+    def _greedy_once(self) -> "Protocol":
         check_greedy(self.temperature, self.samples)
         return self
 
@@ -95,10 +97,8 @@ PROTOCOLS = {
 }
 
 
-class Evaluation(Strict):
+class Evaluation(Asked):
     """Benchmarks under a protocol."""
 
     benchmarks: Annotated[list[Name], Ref("benchmarks")] = Field(min_length=1)
     protocol: Annotated[Name, Ref("protocols", builtin=tuple(PROTOCOLS))] = "paper"
-    max_prompt_tokens: Count = 1024
-    batch_size: Count = 64

@@ -4,7 +4,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from opd.core.errors import UserError
 from opd.core.schema import Strict
 from opd.data.privileged import contexts
 from opd.recipes.base import (
@@ -12,13 +11,12 @@ from opd.recipes.base import (
     GenerationsRef,
     Grader,
     ModelRef,
-    Name,
     OneOf,
     PromptsRef,
-    Ref,
     Sampled,
     Share,
     check_greedy,
+    checked,
 )
 
 TextRule = Literal[
@@ -58,19 +56,13 @@ class ToldRows(Strict):
     """Rows of a corpus whose prompt tells something of the response
     (``opd.data.corpus.run``)."""
 
-    template: str = Field(description="with {question}, {answer}, {solution}")
+    template: Annotated[str, checked(lambda text: contexts({"message": text}))] = Field(
+        description="with {question}, {answer}, {solution}"
+    )
     rule: Literal["precedence", "left"] | None = None
     copied: bool | None = Field(
         default=None, description="the response ends with the answer told, whatever its steps say"
     )
-
-    @model_validator(mode="after")
-    def _known_fields(self) -> "ToldRows":
-        try:
-            contexts({"message": self.template})
-        except UserError as bad:
-            raise ValueError(str(bad)) from None
-        return self
 
 
 class WorldCorpus(Strict):
@@ -91,7 +83,7 @@ class Filter(Strict):
     """Which generations become SFT data (rules: Rethinking OPD, its rollout script)."""
 
     generations: GenerationsRef
-    prompts: Annotated[Name | None, Ref("prompts")] = Field(
+    prompts: PromptsRef | None = Field(
         default=None, description="the questions as the pairs ask them; as answered if not given"
     )
     rules: list[Rule] = ["boxed", "repeated_line", "repeated_window", "repeated_block"]
@@ -106,7 +98,3 @@ class SftData(OneOf):
 
     world: WorldCorpus | None = None
     filter: Filter | None = None
-
-    @classmethod
-    def kinds(cls) -> tuple[str, ...]:
-        return ("world", "filter")

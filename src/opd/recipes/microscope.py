@@ -9,15 +9,18 @@ from pydantic import Field, model_validator
 from opd.core.schema import Strict
 from opd.microscope.contexts import SUMMARISE, SYSTEM
 from opd.recipes.base import (
+    Asked,
     Count,
-    ModelName,
+    DemonstrationsRef,
+    EvaluationRef,
     ModelRef,
     Name,
     NonNegative,
+    Number,
     OneOf,
     Positive,
+    ProbeRef,
     PromptsRef,
-    Ref,
     Share,
 )
 
@@ -25,14 +28,14 @@ from opd.recipes.base import (
 MICROSCOPE = ("screening", "tree", "alignment", "pool", "forecast", "outcome")
 # Of ``opd.grading.graders``.
 Checker = Literal["letter", "boolean", "integer", "world", "rule", "choice", "math_verify"]
-DemonstrationsRef = Annotated[Name, Ref("demonstrations")]
-ProbeRef = Annotated[Name, Ref("probes")]
-Number = Annotated[int, Field(ge=0)]
+# Part of the names of values.
+Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 
 
-class Asking(Strict):
-    """How questions are put to a model."""
+class Asking(Asked):
+    """How questions are put to a model, and graded."""
 
+    grader: Checker = "rule"
     form: Literal["mmlu", "boolq"] | None = Field(
         default=None, description="the paper's own words; as the prompt set asks if not given"
     )
@@ -47,7 +50,6 @@ class Demonstrate(Asking):
 
     model: ModelRef
     prompts: PromptsRef
-    grader: Checker = "rule"
     n: Count | None = Field(default=None, description="the first questions; all if not given")
     correct: Count = Field(default=3, description="that are wanted of a question")
     wrong: Number = 1
@@ -57,7 +59,7 @@ class Demonstrate(Asking):
     thinking: bool = Field(default=False, description="keep the thinking in the text (ours: no)")
 
 
-class Summarise(Strict):
+class Summarise(Asked):
     """The same in a model's few words."""
 
     model: ModelRef
@@ -77,10 +79,6 @@ class Demonstrations(OneOf):
     demonstrate: Demonstrate | None = None
     summarise: Summarise | None = None
 
-    @classmethod
-    def kinds(cls) -> tuple[str, ...]:
-        return ("demonstrate", "summarise")
-
 
 class Demonstrated(Strict):
     """Demonstrations in front of an answer."""
@@ -88,10 +86,6 @@ class Demonstrated(Strict):
     demonstrations: DemonstrationsRef
     correct: Count = 1
     wrong: Number = 0
-
-
-# Part of the names of values.
-Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 
 
 class NamedContext(Demonstrated):
@@ -112,7 +106,6 @@ class ScreeningProbe(Asking):
 
     student: ModelRef
     prompts: PromptsRef
-    grader: Checker = "rule"
     n: Count | None = Field(default=None, description="the first questions; all if not given")
     samples: Count = 32
     temperature: Positive = 1.0
@@ -126,7 +119,7 @@ class TreeTeacher(Strict):
     """A model, the student itself if none is given, that sees demonstrations or none."""
 
     name: Name
-    model: Annotated[ModelName | None, Ref("models")] = None
+    model: ModelRef | None = None
     context: Demonstrated | None = None
 
     @model_validator(mode="after")
@@ -141,11 +134,10 @@ class TreeProbe(Asking):
 
     student: ModelRef
     prompts: PromptsRef
-    screening: Annotated[Name | None, Ref("probes")] = Field(
+    screening: ProbeRef | None = Field(
         default=None, description="a screening whose kept questions are taken"
     )
     teachers: list[TreeTeacher] = Field(min_length=1)
-    grader: Checker = "rule"
     questions: Count | None = Field(default=None, description="the first so many")
     rollouts: Count = Field(default=200, description="G, of each question")
     temperature: Positive = Field(default=1.0, description="not given for these; as screening")
@@ -201,8 +193,8 @@ class ForecastPair(Strict):
 
     label: str
     alignment: ProbeRef
-    model: Annotated[ModelName, Ref("models")]
-    base: Annotated[ModelName, Ref("models")]
+    model: ModelRef
+    base: ModelRef
 
 
 class ForecastProbe(Strict):
@@ -216,4 +208,4 @@ class OutcomeProbe(Strict):
     """A forecast against what training then did."""
 
     forecast: ProbeRef
-    evaluation: Annotated[Name, Ref("evaluations")]
+    evaluation: EvaluationRef

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from opd.core.schema import Strict
 from opd.recipes.base import (
     MICRO_BATCH,
+    Asked,
     Count,
     GenerationsRef,
     Grader,
@@ -29,7 +30,8 @@ from opd.recipes.microscope import (
     ScreeningProbe,
     TreeProbe,
 )
-from opd.recipes.privileged import Information
+from opd.recipes.models import Information
+from opd.stages.registry import STAGES
 
 
 class Scored(Strict):
@@ -95,7 +97,7 @@ class SignalProbe(ByPosition):
     max_prompt_tokens: Count = Field(default=1024, description="of the teacher")
 
 
-class JudgeProbe(Strict):
+class JudgeProbe(Asked):
     """Which responses keep to some rules, by a model or by keywords (``opd.probes.judge``)."""
 
     generations: GenerationsRef
@@ -106,7 +108,6 @@ class JudgeProbe(Strict):
     )
     max_prompt_tokens: Count = 4096
     max_new_tokens: Count = 16
-    batch_size: Count = 64
 
     @model_validator(mode="after")
     def _model_knows_the_rules(self) -> "JudgeProbe":
@@ -125,7 +126,7 @@ class JudgeProbe(Strict):
         return self
 
 
-class IndicatorsProbe(Strict):
+class IndicatorsProbe(Asked):
     """What `opd preflight` says of a pair, from a few dozen rollouts."""
 
     student: ModelRef
@@ -136,13 +137,13 @@ class IndicatorsProbe(Strict):
     grader: Grader = "rule"
     metrics_k: Count = 16
     temperature: Positive = 1.0
-    max_prompt_tokens: Count = 1024
     max_new_tokens: Count = 7168
-    batch_size: Count = 64
 
 
 class Probe(OneOf):
-    """A measurement of models without training."""
+    """A measurement of models without training, by the name of its stage."""
+
+    KINDS = tuple(name for name, stage in STAGES.items() if stage.section == "probes")
 
     label: str | None = None
     pair: PairProbe | None = None
@@ -157,7 +158,3 @@ class Probe(OneOf):
     pool: PoolProbe | None = None
     forecast: ForecastProbe | None = None
     outcome: OutcomeProbe | None = None
-
-    @classmethod
-    def kinds(cls) -> tuple[str, ...]:
-        return tuple(field for field in cls.model_fields if field != "label")

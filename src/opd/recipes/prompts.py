@@ -10,11 +10,10 @@ from opd.recipes.base import (
     TEMPLATE_NAMES,
     Count,
     ModelName,
-    Name,
     OneOf,
     PromptsRef,
     Ref,
-    check_template,
+    Template,
 )
 
 
@@ -101,10 +100,12 @@ class Apart(Strict):
 class PromptSet(OneOf):
     """Where prompts come from, and what is done to them, in the order of these keys."""
 
+    KINDS = ("world", "path", "hub", "use", "dedup")
+
     world: WorldPrompts | None = None
     path: FilePrompts | None = None
     hub: HubPrompts | None = None
-    use: Annotated[Name | None, Ref("prompts")] = Field(default=None, description="another set")
+    use: PromptsRef | None = Field(default=None, description="another set")
     dedup: Dedup | None = None
     strip: list[str] = Field(
         default=[],
@@ -122,17 +123,12 @@ class PromptSet(OneOf):
         description="of several equal ones the first stays; prompt: as the source asks it",
     )
     sample: Sample | None = None
-    template: str | None = Field(
+    template: Template | None = Field(
         default=None, description=f"what goes on: {TEMPLATE_NAMES} or text with {{question}}"
     )
 
-    @classmethod
-    def kinds(cls) -> tuple[str, ...]:
-        return ("world", "path", "hub", "use", "dedup")
-
     @model_validator(mode="after")
-    def _template_has_a_place(self) -> "PromptSet":
-        check_template(self.template)
+    def _dedup_stands_alone(self) -> "PromptSet":
         if self.dedup and self.model_fields_set - {"dedup"}:
             raise ValueError("a dedup recipe takes nothing else; put a 'use' recipe after it")
         return self
@@ -142,7 +138,7 @@ class Contamination(Near):
     """A report on which problems of benchmarks a prompt set holds."""
 
     prompts: PromptsRef
-    benchmarks: Annotated[list[Name], Ref("prompts")] = Field(min_length=1)
+    benchmarks: list[PromptsRef] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _others(self) -> "Contamination":

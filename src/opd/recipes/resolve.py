@@ -3,29 +3,25 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from opd.core.errors import UserError
-from opd.core.schema import load_yaml
+from opd.core.schema import load_yaml, valid
 from opd.core.security import holds_secret
-from opd.recipes.base import Plain, naming, references, renamed, unknown
-from opd.recipes.config import DEFAULTS, Config, schema
+from opd.core.text import suggestion
+from opd.recipes.base import Plain, naming, references, unknown
+from opd.recipes.config import DEFAULTS, Config
 from opd.recipes.models import Keep, Kept, Model
 
-# Sections of a config that hold recipes by name, and those of them in which a recipe may sweep.
-SECTIONS = [
-    section
-    for section, field in Config.model_fields.items()
-    if get_origin(field.annotation) is dict and section != "defaults"
-]
-SWEPT = [
+# Sections in which a recipe may sweep.
+SWEPT = (
     *("prompts", "contamination", "sft_data", "models", "generations", "evaluations"),
     *("demonstrations", "probes"),
-]
+)
 
 
 def resolve(raw: Mapping[str, Any]) -> Config:
@@ -36,12 +32,9 @@ def resolve(raw: Mapping[str, Any]) -> Config:
     Raises ``UserError`` with the key, the value and what is allowed.
     """
     _refuse_secrets(raw)
-    _refuse_opd(raw)
-    config = _parse(_expand(raw))
+    config = valid(Config, _expand(raw), "", "mend this key of the config", ["[key]"])
     _settle_models(config)
     _check_references(config)
-    if config.evaluation and config.evaluation not in config.evaluations:
-        raise unknown(config.evaluation, config.evaluations, "evaluation", "evaluation")
     return config
 
 
@@ -130,49 +123,36 @@ def _refuse_secrets(value: Any, where: str = "") -> None:
         raise UserError("it holds a token or a password", where, "put it into the environment")
 
 
-def _refuse_opd(raw: Mapping[str, Any]) -> None:
-    models = raw.get("models")
-    recipes = {f"models.{name}": recipe for name, recipe in _pairs(models)}
-    for where, recipe in {"defaults": raw.get("defaults"), **recipes}.items():
-        for key, value in _pairs(recipe):
-            swept = [name for name, _ in _pairs(value)] if key == "sweep" else []
-            for name in (key, *swept):
-                if str(name).partition(".")[0] == "opd":
-                    raise renamed(f"{where}.sweep.{name}" if name in swept else f"{where}.opd")
-
-
-def _pairs(value: Any) -> list[tuple[Any, Any]]:
-    return [*value.items()] if isinstance(value, Mapping) else []
-
-
 def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Write ``defaults`` into each recipe and each ``sweep`` out as recipes of its own."""
     config = json.loads(json.dumps(raw))
     defaults = config.get("defaults", {})
-    if not isinstance(defaults, dict):
-        raise UserError(f"expected a mapping, got {defaults!r}", "defaults", "write STAGE: {...}")
+    _check_keys(defaults, DEFAULTS, "defaults")
     for stage, values in defaults.items():
-        if stage not in DEFAULTS:
-            raise unknown(stage, DEFAULTS, f"defaults.{stage}", "key")
-        for key in values if isinstance(values, dict) else ():
-            if key not in DEFAULTS[stage].model_fields:
-                raise unknown(key, DEFAULTS[stage].model_fields, f"defaults.{stage}.{key}", "key")
+        _check_keys(values, DEFAULTS[stage].model_fields, f"defaults.{stage}")
     for section in SWEPT:
-        recipes = config.get(section)
-        if not isinstance(recipes, dict):
+        if not isinstance(config.get(section), Mapping):
             continue
         expanded: dict[str, Any] = {}
-        for name, recipe in recipes.items():
-            if not isinstance(recipe, dict):
+        for name, recipe in config[section].items():
+            if not isinstance(recipe, Mapping):
                 expanded[name] = recipe
                 continue
             recipe = merge(defaults.get(section, {}), recipe)
-            for stage in set(recipe) & set(defaults):
-                if isinstance(recipe[stage], dict):
+            for stage in recipe.keys() & defaults.keys():
+                if isinstance(recipe[stage], Mapping):
                     recipe[stage] = merge(defaults[stage], recipe[stage])
             expanded |= _sweep(f"{section}.{name}", name, recipe)
         config[section] = expanded
     return config
+
+
+def _check_keys(given: Any, known: Iterable[str], where: str) -> None:
+    if not isinstance(given, Mapping):
+        raise UserError(f"expected a mapping, got {given!r}", where, "write KEY: VALUE")
+    for key in given:
+        if key not in known:
+            raise UserError("no such key", f"{where}.{key}", suggestion(str(key), known))
 
 
 def _sweep(where: str, name: str, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -180,65 +160,16 @@ def _sweep(where: str, name: str, recipe: dict[str, Any]) -> dict[str, Any]:
     sweep = recipe.pop("sweep", None)
     if sweep is None:
         return {name: recipe}
-    if not isinstance(sweep, dict) or [type(v) for v in sweep.values()] != [list]:
+    if not isinstance(sweep, Mapping) or [type(v) for v in sweep.values()] != [list]:
         raise UserError(f"got {sweep!r}", f"{where}.sweep", "write one KEY: [VALUE, ...]")
     ((key, values),) = sweep.items()
     expanded = {}
     for value in values:
-        copy = json.loads(json.dumps(recipe))
-        target = copy
-        *path, last = key.split(".")
-        for part in path:
-            target = target.setdefault(part, {})
-        target[last] = value
-        expanded[f"{name}-{value}"] = copy
+        swept = value
+        for part in reversed(key.split(".")):
+            swept = {part: swept}
+        expanded[f"{name}-{value}"] = merge(recipe, swept)
     return expanded
-
-
-def _parse(raw: Mapping[str, Any]) -> Config:
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        # A misspelt key is also a missing one: the misspelling is what helps.
-        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        first, *others = errors
-        where = ".".join(str(part) for part in first["loc"] if part != "[key]") or "config"
-        more = f" ({len(others)} more like this)" if others else ""
-        if first["type"] == "extra_forbidden":
-            known = _fields_at(first["loc"][:-1])
-            raise unknown(str(first["loc"][-1]), known, where, "key") from None
-        value = first["input"]
-        refused = "" if isinstance(value, Mapping) else f"{value!r} is not allowed: "
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(
-            f"{refused}{message}", where, f"mend this key of the config{more}"
-        ) from None
-
-
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields that the config allows at a place, by walking its JSON schema."""
-    root = schema()
-    node: dict[str, Any] = root
-    for part in location:
-        node = _deref(node, root)
-        if "properties" in node and part in node["properties"]:
-            node = node["properties"][part]
-        elif isinstance(node.get("additionalProperties"), dict):
-            node = node["additionalProperties"]
-        elif "patternProperties" in node:
-            node = next(iter(node["patternProperties"].values()))
-        else:
-            node = node.get("items", {})
-    return list(_deref(node, root).get("properties", {}))
-
-
-def _deref(node: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
-    for option in node.get("anyOf", []):
-        if "$ref" in option:
-            node = option
-    while "$ref" in node:
-        node = root["$defs"][node["$ref"].rpartition("/")[2]]
-    return node
 
 
 def _settle_models(config: Config) -> None:
@@ -316,27 +247,19 @@ def _without_step(
 
 def _check_references(config: Config) -> None:
     """Every name refers to a recipe that exists, and none to itself through others."""
+    for where, section, name in references(config):
+        if name not in getattr(config, section):
+            raise unknown(name, getattr(config, section), where, f"{section} recipe")
     graph = {
-        (section, name): list(references(recipe))
-        for section in SECTIONS
-        for name, recipe in getattr(config, section).items()
+        (section, name): [(kind, target) for _, kind, target in references(recipe)]
+        for section, recipes in config
+        if isinstance(recipes, dict) and section != "defaults"
+        for name, recipe in recipes.items()
     }
-    for (section, name), refs in graph.items():
-        for key, other, target in refs:
-            if (other, target) not in graph:
-                known = [n for s, n in graph if s == other]
-                where = f"{section}.{name}.{key}"
-                raise unknown(target, known, where, f"{other} recipe")
-    done: set[tuple[str, str]] = set()
-
-    def visit(node: tuple[str, str], path: list[tuple[str, str]]) -> None:
-        if node in path:
-            loop = " -> ".join(f"{s}.{n}" for s, n in [*path[path.index(node) :], node])
-            raise UserError(f"refers to itself: {loop}", ".".join(node), "break the loop")
-        if node not in done:
-            for _, other, target in graph[node]:
-                visit((other, target), [*path, node])
-            done.add(node)
-
-    for node in graph:
-        visit(node, [])
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        loop = [".".join(node) for node in reversed(error.args[1])]
+        raise UserError(
+            f"refers to itself: {' -> '.join(loop)}", loop[0], "break the loop"
+        ) from None

@@ -17,9 +17,9 @@ def add(command: Add) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> None:
-    from opd.recipes.config import schema
+    from opd.recipes.config import Config
 
-    print(json.dumps(schema(), indent=1, sort_keys=True))
+    print(json.dumps(Config.model_json_schema(), indent=1, sort_keys=True))
 
 
 def _add_plan(command: Add) -> None:
