@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +15,7 @@ from packaging.utils import canonicalize_name
 import opd
 from opd.core.files import content
 from opd.doctor import envs
-from opd.doctor.ask import ask
-from opd.doctor.finding import Finding, some
+from opd.doctor.base import Finding, ask, some
 from opd.recipes.config import Config
 from opd.stages.registry import STAGES
 
@@ -55,13 +56,11 @@ os._exit(0)
 
 def wanted(config: Config, stages: Iterable[str]) -> dict[str, set[str]]:
     """Kind of interpreter (light, gpu, vllm) -> modules that it has to import for these stages."""
-    kinds: set[str] = {STAGES[stage].python for stage in stages}
-    found = {kind: {"opd.cli.main", *TRIED[kind]} for kind in sorted(kinds)}
-    if "vllm" in found and config.backend == "vllm":
-        found["vllm"].add("vllm")
-    if "gpu" in found and config.training.vllm is not None:
-        found["gpu"].add("vllm")
-    return found
+    uses_vllm = {"vllm": config.backend == "vllm", "gpu": config.training.vllm is not None}
+    return {
+        kind: {"opd.cli.main", *TRIED[kind], *(["vllm"] if uses_vllm.get(kind) else [])}
+        for kind in sorted({STAGES[stage].python for stage in stages})
+    }
 
 
 def probe(
@@ -76,15 +75,18 @@ def probe(
     command = [python, "-c", PROBE, *sorted(modules)]
     if setup:
         command = ["bash", "-c", f'{setup}\nexec "$0" "$@"', *command]
-    code, out, err = ask(command, seconds)
-    if code is None:
-        late = f"does not answer within {seconds:g} s"
-        return {"error": f"does not start ({err})" if err else late}
     try:
-        return dict(json.loads(out))
+        done = ask(command, seconds)
+    except OSError as error:
+        return {"error": f"does not start ({error.strerror or error})"}
+    except subprocess.TimeoutExpired:
+        return {"error": f"does not answer within {seconds:g} s"}
+    try:
+        return dict(json.loads(done.stdout))
     except ValueError:
-        text = (err.strip() or out.strip()).splitlines()
-        return {"error": f"ends with {code} ({text[-1][:200] if text else 'silently'})"}
+        text = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        last = text[-1][:200] if text else "silently"
+        return {"error": f"ends with {done.returncode} ({last})"}
 
 
 def examine(
@@ -96,11 +98,11 @@ def examine(
     One process for each interpreter, all at once, however many kinds it serves.
     """
     findings: list[Finding] = []
-    kinds: dict[str, list[str]] = {}  # by path of the interpreter
+    kinds = defaultdict(list)  # by path of the interpreter
     for kind in wanted:
         python = chosen.get(kind) or sys.executable
         if path := shutil.which(python):
-            kinds.setdefault(path, []).append(kind)
+            kinds[path].append(kind)
         else:
             where = f"interpreters.{kind}"
             remedy = f"mend {where} in slurm/site.yaml or the config, or make the environment"

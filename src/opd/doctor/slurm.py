@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import math
-import os
 import re
 import shutil
 from collections import defaultdict
@@ -12,12 +11,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from opd.doctor.ask import ask
-from opd.doctor.finding import Finding, some
+from opd.doctor.base import Finding, output, some
 from opd.doctor.interpreters import PLUGIN
 
 COMMANDS = ("sbatch", "squeue", "sinfo", "scontrol", "scancel")
-SECONDS = 20
 # What Snakemake's plugin waits before it first asks for states, and how many times that an ended
 # job has to stay in squeue's list.
 DEFAULT_INIT_SECONDS, POLLS_KEPT = 40, 3
@@ -40,17 +37,16 @@ class Partition(NamedTuple):
 def profile(name: str) -> tuple[Path | None, dict[str, Any]]:
     """The file that ``snakemake --profile NAME`` reads here, and what it says; None and nothing
     where there is none."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    for base in (Path(), home / "snakemake", Path("/etc/xdg/snakemake")):
-        files = [base / name] if (base / name).is_file() else []
-        for pattern in ("profile.v*+.yaml", "profile.yaml", "config.v*+.yaml", "config.yaml"):
-            files += sorted((base / name).glob(pattern))
-        if files:
-            settings = yaml.safe_load(files[0].read_text())
-            return files[0], settings if isinstance(settings, dict) else {}
-        if (base / name).is_dir():
-            break  # it hides what lies in the other places
-    return None, {}
+    try:
+        from snakemake.cli import get_profile_dir
+    except ImportError:
+        return None, {}
+    found = get_profile_dir(name)
+    if found is None:
+        return None, {}
+    _, file = found
+    settings = yaml.safe_load(file.read_text())
+    return file, settings if isinstance(settings, dict) else {}
 
 
 def asked(
@@ -90,8 +86,8 @@ def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Findi
         remedy = "run on a machine of the cluster that takes jobs (a login node)"
         yield Finding("Slurm", "missing", f"no {some(absent)} on PATH", remedy)
         return
-    config = _say("scontrol", "show", "config")
-    table = _say("sinfo", "--noheader", "--format=%R|%a|%D|%c|%m|%G|%l|%t")
+    config = output("scontrol", "show", "config")
+    table = output("sinfo", "--noheader", "--format=%R|%a|%D|%c|%m|%G|%l|%t")
     if config is None or table is None:
         remedy = "see that slurmctld runs (`scontrol ping`) and that this machine may ask it"
         yield Finding("Slurm", "missing", "the controller does not answer", remedy)
@@ -105,17 +101,11 @@ def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Findi
 
 def _plugin() -> Finding:
     try:
-        there = importlib.metadata.version(PLUGIN)
+        version = importlib.metadata.version(PLUGIN)
     except importlib.metadata.PackageNotFoundError:
         remedy = "pip install -r envs/workflow.txt, into an environment without vLLM"
         return Finding("Slurm plugin", "missing", f"{PLUGIN} is not installed", remedy)
-    return Finding("Slurm plugin", "ok", f"{PLUGIN} {there}")
-
-
-def _say(*command: str) -> str | None:
-    """Standard output of a command; None where it fails or does not end in time."""
-    answer = ask(command, SECONDS)
-    return answer.out if answer.code == 0 else None
+    return Finding("Slurm plugin", "ok", f"{PLUGIN} {version}")
 
 
 def _status(profile: Mapping[str, Any], settings: Mapping[str, str], file: Path) -> Finding:
@@ -124,12 +114,12 @@ def _status(profile: Mapping[str, Any], settings: Mapping[str, str], file: Path)
     storage = settings.get("AccountingStorageType", "(null)").rpartition("/")[2]
     accounting = storage not in ("none", "(null)")
     if profile.get("slurm-status-command", "sacct") == "sacct":
-        if accounting and _say("sacct", "--noheader", "--parsable2", "--starttime=now") is not None:
+        states = output("sacct", "--noheader", "--parsable2", "--starttime=now")
+        if accounting and states is not None:
             return Finding(subject, "ok", f"{storage}, sacct is asked for states")
         what = "none, and sacct is asked for states: Snakemake would wait for ever"
         return Finding(subject, "missing", what, f"slurm-status-command: squeue in {file}")
-    kept = re.match(r"\d+", settings.get("MinJobAge", ""))
-    seconds = float(kept[0]) if kept else math.inf
+    seconds = _number(settings.get("MinJobAge", "")) or math.inf  # 0: for good
     init = int(profile.get("slurm-init-seconds-before-status-checks", DEFAULT_INIT_SECONDS))
     if seconds < POLLS_KEPT * init:
         # The plugin then asks sacct after all.
@@ -154,12 +144,12 @@ def partitions(table: str) -> dict[str, Partition]:
 
 def _partition(rows: list[list[str]]) -> Partition:
     """A partition of nodes of one or several kinds, a row each."""
-    up, counts, cpus, memory, gres, limits, states = zip(*rows, strict=True)
+    up, counts, cpus, memory, gres, limits, _ = zip(*rows, strict=True)
     # A star behind a state: the node does not answer.
-    takes = [re.match(r"(idle|mix|alloc|comp|resv|plnd)[^*]*$", state) for state in states]
+    takes_jobs = re.compile(r"(idle|mix|alloc|comp|resv|plnd)[^*]*$")
     return Partition(
         up=up[0] == "up",
-        nodes=sum(int(n) for n, state in zip(counts, takes, strict=True) if state),
+        nodes=sum(int(row[1]) for row in rows if takes_jobs.match(row[-1])),
         of=sum(map(int, counts)),
         cpus=max(map(_number, cpus)),
         mem_mb=max(map(_number, memory)),

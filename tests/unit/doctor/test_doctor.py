@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +14,9 @@ import pytest
 import yaml
 
 from opd.cli import main
-from opd.doctor import hub, interpreters, machine, slurm
+from opd.doctor import base, hub, interpreters, machine, slurm
+from opd.doctor.base import Finding, lines, ready
 from opd.doctor.examine import examine
-from opd.doctor.finding import Finding, lines, ready
 from opd.recipes import resolve
 from opd.recipes.config import Config
 
@@ -205,66 +204,67 @@ def test_another_clones_code_is_seen_unless_it_is_the_same(tmp_path):
 # The hub
 
 COMMIT = "0123456789" * 4
-
-
-def fetching() -> tuple[Config, dict[str, str]]:
-    given = resolve.resolve(
-        {
-            "name": "fetching",
-            "models": {
-                "a": {"hub": {"id": "x/a"}},
-                "b": {"hub": {"id": "x/b", "revision": "01234"}},
-                "c": {"hub": {"id": "x/c"}},
-            },
-            "prompts": {"p": {"hub": {"id": "x/p"}}, "unused": {"hub": {"id": "x/unused"}}},
-            "benchmarks": {"d": {"task": "gsm8k", "hub": {"id": "x/d"}}},
-        }
-    )
-    states = {"models/a": "there", "models/b": "run", "models/c": "store"}
-    return given, {**states, "prompts/p": "run", "datasets/d": "stale"}
-
-
 LOCK = {"models/x/b": COMMIT, "datasets/x/p": COMMIT, "datasets/x/d": COMMIT}
+FETCHING = {
+    "name": "fetching",
+    "models": {
+        "a": {"hub": {"id": "x/a"}},
+        "b": {"hub": {"id": "x/b", "revision": "01234"}},
+        "c": {"hub": {"id": "x/c"}},
+    },
+    "prompts": {"p": {"hub": {"id": "x/p"}}, "unused": {"hub": {"id": "x/unused"}}},
+    "benchmarks": {"d": {"task": "gsm8k", "hub": {"id": "x/d"}}},
+}
+STATES = {
+    "models/a": "there",
+    "models/b": "run",
+    "models/c": "store",
+    "prompts/p": "run",
+    "datasets/d": "stale",
+}
 
 
-def asking(answers: dict[str, str]) -> Callable[[str, str], str]:
-    return lambda kind, name: answers.get(f"{kind}/{name}", "open")
+class Hub:
+    """A fake hub that answers so ("open" if not said), or not at all (None)."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, str] | None = {}
+        self.asked: list[str] = []
+
+    def access(self, key: str) -> str:
+        self.asked.append(key)
+        if self.answers is None:
+            raise OSError("no route to host")
+        return self.answers.get(key, "open")
+
+    def look(self, lock: dict[str, str] = LOCK, states: dict[str, str] = STATES) -> list[Finding]:
+        return list(hub.examine(resolve.resolve(FETCHING), lock, states, "my.yaml"))
 
 
-def unreachable(kind: str, name: str) -> str:
-    raise OSError("no route to host")
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    fake = Hub()
+    monkeypatch.setattr(hub, "access", fake.access)
+    monkeypatch.setattr(hub, "token", lambda: False)
+    return fake
 
 
-def looked(
-    answers: dict[str, str] | None, lock: dict[str, str] = LOCK, token: bool = False
-) -> list[Finding]:
-    """Findings where the hub answers so ("open" if not said), or not at all (None)."""
-    given, states = fetching()
-    ask = unreachable if answers is None else asking(answers)
-    return list(hub.examine(given, lock, states, "my.yaml", ask, lambda: token))
-
-
-def test_only_what_is_to_be_fetched_is_asked_for():
-    given, states = fetching()
-    asked = []
-    findings = list(
-        hub.examine(given, LOCK, states, "", lambda *o: asked.append(o) or "open", lambda: False)
-    )
-    assert set(asked) == {("models", "x/b"), ("datasets", "x/p"), ("datasets", "x/d")}
+def test_only_what_is_to_be_fetched_is_asked_for(fake_hub):
+    findings = fake_hub.look()
+    assert set(fake_hub.asked) == {"models/x/b", "datasets/x/p", "datasets/x/d"}
     assert ready(findings)
     assert only(findings, "hub").what.startswith("2 of 5 objects are fetched")
-    there = dict.fromkeys(states, "there")
-    findings = list(hub.examine(given, {}, there, "my.yaml", unreachable, lambda: False))
+    fake_hub.answers = None
+    findings = fake_hub.look({}, dict.fromkeys(STATES, "there"))
     assert ready(findings) and only(findings, "hub").what == "5 of 5 objects are fetched"
-    (found,) = hub.examine(config(), {}, {"models/init/s0": "run"}, "", unreachable, lambda: False)
+    (found,) = fake_hub.look({}, {"models/init/s0": "run"})
     assert found == Finding("hub", "ok", "nothing comes from it")
 
 
-def test_an_object_without_a_commit_is_missing():
-    found = only(looked({}, {"models/x/b": COMMIT}), "hub lock")
+def test_an_object_without_a_commit_is_missing(fake_hub):
+    found = only(fake_hub.look({"models/x/b": COMMIT}), "hub lock")
     assert found.state == "missing" and found.remedy.endswith("opd lock my.yaml")
-    assert "prompts.p.hub, benchmarks.d.hub" in found.what
-    assert "models.a" not in found.what and "unused" not in found.what
+    assert found.what == "no commit is known of prompts.p.hub, benchmarks.d.hub"
 
 
 @pytest.mark.parametrize(
@@ -281,25 +281,29 @@ def test_an_object_without_a_commit_is_missing():
         (None, True, ("datasets/x/p",), "warning", "gated: datasets/x/p; a token is set"),
     ],
 )
-def test_what_the_hub_says_of_gates(monkeypatch, answers, token, gated, state, said):
-    monkeypatch.setattr(hub, "GATED", frozenset(gated))
-    found = only(looked(answers, token=token), "hub access")
+def test_what_the_hub_says_of_gates(fake_hub, monkeypatch, answers, token, gated, state, said):
+    monkeypatch.setattr(hub, "GATED", set(gated))
+    monkeypatch.setattr(hub, "token", lambda: token)
+    fake_hub.answers = answers
+    found = only(fake_hub.look(), "hub access")
     assert found.state == state and said in found.what
 
 
-def test_a_hub_that_is_not_asked_or_does_not_answer_is_missing(monkeypatch):
-    found = only(looked(None), "hub")
+def test_a_hub_that_is_not_asked_or_does_not_answer_is_missing(fake_hub, monkeypatch):
+    fake_hub.answers = None
+    found = only(fake_hub.look(), "hub")
     assert found.state == "missing"
     assert found.what == "2 of 5 objects are fetched, and the hub does not answer"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = only(looked({}), "hub")
+    fake_hub.answers = {}
+    found = only(fake_hub.look(), "hub")
     assert found.state == "missing" and found.remedy == "unset HF_HUB_OFFLINE"
 
 
 def test_a_token_is_never_shown(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_planted")
-    given, states = fetching()
-    findings = list(hub.examine(given, LOCK, states, "my.yaml", unreachable))
+    monkeypatch.setattr(hub, "access", lambda key: "open")
+    findings = Hub().look()
     assert "a token is set" in only(findings, "hub access").what
     assert "planted" not in repr(findings)
 
@@ -326,9 +330,9 @@ def test_access_is_what_the_hubs_library_says(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     for name in ("open", "granted", "refused", "absent"):
-        assert hub.access("datasets", name) == name
+        assert hub.access(f"datasets/{name}") == name
     with pytest.raises(OSError, match="down"):
-        hub.access("datasets", "down")
+        hub.access("datasets/down")
 
 
 # The machine
@@ -562,7 +566,7 @@ def test_a_sacct_that_does_not_answer_is_none(cluster):
 
 @pytest.mark.parametrize("sinfo", ["exit 1", "sleep 100", None])
 def test_a_cluster_that_does_not_answer(cluster, monkeypatch, sinfo):
-    monkeypatch.setattr(slurm, "SECONDS", 2)
+    monkeypatch.setattr(base, "SECONDS", 2)
     (cluster.bin / "sinfo").unlink()
     if sinfo:
         program(cluster.bin / "sinfo", sinfo)
