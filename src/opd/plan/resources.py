@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field
 
 from opd.core.errors import UserError
-from opd.core.schema import Strict, valid
+from opd.core.schema import Strict, read_yaml, valid
 from opd.recipes.base import Count, unknown
 from opd.recipes.config import Config, Interpreters
 from opd.stages.registry import STAGES, Work
@@ -95,10 +94,7 @@ def read_classes(path: Path) -> dict[str, Ask]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        mapping = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"not readable as YAML ({error})", str(path), REMEDY) from error
+    mapping = read_yaml(path, REMEDY) or {}
     if not isinstance(mapping, dict):
         raise UserError("not a mapping", str(path), REMEDY)
     return mapping

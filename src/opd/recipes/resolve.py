@@ -1,7 +1,6 @@
 """From a config as it is written to one that is checked: defaults, sweeps, names, kept steps."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 
 from opd.core.errors import UserError
-from opd.core.schema import load_yaml, valid
+from opd.core.schema import read_yaml, valid
 from opd.core.security import holds_secret
 from opd.core.text import suggestion
 from opd.recipes.base import Plain, naming, references, unknown
@@ -47,12 +46,7 @@ def read(paths: Iterable[Path], entries: Iterable[str] = ()) -> Config:
     for path in paths:
         if not path.is_file():
             raise UserError("no such config", str(path), "mend the path")
-        try:
-            layer = load_yaml(path.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise UserError(
-                f"not readable as YAML ({error})", str(path), "mend the file"
-            ) from error
+        layer = read_yaml(path) or {}
         if not isinstance(layer, Mapping):
             raise UserError("it holds no settings", str(path), "write KEY: VALUE")
         merged = merge(merged, layer)
@@ -80,25 +74,13 @@ def settings(entries: Iterable[str]) -> dict[str, Any]:
     ``--config``. Raises ``UserError`` for an entry of another form."""
     config: dict[str, Any] = {}
     for entry in entries:
-        key, equals, text = entry.partition("=")
-        if not equals or not re.fullmatch(r"[a-zA-Z_][\w-]*\w", key):
-            raise UserError(f"'{entry}' is no setting", "--config", "write KEY=VALUE")
-        config = merge(config, {key: _value(text.strip("'\""))})
-    return config
+        from snakemake.cli import parse_config  # takes half a second
 
-
-def _value(text: str) -> Any:
-    for read in (int, float):
         try:
-            return read(text)
+            config = merge(config, typed(parse_config([entry])))
         except ValueError:
-            pass
-    if text in ("True", "False"):
-        return text == "True"
-    try:
-        return typed(yaml.load(text, yaml.BaseLoader)) if text else None
-    except yaml.YAMLError:
-        return text
+            raise UserError(f"'{entry}' is no setting", "--config", "write KEY=VALUE") from None
+    return config
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
