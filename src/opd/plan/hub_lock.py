@@ -9,9 +9,9 @@ import yaml
 from opd.core.errors import UserError
 from opd.core.schema import load_yaml
 from opd.recipes.config import Config
+from opd.recipes.data import HubPrompts
 from opd.recipes.evaluation import TaskData
 from opd.recipes.models import Hub
-from opd.recipes.prompts import HubPrompts
 
 HubObject = Hub | HubPrompts | TaskData
 

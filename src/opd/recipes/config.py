@@ -6,13 +6,11 @@ from pydantic import Field, model_validator
 
 from opd.core.schema import Strict
 from opd.recipes.base import Count, EvaluationRef, Name, Plain, Share
+from opd.recipes.data import Contamination, Generation, PromptSet, SftData
 from opd.recipes.evaluation import Benchmark, Evaluation, Protocol
-from opd.recipes.generation import Generation, SftData
-from opd.recipes.microscope import Demonstrations
 from opd.recipes.models import Model
 from opd.recipes.outputs import Arm, Figure, Table
-from opd.recipes.probes import Probe
-from opd.recipes.prompts import Contamination, PromptSet
+from opd.recipes.probes import Demonstrations, Probe
 
 
 class Interpreters(Strict):
