@@ -32,7 +32,7 @@ TRIED = {
 PROBE = """
 import importlib, importlib.metadata, json, os, platform, sys
 os.environ["HF_HUB_OFFLINE"] = "1"
-told = os.dup(1)
+stdout = os.dup(1)
 os.dup2(2, 1)
 failed = {}
 for name in sys.argv[1:]:
@@ -42,14 +42,14 @@ for name in sys.argv[1:]:
         failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
 torch = sys.modules.get("torch")
 package = sys.modules.get("opd")
-found = {
+answer = {
     "python": platform.python_version(),
     "versions": {d.name: d.version for d in importlib.metadata.distributions() if d.name},
     "failed": failed,
     "gpus": torch.cuda.device_count() if torch and hasattr(torch, "cuda") else 0,
     "opd": os.path.dirname(package.__file__) if package else None,
 }
-os.write(told, json.dumps(found).encode())
+os.write(stdout, json.dumps(answer).encode())
 os._exit(0)
 """
 
@@ -115,13 +115,15 @@ def examine(
         answers = dict(zip(kinds, pool.map(probed, kinds), strict=True))
     for path, answer in answers.items():
         for kind in kinds[path]:
-            findings += _one(f"interpreters.{kind}", path, wanted[kind], answer)
+            findings += _of_kind(f"interpreters.{kind}", path, wanted[kind], answer)
         if "error" not in answer:
             findings.append(drift(f"versions of {', '.join(kinds[path])}", answer, folder))
     return findings, {kind: answers[path] for path in kinds for kind in kinds[path]}
 
 
-def _one(where: str, path: str, modules: set[str], answer: Mapping[str, Any]) -> Iterator[Finding]:
+def _of_kind(
+    where: str, path: str, modules: set[str], answer: Mapping[str, Any]
+) -> Iterator[Finding]:
     if "error" in answer:
         yield Finding(where, "missing", f"{path} {answer['error']}", "run it by hand to see why")
         return
@@ -131,9 +133,9 @@ def _one(where: str, path: str, modules: set[str], answer: Mapping[str, Any]) ->
         yield Finding(where, "missing", f"{path} cannot import {some(failed)}", remedy)
         return
     yield Finding(where, "ok", f"{path}, Python {answer['python']}, {len(modules)} imports")
-    other, own = Path(answer["opd"]), Path(next(iter(opd.__path__)))
-    if other != own and _code(other) != _code(own):
-        what = f"it runs the code in {other}, which is not that in {own}"
+    installed, own = Path(answer["opd"]), Path(next(iter(opd.__path__)))
+    if installed != own and _code(installed) != _code(own):
+        what = f"it runs the code in {installed}, which is not that in {own}"
         remedy = f"install this checkout there: pip install -e {own.parents[1]}"
         yield Finding(where, "missing", what, remedy)
 
@@ -146,20 +148,18 @@ def _code(package: Path) -> dict[str, str]:
 def drift(subject: str, answer: Mapping[str, Any], folder: Path) -> Finding:
     """What an interpreter has in other versions than its lock: the one with Slurm's plugin where it
     has that, else that of everything else."""
-    installed: dict[str, str] = {
-        canonicalize_name(name): version for name, version in answer["versions"].items()
-    }
+    installed = {canonicalize_name(name): version for name, version in answer["versions"].items()}
     file = folder / ("workflow.txt" if PLUGIN in installed else "constraints.txt")
     if not file.is_file():
         return Finding(subject, "warning", f"no lock {file} to compare with", "use a whole clone")
     pinned = envs.pins(file, answer["python"])
-    shared = pinned.keys() & installed.keys()
-    other = [
-        f"{name} {installed[name]} (locked: {version})"
-        for name, version in pinned.items()
-        if name in shared and installed[name].partition("+")[0] != version
+    shared = [name for name in pinned if name in installed]
+    drifted = [
+        f"{name} {installed[name]} (locked: {pinned[name]})"
+        for name in shared
+        if installed[name].partition("+")[0] != pinned[name]
     ]
-    if other:
+    if drifted:
         remedy = f"install these again with pip install -c {file}, or expect other numbers"
-        return Finding(subject, "warning", f"not as in {file}: {some(other)}", remedy)
+        return Finding(subject, "warning", f"not as in {file}: {some(drifted)}", remedy)
     return Finding(subject, "ok", f"{len(shared)} packages as in {file}")

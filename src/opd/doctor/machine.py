@@ -69,16 +69,11 @@ def exclusive(path: Path) -> bool:
     return False
 
 
-def mount(folder: Path, table: Path = Path("/proc/self/mounts")) -> tuple[str, list[str]]:
-    """Type and options of the file system that a folder lies on, as the kernel lists them."""
-    best: tuple[str, str, list[str]] = ("", "this file system", [])
-    if table.is_file():
-        for line in table.read_text().splitlines():
-            _, at, kind, options, *_ = line.split(" ")
-            at = at.replace("\\040", " ")
-            if folder.is_relative_to(at) and len(at) >= len(best[0]):
-                best = (at, kind, options.split(","))
-    return best[1], best[2]
+def mount(folder: Path) -> tuple[str, list[str]]:
+    """Type and options of the file system that a folder lies on."""
+    line = output("findmnt", "--noheadings", "--output=FSTYPE,OPTIONS", "--target", str(folder))
+    kind, options = line.split() if line else ("this file system", "")
+    return kind, options.split(",")
 
 
 def disk(results: Path, stays: float, running: float, unknown: int) -> Finding:

@@ -88,6 +88,15 @@ class OneOf(Strict):
         return next(kind for kind in self.kinds() if getattr(self, kind) is not None)
 
 
+class HubObject(Strict):
+    """A model or a dataset of the hub."""
+
+    id: str
+    revision: str | None = Field(
+        default=None, description="as far as known; `opd lock` finds the 40 digits"
+    )
+
+
 MICRO_BATCH = Field(
     default=None, description="sequences that go through the model at a time; all if not given"
 )

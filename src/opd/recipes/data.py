@@ -12,6 +12,7 @@ from opd.recipes.base import (
     Count,
     GenerationsRef,
     Grader,
+    HubObject,
     ModelName,
     ModelRef,
     OneOf,
@@ -55,11 +56,9 @@ class FilePrompts(Columns):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
-class HubPrompts(Columns):
+class HubPrompts(Columns, HubObject):
     """A dataset of the hub; layout, configs and file of those in ``opd.data.layouts`` are known."""
 
-    id: str
-    revision: str | None = None
     config: str | list[str] | None = Field(default=None, description="several are read in turn")
     file: str | None = Field(default=None, description="one file of the repository")
     split: str = "train"

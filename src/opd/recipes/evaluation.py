@@ -10,6 +10,7 @@ from opd.recipes.base import (
     TEMPLATE_NAMES,
     Asked,
     Count,
+    HubObject,
     Name,
     NonNegative,
     Number,
@@ -22,11 +23,9 @@ from opd.recipes.base import (
 )
 
 
-class TaskData(Strict):
+class TaskData(HubObject):
     """A dataset of the hub, in the columns that an lm-eval task reads."""
 
-    id: str
-    revision: str | None = None
     config: str | None = None
 
 

@@ -13,6 +13,7 @@ from opd.recipes.base import (
     MICRO_BATCH,
     Count,
     Grader,
+    HubObject,
     ModelRef,
     NonNegative,
     Number,
@@ -40,13 +41,8 @@ class Init(Strict):
     intermediate: Count = 256
 
 
-class Hub(Strict):
+class Hub(HubObject):
     """Weights from the hub."""
-
-    id: str
-    revision: str | None = Field(
-        default=None, description="as far as known; `opd lock` finds the 40 digits"
-    )
 
 
 class Released(Hub):

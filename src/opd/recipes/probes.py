@@ -1,6 +1,7 @@
 """Recipes of probes: measurements of models without training, the microscope's among them."""
 
 import re
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -112,9 +113,8 @@ class JudgeProbe(Asked):
         if self.judge != "keywords" and self.rules is None:
             raise ValueError("a model that judges needs rules")
         if self.template is not None:
-            known = {"rules", "question", "response"}
             fields = set(re.findall(r"\{(\w+)\}", self.template))
-            if unknown := sorted(fields - known):
+            if unknown := sorted(fields - {"rules", "question", "response"}):
                 raise ValueError(
                     f"template: unknown field {{{unknown[0]}}}; there are {{rules}}, {{question}}, "
                     "{response}"
@@ -275,10 +275,9 @@ class TreeProbe(Asking):
 
     @model_validator(mode="after")
     def _names_once(self) -> "TreeProbe":
-        names = [teacher.name for teacher in self.teachers]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two teachers are called '{name}'")
+        ((name, count),) = Counter(teacher.name for teacher in self.teachers).most_common(1)
+        if count > 1:
+            raise ValueError(f"two teachers are called '{name}'")
         return self
 
 

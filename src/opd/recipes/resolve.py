@@ -129,10 +129,10 @@ def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _check_keys(given: Any, known: Iterable[str], where: str) -> None:
-    if not isinstance(given, Mapping):
-        raise UserError(f"expected a mapping, got {given!r}", where, "write KEY: VALUE")
-    for key in given:
+def _check_keys(values: Any, known: Iterable[str], where: str) -> None:
+    if not isinstance(values, Mapping):
+        raise UserError(f"expected a mapping, got {values!r}", where, "write KEY: VALUE")
+    for key in values:
         if key not in known:
             raise UserError("no such key", f"{where}.{key}", suggestion(str(key), known))
 
@@ -165,18 +165,16 @@ def _settle_models(config: Config) -> None:
             if name not in models:
                 raise unknown(name, models, "use_released", "model")
             if name not in released:
-                has = ", ".join(released) or "none"
-                remedy = f"leave it out, or name some under models.{name}.released (there: {has})"
+                names = ", ".join(released) or "none"
+                remedy = f"leave it out, or name some under models.{name}.released (there: {names})"
                 raise UserError(f"model '{name}' has no released weights", "use_released", remedy)
         released = {name: released[name] for name in config.use_released}
     for name, model in released.items() if config.use_released else ():
         models[name] = Model(hub=model.released, chat_template=model.chat_template)
     for recipe, key, where, mark in list(naming(config)):
-        value = getattr(recipe, key)
-        if mark.section == "models" and isinstance(value, list):
-            setattr(recipe, key, [_without_step(models, name, where) for name in value])
-        elif mark.section == "models" and value is not None:
-            setattr(recipe, key, _without_step(models, value, where))
+        model_name = getattr(recipe, key)
+        if mark.section == "models" and model_name is not None:
+            setattr(recipe, key, _without_step(models, model_name, where))
     for name, model in list(models.items()):
         if model.trained:
             for step in sorted({*model.trained.keep_steps} - {0, model.trained.steps}):
@@ -218,7 +216,7 @@ def _without_step(
     if step == trained.steps:
         return run
     if step not in trained.keep_steps:
-        kept = sorted({0, *trained.keep_steps, *([trained.steps] if trained.steps else [])})
+        kept = sorted({0, *trained.keep_steps, trained.steps or 0})
         raise UserError(
             f"'{name}': step {step} of {run} is not kept, only {', '.join(map(str, kept))} are",
             where,
