@@ -92,7 +92,9 @@ def _run(
         facts = cost.Facts(artifacts, tables, state.counted(states, results))
         device = "cpu" if resources.without_gpu(config) else "gpu"
         widths = {artifact.folder: cost.width(artifact.cfg, device) for artifact in to_run}
-        findings.append(_disk(facts, widths, results))
+        known = {f: width for f, width in widths.items() if math.isfinite(cost.disk(facts, f))}
+        stays, running = cost.room(facts, known, max(known.values(), default=1))
+        findings.append(machine.disk(results, stays, running, len(widths) - len(known)))
     findings += machine.file_system(results)
     findings.append(machine.processors(config.threads))
     asks = {
@@ -145,11 +147,3 @@ def _files(config: Config) -> Iterator[Finding]:
     if missing:
         what = some(f"{bad.where}: {bad.what}" for bad in missing)
         yield Finding("data files", "missing", what, missing[0].remedy)
-
-
-def _disk(facts: cost.Facts, widths: Mapping[str, int], results: Path) -> Finding:
-    """Free room against what `opd plan` says that the run needs; ``widths``: devices of each job,
-    by folder."""
-    known = {f: width for f, width in widths.items() if math.isfinite(cost.disk(facts, f))}
-    stays, running = cost.room(facts, known, max(known.values(), default=1))
-    return machine.disk(results, stays, running, len(widths) - len(known))

@@ -25,13 +25,6 @@ def folder(where: str) -> str:
     return f"{section}/{rest.rpartition('.')[0]}"
 
 
-def token() -> bool:
-    """Whether the hub would be asked with a token. The token itself is looked at nowhere."""
-    import huggingface_hub
-
-    return bool(huggingface_hub.get_token())
-
-
 def access(key: str) -> str:
     """What the hub says of an object (models/ID, datasets/ID) to this user: ``open``, ``granted``
     or ``refused`` (gated, with or without consent), ``absent``.
@@ -108,7 +101,9 @@ def _answers(keys: list[str]) -> dict[str, str] | None:
 
 def _gates(where_named: Mapping[str, str], answers: Mapping[str, str] | None) -> Iterator[Finding]:
     """Whether objects (key -> where the config names them) are open to this user."""
-    subject, has_token = "hub access", token()
+    from huggingface_hub import get_token
+
+    subject, has_token = "hub access", bool(get_token())
     about_token = "a token is set" if has_token else "no token is set"
     log_in = "accept the conditions on its page, then `hf auth login` or HF_TOKEN"
     if answers is None:

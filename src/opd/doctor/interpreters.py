@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,10 @@ def examine(
             remedy = f"mend {where} in slurm/site.yaml or the config, or make the environment"
             findings.append(Finding(where, "missing", f"no such program: {python}", remedy))
 
-    def probed(path: str) -> dict[str, Any]:
-        return probe(path, set().union(*(wanted[kind] for kind in kinds[path])), setup=setup)
-
+    modules = [set().union(*(wanted[kind] for kind in kinds[path])) for path in kinds]
     with ThreadPoolExecutor() as pool:
-        answers = dict(zip(kinds, pool.map(probed, kinds), strict=True))
+        probed = pool.map(partial(probe, setup=setup), kinds, modules)
+        answers = dict(zip(kinds, probed, strict=True))
     for path, answer in answers.items():
         for kind in kinds[path]:
             findings += _of_kind(f"interpreters.{kind}", path, wanted[kind], answer)
@@ -148,7 +148,9 @@ def _code(package: Path) -> dict[str, str]:
 def drift(subject: str, answer: Mapping[str, Any], folder: Path) -> Finding:
     """What an interpreter has in other versions than its lock: the one with Slurm's plugin where it
     has that, else that of everything else."""
-    installed = {canonicalize_name(name): version for name, version in answer["versions"].items()}
+    installed: dict[str, str] = {
+        canonicalize_name(name): version for name, version in answer["versions"].items()
+    }
     file = folder / ("workflow.txt" if PLUGIN in installed else "constraints.txt")
     if not file.is_file():
         return Finding(subject, "warning", f"no lock {file} to compare with", "use a whole clone")

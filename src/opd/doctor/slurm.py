@@ -41,12 +41,9 @@ def profile(name: str) -> tuple[Path | None, dict[str, Any]]:
         from snakemake.cli import get_profile_dir
     except ImportError:
         return None, {}
-    found = get_profile_dir(name)
-    if found is None:
-        return None, {}
-    _, file = found
-    settings = yaml.safe_load(file.read_text())
-    return file, settings if isinstance(settings, dict) else {}
+    _, file = get_profile_dir(name) or (None, None)
+    options = yaml.safe_load(file.read_text()) if file else None
+    return file, options if isinstance(options, dict) else {}
 
 
 def asked(

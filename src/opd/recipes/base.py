@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from opd.core.errors import UserError
 from opd.core.schema import Strict
 from opd.core.text import suggestion
-from opd.data.templates import PLACE, TEMPLATES, named
+from opd.data import templates
 
 Grader = Literal["world", "rule", "math_verify", "choice"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -20,7 +20,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Plain = str | int | float | bool | None
-TEMPLATE_NAMES = ", ".join(TEMPLATES)
+TEMPLATE_NAMES = ", ".join(templates.TEMPLATES)
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,7 @@ def checked(check: Callable[[Any], Any]) -> AfterValidator:
     return AfterValidator(validate)
 
 
-def _check_template(template: str) -> str:
-    if PLACE not in named(template):
-        raise ValueError(f"template must be {TEMPLATE_NAMES}, or text that contains {{question}}")
-    return template
-
-
-Template = Annotated[str, AfterValidator(_check_template)]
+Template = Annotated[str, checked(partial(templates.apply, question=""))]
 
 
 class OneOf(Strict):

@@ -21,6 +21,7 @@ from opd.recipes.base import (
     Template,
     check_greedy,
 )
+from opd.recipes.models import PRESETS
 
 
 class TaskData(HubObject):
@@ -82,18 +83,7 @@ class Protocol(Strict):
         return self
 
 
-# The first paper's (section 3.1), the second's (Table 1), and one greedy sample.
-PROTOCOLS = {
-    "paper": Protocol(),
-    "many_faces": Protocol(
-        samples=1,
-        temperature=0.6,
-        max_new_tokens=16384,
-        cut_off="wrong",
-        chat_template={"enable_thinking": False},
-    ),
-    "greedy": Protocol(samples=1, temperature=0.0, top_p=1.0),
-}
+PROTOCOLS = {name: Protocol(**settings) for name, settings in PRESETS["protocols"].items()}
 
 
 class Evaluation(Asked):

@@ -26,7 +26,7 @@ from opd.recipes.base import (
     checked,
 )
 
-# Kind of training -> name -> published settings.
+# Kind of training, or protocols -> name -> published settings.
 PRESETS = load_yaml(package_file(__file__, "presets.yaml").read_text())
 PRESET = Field(default=None, exclude=True, description="published settings (recipes/presets.yaml)")
 

@@ -230,7 +230,7 @@ class Hub:
 def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     fake = Hub()
     monkeypatch.setattr(hub, "access", fake.access)
-    monkeypatch.setattr(hub, "token", lambda: False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     return fake
 
 
@@ -268,7 +268,7 @@ def test_an_object_without_a_commit_is_missing(fake_hub):
 )
 def test_what_the_hub_says_of_gates(fake_hub, monkeypatch, answers, token, gated, state, said):
     monkeypatch.setattr(hub, "GATED", set(gated))
-    monkeypatch.setattr(hub, "token", lambda: token)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_planted" if token else None)
     fake_hub.answers = answers
     found = only(fake_hub.look(), "hub access")
     assert found.state == state and said in found.what
