@@ -1,18 +1,31 @@
 """What every model of a YAML file is based on, and how its errors are told."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from opd.core.errors import UserError
+from opd.core.text import suggestion
 
 
 class Strict(BaseModel):
     """Unknown keys are errors; values are not coerced from other types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_its_keys(cls, given: Any) -> Any:
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        for key in given if isinstance(given, Mapping) else ():
+            if key not in known:
+                context = {"key": key, "hint": suggestion(str(key), known)}
+                raise PydanticCustomError("unknown_key", "no such key", context)
+        return given
 
 
 Given = TypeVar("Given", bound=Strict)
@@ -23,20 +36,25 @@ def valid(
 ) -> Given:
     """What is written in YAML, as a model. Raises ``UserError`` with the key that is wrong.
 
+    where: what the keys are of; empty for a config.
     added: parts of a location that are not keys, but pydantic's names for members of unions.
     """
     try:
         return model.model_validate(given)
     except ValidationError as error:
         # A misspelt key is also a missing one: the misspelling is what helps.
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        key = ".".join(str(part) for part in first["loc"] if part not in added)
+        first, *others = sorted(error.errors(), key=lambda e: e["type"] != "unknown_key")
+        keys = [str(part) for part in first["loc"] if part not in added]
         what = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            what = "no such key"
-        elif not isinstance(first["input"], Mapping | list):
-            what = f"{first['input']!r} is not allowed: {what}"
-        raise UserError(what, f"{where}.{key}" if key else where, remedy) from None
+        if first["type"] == "unknown_key":
+            keys.append(str(first["ctx"]["key"]))
+            remedy = first["ctx"]["hint"]
+        else:
+            if not isinstance(first["input"], Mapping | list):
+                what = f"{first['input']!r} is not allowed: {what}"
+            remedy += f" ({len(others)} more like this)" if others else ""
+        place = ".".join([where, *keys] if where else keys)
+        raise UserError(what, place or "config", remedy) from None
 
 
 SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -45,3 +63,11 @@ SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def load_yaml(text: str) -> Any:
     """What a YAML text holds: plain values only. Raises ``yaml.YAMLError`` where it is none."""
     return yaml.load(text, Loader=SafeLoader)
+
+
+def read_yaml(path: Path, remedy: str = "mend the file") -> Any:
+    """What a YAML file holds. Raises ``UserError`` where it cannot be read."""
+    try:
+        return load_yaml(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"not readable as YAML ({error})", str(path), remedy) from error

@@ -4,10 +4,15 @@ import difflib
 import math
 from collections.abc import Iterable
 
+# Keys that earlier versions had, by what they are called now.
+RENAMED = {"pairs": "sft_data", "opd": "distill"}
+
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The name that was probably meant, or all that there are."""
     names = list(known)
+    if RENAMED.get(name) in names:
+        return f"it is called '{RENAMED[name]}' now"
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean '{close[0]}'?" if close else f"there are {', '.join(names) or 'none'}"
 

@@ -39,7 +39,8 @@ def apply(template: str, question: str) -> str:
     """
     text = named(template)
     if PLACE not in text:
-        raise UserError(f"the template has no {PLACE}: {text!r}", "template", f"add {PLACE} to it")
+        remedy = f"add {PLACE} to it, or use {', '.join(TEMPLATES)}"
+        raise UserError(f"the template has no {PLACE}: {text!r}", "template", remedy)
     return text.replace(PLACE, question)
 
 

@@ -4,7 +4,6 @@
 """
 
 import tomllib
-from collections.abc import Iterable
 from pathlib import Path
 
 from opd.core.files import digest
@@ -35,10 +34,10 @@ def header(pyproject: Path) -> str:
     return f"Of what pyproject.toml asks for: {digest([*asked, whole['tool']['uv']])[:16]}"
 
 
-def old(pyproject: Path, envs: Path, files: Iterable[str] = FILES) -> list[str]:
+def old(pyproject: Path, envs: Path) -> list[str]:
     """The locks that were resolved from something else than pyproject.toml asks for now."""
     line = f"# {header(pyproject)}"
-    return [file for file in files if line not in (envs / file).read_text().splitlines()]
+    return [file for file in FILES if line not in (envs / file).read_text().splitlines()]
 
 
 if __name__ == "__main__":

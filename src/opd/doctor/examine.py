@@ -9,23 +9,19 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
 from opd.doctor import envs, hub, interpreters, machine, slurm
-from opd.doctor.finding import Finding, lines, ready, some
+from opd.doctor.base import Finding, some
 from opd.plan import artifacts as plan
-from opd.plan import calibrate, cost, hub_lock, outputs, resources
-from opd.plan import state as planned
-from opd.plan.resources import without_gpu
+from opd.plan import calibrate, cost, hub_lock, outputs, resources, state
 from opd.recipes import resolve
 from opd.recipes.config import Config
-from opd.stages import artifact
+from opd.stages.artifact import Artifact, closure
 from opd.stages.registry import STAGES
-
-__all__ = ["Finding", "examine", "lines", "ready"]
 
 
 def examine(
@@ -34,81 +30,82 @@ def examine(
     """Everything that is found of a run of these configs (as for Snakemake, later ones on top) and
     settings (KEY=VALUE), through a Snakemake profile where one is named. ``root`` is the top of
     the repository. What is wrong is found, not raised."""
-    given = slurm.profile(profile)[1] if profile else {}
+    options = slurm.profile(profile)[1] if profile else {}
     if not configs:
-        named = given.get("configfile") or ["config/mini.yaml"]
-        configs = [Path(one) for one in ([named] if isinstance(named, str) else named)]
+        named = options.get("configfile") or ["config/mini.yaml"]
+        configs = [Path(name) for name in ([named] if isinstance(named, str) else named)]
     findings = [*_tools(root)]
     asks: dict[str, dict[str, Any]] = {}
     try:
         config = resolve.read(configs, settings)
         site = resources.read_site(os.environ.get("OPD_SITE"), root / "slurm" / "site.yaml")
-        rows = resources.read_classes(root / "workflow" / "resources.yaml")
+        classes = resources.read_classes(root / "workflow" / "resources.yaml")
     except UserError as bad:
-        findings.append(_of(bad, "config"))
+        findings.append(_refused("config", bad))
     else:
-        findings.append(Finding("config", "ok", f"{' '.join(map(str, configs))}: {config.name}"))
-        everything = {
-            name: resources.resources(name, config, rows, site)
-            for name, stage in STAGES.items()
-            if stage.network != "always"  # these run on this machine
-        }
-        elsewhere = given.get("executor", "local") != "local"
-        theirs, stages = _run(config, site, configs, everything, elsewhere, root)
-        findings += theirs
-        asks = {rule: one for rule, one in everything.items() if rule in stages}
+        names = " ".join(map(str, configs))
+        findings.append(Finding("config", "ok", f"{names}: {config.name}"))
+        elsewhere = options.get("executor", "local") != "local"
+        about_run, asks = _run(config, names, site, classes, elsewhere, root)
+        findings += about_run
     if profile:
         findings += slurm.examine(profile, asks)
     return findings
 
 
-def _of(bad: UserError, subject: str) -> Finding:
+def _refused(subject: str, bad: UserError) -> Finding:
     return Finding(subject, "missing", f"{bad.where}: {bad.what}", bad.remedy)
 
 
 def _run(
     config: Config,
+    configs: str,
     site: resources.Site,
-    configs: list[Path],
-    asks: Mapping[str, Mapping[str, Any]],
+    classes: Mapping[str, resources.Ask],
     elsewhere: bool,
     root: Path,
-) -> tuple[list[Finding], set[str]]:
-    """Findings about what a config needs of this machine, and the stages that it runs; ``asks``:
-    the resources of each, ``elsewhere``: jobs run on other machines."""
+) -> tuple[list[Finding], dict[str, dict[str, Any]]]:
+    """Findings about what a config needs of this machine, and the resources of each stage that it
+    runs; ``configs``: its files, ``elsewhere``: jobs run on other machines."""
     results = root / "results" / config.name
-    locked = hub_lock.read(root / "config" / "hub.lock.yaml")
     findings = [*_files(config)]
-    artifacts: dict[str, artifact.Artifact] = {}
-    folders: list[str] = []
+    states: dict[str, str] = {}
+    artifacts: dict[str, Artifact] = {}
     if not findings:
         try:
-            artifacts = plan.plan(config, locked)
-            artifacts |= outputs.exhibits(config, artifacts, root / "config")
-            folders = artifact.closure(outputs.targets(config, artifacts), artifacts)
+            artifacts = state.artifacts_of(config, root / "config")
+            folders = closure(outputs.targets(config, artifacts), artifacts)
+            states = state.states(artifacts, folders, results, results.parent / ".store")
         except UserError as bad:
-            findings.append(_of(bad, "plan"))
-    states = planned.states(artifacts, folders, results, results.parent / ".store")
-    to_run = [artifacts[folder] for folder, state in states.items() if state in planned.TO_RUN]
-    if folders:
-        findings.append(Finding("plan", "ok", f"{len(to_run)} of {len(folders)} artifacts to make"))
-
-    stages = {one.stage for one in to_run} if folders else set(STAGES)
-    chosen = resources.interpreters(site, config)
-    wanted = interpreters.wanted(config, stages)
-    theirs, told = interpreters.examine(chosen, wanted, root / "envs", site.setup)
-    findings += theirs
-    if folders:
-        findings += hub.examine(config, locked, states, " ".join(map(str, configs)))
+            findings.append(_refused("plan", bad))
+    to_run = [artifacts[folder] for folder in states if states[folder] in state.TO_RUN]
+    if states:
+        findings.append(Finding("plan", "ok", f"{len(to_run)} of {len(states)} artifacts to make"))
+    stages = {artifact.stage for artifact in to_run} if states else set(STAGES)
+    chosen, modules = resources.interpreters(site, config), interpreters.wanted(config, stages)
+    about_them, answers = interpreters.examine(chosen, modules, root / "envs", site.setup)
+    findings += about_them
+    if states:
+        locked = hub_lock.read(root / "config" / "hub.lock.yaml")
+        findings += hub.examine(config, locked, states, configs)
         tables = calibrate.tables(root / "config" / "calibration.yaml")
-        facts = cost.Facts(artifacts, tables, planned.counted(states, results))
-        findings.append(_disk(facts, to_run, "cpu" if without_gpu(config) else "gpu", results))
+        facts = cost.Facts(artifacts, tables, state.counted(states, results))
+        device = "cpu" if resources.without_gpu(config) else "gpu"
+        widths = {artifact.folder: cost.width(artifact.cfg, device) for artifact in to_run}
+        known = {f: width for f, width in widths.items() if math.isfinite(cost.disk(facts, f))}
+        stays, running = cost.room(facts, known, max(known.values(), default=1))
+        findings.append(machine.disk(results, stays, running, len(widths) - len(known)))
     findings += machine.file_system(results)
     findings.append(machine.processors(config.threads))
-    needed = max((slurm.gpus_asked(one) for rule, one in asks.items() if rule in stages), default=0)
-    torch = told.get("gpu", {}).get("gpus")
+    asks = {
+        name: resources.resources(name, config, classes, site)
+        for name, stage in STAGES.items()
+        if name in stages and stage.network != "always"  # these run on this machine
+    }
+    needed = max(map(slurm.gpus_asked, asks.values()), default=0)
+    torch = answers.get("gpu", {}).get("gpus")
     findings.append(machine.gpus(machine.devices(), torch, needed, elsewhere))
-    return findings, stages
+    return findings, asks
 
 
 def _tools(root: Path) -> Iterator[Finding]:
@@ -124,7 +121,7 @@ def _tools(root: Path) -> Iterator[Finding]:
     else:
         yield Finding("locks", "ok", "envs/ is of what pyproject.toml asks for")
     try:
-        there = importlib.metadata.version("snakemake")
+        version = importlib.metadata.version("snakemake")
     except importlib.metadata.PackageNotFoundError:
         remedy = "pip install -r envs/workflow.txt, or make install"
         yield Finding("snakemake", "missing", f"not beside {sys.executable}", remedy)
@@ -132,11 +129,11 @@ def _tools(root: Path) -> Iterator[Finding]:
     command = shutil.which("snakemake")
     beside = Path(sys.executable).with_name("snakemake")
     if command is None or Path(command).resolve() != beside.resolve():
-        what = f"{there} beside {sys.executable}, but `snakemake` is {command or 'not on PATH'}"
+        what = f"{version} beside {sys.executable}, but `snakemake` is {command or 'not on PATH'}"
         remedy = f"activate the environment: PATH={beside.parent}:$PATH"
         yield Finding("snakemake", "warning", what, remedy)
     else:
-        yield Finding("snakemake", "ok", f"{there}, {command}")
+        yield Finding("snakemake", "ok", f"{version}, {command}")
 
 
 def _files(config: Config) -> Iterator[Finding]:
@@ -150,13 +147,3 @@ def _files(config: Config) -> Iterator[Finding]:
     if missing:
         what = some(f"{bad.where}: {bad.what}" for bad in missing)
         yield Finding("data files", "missing", what, missing[0].remedy)
-
-
-def _disk(
-    facts: cost.Facts, to_run: Iterable[artifact.Artifact], device: str, results: Path
-) -> Finding:
-    """Free room against what `opd plan` says that the run needs."""
-    widths = {each.folder: cost.width(each.cfg, device) for each in to_run}
-    known = {f: width for f, width in widths.items() if math.isfinite(cost.disk(facts, f))}
-    stays, running = cost.room(facts, known, max(known.values(), default=1))
-    return machine.disk(results, stays, running, len(widths) - len(known))

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,7 @@ from packaging.utils import canonicalize_name
 import opd
 from opd.core.files import content
 from opd.doctor import envs
-from opd.doctor.ask import ask
-from opd.doctor.finding import Finding, some
+from opd.doctor.base import Finding, ask, some
 from opd.recipes.config import Config
 from opd.stages.registry import STAGES
 
@@ -31,7 +33,7 @@ TRIED = {
 PROBE = """
 import importlib, importlib.metadata, json, os, platform, sys
 os.environ["HF_HUB_OFFLINE"] = "1"
-told = os.dup(1)
+stdout = os.dup(1)
 os.dup2(2, 1)
 failed = {}
 for name in sys.argv[1:]:
@@ -41,27 +43,25 @@ for name in sys.argv[1:]:
         failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
 torch = sys.modules.get("torch")
 package = sys.modules.get("opd")
-found = {
+answer = {
     "python": platform.python_version(),
     "versions": {d.name: d.version for d in importlib.metadata.distributions() if d.name},
     "failed": failed,
     "gpus": torch.cuda.device_count() if torch and hasattr(torch, "cuda") else 0,
     "opd": os.path.dirname(package.__file__) if package else None,
 }
-os.write(told, json.dumps(found).encode())
+os.write(stdout, json.dumps(answer).encode())
 os._exit(0)
 """
 
 
 def wanted(config: Config, stages: Iterable[str]) -> dict[str, set[str]]:
     """Kind of interpreter (light, gpu, vllm) -> modules that it has to import for these stages."""
-    kinds: set[str] = {STAGES[stage].python for stage in stages}
-    found = {kind: {"opd.cli.main", *TRIED[kind]} for kind in sorted(kinds)}
-    if "vllm" in found and config.backend == "vllm":
-        found["vllm"].add("vllm")
-    if "gpu" in found and config.training.vllm is not None:
-        found["gpu"].add("vllm")
-    return found
+    uses_vllm = {"vllm": config.backend == "vllm", "gpu": config.training.vllm is not None}
+    return {
+        kind: {"opd.cli.main", *TRIED[kind], *(["vllm"] if uses_vllm.get(kind) else [])}
+        for kind in sorted({STAGES[stage].python for stage in stages})
+    }
 
 
 def probe(
@@ -76,15 +76,18 @@ def probe(
     command = [python, "-c", PROBE, *sorted(modules)]
     if setup:
         command = ["bash", "-c", f'{setup}\nexec "$0" "$@"', *command]
-    code, out, err = ask(command, seconds)
-    if code is None:
-        late = f"does not answer within {seconds:g} s"
-        return {"error": f"does not start ({err})" if err else late}
     try:
-        return dict(json.loads(out))
+        done = ask(command, seconds)
+    except OSError as error:
+        return {"error": f"does not start ({error.strerror or error})"}
+    except subprocess.TimeoutExpired:
+        return {"error": f"does not answer within {seconds:g} s"}
+    try:
+        return dict(json.loads(done.stdout))
     except ValueError:
-        text = (err.strip() or out.strip()).splitlines()
-        return {"error": f"ends with {code} ({text[-1][:200] if text else 'silently'})"}
+        text = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        last = text[-1][:200] if text else "silently"
+        return {"error": f"ends with {done.returncode} ({last})"}
 
 
 def examine(
@@ -96,30 +99,31 @@ def examine(
     One process for each interpreter, all at once, however many kinds it serves.
     """
     findings: list[Finding] = []
-    kinds: dict[str, list[str]] = {}  # by path of the interpreter
+    kinds = defaultdict(list)  # by path of the interpreter
     for kind in wanted:
         python = chosen.get(kind) or sys.executable
         if path := shutil.which(python):
-            kinds.setdefault(path, []).append(kind)
+            kinds[path].append(kind)
         else:
             where = f"interpreters.{kind}"
             remedy = f"mend {where} in slurm/site.yaml or the config, or make the environment"
             findings.append(Finding(where, "missing", f"no such program: {python}", remedy))
 
-    def probed(path: str) -> dict[str, Any]:
-        return probe(path, set().union(*(wanted[kind] for kind in kinds[path])), setup=setup)
-
+    modules = [set().union(*(wanted[kind] for kind in kinds[path])) for path in kinds]
     with ThreadPoolExecutor() as pool:
-        answers = dict(zip(kinds, pool.map(probed, kinds), strict=True))
+        probed = pool.map(partial(probe, setup=setup), kinds, modules)
+        answers = dict(zip(kinds, probed, strict=True))
     for path, answer in answers.items():
         for kind in kinds[path]:
-            findings += _one(f"interpreters.{kind}", path, wanted[kind], answer)
+            findings += _of_kind(f"interpreters.{kind}", path, wanted[kind], answer)
         if "error" not in answer:
             findings.append(drift(f"versions of {', '.join(kinds[path])}", answer, folder))
     return findings, {kind: answers[path] for path in kinds for kind in kinds[path]}
 
 
-def _one(where: str, path: str, modules: set[str], answer: Mapping[str, Any]) -> Iterator[Finding]:
+def _of_kind(
+    where: str, path: str, modules: set[str], answer: Mapping[str, Any]
+) -> Iterator[Finding]:
     if "error" in answer:
         yield Finding(where, "missing", f"{path} {answer['error']}", "run it by hand to see why")
         return
@@ -129,9 +133,9 @@ def _one(where: str, path: str, modules: set[str], answer: Mapping[str, Any]) ->
         yield Finding(where, "missing", f"{path} cannot import {some(failed)}", remedy)
         return
     yield Finding(where, "ok", f"{path}, Python {answer['python']}, {len(modules)} imports")
-    other, own = Path(answer["opd"]), Path(next(iter(opd.__path__)))
-    if other != own and _code(other) != _code(own):
-        what = f"it runs the code in {other}, which is not that in {own}"
+    installed, own = Path(answer["opd"]), Path(next(iter(opd.__path__)))
+    if installed != own and _code(installed) != _code(own):
+        what = f"it runs the code in {installed}, which is not that in {own}"
         remedy = f"install this checkout there: pip install -e {own.parents[1]}"
         yield Finding(where, "missing", what, remedy)
 
@@ -151,13 +155,13 @@ def drift(subject: str, answer: Mapping[str, Any], folder: Path) -> Finding:
     if not file.is_file():
         return Finding(subject, "warning", f"no lock {file} to compare with", "use a whole clone")
     pinned = envs.pins(file, answer["python"])
-    shared = pinned.keys() & installed.keys()
-    other = [
-        f"{name} {installed[name]} (locked: {version})"
-        for name, version in pinned.items()
-        if name in shared and installed[name].partition("+")[0] != version
+    shared = [name for name in pinned if name in installed]
+    drifted = [
+        f"{name} {installed[name]} (locked: {pinned[name]})"
+        for name in shared
+        if installed[name].partition("+")[0] != pinned[name]
     ]
-    if other:
+    if drifted:
         remedy = f"install these again with pip install -c {file}, or expect other numbers"
-        return Finding(subject, "warning", f"not as in {file}: {some(other)}", remedy)
+        return Finding(subject, "warning", f"not as in {file}: {some(drifted)}", remedy)
     return Finding(subject, "ok", f"{len(shared)} packages as in {file}")

@@ -6,22 +6,19 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from opd.doctor.ask import ask
-from opd.doctor.finding import Finding, State, some
+from opd.doctor.base import Finding, State, output, some
 from opd.plan.show import GIB, digits
 
 SKEW_SECONDS = 2
-SECONDS = 20
 
 
 def above(path: Path) -> Path:
     """The folder itself, or the nearest above it that is there."""
     path = path.absolute()
-    while not path.is_dir():
-        path = path.parent
-    return path
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def file_system(results: Path) -> Iterator[Finding]:
@@ -29,13 +26,13 @@ def file_system(results: Path) -> Iterator[Finding]:
     folder = above(results)
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
-            made = Path(name) / "file"
+            file = Path(name) / "file"
             before = time.time()
-            made.write_text("x")
-            skew = made.stat().st_mtime - before
-            (made.parent / "link").symlink_to("file")
-            made.replace(made.with_name("moved"))
-            locks = exclusive(made.parent / "lock")
+            file.write_text("x")
+            skew = file.stat().st_mtime - before
+            file.with_name("link").symlink_to("file")
+            file.replace(file.with_name("moved"))
+            locks = exclusive(file.with_name("lock"))
     except OSError as error:
         remedy = "let the workflow run where you may write, or mend the folder's owner and mode"
         what = f"{folder}: {error.strerror or error}"
@@ -63,28 +60,20 @@ def file_system(results: Path) -> Iterator[Finding]:
 
 def exclusive(path: Path) -> bool:
     """Whether a lock on a file keeps a second one out."""
-    with path.open("w") as first, path.open("w") as second:
+    with path.open("w") as first, path.open("w") as second, suppress(OSError):
+        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
-            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            try:
-                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        except OSError:
-            pass
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False
 
 
-def mount(folder: Path, table: Path = Path("/proc/self/mounts")) -> tuple[str, list[str]]:
-    """Type and options of the file system that a folder lies on, as the kernel lists them."""
-    best: tuple[str, str, list[str]] = ("", "this file system", [])
-    if table.is_file():
-        for line in table.read_text().splitlines():
-            _, at, kind, options, *_ = line.split(" ")
-            at = at.replace("\\040", " ")
-            if folder.is_relative_to(at) and len(at) >= len(best[0]):
-                best = (at, kind, options.split(","))
-    return best[1], best[2]
+def mount(folder: Path) -> tuple[str, list[str]]:
+    """Type and options of the file system that a folder lies on."""
+    line = output("findmnt", "--noheadings", "--output=FSTYPE,OPTIONS", "--target", str(folder))
+    kind, options = line.split() if line else ("this file system", "")
+    return kind, options.split(",")
 
 
 def disk(results: Path, stays: float, running: float, unknown: int) -> Finding:
@@ -105,17 +94,17 @@ def disk(results: Path, stays: float, running: float, unknown: int) -> Finding:
 
 def processors(threads: int) -> Finding:
     """Processors that this process may use, against what one job wants."""
-    there = len(os.sched_getaffinity(0))
-    if threads > there:
-        what = f"{there} here, a job computes with {threads} threads"
+    usable = len(os.sched_getaffinity(0))
+    if threads > usable:
+        what = f"{usable} here, a job computes with {threads} threads"
         return Finding("processors", "warning", what, "set threads to what the machines have")
-    return Finding("processors", "ok", f"{there} here, {threads} a job")
+    return Finding("processors", "ok", f"{usable} here, {threads} a job")
 
 
 def devices() -> list[str]:
     """Names of the GPUs that the driver sees."""
-    answer = ask(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"], SECONDS)
-    return answer.out.strip().splitlines() if answer.code == 0 else []
+    names = output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
+    return (names or "").strip().splitlines()
 
 
 def gpus(seen: list[str], torch: int | None, needed: int, elsewhere: bool) -> Finding:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import math
-import os
 import re
 import shutil
 from collections import defaultdict
@@ -12,12 +11,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from opd.doctor.ask import ask
-from opd.doctor.finding import Finding, some
+from opd.doctor.base import Finding, output, some
 from opd.doctor.interpreters import PLUGIN
 
 COMMANDS = ("sbatch", "squeue", "sinfo", "scontrol", "scancel")
-SECONDS = 20
 # What Snakemake's plugin waits before it first asks for states, and how many times that an ended
 # job has to stay in squeue's list.
 DEFAULT_INIT_SECONDS, POLLS_KEPT = 40, 3
@@ -40,29 +37,25 @@ class Partition(NamedTuple):
 def profile(name: str) -> tuple[Path | None, dict[str, Any]]:
     """The file that ``snakemake --profile NAME`` reads here, and what it says; None and nothing
     where there is none."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    for base in (Path(), home / "snakemake", Path("/etc/xdg/snakemake")):
-        files = [base / name] if (base / name).is_file() else []
-        for pattern in ("profile.v*+.yaml", "profile.yaml", "config.v*+.yaml", "config.yaml"):
-            files += sorted((base / name).glob(pattern))
-        if files:
-            settings = yaml.safe_load(files[0].read_text())
-            return files[0], settings if isinstance(settings, dict) else {}
-        if (base / name).is_dir():
-            break  # it hides what lies in the other places
-    return None, {}
+    try:
+        from snakemake.cli import get_profile_dir
+    except ImportError:
+        return None, {}
+    _, file = get_profile_dir(name) or (None, None)
+    options = yaml.safe_load(file.read_text()) if file else None
+    return file, options if isinstance(options, dict) else {}
 
 
 def asked(
-    profile: Mapping[str, Any], rules: Mapping[str, Mapping[str, Any]]
+    options: Mapping[str, Any], rules: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Resources of each rule: those of the workflow between a profile's ``default-resources`` and
     its ``set-resources``."""
-    defaults = _resources(profile.get("default-resources"))
-    over = {rule: _resources(own) for rule, own in (profile.get("set-resources") or {}).items()}
+    defaults = _resources(options.get("default-resources"))
+    set_ones = options.get("set-resources") or {}
     return {
-        rule: {**defaults, **rules.get(rule, {}), **over.get(rule, {})}
-        for rule in dict.fromkeys([*rules, *over])
+        rule: {**defaults, **rules.get(rule, {}), **_resources(set_ones.get(rule))}
+        for rule in dict.fromkeys([*rules, *set_ones])
     } or {"default-resources": defaults}
 
 
@@ -76,13 +69,13 @@ def _resources(resources: Any) -> dict[str, Any]:
 def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     """Findings about the profile ``name`` and its cluster; ``rules``: the resources that the
     workflow asks for, by rule."""
-    file, own = profile(name)
+    file, options = profile(name)
     if file is None:
         remedy = "run at the top of the repository, or give the name of a profile"
         yield Finding("profile", "missing", f"no profile '{name}' is found from here", remedy)
         return
-    yield Finding("profile", "ok", f"{file}, executor {own.get('executor', 'local')}")
-    if own.get("executor") != "slurm":
+    yield Finding("profile", "ok", f"{file}, executor {options.get('executor', 'local')}")
+    if options.get("executor") != "slurm":
         return
     yield _plugin()
     absent = [command for command in COMMANDS if shutil.which(command) is None]
@@ -90,8 +83,8 @@ def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Findi
         remedy = "run on a machine of the cluster that takes jobs (a login node)"
         yield Finding("Slurm", "missing", f"no {some(absent)} on PATH", remedy)
         return
-    config = _say("scontrol", "show", "config")
-    table = _say("sinfo", "--noheader", "--format=%R|%a|%D|%c|%m|%G|%l|%t")
+    config = output("scontrol", "show", "config")
+    table = output("sinfo", "--noheader", "--format=%R|%a|%D|%c|%m|%G|%l|%t")
     if config is None or table is None:
         remedy = "see that slurmctld runs (`scontrol ping`) and that this machine may ask it"
         yield Finding("Slurm", "missing", "the controller does not answer", remedy)
@@ -99,38 +92,32 @@ def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Findi
     settings = dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", config, re.MULTILINE))
     version = settings.get("SLURM_VERSION", "of an unknown version")
     yield Finding("Slurm", "ok", f"{version}, cluster {settings.get('ClusterName', 'unnamed')}")
-    yield _status(own, settings, file)
-    yield _partitions(asked(own, rules), partitions(table))
+    yield _status(options, settings, file)
+    yield _partitions(asked(options, rules), partitions(table))
 
 
 def _plugin() -> Finding:
     try:
-        there = importlib.metadata.version(PLUGIN)
+        version = importlib.metadata.version(PLUGIN)
     except importlib.metadata.PackageNotFoundError:
         remedy = "pip install -r envs/workflow.txt, into an environment without vLLM"
         return Finding("Slurm plugin", "missing", f"{PLUGIN} is not installed", remedy)
-    return Finding("Slurm plugin", "ok", f"{PLUGIN} {there}")
+    return Finding("Slurm plugin", "ok", f"{PLUGIN} {version}")
 
 
-def _say(*command: str) -> str | None:
-    """Standard output of a command; None where it fails or does not end in time."""
-    answer = ask(command, SECONDS)
-    return answer.out if answer.code == 0 else None
-
-
-def _status(profile: Mapping[str, Any], settings: Mapping[str, str], file: Path) -> Finding:
+def _status(options: Mapping[str, Any], settings: Mapping[str, str], file: Path) -> Finding:
     """Whether the command that asks for states of jobs ever tells that one has ended."""
     subject = "Slurm accounting"
     storage = settings.get("AccountingStorageType", "(null)").rpartition("/")[2]
     accounting = storage not in ("none", "(null)")
-    if profile.get("slurm-status-command", "sacct") == "sacct":
-        if accounting and _say("sacct", "--noheader", "--parsable2", "--starttime=now") is not None:
+    if options.get("slurm-status-command", "sacct") == "sacct":
+        states = output("sacct", "--noheader", "--parsable2", "--starttime=now")
+        if accounting and states is not None:
             return Finding(subject, "ok", f"{storage}, sacct is asked for states")
         what = "none, and sacct is asked for states: Snakemake would wait for ever"
         return Finding(subject, "missing", what, f"slurm-status-command: squeue in {file}")
-    kept = re.match(r"\d+", settings.get("MinJobAge", ""))
-    seconds = float(kept[0]) if kept else math.inf
-    init = int(profile.get("slurm-init-seconds-before-status-checks", DEFAULT_INIT_SECONDS))
+    seconds = _number(settings.get("MinJobAge", "")) or math.inf  # 0: for good
+    init = int(options.get("slurm-init-seconds-before-status-checks", DEFAULT_INIT_SECONDS))
     if seconds < POLLS_KEPT * init:
         # The plugin then asks sacct after all.
         what = f"ended jobs stay in squeue's list for {seconds:g} s (MinJobAge), too short for it"
@@ -154,12 +141,12 @@ def partitions(table: str) -> dict[str, Partition]:
 
 def _partition(rows: list[list[str]]) -> Partition:
     """A partition of nodes of one or several kinds, a row each."""
-    up, counts, cpus, memory, gres, limits, states = zip(*rows, strict=True)
+    up, counts, cpus, memory, gres, limits, _ = zip(*rows, strict=True)
     # A star behind a state: the node does not answer.
-    takes = [re.match(r"(idle|mix|alloc|comp|resv|plnd)[^*]*$", state) for state in states]
+    takes_jobs = re.compile(r"(idle|mix|alloc|comp|resv|plnd)[^*]*$")
     return Partition(
         up=up[0] == "up",
-        nodes=sum(int(n) for n, state in zip(counts, takes, strict=True) if state),
+        nodes=sum(int(row[1]) for row in rows if takes_jobs.match(row[-1])),
         of=sum(map(int, counts)),
         cpus=max(map(_number, cpus)),
         mem_mb=max(map(_number, memory)),
@@ -194,35 +181,37 @@ def minutes(limit: str) -> float:
     return days * 1440 + hours * 60 + rest + seconds / 60
 
 
-def _partitions(asked: Mapping[str, Mapping[str, Any]], there: Mapping[str, Partition]) -> Finding:
+def _partitions(
+    asks: Mapping[str, Mapping[str, Any]], partitions: Mapping[str, Partition]
+) -> Finding:
     """What each rule asks for, against what the partitions have that it may run in."""
-    shown = some(
+    summary = some(
         f"{name} ({partition.nodes} of {partition.of} nodes, {partition.gpus} GPUs each)"
-        for name, partition in there.items()
+        for name, partition in partitions.items()
     )
-    if not any(partition.up and partition.nodes for partition in there.values()):
-        what = f"no partition has a node that takes jobs: {shown or 'there is none'}"
+    if not any(partition.up and partition.nodes for partition in partitions.values()):
+        what = f"no partition has a node that takes jobs: {summary or 'there is none'}"
         remedy = "ask whoever runs the cluster; see `sinfo`"
         return Finding("partitions", "missing", what, remedy)
-    wrong: dict[str, list[str]] = defaultdict(list)
-    for rule, wants in asked.items():
-        for lack in _lacks(wants, there):
-            wrong[lack].append(rule)
-    if wrong:
-        lacks = "; ".join(f"{lack} ({some(rules, 3)})" for lack, rules in wrong.items())
+    rules_by_lack: dict[str, list[str]] = defaultdict(list)
+    for rule, wants in asks.items():
+        for lack in _lacks(wants, partitions):
+            rules_by_lack[lack].append(rule)
+    if rules_by_lack:
+        lacks = "; ".join(f"{lack} ({some(rules, 3)})" for lack, rules in rules_by_lack.items())
         remedy = "mend slurm/site.yaml, or plan smaller jobs (training.processes)"
-        return Finding("partitions", "missing", f"{shown}; {lacks}", remedy)
-    return Finding("partitions", "ok", shown)
+        return Finding("partitions", "missing", f"{summary}; {lacks}", remedy)
+    return Finding("partitions", "ok", summary)
 
 
-def _lacks(wants: Mapping[str, Any], there: Mapping[str, Partition]) -> Iterator[str]:
+def _lacks(wants: Mapping[str, Any], partitions: Mapping[str, Partition]) -> Iterator[str]:
     """What no partition that a job may run in has, in words."""
     names = [name for name in str(wants.get("slurm_partition") or "").split(",") if name]
-    unknown = [name for name in names if name not in there]
+    unknown = [name for name in names if name not in partitions]
     if unknown:
         yield f"no partition {unknown[0]}"
         return
-    usable = [there[name] for name in names or there if there[name].up]
+    usable = [partitions[name] for name in names or partitions if partitions[name].up]
     at = f" in {','.join(names)}" if names else ""
     for unit, want, field in (
         ("GPUs of one node", gpus_asked(wants), "gpus"),

@@ -16,10 +16,10 @@ from opd.plan.base import artifact, at, engine, evaluation_at, inputs_of, settin
 from opd.plan.hub_lock import locked
 from opd.plan.microscope import microscope
 from opd.recipes.config import Config
+from opd.recipes.data import Dedup
 from opd.recipes.evaluation import PROTOCOLS
-from opd.recipes.microscope import MICROSCOPE
 from opd.recipes.models import Kept, Model
-from opd.recipes.prompts import Dedup
+from opd.recipes.probes import MICROSCOPE
 from opd.stages.artifact import Artifact
 from opd.stages.registry import STAGES
 from opd.training import batches

@@ -8,12 +8,9 @@ import yaml
 
 from opd.core.errors import UserError
 from opd.core.schema import load_yaml
+from opd.recipes.base import HubObject
 from opd.recipes.config import Config
-from opd.recipes.evaluation import TaskData
 from opd.recipes.models import Hub
-from opd.recipes.prompts import HubPrompts
-
-HubObject = Hub | HubPrompts | TaskData
 
 HEADER = "# Commits of hub objects, read from the hub by `opd lock CONFIG`. Do not edit.\n"
 

@@ -6,7 +6,7 @@ from typing import Any
 from opd.plan.base import artifact, at, engine, evaluation_at, inputs_of, settings_of
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
-from opd.recipes.microscope import (
+from opd.recipes.probes import (
     AlignmentProbe,
     ForecastProbe,
     OutcomeProbe,

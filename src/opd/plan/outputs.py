@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd.core.errors import UserError
+from opd.core.schema import read_yaml
 from opd.plan import names as declared
 from opd.plan.base import artifact, at, evaluation_at
 from opd.recipes.base import unknown
@@ -49,7 +50,7 @@ def read_paper(name: str, root: Path) -> Paper:
             known = sorted(p.stem for p in path.parent.glob(f"*{path.suffix}"))
             raise unknown(name, known, "papers", "paper")
     rows = claim_spec.read_targets(files["targets"])
-    drawings, given = claim_spec.read_yaml(drawn), claim_spec.read_claims(files["claims"])
+    drawings, given = read_yaml(drawn), claim_spec.read_claims(files["claims"])
     names = {key: given[key] for key in ("arms", "probes")}
     try:
         figures = figure_spec.check(drawings, rows)

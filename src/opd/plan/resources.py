@@ -7,14 +7,13 @@ site has its own names and sizes in slurm/site.yaml. Nothing here changes what a
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import yaml
 from pydantic import Field
 
 from opd.core.errors import UserError
-from opd.core.schema import Strict, valid
-from opd.recipes.base import Count, renamed
+from opd.core.schema import Strict, read_yaml, valid
+from opd.recipes.base import Count, unknown
 from opd.recipes.config import Config, Interpreters
 from opd.stages.registry import STAGES, Work
 
@@ -56,7 +55,7 @@ class Site(Strict):
     setup: str = Field(default="", description="shell lines before every stage")
     classes: dict[Annotated[str, Field(pattern=f"^(gpu|{CLASS})$")], Ask] = Field(default={})
     # Rules have the names of their stages.
-    rules: dict[Literal[*STAGES], RuleAsk] = Field(default={})  # type: ignore[valid-type]
+    rules: dict[str, RuleAsk] = Field(default={})
 
 
 def interpreters(site: Site, config: Config) -> dict[str, str]:
@@ -80,8 +79,9 @@ def read_site(named: str | None, default: Path) -> Site:
         return Site()
     path = Path(named) if named else default
     given = _yaml(path)
-    if "opd" in (given.get("rules") or ()):
-        raise renamed(f"{path}.rules.opd")
+    for rule in given.get("rules") or ():
+        if rule not in STAGES:
+            raise unknown(rule, STAGES, f"{path}.rules.{rule}", "rule")
     site = valid(Site, given, str(path), REMEDY)
     if site.gpu_model and site.gres:
         raise UserError("gpu_model and gres exclude each other", str(path), "give one of the two")
@@ -94,10 +94,7 @@ def read_classes(path: Path) -> dict[str, Ask]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        mapping = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"not readable as YAML ({error})", str(path), REMEDY) from error
+    mapping = read_yaml(path, REMEDY) or {}
     if not isinstance(mapping, dict):
         raise UserError("not a mapping", str(path), REMEDY)
     return mapping

@@ -1,29 +1,31 @@
 """What recipes of all sections have in common: types of values, and names of other recipes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from functools import cache, partial
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from opd.core.errors import UserError
 from opd.core.schema import Strict
 from opd.core.text import suggestion
-from opd.data.templates import PLACE, TEMPLATES, named
+from opd.data import templates
 
 Grader = Literal["world", "rule", "math_verify", "choice"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Count = Annotated[int, Field(ge=1)]
+Number = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Plain = str | int | float | bool | None
-TEMPLATE_NAMES = ", ".join(TEMPLATES)
+TEMPLATE_NAMES = ", ".join(templates.TEMPLATES)
 
 
 @dataclass(frozen=True)
 class Ref:
-    """Marks a field that names a recipe of another section (or several), or something built in."""
+    """Marks the name of a recipe of another section, or of something built in."""
 
     section: str
     builtin: tuple[str, ...] = ()
@@ -36,14 +38,34 @@ PromptsRef = Annotated[Name, Ref("prompts")]
 SftDataRef = Annotated[Name, Ref("sft_data")]
 GenerationsRef = Annotated[Name, Ref("generations")]
 EvaluationRef = Annotated[Name, Ref("evaluations")]
+DemonstrationsRef = Annotated[Name, Ref("demonstrations")]
+ProbeRef = Annotated[Name, Ref("probes")]
+
+
+def checked(check: Callable[[Any], Any]) -> AfterValidator:
+    """Refuses values for which a function raises ``UserError``."""
+
+    def validate(value: Any) -> Any:
+        try:
+            check(value)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    return AfterValidator(validate)
+
+
+Template = Annotated[str, checked(partial(templates.apply, question=""))]
 
 
 class OneOf(Strict):
-    """A recipe with exactly one kind among ``kinds``."""
+    """A recipe with exactly one kind among ``KINDS``, or among all its fields."""
+
+    KINDS: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def kinds(cls) -> tuple[str, ...]:
-        raise NotImplementedError
+        return cls.KINDS or tuple(cls.model_fields)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "OneOf":
@@ -60,18 +82,32 @@ class OneOf(Strict):
         return next(kind for kind in self.kinds() if getattr(self, kind) is not None)
 
 
+class HubObject(Strict):
+    """A model or a dataset of the hub."""
+
+    id: str
+    revision: str | None = Field(
+        default=None, description="as far as known; `opd lock` finds the 40 digits"
+    )
+
+
 MICRO_BATCH = Field(
     default=None, description="sequences that go through the model at a time; all if not given"
 )
 
 
-class Sampled(Strict):
+class Asked(Strict):
+    """How many tokens a model is asked with, and how many sequences at a time."""
+
+    max_prompt_tokens: Count = 1024
+    batch_size: Count = 64
+
+
+class Sampled(Asked):
     """How models are sampled where a recipe says nothing else."""
 
     temperature: NonNegative = 1.0
     top_p: Share = 1.0
-    max_prompt_tokens: Count = 1024
-    batch_size: Count = 64
 
 
 def check_greedy(temperature: float, samples: int) -> None:
@@ -79,25 +115,34 @@ def check_greedy(temperature: float, samples: int) -> None:
         raise ValueError("at temperature 0 all samples of a prompt are the same: ask for one")
 
 
-def check_template(template: str | None) -> None:
-    if template is not None and PLACE not in named(template):
-        raise ValueError(f"template must be {TEMPLATE_NAMES}, or text that contains {{question}}")
+@cache
+def _marks(recipe: type[BaseModel]) -> dict[str, Ref | None]:
+    """The fields of a recipe, and the mark of each that names other recipes."""
+
+    def marks(parts: Iterable[Any]) -> Iterator[Ref]:
+        for part in parts:
+            if isinstance(part, Ref):
+                yield part
+            yield from marks(get_args(part))
+
+    fields = recipe.model_fields.items()
+    return {key: next(marks((*info.metadata, info.annotation)), None) for key, info in fields}
 
 
 def naming(recipe: BaseModel, path: str = "") -> Iterator[tuple[BaseModel, str, str, Ref]]:
     """Every field of a recipe, and of those within it, that names other recipes: the recipe that
     has the field, its key there, its key from the outside, and its mark."""
-    for key, info in type(recipe).model_fields.items():
+    for key, mark in _marks(type(recipe)).items():
         value, where = getattr(recipe, key), f"{path}{key}"
-        yield from ((recipe, key, where, mark) for mark in info.metadata if isinstance(mark, Ref))
-        parts: Iterable[tuple[Any, Any]] = ()
-        if isinstance(value, BaseModel):
-            yield from naming(value, f"{where}.")
-        elif isinstance(value, dict | list):
-            parts = value.items() if isinstance(value, dict) else enumerate(value)
-        for part, item in parts:
-            if isinstance(item, BaseModel):
-                yield from naming(item, f"{where}.{part}.")
+        parts = {where: value}
+        if isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            parts = {f"{where}.{part}": item for part, item in items}
+        if mark:
+            yield recipe, key, where, mark
+        for place, part in parts.items():
+            if isinstance(part, BaseModel):
+                yield from naming(part, f"{place}.")
 
 
 def references(recipe: BaseModel) -> Iterator[tuple[str, str, str]]:
@@ -109,18 +154,6 @@ def references(recipe: BaseModel) -> Iterator[tuple[str, str, str]]:
                 yield where, mark.section, name
 
 
-# Keys that configs have had, by what they are called now.
-RENAMED = {"pairs": "sft_data"}
-
-
-def renamed(where: str) -> UserError:
-    """What is wrong with a key ``opd``, or one that begins with it."""
-    return UserError("'opd' is called 'distill' now", where, "write distill")
-
-
 def unknown(name: str, known: Iterable[str], where: str, kind: str) -> UserError:
     """The error about a name that is none of the ``known`` ones, with the one that was meant."""
-    known = list(known)
-    now = RENAMED.get(name)
-    hint = f"it is called '{now}' now" if now in known else suggestion(name, known)
-    return UserError(f"unknown {kind} '{name}'", where, hint)
+    return UserError(f"unknown {kind} '{name}'", where, suggestion(name, known))

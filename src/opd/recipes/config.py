@@ -5,14 +5,12 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from opd.core.schema import Strict
-from opd.recipes.base import Count, EvaluationRef, Name, OneOf, Plain, Share
+from opd.recipes.base import Count, EvaluationRef, Name, Plain, Share
+from opd.recipes.data import Contamination, Generation, PromptSet, SftData
 from opd.recipes.evaluation import Benchmark, Evaluation, Protocol
-from opd.recipes.generation import Generation, SftData
-from opd.recipes.microscope import Demonstrations
 from opd.recipes.models import Model
 from opd.recipes.outputs import Arm, Figure, Table
-from opd.recipes.probes import Probe
-from opd.recipes.prompts import Contamination, PromptSet
+from opd.recipes.probes import Demonstrations, Probe
 
 
 class Interpreters(Strict):
@@ -121,38 +119,24 @@ class Config(Strict):
     )
 
     @model_validator(mode="after")
-    def _batch_invariant_is_vllm(self) -> "Config":
+    def _has_what_it_needs(self) -> "Config":
         if self.engine.batch_invariant and self.backend != "vllm":
             raise ValueError("engine.batch_invariant needs backend: vllm")
-        return self
-
-    @model_validator(mode="after")
-    def _papers_are_evaluated(self) -> "Config":
         if self.papers and self.evaluation is None:
             raise ValueError("papers need evaluation: the one that their claims are about")
         return self
 
 
-def _recipes(section: type[OneOf]) -> dict[str, type[Strict]]:
-    """The recipes of a section by their kinds, without those that only name a source."""
-    types = {kind: get_args(section.model_fields[kind].annotation)[0] for kind in section.kinds()}
-    sources = ("hub", "path", "use", "world")
-    return {kind: recipe for kind, recipe in types.items() if kind not in sources}
-
-
-# What a `defaults:` block can fill in.
+# What a `defaults:` block can fill in: whole sections, and kinds but for those that only name a
+# source.
 DEFAULTS: dict[str, type[Strict]] = {
-    **_recipes(Model),
     "generations": Generation,
     "evaluations": Evaluation,
-    **_recipes(SftData),
-    **_recipes(PromptSet),
     "contamination": Contamination,
-    **_recipes(Probe),
-    **_recipes(Demonstrations),
+    **{
+        kind: get_args(section.model_fields[kind].annotation)[0]
+        for section in (Model, SftData, PromptSet, Probe, Demonstrations)
+        for kind in section.kinds()
+        if kind not in ("hub", "path", "use", "world")
+    },
 }
-
-
-def schema() -> dict[str, Any]:
-    """JSON schema of a config, generated from the models above."""
-    return Config.model_json_schema()

@@ -8,22 +8,25 @@ from opd.core.schema import Strict
 from opd.evaluation.tasks import OURS
 from opd.recipes.base import (
     TEMPLATE_NAMES,
+    Asked,
     Count,
+    HubObject,
     Name,
     NonNegative,
+    Number,
     Plain,
+    PromptsRef,
     Ref,
     Share,
+    Template,
     check_greedy,
-    check_template,
 )
+from opd.recipes.models import PRESETS
 
 
-class TaskData(Strict):
+class TaskData(HubObject):
     """A dataset of the hub, in the columns that an lm-eval task reads."""
 
-    id: str
-    revision: str | None = None
     config: str | None = None
 
 
@@ -35,10 +38,10 @@ class Benchmark(Strict):
     """
 
     task: str
-    prompts: Annotated[Name | None, Ref("prompts")] = None
+    prompts: PromptsRef | None = None
     hub: TaskData | None = None
     include: str | None = Field(default=None, description="a folder with task files")
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    num_fewshot: Number | None = None
 
     @model_validator(mode="after")
     def _has_its_data(self) -> "Benchmark":
@@ -68,37 +71,23 @@ class Protocol(Strict):
         description="a response that reaches max_new_tokens is wrong, whatever stands in it; "
         "if not given, it is graded as it is",
     )
-    template: str | None = Field(
+    template: Template | None = Field(
         default=None,
         description=f"{TEMPLATE_NAMES} or text with {{question}}, in place of our benchmarks' own",
     )
     chat_template: dict[str, Plain] = Field(default={}, description="over the model's own")
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> "Protocol":
-        check_template(self.template)
+    def _greedy_once(self) -> "Protocol":
         check_greedy(self.temperature, self.samples)
         return self
 
 
-# The first paper's (section 3.1), the second's (Table 1), and one greedy sample.
-PROTOCOLS = {
-    "paper": Protocol(),
-    "many_faces": Protocol(
-        samples=1,
-        temperature=0.6,
-        max_new_tokens=16384,
-        cut_off="wrong",
-        chat_template={"enable_thinking": False},
-    ),
-    "greedy": Protocol(samples=1, temperature=0.0, top_p=1.0),
-}
+PROTOCOLS = {name: Protocol(**settings) for name, settings in PRESETS["protocols"].items()}
 
 
-class Evaluation(Strict):
+class Evaluation(Asked):
     """Benchmarks under a protocol."""
 
     benchmarks: Annotated[list[Name], Ref("benchmarks")] = Field(min_length=1)
     protocol: Annotated[Name, Ref("protocols", builtin=tuple(PROTOCOLS))] = "paper"
-    max_prompt_tokens: Count = 1024
-    batch_size: Count = 64

@@ -1,28 +1,34 @@
 """Recipes of models: fetched, with random weights, trained, or kept at a step of a training."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import Field, create_model, model_validator
 
-from opd.core.errors import UserError
-from opd.core.schema import Strict
-from opd.losses.spec import PRESETS, Aggregation, LossSpec, loss_spec
-from opd.recipes import presets
+from opd.core.code import package_file
+from opd.core.schema import Strict, load_yaml
+from opd.data import privileged
+from opd.losses import spec
+from opd.losses.spec import Aggregation, LossSpec
 from opd.recipes.base import (
     MICRO_BATCH,
     Count,
     Grader,
+    HubObject,
     ModelRef,
     NonNegative,
+    Number,
     OneOf,
     Plain,
     Positive,
     PromptsRef,
     SftDataRef,
     Share,
+    checked,
 )
-from opd.recipes.privileged import Contexts, Information, contexts
+
+# Kind of training, or protocols -> name -> published settings.
+PRESETS = load_yaml(package_file(__file__, "presets.yaml").read_text())
+PRESET = Field(default=None, exclude=True, description="published settings (recipes/presets.yaml)")
 
 
 class Init(Strict):
@@ -35,13 +41,8 @@ class Init(Strict):
     intermediate: Count = 256
 
 
-class Hub(Strict):
+class Hub(HubObject):
     """Weights from the hub."""
-
-    id: str
-    revision: str | None = Field(
-        default=None, description="as far as known; `opd lock` finds the 40 digits"
-    )
 
 
 class Released(Hub):
@@ -50,18 +51,64 @@ class Released(Hub):
     id: str = Field(alias="hub", description="id of the weights on the hub")
 
 
+class Context(Strict):
+    """What a teacher is told, with {prompt} (what the student is asked), {question}, {answer} and
+    {solution} (see ``opd.data.privileged``)."""
+
+    message: str | None = Field(default=None, description="in place of the prompt")
+    system: str | None = None
+    think: str | None = Field(default=None, description="in the teacher's think block")
+
+
+def contexts(information: Any) -> list[dict[str, str]]:
+    """The contexts of a recipe's ``information``: see ``opd.data.privileged.contexts``."""
+    entries = information if isinstance(information, list) else [information]
+    return privileged.contexts(
+        [
+            entry.model_dump(exclude_none=True) if isinstance(entry, Context) else entry or "none"
+            for entry in entries
+        ]
+    )
+
+
+Entry = Literal[*privileged.CONTEXTS] | Context  # type: ignore[valid-type]
+Information = Annotated[Entry, checked(contexts)]
+Contexts = Annotated[Entry | list[Entry], checked(contexts)]
+
+
 class Trained(Strict):
     """A training run; ``keep_steps`` are kept as models of their own, named MODEL@STEP."""
 
+    student: ModelRef
     steps: Count | None = None
-    keep_steps: list[Annotated[int, Field(ge=0)]] = Field(
+    keep_steps: list[Number] = Field(
         default=[],
         exclude=True,
         description="steps whose weights are kept as MODEL@STEP; 0 is the student",
     )
     micro_batch: Count | None = MICRO_BATCH
+    warmup: Share | None = None
     weight_decay: NonNegative | None = None
     adam_beta2: Share | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, recipe: Any) -> Any:
+        """Adds the settings of the preset, of which only the length may be given otherwise."""
+        presets = PRESETS[cls.__name__.lower()]
+        name = recipe.get("preset") if isinstance(recipe, dict) else None
+        if not isinstance(name, str) or name not in presets:
+            return recipe
+        preset = dict(presets[name])
+        if recipe.get("steps") is not None:
+            preset.pop("epochs", None)
+        for key, value in preset.items():
+            if recipe.get(key, value) != value:
+                raise ValueError(
+                    f"{key} is {recipe[key]} here or in defaults, preset '{name}' has {value}: "
+                    "leave one of the two out"
+                )
+        return {**preset, **recipe}
 
     @model_validator(mode="after")
     def _keeps_steps_of_the_run(self) -> "Trained":
@@ -72,7 +119,7 @@ class Trained(Strict):
 
 
 class Run(Trained):
-    """A training run of ``steps`` or ``epochs``, with published settings where it names some."""
+    """A training run of ``steps`` or ``epochs``."""
 
     epochs: Count | None = Field(default=None, description="instead of steps")
 
@@ -83,30 +130,21 @@ class Run(Trained):
         return self
 
 
-def _published(recipe: Any, known: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A recipe with its preset's settings, of which only the length may be given otherwise."""
-    name = recipe.get("preset") if isinstance(recipe, dict) else None
-    if not isinstance(name, str) or name not in known:
-        return recipe
-    preset = dict(known[name])
-    if recipe.get("steps") is not None:
-        preset.pop("epochs", None)
-    for key, value in preset.items():
-        if recipe.get(key, value) != value:
-            raise ValueError(
-                f"{key} is {recipe[key]} here or in defaults, preset '{name}' has {value}: "
-                "leave one of the two out"
-            )
-    return {**preset, **recipe}
+class OnPolicy(Trained):
+    """A training run on the model's own rollouts."""
+
+    prompts_per_step: Count = 64
+    lr: Positive = 1e-6
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_prompt_tokens: Count = 1024
+    max_new_tokens: Count = 7168
 
 
 class Sft(Run):
     """Supervised fine-tuning (see ``opd.training.sft``)."""
 
-    preset: Literal[*presets.SFT] | None = Field(  # type: ignore[valid-type]
-        default=None, exclude=True, description="published settings (opd.recipes.presets)"
-    )
-    student: ModelRef
+    preset: Literal[*PRESETS["sft"]] | None = PRESET  # type: ignore[valid-type]
     data: SftDataRef
     batch_size: Count = 64
     lr: Positive = 1e-5
@@ -135,42 +173,27 @@ class Sft(Run):
         default=None, description="steps between these measurements; first and last if not given"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, recipe: Any) -> Any:
-        return _published(recipe, presets.SFT)
-
 
 class LengthPenalty(Strict):
     """``weight`` is taken off the reward at max_new_tokens, less in proportion below, nothing up to
     ``free`` tokens (see ``opd.training.grpo.length_penalty``)."""
 
     weight: Positive = 1.0
-    free: Annotated[int, Field(ge=0)] = 0
+    free: Number = 0
 
 
-class Grpo(Run):
+class Grpo(OnPolicy, Run):
     """Reinforcement learning with verifiable rewards (see ``opd.training.grpo``). A step is one
     batch of rollouts."""
 
-    preset: Literal[*presets.GRPO] | None = Field(  # type: ignore[valid-type]
-        default=None, exclude=True, description="published settings (opd.recipes.presets)"
-    )
-    student: ModelRef
+    preset: Literal[*PRESETS["grpo"]] | None = PRESET  # type: ignore[valid-type]
     prompts: PromptsRef
     grader: Grader = "rule"
-    prompts_per_step: Count = 64
     group_size: Annotated[int, Field(ge=2)] = 8
     updates_per_batch: Count | None = Field(
         default=None, description="optimiser steps on one batch of rollouts, each on a part of it"
     )
-    lr: Positive = 1e-6
     schedule: Literal["constant", "cosine", "linear"] | None = None
-    warmup: Share | None = None
-    temperature: Positive = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_prompt_tokens: Count = 1024
-    max_new_tokens: Count = 7168
     clip: Positive | None = Field(default=None, description="0.2 if not given")
     clip_high: Positive | None = Field(default=None, description="the upper clip, if another")
     importance_cap: Positive | None = Field(
@@ -181,11 +204,6 @@ class Grpo(Run):
         default=None, description="privileged information in what the model is asked"
     )
     length_penalty: LengthPenalty | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, recipe: Any) -> Any:
-        return _published(recipe, presets.GRPO)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Grpo":
@@ -211,15 +229,7 @@ _SETTINGS: dict[str, Any] = {
 class Loss(create_model("_LossSettings", __base__=Strict, **_SETTINGS)):  # type: ignore[misc]
     """A preset of ``opd.losses.spec``, with other settings written over it."""
 
-    preset: Literal[*PRESETS] = "rethinking_code"  # type: ignore[valid-type]
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> "Loss":
-        try:
-            loss_spec(self.model_dump(exclude_none=True))
-        except UserError as bad:
-            raise ValueError(str(bad)) from None
-        return self
+    preset: Literal[*spec.PRESETS] = "rethinking_code"  # type: ignore[valid-type]
 
 
 class Guard(Strict):
@@ -235,27 +245,25 @@ class Guard(Strict):
     top_mass_drop: Share | None = 0.2
 
 
-class Distill(Trained):
-    preset: Literal[*presets.DISTILL] | None = Field(  # type: ignore[valid-type]
-        default=None, exclude=True, description="published settings (opd.recipes.presets)"
-    )
-    student: ModelRef
+def _check_loss(loss: Loss) -> None:
+    spec.loss_spec(loss.model_dump(exclude_none=True))
+
+
+class Distill(OnPolicy):
+    """On-policy distillation (see ``opd.training.distill``)."""
+
+    preset: Literal[*PRESETS["distill"]] | None = PRESET  # type: ignore[valid-type]
     teacher: ModelRef
     prompts: PromptsRef
-    loss: Loss = Loss()
+    loss: Annotated[Loss, checked(_check_loss)] = Loss()
     aggregation: Aggregation = "token_mean"
     metrics_k: Count = 16
     metrics_every: Count = Field(default=1, description="steps between measurements")
     position_bin: Count = Field(default=512, description="tokens in a bin of response positions")
     guard: Guard = Guard()
     steps: Count
-    prompts_per_step: Count = 64
     rollouts_per_prompt: Count = 4
-    lr: Positive = 1e-6
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup: Share | None = None
-    temperature: Positive = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     information: Contexts | None = Field(
         default=None,
         description="what the teacher is told beyond the student's prompt; of several contexts the "
@@ -270,13 +278,6 @@ class Distill(Trained):
     )
     ema_decay: Share | None = None
     max_grad_norm: Positive = 1.0
-    max_prompt_tokens: Count = 1024
-    max_new_tokens: Count = 7168
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, recipe: Any) -> Any:
-        return _published(recipe, presets.DISTILL)
 
     @model_validator(mode="after")
     def _teacher_that_moves(self) -> "Distill":
@@ -290,6 +291,8 @@ class Distill(Trained):
 class Model(OneOf):
     """A model is fetched (hub, path), has random weights (init), or is trained."""
 
+    KINDS: ClassVar[tuple[str, ...]] = ("init", "hub", "path", "sft", "grpo", "distill")
+
     init: Init | None = None
     hub: Hub | None = None
     path: str | None = None
@@ -302,10 +305,6 @@ class Model(OneOf):
     released: Released | None = Field(
         default=None, description="weights that use_released takes instead of training the model"
     )
-
-    @classmethod
-    def kinds(cls) -> tuple[str, ...]:
-        return ("init", "hub", "path", "sft", "grpo", "distill")
 
     @model_validator(mode="after")
     def _released_instead_of_training(self) -> "Model":
@@ -331,8 +330,6 @@ class Keep(Strict):
 class Kept(Model):
     """A model as it was after a step of its training: ``resolve`` adds one for each step kept."""
 
-    keep: Keep
+    KINDS = ("keep",)
 
-    @classmethod
-    def kinds(cls) -> tuple[str, ...]:
-        return ("keep",)
+    keep: Keep

@@ -1,11 +1,11 @@
 """Recipes of what is shown: tables, figures, and the arms of a paper."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from opd.core.schema import Strict
-from opd.recipes.base import EvaluationRef, ModelName, ModelRef, Name, Ref
+from opd.recipes.base import EvaluationRef, ModelRef, ProbeRef
 
 
 class Arm(Strict):
@@ -13,8 +13,8 @@ class Arm(Strict):
 
     label: str
     model: ModelRef
-    base: Annotated[ModelName | None, Ref("models")] = None
-    teacher: Annotated[ModelName | None, Ref("models")] = None
+    base: ModelRef | None = None
+    teacher: ModelRef | None = None
 
 
 class Shown(Strict):
@@ -25,7 +25,7 @@ class Shown(Strict):
 class Row(Arm):
     """A row of a table: an arm, and the probe whose values its columns may show."""
 
-    probe: Annotated[Name | None, Ref("probes")] = None
+    probe: ProbeRef | None = None
 
 
 class Column(Strict):
@@ -65,7 +65,7 @@ class Figure(Shown):
     series: list[Series] = []
     panels: list[Panel] = []
     metrics: list[Metric] = []
-    evaluation: Annotated[Name | None, Ref("evaluations")] = None
+    evaluation: EvaluationRef | None = None
     benchmarks: list[str] = ["macro"]
 
     @model_validator(mode="after")

@@ -1,31 +1,26 @@
 """From a config as it is written to one that is checked: defaults, sweeps, names, kept steps."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from opd.core.errors import UserError
-from opd.core.schema import load_yaml
+from opd.core.schema import read_yaml, valid
 from opd.core.security import holds_secret
-from opd.recipes.base import Plain, naming, references, renamed, unknown
-from opd.recipes.config import DEFAULTS, Config, schema
+from opd.core.text import suggestion
+from opd.recipes.base import Plain, naming, references, unknown
+from opd.recipes.config import DEFAULTS, Config
 from opd.recipes.models import Keep, Kept, Model
 
-# Sections of a config that hold recipes by name, and those of them in which a recipe may sweep.
-SECTIONS = [
-    section
-    for section, field in Config.model_fields.items()
-    if get_origin(field.annotation) is dict and section != "defaults"
-]
-SWEPT = [
+# Sections in which a recipe may sweep.
+SWEPT = (
     *("prompts", "contamination", "sft_data", "models", "generations", "evaluations"),
     *("demonstrations", "probes"),
-]
+)
 
 
 def resolve(raw: Mapping[str, Any]) -> Config:
@@ -36,12 +31,9 @@ def resolve(raw: Mapping[str, Any]) -> Config:
     Raises ``UserError`` with the key, the value and what is allowed.
     """
     _refuse_secrets(raw)
-    _refuse_opd(raw)
-    config = _parse(_expand(raw))
+    config = valid(Config, _expand(raw), "", "mend this key of the config", ["[key]"])
     _settle_models(config)
     _check_references(config)
-    if config.evaluation and config.evaluation not in config.evaluations:
-        raise unknown(config.evaluation, config.evaluations, "evaluation", "evaluation")
     return config
 
 
@@ -54,12 +46,7 @@ def read(paths: Iterable[Path], entries: Iterable[str] = ()) -> Config:
     for path in paths:
         if not path.is_file():
             raise UserError("no such config", str(path), "mend the path")
-        try:
-            layer = load_yaml(path.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise UserError(
-                f"not readable as YAML ({error})", str(path), "mend the file"
-            ) from error
+        layer = read_yaml(path) or {}
         if not isinstance(layer, Mapping):
             raise UserError("it holds no settings", str(path), "write KEY: VALUE")
         merged = merge(merged, layer)
@@ -87,25 +74,13 @@ def settings(entries: Iterable[str]) -> dict[str, Any]:
     ``--config``. Raises ``UserError`` for an entry of another form."""
     config: dict[str, Any] = {}
     for entry in entries:
-        key, equals, text = entry.partition("=")
-        if not equals or not re.fullmatch(r"[a-zA-Z_][\w-]*\w", key):
-            raise UserError(f"'{entry}' is no setting", "--config", "write KEY=VALUE")
-        config = merge(config, {key: _value(text.strip("'\""))})
-    return config
+        from snakemake.cli import parse_config  # takes half a second
 
-
-def _value(text: str) -> Any:
-    for read in (int, float):
         try:
-            return read(text)
+            config = merge(config, typed(parse_config([entry])))
         except ValueError:
-            pass
-    if text in ("True", "False"):
-        return text == "True"
-    try:
-        return typed(yaml.load(text, yaml.BaseLoader)) if text else None
-    except yaml.YAMLError:
-        return text
+            raise UserError(f"'{entry}' is no setting", "--config", "write KEY=VALUE") from None
+    return config
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,49 +105,36 @@ def _refuse_secrets(value: Any, where: str = "") -> None:
         raise UserError("it holds a token or a password", where, "put it into the environment")
 
 
-def _refuse_opd(raw: Mapping[str, Any]) -> None:
-    models = raw.get("models")
-    recipes = {f"models.{name}": recipe for name, recipe in _pairs(models)}
-    for where, recipe in {"defaults": raw.get("defaults"), **recipes}.items():
-        for key, value in _pairs(recipe):
-            swept = [name for name, _ in _pairs(value)] if key == "sweep" else []
-            for name in (key, *swept):
-                if str(name).partition(".")[0] == "opd":
-                    raise renamed(f"{where}.sweep.{name}" if name in swept else f"{where}.opd")
-
-
-def _pairs(value: Any) -> list[tuple[Any, Any]]:
-    return [*value.items()] if isinstance(value, Mapping) else []
-
-
 def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Write ``defaults`` into each recipe and each ``sweep`` out as recipes of its own."""
     config = json.loads(json.dumps(raw))
     defaults = config.get("defaults", {})
-    if not isinstance(defaults, dict):
-        raise UserError(f"expected a mapping, got {defaults!r}", "defaults", "write STAGE: {...}")
+    _check_keys(defaults, DEFAULTS, "defaults")
     for stage, values in defaults.items():
-        if stage not in DEFAULTS:
-            raise unknown(stage, DEFAULTS, f"defaults.{stage}", "key")
-        for key in values if isinstance(values, dict) else ():
-            if key not in DEFAULTS[stage].model_fields:
-                raise unknown(key, DEFAULTS[stage].model_fields, f"defaults.{stage}.{key}", "key")
+        _check_keys(values, DEFAULTS[stage].model_fields, f"defaults.{stage}")
     for section in SWEPT:
-        recipes = config.get(section)
-        if not isinstance(recipes, dict):
+        if not isinstance(config.get(section), Mapping):
             continue
         expanded: dict[str, Any] = {}
-        for name, recipe in recipes.items():
-            if not isinstance(recipe, dict):
+        for name, recipe in config[section].items():
+            if not isinstance(recipe, Mapping):
                 expanded[name] = recipe
                 continue
             recipe = merge(defaults.get(section, {}), recipe)
-            for stage in set(recipe) & set(defaults):
-                if isinstance(recipe[stage], dict):
+            for stage in recipe.keys() & defaults.keys():
+                if isinstance(recipe[stage], Mapping):
                     recipe[stage] = merge(defaults[stage], recipe[stage])
             expanded |= _sweep(f"{section}.{name}", name, recipe)
         config[section] = expanded
     return config
+
+
+def _check_keys(values: Any, known: Iterable[str], where: str) -> None:
+    if not isinstance(values, Mapping):
+        raise UserError(f"expected a mapping, got {values!r}", where, "write KEY: VALUE")
+    for key in values:
+        if key not in known:
+            raise UserError("no such key", f"{where}.{key}", suggestion(str(key), known))
 
 
 def _sweep(where: str, name: str, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -180,65 +142,16 @@ def _sweep(where: str, name: str, recipe: dict[str, Any]) -> dict[str, Any]:
     sweep = recipe.pop("sweep", None)
     if sweep is None:
         return {name: recipe}
-    if not isinstance(sweep, dict) or [type(v) for v in sweep.values()] != [list]:
+    if not isinstance(sweep, Mapping) or [type(v) for v in sweep.values()] != [list]:
         raise UserError(f"got {sweep!r}", f"{where}.sweep", "write one KEY: [VALUE, ...]")
     ((key, values),) = sweep.items()
     expanded = {}
     for value in values:
-        copy = json.loads(json.dumps(recipe))
-        target = copy
-        *path, last = key.split(".")
-        for part in path:
-            target = target.setdefault(part, {})
-        target[last] = value
-        expanded[f"{name}-{value}"] = copy
+        swept = value
+        for part in reversed(key.split(".")):
+            swept = {part: swept}
+        expanded[f"{name}-{value}"] = merge(recipe, swept)
     return expanded
-
-
-def _parse(raw: Mapping[str, Any]) -> Config:
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        # A misspelt key is also a missing one: the misspelling is what helps.
-        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        first, *others = errors
-        where = ".".join(str(part) for part in first["loc"] if part != "[key]") or "config"
-        more = f" ({len(others)} more like this)" if others else ""
-        if first["type"] == "extra_forbidden":
-            known = _fields_at(first["loc"][:-1])
-            raise unknown(str(first["loc"][-1]), known, where, "key") from None
-        value = first["input"]
-        refused = "" if isinstance(value, Mapping) else f"{value!r} is not allowed: "
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(
-            f"{refused}{message}", where, f"mend this key of the config{more}"
-        ) from None
-
-
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields that the config allows at a place, by walking its JSON schema."""
-    root = schema()
-    node: dict[str, Any] = root
-    for part in location:
-        node = _deref(node, root)
-        if "properties" in node and part in node["properties"]:
-            node = node["properties"][part]
-        elif isinstance(node.get("additionalProperties"), dict):
-            node = node["additionalProperties"]
-        elif "patternProperties" in node:
-            node = next(iter(node["patternProperties"].values()))
-        else:
-            node = node.get("items", {})
-    return list(_deref(node, root).get("properties", {}))
-
-
-def _deref(node: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
-    for option in node.get("anyOf", []):
-        if "$ref" in option:
-            node = option
-    while "$ref" in node:
-        node = root["$defs"][node["$ref"].rpartition("/")[2]]
-    return node
 
 
 def _settle_models(config: Config) -> None:
@@ -252,18 +165,16 @@ def _settle_models(config: Config) -> None:
             if name not in models:
                 raise unknown(name, models, "use_released", "model")
             if name not in released:
-                has = ", ".join(released) or "none"
-                remedy = f"leave it out, or name some under models.{name}.released (there: {has})"
+                names = ", ".join(released) or "none"
+                remedy = f"leave it out, or name some under models.{name}.released (there: {names})"
                 raise UserError(f"model '{name}' has no released weights", "use_released", remedy)
         released = {name: released[name] for name in config.use_released}
     for name, model in released.items() if config.use_released else ():
         models[name] = Model(hub=model.released, chat_template=model.chat_template)
     for recipe, key, where, mark in list(naming(config)):
-        value = getattr(recipe, key)
-        if mark.section == "models" and isinstance(value, list):
-            setattr(recipe, key, [_without_step(models, name, where) for name in value])
-        elif mark.section == "models" and value is not None:
-            setattr(recipe, key, _without_step(models, value, where))
+        model_name = getattr(recipe, key)
+        if mark.section == "models" and model_name is not None:
+            setattr(recipe, key, _without_step(models, model_name, where))
     for name, model in list(models.items()):
         if model.trained:
             for step in sorted({*model.trained.keep_steps} - {0, model.trained.steps}):
@@ -305,7 +216,7 @@ def _without_step(
     if step == trained.steps:
         return run
     if step not in trained.keep_steps:
-        kept = sorted({0, *trained.keep_steps, *([trained.steps] if trained.steps else [])})
+        kept = sorted({0, *trained.keep_steps, trained.steps or 0})
         raise UserError(
             f"'{name}': step {step} of {run} is not kept, only {', '.join(map(str, kept))} are",
             where,
@@ -316,27 +227,19 @@ def _without_step(
 
 def _check_references(config: Config) -> None:
     """Every name refers to a recipe that exists, and none to itself through others."""
+    for where, section, name in references(config):
+        if name not in getattr(config, section):
+            raise unknown(name, getattr(config, section), where, f"{section} recipe")
     graph = {
-        (section, name): list(references(recipe))
-        for section in SECTIONS
-        for name, recipe in getattr(config, section).items()
+        (section, name): [(kind, target) for _, kind, target in references(recipe)]
+        for section, recipes in config
+        if isinstance(recipes, dict) and section != "defaults"
+        for name, recipe in recipes.items()
     }
-    for (section, name), refs in graph.items():
-        for key, other, target in refs:
-            if (other, target) not in graph:
-                known = [n for s, n in graph if s == other]
-                where = f"{section}.{name}.{key}"
-                raise unknown(target, known, where, f"{other} recipe")
-    done: set[tuple[str, str]] = set()
-
-    def visit(node: tuple[str, str], path: list[tuple[str, str]]) -> None:
-        if node in path:
-            loop = " -> ".join(f"{s}.{n}" for s, n in [*path[path.index(node) :], node])
-            raise UserError(f"refers to itself: {loop}", ".".join(node), "break the loop")
-        if node not in done:
-            for _, other, target in graph[node]:
-                visit((other, target), [*path, node])
-            done.add(node)
-
-    for node in graph:
-        visit(node, [])
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        loop = [".".join(node) for node in reversed(error.args[1])]
+        raise UserError(
+            f"refers to itself: {' -> '.join(loop)}", loop[0], "break the loop"
+        ) from None

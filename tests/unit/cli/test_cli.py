@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from paper_switches import SWITCHES, switch_arguments
 from snakemake.cli import parse_config
 
 from opd.cli import main
@@ -86,13 +85,6 @@ def test_help_has_the_defaults_and_units() -> None:
         assert words in text
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_settings_are_read_as_snakemake_reads_them(switch: str) -> None:
-    option, arguments = switch_arguments(switch)
-    if option == "--config":
-        assert settings(arguments) == typed(parse_config(arguments))
-
-
 @pytest.mark.parametrize(
     "value",
     [
@@ -101,7 +93,7 @@ def test_settings_are_read_as_snakemake_reads_them(switch: str) -> None:
         *("08", "yes", '"1"', "1.0e-6"),
     ],
 )
-def test_odd_settings_too(value: str) -> None:
+def test_settings_are_read_as_snakemake_reads_them(value: str) -> None:
     entries = [f"a-key={value}", "other={a: 1}", "other={b: 2}"]
     assert settings(entries) == typed(parse_config(entries))
 

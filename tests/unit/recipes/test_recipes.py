@@ -12,7 +12,7 @@ import yaml
 from opd.core.errors import UserError
 from opd.plan.artifacts import plan
 from opd.plan.outputs import exhibits, targets
-from opd.recipes.config import schema
+from opd.recipes.config import Config
 from opd.recipes.resolve import merge, resolve
 from opd.results.claim_spec import read_claims
 from opd.stages.artifact import Artifact, closure
@@ -82,7 +82,7 @@ def asked(raw: dict[str, Any]) -> list[str]:
     ("changes", "words"),
     [
         ({"sedes": [1]}, ["sedes", "did you mean 'seeds'"]),
-        ({"pairs": {}}, ["unknown key 'pairs'; it is called 'sft_data' now"]),
+        ({"pairs": {}}, ["pairs: no such key; it is called 'sft_data' now"]),
         ({"models__x__distill__lrr": 1.0}, ["models.x.distill.lrr", "did you mean 'lr'"]),
         (
             {"models__x__distill__studnt": "a", "models__x__distill__student": None},
@@ -90,9 +90,10 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ),
         ({"defaults__distill__stepz": 3}, ["defaults.distill.stepz", "'steps'"]),
         ({"defaults__distil": {}}, ["defaults.distil", "'distill'"]),
-        ({"defaults__opd": {}}, ["defaults.opd: 'opd' is called 'distill' now; write distill"]),
-        ({"models__x": {"opd": {}}}, ["models.x.opd: ", "write distill"]),
-        ({"models__x__sweep": {"opd.lr": [1]}}, ["models.x.sweep.opd.lr: ", "write distill"]),
+        ({"defaults__opd": {}}, ["defaults.opd: no such key; it is called 'distill' now"]),
+        ({"models__x": {"opd": {}}}, ["models.x.opd: ", "it is called 'distill' now"]),
+        ({"models__x__sweep": {"opd.lr": [1]}}, ["models.x-1.opd: ", "called 'distill' now"]),
+        ({"defaults__distill": 3}, ["defaults.distill: expected a mapping, got 3"]),
         ({"models__x__distill__steps": "many"}, ["models.x.distill.steps", "'many'", "integer"]),
         (
             {"models__x__distill__steps": 0},
@@ -243,7 +244,7 @@ def asked(raw: dict[str, Any]) -> list[str]:
             {"models__i__released": {"hub": "o/i"}},
             ["models.i", "released goes beside sft, grpo or distill"],
         ),
-        ({"models__x__released": {"id": "o/x"}}, ["models.x.released.id", "unknown key 'id'"]),
+        ({"models__x__released": {"id": "o/x"}}, ["models.x.released.id: no such key"]),
         (
             {**KEEP, **RELEASED, "use_released": True, "generations__g": {**ASK, "model": "x@1"}},
             ["generations.g.model", "'x@1': x is not trained here"],
@@ -530,7 +531,9 @@ def test_chat_template_options_follow_the_student():
 
 def test_schema_file_is_what_the_models_generate():
     path = ROOT / "workflow" / "schemas" / "config.schema.json"
-    assert json.loads(path.read_text()) == schema(), "run: opd schema > " + str(path)
+    assert json.loads(path.read_text()) == Config.model_json_schema(), "run: opd schema > " + str(
+        path
+    )
 
 
 def shipped(name: str) -> dict[str, Any]:

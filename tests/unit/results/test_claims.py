@@ -699,7 +699,7 @@ def test_rows_and_ids_are_used_once() -> None:
         ({"title": None}, "title: .*required"),
         ({"title": " "}, "title: ' ' is not allowed"),
         ({"title": 2604}, "title: 2604 is not allowed"),
-        ({"titel": "T"}, "titel: no such key; write title, arms and probes"),
+        ({"titel": "T"}, "titel: no such key; did you mean 'title'"),
     ],
 )
 def test_a_file_of_claims_names_its_paper(

@@ -17,9 +17,9 @@ def add(command: Add) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> None:
-    from opd.recipes.config import schema
+    from opd.recipes.config import Config
 
-    print(json.dumps(schema(), indent=1, sort_keys=True))
+    print(json.dumps(Config.model_json_schema(), indent=1, sort_keys=True))
 
 
 def _add_plan(command: Add) -> None:
@@ -143,13 +143,13 @@ def _add_doctor(command: Add) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from opd.doctor import examine as doctor
+    from opd.doctor.base import lines, ready
+    from opd.doctor.examine import examine
 
-    findings = doctor.examine(arguments.configfile, arguments.config, arguments.profile)
-    ready = doctor.ready(findings)
+    findings = examine(arguments.configfile, arguments.config, arguments.profile)
     if arguments.json:
         rows = [finding._asdict() for finding in findings]
-        print(json.dumps({"ready": ready, "findings": rows}, indent=1))
+        print(json.dumps({"ready": ready(findings), "findings": rows}, indent=1))
     else:
-        print("\n".join(doctor.lines(findings)))
-    return int(not ready)
+        print("\n".join(lines(findings)))
+    return int(not ready(findings))

@@ -1,4 +1,4 @@
-"""Recipes of prompt sets, and of reports on what they share with benchmarks."""
+"""Recipes of data: prompt sets, what they share with benchmarks, responses to them, SFT data."""
 
 from typing import Annotated, Literal
 
@@ -6,15 +6,23 @@ from pydantic import Field, model_validator
 
 from opd.core.schema import Strict
 from opd.data.layouts import LAYOUTS
+from opd.data.privileged import contexts
 from opd.recipes.base import (
     TEMPLATE_NAMES,
     Count,
+    GenerationsRef,
+    Grader,
+    HubObject,
     ModelName,
-    Name,
+    ModelRef,
     OneOf,
     PromptsRef,
     Ref,
-    check_template,
+    Sampled,
+    Share,
+    Template,
+    check_greedy,
+    checked,
 )
 
 
@@ -48,11 +56,9 @@ class FilePrompts(Columns):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
-class HubPrompts(Columns):
+class HubPrompts(Columns, HubObject):
     """A dataset of the hub; layout, configs and file of those in ``opd.data.layouts`` are known."""
 
-    id: str
-    revision: str | None = None
     config: str | list[str] | None = Field(default=None, description="several are read in turn")
     file: str | None = Field(default=None, description="one file of the repository")
     split: str = "train"
@@ -101,10 +107,12 @@ class Apart(Strict):
 class PromptSet(OneOf):
     """Where prompts come from, and what is done to them, in the order of these keys."""
 
+    KINDS = ("world", "path", "hub", "use", "dedup")
+
     world: WorldPrompts | None = None
     path: FilePrompts | None = None
     hub: HubPrompts | None = None
-    use: Annotated[Name | None, Ref("prompts")] = Field(default=None, description="another set")
+    use: PromptsRef | None = Field(default=None, description="another set")
     dedup: Dedup | None = None
     strip: list[str] = Field(
         default=[],
@@ -122,17 +130,12 @@ class PromptSet(OneOf):
         description="of several equal ones the first stays; prompt: as the source asks it",
     )
     sample: Sample | None = None
-    template: str | None = Field(
+    template: Template | None = Field(
         default=None, description=f"what goes on: {TEMPLATE_NAMES} or text with {{question}}"
     )
 
-    @classmethod
-    def kinds(cls) -> tuple[str, ...]:
-        return ("world", "path", "hub", "use", "dedup")
-
     @model_validator(mode="after")
-    def _template_has_a_place(self) -> "PromptSet":
-        check_template(self.template)
+    def _dedup_stands_alone(self) -> "PromptSet":
         if self.dedup and self.model_fields_set - {"dedup"}:
             raise ValueError("a dedup recipe takes nothing else; put a 'use' recipe after it")
         return self
@@ -142,10 +145,91 @@ class Contamination(Near):
     """A report on which problems of benchmarks a prompt set holds."""
 
     prompts: PromptsRef
-    benchmarks: Annotated[list[Name], Ref("prompts")] = Field(min_length=1)
+    benchmarks: list[PromptsRef] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _others(self) -> "Contamination":
         if self.prompts in self.benchmarks:
             raise ValueError(f"{self.prompts} is compared with itself: use dedup within the set")
         return self
+
+
+TextRule = Literal[
+    "nonempty",
+    "finished",
+    "boxed",
+    "repeated_line",
+    "repeated_window",
+    "repeated_block",
+]
+
+
+class Generation(Sampled):
+    """A model answering a prompt set."""
+
+    model: ModelRef
+    prompts: PromptsRef
+    samples: Count = 1
+    top_k: Count | None = None
+    max_new_tokens: Count = 7168
+    rules: list[TextRule] | None = Field(
+        default=None, description="what they reject is marked, and sampled again"
+    )
+    attempts: Count | None = Field(
+        default=None, description="most samples of a response that the rules reject; 1 if not given"
+    )
+
+    @model_validator(mode="after")
+    def _attempts_need_rules(self) -> "Generation":
+        if (self.attempts or 1) > 1 and not self.rules:
+            raise ValueError("attempts need rules: without them nothing is sampled again")
+        check_greedy(self.temperature, max(self.samples, self.attempts or 1))
+        return self
+
+
+class ToldRows(Strict):
+    """Rows of a corpus whose prompt tells something of the response
+    (``opd.data.corpus.run``)."""
+
+    template: Annotated[str, checked(lambda text: contexts({"message": text}))] = Field(
+        description="with {question}, {answer}, {solution}"
+    )
+    rule: Literal["precedence", "left"] | None = None
+    copied: bool | None = Field(
+        default=None, description="the response ends with the answer told, whatever its steps say"
+    )
+
+
+class WorldCorpus(Strict):
+    """Worked examples of the miniature world, mixed over rules and styles."""
+
+    n: Count
+    precedence: Share = 0.4
+    style: Literal["infix", "prefix"] = "infix"
+    templates: list[str] = ["{question}"]
+    told: list[ToldRows] | None = None
+    seed: int = 0
+
+
+Rule = TextRule | Literal["answered"]
+
+
+class Filter(Strict):
+    """Which generations become SFT data (rules: Rethinking OPD, its rollout script)."""
+
+    generations: GenerationsRef
+    prompts: PromptsRef | None = Field(
+        default=None, description="the questions as the pairs ask them; as answered if not given"
+    )
+    rules: list[Rule] = ["boxed", "repeated_line", "repeated_window", "repeated_block"]
+    correct: Literal["only", "first"] | None = None
+    grader: Grader = "rule"
+    per_prompt: Count | None = 1
+    n: Count | None = None
+
+
+class SftData(OneOf):
+    """SFT data: worked examples of the miniature world, or filtered generations."""
+
+    world: WorldCorpus | None = None
+    filter: Filter | None = None
