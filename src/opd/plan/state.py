@@ -12,6 +12,7 @@ from opd.plan import artifacts as plan
 from opd.plan import cost, hub_lock
 from opd.plan import outputs as exhibits
 from opd.plan.cost import Artifacts
+from opd.plan.papers import read_papers
 from opd.recipes import resolve
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
@@ -111,7 +112,7 @@ def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
     arm is not run here, and for what ``opd.plan.outputs`` refuses of papers.
     """
     named: dict[str, dict[str, claim_spec.Claim]] = defaultdict(dict)
-    for paper in exhibits.read_papers(config, root):
+    for paper in read_papers(config, root):
         for one in paper.claims:
             whole = f"{paper.name}/{one.id}"
             named[one.id][whole] = named[whole][whole] = one
@@ -125,7 +126,8 @@ def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
         )
     (decided,) = named[claim].values()
     needs = {*claim_spec.needs(decided.test)}
-    there = {*exhibits.arms(config), *exhibits.probes(config)}
+    here = exhibits.labels_here(config)
+    there = {*here["arms"], *here["probes"]}
     for _, name in sorted(needs):
         if name not in there:
             raise UserError(

@@ -21,8 +21,6 @@ from opd.recipes.base import (
     Share,
 )
 
-# The probes of this module.
-MICROSCOPE = ("screening", "tree", "alignment", "pool", "forecast", "outcome")
 # Of ``opd.grading.graders``.
 Checker = Literal["letter", "boolean", "integer", "world", "rule", "choice", "math_verify"]
 DemonstrationsRef = Annotated[Name, Ref("demonstrations")]
