@@ -4,16 +4,52 @@ import argparse
 import json
 from pathlib import Path
 
-from opd.cli.commands.options import CONFIGS, RATES, Add, add_config, add_configs, whole
-from opd.core.security import visible
+from opd.cli.commands.options import (
+    CONFIGS,
+    RATES,
+    Add,
+    add_config,
+    add_configs,
+    add_file,
+    show,
+    whole,
+)
 
 
 def add(command: Add) -> None:
-    command("schema", help="print the JSON schema of a config").set_defaults(run=_schema)
+    command("schema", _schema, "print the JSON schema of a config")
     _add_plan(command)
-    _add_calibrate(command)
-    _add_lock(command)
-    _add_doctor(command)
+
+    calibrate = command("calibrate", _calibrate, "measure rates for `opd plan` in finished stages")
+    calibrate.add_argument("results", nargs="+", type=Path, help="results/NAME")
+    add_file(calibrate, "--output", RATES, "file to write")
+    add_file(calibrate, "--reference", "config/calibration.yaml", "what rates are in terms of")
+
+    lock = command(
+        "lock",
+        _lock,
+        "ask the hub for the commits of a config's objects",
+        online=lambda arguments: True,
+        usage="opd lock FILE ... [--config KEY=VALUE ...] [--lock FILE]",
+    )
+    lock.add_argument("files", nargs="+", type=Path, metavar="FILE", help=CONFIGS)
+    add_config(lock)
+    add_file(lock, "--lock", "config/hub.lock.yaml", "file to write")
+
+    doctor = command(
+        "doctor",
+        _doctor,
+        "what a run would lack on this machine, before anything is started",
+        online=lambda arguments: True,
+        usage="opd doctor [--configfile FILE ...] [--config KEY=VALUE ...] [--profile NAME]",
+    )
+    add_configs(doctor, "that of the profile, or config/mini.yaml,", ())
+    doctor.add_argument(
+        "--profile",
+        metavar="NAME",
+        help="as for snakemake: looks at the cluster too; this machine alone if not given",
+    )
+    doctor.add_argument("--json", action="store_true", help="print all of it as JSON")
 
 
 def _schema(arguments: argparse.Namespace) -> None:
@@ -25,7 +61,8 @@ def _schema(arguments: argparse.Namespace) -> None:
 def _add_plan(command: Add) -> None:
     parser = command(
         "plan",
-        help="what would run, what is there, and what it would cost",
+        _plan,
+        "what would run, what is there, and what it would cost",
         usage="opd plan [--configfile FILE ...] [--config KEY=VALUE ...] [options]",
     )
     add_configs(parser)
@@ -52,45 +89,24 @@ def _add_plan(command: Add) -> None:
         "computes, if not given",
     )
     parser.add_argument("--jobs", action="store_true", help="list every job")
-    parser.add_argument(
-        "--calibration",
-        type=Path,
-        default=RATES,
-        metavar="FILE",
-        help="rates of `opd calibrate`; %(default)s if not given",
-    )
-    parser.set_defaults(run=_plan)
+    add_file(parser, "--calibration", RATES, "rates of `opd calibrate`")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     from opd.plan.show import lines
 
-    for line in lines(
-        arguments.configfile,
-        arguments.target,
-        arguments.claim,
-        arguments.gpus,
-        arguments.device,
-        arguments.jobs,
-        arguments.calibration,
-        arguments.config,
-    ):
-        print(visible(line))
-
-
-def _add_calibrate(command: Add) -> None:
-    parser = command("calibrate", help="measure rates for `opd plan` in finished stages")
-    parser.add_argument("results", nargs="+", type=Path, help="results/NAME")
-    parser.add_argument(
-        "--output", type=Path, default=RATES, help="file to write; %(default)s if not given"
+    show(
+        lines(
+            arguments.configfile,
+            arguments.target,
+            arguments.claim,
+            arguments.gpus,
+            arguments.device,
+            arguments.jobs,
+            arguments.calibration,
+            arguments.config,
+        )
     )
-    parser.add_argument(
-        "--reference",
-        type=Path,
-        default=Path("config/calibration.yaml"),
-        help="what rates are in terms of; %(default)s if not given",
-    )
-    parser.set_defaults(run=_calibrate)
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
@@ -101,45 +117,12 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     calibrate.write(arguments.output, calibrate.calibrate(done, tables))
 
 
-def _add_lock(command: Add) -> None:
-    parser = command(
-        "lock",
-        help="ask the hub for the commits of a config's objects",
-        usage="opd lock FILE ... [--config KEY=VALUE ...] [--lock FILE]",
-    )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=CONFIGS)
-    add_config(parser)
-    parser.add_argument(
-        "--lock",
-        type=Path,
-        default=Path("config/hub.lock.yaml"),
-        help="file to write; %(default)s if not given",
-    )
-    parser.set_defaults(run=_lock, online=lambda arguments: True)
-
-
 def _lock(arguments: argparse.Namespace) -> None:
     from opd.plan.hub_lock import lock
     from opd.recipes.resolve import read
 
-    for name, commit in lock(read(arguments.files, arguments.config), arguments.lock).items():
-        print(f"{commit}  {name}")
-
-
-def _add_doctor(command: Add) -> None:
-    parser = command(
-        "doctor",
-        help="what a run would lack on this machine, before anything is started",
-        usage="opd doctor [--configfile FILE ...] [--config KEY=VALUE ...] [--profile NAME]",
-    )
-    add_configs(parser, "that of the profile, or config/mini.yaml,", ())
-    parser.add_argument(
-        "--profile",
-        metavar="NAME",
-        help="as for snakemake: looks at the cluster too; this machine alone if not given",
-    )
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
-    parser.set_defaults(run=_doctor, online=lambda arguments: True)
+    commits = lock(read(arguments.files, arguments.config), arguments.lock)
+    show(f"{commit}  {name}" for name, commit in commits.items())
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -151,5 +134,5 @@ def _doctor(arguments: argparse.Namespace) -> int:
         rows = [finding._asdict() for finding in findings]
         print(json.dumps({"ready": ready, "findings": rows}, indent=1))
     else:
-        print("\n".join(doctor.lines(findings)))
+        show(doctor.lines(findings))
     return int(not ready)

@@ -5,11 +5,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from opd.cli.commands.options import Add, add_counts, json_object, positive, whole
+from opd.cli.commands.options import (
+    Add,
+    add_counts,
+    add_option,
+    json_object,
+    positive,
+    whole,
+)
 from opd.core.errors import UserError
 from opd.core.security import refuse_code, visible
 from opd.grading.graders import GRADERS
 
+ANSWERS = f"of answers: {', '.join(GRADERS)}"
 QUESTIONS = "prompts.parquet, or lines of JSON with question, answer and prompt"
 CHOICES = {
     "backend": (("transformers", "vllm"), "what samples"),
@@ -35,89 +43,62 @@ ALIGN = {
 
 
 def add(command: Add) -> None:
-    _add_preflight(command)
-    _add_align(command)
-
-
-def _add_preflight(command: Add) -> None:
-    parser = command(
+    preflight = command(
         "preflight",
-        help="what a few dozen rollouts say of a student and a teacher, untrained",
+        _preflight,
+        "what a few dozen rollouts say of a student and a teacher, untrained",
         usage="opd preflight --student DIR --teacher DIR --prompts FILE [options]",
     )
-    for name in ("student", "teacher"):
-        parser.add_argument(
-            f"--{name}", type=Path, required=True, metavar="DIR", help="model folder"
-        )
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help=QUESTIONS)
+    _add_inputs(preflight, "prompts")
+    preflight.add_argument(
+        "--teacher", type=Path, required=True, metavar="DIR", help="model folder"
+    )
     top = {"k": (16, "tokens in the top k sets of student and teacher")}
-    add_counts(parser, PREFLIGHT | top)
-    parser.add_argument(
-        "--temperature",
-        type=positive,
-        default=1.0,
-        metavar="T",
-        help="that rollouts are sampled at; %(default)s if not given",
-    )
-    parser.add_argument(
-        "--grader",
-        help=f"of answers: {', '.join(GRADERS)}; nothing is graded if not given",
-    )
-    parser.add_argument(
+    add_counts(preflight, PREFLIGHT | top)
+    about = "that rollouts are sampled at"
+    add_option(preflight, "--temperature", 1.0, about, type=positive, metavar="T")
+    preflight.add_argument("--grader", help=f"{ANSWERS}; nothing is graded if not given")
+    preflight.add_argument(
         "--align",
         action="store_true",
         help="measure the alignment, too (`opd align`): many more rollouts, needs a grader",
     )
-    _add_common(parser)
-    parser.set_defaults(run=_preflight)
+    _add_common(preflight)
 
-
-def _add_align(command: Add) -> None:
-    parser = command(
+    align = command(
         "align",
-        help="whether teachers point a student towards right answers, token by token, untrained",
+        _align,
+        "whether teachers point a student towards right answers, token by token, untrained",
         usage="opd align --student DIR --teacher DIR [DIR ...] --questions FILE --grader NAME "
         "[options]",
     )
-    parser.add_argument("--student", type=Path, required=True, metavar="DIR", help="model folder")
-    parser.add_argument(
+    _add_inputs(align, "questions")
+    align.add_argument(
         "--teacher", type=Path, nargs="+", default=[], metavar="DIR", help="model folders"
     )
-    parser.add_argument("--questions", type=Path, required=True, metavar="FILE", help=QUESTIONS)
-    parser.add_argument(
-        "--grader",
-        required=True,
-        help=f"of answers: {', '.join(GRADERS)}",
-    )
-    parser.add_argument(
+    align.add_argument("--grader", required=True, help=ANSWERS)
+    align.add_argument(
         "--demonstrate",
         action="store_true",
         help="the student with a right response in its prompt is a teacher, too",
     )
-    add_counts(parser, ALIGN)
-    parser.add_argument("--system", help="a system prompt; none if not given")
-    _add_common(parser)
-    parser.set_defaults(run=_align)
+    add_counts(align, ALIGN)
+    align.add_argument("--system", help="a system prompt; none if not given")
+    _add_common(align)
+
+
+def _add_inputs(parser: argparse.ArgumentParser, questions: str) -> None:
+    parser.add_argument("--student", type=Path, required=True, metavar="DIR", help="model folder")
+    parser.add_argument(f"--{questions}", type=Path, required=True, metavar="FILE", help=QUESTIONS)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--chat-template",
-        default="{}",
-        metavar="JSON",
-        help='arguments of the chat templates, as {"enable_thinking": false}; %(default)s if not '
-        "given",
-    )
-    for name, (words, about) in CHOICES.items():
-        text = f"{about}: {' or '.join(words)}; %(default)s if not given"
-        parser.add_argument(f"--{name}", choices=words, default=words[0], help=text)
-    parser.add_argument(
-        "--seed",
-        type=whole(0),
-        default=0,
-        metavar="N",
-        help="of sampling; %(default)s if not given",
-    )
+    about = 'arguments of the chat templates, as {"enable_thinking": false}'
+    add_option(parser, "--chat-template", "{}", about, metavar="JSON")
+    for name, (choices, about) in CHOICES.items():
+        about = f"{about}: {' or '.join(choices)}"
+        add_option(parser, f"--{name}", choices[0], about, choices=choices)
+    add_option(parser, "--seed", 0, "of sampling", type=whole(0), metavar="N")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder that keeps all of it; none if not given"
     )
@@ -125,9 +106,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _settings(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Settings of the stages: these options, and what both commands have."""
-    given = vars(arguments)
+    options = vars(arguments)
     return {
-        **{name: given[name] for name in (*names, *CHOICES, "grader", "seed")},
+        **{name: options[name] for name in (*names, *CHOICES, "grader", "seed")},
         "chat_template_kwargs": json_object(arguments.chat_template, "--chat-template"),
         "threads": len(os.sched_getaffinity(0)),
     }
@@ -136,22 +117,20 @@ def _settings(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _preflight(arguments: argparse.Namespace) -> None:
     from opd.probes.preflight import preflight
 
+    student, teacher, prompts = arguments.student, arguments.teacher, arguments.prompts
     cfg = _settings(arguments, *PREFLIGHT, "temperature") | {"metrics_k": arguments.k}
-    refuse_code(arguments.student)
-    refuse_code(arguments.teacher)
-    folders = (arguments.student, arguments.teacher, arguments.prompts, arguments.out)
-    print(visible(preflight(*folders, cfg)), end="")
+    refuse_code(student)
+    refuse_code(teacher)
+    print(visible(preflight(student, teacher, prompts, arguments.out, cfg)), end="")
     if arguments.align:
         from opd.microscope.command import align
 
         if not cfg["grader"]:
             raise UserError("an alignment needs one", "--grader", "name one, or leave --align out")
         visits = ("rollouts", "min_visits", "min_children_visits")
-        more = {name: ALIGN[name][0] for name in visits} | {"demonstrate": False}
+        cfg |= {name: ALIGN[name][0] for name in visits} | {"demonstrate": False}
         out = arguments.out / "align" if arguments.out else None
-        teachers = [arguments.teacher]
-        text = align(arguments.student, teachers, arguments.prompts, out, cfg | more)
-        print(f"\n{visible(text)}", end="")
+        print(f"\n{visible(align(student, [teacher], prompts, out, cfg))}", end="")
 
 
 def _align(arguments: argparse.Namespace) -> None:
