@@ -1,6 +1,7 @@
 """What every model of a YAML file is based on, and how its errors are told."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -45,3 +46,11 @@ SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def load_yaml(text: str) -> Any:
     """What a YAML text holds: plain values only. Raises ``yaml.YAMLError`` where it is none."""
     return yaml.load(text, Loader=SafeLoader)
+
+
+def read_yaml(path: Path, remedy: str = "mend the file") -> Any:
+    """What a YAML file holds. Raises ``UserError`` where it is missing or no YAML."""
+    try:
+        return load_yaml(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"not readable as YAML ({error})", str(path), remedy) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from opd.core.errors import UserError
+from opd.core.files import replacing
 from opd.core.schema import load_yaml
 from opd.recipes.config import Config
 from opd.recipes.evaluation import TaskData
@@ -30,10 +31,11 @@ def read(path: Path) -> dict[str, str]:
 
 def hub_objects(config: Config) -> dict[str, HubObject]:
     """The recipes of a config's hub objects, by the keys that name them."""
-    models = {f"models.{n}.{m.hub_key}": m.hub for n, m in config.models.items() if m.hub}
-    prompts = {f"prompts.{n}.hub": p.hub for n, p in config.prompts.items() if p.hub}
-    benchmarks = {f"benchmarks.{n}.hub": b.hub for n, b in config.benchmarks.items() if b.hub}
-    return {**models, **prompts, **benchmarks}
+    return {
+        **{f"models.{n}.{m.hub_key}": m.hub for n, m in config.models.items() if m.hub},
+        **{f"prompts.{n}.hub": p.hub for n, p in config.prompts.items() if p.hub},
+        **{f"benchmarks.{n}.hub": b.hub for n, b in config.benchmarks.items() if b.hub},
+    }
 
 
 def commit(kind: str, name: str, revision: str | None) -> str:
@@ -65,10 +67,8 @@ def lock(
                 where,
                 "check name and revision, log in if it is gated, and see that the hub answers",
             ) from error
-    text = HEADER + yaml.safe_dump(dict(sorted(locked.items())))
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(HEADER + yaml.safe_dump(locked))  # with sorted keys
     return locked
 
 

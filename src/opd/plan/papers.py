@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opd.core.errors import UserError
+from opd.core.schema import read_yaml
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
 from opd.results import claim_spec, figure_spec
@@ -84,7 +85,7 @@ def read_paper(name: str, root: Path) -> Paper:
             known = sorted(p.stem for p in path.parent.glob(f"*{path.suffix}"))
             raise unknown(name, known, "papers", "paper")
     rows = claim_spec.read_targets(paths["targets"])
-    drawings = claim_spec.read_yaml(paths["figures"])
+    drawings = read_yaml(paths["figures"])
     declared = claim_spec.read_claims(paths["claims"])
     names = {key: declared[key] for key in ("arms", "probes")}
     try:

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
 from opd.core.errors import UserError
-from opd.core.schema import Strict, valid
+from opd.core.schema import Strict, read_yaml, valid
 from opd.recipes.base import Count, renamed
 from opd.recipes.config import Config, Interpreters
 from opd.stages.registry import STAGES, Work
@@ -61,8 +60,7 @@ class Site(Strict):
 
 def interpreters(site: Site, config: Config) -> dict[str, str]:
     """The Python of each class of stages, empty for the one that runs Snakemake: a site's comes
-    before the config's, and vllm's is that of gpu unless it has its own.
-    """
+    before the config's, and vllm's is that of gpu unless it has its own."""
     paths = {
         kind: getattr(site.interpreters, kind) or getattr(config.interpreters, kind)
         for kind in Interpreters.model_fields
@@ -79,10 +77,10 @@ def read_site(named: str | None, default: Path) -> Site:
     if named == "" or (named is None and not default.is_file()):
         return Site()
     path = Path(named) if named else default
-    given = _yaml(path)
-    if "opd" in (given.get("rules") or ()):
+    settings = _yaml(path)
+    if "opd" in (settings.get("rules") or ()):
         raise renamed(f"{path}.rules.opd")
-    site = valid(Site, given, str(path), REMEDY)
+    site = valid(Site, settings, str(path), REMEDY)
     if site.gpu_model and site.gres:
         raise UserError("gpu_model and gres exclude each other", str(path), "give one of the two")
     return site
@@ -94,10 +92,7 @@ def read_classes(path: Path) -> dict[str, Ask]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        mapping = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"not readable as YAML ({error})", str(path), REMEDY) from error
+    mapping = read_yaml(path, REMEDY) or {}
     if not isinstance(mapping, dict):
         raise UserError("not a mapping", str(path), REMEDY)
     return mapping
@@ -112,9 +107,7 @@ def class_of(work: Work, config: Config) -> str:
     """The class of a rule's jobs under a config."""
     if work in ("light", "cpu"):
         return work
-    if without_gpu(config):
-        return "cpu"
-    return f"gpu{_devices(work, config)}"
+    return "cpu" if without_gpu(config) else f"gpu{_devices(work, config)}"
 
 
 def _devices(work: Work, config: Config) -> int:
@@ -146,7 +139,7 @@ def resources(stage: str, config: Config, rows: Mapping[str, Ask], site: Site) -
         ask["cpus_per_task"] = max(ask["cpus_per_task"], at_once)
     ask |= own.model_dump(exclude_none=True, exclude={"class_"})
 
-    asked: dict[str, Any] = {
+    named: dict[str, Any] = {
         "nodes": 1,
         "cpus_per_task": ask["cpus_per_task"],
         "mem_mb": _growing(ask["mem_mb"], ask.get("max_mem_mb")),
@@ -156,14 +149,11 @@ def resources(stage: str, config: Config, rows: Mapping[str, Ask], site: Site) -
         **{key: ask.get(key) for key in ("qos", "constraint", "slurm_extra")},
     }
     if gpus and site.gres:
-        asked["gres"] = f"{site.gres}:{gpus}"
+        named["gres"] = f"{site.gres}:{gpus}"
     elif gpus:
-        asked |= {"gpu": gpus, "gpu_model": site.gpu_model}
-    return {key: value for key, value in asked.items() if value is not None}
+        named |= {"gpu": gpus, "gpu_model": site.gpu_model}
+    return {key: value for key, value in named.items() if value is not None}
 
 
 def _growing(first: int, most: int | None) -> Callable[[Any, int], int]:
-    def of_attempt(wildcards: Any, attempt: int) -> int:
-        return min(first * attempt, most or first * attempt)
-
-    return of_attempt
+    return lambda wildcards, attempt: min(first * attempt, most or first * attempt)

@@ -12,11 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from opd.core.errors import UserError
-from opd.core.schema import Given, Strict, load_yaml, valid
+from opd.core.schema import Given, Strict, read_yaml, valid
 from opd.core.text import suggestion
 from opd.results.quantity import METRIC, POINTS, Quantity, Written
 
@@ -263,14 +262,6 @@ def require(target: str, known: Collection[str], where: str) -> None:
 
 def _valid(model: type[Given], given: Any, where: str) -> Given:
     return valid(model, given, where, "mend the claim")
-
-
-def read_yaml(path: Path) -> Any:
-    """What a YAML file holds. Raises ``UserError`` where it is none."""
-    try:
-        return load_yaml(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"not readable as YAML ({error})", str(path), "mend the file") from error
 
 
 class ClaimsFile(Strict):
