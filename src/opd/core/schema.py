@@ -49,7 +49,7 @@ def load_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path, remedy: str = "mend the file") -> Any:
-    """What a YAML file holds. Raises ``UserError`` where it is missing or no YAML."""
+    """What a YAML file holds. Raises ``UserError`` where it cannot be read."""
     try:
         return load_yaml(path.read_text())
     except (OSError, yaml.YAMLError) as error:

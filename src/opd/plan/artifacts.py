@@ -11,16 +11,7 @@ from typing import Any
 from opd.core.errors import UserError
 from opd.core.files import digest
 from opd.evaluation import tasks
-from opd.plan.base import (
-    artifact,
-    at,
-    engine,
-    evaluation_at,
-    inputs_of,
-    settings_of,
-    tell_teacher,
-    world,
-)
+from opd.plan.base import artifact, at, engine, inputs_of, settings_of, tell_teacher, world
 from opd.plan.hub_lock import locked
 from opd.plan.probes import demonstrations, probes
 from opd.recipes.config import Config
@@ -220,7 +211,8 @@ def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
             inputs = {"model": at(config, "models", model, seed)}
             for _, data in benchmarks:
                 inputs |= data
-            yield artifact("evaluate", evaluation_at(name, model, seed), settings, inputs, seed)
+            folder = at(config, "evaluations", f"{name}/{model}", seed)
+            yield artifact("evaluate", folder, settings, inputs, seed)
 
 
 def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str]]:

@@ -11,12 +11,11 @@ from opd.core.files import canonical
 from opd.data import privileged
 from opd.recipes.base import references
 from opd.recipes.config import Config
-from opd.recipes.prompts import PromptSet
 from opd.stages.artifact import Artifact
 from opd.stages.code import code_digest, derive_seed
 
-# Kinds of recipes whose artifacts do not depend on the seed.
-UNSEEDED = {"prompts": PromptSet.kinds(), "sft_data": ("world",), "models": ("hub", "path")}
+# Kinds of recipes whose artifacts do not depend on the seed, as no prompt set does.
+UNSEEDED = {"sft_data": ("world",), "models": ("hub", "path")}
 
 
 def artifact(
@@ -34,24 +33,18 @@ def artifact(
 
 
 def at(config: Config, section: str, name: str, seed: int) -> str:
-    """Folder of a recipe's artifact. What does not depend on the seed is shared by all seeds."""
-    shared = section in UNSEEDED and getattr(config, section)[name].kind in UNSEEDED[section]
+    """Folder of a recipe's artifact; of an evaluation, the name is EVALUATION/MODEL. What does not
+    depend on the seed is shared by all seeds."""
+    kinds = UNSEEDED.get(section)
+    shared = getattr(config, section)[name].kind in kinds if kinds else section == "prompts"
     return f"{section}/{name}" if shared else f"{section}/{name}/s{seed}"
 
 
-def evaluation_at(evaluation: str, model: str, seed: int) -> str:
-    """Folder of a model's evaluation."""
-    return f"evaluations/{evaluation}/{model}/s{seed}"
-
-
 def inputs_of(config: Config, recipe: BaseModel, seed: int) -> dict[str, str]:
-    """The folders of the recipes that a recipe names, by the keys that name them; not of those that
-    its parts name."""
-    return {
-        key: at(config, section, name, seed)
-        for key, section, name in references(recipe)
-        if "." not in key
-    }
+    """The folders of the recipes that a recipe names, by its keys; not of those that its parts
+    name."""
+    own = [reference for reference in references(recipe) if "." not in reference[0]]
+    return {key: at(config, section, name, seed) for key, section, name in own}
 
 
 def settings_of(recipe: BaseModel) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.plan.base import artifact, at, evaluation_at
+from opd.plan.base import artifact, at
 from opd.plan.papers import Paper, check_shown, experiment_of, read_papers
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
@@ -81,12 +81,10 @@ def labels(config: Config) -> dict[str, dict[str, str]]:
 
 def labels_here(config: Config) -> dict[str, dict[str, str]]:
     """Labels of those of the experiments that are asked for: the others are not run."""
+    if config.experiments == "all":
+        return labels(config)
     return {
-        kind: {
-            name: label
-            for name, label in named.items()
-            if config.experiments == "all" or experiment_of(name) in config.experiments
-        }
+        kind: {n: label for n, label in named.items() if experiment_of(n) in config.experiments}
         for kind, named in labels(config).items()
     }
 
@@ -96,13 +94,9 @@ def _add(
 ) -> list[str]:
     """Add a model's evaluation or run, or a probe, at every seed to the inputs; the names that they
     go by there."""
-    folders = {}
-    for seed in config.seeds:
-        if evaluation:
-            folder = evaluation_at(evaluation, name, seed)
-        else:
-            folder = at(config, {"run": "models", "probe": "probes"}[kind], name, seed)
-        folders[f"{kind}:{name}:s{seed}"] = folder
+    section = {"evaluation": "evaluations", "run": "models", "probe": "probes"}[kind]
+    recipe = f"{evaluation}/{name}" if evaluation else name
+    folders = {f"{kind}:{name}:s{seed}": at(config, section, recipe, seed) for seed in config.seeds}
     inputs |= folders
     return [*folders]
 

@@ -4,26 +4,10 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from opd.plan.base import (
-    artifact,
-    at,
-    engine,
-    evaluation_at,
-    inputs_of,
-    settings_of,
-    tell_teacher,
-)
+from opd.plan.base import artifact, at, engine, inputs_of, settings_of, tell_teacher
+from opd.recipes import microscope as recipes
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
-from opd.recipes.microscope import (
-    AlignmentProbe,
-    ForecastProbe,
-    OutcomeProbe,
-    PoolProbe,
-    ScreeningProbe,
-    TreeProbe,
-    TreeTeacher,
-)
 from opd.stages.artifact import Artifact
 from opd.stages.registry import STAGES
 
@@ -92,7 +76,7 @@ def _described(config: Config, recipe: Any, seed: int, where: str) -> Described:
 # The microscope
 
 
-def _screening(config: Config, recipe: ScreeningProbe, seed: int, where: str) -> Described:
+def _screening(config: Config, recipe: recipes.ScreeningProbe, seed: int, where: str) -> Described:
     settings, inputs = settings_of(recipe), inputs_of(config, recipe, seed)
     settings.pop("need", None)
     settings["sources"] = [
@@ -108,7 +92,7 @@ def _screening(config: Config, recipe: ScreeningProbe, seed: int, where: str) ->
     return settings | engine(config, recipe.student), inputs
 
 
-def _tree(config: Config, recipe: TreeProbe, seed: int, where: str) -> Described:
+def _tree(config: Config, recipe: recipes.TreeProbe, seed: int, where: str) -> Described:
     settings, inputs = settings_of(recipe), inputs_of(config, recipe, seed)
     settings["teachers"] = [
         _teacher(config, recipe.student, teacher, inputs, seed) for teacher in recipe.teachers
@@ -117,7 +101,7 @@ def _tree(config: Config, recipe: TreeProbe, seed: int, where: str) -> Described
 
 
 def _teacher(
-    config: Config, student: str, teacher: TreeTeacher, inputs: dict[str, str], seed: int
+    config: Config, student: str, teacher: recipes.TreeTeacher, inputs: dict[str, str], seed: int
 ) -> dict[str, Any]:
     """Settings of a teacher; what it reads is added to ``inputs``."""
     model, context = teacher.model or student, teacher.context
@@ -134,8 +118,8 @@ def _teacher(
     }
 
 
-def _alignment(config: Config, recipe: AlignmentProbe, seed: int, where: str) -> Described:
-    tree: TreeProbe = _probe(config, "tree", recipe.tree, f"{where}.tree")
+def _alignment(config: Config, recipe: recipes.AlignmentProbe, seed: int, where: str) -> Described:
+    tree: recipes.TreeProbe = _probe(config, "tree", recipe.tree, f"{where}.tree")
     teachers = {teacher.name: teacher for teacher in tree.teachers}
     if recipe.teacher not in teachers:
         kind = f"teacher of {recipe.tree}"
@@ -151,12 +135,12 @@ def _alignment(config: Config, recipe: AlignmentProbe, seed: int, where: str) ->
     return settings | engine(config, tree.student), inputs
 
 
-def _pool(config: Config, recipe: PoolProbe, seed: int, where: str) -> Described:
+def _pool(config: Config, recipe: recipes.PoolProbe, seed: int, where: str) -> Described:
     inputs = {f"of:{i}": at(config, "probes", name, seed) for i, name in enumerate(recipe.of)}
     return {"names": recipe.of}, inputs
 
 
-def _forecast(config: Config, recipe: ForecastProbe, seed: int, where: str) -> Described:
+def _forecast(config: Config, recipe: recipes.ForecastProbe, seed: int, where: str) -> Described:
     inputs, students = {}, []
     for i, pair in enumerate(recipe.pairs):
         inputs[f"alignment:{i}"] = at(config, "probes", pair.alignment, seed)
@@ -167,12 +151,15 @@ def _forecast(config: Config, recipe: ForecastProbe, seed: int, where: str) -> D
     return {"measure": recipe.measure, "pairs": labels, "students": students}, inputs
 
 
-def _outcome(config: Config, recipe: OutcomeProbe, seed: int, where: str) -> Described:
+def _outcome(config: Config, recipe: recipes.OutcomeProbe, seed: int, where: str) -> Described:
     inputs = {"forecast": at(config, "probes", recipe.forecast, seed)}
-    forecast: ForecastProbe = _probe(config, "forecast", recipe.forecast, f"{where}.forecast")
+    forecast: recipes.ForecastProbe = _probe(
+        config, "forecast", recipe.forecast, f"{where}.forecast"
+    )
     for i, pair in enumerate(forecast.pairs):
         for side, model in (("after", pair.model), ("before", pair.base)):
-            inputs[f"{side}:{i}"] = evaluation_at(recipe.evaluation, model, seed)
+            evaluated = f"{recipe.evaluation}/{model}"
+            inputs[f"{side}:{i}"] = at(config, "evaluations", evaluated, seed)
     return {}, inputs
 
 

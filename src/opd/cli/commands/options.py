@@ -10,8 +10,10 @@ from typing import Any
 from opd.core.errors import UserError
 from opd.core.security import visible
 
-# Adds a command: its name, its function, and its help, as ``add_command`` takes them.
-Add = Callable[..., argparse.ArgumentParser]
+Parser = argparse.ArgumentParser
+Options = argparse._ActionsContainer  # a parser, or a group of its options
+# ``add_command`` but for its first argument.
+Add = Callable[..., Parser]
 # Rates of `opd calibrate`, which `opd plan` reads.
 RATES = Path("results/calibration.yaml")
 MINI = Path("config/mini.yaml")
@@ -25,13 +27,11 @@ def add_command(
     about: str,
     online: Callable[[argparse.Namespace], bool] = lambda arguments: False,
     usage: str | None = None,
-) -> argparse.ArgumentParser:
+) -> Parser:
     """The parser of a command. ``run`` returns the exit status, ``online`` tells whether the hub is
     asked."""
     # What is not an option is no abbreviation of one: --config is not --configfile.
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=about, usage=usage, allow_abbrev=False
-    )
+    parser: Parser = commands.add_parser(name, help=about, usage=usage, allow_abbrev=False)
     parser.set_defaults(run=run, online=online)
     return parser
 
@@ -82,40 +82,42 @@ def positive(text: str) -> float:
 # Options
 
 
-def add_option(
-    parser: argparse.ArgumentParser, name: str, default: Any, about: str, **more: Any
-) -> None:
-    """An option with a default, which its help names."""
-    about = f"{about}; %(default)s if not given"
-    parser.add_argument(name, default=default, help=about, **more)
+def add(parser: Options, name: str, about: str, default: Any = None, **more: Any) -> None:
+    """An argument or option; its help names the default, if that is text, a number or a path."""
+    if isinstance(default, str | int | float | Path):
+        about = f"{about}; %(default)s if not given"
+    parser.add_argument(name, help=about, default=default, **more)
 
 
-def add_file(parser: argparse.ArgumentParser, name: str, default: str | Path, about: str) -> None:
-    add_option(parser, name, Path(default), about, type=Path, metavar="FILE")
+def add_path(parser: Options, name: str, about: str, default: Any = None, **more: Any) -> None:
+    add(parser, name, about, default, type=Path, **more)
 
 
-def add_counts(parser: argparse.ArgumentParser, counts: Mapping[str, tuple[int, str]]) -> None:
+def add_flag(parser: Options, name: str, about: str) -> None:
+    parser.add_argument(name, action="store_true", help=about)
+
+
+def add_list(parser: Options, name: str, about: str, **more: Any) -> None:
+    """An option that is given several times."""
+    add(parser, name, about, default=[], action="append", **more)
+
+
+def add_counts(parser: Parser, counts: Mapping[str, tuple[int, str]]) -> None:
     """Options for whole numbers; ``counts``: name -> default, and what it is."""
-    for name, (value, about) in counts.items():
-        add_option(parser, f"--{name.replace('_', '-')}", value, about, type=whole(1), metavar="N")
+    for name, (default, about) in counts.items():
+        add(parser, f"--{name.replace('_', '-')}", about, default, type=whole(1), metavar="N")
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: Parser) -> None:
     """--config, as Snakemake has it."""
     about = "as for snakemake, on top of all files; nothing if not given"
-    parser.add_argument(
-        "--config", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=about
-    )
+    add(parser, "--config", about, [], nargs="+", action="extend", metavar="KEY=VALUE")
 
 
 def add_configs(
-    parser: argparse.ArgumentParser,
-    about: str = str(MINI),
-    default: Sequence[Path] | None = (MINI,),
+    parser: Parser, about: str = str(MINI), default: Sequence[Path] | None = (MINI,)
 ) -> None:
     """--configfile and --config, as Snakemake has them; ``about`` names the default."""
     about = f"{CONFIGS}; {about} if not given"
-    parser.add_argument(
-        "--configfile", nargs="+", type=Path, default=default, metavar="FILE", help=about
-    )
+    add_path(parser, "--configfile", about, default, nargs="+", metavar="FILE")
     add_config(parser)

@@ -4,26 +4,44 @@ import argparse
 import json
 from pathlib import Path
 
-from opd.cli.commands.options import (
-    CONFIGS,
-    RATES,
-    Add,
-    add_config,
-    add_configs,
-    add_file,
-    show,
-    whole,
-)
+from opd.cli.commands import options
+from opd.cli.commands.options import CONFIGS, RATES, show, whole
 
 
-def add(command: Add) -> None:
+def add(command: options.Add) -> None:
     command("schema", _schema, "print the JSON schema of a config")
-    _add_plan(command)
+
+    plan = command(
+        "plan",
+        _plan,
+        "what would run, what is there, and what it would cost",
+        usage="opd plan [--configfile FILE ...] [--config KEY=VALUE ...] [options]",
+    )
+    options.add_configs(plan)
+    part = plan.add_mutually_exclusive_group()
+    options.add_list(
+        part,
+        "--target",
+        "a figure, table or folder, may be repeated; what the config asks for if not given",
+    )
+    about = "the cheapest part that decides this claim of a paper; all of them if not given"
+    options.add(part, "--claim", about)
+    about = "devices to share the jobs; as many as the widest job has if not given"
+    options.add(plan, "--gpus", about, type=whole(1), metavar="N")
+    options.add(
+        plan,
+        "--device",
+        "as torch names it, or a part of that; H100, what was measured, or cpu, as the config "
+        "computes, if not given",
+    )
+    options.add_flag(plan, "--jobs", "list every job")
+    options.add_path(plan, "--calibration", "rates of `opd calibrate`", RATES, metavar="FILE")
 
     calibrate = command("calibrate", _calibrate, "measure rates for `opd plan` in finished stages")
-    calibrate.add_argument("results", nargs="+", type=Path, help="results/NAME")
-    add_file(calibrate, "--output", RATES, "file to write")
-    add_file(calibrate, "--reference", "config/calibration.yaml", "what rates are in terms of")
+    options.add_path(calibrate, "results", "results/NAME", nargs="+")
+    options.add_path(calibrate, "--output", "file to write", RATES, metavar="FILE")
+    about, shipped = "what rates are in terms of", Path("config/calibration.yaml")
+    options.add_path(calibrate, "--reference", about, shipped, metavar="FILE")
 
     lock = command(
         "lock",
@@ -32,9 +50,10 @@ def add(command: Add) -> None:
         online=lambda arguments: True,
         usage="opd lock FILE ... [--config KEY=VALUE ...] [--lock FILE]",
     )
-    lock.add_argument("files", nargs="+", type=Path, metavar="FILE", help=CONFIGS)
-    add_config(lock)
-    add_file(lock, "--lock", "config/hub.lock.yaml", "file to write")
+    options.add_path(lock, "files", CONFIGS, nargs="+", metavar="FILE")
+    options.add_config(lock)
+    locked = Path("config/hub.lock.yaml")
+    options.add_path(lock, "--lock", "file to write", locked, metavar="FILE")
 
     doctor = command(
         "doctor",
@@ -43,53 +62,16 @@ def add(command: Add) -> None:
         online=lambda arguments: True,
         usage="opd doctor [--configfile FILE ...] [--config KEY=VALUE ...] [--profile NAME]",
     )
-    add_configs(doctor, "that of the profile, or config/mini.yaml,", ())
-    doctor.add_argument(
-        "--profile",
-        metavar="NAME",
-        help="as for snakemake: looks at the cluster too; this machine alone if not given",
-    )
-    doctor.add_argument("--json", action="store_true", help="print all of it as JSON")
+    options.add_configs(doctor, "that of the profile, or config/mini.yaml,", ())
+    about = "as for snakemake: looks at the cluster too; this machine alone if not given"
+    options.add(doctor, "--profile", about, metavar="NAME")
+    options.add_flag(doctor, "--json", "print all of it as JSON")
 
 
 def _schema(arguments: argparse.Namespace) -> None:
     from opd.recipes.config import schema
 
     print(json.dumps(schema(), indent=1, sort_keys=True))
-
-
-def _add_plan(command: Add) -> None:
-    parser = command(
-        "plan",
-        _plan,
-        "what would run, what is there, and what it would cost",
-        usage="opd plan [--configfile FILE ...] [--config KEY=VALUE ...] [options]",
-    )
-    add_configs(parser)
-    part = parser.add_mutually_exclusive_group()
-    part.add_argument(
-        "--target",
-        action="append",
-        default=[],
-        help="a figure, table or folder, may be repeated; what the config asks for if not given",
-    )
-    part.add_argument(
-        "--claim",
-        help="the cheapest part that decides this claim of a paper; all of them if not given",
-    )
-    parser.add_argument(
-        "--gpus",
-        type=whole(1),
-        metavar="N",
-        help="devices to share the jobs; as many as the widest job has if not given",
-    )
-    parser.add_argument(
-        "--device",
-        help="as torch names it, or a part of that; H100, what was measured, or cpu, as the config "
-        "computes, if not given",
-    )
-    parser.add_argument("--jobs", action="store_true", help="list every job")
-    add_file(parser, "--calibration", RATES, "rates of `opd calibrate`")
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -5,46 +5,67 @@ import json
 import time
 from pathlib import Path
 
-from opd.cli.commands.options import Add, add_configs, add_option, show
+from opd.cli.commands import options
+from opd.cli.commands.options import show
 from opd.core.errors import UserError
 
 
-def add(command: Add) -> None:
+def add(command: options.Add) -> None:
     from opd.provenance.gc import KINDS
 
     watch = command("watch", _watch, "show a training run step by step as it goes")
-    watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
+    options.add_path(watch, "folder", "results/NAME/models/MODEL/sSEED")
 
     why = command("why", _why, "what made an artifact, from what, and how to make it again")
-    why.add_argument(
-        "path", type=Path, help="its folder, a file of it, or results/NAME/MODEL/sSEED"
-    )
+    options.add_path(why, "path", "its folder, a file of it, or results/NAME/MODEL/sSEED")
 
     diff = command("diff", _diff, "where two artifacts, or two results folders, part ways")
-    for name in "ab":
-        diff.add_argument(name, type=Path, help="results/NAME, or an artifact")
+    options.add_path(diff, "a", "results/NAME, or an artifact")
+    options.add_path(diff, "b", "results/NAME, or an artifact")
 
-    _add_audit(command)
+    audit = command("audit", _audit, "whether results are what was made, complete and current")
+    options.add_path(audit, "path", "results, results/NAME, or an artifact below it")
+    options.add_configs(audit, "what the last run found in plan.json", None)
+    options.add_path(audit, "--json", "also written there; - is standard output", metavar="FILE")
+    about, states = "states that end well, too; none if not given", ("stale", "orphaned", "missing")
+    options.add(audit, "--allow", about, [], nargs="+", choices=states)
+    about = "other versions, and store entries that nothing links, end badly, too"
+    options.add_flag(audit, "--strict", about)
+    options.add_path(audit, "--store", "where files are whose links lead nowhere", metavar="DIR")
 
     adopt = command("adopt", _adopt, "use a checkpoint or rollouts from elsewhere for a recipe")
-    adopt.add_argument("path", type=Path, help="a checkpoint's folder, or a file of rollouts")
-    adopt.add_argument(
-        "--as",
-        dest="recipe",
-        required=True,
-        metavar="RECIPE",
-        help="a model or generation of the config; NAME/sSEED where there are several seeds",
-    )
-    add_configs(adopt)
+    options.add_path(adopt, "path", "a checkpoint's folder, or a file of rollouts")
+    about = "a model or generation of the config; NAME/sSEED where there are several seeds"
+    options.add(adopt, "--as", about, dest="recipe", required=True, metavar="RECIPE")
+    options.add_configs(adopt)
 
-    gc = command(
-        "gc", _gc, "list what nothing in a folder of results needs, and remove what is named"
-    )
-    add_option(gc, "results", Path("results"), "the folder with .store", nargs="?", type=Path)
+    about = "list what nothing in a folder of results needs, and remove what is named"
+    gc = command("gc", _gc, about)
+    options.add_path(gc, "results", "the folder with .store", Path("results"), nargs="?")
     about = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
-    gc.add_argument("--remove", nargs="+", choices=KINDS, default=[], metavar="KIND", help=about)
+    options.add(gc, "--remove", about, [], nargs="+", choices=KINDS, metavar="KIND")
 
-    _add_export(command)
+    export = command(
+        "export",
+        _export,
+        "pack results, with what made them, as an RO-Crate",
+        usage="opd export RESULTS --out FILE.zip [options]",
+    )
+    options.add_path(export, "results", "results/NAME")
+    options.add_path(export, "--out", "a file that ends in .zip, or a new folder", required=True)
+    options.add_list(
+        export,
+        "--target",
+        "a figure, table, page or folder: what is behind it alone; may be repeated; all that is "
+        "there if not given",
+    )
+    options.add_flag(
+        export,
+        "--full",
+        "with weights, fetched objects and files above 50 MB, which are only listed otherwise",
+    )
+    about = "who ran it; nobody is named if not given"
+    options.add(export, "--agent", about, metavar="NAME <URL>")
 
 
 def _watch(arguments: argparse.Namespace) -> None:
@@ -65,30 +86,6 @@ def _diff(arguments: argparse.Namespace) -> int:
     differences = compare(arguments.a, arguments.b)
     show(lines(arguments.a, arguments.b, differences))
     return int(differences.any)
-
-
-def _add_audit(command: Add) -> None:
-    parser = command("audit", _audit, "whether results are what was made, complete and current")
-    parser.add_argument("path", type=Path, help="results, results/NAME, or an artifact below it")
-    add_configs(parser, "what the last run found in plan.json", None)
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also written there; - is standard output"
-    )
-    parser.add_argument(
-        "--allow",
-        nargs="+",
-        choices=("stale", "orphaned", "missing"),
-        default=[],
-        help="states that end well, too; none if not given",
-    )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="other versions, and store entries that nothing links, end badly, too",
-    )
-    parser.add_argument(
-        "--store", type=Path, metavar="DIR", help="where files are whose links lead nowhere"
-    )
 
 
 def _audit(arguments: argparse.Namespace) -> int:
@@ -134,34 +131,6 @@ def _gc(arguments: argparse.Namespace) -> None:
     from opd.provenance.gc import lines
 
     show(lines(arguments.results, arguments.remove))
-
-
-def _add_export(command: Add) -> None:
-    parser = command(
-        "export",
-        _export,
-        "pack results, with what made them, as an RO-Crate",
-        usage="opd export RESULTS --out FILE.zip [options]",
-    )
-    parser.add_argument("results", type=Path, help="results/NAME")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="a file that ends in .zip, or a new folder"
-    )
-    parser.add_argument(
-        "--target",
-        action="append",
-        default=[],
-        help="a figure, table, page or folder: what is behind it alone; may be repeated; all that "
-        "is there if not given",
-    )
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help="with weights, fetched objects and files above 50 MB, which are only listed otherwise",
-    )
-    parser.add_argument(
-        "--agent", metavar="NAME <URL>", help="who ran it; nobody is named if not given"
-    )
 
 
 def _export(arguments: argparse.Namespace) -> None:

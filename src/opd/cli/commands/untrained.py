@@ -2,17 +2,9 @@
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any
 
-from opd.cli.commands.options import (
-    Add,
-    add_counts,
-    add_option,
-    json_object,
-    positive,
-    whole,
-)
+from opd.cli.commands import options
 from opd.core.errors import UserError
 from opd.core.security import refuse_code, visible
 from opd.grading.graders import GRADERS
@@ -23,12 +15,13 @@ CHOICES = {
     "backend": (("transformers", "vllm"), "what samples"),
     "dtype": (("float32", "bfloat16"), "what models are computed in"),
 }
-# Options that are settings of the stages, under the same names -> default, and what they are.
+# Options that are settings of the stages -> default, and what they are.
 PREFLIGHT = {
     "n": (48, "prompts, the first of the file"),
     "samples": (4, "rollouts of each prompt"),
     "max_new_tokens": (7168, "longest response in tokens"),
     "max_prompt_tokens": (1024, "longest prompt in tokens"),
+    "k": (16, "tokens in the top k sets of student and teacher"),
 }
 ALIGN = {
     "n": (16, "questions, the first of the file"),
@@ -42,26 +35,24 @@ ALIGN = {
 }
 
 
-def add(command: Add) -> None:
+def add(command: options.Add) -> None:
     preflight = command(
         "preflight",
         _preflight,
         "what a few dozen rollouts say of a student and a teacher, untrained",
         usage="opd preflight --student DIR --teacher DIR --prompts FILE [options]",
     )
-    _add_inputs(preflight, "prompts")
-    preflight.add_argument(
-        "--teacher", type=Path, required=True, metavar="DIR", help="model folder"
-    )
-    top = {"k": (16, "tokens in the top k sets of student and teacher")}
-    add_counts(preflight, PREFLIGHT | top)
+    options.add_path(preflight, "--student", "model folder", required=True, metavar="DIR")
+    options.add_path(preflight, "--teacher", "model folder", required=True, metavar="DIR")
+    options.add_path(preflight, "--prompts", QUESTIONS, required=True, metavar="FILE")
+    options.add_counts(preflight, PREFLIGHT)
     about = "that rollouts are sampled at"
-    add_option(preflight, "--temperature", 1.0, about, type=positive, metavar="T")
-    preflight.add_argument("--grader", help=f"{ANSWERS}; nothing is graded if not given")
-    preflight.add_argument(
+    options.add(preflight, "--temperature", about, 1.0, type=options.positive, metavar="T")
+    options.add(preflight, "--grader", f"{ANSWERS}; nothing is graded if not given")
+    options.add_flag(
+        preflight,
         "--align",
-        action="store_true",
-        help="measure the alignment, too (`opd align`): many more rollouts, needs a grader",
+        "measure the alignment, too (`opd align`): many more rollouts, needs a grader",
     )
     _add_common(preflight)
 
@@ -72,44 +63,35 @@ def add(command: Add) -> None:
         usage="opd align --student DIR --teacher DIR [DIR ...] --questions FILE --grader NAME "
         "[options]",
     )
-    _add_inputs(align, "questions")
-    align.add_argument(
-        "--teacher", type=Path, nargs="+", default=[], metavar="DIR", help="model folders"
-    )
-    align.add_argument("--grader", required=True, help=ANSWERS)
-    align.add_argument(
-        "--demonstrate",
-        action="store_true",
-        help="the student with a right response in its prompt is a teacher, too",
-    )
-    add_counts(align, ALIGN)
-    align.add_argument("--system", help="a system prompt; none if not given")
+    options.add_path(align, "--student", "model folder", required=True, metavar="DIR")
+    options.add_path(align, "--teacher", "model folders", [], nargs="+", metavar="DIR")
+    options.add_path(align, "--questions", QUESTIONS, required=True, metavar="FILE")
+    options.add(align, "--grader", ANSWERS, required=True)
+    about = "the student with a right response in its prompt is a teacher, too"
+    options.add_flag(align, "--demonstrate", about)
+    options.add_counts(align, ALIGN)
+    options.add(align, "--system", "a system prompt; none if not given")
     _add_common(align)
-
-
-def _add_inputs(parser: argparse.ArgumentParser, questions: str) -> None:
-    parser.add_argument("--student", type=Path, required=True, metavar="DIR", help="model folder")
-    parser.add_argument(f"--{questions}", type=Path, required=True, metavar="FILE", help=QUESTIONS)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     about = 'arguments of the chat templates, as {"enable_thinking": false}'
-    add_option(parser, "--chat-template", "{}", about, metavar="JSON")
+    options.add(parser, "--chat-template", about, "{}", metavar="JSON")
     for name, (choices, about) in CHOICES.items():
         about = f"{about}: {' or '.join(choices)}"
-        add_option(parser, f"--{name}", choices[0], about, choices=choices)
-    add_option(parser, "--seed", 0, "of sampling", type=whole(0), metavar="N")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder that keeps all of it; none if not given"
+        options.add(parser, f"--{name}", about, choices[0], choices=choices)
+    options.add(parser, "--seed", "of sampling", 0, type=options.whole(0), metavar="N")
+    options.add_path(
+        parser, "--out", "folder that keeps all of it; none if not given", metavar="DIR"
     )
 
 
 def _settings(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Settings of the stages: these options, and what both commands have."""
-    options = vars(arguments)
+    values = vars(arguments)
     return {
-        **{name: options[name] for name in (*names, *CHOICES, "grader", "seed")},
-        "chat_template_kwargs": json_object(arguments.chat_template, "--chat-template"),
+        **{name: values[name] for name in (*names, *CHOICES, "grader", "seed")},
+        "chat_template_kwargs": options.json_object(arguments.chat_template, "--chat-template"),
         "threads": len(os.sched_getaffinity(0)),
     }
 
@@ -118,7 +100,8 @@ def _preflight(arguments: argparse.Namespace) -> None:
     from opd.probes.preflight import preflight
 
     student, teacher, prompts = arguments.student, arguments.teacher, arguments.prompts
-    cfg = _settings(arguments, *PREFLIGHT, "temperature") | {"metrics_k": arguments.k}
+    cfg = _settings(arguments, *PREFLIGHT, "temperature")
+    cfg["metrics_k"] = cfg.pop("k")
     refuse_code(student)
     refuse_code(teacher)
     print(visible(preflight(student, teacher, prompts, arguments.out, cfg)), end="")
