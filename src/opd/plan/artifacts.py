@@ -147,8 +147,8 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
             inputs = inputs_of(config, model.trained, seed)
             yield artifact(model.kind, folder, settings, inputs, seed)
         elif isinstance(model, Kept):
-            settings = {"step": model.keep.step}
-            yield artifact("keep", folder, settings, inputs_of(config, model.keep, seed))
+            inputs = inputs_of(config, model.keep, seed)
+            yield artifact("keep", folder, {"step": model.keep.step}, inputs)
         elif model.init:
             settings = settings_of(model.init)
             settings["world"] = world(config, f"models.{name}.init")
@@ -163,18 +163,14 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
 
 def _training(config: Config, name: str, model: Model) -> dict[str, Any]:
     """The settings of a training run: what makes the result, and under ``execution`` what does not.
-
-    Raises ``UserError`` for a step that cannot be dealt out to processes.
-    """
+    Raises ``UserError`` for a step that cannot be dealt out to processes."""
     assert model.trained is not None
     execution = config.training.model_dump(mode="json", exclude_none=True)
     made_by = ("precision", "gradient_checkpointing", "processes")
     settings = settings_of(model.trained)
     settings |= {key: execution.pop(key) for key in made_by if key in execution}
-    vllm = execution.pop("vllm", None)
-    if vllm is not None:
+    if (vllm := execution.get("vllm")) is not None:
         settings["vllm"] = {key: vllm.pop(key) for key in vllm.keys() - VLLM_PLACE}
-        execution["vllm"] = vllm
     keep_steps = {*model.trained.keep_steps} - {0, model.trained.steps}
     if keep_steps:
         execution["keep_steps"] = sorted(keep_steps)
@@ -218,8 +214,8 @@ def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
 def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str]]:
     """A benchmark's settings and inputs. The text of our own task files belongs to the settings."""
     benchmark = config.benchmarks[name]
-    own = benchmark.model_dump(include={"task", "num_fewshot"}, exclude_none=True)
-    settings = {"name": name, **own}
+    settings = benchmark.model_dump(include={"task", "num_fewshot"}, exclude_none=True)
+    settings["name"] = name
     if benchmark.task.startswith(tasks.OURS):
         settings["file"] = _task_text(benchmark.task, f"benchmarks.{name}.task")
     inputs = {}
@@ -228,8 +224,7 @@ def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str
     if benchmark.hub:
         inputs[f"data:{name}"] = f"datasets/{name}"
     if benchmark.include:
-        where = f"benchmarks.{name}.include"
-        inputs[f"include:{name}"] = data_path(benchmark.include, where)
+        inputs[f"include:{name}"] = data_path(benchmark.include, f"benchmarks.{name}.include")
     return settings, inputs
 
 
@@ -260,11 +255,8 @@ def data_path(path: str, where: str) -> str:
     variable = "OPD_MODEL_DIR" if where.startswith("models.") else "OPD_DATA_DIR"
     root = "." if path.startswith("./") else os.environ.get(variable)
     if not Path(path).is_absolute() and not root:
-        raise UserError(
-            f"the relative path '{path}' needs the environment variable {variable}",
-            where,
-            "set it to the folder that holds the files",
-        )
+        what = f"the relative path '{path}' needs the environment variable {variable}"
+        raise UserError(what, where, "set it to the folder that holds the files")
     full = Path(root or "", path).absolute()
     if not full.exists():
         raise UserError(f"no such file: {full}", where, f"mend the path or {variable}")
@@ -277,4 +269,4 @@ def _named(path: str, full: str) -> str:
     if path.startswith("./"):
         return Path(path).as_posix()
     root = Path(os.environ.get("OPD_DATA_DIR", "/dev/null")).absolute()
-    return Path(full).relative_to(root).as_posix() if Path(full).is_relative_to(root) else full
+    return full.removeprefix(f"{root}/")

@@ -29,18 +29,14 @@ USES = {
     "distill": {**_TRAINED_ON_ITS_OWN, "teacher": "teacher"},
     "grpo": _TRAINED_ON_ITS_OWN,
     "sft": {"update": "student"},
-    "generate": {"sample": "model"},
-    "evaluate": {"sample": "model"},
-    "prefix": {"sample": "teacher"},
+    "indicators": {**_SCORED_BY_BOTH, "sample": "student"},
     "judge": {"sample": "judge", "score": "judge"},
+    "embed": {"score": "encoder"},
     "pair": _SCORED_BY_BOTH,
     "signal": _SCORED_BY_BOTH,
-    "indicators": {**_SCORED_BY_BOTH, "sample": "student"},
-    "continuation": {"sample": "teacher"},
-    "demonstrate": {"sample": "model"},
-    "screening": {"sample": "student"},
-    "tree": {"sample": "student"},
-    "embed": {"score": "encoder"},
+    **{stage: {"sample": "model"} for stage in ("generate", "evaluate", "demonstrate")},
+    **{stage: {"sample": "teacher"} for stage in ("prefix", "continuation")},
+    **{stage: {"sample": "student"} for stage in ("screening", "tree")},
 }
 
 
@@ -88,9 +84,8 @@ def parameters(facts: Facts, folder: str) -> float:
         return math.nan
     artifact = facts.artifacts[folder]
     inputs = named(artifact)
-    for source in ("student", "model"):
-        if source in inputs:
-            return parameters(facts, inputs[source])
+    if source := inputs.get("student") or inputs.get("model"):
+        return parameters(facts, source)
     if artifact.stage == "init":
         return world_parameters(artifact.cfg)
     name = artifact.cfg.get("hub") or artifact.cfg.get("path", "")
@@ -188,27 +183,25 @@ def _sequences(facts: Facts, artifact: Artifact, response: float) -> float:
     count = min(count, cfg.get("n") or cfg.get("questions") or math.inf)
     samples = cfg.get("samples", 1)
     if stage == "prefix":  # alone, and after a prefix
-        return 2 * count
-    if stage == "continuation":  # by the teacher, and perhaps by the student too
-        models = 2 if cfg.get("baseline") == "resampled" else 1
-        return count * samples * len(cfg["prefixes"]) * models
-    if stage == "demonstrate":
-        return count * min(TRIALS, cfg["trials"])
-    if stage == "screening":
-        return count * samples * (1 + len(cfg["contexts"]))
-    if stage == "tree":
+        samples = 2
+    elif stage == "continuation":  # by the teacher, and perhaps by the student too
+        samples *= len(cfg["prefixes"]) * (2 if cfg.get("baseline") == "resampled" else 1)
+    elif stage == "demonstrate":
+        samples = min(TRIALS, cfg["trials"])
+    elif stage == "screening":
+        samples *= 1 + len(cfg["contexts"])
+    elif stage == "tree":
         # Besides the rollouts, what is sampled after the tokens that the teachers pick, from
         # halfway on average, if none were picked twice.
         windows = math.ceil(math.log2(1 + response / cfg["first_window"]))
         paths = cfg["correct_paths"] + cfg["incorrect_paths"]
         picks = paths * windows * (cfg["top_gradient"] + cfg["top_difference"])
-        return count * (cfg["rollouts"] + picks * len(cfg["teachers"]) * cfg["min_visits"] / 2)
+        samples = cfg["rollouts"] + picks * len(cfg["teachers"]) * cfg["min_visits"] / 2
     return count * samples
 
 
 def critical_path(artifacts: Artifacts, seconds: Mapping[str, float]) -> float:
-    """Longest chain of jobs that wait for each other, in seconds; jobs not in ``seconds`` take
-    none."""
+    """Longest chain of jobs that wait for each other; jobs not in ``seconds`` take none."""
     ends: dict[str, float] = {}
     for folder in closure(seconds, artifacts):
         start = max((ends.get(i, 0.0) for i in artifacts[folder].inputs), default=0.0)

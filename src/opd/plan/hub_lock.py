@@ -42,19 +42,15 @@ def commit(kind: str, name: str, revision: str | None) -> str:
     """The commit (40 hex digits) that a revision of a hub object stands at; asks the hub."""
     import huggingface_hub
 
-    info = huggingface_hub.HfApi().repo_info(
-        name, repo_type=kind.removesuffix("s"), revision=revision
-    )
-    return str(info.sha)
+    api, repo_type = huggingface_hub.HfApi(), kind.removesuffix("s")
+    return str(api.repo_info(name, repo_type=repo_type, revision=revision).sha)
 
 
 def lock(
     config: Config, path: Path, ask: Callable[[str, str, str | None], str] = commit
 ) -> dict[str, str]:
-    """Ask the hub at which commit each object of a config stands, and add that to the lock.
-
-    Raises ``UserError`` where the hub does not answer; nothing is written then.
-    """
+    """Ask the hub at which commit each object of a config stands, and add that to the lock. Raises
+    ``UserError`` where the hub does not answer; nothing is written then."""
     locked = read(path)
     for where, recipe in hub_objects(config).items():
         kind, _, name = key(recipe).partition("/")
@@ -88,11 +84,6 @@ def locked(recipe: HubObject, lock: Mapping[str, str], where: str) -> str:
 
 def unlocked(config: Config, lock: Mapping[str, str]) -> list[str]:
     """The keys of a config's hub objects that cannot be fetched, since no full commit is known.
-
-    Raises ``UserError`` where lock and recipe disagree.
-    """
-    return [
-        where
-        for where, recipe in hub_objects(config).items()
-        if not re.fullmatch(r"[0-9a-f]{40}", locked(recipe, lock, where))
-    ]
+    Raises ``UserError`` where lock and recipe disagree."""
+    commits = {where: locked(recipe, lock, where) for where, recipe in hub_objects(config).items()}
+    return [where for where in commits if not re.fullmatch("[0-9a-f]{40}", commits[where])]

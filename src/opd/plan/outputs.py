@@ -71,21 +71,18 @@ def _beside_report(config: Config, artifacts: Iterable[str]) -> list[str]:
 # What is measured, as inputs
 
 
-def labels(config: Config) -> dict[str, dict[str, str]]:
-    """Labels of all ``arms`` and ``probes`` of a config, by name."""
-    return {
+def labels(config: Config, everywhere: bool = False) -> dict[str, dict[str, str]]:
+    """Labels of the ``arms`` and ``probes`` of a config, by name: of those of the experiments that
+    are asked for, as the others are not run, or of all of them."""
+    kinds = {
         "arms": {name: arm.label for name, arm in config.arms.items()},
         "probes": {name: probe.label or name for name, probe in config.probes.items()},
     }
-
-
-def labels_here(config: Config) -> dict[str, dict[str, str]]:
-    """Labels of those of the experiments that are asked for: the others are not run."""
-    if config.experiments == "all":
-        return labels(config)
+    if everywhere or config.experiments == "all":
+        return kinds
     return {
         kind: {n: label for n, label in named.items() if experiment_of(n) in config.experiments}
-        for kind, named in labels(config).items()
+        for kind, named in kinds.items()
     }
 
 
@@ -113,7 +110,7 @@ def needed(
 
     needs: (role, name): evaluations, base, teacher, run or scores of an arm, or probe.
     """
-    here = labels_here(config)
+    here = labels(config)
     shown: dict[str, dict[str, Any]] = {"arms": {}, "probes": {}}
     for role, name in sorted(set(needs)):
         kind = "probes" if role == "probe" else "arms"
@@ -192,7 +189,7 @@ def _figure(config: Config, name: str, figure: Figure) -> Artifact:
 
 def _paper_figures(config: Config, paper: Paper) -> Iterator[Artifact]:
     """The figures of a paper of which at least one series is there at this scale."""
-    here = labels_here(config)
+    here = labels(config)
     for name, figure in paper.figures.items():
         resolved = figure_spec.resolve(figure, here["arms"], here["probes"])
         if resolved is None:
@@ -228,8 +225,8 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
         inputs |= {f"{key}:{paper.name}": str(path) for key, path in paper.files.items()}
     shown = needed(config, needs, inputs)
     # What is left out keeps its label, by which the page says what was not run.
-    here = labels_here(config)
-    for kind, named in labels(config).items():
+    here = labels(config)
+    for kind, named in labels(config, everywhere=True).items():
         left_out = {name: {"label": named[name]} for name in named if name not in here[kind]}
         settings[kind] = shown[kind] | left_out
     return artifact("claims", "claims", settings, inputs)

@@ -149,14 +149,11 @@ def _of_figures(figures: Mapping[str, PaperFigure]) -> Iterator[tuple[str, str, 
         arms = {line.arm for line in series if line.arm}
         for line in series:
             yield where, "arm" if line.arm else "probe", line.of
-        panels = figure_spec.bars_of(figure)
-        quantities = [quantity for panel in panels for quantity in of_panel(panel.quantity)]
-        quantities += [of_series(metric.name, "") for metric in figure.metrics]
-        quantities += [
-            of_series(row.metric, row.series)
-            for row in figure.published
-            if row.metric and row.series in arms
-        ]
+        names = [metric.name for metric in figure.metrics]
+        names += [row.metric for row in figure.published if row.metric and row.series in arms]
+        quantities = [of_series(text, "") for text in names]
+        for panel in figure_spec.bars_of(figure):
+            quantities += of_panel(panel.quantity)
         for quantity in quantities:
             if quantity.kind == METRIC:
                 yield where, "metric", quantity.name

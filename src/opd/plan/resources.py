@@ -4,7 +4,6 @@ The classes are light, cpu, and gpuN for N devices. Their rows stand in workflow
 site has its own names and sizes in slurm/site.yaml. Nothing here changes what a stage makes.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +16,7 @@ from opd.recipes.base import Count, renamed
 from opd.recipes.config import Config, Interpreters
 from opd.stages.registry import STAGES, Work
 
-CLASS = r"light|cpu|gpu([1-9][0-9]*)"
+CLASS = "light|cpu|gpu[1-9][0-9]*"
 REMEDY = "slurm/site.example.yaml has every key"
 
 
@@ -70,10 +69,8 @@ def interpreters(site: Site, config: Config) -> dict[str, str]:
 
 def read_site(named: str | None, default: Path) -> Site:
     """The site file that is ``named`` (by OPD_SITE), else the default one if it exists. Without
-    one, or where "" is named, all is left to the cluster's defaults.
-
-    Raises ``UserError`` for a named file that is missing, and for a key or value that is wrong.
-    """
+    one, or where "" is named, all is left to the cluster's defaults. Raises ``UserError`` for a
+    named file that is missing, and for a key or value that is wrong."""
     if named == "" or (named is None and not default.is_file()):
         return Site()
     path = Path(named) if named else default
@@ -117,16 +114,11 @@ def _devices(work: Work, config: Config) -> int:
 
 def resources(stage: str, config: Config, rows: Mapping[str, Ask], site: Site) -> dict[str, Any]:
     """Snakemake's resources of a stage's rule, by name; memory (MB) and time (minutes) are
-    functions of the attempt.
-
-    CPUs are ``cpus_per_task``, as Snakemake cuts ``threads`` down to the cores of the machine on
-    which it is started.
-    """
+    functions of the attempt. CPUs are ``cpus_per_task``, as Snakemake cuts ``threads`` down to the
+    cores of the machine on which it is started."""
     own, work = site.rules.get(stage, RuleAsk()), STAGES[stage].work
     name = own.class_ or class_of(work, config)
-    match = re.fullmatch(CLASS, name)
-    assert match is not None
-    gpus = int(match[1] or 0)
+    gpus = int(name.removeprefix("gpu")) if name.startswith("gpu") else 0
     ask: dict[str, Any] = {"account": site.account}
     # From the general to the particular. The row of one GPU comes first, times the GPUs.
     for row in ("gpu", name) if gpus else (name,):

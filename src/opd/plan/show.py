@@ -28,9 +28,8 @@ def lines(
     settings: Iterable[str] = (),
 ) -> list[str]:
     """Lines to print. ``configs`` and ``settings`` (KEY=VALUE) are as for Snakemake, later ones on
-    top; ``planned.beside`` says where what is read besides lies. Raises ``UserError`` for whatever
-    ``opd.recipes``, ``opd.plan.artifacts`` and ``opd.plan.outputs`` refuse, and for an unknown
-    target, claim or device."""
+    top. Raises ``UserError`` for what no plan can be made of, and for an unknown target, claim or
+    device."""
     config = resolve.read(configs, settings)
     root = planned.beside(configs)
     tables = calibrate.tables(root / "calibration.yaml")

@@ -125,7 +125,7 @@ def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
         raise UserError("several papers have this claim", f"--claim {claim}", remedy)
     (decided,) = claims[claim].values()
     needs = claim_spec.needs(decided.test)
-    here = outputs.labels_here(config)
+    here = outputs.labels(config)
     for _, name in sorted(needs):
         if name not in here["arms"] | here["probes"]:
             raise UserError(

@@ -97,11 +97,6 @@ def add_flag(parser: Options, name: str, about: str) -> None:
     parser.add_argument(name, action="store_true", help=about)
 
 
-def add_list(parser: Options, name: str, about: str, **more: Any) -> None:
-    """An option that is given several times."""
-    add(parser, name, about, default=[], action="append", **more)
-
-
 def add_counts(parser: Parser, counts: Mapping[str, tuple[int, str]]) -> None:
     """Options for whole numbers; ``counts``: name -> default, and what it is."""
     for name, (default, about) in counts.items():

@@ -19,11 +19,8 @@ def add(command: options.Add) -> None:
     )
     options.add_configs(plan)
     part = plan.add_mutually_exclusive_group()
-    options.add_list(
-        part,
-        "--target",
-        "a figure, table or folder, may be repeated; what the config asks for if not given",
-    )
+    about = "a figure, table or folder, may be repeated; what the config asks for if not given"
+    options.add(part, "--target", about, [], action="append")
     about = "the cheapest part that decides this claim of a paper; all of them if not given"
     options.add(part, "--claim", about)
     about = "devices to share the jobs; as many as the widest job has if not given"

@@ -53,17 +53,10 @@ def add(command: options.Add) -> None:
     )
     options.add_path(export, "results", "results/NAME")
     options.add_path(export, "--out", "a file that ends in .zip, or a new folder", required=True)
-    options.add_list(
-        export,
-        "--target",
-        "a figure, table, page or folder: what is behind it alone; may be repeated; all that is "
-        "there if not given",
-    )
-    options.add_flag(
-        export,
-        "--full",
-        "with weights, fetched objects and files above 50 MB, which are only listed otherwise",
-    )
+    about = "a figure, table, page or folder: what is behind it alone, may be repeated; all of it"
+    options.add(export, "--target", f"{about} if not given", [], action="append")
+    about = "with weights, fetched objects and files above 50 MB, which are only listed otherwise"
+    options.add_flag(export, "--full", about)
     about = "who ran it; nobody is named if not given"
     options.add(export, "--agent", about, metavar="NAME <URL>")
 

@@ -19,16 +19,11 @@ def add(command: Add) -> None:
         stage.add_argument("--cfg", required=True, help="settings: JSON, or a JSON file")
         stage.add_argument("--input", nargs="*", type=Path, default=[], help="in cfg.inputs' order")
         stage.add_argument("--output", required=True, type=Path, help="FOLDER/digest.json")
-        stage.add_argument("--copy", nargs="*", type=_copy, default=[], metavar="FILE=PATH")
+        stage.add_argument("--copy", nargs="*", default=[], metavar="FILE=PATH")
         stage.add_argument(
             "--plan", type=Path, help="refuse inputs that are not what this plan.json describes"
         )
         stage.add_argument("--store", type=Path, default=Path("results/.store"))
-
-
-def _copy(text: str) -> tuple[str, Path]:
-    name, _, path = text.partition("=")
-    return name, Path(path)
 
 
 def _settings(text: str) -> dict[str, Any]:
@@ -54,12 +49,7 @@ def _run(arguments: argparse.Namespace) -> None:
         from opd.stages.fresh import check
 
         check(arguments.plan, arguments.input)
-    computed = run_stage(
-        arguments.stage,
-        _settings(arguments.cfg),
-        arguments.input,
-        arguments.output,
-        dict(arguments.copy),
-        arguments.store,
-    )
-    print(f"{'made' if computed else 'found in the store'}: {arguments.output.parent}")
+    stage, settings, output = arguments.stage, _settings(arguments.cfg), arguments.output
+    copies = {name: Path(path) for name, _, path in (t.partition("=") for t in arguments.copy)}
+    computed = run_stage(stage, settings, arguments.input, output, copies, arguments.store)
+    print(f"{'made' if computed else 'found in the store'}: {output.parent}")

@@ -49,11 +49,8 @@ def add(command: options.Add) -> None:
     about = "that rollouts are sampled at"
     options.add(preflight, "--temperature", about, 1.0, type=options.positive, metavar="T")
     options.add(preflight, "--grader", f"{ANSWERS}; nothing is graded if not given")
-    options.add_flag(
-        preflight,
-        "--align",
-        "measure the alignment, too (`opd align`): many more rollouts, needs a grader",
-    )
+    about = "measure the alignment, too (`opd align`): many more rollouts, needs a grader"
+    options.add_flag(preflight, "--align", about)
     _add_common(preflight)
 
     align = command(
