@@ -101,9 +101,9 @@ def rows(facts: Facts, folder: str) -> float:
         return math.nan
     artifact, counted = facts.artifacts[folder], facts.numbers.get(folder, {})
     cfg, inputs = artifact.cfg, named(artifact)
-    for name in ("kept", "generations", "pairs", "prompts"):
-        if name in counted:
-            return float(counted[name])
+    made = [counted[n] for n in ("kept", "generations", "pairs", "prompts") if n in counted]
+    if made:
+        return float(made[0])
     if artifact.stage == "corpus":
         return float(cfg["n"])
     if artifact.stage == "generate":

@@ -207,13 +207,15 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
         "scale": config.name,
         "comparable": config.comparable,
         "seeds": config.seeds,
-        "figures": {},
+        "figures": {
+            f"{paper.name}/{name}": figure.targets()
+            for paper in papers
+            for name, figure in paper.figures.items()
+        },
         "marked": {},
     }
     needs: set[tuple[str, str]] = set()
     for paper in papers:
-        for name, figure in paper.figures.items():
-            settings["figures"][f"{paper.name}/{name}"] = figure.targets()
         claimed = {target for claim in paper.claims for target in claim.targets()}
         rows = [row for figure in paper.figures.values() for row in figure.said()]
         marked = [row for row in rows if row.target not in claimed]

@@ -75,11 +75,8 @@ def read_papers(config: Config, root: Path) -> list[Paper]:
 def read_paper(name: str, root: Path) -> Paper:
     """A paper's files below ``root``. Raises ``UserError`` where one is missing or says something
     that it cannot."""
-    paths = {
-        "figures": root / "figures" / f"{name}.yaml",
-        "claims": root / "claims" / f"{name}.yaml",
-        "targets": root / "targets" / f"{name}.csv",
-    }
+    suffixes = {"figures": ".yaml", "claims": ".yaml", "targets": ".csv"}
+    paths = {part: root / part / f"{name}{suffix}" for part, suffix in suffixes.items()}
     for path in paths.values():
         if not path.is_file():
             known = sorted(p.stem for p in path.parent.glob(f"*{path.suffix}"))

@@ -17,6 +17,8 @@ from opd.recipes.config import Config, Interpreters
 from opd.stages.registry import STAGES, Work
 
 CLASS = "light|cpu|gpu[1-9][0-9]*"
+Class = Annotated[str, Field(pattern=f"^({CLASS})$")]
+Memory = Annotated[int, Field(ge=500)]
 REMEDY = "slurm/site.example.yaml has every key"
 
 
@@ -25,9 +27,9 @@ class Ask(Strict):
 
     # Every job holds two Snakemake processes beside its own.
     cpus_per_task: Count | None = None
-    mem_mb: Annotated[int, Field(ge=500)] | None = None
+    mem_mb: Memory | None = None
     runtime: Count | None = Field(default=None, description="minutes")
-    max_mem_mb: Annotated[int, Field(ge=500)] | None = None
+    max_mem_mb: Memory | None = None
     max_runtime: Count | None = None
     account: str | None = None
     partition: str | None = None
@@ -39,9 +41,7 @@ class Ask(Strict):
 class RuleAsk(Ask):
     """The same for a single rule, which may be put into another class."""
 
-    class_: Annotated[str, Field(pattern=f"^({CLASS})$")] | None = Field(
-        default=None, alias="class"
-    )
+    class_: Class | None = Field(default=None, alias="class")
 
 
 class Site(Strict):
