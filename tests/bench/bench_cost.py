@@ -23,19 +23,19 @@ def main() -> None:
     tables = calibrate.tables(ROOT / "config" / "calibration.yaml")
     done = [calibrate.finished(folder) for folder in given.calibrated]
     known = calibrate.calibrate(done, tables)
-    seen = {made["identity"] for results in done for made in results.manifests.values()}
+    seen = {made.identity for manifests in done for made in manifests.values()}
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     inside = 0
-    for results in map(calibrate.finished, given.held_out):
-        facts = results.facts(tables)
-        for folder, made in results.manifests.items():
-            if made["identity"] in seen:
+    for manifests in map(calibrate.finished, given.held_out):
+        facts = calibrate.facts(manifests, tables)
+        for folder, made in manifests.items():
+            if made.identity in seen:
                 continue
-            seen.add(made["identity"])
-            on = calibrate.machine(made["device"], False, [known, tables], tables)
+            seen.add(made.identity)
+            on = calibrate.machine(made.device, False, known, tables)
             job = calibrate.estimate(facts, folder, on)
-            took = made["seconds"] * job.width
-            pairs[made["stage"]].append((job.middle, took))
+            took = made.seconds * job.width
+            pairs[made.stage].append((job.middle, took))
             inside += job.low <= took <= job.high
     head = ("held out", "median", "least", "most", "within 2", "sum")
     print(f"{'stage':<14}" + "".join(f"{word:>9}" for word in head))

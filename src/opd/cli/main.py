@@ -9,20 +9,17 @@ from functools import partial
 from typing import Any, NoReturn
 
 from opd.cli.commands import plan, results, stage, untrained
+from opd.cli.commands.options import add_command
 from opd.core.errors import UserError
 from opd.core.security import Redacting, redacted, visible
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands. Each sets ``run``, its function, which returns the exit status,
-    and ``online``, a function that tells whether it asks the hub."""
+    """The parser of all commands (``add_command``)."""
     top = argparse.ArgumentParser(prog="opd", description=__doc__, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    top.set_defaults(online=lambda arguments: False)
-    # What is not an option is no abbreviation of one: --config is not --configfile.
-    command = partial(commands.add_parser, allow_abbrev=False)
     for group in (plan, results, untrained, stage):
-        group.add(command)
+        group.add(partial(add_command, commands))
     return top
 
 
@@ -39,8 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if not arguments.online(arguments):
             os.environ["HF_HUB_OFFLINE"] = "1"
-        status = arguments.run(arguments)
-        if status:
+        if status := arguments.run(arguments):
             sys.exit(status)
     except UserError as bad:
         _fail(bad)
@@ -51,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        where = getattr(arguments, "store", f"opd {arguments.command}")
-        shortage = _shortage(error, str(where))
+        place = getattr(arguments, "store", f"opd {arguments.command}")
+        shortage = _shortage(error, str(place))
         if shortage is None:
             raise
         _fail(shortage)
@@ -73,32 +69,21 @@ def _shortage(error: Exception, place: str) -> UserError | None:
     """What a user can mend of the errors that libraries raise: disk, rights, memory. ``place`` is
     where, if they do not name a file."""
     number, text = getattr(error, "errno", None), str(error)
-    file = getattr(error, "filename", None)
-    where = str(file) if file else place
+    where = str(getattr(error, "filename", None) or place)
     # What is written in Rust or C++ tells a full disk in words only.
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text:
         reason = os.strerror(number or errno.ENOSPC)
         return UserError(f"no room ({reason})", where, "free space, start again")
     if "No usable temporary directory" in text:
-        return UserError(
-            "no room for temporary files, or no right", "TMPDIR", "free space, start again"
-        )
+        reason = "no room for temporary files, or no right"
+        return UserError(reason, "TMPDIR", "free space, start again")
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return UserError(
-            f"not allowed ({os.strerror(number)})",
-            where,
-            "have it made accessible (writable, if it is a result), start again",
-        )
+        remedy = "have it made accessible (writable, if it is a result), start again"
+        return UserError(f"not allowed ({os.strerror(number)})", where, remedy)
     # Of torch only the name is known here: it is not imported for this.
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or ("can't allocate memory" in text)
-    ):
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "can't allocate memory" in text:
         first = text.splitlines()[0] if text else "out of it"
-        return UserError(
-            f"memory does not suffice ({first})",
-            where,
-            "give the job more memory or the stage less at a time (batch_size, micro_batch)",
-        )
+        remedy = "give the job more memory or the stage less at a time (batch_size, micro_batch)"
+        return UserError(f"memory does not suffice ({first})", where, remedy)
     return None

@@ -10,18 +10,14 @@ from typing import Any
 
 from opd.core.errors import UserError
 from opd.core.files import digest
-from opd.data import privileged
 from opd.evaluation import tasks
-from opd.plan.base import artifact, at, engine, evaluation_at, inputs_of, settings_of
+from opd.plan.base import artifact, at, engine, inputs_of, settings_of, tell_teacher, world
 from opd.plan.hub_lock import locked
-from opd.plan.microscope import microscope
+from opd.plan.probes import demonstrations, probes
 from opd.recipes.config import Config
-from opd.recipes.data import Dedup
 from opd.recipes.evaluation import PROTOCOLS
 from opd.recipes.models import Kept, Model
-from opd.recipes.probes import MICROSCOPE
 from opd.stages.artifact import Artifact
-from opd.stages.registry import STAGES
 from opd.training import batches
 
 # Settings of vLLM that say where and how it runs, not what it samples.
@@ -42,34 +38,36 @@ def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
     ``lock`` gives the commit (40 hex digits) of hub objects. Raises ``UserError`` for an input file
     that is missing, and for a hub object whose lock contradicts the revision in its recipe.
     """
-    artifacts = [
-        *_prompts(config, lock),
-        *_contamination(config),
-        *_corpora(config),
-        *_datasets(config, lock),
-    ]
+    artifacts = [*_prompts(config, lock), *_contamination(config), *_datasets(config, lock)]
     for seed in config.seeds:
         artifacts += [
-            *microscope(config, seed),
+            *_sft_data(config, seed),
             *_models(config, seed, lock),
             *_generations(config, seed),
-            *_filtered(config, seed),
             *_evaluations(config, seed),
-            *_probes(config, seed),
+            *demonstrations(config, seed),
+            *probes(config, seed),
         ]
     return {made.folder: made for made in artifacts}
 
 
 def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
     for name, recipe in config.prompts.items():
+        inputs: dict[str, str] = {}
         if recipe.dedup:
-            yield from _dedup(config, name, recipe.dedup)
+            near = recipe.dedup
+            neighbours = _neighbours(config, near.encoder, near.prompts, near.against)
+            yield from neighbours
+            inputs["prompts"] = f"prompts/{near.prompts}"
+            if near.against != near.prompts:
+                inputs["against"] = f"prompts/{near.against}"
+            inputs["neighbours"] = neighbours[-1].folder
+            yield artifact("dedup", f"prompts/{name}", settings_of(near), inputs)
             continue
         settings = recipe.model_dump(mode="json", exclude={*recipe.kinds()}, exclude_none=True)
-        inputs: dict[str, str] = {}
         if recipe.world:
             settings["source"] = {"world": recipe.world.model_dump()}
-            settings["world"] = _world(config, f"prompts.{name}.world")
+            settings["world"] = world(config, f"prompts.{name}.world")
         elif recipe.hub:
             source = recipe.hub.model_dump(exclude_none=True)
             source["revision"] = locked(recipe.hub, lock, f"prompts.{name}.hub")
@@ -87,67 +85,58 @@ def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
         yield artifact("prompts", f"prompts/{name}", settings, inputs)
 
 
-def _dedup(config: Config, name: str, recipe: Dedup) -> Iterator[Artifact]:
-    *embeddings, neighbours = _neighbours(config, recipe.encoder, recipe.prompts, recipe.against)
-    yield from (*embeddings, neighbours)
-    inputs = {"prompts": f"prompts/{recipe.prompts}"}
-    if recipe.against != recipe.prompts:
-        inputs["against"] = f"prompts/{recipe.against}"
-    inputs["neighbours"] = neighbours.folder
-    yield artifact("dedup", f"prompts/{name}", settings_of(recipe), inputs)
-
-
 def _contamination(config: Config) -> Iterator[Artifact]:
     for name, recipe in config.contamination.items():
         inputs = {"prompts": f"prompts/{recipe.prompts}"}
         for benchmark in recipe.benchmarks:
-            *embeddings, neighbours = _neighbours(config, recipe.encoder, benchmark, recipe.prompts)
-            yield from (*embeddings, neighbours)
+            neighbours = _neighbours(config, recipe.encoder, benchmark, recipe.prompts)
+            yield from neighbours
             inputs[f"benchmark:{benchmark}"] = f"prompts/{benchmark}"
-            inputs[f"neighbours:{benchmark}"] = neighbours.folder
+            inputs[f"neighbours:{benchmark}"] = neighbours[-1].folder
         yield artifact("contamination", f"contamination/{name}", settings_of(recipe), inputs)
 
 
-def _neighbours(config: Config, encoder: str, prompts: str, against: str) -> Iterator[Artifact]:
+def _neighbours(config: Config, encoder: str, prompts: str, against: str) -> list[Artifact]:
     """The embeddings of two prompt sets, or of one, and last the neighbours of the first set in the
     second, or within itself."""
-    inputs = {}
-    for side, name in {"prompts": prompts, "against": against}.items():
-        if side == "prompts" or name != prompts:
-            embeddings = _embeddings(config, encoder, name)
-            inputs[side] = embeddings.folder
-            yield embeddings
-    settings = {"execution": {"threads": config.threads}}
-    yield artifact("neighbours", f"neighbours/{encoder}/{prompts}/{against}", settings, inputs)
-
-
-def _embeddings(config: Config, encoder: str, prompts: str) -> Artifact:
-    settings: dict[str, Any] = {"encoder": "hashed", "execution": {"threads": config.threads}}
-    inputs = {"prompts": f"prompts/{prompts}"}
-    if encoder in config.models:
-        settings["encoder"] = "model"
-        inputs["encoder"] = at(config, "models", encoder, config.seeds[0])
-    return artifact("embed", f"embeddings/{encoder}/{prompts}", settings, inputs)
-
-
-def _corpora(config: Config) -> Iterator[Artifact]:
-    """SFT data that is worked examples of the miniature world: the same for all seeds."""
-    for name, recipe in config.sft_data.items():
-        if recipe.world:
-            world = _world(config, f"sft_data.{name}.world")
-            settings = {**settings_of(recipe.world), "world": world}
-            yield artifact("corpus", f"sft_data/{name}", settings, {})
+    execution = {"execution": {"threads": config.threads}}
+    embeddings = {}
+    for name in (prompts, against):
+        inputs = {"prompts": f"prompts/{name}"}
+        if encoder in config.models:
+            inputs["encoder"] = at(config, "models", encoder, config.seeds[0])
+        settings = {"encoder": "model" if "encoder" in inputs else "hashed", **execution}
+        embeddings[name] = artifact("embed", f"embeddings/{encoder}/{name}", settings, inputs)
+    # A set that is held against itself is there once.
+    sides = zip(("prompts", "against"), embeddings.values(), strict=False)
+    inputs = {side: embedded.folder for side, embedded in sides}
+    folder = f"neighbours/{encoder}/{prompts}/{against}"
+    return [*embeddings.values(), artifact("neighbours", folder, execution, inputs)]
 
 
 def _datasets(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
     """What lm-eval's own tasks read."""
     for name, benchmark in config.benchmarks.items():
         if benchmark.hub:
-            revision = locked(benchmark.hub, lock, f"benchmarks.{name}.hub")
-            settings = {"hub": benchmark.hub.id, "revision": revision}
-            if benchmark.hub.config:
-                settings["config"] = benchmark.hub.config
+            settings = benchmark.hub.model_dump(include={"config"}, exclude_none=True)
+            settings["hub"] = benchmark.hub.id
+            settings["revision"] = locked(benchmark.hub, lock, f"benchmarks.{name}.hub")
             yield artifact("dataset", f"datasets/{name}", settings, {})
+
+
+def _sft_data(config: Config, seed: int) -> Iterator[Artifact]:
+    """Worked examples of the miniature world, and what is filtered from generations."""
+    for name, recipe in config.sft_data.items():
+        folder = at(config, "sft_data", name, seed)
+        if recipe.world:
+            settings = settings_of(recipe.world)
+            settings["world"] = world(config, f"sft_data.{name}.world")
+            yield artifact("corpus", folder, settings, {})
+        elif recipe.filter:
+            inputs = inputs_of(config, recipe.filter, seed)
+            answered = config.generations[recipe.filter.generations].prompts
+            inputs.setdefault("prompts", f"prompts/{answered}")
+            yield artifact("filter", folder, settings_of(recipe.filter), inputs)
 
 
 def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Artifact]:
@@ -155,15 +144,15 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
         folder = at(config, "models", name, seed)
         if model.trained:
             settings = _training(config, name, model)
-            yield artifact(
-                model.kind, folder, settings, inputs_of(config, model.trained, seed), seed
-            )
+            inputs = inputs_of(config, model.trained, seed)
+            yield artifact(model.kind, folder, settings, inputs, seed)
         elif isinstance(model, Kept):
-            settings = {"step": model.keep.step}
-            yield artifact("keep", folder, settings, inputs_of(config, model.keep, seed))
+            inputs = inputs_of(config, model.keep, seed)
+            yield artifact("keep", folder, {"step": model.keep.step}, inputs)
         elif model.init:
-            world = _world(config, f"models.{name}.init")
-            yield artifact("init", folder, {**settings_of(model.init), "world": world}, {}, seed)
+            settings = settings_of(model.init)
+            settings["world"] = world(config, f"models.{name}.init")
+            yield artifact("init", folder, settings, {}, seed)
         elif model.path:
             files = data_path(model.path, f"models.{name}.path")
             yield artifact("fetch", folder, {"path": model.path}, {"files": files})
@@ -174,30 +163,23 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
 
 def _training(config: Config, name: str, model: Model) -> dict[str, Any]:
     """The settings of a training run: what makes the result, and under ``execution`` what does not.
-
-    Raises ``UserError`` for a step that cannot be dealt out to processes.
-    """
+    Raises ``UserError`` for a step that cannot be dealt out to processes."""
     assert model.trained is not None
     execution = config.training.model_dump(mode="json", exclude_none=True)
     made_by = ("precision", "gradient_checkpointing", "processes")
     settings = settings_of(model.trained)
     settings |= {key: execution.pop(key) for key in made_by if key in execution}
-    vllm = execution.pop("vllm", None)
-    if vllm is not None:
+    if (vllm := execution.get("vllm")) is not None:
         settings["vllm"] = {key: vllm.pop(key) for key in vllm.keys() - VLLM_PLACE}
-        execution["vllm"] = vllm
-    keeps = [other.keep for other in config.models.values() if isinstance(other, Kept)]
-    steps = sorted(keep.step for keep in keeps if keep.model == name)
-    if steps:
-        execution["keep_steps"] = steps
+    keep_steps = {*model.trained.keep_steps} - {0, model.trained.steps}
+    if keep_steps:
+        execution["keep_steps"] = sorted(keep_steps)
     settings["execution"] = execution
     settings["threads"] = config.threads
     settings["chat_template_kwargs"] = model.chat_template
-    _write_contexts(settings)
     sequences = batches.sequences(model.kind, settings)
     batches.dealt(sequences, settings, f"models.{name}.{model.kind}.micro_batch")
-    if model.distill:
-        _ask_teacher(config, model.distill.teacher, settings)
+    tell_teacher(config, settings, model.distill.teacher if model.distill else None)
     return settings
 
 
@@ -206,17 +188,6 @@ def _generations(config: Config, seed: int) -> Iterator[Artifact]:
         settings = {**settings_of(recipe), **engine(config, recipe.model)}
         folder = at(config, "generations", name, seed)
         yield artifact("generate", folder, settings, inputs_of(config, recipe, seed), seed)
-
-
-def _filtered(config: Config, seed: int) -> Iterator[Artifact]:
-    """SFT data that is filtered from generations."""
-    for name, data in config.sft_data.items():
-        if data.filter:
-            inputs = inputs_of(config, data.filter, seed)
-            answered = config.generations[data.filter.generations].prompts
-            inputs.setdefault("prompts", f"prompts/{answered}")
-            folder = at(config, "sft_data", name, seed)
-            yield artifact("filter", folder, settings_of(data.filter), inputs)
 
 
 def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
@@ -236,14 +207,15 @@ def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
             inputs = {"model": at(config, "models", model, seed)}
             for _, data in benchmarks:
                 inputs |= data
-            yield artifact("evaluate", evaluation_at(name, model, seed), settings, inputs, seed)
+            folder = at(config, "evaluations", f"{name}/{model}", seed)
+            yield artifact("evaluate", folder, settings, inputs, seed)
 
 
 def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str]]:
     """A benchmark's settings and inputs. The text of our own task files belongs to the settings."""
     benchmark = config.benchmarks[name]
-    own = benchmark.model_dump(include={"task", "num_fewshot"}, exclude_none=True)
-    settings = {"name": name, **own}
+    settings = benchmark.model_dump(include={"task", "num_fewshot"}, exclude_none=True)
+    settings["name"] = name
     if benchmark.task.startswith(tasks.OURS):
         settings["file"] = _task_text(benchmark.task, f"benchmarks.{name}.task")
     inputs = {}
@@ -252,8 +224,7 @@ def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str
     if benchmark.hub:
         inputs[f"data:{name}"] = f"datasets/{name}"
     if benchmark.include:
-        where = f"benchmarks.{name}.include"
-        inputs[f"include:{name}"] = data_path(benchmark.include, where)
+        inputs[f"include:{name}"] = data_path(benchmark.include, f"benchmarks.{name}.include")
     return settings, inputs
 
 
@@ -268,60 +239,14 @@ def _task_text(task: str, where: str) -> str:
     return digest(texts)
 
 
-def _probes(config: Config, seed: int) -> Iterator[Artifact]:
-    """Measurements of models without training; the rollouts that they read are an input."""
-    for name, probe in config.probes.items():
-        if probe.kind in MICROSCOPE:
-            continue
-        recipe = getattr(probe, probe.kind)
-        settings, inputs = settings_of(recipe), inputs_of(config, recipe, seed)
-        rollouts = config.generations.get(getattr(recipe, "generations", ""))
-        if rollouts:
-            inputs["prompts"] = f"prompts/{rollouts.prompts}"
-        if hasattr(recipe, "teacher"):
-            student = rollouts.model if rollouts else recipe.student
-            inputs.setdefault("student", at(config, "models", student, seed))
-            settings |= engine(config, student)
-            _ask_teacher(config, recipe.teacher, settings)
-        elif "judge" in inputs:  # keywords need no engine
-            settings |= engine(config, recipe.judge)
-        _write_contexts(settings)
-        if rollouts and hasattr(recipe, "teacher") and not STAGES[probe.kind].samples:
-            # Greedy rollouts have no temperature at which their student could be read.
-            settings["temperature"] = rollouts.temperature or 1.0
-            for key in ("backend", "batch_invariant"):
-                settings.pop(key, None)
-        yield artifact(probe.kind, f"probes/{name}/s{seed}", settings, inputs, seed)
-
-
-def _ask_teacher(config: Config, teacher: str, settings: dict[str, Any]) -> None:
-    """Add the options of a teacher's chat template where they are not the student's."""
-    options = config.models[teacher].chat_template
-    if options != settings["chat_template_kwargs"]:
-        settings["teacher_chat_template_kwargs"] = options
-
-
-def _write_contexts(settings: dict[str, Any]) -> None:
-    """Write out what a teacher is told; what tells it nothing is no setting."""
-    contexts = privileged.contexts(settings.pop("information", None))
-    if contexts:
-        settings["information"] = contexts
-
-
-def _world(config: Config, where: str) -> dict[str, Any]:
-    if config.world is None:
-        raise UserError("the config has no world", where, "add a 'world:' section")
-    return config.world.model_dump(mode="json")
-
-
 def data_files(config: Config) -> dict[str, str]:
     """The input files and folders of a config, as it gives their paths, by the keys that do."""
-    prompts = {f"prompts.{n}.path.file": p.path.file for n, p in config.prompts.items() if p.path}
-    models = {f"models.{n}.path": m.path for n, m in config.models.items() if m.path}
-    tasks = {
-        f"benchmarks.{n}.include": b.include for n, b in config.benchmarks.items() if b.include
+    paths = {
+        **{f"prompts.{n}.path.file": p.path.file for n, p in config.prompts.items() if p.path},
+        **{f"models.{n}.path": m.path for n, m in config.models.items()},
+        **{f"benchmarks.{n}.include": b.include for n, b in config.benchmarks.items()},
     }
-    return prompts | models | tasks
+    return {where: path for where, path in paths.items() if path}
 
 
 def data_path(path: str, where: str) -> str:
@@ -330,11 +255,8 @@ def data_path(path: str, where: str) -> str:
     variable = "OPD_MODEL_DIR" if where.startswith("models.") else "OPD_DATA_DIR"
     root = "." if path.startswith("./") else os.environ.get(variable)
     if not Path(path).is_absolute() and not root:
-        raise UserError(
-            f"the relative path '{path}' needs the environment variable {variable}",
-            where,
-            "set it to the folder that holds the files",
-        )
+        what = f"the relative path '{path}' needs the environment variable {variable}"
+        raise UserError(what, where, "set it to the folder that holds the files")
     full = Path(root or "", path).absolute()
     if not full.exists():
         raise UserError(f"no such file: {full}", where, f"mend the path or {variable}")
@@ -347,4 +269,4 @@ def _named(path: str, full: str) -> str:
     if path.startswith("./"):
         return Path(path).as_posix()
     root = Path(os.environ.get("OPD_DATA_DIR", "/dev/null")).absolute()
-    return Path(full).relative_to(root).as_posix() if Path(full).is_relative_to(root) else full
+    return full.removeprefix(f"{root}/")

@@ -6,11 +6,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from opd.core.errors import UserError
 from opd.core.files import canonical
+from opd.data import privileged
 from opd.recipes.base import references
 from opd.recipes.config import Config
 from opd.stages.artifact import Artifact
 from opd.stages.code import code_digest, derive_seed
+
+# Kinds of recipes whose artifacts do not depend on the seed, as no prompt set does.
+UNSEEDED = {"sft_data": ("world",), "models": ("hub", "path")}
 
 
 def artifact(
@@ -28,21 +33,18 @@ def artifact(
 
 
 def at(config: Config, section: str, name: str, seed: int) -> str:
-    """Folder of a recipe's artifact. What does not depend on the seed is shared by all seeds."""
-    seeded = {
-        "prompts": lambda: False,
-        "sft_data": lambda: config.sft_data[name].filter is not None,
-        "models": lambda: config.models[name].kind not in ("hub", "path"),
-        "generations": lambda: True,
-        "demonstrations": lambda: True,
-        "probes": lambda: True,
-    }[section]()
-    return f"{section}/{name}/s{seed}" if seeded else f"{section}/{name}"
+    """Folder of a recipe's artifact; of an evaluation, the name is EVALUATION/MODEL. What does not
+    depend on the seed is shared by all seeds."""
+    kinds = UNSEEDED.get(section)
+    shared = getattr(config, section)[name].kind in kinds if kinds else section == "prompts"
+    return f"{section}/{name}" if shared else f"{section}/{name}/s{seed}"
 
 
 def inputs_of(config: Config, recipe: BaseModel, seed: int) -> dict[str, str]:
-    """The folders of the recipes that a recipe names, by the keys that name them."""
-    return {key: at(config, section, name, seed) for key, section, name in references(recipe)}
+    """The folders of the recipes that a recipe names, by its keys; not of those that its parts
+    name."""
+    own = [reference for reference in references(recipe) if "." not in reference[0]]
+    return {key: at(config, section, name, seed) for key, section, name in own}
 
 
 def settings_of(recipe: BaseModel) -> dict[str, Any]:
@@ -64,6 +66,20 @@ def engine(config: Config, model: str) -> dict[str, Any]:
     }
 
 
-def evaluation_at(evaluation: str, model: str, seed: int) -> str:
-    """Folder of a model's evaluation."""
-    return f"evaluations/{evaluation}/{model}/s{seed}"
+def tell_teacher(config: Config, settings: dict[str, Any], teacher: str | None) -> None:
+    """Write out what a teacher is told, if anything, and the options of its chat template where
+    they are not the student's."""
+    contexts = privileged.contexts(settings.pop("information", None))
+    if contexts:
+        settings["information"] = contexts
+    if teacher:
+        options = config.models[teacher].chat_template
+        if options != settings["chat_template_kwargs"]:
+            settings["teacher_chat_template_kwargs"] = options
+
+
+def world(config: Config, where: str) -> dict[str, Any]:
+    """Settings of the miniature world. Raises ``UserError`` where a config has none."""
+    if config.world is None:
+        raise UserError("the config has no world", where, "add a 'world:' section")
+    return config.world.model_dump(mode="json")

@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 import yaml
 
 from opd.core.errors import UserError
-from opd.core.files import read_json
-from opd.core.schema import load_yaml
+from opd.core.files import replacing
+from opd.core.schema import read_yaml
 from opd.core.text import suggestion
 from opd.plan import cost
 from opd.stages.artifact import Artifact
+from opd.stages.on_disk import below
+from opd.stages.records import Manifest
+from opd.stages.records import read as read_record
 
 # Rates of another format are in terms of other amounts of work.
 FORMAT = 3
@@ -22,18 +25,8 @@ HEADER = (
     "# What finished stages took (`opd calibrate`): seconds in terms of the reference machine of\n"
     "# config/calibration.yaml, and for stages that run no model in themselves. Do not edit.\n"
 )
+REMEDY = "make it again with `opd calibrate`"
 BOUNDS = ("low", "middle", "high")
-
-
-class Finished(NamedTuple):
-    """Finished stages of a results folder, and their manifests, by folder."""
-
-    artifacts: dict[str, Artifact]
-    manifests: dict[str, dict[str, Any]]
-
-    def facts(self, tables: Mapping[str, Any]) -> cost.Facts:
-        numbers = {folder: made["numbers"] or {} for folder, made in self.manifests.items()}
-        return cost.Facts(self.artifacts, tables, numbers)
 
 
 class Machine(NamedTuple):
@@ -61,47 +54,50 @@ class Estimate(NamedTuple):
 # Measuring
 
 
-def finished(results: Path) -> Finished:
-    """All finished stages below ``results`` (results/NAME). Raises ``UserError`` where there is
-    none."""
-    stages = Finished({}, {})
-    for path in sorted(results.glob("**/manifest.json")):
-        made, folder = read_json(path), path.parent.relative_to(results).as_posix()
-        inputs = [_below(made["inputs"][name]["path"]) for name in made["cfg"].get("inputs", [])]
-        stages.artifacts[folder] = Artifact(made["stage"], folder, made["cfg"], (*inputs,))
-        stages.manifests[folder] = made
-    if not stages.artifacts:
+def finished(results: Path) -> dict[str, Manifest]:
+    """The manifests of all finished stages below ``results`` (results/NAME), by folder. Raises
+    ``UserError`` where there is none, or a damaged one."""
+    paths = sorted(results.glob("**/manifest.json"))
+    if not paths:
         raise UserError("no finished stage", str(results), "give a folder results/NAME")
-    return stages
+    return {p.parent.relative_to(results).as_posix(): read_record(p, Manifest) for p in paths}
 
 
-def _below(path: str) -> str:
-    """results/NAME/FOLDER/digest.json -> FOLDER: stages of one store may name another's results."""
-    parts = Path(path).parts
-    start = parts.index("results") + 2 if "results" in parts else 0
-    return "/".join(parts[start:-1]) if parts[-1] == "digest.json" else path
+def facts(manifests: Mapping[str, Manifest], tables: Mapping[str, Any]) -> cost.Facts:
+    """What the work of finished stages depended on."""
+    artifacts = {}
+    for folder, made in manifests.items():
+        # What was adopted has inputs in its settings alone.
+        paths = [
+            made.inputs[n].path if n in made.inputs else "" for n in made.cfg.get("inputs", [])
+        ]
+        inputs = [below(path).removesuffix("/digest.json") for path in paths]
+        artifacts[folder] = Artifact(made.stage, folder, made.cfg, (*inputs,))
+    return cost.Facts(artifacts, tables, {f: made.numbers for f, made in manifests.items()})
 
 
-def calibrate(done: Iterable[Finished], tables: Mapping[str, Any]) -> dict[str, Any]:
+def calibrate(
+    done: Iterable[Mapping[str, Manifest]], tables: Mapping[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
     """Measured rates: {"measured": entries}. An entry has stage, device, stages (how many were
     measured), and the least, the median and the most seconds {low, middle, high} of one device:
     where a model runs, ``times_reference`` for models of so many ``parameters``, else ``seconds``.
     """
     groups: dict[tuple[str, str, float], list[float]] = defaultdict(list)
     seen: set[str] = set()
-    for results in done:
-        facts = results.facts(tables)
-        for folder, made in results.manifests.items():
-            work = cost.work(facts, folder)
-            took = made["seconds"] * cost.width(made["cfg"], made["device"])
+    for manifests in done:
+        known = facts(manifests, tables)
+        for folder, made in manifests.items():
+            took = made.seconds * cost.width(made.cfg, made.device)
             # What two results folders share was measured once; what was adopted, never.
-            if made["identity"] in seen or took == 0:
+            if made.identity in seen or took == 0:
                 continue
-            seen.add(made["identity"])
+            seen.add(made.identity)
+            work = cost.work(known, folder)
             if work is None:
-                groups[made["stage"], made["device"], 0.0].append(took)
+                groups[made.stage, made.device, 0.0].append(took)
             elif work.seconds > 0:
-                groups[made["stage"], made["device"], work.parameters].append(took / work.seconds)
+                groups[made.stage, made.device, work.parameters].append(took / work.seconds)
     entries = []
     for (stage, device, size), times in sorted(groups.items()):
         span = zip(BOUNDS, (min(times), statistics.median(times), max(times)), strict=True)
@@ -116,9 +112,8 @@ def write(path: Path, rates: Mapping[str, Any]) -> None:
     made = {"format": FORMAT, **rates}
     text = yaml.safe_dump(made, sort_keys=False, default_flow_style=None, width=100)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(HEADER + text)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(HEADER + text)
 
 
 def tables(path: Path) -> dict[str, Any]:
@@ -132,19 +127,13 @@ def tables(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A calibration file, empty where there is none. Raises ``UserError`` for what is no
-    mapping."""
-    if not path.exists():
-        return {}
-    try:
-        calibration = load_yaml(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"not YAML ({error})", str(path), "make it again") from error
+    """A calibration file, empty where there is none. Raises ``UserError`` where it holds something
+    else."""
+    calibration = read_yaml(path, REMEDY) if path.exists() else {"format": FORMAT}
     if not isinstance(calibration, dict):
-        raise UserError("not a calibration", str(path), "make it again with `opd calibrate`")
+        raise UserError("not a calibration", str(path), REMEDY)
     if calibration.pop("format", None) != FORMAT:
-        remedy = "make it again with `opd calibrate`"
-        raise UserError("made by another version", str(path), remedy)
+        raise UserError("made by another version", str(path), REMEDY)
     return calibration
 
 
@@ -152,20 +141,16 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def machine(
-    name: str | None, processor: bool, files: Iterable[Mapping[str, Any]], tables: Mapping[str, Any]
+    name: str | None, processor: bool, own: Mapping[str, Any], tables: Mapping[str, Any]
 ) -> Machine:
     """The machine to reckon with: the one of that name (or part of it), or else what rates were
-    measured on, or else the reference; ``processor`` says that the plan is one without a GPU. Of
-    the files (``calibrate``) the first is of the machine at hand, and preferred.
+    measured on, or else the reference; ``processor`` says that the plan is one without a GPU. Rates
+    of the machine at hand (``own``, of ``calibrate``) are preferred to those of ``tables``.
 
     Raises ``UserError`` for a name of which nothing is known.
     """
-    measured = [
-        entry | {"here": i == 0}
-        for i, file in enumerate(files)
-        for entry in file.get("measured", [])
-    ]
-    devices = [entry["device"] for entry in measured if "parameters" in entry]
+    own_rates, shipped = own.get("measured", []), tables.get("measured", [])
+    devices = [entry["device"] for entry in own_rates + shipped if "parameters" in entry]
     if name is None:
         alike = [device for device in devices if (device == "cpu") is processor]
         name = "cpu" if processor else statistics.mode(alike) if alike else "H100"
@@ -177,13 +162,14 @@ def machine(
         raise UserError(f"nothing is known of the device '{name}'", "--device", remedy)
     device = device or name
     rates: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
-    for entry in measured:
-        model = "parameters" in entry
-        # What needs no GPU is known of this very machine, or, on a processor, of one like it.
-        if entry["device"] == device or (entry["here"] and not model):
-            same = rates.setdefault((entry["stage"], model), [])
-            if not same or same[0]["here"] == entry["here"]:
-                same.append(entry)
+    for entries in (shipped, own_rates):
+        by_stage = defaultdict(list)
+        for entry in entries:
+            model = "parameters" in entry
+            # What needs no GPU is known of this very machine, or, on a processor, of one like it.
+            if entry["device"] == device or (entries is own_rates and not model):
+                by_stage[entry["stage"], model].append(entry)
+        rates |= by_stage
     return Machine(device, rates, reference)
 
 

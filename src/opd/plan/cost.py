@@ -15,8 +15,7 @@ from opd.stages.registry import STAGES
 
 Artifacts = Mapping[str, Artifact]
 
-# What trains models and keeps weights in float32, with Adam's two moments in its checkpoints.
-TRAINED = ("init", "sft", "grpo", "distill")
+# Bytes a parameter (weights in float32, and with Adam's two moments), and a token.
 MODEL_BYTES, CHECKPOINT_BYTES, FETCHED_BYTES, TOKEN_BYTES = 4, 12, 2, 4
 # Characters and special tokens of the miniature world (opd.models.init).
 WORLD_VOCABULARY = 54
@@ -30,18 +29,14 @@ USES = {
     "distill": {**_TRAINED_ON_ITS_OWN, "teacher": "teacher"},
     "grpo": _TRAINED_ON_ITS_OWN,
     "sft": {"update": "student"},
-    "generate": {"sample": "model"},
-    "evaluate": {"sample": "model"},
-    "prefix": {"sample": "teacher"},
+    "indicators": {**_SCORED_BY_BOTH, "sample": "student"},
     "judge": {"sample": "judge", "score": "judge"},
+    "embed": {"score": "encoder"},
     "pair": _SCORED_BY_BOTH,
     "signal": _SCORED_BY_BOTH,
-    "indicators": {**_SCORED_BY_BOTH, "sample": "student"},
-    "continuation": {"sample": "teacher"},
-    "demonstrate": {"sample": "model"},
-    "screening": {"sample": "student"},
-    "tree": {"sample": "student"},
-    "embed": {"score": "encoder"},
+    **{stage: {"sample": "model"} for stage in ("generate", "evaluate", "demonstrate")},
+    **{stage: {"sample": "teacher"} for stage in ("prefix", "continuation")},
+    **{stage: {"sample": "student"} for stage in ("screening", "tree")},
 }
 
 
@@ -89,12 +84,11 @@ def parameters(facts: Facts, folder: str) -> float:
         return math.nan
     artifact = facts.artifacts[folder]
     inputs = named(artifact)
-    for source in ("student", "model"):
-        if source in inputs:
-            return parameters(facts, inputs[source])
+    if source := inputs.get("student") or inputs.get("model"):
+        return parameters(facts, source)
     if artifact.stage == "init":
         return world_parameters(artifact.cfg)
-    name = str(artifact.cfg.get("hub") or artifact.cfg.get("path", ""))
+    name = artifact.cfg.get("hub") or artifact.cfg.get("path", "")
     stated = re.search(r"(?:^|[-_/])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", name, re.IGNORECASE)
     size = float(stated[1]) * {"B": 1e9, "M": 1e6}[stated[2].upper()] if stated else math.nan
     return float(facts.tables.get("parameters", {}).get(name, size))
@@ -105,21 +99,18 @@ def rows(facts: Facts, folder: str) -> float:
     most that its recipe can give. NaN where nothing tells."""
     if folder not in facts.artifacts:
         return math.nan
-    counted = facts.numbers.get(folder, {})
-    artifact = facts.artifacts[folder]
+    artifact, counted = facts.artifacts[folder], facts.numbers.get(folder, {})
     cfg, inputs = artifact.cfg, named(artifact)
-    for name in ("kept", "generations", "pairs", "prompts"):
-        if name in counted:
-            return float(counted[name])
+    made = [counted[n] for n in ("kept", "generations", "pairs", "prompts") if n in counted]
+    if made:
+        return float(made[0])
     if artifact.stage == "corpus":
         return float(cfg["n"])
     if artifact.stage == "generate":
         return rows(facts, inputs["prompts"]) * cfg["samples"]
     if artifact.stage == "filter":
-        most = rows(facts, inputs["generations"])
-        if cfg.get("per_prompt"):
-            most = min(most, rows(facts, inputs["prompts"]) * cfg["per_prompt"])
-        return min(most, cfg.get("n") or math.inf)
+        per_prompt = rows(facts, inputs["prompts"]) * (cfg.get("per_prompt") or math.inf)
+        return min(rows(facts, inputs["generations"]), per_prompt, cfg.get("n") or math.inf)
     # A sample is as large as asked for: the stage refuses a set that is smaller.
     if cfg.get("sample"):
         return float(cfg["sample"]["n"])
@@ -134,11 +125,10 @@ def rows(facts: Facts, folder: str) -> float:
 
 def problems(facts: Facts, artifact: Artifact) -> float:
     """Problems that an evaluation asks, all benchmarks together. NaN where nothing tells."""
-    inputs, total = named(artifact), 0.0
+    inputs, listed, total = named(artifact), facts.tables.get("problems", {}), 0.0
     for benchmark in artifact.cfg["benchmarks"]:
         count = rows(facts, inputs.get(f"prompts:{benchmark['name']}", ""))
-        listed = facts.tables.get("problems", {}).get(benchmark["task"], math.nan)
-        total += float(listed) if math.isnan(count) else count
+        total += listed.get(benchmark["task"], math.nan) if math.isnan(count) else count
     return total
 
 
@@ -157,17 +147,18 @@ def work(facts: Facts, folder: str) -> Work | None:
     uses = {kind: parameters(facts, inputs[r]) for kind, r in roles.items() if r in inputs}
     if not uses:
         return None
-    prompt = min(tables["prompt_tokens"], cfg.get("max_prompt_tokens", math.inf))
-    generated = 0.0  # tokens of the responses that are read
-    if "generations" in inputs:
-        source = facts.artifacts.get(inputs["generations"])
-        limit = source.cfg.get("max_new_tokens", math.nan) if source else math.nan
-        generated = mean_response(limit, tables["natural_tokens"])
+    natural = tables["natural_tokens"]
     limit = (cfg.get("protocol") or cfg).get("max_new_tokens") or cfg.get("max_tokens", 0)
     if artifact.stage == "continuation":
         limit -= sum(cfg["prefixes"]) / len(cfg["prefixes"])
-    response = mean_response(limit, tables["natural_tokens"])
-    read = min(prompt + (generated or response), cfg.get("max_tokens", math.inf))
+    response = mean_response(limit, natural)
+    written = response  # or what is read of other responses
+    if "generations" in inputs:
+        source = facts.artifacts.get(inputs["generations"])
+        longest = source.cfg.get("max_new_tokens", math.nan) if source else math.nan
+        written = mean_response(longest, natural)
+    prompt = min(tables["prompt_tokens"], cfg.get("max_prompt_tokens", math.inf))
+    read = min(prompt + written, cfg.get("max_tokens", math.inf))
     count = _sequences(facts, artifact, response)
     seconds = sum(
         tables["reference"][kind] * count * (response if kind == "sample" else read) * size / 1e15
@@ -180,40 +171,37 @@ def work(facts: Facts, folder: str) -> Work | None:
 def _sequences(facts: Facts, artifact: Artifact, response: float) -> float:
     """Sequences that a stage samples, scores or trains on; ``response`` is their mean length."""
     cfg, inputs, stage = artifact.cfg, named(artifact), artifact.stage
-    source = next((inputs[n] for n in ("generations", "prompts", "data") if n in inputs), "")
-    count = rows(facts, source)
-    asked = min(count, cfg.get("n") or cfg.get("questions") or math.inf)
-    if stage in ("distill", "grpo"):
-        seen = cfg.get("epochs", 0) * count
-        prompts = cfg["steps"] * cfg["prompts_per_step"] if cfg.get("steps") else seen
-        return prompts * (cfg.get("rollouts_per_prompt") or cfg["group_size"])
-    if stage == "sft":
-        seen = cfg.get("epochs", 0) * count * (1 - cfg.get("held_out", 0))
-        return cfg["steps"] * cfg["batch_size"] if cfg.get("steps") else seen
     if stage == "evaluate":
         return problems(facts, artifact) * cfg["protocol"]["samples"]
+    source = next((inputs[n] for n in ("generations", "prompts", "data") if n in inputs), "")
+    count = rows(facts, source)
+    if STAGES[stage].trains:
+        prompts = cfg.get("epochs", 0) * count * (1 - cfg.get("held_out", 0))
+        if cfg.get("steps"):
+            prompts = cfg["steps"] * (cfg.get("prompts_per_step") or cfg["batch_size"])
+        return prompts * (cfg.get("rollouts_per_prompt") or cfg.get("group_size", 1))
+    count = min(count, cfg.get("n") or cfg.get("questions") or math.inf)
+    samples = cfg.get("samples", 1)
     if stage == "prefix":  # alone, and after a prefix
-        return 2 * count
-    if stage == "continuation":  # by the teacher, and perhaps by the student too
-        models = 2 if cfg.get("baseline") == "resampled" else 1
-        return count * cfg["samples"] * len(cfg["prefixes"]) * models
-    if stage == "demonstrate":
-        return asked * min(TRIALS, cfg["trials"])
-    if stage == "screening":
-        return asked * cfg["samples"] * (1 + len(cfg["contexts"]))
-    if stage == "tree":
+        samples = 2
+    elif stage == "continuation":  # by the teacher, and perhaps by the student too
+        samples *= len(cfg["prefixes"]) * (2 if cfg.get("baseline") == "resampled" else 1)
+    elif stage == "demonstrate":
+        samples = min(TRIALS, cfg["trials"])
+    elif stage == "screening":
+        samples *= 1 + len(cfg["contexts"])
+    elif stage == "tree":
         # Besides the rollouts, what is sampled after the tokens that the teachers pick, from
         # halfway on average, if none were picked twice.
         windows = math.ceil(math.log2(1 + response / cfg["first_window"]))
         paths = cfg["correct_paths"] + cfg["incorrect_paths"]
         picks = paths * windows * (cfg["top_gradient"] + cfg["top_difference"])
-        return asked * (cfg["rollouts"] + picks * len(cfg["teachers"]) * cfg["min_visits"] / 2)
-    return asked * cfg.get("samples", 1)
+        samples = cfg["rollouts"] + picks * len(cfg["teachers"]) * cfg["min_visits"] / 2
+    return count * samples
 
 
 def critical_path(artifacts: Artifacts, seconds: Mapping[str, float]) -> float:
-    """Longest chain of jobs that wait for each other, in seconds; jobs not in ``seconds`` take
-    none."""
+    """Longest chain of jobs that wait for each other; jobs not in ``seconds`` take none."""
     ends: dict[str, float] = {}
     for folder in closure(seconds, artifacts):
         start = max((ends.get(i, 0.0) for i in artifacts[folder].inputs), default=0.0)
@@ -224,13 +212,13 @@ def critical_path(artifacts: Artifacts, seconds: Mapping[str, float]) -> float:
 def disk(facts: Facts, folder: str) -> float:
     """Bytes that a stage leaves: weights, responses (in its table and in the store's cache).
     Smaller files are not counted, nor links to weights that a run has kept."""
-    artifact = facts.artifacts[folder]
-    if artifact.stage in TRAINED:
-        kept = len(artifact.cfg.get("execution", {}).get("keep_steps", ()))
-        return MODEL_BYTES * parameters(facts, folder) * (1 + kept)
-    if artifact.stage == "fetch":
+    cfg, stage = facts.artifacts[folder].cfg, facts.artifacts[folder].stage
+    if stage == "fetch":
         return FETCHED_BYTES * parameters(facts, folder)
-    done = work(facts, folder) if artifact.stage in ("generate", "evaluate") else None
+    if stage == "init" or STAGES[stage].trains:
+        keep_steps = cfg.get("execution", {}).get("keep_steps", ())
+        return MODEL_BYTES * parameters(facts, folder) * (1 + len(keep_steps))
+    done = work(facts, folder) if stage in ("generate", "evaluate") else None
     return 2 * TOKEN_BYTES * done.sampled if done else 0.0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from opd.core.errors import UserError
+from opd.core.files import replacing
 from opd.core.schema import load_yaml
 from opd.recipes.base import HubObject
 from opd.recipes.config import Config
@@ -27,29 +28,26 @@ def read(path: Path) -> dict[str, str]:
 
 def hub_objects(config: Config) -> dict[str, HubObject]:
     """The recipes of a config's hub objects, by the keys that name them."""
-    models = {f"models.{n}.{m.hub_key}": m.hub for n, m in config.models.items() if m.hub}
-    prompts = {f"prompts.{n}.hub": p.hub for n, p in config.prompts.items() if p.hub}
-    benchmarks = {f"benchmarks.{n}.hub": b.hub for n, b in config.benchmarks.items() if b.hub}
-    return {**models, **prompts, **benchmarks}
+    return {
+        **{f"models.{n}.{m.hub_key}": m.hub for n, m in config.models.items() if m.hub},
+        **{f"prompts.{n}.hub": p.hub for n, p in config.prompts.items() if p.hub},
+        **{f"benchmarks.{n}.hub": b.hub for n, b in config.benchmarks.items() if b.hub},
+    }
 
 
 def commit(kind: str, name: str, revision: str | None) -> str:
     """The commit (40 hex digits) that a revision of a hub object stands at; asks the hub."""
     import huggingface_hub
 
-    info = huggingface_hub.HfApi().repo_info(
-        name, repo_type=kind.removesuffix("s"), revision=revision
-    )
-    return str(info.sha)
+    api, repo_type = huggingface_hub.HfApi(), kind.removesuffix("s")
+    return str(api.repo_info(name, repo_type=repo_type, revision=revision).sha)
 
 
 def lock(
     config: Config, path: Path, ask: Callable[[str, str, str | None], str] = commit
 ) -> dict[str, str]:
-    """Ask the hub at which commit each object of a config stands, and add that to the lock.
-
-    Raises ``UserError`` where the hub does not answer; nothing is written then.
-    """
+    """Ask the hub at which commit each object of a config stands, and add that to the lock. Raises
+    ``UserError`` where the hub does not answer; nothing is written then."""
     locked = read(path)
     for where, recipe in hub_objects(config).items():
         kind, _, name = key(recipe).partition("/")
@@ -62,10 +60,8 @@ def lock(
                 where,
                 "check name and revision, log in if it is gated, and see that the hub answers",
             ) from error
-    text = HEADER + yaml.safe_dump(dict(sorted(locked.items())))
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(HEADER + yaml.safe_dump(locked))  # with sorted keys
     return locked
 
 
@@ -85,11 +81,6 @@ def locked(recipe: HubObject, lock: Mapping[str, str], where: str) -> str:
 
 def unlocked(config: Config, lock: Mapping[str, str]) -> list[str]:
     """The keys of a config's hub objects that cannot be fetched, since no full commit is known.
-
-    Raises ``UserError`` where lock and recipe disagree.
-    """
-    return [
-        where
-        for where, recipe in hub_objects(config).items()
-        if not re.fullmatch(r"[0-9a-f]{40}", locked(recipe, lock, where))
-    ]
+    Raises ``UserError`` where lock and recipe disagree."""
+    commits = {where: locked(recipe, lock, where) for where, recipe in hub_objects(config).items()}
+    return [where for where in commits if not re.fullmatch("[0-9a-f]{40}", commits[where])]

@@ -4,7 +4,6 @@ The classes are light, cpu, and gpuN for N devices. Their rows stand in workflow
 site has its own names and sizes in slurm/site.yaml. Nothing here changes what a stage makes.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,9 @@ from opd.recipes.base import Count, unknown
 from opd.recipes.config import Config, Interpreters
 from opd.stages.registry import STAGES, Work
 
-CLASS = r"light|cpu|gpu([1-9][0-9]*)"
+CLASS = "light|cpu|gpu[1-9][0-9]*"
+Class = Annotated[str, Field(pattern=f"^({CLASS})$")]
+Memory = Annotated[int, Field(ge=500)]
 REMEDY = "slurm/site.example.yaml has every key"
 
 
@@ -26,9 +27,9 @@ class Ask(Strict):
 
     # Every job holds two Snakemake processes beside its own.
     cpus_per_task: Count | None = None
-    mem_mb: Annotated[int, Field(ge=500)] | None = None
+    mem_mb: Memory | None = None
     runtime: Count | None = Field(default=None, description="minutes")
-    max_mem_mb: Annotated[int, Field(ge=500)] | None = None
+    max_mem_mb: Memory | None = None
     max_runtime: Count | None = None
     account: str | None = None
     partition: str | None = None
@@ -40,9 +41,7 @@ class Ask(Strict):
 class RuleAsk(Ask):
     """The same for a single rule, which may be put into another class."""
 
-    class_: Annotated[str, Field(pattern=f"^({CLASS})$")] | None = Field(
-        default=None, alias="class"
-    )
+    class_: Class | None = Field(default=None, alias="class")
 
 
 class Site(Strict):
@@ -60,8 +59,7 @@ class Site(Strict):
 
 def interpreters(site: Site, config: Config) -> dict[str, str]:
     """The Python of each class of stages, empty for the one that runs Snakemake: a site's comes
-    before the config's, and vllm's is that of gpu unless it has its own.
-    """
+    before the config's, and vllm's is that of gpu unless it has its own."""
     paths = {
         kind: getattr(site.interpreters, kind) or getattr(config.interpreters, kind)
         for kind in Interpreters.model_fields
@@ -71,18 +69,16 @@ def interpreters(site: Site, config: Config) -> dict[str, str]:
 
 def read_site(named: str | None, default: Path) -> Site:
     """The site file that is ``named`` (by OPD_SITE), else the default one if it exists. Without
-    one, or where "" is named, all is left to the cluster's defaults.
-
-    Raises ``UserError`` for a named file that is missing, and for a key or value that is wrong.
-    """
+    one, or where "" is named, all is left to the cluster's defaults. Raises ``UserError`` for a
+    named file that is missing, and for a key or value that is wrong."""
     if named == "" or (named is None and not default.is_file()):
         return Site()
     path = Path(named) if named else default
-    given = _yaml(path)
-    for rule in given.get("rules") or ():
+    settings = _yaml(path)
+    for rule in settings.get("rules") or ():
         if rule not in STAGES:
             raise unknown(rule, STAGES, f"{path}.rules.{rule}", "rule")
-    site = valid(Site, given, str(path), REMEDY)
+    site = valid(Site, settings, str(path), REMEDY)
     if site.gpu_model and site.gres:
         raise UserError("gpu_model and gres exclude each other", str(path), "give one of the two")
     return site
@@ -109,9 +105,7 @@ def class_of(work: Work, config: Config) -> str:
     """The class of a rule's jobs under a config."""
     if work in ("light", "cpu"):
         return work
-    if without_gpu(config):
-        return "cpu"
-    return f"gpu{_devices(work, config)}"
+    return "cpu" if without_gpu(config) else f"gpu{_devices(work, config)}"
 
 
 def _devices(work: Work, config: Config) -> int:
@@ -121,16 +115,11 @@ def _devices(work: Work, config: Config) -> int:
 
 def resources(stage: str, config: Config, rows: Mapping[str, Ask], site: Site) -> dict[str, Any]:
     """Snakemake's resources of a stage's rule, by name; memory (MB) and time (minutes) are
-    functions of the attempt.
-
-    CPUs are ``cpus_per_task``, as Snakemake cuts ``threads`` down to the cores of the machine on
-    which it is started.
-    """
+    functions of the attempt. CPUs are ``cpus_per_task``, as Snakemake cuts ``threads`` down to the
+    cores of the machine on which it is started."""
     own, work = site.rules.get(stage, RuleAsk()), STAGES[stage].work
     name = own.class_ or class_of(work, config)
-    match = re.fullmatch(CLASS, name)
-    assert match is not None
-    gpus = int(match[1] or 0)
+    gpus = int(name.removeprefix("gpu")) if name.startswith("gpu") else 0
     ask: dict[str, Any] = {"account": site.account}
     # From the general to the particular. The row of one GPU comes first, times the GPUs.
     for row in ("gpu", name) if gpus else (name,):
@@ -143,7 +132,7 @@ def resources(stage: str, config: Config, rows: Mapping[str, Ask], site: Site) -
         ask["cpus_per_task"] = max(ask["cpus_per_task"], at_once)
     ask |= own.model_dump(exclude_none=True, exclude={"class_"})
 
-    asked: dict[str, Any] = {
+    named: dict[str, Any] = {
         "nodes": 1,
         "cpus_per_task": ask["cpus_per_task"],
         "mem_mb": _growing(ask["mem_mb"], ask.get("max_mem_mb")),
@@ -153,14 +142,11 @@ def resources(stage: str, config: Config, rows: Mapping[str, Ask], site: Site) -
         **{key: ask.get(key) for key in ("qos", "constraint", "slurm_extra")},
     }
     if gpus and site.gres:
-        asked["gres"] = f"{site.gres}:{gpus}"
+        named["gres"] = f"{site.gres}:{gpus}"
     elif gpus:
-        asked |= {"gpu": gpus, "gpu_model": site.gpu_model}
-    return {key: value for key, value in asked.items() if value is not None}
+        named |= {"gpu": gpus, "gpu_model": site.gpu_model}
+    return {key: value for key, value in named.items() if value is not None}
 
 
 def _growing(first: int, most: int | None) -> Callable[[Any, int], int]:
-    def of_attempt(wildcards: Any, attempt: int) -> int:
-        return min(first * attempt, most or first * attempt)
-
-    return of_attempt
+    return lambda wildcards, attempt: min(first * attempt, most or first * attempt)

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import content, read_json
+from opd.core.files import content
 from opd.plan import artifacts as plan
-from opd.plan import cost, hub_lock
-from opd.plan import outputs as exhibits
+from opd.plan import cost, hub_lock, outputs
 from opd.plan.cost import Artifacts
+from opd.plan.papers import read_papers
 from opd.recipes import resolve
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
 from opd.results import claim_spec
-from opd.stages import artifact, fresh
+from opd.results.claim_spec import Claim
+from opd.stages import fresh
+from opd.stages.artifact import Artifact
 from opd.stages.check import stands_for
 from opd.stages.identity import identity
-from opd.stages.records import Contents, Planned, digest_in, load
+from opd.stages.records import Contents, Manifest, Planned, digest_in, load
 
 TO_RUN = ("run", "stale")
 SHOWN = ("figures/", "tables/", "contamination/", "claims", "report")
@@ -35,17 +37,17 @@ def beside(files: Sequence[Path]) -> Path:
     return folder if any((folder / name).exists() for name in names) else Path("config")
 
 
-def artifacts_of(config: Config, root: Path) -> dict[str, artifact.Artifact]:
+def artifacts_of(config: Config, root: Path) -> dict[str, Artifact]:
     """Every artifact of a config; ``root`` holds hub.lock.yaml and the papers' files."""
-    found = plan.plan(config, hub_lock.read(root / "hub.lock.yaml"))
-    return found | exhibits.exhibits(config, found, root)
+    measured = plan.plan(config, hub_lock.read(root / "hub.lock.yaml"))
+    return measured | outputs.exhibits(config, measured, root)
 
 
 def described(files: Sequence[Path], settings: Iterable[str] = ()) -> dict[str, Planned]:
     """What a run with these config files and settings (KEY=VALUE) would write as plan.json."""
     config = resolve.read(files, settings)
     artifacts = artifacts_of(config, beside(files))
-    return fresh.described(artifacts, exhibits.targets(config, artifacts))
+    return fresh.described(artifacts, outputs.targets(config, artifacts))
 
 
 # What is there
@@ -60,33 +62,33 @@ def states(
 
     What follows a stage that runs, runs: whether its inputs will be others is not known.
     """
-    outputs: dict[str, dict[str, str]] = {}
+    digests: dict[str, dict[str, str]] = {}
     states = {}
     for folder in folders:
-        states[folder], made = _state(artifacts[folder], outputs, results, store)
+        states[folder], made = _state(artifacts[folder], digests, results, store)
         if made is not None:
-            outputs[folder] = made
+            digests[folder] = made
         elif (results / folder / "digest.json").is_file():
             states[folder] = "stale"
     return states
 
 
 def _state(
-    artifact: artifact.Artifact, outputs: Mapping[str, dict[str, str]], results: Path, store: Path
+    artifact: Artifact, digests: Mapping[str, dict[str, str]], results: Path, store: Path
 ) -> tuple[str, dict[str, str] | None]:
     """The state, and the digests of what is made, None where it has yet to be made."""
     folder = results / artifact.folder
     made = digest_in(folder) if (folder / "payload").exists() else None
     if made and stands_for(made, artifact.stage, artifact.cfg):
         return "there", made.outputs
-    contents = {}
+    inputs = {}
     for name, path in cost.named(artifact).items():
-        if path not in outputs and not Path(path).is_absolute():
+        if path not in digests and not Path(path).is_absolute():
             return "run", None
-        contents[name] = outputs[path] if path in outputs else content(Path(path))
-    key = identity(artifact.stage, artifact.cfg, contents)
-    kept = artifact.cfg.get("execution", {}).get("keep_steps", ())
-    if not all((store / f"{key}.steps" / f"{step}.json").is_file() for step in kept):
+        inputs[name] = digests[path] if path in digests else content(Path(path))
+    key = identity(artifact.stage, artifact.cfg, inputs)
+    keep_steps = artifact.cfg.get("execution", {}).get("keep_steps", ())
+    if not all((store / f"{key}.steps" / f"{step}.json").is_file() for step in keep_steps):
         return "run", None
     if made and made.identity == key:
         return "there", made.outputs
@@ -94,10 +96,11 @@ def _state(
     return ("store", record.outputs) if record and (store / key).is_dir() else ("run", None)
 
 
-def counted(found: Mapping[str, str], results: Path) -> dict[str, dict[str, Any]]:
+def counted(states: Mapping[str, str], results: Path) -> dict[str, dict[str, Any]]:
     """Numbers of the stages that are there, such as the rows of a prompt set."""
-    paths = {f: results / f / "manifest.json" for f, state in found.items() if state == "there"}
-    return {f: read_json(path)["numbers"] or {} for f, path in paths.items() if path.is_file()}
+    there = [folder for folder, state in states.items() if state == "there"]
+    records = {folder: load(results / folder / "manifest.json", Manifest)[0] for folder in there}
+    return {folder: record.numbers for folder, record in records.items() if record}
 
 
 # Which part of it
@@ -105,58 +108,49 @@ def counted(found: Mapping[str, str], results: Path) -> dict[str, dict[str, Any]
 
 def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
     """Folders of what decides a claim (ID, or PAPER/ID): the evaluations, runs and probes of its
-    quantities, with one seed. ``root`` holds claims/PAPER.yaml and what goes with it.
+    quantities. ``root`` holds claims/PAPER.yaml and what goes with it.
 
     Raises ``UserError`` for a claim that no paper of the config has or that several have, where an
-    arm is not run here, and for what ``opd.plan.outputs`` refuses of papers.
+    arm is not run here, and for what ``opd.plan.papers`` refuses.
     """
-    named: dict[str, dict[str, claim_spec.Claim]] = defaultdict(dict)
-    for paper in exhibits.read_papers(config, root):
-        for one in paper.claims:
-            whole = f"{paper.name}/{one.id}"
-            named[one.id][whole] = named[whole][whole] = one
-    if claim not in named:
-        raise unknown(claim, named, "--claim", "claim")
-    if len(named[claim]) > 1:
-        raise UserError(
-            "several papers have this claim",
-            f"--claim {claim}",
-            f"write {' or '.join(named[claim])}",
-        )
-    (decided,) = named[claim].values()
-    needs = {*claim_spec.needs(decided.test)}
-    there = {*exhibits.arms(config), *exhibits.probes(config)}
+    claims: dict[str, dict[str, Claim]] = defaultdict(dict)
+    for paper in read_papers(config, root):
+        for declared in paper.claims:
+            name = f"{paper.name}/{declared.id}"
+            claims[declared.id][name] = claims[name][name] = declared
+    if claim not in claims:
+        raise unknown(claim, claims, "--claim", "claim")
+    if len(claims[claim]) > 1:
+        remedy = f"write {' or '.join(claims[claim])}"
+        raise UserError("several papers have this claim", f"--claim {claim}", remedy)
+    (decided,) = claims[claim].values()
+    needs = claim_spec.needs(decided.test)
+    here = outputs.labels(config)
     for _, name in sorted(needs):
-        if name not in there:
+        if name not in here["arms"] | here["probes"]:
             raise UserError(
                 f"claim {claim} needs {name}, which this config does not run",
                 "arms, probes, experiments",
                 "add it, or choose another claim",
             )
     inputs: dict[str, str] = {}
-    exhibits.needed(one_seed(config), needs, inputs)
+    outputs.needed(config, needs, inputs)
     return list(inputs.values())
 
 
-def one_seed(config: Config) -> Config:
-    """The config with its first seed alone."""
-    return config.model_copy(update={"seeds": config.seeds[:1]})
-
-
-def target_folders(wanted: Iterable[str], artifacts: Artifacts) -> list[str]:
+def target_folders(targets: Iterable[str], artifacts: Artifacts) -> list[str]:
     """Folders that ``--target`` names: a figure, table or page, one of a paper by its own name
     (fig15), or any folder. Raises ``UserError`` for a name that nothing has."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for folder in artifacts:
-        parts = folder.split("/")
-        for i in range(len(parts)):
-            names["/".join(parts[i:])].append(folder)
-            names["/".join(parts[: i + 1])].append(folder)
-    found: dict[str, None] = {}
-    for name in wanted:
-        if name not in names:
+    folders: list[str] = []
+    for target in targets:
+        # Whole parts at the beginning or the end of a folder.
+        named = [
+            folder
+            for folder in artifacts
+            if f"{folder}/".startswith(f"{target}/") or f"/{folder}".endswith(f"/{target}")
+        ]
+        if not named:
             known = [folder.rpartition("/")[2] for folder in artifacts if folder.startswith(SHOWN)]
-            raise unknown(name, known, "--target", "figure, table, page or folder")
-        shown = [folder for folder in names[name] if folder.startswith(SHOWN)]
-        found |= dict.fromkeys(shown or names[name])
-    return list(found)
+            raise unknown(target, known, "--target", "figure, table, page or folder")
+        folders += [folder for folder in named if folder.startswith(SHOWN)] or named
+    return list(dict.fromkeys(folders))

@@ -189,7 +189,7 @@ def test_the_reference_point_is_met():
         ),
     )
     facts = Facts(made, SHIPPED)
-    found = calibrate.estimate(facts, "run", calibrate.machine("H100", False, [], SHIPPED))
+    found = calibrate.estimate(facts, "run", calibrate.machine("H100", False, {}, SHIPPED))
     assert found.middle == pytest.approx(279 * 363, rel=1e-4)
     # 329 to 433 s a step
     assert found.low / 279 == pytest.approx(329, rel=0.01)
@@ -279,6 +279,10 @@ def test_critical_path_is_the_longest_of_all(data):
 # Measured rates
 
 
+def used(path: str) -> dict[str, str]:
+    return {"path": path, "identity": "", "outputs": ""}
+
+
 def manifests(results: Path, slow: dict[str, float]) -> None:
     """Manifests of every stage above, which took so many times what the reference takes."""
     facts = Facts(models(), TABLES)
@@ -289,7 +293,8 @@ def manifests(results: Path, slow: dict[str, float]) -> None:
             "stage": artifact.stage,
             "cfg": artifact.cfg,
             "identity": f"{results}{folder}",
-            "inputs": {n: {"path": f"results/{results.name}/{i}/digest.json"} for n, i in inputs},
+            "inputs": {n: used(f"results/{results.name}/{i}/digest.json") for n, i in inputs},
+            "outputs": {},
             "numbers": {},
             "seconds": (work.seconds if work else 3.0) * slow.get(artifact.stage, 1.0),
             "device": "Some GPU",
@@ -315,20 +320,38 @@ def test_calibration_gives_back_what_stages_took(tmp_path):
 
     # The next plan reckons with it: the stage's own stage first, then others, then the reference.
     facts, step = Facts(models(), TABLES), 8 + 2 + 6 + 2 * 4
-    job = calibrate.estimate(facts, "distilled", calibrate.machine(None, False, [found], TABLES))
+    job = calibrate.estimate(facts, "distilled", calibrate.machine(None, False, found, TABLES))
     assert job[:3] == pytest.approx((4 * 3 * step, 6 * 3 * step, 12 * 3 * step))
     assert job.source == "measured (Some GPU)"
     found["measured"] = [e for e in found["measured"] if e["stage"] == "grpo"]
-    on = calibrate.machine("some gpu", False, [found], TABLES)
+    on = calibrate.machine("some gpu", False, found, TABLES)
     job = calibrate.estimate(facts, "distilled", on)
     assert (job.source, job.middle) == (
         "measured on other stages (Some GPU)",
         pytest.approx(3 * step),
     )
     # Nothing of it counts on another machine.
-    on = calibrate.machine("R", False, [found], TABLES)
+    on = calibrate.machine("R", False, found, TABLES)
     takes = [calibrate.estimate(facts, f, on).middle for f in ("distilled", "shown", "teacher")]
     assert takes == pytest.approx([2 * 3 * step, 7, 2 * 2000 / 10])
+
+
+def test_records_of_before_stages_were_called_so_are_read(tmp_path):
+    manifests(tmp_path / "x", {})
+    path = tmp_path / "x" / "shown" / "manifest.json"
+    made = json.loads(path.read_text())
+    path.write_text(json.dumps({"verb": made.pop("stage"), **made}))
+    assert calibrate.finished(tmp_path / "x")["shown"].stage == "figure"
+
+
+def test_what_was_adopted_is_not_measured(tmp_path):
+    manifests(tmp_path / "x", {})
+    path = tmp_path / "x" / "tuned" / "manifest.json"
+    made = {**json.loads(path.read_text()), "inputs": {}, "seconds": 0.0, "adopted": "/elsewhere"}
+    path.write_text(json.dumps(made))
+    measured = calibrate.calibrate([calibrate.finished(tmp_path / "x")], TABLES)["measured"]
+    stages = {entry["stage"] for entry in measured}
+    assert "sft" not in stages and {"distill", "generate"} <= stages
 
 
 def test_ones_own_rates_come_first_and_the_nearest_size_counts():
@@ -336,8 +359,9 @@ def test_ones_own_rates_come_first_and_the_nearest_size_counts():
         bounds = dict.fromkeys(calibrate.BOUNDS, times)
         return {"stage": "distill", "device": "R", "parameters": size, "times_reference": bounds}
 
-    files = [{"measured": [entry(10, 9), entry(1500, 5)]}, {"measured": [entry(1000, 1)]}]
-    on = calibrate.machine("R", False, files, TABLES)
+    own, shipped = [entry(10, 9), entry(1500, 5)], [entry(1000, 1)]
+    tables = {**TABLES, "measured": shipped}
+    on = calibrate.machine("R", False, {"measured": own}, tables)
     assert calibrate.estimate(Facts(models(), TABLES), "distilled", on).middle == 5 * 3 * 24
 
 
@@ -407,7 +431,7 @@ def test_what_is_unknown_is_refused(tmp_path, monkeypatch, more, message):
 
 def test_where_all_is_there_nothing_is_reckoned():
     made = graph(("figure", "a", {}, {}))
-    on = calibrate.machine("R", False, [], TABLES)
+    on = calibrate.machine("R", False, {}, TABLES)
     *_, last = show.text(Facts(made, TABLES), {"a": "there"}, on, None, "x")
     assert last.split() == ["figure", "0", "0", "1", "0"]
 
@@ -425,7 +449,7 @@ def test_what_has_no_known_size_is_named_and_not_counted(tmp_path):
             {"student": "n", "prompts": "p"},
         ),
     )
-    on = calibrate.machine("R", False, [], TABLES)
+    on = calibrate.machine("R", False, {}, TABLES)
     states = dict.fromkeys(("m", "t", "u"), "run")
     lines = list(show.text(Facts(made, TABLES), states, on, None, "x"))
     missing = [line.split()[2] for line in lines if line.startswith("not counted: ")]

@@ -12,6 +12,7 @@ from measurements import evaluation
 
 from opd.plan import outputs
 from opd.plan.artifacts import plan
+from opd.plan.papers import read_paper
 from opd.probes import prefix
 from opd.recipes.config import Config
 from opd.recipes.resolve import merge, resolve
@@ -32,7 +33,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def test_every_row_belongs_to_a_claim_or_a_figure_or_is_set_aside_with_a_reason() -> None:
-    paper = outputs.read_paper(PAPER, CONFIG)
+    paper = read_paper(PAPER, CONFIG)
     ids = [row["id"] for row in rows()]
     assert ids == [f"M{n:03d}" for n in range(1, 144)]
     shown = {t for figure in paper.figures.values() for t in figure.targets()}
@@ -226,7 +227,7 @@ def test_only_the_thinking_run_thinks(planned):
 
 
 def test_what_is_not_here_is_said_in_the_file(config):
-    paper = outputs.read_paper(PAPER, CONFIG)
+    paper = read_paper(PAPER, CONFIG)
     here = {name.partition(".")[0] for name in (*config.arms, *config.probes)}
     wanted = {claim.experiment for claim in paper.claims}
     assert wanted - here == {"A3", "A13", "A14", "MF"}

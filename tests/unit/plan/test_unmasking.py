@@ -8,7 +8,8 @@ import yaml
 from opd.core.errors import UserError
 from opd.microscope.statistics import FEATURES, MEASURES, THRESHOLDS
 from opd.plan import artifacts as plan
-from opd.plan import hub_lock, outputs
+from opd.plan import hub_lock
+from opd.plan.papers import read_paper
 from opd.recipes.resolve import merge, resolve
 from opd.results import claim_spec
 from opd.results.claim_spec import quantities
@@ -18,7 +19,7 @@ from opd.stages import artifact
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "config"
-PAPER = outputs.read_paper("unmasking", CONFIG)
+PAPER = read_paper("unmasking", CONFIG)
 ROWS = claim_spec.read_targets(CONFIG / "targets" / "unmasking.csv")
 
 

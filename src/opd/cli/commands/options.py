@@ -1,20 +1,48 @@
-"""What options of several commands have in common: types of values, and config files."""
+"""What commands have in common: how they are added, options of several, and printing."""
 
 import argparse
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
+from opd.core.security import visible
 
-# Adds the parser of a command: name, and what argparse.ArgumentParser takes.
-Add = Callable[..., argparse.ArgumentParser]
+Parser = argparse.ArgumentParser
+Options = argparse._ActionsContainer  # a parser, or a group of its options
+# ``add_command`` but for its first argument.
+Add = Callable[..., Parser]
 # Rates of `opd calibrate`, which `opd plan` reads.
 RATES = Path("results/calibration.yaml")
 MINI = Path("config/mini.yaml")
 CONFIGS = "config files as for snakemake, later ones on top"
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    about: str,
+    online: Callable[[argparse.Namespace], bool] = lambda arguments: False,
+    usage: str | None = None,
+) -> Parser:
+    """The parser of a command. ``run`` returns the exit status, ``online`` tells whether the hub is
+    asked."""
+    # What is not an option is no abbreviation of one: --config is not --configfile.
+    parser: Parser = commands.add_parser(name, help=about, usage=usage, allow_abbrev=False)
+    parser.set_defaults(run=run, online=online)
+    return parser
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines as they come, with control characters spelt out."""
+    for line in lines:
+        print(visible(line), flush=True)
+
+
+# Values
 
 
 def json_object(text: str, option: str) -> dict[str, Any]:
@@ -32,15 +60,10 @@ def whole(least: int) -> Callable[[str], int]:
     """Type of an option: a whole number from ``least`` up."""
 
     def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(
-                f"{text} is not allowed: a whole number from {least} up"
-            )
-        return value
+        if not text.strip().isdecimal() or int(text) < least:
+            reason = f"{text} is not allowed: a whole number from {least} up"
+            raise argparse.ArgumentTypeError(reason)
+        return int(text)
 
     return read
 
@@ -56,42 +79,40 @@ def positive(text: str) -> float:
     return value
 
 
-def add_counts(parser: argparse.ArgumentParser, counts: Mapping[str, tuple[int, str]]) -> None:
+# Options
+
+
+def add(parser: Options, name: str, about: str, default: Any = None, **more: Any) -> None:
+    """An argument or option; its help names the default, if that is text, a number or a path."""
+    if isinstance(default, str | int | float | Path):
+        about = f"{about}; %(default)s if not given"
+    parser.add_argument(name, help=about, default=default, **more)
+
+
+def add_path(parser: Options, name: str, about: str, default: Any = None, **more: Any) -> None:
+    add(parser, name, about, default, type=Path, **more)
+
+
+def add_flag(parser: Options, name: str, about: str) -> None:
+    parser.add_argument(name, action="store_true", help=about)
+
+
+def add_counts(parser: Parser, counts: Mapping[str, tuple[int, str]]) -> None:
     """Options for whole numbers; ``counts``: name -> default, and what it is."""
-    for name, (value, about) in counts.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=whole(1),
-            default=value,
-            metavar="N",
-            help=f"{about}; %(default)s if not given",
-        )
+    for name, (default, about) in counts.items():
+        add(parser, f"--{name.replace('_', '-')}", about, default, type=whole(1), metavar="N")
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: Parser) -> None:
     """--config, as Snakemake has it."""
-    parser.add_argument(
-        "--config",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as for snakemake, on top of all files; nothing if not given",
-    )
+    about = "as for snakemake, on top of all files; nothing if not given"
+    add(parser, "--config", about, [], nargs="+", action="extend", metavar="KEY=VALUE")
 
 
 def add_configs(
-    parser: argparse.ArgumentParser,
-    about: str = str(MINI),
-    default: Sequence[Path] | None = (MINI,),
+    parser: Parser, about: str = str(MINI), default: Sequence[Path] | None = (MINI,)
 ) -> None:
     """--configfile and --config, as Snakemake has them; ``about`` names the default."""
-    parser.add_argument(
-        "--configfile",
-        nargs="+",
-        type=Path,
-        default=default if default is None else [*default],
-        metavar="FILE",
-        help=f"{CONFIGS}; {about} if not given",
-    )
+    about = f"{CONFIGS}; {about} if not given"
+    add_path(parser, "--configfile", about, default, nargs="+", metavar="FILE")
     add_config(parser)

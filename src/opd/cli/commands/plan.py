@@ -4,16 +4,65 @@ import argparse
 import json
 from pathlib import Path
 
-from opd.cli.commands.options import CONFIGS, RATES, Add, add_config, add_configs, whole
-from opd.core.security import visible
+from opd.cli.commands import options
+from opd.cli.commands.options import CONFIGS, RATES, show, whole
 
 
-def add(command: Add) -> None:
-    command("schema", help="print the JSON schema of a config").set_defaults(run=_schema)
-    _add_plan(command)
-    _add_calibrate(command)
-    _add_lock(command)
-    _add_doctor(command)
+def add(command: options.Add) -> None:
+    command("schema", _schema, "print the JSON schema of a config")
+
+    plan = command(
+        "plan",
+        _plan,
+        "what would run, what is there, and what it would cost",
+        usage="opd plan [--configfile FILE ...] [--config KEY=VALUE ...] [options]",
+    )
+    options.add_configs(plan)
+    part = plan.add_mutually_exclusive_group()
+    about = "a figure, table or folder, may be repeated; what the config asks for if not given"
+    options.add(part, "--target", about, [], action="append")
+    about = "the cheapest part that decides this claim of a paper; all of them if not given"
+    options.add(part, "--claim", about)
+    about = "devices to share the jobs; as many as the widest job has if not given"
+    options.add(plan, "--gpus", about, type=whole(1), metavar="N")
+    options.add(
+        plan,
+        "--device",
+        "as torch names it, or a part of that; H100, what was measured, or cpu, as the config "
+        "computes, if not given",
+    )
+    options.add_flag(plan, "--jobs", "list every job")
+    options.add_path(plan, "--calibration", "rates of `opd calibrate`", RATES, metavar="FILE")
+
+    calibrate = command("calibrate", _calibrate, "measure rates for `opd plan` in finished stages")
+    options.add_path(calibrate, "results", "results/NAME", nargs="+")
+    options.add_path(calibrate, "--output", "file to write", RATES, metavar="FILE")
+    about, shipped = "what rates are in terms of", Path("config/calibration.yaml")
+    options.add_path(calibrate, "--reference", about, shipped, metavar="FILE")
+
+    lock = command(
+        "lock",
+        _lock,
+        "ask the hub for the commits of a config's objects",
+        online=lambda arguments: True,
+        usage="opd lock FILE ... [--config KEY=VALUE ...] [--lock FILE]",
+    )
+    options.add_path(lock, "files", CONFIGS, nargs="+", metavar="FILE")
+    options.add_config(lock)
+    locked = Path("config/hub.lock.yaml")
+    options.add_path(lock, "--lock", "file to write", locked, metavar="FILE")
+
+    doctor = command(
+        "doctor",
+        _doctor,
+        "what a run would lack on this machine, before anything is started",
+        online=lambda arguments: True,
+        usage="opd doctor [--configfile FILE ...] [--config KEY=VALUE ...] [--profile NAME]",
+    )
+    options.add_configs(doctor, "that of the profile, or config/mini.yaml,", ())
+    about = "as for snakemake: looks at the cluster too; this machine alone if not given"
+    options.add(doctor, "--profile", about, metavar="NAME")
+    options.add_flag(doctor, "--json", "print all of it as JSON")
 
 
 def _schema(arguments: argparse.Namespace) -> None:
@@ -22,75 +71,21 @@ def _schema(arguments: argparse.Namespace) -> None:
     print(json.dumps(Config.model_json_schema(), indent=1, sort_keys=True))
 
 
-def _add_plan(command: Add) -> None:
-    parser = command(
-        "plan",
-        help="what would run, what is there, and what it would cost",
-        usage="opd plan [--configfile FILE ...] [--config KEY=VALUE ...] [options]",
-    )
-    add_configs(parser)
-    part = parser.add_mutually_exclusive_group()
-    part.add_argument(
-        "--target",
-        action="append",
-        default=[],
-        help="a figure, table or folder, may be repeated; what the config asks for if not given",
-    )
-    part.add_argument(
-        "--claim",
-        help="the cheapest part that decides this claim of a paper; all of them if not given",
-    )
-    parser.add_argument(
-        "--gpus",
-        type=whole(1),
-        metavar="N",
-        help="devices to share the jobs; as many as the widest job has if not given",
-    )
-    parser.add_argument(
-        "--device",
-        help="as torch names it, or a part of that; H100, what was measured, or cpu, as the config "
-        "computes, if not given",
-    )
-    parser.add_argument("--jobs", action="store_true", help="list every job")
-    parser.add_argument(
-        "--calibration",
-        type=Path,
-        default=RATES,
-        metavar="FILE",
-        help="rates of `opd calibrate`; %(default)s if not given",
-    )
-    parser.set_defaults(run=_plan)
-
-
 def _plan(arguments: argparse.Namespace) -> None:
     from opd.plan.show import lines
 
-    for line in lines(
-        arguments.configfile,
-        arguments.target,
-        arguments.claim,
-        arguments.gpus,
-        arguments.device,
-        arguments.jobs,
-        arguments.calibration,
-        arguments.config,
-    ):
-        print(visible(line))
-
-
-def _add_calibrate(command: Add) -> None:
-    parser = command("calibrate", help="measure rates for `opd plan` in finished stages")
-    parser.add_argument("results", nargs="+", type=Path, help="results/NAME")
-    parser.add_argument(
-        "--output", type=Path, default=RATES, help="file to write; %(default)s if not given"
+    show(
+        lines(
+            arguments.configfile,
+            arguments.target,
+            arguments.claim,
+            arguments.gpus,
+            arguments.device,
+            arguments.jobs,
+            arguments.calibration,
+            arguments.config,
+        )
     )
-    parser.add_argument(
-        "--reference",
-        type=Path,
-        default=Path("config/calibration.yaml"),
-        help="what rates are in terms of; %(default)s if not given",
-    )
-    parser.set_defaults(run=_calibrate)
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
@@ -101,45 +96,12 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     calibrate.write(arguments.output, calibrate.calibrate(done, tables))
 
 
-def _add_lock(command: Add) -> None:
-    parser = command(
-        "lock",
-        help="ask the hub for the commits of a config's objects",
-        usage="opd lock FILE ... [--config KEY=VALUE ...] [--lock FILE]",
-    )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=CONFIGS)
-    add_config(parser)
-    parser.add_argument(
-        "--lock",
-        type=Path,
-        default=Path("config/hub.lock.yaml"),
-        help="file to write; %(default)s if not given",
-    )
-    parser.set_defaults(run=_lock, online=lambda arguments: True)
-
-
 def _lock(arguments: argparse.Namespace) -> None:
     from opd.plan.hub_lock import lock
     from opd.recipes.resolve import read
 
-    for name, commit in lock(read(arguments.files, arguments.config), arguments.lock).items():
-        print(f"{commit}  {name}")
-
-
-def _add_doctor(command: Add) -> None:
-    parser = command(
-        "doctor",
-        help="what a run would lack on this machine, before anything is started",
-        usage="opd doctor [--configfile FILE ...] [--config KEY=VALUE ...] [--profile NAME]",
-    )
-    add_configs(parser, "that of the profile, or config/mini.yaml,", ())
-    parser.add_argument(
-        "--profile",
-        metavar="NAME",
-        help="as for snakemake: looks at the cluster too; this machine alone if not given",
-    )
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
-    parser.set_defaults(run=_doctor, online=lambda arguments: True)
+    commits = lock(read(arguments.files, arguments.config), arguments.lock)
+    show(f"{commit}  {name}" for name, commit in commits.items())
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -151,5 +113,5 @@ def _doctor(arguments: argparse.Namespace) -> int:
         rows = [finding._asdict() for finding in findings]
         print(json.dumps({"ready": ready(findings), "findings": rows}, indent=1))
     else:
-        print("\n".join(lines(findings)))
+        show(lines(findings))
     return int(not ready(findings))

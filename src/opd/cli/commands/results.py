@@ -2,73 +2,90 @@
 
 import argparse
 import json
+import time
 from pathlib import Path
 
-from opd.cli.commands.options import Add, add_configs
+from opd.cli.commands import options
+from opd.cli.commands.options import show
 from opd.core.errors import UserError
-from opd.core.security import visible
 
 
-def add(command: Add) -> None:
-    watch = command("watch", help="show a training run step by step as it goes")
-    watch.add_argument("folder", type=Path, help="results/NAME/models/MODEL/sSEED")
-    watch.set_defaults(run=_watch)
-    why = command("why", help="what made an artifact, from what, and how to make it again")
-    why.add_argument(
-        "path", type=Path, help="its folder, a file of it, or results/NAME/MODEL/sSEED"
+def add(command: options.Add) -> None:
+    from opd.provenance.gc import KINDS
+
+    watch = command("watch", _watch, "show a training run step by step as it goes")
+    options.add_path(watch, "folder", "results/NAME/models/MODEL/sSEED")
+
+    why = command("why", _why, "what made an artifact, from what, and how to make it again")
+    options.add_path(why, "path", "its folder, a file of it, or results/NAME/MODEL/sSEED")
+
+    diff = command("diff", _diff, "where two artifacts, or two results folders, part ways")
+    options.add_path(diff, "a", "results/NAME, or an artifact")
+    options.add_path(diff, "b", "results/NAME, or an artifact")
+
+    audit = command("audit", _audit, "whether results are what was made, complete and current")
+    options.add_path(audit, "path", "results, results/NAME, or an artifact below it")
+    options.add_configs(audit, "what the last run found in plan.json", None)
+    options.add_path(audit, "--json", "also written there; - is standard output", metavar="FILE")
+    about, states = "states that end well, too; none if not given", ("stale", "orphaned", "missing")
+    options.add(audit, "--allow", about, [], nargs="+", choices=states)
+    about = "other versions, and store entries that nothing links, end badly, too"
+    options.add_flag(audit, "--strict", about)
+    options.add_path(audit, "--store", "where files are whose links lead nowhere", metavar="DIR")
+
+    adopt = command("adopt", _adopt, "use a checkpoint or rollouts from elsewhere for a recipe")
+    options.add_path(adopt, "path", "a checkpoint's folder, or a file of rollouts")
+    about = "a model or generation of the config; NAME/sSEED where there are several seeds"
+    options.add(adopt, "--as", about, dest="recipe", required=True, metavar="RECIPE")
+    options.add_configs(adopt)
+
+    about = "list what nothing in a folder of results needs, and remove what is named"
+    gc = command("gc", _gc, about)
+    options.add_path(gc, "results", "the folder with .store", Path("results"), nargs="?")
+    about = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
+    options.add(gc, "--remove", about, [], nargs="+", choices=KINDS, metavar="KIND")
+
+    export = command(
+        "export",
+        _export,
+        "pack results, with what made them, as an RO-Crate",
+        usage="opd export RESULTS --out FILE.zip [options]",
     )
-    why.set_defaults(run=_why)
-    diff = command("diff", help="where two artifacts, or two results folders, part ways")
-    for name in "ab":
-        diff.add_argument(name, type=Path, help="results/NAME, or an artifact")
-    diff.set_defaults(run=_diff)
-    _add_audit(command)
-    _add_adopt(command)
-    _add_gc(command)
-    _add_export(command)
+    options.add_path(export, "results", "results/NAME")
+    options.add_path(export, "--out", "a file that ends in .zip, or a new folder", required=True)
+    about = "a figure, table, page or folder: what is behind it alone, may be repeated; all of it"
+    options.add(export, "--target", f"{about} if not given", [], action="append")
+    about = "with weights, fetched objects and files above 50 MB, which are only listed otherwise"
+    options.add_flag(export, "--full", about)
+    about = "who ran it; nobody is named if not given"
+    options.add(export, "--agent", about, metavar="NAME <URL>")
 
 
 def _watch(arguments: argparse.Namespace) -> None:
     from opd.provenance.watch import watch
 
-    for line in watch(arguments.folder):
-        print(visible(line), flush=True)
+    show(watch(arguments.folder))
 
 
-def _add_audit(command: Add) -> None:
-    parser = command("audit", help="whether results are what was made, complete and current")
-    parser.add_argument("path", type=Path, help="results, results/NAME, or an artifact below it")
-    add_configs(parser, "what the last run found in plan.json", None)
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also written there; - is standard output"
-    )
-    parser.add_argument(
-        "--allow",
-        nargs="+",
-        choices=("stale", "orphaned", "missing"),
-        default=[],
-        help="states that end well, too; none if not given",
-    )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="other versions, and store entries that nothing links, end badly, too",
-    )
-    parser.add_argument(
-        "--store", type=Path, metavar="DIR", help="where files are whose links lead nowhere"
-    )
-    parser.set_defaults(run=_audit)
+def _why(arguments: argparse.Namespace) -> None:
+    from opd.provenance.why import lines
+
+    show(lines(arguments.path))
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from opd.provenance.diff import compare, lines
+
+    differences = compare(arguments.a, arguments.b)
+    show(lines(arguments.a, arguments.b, differences))
+    return int(differences.any)
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    import time
-
     from opd.provenance import audit
     from opd.stages.on_disk import results_folders
 
     plan = None
-    if arguments.config and not arguments.configfile:
-        raise UserError("settings of no config", "--config", "name its files with --configfile")
     if arguments.configfile:
         from opd.plan.state import described
 
@@ -76,48 +93,19 @@ def _audit(arguments: argparse.Namespace) -> int:
             remedy = "name results/NAME"
             raise UserError("a config describes one results folder", str(arguments.path), remedy)
         plan = described(arguments.configfile, arguments.config)
+    elif arguments.config:
+        raise UserError("settings of no config", "--config", "name its files with --configfile")
     started = time.monotonic()
-    found = audit.audit(arguments.path, plan, arguments.store)
+    audited = audit.audit(arguments.path, plan, arguments.store)
     seconds = time.monotonic() - started
-    as_json = json.dumps(audit.as_json(found), indent=1)
-    if arguments.json and str(arguments.json) != "-":
-        arguments.json.write_text(as_json + "\n")
-    if arguments.json and str(arguments.json) == "-":
+    as_json = json.dumps(audit.as_json(audited), indent=1)
+    if str(arguments.json) == "-":
         print(as_json)
     else:
-        for line in audit.lines(found, str(arguments.path), seconds):
-            print(line)
-    return int(audit.fails(found, arguments.allow, arguments.strict))
-
-
-def _why(arguments: argparse.Namespace) -> None:
-    from opd.provenance.why import lines
-
-    for line in lines(arguments.path):
-        print(line)
-
-
-def _diff(arguments: argparse.Namespace) -> int:
-    from opd.provenance.diff import compare, lines
-
-    found = compare(arguments.a, arguments.b)
-    for line in lines(arguments.a, arguments.b, found):
-        print(line)
-    return int(found.any)
-
-
-def _add_adopt(command: Add) -> None:
-    parser = command("adopt", help="use a checkpoint or rollouts from elsewhere for a recipe")
-    parser.add_argument("path", type=Path, help="a checkpoint's folder, or a file of rollouts")
-    parser.add_argument(
-        "--as",
-        dest="recipe",
-        required=True,
-        metavar="RECIPE",
-        help="a model or generation of the config; NAME/sSEED where there are several seeds",
-    )
-    add_configs(parser)
-    parser.set_defaults(run=_adopt)
+        if arguments.json:
+            arguments.json.write_text(as_json + "\n")
+        show(audit.lines(audited, str(arguments.path), seconds))
+    return int(audit.fails(audited, arguments.allow, arguments.strict))
 
 
 def _adopt(arguments: argparse.Namespace) -> None:
@@ -132,69 +120,15 @@ def _adopt(arguments: argparse.Namespace) -> None:
     print(f"adopted: {folder} is {arguments.path}; remove {folder} to have it made instead")
 
 
-def _add_gc(command: Add) -> None:
-    from opd.provenance.gc import KINDS
-
-    parser = command(
-        "gc", help="list what nothing in a folder of results needs, and remove what is named"
-    )
-    parser.add_argument(
-        "results",
-        nargs="?",
-        type=Path,
-        default=Path("results"),
-        help="the folder with .store; %(default)s if not given",
-    )
-    parser.add_argument(
-        "--remove",
-        nargs="+",
-        choices=KINDS,
-        default=[],
-        metavar="KIND",
-        help="; ".join(f"{kind}: {about}" for kind, about in KINDS.items()),
-    )
-    parser.set_defaults(run=_gc)
-
-
 def _gc(arguments: argparse.Namespace) -> None:
     from opd.provenance.gc import lines
 
-    for line in lines(arguments.results, arguments.remove):
-        print(line)
-
-
-def _add_export(command: Add) -> None:
-    parser = command(
-        "export",
-        help="pack results, with what made them, as an RO-Crate",
-        usage="opd export RESULTS --out FILE.zip [options]",
-    )
-    parser.add_argument("results", type=Path, help="results/NAME")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="a file that ends in .zip, or a new folder"
-    )
-    parser.add_argument(
-        "--target",
-        action="append",
-        default=[],
-        help="a figure, table, page or folder: what is behind it alone; may be repeated; all that "
-        "is there if not given",
-    )
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help="with weights, fetched objects and files above 50 MB, which are only listed otherwise",
-    )
-    parser.add_argument(
-        "--agent", metavar="NAME <URL>", help="who ran it; nobody is named if not given"
-    )
-    parser.set_defaults(run=_export)
+    show(lines(arguments.results, arguments.remove))
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from opd.provenance.export import export
 
-    for line in export(
-        arguments.results, arguments.target, arguments.out, arguments.full, arguments.agent
-    ):
-        print(visible(line))
+    show(
+        export(arguments.results, arguments.target, arguments.out, arguments.full, arguments.agent)
+    )

@@ -2,25 +2,26 @@
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any
 
-from opd.cli.commands.options import Add, add_counts, json_object, positive, whole
+from opd.cli.commands import options
 from opd.core.errors import UserError
 from opd.core.security import refuse_code, visible
 from opd.grading.graders import GRADERS
 
+ANSWERS = f"of answers: {', '.join(GRADERS)}"
 QUESTIONS = "prompts.parquet, or lines of JSON with question, answer and prompt"
 CHOICES = {
     "backend": (("transformers", "vllm"), "what samples"),
     "dtype": (("float32", "bfloat16"), "what models are computed in"),
 }
-# Options that are settings of the stages, under the same names -> default, and what they are.
+# Options that are settings of the stages -> default, and what they are.
 PREFLIGHT = {
     "n": (48, "prompts, the first of the file"),
     "samples": (4, "rollouts of each prompt"),
     "max_new_tokens": (7168, "longest response in tokens"),
     "max_prompt_tokens": (1024, "longest prompt in tokens"),
+    "k": (16, "tokens in the top k sets of student and teacher"),
 }
 ALIGN = {
     "n": (16, "questions, the first of the file"),
@@ -34,101 +35,60 @@ ALIGN = {
 }
 
 
-def add(command: Add) -> None:
-    _add_preflight(command)
-    _add_align(command)
-
-
-def _add_preflight(command: Add) -> None:
-    parser = command(
+def add(command: options.Add) -> None:
+    preflight = command(
         "preflight",
-        help="what a few dozen rollouts say of a student and a teacher, untrained",
+        _preflight,
+        "what a few dozen rollouts say of a student and a teacher, untrained",
         usage="opd preflight --student DIR --teacher DIR --prompts FILE [options]",
     )
-    for name in ("student", "teacher"):
-        parser.add_argument(
-            f"--{name}", type=Path, required=True, metavar="DIR", help="model folder"
-        )
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help=QUESTIONS)
-    top = {"k": (16, "tokens in the top k sets of student and teacher")}
-    add_counts(parser, PREFLIGHT | top)
-    parser.add_argument(
-        "--temperature",
-        type=positive,
-        default=1.0,
-        metavar="T",
-        help="that rollouts are sampled at; %(default)s if not given",
-    )
-    parser.add_argument(
-        "--grader",
-        help=f"of answers: {', '.join(GRADERS)}; nothing is graded if not given",
-    )
-    parser.add_argument(
-        "--align",
-        action="store_true",
-        help="measure the alignment, too (`opd align`): many more rollouts, needs a grader",
-    )
-    _add_common(parser)
-    parser.set_defaults(run=_preflight)
+    options.add_path(preflight, "--student", "model folder", required=True, metavar="DIR")
+    options.add_path(preflight, "--teacher", "model folder", required=True, metavar="DIR")
+    options.add_path(preflight, "--prompts", QUESTIONS, required=True, metavar="FILE")
+    options.add_counts(preflight, PREFLIGHT)
+    about = "that rollouts are sampled at"
+    options.add(preflight, "--temperature", about, 1.0, type=options.positive, metavar="T")
+    options.add(preflight, "--grader", f"{ANSWERS}; nothing is graded if not given")
+    about = "measure the alignment, too (`opd align`): many more rollouts, needs a grader"
+    options.add_flag(preflight, "--align", about)
+    _add_common(preflight)
 
-
-def _add_align(command: Add) -> None:
-    parser = command(
+    align = command(
         "align",
-        help="whether teachers point a student towards right answers, token by token, untrained",
+        _align,
+        "whether teachers point a student towards right answers, token by token, untrained",
         usage="opd align --student DIR --teacher DIR [DIR ...] --questions FILE --grader NAME "
         "[options]",
     )
-    parser.add_argument("--student", type=Path, required=True, metavar="DIR", help="model folder")
-    parser.add_argument(
-        "--teacher", type=Path, nargs="+", default=[], metavar="DIR", help="model folders"
-    )
-    parser.add_argument("--questions", type=Path, required=True, metavar="FILE", help=QUESTIONS)
-    parser.add_argument(
-        "--grader",
-        required=True,
-        help=f"of answers: {', '.join(GRADERS)}",
-    )
-    parser.add_argument(
-        "--demonstrate",
-        action="store_true",
-        help="the student with a right response in its prompt is a teacher, too",
-    )
-    add_counts(parser, ALIGN)
-    parser.add_argument("--system", help="a system prompt; none if not given")
-    _add_common(parser)
-    parser.set_defaults(run=_align)
+    options.add_path(align, "--student", "model folder", required=True, metavar="DIR")
+    options.add_path(align, "--teacher", "model folders", [], nargs="+", metavar="DIR")
+    options.add_path(align, "--questions", QUESTIONS, required=True, metavar="FILE")
+    options.add(align, "--grader", ANSWERS, required=True)
+    about = "the student with a right response in its prompt is a teacher, too"
+    options.add_flag(align, "--demonstrate", about)
+    options.add_counts(align, ALIGN)
+    options.add(align, "--system", "a system prompt; none if not given")
+    _add_common(align)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--chat-template",
-        default="{}",
-        metavar="JSON",
-        help='arguments of the chat templates, as {"enable_thinking": false}; %(default)s if not '
-        "given",
-    )
-    for name, (words, about) in CHOICES.items():
-        text = f"{about}: {' or '.join(words)}; %(default)s if not given"
-        parser.add_argument(f"--{name}", choices=words, default=words[0], help=text)
-    parser.add_argument(
-        "--seed",
-        type=whole(0),
-        default=0,
-        metavar="N",
-        help="of sampling; %(default)s if not given",
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder that keeps all of it; none if not given"
+    about = 'arguments of the chat templates, as {"enable_thinking": false}'
+    options.add(parser, "--chat-template", about, "{}", metavar="JSON")
+    for name, (choices, about) in CHOICES.items():
+        about = f"{about}: {' or '.join(choices)}"
+        options.add(parser, f"--{name}", about, choices[0], choices=choices)
+    options.add(parser, "--seed", "of sampling", 0, type=options.whole(0), metavar="N")
+    options.add_path(
+        parser, "--out", "folder that keeps all of it; none if not given", metavar="DIR"
     )
 
 
 def _settings(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Settings of the stages: these options, and what both commands have."""
-    given = vars(arguments)
+    values = vars(arguments)
     return {
-        **{name: given[name] for name in (*names, *CHOICES, "grader", "seed")},
-        "chat_template_kwargs": json_object(arguments.chat_template, "--chat-template"),
+        **{name: values[name] for name in (*names, *CHOICES, "grader", "seed")},
+        "chat_template_kwargs": options.json_object(arguments.chat_template, "--chat-template"),
         "threads": len(os.sched_getaffinity(0)),
     }
 
@@ -136,22 +96,21 @@ def _settings(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _preflight(arguments: argparse.Namespace) -> None:
     from opd.probes.preflight import preflight
 
-    cfg = _settings(arguments, *PREFLIGHT, "temperature") | {"metrics_k": arguments.k}
-    refuse_code(arguments.student)
-    refuse_code(arguments.teacher)
-    folders = (arguments.student, arguments.teacher, arguments.prompts, arguments.out)
-    print(visible(preflight(*folders, cfg)), end="")
+    student, teacher, prompts = arguments.student, arguments.teacher, arguments.prompts
+    cfg = _settings(arguments, *PREFLIGHT, "temperature")
+    cfg["metrics_k"] = cfg.pop("k")
+    refuse_code(student)
+    refuse_code(teacher)
+    print(visible(preflight(student, teacher, prompts, arguments.out, cfg)), end="")
     if arguments.align:
         from opd.microscope.command import align
 
         if not cfg["grader"]:
             raise UserError("an alignment needs one", "--grader", "name one, or leave --align out")
         visits = ("rollouts", "min_visits", "min_children_visits")
-        more = {name: ALIGN[name][0] for name in visits} | {"demonstrate": False}
+        cfg |= {name: ALIGN[name][0] for name in visits} | {"demonstrate": False}
         out = arguments.out / "align" if arguments.out else None
-        teachers = [arguments.teacher]
-        text = align(arguments.student, teachers, arguments.prompts, out, cfg | more)
-        print(f"\n{visible(text)}", end="")
+        print(f"\n{visible(align(student, [teacher], prompts, out, cfg))}", end="")
 
 
 def _align(arguments: argparse.Namespace) -> None:

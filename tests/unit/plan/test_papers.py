@@ -14,9 +14,9 @@ import yaml
 
 from opd.core.errors import UserError
 from opd.losses import metrics
-from opd.plan import names as declared
 from opd.plan.artifacts import plan
-from opd.plan.outputs import exhibits, read_paper
+from opd.plan.outputs import exhibits
+from opd.plan.papers import METRICS, read_paper
 from opd.recipes.resolve import resolve
 from opd.results.claim_spec import read_claims
 from opd.training.grpo import LOGGED
@@ -209,15 +209,15 @@ def test_the_first_papers_names_say_what_they_are(name: str) -> None:
 
 def test_metrics_are_those_that_training_logs() -> None:
     """``opd.losses.metrics`` imports torch, so that names stand a second time."""
-    assert {*metrics.STATE, *metrics.RESPONSE} <= {*declared.METRICS}
-    assert len(set(declared.METRICS)) == len(declared.METRICS)
+    assert {*metrics.STATE, *metrics.RESPONSE} <= {*METRICS}
+    assert len(set(METRICS)) == len(METRICS)
     # What else is logged, as the trainers' sources name it.
     folder = ROOT / "src" / "opd" / "training"
     sources = "".join((folder / f"{name}.py").read_text() for name in ("distill", "grpo", "sft"))
     sources += (folder / "record.py").read_text()
-    for name in {*declared.METRICS} - {*metrics.STATE, *metrics.RESPONSE}:
+    for name in {*METRICS} - {*metrics.STATE, *metrics.RESPONSE}:
         assert f'"{name}"' in sources, name
-    assert {*LOGGED.values()} <= {*declared.METRICS}
+    assert {*LOGGED.values()} <= {*METRICS}
 
 
 def test_checking_names_needs_neither_numpy_nor_torch() -> None:

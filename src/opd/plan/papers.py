@@ -1,0 +1,214 @@
+"""The papers of a config: their claims and figures, held to each other and to the config.
+
+They share names: arms, probes and so experiments that the paper's claims declare, metrics that
+training logs, figures, columns of tables. A typo in one would show as "not run", or as an error
+after all else has run.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from opd.core.errors import UserError
+from opd.core.schema import read_yaml
+from opd.recipes.base import unknown
+from opd.recipes.config import Config
+from opd.results import claim_spec, figure_spec
+from opd.results.claim_spec import Claim
+from opd.results.figure_spec import PaperFigure
+from opd.results.quantity import MACRO, METRIC, SCORES, column, of_panel, of_series
+
+# What training logs (opd.losses.metrics, and the trainers' own), here without torch.
+METRICS = (
+    *("loss", "grad_norm"),
+    *("overlap_ratio", "overlap_token_advantage", "overlap_token_advantage_code"),
+    *("entropy_gap_nats", "entropy_student_nats", "entropy_teacher_nats"),
+    "entropy_gap_of_means_nats",
+    *("overlap_mass_student", "overlap_mass_teacher"),
+    *("overlap_mass_student_code", "overlap_mass_teacher_code"),
+    *("top_mass_student", "top_mass_teacher"),
+    "extreme_advantage_gap",
+    *("max_advantage_student_code", "max_advantage_teacher_code"),
+    *("min_advantage_student_code", "min_advantage_teacher_code"),
+    *("teacher_rank", "teacher_rank_in_top"),
+    *("log_ratio_repeated_nats", "log_ratio_other_nats", "kl_nats"),
+    *("response_tokens", "truncation_ratio", "repetition_ratio"),
+    # GRPO
+    *("reward", "reward_std", "correct", "brevity", "groups_without_variance"),
+    *("response_tokens_max", "clip_ratio", "clip_ratio_low", "clip_ratio_high"),
+    *("importance_weight", "importance_weight_max", "sampler_difference_nats"),
+    # SFT
+    *("nll_nats", "perplexity"),
+)
+
+Names = Mapping[str, Mapping[str, str]]  # arms and probes of a paper: name -> what it is
+
+
+class Paper(NamedTuple):
+    """What a paper claims and shows. ``names``: its arms and probes, and what they are; ``files``:
+    its claims and its published numbers."""
+
+    name: str
+    title: str
+    names: Names
+    claims: list[Claim]
+    figures: dict[str, PaperFigure]
+    files: dict[str, Path]
+
+
+def read_papers(config: Config, root: Path) -> list[Paper]:
+    """The papers of a config, which are held to each other, and the names of the config to them.
+    ``root`` holds claims/, figures/ and targets/.
+
+    Raises ``UserError`` for papers' files that are wrong, and for names that no paper has.
+    """
+    known = sorted({experiment_of(name) for name in (*config.arms, *config.probes)})
+    for name in () if config.experiments == "all" else config.experiments:
+        _require(name, known, "experiments", "experiment of arms and probes")
+    papers = [read_paper(name, root) for name in config.papers]
+    if papers:
+        _check_papers(papers)
+        _check_config(config, papers)
+    return papers
+
+
+def read_paper(name: str, root: Path) -> Paper:
+    """A paper's files below ``root``. Raises ``UserError`` where one is missing or says something
+    that it cannot."""
+    suffixes = {"figures": ".yaml", "claims": ".yaml", "targets": ".csv"}
+    paths = {part: root / part / f"{name}{suffix}" for part, suffix in suffixes.items()}
+    for path in paths.values():
+        if not path.is_file():
+            known = sorted(p.stem for p in path.parent.glob(f"*{path.suffix}"))
+            raise unknown(name, known, "papers", "paper")
+    rows = claim_spec.read_targets(paths["targets"])
+    drawings = read_yaml(paths["figures"])
+    declared = claim_spec.read_claims(paths["claims"])
+    names = {key: declared[key] for key in ("arms", "probes")}
+    try:
+        figures = figure_spec.check(drawings, rows)
+        targets = {figure: drawing.targets() for figure, drawing in figures.items()}
+        ids = [row["id"] for row in rows]
+        claims = claim_spec.check(declared["claims"], declared["context"], ids, targets)
+        _check_names(claims, figures, names)
+    except UserError as bad:  # names of claims and figures are a paper's own
+        raise UserError(bad.what, f"{name}: {bad.where}", bad.remedy) from bad
+    files = {key: paths[key].absolute() for key in ("claims", "targets")}
+    return Paper(name, declared["title"], names, claims, figures, files)
+
+
+def experiment_of(name: str) -> str:
+    """The experiment of an arm or probe: E04 of ``E04.success``."""
+    return name.partition(".")[0]
+
+
+def _require(name: str, known: Collection[str], where: str, kind: str) -> None:
+    if name not in known:
+        raise unknown(name, known, where, kind)
+
+
+# A paper's names
+
+
+def _check_names(claims: Iterable[Claim], figures: Mapping[str, PaperFigure], names: Names) -> None:
+    """Hold a paper's claims and figures to what is declared, logged and drawn."""
+    declared = [*names["arms"], *names["probes"]]
+    known: dict[str, Collection[str]] = {
+        "arm": names["arms"],
+        "probe": names["probes"],
+        "metric": METRICS,
+        "figure": figures,
+        "experiment": sorted({experiment_of(name) for name in declared}),
+    }
+    for where, kind, name in (*_of_claims(claims), *_of_figures(figures)):
+        _require(name, known[kind], where, kind)
+
+
+def _of_claims(claims: Iterable[Claim]) -> Iterator[tuple[str, str, str]]:
+    """(where, kind, name) of everything that claims name."""
+    for claim in claims:
+        where = f"claim {claim.id}"
+        for role, name in sorted(claim_spec.needs(claim)):
+            yield where, "probe" if role == "probe" else "arm", name
+        for quantity in claim_spec.quantities(claim):
+            if quantity.kind == METRIC:
+                yield where, "metric", quantity.name
+        yield where, "experiment", claim.experiment
+        if claim.figure:
+            yield where, "figure", claim.figure
+
+
+def _of_figures(figures: Mapping[str, PaperFigure]) -> Iterator[tuple[str, str, str]]:
+    """The same of figures."""
+    for name, figure in figures.items():
+        where = f"figure {name}"
+        series = [*figure.drawn(), *figure.levels]
+        arms = {line.arm for line in series if line.arm}
+        for line in series:
+            yield where, "arm" if line.arm else "probe", line.of
+        names = [metric.name for metric in figure.metrics]
+        names += [row.metric for row in figure.published if row.metric and row.series in arms]
+        quantities = [of_series(text, "") for text in names]
+        for panel in figure_spec.bars_of(figure):
+            quantities += of_panel(panel.quantity)
+        for quantity in quantities:
+            if quantity.kind == METRIC:
+                yield where, "metric", quantity.name
+
+
+# Names of several papers, and of a config
+
+
+def _check_papers(papers: Iterable[Paper]) -> None:
+    """An arm or probe that two papers declare is one and the same run, so both have to say the same
+    of it."""
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for paper in papers:
+        for key, names in paper.names.items():
+            for name, text in names.items():
+                earlier, words = first.setdefault((key, name), (paper.name, text))
+                if words != text:
+                    raise UserError(
+                        f"{earlier} and {paper.name} declare '{name}', and not in the same words",
+                        f"papers: {key}",
+                        "rename it in one of them; the same run has the same words in both",
+                    )
+
+
+def _check_config(config: Config, papers: Iterable[Paper]) -> None:
+    """Hold the arms of a config to those of its papers, and so its probes, where their experiment
+    is one of a paper's: others are its own."""
+    arms = [name for paper in papers for name in paper.names["arms"]]
+    probes = [name for paper in papers for name in paper.names["probes"]]
+    experiments = {experiment_of(name) for name in (*arms, *probes)}
+    for name in config.arms:
+        _require(name, arms, "arms", "arm")
+    for name in config.probes:
+        if experiment_of(name) in experiments:
+            _require(name, probes, "probes", "probe")
+
+
+def check_shown(config: Config) -> None:
+    """Hold a config's own figures and tables to the metrics that are logged, to the kinds of
+    columns, and to the benchmarks of the evaluation that they show. Raises ``UserError``."""
+    metrics, scores = [], []
+    for name, figure in config.figures.items():
+        metrics += [(f"figures.{name}.metrics", metric.name) for metric in figure.metrics]
+        if figure.evaluation:
+            where = f"figures.{name}.benchmarks"
+            scores += [(where, figure.evaluation, benchmark) for benchmark in figure.benchmarks]
+    for name, table in config.tables.items():
+        where = f"tables.{name}.columns"
+        for spec in table.columns:
+            for quantity in column(
+                spec if isinstance(spec, str) else spec.column, where
+            ).quantities:
+                if quantity.kind == METRIC:
+                    metrics.append((where, quantity.name))
+                elif quantity.kind in SCORES:
+                    scores.append((where, table.evaluation, quantity.name))
+    for where, metric in metrics:
+        _require(metric, METRICS, where, "metric")
+    for where, evaluation, benchmark in scores:
+        known = [*config.evaluations[evaluation].benchmarks, MACRO]
+        _require(benchmark, known, where, "benchmark")
