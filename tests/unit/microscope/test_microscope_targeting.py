@@ -97,7 +97,7 @@ def test_targeted_sampling_alone_takes_nothing_beyond_the_least(
         index.append(made, np.zeros(len(made), dtype=bool), prefix=[len(prefix)] * len(made))
     for path, some in chosen.items():
         found = index.children(path, counts)
-        visits = {(d, t): n for d, t, n, _ in zip(*(c.tolist() for c in found), strict=True)}
+        visits = {(d, t): n for d, t, n, _ in found.rows()}
         assert all(visits[one] >= 12 for one in some)
     # What has enough is left alone: another teacher that picks the same asks for nothing.
     after = [index.children(i, counts) for i in range(3)]
