@@ -54,8 +54,7 @@ class PathIndex:
         written = self._records.exists()
         self.records = np.fromfile(self._records, RECORD) if written else np.zeros(0, RECORD)
         self.paths: list[Array] = []
-        # Of each path how many tokens every rollout shares with it, and the token after these.
-        self._followed: list[Array] = []
+        self._followed = np.zeros((0, len(self.records), 2), TOKEN)
 
     def append(
         self,
@@ -83,20 +82,20 @@ class PathIndex:
             what = f"it cannot be written ({error.strerror or error})"
             raise UserError(what, str(path), "free space there") from error
         self.records = np.concatenate([self.records, records])
-        for number, tokens in enumerate(self.paths):
-            added = followed(arrays, tokens)
-            self._followed[number] = np.concatenate([self._followed[number], added])
+        self._followed = np.concatenate([self._followed, followed(arrays, self.paths)], axis=1)
 
     def add_paths(self, paths: Sequence[Sequence[int]]) -> list[int]:
-        """Analyse further paths: their numbers."""
-        first = len(self.paths)
-        self.paths += [np.asarray(path, dtype=TOKEN) for path in paths]
-        rollouts: list[Array] = []
+        """Analyse further paths: their numbers. The rollouts on disk are read once for all."""
+        added = [np.asarray(path, dtype=TOKEN) for path in paths]
+        self._followed = np.concatenate([self._followed, followed(self._rollouts(), added)])
+        self.paths += added
+        return list(range(len(self.paths) - len(added), len(self.paths)))
+
+    def _rollouts(self) -> Iterator[Array]:
         if len(self.records):
-            flat = np.asarray(np.memmap(self._tokens, TOKEN, "r"))
-            rollouts = np.split(flat, np.cumsum(self.records["tokens"], dtype=np.int64)[:-1])
-        self._followed += [followed(rollouts, tokens) for tokens in self.paths[first:]]
-        return list(range(first, len(self.paths)))
+            with self._tokens.open("rb") as file:
+                for length in self.records["tokens"].tolist():
+                    yield np.fromfile(file, TOKEN, length)
 
     def rollout(self, number: int) -> Array:
         """Token ids of one rollout."""
@@ -138,16 +137,19 @@ class PathIndex:
         return Children(depth[order], token[order], visits[order], successes[order])
 
 
-def followed(rollouts: Iterable[Array], path: Array) -> Array:
-    """How many tokens each rollout shares with a path, and the one it takes after them (NO_TOKEN
-    where it ends there): int32 [N, 2]."""
-    rows = []
-    for rollout in rollouts:
-        length = min(len(rollout), len(path))
-        differs = rollout[:length] != path[:length]
-        shared = int(differs.argmax()) if differs.any() else length
-        rows.append((shared, rollout[shared] if shared < len(rollout) else NO_TOKEN))
-    return np.array(rows, dtype=TOKEN).reshape(-1, 2)
+def followed(rollouts: Iterable[Array], paths: Sequence[Array]) -> Array:
+    """``_shared`` of each rollout with each path, int32 [paths, N, 2]."""
+    rows = [[_shared(rollout, path) for path in paths] for rollout in rollouts]
+    return np.array(rows, dtype=TOKEN).reshape(len(rows), len(paths), 2).swapaxes(0, 1)
+
+
+def _shared(rollout: Array, path: Array) -> tuple[int, int]:
+    """How many tokens a rollout shares with a path, and the one it takes after them, NO_TOKEN where
+    it ends there."""
+    length = min(len(rollout), len(path))
+    differs = rollout[:length] != path[:length]
+    shared = int(differs.argmax()) if differs.any() else length
+    return shared, rollout[shared] if shared < len(rollout) else NO_TOKEN
 
 
 def _covering(first: Array, stop: Array, length: int) -> Array:
