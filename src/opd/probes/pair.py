@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from opd.core import tables
 from opd.losses import metrics
-from opd.losses.head import CHUNK_ELEMENTS, Head, head_logits
+from opd.losses.head import CHUNK_ELEMENTS, head_logits
 from opd.losses.schemas import METRICS
 from opd.models import pairing, sampling
 from opd.models.prompts import read_prompts
@@ -55,10 +56,21 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     correct = right(rollouts, read_prompts(inputs["prompts"]), grader) if grader else None
     values, rows = summarise(cfg, rollouts, measured, correct)
     tables.write(out / "metrics.parquet", rows, METRICS)
-    tables.write(out / "rollouts.parquet", rollout_rows(rollouts, measured, correct), ROLLOUTS)
+    rewards = [
+        {
+            "id": row["prompt_id"],
+            "sample": row["sample"],
+            "tokens": len(row["token_ids"]),
+            "reward_nats": float(measured.rewards[i]),
+            "correct": None if correct is None else bool(correct[i]),
+        }
+        for i, row in enumerate(rollouts)
+    ]
+    tables.write(out / "rollouts.parquet", rewards, ROLLOUTS)
     return draws.write(out, values, counted(rollouts)) | {"rollouts": len(rollouts)}
 
 
+@torch.no_grad()
 def measure(
     cfg: Mapping[str, Any], rollouts: Sequence[Rollout], inputs: Mapping[str, Path]
 ) -> Measurements:
@@ -83,20 +95,29 @@ def measure(
     # Alike in length: little padding.
     order = sorted(range(len(rollouts)), key=lambda i: (lengths[i], i))
     size = cfg.get("micro_batch") or 8
+    chunk = max(1, CHUNK_ELEMENTS // pair.vocabulary)
     for start in tqdm(range(0, len(order), size), unit="batch", desc="scoring"):
         places = order[start : start + size]
         batch = [rollouts[i] for i in places]
         numbers = torch.tensor(places, device=device)
         ids, mask = _padded([rollout.response for rollout in batch], device)
         repeated = metrics.repeats(ids, mask)
-        hidden = [
-            _hidden(pair.student, [rollout.prompt for rollout in batch], batch, device),
-            _hidden(pair.teacher, [rollout.teacher_prompt for rollout in batch], batch, device),
-        ]
+        of_student = _hidden(pair.student, [(r.prompt, r.response) for r in batch], device)
+        of_teacher = _hidden(pair.teacher, [(r.teacher_prompt, r.response) for r in batch], device)
         kept = mask != 0
+        token, again = ids[kept], repeated[kept]
         row = numbers.unsqueeze(1).expand_as(ids)[kept]
         position = torch.arange(ids.shape[1], device=device).expand_as(ids)[kept]
-        for part, states in _states(cfg, hidden, pair.heads, ids[kept], repeated[kept]):
+        # In parts, so that the logits of all states are never held at once.
+        for first in range(0, len(token), chunk):
+            part = slice(first, first + chunk)
+            states = metrics.state_metrics(
+                head_logits(of_student[part], pair.heads[0], cfg["temperature"]),
+                head_logits(of_teacher[part], pair.heads[1], cfg.get("teacher_temperature", 1.0)),
+                token[part],
+                again[part],
+                cfg["metrics_k"],
+            )
             by_rollout[:, : len(metrics.STATE)] += metrics.binned(
                 states, row[part], 1, len(rollouts)
             )
@@ -118,52 +139,23 @@ def measure(
 
 def _padded(rows: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor]:
     """Token ids [B, T] with padding behind, and a mask with ones on what counts."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return ids, mask
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+    return ids.to(device), mask.to(device)
 
 
-@torch.no_grad()
 def _hidden(
-    model: Any, prompts: Sequence[Sequence[int]], batch: Sequence[Rollout], device: str
+    model: Any, batch: Sequence[tuple[Sequence[int], Sequence[int]]], device: str
 ) -> Tensor:
-    """Last hidden states [N, H] that predict the response tokens, one rollout after the other."""
-    ids, mask = _padded(
-        [[*prompt, *rollout.response] for prompt, rollout in zip(prompts, batch, strict=True)],
-        device,
-    )
+    """Last hidden states [N, H] that predict the tokens of responses to prompts (token ids of
+    each), one rollout after the other."""
+    ids, mask = _padded([[*prompt, *response] for prompt, response in batch], device)
     states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    return torch.cat(
-        [
-            row[len(prompt) - 1 : len(prompt) - 1 + len(rollout.response)]
-            for row, prompt, rollout in zip(states, prompts, batch, strict=True)
-        ]
-    )
-
-
-def _states(
-    cfg: Mapping[str, Any],
-    hidden: Sequence[Tensor],
-    heads: tuple[Head, Head],
-    ids: Tensor,
-    repeated: Tensor,
-) -> Any:
-    """Measurements of N states in parts, so that logits of all of them are never held at once."""
-    (h_p, h_q), (head_p, head_q) = hidden, heads
-    rows = max(1, CHUNK_ELEMENTS // head_p.weight.shape[0])
-    for start in range(0, len(ids), rows):
-        part = slice(start, start + rows)
-        yield (
-            part,
-            metrics.state_metrics(
-                head_logits(h_p[part], head_p, cfg["temperature"]),
-                head_logits(h_q[part], head_q, cfg.get("teacher_temperature", 1.0)),
-                ids[part],
-                repeated[part],
-                cfg["metrics_k"],
-            ),
-        )
+    of_responses = [
+        row[len(prompt) - 1 : len(prompt) - 1 + len(response)]
+        for row, (prompt, response) in zip(states, batch, strict=True)
+    ]
+    return torch.cat(of_responses)
 
 
 def summarise(
@@ -216,20 +208,4 @@ def summarise(
     return values, [
         {"step": 0, "name": name, "position": position, "value": value}
         for name, position, value in rows
-    ]
-
-
-def rollout_rows(
-    rollouts: Sequence[Row], measured: Measurements, correct: Array | None
-) -> list[Row]:
-    """Rows of ROLLOUTS."""
-    return [
-        {
-            "id": row["prompt_id"],
-            "sample": row["sample"],
-            "tokens": len(row["token_ids"]),
-            "reward_nats": float(reward),
-            "correct": None if correct is None else bool(correct[i]),
-        }
-        for i, (row, reward) in enumerate(zip(rollouts, measured.rewards, strict=True))
     ]
