@@ -73,13 +73,13 @@ def _measured(
     inputs = {"student": student, "prompts": prompts}
     names = _names(teachers)
     inputs |= {f"teacher:{name}": path for name, path in zip(names, teachers, strict=True)}
-    asked = {"correct": 0, "wrong": 0, "chat_template_kwargs": cfg.get("chat_template_kwargs")}
-    every = [{**asked, "name": name, "own": False} for name in names]
+    usual = {"correct": 0, "wrong": 0, "chat_template_kwargs": cfg.get("chat_template_kwargs")}
+    every = [{**usual, "name": name, "own": False} for name in names]
     if cfg["demonstrate"]:
-        every.append({**asked, "name": OWN, "own": True, "correct": 1})
+        every.append({**usual, "name": OWN, "own": True, "correct": 1})
         inputs[f"demos:{OWN}"] = demos = _empty(made / "demonstrations")
-        wanted = {"correct": 1, "wrong": 0, "trials": 60, "temperature": 0.7}
-        demonstrations.run({**cfg, **wanted}, {"model": student, "prompts": prompts}, demos, cache)
+        few = {"correct": 1, "wrong": 0, "trials": 60, "temperature": 0.7}
+        demonstrations.run({**cfg, **few}, {"model": student, "prompts": prompts}, demos, cache)
     grown = _empty(made / "tree")
     tree.run({**cfg, "teachers": every}, inputs, grown, cache)
     payloads = {}

@@ -11,10 +11,9 @@ from opd.core import tables
 from opd.core.errors import LeftOut
 from opd.grading.graders import after_thinking, grade_finished
 from opd.microscope import contexts, schemas
-from opd.models.prompts import prompts_of, read_prompts
+from opd.models.prompts import Row, prompts_of, read_prompts
 from opd.models.sampling import Request, Response, Sampler
 
-Row = dict[str, Any]
 FIRST_TRIALS = 4
 
 

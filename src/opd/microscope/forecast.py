@@ -78,8 +78,8 @@ def run_outcome(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict
     tables.write_json(out / "outcome.json", outcome)
     order = sorted(pairs, key=lambda pair: -(pair[forecast["measure"]] or -math.inf))
     template = package_file(__file__, "outcome.md.jinja")
-    shown = {**outcome, "pairs": order, "measures": MEASURES, "number": number}
-    tables.write_text(out / "outcome.md", render(template, **shown))
+    report = {**outcome, "pairs": order, "measures": MEASURES, "number": number}
+    tables.write_text(out / "outcome.md", render(template, **report))
     return {"pairs": measured, **{n: v for n, v in numbers.items() if n.startswith("rho")}}
 
 
@@ -95,9 +95,10 @@ def _gain(after: Path, before: Path) -> float:
 
 def within(x: Array, y: Array, groups: list[str]) -> tuple[Array, Array]:
     """Ranks of both within each group of three or more, as shares of the group's size."""
-    names = np.array(groups)
-    kept = [names == group for group in dict.fromkeys(groups) if groups.count(group) >= 3]
-    if not kept:
-        return np.zeros(0), np.zeros(0)
-    sides = [np.concatenate([(rankdata(v[k]) - 0.5) / k.sum() for k in kept]) for v in (x, y)]
-    return sides[0], sides[1]
+    large = [group for group in dict.fromkeys(groups) if groups.count(group) >= 3]
+    members = [np.array(groups) == group for group in large]
+    x, y = (
+        np.concatenate([[], *((rankdata(v[inside]) - 0.5) / inside.sum() for inside in members)])
+        for v in (x, y)
+    )
+    return x, y

@@ -19,12 +19,11 @@ from opd.microscope.pool import known, main_numbers, write_cells
 from opd.microscope.scoring import Compared, compare
 from opd.microscope.tree import teacher_prompts
 from opd.models.pairing import load_pair
-from opd.models.prompts import read_prompts
+from opd.models.prompts import Row, read_prompts
 from opd.models.sampling import Sampler
 from opd.stats import draws
 from opd.stats.intervals import student
 
-Row = dict[str, Any]
 # The teacher's likeliest tokens that the page shows of every position.
 TOP = 4
 # Questions that the page shows.
@@ -77,8 +76,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
                 left_out.append(_left_out(id, reason, path["path"]))
                 continue
             tokens, at = path["token_ids"], nodes.depth
-            wanted = at[nodes.node], nodes.token
-            compared = compare(pair, of_student[id], prompt, tokens, wanted, top=TOP)
+            children_at = at[nodes.node], nodes.token
+            compared = compare(pair, of_student[id], prompt, tokens, children_at, top=TOP)
             log_p, log_q, kl = compared.log_p, compared.log_q, compared.kl_nats[at]
             scores = alignment.align(nodes, log_p, log_q, cfg["mode"], cfg["method"], kl)
             features = {"depth": at / max(1, len(tokens) - 1)}

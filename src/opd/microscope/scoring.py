@@ -56,7 +56,7 @@ def compare(
     same = pair.teacher is pair.student and list(prompt) == list(teacher_prompt)
     of_teacher = of_student if same else _hidden(pair.teacher, teacher_prompt, path, pair.device)
     depth, token = (np.zeros(0, np.int64),) * 2 if tokens is None else tokens
-    asked = np.zeros((2, len(depth)))
+    log_ps = np.zeros((2, len(depth)))
     divergences, candidates, likeliest = [], [], []
     rows = max(1, CHUNK_ELEMENTS // pair.vocabulary)
     for start in range(0, len(path), rows):
@@ -68,7 +68,7 @@ def compare(
         at, which = torch.tensor(
             np.stack([depth[inside] - start, token[inside]]), device=pair.device
         )
-        asked[:, inside] = torch.stack([log_p[at, which], log_q[at, which]]).cpu().numpy()
+        log_ps[:, inside] = torch.stack([log_p[at, which], log_q[at, which]]).cpu().numpy()
         p, q = log_p.exp(), log_q.exp()
         mean = ((p + q) / 2).log()
         kl = (p * (log_p - log_q)).sum(-1).clamp(min=0)
@@ -80,7 +80,7 @@ def compare(
         best, top_ids = log_q.topk(min(top, log_q.shape[-1]), dim=-1)
         likeliest.append((top_ids, log_p.gather(-1, top_ids), best))
     likely = Candidates(*_joined(candidates))
-    return Compared._make([*_joined(divergences), *asked, likely, *_joined(likeliest)])
+    return Compared._make([*_joined(divergences), *log_ps, likely, *_joined(likeliest)])
 
 
 def _hidden(model: Any, prompt: Sequence[int], path: Sequence[int], device: str) -> Tensor:

@@ -63,10 +63,10 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     open_prompts = [row for row in prompts if row["id"] in kept]
     for context in cfg["contexts"]:
         texts, name = texts_of[context["source"]], context["name"]
-        shown = demonstrations.encoded_with(
+        encoded = demonstrations.encoded_with(
             sampler, cfg, open_prompts, texts, context["correct"], context["wrong"]
         )
-        tokens = {id: prompt for id, prompt in shown.items() if not isinstance(prompt, LeftOut)}
+        tokens = {id: prompt for id, prompt in encoded.items() if not isinstance(prompt, LeftOut)}
         passes[name] = _passes(cfg, sampler, prompts, tokens, name)
     rows = [
         {
@@ -84,8 +84,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     values = summarise(passes, bins, kept, cfg["samples"])
     weights = draws.multiplicities(ids)
     for name, texts in needed.items():
-        having_one = available({name: texts})
-        values[f"with_{name}"] = draws.total([id in having_one for id in ids], weights)
+        of_source = available({name: texts})
+        values[f"with_{name}"] = draws.total([id in of_source for id in ids], weights)
     if needed:
         values["with_every_source"] = draws.total([id in having for id in ids], weights)
     return draws.write(out, values, {"prompts": len(prompts), "kept": len(kept)})

@@ -13,9 +13,6 @@ import numpy as np
 from opd.microscope.path_index import Children, Counts
 from opd.stats.intervals import Array
 
-FIRST_WINDOW = 50
-GROWTH = 2.0
-
 
 class Candidates(NamedTuple):
     """Tokens that student or teacher find likely enough at the nodes of a path, flat: depth, token,
@@ -37,9 +34,9 @@ class Pick(NamedTuple):
     rollouts: int
 
 
-def windows(length: int, first: int = FIRST_WINDOW, growth: float = GROWTH) -> Iterator[range]:
-    """Depths 0 to length - 1 in windows that grow: with the defaults tokens 1 to 50, 51 to 150, 151
-    to 350, ... counted from one."""
+def windows(length: int, first: int, growth: float) -> Iterator[range]:
+    """Depths 0 to length - 1 in windows that grow: with 50 and 2 tokens 1 to 50, 51 to 150, 151 to
+    350, ... counted from one."""
     start, size = 0, float(first)
     while start < length:
         stop = min(length, start + max(1, round(size)))
@@ -64,8 +61,8 @@ def choose(
     length: int,
     top_gradient: int,
     top_difference: int,
-    first: int = FIRST_WINDOW,
-    growth: float = GROWTH,
+    first: int,
+    growth: float,
 ) -> list[tuple[int, int]]:
     """(depth, token) of the candidates that one path's targeted rollouts are for, deepest first: in
     each window the first of either ranking. Ties go to the shallower, then to the smaller token."""

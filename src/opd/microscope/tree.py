@@ -20,10 +20,9 @@ from opd.microscope import demonstrations, schemas, screening, targeting
 from opd.microscope.path_index import Children, Counts, PathIndex
 from opd.microscope.scoring import compare
 from opd.models.pairing import load_pair
-from opd.models.prompts import read_prompts
+from opd.models.prompts import Row, read_prompts
 from opd.models.sampling import Request, Sampler
 
-Row = dict[str, Any]
 # Question -> path -> (depth, token) that get more rollouts.
 Picks = dict[str, dict[int, list[tuple[int, int]]]]
 # Requests that are sampled together.

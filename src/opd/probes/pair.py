@@ -104,10 +104,10 @@ def measure(
         repeated = metrics.repeats(ids, mask)
         of_student = _hidden(pair.student, [(r.prompt, r.response) for r in batch], device)
         of_teacher = _hidden(pair.teacher, [(r.teacher_prompt, r.response) for r in batch], device)
-        kept = mask != 0
-        token, again = ids[kept], repeated[kept]
-        row = numbers.unsqueeze(1).expand_as(ids)[kept]
-        position = torch.arange(ids.shape[1], device=device).expand_as(ids)[kept]
+        filled = mask != 0
+        token, again = ids[filled], repeated[filled]
+        row = numbers.unsqueeze(1).expand_as(ids)[filled]
+        position = torch.arange(ids.shape[1], device=device).expand_as(ids)[filled]
         # In parts, so that the logits of all states are never held at once.
         for first in range(0, len(token), chunk):
             part = slice(first, first + chunk)

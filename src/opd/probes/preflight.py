@@ -210,13 +210,13 @@ def _answered(
     GENERATIONS."""
     sampler = Sampler(model, cfg, cache)
     ids = [row["id"] for row in prompts]
-    read = sampler.tokenize([row["prompt"] for row in prompts], ids)
-    asked = [
+    token_ids = sampler.tokenize([row["prompt"] for row in prompts], ids)
+    requests = [
         (row, Request(row["id"], tokens, sample))
-        for row, tokens in zip(prompts, read, strict=True)
+        for row, tokens in zip(prompts, token_ids, strict=True)
         for sample in range(cfg.get("samples", 4))
     ]
-    responses = sampler.sample([request for _, request in asked])
+    responses = sampler.sample([request for _, request in requests])
     # The next engine needs the memory.
     sampler.stop()
     return [
@@ -228,7 +228,7 @@ def _answered(
             "token_ids": response.token_ids,
             "finish": response.finish,
         }
-        for (row, request), response in zip(asked, responses, strict=True)
+        for (row, request), response in zip(requests, responses, strict=True)
     ]
 
 
@@ -257,11 +257,11 @@ def _by_depth(
         depths.setdefault(max(1, int(deepest * part)), i + 1)
     if deepest < 1:
         return {}, []
-    kept = [row for row in rollouts if len(row["token_ids"]) > deepest]
+    longer = [row for row in rollouts if len(row["token_ids"]) > deepest]
     settings = {**cfg, "prefixes": list(depths), "samples": 1, "baseline": "rollout"}
-    advantages, _ = continuation.advantages(settings, kept, inputs, cache)
+    advantages, _ = continuation.advantages(settings, longer, inputs, cache)
     rows: list[Row] = [
-        {"depth": i, "name": f"advantage_depth{i}", "prefix": prefix, "rollouts": len(kept)}
+        {"depth": i, "name": f"advantage_depth{i}", "prefix": prefix, "rollouts": len(longer)}
         for prefix, i in depths.items()
     ]
     values = {row["name"]: advantages[f"advantage_{row['prefix']}"] for row in rows}

@@ -33,10 +33,10 @@ def read_rollouts(payload: Path) -> list[Row]:
     """Rows of GENERATIONS that no rule rejected, in their order. Raises ``UserError`` for none."""
     path = payload / "generations.parquet"
     rows: list[Row] = tables.read(path, GENERATIONS).to_pylist()
-    kept = [row for row in rows if row["rejected"] is None and row["token_ids"]]
-    if not kept:
+    accepted = [row for row in rows if row["rejected"] is None and row["token_ids"]]
+    if not accepted:
         raise UserError("there is no rollout in it", str(path), "loosen the rules that reject them")
-    return kept
+    return accepted
 
 
 def counted(rollouts: Sequence[Row]) -> dict[str, int]:
