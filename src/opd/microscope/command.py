@@ -13,9 +13,8 @@ from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.core.markdown import render
 from opd.data.schemas import PROMPTS
-from opd.grading.graders import grader_named
 from opd.microscope import demonstrations, measure, pool, schemas, tree
-from opd.probes.preflight import read_questions
+from opd.probes.preflight import read_questions, require_folders
 
 # Of what the stages are told, what a user is not asked. As the recipes' defaults.
 FIXED: dict[str, Any] = {
@@ -31,13 +30,6 @@ FIXED: dict[str, Any] = {
     "method": "reverse_kl",
 }
 OWN = "itself, with a right response"
-# What the report shows of each teacher.
-_MEASURES = {
-    "weighted_cosine": "+.3f",
-    "cosine": "+.3f",
-    "positive_ratio": ".2f",
-    "teacher_advantage": "+.4f",
-}
 
 
 def align(
@@ -56,18 +48,10 @@ def align(
     teacher, too), optional system. Raises ``UserError`` for what is missing; what cannot be
     measured is in the report with its reason.
     """
-    for folder in (student, *teachers):
-        if not folder.is_dir():
-            raise UserError("no such folder", str(folder), "give the folder of a model")
+    require_folders(student, *teachers)
     if not teachers and not cfg["demonstrate"]:
         raise UserError("there is no teacher", "--teacher", "name one, or add --demonstrate")
-    rows = read_questions(questions, cfg["n"])
-    grader_named(cfg["grader"])
-    for row in rows:
-        if not row["answer"]:
-            raise UserError(
-                "it has no answer", f"{questions}: question '{row['id']}'", "give it one"
-            )
+    rows = read_questions(questions, cfg["n"], cfg["grader"])
     with tempfile.TemporaryDirectory(prefix="opd-align-") as temporary:
         made = Path(temporary) if out is None else out
         made.mkdir(parents=True, exist_ok=True)
@@ -84,19 +68,18 @@ def _measured(
     made: Path,
     kept: bool,
 ) -> str:
-    asked, cache = _empty(made / "questions"), made / ".cache"
-    tables.write(asked / "prompts.parquet", rows, PROMPTS)
-    inputs = {"student": student, "prompts": asked}
+    prompts, cache = _empty(made / "questions"), made / ".cache"
+    tables.write(prompts / "prompts.parquet", rows, PROMPTS)
+    inputs = {"student": student, "prompts": prompts}
     names = _names(teachers)
     inputs |= {f"teacher:{name}": path for name, path in zip(names, teachers, strict=True)}
-    every = [{"name": name, "own": False, "correct": 0, "wrong": 0} for name in names]
+    usual = {"correct": 0, "wrong": 0, "chat_template_kwargs": cfg.get("chat_template_kwargs")}
+    every = [{**usual, "name": name, "own": False} for name in names]
     if cfg["demonstrate"]:
-        every.append({"name": OWN, "own": True, "correct": 1, "wrong": 0})
-        shown = inputs[f"demos:{OWN}"] = _empty(made / "demonstrations")
-        wanted = {"correct": 1, "wrong": 0, "trials": 60, "temperature": 0.7}
-        demonstrations.run({**cfg, **wanted}, {"model": student, "prompts": asked}, shown, cache)
-    kwargs = cfg.get("chat_template_kwargs")
-    every = [{**teacher, "chat_template_kwargs": kwargs} for teacher in every]
+        every.append({**usual, "name": OWN, "own": True, "correct": 1})
+        inputs[f"demos:{OWN}"] = demos = _empty(made / "demonstrations")
+        few = {"correct": 1, "wrong": 0, "trials": 60, "temperature": 0.7}
+        demonstrations.run({**cfg, **few}, {"model": student, "prompts": prompts}, demos, cache)
     grown = _empty(made / "tree")
     tree.run({**cfg, "teachers": every}, inputs, grown, cache)
     payloads = {}
@@ -114,17 +97,21 @@ def _measured(
         f"{row['teacher']}, {row.get('prompt_id', 'all')}: {row['reason']}"
         for row in report["left_out"]
     ]
-    values = {
-        name: read_json(payload / "probe.json")["values"] for name, payload in payloads.items()
-    }
+    values = {n: read_json(payload / "probe.json")["values"] for n, payload in payloads.items()}
     return render(
         package_file(__file__, "align.md.jinja"),
         student=student,
         report=report,
-        teachers=_best_first(values),
+        teachers=sorted(values.items(), key=_rank),
         reasons=reasons,
         pages={n: payload / "page.html" for n, payload in payloads.items()} if kept else {},
     )
+
+
+def _rank(teacher: tuple[str, Mapping[str, Any]]) -> float:
+    """The best alignment first, what has none last."""
+    score = teacher[1].get("weighted_cosine", {}).get("value")
+    return math.inf if score is None else -score
 
 
 def _names(teachers: Sequence[Path]) -> list[str]:
@@ -141,30 +128,3 @@ def _empty(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
-
-
-def _best_first(values: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """A row of the report's table for each teacher, from what its probe measured."""
-
-    def number(name: str, key: str) -> float | None:
-        found: float | None = values[name].get(key, {}).get("value")
-        return found
-
-    def bounded(name: str, key: str, form: str) -> str:
-        value = values[name].get(key)
-        if value is None or value["value"] is None:
-            return "-"
-        return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
-
-    def rank(name: str) -> float:
-        score = number(name, "weighted_cosine")
-        return math.inf if score is None else -score
-
-    return [
-        [
-            name,
-            *(bounded(name, key, form) for key, form in _MEASURES.items()),
-            *(f"{number(name, key) or 0:.0f}" for key in ("nodes", "questions")),
-        ]
-        for name in sorted(values, key=rank)
-    ]

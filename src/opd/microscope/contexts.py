@@ -8,18 +8,24 @@ from collections.abc import Mapping, Sequence
 
 from opd.core.errors import LeftOut, UserError
 
-SYSTEM = "You are a helpful assistant."
+# Texts of demonstrations: prompt -> correct or not -> in their order.
+Texts = Mapping[str, Mapping[bool, Sequence[str]]]
 
-_MMLU = (
-    "Answer the following multiple choice question. The last line of your response should be of "
-    "the following format: 'Answer: $LETTER' (without quotes) where LETTER is one of ABCD. Think "
-    "step by step before answering.\n\n{question}\n\nA) {a}\nB) {b}\nC) {c}\nD) {d}"
-)
-# Ours.
-_BOOLQ = (
-    "{passage}\n\n{question}\n\nThe last line of your response should be of the following format: "
-    "'Answer: True' or 'Answer: False' (without quotes). Think step by step before answering."
-)
+SYSTEM = "You are a helpful assistant."
+# What a form of the paper looks like as the loaders of its set make it, and as it is asked.
+FORMS = {
+    "mmlu": (
+        r"(.*)\nA\. (.*)\nB\. (.*)\nC\. (.*)\nD\. (.*)",
+        "Answer the following multiple choice question. The last line of your response should be "
+        "of the following format: 'Answer: $LETTER' (without quotes) where LETTER is one of ABCD. "
+        "Think step by step before answering.\n\n{}\n\nA) {}\nB) {}\nC) {}\nD) {}",
+    ),
+    "boolq": (  # ours
+        r"(.*)\nQuestion: (.*)",
+        "{}\n\n{}\n\nThe last line of your response should be of the following format: 'Answer: "
+        "True' or 'Answer: False' (without quotes). Think step by step before answering.",
+    ),
+}
 # Ours.
 SUMMARISE = (
     "Here is a question and a response to it.\n\nQuestion:\n{question}\n\nResponse:\n"
@@ -37,23 +43,9 @@ _MIXED = (
 _NOW = "Now answer with a response of your own, including the thinking process:"
 
 
-def mmlu(question: str, choices: Sequence[str]) -> str:
-    """The user message of an MMLU question (Fig. 12). Raises ``UserError`` unless it has four
-    choices."""
-    if len(choices) != 4:
-        raise LeftOut(f"it has {len(choices)} choices", f"question '{question[:40]}'", "give four")
-    a, b, c, d = choices
-    return _MMLU.format(question=question, a=a, b=b, c=c, d=d)
-
-
-def boolq(passage: str, question: str) -> str:
-    """The user message of a BoolQ question (ours)."""
-    return _BOOLQ.format(passage=passage, question=question)
-
-
 def asked(form: str | None, question: str, prompt: str) -> str:
-    """The user message of a prompt: as its prompt set asks it, or in a form of the paper (mmlu,
-    boolq), for which the bare question has to look as the loaders of these sets make it.
+    """The user message of a prompt: as its prompt set asks it, or in one of ``FORMS``, for which
+    the bare question has to look as the loaders of these sets make it.
 
     Raises ``UserError`` for an unknown form and for a question that does not look like that.
     """
@@ -61,17 +53,11 @@ def asked(form: str | None, question: str, prompt: str) -> str:
         return prompt
     if form not in FORMS:
         raise UserError(f"unknown form '{form}'", "form", f"use one of {', '.join(FORMS)}")
-    parts = FORMS[form].fullmatch(question.strip())
+    pattern, message = FORMS[form]
+    parts = re.fullmatch(pattern, question.strip(), re.DOTALL)
     if parts is None:
         raise LeftOut(f"no question of {form}", f"question '{question[:40]}'", "leave form out")
-    first, *more = parts.groups()
-    return mmlu(first, more) if form == "mmlu" else boolq(first, *more)
-
-
-FORMS = {
-    "mmlu": re.compile(r"(.*)\nA\. (.*)\nB\. (.*)\nC\. (.*)\nD\. (.*)", re.DOTALL),
-    "boolq": re.compile(r"(.*)\nQuestion: (.*)", re.DOTALL),
-}
+    return message.format(*parts.groups())
 
 
 def with_demonstrations(asked: str, correct: Sequence[str], wrong: Sequence[str] = ()) -> str:
@@ -100,10 +86,6 @@ def chat(text: str, system: str | None) -> list[dict[str, str]]:
     """A user message as a conversation, with the system prompt in front where there is one."""
     first = [{"role": "system", "content": system}] if system else []
     return [*first, {"role": "user", "content": text}]
-
-
-# Texts of demonstrations: prompt -> correct or not -> in their order.
-Texts = Mapping[str, Mapping[bool, Sequence[str]]]
 
 
 def teacher_asked(prompt_id: str, asked: str, texts: Texts, correct: int, wrong: int) -> str:

@@ -11,10 +11,9 @@ from opd.core import tables
 from opd.core.errors import LeftOut
 from opd.grading.graders import after_thinking, grade_finished
 from opd.microscope import contexts, schemas
-from opd.models.prompts import prompts_of, read_prompts
-from opd.models.sampling import Request, Sampler
+from opd.models.prompts import Row, prompts_of, read_prompts
+from opd.models.sampling import Request, Response, Sampler
 
-Row = dict[str, Any]
 FIRST_TRIALS = 4
 
 
@@ -30,68 +29,70 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     """
     prompts = read_prompts(inputs["prompts"], cfg.get("n"))
     sampler = Sampler(inputs["model"], cfg, cache)
-    asked = encoded(sampler, cfg, prompts)
+    tokens = encoded(sampler, cfg, prompts)
     answers = {row["id"]: row["answer"] for row in prompts}
     wanted = {True: cfg["correct"], False: cfg["wrong"]}
-    filed: dict[str, dict[bool, list[Row]]] = {id: {True: [], False: []} for id in asked}
-    taken = dict.fromkeys(asked, 0)
-    open_ids = [*asked]
+    rows: list[Row] = []
+    counts: Counter[tuple[str, bool]] = Counter()
+    taken: Counter[str] = Counter()
+    open_ids = [*tokens]
     for trials in rounds(cfg["trials"]):
-        if not open_ids:
-            break
-        requests = [Request(id, asked[id], trial) for id in open_ids for trial in trials]
-        responses = sampler.sample(requests)
-        graded = grade_finished(
-            [(r.text, r.finish) for r in responses],
-            [answers[r.id] for r in requests],
-            cfg["grader"],
-        )
-        for request, response, correct in zip(requests, responses, graded, strict=True):
-            taken[request.id] += 1
+        requests = [Request(id, tokens[id], trial) for id in open_ids for trial in trials]
+        responses = graded(sampler, requests, [answers[r.id] for r in requests], cfg["grader"])
+        for request, (response, correct) in zip(requests, responses, strict=True):
+            id, place = request.id, counts[request.id, correct]
+            taken[id] += 1
             text = response.text if cfg.get("thinking") else after_thinking(response.text)
-            kind = filed[request.id][correct]
-            if response.finish == "stop" and text and len(kind) < wanted[correct]:
-                kind.append({"trial": request.sample, "text": text})
-        open_ids = [
-            id for id in open_ids if any(len(filed[id][kind]) < wanted[kind] for kind in wanted)
+            if response.finish == "stop" and text and place < wanted[correct]:
+                counts[id, correct] += 1
+                row = {"prompt_id": id, "correct": correct, "place": place}
+                rows.append({**row, "trial": request.sample, "text": text})
+        open_ids = [id for id in open_ids if any(counts[id, k] < wanted[k] for k in wanted)]
+    by_question = {id: place for place, id in enumerate(tokens)}
+    rows.sort(key=lambda row: (by_question[row["prompt_id"]], not row["correct"]))
+    reasons: dict[str, str | None] = dict.fromkeys(tokens)
+    for id in open_ids:
+        lacking = [
+            f"{counts[id, kind]} of {wanted[kind]} {word}"
+            for kind, word in ((True, "correct"), (False, "wrong"))
+            if counts[id, kind] < wanted[kind]
         ]
-    rows = [
-        {"prompt_id": id, "correct": correct, "place": place, **demonstration}
-        for id, kinds in filed.items()
-        for correct, demonstrations in kinds.items()
-        for place, demonstration in enumerate(demonstrations)
-    ]
-    counts = {id: {kind: len(kinds[kind]) for kind in kinds} for id, kinds in filed.items()}
-    reasons = {id: _lacking(counts[id], wanted, taken[id]) for id in asked}
-    _write(out, rows, taken, counts, reasons)
+        reasons[id] = f"{' and '.join(lacking)} responses after {taken[id]} trials"
+    _write(out, rows, taken, reasons)
     return {
-        "questions": len(asked),
-        "with a correct one": sum(count[True] > 0 for count in counts.values()),
-        "with a wrong one": sum(count[False] > 0 for count in counts.values()),
-        "trials": sum(taken.values()),
+        "questions": len(tokens),
+        "with a correct one": sum(counts[id, True] > 0 for id in tokens),
+        "with a wrong one": sum(counts[id, False] > 0 for id in tokens),
+        "trials": taken.total(),
     }
 
 
+def graded(
+    sampler: Sampler, requests: Sequence[Request], answers: Sequence[str], grader: str
+) -> list[tuple[Response, bool]]:
+    """A response to each request, and whether it ends by itself and gives the answer."""
+    responses = sampler.sample(requests)
+    finished = [(response.text, response.finish) for response in responses]
+    return [*zip(responses, grade_finished(finished, answers, grader), strict=True)]
+
+
 def _write(
-    out: Path,
-    rows: Sequence[Row],
-    trials: Mapping[str, int],
-    counts: Mapping[str, Mapping[bool, int]],
-    reasons: Mapping[str, str | None],
+    out: Path, rows: Sequence[Row], trials: Mapping[str, int], reasons: Mapping[str, str | None]
 ) -> None:
     """Write demonstrations.parquet and, by question, trials.parquet."""
-    counted = [
+    counts = Counter((row["prompt_id"], row["correct"]) for row in rows)
+    questions = [
         {
             "prompt_id": id,
             "trials": trials[id],
-            "correct": counts[id][True],
-            "wrong": counts[id][False],
-            "reason": reasons[id],
+            "correct": counts[id, True],
+            "wrong": counts[id, False],
+            "reason": reason,
         }
-        for id in reasons
+        for id, reason in reasons.items()
     ]
     tables.write(out / "demonstrations.parquet", rows, schemas.DEMONSTRATIONS)
-    tables.write(out / "trials.parquet", counted, schemas.TRIALS)
+    tables.write(out / "trials.parquet", questions, schemas.TRIALS)
 
 
 def rounds(trials: int) -> Iterator[range]:
@@ -126,21 +127,19 @@ def run_summaries(
         rendered = sampler.render(contexts.chat(asked, cfg.get("system")))
         requests.append(Request(name, sampler.encode([rendered], [name])[0]))
     kept: list[Row] = []
+    places: Counter[tuple[str, bool]] = Counter()
     reasons: dict[str, str | None] = {prompt["id"]: None for prompt in prompts}
     for row, response in zip(rows, sampler.sample(requests), strict=True):
         text = after_thinking(response.text)
         if text and response.finish == "stop":
-            kept.append(row | {"text": text})
+            # Places without gaps: the first correct one is the first that has a summary.
+            kind = row["prompt_id"], row["correct"]
+            kept.append(row | {"place": places[kind], "text": text})
+            places[kind] += 1
         else:
             fault = "cut off" if response.finish == "length" else "empty"
             reasons[row["prompt_id"]] = f"a summary is {fault}"
-    # Places without gaps: the first correct one is the first that has a summary.
-    counts = {id: {True: 0, False: 0} for id in reasons}
-    for row in kept:
-        of_kind = counts[row["prompt_id"]]
-        row["place"] = of_kind[row["correct"]]
-        of_kind[row["correct"]] += 1
-    _write(out, kept, Counter(row["prompt_id"] for row in rows), counts, reasons)
+    _write(out, kept, Counter(row["prompt_id"] for row in rows), reasons)
     return {"summaries": len(kept), "left out": len(rows) - len(kept)}
 
 
@@ -163,7 +162,8 @@ def encoded(
     long or has not this form.
     """
     ids = [row["id"] for row in prompts]
-    texts = [_rendered(sampler, cfg, row) for row in prompts]
+    asked = [contexts.asked(cfg.get("form"), row["question"], row["prompt"]) for row in prompts]
+    texts = [sampler.render(contexts.chat(text, cfg.get("system"))) for text in asked]
     return dict(zip(ids, sampler.encode(texts, ids), strict=True))
 
 
@@ -179,25 +179,12 @@ def encoded_with(
     prompt cannot be asked so: it lacks a demonstration, or gets too long."""
     tokens: dict[str, list[int] | LeftOut] = {}
     for row in prompts:
+        id, form = row["id"], cfg.get("form")
         try:
-            text = _rendered(sampler, cfg, row, texts, correct, wrong)
-            (tokens[row["id"]],) = sampler.encode([text], [row["id"]])
+            alone = contexts.asked(form, row["question"], row["prompt"])
+            asked = contexts.teacher_asked(id, alone, texts, correct, wrong)
+            text = sampler.render(contexts.chat(asked, cfg.get("system")))
+            (tokens[id],) = sampler.encode([text], [id])
         except LeftOut as error:
-            tokens[row["id"]] = error
+            tokens[id] = error
     return tokens
-
-
-def _rendered(sampler: Sampler, cfg: Mapping[str, Any], row: Row, *with_texts: Any) -> str:
-    text = contexts.asked(cfg.get("form"), row["question"], row["prompt"])
-    if with_texts:
-        text = contexts.teacher_asked(row["id"], text, *with_texts)
-    return sampler.render(contexts.chat(text, cfg.get("system")))
-
-
-def _lacking(have: Mapping[bool, int], wanted: Mapping[bool, int], trials: int) -> str | None:
-    lacking = [
-        f"{have[kind]} of {wanted[kind]} {word}"
-        for kind, word in ((True, "correct"), (False, "wrong"))
-        if have[kind] < wanted[kind]
-    ]
-    return f"{' and '.join(lacking)} responses after {trials} trials" if lacking else None

@@ -15,8 +15,9 @@ from opd.core import tables
 from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.files import file_digest, read_json
+from opd.core.html import number
 from opd.core.markdown import render
-from opd.evaluation.reader import Answers, read_answers
+from opd.evaluation.reader import read_answers
 from opd.microscope.statistics import MEASURES
 from opd.stats import draws
 from opd.stats.intervals import Array
@@ -31,8 +32,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     """
     measure = cfg["measure"]
     pairs = []
-    for number, (label, student) in enumerate(zip(cfg["pairs"], cfg["students"], strict=True)):
-        values = read_json(inputs[f"alignment:{number}"] / "probe.json")["values"]
+    for i, (label, student) in enumerate(zip(cfg["pairs"], cfg["students"], strict=True)):
+        values = read_json(inputs[f"alignment:{i}"] / "probe.json")["values"]
         numbers = {name: values.get(name, {}).get("value") for name in MEASURES}
         pairs.append({"pair": label, "student": student, **numbers})
     measured = [pair for pair in pairs if pair[measure] is not None]
@@ -58,8 +59,8 @@ def run_outcome(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict
     path = inputs["forecast"] / "forecast.json"
     forecast = read_json(path)
     pairs = [
-        {**pair, "gain": _gain(inputs[f"after:{number}"], inputs[f"before:{number}"])}
-        for number, pair in enumerate(forecast["pairs"])
+        {**pair, "gain": _gain(inputs[f"after:{i}"], inputs[f"before:{i}"])}
+        for i, pair in enumerate(forecast["pairs"])
     ]
     values: dict[str, draws.Value] = {}
     for name in MEASURES:
@@ -75,47 +76,29 @@ def run_outcome(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict
     numbers = draws.write(out, values, about)
     outcome = {**about, "pairs": pairs, "values": draws.summary(values)}
     tables.write_json(out / "outcome.json", outcome)
-    tables.write_text(out / "outcome.md", _markdown(outcome))
+    order = sorted(pairs, key=lambda pair: -(pair[forecast["measure"]] or -math.inf))
+    template = package_file(__file__, "outcome.md.jinja")
+    report = {**outcome, "pairs": order, "measures": MEASURES, "number": number}
+    tables.write_text(out / "outcome.md", render(template, **report))
     return {"pairs": measured, **{n: v for n, v in numbers.items() if n.startswith("rho")}}
 
 
 def _gain(after: Path, before: Path) -> float:
     """Change of the mean share of right answers, over benchmarks with equal weight."""
-    trained, student = read_answers(after), read_answers(before)
-    if {name: answers.problems for name, answers in trained.items()} != {
-        name: answers.problems for name, answers in student.items()
-    }:
+    evaluations = read_answers(after), read_answers(before)
+    problems = [{name: answers.problems for name, answers in e.items()} for e in evaluations]
+    if problems[0] != problems[1]:
         raise UserError("two evaluations have other problems", str(after), "evaluate both alike")
-
-    def mean(evaluation: dict[str, Answers]) -> float:
-        return float(np.mean([answers.correct.mean() for answers in evaluation.values()]))
-
-    return mean(trained) - mean(student)
+    means = [np.mean([answers.correct.mean() for answers in e.values()]) for e in evaluations]
+    return float(means[0]) - float(means[1])
 
 
 def within(x: Array, y: Array, groups: list[str]) -> tuple[Array, Array]:
     """Ranks of both within each group of three or more, as shares of the group's size."""
-    names = np.array(groups)
-    kept = [names == group for group in dict.fromkeys(groups) if groups.count(group) >= 3]
-    if not kept:
-        return np.zeros(0), np.zeros(0)
-    sides = [np.concatenate([(rankdata(v[k]) - 0.5) / k.sum() for k in kept]) for v in (x, y)]
-    return sides[0], sides[1]
-
-
-def _markdown(outcome: dict[str, Any]) -> str:
-    def shown(value: float | None, form: str = "+.3f") -> str:
-        return "–" if value is None else f"{value:{form}}".replace("-", "−")
-
-    def bounded(name: str) -> str:
-        value = outcome["values"][name]
-        text = shown(value["value"], "+.2f")
-        if value["value"] is not None:
-            text += f" [{shown(value['low'], '+.2f')}, {shown(value['high'], '+.2f')}]"
-        return text
-
-    order = sorted(outcome["pairs"], key=lambda pair: -(pair[outcome["measure"]] or -math.inf))
-    return render(
-        package_file(__file__, "outcome.md.jinja"),
-        **{**outcome, "pairs": order, "measures": MEASURES, "shown": shown, "bounded": bounded},
+    large = [group for group in dict.fromkeys(groups) if groups.count(group) >= 3]
+    members = [np.array(groups) == group for group in large]
+    x, y = (
+        np.concatenate([[], *((rankdata(v[inside]) - 0.5) / inside.sum() for inside in members)])
+        for v in (x, y)
     )
+    return x, y

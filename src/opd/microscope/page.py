@@ -27,7 +27,7 @@ def page(
     for id, tokens in by_question[:most]:
         text = questions[id]["question"]
         cut = f"{text[:QUESTION_CHARACTERS]} …" if len(text) > QUESTION_CHARACTERS else text
-        paths = [_path([*path]) for _, path in groupby(tokens, key=itemgetter("path"))]
+        paths = [[*path] for _, path in groupby(tokens, key=itemgetter("path"))]
         shown.append({"id": id, "text": cut, "answer": questions[id]["answer"], "paths": paths})
     return render(
         package_file(__file__, "pages"),
@@ -37,10 +37,3 @@ def page(
         more=max(0, len(by_question) - most),
         left_out=[*left_out],
     )
-
-
-def _path(tokens: Sequence[Row]) -> dict[str, Any]:
-    """The tokens of a path with the mean of their alignments, None where none has one."""
-    scores = [token["alignment"] for token in tokens if token["alignment"] is not None]
-    mean = sum(scores) / len(scores) if scores else None
-    return {"tokens": tokens, "scored": len(scores), "mean": mean}

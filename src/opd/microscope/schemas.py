@@ -42,14 +42,15 @@ _CHILD = schema(
 )
 _PLACE = {"prompt_id": TEXT, "path": INTEGER, "correct": FLAG, "depth": INTEGER, "token": INTEGER}
 _NUMBERS = ("alignment", "range", "advantage")
-_DIVERGENCES = ("kl_nats", "js_nats", "l2", "similarity")
+# Of student and teacher at a position of a path, over the whole vocabulary.
+DIVERGENCES = ("kl_nats", "js_nats", "l2", "similarity")
 # Every token of every path as one teacher sees it. alignment: where the node has a direction;
 # range and advantage: where it could be scored. children of the node: those that were visited often
 # enough or that the teacher likes best.
 TOKENS = schema(
     *_NUMBERS,
     **{**_PLACE, "text": TEXT, **dict.fromkeys(_NUMBERS, NUMBER), "scored_children": INTEGER},
-    **dict.fromkeys(_DIVERGENCES, NUMBER),
+    **dict.fromkeys(DIVERGENCES, NUMBER),
     children=pa.list_(pa.struct(list(_CHILD))),
 )
 # What a teacher could not be measured on, and why.

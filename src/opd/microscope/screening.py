@@ -1,6 +1,7 @@
 """Which questions to analyse: pass rates of the student, alone and with demonstrations in its
 prompt (the paper, appendix E.9, Tables 7 to 9)."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import numpy as np
 
 from opd.core import tables
 from opd.core.errors import LeftOut
-from opd.grading.graders import grade_finished
 from opd.microscope import contexts, demonstrations, schemas
 from opd.models.prompts import read_prompts
 from opd.models.sampling import Request, Sampler
@@ -20,12 +20,10 @@ EASY, MEDIUM, HARD, EXTREME = "easy", "medium", "hard", "extremely hard"
 BINS = (EASY, MEDIUM, HARD)
 
 
-def bin_of(rate: float, easy: float = 0.8, medium: float = 0.25) -> str:
+def bin_of(rate: float) -> str:
     """Difficulty by the baseline's pass rate: easy from 0.8, medium from 0.25, hard above 0."""
-    if rate >= easy:
-        return EASY
-    if rate >= medium:
-        return MEDIUM
+    if rate >= 0.25:
+        return EASY if rate >= 0.8 else MEDIUM
     return HARD if rate > 0 else EXTREME
 
 
@@ -50,24 +48,26 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     """
     prompts = read_prompts(inputs["prompts"], cfg.get("n"))
     ids = [row["id"] for row in prompts]
-    sources = {
-        name: demonstrations.read(inputs[f"demos:{name}"])
-        for name in sorted({needed["source"] for needed in (*cfg["sources"], *cfg["contexts"])})
+    texts_of = {
+        name.removeprefix("demos:"): demonstrations.read(payload)
+        for name, payload in inputs.items()
+        if name.startswith("demos:")
     }
-    needed = {source["name"]: sources[source["source"]] for source in cfg["sources"]}
+    needed = {source["name"]: texts_of[source["source"]] for source in cfg["sources"]}
     having = available(needed) if needed else set(ids)
     sampler = Sampler(inputs["student"], cfg, cache)
-    asked = demonstrations.encoded(sampler, cfg, prompts)
-    passes = {BASELINE: _passes(cfg, sampler, prompts, asked, BASELINE)}
+    tokens = demonstrations.encoded(sampler, cfg, prompts)
+    passes = {BASELINE: _passes(cfg, sampler, prompts, tokens, BASELINE)}
     bins = {id: bin_of(count / cfg["samples"]) for id, count in passes[BASELINE].items()}
     kept = {id for id in ids if id in having and bins[id] != EXTREME}
     open_prompts = [row for row in prompts if row["id"] in kept]
     for context in cfg["contexts"]:
-        texts, name = sources[context["source"]], context["name"]
-        wanted = context["correct"], context["wrong"]
-        tokens = demonstrations.encoded_with(sampler, cfg, open_prompts, texts, *wanted)
-        asked = {id: found for id, found in tokens.items() if not isinstance(found, LeftOut)}
-        passes[name] = _passes(cfg, sampler, prompts, asked, name)
+        texts, name = texts_of[context["source"]], context["name"]
+        encoded = demonstrations.encoded_with(
+            sampler, cfg, open_prompts, texts, context["correct"], context["wrong"]
+        )
+        tokens = {id: prompt for id, prompt in encoded.items() if not isinstance(prompt, LeftOut)}
+        passes[name] = _passes(cfg, sampler, prompts, tokens, name)
     rows = [
         {
             "prompt_id": id,
@@ -84,8 +84,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     values = summarise(passes, bins, kept, cfg["samples"])
     weights = draws.multiplicities(ids)
     for name, texts in needed.items():
-        shown = [bool(texts.get(id, {}).get(True)) for id in ids]
-        values[f"with_{name}"] = draws.total(shown, weights)
+        of_source = available({name: texts})
+        values[f"with_{name}"] = draws.total([id in of_source for id in ids], weights)
     if needed:
         values["with_every_source"] = draws.total([id in having for id in ids], weights)
     return draws.write(out, values, {"prompts": len(prompts), "kept": len(kept)})
@@ -128,20 +128,17 @@ def _passes(
     cfg: Mapping[str, Any],
     sampler: Sampler,
     prompts: Sequence[Mapping[str, Any]],
-    asked: Mapping[str, Sequence[int]],
+    tokens: Mapping[str, Sequence[int]],
     context: str,
 ) -> dict[str, int]:
     """How many samples of each question pass that is asked (id -> token ids) in a context."""
     answers = {row["id"]: row["answer"] for row in prompts}
-    ids = [id for id in asked for _ in range(cfg["samples"])]
+    ids = [id for id in tokens for _ in range(cfg["samples"])]
     requests = [
-        Request(f"{id}, {context}", tokens, sample)
-        for id, tokens in asked.items()
+        Request(f"{id}, {context}", prompt, sample)
+        for id, prompt in tokens.items()
         for sample in range(cfg["samples"])
     ]
-    responses = [(response.text, response.finish) for response in sampler.sample(requests)]
-    passes = dict.fromkeys(asked, 0)
-    graded = grade_finished(responses, [answers[id] for id in ids], cfg["grader"])
-    for id, correct in zip(ids, graded, strict=True):
-        passes[id] += correct
-    return passes
+    responses = demonstrations.graded(sampler, requests, [answers[id] for id in ids], cfg["grader"])
+    passed = Counter(id for id, (_, correct) in zip(ids, responses, strict=True) if correct)
+    return {id: passed[id] for id in tokens}

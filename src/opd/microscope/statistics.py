@@ -6,11 +6,13 @@ everything but the teacher advantage. Averages go from nodes to a path, from the
 to the question, from questions to the number that is shown.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import ttest_1samp, ttest_ind
 
 from opd.stats import draws
 from opd.stats.intervals import Array
@@ -21,7 +23,6 @@ THRESHOLDS = {"positive": 0.0, "above": 0.3}
 # What Spearman's correlation with the alignment is worked out for (Table 5).
 FEATURES = ("depth", "kl_nats", "js_nats", "l2", "similarity")
 MEASURES = ("cosine", "positive_ratio", "weighted_cosine", "signal", "teacher_advantage")
-KINDS = {"correct": True, "incorrect": False}
 
 
 class Cell(NamedTuple):
@@ -95,10 +96,10 @@ def _mean(values: Array) -> float:
 
 def by_question(cells: Iterable[Cell], name: str) -> dict[str, float]:
     """Mean over the cells of each question that has one with a number, questions sorted."""
-    numbers: dict[str, list[float]] = {}
+    numbers: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
         if np.isfinite(cell.numbers[name]):
-            numbers.setdefault(cell.prompt_id, []).append(cell.numbers[name])
+            numbers[cell.prompt_id].append(cell.numbers[name])
     return {question: float(np.mean(numbers[question])) for question in sorted(numbers)}
 
 
@@ -123,22 +124,19 @@ def contrast(cells: Sequence[Cell], name: str) -> Contrast:
     (question, teacher), means of both kinds of paths, and a bootstrap that draws whole questions,
     whose interval this is.
     """
-    from scipy import stats
-
     known = [cell for cell in cells if np.isfinite(cell.numbers[name])]
     values = np.array([cell.numbers[name] for cell in known])
     right = np.array([cell.correct for cell in known], dtype=bool)
     kinds = values[right], values[~right]
     welch = paired = float("nan")
     if min(map(len, kinds)) >= 2 and any(np.ptp(kind) for kind in kinds):
-        welch = float(stats.ttest_ind(*kinds, equal_var=False).pvalue)
-    sides: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+        welch = float(ttest_ind(*kinds, equal_var=False).pvalue)
+    sides: dict[tuple[str, str], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     for cell in known:
-        side = sides.setdefault((cell.prompt_id, cell.teacher), ([], []))
-        side[not cell.correct].append(cell.numbers[name])
+        sides[cell.prompt_id, cell.teacher][not cell.correct].append(cell.numbers[name])
     pairs = np.array([np.mean(a) - np.mean(b) for a, b in sides.values() if a and b])
     if len(pairs) >= 2 and np.ptp(pairs):
-        paired = float(stats.ttest_1samp(pairs, 0.0).pvalue)
+        paired = float(ttest_1samp(pairs, 0.0).pvalue)
     questions = [cell.prompt_id for cell in known]
     difference, low, high, cluster = cluster_difference(values, right, questions)
     n = (int(right.sum()), int((~right).sum()), len(pairs), len(set(questions)))
@@ -155,59 +153,49 @@ def values(cells: Sequence[Cell]) -> dict[str, draws.Value]:
     """
     if not cells:
         return {}
-    questions = sorted({cell.prompt_id for cell in cells})
-    weights = draws.multiplicities(questions)
+    questions, place = np.unique([cell.prompt_id for cell in cells], return_inverse=True)
+    weights = draws.multiplicities(questions.tolist())
 
-    def sums(numbers: Iterable[tuple[str, float | Array]], width: tuple[int, ...] = ()) -> Array:
-        """Sums of the numbers of each question, [*width, questions]."""
-        totals = dict.fromkeys(questions, np.zeros(width))
-        for question, number in numbers:
-            totals[question] = totals[question] + number
-        return np.ascontiguousarray(np.array([*totals.values()]).T)
+    def sums(numbers: ArrayLike, chosen: Array | slice = slice(None)) -> Array:
+        """Sums over the chosen cells of each question, [questions]."""
+        return np.bincount(place[chosen], np.asarray(numbers)[chosen], minlength=len(questions))
 
+    correct = np.array([cell.correct for cell in cells], dtype=bool)
+    nodes = np.array([cell.nodes for cell in cells])
+    kinds = {"correct": correct, "incorrect": ~correct}
     measured: dict[str, draws.Value] = {}
     for name in dict.fromkeys(name for cell in cells for name in cell.numbers):
         means = by_question(cells, name)
         measured[name] = draws.mean(
-            sums(means.items()), [question in means for question in questions], weights
+            [means.get(question, 0) for question in questions],
+            [question in means for question in questions],
+            weights,
         )
-        for kind, correct in KINDS.items():
-            known = [
-                (cell.prompt_id, np.array([cell.numbers[name], 1.0]))
-                for cell in cells
-                if cell.correct == correct and np.isfinite(cell.numbers[name])
-            ]
-            total, count = sums(known, (2,))
-            measured[f"{name}_{kind}"] = draws.mean(total, count, weights)
+        numbers = np.array([cell.numbers[name] for cell in cells])
+        for kind, of_kind in kinds.items():
+            known = of_kind & np.isfinite(numbers)
+            measured[f"{name}_{kind}"] = draws.mean(sums(numbers, known), sums(known), weights)
         measured[f"{name}_difference"] = draws.difference(
             measured[f"{name}_correct"], measured[f"{name}_incorrect"]
         )
-    moments = sums(((cell.prompt_id, _moments(cell)) for cell in cells if cell.nodes), (3,))
+    means_of_cells = [cell.numbers["cosine"] for cell in cells]
+    squares = [cell.variance + cell.numbers["cosine"] ** 2 for cell in cells]
+    moments = [sums(nodes * np.array(m), nodes > 0) for m in (1, means_of_cells, squares)]
     measured["cosine_spread"] = _spread(moments, weights)
-    counts = {
-        "nodes": sums((cell.prompt_id, cell.nodes) for cell in cells),
-        "undefined": sums((cell.prompt_id, cell.undefined) for cell in cells),
+    paths = Counter(id for id, _ in {(cell.prompt_id, cell.path) for cell in cells if cell.nodes})
+    counts: dict[str, ArrayLike] = {
+        "nodes": sums(nodes),
+        "undefined": sums([cell.undefined for cell in cells]),
+        **{f"cells_{kind}": sums(of_kind) for kind, of_kind in kinds.items()},
+        "paths": [paths[question] for question in questions],
+        "questions": [paths[question] > 0 for question in questions],
     }
-    for kind, correct in KINDS.items():
-        counts[f"cells_{kind}"] = sums(
-            (cell.prompt_id, 1) for cell in cells if cell.correct == correct
-        )
-    paths = {(cell.prompt_id, cell.path) for cell in cells if cell.nodes}
-    counts["paths"] = sums((question, 1) for question, _ in paths)
-    counts["questions"] = counts["paths"] > 0
     return measured | {name: draws.total(count, weights) for name, count in counts.items()}
 
 
-def _moments(cell: Cell) -> Array:
-    """The number of nodes with a direction, and the sums of the alignment and of its square over
-    them."""
-    mean = cell.numbers["cosine"]
-    return cell.nodes * np.array([1, mean, cell.variance + mean**2])
-
-
-def _spread(moments: Array, weights: Array) -> draws.Value:
-    """Standard deviation of the alignment over all nodes with a direction, from the ``_moments`` of
-    every question, [3, questions]."""
+def _spread(moments: Sequence[Array], weights: Array) -> draws.Value:
+    """Standard deviation of the alignment over all nodes with a direction, from the number of these
+    and the sums of the alignment and of its square over them, [questions] each."""
     total = moments[0].sum()
     if not total:
         return draws.Value(None, None, 0)

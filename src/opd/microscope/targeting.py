@@ -13,9 +13,6 @@ import numpy as np
 from opd.microscope.path_index import Children, Counts
 from opd.stats.intervals import Array
 
-FIRST_WINDOW = 50
-GROWTH = 2.0
-
 
 class Candidates(NamedTuple):
     """Tokens that student or teacher find likely enough at the nodes of a path, flat: depth, token,
@@ -37,9 +34,9 @@ class Pick(NamedTuple):
     rollouts: int
 
 
-def windows(length: int, first: int = FIRST_WINDOW, growth: float = GROWTH) -> Iterator[range]:
-    """Depths 0 to length - 1 in windows that grow: with the defaults tokens 1 to 50, 51 to 150, 151
-    to 350, ... counted from one."""
+def windows(length: int, first: int, growth: float) -> Iterator[range]:
+    """Depths 0 to length - 1 in windows that grow: with 50 and 2 tokens 1 to 50, 51 to 150, 151 to
+    350, ... counted from one."""
     start, size = 0, float(first)
     while start < length:
         stop = min(length, start + max(1, round(size)))
@@ -64,8 +61,8 @@ def choose(
     length: int,
     top_gradient: int,
     top_difference: int,
-    first: int = FIRST_WINDOW,
-    growth: float = GROWTH,
+    first: int,
+    growth: float,
 ) -> list[tuple[int, int]]:
     """(depth, token) of the candidates that one path's targeted rollouts are for, deepest first: in
     each window the first of either ranking. Ties go to the shallower, then to the smaller token."""
@@ -73,11 +70,12 @@ def choose(
     picked: set[tuple[int, int]] = set()
     for ranking, most in ((divergence_weight, top_gradient), (difference, top_difference)):
         scores = ranking(candidates)
+        order = np.lexsort((token, depth, -scores))
+        order = order[scores[order] > 0]
         for window in windows(length, first, growth):
-            inside = np.flatnonzero((depth >= window.start) & (depth < window.stop))
-            order = np.lexsort((token[inside], depth[inside], -scores[inside]))
-            best = inside[order[:most]]
-            picked |= {(int(depth[i]), int(token[i])) for i in best if scores[i] > 0}
+            inside = (depth[order] >= window.start) & (depth[order] < window.stop)
+            best = order[inside][:most]
+            picked |= {*zip(depth[best].tolist(), token[best].tolist(), strict=True)}
     return sorted(picked, reverse=True)
 
 
@@ -94,21 +92,18 @@ def top_up(
     Deepest first: with ``whole`` a rollout visits all that is above it on its path, and what is
     planned below counts above. A prefix that two paths share is asked for once.
     """
-    visits = [
-        {(depth, token): n for depth, token, n, _ in zip(*map(np.ndarray.tolist, c), strict=True)}
-        for c in children
-    ]
-    asked = {(depth, path, token) for path, some in chosen.items() for depth, token in some}
+    visits = [{(depth, token): n for depth, token, n, _ in taken.rows()} for taken in children]
+    picked = {(depth, path, token) for path, some in chosen.items() for depth, token in some}
     planned: list[Pick] = []
     needs: dict[bytes, int] = {}
-    for depth, path, token in sorted(asked, key=lambda pick: (-pick[0], *pick[1:])):
+    for depth, path, token in sorted(picked, key=lambda pick: (-pick[0], *pick[1:])):
         # The prefix that ends with the token, after the first ``depth`` of the path.
         prefix = np.append(paths[path][:depth], token).astype("<i4").tobytes()
         if prefix in needs:
             continue
         already = visits[path].get((depth, token), 0)
         if counts == "whole":
-            already += sum(n for other, n in needs.items() if other.startswith(prefix))
+            already += sum(n for longer, n in needs.items() if longer.startswith(prefix))
         needs[prefix] = max(0, least - already)
         if needs[prefix]:
             planned.append(Pick(path, depth, token, needs[prefix]))

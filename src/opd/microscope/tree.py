@@ -6,7 +6,7 @@ in an order that depends on nothing else, so a run that was killed goes on where
 """
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,23 +16,20 @@ import numpy as np
 
 from opd.core import tables
 from opd.core.errors import LeftOut, UserError
-from opd.grading.graders import grade_finished
 from opd.microscope import demonstrations, schemas, screening, targeting
-from opd.microscope.path_index import Counts, PathIndex
+from opd.microscope.path_index import Children, Counts, PathIndex
 from opd.microscope.scoring import compare
 from opd.models.pairing import load_pair
-from opd.models.prompts import read_prompts
-from opd.models.sampling import Request, Response, Sampler
+from opd.models.prompts import Row, read_prompts
+from opd.models.sampling import Request, Sampler
 
-Row = dict[str, Any]
-Teacher = Mapping[str, Any]
 # Question -> path -> (depth, token) that get more rollouts.
 Picks = dict[str, dict[int, list[tuple[int, int]]]]
 # Requests that are sampled together.
 BATCH = 4096
 
 
-@dataclass
+@dataclass(eq=False)
 class Question:
     """One question: its prompt as the student reads it, its rollouts, its paths, and why it was
     left out, if it was."""
@@ -80,20 +77,18 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     chosen, left_out = _chosen(cfg, inputs, open_questions)
     targeted = {}
     for name, picks in chosen.items():
-        more = [asked for q in open_questions for asked in _targeted(q, picks, cfg)]
-        targeted[name] = len(more)
-        _add(cfg, sampler, more)
+        requests = [request for q in open_questions for request in _targeted(q, picks, cfg)]
+        targeted[name] = len(requests)
+        _add(cfg, sampler, requests)
     sampler.stop()
     rows = _write_tables(out, questions, cfg["counts"])
-    report = {
+    numbers = {
         "questions": len(rows),
         "analysed": len(open_questions),
         "rollouts": sum(row["rollouts"] for row in rows),
-        "targeted": targeted,
-        "left_out": left_out,
     }
-    tables.write_json(out / "report.json", report)
-    return {key: report[key] for key in ("questions", "analysed", "rollouts")}
+    tables.write_json(out / "report.json", {**numbers, "targeted": targeted, "left_out": left_out})
+    return numbers
 
 
 def _questions(
@@ -114,66 +109,47 @@ def _questions(
 
 
 def _add(
-    cfg: Mapping[str, Any], sampler: Sampler, asked: Sequence[tuple[Question, Request]]
+    cfg: Mapping[str, Any], sampler: Sampler, requests: Sequence[tuple[Question, Request]]
 ) -> None:
     """Sample, grade, and add to the rollouts of each question."""
-    for start in range(0, len(asked), BATCH):
-        batch = asked[start : start + BATCH]
-        responses = [
-            _within(response, cfg["max_new_tokens"])
-            for response in sampler.sample([request for _, request in batch])
-        ]
-        graded = grade_finished(
-            [(response.text, response.finish) for response in responses],
-            [question.row["answer"] for question, _ in batch],
-            cfg["grader"],
+    longest = cfg["max_new_tokens"]
+    for start in range(0, len(requests), BATCH):
+        batch = requests[start : start + BATCH]
+        answers = [question.row["answer"] for question, _ in batch]
+        responses = demonstrations.graded(
+            sampler, [request for _, request in batch], answers, cfg["grader"]
         )
-        numbers: dict[str, list[int]] = {}
-        for number, (question, _) in enumerate(batch):
-            numbers.setdefault(question.id, []).append(number)
-        for own in numbers.values():
-            batch[own[0]][0].index.append(
-                [responses[i].token_ids for i in own],
-                [graded[i] for i in own],
-                [responses[i].finish == "stop" for i in own],
-                [len(batch[i][1].prefix) for i in own],
-            )
-
-
-def _within(response: Response, longest: int) -> Response:
-    """A response as it would be with room for so many tokens in all: the sampler gives those after
-    a prefix as much room as a whole rollout has."""
-    if len(response.token_ids) <= longest:
-        return response
-    return Response(response.token_ids[:longest], response.text, "length")
+        rollouts: dict[Question, list[tuple[Any, ...]]] = defaultdict(list)
+        for (question, request), (response, correct) in zip(batch, responses, strict=True):
+            # The sampler gives what comes after a prefix as much room as a whole rollout has.
+            ended = response.finish == "stop" and len(response.token_ids) <= longest
+            row = response.token_ids[:longest], correct and ended, ended, len(request.prefix)
+            rollouts[question].append(row)
+        for question, rows in rollouts.items():
+            question.index.append(*zip(*rows, strict=True))
 
 
 def _choose_paths(question: Question, cfg: Mapping[str, Any]) -> None:
     """Draw the paths of a question: correct and incorrect rollouts, evenly (the paper does not say
     how; ours), preferring those that ended by themselves, none twice."""
-    records = question.index.records
-    right = records["correct"].astype(bool)
+    index = question.index
+    right = index.records["correct"].astype(bool)
     kinds = {"correct": right, "incorrect": ~right}
-    lacking = [name for name, kind in kinds.items() if not kind.any()]
-    if lacking:
-        question.reason = f"none of {len(records)} rollouts is {lacking[0]}"
-        return
+
+    def rank(number: int) -> tuple[bool, bytes]:
+        key = f"{cfg['seed']}/{question.id}/{number}"
+        return not index.records["finished"][number], hashlib.sha256(key.encode()).digest()
+
     for name, kind in kinds.items():
-        order = sorted(
-            np.flatnonzero(kind).tolist(),
-            key=lambda n: (not records["finished"][n], _rank(cfg["seed"], question.id, n)),
-        )
-        seen: set[bytes] = set()
-        for number in order:
-            tokens = question.index.rollout(number).tobytes()
-            if len(seen) < cfg[f"{name}_paths"] and tokens not in seen:
-                seen.add(tokens)
-                question.numbers.append(number)
-    question.index.add_paths([question.index.rollout(n).tolist() for n in question.numbers])
-
-
-def _rank(seed: int, id: str, number: int) -> bytes:
-    return hashlib.sha256(f"{seed}/{id}/{number}".encode()).digest()
+        if not kind.any():
+            question.reason = f"none of {len(right)} rollouts is {name}"
+            return
+    for name, kind in kinds.items():
+        distinct: dict[bytes, int] = {}
+        for number in sorted(np.flatnonzero(kind).tolist(), key=rank):
+            distinct.setdefault(index.rollout(number).tobytes(), number)
+        question.numbers += [*distinct.values()][: cfg[f"{name}_paths"]]
+    index.add_paths([index.rollout(number).tolist() for number in question.numbers])
 
 
 def _chosen(
@@ -183,6 +159,9 @@ def _chosen(
     the teacher, the question (where it is one) and the reason."""
     chosen: dict[str, Picks] = {}
     left_out: list[Row] = []
+    limits = [
+        cfg[name] for name in ("top_gradient", "top_difference", "first_window", "window_growth")
+    ]
     for teacher in cfg["teachers"]:
         name = teacher["name"]
         picks = chosen[name] = {}
@@ -199,26 +178,17 @@ def _chosen(
                 row = {"teacher": name, "prompt_id": question.id, "reason": str(prompt)}
                 left_out.append(row)
                 continue
-            picks[question.id] = {
-                path: targeting.choose(
-                    compare(
-                        pair, question.prompt, prompt, tokens.tolist(), tau=cfg["tau"]
-                    ).candidates,
-                    len(tokens),
-                    cfg["top_gradient"],
-                    cfg["top_difference"],
-                    cfg["first_window"],
-                    cfg["window_growth"],
-                )
-                for path, tokens in enumerate(question.index.paths)
-            }
+            of_paths = picks[question.id] = {}
+            for path, tokens in enumerate(question.index.paths):
+                read = compare(pair, question.prompt, prompt, tokens.tolist(), tau=cfg["tau"])
+                of_paths[path] = targeting.choose(read.candidates, len(tokens), *limits)
         del pair
     return chosen, left_out
 
 
 def teacher_prompts(
     cfg: Mapping[str, Any],
-    teacher: Teacher,
+    teacher: Mapping[str, Any],
     inputs: Mapping[str, Path],
     rows: Sequence[Row],
 ) -> dict[str, list[int] | LeftOut]:
@@ -280,11 +250,8 @@ def _write_tables(out: Path, questions: Sequence[Question], counts: Counts) -> l
                     "token_ids": question.index.paths[path].tolist(),
                 }
             )
-            taken = question.index.children(path, counts)
-            children += [
-                {**at, **dict(zip(taken._fields, child, strict=True))}
-                for child in zip(*map(np.ndarray.tolist, taken), strict=True)
-            ]
+            taken = question.index.children(path, counts).rows()
+            children += [{**at, **dict(zip(Children._fields, row, strict=True))} for row in taken]
     tables.write(out / "questions.parquet", rows, schemas.QUESTIONS)
     tables.write(out / "paths.parquet", paths, schemas.PATHS)
     tables.write(out / "children.parquet", children, schemas.CHILDREN)

@@ -4,7 +4,7 @@ Rethinking OPD, section 6.1 (Fig. 11b): the accuracy of the teacher's continuati
 student's, on the same rollouts, by the length of what was the student's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from opd.models.checkpoints import load_tokenizer
 from opd.models.prompts import read_prompts
 from opd.models.sampling import Request, Sampler
 from opd.models.transformers_engine import cut
-from opd.probes.rollouts import Rollout, Row, continued, counted, read_rollouts, right, tokens
+from opd.probes.rollouts import Row, continued, counted, read_rollouts, right, tokens
 from opd.probes.schemas import CONTINUATIONS
 from opd.stats import draws
 
@@ -64,30 +64,37 @@ def advantages(
             "max_new_tokens",
             f"raise it above that (it is {most})",
         )
-    student, teacher = (load_tokenizer(inputs[name]) for name in (STUDENT, TEACHER))
-    pairing.require_same_tokenizer(student, teacher)
+    pairing.require_same_tokenizer(*(load_tokenizer(inputs[by]) for by in (STUDENT, TEACHER)))
     prompts, ids = read_prompts(inputs["prompts"]), [row["prompt_id"] for row in rollouts]
-    answers = {prompt["id"]: prompt["answer"] for prompt in prompts}
-    own = right(rollouts, prompts, cfg["grader"])
+    own = right(rollouts, prompts, cfg["grader"]).astype(np.float64)
     weights = draws.multiplicities(ids)
     read = tokens(cfg, rollouts, inputs[STUDENT])
     values: dict[str, draws.Value] = {}
     rows: list[Row] = []
     for prefix in cfg["prefixes"]:
-        shares = {STUDENT: own.astype(np.float64)}
+        shares = {STUDENT: own}
         for by in (TEACHER, STUDENT) if baseline == "resampled" else (TEACHER,):
-            kwargs = pairing.teacher_kwargs(cfg)
-            if by == STUDENT:
-                kwargs = cfg.get("chat_template_kwargs") or {}
-            left = cfg["max_new_tokens"] - prefix
-            settings = {**cfg, "max_new_tokens": left, "chat_template_kwargs": kwargs}
+            settings = {**cfg, "max_new_tokens": most - prefix}
+            if by == TEACHER:
+                settings["chat_template_kwargs"] = pairing.teacher_kwargs(cfg)
             sampler = Sampler(inputs[by], settings, cache)
-            asked = [
-                request
-                for row, rollout in zip(rollouts, read, strict=True)
-                for request in _requests(sampler, by, prefix, row, rollout, cfg.get("samples", 1))
-            ]
-            made, graded = continued(sampler, asked, answers, cfg["grader"])
+            asked: list[tuple[Row, Request]] = []
+            for row, rollout in zip(rollouts, read, strict=True):
+                prompt = rollout.teacher_prompt if by == TEACHER else rollout.prompt
+                # A token that ends the turn of this model only ends it here.
+                begun, _ = cut(rollout.response[:prefix], sampler.stops)
+                # A name of its own: the student would else repeat its rollout where seeds agree.
+                name = f"{row['prompt_id']}, rollout {row['sample']}"
+                known = {
+                    "id": row["prompt_id"],
+                    "sample": row["sample"],
+                    "prefix": prefix,
+                    "by": by,
+                }
+                for sample in range(cfg.get("samples", 1)):
+                    request = Request(name, prompt, sample, begun)
+                    asked.append(({**known, "continuation": sample}, request))
+            made, graded = continued(sampler, asked, prompts, cfg["grader"])
             verdicts = np.array([correct for _, correct in graded], dtype=np.float64)
             shares[by] = verdicts.reshape(len(rollouts), -1).mean(axis=1)
             rows += made
@@ -96,17 +103,3 @@ def advantages(
         values |= {f"{by}_{prefix}": value for by, value in share_of.items()}
     values["n"] = draws.total(np.ones(len(rollouts)), weights)
     return values, rows
-
-
-def _requests(
-    sampler: Sampler, by: str, prefix: int, row: Row, rollout: Rollout, samples: int
-) -> Iterator[tuple[Row, Request]]:
-    """Requests to go on from the first tokens of one rollout, with what their rows begin with."""
-    prompt = rollout.teacher_prompt if by == TEACHER else rollout.prompt
-    # A name of its own: the student would else repeat its rollout where the seeds agree.
-    name = f"{row['prompt_id']}, rollout {row['sample']}"
-    # A token that ends the turn of this model only ends it here.
-    begun, _ = cut(rollout.response[:prefix], sampler.stops)
-    known = {"id": row["prompt_id"], "sample": row["sample"], "prefix": prefix, "by": by}
-    for sample in range(samples):
-        yield {**known, "continuation": sample}, Request(name, prompt, sample, begun)

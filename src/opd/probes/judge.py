@@ -6,7 +6,7 @@ Whatever else a judge says is no verdict: it is counted, and scored as nothing.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from opd.core import tables
 from opd.core.errors import UserError
 from opd.models.prompts import prompts_of, read_prompts
 from opd.models.sampling import Request, Sampler
-from opd.probes.rollouts import Row, counted, read_rollouts
+from opd.probes.rollouts import counted, read_rollouts
 from opd.probes.schemas import VERDICTS
 from opd.stats import draws
 
@@ -92,7 +92,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
             for row, prompt in zip(rollouts, prompts, strict=True)
         ]
     else:
-        replies = _replies(cfg, rollouts, prompts, inputs["judge"], cache)
+        sampler = Sampler(inputs["judge"], {**cfg, "temperature": 0.0}, cache)
+        ids = [f"{row['prompt_id']}, response {row['sample']}" for row in rollouts]
+        texts = [
+            asked(cfg.get("template", QUESTION), cfg["rules"], prompt["question"], row["response"])
+            for row, prompt in zip(rollouts, prompts, strict=True)
+        ]
+        requests = map(Request, ids, sampler.tokenize(texts, ids))
+        replies = [response.text for response in sampler.sample([*requests])]
         verdicts = [verdict(reply) for reply in replies]
     if all(passed is None for passed in verdicts):
         reason = "no label is known" if keywords else f"the first reply reads {replies[0][:60]!r}"
@@ -105,13 +112,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
         )
     values = summarise([row["prompt_id"] for row in rollouts], verdicts)
     rows = [
-        {
-            "id": row["prompt_id"],
-            "sample": row["sample"],
-            "response": row["response"],
-            "reply": reply,
-            "passed": passed,
-        }
+        {**row, "id": row["prompt_id"], "reply": reply, "passed": passed}
         for row, reply, passed in zip(rollouts, replies, verdicts, strict=True)
     ]
     tables.write(out / "verdicts.parquet", rows, VERDICTS)
@@ -131,26 +132,3 @@ def summarise(prompts: Sequence[str], verdicts: Sequence[bool | None]) -> dict[s
         "n_unjudged": draws.total(~judged, weights),
         "n": draws.total(np.ones(len(prompts)), weights),
     }
-
-
-def _replies(
-    cfg: Mapping[str, Any],
-    rollouts: Sequence[Row],
-    prompts: Sequence[Row],
-    judge: Path,
-    cache: Path,
-) -> list[str]:
-    """What the judge says of each rollout, which answers the prompt at its place."""
-    sampler = Sampler(judge, {**cfg, "temperature": 0.0}, cache)
-    template = cfg.get("template", QUESTION)
-    ids = [f"{row['prompt_id']}, response {row['sample']}" for row in rollouts]
-    texts = [
-        asked(template, cfg["rules"], prompt["question"], row["response"])
-        for row, prompt in zip(rollouts, prompts, strict=True)
-    ]
-    requests = [
-        Request(id, tokens) for id, tokens in zip(ids, sampler.tokenize(texts, ids), strict=True)
-    ]
-    replies = [response.text for response in sampler.sample(requests)]
-    sampler.stop()
-    return replies

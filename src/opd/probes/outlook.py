@@ -3,27 +3,25 @@
 The paper (Rethinking OPD) gives no thresholds and no forecast. The rules and their limits are ours.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from opd.core.code import package_file
 from opd.core.markdown import render
 
-Outlook = Literal["likely to help", "unlikely to help", "likely to harm", "unclear"]
 Indicators = Mapping[str, Mapping[str, Any]]  # name -> value, low, high, n
 
 # Our limits. Mass of either model on the tokens that are in both top k sets, in the paper's two
 # DeepSeek pairs 0.97 to 0.99: below FOREIGN the models hardly speak the same language, from
 # FAMILIAR on they do. An advantage below USABLE is none. Below LITTLE_NATS per token the teacher
 # asks for what the student does already.
-FOREIGN, FAMILIAR = 0.8, 0.9
-USABLE = 0.05
-LITTLE_NATS = 0.01
-CUT_OFF = 0.3
+LIMITS = {"FOREIGN": 0.8, "FAMILIAR": 0.9, "USABLE": 0.05, "LITTLE_NATS": 0.01, "CUT_OFF": 0.3}
 
 
-def outlook(values: Indicators) -> tuple[Outlook, str]:
-    """What to expect of a run, and why: the first rule that fits.
+def outlook(values: Indicators) -> tuple[str, str]:
+    """What to expect of a run, and why: the first rule of ``outlook.jinja`` that fits.
 
     1. likely to harm: the teacher's share right, or the advantage of its continuations at the
        least depth, is below the student's (interval below zero). It will be imitated all the same.
@@ -37,105 +35,35 @@ def outlook(values: Indicators) -> tuple[Outlook, str]:
 
     values: ``draws.summary`` of what ``preflight.run`` measured.
     """
-    shallow, mass = _shallow(values), _shared_mass(values)
-    kl = values["kl_nats"]["value"]
-    worse = {
-        "it solves fewer of these prompts than the student": values.get("share_difference"),
-        "it does worse than the student from the student's own first tokens": shallow,
-    }
-    for reason, difference in worse.items():
-        if difference is not None and difference["high"] < 0:
-            because = f"The student will come to be like the teacher, which is worse: {reason}."
-            return "likely to harm", because
-    if kl < LITTLE_NATS:
-        return (
-            "unlikely to help",
-            f"The teacher asks for what the student does already (KL {kl:.4f} nats a token).",
-        )
-    if mass < FOREIGN:
-        return (
-            "unlikely to help",
-            f"The two share few tokens (mass {mass:.2f}): the teacher judges texts that are "
-            "foreign to it, and what it prefers the student never samples.",
-        )
-    if shallow is None:
-        return (
-            "unclear",
-            "Whether the teacher knows anything new is not measured: that takes a grader, and "
-            "rollouts of different lengths.",
-        )
-    if shallow["high"] < USABLE:
-        return (
-            "unlikely to help",
-            "From the student's own first tokens the teacher does no better than the student: it "
-            "has nothing new to teach on these prompts.",
-        )
-    if shallow["low"] <= 0:
-        return (
-            "unclear",
-            "Whether the teacher does better than the student cannot be told from so few.",
-        )
-    auroc = values.get("auroc")
-    if auroc and auroc["value"] is not None and auroc["low"] <= 0.5:
-        return (
-            "unclear",
-            "The teacher does better than the student from its first tokens, but its reward does "
-            "not tell right rollouts from wrong ones.",
-        )
-    if mass < FAMILIAR:
-        return (
-            "unclear",
-            f"The teacher knows something new, but the two share only part of their tokens (mass "
-            f"{mass:.2f}).",
-        )
-    return (
-        "likely to help",
-        "The teacher does better than the student from the student's own first tokens, and the "
-        "two share the tokens that it can say so with.",
+    expected, _, because = _rendered(package_file(__file__, "outlook.jinja"), values).partition(
+        ": "
     )
+    return " ".join(expected.split()), " ".join(because.split())
 
 
 def advice(report: Mapping[str, Any]) -> list[str]:
     """What the paper would try next, for a report's indicators."""
-    values = report["values"]
-    shallow, fall = _shallow(values), values.get("advantage_fall")
-    mass = _shared_mass(values)
-    thinking = report["thinking"]
-    advised = []
-    if thinking["student"] != thinking["teacher"]:
-        advised.append(
-            f"Give both the same thinking mode (it is {thinking['student']} for the student, "
-            f"{thinking['teacher']} for the teacher); training refuses such a pair."
-        )
-    if report["templates"]["differing"]:
-        advised.append(
-            "Ask in the teacher's own format: a template like the one it was trained with brought "
-            "the recovered part of its lead from about 80 % to about 85 % (section 5.2)."
-        )
-    if mass < FAMILIAR:
-        advised.append(
-            "Cold start: fine-tune the student on responses of the teacher first. It starts at a "
-            "higher overlap and trains smoothly then (section 5.1)."
-        )
-    if (shallow and shallow["high"] < USABLE) or values["kl_nats"]["value"] < LITTLE_NATS:
-        advised.append(
-            "Take a teacher with new knowledge, not merely a larger one of the same pipeline: "
-            "after one that was trained further with RL a student had recovered 16.9 % of the gap, "
-            "not 5.3 %, and 58.6 %, not 15.6 % (section 3.2)."
-        )
-    if fall and fall["low"] is not None and fall["low"] > 0:
-        advised.append(
-            "Keep responses short: the teacher's advantage fades with depth. Of 0.5K to 15K tokens "
-            "3K and 7K were best, and 10K and more collapsed late (section 6.1)."
-        )
-    if values["truncation_ratio"]["value"] > CUT_OFF:
-        advised.append(
-            f"Allow longer responses here: {_percent(values['truncation_ratio'])} of the "
-            "student's were cut off, and cannot be right."
-        )
-    if shallow and shallow["low"] <= 0 and shallow["high"] >= USABLE:
-        advised.append("Measure more prompts (--n) or samples (--samples): the intervals are wide.")
-    return advised
+    text = _rendered(package_file(__file__, "advice.jinja"), **report)
+    return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
+
+
+def _rendered(template: Path, values: Indicators, **report: Any) -> str:
+    """The text that a template makes of the indicators and of what else a report says."""
+    low, high = _advantage(values)
+    return render(
+        template,
+        **{**report, **LIMITS},
+        values=values,
+        kl=values["kl_nats"]["value"],
+        mass=min(values[f"overlap_mass_{who}"]["value"] for who in ("student", "teacher")),
+        measured=not math.isnan(low),
+        low=low,
+        high=high,
+        share_high=_bounds(values, "share_difference")[1],
+        auroc_low=_bounds(values, "auroc")[0],
+        fall_low=_bounds(values, "advantage_fall")[0],
+        percent=_percent,
+    )
 
 
 # Indicator, how it is called, what the paper says of its successful and of its failing pair.
@@ -153,8 +81,6 @@ _PAPER: tuple[tuple[str, str, str, str], ...] = (
     ("share_difference", "  difference", "", ""),
 )
 _REWARD = ("auroc", "AUROC of the reward", "0.73", "0.75")
-
-
 # The paper's advantages at the four depths.
 _ADVANTAGES = ("+0.37 (1K)", "+0.27 (4K)", "+0.15 (8K)", "+0.02 (16K)")
 
@@ -163,12 +89,10 @@ def reported(measured: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """The measured indicators with outlook, reason and advice, and the same as Markdown."""
     expected, because = outlook(measured["values"])
     report = {**measured, "outlook": expected, "because": because, "next": advice(measured)}
-    limits = {"FOREIGN": FOREIGN, "FAMILIAR": FAMILIAR, "USABLE": USABLE}
     text = render(
         package_file(__file__, "preflight.md.jinja"),
         **report,
-        **limits,
-        LITTLE_NATS=LITTLE_NATS,
+        **LIMITS,
         indicators=_indicator_rows(report),
         percent=_percent,
         repr=repr,
@@ -176,14 +100,17 @@ def reported(measured: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return report, text
 
 
-def _shallow(values: Indicators) -> Mapping[str, Any] | None:
-    """The advantage at the least depth that was measured."""
-    names = (f"advantage_depth{i + 1}" for i in range(len(_ADVANTAGES)))
-    return next((values[name] for name in names if name in values), None)
+def _bounds(values: Indicators, name: str) -> tuple[float, float]:
+    """The interval of an indicator; NaN, which is neither above nor below a limit, without one."""
+    value = values.get(name, {})
+    low, high = value.get("low"), value.get("high")
+    return (math.nan, math.nan) if low is None or high is None else (low, high)
 
 
-def _shared_mass(values: Indicators) -> float:
-    return float(min(values[f"overlap_mass_{who}"]["value"] for who in ("student", "teacher")))
+def _advantage(values: Indicators) -> tuple[float, float]:
+    """The interval of the advantage at the least depth that was measured."""
+    names = [f"advantage_depth{i + 1}" for i in range(len(_ADVANTAGES))]
+    return _bounds(values, next((name for name in names if name in values), names[0]))
 
 
 def _indicator_rows(report: Mapping[str, Any]) -> list[list[str]]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from opd.core import tables
 from opd.losses import metrics
@@ -54,10 +55,21 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     correct = right(rollouts, read_prompts(inputs["prompts"]), grader) if grader else None
     values, rows = summarise(cfg, rollouts, measured, correct)
     tables.write(out / "metrics.parquet", rows, METRICS)
-    tables.write(out / "rollouts.parquet", rollout_rows(rollouts, measured, correct), ROLLOUTS)
+    rewards = [
+        {
+            "id": row["prompt_id"],
+            "sample": row["sample"],
+            "tokens": len(row["token_ids"]),
+            "reward_nats": float(measured.rewards[i]),
+            "correct": None if correct is None else bool(correct[i]),
+        }
+        for i, row in enumerate(rollouts)
+    ]
+    tables.write(out / "rollouts.parquet", rewards, ROLLOUTS)
     return draws.write(out, values, counted(rollouts)) | {"rollouts": len(rollouts)}
 
 
+@torch.no_grad()
 def measure(
     cfg: Mapping[str, Any], rollouts: Sequence[Rollout], inputs: Mapping[str, Path]
 ) -> Measurements:
@@ -90,14 +102,14 @@ def measure(
         ids, mask = _padded([rollout.response for rollout in batch], device)
         repeated = metrics.repeats(ids, mask)
         hidden = (
-            _hidden(pair.student, [rollout.prompt for rollout in batch], batch, device),
-            _hidden(pair.teacher, [rollout.teacher_prompt for rollout in batch], batch, device),
+            _hidden(pair.student, [(r.prompt, r.response) for r in batch], device),
+            _hidden(pair.teacher, [(r.teacher_prompt, r.response) for r in batch], device),
         )
-        kept = mask != 0
-        row = numbers.unsqueeze(1).expand_as(ids)[kept]
-        position = torch.arange(ids.shape[1], device=device).expand_as(ids)[kept]
+        filled = mask != 0
+        row = numbers.unsqueeze(1).expand_as(ids)[filled]
+        position = torch.arange(ids.shape[1], device=device).expand_as(ids)[filled]
         for part, states in metrics.in_parts(
-            hidden, pair.heads, temperatures, ids[kept], repeated[kept], cfg["metrics_k"]
+            hidden, pair.heads, temperatures, ids[filled], repeated[filled], cfg["metrics_k"]
         ):
             by_rollout[:, : len(metrics.STATE)] += metrics.binned(
                 states, row[part], 1, len(rollouts)
@@ -120,28 +132,23 @@ def measure(
 
 def _padded(rows: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor]:
     """Token ids [B, T] with padding behind, and a mask with ones on what counts."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return ids, mask
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+    return ids.to(device), mask.to(device)
 
 
-@torch.no_grad()
 def _hidden(
-    model: Any, prompts: Sequence[Sequence[int]], batch: Sequence[Rollout], device: str
+    model: Any, batch: Sequence[tuple[Sequence[int], Sequence[int]]], device: str
 ) -> Tensor:
-    """Last hidden states [N, H] that predict the response tokens, one rollout after the other."""
-    ids, mask = _padded(
-        [[*prompt, *rollout.response] for prompt, rollout in zip(prompts, batch, strict=True)],
-        device,
-    )
+    """Last hidden states [N, H] that predict the tokens of responses to prompts (token ids of
+    each), one rollout after the other."""
+    ids, mask = _padded([[*prompt, *response] for prompt, response in batch], device)
     states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    return torch.cat(
-        [
-            row[len(prompt) - 1 : len(prompt) - 1 + len(rollout.response)]
-            for row, prompt, rollout in zip(states, prompts, batch, strict=True)
-        ]
-    )
+    of_responses = [
+        row[len(prompt) - 1 : len(prompt) - 1 + len(response)]
+        for row, (prompt, response) in zip(states, batch, strict=True)
+    ]
+    return torch.cat(of_responses)
 
 
 def summarise(
@@ -194,20 +201,4 @@ def summarise(
     return values, [
         {"step": 0, "name": name, "position": position, "value": value}
         for name, position, value in rows
-    ]
-
-
-def rollout_rows(
-    rollouts: Sequence[Row], measured: Measurements, correct: Array | None
-) -> list[Row]:
-    """Rows of ROLLOUTS."""
-    return [
-        {
-            "id": row["prompt_id"],
-            "sample": row["sample"],
-            "tokens": len(row["token_ids"]),
-            "reward_nats": float(reward),
-            "correct": None if correct is None else bool(correct[i]),
-        }
-        for i, (row, reward) in enumerate(zip(rollouts, measured.rewards, strict=True))
     ]

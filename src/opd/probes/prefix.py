@@ -61,55 +61,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     if not 0 <= shares[0] <= shares[1] <= 1:
         raise UserError(f"got {list(shares)}", "shares", "give [least, most], between 0 and 1")
     rollouts = read_rollouts(inputs["generations"])
-    asked = Counter(row["prompt_id"] for row in rollouts)
-    for id, times in asked.items():
-        if times > 1:
-            raise UserError(
-                f"prompt '{id}' has {times} rollouts",
-                "generations",
-                "take some with samples: 1: McNemar's test is of one pair a question",
-            )
-    rows, graded = _asked_twice(cfg, rollouts, inputs, shares, cache)
-    values = summarise([row["prompt_id"] for row in rollouts], graded)
-    kept = [row["prefix"] for row in rows if row["prefix"]]
-    values["prefix_tokens"] = draws.Value(float(np.sum(kept)) / len(rollouts), None, len(rollouts))
-    tables.write(out / "continuations.parquet", rows, CONTINUATIONS)
-    return draws.write(out, values, counted(rollouts))
-
-
-def summarise(
-    prompts: Sequence[str], graded: Mapping[str, Sequence[Graded]]
-) -> dict[str, draws.Value]:
-    """Values of ``run`` but prefix_tokens, from how responses alone and after a prefix are graded
-    [N]; prompts [N] are ids."""
-    weights = draws.multiplicities(prompts)
-    right = {arm: np.array([correct for _, correct in of]) for arm, of in graded.items()}
-    values = {f"accuracy_{arm}": draws.share(right[arm], prompts, weights) for arm in graded}
-    values["lost"] = draws.difference(values["accuracy_alone"], values["accuracy_prefix"])
-    for arm, of in graded.items():
-        answered = [extracted is not None for extracted, _ in of]
-        values[f"format_{arm}"] = draws.share(answered, prompts, weights)
-    outcomes = {arm: {"right": right[arm], "wrong": ~right[arm]} for arm in graded}
-    for before, alone in outcomes[ALONE].items():
-        for after, prefixed in outcomes[PREFIX].items():
-            values[f"{before}_{after}"] = draws.total(alone & prefixed, weights)
-    values["net"] = draws.difference(values["right_wrong"], values["wrong_right"])
-    changed = (int(values[name].value or 0) for name in ("right_wrong", "wrong_right"))
-    values["mcnemar_p"] = draws.Value(mcnemar(*changed), None, len(prompts))
-    values["n"] = draws.total(np.ones(len(prompts)), weights)
-    return values
-
-
-def _asked_twice(
-    cfg: Mapping[str, Any],
-    rollouts: Sequence[Row],
-    inputs: Mapping[str, Path],
-    shares: Sequence[float],
-    cache: Path,
-) -> tuple[list[Row], dict[str, list[Graded]]]:
-    """Rows of CONTINUATIONS, and how the responses of either arm are graded [N]."""
-    student, teacher = (load_tokenizer(inputs[name]) for name in ("student", "teacher"))
-    pairing.require_same_tokenizer(student, teacher)
+    id, times = Counter(row["prompt_id"] for row in rollouts).most_common(1)[0]
+    if times > 1:
+        raise UserError(
+            f"prompt '{id}' has {times} rollouts",
+            "generations",
+            "take some with samples: 1: McNemar's test is of one pair a question",
+        )
+    pairing.require_same_tokenizer(*(load_tokenizer(inputs[n]) for n in ("student", "teacher")))
     prompts = prompts_of(rollouts, read_prompts(inputs["prompts"]))
     settings = {**cfg, "chat_template_kwargs": pairing.teacher_kwargs(cfg)}
     sampler = Sampler(inputs["teacher"], settings, cache)
@@ -124,6 +83,33 @@ def _asked_twice(
             known = {"id": id, "sample": sample, "prefix": kept, "by": "teacher", "continuation": 0}
             request = Request(f"{id}, {arm}", rollout.teacher_prompt, sample, begun)
             asked.append((known, request))
-    answers = {prompt["id"]: prompt["answer"] for prompt in prompts}
-    rows, graded = continued(sampler, asked, answers, cfg["grader"])
-    return rows, {ALONE: graded[: len(rollouts)], PREFIX: graded[len(rollouts) :]}
+    rows, graded = continued(sampler, asked, prompts, cfg["grader"])
+    by_arm = {ALONE: graded[: len(rollouts)], PREFIX: graded[len(rollouts) :]}
+    values = summarise([row["prompt_id"] for row in rollouts], by_arm)
+    lengths = sum(row["prefix"] for row in rows)
+    values["prefix_tokens"] = draws.Value(lengths / len(rollouts), None, len(rollouts))
+    tables.write(out / "continuations.parquet", rows, CONTINUATIONS)
+    return draws.write(out, values, counted(rollouts))
+
+
+def summarise(
+    prompts: Sequence[str], graded: Mapping[str, Sequence[Graded]]
+) -> dict[str, draws.Value]:
+    """Values of ``run`` but prefix_tokens, from how responses alone and after a prefix are graded
+    [N]; prompts [N] are ids."""
+    weights = draws.multiplicities(prompts)
+    right = {arm: np.array([correct for _, correct in both]) for arm, both in graded.items()}
+    values = {f"accuracy_{arm}": draws.share(right[arm], prompts, weights) for arm in graded}
+    values["lost"] = draws.difference(values["accuracy_alone"], values["accuracy_prefix"])
+    for arm, both in graded.items():
+        answered = [extracted is not None for extracted, _ in both]
+        values[f"format_{arm}"] = draws.share(answered, prompts, weights)
+    outcomes = {arm: {"right": right[arm], "wrong": ~right[arm]} for arm in graded}
+    for before, alone in outcomes[ALONE].items():
+        for after, prefixed in outcomes[PREFIX].items():
+            values[f"{before}_{after}"] = draws.total(alone & prefixed, weights)
+    values["net"] = draws.difference(values["right_wrong"], values["wrong_right"])
+    changed = (int(values[name].value or 0) for name in ("right_wrong", "wrong_right"))
+    values["mcnemar_p"] = draws.Value(mcnemar(*changed), None, len(prompts))
+    values["n"] = draws.total(np.ones(len(prompts)), weights)
+    return values

@@ -47,8 +47,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     where tokenizers or vocabularies differ and where there is no prompt.
     """
     prompts = read_prompts(inputs["prompts"], cfg.get("n", 48))
-    _check(prompts, cfg, inputs["prompts"])
     grader = cfg.get("grader")
+    if grader:
+        require_answers(prompts, grader, inputs["prompts"])
     models = _compared(cfg, inputs, prompts)
     rollouts = _answered(cfg, inputs["student"], prompts, cache)
     # One bin: where in a response it is, is not asked here.
@@ -60,9 +61,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     depths: list[Row] = []
     if grader and correct is not None:
         kwargs = pairing.teacher_kwargs(cfg)
-        answered = _answered(
-            {**cfg, "chat_template_kwargs": kwargs}, inputs["teacher"], prompts, cache
-        )
+        of_teacher = {**cfg, "chat_template_kwargs": kwargs}
+        answered = _answered(of_teacher, inputs["teacher"], prompts, cache)
         values |= _shares(rollouts, correct, right(answered, prompts, grader))
         advantages, depths = _by_depth(cfg, rollouts, inputs, cache)
         values |= advantages
@@ -85,11 +85,9 @@ def preflight(
     fit.
     """
     transformers.utils.logging.disable_progress_bar()
-    for folder in (student, teacher):
-        if not folder.is_dir():
-            raise UserError("no such folder", str(folder), "give the folder of a model")
-    rows = read_questions(prompts, cfg.get("n", 48))
-    _check(rows, cfg, prompts)  # before they stand in a file that the user has never seen
+    require_folders(student, teacher)
+    # Checked before they stand in a file that the user has never seen.
+    rows = read_questions(prompts, cfg.get("n", 48), cfg.get("grader"))
     with tempfile.TemporaryDirectory(prefix="opd-preflight-") as temporary:
         work = Path(temporary)
         tables.write(work / "prompts.parquet", rows, PROMPTS)
@@ -100,27 +98,35 @@ def preflight(
         return (made / "preflight.md").read_text(encoding="utf-8")
 
 
-def _check(prompts: Sequence[Row], cfg: Mapping[str, Any], path: Path) -> None:
+def require_folders(*models: Path) -> None:
+    """Raise ``UserError`` for a folder that is not there."""
+    for folder in models:
+        if not folder.is_dir():
+            raise UserError("no such folder", str(folder), "give the folder of a model")
+
+
+def require_answers(prompts: Sequence[Row], grader: str, path: Path) -> None:
     """Raise ``UserError`` for a grader that is unknown or has nothing to hold answers to, before
     anything is sampled."""
-    if not cfg.get("grader"):
-        return
-    grader_named(cfg["grader"])
+    grader_named(grader)
     for row in prompts:
         if not row["answer"]:
-            where, remedy = f"{path}: prompt '{row['id']}'", "leave the grader out, or add it"
+            where, remedy = f"{path}: prompt '{row['id']}'", "add it, or leave this prompt out"
             raise UserError("it has no answer", where, remedy)
 
 
-def read_questions(path: Path, n: int | None = None) -> list[Row]:
+def read_questions(path: Path, n: int | None = None, grader: str | None = None) -> list[Row]:
     """The first n rows of PROMPTS from such a table, its folder, or lines of JSON with question,
-    answer and prompt. Raises ``UserError`` for what is none, and where there is none."""
+    answer and prompt. Raises ``UserError`` for what is none, where there is none, and as
+    ``require_answers`` does where there is a grader."""
     if path.is_dir():
         path = path / "prompts.parquet"
     rows: list[Row]
     rows = tables.read(path, PROMPTS).to_pylist() if path.suffix == ".parquet" else _lines(path)
     if not rows:
         raise UserError("there are no prompts", str(path), "give a file that is not empty")
+    if grader:
+        require_answers(rows[:n], grader, path)
     return rows[:n]
 
 
@@ -171,34 +177,30 @@ def _compared(
         "student": cfg.get("chat_template_kwargs") or {},
         "teacher": pairing.teacher_kwargs(cfg),
     }
-    differing: list[dict[str, str]] = []
-    for row in prompts:
-        chat = [{"role": "user", "content": row["prompt"]}]
-        texts = {
-            who: str(
-                tokenizers[who].apply_chat_template(
-                    chat, add_generation_prompt=True, tokenize=False, **kwargs[who]
-                )
-            )
-            for who in BOTH
-        }
-        ids = [tokenizers[who](texts[who], add_special_tokens=False)["input_ids"] for who in BOTH]
-        if ids[0] != ids[1]:
-            differing.append(_around_difference(texts))
+    chats = [[{"role": "user", "content": row["prompt"]}] for row in prompts]
+    texts, ids = {}, {}
+    for who in BOTH:
+        texts[who] = tokenizers[who].apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=False, **kwargs[who]
+        )
+        ids[who] = tokenizers[who](texts[who], add_special_tokens=False)["input_ids"]
+    differing = [row for row, (a, b) in enumerate(zip(*ids.values(), strict=True)) if a != b]
+    first = differing and _around_difference(*(texts[who][differing[0]] for who in BOTH))
     return {
         **{who: str(inputs[who]) for who in BOTH},
         "tokens": len(tokenizers["student"]),
         "embedding_rows": rows,
-        "templates": {"differing": len(differing), "first": differing[0] if differing else None},
+        "templates": {"differing": len(differing), "first": first or None},
         "thinking": {who: pairing.thinking(tokenizers[who], kwargs[who]) for who in BOTH},
     }
 
 
-def _around_difference(texts: Mapping[str, str], context: int = 30) -> dict[str, str]:
+def _around_difference(student: str, teacher: str, context: int = 30) -> dict[str, str]:
     """What two texts hold from just before where they first differ."""
-    pairs = enumerate(zip(*texts.values(), strict=False))
-    at = next((i for i, (a, b) in pairs if a != b), min(map(len, texts.values())))
-    return {who: text[max(0, at - context) : at + context] for who, text in texts.items()}
+    characters = enumerate(zip(student, teacher, strict=False))
+    at = next((i for i, (a, b) in characters if a != b), min(len(student), len(teacher)))
+    part = slice(max(0, at - context), at + context)
+    return {"student": student[part], "teacher": teacher[part]}
 
 
 def _answered(
@@ -208,13 +210,13 @@ def _answered(
     GENERATIONS."""
     sampler = Sampler(model, cfg, cache)
     ids = [row["id"] for row in prompts]
-    read = sampler.tokenize([row["prompt"] for row in prompts], ids)
-    asked = [
+    token_ids = sampler.tokenize([row["prompt"] for row in prompts], ids)
+    requests = [
         (row, Request(row["id"], tokens, sample))
-        for row, tokens in zip(prompts, read, strict=True)
+        for row, tokens in zip(prompts, token_ids, strict=True)
         for sample in range(cfg.get("samples", 4))
     ]
-    responses = sampler.sample([request for _, request in asked])
+    responses = sampler.sample([request for _, request in requests])
     # The next engine needs the memory.
     sampler.stop()
     return [
@@ -226,7 +228,7 @@ def _answered(
             "token_ids": response.token_ids,
             "finish": response.finish,
         }
-        for (row, request), response in zip(asked, responses, strict=True)
+        for (row, request), response in zip(requests, responses, strict=True)
     ]
 
 
@@ -234,12 +236,12 @@ def _shares(rollouts: Sequence[Row], student: Array, teacher: Array) -> dict[str
     """Share right of both, on the same prompts."""
     prompts = [row["prompt_id"] for row in rollouts]
     weights = draws.multiplicities(prompts)
-    shares = {
-        "share_student": draws.share(student, prompts, weights),
-        "share_teacher": draws.share(teacher, prompts, weights),
+    of_student, of_teacher = (draws.share(right, prompts, weights) for right in (student, teacher))
+    return {
+        "share_student": of_student,
+        "share_teacher": of_teacher,
+        "share_difference": draws.difference(of_teacher, of_student),
     }
-    difference = draws.difference(shares["share_teacher"], shares["share_student"])
-    return {**shares, "share_difference": difference}
 
 
 def _by_depth(
@@ -255,11 +257,11 @@ def _by_depth(
         depths.setdefault(max(1, int(deepest * part)), i + 1)
     if deepest < 1:
         return {}, []
-    kept = [row for row in rollouts if len(row["token_ids"]) > deepest]
+    longer = [row for row in rollouts if len(row["token_ids"]) > deepest]
     settings = {**cfg, "prefixes": list(depths), "samples": 1, "baseline": "rollout"}
-    advantages, _ = continuation.advantages(settings, kept, inputs, cache)
+    advantages, _ = continuation.advantages(settings, longer, inputs, cache)
     rows: list[Row] = [
-        {"depth": i, "name": f"advantage_depth{i}", "prefix": prefix, "rollouts": len(kept)}
+        {"depth": i, "name": f"advantage_depth{i}", "prefix": prefix, "rollouts": len(longer)}
         for prefix, i in depths.items()
     ]
     values = {row["name"]: advantages[f"advantage_{row['prefix']}"] for row in rows}

@@ -33,10 +33,10 @@ def read_rollouts(payload: Path) -> list[Row]:
     """Rows of GENERATIONS that no rule rejected, in their order. Raises ``UserError`` for none."""
     path = payload / "generations.parquet"
     rows: list[Row] = tables.read(path, GENERATIONS).to_pylist()
-    kept = [row for row in rows if row["rejected"] is None and row["token_ids"]]
-    if not kept:
+    accepted = [row for row in rows if row["rejected"] is None and row["token_ids"]]
+    if not accepted:
         raise UserError("there is no rollout in it", str(path), "loosen the rules that reject them")
-    return kept
+    return accepted
 
 
 def counted(rollouts: Sequence[Row]) -> dict[str, int]:
@@ -76,19 +76,19 @@ def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> li
 def continued(
     sampler: Sampler,
     asked: Sequence[tuple[Row, Request]],
-    answers: Mapping[str, str],
+    prompts: Sequence[Row],
     grader: str,
 ) -> tuple[list[Row], list[Graded]]:
     """Rows of CONTINUATIONS, and how each response is graded.
 
-    asked: of every request the part of its row that is known before; answers: by prompt id. The
-    sampler lets go of its engine, as the next one needs the memory.
+    asked: of every request the part of its row that is known before. The sampler lets go of its
+    engine, as the next one needs the memory.
     """
     responses = sampler.sample([request for _, request in asked])
     sampler.stop()
-    answered = [answers[row["id"]] for row, _ in asked]
-    texts = [response.text for response in responses]
-    graded, _ = grade_all([*zip(texts, answered, strict=True)], grader)
+    answers = {prompt["id"]: prompt["answer"] for prompt in prompts}
+    answered = zip(responses, asked, strict=True)
+    graded, _ = grade_all([(made.text, answers[row["id"]]) for made, (row, _) in answered], grader)
     rows = [
         {
             **row,

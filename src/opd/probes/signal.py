@@ -1,7 +1,7 @@
 """The shape of a teacher's signal: log q - log p of a student's own tokens, by where in a response
 they stand and by whether the response is right (The Many Faces of OPD, Figs. 16 to 18 and 20)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from opd.probes import pair
 from opd.probes.rollouts import Row, counted, read_rollouts, right, tokens
 from opd.stats import draws
 from opd.stats.intervals import Array
+
+# What is measured of a token's log ratio.
+FORMS: dict[str, Callable[[Array], Array]] = {"log_ratio": np.asarray, "size": np.abs}
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def _informed(cfg: Mapping[str, Any], prompts: Sequence[Row], student: Path) -> 
     return [by_context[i % len(by_context)][i] for i in range(len(prompts))]
 
 
-def _which(correct: Array) -> dict[str, Array]:
+def _kinds(correct: Array) -> dict[str, Array]:
     return {"all": np.ones_like(correct), "correct": correct, "incorrect": ~correct}
 
 
@@ -70,27 +73,23 @@ def summarise(
 ) -> dict[str, draws.Value]:
     """Values of ``run`` but kl_nats, from the log ratios of each rollout's tokens."""
     weights = draws.multiplicities(prompts)
+    middles = [-(-len(of_tokens) // 2) for of_tokens in ratios]
+    parts = {
+        "": ratios,
+        "early_": [of_tokens[:m] for of_tokens, m in zip(ratios, middles, strict=True)],
+        "late_": [of_tokens[m:] for of_tokens, m in zip(ratios, middles, strict=True)],
+    }
     values: dict[str, draws.Value] = {}
-    for part in ("", "early_", "late_"):
-        halves = [_half(of_tokens, part) for of_tokens in ratios]
+    for part, halves in parts.items():
         counts = np.array([len(half) for half in halves])
-        sums = {
-            "log_ratio": np.array([half.sum() for half in halves]),
-            "size": np.array([np.abs(half).sum() for half in halves]),
-        }
-        for kind, which in _which(correct).items():
+        sums = {n: np.array([form(half).sum() for half in halves]) for n, form in FORMS.items()}
+        for kind, chosen in _kinds(correct).items():
             for name, total in sums.items():
-                values[f"{name}_{part}{kind}_nats"] = draws.mean(
-                    total * which, counts * which, weights
-                )
-    for kind in ("correct", "incorrect"):
-        values[f"n_{kind}"] = draws.total(_which(correct)[kind], weights)
+                mean = draws.mean(total * chosen, counts * chosen, weights)
+                values[f"{name}_{part}{kind}_nats"] = mean
+    values["n_correct"] = draws.total(correct, weights)
+    values["n_incorrect"] = draws.total(~correct, weights)
     return values
-
-
-def _half(ratios: Array, part: str) -> Array:
-    middle = -(-len(ratios) // 2)
-    return {"": ratios, "early_": ratios[:middle], "late_": ratios[middle:]}[part]
 
 
 def by_position(
@@ -99,19 +98,13 @@ def by_position(
     """Rows of METRICS: log_ratio_KIND_nats and size_KIND_nats over all positions and by bins of
     ``width`` tokens; what was counted nowhere is left out."""
     rows = []
-    for kind, which in _which(correct).items():
-        chosen = [of_tokens for of_tokens, kept in zip(ratios, which, strict=True) if kept]
-        for name, form in (("log_ratio", np.asarray), ("size", np.abs)):
+    for kind, chosen in _kinds(correct).items():
+        of_kind = [of_tokens for of_tokens, inside in zip(ratios, chosen, strict=True) if inside]
+        for name, form in FORMS.items():
             for start in (None, *range(0, longest, width)):
                 part = slice(None) if start is None else slice(start, start + width)
-                numbers = np.concatenate([[], *(form(of_tokens[part]) for of_tokens in chosen)])
+                numbers = np.concatenate([[], *(form(of_tokens[part]) for of_tokens in of_kind)])
                 if len(numbers):
-                    rows.append(
-                        {
-                            "step": 0,
-                            "name": f"{name}_{kind}_nats",
-                            "position": start,
-                            "value": float(numbers.mean()),
-                        }
-                    )
+                    row = {"step": 0, "name": f"{name}_{kind}_nats", "position": start}
+                    rows.append({**row, "value": float(numbers.mean())})
     return rows

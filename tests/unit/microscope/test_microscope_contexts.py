@@ -15,7 +15,6 @@ MMLU = (
 def test_the_papers_words() -> None:
     """Figs. 12 to 15, typed off anew."""
     assert contexts.SYSTEM == "You are a helpful assistant."
-    assert contexts.mmlu("What is it?", ["one", "two", "three", "four"]) == MMLU
     assert contexts.with_demonstrations(MMLU, ["It is B."]) == (
         MMLU + "\n\nThis is a correct response to the question:\n"
         '"""\nIt is B.\n"""\n\n'
@@ -40,11 +39,9 @@ def test_a_question_as_the_loaders_make_it_takes_the_papers_form() -> None:
     found = contexts.asked("boolq", "Water is wet.\nIt flows.\nQuestion: is water wet?", "")
     assert found.startswith("Water is wet.\nIt flows.\n\nis water wet?\n\nThe last line")
     with pytest.raises(UserError, match="no question of mmlu"):
-        contexts.asked("mmlu", "What is it?", "")
+        contexts.asked("mmlu", "What is it?\nA. one\nB. two\nC. three", "")
     with pytest.raises(UserError, match="unknown form 'gsm'"):
         contexts.asked("gsm", "What is it?", "")
-    with pytest.raises(UserError, match="3 choices"):
-        contexts.mmlu("?", ["a", "b", "c"])
 
 
 def test_a_teacher_without_its_demonstrations_is_not_asked() -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from opd.core.errors import UserError
 from opd.core.security import refuse_code
-from opd.microscope import path_index
 from opd.microscope.path_index import Counts, PathIndex
 
 Rollout = list[int]
@@ -33,8 +32,7 @@ def recount(
 
 
 def found(one: PathIndex, path: int, counts: Counts = "unforced") -> dict[Any, Any]:
-    columns = (column.tolist() for column in one.children(path, counts))
-    return {(d, t): (n, s) for d, t, n, s in zip(*columns, strict=True)}
+    return {(d, t): (n, s) for d, t, n, s in one.children(path, counts).rows()}
 
 
 ROLLOUTS = st.lists(
@@ -61,7 +59,7 @@ def test_counts_are_those_of_a_recount(
     one.append([r for r, _ in later], [c for _, c in later], prefix=forced)
     assert one.add_paths(paths[2:]) == [2]
     rollouts, correct = [r for r, _ in both], [c for _, c in both]
-    assert len(one) == len(both)
+    assert len(one.records) == len(both)
     for number, path in enumerate(paths):
         expected = recount(rollouts, correct, path, [0] * len(first) + forced)
         assert found(one, number) == expected
@@ -69,8 +67,7 @@ def test_counts_are_those_of_a_recount(
         assert found(one, number, "whole") == expected
 
 
-def test_long_rollouts_in_small_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(path_index, "CHUNK_TOKENS", 500)
+def test_long_rollouts_and_an_index_that_is_opened_again(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     trunk = rng.integers(0, 50, 700).tolist()
     rollouts = [
@@ -78,35 +75,22 @@ def test_long_rollouts_in_small_chunks(tmp_path: Path, monkeypatch: pytest.Monke
         for cut in rng.integers(0, 700, 120)
     ]
     correct = (rng.random(120) < 0.5).tolist()
-    one = PathIndex(tmp_path / "known")
+    one = PathIndex(tmp_path)
     paths = [rollouts[3], trunk, rollouts[7]]
     one.add_paths(paths)
-    for start in range(0, 120, 7):
+    for start in range(0, 60, 7):
         one.append(rollouts[start : start + 7], correct[start : start + 7])
-    other = PathIndex(tmp_path / "streamed")
-    other.append(rollouts, correct)
-    other.add_paths(paths)
-    for number, path in enumerate(paths):
-        assert found(one, number) == found(other, number) == recount(rollouts, correct, path)
-    assert [one.rollout(i).tolist() for i in range(120)] == rollouts
-
-
-def test_what_a_killed_process_left_is_cut_off(tmp_path: Path) -> None:
-    rollouts, correct = [[1, 2, 3], [1, 2], [1, 5, 6, 7]], [True, False, True]
-    PathIndex(tmp_path).append(rollouts, correct, [True, True, False], [0, 1, 0])
-    whole = (tmp_path / "tokens.i32").read_bytes()
-    (tmp_path / "tokens.i32").write_bytes(whole[:-3])  # within the last rollout's last token
-    one = PathIndex(tmp_path)
-    assert len(one) == 2
-    one.append([[1, 5, 9]], [False])
     again = PathIndex(tmp_path)
-    again.add_paths([[1, 5]])
-    assert found(again, 0) == {(0, 1): (3, 1), (1, 2): (2, 1), (1, 5): (1, 0)}
-    assert again.records["prefix"].tolist() == [0, 1, 0]
-    # Within a record: as if it had never been.
-    with (tmp_path / "rollouts.dat").open("ab") as file:
-        file.write(b"\1\0\0")
-    assert len(PathIndex(tmp_path)) == 3
+    assert len(again.records) == 63
+    again.append(rollouts[63:], correct[63:], prefix=np.arange(57))
+    again.add_paths(paths)
+    one.append(rollouts[63:], correct[63:], prefix=np.arange(57))
+    for number, path in enumerate(paths):
+        assert found(one, number) == found(again, number)
+        assert found(again, number, "whole") == recount(rollouts, correct, path)
+    assert [again.rollout(i).tolist() for i in range(120)] == rollouts
+    assert again.records["prefix"].tolist() == [0] * 63 + [*range(57)]
+    assert again.records["correct"].tolist() == correct
 
 
 def test_another_stage_may_read_it(tmp_path: Path) -> None:
@@ -119,7 +103,7 @@ def test_an_empty_rollout_is_refused_and_nothing_is_written(tmp_path: Path) -> N
     one = PathIndex(tmp_path)
     with pytest.raises(UserError, match="no token"):
         one.append([[1], []], [True, True])
-    assert len(one) == 0 and not (tmp_path / "tokens.i32").exists()
+    assert len(one.records) == 0 and not (tmp_path / "tokens.i32").exists()
     one.append([], [])
     one.add_paths([[4, 4]])
     assert found(one, 0) == {}

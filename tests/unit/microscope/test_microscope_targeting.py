@@ -14,11 +14,11 @@ Array = np.ndarray
 
 
 def test_windows_are_the_papers() -> None:
-    found = [(w.start + 1, w.stop) for w in windows(31_000)]  # counted from one
+    found = [(w.start + 1, w.stop) for w in windows(31_000, 50, 2.0)]  # counted from one
     assert found[:5] == [(1, 50), (51, 150), (151, 350), (351, 750), (751, 1550)]
     assert len(found) == 10 and found[-1][1] == 31_000
     assert [len(w) for w in windows(7, 2, 1.0)] == [2, 2, 2, 1]
-    assert list(windows(0)) == []
+    assert list(windows(0, 50, 2.0)) == []
 
 
 def candidates(rows: list[tuple[int, int, float, float, float]]) -> Candidates:
@@ -40,12 +40,12 @@ def test_both_rankings_in_every_window() -> None:
     np.testing.assert_allclose(
         targeting.divergence_weight(found)[:4], [0.185, 0.159, 0.555, 0.117], atol=1e-3
     )
-    assert choose(found, 4, 1, 0, first=2) == [(3, 6), (1, 7)]
-    assert choose(found, 4, 0, 1, first=2) == [(3, 6), (1, 9)]
-    assert choose(found, 4, 1, 1, first=2) == [(3, 6), (1, 9), (1, 7)]
-    assert choose(found, 4, 9, 9, first=50) == [(3, 6), (1, 9), (1, 7), (0, 8), (0, 7)]
+    assert choose(found, 4, 1, 0, 2, 2.0) == [(3, 6), (1, 7)]
+    assert choose(found, 4, 0, 1, 2, 2.0) == [(3, 6), (1, 9)]
+    assert choose(found, 4, 1, 1, 2, 2.0) == [(3, 6), (1, 9), (1, 7)]
+    assert choose(found, 4, 9, 9, 50, 2.0) == [(3, 6), (1, 9), (1, 7), (0, 8), (0, 7)]
     # Deeper candidates than the path are none of its windows'.
-    assert choose(found, 1, 9, 9) == [(0, 8), (0, 7)]
+    assert choose(found, 1, 9, 9, 50, 2.0) == [(0, 8), (0, 7)]
 
 
 def counted(rollouts: list[list[int]], paths: list[list[int]], folder: Path) -> list[Children]:
@@ -97,7 +97,7 @@ def test_targeted_sampling_alone_takes_nothing_beyond_the_least(
         index.append(made, np.zeros(len(made), dtype=bool), prefix=[len(prefix)] * len(made))
     for path, some in chosen.items():
         found = index.children(path, counts)
-        visits = {(d, t): n for d, t, n, _ in zip(*(c.tolist() for c in found), strict=True)}
+        visits = {(d, t): n for d, t, n, _ in found.rows()}
         assert all(visits[one] >= 12 for one in some)
     # What has enough is left alone: another teacher that picks the same asks for nothing.
     after = [index.children(i, counts) for i in range(3)]
