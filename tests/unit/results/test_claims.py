@@ -24,7 +24,7 @@ from opd.results.claim_spec import check, parse, quantities, read_claims, read_t
 from opd.results.claims import Side, bounded, equivalent, greater, judge, monotone, moves, worst
 from opd.results.estimate import Estimate
 from opd.results.labels import with_unit
-from opd.results.published import reach
+from opd.results.published import parse as printed
 from opd.results.quantity import read, unit_of
 from opd.stats.intervals import Interval, bootstrap
 
@@ -497,7 +497,7 @@ def test_a_row_says_what_no_test_tests(tmp_path: Path, inputs: dict[str, Path]) 
     ],
 )
 def test_what_a_printed_number_may_be(text: str, low: float, high: float) -> None:
-    assert reach(text) == pytest.approx((low, high))
+    assert printed(text).reach == pytest.approx((low, high))
 
 
 def test_one_seed_is_said_to_be_one(tmp_path: Path, inputs: dict[str, Path]) -> None:
