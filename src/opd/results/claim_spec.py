@@ -16,18 +16,18 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from opd.core.errors import UserError
-from opd.core.schema import Given, Strict, load_yaml, valid
+from opd.core.schema import Strict, load_yaml, valid
 from opd.core.text import suggestion
 from opd.results.quantity import METRIC, POINTS, Quantity, Written
 
 ARM = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$"
 NonNegative = Annotated[float, Field(ge=0)]
 Line = Annotated[str, Field(pattern=r"\S")]
+REMEDY = "mend the claim"
 
-TARGETS = (
-    *("id", "experiment_id", "figure_or_table", "student", "teacher", "metric", "benchmark"),
-    *("setting", "value", "confidence", "source"),
-)
+# Columns of the published rows: what one says and of what.
+ABOUT = ("student", "teacher", "metric", "benchmark", "setting", "value", "confidence", "source")
+TARGETS = ("id", "experiment_id", "figure_or_table", *ABOUT)
 
 
 class Pair(Strict):
@@ -205,7 +205,7 @@ def parse(claims: Sequence[Any]) -> list[Claim]:
     parsed = []
     for number, claim in enumerate(claims, 1):
         name = claim.get("id") if isinstance(claim, Mapping) else None
-        parsed.append(_valid(Claim, claim, f"claim {name or f'number {number}'}"))
+        parsed.append(valid(Claim, claim, f"claim {name or f'number {number}'}", REMEDY))
     return parsed
 
 
@@ -223,7 +223,7 @@ def check(
     """
     known, parsed = set(targets), parse(claims)
     ids = [claim.id for claim in parsed]
-    owners: dict[str, str] = {}
+    owners = {row: f"figure {name}" for name, rows in (figures or {}).items() for row in rows}
     for claim in parsed:
         where = f"claim {claim.id}"
         if ids.count(claim.id) > 1:
@@ -231,13 +231,9 @@ def check(
         for target in claim.targets():
             require(target, known, f"{where}.published")
             owners[target] = where
-    for name, rows in (figures or {}).items():
-        for target in rows:
-            require(target, known, f"figure {name}.published")
-            owners.setdefault(target, f"figure {name}")
     for number, given in enumerate(context, 1):
         where = f"context number {number}"
-        for target in _valid(Context, given, where).targets:
+        for target in valid(Context, given, where, REMEDY).targets:
             require(target, known, where)
             if target in owners:
                 reason = f"row {target} belongs to {owners[target]}"
@@ -250,10 +246,6 @@ def require(target: str, known: Collection[str], where: str) -> None:
     """Raises ``UserError`` for an id that no published row has."""
     if target not in known:
         raise UserError(f"no published row '{target}'", where, suggestion(target, sorted(known)))
-
-
-def _valid(model: type[Given], given: Any, where: str) -> Given:
-    return valid(model, given, where, "mend the claim")
 
 
 def read_yaml(path: Path) -> Any:

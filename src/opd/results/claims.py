@@ -9,6 +9,7 @@ interval decides by itself, and the claim is marked. ``opd.results.claim_spec`` 
 ``opd.results.estimate`` the numbers, ``opd.results.claims_page`` the page.
 """
 
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,8 +22,8 @@ import numpy as np
 
 from opd.core import tables
 from opd.evaluation.reader import Reader
-from opd.results import claims_page, published
-from opd.results.claim_spec import Claim, Said, Test, parse, quantities, read_claims, read_targets
+from opd.results import claim_spec, claims_page, published
+from opd.results.claim_spec import Claim, Said, Test, quantities
 from opd.results.estimate import (
     Estimate,
     Measurements,
@@ -80,13 +81,11 @@ def judge(interval: Interval, band: Band, strictly: bool = False) -> str:
     """Whether an interval lies in a band; ``strictly``: its ends do not belong to it."""
     low = -np.inf if band[0] is None else band[0]
     high = np.inf if band[1] is None else band[1]
-    if strictly:
-        inside = low < interval.low and interval.high < high
-        outside = interval.high <= low or interval.low >= high
-    else:
-        inside = low <= interval.low and interval.high <= high
-        outside = interval.high < low or interval.low > high
-    return REPRODUCED if inside else NOT_REPRODUCED if outside else INCONCLUSIVE
+    below = operator.lt if strictly else operator.le
+    if below(low, interval.low) and below(interval.high, high):
+        return REPRODUCED
+    reached = below(low, interval.high) and below(interval.low, high)
+    return INCONCLUSIVE if reached else NOT_REPRODUCED
 
 
 # Words
@@ -156,20 +155,14 @@ def equivalent(left: Side, right: Side, within: float) -> Check:
     return _compared(left, right, (-within, within), f"no more than {_margin(within, left)} apart")
 
 
-def moves(start: Side, end: Side, by: float, direction: str) -> Check:
-    """A metric rises (or falls) from start to end by at least ``by``."""
-    claimed = f"{direction} by at least {_margin(by, start)}" if by else direction
+def monotone(sides: Sequence[Side], direction: str, by: float = 0.0) -> list[Check]:
+    """Every quantity is more (or less) than the one before, by at least ``by``; where that is below
+    zero it may go back by as much."""
+    amount = _margin(abs(by), sides[0])
+    words = f" by at least {amount}" if by > 0 else f", or back by at most {amount}" if by else ""
     band = (by, None) if direction == "rising" else (None, -by)
-    return _compared(end, start, band, claimed, strictly=not by)
-
-
-def monotone(sides: Sequence[Side], direction: str, slack: float = 0.0) -> list[Check]:
-    """Every quantity is more (or less) than the one before; with ``slack``, not less (or more) by
-    more than that."""
-    claimed = f"{direction}, or back by at most {_margin(slack, sides[0])}" if slack else direction
-    band = (-slack, None) if direction == "rising" else (None, slack)
     return [
-        _compared(after, before, band, claimed, strictly=not slack)
+        _compared(after, before, band, direction + words, strictly=not by)
         for before, after in pairwise(sides)
     ]
 
@@ -236,15 +229,15 @@ def _checks(test: Test, benchmark: str, measured: Measurements) -> list[Check]:
     if undefined:
         return [Check("; ".join(undefined), INCONCLUSIVE, seeds=seeds)]
     if test.monotone:
-        return monotone(sides, test.monotone.direction, test.monotone.slack)
+        return monotone(sides, test.monotone.direction, -test.monotone.slack)
+    if course := test.rises or test.falls:
+        start = side(replace(course.of, at="start"), measured)
+        return monotone([start, *sides], "rising" if test.rises else "falling", course.by)
     first, last = sides[0], sides[-1]
     if test.greater:
         return [greater(first, last, test.greater.by)]
     if test.equivalent:
         return [equivalent(first, last, test.equivalent.within)]
-    if course := test.rises or test.falls:
-        start = side(replace(course.of, at="start"), measured)
-        return [moves(start, last, course.by, "rising" if test.rises else "falling")]
     if test.between:
         return [bounded(last, test.between.low, test.between.high)]
     least, most = test.at_least, test.at_most
@@ -276,9 +269,6 @@ def _reason(made: Sequence[Check], seeds: int | None, verdict: str) -> str:
     return "; ".join((parts if len(counts) > 1 else []) + (["one seed"] if seeds == 1 else []))
 
 
-_COLUMNS = ("student", "teacher", "metric", "benchmark", "setting", "value", "confidence", "source")
-
-
 def beside(said: Said, rows: Rows, measured: Measurements, comparable: bool) -> dict[str, Any]:
     """A published row with our number for it, how far apart the two are, and its status: a
     published number or range ``agrees`` where it overlaps our interval, else ``differs``."""
@@ -303,7 +293,7 @@ def beside(said: Said, rows: Rows, measured: Measurements, comparable: bool) -> 
             distance = _bounds(moved, apart(result.unit), result.seeds, signed=True)
     return {
         "target": said.target,
-        **{key: row[key] for key in _COLUMNS},
+        **{key: row[key] for key in claim_spec.ABOUT},
         "ours": ours,
         "difference": distance,
         "status": status,
@@ -341,61 +331,48 @@ def _judged(claim: Claim, rows: Rows, measured: Measurements, comparable: bool) 
     }
 
 
-def _row(
-    row: Mapping[str, str],
-    entries: Sequence[Mapping[str, Any]],
-    claims: Mapping[str, str],
-    figures: Sequence[str],
-    reason: str | None,
-) -> dict[str, Any]:
-    """A published row, and what became of it.
-
-    ``entries`` are what ``beside`` gives of it, ``claims`` the verdicts of those that have it, and
-    ``reason`` why it is context. The status is of the row's own number, and has nothing to do with
-    the verdicts of its claims: one of STATUSES, ``context``, or ``unattached``.
-    """
-    statuses = [entry["status"] for entry in entries]
-    status = min(statuses, key=STATUSES.index, default="unattached")
-    notes = dict.fromkeys(entry["note"] for entry in entries if entry["note"])
-    ours = dict.fromkeys(entry["ours"]["text"] for entry in entries if entry["ours"])
-    return {
-        "id": row["id"],
-        "experiment": row["experiment_id"],
-        "figure": row["figure_or_table"],
-        **{key: row[key] for key in ("metric", "benchmark", "setting", "value", "confidence")},
-        "ours": [*ours],
-        "claims": [*claims],
-        "verdicts": [*claims.values()],
-        "figures": figures,
-        "context": reason,
-        "status": "context" if reason else status,
-        "note": "; ".join(notes) or None,
-    }
-
-
 def _paper(
     paper: str, cfg: Mapping[str, Any], inputs: Mapping[str, Path], measured: Measurements
 ) -> tuple[str, list[dict[str, Any]], list[dict[str, Any]]]:
-    """A paper's title, its claims with their verdicts, and its published rows."""
-    file, comparable = read_claims(inputs[f"claims:{paper}"]), cfg["comparable"]
-    rows = {row["id"]: row for row in read_targets(inputs[f"targets:{paper}"])}
-    parsed = sorted(parse(file["claims"]), key=lambda claim: claim.experiment)
+    """A paper's title, its claims with their verdicts, and its published rows with what became of
+    each. The status of a row is of its own number, and has nothing to do with the verdicts of its
+    claims: one of STATUSES, ``context``, or ``unattached``."""
+    file, comparable = claim_spec.read_claims(inputs[f"claims:{paper}"]), cfg["comparable"]
+    rows = {row["id"]: row for row in claim_spec.read_targets(inputs[f"targets:{paper}"])}
+    parsed = sorted(claim_spec.parse(file["claims"]), key=lambda claim: claim.experiment)
     judged = [{"paper": paper, **_judged(c, rows, measured, comparable)} for c in parsed]
+    published = [(claim, entry) for claim in judged for entry in claim["published"]]
     figures = {n: ids for n, ids in cfg.get("figures", {}).items() if n.startswith(f"{paper}/")}
     marked = cfg.get("marked", {}).get(paper, {})
     reasons = {row: context["reason"] for context in file["context"] for row in context["targets"]}
     targets = []
     for target, row in rows.items():
-        published = [(c, entry) for c in judged for entry in c["published"]]
-        said = [(claim, entry) for claim, entry in published if entry["target"] == target]
         drawn = [name for name, ids in figures.items() if target in ids]
-        entries = [entry for _, entry in said]
-        if drawn and not said:
-            quantity = Said(target=target, quantity=marked.get(target))
-            entries = [beside(quantity, rows, measured, comparable)]
-        claims = {claim["id"]: claim["verdict"] for claim, _ in said}
-        became = _row(row, entries, claims, drawn, reasons.get(target))
-        targets.append({"paper": paper, **became})
+        claims = {c["id"]: c["verdict"] for c, entry in published if entry["target"] == target}
+        entries = [entry for _, entry in published if entry["target"] == target]
+        if drawn and not entries:
+            said = Said(target=target, quantity=marked.get(target))
+            entries = [beside(said, rows, measured, comparable)]
+        statuses = [entry["status"] for entry in entries]
+        status = min(statuses, key=STATUSES.index, default="unattached")
+        notes = dict.fromkeys(entry["note"] for entry in entries if entry["note"])
+        ours = dict.fromkeys(entry["ours"]["text"] for entry in entries if entry["ours"])
+        targets.append(
+            {
+                "paper": paper,
+                "id": target,
+                "experiment": row["experiment_id"],
+                "figure": row["figure_or_table"],
+                **{k: row[k] for k in ("metric", "benchmark", "setting", "value", "confidence")},
+                "ours": [*ours],
+                "claims": [*claims],
+                "verdicts": [*claims.values()],
+                "figures": drawn,
+                "context": reasons.get(target),
+                "status": "context" if target in reasons else status,
+                "note": "; ".join(notes) or None,
+            }
+        )
     return file["title"], judged, targets
 
 

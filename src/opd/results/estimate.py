@@ -18,6 +18,7 @@ of blocks as such and as it is used here:
     140       91.8  95.1 %    88.8  93.0 %    82.4  88.7 %
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -291,14 +292,13 @@ def _half(steps: Array, positions: Array, values: Array, part: str) -> Array:
     return np.array([values[kept & (steps == step)].mean() for step in np.unique(steps[kept])])
 
 
-# Of how many of N values a mean over steps is.
-WINDOWS = {"end": lambda n: -(-n // 10), "late": lambda n: -(-n // 2), "mean": lambda n: n}
+# A mean over steps is of this part of a curve, at its end: a tenth, half, or all of it.
+WINDOWS = {"end": 10, "late": 2, "mean": 1}
 
 
 def window(values: Array, when: str) -> Array:
-    """The part of a curve [N] that a mean over steps is of: its last tenth (``end``), its second
-    half (``late``), or all of it (``mean``)."""
-    return values[-WINDOWS[when](len(values)) :]
+    """The part of a curve [N] that a mean over steps is of."""
+    return values[-math.ceil(len(values) / WINDOWS[when]) :]
 
 
 def at(values: Array, when: str) -> float:

@@ -64,6 +64,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     # What several folders link was made once, and what was adopted was not made here.
     own = [source.manifest for source in sources.values() if not source.manifest.adopted]
     stages = [*{manifest.identity: manifest for manifest in own}.values()]
+    versions = Counter(v for s in sources.values() for v in s.manifest.versions.items())
     page = html.render(
         (package_file(__file__, "pages/report"), claims_page.PAGES),
         "report.html.j2",
@@ -76,7 +77,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         runs=runs,
         stages=stages,
         cost={key: cost(stages, key) for key in ("stage", "device")},
-        versions=versions(sources.values()),
+        versions=[(*version, count) for version, count in versions.items()],
         wrong=wrong,
         anchors={source.folder: name for name, source in shown.items()},
         results=f"results/{root.name}",
@@ -138,15 +139,6 @@ def cost(stages: Iterable[Manifest], key: str) -> list[dict[str, Any]]:
 def _recorded(stages: Iterable[Manifest], key: str) -> list[tuple[float, float]]:
     """Seconds, and a number of the GPU, of each stage that recorded it."""
     return [(s.seconds, s.gpu[key]) for s in stages if s.gpu and key in s.gpu]
-
-
-def versions(sources: Iterable[Source]) -> dict[str, Counter[str]]:
-    """Package -> version -> number of artifacts that were made with it."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for source in sources:
-        for package, version in source.manifest.versions.items():
-            counts[package][version] += 1
-    return dict(sorted(counts.items()))
 
 
 # Exhibits
@@ -253,15 +245,12 @@ def _table(name: str, made: Source, payload: Path) -> dict[str, Any]:
 
 def parse(text: str) -> tuple[list[str], list[list[str]], str]:
     """A table.md of ``opd.results.tables`` -> header, rows, and the note below them."""
-    lines = [line.strip() for line in text.splitlines()]
-    places = [i for i, line in enumerate(lines) if line.startswith("|")]
-    if not places:
-        return [], [], ""
     rows = [
-        [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", lines[i])[1:-1]]
-        for i in places
-    ]
-    return rows[0], rows[2:], " ".join(lines[places[-1] + 1 :]).strip()
+        [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ] or [[]]
+    return rows[0], rows[2:], text.rpartition("|\n")[2].strip()
 
 
 def flat(value: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
@@ -293,9 +282,6 @@ def number(value: Any) -> str:
 def duration(seconds: float) -> str:
     """Seconds as a reader says them, on one line: 4.2 s, 3 min 05 s, 2 h 07 min."""
     minutes, rest = divmod(round(seconds), 60)
-    text = f"{minutes // 60} h {minutes % 60:02d} min"
-    if seconds < 59.95:
-        text = f"{seconds:.1f} s"
-    elif minutes < 60:
-        text = f"{minutes} min {rest:02d} s"
-    return text.replace(" ", "\u00a0")
+    hours, minutes = divmod(minutes, 60)
+    text = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    return (text if seconds >= 59.95 else f"{seconds:.1f} s").replace(" ", "\u00a0")
