@@ -24,15 +24,7 @@ from opd.core import tables
 from opd.evaluation.reader import Reader
 from opd.results import claim_spec, claims_page, published
 from opd.results.claim_spec import Claim, Said, Test, quantities
-from opd.results.estimate import (
-    Estimate,
-    Measurements,
-    Missing,
-    Undefined,
-    difference,
-    estimate,
-    numbered,
-)
+from opd.results.estimate import Estimate, Measurements, Missing, Undefined, estimate, numbered
 from opd.results.labels import digits, plain, with_unit, words_of
 from opd.results.quantity import MACRO, METRIC, POINTS, WHEN, Quantity, apart
 from opd.stats.intervals import Interval
@@ -110,11 +102,6 @@ def _limit(value: float, unit: str) -> str:
     return f"{value:.10g} {unit}".strip().replace("-", "−")
 
 
-def _margin(value: float, side: Side) -> str:
-    """A difference to a side that a claim names."""
-    return _limit(value, apart(side.estimate.unit))
-
-
 def side(quantity: Quantity, measured: Measurements) -> Side:
     """The estimate of a quantity, in words. Raises ``Missing``."""
     result = estimate(quantity, measured)
@@ -145,20 +132,21 @@ def bounded(side: Side, low: float | None, high: float | None) -> Check:
 
 def greater(left: Side, right: Side, by: float = 0.0) -> Check:
     """left - right is more than ``by``."""
-    claimed = f"more than {_margin(by, left) if by else 0}"
+    claimed = f"more than {_limit(by, apart(left.estimate.unit)) if by else 0}"
     return _compared(left, right, (by, None), claimed, strictly=True)
 
 
 def equivalent(left: Side, right: Side, within: float) -> Check:
     """left - right is between - ``within`` and ``within``; an interval that is wider than that can
     only be inconclusive or outside."""
-    return _compared(left, right, (-within, within), f"no more than {_margin(within, left)} apart")
+    claimed = f"no more than {_limit(within, apart(left.estimate.unit))} apart"
+    return _compared(left, right, (-within, within), claimed)
 
 
 def monotone(sides: Sequence[Side], direction: str, by: float = 0.0) -> list[Check]:
     """Every quantity is more (or less) than the one before, by at least ``by``; where that is below
     zero it may go back by as much."""
-    amount = _margin(abs(by), sides[0])
+    amount = _limit(abs(by), apart(sides[0].estimate.unit))
     words = f" by at least {amount}" if by > 0 else f", or back by at most {amount}" if by else ""
     band = (by, None) if direction == "rising" else (None, -by)
     return [
@@ -168,8 +156,8 @@ def monotone(sides: Sequence[Side], direction: str, by: float = 0.0) -> list[Che
 
 
 def _compared(left: Side, right: Side, band: Band, claimed: str, strictly: bool = False) -> Check:
-    apart = difference(left.estimate, right.estimate)
-    interval, unit = apart.interval(), left.estimate.unit
+    difference, unit = left.estimate - right.estimate, left.estimate.unit
+    interval = difference.interval()
     a, b = (with_unit(side.estimate.value, unit) for side in (left, right))
     if left.whose == right.whose:
         again = f"{right.what} " if left.what != right.what else ""
@@ -178,7 +166,7 @@ def _compared(left: Side, right: Side, band: Band, claimed: str, strictly: bool 
         text = f"{left.at(left.what)}: {left.whose} {a}, {right.whose} {b}"
     else:
         text = f"{left.whose}, {left.what} {left.at(a)}; {right.whose}, {right.what} {right.at(b)}"
-    shown = ranged(interval, apart.unit, apart.seeds, signed=True)
+    shown = ranged(interval, difference.unit, difference.seeds, signed=True)
     shown += f"{_unheard(left, right, interval)}; claimed: {claimed}"
     verdict = judge(interval, band, strictly)
     seeds = min(left.estimate.seeds, right.estimate.seeds)
@@ -202,32 +190,27 @@ def checks(test: Test, measured: Measurements) -> list[Check]:
     if test.all:
         return [check for part in test.all for check in checks(part, measured)]
     benchmarks: Sequence[str] = (MACRO,)
+    arms = [quantity.of for quantity in quantities(test) if quantity.each]
     with suppress(Missing):
-        for quantity in quantities(test):
-            if quantity.each:
-                benchmarks = measured.evaluations(quantity.of).benchmarks()
-                break
+        benchmarks = measured.evaluations(arms[0]).benchmarks() if arms else benchmarks
     return [check for benchmark in benchmarks for check in _checks(test, benchmark, measured)]
 
 
 def _checks(test: Test, benchmark: str, measured: Measurements) -> list[Check]:
     """The checks of one predicate, or one that says all that was not measured, or is undefined."""
     sides: list[Side] = []
-    absent: dict[str, None] = {}
-    undefined: dict[str, None] = {}
+    reasons: list[Missing] = []
     for quantity in quantities(test):
         try:
             for part in _parts(quantity, benchmark, measured):
                 sides.append(side(part, measured))
-        except Undefined as reason:
-            undefined[str(reason)] = None
         except Missing as reason:
-            absent[str(reason)] = None
+            reasons.append(reason)
     seeds = min((side.estimate.seeds for side in sides), default=None)
-    if absent:
-        return [Check(f"not measured: {', '.join(absent)}", NOT_RUN, seeds=seeds)]
-    if undefined:
-        return [Check("; ".join(undefined), INCONCLUSIVE, seeds=seeds)]
+    if absent := [str(reason) for reason in reasons if not isinstance(reason, Undefined)]:
+        return [Check(f"not measured: {', '.join(dict.fromkeys(absent))}", NOT_RUN, seeds=seeds)]
+    if reasons:
+        return [Check("; ".join(dict.fromkeys(map(str, reasons))), INCONCLUSIVE, seeds=seeds)]
     if test.monotone:
         return monotone(sides, test.monotone.direction, -test.monotone.slack)
     if course := test.rises or test.falls:

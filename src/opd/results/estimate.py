@@ -4,18 +4,11 @@ number of a table, a mark of a figure and a number that decides a claim come fro
 Scores and probes share the draws of seeds and of problems (``opd.stats.intervals.weights``), so
 draws of two of them are paired: a difference of quantities is the difference of their draws.
 
-Metrics vary over seeds only, and a bootstrap of few seeds is far too narrow: its 95 % interval is
-[least, largest], which holds the truth in 75 % of cases with three seeds. With several seeds they
-have Student's t interval over seeds instead, of differences seed by seed. With one run, a mean over
-steps has an interval from within the run (``blocks``), about the noise of its steps and not about
-other runs; the first value, extremes, jumps and drops have none, and all draws are the value.
-Coverage of 95 % in 1,500 simulated windows of a run, whose steps correlate by r, of the bootstrap
-of blocks as such and as it is used here:
-
-    steps     r = 0           r = 0.5         r = 0.8
-    6         77.9  97.5 %    59.8  93.3 %    39.0  76.0 %
-    28        88.5  96.2 %    76.9  90.1 %    62.5  78.1 %
-    140       91.8  95.1 %    88.8  93.0 %    82.4  88.7 %
+Metrics vary over seeds only, of which a bootstrap is far too narrow: with several seeds they have
+Student's t interval over seeds, of differences seed by seed. With one run, a mean over steps has an
+interval from within the run (``blocks``), about the noise of its steps and not about other runs;
+the first value, extremes, jumps and drops have none, and all draws are the value. docs/claims.md
+has the coverage of these intervals.
 """
 
 import math
@@ -60,18 +53,31 @@ class Estimate(NamedTuple):
     by_seed: Array | None = None
 
     def interval(self) -> Interval:
-        """The value with its 95 % interval; infinite where it has no bounds, as a
-        difference of two shares may."""
+        """The value with its 95 % interval, infinite where it has no bounds."""
         if self.by_seed is not None:
             return intervals.over_seeds(self.by_seed)
-        return intervals.bounds(
-            self.value, self.draws, self.least, LIMITS.get(self.unit, (-np.inf, np.inf))
-        )
+        limits = LIMITS.get(self.unit, (-np.inf, np.inf))
+        return intervals.bounds(self.value, self.draws, self.least, limits)
 
     @property
     def seed_by_seed(self) -> Array:
         """Values [S], or the value [1] of a single run."""
         return np.atleast_1d(self.value if self.by_seed is None else self.by_seed)
+
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        """The difference, draw by draw. Raises ``ValueError`` where the units differ."""
+        if self.unit != other.unit:
+            raise ValueError(f"a difference of {self.unit} and {other.unit}")
+        draws = self.draws - other.draws
+        by_seed = None
+        without = [side for side in (self, other) if side.by_seed is None]
+        # A run of its own is paired with every seed of the other side.
+        if len(without) < 2 and all(side.seeds == 1 for side in without):
+            by_seed = self.seed_by_seed - other.seed_by_seed
+        # Only where the pair as a whole never moves: else the draws say how far it does.
+        floor = 0.0 if np.nanmax(draws) > np.nanmin(draws) else max(self.least, other.least)
+        seeds = max(self.seeds, other.seeds)
+        return Estimate(self.value - other.value, draws, seeds, apart(self.unit), floor, by_seed)
 
 
 class Measurements:
@@ -92,13 +98,13 @@ class Measurements:
         self.seeds = max((len(m.get(role) or ()) for m in measured for role in roles), default=1)
         self.made: dict[Quantity, Estimate | Missing] = {}
 
-    def _about(self, name: str, role: str) -> Mapping[str, Any]:
-        """What is known of an arm, or for the role ``probe`` of a probe: both may have one name."""
-        return (self.probes if role == "probe" else self.arms).get(name) or {}
+    def known(self, role: str) -> Mapping[str, Mapping[str, Any]]:
+        """All arms, or for the role ``probe`` all probes. An arm and a probe may have one name."""
+        return self.probes if role == "probe" else self.arms
 
     def label(self, name: str, role: str) -> str:
         """An arm or probe in words: its label, or what its name says: ``other-teacher (E01)``."""
-        if known := self._about(name, role):
+        if known := self.known(role).get(name):
             return str(known["label"])
         experiment, _, rest = name.partition(".")
         return f"{rest.replace('-', ' ').replace('_', ' ')} ({experiment})" if rest else name
@@ -106,9 +112,9 @@ class Measurements:
     def inputs(self, name: str, role: str) -> Sequence[str]:
         """Inputs of an arm or probe in a role. Raises ``Missing``, ``UserError`` for other seeds
         than the rest has."""
-        known, label = self._about(name, role), self.label(name, role)
-        inputs: Sequence[str] = known.get("runs" if role == "probe" else role) or ()
-        if not inputs and (role == "probe" or not known.keys() - {"label"}):
+        label, roles = self.label(name, role), self.known(role).get(name, {})
+        inputs: Sequence[str] = roles.get("runs" if role == "probe" else role) or ()
+        if not inputs and (role == "probe" or not roles.keys() - {"label"}):
             raise Missing(label)  # nothing of it belongs to this scale
         if not inputs:
             words = {"evaluations": "evaluation", "run": "training run"}.get(role, role)
@@ -118,8 +124,9 @@ class Measurements:
             raise UserError(reason, f"{label}, {role}", "give one per seed, or one")
         return inputs
 
-    def evaluations(self, name: str, role: str = "evaluations") -> Evaluations:
+    def evaluations(self, name: str) -> Evaluations:
         """Evaluations of an arm. Raises ``Missing``."""
+        role = "evaluations"
         return self.reader.evaluations(self.inputs(name, role), self.label(name, role))
 
 
@@ -139,22 +146,6 @@ def estimate(quantity: Quantity, measured: Measurements) -> Estimate:
     if isinstance(result, Missing):
         raise result
     return result
-
-
-def difference(left: Estimate, right: Estimate) -> Estimate:
-    """left - right, draw by draw. Raises ``ValueError`` where the units differ."""
-    if left.unit != right.unit:
-        raise ValueError(f"a difference of {left.unit} and {right.unit}")
-    draws = left.draws - right.draws
-    by_seed = None
-    without = [side for side in (left, right) if side.by_seed is None]
-    # A run of its own is paired with every seed of the other side.
-    if len(without) < 2 and all(side.seeds == 1 for side in without):
-        by_seed = left.seed_by_seed - right.seed_by_seed
-    # Only where the pair as a whole never moves: else the draws say how far it does.
-    floor = 0.0 if np.nanmax(draws) > np.nanmin(draws) else max(left.least, right.least)
-    seeds = max(left.seeds, right.seeds)
-    return Estimate(left.value - right.value, draws, seeds, apart(left.unit), floor, by_seed)
 
 
 def blocks(values: Array, resamples: int, seed: int) -> Array:
@@ -184,10 +175,10 @@ def blocks(values: Array, resamples: int, seed: int) -> Array:
 def _score(quantity: Quantity, measured: Measurements) -> Estimate:
     """A number of evaluations; ``change``, ``recovery``, ``length`` and ``p`` compare them with
     those of the arm's base (and teacher), problem by problem."""
-    kind, name = quantity.kind, quantity.name
-    for role in SCORES[kind].inputs:
-        measured.inputs(quantity.of, role)  # before any of them is read
-    evaluations = [measured.evaluations(quantity.of, role) for role in SCORES[kind].inputs]
+    kind, name, whose = quantity.kind, quantity.name, measured.label(quantity.of, "evaluations")
+    # All of them, before any is read.
+    inputs = [measured.inputs(quantity.of, role) for role in SCORES[kind].inputs]
+    evaluations = [measured.reader.evaluations(names, whose) for names in inputs]
     assert measured.reader.first is not None
     # One order everywhere, so that draws of problems are paired.
     benchmarks = measured.reader.first.benchmarks()
@@ -195,22 +186,18 @@ def _score(quantity: Quantity, measured: Measurements) -> Estimate:
         raise Missing(f"benchmark {name}")
     only = None if name == MACRO else benchmarks.index(name)
     seeds, unit = max(len(side.seeds) for side in evaluations), quantity.unit
-    whose = measured.label(quantity.of, "evaluations")
-
-    def certain(value: float) -> Estimate:
-        return Estimate(value, np.full(measured.resamples, value), seeds, unit)
-
-    if kind in ("pass", "maj"):
-        inputs = measured.inputs(quantity.of, "evaluations")
-        mean = measured.reader.summary(inputs, benchmarks if only is None else [name], kind)
-        if mean is None:
-            raise Missing(f"{kind} of {whose}")
-        return certain(mean)
     field = FIELDS.get(kind, "correct")
     scores = [[side.scores(one, field)[0] for one in benchmarks] for side in evaluations]
-    if kind == "p":
-        after, before = (side if only is None else [side[only]] for side in scores)
-        return certain(intervals.paired_test(after, before, seed=measured.seed))
+    if kind in ("pass", "maj", "p"):
+        if kind == "p":
+            after, before = (side if only is None else [side[only]] for side in scores)
+            value: float | None = intervals.paired_test(after, before, seed=measured.seed)
+        else:
+            names = benchmarks if only is None else [name]
+            value = measured.reader.summary(inputs[0], names, kind)
+        if value is None:
+            raise Missing(f"{kind} of {whose}")
+        return Estimate(value, np.full(measured.resamples, value), seeds, unit)
     sides = [
         [np.broadcast_to(cells, (measured.seeds, cells.shape[1])) for cells in side]
         for side in intervals.averages(*scores)

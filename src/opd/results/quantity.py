@@ -21,7 +21,6 @@ from opd.core.errors import UserError
 from opd.core.text import suggestion
 
 MACRO = "macro"  # the unweighted mean of all benchmarks
-EACH = "each"  # every benchmark in turn
 METRIC, PROBE = "metric", "probe"
 POINTS = "points of a share"
 
@@ -68,7 +67,6 @@ WHEN = {
     "jump": "in its largest step",
     "drop": "from its highest to the end",
 }
-HALVES = ("front", "back")
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,8 @@ class Quantity:
 
     def needs(self) -> set[tuple[str, str]]:
         """(evaluations, base, teacher, run or probe; name of the arm or probe) of all inputs."""
-        own = {(role, self.of) for role in self.inputs}
-        return own | (self.per.needs() if self.per else set())
+        needs = {(role, self.of) for role in self.inputs}
+        return needs | self.per.needs() if self.per else needs
 
     @property
     def several(self) -> bool:
@@ -107,7 +105,7 @@ class Quantity:
     @property
     def each(self) -> bool:
         """Whether it stands for itself on every benchmark."""
-        return self.kind in SCORES and self.name == EACH
+        return self.kind in SCORES and self.name == "each"
 
     @property
     def unit(self) -> str:
@@ -193,7 +191,7 @@ def read(given: Any) -> Quantity:
 
 def _checked(quantity: Quantity) -> Quantity:
     times = WHEN if quantity.kind == METRIC else ("first", "last")
-    for key, known in (("at", times), ("positions", HALVES)):
+    for key, known in (("at", times), ("positions", ("front", "back"))):
         value = getattr(quantity, key)
         if value is not None and value not in known:
             raise ValueError(f"{key}: {value!r} is not allowed: {suggestion(value, known)}")
@@ -204,12 +202,12 @@ def written(quantity: Quantity) -> dict[str, Any]:
     """The mapping that ``read`` takes."""
     if quantity.kind in SCORES:
         return {quantity.kind: quantity.of, "benchmark": quantity.name}
-    mapping: dict[str, Any] = {PROBE: quantity.of, "value": quantity.name, "at": quantity.at}
-    if quantity.kind == METRIC:
-        mapping = {METRIC: quantity.name, "of": quantity.of, "at": quantity.at}
-        mapping["positions"] = quantity.positions
-        mapping["per"] = quantity.per and {"of": quantity.per.of, "at": quantity.per.at}
-    return {key: value for key, value in mapping.items() if value is not None}
+    mapping: dict[str, Any] = {METRIC: quantity.name, "of": quantity.of}
+    if quantity.kind == PROBE:
+        mapping = {PROBE: quantity.of, "value": quantity.name}
+    per = quantity.per and {"of": quantity.per.of, "at": quantity.per.at}
+    others = {"at": quantity.at, "positions": quantity.positions, "per": per}
+    return mapping | {key: value for key, value in others.items() if value is not None}
 
 
 # What a model of a YAML file declares: the long notation, read.

@@ -69,9 +69,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         (package_file(__file__, "pages/report"), claims_page.PAGES),
         "report.html.j2",
         **claims_page.values(found, figures),
-        title=cfg["title"],
-        scale=cfg["scale"],
-        sections=cfg["sections"],
+        **{key: cfg[key] for key in ("title", "scale", "sections")},
         claims=shown.get("claims"),
         tables=[_table(n, shown[f"table:{n}"], inputs[f"table:{n}"]) for n in cfg["tables"]],
         runs=runs,
@@ -119,9 +117,10 @@ def cost(stages: Iterable[Manifest], key: str) -> list[dict[str, Any]]:
         groups[getattr(stage, key)].append(stage)
     rows = []
     for name, group in groups.items():
-        peaks = [peak for _, peak in _recorded(group, "peak_memory_bytes")]
-        busy = _recorded(group, "utilisation")
-        joules = [energy for _, energy in _recorded(group, "energy_joules")]
+        gpus = [(stage.seconds, stage.gpu or {}) for stage in group]
+        peaks = [gpu["peak_memory_bytes"] for _, gpu in gpus if "peak_memory_bytes" in gpu]
+        busy = [(sec, gpu["utilisation"]) for sec, gpu in gpus if "utilisation" in gpu]
+        joules = [gpu["energy_joules"] for _, gpu in gpus if "energy_joules" in gpu]
         time = sum(seconds for seconds, _ in busy)
         rows.append(
             {
@@ -134,11 +133,6 @@ def cost(stages: Iterable[Manifest], key: str) -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=lambda row: (row["seconds"], row["name"]), reverse=True)
-
-
-def _recorded(stages: Iterable[Manifest], key: str) -> list[tuple[float, float]]:
-    """Seconds, and a number of the GPU, of each stage that recorded it."""
-    return [(s.seconds, s.gpu[key]) for s in stages if s.gpu and key in s.gpu]
 
 
 # Exhibits
