@@ -139,15 +139,13 @@ class Test(Strict):
         return self
 
 
-def quantities(test: BaseModel) -> Iterator[Quantity]:
+def quantities(part: Any) -> Iterator[Quantity]:
     """Every quantity that a test or claim reads."""
-    for key in type(test).model_fields:
-        value = getattr(test, key)
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, Quantity):
-                yield part
-            elif isinstance(part, BaseModel):
-                yield from quantities(part)
+    if isinstance(part, Quantity):
+        yield part
+    elif isinstance(part, BaseModel | list):
+        for inner in part if isinstance(part, list) else vars(part).values():
+            yield from quantities(inner)
 
 
 def as_row(given: Any) -> Any:
@@ -218,8 +216,7 @@ def check(
     """Claims, parsed and held to the ids of published rows.
 
     ``figures``: figure -> rows that it shows. Raises ``UserError`` that names the claim, for what
-    is malformed, an id given twice, a row that does not exist, one that is context and something
-    else.
+    is malformed, an id given twice, a row that does not exist or that is context and in use.
     """
     known, parsed = set(targets), parse(claims)
     ids = [claim.id for claim in parsed]
@@ -268,8 +265,7 @@ class ClaimsFile(Strict):
 
 def read_claims(path: Path) -> dict[str, Any]:
     """A file of claims as it is written: {title, arms, probes, claims, context}. Raises
-    ``UserError`` where it is none, or does not say what the paper is called or what a name means.
-    """
+    ``UserError`` where it is none, or lacks the paper's title or what a name means."""
     given = read_yaml(path)
     if isinstance(given, dict):  # a key without anything is as none
         given = {key: value for key, value in given.items() if value is not None}
@@ -278,10 +274,8 @@ def read_claims(path: Path) -> dict[str, Any]:
 
 
 def read_targets(path: Path) -> list[dict[str, str]]:
-    """Published rows, one dict each with the columns TARGETS.
-
-    Raises ``UserError`` for other columns, and for an id that is given twice.
-    """
+    """Published rows, one dict each with the columns TARGETS. Raises ``UserError`` for other
+    columns, and for an id that is given twice."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or tuple(rows[0]) != TARGETS:

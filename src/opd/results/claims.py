@@ -271,7 +271,8 @@ def beside(said: Said, rows: Rows, measured: Measurements, comparable: bool) -> 
         elif printed:
             low, high = printed.reach
             status = AGREES if low <= interval.high and interval.low <= high else DIFFERS
-        if comparable and printed and printed.single:
+        # Of one number, exact or rough: no range and no bound.
+        if comparable and printed and printed.low == printed.high and printed.bound in ("", "~"):
             moved = Interval(*(end - printed.low for end in interval))
             distance = _bounds(moved, apart(result.unit), result.seeds, signed=True)
     return {
@@ -370,16 +371,11 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     own: two papers may have the same. Returns the counts of verdicts.
     """
     measured = Measurements(cfg, Reader(inputs))
-    papers: dict[str, dict[str, Any]] = {}
-    claims: list[dict[str, Any]] = []
-    targets: list[dict[str, Any]] = []
-    for name in inputs:
-        kind, _, paper = name.partition(":")
-        if kind == "claims":
-            title, judged, rows = _paper(paper, cfg, inputs, measured)
-            papers[paper] = {"title": title, **_counts(judged)}
-            claims += judged
-            targets += rows
+    names = [name.partition(":")[2] for name in inputs if name.startswith("claims:")]
+    made = {paper: _paper(paper, cfg, inputs, measured) for paper in names}
+    papers = {name: {"title": title, **_counts(c)} for name, (title, c, _) in made.items()}
+    claims = [claim for _, judged, _ in made.values() for claim in judged]
+    targets = [row for _, _, rows in made.values() for row in rows]
     counts = _counts(claims)
     scale = {key: cfg[key] for key in ("scale", "comparable", "seeds")}
     result = {**scale, **counts, "papers": papers, "claims": claims, "targets": targets}

@@ -76,12 +76,9 @@ def published_briefly(claim: Claim) -> str:
 def lacking(experiment: str, claims: Sequence[Claim]) -> str:
     """What these claims of an experiment were not run for: the names of all that was not measured,
     each once."""
-    reasons = [reason for claim in claims for reason in (claim["reason"] or "").split("; ")]
-    names = [
-        name.removesuffix(f" ({experiment})")
-        for reason in filter(None, reasons)
-        for name in reason.removeprefix("not measured: ").split(", ")
-    ]
+    reasons = "; ".join(claim["reason"] or "" for claim in claims).split("; ")
+    absent = [reason.removeprefix("not measured: ") for reason in reasons if reason]
+    names = [name.removesuffix(f" ({experiment})") for name in ", ".join(absent).split(", ")]
     return ", ".join(dict.fromkeys(names))
 
 

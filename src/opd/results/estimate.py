@@ -323,10 +323,8 @@ def _probe(quantity: Quantity, measured: Measurements) -> Estimate:
 
 
 def numbered(quantity: Quantity, measured: Measurements) -> list[str]:
-    """Names of a probe's values NAME_1, NAME_2, ... by number, for the value NAME_*.
-
-    Raises ``Missing`` where the probe has none.
-    """
+    """Names of a probe's values NAME_1, NAME_2, ... by number, for the value NAME_*. Raises
+    ``Missing`` where the probe has none."""
     runs = measured.inputs(quantity.of, "probe")
     values = measured.reader.json(runs[0], "probe.json", f"probe {quantity.of}")["values"]
     pattern = re.escape(quantity.name.removesuffix("*")) + r"\d+"
@@ -337,11 +335,9 @@ def numbered(quantity: Quantity, measured: Measurements) -> list[str]:
 
 
 def read_probe(reader: Reader, run: str, name: str) -> tuple[float, Array, float]:
-    """A value of one probe's payload, its draws, and how far to either side it may lie all the same
-    where they are all alike. Without draws the value is its only one.
-
-    Raises ``Missing`` where the probe has no such value, or could not measure it.
-    """
+    """A value of a probe, its draws (without any the value is its only one), and how far to either
+    side it may lie where they are all alike. Raises ``Missing`` where the probe has no such value,
+    or could not measure it."""
     values = reader.json(run, "probe.json", run)["values"]
     summary = values.get(name, {})
     if summary.get("value") is None:

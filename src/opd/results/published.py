@@ -23,11 +23,6 @@ class Printed(NamedTuple):
     slack: float
 
     @property
-    def single(self) -> bool:
-        """Whether it is one number, exact or rough: no range and no bound."""
-        return self.low == self.high and self.bound in ("", "~")
-
-    @property
     def reach(self) -> tuple[float, float]:
         """The numbers that would be printed so: a range, a half line, or what rounds to it."""
         if self.bound == ">":

@@ -151,8 +151,8 @@ def apart(unit: str) -> str:
 
 # The long notation
 
-# Keys beside a kind that is no score: those that it needs, and others.
-_KEYS = {METRIC: (("of",), ("at", "positions", "per")), PROBE: (("value",), ("at",))}
+# Keys beside a kind that is no score; it needs the first.
+_KEYS = {METRIC: ("of", "at", "positions", "per"), PROBE: ("value", "at")}
 
 
 def read(given: Any) -> Quantity:
@@ -163,17 +163,16 @@ def read(given: Any) -> Quantity:
     kind = next((key for key in kinds if isinstance(given, Mapping) and key in given), None)
     if kind is None:
         raise ValueError(f"is no quantity: needs one of {', '.join(kinds)}")
-    needed, others = _KEYS.get(kind, ((), ("benchmark",)))
+    keys = _KEYS.get(kind, ("benchmark",))
     for key, value in given.items():
-        if key not in (kind, *needed, *others):
+        if key not in (kind, *keys):
             raise ValueError(f"{key}: no such key beside {kind}")
         if key != "per" and not isinstance(value, str):
             raise ValueError(f"{key}: {value!r} is not allowed: write a name")
-    for key in needed:
-        if key not in given:
-            raise ValueError(f"{kind} needs {key}")
     if kind in SCORES:
         return Quantity(kind, given[kind], given.get("benchmark", MACRO))
+    if keys[0] not in given:
+        raise ValueError(f"{kind} needs {keys[0]}")
     if kind == PROBE:
         quantity = Quantity(PROBE, given[PROBE], given["value"], given.get("at"))
         if quantity.at and not quantity.name.endswith("_*"):
@@ -216,10 +215,8 @@ Written = Annotated[Quantity, PlainValidator(read), PlainSerializer(written)]
 
 def of_panel(given: Mapping[str, Any], of: str = "") -> list[Quantity]:
     """What a panel of a figure shows of a series: ``{KIND: BENCHMARK}`` of evaluations,
-    ``{metric: NAME, at: WHEN}`` of a run, or ``{value: NAME}``, one or several, of a probe.
-
-    NAME_* is all values NAME_1, NAME_2, ... Raises ``ValueError``.
-    """
+    ``{metric: NAME, at: WHEN}`` of a run, or ``{value: NAME}``, one or several, of a probe; NAME_*
+    is all values NAME_1, NAME_2, ... Raises ``ValueError``."""
     kinds = (*SCORES, METRIC, "value")
     named = [key for key in kinds if key in given]
     if len(named) != 1:
@@ -252,9 +249,7 @@ def of_series(text: str, of: str, at: str | None = None, probe: bool = False) ->
 
 def of_curve(name: str, of: str = "") -> Quantity:
     """What a line over steps shows of a series: ``avg:BENCHMARK``, or a metric with its last value.
-
-    Raises ``ValueError`` for any other score, which nothing has over steps.
-    """
+    Raises ``ValueError`` for other scores, which nothing has over steps."""
     quantity = of_series(name, of, "last")
     if quantity.kind not in (METRIC, "avg"):
         raise ValueError(f"no curve of '{name}': use avg:BENCHMARK or a metric")

@@ -87,9 +87,6 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     return {"verdicts": found["counts"], "modified or stale": len(wrong)}
 
 
-# What lies in the results folder
-
-
 def behind(folders: Iterable[Path], root: Path) -> dict[Path, Source]:
     """These artifacts of a results folder, and all that they were made from, by their paths. Raises
     ``UserError`` where one of their records cannot be read."""
@@ -103,9 +100,6 @@ def behind(folders: Iterable[Path], root: Path) -> dict[Path, Source]:
         troubles = [finding.text for finding in findings]
         sources[made.path] = Source(made.folder, manifest, used, troubles)
     return sources
-
-
-# Sums
 
 
 def cost(stages: Iterable[Manifest], key: str) -> list[dict[str, Any]]:
@@ -135,9 +129,6 @@ def cost(stages: Iterable[Manifest], key: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["seconds"], row["name"]), reverse=True)
 
 
-# Exhibits
-
-
 def _figure(name: str, made: Source, payload: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     caption = payload / "caption.md"
     return {
@@ -161,9 +152,7 @@ def _labels(cfg: Mapping[str, Any]) -> dict[str, str]:
     """Id of a published value -> what the figure calls the arm or probe that it is of."""
     known = {**cfg.get("arms", {}), **cfg.get("probes", {})}
     labels = {name: about["label"] for name, about in known.items()}
-    for series in _series(cfg):
-        if "label" in series:
-            labels[series.get("arm") or series.get("probe")] = series["label"]
+    labels |= {s.get("arm") or s.get("probe"): s["label"] for s in _series(cfg) if "label" in s}
     names = {mark["target"]: mark.get("series", "-") for mark in cfg.get("published", [])}
     return {target: labels.get(name, name) for target, name in names.items()}
 
