@@ -7,41 +7,48 @@ rows that say it.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from opd.core.errors import UserError
-from opd.core.schema import Given, Strict, read_yaml, valid
+from opd.core.schema import Strict, read_yaml, valid
 from opd.core.text import suggestion
 from opd.results.quantity import METRIC, POINTS, Quantity, Written
 
 ARM = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$"
 NonNegative = Annotated[float, Field(ge=0)]
 Line = Annotated[str, Field(pattern=r"\S")]
+REMEDY = "mend the claim"
 
-TARGETS = (
-    *("id", "experiment_id", "figure_or_table", "student", "teacher", "metric", "benchmark"),
-    *("setting", "value", "confidence", "source"),
-)
+# Columns of the published rows: what one says and of what.
+ABOUT = ("student", "teacher", "metric", "benchmark", "setting", "value", "confidence", "source")
+TARGETS = ("id", "experiment_id", "figure_or_table", *ABOUT)
 
 
-class Greater(Strict):
-    """left - right is more than ``by``."""
-
+class Pair(Strict):
     left: Written
     right: Written
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.left == self.right:
+            raise ValueError("it compares a quantity with itself")
+        return self
+
+
+class Greater(Pair):
+    """left - right is more than ``by``."""
+
     by: float = 0.0
 
 
-class Equivalent(Strict):
+class Equivalent(Pair):
     """left - right is no more than ``within``, to either side."""
 
-    left: Written
-    right: Written
     within: NonNegative
 
 
@@ -58,9 +65,6 @@ class Moves(Strict):
             raise ValueError("it is a metric of an arm, without at and per")
         return given
 
-    def ends(self) -> tuple[Quantity, Quantity]:
-        return replace(self.of, at="start"), self.of
-
 
 class Monotone(Strict):
     """Every quantity is more (or less) than the one before, or goes back by ``slack`` at most."""
@@ -70,9 +74,11 @@ class Monotone(Strict):
     slack: NonNegative = 0.0
 
     @model_validator(mode="after")
-    def _several(self) -> "Monotone":
+    def _several(self) -> Self:
         if len(self.of) < 2 and not self.of[0].several:
             raise ValueError("one quantity has no order: name several, or NAME_* of a probe")
+        if len({*self.of}) < len(self.of):
+            raise ValueError("it names a quantity twice")
         return self
 
 
@@ -87,7 +93,7 @@ class Between(Strict):
     high: float
 
     @model_validator(mode="after")
-    def _in_order(self) -> "Between":
+    def _in_order(self) -> Self:
         if self.low > self.high:
             raise ValueError(f"low {self.low} is above high {self.high}")
         return self
@@ -107,51 +113,38 @@ class Test(Strict):
     all: list["Test"] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
-    def _one_predicate_of_one_unit(self) -> "Test":
-        given = self.model_fields_set
-        if len(given) != 1:
+    def _one_predicate_of_one_unit(self) -> Self:
+        """Also no margin in percent: 80 for 0.8 decides nothing."""
+        predicates = sorted(self.model_fields_set)
+        if len(predicates) != 1:
             raise ValueError(
                 f"needs exactly one of {', '.join(type(self).model_fields)} "
-                f"(it has {' and '.join(sorted(given)) or 'none'})"
+                f"(it has {' and '.join(predicates) or 'none'})"
             )
-        if not (self.monotone or self.all) and any(one.several for one in quantities(self)):
+        if self.all:
+            return self
+        compared = [*quantities(self)]
+        if not self.monotone and any(quantity.several for quantity in compared):
             raise ValueError("several values at once are for monotone: say at: first, or at: last")
-        units = {quantity.unit for quantity in quantities(self)} if not self.all else set()
+        units = {quantity.unit for quantity in compared}
         if len(units) > 1:
             raise ValueError(f"compares {' with '.join(sorted(u or 'a number' for u in units))}")
-        return self
-
-    @model_validator(mode="after")
-    def _says_something(self) -> "Test":
-        """No comparison with itself, and no margin in percent: 80 for 0.8 decides nothing."""
-        one = self.greater or self.equivalent
-        if one and one.left == one.right:
-            raise ValueError("it compares a quantity with itself")
-        if self.monotone and any(q in self.monotone.of[:i] for i, q in enumerate(self.monotone.of)):
-            raise ValueError("it names a quantity twice")
-        if not self.all and next(quantities(self)).unit in ("share", POINTS):
+        if units <= {"share", POINTS}:
             # A student that passes its teacher closes more than the gap; a metric may double.
-            most = 2 if any(q.kind == "recovery" or q.per for q in quantities(self)) else 1
-            for value in vars(getattr(self, self.predicate)).values():
+            most = 2 if any(q.kind == "recovery" or q.per for q in compared) else 1
+            for value in vars(getattr(self, predicates[0])).values():
                 if isinstance(value, float) and abs(value) > most:
                     raise ValueError(f"{value} of a share: write {value / 100:g} for {value:g} %")
         return self
 
-    @property
-    def predicate(self) -> str:
-        (name,) = self.model_fields_set
-        return name
 
-
-def quantities(test: BaseModel) -> Iterator[Quantity]:
+def quantities(part: Any) -> Iterator[Quantity]:
     """Every quantity that a test or claim reads."""
-    for key in type(test).model_fields:
-        value = getattr(test, key)
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, Quantity):
-                yield part
-            elif isinstance(part, BaseModel):
-                yield from quantities(part)
+    if isinstance(part, Quantity):
+        yield part
+    elif isinstance(part, BaseModel | list):
+        for inner in part if isinstance(part, list) else vars(part).values():
+            yield from quantities(inner)
 
 
 def as_row(given: Any) -> Any:
@@ -167,7 +160,7 @@ class Said(Strict):
     untested: str | None = None
 
     @model_validator(mode="after")
-    def _one_number(self) -> "Said":
+    def _one_number(self) -> Self:
         if self.quantity and (self.quantity.each or self.quantity.several):
             raise ValueError("a published row is one number")
         return self
@@ -207,9 +200,9 @@ def needs(claim: BaseModel) -> set[tuple[str, str]]:
 def parse(claims: Sequence[Any]) -> list[Claim]:
     """Claims as they are written in YAML. Raises ``UserError`` that names the claim."""
     parsed = []
-    for place, one in enumerate(claims, 1):
-        name = one.get("id") if isinstance(one, Mapping) else None
-        parsed.append(_valid(Claim, one, f"claim {name or f'number {place}'}"))
+    for number, claim in enumerate(claims, 1):
+        name = claim.get("id") if isinstance(claim, Mapping) else None
+        parsed.append(valid(Claim, claim, f"claim {name or f'number {number}'}", REMEDY))
     return parsed
 
 
@@ -222,46 +215,33 @@ def check(
     """Claims, parsed and held to the ids of published rows.
 
     ``figures``: figure -> rows that it shows. Raises ``UserError`` that names the claim, for what
-    is malformed, an id given twice, a row that does not exist, one that is context and something
-    else.
+    is malformed, an id given twice, a row that does not exist or that is context and in use.
     """
-    known = set(targets)
-    parsed = parse(claims)
-    seen: set[str] = set()
-    used: dict[str, str] = {}
+    known, parsed = set(targets), parse(claims)
+    ids = [claim.id for claim in parsed]
+    owners = {row: f"figure {name}" for name, rows in (figures or {}).items() for row in rows}
     for claim in parsed:
         where = f"claim {claim.id}"
-        if claim.id in seen:
+        if ids.count(claim.id) > 1:
             raise UserError("two claims have this id", where, "rename one")
-        seen.add(claim.id)
         for target in claim.targets():
             require(target, known, f"{where}.published")
-            used[target] = where
-    for name, shown in (figures or {}).items():
-        for target in shown:
-            require(target, known, f"figure {name}.published")
-            used.setdefault(target, f"figure {name}")
-    for place, one in enumerate(context, 1):
-        where = f"context number {place}"
-        for target in _valid(Context, one, where).targets:
+            owners[target] = where
+    for number, given in enumerate(context, 1):
+        where = f"context number {number}"
+        for target in valid(Context, given, where, REMEDY).targets:
             require(target, known, where)
-            if target in used:
-                raise UserError(
-                    f"row {target} belongs to {used[target]}", where, "leave it out of one of them"
-                )
-            used[target] = where
+            if target in owners:
+                reason = f"row {target} belongs to {owners[target]}"
+                raise UserError(reason, where, "leave it out of one of them")
+            owners[target] = where
     return parsed
 
 
 def require(target: str, known: Collection[str], where: str) -> None:
     """Raises ``UserError`` for an id that no published row has."""
     if target not in known:
-        hint = suggestion(target, sorted(known))
-        raise UserError(f"no published row '{target}'", where, hint)
-
-
-def _valid(model: type[Given], given: Any, where: str) -> Given:
-    return valid(model, given, where, "mend the claim")
+        raise UserError(f"no published row '{target}'", where, suggestion(target, sorted(known)))
 
 
 class ClaimsFile(Strict):
@@ -276,8 +256,7 @@ class ClaimsFile(Strict):
 
 def read_claims(path: Path) -> dict[str, Any]:
     """A file of claims as it is written: {title, arms, probes, claims, context}. Raises
-    ``UserError`` where it is none, or does not say what the paper is called or what a name means.
-    """
+    ``UserError`` where it is none, or lacks the paper's title or what a name means."""
     given = read_yaml(path)
     if isinstance(given, dict):  # a key without anything is as none
         given = {key: value for key, value in given.items() if value is not None}
@@ -286,16 +265,13 @@ def read_claims(path: Path) -> dict[str, Any]:
 
 
 def read_targets(path: Path) -> list[dict[str, str]]:
-    """Published rows, one dict each with the columns TARGETS.
-
-    Raises ``UserError`` for other columns, and for an id that is given twice.
-    """
+    """Published rows, one dict each with the columns TARGETS. Raises ``UserError`` for other
+    columns, and for an id that is given twice."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or tuple(rows[0]) != TARGETS:
         raise UserError("it has other columns", str(path), f"expected {', '.join(TARGETS)}")
-    ids = [row["id"] for row in rows]
-    for number, name in enumerate(ids):
-        if name in ids[:number]:
+    for name, count in Counter(row["id"] for row in rows).items():
+        if count > 1:
             raise UserError(f"two rows have the id '{name}'", str(path), "rename one")
     return rows

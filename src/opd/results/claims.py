@@ -9,38 +9,22 @@ interval decides by itself, and the claim is marked. ``opd.results.claim_spec`` 
 ``opd.results.estimate`` the numbers, ``opd.results.claims_page`` the page.
 """
 
-import json
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel
 
 from opd.core import tables
 from opd.evaluation.reader import Reader
-from opd.results import claims_page, published
-from opd.results.claim_spec import (
-    Claim,
-    Said,
-    Test,
-    parse,
-    quantities,
-    read_claims,
-    read_targets,
-)
-from opd.results.estimate import (
-    Estimate,
-    Measurements,
-    Missing,
-    Undefined,
-    difference,
-    estimate,
-    numbered,
-)
+from opd.results import claim_spec, claims_page, published
+from opd.results.claim_spec import Claim, Said, Test, quantities
+from opd.results.estimate import Estimate, Measurements, Missing, Undefined, estimate, numbered
 from opd.results.labels import digits, plain, with_unit, words_of
 from opd.results.quantity import MACRO, METRIC, POINTS, WHEN, Quantity, apart
 from opd.stats.intervals import Interval
@@ -48,7 +32,6 @@ from opd.stats.intervals import Interval
 # From best to worst. What was not run decides over all: a claim is not judged by half.
 VERDICTS = ("reproduced", "inconclusive", "not reproduced", "not comparable", "not run")
 REPRODUCED, INCONCLUSIVE, NOT_REPRODUCED, NOT_COMPARABLE, NOT_RUN = VERDICTS
-ONE_SEED = "one seed"
 
 # What may become of a published row; of several quantities the first of these.
 DIFFERS, AGREES, NOT_MEASURED, WORDS = "differs", "agrees", "not measured", "words only"
@@ -59,23 +42,18 @@ Rows = Mapping[str, Mapping[str, str]]
 
 
 class Check(NamedTuple):
-    """What one predicate found: a sentence, the number with its interval in words (``shown``, None
-    where nothing was measured) and in the quantity's unit, the band that the claim allows (None:
-    open to that side), the verdict, and the fewest seeds behind a number."""
+    """What one predicate found: a sentence, the verdict, the number with its interval in words
+    (``shown``) and in the quantity's unit, all None where nothing was measured, the band that the
+    claim allows (None: open to that side), and the fewest seeds behind a number."""
 
     text: str
-    shown: str | None
-    value: float | None
-    low: float | None
-    high: float | None
-    bound: Band
     verdict: str
+    shown: str | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    bound: Band = (None, None)
     seeds: int | None = None
-
-    @property
-    def bare(self) -> bool:
-        """Judged by a number that has no interval."""
-        return self.value is not None and self.low == self.high
 
 
 class Side(NamedTuple):
@@ -86,26 +64,20 @@ class Side(NamedTuple):
     estimate: Estimate
     when: str = ""
 
-    def shown(self, value: str) -> str:
-        return f"{value} {self.when}".strip()
-
-    @property
-    def margin(self) -> str:
-        """Unit of a difference to another."""
-        return apart(self.estimate.unit)
+    def at(self, text: str) -> str:
+        """A text with the time behind it."""
+        return f"{text} {self.when}".strip()
 
 
 def judge(interval: Interval, band: Band, strictly: bool = False) -> str:
     """Whether an interval lies in a band; ``strictly``: its ends do not belong to it."""
     low = -np.inf if band[0] is None else band[0]
     high = np.inf if band[1] is None else band[1]
-    if strictly:
-        inside = low < interval.low and interval.high < high
-        outside = interval.high <= low or interval.low >= high
-    else:
-        inside = low <= interval.low and interval.high <= high
-        outside = interval.high < low or interval.low > high
-    return REPRODUCED if inside else NOT_REPRODUCED if outside else INCONCLUSIVE
+    below = operator.lt if strictly else operator.le
+    if below(low, interval.low) and below(interval.high, high):
+        return REPRODUCED
+    reached = below(low, interval.high) and below(interval.low, high)
+    return INCONCLUSIVE if reached else NOT_REPRODUCED
 
 
 # Words
@@ -124,13 +96,10 @@ def ranged(interval: Interval, unit: str, seeds: int, signed: bool = False) -> s
 
 def _limit(value: float, unit: str) -> str:
     """A number of a claim itself, as it was written."""
-    if unit == "share":
-        text = f"{100 * value:.10g} %"
-    elif unit == POINTS:
-        text = f"{100 * value:.10g} point{'' if abs(value) == 0.01 else 's'}"
-    else:
-        text = f"{value:.10g} {unit}".strip()
-    return text.replace("-", "−")
+    if unit in ("share", POINTS):
+        value = 100 * value
+        unit = "%" if unit == "share" else "point" if abs(value) == 1 else "points"
+    return f"{value:.10g} {unit}".strip().replace("-", "−")
 
 
 def side(quantity: Quantity, measured: Measurements) -> Side:
@@ -150,71 +119,64 @@ def side(quantity: Quantity, measured: Measurements) -> Side:
 # Predicates
 
 
-def bounded(one: Side, low: float | None, high: float | None) -> Check:
+def bounded(side: Side, low: float | None, high: float | None) -> Check:
     """A quantity is at least ``low`` and at most ``high``, as far as they are given."""
-    result, band = one.estimate, (low, high)
+    result, band = side.estimate, (low, high)
     limits = zip(("at least", "at most"), band, strict=True)
     words = [f"{word} {_limit(end, result.unit)}" for word, end in limits if end is not None]
     interval, claimed = result.interval(), f"; claimed: {' and '.join(words)}"
     shown = ranged(interval, result.unit, result.seeds)
-    text = f"{one.whose}: {one.what} {one.shown(shown)}{claimed}"
-    return Check(text, shown + claimed, *interval, band, judge(interval, band), result.seeds)
+    text = f"{side.whose}: {side.what} {side.at(shown)}{claimed}"
+    return Check(text, judge(interval, band), shown + claimed, *interval, band, result.seeds)
 
 
 def greater(left: Side, right: Side, by: float = 0.0) -> Check:
     """left - right is more than ``by``."""
-    claimed = f"more than {_limit(by, left.margin) if by else 0}"
+    claimed = f"more than {_limit(by, apart(left.estimate.unit)) if by else 0}"
     return _compared(left, right, (by, None), claimed, strictly=True)
 
 
 def equivalent(left: Side, right: Side, within: float) -> Check:
     """left - right is between - ``within`` and ``within``; an interval that is wider than that can
     only be inconclusive or outside."""
-    claimed = f"no more than {_limit(within, left.margin)} apart"
+    claimed = f"no more than {_limit(within, apart(left.estimate.unit))} apart"
     return _compared(left, right, (-within, within), claimed)
 
 
-def moves(start: Side, end: Side, by: float, direction: str) -> Check:
-    """A metric rises (or falls) from start to end by at least ``by``."""
-    claimed = f"{direction} by at least {_limit(by, start.margin)}" if by else direction
+def monotone(sides: Sequence[Side], direction: str, by: float = 0.0) -> list[Check]:
+    """Every quantity is more (or less) than the one before, by at least ``by``; where that is below
+    zero it may go back by as much."""
+    amount = _limit(abs(by), apart(sides[0].estimate.unit))
+    words = f" by at least {amount}" if by > 0 else f", or back by at most {amount}" if by else ""
     band = (by, None) if direction == "rising" else (None, -by)
-    return _compared(end, start, band, claimed, strictly=not by)
-
-
-def monotone(sides: Sequence[Side], direction: str, slack: float = 0.0) -> list[Check]:
-    """Every quantity is more (or less) than the one before; with ``slack``, not less (or more) by
-    more than that."""
-    back = f", or back by at most {_limit(slack, sides[0].margin)}" if slack else ""
-    band = (-slack, None) if direction == "rising" else (None, slack)
     return [
-        _compared(after, before, band, direction + back, strictly=not slack)
+        _compared(after, before, band, direction + words, strictly=not by)
         for before, after in pairwise(sides)
     ]
 
 
 def _compared(left: Side, right: Side, band: Band, claimed: str, strictly: bool = False) -> Check:
-    apart = difference(left.estimate, right.estimate)
-    interval, unit = apart.interval(), left.estimate.unit
-    a, b = (with_unit(one.estimate.value, unit) for one in (left, right))
+    difference, unit = left.estimate - right.estimate, left.estimate.unit
+    interval = difference.interval()
+    a, b = (with_unit(side.estimate.value, unit) for side in (left, right))
     if left.whose == right.whose:
         again = f"{right.what} " if left.what != right.what else ""
-        text = f"{left.whose}: {left.what} {left.shown(a)}, {again}{right.shown(b)}"
+        text = f"{left.whose}: {left.what} {left.at(a)}, {again}{right.at(b)}"
     elif (left.what, left.when) == (right.what, right.when):
-        text = f"{left.shown(left.what)}: {left.whose} {a}, {right.whose} {b}"
+        text = f"{left.at(left.what)}: {left.whose} {a}, {right.whose} {b}"
     else:
-        sides = zip((left, right), (a, b), strict=True)
-        text = "; ".join(f"{one.whose}, {one.what} {one.shown(v)}" for one, v in sides)
-    shown = ranged(interval, apart.unit, apart.seeds, signed=True)
+        text = f"{left.whose}, {left.what} {left.at(a)}; {right.whose}, {right.what} {right.at(b)}"
+    shown = ranged(interval, difference.unit, difference.seeds, signed=True)
     shown += f"{_unheard(left, right, interval)}; claimed: {claimed}"
     verdict = judge(interval, band, strictly)
     seeds = min(left.estimate.seeds, right.estimate.seeds)
-    return Check(f"{text}; difference {shown}", shown, *interval, band, verdict, seeds)
+    return Check(f"{text}; difference {shown}", verdict, shown, *interval, band, seeds)
 
 
 def _unheard(left: Side, right: Side, interval: Interval) -> str:
     """Which side's noise is not in the interval of a difference: that of the one number of a run
     that has none."""
-    still = [one for one in (left, right) if one.when and np.ptp(one.estimate.draws) == 0]
+    still = [side for side in (left, right) if side.when and np.ptp(side.estimate.draws) == 0]
     if interval.low == interval.high or len(still) != 1 or still[0].estimate.by_seed is not None:
         return ""
     return f" (without the noise of the value {still[0].when})"
@@ -224,76 +186,53 @@ def _unheard(left: Side, right: Side, interval: Interval) -> str:
 
 
 def checks(test: Test, measured: Measurements) -> list[Check]:
-    """What a test finds: one check for each predicate, or a check that says what is missing."""
+    """What a test finds: a check for each predicate, on each benchmark if it says so."""
     if test.all:
         return [check for part in test.all for check in checks(part, measured)]
-    try:
-        return _checks(test, measured)
-    except Missing:
-        absent, undefined, seeds = _missing(test, measured)
-    if absent:
-        text, verdict = f"not measured: {', '.join(absent)}", NOT_RUN
-    else:
-        text, verdict = "; ".join(undefined), INCONCLUSIVE
-    return [Check(text, None, None, None, None, (None, None), verdict, seeds)]
+    benchmarks: Sequence[str] = (MACRO,)
+    arms = [quantity.of for quantity in quantities(test) if quantity.each]
+    with suppress(Missing):
+        benchmarks = measured.evaluations(arms[0]).benchmarks() if arms else benchmarks
+    return [check for benchmark in benchmarks for check in _checks(test, benchmark, measured)]
 
 
-def _checks(test: Test, measured: Measurements) -> list[Check]:
-    """The checks of one predicate. Raises ``Missing``."""
-    if each := next((quantity for quantity in quantities(test) if quantity.each), None):
-        names = measured.evaluations(each.of).benchmarks()
-        return [check for name in names for check in checks(_on(test, name), measured)]
-    if more := test.greater:
-        return [greater(side(more.left, measured), side(more.right, measured), more.by)]
-    if same := test.equivalent:
-        return [equivalent(side(same.left, measured), side(same.right, measured), same.within)]
-    if order := test.monotone:
-        sides = [side(part, measured) for one in order.of for part in _parts(one, measured)]
-        return monotone(sides, order.direction, order.slack)
-    if course := test.rises or test.falls:
-        start, end = (side(quantity, measured) for quantity in course.ends())
-        return [moves(start, end, course.by, "rising" if test.rises else "falling")]
-    one = side(next(quantities(test)), measured)
-    if test.between:
-        return [bounded(one, test.between.low, test.between.high)]
-    least, most = test.at_least, test.at_most
-    return [bounded(one, least.value if least else None, most.value if most else None)]
-
-
-def _on(part: Any, benchmark: str) -> Any:
-    """A test on each benchmark as one on this one."""
-    if isinstance(part, Quantity):
-        return replace(part, name=benchmark) if part.each else part
-    if isinstance(part, list):
-        return [_on(one, benchmark) for one in part]
-    if isinstance(part, BaseModel):
-        keys = part.model_fields_set
-        return part.model_copy(update={key: _on(getattr(part, key), benchmark) for key in keys})
-    return part
-
-
-def _parts(quantity: Quantity, measured: Measurements) -> list[Quantity]:
-    """The values that a probe's NAME_* stands for, by number; else the quantity itself."""
-    if not quantity.several:
-        return [quantity]
-    return [replace(quantity, name=name) for name in numbered(quantity, measured)]
-
-
-def _missing(test: Test, measured: Measurements) -> tuple[list[str], list[str], int | None]:
-    """What a test needs and this scale has not, and what of it was measured and is undefined, each
-    once; and the fewest seeds behind the numbers that it has, None where it has none."""
-    absent: dict[str, None] = {}
-    undefined: dict[str, None] = {}
-    seeds: list[int] = []
+def _checks(test: Test, benchmark: str, measured: Measurements) -> list[Check]:
+    """The checks of one predicate, or one that says all that was not measured, or is undefined."""
+    sides: list[Side] = []
+    reasons: list[Missing] = []
     for quantity in quantities(test):
         try:
-            for part in _parts(_on(quantity, MACRO), measured):
-                seeds.append(estimate(part, measured).seeds)
-        except Undefined as reason:
-            undefined[str(reason)] = None
+            for part in _parts(quantity, benchmark, measured):
+                sides.append(side(part, measured))
         except Missing as reason:
-            absent[str(reason)] = None
-    return list(absent), list(undefined), min(seeds, default=None)
+            reasons.append(reason)
+    seeds = min((side.estimate.seeds for side in sides), default=None)
+    if absent := [str(reason) for reason in reasons if not isinstance(reason, Undefined)]:
+        return [Check(f"not measured: {', '.join(dict.fromkeys(absent))}", NOT_RUN, seeds=seeds)]
+    if reasons:
+        return [Check("; ".join(dict.fromkeys(map(str, reasons))), INCONCLUSIVE, seeds=seeds)]
+    if test.monotone:
+        return monotone(sides, test.monotone.direction, -test.monotone.slack)
+    if course := test.rises or test.falls:
+        start = side(replace(course.of, at="start"), measured)
+        return monotone([start, *sides], "rising" if test.rises else "falling", course.by)
+    first, last = sides[0], sides[-1]
+    if test.greater:
+        return [greater(first, last, test.greater.by)]
+    if test.equivalent:
+        return [equivalent(first, last, test.equivalent.within)]
+    if test.between:
+        return [bounded(last, test.between.low, test.between.high)]
+    least, most = test.at_least, test.at_most
+    return [bounded(last, least.value if least else None, most.value if most else None)]
+
+
+def _parts(quantity: Quantity, benchmark: str, measured: Measurements) -> list[Quantity]:
+    """The values that a probe's NAME_* stands for, by number; else the quantity itself, on this
+    benchmark if it is one on each."""
+    if quantity.several:
+        return [replace(quantity, name=name) for name in numbered(quantity, measured)]
+    return [replace(quantity, name=benchmark) if quantity.each else quantity]
 
 
 def worst(verdicts: Sequence[str]) -> str:
@@ -310,40 +249,37 @@ def _reason(made: Sequence[Check], seeds: int | None, verdict: str) -> str:
         return "; ".join(dict.fromkeys(missing))
     counts = Counter(check.verdict for check in made)
     parts = [f"{counts[v]} of {len(made)} checks {v}" for v in VERDICTS if counts[v]]
-    parts = parts if len(counts) > 1 else []
-    return "; ".join(parts + ([ONE_SEED] if seeds == 1 else []))
-
-
-_COLUMNS = ("student", "teacher", "metric", "benchmark", "setting", "value", "confidence", "source")
+    return "; ".join((parts if len(counts) > 1 else []) + (["one seed"] if seeds == 1 else []))
 
 
 def beside(said: Said, rows: Rows, measured: Measurements, comparable: bool) -> dict[str, Any]:
     """A published row with our number for it, how far apart the two are, and its status: a
     published number or range ``agrees`` where it overlaps our interval, else ``differs``."""
-    row = rows[said.target]
-    printed, reach = published.parse(row["value"]), published.reach(row["value"])
-    status, ours, apart_from = NOT_MEASURED if printed else WORDS, None, None
+    row, result = rows[said.target], None
+    printed = published.parse(row["value"])
+    status, ours, distance = NOT_MEASURED if printed else WORDS, None, None
     notes = [f"not tested: {said.untested}"] if said.untested else []
     try:
         result = estimate(said.quantity, measured) if said.quantity else None
     except Missing as missing:
         notes.append(str(missing))
-        result = None
     if result:
         interval = result.interval()
         ours = _bounds(interval, result.unit, result.seeds)
         if printed and not comparable:
             status = NOT_COMPARABLE
-        elif reach:
-            status = AGREES if reach[0] <= interval.high and interval.low <= reach[1] else DIFFERS
-        if comparable and printed and printed.single:
+        elif printed:
+            low, high = printed.reach
+            status = AGREES if low <= interval.high and interval.low <= high else DIFFERS
+        # Of one number, exact or rough: no range and no bound.
+        if comparable and printed and printed.low == printed.high and printed.bound in ("", "~"):
             moved = Interval(*(end - printed.low for end in interval))
-            apart_from = _bounds(moved, apart(result.unit), result.seeds, signed=True)
+            distance = _bounds(moved, apart(result.unit), result.seeds, signed=True)
     return {
         "target": said.target,
-        **{key: row[key] for key in _COLUMNS},
+        **{key: row[key] for key in claim_spec.ABOUT},
         "ours": ours,
-        "difference": apart_from,
+        "difference": distance,
         "status": status,
         "note": "; ".join(notes) or None,
     }
@@ -362,70 +298,66 @@ def _judged(claim: Claim, rows: Rows, measured: Measurements, comparable: bool) 
     if claim.level and not comparable and verdict != NOT_RUN:
         made = [check._replace(verdict=NOT_COMPARABLE) for check in made]
         verdict = NOT_COMPARABLE
-    keys = ("text", "shown", "value", "low", "high", "bound", "verdict")
     return {
         **claim.model_dump(exclude={"test", "published"}),
         "verdict": verdict,
-        "interval": not any(check.bare for check in made),
+        "interval": all(check.value is None or check.low != check.high for check in made),
         "reason": _reason(made, seeds, verdict),
         "seeds": seeds,
-        "checks": [{key: _plain(getattr(check, key)) for key in keys} for check in made],
+        "checks": [
+            {
+                **{key: plain(getattr(check, key)) for key in ("value", "low", "high")},
+                **{key: getattr(check, key) for key in ("text", "shown", "bound", "verdict")},
+            }
+            for check in made
+        ],
         "published": [beside(row, rows, measured, comparable) for row in claim.published],
     }
 
 
-def _plain(value: Any) -> Any:
-    return plain(value) if isinstance(value, float) else value
-
-
-def _rows(
-    paper: str,
-    rows: Rows,
-    judged: Sequence[Mapping[str, Any]],
-    figures: Mapping[str, Sequence[str]],
-    marked: Mapping[str, Mapping[str, Any]],
-    context: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-    """Every published row of a paper, and what became of it.
-
-    ``marked``: rows that figures have, as ``beside`` gives them. The status is of the row's own
-    number, and has nothing to do with the verdicts of its claims: one of STATUSES, ``context``, or
-    ``unattached``.
-    """
-    reasons = {target: one["reason"] for one in context for target in one["targets"]}
-    listed = []
+def _paper(
+    paper: str, cfg: Mapping[str, Any], inputs: Mapping[str, Path], measured: Measurements
+) -> tuple[str, list[dict[str, Any]], list[dict[str, Any]]]:
+    """A paper's title, its claims with their verdicts, and its published rows with what became of
+    each. The status of a row is of its own number, and has nothing to do with the verdicts of its
+    claims: one of STATUSES, ``context``, or ``unattached``."""
+    file, comparable = claim_spec.read_claims(inputs[f"claims:{paper}"]), cfg["comparable"]
+    rows = {row["id"]: row for row in claim_spec.read_targets(inputs[f"targets:{paper}"])}
+    parsed = sorted(claim_spec.parse(file["claims"]), key=lambda claim: claim.experiment)
+    judged = [{"paper": paper, **_judged(c, rows, measured, comparable)} for c in parsed]
+    published = [(claim, entry) for claim in judged for entry in claim["published"]]
+    figures = {n: ids for n, ids in cfg.get("figures", {}).items() if n.startswith(f"{paper}/")}
+    marked = cfg.get("marked", {}).get(paper, {})
+    reasons = {row: context["reason"] for context in file["context"] for row in context["targets"]}
+    targets = []
     for target, row in rows.items():
-        said = [
-            (claim, entry)
-            for claim in judged
-            for entry in claim["published"]
-            if entry["target"] == target
-        ]
-        entries = [entry for _, entry in said] or [marked[key] for key in marked if key == target]
-        claims = {claim["id"]: claim["verdict"] for claim, _ in said}
+        drawn = [name for name, ids in figures.items() if target in ids]
+        claims = {c["id"]: c["verdict"] for c, entry in published if entry["target"] == target}
+        entries = [entry for _, entry in published if entry["target"] == target]
+        if drawn and not entries:
+            said = Said(target=target, quantity=marked.get(target))
+            entries = [beside(said, rows, measured, comparable)]
         statuses = [entry["status"] for entry in entries]
         status = min(statuses, key=STATUSES.index, default="unattached")
         notes = dict.fromkeys(entry["note"] for entry in entries if entry["note"])
         ours = dict.fromkeys(entry["ours"]["text"] for entry in entries if entry["ours"])
-        listed.append(
+        targets.append(
             {
                 "paper": paper,
                 "id": target,
                 "experiment": row["experiment_id"],
                 "figure": row["figure_or_table"],
-                **{key: row[key] for key in ("metric", "benchmark", "setting")},
-                "value": row["value"],
-                "confidence": row["confidence"],
-                "ours": list(ours),
-                "claims": list(claims),
-                "verdicts": list(claims.values()),
-                "figures": [name for name, ids in figures.items() if target in ids],
+                **{k: row[k] for k in ("metric", "benchmark", "setting", "value", "confidence")},
+                "ours": [*ours],
+                "claims": [*claims],
+                "verdicts": [*claims.values()],
+                "figures": drawn,
                 "context": reasons.get(target),
                 "status": "context" if target in reasons else status,
                 "note": "; ".join(notes) or None,
             }
         )
-    return listed
+    return file["title"], judged, targets
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -439,51 +371,25 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     own: two papers may have the same. Returns the counts of verdicts.
     """
     measured = Measurements(cfg, Reader(inputs))
-    papers: dict[str, dict[str, Any]] = {}
-    claims: list[dict[str, Any]] = []
-    targets: list[dict[str, Any]] = []
-    for name, path in inputs.items():
-        if not name.startswith("claims:"):
-            continue
-        paper = name.partition(":")[2]
-        given = read_claims(path)
-        rows = {row["id"]: row for row in read_targets(inputs[f"targets:{paper}"])}
-        parsed = sorted(parse(given["claims"]), key=lambda claim: claim.experiment)
-        judged = [
-            {"paper": paper, **_judged(claim, rows, measured, cfg["comparable"])}
-            for claim in parsed
-        ]
-        figures = {n: i for n, i in cfg.get("figures", {}).items() if n.startswith(f"{paper}/")}
-        marked = dict.fromkeys(target for ids in figures.values() for target in ids)
-        marked |= cfg.get("marked", {}).get(paper, {})
-        drawn = {
-            target: beside(Said(target=target, quantity=one), rows, measured, cfg["comparable"])
-            for target, one in marked.items()
-        }
-        papers[paper] = {"title": given["title"], **_counts(judged)}
-        claims += judged
-        targets += _rows(paper, rows, judged, figures, drawn, given["context"])
-    result = {
-        "scale": cfg["scale"],
-        "comparable": cfg["comparable"],
-        "seeds": cfg["seeds"],
-        **_counts(claims),
-        "papers": papers,
-        "claims": claims,
-        "targets": targets,
-    }
-    tables.write_json(out / "claims.json", json.loads(json.dumps(result)))
+    names = [name.partition(":")[2] for name in inputs if name.startswith("claims:")]
+    made = {paper: _paper(paper, cfg, inputs, measured) for paper in names}
+    papers = {name: {"title": title, **_counts(c)} for name, (title, c, _) in made.items()}
+    claims = [claim for _, judged, _ in made.values() for claim in judged]
+    targets = [row for _, _, rows in made.values() for row in rows]
+    counts = _counts(claims)
+    scale = {key: cfg[key] for key in ("scale", "comparable", "seeds")}
+    result = {**scale, **counts, "papers": papers, "claims": claims, "targets": targets}
+    tables.write_json(out / "claims.json", result)
     tables.write_text(out / "claims.md", claims_page.markdown(result))
     tables.write_text(out / "claims.html", claims_page.page(result))
-    counts: dict[str, int] = result["counts"]
-    return counts
+    return counts["counts"]
 
 
 def _counts(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     """How many claims have which verdict, and how many of these by a number without interval."""
-    every = [claim["verdict"] for claim in judged]
-    bare = [claim["verdict"] for claim in judged if not claim["interval"]]
+    verdicts = Counter(claim["verdict"] for claim in judged)
+    bare = Counter(claim["verdict"] for claim in judged if not claim["interval"])
     return {
-        "counts": {v: every.count(v) for v in VERDICTS},
-        "without_interval": {v: bare.count(v) for v in VERDICTS},
+        "counts": {verdict: verdicts[verdict] for verdict in VERDICTS},
+        "without_interval": {verdict: bare[verdict] for verdict in VERDICTS},
     }

@@ -76,12 +76,9 @@ def published_briefly(claim: Claim) -> str:
 def lacking(experiment: str, claims: Sequence[Claim]) -> str:
     """What these claims of an experiment were not run for: the names of all that was not measured,
     each once."""
-    reasons = [reason for claim in claims for reason in (claim["reason"] or "").split("; ")]
-    names = [
-        name.removesuffix(f" ({experiment})")
-        for reason in filter(None, reasons)
-        for name in reason.removeprefix("not measured: ").split(", ")
-    ]
+    reasons = "; ".join(claim["reason"] or "" for claim in claims).split("; ")
+    absent = [reason.removeprefix("not measured: ") for reason in reasons if reason]
+    names = [name.removesuffix(f" ({experiment})") for name in ", ".join(absent).split(", ")]
     return ", ".join(dict.fromkeys(names))
 
 
@@ -93,23 +90,14 @@ def unbroken(text: str) -> str:
 def values(found: Mapping[str, Any], figures: Collection[str] = ()) -> dict[str, Any]:
     """What the templates need to show a claims.json. ``figures``: those of the page (PAPER/NAME),
     which are linked."""
-    papers: dict[str, dict[str, list[Claim]]] = {}
-    for claim in found["claims"]:
-        papers.setdefault(claim["paper"], {}).setdefault(claim["experiment"], []).append(claim)
+    functions = (headline, mark, verdict_of, lacking, about, published_briefly, unbroken)
     preface = render(PAGES, "preface.md.j2", found=found) if found["claims"] else ""
     return {
         "found": found,
-        "papers": papers,
         "preface": [part.replace("\n", " ").strip() for part in preface.split("\n\n")],
         "marks": marks(found),
         "figures": figures,
-        "headline": headline,
-        "mark": mark,
-        "verdict_of": verdict_of,
-        "lacking": lacking,
-        "about": about,
-        "published_briefly": published_briefly,
-        "unbroken": unbroken,
+        **{function.__name__: function for function in functions},
     }
 
 

@@ -4,20 +4,14 @@ number of a table, a mark of a figure and a number that decides a claim come fro
 Scores and probes share the draws of seeds and of problems (``opd.stats.intervals.weights``), so
 draws of two of them are paired: a difference of quantities is the difference of their draws.
 
-Metrics vary over seeds only, and a bootstrap of few seeds is far too narrow: its 95 % interval is
-[least, largest], which holds the truth in 75 % of cases with three seeds. With several seeds they
-have Student's t interval over seeds instead, of differences seed by seed. With one run, a mean over
-steps has an interval from within the run (``blocks``), about the noise of its steps and not about
-other runs; the first value, extremes, jumps and drops have none, and all draws are the value.
-Coverage of 95 % in 1,500 simulated windows of a run, whose steps correlate by r, of the bootstrap
-of blocks as such and as it is used here:
-
-    steps     r = 0           r = 0.5         r = 0.8
-    6         77.9  97.5 %    59.8  93.3 %    39.0  76.0 %
-    28        88.5  96.2 %    76.9  90.1 %    62.5  78.1 %
-    140       91.8  95.1 %    88.8  93.0 %    82.4  88.7 %
+Metrics vary over seeds only, of which a bootstrap is far too narrow: with several seeds they have
+Student's t interval over seeds, of differences seed by seed. With one run, a mean over steps has an
+interval from within the run (``blocks``), about the noise of its steps and not about other runs;
+the first value, extremes, jumps and drops have none, and all draws are the value. docs/claims.md
+has the coverage of these intervals.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,23 +23,9 @@ from opd.core import tables
 from opd.core.errors import UserError
 from opd.evaluation.reader import Evaluations, NotLogged, Reader
 from opd.results.quantity import MACRO, METRIC, POINTS, PROBE, SCORES, Quantity, apart, unit_of
+from opd.stats import intervals
 from opd.stats.draws import DRAWS
-from opd.stats.intervals import (
-    LEVEL,
-    RESAMPLES,
-    Array,
-    Interval,
-    averages,
-    bootstrap,
-    boundless,
-    bounds,
-    least,
-    less,
-    paired_test,
-    shares,
-    student,
-    weights,
-)
+from opd.stats.intervals import LEVEL, RESAMPLES, Array, Interval, boundless, weights
 
 LIMITS = {"share": (0.0, 1.0), POINTS: (-1.0, 1.0)}
 # What an answer shows of itself, beside being right.
@@ -73,16 +53,31 @@ class Estimate(NamedTuple):
     by_seed: Array | None = None
 
     def interval(self) -> Interval:
-        """The value with its 95 % interval; infinite where it has no bounds, as a
-        difference of two shares may."""
+        """The value with its 95 % interval, infinite where it has no bounds."""
         if self.by_seed is not None:
-            return student(self.by_seed)
-        return bounds(self.value, self.draws, self.least, LIMITS.get(self.unit, (-np.inf, np.inf)))
+            return intervals.student(self.by_seed)
+        limits = LIMITS.get(self.unit, (-np.inf, np.inf))
+        return intervals.bounds(self.value, self.draws, self.least, limits)
 
     @property
     def seed_by_seed(self) -> Array:
         """Values [S], or the value [1] of a single run."""
         return np.atleast_1d(self.value if self.by_seed is None else self.by_seed)
+
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        """The difference, draw by draw. Raises ``ValueError`` where the units differ."""
+        if self.unit != other.unit:
+            raise ValueError(f"a difference of {self.unit} and {other.unit}")
+        draws = self.draws - other.draws
+        by_seed = None
+        without = [side for side in (self, other) if side.by_seed is None]
+        # A run of its own is paired with every seed of the other side.
+        if len(without) < 2 and all(side.seeds == 1 for side in without):
+            by_seed = self.seed_by_seed - other.seed_by_seed
+        # Only where the pair as a whole never moves: else the draws say how far it does.
+        floor = 0.0 if np.nanmax(draws) > np.nanmin(draws) else max(self.least, other.least)
+        seeds = max(self.seeds, other.seeds)
+        return Estimate(self.value - other.value, draws, seeds, apart(self.unit), floor, by_seed)
 
 
 class Measurements:
@@ -98,16 +93,18 @@ class Measurements:
         self.arms: Mapping[str, Mapping[str, Any]] = cfg.get("arms") or {}
         self.probes: Mapping[str, Mapping[str, Any]] = cfg.get("probes") or {}
         self.resamples, self.seed = cfg.get("resamples", RESAMPLES), cfg.get("seed", 0)
-        every = [*self.arms.values(), *self.probes.values()]
-        counts = [len(one.get(k) or ()) for one in every for k in ("evaluations", "run", "runs")]
-        self.seeds = max(counts, default=1)
+        measured = [*self.arms.values(), *self.probes.values()]
+        roles = ("evaluations", "run", "runs")
+        self.seeds = max((len(m.get(role) or ()) for m in measured for role in roles), default=1)
         self.made: dict[Quantity, Estimate | Missing] = {}
 
+    def known(self, role: str) -> Mapping[str, Mapping[str, Any]]:
+        """All arms, or for the role ``probe`` all probes. An arm and a probe may have one name."""
+        return self.probes if role == "probe" else self.arms
+
     def label(self, name: str, role: str) -> str:
-        """An arm, or for the role ``probe`` a probe, in words: its label, or what its name says:
-        ``other-teacher (E01)``. An arm and a probe may have one name."""
-        known = (self.probes if role == "probe" else self.arms).get(name)
-        if known:
+        """An arm or probe in words: its label, or what its name says: ``other-teacher (E01)``."""
+        if known := self.known(role).get(name):
             return str(known["label"])
         experiment, _, rest = name.partition(".")
         return f"{rest.replace('-', ' ').replace('_', ' ')} ({experiment})" if rest else name
@@ -115,23 +112,21 @@ class Measurements:
     def inputs(self, name: str, role: str) -> Sequence[str]:
         """Inputs of an arm or probe in a role. Raises ``Missing``, ``UserError`` for other seeds
         than the rest has."""
-        known = (self.probes if role == "probe" else self.arms).get(name, {})
-        inputs: Sequence[str] = known.get("runs" if role == "probe" else role) or ()
-        if not inputs and (role == "probe" or not known.keys() - {"label"}):
-            raise Missing(self.label(name, role))  # nothing of it belongs to this scale
+        label, roles = self.label(name, role), self.known(role).get(name, {})
+        inputs: Sequence[str] = roles.get("runs" if role == "probe" else role) or ()
+        if not inputs and (role == "probe" or not roles.keys() - {"label"}):
+            raise Missing(label)  # nothing of it belongs to this scale
         if not inputs:
             words = {"evaluations": "evaluation", "run": "training run"}.get(role, role)
-            raise Missing(f"{words} of {self.label(name, role)}")
+            raise Missing(f"{words} of {label}")
         if len(inputs) not in (1, self.seeds):
-            raise UserError(
-                f"{len(inputs)} seeds where others have {self.seeds}",
-                f"{self.label(name, role)}, {role}",
-                "give one per seed, or one",
-            )
+            reason = f"{len(inputs)} seeds where others have {self.seeds}"
+            raise UserError(reason, f"{label}, {role}", "give one per seed, or one")
         return inputs
 
-    def evaluations(self, name: str, role: str = "evaluations") -> Evaluations:
+    def evaluations(self, name: str) -> Evaluations:
         """Evaluations of an arm. Raises ``Missing``."""
+        role = "evaluations"
         return self.reader.evaluations(self.inputs(name, role), self.label(name, role))
 
 
@@ -151,23 +146,6 @@ def estimate(quantity: Quantity, measured: Measurements) -> Estimate:
     if isinstance(result, Missing):
         raise result
     return result
-
-
-def difference(left: Estimate, right: Estimate) -> Estimate:
-    """left - right, draw by draw. Raises ``ValueError`` where the units differ."""
-    if left.unit != right.unit:
-        raise ValueError(f"a difference of {left.unit} and {right.unit}")
-    draws = left.draws - right.draws
-    by_seed = None
-    sides = (left, right)
-    either = any(side.by_seed is not None for side in sides)
-    if either and all(side.by_seed is not None or side.seeds == 1 for side in sides):
-        # A run of its own is paired with every seed of the other side.
-        by_seed = left.seed_by_seed - right.seed_by_seed
-    # Only where the pair as a whole never moves: else the draws say how far it does.
-    floor = 0.0 if np.nanmax(draws) > np.nanmin(draws) else max(left.least, right.least)
-    seeds = max(left.seeds, right.seeds)
-    return Estimate(left.value - right.value, draws, seeds, apart(left.unit), floor, by_seed)
 
 
 def blocks(values: Array, resamples: int, seed: int) -> Array:
@@ -197,49 +175,46 @@ def blocks(values: Array, resamples: int, seed: int) -> Array:
 def _score(quantity: Quantity, measured: Measurements) -> Estimate:
     """A number of evaluations; ``change``, ``recovery``, ``length`` and ``p`` compare them with
     those of the arm's base (and teacher), problem by problem."""
-    kind, name, reader = quantity.kind, quantity.name, measured.reader
-    for role in SCORES[kind].inputs:
-        measured.inputs(quantity.of, role)  # before any of them is read
-    evaluations = [measured.evaluations(quantity.of, role) for role in SCORES[kind].inputs]
-    assert reader.first is not None
-    known = reader.first.benchmarks()  # one order everywhere, so that draws of problems are paired
-    if name not in (MACRO, *known):
+    kind, name, whose = quantity.kind, quantity.name, measured.label(quantity.of, "evaluations")
+    # All of them, before any is read.
+    inputs = [measured.inputs(quantity.of, role) for role in SCORES[kind].inputs]
+    evaluations = [measured.reader.evaluations(names, whose) for names in inputs]
+    assert measured.reader.first is not None
+    # One order everywhere, so that draws of problems are paired.
+    benchmarks = measured.reader.first.benchmarks()
+    if name not in (MACRO, *benchmarks):
         raise Missing(f"benchmark {name}")
-    only = None if name == MACRO else known.index(name)
+    only = None if name == MACRO else benchmarks.index(name)
     seeds, unit = max(len(side.seeds) for side in evaluations), quantity.unit
-
-    def certain(value: float) -> Estimate:
-        return Estimate(value, np.full(measured.resamples, value), seeds, unit)
-
-    if kind in ("pass", "maj"):
-        inputs = measured.inputs(quantity.of, "evaluations")
-        mean = reader.summary(inputs, known if only is None else [name], kind)
-        if mean is None:
-            raise Missing(f"{kind} of {measured.label(quantity.of, 'evaluations')}")
-        return certain(mean)
     field = FIELDS.get(kind, "correct")
-    scores = [[side.scores(one, field)[0] for one in known] for side in evaluations]
-    if kind == "p":
-        after, before = (side if only is None else [side[only]] for side in scores)
-        return certain(paired_test(after, before, seed=measured.seed))
+    scores = [[side.scores(one, field)[0] for one in benchmarks] for side in evaluations]
+    if kind in ("pass", "maj", "p"):
+        if kind == "p":
+            after, before = (side if only is None else [side[only]] for side in scores)
+            value: float | None = intervals.paired_test(after, before, seed=measured.seed)
+        else:
+            names = benchmarks if only is None else [name]
+            value = measured.reader.summary(inputs[0], names, kind)
+        if value is None:
+            raise Missing(f"{kind} of {whose}")
+        return Estimate(value, np.full(measured.resamples, value), seeds, unit)
     sides = [
         [np.broadcast_to(cells, (measured.seeds, cells.shape[1])) for cells in side]
-        for side in averages(*scores)
+        for side in intervals.averages(*scores)
     ]
     how = (measured.resamples, measured.seed, only)
     if kind == "recovery":
-        recovered = shares(sides, *how)
+        recovered = intervals.shares(sides, *how)
         if recovered is None:
             where = "all benchmarks" if only is None else name
-            gap = f"the gap that {measured.label(quantity.of, 'evaluations')} could close"
-            raise Undefined(f"{gap} may be none (on {where})")
+            raise Undefined(f"the gap that {whose} could close may be none (on {where})")
         return Estimate(*recovered, seeds, unit)
     if kind == "length":
-        means, draws = bootstrap(sides, *how)
+        means, draws = intervals.bootstrap(sides, *how)
         return Estimate(float(means[0] / means[1]), draws[:, 0] / draws[:, 1], seeds, unit)
-    cells = less(*sides) if kind == "change" else sides[0]
-    means, draws = bootstrap([cells], *how)
-    floor = least(cells if only is None else [cells[only]]) if unit in LIMITS else 0.0
+    cells = intervals.less(*sides) if kind == "change" else sides[0]
+    means, draws = intervals.bootstrap([cells], *how)
+    floor = intervals.least(cells if only is None else [cells[only]]) if unit in LIMITS else 0.0
     return Estimate(float(means[0]), draws[:, 0], seeds, unit, floor)
 
 
@@ -248,50 +223,49 @@ def _score(quantity: Quantity, measured: Measurements) -> Estimate:
 
 def _metric(quantity: Quantity, measured: Measurements) -> Estimate:
     """A number of each run's curve, or the ratio of it to another (``per``)."""
-    part = _of_runs(quantity, measured)
-    values, per = part.by_seed, quantity.per
-    if per:
-        whole = _of_runs(per, measured)
-        if whole.value == 0:
-            raise Undefined(f"{per.name} of {measured.label(per.of, 'run')} is 0")
-        if values is None and whole.by_seed is None:
-            kept = np.where(whole.draws * whole.value > 0, whole.draws, np.nan)
-            if boundless(kept):
-                whose = measured.label(per.of, "run")
-                raise Undefined(f"{per.name} of {whose}, which it is a share of, may be 0")
-            return Estimate(part.value / whole.value, part.draws / kept, part.seeds, quantity.unit)
-        values = part.seed_by_seed / whole.seed_by_seed
-    if values is None:
-        return part._replace(unit=quantity.unit)
+    part, per = _of_runs(quantity, measured), quantity.per
+    if per is None:
+        return part
+    whole, whose = _of_runs(per, measured), measured.label(per.of, "run")
+    if whole.value == 0:
+        raise Undefined(f"{per.name} of {whose} is 0")
+    if part.by_seed is None and whole.by_seed is None:
+        draws = np.where(whole.draws * whole.value > 0, whole.draws, np.nan)
+        if boundless(draws):
+            raise Undefined(f"{per.name} of {whose}, which it is a share of, may be 0")
+        return Estimate(part.value / whole.value, part.draws / draws, 1, quantity.unit)
+    return _of_seeds(part.seed_by_seed / whole.seed_by_seed, quantity.unit, measured)
+
+
+def _of_seeds(values: Array, unit: str, measured: Measurements) -> Estimate:
+    """The mean of one value for each of several seeds [S]."""
     of_seeds, _ = weights(measured.seeds, (), measured.resamples, measured.seed)
-    mean = float(np.mean(values))
-    return Estimate(mean, of_seeds @ values, len(values), quantity.unit, by_seed=values)
+    return Estimate(float(values.mean()), of_seeds @ values, len(values), unit, by_seed=values)
 
 
 def _of_runs(quantity: Quantity, measured: Measurements) -> Estimate:
-    """A number of each run's curve: with one run its value and draws, with several one by seed."""
+    """A number of each run's curve, whatever it is a share of."""
     name, part, when = quantity.name, quantity.positions, quantity.at or "end"
     runs, where = measured.inputs(quantity.of, "run"), f"arm {quantity.of}, {name}"
-    whose = measured.label(quantity.of, "run")
-    missing = f"metric {name}{' by position' if part else ''} of {whose}"
     try:
         if part is None:
-            curves = list(measured.reader.metric(runs, name, where)[1])
+            curves = [*measured.reader.metric(runs, name, where)[1]]
         else:
             by_run = measured.reader.positions(runs, name, where)
             curves = [_half(*columns, part) for columns in by_run]
-    except NotLogged as error:
-        raise Missing(missing) from error
+    except NotLogged:
+        curves = [np.empty(0)]
     curves = [curve[~np.isnan(curve)] for curve in curves]
     if not all(map(len, curves)):
-        raise Missing(missing)
+        by_position = " by position" if part else ""
+        raise Missing(f"metric {name}{by_position} of {measured.label(quantity.of, 'run')}")
     values = np.array([at(curve, when) for curve in curves])
     if len(values) > 1:
-        return Estimate(float(values.mean()), values, len(values), "", by_seed=values)
+        return _of_seeds(values, quantity.unit, measured)
     draws = np.full(measured.resamples, values[0])
     if when in WINDOWS:
         draws = blocks(window(curves[0], when), measured.resamples, measured.seed)
-    return Estimate(float(values[0]), draws, 1, "")
+    return Estimate(float(values[0]), draws, 1, quantity.unit)
 
 
 def _half(steps: Array, positions: Array, values: Array, part: str) -> Array:
@@ -305,29 +279,30 @@ def _half(steps: Array, positions: Array, values: Array, part: str) -> Array:
     return np.array([values[kept & (steps == step)].mean() for step in np.unique(steps[kept])])
 
 
-# Of how many of N values a mean over steps is.
-WINDOWS = {"end": lambda n: -(-n // 10), "late": lambda n: -(-n // 2), "mean": lambda n: n}
+# A mean over steps is of this part of a curve, at its end: a tenth, half, or all of it.
+WINDOWS = {"end": 10, "late": 2, "mean": 1}
 
 
 def window(values: Array, when: str) -> Array:
-    """The part of a curve [N] that a mean over steps is of: its last tenth (``end``), its second
-    half (``late``), or all of it (``mean``)."""
-    return values[-WINDOWS[when](len(values)) :]
+    """The part of a curve [N] that a mean over steps is of."""
+    return values[-math.ceil(len(values) / WINDOWS[when]) :]
 
 
 def at(values: Array, when: str) -> float:
     """One number of a curve [N]: its ``start`` or ``last`` value, the mean of a ``window``, the
     ``min`` or ``max``, the ``jump`` (largest change from one value to the next), or the ``drop``
     (how far its end is below its largest value)."""
-    if when in ("start", "last"):
-        return float(values[0 if when == "start" else -1])
-    if when == "jump":
-        return float(np.abs(np.diff(values)).max(initial=0.0))
-    if when == "drop":
-        return float(values.max() - window(values, "end").mean())
     if when in WINDOWS:
         return float(window(values, when).mean())
-    return float(getattr(values, when)())
+    numbers = {
+        "start": values[0],
+        "last": values[-1],
+        "min": values.min(),
+        "max": values.max(),
+        "jump": np.abs(np.diff(values)).max(initial=0.0),
+        "drop": values.max() - window(values, "end").mean(),
+    }
+    return float(numbers[when])
 
 
 # Values of probes
@@ -337,23 +312,19 @@ def _probe(quantity: Quantity, measured: Measurements) -> Estimate:
     runs, name = measured.inputs(quantity.of, "probe"), quantity.name
     if name.endswith("_*"):
         name = numbered(quantity, measured)[0 if quantity.at == "first" else -1]
-    values, draws, slacks = zip(
-        *(read_probe(measured.reader, run, name) for run in runs), strict=True
-    )
-    drawn = [np.resize(one, measured.resamples) for one in draws]
-    of_all = drawn[0]
+    values, draws, slacks = zip(*(read_probe(measured.reader, r, name) for r in runs), strict=True)
+    drawn = np.stack([np.resize(one, measured.resamples) for one in draws], axis=1)
+    of_seeds = np.ones(1)
     if len(runs) > 1:
         of_seeds, _ = weights(measured.seeds, (), measured.resamples, measured.seed)
-        of_all = (np.stack(drawn, axis=1) * of_seeds).sum(axis=1)
-    slack = float(np.mean(slacks))
-    return Estimate(float(np.mean(values)), of_all, len(runs), unit_of(name), slack)
+    of_all = (drawn * of_seeds).sum(axis=1)
+    value, slack = float(np.mean(values)), float(np.mean(slacks))
+    return Estimate(value, of_all, len(runs), unit_of(name), slack)
 
 
 def numbered(quantity: Quantity, measured: Measurements) -> list[str]:
-    """Names of a probe's values NAME_1, NAME_2, ... by number, for the value NAME_*.
-
-    Raises ``Missing`` where the probe has none.
-    """
+    """Names of a probe's values NAME_1, NAME_2, ... by number, for the value NAME_*. Raises
+    ``Missing`` where the probe has none."""
     runs = measured.inputs(quantity.of, "probe")
     values = measured.reader.json(runs[0], "probe.json", f"probe {quantity.of}")["values"]
     pattern = re.escape(quantity.name.removesuffix("*")) + r"\d+"
@@ -363,21 +334,20 @@ def numbered(quantity: Quantity, measured: Measurements) -> list[str]:
     return sorted(names, key=lambda value: int(value.rpartition("_")[2]))
 
 
-def read_probe(reader: Reader, run: str, wanted: str) -> tuple[float, Array, float]:
-    """A value of one probe's payload, its draws, and how far to either side it may lie all the same
-    where they are all alike. Without draws the value is its only one.
-
-    Raises ``Missing`` where the probe has no such value, or could not measure it.
-    """
+def read_probe(reader: Reader, run: str, name: str) -> tuple[float, Array, float]:
+    """A value of a probe, its draws (without any the value is its only one), and how far to either
+    side it may lie where they are all alike. Raises ``Missing`` where the probe has no such value,
+    or could not measure it."""
     values = reader.json(run, "probe.json", run)["values"]
-    if values.get(wanted, {}).get("value") is None:
-        kind, _, prefix = wanted.rpartition("_")
-        what = f"prefix of {prefix} tokens" if kind and prefix.isdigit() else wanted
-        raise Missing(f"{what}, which could not be measured" if wanted in values else what)
-    one = values[wanted]
-    value = float(one["value"])
+    summary = values.get(name, {})
+    if summary.get("value") is None:
+        kind, _, prefix = name.rpartition("_")
+        words = f"prefix of {prefix} tokens" if kind and prefix.isdigit() else name
+        raise Missing(f"{words}, which could not be measured" if summary else words)
+    value = float(summary["value"])
     table = tables.read(reader.file(run, "draws.parquet", run), DRAWS)
-    listed = dict(zip(table["name"].to_pylist(), table["draws"].to_pylist(), strict=True))
-    drawn = np.array(listed.get(wanted) or [value], dtype=np.float64)
-    apart = [abs(value - one[end]) for end in ("low", "high") if one.get(end) is not None]
-    return value, drawn, max(apart, default=0.0) if np.ptp(drawn) == 0 else 0.0
+    draws = dict(zip(table["name"].to_pylist(), table["draws"].to_pylist(), strict=True))
+    drawn = np.array(draws.get(name) or [value], dtype=np.float64)
+    ends = [summary[end] for end in ("low", "high") if summary.get(end) is not None]
+    slack = max((abs(value - end) for end in ends), default=0.0)
+    return value, drawn, slack if np.ptp(drawn) == 0 else 0.0

@@ -13,17 +13,23 @@ _TEXT = re.compile(
 class Printed(NamedTuple):
     """A published value: ``low`` equals ``high`` unless it is a range.
 
-    ``bound`` is ``>`` or ``<`` where only a side is given, ``~`` where it is rough, else empty.
+    ``bound`` is ``>`` or ``<`` where only a side is given, ``~`` where it is rough, else empty;
+    ``slack`` is how much may be lost in rounding.
     """
 
     low: float
     high: float
     bound: str
+    slack: float
 
     @property
-    def single(self) -> bool:
-        """Whether it is one number, exact or rough: no range and no bound."""
-        return self.low == self.high and self.bound in ("", "~")
+    def reach(self) -> tuple[float, float]:
+        """The numbers that would be printed so: a range, a half line, or what rounds to it."""
+        if self.bound == ">":
+            return self.low, math.inf
+        if self.bound == "<":
+            return -math.inf, self.high
+        return self.low - self.slack, self.high + self.slack
 
 
 def parse(text: str) -> Printed | None:
@@ -33,24 +39,7 @@ def parse(text: str) -> Printed | None:
         return None
     sign = (match["bound"] or "")[:1]
     bound = {"≥": ">", "≤": "<", "≈": "~"}.get(sign, sign)
-    low = float(match["low"])
-    return Printed(low, low if match["high"] is None else float(match["high"]), bound)
-
-
-def reach(text: str) -> tuple[float, float] | None:
-    """The numbers that would be printed like this: a range, a half line, or what rounds to it; None
-    for words.
-
-    Rounding is at most 0.005: lists drop final zeros, and 0.70 may stand there as 0.7.
-    """
-    value = parse(text)
-    if value is None:
-        return None
-    if value.bound == ">":
-        return value.low, math.inf
-    if value.bound == "<":
-        return -math.inf, value.high
-    digits = re.findall(_NUMBER, str(text))[0]
-    places = len(re.split("[eE]", digits)[0].partition(".")[2])
+    places = len(re.split("[eE]", match["low"])[0].partition(".")[2])
+    # Lists drop final zeros: 0.70 may stand there as 0.7.
     slack = min(0.005, 0.5 * 10**-places)
-    return value.low - slack, value.high + slack
+    return Printed(float(match["low"]), float(match["high"] or match["low"]), bound, slack)

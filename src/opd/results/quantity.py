@@ -11,7 +11,7 @@ This module does without numpy, so that a config is checked at once.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
@@ -21,10 +21,8 @@ from opd.core.errors import UserError
 from opd.core.text import suggestion
 
 MACRO = "macro"  # the unweighted mean of all benchmarks
-EACH = "each"  # every benchmark in turn
 METRIC, PROBE = "metric", "probe"
 POINTS = "points of a share"
-BOUNDED = ("", "_low", "_high")
 
 
 class Score(NamedTuple):
@@ -38,13 +36,11 @@ class Score(NamedTuple):
     bounded: bool = False
 
 
-_ALONE, _PAIR = ("evaluations",), ("evaluations", "base")
+_ALONE, _PAIR, _GAP = ("evaluations",), ("evaluations", "base"), ("evaluations", "base", "teacher")
 SCORES = {
     "avg": Score(_ALONE, "share", "accuracy", "avg@{} (%)", True),
     "change": Score(_PAIR, POINTS, "gain", "change (points)", True),
-    "recovery": Score(
-        (*_PAIR, "teacher"), "share", "share of the gap recovered", "gap recovered (%)", True
-    ),
+    "recovery": Score(_GAP, "share", "share of the gap recovered", "gap recovered (%)", True),
     "length": Score(
         _PAIR,
         "share",
@@ -71,7 +67,6 @@ WHEN = {
     "jump": "in its largest step",
     "drop": "from its highest to the end",
 }
-HALVES = ("front", "back")
 
 
 @dataclass(frozen=True)
@@ -99,8 +94,8 @@ class Quantity:
 
     def needs(self) -> set[tuple[str, str]]:
         """(evaluations, base, teacher, run or probe; name of the arm or probe) of all inputs."""
-        own = {(role, self.of) for role in self.inputs}
-        return own | (self.per.needs() if self.per else set())
+        needs = {(role, self.of) for role in self.inputs}
+        return needs | self.per.needs() if self.per else needs
 
     @property
     def several(self) -> bool:
@@ -110,7 +105,7 @@ class Quantity:
     @property
     def each(self) -> bool:
         """Whether it stands for itself on every benchmark."""
-        return self.kind in SCORES and self.name == EACH
+        return self.kind in SCORES and self.name == "each"
 
     @property
     def unit(self) -> str:
@@ -131,28 +126,22 @@ class Quantity:
 
 # Units
 
-_UNITS = {"nats": "nats", "tokens": "tokens", "ratio": "share"}
-_SHARES = (
-    *("overlap_mass", "top_mass", "max_advantage", "min_advantage", "extreme_advantage"),
-    *("accuracy_", "format_", "passed_at_"),
-)
+# Patterns of names with their units; the first that fits counts.
+_UNITS = {
+    r"rho_.*": "",  # a rank correlation, with whatever it is
+    r"advantage_(q?\d+|\*)|lost": POINTS,  # an advantage in accuracy at some prefix
+    r"(teacher|student)_(q?\d+|\*)|passed|unjudged": "share",
+    r"(overlap_mass|top_mass|(max|min|extreme)_advantage|accuracy_|format_|passed_at_).*": "share",
+    r"overlap_token_advantage.*|loss|(.*_)?nats": "nats",
+    r"(.*_)?tokens": "tokens",
+    r"(.*_)?ratio": "share",
+}
 
 
 def unit_of(name: str) -> str:
-    """Unit of a metric or of a probe's value, from its name: nats, tokens, share, points of a share
-    (an advantage in accuracy at some prefix), or none, as a rank correlation (rho_) with any."""
-    if name.startswith("rho_"):
-        return ""
-    kind, _, prefix = name.rpartition("_")
-    if re.fullmatch(r"q?\d+|\*", prefix) and kind in ("advantage", "teacher", "student"):
-        return POINTS if kind == "advantage" else "share"
-    if name.startswith(_SHARES) or name in ("passed", "unjudged"):
-        return "share"
-    if name == "lost":
-        return POINTS
-    if name.startswith("overlap_token_advantage") or name == "loss":
-        return "nats"
-    return _UNITS.get(prefix, "")
+    """Unit of a metric or of a probe's value, from its name: nats, tokens, share, points of a
+    share, or none."""
+    return next((unit for form, unit in _UNITS.items() if re.fullmatch(form, name)), "")
 
 
 def apart(unit: str) -> str:
@@ -162,6 +151,7 @@ def apart(unit: str) -> str:
 
 # The long notation
 
+# Keys beside a kind that is no score; it needs the first.
 _KEYS = {METRIC: ("of", "at", "positions", "per"), PROBE: ("value", "at")}
 
 
@@ -173,35 +163,34 @@ def read(given: Any) -> Quantity:
     kind = next((key for key in kinds if isinstance(given, Mapping) and key in given), None)
     if kind is None:
         raise ValueError(f"is no quantity: needs one of {', '.join(kinds)}")
-    keys = (kind, *_KEYS.get(kind, ("benchmark",)))
+    keys = _KEYS.get(kind, ("benchmark",))
     for key, value in given.items():
-        if key not in keys:
+        if key not in (kind, *keys):
             raise ValueError(f"{key}: no such key beside {kind}")
         if key != "per" and not isinstance(value, str):
             raise ValueError(f"{key}: {value!r} is not allowed: write a name")
     if kind in SCORES:
         return Quantity(kind, given[kind], given.get("benchmark", MACRO))
-    if lacking := next((key for key in ("of", "value") if key in keys and key not in given), None):
-        raise ValueError(f"{kind} needs {lacking}")
+    if keys[0] not in given:
+        raise ValueError(f"{kind} needs {keys[0]}")
     if kind == PROBE:
         quantity = Quantity(PROBE, given[PROBE], given["value"], given.get("at"))
         if quantity.at and not quantity.name.endswith("_*"):
             raise ValueError(f"at: {quantity.at} is for values of the form NAME_*")
-        return _checked(quantity, ("first", "last"))
-    quantity = Quantity(
-        METRIC, given["of"], given[METRIC], given.get("at", "end"), given.get("positions")
-    )
+        return _checked(quantity)
+    at, positions = given.get("at", "end"), given.get("positions")
+    quantity = _checked(Quantity(METRIC, given["of"], given[METRIC], at, positions))
     if "per" not in given:
-        return _checked(quantity, WHEN)
+        return quantity
     per = given["per"]
     if not isinstance(per, Mapping) or "at" not in per or per.keys() - {"of", "at"}:
         raise ValueError(f"per: {per!r} is not allowed: write at, and of if it is another arm")
-    whole = replace(quantity, **per)
-    return replace(_checked(quantity, WHEN), per=_checked(whole, WHEN))
+    return replace(quantity, per=_checked(replace(quantity, **per)))
 
 
-def _checked(quantity: Quantity, times: Sequence[str] | Mapping[str, str]) -> Quantity:
-    for key, known in (("at", times), ("positions", HALVES)):
+def _checked(quantity: Quantity) -> Quantity:
+    times = WHEN if quantity.kind == METRIC else ("first", "last")
+    for key, known in (("at", times), ("positions", ("front", "back"))):
         value = getattr(quantity, key)
         if value is not None and value not in known:
             raise ValueError(f"{key}: {value!r} is not allowed: {suggestion(value, known)}")
@@ -212,14 +201,12 @@ def written(quantity: Quantity) -> dict[str, Any]:
     """The mapping that ``read`` takes."""
     if quantity.kind in SCORES:
         return {quantity.kind: quantity.of, "benchmark": quantity.name}
+    mapping: dict[str, Any] = {METRIC: quantity.name, "of": quantity.of}
     if quantity.kind == PROBE:
-        mapping: dict[str, Any] = {"probe": quantity.of, "value": quantity.name, "at": quantity.at}
-    else:
-        mapping = {"metric": quantity.name, "of": quantity.of, "at": quantity.at}
-        mapping["positions"] = quantity.positions
-        if quantity.per:
-            mapping["per"] = {"of": quantity.per.of, "at": quantity.per.at}
-    return {key: value for key, value in mapping.items() if value is not None}
+        mapping = {PROBE: quantity.of, "value": quantity.name}
+    per = quantity.per and {"of": quantity.per.of, "at": quantity.per.at}
+    others = {"at": quantity.at, "positions": quantity.positions, "per": per}
+    return mapping | {key: value for key, value in others.items() if value is not None}
 
 
 # What a model of a YAML file declares: the long notation, read.
@@ -228,24 +215,21 @@ Written = Annotated[Quantity, PlainValidator(read), PlainSerializer(written)]
 
 def of_panel(given: Mapping[str, Any], of: str = "") -> list[Quantity]:
     """What a panel of a figure shows of a series: ``{KIND: BENCHMARK}`` of evaluations,
-    ``{metric: NAME, at: WHEN}`` of a run, or ``{value: NAME}``, one or several, of a probe.
-
-    NAME_* is all values NAME_1, NAME_2, ... Raises ``ValueError``.
-    """
+    ``{metric: NAME, at: WHEN}`` of a run, or ``{value: NAME}``, one or several, of a probe; NAME_*
+    is all values NAME_1, NAME_2, ... Raises ``ValueError``."""
     kinds = (*SCORES, METRIC, "value")
-    asked = [key for key in kinds if key in given]
-    if len(asked) != 1:
+    named = [key for key in kinds if key in given]
+    if len(named) != 1:
         raise ValueError(f"needs exactly one of {', '.join(kinds)}")
-    (kind,) = asked
-    names = given[kind] if kind == "value" and isinstance(given[kind], list) else [given[kind]]
+    (kind,) = named
+    if stray := given.keys() - {kind, "at" if kind == METRIC else kind}:
+        raise ValueError(f"{min(stray)}: no such key beside {kind}")
+    if kind == METRIC:
+        return [read({**given, "of": of})]
+    several = kind == "value" and isinstance(given[kind], list)
+    names = given[kind] if several else [given[kind]]
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{kind}: {given[kind]!r} is not allowed: write a name")
-    if stray := given.keys() - {kind, "at"}:
-        raise ValueError(f"{min(stray)}: no such key beside {kind}")
-    if "at" in given and kind != METRIC:
-        raise ValueError("at: is for metrics")
-    if kind == METRIC:
-        return [_checked(Quantity(METRIC, of, names[0], given.get("at", "end")), WHEN)]
     return [Quantity(PROBE if kind == "value" else kind, of, name) for name in names]
 
 
@@ -265,9 +249,7 @@ def of_series(text: str, of: str, at: str | None = None, probe: bool = False) ->
 
 def of_curve(name: str, of: str = "") -> Quantity:
     """What a line over steps shows of a series: ``avg:BENCHMARK``, or a metric with its last value.
-
-    Raises ``ValueError`` for any other score, which nothing has over steps.
-    """
+    Raises ``ValueError`` for other scores, which nothing has over steps."""
     quantity = of_series(name, of, "last")
     if quantity.kind not in (METRIC, "avg"):
         raise ValueError(f"no curve of '{name}': use avg:BENCHMARK or a metric")
@@ -298,24 +280,20 @@ def column(spec: str, where: str = "columns") -> TableColumn:
     Raises ``UserError`` for a kind that does not exist, and for a name that is lacking or too many.
     """
     kind, _, name = spec.partition(":")
-    kinds = (*SCORES, *_ENDS, "probe", "outlook")
+    kinds = (*SCORES, *_ENDS, PROBE, "outlook")
     if kind not in kinds:
         raise UserError(f"no column '{spec}'", where, suggestion(kind, kinds))
-    needed = "metric" if kind in _ENDS else "value" if kind == "probe" else ""
+    needed = "metric" if kind in _ENDS else "value" if kind == PROBE else ""
     if needed and not name:
         raise UserError(
             f"column '{spec}' names no {needed}", where, f"write {kind}:{needed.upper()}"
         )
-    if kind == "outlook":
-        if name:
-            raise UserError(f"column '{spec}' names a value", where, "write outlook")
-        return TableColumn(kind, name, (), ("",))
-    if kind == "probe":
-        return TableColumn(kind, name, (Quantity(PROBE, "", name),), BOUNDED)
-    if kind in _ENDS:
-        quantities = tuple(Quantity(METRIC, "", name, at) for at in _ENDS[kind])
-        return TableColumn(
-            kind, name, quantities, ("_first", "_last") if kind == "course" else ("",)
-        )
-    score = Quantity(kind, "", name or MACRO)
-    return TableColumn(kind, name, (score,), BOUNDED if SCORES[kind].bounded else ("",))
+    if kind == "outlook" and name:
+        raise UserError(f"column '{spec}' names a value", where, "write outlook")
+    quantities = [Quantity(METRIC, "", name, at) for at in _ENDS.get(kind, ())]
+    if kind in SCORES or kind == PROBE:
+        quantities = [Quantity(kind, "", name or MACRO)]
+    endings: tuple[str, ...] = ("_first", "_last") if kind == "course" else ("",)
+    if kind == PROBE or (kind in SCORES and SCORES[kind].bounded):
+        endings = ("", "_low", "_high")
+    return TableColumn(kind, name, tuple(quantities), endings)

@@ -1,13 +1,13 @@
 """The report of a scale: claims, figures, tables, runs, cost and state, as one HTML file.
 
-What it says of state it finds by looking at the files, so it is made anew each time it is asked
-for. Links lead to files beside it in the results folder; the page itself loads nothing.
+State is read from disk on each build, so the report is made anew each time it is asked for. Links
+lead to files beside it in the results folder; the page itself loads nothing.
 """
 
 import base64
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -19,41 +19,20 @@ from opd.results import claims_page
 from opd.results.quantity import column
 from opd.stages import check, on_disk
 from opd.stages.fresh import read_plan
-from opd.stages.records import Manifest, plain, read
+from opd.stages.records import Manifest, read
 
 # Not compared with their digests: reading them would take longer than all else together.
 WEIGHTS = ".safetensors"
-NO_CLAIMS: dict[str, Any] = {
-    "comparable": False,
-    "counts": {},
-    "papers": {},
-    "claims": [],
-    "targets": [],
-}
 
 
-class Made(NamedTuple):
-    """An artifact: its folder below the results folder, its manifest, and what is wrong with it."""
+class Source(NamedTuple):
+    """An artifact behind the page: its folder below the results folder, its manifest, its inputs by
+    name, and what is wrong with it."""
 
     folder: str
-    manifest: dict[str, Any]
+    manifest: Manifest
+    inputs: dict[str, on_disk.Input]
     troubles: list[str]
-
-
-class Link(NamedTuple):
-    """An artifact behind an exhibit: what it is to it, its folder, and the first digits of the
-    digest of its contents (as ``opd why`` shows it)."""
-
-    role: str
-    folder: str
-    digest: str
-
-
-class Origin(NamedTuple):
-    """What a row, series or arm of an exhibit is from."""
-
-    label: str
-    links: list[Link]
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -65,190 +44,117 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     the counts of verdicts, and how many artifacts are modified or stale. Raises ``UserError`` where
     a digest.json, manifest.json or claims.json cannot be read.
     """
-    root = results_folder(inputs)
-    made = behind([path.parent for path in inputs.values()], root)
-    at = {name: made[_below(path.parent, root)] for name, path in inputs.items()}
-    every = [*made.values()]
-    wrong = sorted((artifact for artifact in every if artifact.troubles), key=lambda a: a.folder)
-    found = NO_CLAIMS
+    folders = {name: payload.absolute().parent for name, payload in inputs.items()}
+    root = on_disk.results_folder(next(iter(folders.values())))
+    sources = behind(folders.values(), root)
+    shown = {name: sources[folder] for name, folder in folders.items()}
+    wrong = sorted((s for s in sources.values() if s.troubles), key=lambda source: source.folder)
+    found: dict[str, Any] = {"comparable": False, "counts": {}, "papers": {}}
+    found |= {"claims": [], "targets": []}
     if "claims" in inputs:
         found = read_json(inputs["claims"] / "claims.json")
-
-    def exhibit(kind: str, name: str) -> tuple[dict[str, Any], Path]:
-        """What every exhibit shows, and its payload."""
-        artifact = at[f"{kind}:{name}"]
-        title = artifact.manifest["cfg"].get("title") or name
-        shown = {"name": name, "title": title, "made": artifact}
-        return shown | {"origins": origins(artifact, root)}, inputs[f"{kind}:{name}"]
-
     figures = {
-        name: _figure(*exhibit("figure", name), found)
+        name: _figure(name, shown[f"figure:{name}"], inputs[f"figure:{name}"], found)
         for section in cfg["sections"]
         for name in section["figures"]
     }
+    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in cfg["runs"]:
+        runs[row["stage"]].append({**row, "made": shown[f"run:{row['folder']}"]})
+    # What several folders link was made once, and what was adopted was not made here.
+    own = [source.manifest for source in sources.values() if not source.manifest.adopted]
+    stages = [*{manifest.identity: manifest for manifest in own}.values()]
+    versions = Counter(v for s in sources.values() for v in s.manifest.versions.items())
     page = html.render(
         (package_file(__file__, "pages/report"), claims_page.PAGES),
         "report.html.j2",
         **claims_page.values(found, figures),
-        title=cfg["title"],
-        scale=cfg["scale"],
-        sections=cfg["sections"],
-        claims=at.get("claims"),
-        claims_origins=origins(at["claims"], root) if "claims" in at else [],
-        tables=[_table(*exhibit("table", name)) for name in cfg["tables"]],
-        runs=_grouped(
-            [{**run, "made": at[f"run:{run['folder']}"]} for run in cfg["runs"]], "stage"
-        ),
-        run_folders={run["folder"] for run in cfg["runs"]},
-        cost=cost(every),
-        versions=versions(every),
+        **{key: cfg[key] for key in ("title", "scale", "sections")},
+        claims=shown.get("claims"),
+        tables=[_table(n, shown[f"table:{n}"], inputs[f"table:{n}"]) for n in cfg["tables"]],
+        runs=runs,
+        stages=stages,
+        cost={key: cost(stages, key) for key in ("stage", "device")},
+        versions=[(*version, count) for version, count in versions.items()],
         wrong=wrong,
-        anchors={artifact.folder: name for name, artifact in at.items()},
+        anchors={source.folder: name for name, source in shown.items()},
         results=f"results/{root.name}",
-        artifacts=len(made),
-        adopted=sorted(a.folder for a in every if a.manifest.get("adopted")),
+        sources=[*sources.values()],
+        origins=origins,
         duration=duration,
-        folder_of=lambda path: _below((root.parent.parent / path).parent, root),
     )
     (out / "report.html").write_text(page)
     return {"verdicts": found["counts"], "modified or stale": len(wrong)}
 
 
-# What lies in the results folder
-
-
-def results_folder(inputs: Mapping[str, Path]) -> Path:
-    """The folder that the report will lie in, from where its inputs lie: results/NAME."""
-    for name, path in inputs.items():
-        kind, _, rest = name.partition(":")
-        depth = len(Path(rest).parts) + (kind in ("figure", "table"))
-        if rest:
-            return path.parent.parents[depth - 1]
-    return next(iter(inputs.values())).parent.parent
-
-
-def _below(folder: Path, root: Path) -> str:
-    """Folder below the results folder; of one outside, which may be anywhere, the name only."""
-    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.name
-
-
-def behind(folders: Sequence[Path], root: Path) -> dict[str, Made]:
-    """These artifacts and all that they were made from, as their manifests say, by folder. Raises
+def behind(folders: Iterable[Path], root: Path) -> dict[Path, Source]:
+    """These artifacts of a results folder, and all that they were made from, by their paths. Raises
     ``UserError`` where one of their records cannot be read."""
     plan = read_plan(root / "plan.json")[0] or {}
-    artifacts = {}
+    sources = {}
     for made in on_disk.behind(on_disk.at(root, folder) for folder in folders):
         manifest = read(made.path / "manifest.json", Manifest)
-        own = made.root == root.absolute()
-        name = made.folder if own else made.path.name
-        findings = check.shown(made, plan.get(name) if own else None, (WEIGHTS,))
-        artifacts[name] = Made(name, plain(manifest), [finding.text for finding in findings])
-    return artifacts
+        planned = plan.get(made.folder) if made.root == root else None
+        findings = check.shown(made, planned, (WEIGHTS,))
+        used = {source.name: source for source in made.inputs}
+        troubles = [finding.text for finding in findings]
+        sources[made.path] = Source(made.folder, manifest, used, troubles)
+    return sources
 
 
-# Sums
+def cost(stages: Iterable[Manifest], key: str) -> list[dict[str, Any]]:
+    """What stages took by ``key`` (stage or device), longest first: how many they are, seconds, and
+    of GPUs the highest peak of memory on one device (GiB), the mean share of time with work on them
+    (%, weighted by the stages' time) and the sum of energy (Wh); None where none recorded it."""
+    groups: dict[str, list[Manifest]] = defaultdict(list)
+    for stage in stages:
+        groups[getattr(stage, key)].append(stage)
+    rows = []
+    for name, group in groups.items():
+        gpus = [(stage.seconds, stage.gpu or {}) for stage in group]
+        peaks = [gpu["peak_memory_bytes"] for _, gpu in gpus if "peak_memory_bytes" in gpu]
+        busy = [(sec, gpu["utilisation"]) for sec, gpu in gpus if "utilisation" in gpu]
+        joules = [gpu["energy_joules"] for _, gpu in gpus if "energy_joules" in gpu]
+        time = sum(seconds for seconds, _ in busy)
+        rows.append(
+            {
+                "name": name,
+                "stages": len(group),
+                "seconds": sum(stage.seconds for stage in group),
+                "memory": max(peaks) / 2**30 if peaks else None,
+                "busy": 100 * sum(sec * share for sec, share in busy) / time if time else None,
+                "energy": sum(joules) / 3600 if joules else None,
+            }
+        )
+    return sorted(rows, key=lambda row: (row["seconds"], row["name"]), reverse=True)
 
 
-def cost(made: Sequence[Made]) -> dict[str, Any]:
-    """Seconds and stages in all, the first and last start, and by ``stage`` and by ``device``,
-    longest first, rows of name, stages, seconds and what they ``drew``. ``gpu``: whether any stage
-    has recorded what it drew from one.
-
-    An artifact that several folders link was made once and counts once; one that was adopted was
-    not made here.
-    """
-    here = [artifact.manifest for artifact in made if not artifact.manifest.get("adopted")]
-    stages = [*{manifest["identity"]: manifest for manifest in here}.values()]
-    starts = [stage["started"] for stage in stages]
-
-    def seconds(group: Sequence[Mapping[str, Any]]) -> float:
-        return sum(stage["seconds"] for stage in group)
-
-    def by(key: str) -> list[dict[str, Any]]:
-        rows = [
-            {"name": name, "stages": len(group), "seconds": seconds(group), "drew": drawn(group)}
-            for name, group in _grouped(stages, key).items()
-        ]
-        return sorted(rows, key=lambda row: (row["seconds"], row["name"]), reverse=True)
-
+def _figure(name: str, made: Source, payload: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    caption = payload / "caption.md"
     return {
-        "seconds": seconds(stages),
-        "stages": len(stages),
-        "first": min(starts, default=None),
-        "last": max(starts, default=None),
-        "stage": by("stage"),
-        "device": by("device"),
-        "gpu": any("gpu" in stage for stage in stages),
-    }
-
-
-def drawn(manifests: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """What stages drew from GPUs: the highest peak of memory on one device (GiB), the mean share of
-    time with work on them (%, weighted by the stages' time) and the sum of energy (Wh); None where
-    none has recorded it."""
-    recorded = [(m["seconds"], m["gpu"]) for m in manifests if "gpu" in m]
-    peaks = [gpu["peak_memory_bytes"] for _, gpu in recorded if "peak_memory_bytes" in gpu]
-    busy = [(s, gpu["utilisation"]) for s, gpu in recorded if "utilisation" in gpu]
-    energy = [gpu["energy_joules"] for _, gpu in recorded if "energy_joules" in gpu]
-    time = sum(seconds for seconds, _ in busy)
-    return {
-        "memory": max(peaks) / 2**30 if peaks else None,
-        "busy": 100 * sum(seconds * share for seconds, share in busy) / time if time else None,
-        "energy": sum(energy) / 3600 if energy else None,
-    }
-
-
-def versions(made: Sequence[Made]) -> dict[str, Counter[str]]:
-    """Package -> version -> number of artifacts that were made with it."""
-    counted: dict[str, Counter[str]] = {}
-    for artifact in made:
-        for package, version in artifact.manifest["versions"].items():
-            counted.setdefault(package, Counter())[version] += 1
-    return dict(sorted(counted.items()))
-
-
-def _grouped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Mapping[str, Any]]]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row[key], []).append(row)
-    return groups
-
-
-# Exhibits
-
-
-def _figure(shown: dict[str, Any], payload: Path, found: Mapping[str, Any]) -> dict[str, Any]:
-    name, manifest = shown["name"], shown["made"].manifest
-    return {
-        **shown,
-        "caption": _caption(payload / "caption.md", manifest["cfg"]),
+        "name": name,
+        "made": made,
+        "caption": caption.read_text(errors="replace") if caption.is_file() else "",
         "image": _image(payload / "figure.svg"),
-        "drawn": sorted(flat(manifest["numbers"] or {}), key=_by_number),
+        "drawn": sorted(flat(made.manifest.numbers), key=_by_number),
         "published": [target for target in found["targets"] if name in target["figures"]],
-        "series": _series(manifest["cfg"]),
+        "labels": _labels(made.manifest.cfg),
         "claims": [c for c in found["claims"] if f"{c['paper']}/{c['figure']}" == name],
     }
 
 
-def _series(settings: Mapping[str, Any]) -> dict[str, str]:
+def _series(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The series of a figure, and of its panels."""
+    return [row for part in (cfg, *cfg.get("panels", [])) for row in part.get("series", [])]
+
+
+def _labels(cfg: Mapping[str, Any]) -> dict[str, str]:
     """Id of a published value -> what the figure calls the arm or probe that it is of."""
-    known = {**settings.get("arms", {}), **settings.get("probes", {})}
+    known = {**cfg.get("arms", {}), **cfg.get("probes", {})}
     labels = {name: about["label"] for name, about in known.items()}
-    for part in (settings, *settings.get("panels", [])):
-        for series in part.get("series", []):
-            name = series.get("arm") or series.get("probe")
-            labels |= {name: series["label"]} if "label" in series else {}
-    names = {mark["target"]: mark.get("series", "-") for mark in settings.get("published", [])}
+    labels |= {s.get("arm") or s.get("probe"): s["label"] for s in _series(cfg) if "label" in s}
+    names = {mark["target"]: mark.get("series", "-") for mark in cfg.get("published", [])}
     return {target: labels.get(name, name) for target, name in names.items()}
-
-
-def _caption(path: Path, settings: Mapping[str, Any]) -> list[str]:
-    """Paragraphs: the caption that a figure was drawn with, or the config's."""
-    text = settings.get("caption") or ""
-    if path.is_file():
-        text = path.read_text(errors="replace")
-    parts = [part.strip() for part in text.split("\n\n")]
-    return [part for part in parts if part and part != f"**{settings.get('title')}**"]
 
 
 def _image(svg: Path) -> dict[str, Any] | None:
@@ -264,21 +170,6 @@ def _image(svg: Path) -> dict[str, Any] | None:
     return {"uri": uri, "width": width, "height": height}
 
 
-def origins(made: Made, root: Path) -> list[Origin]:
-    """What an exhibit shows by its rows, series or arms, and the artifacts that each is from."""
-    used = made.manifest["inputs"]
-
-    def link(role: str, name: str) -> Link:
-        folder = _below((root.parent.parent / used[name]["path"]).parent, root)
-        return Link(role, folder, used[name]["outputs"][:12])
-
-    found = []
-    for label, roles in _roles(made.manifest["cfg"]):
-        links = [link(role, name) for role, names in roles for name in names if name in used]
-        found.append(Origin(label, [*dict.fromkeys(links)]))
-    return found
-
-
 # What names inputs in the settings of tables, figures and claims, and what it is to a reader.
 ROLES = {
     "evaluations": "scores",
@@ -290,52 +181,59 @@ ROLES = {
 }
 
 
-def _roles(cfg: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
-    """(label, [(role, names of inputs)]) of each row, arm, probe, and series of its own."""
-    series = [s for part in (cfg, *cfg.get("panels", [])) for s in part.get("series", [])]
-    # Others are by the name of an arm or a probe.
-    own = [row for row in series if not row.keys() & {"arm", "probe"}]
-    known = [*cfg.get("arms", {}).values(), *cfg.get("probes", {}).values()]
-    shown = _columns(cfg)
-    for row in (*cfg.get("rows", []), *known, *own):
-        roles = [
-            (f"{role}{shown.get(key, '')}", row[key])
+def origins(made: Source) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """Labels of an exhibit's rows, arms, probes and own series, each with the artifacts that it is
+    from: what they are to it, their folders, and the first digits of the digests of their contents
+    (as ``opd why`` shows them)."""
+    cfg = made.manifest.cfg
+    rows = cfg.get("rows", [])
+    named = [*cfg.get("arms", {}).values(), *cfg.get("probes", {}).values()]
+    # Other series go by the name of an arm or a probe.
+    own = [series for series in _series(cfg) if not series.keys() & {"arm", "probe"}]
+    columns = _columns(cfg)
+    labelled = []
+    for row in (*rows, *named, *own):
+        roles = {
+            f"{role}{columns.get(key, '')}": row.get(key) or []
             for key, role in ROLES.items()
-            if row.get(key) and (key in shown or not shown)
+            if key in columns or not columns
+        }
+        roles |= {f"scores at step {step}": names for step, names in row.get("scores", {}).items()}
+        links = [
+            (role, made.inputs[name].folder, made.inputs[name].used.outputs[:12])
+            for role, names in roles.items()
+            for name in names
+            if name in made.inputs
         ]
-        roles += [(f"scores at step {s}", names) for s, names in row.get("scores", {}).items()]
-        if roles or row in cfg.get("rows", []):
-            yield row["label"], roles
+        if any(roles.values()) or row in rows:
+            labelled.append((row["label"], [*dict.fromkeys(links)]))
+    return labelled
 
 
 def _columns(cfg: Mapping[str, Any]) -> dict[str, str]:
     """What a row of a table may name -> the columns that are worked out of it, in brackets."""
-    found: dict[str, list[str]] = {}
+    columns: dict[str, list[str]] = defaultdict(list)
     for shown in cfg.get("columns", []):
         spec = shown if isinstance(shown, str) else shown["column"]
         for role in column(spec).inputs:
-            found.setdefault(role, []).append(spec)
-    return {role: f" ({', '.join(specs)})" for role, specs in found.items()}
+            columns[role].append(spec)
+    return {role: f" ({', '.join(specs)})" for role, specs in columns.items()}
 
 
-def _table(shown: dict[str, Any], payload: Path) -> dict[str, Any]:
+def _table(name: str, made: Source, payload: Path) -> dict[str, Any]:
     path = payload / "table.md"
     header, rows, note = parse(path.read_text(errors="replace") if path.is_file() else "")
-    caption = shown["made"].manifest["cfg"].get("caption") or ""
-    return {**shown, "caption": caption, "header": header, "rows": rows, "note": note}
+    return {"name": name, "made": made, "header": header, "rows": rows, "note": note}
 
 
 def parse(text: str) -> tuple[list[str], list[list[str]], str]:
     """A table.md of ``opd.results.tables`` -> header, rows, and the note below them."""
-    lines = [line.strip() for line in text.splitlines()]
-    places = [i for i, line in enumerate(lines) if line.startswith("|")]
-    if not places:
-        return [], [], ""
     rows = [
-        [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", lines[i])[1:-1]]
-        for i in places
-    ]
-    return rows[0], rows[2:], " ".join(lines[places[-1] + 1 :]).strip()
+        [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ] or [[]]
+    return rows[0], rows[2:], text.rpartition("|\n")[2].strip()
 
 
 def flat(value: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
@@ -344,7 +242,7 @@ def flat(value: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from flat(inner, (*name, str(key)))
     else:
-        yield " · ".join(name), _values(value)
+        yield " · ".join(name), number(value)
 
 
 def _by_number(named: tuple[str, str]) -> list[str | int]:
@@ -353,27 +251,20 @@ def _by_number(named: tuple[str, str]) -> list[str | int]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
-def _values(value: Any) -> str:
-    if not isinstance(value, list):
-        return number(value)
-    texts = [_values(one) for one in value]
-    # Mean, low and high, as draw_bars keeps them.
-    return f"{texts[0]} [{texts[1]}, {texts[2]}]" if len(texts) == 3 else ", ".join(texts)
-
-
 def number(value: Any) -> str:
     """Three significant digits with a true minus; text as it is, – for None."""
-    if isinstance(value, bool | str):
-        return str(value)
+    if isinstance(value, list):
+        texts = [number(part) for part in value]
+        # Mean, low and high, as draw_bars keeps them.
+        return f"{texts[0]} [{texts[1]}, {texts[2]}]" if len(texts) == 3 else ", ".join(texts)
+    if isinstance(value, str):
+        return value
     return html.number(value, ".3g" if isinstance(value, float) else "")
 
 
 def duration(seconds: float) -> str:
     """Seconds as a reader says them, on one line: 4.2 s, 3 min 05 s, 2 h 07 min."""
     minutes, rest = divmod(round(seconds), 60)
-    text = f"{minutes // 60} h {minutes % 60:02d} min"
-    if seconds < 59.95:
-        text = f"{seconds:.1f} s"
-    elif minutes < 60:
-        text = f"{minutes} min {rest:02d} s"
-    return text.replace(" ", "\u00a0")
+    hours, minutes = divmod(minutes, 60)
+    text = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    return (text if seconds >= 59.95 else f"{seconds:.1f} s").replace(" ", "\u00a0")

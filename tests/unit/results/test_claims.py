@@ -21,10 +21,10 @@ from opd.core.errors import UserError
 from opd.recipes.resolve import resolve
 from opd.results import claims, claims_page, figure_spec
 from opd.results.claim_spec import check, parse, quantities, read_claims, read_targets
-from opd.results.claims import Side, bounded, equivalent, greater, judge, monotone, moves, worst
+from opd.results.claims import Side, bounded, equivalent, greater, judge, monotone, worst
 from opd.results.estimate import Estimate
 from opd.results.labels import with_unit
-from opd.results.published import reach
+from opd.results.published import parse as printed
 from opd.results.quantity import read, unit_of
 from opd.stats.intervals import Interval, bootstrap
 
@@ -167,12 +167,17 @@ def test_equivalent_needs_an_interval_within_the_margin() -> None:
 
 def test_a_course_rises_and_falls() -> None:
     start, end = certain(0.7), spread(0.78, 0.84)
-    assert moves(start, end, 0.05, "rising").verdict == YES
-    assert moves(start, end, 0.1, "rising").verdict == MAYBE
-    assert moves(start, end, 0.2, "rising").verdict == NO
-    assert moves(start, end, 0.0, "falling").verdict == NO
-    assert moves(end, start, 0.05, "falling").verdict == YES
-    assert moves(start, start, 0.0, "rising").verdict == NO
+
+    def moves(start: Side, end: Side, by: float, direction: str) -> str:
+        (check,) = monotone([start, end], direction, by)
+        return check.verdict
+
+    assert moves(start, end, 0.05, "rising") == YES
+    assert moves(start, end, 0.1, "rising") == MAYBE
+    assert moves(start, end, 0.2, "rising") == NO
+    assert moves(start, end, 0.0, "falling") == NO
+    assert moves(end, start, 0.05, "falling") == YES
+    assert moves(start, start, 0.0, "rising") == NO
 
 
 def test_monotone_checks_every_step() -> None:
@@ -183,7 +188,7 @@ def test_monotone_checks_every_step() -> None:
     assert [one.verdict for one in monotone(sides, "falling")] == [YES, MAYBE, YES]
     sides[2] = certain(0.28, "points of a share")
     assert [one.verdict for one in monotone(sides, "falling")] == [YES, NO, YES]
-    assert [one.verdict for one in monotone(sides, "falling", 0.02)] == [YES] * 3
+    assert [one.verdict for one in monotone(sides, "falling", -0.02)] == [YES] * 3
     assert [one.value for one in monotone(sides, "falling")] == pytest.approx([-0.1, 0.01, -0.26])
 
 
@@ -497,7 +502,7 @@ def test_a_row_says_what_no_test_tests(tmp_path: Path, inputs: dict[str, Path]) 
     ],
 )
 def test_what_a_printed_number_may_be(text: str, low: float, high: float) -> None:
-    assert reach(text) == pytest.approx((low, high))
+    assert printed(text).reach == pytest.approx((low, high))
 
 
 def test_one_seed_is_said_to_be_one(tmp_path: Path, inputs: dict[str, Path]) -> None:

@@ -1,5 +1,6 @@
 """Estimates of quantities against numbers by hand."""
 
+from operator import sub as difference
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from opd.results.estimate import (
     Undefined,
     at,
     blocks,
-    difference,
 )
 from opd.results.quantity import read, unit_of
 from opd.stats.intervals import averages, bootstrap, bounds, interval, less, student, weights

@@ -146,7 +146,7 @@ def changed(figure: dict[str, Any], **change: Any) -> dict[str, Any]:
             changed(BARS, panels=[{"quantity": {"avg": "macro", "value": "auroc"}}]),
             "needs exactly one of avg, change, recovery",
         ),
-        (changed(BARS, panels=[{"quantity": {"avg": "macro", "at": "end"}}]), "at: is for metrics"),
+        (changed(BARS, panels=[{"quantity": {"avg": "macro", "at": "end"}}]), "at: no such key"),
         (changed(CURVES, published=["R9999"]), "figure f.published: no published row 'R9999'"),
         (
             changed(

@@ -330,7 +330,8 @@ def test_rewards_of_right_and_wrong(tmp_path: Path, inputs: dict[str, Path]) -> 
     ],
 )
 def test_printed_numbers(text: str, expected: tuple[float, float, str] | None) -> None:
-    assert parse(text) == expected
+    printed = parse(text)
+    assert (printed and printed[:3]) == expected
 
 
 def test_published_values_are_marked_where_they_compare(
