@@ -9,8 +9,8 @@ from opd.core.errors import UserError
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
 from opd.results.claim_spec import Claim, needs, quantities
-from opd.results.figure_spec import PaperFigure, bars_of
-from opd.results.quantity import MACRO, METRIC, SCORES, column, of_panel, of_series
+from opd.results.figure_spec import PaperFigure
+from opd.results.quantity import MACRO, METRIC, SCORES, column, of_series
 
 # What training logs (opd.losses.metrics, and the trainers' own), here without torch.
 METRICS = (
@@ -138,7 +138,7 @@ def _of_figures(figures: Mapping[str, PaperFigure]) -> Iterator[tuple[str, str, 
         arms = {one.arm for one in series}
         for one in series:
             yield where, "arm" if one.arm else "probe", one.of
-        shown = [quantity for panel in bars_of(figure) for quantity in of_panel(panel.quantity)]
+        shown = figure.quantities()
         shown += [of_series(metric.name, "") for metric in figure.metrics]
         shown += [
             of_series(row.metric, row.series)
