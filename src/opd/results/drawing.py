@@ -90,23 +90,18 @@ def _columns(panels: int) -> int:
 
 
 def _grid(
-    page: Any,
-    panels: Sequence[Data],
-    columns: int,
-    xlabel: str = "",
-    ylabel: str = "",
-    **shared: Any,
+    page: Any, panels: Sequence[Data], columns: int, labels: tuple[str, str], **shared: Any
 ) -> Iterator[tuple[Any, Data]]:
-    """The axes of every panel, the lowest with ``xlabel`` and the leftmost with ``ylabel``; the
-    places that are left over stay empty."""
+    """The axes of every panel, with ``labels`` below the lowest and beside the leftmost; the places
+    that are left over stay empty."""
     rows = math.ceil(len(panels) / columns)
     places = page.subplots(rows, columns, squeeze=False, **shared).flat
     for at, (axes, panel) in enumerate(zip_longest(places, panels)):
         if panel is None:
             axes.set_visible(False)
             continue
-        axes.set_xlabel(xlabel if at + columns >= len(panels) else "")
-        axes.set_ylabel(ylabel if at % columns == 0 else "")
+        axes.set_xlabel(labels[0] if at + columns >= len(panels) else "")
+        axes.set_ylabel(labels[1] if at % columns == 0 else "")
         yield axes, panel
 
 
@@ -146,14 +141,6 @@ def _mark_curve(axes: Axes, mark: Data, line: Data, scale: float, colour: str) -
         axes.annotate(mark["text"], (x, middle), color=GREY, textcoords="offset points", **beside)
 
 
-def _logarithmic(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
 def draw_curves(data: Data) -> Figure:
     """One panel per metric, or metrics downwards and groups of series across.
 
@@ -170,7 +157,7 @@ def draw_curves(data: Data) -> Figure:
     height = (2.5 if columns < 3 else 2.1) * math.ceil(len(panels) / columns)
     page = _page(data, height, legend)
     shared = "row" if several else False
-    for axes, panel in _grid(page, panels, columns, data["xlabel"], sharey=shared):
+    for axes, panel in _grid(page, panels, columns, (data["xlabel"], ""), sharey=shared):
         scale = _scale(panel)
         for line in panel["lines"]:
             _curve(axes, line, scale, [*labels].index(line["label"]))
@@ -181,7 +168,10 @@ def draw_curves(data: Data) -> Figure:
             for mark in line["marks"]:
                 _mark_curve(axes, mark, line, scale, styles[line["label"]]["color"])
         if panel["log"]:
-            _logarithmic(axes)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
         place = axes.get_subplotspec()
         if not several or place.is_first_row():
             axes.set_title(_wrap(panel["group" if several else "label"], 84 // columns))
@@ -202,11 +192,7 @@ def _names(panel: Data) -> tuple[list[str], np.ndarray]:
 
 
 def _bars(
-    axes: Axes,
-    panel: Data,
-    styles: Mapping[str, tuple[str, str]],
-    limits: tuple[float, float],
-    inches: float,
+    axes: Axes, panel: Data, styles: Data, limits: tuple[float, float], inches: float
 ) -> None:
     """Horizontal bars with their intervals, numbers and published values."""
     scale, bars = _scale(panel), panel["bars"]
@@ -283,7 +269,7 @@ def _bar_panels(page: Any, panels: Sequence[Data], styles: Any, columns: int) ->
     lines = [line for panel in panels for name in _names(panel)[0] for line in name.split("\n")]
     # What the names of the bars leave for each panel.
     inches = (WIDTH - 0.2 - 0.065 * max(map(len, lines))) / columns - 0.2
-    for axes, panel in _grid(page, panels, columns, sharey=_alike(panels)):
+    for axes, panel in _grid(page, panels, columns, ("", ""), sharey=_alike(panels)):
         same = [other for other in panels if other["axis"] == panel["axis"]]
         _bars(axes, panel, styles, _limits(same, columns), inches)
 
@@ -307,14 +293,6 @@ def draw_bars(data: Data) -> Figure:
 # Heat maps
 
 
-def _borders(steps: np.ndarray) -> np.ndarray:
-    """Borders of cells around steps, half way between neighbours."""
-    if len(steps) == 1:
-        return np.array([steps[0] - 0.5, steps[0] + 0.5])
-    inner = (steps[:-1] + steps[1:]) / 2
-    return np.array([2 * steps[0] - inner[0], *inner, 2 * steps[-1] - inner[-1]])
-
-
 def draw_heatmap(data: Data) -> Figure:
     """A metric over steps (across) and response positions (upwards), one panel per series."""
     panels = data["panels"]
@@ -324,11 +302,14 @@ def draw_heatmap(data: Data) -> Figure:
     columns = _columns(len(panels))
     page = _page(data, (2.9 if columns == 1 else 2.5) * math.ceil(len(panels) / columns), {})
     around = (data["xlabel"], "response position (tokens)")
-    grid = _grid(page, panels, columns, *around, sharey="row")
+    grid = _grid(page, panels, columns, around, sharey="row")
     for cells, (axes, panel) in zip(values, grid, strict=True):
-        steps = _borders(np.array(panel["steps"], dtype=float))
+        steps = np.array(panel["steps"], dtype=float)
+        # Cells reach half way to the next step on either side.
+        gaps = np.diff(steps) if len(steps) > 1 else np.ones(1)
+        borders = [steps[0] - gaps[0] / 2, *(steps[:-1] + gaps / 2), steps[-1] + gaps[-1] / 2]
         positions = [*panel["positions"], panel["positions"][-1] + panel["width"]]
-        image = axes.pcolormesh(steps, positions, cells, rasterized=True, **colours)
+        image = axes.pcolormesh(borders, positions, cells, rasterized=True, **colours)
         # What no response reached: hatched, as any shade would be one of the scale in grey.
         axes.patch.set(facecolor="white", edgecolor="0.6", hatch="////", linewidth=0)
         axes.grid(visible=False)
@@ -421,9 +402,8 @@ def draw_distribution(data: Data) -> Figure:
     across, height = _bar_layout(below) if below else (1, 0.0)
     page = _page(data, above + height, legend)
     parts: Any = page.subfigures(2, 1, height_ratios=[above, height]) if below else [page]
-    for axes, panel in _grid(
-        parts[0], panels, columns, ylabel="share of rollouts", sharex=True, sharey=True
-    ):
+    around = ("", "share of rollouts")
+    for axes, panel in _grid(parts[0], panels, columns, around, sharex=True, sharey=True):
         for kind, look in looks.items():
             axes.stairs(panel[kind], panel["edges"], **look)
         counts = f"{panel['n_right']:,} right, {panel['n_wrong']:,} wrong"
@@ -435,20 +415,10 @@ def draw_distribution(data: Data) -> Figure:
     return page
 
 
-KINDS: dict[str, Callable[[Data], Figure]] = {
-    "curves": draw_curves,
-    "grid": draw_curves,
-    "bars": draw_bars,
-    "heatmap": draw_heatmap,
-    "scatter": draw_scatter,
-    "distribution": draw_distribution,
-}
-
-
-def draw(data: Data, out: Path) -> None:
+def draw(page_of: Callable[[Data], Figure], data: Data, out: Path) -> None:
     """Write figure.png (160 dpi) and figure.svg below ``out`` from the numbers of a figure."""
     with matplotlib.rc_context(fname=STYLE):
-        page = KINDS[data["kind"]](data)
+        page = page_of(data)
         source = {"Source": " ".join(data["sources"]) or None}
         page.savefig(out / "figure.png", dpi=160, metadata={"Software": None, **source})
         page.savefig(out / "figure.svg", metadata={"Date": None, "Creator": None, **source})

@@ -22,8 +22,8 @@ from opd.core.html import render
 from opd.core.text import suggestion
 from opd.evaluation.reader import Evaluations, NothingLogged, Reader
 from opd.probes.schemas import ROLLOUTS
+from opd.results import drawing
 from opd.results.claim_spec import read_targets, require
-from opd.results.drawing import draw
 from opd.results.estimate import Estimate, Measurements, Missing, estimate, numbered
 from opd.results.labels import axis, benchmark_label, label_of, of_draws, plain
 from opd.results.published import parse
@@ -121,10 +121,9 @@ def _written_out(
     one is its own mean beside it."""
     means = [quantity.kind for _, quantity in parts if quantity.name == MACRO]
     for part, quantity in parts:
-        names: Sequence[str] = [quantity.name]
-        if quantity.each:
-            names = _scored(cfg, measured).benchmarks()
-            names = [] if len(names) == 1 and quantity.kind in means else names
+        names = _scored(cfg, measured).benchmarks() if quantity.each else (quantity.name,)
+        if quantity.each and len(names) == 1 and quantity.kind in means:
+            continue
         for name in names:
             yield part, replace(quantity, name=name)
 
@@ -140,15 +139,15 @@ def _plain(values: Iterable[float]) -> list[float | None]:
 # Curves
 
 
-def _scores_line(of: str, benchmark: str, measured: Measurements) -> Data:
+def _scores_line(quantity: Quantity, measured: Measurements) -> Data:
     """avg@k at the kept steps, with its intervals as a band."""
-    by_step = measured.arms.get(of, {}).get("scores")
+    by_step = measured.arms.get(quantity.of, {}).get("scores")
     if not by_step:
-        where = measured.label(of, "evaluations")
+        where = measured.label(quantity.of, "evaluations")
         raise UserError("no evaluations over steps", where, "keep steps and evaluate them")
     steps = sorted(by_step, key=int)
-    at_steps = [Quantity("avg", _at_step(of, step), benchmark) for step in steps]
-    estimates = [estimate(quantity, measured) for quantity in at_steps]
+    at_steps = [replace(quantity, of=_at_step(quantity.of, step)) for step in steps]
+    estimates = [estimate(at_step, measured) for at_step in at_steps]
     y, low, high = map(_plain, zip(*(result.interval() for result in estimates), strict=True))
     line = {"x": [int(step) for step in steps], "y": y, "low": low, "high": high, "last": y[-1]}
     return {**line, "seeds": estimates[-1].seeds}
@@ -173,15 +172,6 @@ def _metric_line(quantity: Quantity, measured: Measurements) -> Data:
     return {**line, "seeds": len(runs)}
 
 
-def _line(series: Cfg, quantity: Quantity, measured: Measurements) -> Data:
-    of = series["of"]
-    if quantity.kind == METRIC:
-        line = _metric_line(replace(quantity, of=of), measured)
-    else:
-        line = _scores_line(of, quantity.name, measured)
-    return {"series": of, "label": series["label"], "marks": [], **line}
-
-
 def read_curves(cfg: Cfg, measured: Measurements) -> Data:
     """One panel per metric, one line per series over steps; or groups of series across."""
     panels = []
@@ -191,6 +181,7 @@ def read_curves(cfg: Cfg, measured: Measurements) -> Data:
         raise UserError(str(error), "metrics", "mend the figure") from error
     for metric, quantity in _written_out(metrics, cfg, measured):
         is_score, label, levels = quantity.kind != METRIC, label_of(quantity.name), []
+        line_of = _scores_line if is_score else _metric_line
         if is_score:
             scored = _scored(cfg, measured)
             label = f"{axis('avg', scored)}, {benchmark_label(quantity.name, scored)}"
@@ -204,7 +195,11 @@ def read_curves(cfg: Cfg, measured: Measurements) -> Data:
                 "label": metric.get("label") or label,
                 "log": bool(metric.get("log")),
                 "percent": is_score,
-                "lines": [_line(series, quantity, measured) for series in group["series"]],
+                "lines": [
+                    {"series": series["of"], "label": series["label"], "marks": []}
+                    | line_of(replace(quantity, of=series["of"]), measured)
+                    for series in group["series"]
+                ],
                 "levels": levels,
             }
             for group in cfg["groups"]
@@ -357,31 +352,29 @@ def read_scatter(cfg: Cfg, measured: Measurements) -> Data:
 # Distributions
 
 
-def _rollouts(probe: str, measured: Measurements) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards and whether right of a probe's graded rollouts, all seeds together."""
-    runs, where = measured.inputs(probe, "probe"), measured.label(probe, "probe")
-    paths = [measured.reader.file(run, "rollouts.parquet", where) for run in runs]
-    rollouts = pa.concat_tables([tables.read(path, _ROLLOUTS) for path in paths])
-    graded = rollouts.filter(rollouts["correct"].is_valid())
-    return graded["reward_nats"].to_numpy(), graded["correct"].to_numpy().astype(bool)
-
-
 def read_distribution(cfg: Cfg, measured: Measurements) -> Data:
     """Histograms of the sequence mean reward of right and wrong rollouts (Rethinking OPD, section
     6.2), one panel per probe, over the same bins; values of the probes as bars below.
 
     The outer bins hold the two per mille that lie beyond them on either side.
     """
-    rollouts = [_rollouts(series["of"], measured) for series in cfg["series"]]
-    rewards = np.concatenate([reward for reward, _ in rollouts])
+    rollouts = []
+    for series in cfg["series"]:
+        runs, where = measured.inputs(series["of"], "probe"), measured.label(series["of"], "probe")
+        paths = [measured.reader.file(run, "rollouts.parquet", where) for run in runs]
+        every = pa.concat_tables([tables.read(path, _ROLLOUTS) for path in paths])
+        rollouts.append(every.filter(every["correct"].is_valid()))
+    rewards = pa.concat_tables(rollouts)["reward_nats"].to_numpy()
     if not len(rewards):
         raise UserError("no rollout is graded", "series", "grade the rollouts of the probe")
     edges = np.histogram_bin_edges(np.quantile(rewards, [0.002, 0.998]), BINS)
     panels = []
-    for series, (reward, right) in zip(cfg["series"], rollouts, strict=True):
+    for series, graded in zip(cfg["series"], rollouts, strict=True):
         panel = {"series": series["of"], "label": series["label"], "edges": _plain(edges)}
+        rewards = graded["reward_nats"].to_numpy().clip(edges[0], edges[-1])
+        right = graded["correct"].to_numpy().astype(bool)
         for kind, chosen in {"right": right, "wrong": ~right}.items():
-            counts, _ = np.histogram(np.clip(reward, edges[0], edges[-1])[chosen], edges)
+            counts, _ = np.histogram(rewards[chosen], edges)
             panel[kind] = _plain(counts / max(1, counts.sum()))
             panel[f"n_{kind}"] = int(counts.sum())
         panels.append(panel)
@@ -399,17 +392,17 @@ def _panels(data: Data) -> list[Data]:
     return [*data.get("panels", []), *data.get("bars", [])]
 
 
-def _mark(data: Data, row: Cfg, of_probe: bool) -> bool:
+def _mark(data: Data, place: Cfg, row: Cfg, of_probe: bool) -> bool:
     """Put a published value where its series is drawn; False where it is not."""
     value = parse(row["value"])
-    if value is None or not row.get("series") or not row.get("metric"):
+    if value is None or not place.get("series"):
         return False
     mark = {**value._asdict(), "text": row["value"]}
-    series, at, placed = row["series"], row.get("at"), False
-    quantity = of_series(row["metric"], series, str(at), of_probe)
+    series, at, placed = place["series"], place.get("at"), False
+    quantity = of_series(place["metric"], series, str(at), of_probe)
     for panel in _panels(data):
         for line in panel.get("lines", []):
-            if (line["series"], panel["metric"]) == (series, row["metric"]) and line["x"]:
+            if (line["series"], panel["metric"]) == (series, place["metric"]) and line["x"]:
                 ends: dict[Any, int] = {"start": line["x"][0], "end": line["x"][-1]}
                 line["marks"].append({**mark, "x": ends.get(at, at)})
                 placed = True
@@ -431,15 +424,9 @@ def _publish(data: Data, cfg: Cfg, inputs: Mapping[str, Path]) -> None:
     for place in cfg.get("published") or []:
         require(place["target"], rows, "published")
         row = rows[place["target"]]
-        about = [row[key] for key in ("student", "teacher", "metric", "benchmark", "setting")]
-        entry = {
-            **place,
-            "value": row["value"],
-            "confidence": row["confidence"],
-            "about": ", ".join(text for text in about if text not in ("", "-")),
-        }
-        drawn = bool(cfg.get("comparable")) and _mark(data, entry, place.get("series") in probes)
-        data["published"].append({**entry, "drawn": drawn})
+        of_probe = place.get("series") in probes
+        drawn = bool(cfg.get("comparable")) and _mark(data, place, row, of_probe)
+        data["published"].append({**place, "row": row, "drawn": drawn})
 
 
 def _caption(data: Data, cfg: Cfg) -> str:
@@ -481,13 +468,13 @@ def _caption(data: Data, cfg: Cfg) -> str:
 
 # All kinds
 
-KINDS: dict[str, Callable[[Cfg, Measurements], Data]] = {
-    "curves": read_curves,
-    "grid": read_curves,
-    "bars": read_bars,
-    "heatmap": read_heatmap,
-    "scatter": read_scatter,
-    "distribution": read_distribution,
+KINDS: dict[str, tuple[Callable[[Cfg, Measurements], Data], Callable[[Cfg], Any]]] = {
+    "curves": (read_curves, drawing.draw_curves),
+    "grid": (read_curves, drawing.draw_curves),
+    "bars": (read_bars, drawing.draw_bars),
+    "heatmap": (read_heatmap, drawing.draw_heatmap),
+    "scatter": (read_scatter, drawing.draw_scatter),
+    "distribution": (read_distribution, drawing.draw_distribution),
 }
 
 
@@ -522,10 +509,11 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
         raise UserError(
             f"no kind of figure '{cfg['kind']}'", "kind", suggestion(cfg["kind"], KINDS)
         )
+    read, draw = KINDS[cfg["kind"]]
     cfg = _named(cfg)
     measured = Measurements(cfg, Reader(inputs))
     try:
-        numbers = KINDS[cfg["kind"]](cfg, measured)
+        numbers = read(cfg, measured)
     except Missing as missing:
         raise UserError(f"there is no {missing}", "series", "name what is measured") from missing
     data = {"kind": cfg["kind"], "title": cfg.get("title"), **numbers}
@@ -537,7 +525,7 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
     ]
     # What is drawn is what is written.
     data = json.loads(json.dumps(data, allow_nan=False))
-    draw(data, out)
+    drawing.draw(draw, data, out)
     tables.write_json(out / "figure.json", data)
     tables.write_text(out / "caption.md", _caption(data, cfg))
     return _summary(data)

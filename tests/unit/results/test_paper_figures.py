@@ -355,7 +355,8 @@ def test_published_values_are_marked_where_they_compare(
     assert [one["drawn"] for one in found["published"]] == [True] * 3 + [False] * 3
     assert "Open diamonds are published values; 3 more have no place in the drawing." in caption
     assert "0.72" not in caption
-    assert found["published"][0]["about"] == "s, overlap, first"
+    row = found["published"][0]["row"]
+    assert (row["student"], row["metric"], row["setting"]) == ("s", "overlap", "first")
     found, caption = drawn({**cfg, "comparable": False}, inputs, tmp_path / "no")
     assert not any(map(marks, found["panels"]))
     assert not any(one["drawn"] for one in found["published"])
