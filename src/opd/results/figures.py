@@ -6,6 +6,7 @@ A series names an arm or a probe of the scale, or its inputs outright, one per s
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,15 +57,11 @@ def _named(cfg: Cfg) -> Data:
     Evaluations by step are arms of their own."""
     arms, probes = dict(cfg.get("arms") or {}), cfg.get("probes") or {}
     panels = cfg.get("panels") or []
-    if cfg["kind"] == "grid":
-        groups, panels = panels, []
-    else:
-        groups = [{"title": "", "series": cfg["series"]}]
-    if cfg["kind"] == "bars" and not panels:
-        panels = [{"quantity": {"avg": name}} for name in cfg.get("benchmarks") or [MACRO]]
+    panels = panels or [{"quantity": {"avg": name}} for name in cfg.get("benchmarks") or []]
+    grid = cfg["kind"] == "grid"
     groups = [
-        {"title": group["title"], "series": [_known(one, arms, probes) for one in group["series"]]}
-        for group in groups
+        {**group, "series": [_known(series, arms, probes) for series in group["series"]]}
+        for group in (panels if grid else [{"title": "", "series": cfg["series"]}])
     ]
     levels = [_known(level, arms, probes) for level in cfg.get("levels") or []]
     for group in groups:
@@ -72,8 +69,8 @@ def _named(cfg: Cfg) -> Data:
     for name, arm in list(arms.items()):
         for step, inputs in (arm.get("scores") or {}).items():
             arms[_at_step(name, step)] = {"label": arm["label"], "evaluations": inputs}
-    series = [one for group in groups for one in group["series"]]
-    named = {"groups": groups, "series": series, "levels": levels, "panels": panels}
+    every = [series for group in groups for series in group["series"]]
+    named = {"groups": groups, "series": every, "levels": levels, "panels": [] if grid else panels}
     return {**cfg, **named, "arms": arms, "probes": probes}
 
 
@@ -94,10 +91,10 @@ def _known(series: Cfg, arms: dict[str, Any], probes: Mapping[str, Any]) -> Data
 
 def _tell_apart(series: Sequence[Data]) -> None:
     """Put the names of arms behind labels that several series have."""
-    labels = [one["label"] for one in series]
-    for one in series:
-        if labels.count(one["label"]) > 1 and one["of"] != one["label"]:
-            one["label"] += f" ({one['of']})"
+    counts = Counter(row["label"] for row in series)
+    for row in series:
+        if counts[row["label"]] > 1 and row["of"] != row["label"]:
+            row["label"] += f" ({row['of']})"
 
 
 def _at_step(arm: str, step: str | int) -> str:
@@ -219,16 +216,17 @@ def _bars(
 ) -> Iterator[Data]:
     """The bars of a series: one, or one for each of several values of a probe, which are named
     beside the series, or instead of it where that is ``alone``."""
-    quantities = of_panel(panel["quantity"]) if first.kind == PROBE else [first]
+    quantities = [replace(first, of=series["of"])]
+    if first.kind == PROBE:
+        quantities = of_panel(panel["quantity"], series["of"])
     several = isinstance(panel["quantity"].get("value"), list) or first.several
     for quantity in quantities:
-        of_series = replace(quantity, of=series["of"])
         try:
-            names = numbered(of_series, measured) if quantity.several else [quantity.name]
+            names = numbered(quantity, measured) if quantity.several else [quantity.name]
         except Missing:
             continue
         for name in names:
-            own, label = replace(of_series, name=name), series["label"]
+            own, label = replace(quantity, name=name), series["label"]
             if several:
                 part = name.removeprefix(quantity.name.removesuffix("*")) or name
                 words = panel.get("each", "{}").format(part.replace("_", " "))
@@ -264,9 +262,9 @@ def _bar_panels(panels: Sequence[Cfg], cfg: Cfg, measured: Measurements) -> list
     drawn = []
     for panel, first in _written_out(parts, cfg, measured):
         is_score, of_probes = first.kind in SCORES, first.kind == PROBE
-        series = [one for one in cfg["series"] if of_probes == ("probe" in one)]
-        alone = len(series) == 1
-        bars = [bar for one in series for bar in _bars(panel, first, one, alone, measured)]
+        rows = [series for series in cfg["series"] if of_probes == ("probe" in series)]
+        alone = len(rows) == 1
+        bars = [bar for series in rows for bar in _bars(panel, first, series, alone, measured)]
         if not bars:
             continue
         title, unit = _titles(first, cfg, measured)
@@ -454,7 +452,7 @@ def _caption(data: Data, cfg: Cfg) -> str:
         stands=[f"{label}: {own}" for label, own in labels.items() if own != label],
         bands_of_scores=any(panel["percent"] for panel, _ in lines),
         other_bands=any(line["low"] for panel, line in lines if not panel["percent"]),
-        levels=dict.fromkeys(one["label"] for p in panels for one in p.get("levels", [])),
+        levels=dict.fromkeys(row["label"] for p in panels for row in p.get("levels", [])),
         gaps=any(None in row for panel in panels for row in panel.get("values", [])),
         kinds={"score" if kind in SCORES else kind for kind in kinds},
         absent=[
