@@ -16,7 +16,7 @@ from opd.recipes.config import Config
 from opd.results import claim_spec, figure_spec
 from opd.results.claim_spec import Claim
 from opd.results.figure_spec import PaperFigure
-from opd.results.quantity import MACRO, METRIC, SCORES, column, of_panel, of_series
+from opd.results.quantity import MACRO, METRIC, SCORES, column, of_series
 
 # What training logs (opd.losses.metrics, and the trainers' own), here without torch.
 METRICS = (
@@ -148,10 +148,7 @@ def _of_figures(figures: Mapping[str, PaperFigure]) -> Iterator[tuple[str, str, 
             yield where, "arm" if line.arm else "probe", line.of
         names = [metric.name for metric in figure.metrics]
         names += [row.metric for row in figure.published if row.metric and row.series in arms]
-        quantities = [of_series(text, "") for text in names]
-        for panel in figure_spec.bars_of(figure):
-            quantities += of_panel(panel.quantity)
-        for quantity in quantities:
+        for quantity in (*(of_series(text, "") for text in names), *figure.quantities()):
             if quantity.kind == METRIC:
                 yield where, "metric", quantity.name
 

@@ -7,14 +7,14 @@ every scale; a scale draws the figures of which it has a series.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from opd.core.errors import UserError
 from opd.core.schema import Strict, valid
 from opd.recipes.outputs import Metric, Shown
 from opd.results.claim_spec import Said, as_row, require
 from opd.results.published import parse
-from opd.results.quantity import PROBE, of_curve, of_panel, of_series
+from opd.results.quantity import PROBE, Quantity, of_curve, of_panel, of_series
 
 Need = tuple[str, str]
 
@@ -38,39 +38,23 @@ class PaperSeries(Strict):
         return self.arm or self.probe or ""
 
 
-def _checked(given: dict[str, Any]) -> dict[str, Any]:
-    of_panel(given)
-    return given
+def _checked(quantity: dict[str, Any]) -> dict[str, Any]:
+    of_panel(quantity)
+    return quantity
 
 
-class Bars(Strict):
-    """A panel of bars: a quantity of every series that can have it."""
+class Panel(Strict):
+    """A panel of bars, which is a quantity of every series that can have it; or one of a grid,
+    which is a title and series."""
 
-    quantity: Annotated[dict[str, Any], AfterValidator(_checked)] = Field(
-        description="as `of_panel` reads it; a benchmark may be macro (the mean of all) or each (a "
-        "panel for every one)"
-    )
+    # A benchmark may be macro (the mean of all) or each (a panel for every one).
+    quantity: Annotated[dict[str, Any], AfterValidator(_checked)] | None = None
     label: str | None = None
     unit: str | None = None
-    percent: bool | None = Field(default=None, description="show shares in percent; scores always")
-    each: str | None = Field(
-        default=None, description="words for a bar of several values, as 'prefix of {} tokens'"
-    )
-
-
-class Group(Strict):
-    title: str
-    series: list[PaperSeries] = Field(min_length=1)
-
-
-def _panel(given: Any) -> str:
-    is_group = "series" in given if isinstance(given, Mapping) else isinstance(given, Group)
-    return "group" if is_group else "bars"
-
-
-PaperPanel = Annotated[
-    Annotated[Bars, Tag("bars")] | Annotated[Group, Tag("group")], Discriminator(_panel)
-]
+    percent: bool | None = None  # shows shares in percent, as scores always are
+    each: str | None = None  # words for a bar of several values, as "prefix of {} tokens"
+    title: str | None = None
+    series: list[PaperSeries] = []
 
 
 class Mark(Strict):
@@ -78,9 +62,7 @@ class Mark(Strict):
 
     target: str
     series: str | None = None
-    metric: str | None = Field(
-        default=None, description="a metric, avg:BENCHMARK, recovery:BENCHMARK, or a probe's value"
-    )
+    metric: str | None = None  # a metric, avg:BENCHMARK, recovery:BENCHMARK, or a probe's value
     at: Literal["start", "end"] | int | None = None
 
     @model_validator(mode="after")
@@ -98,9 +80,9 @@ class PaperFigure(Shown):
     series: list[PaperSeries] = []
     levels: list[PaperSeries] = []
     metrics: list[Metric] = []
-    panels: list[PaperPanel] = []
-    x: Bars | None = None
-    y: Bars | None = None
+    panels: list[Panel] = []
+    x: Panel | None = None
+    y: Panel | None = None
     xlabel: str | None = None
     published: list[Annotated[Mark, BeforeValidator(as_row)]] = []
 
@@ -115,29 +97,36 @@ class PaperFigure(Shown):
             "distribution": (("series",), ("panels",)),
         }[self.kind]
         for key in ("series", "levels", "metrics", "panels", "x", "y"):
-            given = bool(getattr(self, key))
-            if key in needs and not given:
+            if key in needs and not getattr(self, key):
                 raise ValueError(f"a figure of kind '{self.kind}' needs {key}")
-            if given and key not in (*needs, *allows):
+            if getattr(self, key) and key not in (*needs, *allows):
                 raise ValueError(f"a figure of kind '{self.kind}' has no {key}")
-        groups = [isinstance(panel, Group) for panel in self.panels]
-        if any(groups) != (self.kind == "grid") or len(set(groups)) > 1:
-            raise ValueError("panels of a grid are {title, series}, others {quantity, ...}")
+        for panel in filter(None, (*self.panels, self.x, self.y)):
+            grid = panel.title is not None and panel.series and len(panel.model_fields_set) == 2
+            bars = panel.quantity and not {"title", "series"} & panel.model_fields_set
+            if not (grid if self.kind == "grid" else bars):
+                raise ValueError("panels of a grid are {title, series}, others {quantity, ...}")
         for metric in self.metrics:
             of_curve(metric.name)
         if self.kind == "heatmap" and len(self.metrics) > 1:
             raise ValueError("a heat map shows one metric")
-        if self.kind == "distribution" and any(one.probe is None for one in self.series):
+        if self.kind == "distribution" and any(series.probe is None for series in self.series):
             raise ValueError("a distribution is of probes")
         return self
 
     def drawn(self) -> list[PaperSeries]:
-        groups = [panel for panel in self.panels if isinstance(panel, Group)]
-        return [*self.series, *(one for group in groups for one in group.series)]
+        """Every series that is no level."""
+        return [*self.series, *(series for panel in self.panels for series in panel.series)]
+
+    def quantities(self, of: str = "") -> list[Quantity]:
+        """What its bars or points show of a series."""
+        panels = (*self.panels, self.x, self.y)
+        asked = [panel.quantity for panel in panels if panel and panel.quantity]
+        return [quantity for mapping in asked for quantity in of_panel(mapping, of)]
 
     def said(self) -> list[Said]:
         """Published rows with the quantities that they are values of, where that is known."""
-        probes = {one.probe for one in self.drawn() if one.probe}
+        probes = {series.probe for series in self.drawn() if series.probe}
         return [
             Said(
                 target=row.target,
@@ -154,7 +143,7 @@ class PaperFigure(Shown):
 
 def parse_figure(name: str, given: Any) -> PaperFigure:
     """A figure as it is written in YAML. Raises ``UserError`` with the key that is wrong."""
-    return valid(PaperFigure, given, f"figure {name}", "mend the figure", ("bars", "group"))
+    return valid(PaperFigure, given, f"figure {name}", "mend the figure")
 
 
 def check(figures: Mapping[str, Any], rows: Iterable[Mapping[str, str]]) -> dict[str, PaperFigure]:
@@ -166,11 +155,11 @@ def check(figures: Mapping[str, Any], rows: Iterable[Mapping[str, str]]) -> dict
     known = {row["id"]: row for row in rows}
     parsed = {name: parse_figure(name, given) for name, given in figures.items()}
     for name, figure in parsed.items():
-        shown = {series.of for series in figure.drawn()}
+        drawn = {series.of for series in figure.drawn()}
         for mark in figure.published:
             row, where = mark.target, f"figure {name}.published"
             require(row, known, where)
-            if mark.series and mark.series not in shown:
+            if mark.series and mark.series not in drawn:
                 raise UserError(f"{row} belongs to no series '{mark.series}'", where, "name one")
             value = known[row]["value"]
             if mark.series and parse(value) is None:
@@ -188,38 +177,26 @@ def resolve(
     Series of other arms and probes are left out and named in ``missing``. None where no series is
     left.
     """
-    known = {("arm", name) for name in arms} | {("probe", name) for name in probes}
-    every = [*figure.drawn(), *figure.levels]
-    missing = [one.of for one in every if one not in _known(every, known)]
-    left = figure.model_copy(
-        update={
-            "series": _known(figure.series, known),
-            "levels": _known(figure.levels, known),
-            "panels": [
-                panel
-                if isinstance(panel, Bars)
-                else panel.model_copy(update={"series": _known(panel.series, known)})
-                for panel in figure.panels
-                if isinstance(panel, Bars) or _known(panel.series, known)
-            ],
-        }
-    )
+    arms, probes = set(arms), set(probes)
+
+    def here(listed: Iterable[PaperSeries]) -> list[PaperSeries]:
+        return [series for series in listed if series.arm in arms or series.probe in probes]
+
+    panels = [
+        panel.model_copy(update={"series": here(panel.series)})
+        for panel in figure.panels
+        if panel.quantity or here(panel.series)
+    ]
+    series, levels = here(figure.series), here(figure.levels)
+    left = figure.model_copy(update={"series": series, "levels": levels, "panels": panels})
     needs = list(dict.fromkeys(_needs(left)))
     if not left.drawn() or not needs:
         return None
-    settings = left.model_dump(mode="json", exclude={"section", "published"}, exclude_none=True)
-    settings["published"] = [mark.model_dump(exclude_none=True) for mark in figure.published]
-    settings["missing"] = list(dict.fromkeys(missing))
-    return {key: value for key, value in settings.items() if value != []}, needs
-
-
-def _known(series: Iterable[PaperSeries], known: set[Need]) -> list[PaperSeries]:
-    return [one for one in series if ("arm" if one.arm else "probe", one.of) in known]
-
-
-def bars_of(figure: PaperFigure) -> list[Bars]:
-    """Every panel of a figure that shows a quantity."""
-    return [panel for panel in (*figure.panels, figure.x, figure.y) if isinstance(panel, Bars)]
+    settings = left.model_dump(mode="json", exclude={"section"}, exclude_defaults=True)
+    every = [*figure.drawn(), *figure.levels]
+    if missing := [row.of for row in every if row not in here(every)]:
+        settings["missing"] = list(dict.fromkeys(missing))
+    return settings, needs
 
 
 def _needs(figure: PaperFigure) -> Iterator[Need]:
@@ -228,9 +205,8 @@ def _needs(figure: PaperFigure) -> Iterator[Need]:
     for series in figure.drawn():
         for metric in figure.metrics:
             yield "scores" if metric.name.startswith("avg:") else "run", series.of
-        for panel in bars_of(figure):
-            for quantity in of_panel(panel.quantity, series.of):
-                if series.arm and quantity.kind != PROBE:
-                    yield from sorted(quantity.needs())
+        for quantity in figure.quantities(series.of):
+            if series.arm and quantity.kind != PROBE:
+                yield from sorted(quantity.needs())
         if series.probe:
             yield "probe", series.probe

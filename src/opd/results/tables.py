@@ -4,19 +4,20 @@ A row names one input per seed (``opd.evaluation.reader`` reads them). Same inpu
 """
 
 import csv
-import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from opd.core.code import package_file
+from opd.core.html import MISSING, render
 from opd.evaluation.reader import NothingLogged, Reader
 from opd.results.estimate import Measurements, Missing, Undefined, estimate
 from opd.results.labels import axis, benchmark_label, cell, label_of, of_draws, plain
 from opd.results.quantity import METRIC, SCORES, TableColumn, column
 
-MISSING = "–"
+PAGES = package_file(__file__, "pages/tables")
 NO_GAP = "no gap"
 # What a row may name.
 ROLES = ("evaluations", "base", "teacher", "run", "probe")
@@ -29,31 +30,31 @@ class Cell(NamedTuple):
     numbers: tuple[float | str | None, ...]
 
 
-def _cell(shown: TableColumn, row: str, measured: Measurements) -> Cell:
+def _cell(parsed: TableColumn, row: str, measured: Measurements) -> Cell:
     """The cell of a row; a dash where the row has not what the column is of. Raises ``UserError``
     for a benchmark or a metric that its evaluations or its run do not have."""
-    nothing = Cell(MISSING, (None,) * len(shown.endings))
+    nothing = Cell(MISSING, (None,) * len(parsed.endings))
     try:
-        if not shown.quantities:
+        if not parsed.quantities:
             return _outlook(row, measured)
-        if shown.kind in SCORES and all(measured.arms[row].get(role) for role in shown.inputs):
-            measured.evaluations(row).benchmarks(shown.quantities[0].name)
+        if parsed.kind in SCORES and all(measured.arms[row].get(role) for role in parsed.inputs):
+            measured.evaluations(row).benchmarks(parsed.quantities[0].name)
         runs = measured.arms[row].get("run")
-        if runs and shown.quantities[0].kind == METRIC:
-            measured.reader.metric(runs, shown.name, measured.label(row, "run"))
-        of_row = [replace(quantity, of=row) for quantity in shown.quantities]
+        if runs and parsed.quantities[0].kind == METRIC:
+            measured.reader.metric(runs, parsed.name, measured.label(row, "run"))
+        of_row = [replace(quantity, of=row) for quantity in parsed.quantities]
         estimates = [estimate(quantity, measured) for quantity in of_row]
     except Undefined:
         return nothing._replace(text=NO_GAP)
     except (Missing, NothingLogged):
         return nothing
-    if len(shown.endings) < 3:
-        values = [one.value for one in estimates]
+    if len(parsed.endings) < 3:
+        values = [result.value for result in estimates]
         texts = [cell(value, quantity) for value, quantity in zip(values, of_row, strict=True)]
-        return Cell(" → ".join(texts), tuple(values))
+        return Cell(" → ".join(texts), tuple(map(plain, values)))
     interval = estimates[0].interval()
     value, low, high = (cell(number, of_row[0]) for number in interval)
-    return Cell(f"{value} [{low}, {high}]", tuple(interval))
+    return Cell(f"{value} [{low}, {high}]", tuple(map(plain, interval)))
 
 
 def _outlook(row: str, measured: Measurements) -> Cell:
@@ -65,16 +66,16 @@ def _outlook(row: str, measured: Measurements) -> Cell:
     return Cell(text, (text,))
 
 
-def _header(shown: TableColumn, measured: Measurements) -> str:
+def _header(parsed: TableColumn, measured: Measurements) -> str:
     """What a column says above its cells, by default."""
     first = measured.reader.first
-    if shown.kind in SCORES:
-        words = axis(shown.kind, first)
-        return f"{words}, {benchmark_label(shown.name, first)}" if first and shown.name else words
-    if shown.kind == "outlook":
+    if parsed.kind in SCORES:
+        words = axis(parsed.kind, first)
+        return f"{words}, {benchmark_label(parsed.name, first)}" if first and parsed.name else words
+    if parsed.kind == "outlook":
         return "outlook before training"
     steps = {"first": ", first step", "last": ", last step", "course": ", first → last step"}
-    return label_of(shown.name) + steps.get(shown.kind, "")
+    return label_of(parsed.name) + steps.get(parsed.kind, "")
 
 
 def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -91,78 +92,51 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     arms = {str(place): row for place, row in enumerate(cfg["rows"])}
     probes = {k: {"label": row["label"], "runs": row.get("probe")} for k, row in arms.items()}
     measured = Measurements({**cfg, "arms": arms, "probes": probes}, Reader(inputs))
-    asked = [c if isinstance(c, dict) else {"column": c} for c in cfg["columns"]]
-    columns = [column(one["column"]) for one in asked]
+    specs = [spec if isinstance(spec, dict) else {"column": spec} for spec in cfg["columns"]]
+    columns = [column(spec["column"]) for spec in specs]
     names = [
-        one["column"].replace(":", "_") + ending
-        for one, shown in zip(asked, columns, strict=True)
-        for ending in shown.endings
+        spec["column"].replace(":", "_") + ending
+        for spec, parsed in zip(specs, columns, strict=True)
+        for ending in parsed.endings
     ]
-    cells = {place: [_cell(shown, place, measured) for shown in columns] for place in arms}
-    lines, kept = [["row", *names, "seeds", "digests"]], {}
+    cells = {place: [_cell(parsed, place, measured) for parsed in columns] for place in arms}
+    raw, records = [["row", *names, "seeds", "digests"]], {}
     for place, row in arms.items():
-        numbers = [number for one in cells[place] for number in one.numbers]
+        values = [value for cell in cells[place] for value in cell.numbers]
+        written = [f"{value:.10g}" if isinstance(value, float) else value for value in values]
         seeds = max(len(row.get(role) or []) for role in ROLES)
-        # Ten digits: beyond them the order in which a machine adds up may show.
-        written = ["" if n is None else n if isinstance(n, str) else f"{n:.10g}" for n in numbers]
-        used = [
+        digests = " ".join(
             f"{role}:{name}/{file}={digest}"
             for role in ROLES
             for name in row.get(role) or []
             for file, digest in measured.reader.digests(name).items()
-        ]
-        lines.append([row["label"], *written, str(seeds), " ".join(used)])
-        plainly = [n if isinstance(n, str) else plain(n) for n in numbers]
-        kept[row["label"]] = dict(zip(names, plainly, strict=True))
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    (out / "table.csv").write_text(text.getvalue())
-    shown = [[arms[place]["label"], *(one.text for one in row)] for place, row in cells.items()]
+        )
+        raw.append([row["label"], *written, seeds, digests])
+        records[row["label"]] = dict(zip(names, values, strict=True))
+    with (out / "table.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(raw)
     headers = [
-        one.get("label") or _header(column, measured)
-        for one, column in zip(asked, columns, strict=True)
+        spec.get("label") or _header(parsed, measured)
+        for spec, parsed in zip(specs, columns, strict=True)
     ]
-    page = [f"**{cfg['title']}**", ""] if cfg.get("title") else []
-    page += [cfg["caption"].strip(), ""] if cfg.get("caption") else []
-    page += [_line(["", *headers]), _line(["---", *["---:"] * len(headers)])]
-    page += [*map(_line, shown), "", _note(cfg, measured, columns, shown), ""]
-    (out / "table.md").write_text("\n".join(page))
-    return kept
+    texts = [[arms[place]["label"], *(cell.text for cell in row)] for place, row in cells.items()]
+    lines = [["", *headers], ["---", *["---:"] * len(headers)], *texts]
+    shape = measured.reader.first.shape() if measured.reader.first else {}
+    counts = {len(row[role]) for row in cfg["rows"] for role in ROLES if row.get(role)}
+    page = render(
+        PAGES,
+        "table.md.j2",
+        cfg=cfg,
+        lines=map(_line, lines),
+        shape=[f"{name} {len(problems)} × {k}" for name, (problems, k) in shape.items()],
+        draws=lambda drawn: of_draws(cfg, drawn, counts),
+        no_gap=any(NO_GAP in row for row in texts),
+        kinds=[parsed.kind for parsed in columns],
+        seeds=sorted(counts),
+    )
+    (out / "table.md").write_text(page)
+    return records
 
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _note(
-    cfg: Mapping[str, Any],
-    measured: Measurements,
-    columns: Sequence[TableColumn],
-    shown: Sequence[Sequence[str]],
-) -> str:
-    """What the numbers of a table are, and how far they reach."""
-    seeds = {len(row[role]) for row in cfg["rows"] for role in ROLES if row.get(role)}
-    parts = []
-    if measured.reader.first:
-        shape = measured.reader.first.shape().items()
-        each = ", ".join(f"{name} {len(problems)} × {k}" for name, (problems, k) in shape)
-        if len(shape) > 1:
-            parts.append("Where a column names no benchmark: the unweighted mean of all.")
-        parts.append(
-            f"Problems × samples: {each}. In brackets: 95 % intervals from "
-            f"{of_draws(cfg, 'problems', seeds)}, paired where two models are compared."
-        )
-    if any(NO_GAP in cells for cells in shown):
-        parts.append(
-            f"{NO_GAP}: the interval of the gap from base to teacher reaches zero, so that no "
-            "share of it is ruled out."
-        )
-    if any(shown.kind == "probe" for shown in columns):
-        parts.append(f"Intervals of a probe's values are from {of_draws(cfg, 'prompts', seeds)}.")
-    if seeds == {1}:
-        parts.append("One seed: how training runs differ from each other is not in the intervals.")
-    else:
-        counts = " or ".join(map(str, sorted(seeds)))
-        parts.append(f"Seeds: {counts}; so few understate how much training runs differ.")
-    parts.append(f"{MISSING}: does not apply. Raw numbers and digests are in the csv file.")
-    return " ".join(parts)

@@ -272,6 +272,7 @@ def test_an_error_s_text_in_this_package_reruns_nothing(copy):
     [
         ("results/pages/report/report.html.j2", {"report"}),
         ("results/pages/claims/claims.md.j2", {"claims", "report"}),
+        ("results/pages/figures/caption.md.j2", {"figure"}),
         ("data/pages/contamination/contamination.html.j2", {"contamination"}),
     ],
 )

@@ -271,19 +271,19 @@ def without(cfg: dict[str, Any], **change: Any) -> dict[str, Any]:
         (without(FIGURES["bars"], kind="pie"), "no kind of figure 'pie'; there are curves"),
         (
             without(FIGURES["bars"], benchmarks=["AIME"]),
-            "series 'student': no benchmark 'AIME'; there are easy, hard",
+            "student: no benchmark 'AIME'; there are easy, hard",
         ),
         (
             without(FIGURES["curves"], metrics=[{"name": "entropy"}]),
-            "series 'one': 'r0' did not log 'entropy'; it logged kl_nats, overlap_ratio",
+            "one: 'r0' did not log 'entropy'; it logged kl_nats, overlap_ratio",
         ),
         (
             without(FIGURES["curves"], series=[{"label": "x", "runs": ["r9"]}]),
-            "series 'x': no input 'r9'; inputs are student",
+            "x: no input 'r9'; inputs are student",
         ),
         (
             without(FIGURES["curves"], series=[{"label": "x", "runs": []}]),
-            "series 'x': no run is named",
+            "series: there is no training run of x; name what is measured",
         ),
     ],
 )

@@ -164,6 +164,12 @@ def drawn(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> tuple[dict
     return json.loads((out / "figure.json").read_text()), (out / "caption.md").read_text()
 
 
+def marks(panel: dict[str, Any]) -> list[dict[str, Any]]:
+    """The published values in a panel."""
+    parts = [*panel.get("lines", []), *panel.get("bars", [])]
+    return [mark for part in parts for mark in part["marks"]]
+
+
 def test_accuracy_over_kept_steps(tmp_path: Path, inputs: dict[str, Path]) -> None:
     found, caption = drawn(SCORES, inputs, tmp_path / "f")
     panels = {panel["metric"]: panel for panel in found["panels"]}
@@ -339,20 +345,21 @@ def test_published_values_are_marked_where_they_compare(
 ) -> None:
     cfg = {**SCORES, "published": PUBLISHED, "comparable": True}
     found, caption = drawn(cfg, inputs, tmp_path / "yes")
-    marks = {panel["metric"]: panel["marks"] for panel in found["panels"]}
-    shown = [(m["text"], m["x"], m["low"], m["high"]) for m in marks.pop("overlap_ratio")]
+    marked = {panel["metric"]: marks(panel) for panel in found["panels"]}
+    shown = [(m["text"], m["x"], m["low"], m["high"]) for m in marked.pop("overlap_ratio")]
     assert shown == [
         ("0.72", 1, 0.72, 0.72),
         (">0.80", 2, 0.8, 0.8),
         ("0.58-0.60", None, 0.58, 0.6),
     ]
-    assert not any(marks.values())
+    assert not any(marked.values())
     assert [one["drawn"] for one in found["published"]] == [True] * 3 + [False] * 3
     assert "Open diamonds are published values; 3 more have no place in the drawing." in caption
     assert "0.72" not in caption
-    assert found["published"][0]["about"] == "s, overlap, first"
+    row = found["published"][0]["row"]
+    assert (row["student"], row["metric"], row["setting"]) == ("s", "overlap", "first")
     found, caption = drawn({**cfg, "comparable": False}, inputs, tmp_path / "no")
-    assert not any(panel["marks"] for panel in found["panels"])
+    assert not any(map(marks, found["panels"]))
     assert not any(one["drawn"] for one in found["published"])
     assert "diamond" not in caption
     assert "Published values belong to other models and data, and are not drawn." in caption
@@ -371,7 +378,7 @@ def test_published_values_of_bars(tmp_path: Path, inputs: dict[str, Path]) -> No
     ]
     cfg = {**QUANTITIES, "published": published, "comparable": True}
     found, _ = drawn(cfg, inputs, tmp_path / "f")
-    assert [[m["text"] for m in panel["marks"]] for panel in found["panels"]] == [
+    assert [[m["text"] for m in marks(panel)] for panel in found["panels"]] == [
         [],
         ["0.72"],
         ["0.58-0.60"],
@@ -384,11 +391,11 @@ def test_published_values_of_bars(tmp_path: Path, inputs: dict[str, Path]) -> No
     end = {"quantity": {"metric": "overlap_ratio", "at": "end"}}
     cfg = {**QUANTITIES, "published": published, "comparable": True}
     found, _ = drawn({**cfg, "panels": [*cfg["panels"], end]}, inputs, tmp_path / "none")
-    assert not any(panel["marks"] for panel in found["panels"])
+    assert not any(map(marks, found["panels"]))
     published = [{"target": "F", "series": "E3", "metric": "advantage_2"}]
     cfg = {**PREFIXES, "published": published, "comparable": True}
     found, _ = drawn(cfg, inputs, tmp_path / "g")
-    assert found["panels"][0]["marks"][0]["low"] == 0.33
+    assert marks(found["panels"][0])[0]["low"] == 0.33
 
 
 def test_what_a_scale_lacks_is_said(tmp_path: Path, inputs: dict[str, Path]) -> None:
@@ -486,17 +493,17 @@ def test_names_of_points_do_not_overlap(
         ({**REWARDS, "series": [{"probe": "E9"}]}, "no probe 'E9'; there are E2, E3"),
         (
             {**SCORES, "series": [{"arm": "E1.student"}], "metrics": [{"name": "avg:macro"}]},
-            "series 'small': no evaluations over steps",
+            "small: no evaluations over steps",
         ),
         (
             {**HEAT, "metrics": [{"name": "overlap_ratio"}]},
-            "series 'small ← large': 'r0' did not log 'overlap_ratio' by position",
+            "small ← large: 'r0' did not log 'overlap_ratio' by position",
         ),
         ({**SCORES, "published": [{"target": "Z"}]}, "published: no published row 'Z'"),
         ({**SCORES, "metrics": [{"name": "avg:AIME"}]}, "no benchmark 'AIME'"),
         (
             {**SCORES, "metrics": [{"name": "recovery:macro"}]},
-            "metrics: no curve of 'recovery:macro'; use avg:BENCHMARK or a metric",
+            "metrics: no curve of 'recovery:macro': use avg:BENCHMARK or a metric",
         ),
         ({**SCATTER, "series": [{"arm": "E1.student"}]}, "no series has both quantities"),
     ],
@@ -508,8 +515,8 @@ def test_what_is_not_there_is_named(
 
 
 def test_an_axis_of_bars_does_not_flatter() -> None:
-    bar = {"value": 0.02, "low": 0.01, "high": 0.03}
-    panel = {"percent": True, "bars": [bar], "marks": []}
+    bar = {"value": 0.02, "low": 0.01, "high": 0.03, "marks": []}
+    panel = {"percent": True, "bars": [bar]}
     low, high = _limits([panel], 1)
     assert low == 0 and high > 10
     low, _ = _limits([{**panel, "bars": [{**bar, "low": -0.2}]}], 1)
