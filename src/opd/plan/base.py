@@ -10,7 +10,7 @@ from opd.core.files import canonical
 from opd.recipes.base import references
 from opd.recipes.config import Config
 from opd.stages.artifact import Artifact
-from opd.stages.code import code_digest, derive_seed
+from opd.stages.registry import code_digest, derive_seed
 
 
 def artifact(

@@ -18,7 +18,6 @@ from opd.core.text import size
 from opd.provenance.diff import changes, settings_of
 from opd.stages import check, manifest, on_disk, registry
 from opd.stages.check import Trusted
-from opd.stages.code import code_digest, modules
 from opd.stages.fresh import as_written, read_plan
 from opd.stages.keep import steps_of
 from opd.stages.on_disk import Made
@@ -272,9 +271,9 @@ def _data(made: Made, around: Around) -> Iterator[Finding]:
 
 def _code(origin: Manifest) -> Iterator[Finding]:
     stage, code = origin.stage, origin.cfg.get("code")
-    if code is None or stage not in registry.STAGES or code == code_digest(stage):
+    if code is None or stage not in registry.STAGES or code == registry.code_digest(stage):
         return
-    then, now = origin.modules, modules(stage)
+    then, now = origin.modules, registry.modules(stage)
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     reason = ", ".join(changed) if then else "which modules was not recorded"
     yield Finding(State.STALE, "code", f"changed since: {reason}")

@@ -1,13 +1,17 @@
-"""The stages: one table of all that is known of each beside its code.
+"""The stages: one table of all that is known of each beside its code, and the digest of that.
 
 The plan, the rules of the workflow, the command line, doctor and provenance read it. No stage
 imports it, so a new stage, or another label, changes the identity of nothing. Modules are strings:
 to read the table imports none of them.
 """
 
+import hashlib
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
+
+from opd.core.code import module_digest, own_digests
+from opd.core.files import digest
 
 # Which interpreter runs a stage: one for text and tables, one with torch, one that samples.
 Python = Literal["light", "gpu", "vllm"]
@@ -139,3 +143,22 @@ def source(stage: str, cfg: Mapping[str, Any]) -> Mapping[str, Any]:
 def online(stage: str, cfg: Mapping[str, Any]) -> bool:
     """Whether a stage with these settings takes something from the network."""
     return STAGES[stage].network == "always" or "hub" in source(stage, cfg)
+
+
+def derive_seed(seed: int, stage: str) -> int:
+    """The random seed of a stage: a pure function of the run's seed and the stage's random name."""
+    name = STAGES[stage].random_name or stage
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
+
+
+@cache
+def code_digest(stage: str) -> str:
+    """Digest of the code of a stage: that of its module, and which of its functions is called."""
+    module, _, function = STAGES[stage].run.partition(":")
+    return digest([module_digest(module), function])
+
+
+def modules(stage: str) -> dict[str, str]:
+    """Module -> digest of its own code, of all that ``code_digest`` covers: what tells which of
+    them has changed."""
+    return own_digests(STAGES[stage].run.partition(":")[0])

@@ -24,12 +24,11 @@ from opd.core.files import content, remove
 from opd.core.security import refuse_code
 from opd.stages import gpu, lock, registry, verify
 from opd.stages.check import stands_for
-from opd.stages.code import code_digest, modules
 from opd.stages.identity import identity
 from opd.stages.keep import complete, steps_of
 from opd.stages.manifest import made_from, publish, stamp, versions
 from opd.stages.records import Contents, Manifest, load, read, write, write_json
-from opd.stages.registry import STAGES
+from opd.stages.registry import STAGES, code_digest, modules
 
 
 def resolve_input(path: Path, look: bool = False) -> tuple[Path, dict[str, str], str]:
