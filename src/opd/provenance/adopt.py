@@ -17,7 +17,7 @@ from typing import Any
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.core.files import content, read_json, remove
+from opd.core.files import content, files_below, read_json, remove
 from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
 from opd.models.fetch import PATTERNS
@@ -116,9 +116,9 @@ def _prompts(artifact: Artifact, results: Path) -> Path | None:
 def _checkpoint(source: Path, stage: str, out: Path) -> dict[str, Any]:
     if not source.is_dir():
         raise UserError("no such folder", str(source), "give the folder of a checkpoint")
-    for file in sorted(p for p in source.rglob("*") if p.is_file()):
+    for name, file in files_below(source).items():
         if any(file.match(pattern) for pattern in PATTERNS):
-            target = out / file.relative_to(source)
+            target = out / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
     weights = sorted(out.glob("*.safetensors"))
@@ -140,7 +140,7 @@ def _checkpoint(source: Path, stage: str, out: Path) -> dict[str, Any]:
         logged = source / METRICS_FILE
         rows = tables.read(logged, METRICS) if logged.is_file() else []
         tables.write(out / METRICS_FILE, rows, METRICS)
-    return {"bytes": sum(p.stat().st_size for p in out.rglob("*") if p.is_file())}
+    return {"bytes": sum(file.stat().st_size for file in files_below(out).values())}
 
 
 def _safetensors(file: Path, source: Path) -> None:

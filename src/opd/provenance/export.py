@@ -17,7 +17,7 @@ from typing import IO
 
 import opd
 from opd.core.errors import UserError
-from opd.core.files import file_digest, replacing
+from opd.core.files import file_digest, files_below, replacing
 from opd.core.html import render
 from opd.core.text import size
 from opd.plan.state import target_folders
@@ -80,8 +80,8 @@ def export(
     contents: dict[str, Path | bytes] = {x.path: x.source for x in [*code, *extra, *packed]}
     contents |= {"ro-crate-metadata.json": described.encode(), "README.md": readme.encode()}
     write(out, contents)
-    written = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
-    yield f"written: {out} ({size(sum(path.stat().st_size for path in written))})"
+    written = sum(path.stat().st_size for path in files_below(out).values())
+    yield f"written: {out} ({size(written)})"
 
 
 def gather(root: Path, targets: Sequence[str], full: bool) -> list[Packed]:
@@ -158,20 +158,12 @@ def sources(workflow: Path) -> Iterator[File]:
         )
     private = _ignored(workflow)
     package = Path(opd.__file__).parent
-    for name in WORKFLOW:
-        for path in _files(workflow / name):
-            place = path.relative_to(workflow).as_posix()
-            if place not in private:
-                yield File(place, path, file_digest(path))
-    for path in _files(package):
-        place = f"src/opd/{path.relative_to(package).as_posix()}"
-        yield File(place, path, file_digest(path))
-
-
-def _files(path: Path) -> list[Path]:
-    """The files below a folder, or the one file."""
-    below = [path] if path.is_file() else sorted(path.rglob("*"))
-    return [file for file in below if file.is_file() and "__pycache__" not in file.parts]
+    paths = [path for name in WORKFLOW for path in files_below(workflow / name).values()]
+    places = {path.relative_to(workflow).as_posix(): path for path in paths}
+    places |= {f"src/opd/{name}": path for name, path in files_below(package).items()}
+    for place, path in places.items():
+        if place not in private and "__pycache__" not in path.parts:
+            yield File(place, path, file_digest(path))
 
 
 def _ignored(workflow: Path) -> set[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd.core.files import digest, file_digest
+from opd.core.files import digest, file_digest, files_below
 from opd.stages.identity import adopted_identity, identity_of
 from opd.stages.manifest import hand_off
 from opd.stages.on_disk import Made
@@ -134,11 +134,9 @@ def shown(
     they are there. Raises ``UserError`` where a record cannot be read."""
     record = read(made.path / "digest.json", Digest)
     manifest = read(made.path / "manifest.json", Manifest)
-    payload = made.path / "payload"
-    paths = {p.relative_to(payload).as_posix(): p for p in payload.rglob("*") if p.is_file()}
     now = {
         name: record.outputs.get(name, "") if name.endswith(unread) else file_digest(path)
-        for name, path in paths.items()
+        for name, path in files_below(made.path / "payload").items()
     }
     yield from files(record.outputs, now)
     unlike = disagreement(record, manifest)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import content, link_files
+from opd.core.files import content, files_below, link_files
 from opd.stages.records import Contents, load
 
 
@@ -35,7 +35,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
             str(folder),
             f"name it in keep_steps, remove {inputs['model'].parent}/digest.json, run again",
         )
-    if not any(path.is_file() for path in folder.rglob("*")):
+    if not files_below(folder):
         raise UserError(f"the run ended before step {step}", str(folder), "name an earlier step")
     link_files(folder, out)
     return {"step": step}

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from opd.core.errors import UserError
-from opd.core.files import file_digest, replacing
+from opd.core.files import file_digest, files_below, replacing
 from opd.stages import check
 from opd.stages.records import Digest, Finding, load
 
@@ -26,16 +26,8 @@ Seen = dict[str, tuple[Stamp, str]]
 
 def stamps(folder: Path) -> dict[str, Stamp]:
     """Relative path -> what tells whether a file was written to, of every file below a folder."""
-    return {
-        path.relative_to(folder).as_posix(): _stamp(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def _stamp(path: Path) -> Stamp:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    statuses = {name: path.stat() for name, path in files_below(folder).items()}
+    return {n: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for n, s in statuses.items()}
 
 
 def remember(path: Path, seen: Mapping[str, tuple[Stamp, str]]) -> None:
