@@ -10,7 +10,6 @@ import fcntl
 import os
 import stat
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
+from opd.stages.lock import repeated
 from opd.stages.registry import STAGES
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -50,21 +50,17 @@ def wanted(stage: str, cfg: Mapping[str, Any]) -> tuple[int, bool]:
 
 def visible(library: Any) -> dict[str, Any]:
     """Devices that this process may use: name, as CUDA_VISIBLE_DEVICES has it -> NVML's handle."""
-    given = os.environ.get(VISIBLE)
-    if given is None:
-        names = [str(i) for i in range(library.nvmlDeviceGetCount())]
-    else:
-        names = [name.strip() for name in given.split(",")]
-    found = {}
-    for name in names:
+    every = ",".join(str(i) for i in range(library.nvmlDeviceGetCount()))
+    devices = {}
+    for name in map(str.strip, os.environ.get(VISIBLE, every).split(",")):
         try:
             if name.isdigit():
-                found[name] = library.nvmlDeviceGetHandleByIndex(int(name))
+                devices[name] = library.nvmlDeviceGetHandleByIndex(int(name))
             else:
-                found[name] = library.nvmlDeviceGetHandleByUUID(name)
+                devices[name] = library.nvmlDeviceGetHandleByUUID(name)
         except library.NVMLError:
             break  # as CUDA does: what follows a name of no device (as -1) is not visible
-    return found
+    return devices
 
 
 # Which devices a stage has
@@ -97,7 +93,7 @@ def lease(stage: str, cfg: Mapping[str, Any]) -> Iterator[None]:
             f"lower it, or make more visible ({VISIBLE})",
         )
     folder = lock_folder()
-    _own(folder)
+    _make_private(folder)
     paths = {name: folder / _key(library, name, device) for name, device in devices.items()}
     before = {key: os.environ.get(key) for key in (VISIBLE, "CUDA_DEVICE_ORDER")}
     with ExitStack() as held:
@@ -115,23 +111,20 @@ def lease(stage: str, cfg: Mapping[str, Any]) -> Iterator[None]:
                     os.environ[key] = value
 
 
-def _own(folder: Path) -> None:
-    """Make the folder of locks, for this user alone. Raises ``UserError`` where another has made
-    it."""
+def _make_private(folder: Path) -> None:
+    """Make the folder of locks, for this user alone."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise UserError("the folder of GPU locks is not this user's", str(folder), "remove it")
 
 
 def _key(library: Any, name: str, device: Any) -> str:
     """A device's name that does not depend on which others are visible."""
-    try:
-        found = library.nvmlDeviceGetUUID(device)
-    except library.NVMLError:
-        return name
-    return found.decode() if isinstance(found, bytes) else str(found)
+    with suppress(library.NVMLError):
+        return str(library.nvmlDeviceGetUUID(device))
+    return name
 
 
 def _take(
@@ -167,7 +160,9 @@ def _take(
             if len(mine) >= least:
                 break
             if not waited:
-                print(_waiting(paths, mine, least), file=sys.stderr, flush=True)
+                taken = [f"{n} ({path.read_text()})" for n, path in paths.items() if n not in mine]
+                needs = f"waiting for {least} of {len(paths)} GPUs"
+                print(f"{needs}; taken are {', '.join(taken)}", file=sys.stderr, flush=True)
                 waited = True
             time.sleep(POLL_SECONDS)
     if waited:
@@ -176,16 +171,10 @@ def _take(
 
 
 def _lock(file: Any) -> bool:
-    try:
+    with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _waiting(paths: Mapping[str, Path], mine: list[str], least: int) -> str:
-    held = [f"{name} ({paths[name].read_text()})" for name in paths if name not in mine]
-    return f"waiting for {least} of {len(paths)} GPUs; taken are {', '.join(held)}"
+        return True
+    return False
 
 
 # What a stage draws
@@ -201,84 +190,67 @@ def telemetry(stage: str) -> Iterator[dict[str, Any]]:
     what else runs on them. Empty without a GPU; what a device does not tell is left out.
     """
     library = nvml() if STAGES[stage].computes else None
-    found: dict[str, Any] = {}
+    drawn: dict[str, Any] = {}
     devices = list(visible(library).values()) if library else []
     if not devices:
-        yield found
+        yield drawn
         return
     samples = Samples(library, devices)
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(SAMPLE_SECONDS):
-            samples.take()
-
     samples.take()
-    thread = threading.Thread(target=watch, name="gpu-telemetry", daemon=True)
-    thread.start()
     try:
-        yield found
+        with repeated(samples.take, SAMPLE_SECONDS):
+            yield drawn
     finally:
-        done.set()
-        thread.join()
         samples.take()
-        found |= samples.summary()
+        drawn |= samples.summary()
 
 
 class Samples:
-    """What NVML said of some devices, time after time."""
+    """What NVML said of some devices, time after time; nothing for what a device does not tell."""
 
     def __init__(self, library: Any, devices: list[Any]) -> None:
         self.library, self.devices = library, devices
-        self.names = [self._ask("nvmlDeviceGetName", device) for device in devices]
         self.times: list[float] = []
-        self.rows: list[list[dict[str, Any]]] = []
+        self.rows: list[list[list[float | None]]] = []
 
     def take(self) -> None:
-        """Ask every device once."""
+        """Ask every device once: bytes in use, percent of time at work, millijoules, milliwatts."""
         self.times.append(time.monotonic())
-        self.rows.append([self._state(device) for device in self.devices])
+        self.rows.append(
+            [
+                [
+                    getattr(self._ask("MemoryInfo", device), "used", None),
+                    getattr(self._ask("UtilizationRates", device), "gpu", None),
+                    self._ask("TotalEnergyConsumption", device),
+                    self._ask("PowerUsage", device),
+                ]
+                for device in self.devices
+            ]
+        )
 
-    def _state(self, device: Any) -> dict[str, Any]:
-        memory = self._ask("nvmlDeviceGetMemoryInfo", device)
-        rates = self._ask("nvmlDeviceGetUtilizationRates", device)
-        return {
-            "memory": None if memory is None else memory.used,
-            "busy": None if rates is None else rates.gpu,
-            "millijoules": self._ask("nvmlDeviceGetTotalEnergyConsumption", device),
-            "milliwatts": self._ask("nvmlDeviceGetPowerUsage", device),
-        }
-
-    def _ask(self, function: str, device: Any) -> Any:
-        """None for what a device does not tell: no stage fails of it."""
+    def _ask(self, question: str, device: Any) -> Any:
         with suppress(self.library.NVMLError):
-            said = getattr(self.library, function)(device)
-            return said.decode() if isinstance(said, bytes) else said
+            return getattr(self.library, f"nvmlDeviceGet{question}")(device)
         return None
 
     def summary(self) -> dict[str, Any]:
         """The keys that ``telemetry`` names."""
-        found: dict[str, Any] = {"devices": [name or "GPU" for name in self.names]}
-        columns = list(zip(*self.rows, strict=True))
-        memory = [state["memory"] for row in self.rows for state in row]
-        busy = [state["busy"] for row in self.rows for state in row]
-        if None not in memory:
-            found["peak_memory_bytes"] = max(memory)
-        if None not in busy:
-            found["utilisation"] = round(sum(busy) / len(busy) / 100, 4)
-        counted = [[state["millijoules"] for state in column] for column in columns]
-        drawn = [[state["milliwatts"] for state in column] for column in columns]
-        if not any(None in column for column in counted):
-            found["energy_joules"] = sum(column[-1] - column[0] for column in counted) / 1000
-            found["energy_from"] = "counter"
-        elif not any(None in column for column in drawn):
-            found["energy_joules"] = sum(map(self._integral, drawn)) / 1000
-            found["energy_from"] = "power"
-        if "energy_joules" in found:
-            found["energy_joules"] = round(found["energy_joules"], 1)
-        return found
+        import numpy as np
 
-    def _integral(self, values: list[float]) -> float:
-        """Of samples over time, by the trapezoidal rule."""
-        steps = zip(self.times, self.times[1:], values, values[1:], strict=False)
-        return sum((end - start) * (a + b) / 2 for start, end, a, b in steps)
+        # (times, devices) each; what was not told is NaN, and so is what is computed from it.
+        memory, busy, counted, power = np.moveaxis(np.array(self.rows, float), 2, 0)
+        energy = {
+            "counter": (counted[-1] - counted[0]).sum() / 1000,
+            "power": np.trapezoid(power, self.times, axis=0).sum() / 1000,
+        }
+        values: dict[str, Any] = {
+            "devices": [self._ask("Name", device) or "GPU" for device in self.devices]
+        }
+        if not np.isnan(memory).any():
+            values["peak_memory_bytes"] = int(memory.max())
+        if not np.isnan(busy).any():
+            values["utilisation"] = round(float(busy.mean()) / 100, 4)
+        for source, joules in energy.items():
+            if "energy_from" not in values and not np.isnan(joules):
+                values |= {"energy_joules": round(float(joules), 1), "energy_from": source}
+        return values

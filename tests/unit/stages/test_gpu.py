@@ -127,10 +127,12 @@ def test_what_a_killed_stage_has_started_keeps_its_device(stages):
 
 def test_stages_that_need_all_devices_do_not_wait_for_each_other(stages):
     pair = [stages(processes=2) for _ in range(3)]
-    for one in pair:
-        threading.Thread(target=one.end, daemon=True).start()
-    for one in pair:
-        assert one.process.wait(20) == 0
+    threads = [threading.Thread(target=one.end, daemon=True) for one in pair]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [one.process.poll() for one in pair] == [0, 0, 0]
 
 
 def test_a_wide_stage_is_not_overtaken_by_narrow_ones(stages):
