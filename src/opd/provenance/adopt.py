@@ -23,7 +23,7 @@ from opd.losses.schemas import METRICS
 from opd.models.fetch import PATTERNS
 from opd.models.schemas import GENERATIONS
 from opd.recipes.base import unknown
-from opd.stages import identity, manifest, run
+from opd.stages import identity, run
 from opd.stages.artifact import Artifact
 from opd.stages.records import Manifest, State, Used, load, write
 from opd.stages.registry import STAGES
@@ -79,12 +79,12 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
         numbers=numbers,
         host=platform.node(),
         device="not known",
-        started=manifest.stamp(time.time()),
+        started=run.stamp(time.time()),
         adopted=str(source.absolute()),
     )
     folder.mkdir(parents=True, exist_ok=True)
     write(store / f"{key}.json", made)
-    manifest.publish(made, entry, folder / "digest.json")
+    run.publish(made, entry, folder / "digest.json")
     return folder
 
 
@@ -101,7 +101,7 @@ def _inputs(artifact: Artifact, results: Path) -> dict[str, Used]:
     """Those of the recipe's inputs that are there, as they are now."""
     there = {name: path for name, path in _named(artifact, results).items() if path.exists()}
     resolved = {name: run.resolve_input(path) for name, path in there.items()}
-    return manifest.made_from(resolved, list(there.values()))
+    return run.used_inputs(resolved, list(there.values()))
 
 
 def _prompts(artifact: Artifact, results: Path) -> Path | None:

@@ -18,7 +18,7 @@ from opd.core.hashing import hashed
 from opd.core.html import render
 from opd.core.text import size
 from opd.provenance.diff import changes, settings_of
-from opd.stages import check, manifest, on_disk, registry
+from opd.stages import check, on_disk, registry, run
 from opd.stages.check import Trusted
 from opd.stages.fresh import as_written, read_plan
 from opd.stages.keep import steps_of
@@ -98,7 +98,7 @@ def audit(place: Path, plan: Plan | None = None, store: Path | None = None) -> A
     paths = [file for made in artifacts for file in _files(made, store)]
     files = hashed([*paths, *(file for entry in entries for file in files_below(entry).values())])
 
-    trusted, versions = {x.path: check.records(x) for x in artifacts}, manifest.versions()
+    trusted, versions = {x.path: check.records(x) for x in artifacts}, run.versions()
     around = {
         root: Around(plan, store, files.of, trusted, versions) for root, plan in plans.items()
     }
@@ -270,7 +270,7 @@ def _planned(made: Made, origin: Manifest, plan: Plan | None) -> Iterator[Findin
     if planned is None:
         return
     if planned.cfg is None:
-        yield from filter(None, [check.settings(manifest.hand_off(origin), planned)])
+        yield from filter(None, [check.settings(origin.handed_on, planned)])
         return
     then = settings_of({"stage": origin.stage, **origin.cfg})
     now = settings_of({"stage": planned.stage, **planned.cfg})

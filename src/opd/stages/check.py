@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from opd.core.files import digest, file_digest, files_below
 from opd.stages.identity import adopted_identity, identity_of
-from opd.stages.manifest import hand_off
 from opd.stages.on_disk import Made
 from opd.stages.records import Digest, Finding, Manifest, Planned, State, digest_in, plain, read
 
@@ -75,7 +74,7 @@ def expected_identity(made: Manifest) -> str:
 
 def disagreement(record: Digest, made: Manifest) -> Finding | None:
     """Where digest.json does not follow from manifest.json."""
-    there, expected = plain(record), plain(hand_off(made))
+    there, expected = plain(record), plain(made.handed_on)
     keys = sorted(k for k in {*there, *expected} if there.get(k) != expected.get(k))
     if not keys:
         return None

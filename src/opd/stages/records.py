@@ -17,6 +17,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from opd.core.errors import UserError
 from opd.core.files import replacing
+from opd.stages.identity import settings_digest
 
 # Of digest.json and of what identities are digests of: what has another number was made by another
 # version of this package, and can be compared with what that version says only.
@@ -107,6 +108,17 @@ class Manifest(Contents):
     gpu: dict[str, Any] | None = None
     adopted: str | None = None
     format: int = FORMAT
+
+    @property
+    def handed_on(self) -> Digest:
+        """The digest.json that goes with it."""
+        return Digest(
+            identity=self.identity,
+            settings=settings_digest(self.stage, self.cfg),
+            outputs=self.outputs,
+            format=self.format,
+            adopted=bool(self.adopted) or None,
+        )
 
 
 class Planned(Record):

