@@ -30,9 +30,6 @@ def files(
             yield Finding(State.MODIFIED, f"{folder}{name}", reason)
 
 
-# Records
-
-
 class Trusted(NamedTuple):
     """The records of an artifact that nothing speaks against, and what speaks against others."""
 
@@ -50,8 +47,8 @@ class Trusted(NamedTuple):
 def records(made: Made) -> Trusted:
     """Hold the records of an artifact against themselves and each other."""
     findings = [*made.damage.values()]
-    record = None if "digest.json" in made.damage else made.digest
-    manifest = None if "manifest.json" in made.damage else made.manifest
+    record = made.digest if "digest.json" not in made.damage else None
+    manifest = made.manifest if "manifest.json" not in made.damage else None
     if manifest and expected_identity(manifest) != manifest.identity:
         findings.append(Finding(State.MODIFIED, "manifest.json", NOT_ITS_IDENTITY))
         manifest = None
@@ -76,13 +73,8 @@ def disagreement(record: Digest, made: Manifest) -> Finding | None:
     """Where digest.json does not follow from manifest.json."""
     there, expected = plain(record), plain(made.handed_on)
     keys = sorted(k for k in {*there, *expected} if there.get(k) != expected.get(k))
-    if not keys:
-        return None
     reason = f"differs from what manifest.json says ({', '.join(keys)})"
-    return Finding(State.MODIFIED, "digest.json", reason)
-
-
-# Settings and inputs
+    return Finding(State.MODIFIED, "digest.json", reason) if keys else None
 
 
 def stands_for(record: Digest | Manifest | None, stage: str, cfg: Mapping[str, Any]) -> bool:
@@ -97,16 +89,20 @@ def stands_for(record: Digest | Manifest | None, stage: str, cfg: Mapping[str, A
 def settings(record: Digest | None, planned: Planned) -> Finding | None:
     """That an artifact was made with other settings, or by other code, than the plan's. A damaged
     digest.json (None) counts so, too, as nothing is known of it."""
-    if record and record.settings == planned.settings:
+    made_so = record and record.settings == planned.settings
+    if made_so or stands_for(record, planned.stage, planned.cfg or {}):
         return None
-    if stands_for(record, planned.stage, planned.cfg or {}):
-        return None
-    reason = record.older if record else ""
-    reason = reason or "made with other settings than the config's"
-    return Finding(State.STALE, "config", reason)
+    older = record.older if record else ""
+    return Finding(State.STALE, "config", older or "made with other settings than the config's")
 
 
-def inputs(made: Made, contents: Callable[[Path], str]) -> Iterator[Finding]:
+def recorded_contents(folder: Path) -> str:
+    """The digest of an artifact's contents as its digest.json says."""
+    record = digest_in(folder)
+    return digest(record.outputs) if record else "damaged"
+
+
+def inputs(made: Made, contents: Callable[[Path], str] = recorded_contents) -> Iterator[Finding]:
     """The artifacts that one was made from against what they are now. ``contents`` of a folder: the
     digest of what is in it now; empty where nobody knows."""
     for source in made.inputs:
@@ -117,12 +113,6 @@ def inputs(made: Made, contents: Callable[[Path], str]) -> Iterator[Finding]:
             yield Finding(State.MISSING, where, f"{about} is gone")
         elif contents(source.place.parent) not in ("", source.used.outputs):
             yield Finding(State.STALE, where, f"{about} was made anew")
-
-
-def recorded_contents(folder: Path) -> str:
-    """The digest of an artifact's contents as its digest.json says."""
-    record = digest_in(folder)
-    return digest(record.outputs) if record else "damaged"
 
 
 def shown(
@@ -143,4 +133,4 @@ def shown(
     stale = None if record.adopted or not planned else settings(record, planned)
     yield from filter(None, [unlike, stale])
     if not record.adopted:
-        yield from inputs(made, recorded_contents)
+        yield from inputs(made)

@@ -39,11 +39,9 @@ class Made:
     def __init__(self, root: Path, folder: str) -> None:
         self.root, self.folder = Path(os.path.abspath(root)), folder
         self.path = self.root / folder
-        self.digest, wrong_digest = load(self.path / "digest.json", Digest)
-        self.manifest, wrong_manifest = load(self.path / "manifest.json", Manifest)
-        self.damage: dict[str, Finding] = {
-            finding.where: finding for finding in (wrong_digest, wrong_manifest) if finding
-        }
+        self.digest, *damage = load(self.path / "digest.json", Digest)
+        self.manifest, *more = load(self.path / "manifest.json", Manifest)
+        self.damage: dict[str, Finding] = {x.where: x for x in (*damage, *more) if x}
 
     @property
     def stage(self) -> str:
@@ -62,7 +60,7 @@ class Made:
     @property
     def copies(self) -> dict[str, Path]:
         """File of the payload -> where its copy lies, or should."""
-        records = [record for record in (self.digest, self.manifest) if record]
+        records = filter(None, (self.digest, self.manifest))
         names = COPIED & {name for record in records for name in record.outputs}
         return {n: self.root / f"{self.folder}{Path(n).suffix}" for n in sorted(names)}
 
@@ -71,17 +69,16 @@ class Made:
         """What it was made from, in the order of its settings."""
         if self.manifest is None:
             return []
-        order = self.manifest.cfg.get("inputs")
+        used, order = self.manifest.inputs, self.manifest.cfg.get("inputs")
         order = order if isinstance(order, list) else []
-        used = self.manifest.inputs
         names = sorted(used, key=lambda n: (order.index(n) if n in order else len(order), n))
         return [Input(name, used[name], _source(self.root, used[name].path)) for name in names]
 
     @property
     def sources(self) -> list[Path]:
         """The folders of the artifacts among the inputs, as far as they are there."""
-        there = [x.place for x in self.inputs if x.place and x.used.made]
-        return [Path(os.path.abspath(place.parent)) for place in there]
+        places = [x.place for x in self.inputs if x.place and x.used.made]
+        return [Path(os.path.abspath(place.parent)) for place in places]
 
     def payload(self, store: Path | None = None) -> Path | None:
         """The folder with its files: its payload, or where that link leads nowhere, its entry in
@@ -192,10 +189,8 @@ def locate(named: Path) -> Made:
         if (folder / "digest.json").is_file() or (folder / "manifest.json").is_file():
             root = results_folder(folder)
             return Made(root, folder.relative_to(root).as_posix())
-    above = (path, *path.parents)
-    root = next((p for p in above if p.parent.name == "results"), path.parent)
-    root = next((p for p in above if (p / "plan.json").is_file()), root)
-    end = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    root = results_folder(path / "digest.json")
+    end = path.relative_to(root).as_posix()
     matching = [f for f in folders(root) if f"/{f}".endswith(f"/{end}")] if root.is_dir() else []
     if f"models/{end}" in matching:
         matching = [f"models/{end}"]
