@@ -132,9 +132,6 @@ def fails(result: Audit, allow: Iterable[str] = (), strict: bool = False) -> boo
     return strict and (bool(result.unused) or any(x.drift for x in result.audited))
 
 
-# What is to be hashed
-
-
 def _is_entry(path: Path) -> bool:
     return IDENTITY.fullmatch(path.name) is not None
 
@@ -152,9 +149,6 @@ def _files(made: Made, store: Path | None) -> Iterator[Path]:
     folders += [x.place for x in made.inputs if not x.used.made]
     for folder in filter(None, folders):
         yield from files_below(folder).values()
-
-
-# One artifact
 
 
 def _artifact(made: Made, around: Around) -> Audited:
@@ -290,9 +284,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# A results folder
-
-
 def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Made]) -> Iterator[Audited]:
     """What is no artifact, or should be one: the plan, files of none, and what is not there."""
     config = root / "config.yaml"
@@ -315,9 +306,6 @@ def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Made]) -> Iterato
         if planned and planned.asked and folder not in there:
             reason = "is not there, though the config asks for it"
             yield Audited(folder, planned.stage, (Finding(State.MISSING, folder, reason),))
-
-
-# Text
 
 
 def lines(result: Audit, name: str, seconds: float) -> list[str]:

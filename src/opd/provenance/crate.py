@@ -65,7 +65,13 @@ def metadata(
 ) -> str:
     """The JSON-LD text of a crate: of the artifacts of results/NAME (``root``), the workflow's
     files (``code``) and what lies beside the artifacts (``beside``: config and plan)."""
-    crate = _empty()
+    try:
+        from rocrate.rocrate import ROCrate
+    except ImportError as error:
+        remedy = "pip install 'opd[export]'"
+        raise UserError("the package rocrate is missing", "opd export", remedy) from error
+    crate = ROCrate(version="1.1")
+    crate.metadata.extra_terms.update(TEXTS["terms"])
     known = yaml.safe_load((workflow / "config" / "sources.yaml").read_text())
     cff = yaml.safe_load((workflow / "CITATION.cff").read_text())
     person = _person(crate, agent)
@@ -128,21 +134,6 @@ def metadata(
     return text + "\n"
 
 
-# Entities
-
-
-def _empty() -> Any:
-    try:
-        from rocrate.rocrate import ROCrate
-    except ImportError as error:
-        raise UserError(
-            "the package rocrate is missing", "opd export", "pip install 'opd[export]'"
-        ) from error
-    crate = ROCrate(version="1.1")
-    crate.metadata.extra_terms.update(TEXTS["terms"])
-    return crate
-
-
 def _properties(values: Mapping[str, Any]) -> dict[str, Any]:
     """A list of one as that one, as JSON-LD is flattened in a crate; nothing of what is empty."""
     return {
@@ -188,7 +179,7 @@ def _root(crate: Any, cff: Mapping[str, Any], part: str, artifacts: int) -> None
     root["description"] = f"{made} {TEXTS['licences']}"
     root["license"] = _licence(crate, cff["license"])
     root["conformsTo"] = [
-        crate.get(profile) or _add(crate, profile, "CreativeWork", **about)
+        _add(crate, profile, "CreativeWork", **about)
         for profile, about in TEXTS["profiles"].items()
     ]
     papers = {paper["identifiers"][0]["value"]: paper for paper in cff["references"]}
@@ -196,9 +187,6 @@ def _root(crate: Any, cff: Mapping[str, Any], part: str, artifacts: int) -> None
         _work(crate, number, name=paper["title"], datePublished=str(paper["year"]))
         for number, paper in papers.items()
     ]
-
-
-# The workflow
 
 
 def _workflow(
@@ -254,9 +242,6 @@ def _beside(crate: Any, beside: Sequence[File]) -> list[Any]:
     return config
 
 
-# Artifacts and what made them
-
-
 def _dataset(crate: Any, root: Path, artifact: Packed) -> Any:
     properties = {
         "name": artifact.folder,
@@ -299,9 +284,6 @@ def _span(manifests: Sequence[Manifest]) -> dict[str, str]:
     end = max(start + length for start, length in zip(starts, lengths, strict=True))
     end = end.replace(microsecond=0)
     return {"startTime": min(starts).isoformat(), "endTime": end.isoformat()}
-
-
-# What others made
 
 
 def _others(crate: Any, known: Mapping[str, Any], artifact: Packed) -> Iterator[Any]:

@@ -98,9 +98,6 @@ def _used_others(old: Made, new: Made) -> bool:
     return any(a[name] != b[name] for name in a.keys() & b.keys())
 
 
-# Why, and by how much
-
-
 def reasons(old: Made, new: Made) -> Iterator[str]:
     """Settings, code and plain files that differ, one a line; where none does, device and versions,
     or that nothing does."""
@@ -174,9 +171,6 @@ def _parsed(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-# Text
 
 
 def lines(a: Path, b: Path, difference: Difference) -> Iterator[str]:

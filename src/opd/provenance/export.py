@@ -187,9 +187,6 @@ def _place(root: Path, path: Path) -> str:
     return f"results/{root.name}/{path.relative_to(root).as_posix()}"
 
 
-# Writing
-
-
 def write(out: Path, contents: Mapping[str, Path | bytes]) -> None:
     """Write files and texts by their paths, in order and without times, as a zip file (a name that
     ends so) or a folder. ``out`` is complete or not there."""

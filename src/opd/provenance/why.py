@@ -13,23 +13,17 @@ from opd.core.html import render
 from opd.core.text import size
 from opd.stages import on_disk
 from opd.stages.on_disk import Made
+from opd.stages.registry import STAGES
 
 PAGES = Path(__file__).with_name("pages")
-# Section of a results folder -> where the config says what is in it; {0}: the name, {1}: the next.
-KEYS = {
-    "prompts": "prompts.{0}",
-    "embeddings": "models.{0}, where it is a model, prompts.{1}, and what deduplicates by it",
-    "neighbours": "models.{0}, where it is a model, prompts.{1}, and what deduplicates by it",
-    "contamination": "contamination.{0}",
+# Section of a results folder -> where the config says what is in it, if not in an entry of its own
+# below the section's name; {0}: the name, {1}: the next.
+_NEAR = "models.{0}, where it is a model, prompts.{1}, and what deduplicates by it"
+KEYS = {stage.section: f"{stage.section}.{{0}}" for stage in STAGES.values()} | {
+    "embeddings": _NEAR,
+    "neighbours": _NEAR,
     "datasets": "benchmarks.{0}.hub",
-    "sft_data": "sft_data.{0}",
-    "demonstrations": "demonstrations.{0}",
-    "models": "models.{0}",
-    "generations": "generations.{0}",
-    "probes": "probes.{0}",
     "evaluations": "evaluations.{0}, its protocol and benchmarks, models.{1}",
-    "figures": "figures.{0}",
-    "tables": "tables.{0}",
     "claims": "papers, arms, probes, and config/claims/ of each paper",
     "report": "targets, and all that is asked for",
 }

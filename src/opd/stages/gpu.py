@@ -63,9 +63,6 @@ def visible(library: Any) -> dict[str, Any]:
     return devices
 
 
-# Which devices a stage has
-
-
 def lock_folder() -> Path:
     """Where locks lie: one folder for each user of a machine, whatever TMPDIR says in a job."""
     return Path("/tmp", f"opd-gpus-{os.getuid()}")
@@ -175,9 +172,6 @@ def _lock(file: Any) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
-
-
-# What a stage draws
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from glob import glob
 from pathlib import Path
 from typing import IO, Any
 
@@ -147,12 +148,13 @@ def _written(scratch: Path) -> dict[tuple[int, int], tuple[int, int]]:
     """Time and size of every file that this stage may be writing, by its device and inode."""
     written = {}
     # What a stage's processes hold open: journals in the cache, the log if it is a file.
-    folders = [Path(f"/proc/{pid}/fd") for pid in (os.getpid(), *_descendants(os.getpid()))]
+    processes = (os.getpid(), *_descendants(os.getpid()))
+    paths = [path for pid in processes for path in glob(f"/proc/{pid}/fd/*")]
     # Unlike rglob, os.walk stands a folder that is gone before it is read.
-    below = [Path(folder, name) for folder, _, names in os.walk(scratch) for name in names]
-    for path in (*below, *(p for folder in folders for p in _inside(folder))):
+    paths += [os.path.join(folder, name) for folder, _, names in os.walk(scratch) for name in names]
+    for path in paths:
         with suppress(OSError):
-            status = path.stat()
+            status = os.stat(path)
             if stat.S_ISREG(status.st_mode):
                 written[status.st_dev, status.st_ino] = status.st_mtime_ns, status.st_size
     with suppress(OSError):  # its time is ours
@@ -161,18 +163,11 @@ def _written(scratch: Path) -> dict[tuple[int, int], tuple[int, int]]:
     return written
 
 
-def _inside(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:  # it has ended
-        return []
-
-
 def _descendants(pid: int) -> list[int]:
     children: list[int] = []
-    for task in _inside(Path(f"/proc/{pid}/task")):
-        with suppress(OSError):
-            children += map(int, (task / "children").read_text().split())
+    for path in glob(f"/proc/{pid}/task/*/children"):
+        with suppress(OSError):  # it has ended
+            children += map(int, Path(path).read_text().split())
     return [pid for child in children for pid in (child, *_descendants(child))]
 
 

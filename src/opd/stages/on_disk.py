@@ -129,9 +129,6 @@ def behind(artifacts: Iterable[Made]) -> list[Made]:
     return [known[path] for path in sources_first([*known], sources)]
 
 
-# What there is
-
-
 def folders(root: Path) -> list[str]:
     """Folders below a results folder that hold an artifact, or what is left of one."""
     return sorted(
