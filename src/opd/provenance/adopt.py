@@ -53,14 +53,12 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
     before, damage = load(folder / "manifest.json", Manifest)
     if not (before.adopted if before else damage and damage.state == State.MISSING):
         raise UserError("it has been made already", str(folder), "remove this folder first")
-    names = artifact.cfg["inputs"]
     paths = [
         Path(x) if Path(x).is_absolute() else results / x / "digest.json" for x in artifact.inputs
     ]
-    inputs = dict(zip(names, paths, strict=True))
+    inputs = dict(zip(artifact.cfg["inputs"], paths, strict=True))
     # Those of the recipe's inputs that have been made, as they are now.
-    there = {name: path for name, path in inputs.items() if path.exists()}
-    resolved = {name: run.resolve_input(path) for name, path in there.items()}
+    used = {name: run.resolve_input(path)[1] for name, path in inputs.items() if path.exists()}
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".adopt-", dir=store) as temporary:
         work = Path(temporary, "payload")
@@ -78,7 +76,7 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
         stage=artifact.stage,
         identity=key,
         cfg=artifact.cfg,
-        inputs=run.used_inputs(resolved, list(there.values())),
+        inputs=used,
         outputs=outputs,
         numbers=numbers,
         host=platform.node(),

@@ -88,29 +88,23 @@ def gather(root: Path, targets: Sequence[str], full: bool) -> list[Packed]:
     """The artifacts of a results folder, or those behind some of it, sorted by folder."""
     folders = [f for f in on_disk.folders(root) if (root / f / "digest.json").is_file()]
     if not folders:
-        raise UserError(
-            "no finished artifact", str(root), "name results/NAME of a workflow that has run"
-        )
+        remedy = "name results/NAME of a workflow that has run"
+        raise UserError("no finished artifact", str(root), remedy)
     starts = target_folders(targets, dict.fromkeys(folders)) if targets else folders  # type: ignore[arg-type]
     artifacts = sorted(on_disk.behind(Made(root, f) for f in starts), key=lambda x: x.folder)
     plan = read_plan(root / "plan.json")[0] or {}
     wrong = []
     for made in artifacts:
         if made.root != root:
-            raise UserError(
-                "something was made from what lies elsewhere",
-                f"{made.folder}, beside {root}",
-                "export the results folder that holds all of it",
-            )
+            where = f"{made.folder}, beside {root}"
+            remedy = "export the results folder that holds all of it"
+            raise UserError("something was made from what lies elsewhere", where, remedy)
         findings = check.shown(made, plan.get(made.folder), () if full else (WEIGHTS,))
         wrong += [f"{made.folder}: {finding.text}" for finding in findings][:1]
     if wrong:
         more = f", and {len(wrong) - 1} more artifacts" if len(wrong) > 1 else ""
-        raise UserError(
-            f"{wrong[0]}{more}",
-            str(root),
-            "run the workflow again, or export a --target that is complete",
-        )
+        remedy = "run the workflow again, or export a --target that is complete"
+        raise UserError(f"{wrong[0]}{more}", str(root), remedy)
     return [_packed(made, full) for made in artifacts]
 
 
@@ -132,11 +126,8 @@ def _packed(made: Made, full: bool) -> Packed:
             continue
         files.append(copy := _file(root, path))
         if copy.sha256 != manifest.outputs[name]:
-            raise UserError(
-                "the file is no copy of what the workflow made",
-                str(path),
-                "remove it and run the workflow again",
-            )
+            reason = "the file is no copy of what the workflow made"
+            raise UserError(reason, str(path), "remove it and run the workflow again")
     logs = [root / "logs" / f"{made.folder}.log", root / "benchmarks" / f"{made.folder}.tsv"]
     there = [_file(root, path) for path in logs if path.is_file()]
     return Packed(made.folder, manifest, made.inputs, files, there)
@@ -153,9 +144,8 @@ def _why_left_out(stage: str, file: Path) -> str:
 def sources(workflow: Path) -> Iterator[File]:
     """The files of the workflow, and of the package that it calls."""
     if not (workflow / "Snakefile").is_file():
-        raise UserError(
-            "no Snakefile", str(workflow.absolute()), "run this where the workflow lies"
-        )
+        where = str(workflow.absolute())
+        raise UserError("no Snakefile", where, "run this where the workflow lies")
     private = _ignored(workflow)
     package = Path(opd.__file__).parent
     paths = [path for name in WORKFLOW for path in files_below(workflow / name).values()]

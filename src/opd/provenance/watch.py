@@ -67,9 +67,8 @@ def _finished(folder: Path) -> Iterator[dict[str, float]]:
 def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]:
     running = folder / "running.json"
     if not running.is_file():
-        raise UserError(
-            "no run is under way or done here", str(folder), "name results/NAME/models/MODEL/sSEED"
-        )
+        remedy = "name results/NAME/models/MODEL/sSEED"
+        raise UserError("no run is under way or done here", str(folder), remedy)
     journal = Path(read_json(running)["scratch"], "metrics.jsonl")
     seen, last, heard = 0, 0.0, time.monotonic()
     while True:

@@ -84,11 +84,9 @@ def lease(stage: str, cfg: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     if least > len(devices):
-        raise UserError(
-            f"{least} GPUs are needed and {len(devices)} visible",
-            "training.processes",
-            f"lower it, or make more visible ({VISIBLE})",
-        )
+        reason = f"{least} GPUs are needed and {len(devices)} visible"
+        remedy = f"lower it, or make more visible ({VISIBLE})"
+        raise UserError(reason, "training.processes", remedy)
     folder = lock_folder()
     _make_private(folder)
     paths = {name: folder / _key(library, name, device) for name, device in devices.items()}

@@ -65,11 +65,9 @@ def take(scratch: Path) -> IO[bytes] | None:
             file.close()
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return None
-            raise UserError(
-                f"files cannot be locked there ({error.strerror})",
-                str(path),
-                "mount that file system with flock, or keep the store on another",
-            ) from error
+            reason = f"files cannot be locked there ({error.strerror})"
+            remedy = "mount that file system with flock, or keep the store on another"
+            raise UserError(reason, str(path), remedy) from error
         # Whoever held it may have finished and removed the folder.
         with suppress(FileNotFoundError):
             if os.fstat(file.fileno()).st_ino == path.stat().st_ino:

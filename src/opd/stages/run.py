@@ -25,7 +25,7 @@ from opd.core.files import content, digest, remove, replacing
 from opd.core.security import refuse_code
 from opd.stages import gpu, lock, registry, verify
 from opd.stages.check import stands_for
-from opd.stages.identity import identity
+from opd.stages.identity import identity_of
 from opd.stages.keep import complete, steps_of
 from opd.stages.records import Contents, Manifest, Used, load, read, write, write_json
 from opd.stages.registry import STAGES, code_digest, modules
@@ -37,26 +37,15 @@ PACKAGES = (
 )
 
 
-def resolve_input(path: Path, look: bool = False) -> tuple[Path, dict[str, str], str]:
-    """A declared input -> (payload folder or plain file, content digests, identity or '')."""
+def resolve_input(path: Path, look: bool = False) -> tuple[Path, Used]:
+    """A declared input: its payload folder or plain file, and what a manifest says of it."""
     if not path.exists():
         raise UserError("no such input", str(path), "run the stage that makes it")
     if path.name != "digest.json":
-        return path, content(path), ""
-    made = verify.artifact(path, look)
-    refuse_code(made[0])
-    return made
-
-
-def used_inputs(
-    resolved: Mapping[str, tuple[Path, dict[str, str], str]], paths: Sequence[Path]
-) -> dict[str, Used]:
-    """``inputs`` of a manifest, from ``resolve_input`` of each by its name, and the paths that were
-    given, in the same order."""
-    return {
-        name: Used(path=str(path), identity=identity, outputs=digest(outputs))
-        for (name, (_, outputs, identity)), path in zip(resolved.items(), paths, strict=True)
-    }
+        return path, Used(path=str(path), identity="", outputs=digest(content(path)))
+    payload, outputs, key = verify.artifact(path, look)
+    refuse_code(payload)
+    return payload, Used(path=str(path), identity=key, outputs=digest(outputs))
 
 
 def stamp(seconds: float) -> str:
@@ -156,9 +145,8 @@ def _compute(
         stamps = verify.stamps(work)
         outputs = content(work)
         if not outputs:
-            raise UserError(
-                "the stage wrote nothing", f"opd stage {stage}", "this is a bug, report it"
-            )
+            where = f"opd stage {stage}"
+            raise UserError("the stage wrote nothing", where, "this is a bug, report it")
         if STAGES[stage].network != "never":
             _same_as_before(stage, cfg, outputs, record)
         if complete(entry, record, Manifest) and read(record, Contents).outputs == outputs:
@@ -214,11 +202,9 @@ def _same_as_before(
     names = {*before.outputs, *outputs}
     changed = sorted(name for name in names if before.outputs.get(name) != outputs.get(name))
     if changed:
-        raise UserError(
-            f"the hub has another {changed[0]} at {source['revision']} than it had before",
-            f"hub: {source['hub']}",
-            f"nothing was taken; if the new one is right, remove {record} and start again",
-        )
+        reason = f"the hub has another {changed[0]} at {source['revision']} than it had before"
+        remedy = f"nothing was taken; if the new one is right, remove {record} and start again"
+        raise UserError(reason, f"hub: {source['hub']}", remedy)
 
 
 def run_stage(
@@ -244,23 +230,17 @@ def run_stage(
     # What was adopted may be asked for without inputs: it needs none.
     names = [] if adopted and not inputs else list(cfg.get("inputs", []))
     if len(names) != len(inputs):
-        raise UserError(
-            f"{len(inputs)} inputs for the names {names}",
-            f"opd stage {stage}",
-            "give one path per name",
-        )
-    resolved = {
-        name: resolve_input(path, STAGES[stage].looks)
-        for name, path in zip(names, inputs, strict=True)
-    }
-    key = adopted or identity(stage, cfg, {name: value[1] for name, value in resolved.items()})
+        reason = f"{len(inputs)} inputs for the names {names}"
+        raise UserError(reason, f"opd stage {stage}", "give one path per name")
+    resolved = [resolve_input(path, STAGES[stage].looks) for path in inputs]
+    payloads = {name: payload for name, (payload, _) in zip(names, resolved, strict=True)}
+    used = {name: source for name, (_, source) in zip(names, resolved, strict=True)}
+    key = adopted or identity_of(stage, cfg, {name: used[name].outputs for name in names})
     entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
     if adopted and not complete(entry, record, Manifest):
-        raise UserError(
-            "what was adopted here is damaged, or gone from the store",
-            str(folder),
-            f"adopt it again, or remove {folder} to have it made",
-        )
+        remedy = f"adopt it again, or remove {folder} to have it made"
+        reason = "what was adopted here is damaged, or gone from the store"
+        raise UserError(reason, str(folder), remedy)
     folder.mkdir(parents=True, exist_ok=True)
     store.mkdir(parents=True, exist_ok=True)
     with lock.alone(scratch):
@@ -277,9 +257,7 @@ def run_stage(
                 for step in _keep_steps(stage, cfg)
             )
             computed = STAGES[stage].looks or not found
-            used = used_inputs(resolved, inputs)
             if computed:
-                payloads = {name: value[0] for name, value in resolved.items()}
                 with gpu.lease(stage, cfg), lock.watched(scratch, str(folder)):
                     _compute(stage, cfg, key, payloads, used, store, folder, scratch)
             # Room for what follows. The lock stays until all is done.

@@ -13,7 +13,7 @@ from opd.provenance import audit as audit_module
 from opd.provenance import diff, why
 from opd.provenance.audit import audit
 from opd.provenance.diff import changes
-from opd.stages import identity, records, run, verify
+from opd.stages import identity, records, run
 from opd.stages.records import Contents, Digest, Manifest
 
 
@@ -153,13 +153,13 @@ def test_files_that_differ_for_no_reason_are_said_not_to_repeat(tmp_path: Path):
 def _published(results: Path, stage: str, folder: str, inputs: dict[str, Path]) -> Path:
     """A complete artifact, made from others by their digest.json; its own."""
     cfg, output = {"inputs": [*inputs], "k": 4}, results / "mini" / folder / "digest.json"
-    resolved = {name: verify.artifact(path) for name, path in inputs.items()}
-    contents = {name: outputs for name, (_, outputs, _) in resolved.items()}
-    entry = results / ".store" / identity.identity(stage, cfg, contents)
+    used = {name: run.resolve_input(path)[1] for name, path in inputs.items()}
+    contents = {name: source.outputs for name, source in used.items()}
+    entry = results / ".store" / identity.identity_of(stage, cfg, contents)
     entry.mkdir(parents=True)
     (entry / "weights").write_bytes(bytes(range(40)))
     made = {"stage": stage, "identity": entry.name, "cfg": cfg, "outputs": content(entry)}
-    made |= {"inputs": run.used_inputs(resolved, [*inputs.values()])}
+    made |= {"inputs": used}
     output.parent.mkdir(parents=True)
     records.write(entry.with_name(f"{entry.name}.json"), Manifest(**made))
     run.publish(Manifest(**made), entry, output)
