@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import content, read_json
+from opd.core.files import content, digest, read_json
 from opd.plan import artifacts as plan
 from opd.plan import cost, hub_lock
 from opd.plan import outputs as exhibits
@@ -83,7 +83,7 @@ def _state(
     for name, path in cost.named(artifact).items():
         if path not in outputs and not Path(path).is_absolute():
             return "run", None
-        contents[name] = outputs[path] if path in outputs else content(Path(path))
+        contents[name] = digest(outputs[path] if path in outputs else content(Path(path)))
     key = identity(artifact.stage, artifact.cfg, contents)
     kept = artifact.cfg.get("execution", {}).get("keep_steps", ())
     if not all((store / f"{key}.steps" / f"{step}.json").is_file() for step in kept):

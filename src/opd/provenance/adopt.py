@@ -1,9 +1,8 @@
 """``opd adopt PATH --as RECIPE``: a checkpoint or rollouts from elsewhere in a recipe's place.
 
-What was adopted is a managed artifact: in the store, under an identity of its own kind (the
-settings that it stands for and its content, since nothing here knows how it was made), marked in
-its records. It stays, whatever becomes of its inputs or of the code, until the recipe is edited or
-its folder is removed.
+What was adopted lies in the store under an identity of its own kind: a digest of the settings that
+it stands for and of its content, since nothing here knows how it was made. It stays, whatever
+becomes of its inputs or of the code, until the recipe is edited or its folder is removed.
 """
 
 import json
@@ -44,10 +43,8 @@ def recipe(name: str, artifacts: Mapping[str, Artifact]) -> Artifact:
 
 def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
     """Put what lies at ``source`` (a checkpoint's folder; or rollouts, parquet or lines of JSON)
-    into the place of an artifact below ``results`` (results/NAME), and return its folder.
-
-    Raises ``UserError`` where it is not what such a recipe makes, and where the stage has already
-    been run: what was made is not replaced unseen.
+    into the place of an artifact below ``results`` (results/NAME), and return its folder. Raises
+    ``UserError`` where it is not what such a recipe makes, and where the stage has been run.
     """
     folder = results / artifact.folder
     before, damage = load(folder / "manifest.json", Manifest)

@@ -94,7 +94,8 @@ def audit(place: Path, plan: Plan | None = None, store: Path | None = None) -> A
     if not roots:
         artifacts = on_disk.behind([on_disk.locate(place)])
     plans = {root: plan or read_plan(root / "plan.json")[0] for root in {x.root for x in artifacts}}
-    entries = sorted(x for x in (path / ".store").glob("*") if x.is_dir() and _is_entry(x))
+    named = sorted(x for x in (path / ".store").glob("*") if IDENTITY.fullmatch(x.name))
+    entries = [entry for entry in named if entry.is_dir()]
     paths = [file for made in artifacts for file in _files(made, store)]
     files = hashed([*paths, *(file for entry in entries for file in files_below(entry).values())])
 
@@ -112,16 +113,16 @@ def audit(place: Path, plan: Plan | None = None, store: Path | None = None) -> A
         prints[root.name] = digest(
             {f: plain(made) if made else None for f, made in digests.items()}
         )
-    several = len(roots) > 1
-    named = [x._replace(place=f"{root.name}/{x.place}") if several else x for root, x in audited]
+    places = [f"{root.name}/{x.place}" if len(roots) > 1 else x.place for root, x in audited]
+    every = [x._replace(place=place) for (_, x), place in zip(audited, places, strict=True)]
 
     linked = {(made.path / "payload").resolve() for made in artifacts}
     loose = [entry for entry in entries if entry.resolve() not in linked]
     for entry in loose:
         findings = (*_unlinked(entry, Around(None, store, files.of, {}, {})),)
-        named += [Audited(f".store/{entry.name}", "", findings)] if findings else []
+        every += [Audited(f".store/{entry.name}", "", findings)] if findings else []
     unused = {x.name: sum(f.stat().st_size for f in files_below(x).values()) for x in loose}
-    return Audit(named, unused, prints, files.files, files.bytes)
+    return Audit(every, unused, prints, files.files, files.bytes)
 
 
 def fails(result: Audit, allow: Iterable[str] = (), strict: bool = False) -> bool:
@@ -132,15 +133,12 @@ def fails(result: Audit, allow: Iterable[str] = (), strict: bool = False) -> boo
     return strict and (bool(result.unused) or any(x.drift for x in result.audited))
 
 
-def _is_entry(path: Path) -> bool:
-    return IDENTITY.fullmatch(path.name) is not None
-
-
 def _entry(made: Made) -> Path | None:
     """The store entry that an artifact links; None where it holds its files itself."""
     link = made.path / "payload"
     entry = link.resolve()
-    return entry if link.is_symlink() and entry.is_dir() and _is_entry(entry) else None
+    stored = link.is_symlink() and entry.is_dir() and IDENTITY.fullmatch(entry.name)
+    return entry if stored else None
 
 
 def _files(made: Made, store: Path | None) -> Iterator[Path]:

@@ -1,9 +1,8 @@
 """What an exported results folder says of itself: a Provenance Run Crate (RO-Crate 1.1).
 
-The workflow (Snakefile) has one tool for each stage of ``opd`` and one step for each rule. Each
-artifact was made by one CreateAction: ``object`` are the artifacts, files and hub objects that it
-read, ``result`` the folder that it wrote. One more CreateAction stands for the run as a whole.
-Profiles: https://w3id.org/ro/wfrun/provenance/0.5 and what it extends.
+The workflow (Snakefile) has a tool for each stage of ``opd`` and a step for each rule. Each
+computation is a CreateAction that names what it read (``object``) and wrote (``result``); one more
+stands for the whole run. Profiles: https://w3id.org/ro/wfrun/provenance/0.5 and what it extends.
 """
 
 import ast
@@ -221,8 +220,7 @@ def _workflow(
 
 
 def _function(stage: str) -> tuple[str, str]:
-    """The file of a stage's function, and the first paragraph of what it says of itself. To know
-    this nothing is imported."""
+    """The file of a stage's function, and the first paragraph of its docstring."""
     module, _, function = registry.STAGES[stage].run.partition(":")
     path = f"{module.replace('.', '/')}.py"
     tree = ast.parse((Path(opd.__file__).parents[1] / path).read_text())
@@ -306,8 +304,7 @@ def _others(crate: Any, known: Mapping[str, Any], artifact: Packed) -> Iterator[
 
 
 def _plain_file(crate: Any, known: Mapping[str, Any], cfg: Mapping[str, Any], source: Input) -> Any:
-    """A file (or folder) that a stage has read. It is not packed: it is the user's, and may be
-    others' work."""
+    """A file (or folder) of the user that a stage has read. It may be others' work: not packed."""
     path, contents = Path(source.used.path), source.used.outputs
     named = cfg.get("path") if source.name == "files" else cfg.get("source", {}).get("path")
     key = f"files/{named if named and source.name in ('files', 'path') else path.name}"

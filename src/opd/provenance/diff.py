@@ -49,10 +49,8 @@ class Difference(NamedTuple):
 def compare(a: Path, b: Path) -> Difference:
     """Compare two results folders by their folders' names, or two artifacts and all behind them by
     the names of their inputs. Files are compared by the digests in digest.json, so `opd audit`
-    both first; the report, which tells when it was made, is compared only by itself.
-
-    Raises ``UserError`` where there is nothing to compare.
-    """
+    both first; the report, which tells when it was made, is compared only by itself. Raises
+    ``UserError`` where there is nothing to compare."""
     roots = [on_disk.results_folders(path.absolute()) for path in (a, b)]
     alone: list[tuple[str, str]] = []
     if all(len(side) == 1 for side in roots):

@@ -1,8 +1,7 @@
 """``opd export``: a results folder, or what lies behind a part of it, as one RO-Crate.
 
-What is packed keeps its place: results/NAME with the digest.json and manifest.json of each
-artifact, payloads as plain files, logs, and the workflow that made it all. What that means to a
-machine stands in ro-crate-metadata.json (``opd.provenance.crate``).
+What is packed keeps its place: results/NAME with the records of each artifact, payloads as plain
+files, logs, and the workflow. ro-crate-metadata.json describes it (``opd.provenance.crate``).
 """
 
 import os
@@ -109,8 +108,7 @@ def gather(root: Path, targets: Sequence[str], full: bool) -> list[Packed]:
 
 
 def _packed(made: Made, full: bool) -> Packed:
-    """What a crate holds of an artifact. Raises ``UserError`` where a copy of one of its files is
-    not that file."""
+    """What a crate holds of an artifact, whose copies are held to its files."""
     root, folder = made.root, made.path
     manifest = read(folder / "manifest.json", Manifest)
     if manifest.stage not in STAGES:
@@ -120,7 +118,7 @@ def _packed(made: Made, full: bool) -> Packed:
     for name, sha256 in sorted(manifest.outputs.items()):
         source = folder / "payload" / name
         reason = "" if full else _why_left_out(manifest.stage, source)
-        files.append(File(_place(root, source), source, sha256, reason))
+        files.append(_file(root, source, sha256, reason))
     for name, path in made.copies.items():
         if not path.is_file():
             continue
@@ -168,13 +166,10 @@ def _ignored(workflow: Path) -> set[str]:
     return {SITE} if "Snakefile" in names else {SITE, *names}
 
 
-def _file(root: Path, source: Path) -> File:
-    return File(_place(root, source), source, file_digest(source))
-
-
-def _place(root: Path, path: Path) -> str:
-    """Where a file of the results lies in the crate: as manifests name it."""
-    return f"results/{root.name}/{path.relative_to(root).as_posix()}"
+def _file(root: Path, source: Path, sha256: str = "", left_out: str = "") -> File:
+    """A file of the results, in its place in the crate: as manifests name it."""
+    place = f"results/{root.name}/{source.relative_to(root).as_posix()}"
+    return File(place, source, sha256 or file_digest(source), left_out)
 
 
 def write(out: Path, contents: Mapping[str, Path | bytes]) -> None:

@@ -112,8 +112,7 @@ def _tree(made: Made, indent: str, opened: set[Path]) -> Iterator[str]:
 
 
 def _again(made: Made) -> list[str]:
-    """The command lines that make an artifact once more, in ``again/``, and compare the two; none
-    where an input is gone."""
+    """Commands that make an artifact in ``again/`` and compare; none where an input is gone."""
     places = [_shown(source.place) for source in made.inputs if source.place]
     if len(places) < len(made.inputs):
         return []

@@ -1,8 +1,6 @@
-"""What is wrong with an artifact as it lies there: files, records, settings and inputs, one finding
-each.
+"""What is wrong with an artifact as it lies there: findings on files, records, settings and inputs.
 
-``opd audit`` looks at all of it; the report, ``opd export``, ``opd --plan`` and the Snakefile look
-at the part that they need.
+``opd audit`` looks at all of it, and others at the part that they need.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd.core.files import digest, file_digest, files_below
-from opd.stages.identity import adopted_identity, identity_of
+from opd.stages.identity import adopted_identity, identity
 from opd.stages.on_disk import Made
 from opd.stages.records import Digest, Finding, Manifest, Planned, State, digest_in, plain, read
 
@@ -39,8 +37,7 @@ class Trusted(NamedTuple):
 
     @property
     def contents(self) -> str:
-        """The digest of the artifact's contents; empty where its records do not agree, as what was
-        made from it cannot be compared with what it is now then."""
+        """The digest of the artifact's contents; empty where its records do not agree."""
         return digest(self.digest.outputs) if self.digest and self.manifest else ""
 
 
@@ -66,7 +63,7 @@ def expected_identity(made: Manifest) -> str:
     """The identity that follows from what a manifest says."""
     if made.adopted:
         return adopted_identity(made.stage, made.cfg, made.outputs)
-    return identity_of(made.stage, made.cfg, {n: used.outputs for n, used in made.inputs.items()})
+    return identity(made.stage, made.cfg, {n: used.outputs for n, used in made.inputs.items()})
 
 
 def disagreement(record: Digest, made: Manifest) -> Finding | None:

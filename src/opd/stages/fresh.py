@@ -1,11 +1,9 @@
 """Whether what lies in ``results/NAME`` is what the config describes now.
 
-Snakemake notices an edit by its own records in ``.snakemake/``. Where these are gone (a copy, a
-clean-up) it would show old results under a new config. So the stages that show something compare
-all that lies behind them with the plan, which the run writes as ``results/NAME/plan.json``.
-
-A job that waits on a cluster parses config and code again when it starts: it compares what it finds
-with the plan of the run that submitted it.
+Snakemake notices an edit by its records in ``.snakemake/``. Without these (a copy, a clean-up) it
+would show old results under a new config. So the stages that show something compare all that lies
+behind them with the plan, which the run writes as ``results/NAME/plan.json``. So does a job that
+has waited on a cluster: it parses config and code again when it starts.
 """
 
 import json
@@ -99,11 +97,8 @@ def _essence(plan: Mapping[str, Planned | None]) -> dict[str, list[Any]]:
 def edited_since(
     submitted: str, own: str, plan: Path, artifacts: Mapping[str, Artifact]
 ) -> dict[str, str]:
-    """Folder -> what has come in between since the job that asks was submitted.
-
-    ``submitted`` and ``own`` are what the run and the job have parsed (``parsed``), ``plan`` is the
-    run's plan.json.
-    """
+    """Folder -> what was edited since a job was submitted. ``submitted`` and ``own`` are what the
+    run and the job have parsed (``parsed``), ``plan`` is the run's plan.json."""
     if submitted == own:
         return {}
     now = _essence(described(artifacts))

@@ -1,9 +1,8 @@
 """The GPUs of this machine: which of them a stage has for itself, and what it draws from them.
 
-Where Snakemake runs jobs itself it counts GPUs at most, and assigns none. So a stage takes a lock
-for each device that it computes on and makes it the only one that is visible; what Slurm has
-allotted is taken as it is. All of it goes by NVML (the package nvidia-ml-py): without it, or
-without a GPU, nothing happens.
+Snakemake itself assigns no GPUs to jobs. So a stage locks each device that it computes on and makes
+only these visible; what Slurm has allotted is taken as it is. All of it goes by NVML (the package
+nvidia-ml-py): without it, or without a GPU, nothing happens.
 """
 
 import fcntl
@@ -22,6 +21,8 @@ from opd.stages.registry import STAGES
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SAMPLE_SECONDS, POLL_SECONDS = 1.0, 0.5
+# Where locks lie: one folder for each user of a machine, whatever TMPDIR says in a job.
+LOCKS = Path("/tmp", f"opd-gpus-{os.getuid()}")
 
 
 def nvml() -> Any:
@@ -38,8 +39,7 @@ def nvml() -> Any:
 
 
 def wanted(stage: str, cfg: Mapping[str, Any]) -> tuple[int, bool]:
-    """GPUs that a stage computes on, and whether it makes use of more: vLLM has a worker on each
-    that is visible."""
+    """GPUs that a stage needs, and whether it uses more: vLLM has a worker on each visible one."""
     by_rule = (stage == "embed" and cfg.get("encoder") != "model") or cfg.get("judge") == "keywords"
     about = STAGES[stage]
     if not about.computes or by_rule:
@@ -63,19 +63,13 @@ def visible(library: Any) -> dict[str, Any]:
     return devices
 
 
-def lock_folder() -> Path:
-    """Where locks lie: one folder for each user of a machine, whatever TMPDIR says in a job."""
-    return Path("/tmp", f"opd-gpus-{os.getuid()}")
-
-
 @contextmanager
 def lease(stage: str, cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Have the GPUs that a stage computes on to itself, and name them in CUDA_VISIBLE_DEVICES.
+    """Hold the GPUs that a stage computes on, and name them in CUDA_VISIBLE_DEVICES.
 
-    To be entered before torch is used. Waits where others hold them, and says so. Among the devices
-    that CUDA_VISIBLE_DEVICES names already, where it is set. Locks end with the stage's process and
-    its children, however these end. Raises ``UserError`` where fewer devices are visible than the
-    stage needs.
+    To be entered before torch is used. Chooses among the devices that CUDA_VISIBLE_DEVICES names
+    already, and waits for others, which is printed. Locks end with the stage's process and its
+    children. Raises ``UserError`` where fewer devices are visible than the stage needs.
     """
     least, more = wanted(stage, cfg)
     library = nvml() if least and "SLURM_JOB_ID" not in os.environ else None
@@ -87,12 +81,11 @@ def lease(stage: str, cfg: Mapping[str, Any]) -> Iterator[None]:
         reason = f"{least} GPUs are needed and {len(devices)} visible"
         remedy = f"lower it, or make more visible ({VISIBLE})"
         raise UserError(reason, "training.processes", remedy)
-    folder = lock_folder()
-    _make_private(folder)
-    paths = {name: folder / _key(library, name, device) for name, device in devices.items()}
+    _make_private(LOCKS)
+    paths = {name: LOCKS / _key(library, name, device) for name, device in devices.items()}
     before = {key: os.environ.get(key) for key in (VISIBLE, "CUDA_DEVICE_ORDER")}
     with ExitStack() as held:
-        mine = _take(paths, least, more, f"opd stage {stage}, process {os.getpid()}", folder, held)
+        mine = _take(paths, least, more, f"opd stage {stage}, process {os.getpid()}", held)
         os.environ[VISIBLE] = ",".join(mine)
         # NVML's order, which is not CUDA's own where GPUs differ.
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -100,9 +93,8 @@ def lease(stage: str, cfg: Mapping[str, Any]) -> Iterator[None]:
             yield
         finally:
             for key, value in before.items():
-                if value is None:
-                    os.environ.pop(key, None)
-                else:
+                os.environ.pop(key, None)
+                if value is not None:
                     os.environ[key] = value
 
 
@@ -122,15 +114,11 @@ def _key(library: Any, name: str, device: Any) -> str:
     return name
 
 
-def _take(
-    paths: Mapping[str, Path], least: int, more: bool, me: str, folder: Path, held: ExitStack
-) -> list[str]:
+def _take(paths: Mapping[str, Path], least: int, more: bool, me: str, held: ExitStack) -> list[str]:
     """Lock ``least`` of the devices (with ``more`` all that are free) and return their names.
-
-    Stages take in turn, and who takes is waited for: none can hold what another needs while it
-    waits itself, and one that needs several is not overtaken for ever.
-    """
-    with (folder / "turn").open("a") as turn:
+    Stages take in turn: none holds what another needs while it waits itself, and one that needs
+    several is not overtaken for ever."""
+    with (LOCKS / "turn").open("a") as turn:
         waited = False
         if not _lock(turn):
             print("waiting for a GPU: others wait before this", file=sys.stderr)

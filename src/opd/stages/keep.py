@@ -23,10 +23,8 @@ def complete(folder: Path, record: Path, kind: type[Contents] = Contents) -> boo
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Stage ``keep``: the weights of step cfg.step of the run that made the input ``model``, with
-    configuration and tokenizer; hard links where the file system has them.
-
-    Raises ``UserError`` where the step was not kept, and where the run ended before it.
-    """
+    configuration and tokenizer; hard links where the file system has them. Raises ``UserError``
+    where the step was not kept, and where the run ended before it."""
     step, steps = cfg["step"], steps_of(inputs["model"].resolve())
     folder = steps / str(step)
     if not complete(folder, steps / f"{step}.json"):

@@ -98,11 +98,8 @@ def below(path: str) -> str:
 
 
 def _source(root: Path, recorded: str) -> Path | None:
-    """Where an input lies now that a manifest of the results folder names so; None: nowhere.
-
-    Paths are recorded from the folder that holds ``results``; the results folder may have been
-    copied since, with or without all else, and be called otherwise.
-    """
+    """Where an input lies now that a manifest has recorded; None: nowhere. Paths are recorded from
+    the folder that holds ``results``; the results folder may have been copied or renamed since."""
     for place in (root / below(recorded), root.parent.parent / recorded, Path(recorded)):
         if place.exists():
             return place
@@ -184,8 +181,7 @@ def locate(named: Path) -> Made:
     path = Path(os.path.abspath(named))
     for folder in (path, *path.parents, path.with_suffix("")):
         if (folder / "digest.json").is_file() or (folder / "manifest.json").is_file():
-            root = results_folder(folder)
-            return Made(root, folder.relative_to(root).as_posix())
+            return at(results_folder(folder), folder)
     root = results_folder(path / "digest.json")
     end = path.relative_to(root).as_posix()
     matching = [f for f in folders(root) if f"/{f}".endswith(f"/{end}")] if root.is_dir() else []

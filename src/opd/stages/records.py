@@ -84,8 +84,7 @@ class Digest(Contents):
 
     @property
     def older(self) -> str:
-        """That another version of this package wrote it, whose identities cannot be compared with
-        those of this one; empty where that is not so."""
+        """What to say of what another version of this package wrote; empty for its own work."""
         if self.format == FORMAT:
             return ""
         return f"made with {'an older' if self.format < FORMAT else 'a newer'} format"
@@ -203,8 +202,7 @@ def read(path: Path, kind: type[Kind]) -> Kind:
 
 
 def parse(text: bytes, kind: type[Kind]) -> tuple[Kind | None, str]:
-    """The record that a text holds, if it holds one, and what is wrong with the text, if anything
-    is."""
+    """The record that a text holds, if any, and what is wrong with the text, if anything."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -219,8 +217,7 @@ def parse(text: bytes, kind: type[Kind]) -> tuple[Kind | None, str]:
 
 
 def checked(value: Any, kind: type[Kind]) -> tuple[Kind | None, str]:
-    """The record that a JSON value is, if it is one, and what is wrong with its keys or its seal,
-    if anything is."""
+    """The record that a JSON value is, if any, and what is wrong with its keys or its seal."""
     try:
         # What earlier versions wrote has no format.
         formatted = "format" in kind.model_fields and isinstance(value, Mapping)

@@ -159,6 +159,5 @@ def code_digest(stage: str) -> str:
 
 
 def modules(stage: str) -> dict[str, str]:
-    """Module -> digest of its own code, of all that ``code_digest`` covers: what tells which of
-    them has changed."""
+    """Module -> digest of its own code, for all that ``code_digest`` covers."""
     return own_digests(STAGES[stage].run.partition(":")[0])

@@ -1,11 +1,9 @@
 """Provenance: what made an artifact, and the store that lets a finished stage be used again.
 
-Every artifact is a folder with three things: ``digest.json`` (identity and content digests only,
-so an upstream rerun with the same result changes nothing for what depends on it),
-``manifest.json`` (the audit trail: settings, inputs, versions, host, time; never an input) and
-``payload``, a link into the store. The store is keyed by identity: a digest of the stage's
-settings (which hold a digest of its code) and of the content of its inputs. What was adopted
-(``opd.provenance.adopt``) has an identity of its own kind: nothing here has made it.
+Every artifact is a folder with three things: ``digest.json`` (identity and digests of contents, so
+an upstream rerun with the same result changes nothing for what depends on it), ``manifest.json``
+(settings, inputs, versions, host, time; never an input) and ``payload``, a link into the store. The
+store is keyed by identity (``opd.stages.identity``).
 """
 
 import importlib
@@ -25,7 +23,7 @@ from opd.core.files import content, digest, remove, replacing
 from opd.core.security import refuse_code
 from opd.stages import gpu, lock, registry, verify
 from opd.stages.check import stands_for
-from opd.stages.identity import identity_of
+from opd.stages.identity import identity
 from opd.stages.keep import complete, steps_of
 from opd.stages.records import Contents, Manifest, Used, load, read, write, write_json
 from opd.stages.registry import STAGES, code_digest, modules
@@ -99,30 +97,19 @@ def _store_steps(keep_steps: Sequence[int], made: Path, steps: Path) -> None:
         write(record, Contents(outputs=outputs), steps.name)
 
 
-def _device() -> str:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    return "cpu"
-
-
 def _compute(
     stage: str,
     cfg: Mapping[str, Any],
-    key: str,
     paths: dict[str, Path],
     inputs: dict[str, Used],
-    store: Path,
+    entry: Path,
     folder: Path,
     scratch: Path,
 ) -> None:
-    """Run a stage into the store entry ``key``, and write its record.
-
-    What is the same as before stays in place. The steps kept of a training run that ended
-    differently are those of another run: they go.
-    """
-    entry, record, running = store / key, store / f"{key}.json", folder / "running.json"
-    steps = steps_of(entry)
+    """Run a stage into an entry of the store, and write its record. What is the same as before
+    stays in place. Where a training run ends differently, the steps kept of it before go."""
+    store, key, steps = entry.parent, entry.name, steps_of(entry)
+    record, running = store / f"{key}.json", folder / "running.json"
     before = {int(path.name) for path in steps.glob("*") if path.is_dir()}
     keep_steps = sorted(before | {*_keep_steps(stage, cfg)})
     module, _, function = STAGES[stage].run.partition(":")
@@ -163,7 +150,9 @@ def _compute(
         raise
     finally:
         running.unlink(missing_ok=True)
-    # It may have been edited while a job was queued.
+    torch = sys.modules.get("torch")
+    on_gpu = torch and torch.cuda.is_available()
+    # The code may have been edited while a job was queued.
     as_planned = "code" in cfg and cfg["code"] == code_digest(stage)
     made = Manifest(
         stage=stage,
@@ -175,7 +164,7 @@ def _compute(
         modules=modules(stage) if as_planned else {},
         versions=versions(),
         host=platform.node(),
-        device=_device(),
+        device=torch.cuda.get_device_name() if torch and on_gpu else "cpu",
         gpu=drawn or None,
         started=stamp(started),
         seconds=round(time.time() - started, 2),
@@ -188,10 +177,7 @@ def _same_as_before(
     stage: str, cfg: Mapping[str, Any], outputs: Mapping[str, str], record: Path
 ) -> None:
     """Raise ``UserError`` where what the hub has at a revision is not what it had there before.
-
-    Weights are files of the hub. Tables are written here: by other versions they may come out as
-    other bytes.
-    """
+    Tables are written here, not by the hub: other versions may write them as other bytes."""
     source = registry.source(stage, cfg)
     if not source.get("hub"):
         return
@@ -215,14 +201,13 @@ def run_stage(
     copies: Mapping[str, Path],
     store: Path,
 ) -> bool:
-    """Run one stage, or link what the store already has of it.
+    """Run one stage, or link what the store already has of it; whether it was computed.
 
     ``cfg["inputs"]`` names the ``inputs`` in their order: each is the ``digest.json`` of another
     artifact or a plain file. ``output`` is the artifact's ``digest.json``; ``copies`` maps payload
-    files to further places. Work happens in a temporary folder and is renamed when complete, so a
-    stage that fails or is killed leaves nothing that could be taken for its output. A training run
-    is complete with the steps in execution.keep_steps: see ``opd.stages.keep``.
-    Returns whether the stage was computed (False: found complete in the store).
+    files to further places. Work happens in a scratch folder and is renamed when complete, so what
+    fails or is killed leaves nothing that could be taken for its output. A training run is complete
+    with the steps in execution.keep_steps (``opd.stages.keep``).
     """
     folder = output.parent
     there, _ = load(folder / "manifest.json", Manifest)
@@ -235,7 +220,7 @@ def run_stage(
     resolved = [resolve_input(path, STAGES[stage].looks) for path in inputs]
     payloads = {name: payload for name, (payload, _) in zip(names, resolved, strict=True)}
     used = {name: source for name, (_, source) in zip(names, resolved, strict=True)}
-    key = adopted or identity_of(stage, cfg, {name: used[name].outputs for name in names})
+    key = adopted or identity(stage, cfg, {name: used[name].outputs for name in names})
     entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
     if adopted and not complete(entry, record, Manifest):
         remedy = f"adopt it again, or remove {folder} to have it made"
@@ -259,7 +244,7 @@ def run_stage(
             computed = STAGES[stage].looks or not found
             if computed:
                 with gpu.lease(stage, cfg), lock.watched(scratch, str(folder)):
-                    _compute(stage, cfg, key, payloads, used, store, folder, scratch)
+                    _compute(stage, cfg, payloads, used, entry, folder, scratch)
             # Room for what follows. The lock stays until all is done.
             for path in scratch.iterdir():
                 if path.name != lock.OWNER:

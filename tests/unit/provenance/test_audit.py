@@ -155,7 +155,7 @@ def _published(results: Path, stage: str, folder: str, inputs: dict[str, Path]) 
     cfg, output = {"inputs": [*inputs], "k": 4}, results / "mini" / folder / "digest.json"
     used = {name: run.resolve_input(path)[1] for name, path in inputs.items()}
     contents = {name: source.outputs for name, source in used.items()}
-    entry = results / ".store" / identity.identity_of(stage, cfg, contents)
+    entry = results / ".store" / identity.identity(stage, cfg, contents)
     entry.mkdir(parents=True)
     (entry / "weights").write_bytes(bytes(range(40)))
     made = {"stage": stage, "identity": entry.name, "cfg": cfg, "outputs": content(entry)}
@@ -238,7 +238,7 @@ def test_what_another_format_made_is_called_older_and_not_modified(tmp_path: Pat
     made = {"stage": "prompts", "cfg": {"code": "0", "inputs": []}, "inputs": {}, "outputs": {}}
     made |= {"numbers": {}, "versions": {}} | dict.fromkeys(("host", "device"), "x")
     made |= {"started": "2026-01-02T03:04:05Z", "seconds": 1.0}
-    made["identity"] = identity.identity_of("prompts", made["cfg"], {})
+    made["identity"] = identity.identity("prompts", made["cfg"], {})
     entry = tmp_path / "results" / ".store" / made["identity"]
     entry.mkdir(parents=True)
     records.write(entry.with_name(f"{entry.name}.json"), Manifest(**made))

@@ -27,7 +27,7 @@ from pathlib import Path
 from nvml import Machine
 from opd.stages import gpu
 folder, devices, stage, cfg, child = json.loads(sys.argv[1])
-gpu.lock_folder = lambda: Path(folder)
+gpu.LOCKS = Path(folder)
 gpu.POLL_SECONDS = 0.05
 Machine(devices)
 with gpu.lease(stage, cfg):
@@ -93,7 +93,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """This process outside Slurm, with locks of its own and no word on devices."""
-    monkeypatch.setattr(gpu, "lock_folder", lambda: tmp_path / "locks")
+    monkeypatch.setattr(gpu, "LOCKS", tmp_path / "locks")
     monkeypatch.setitem(sys.modules, "pynvml", None)  # put back after the test
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
