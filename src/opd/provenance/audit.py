@@ -93,36 +93,34 @@ def audit(place: Path, plan: Plan | None = None, store: Path | None = None) -> A
     artifacts = [Made(root, name) for root in roots for name in on_disk.folders(root)]
     if not roots:
         artifacts = on_disk.behind([on_disk.locate(place)])
-    plans = {root: plan or read_plan(root / "plan.json")[0] for root in {x.root for x in artifacts}}
     named = sorted(x for x in (path / ".store").glob("*") if IDENTITY.fullmatch(x.name))
     entries = [entry for entry in named if entry.is_dir()]
     paths = [file for made in artifacts for file in _files(made, store)]
     files = hashed([*paths, *(file for entry in entries for file in files_below(entry).values())])
-
     trusted, versions = {x.path: check.records(x) for x in artifacts}, run.versions()
-    around = {
-        root: Around(plan, store, files.of, trusted, versions) for root, plan in plans.items()
-    }
-    audited = [(made.root, _artifact(made, around[made.root])) for made in artifacts]
+
+    audited: list[Audited] = []
     prints = {}
-    for root in roots:
+    for root in dict.fromkeys([*roots, *(x.root for x in artifacts)]):
         own = [made for made in artifacts if made.root == root]
-        audited += [(root, other) for other in _folder(root, plans.get(root), own)]
-        # Without when and where it was made, so without the report.
-        digests = {x.folder: x.digest for x in own if not registry.looks(x.stage)}
-        prints[root.name] = digest(
-            {f: plain(made) if made else None for f, made in digests.items()}
-        )
-    places = [f"{root.name}/{x.place}" if len(roots) > 1 else x.place for root, x in audited]
-    every = [x._replace(place=place) for (_, x), place in zip(audited, places, strict=True)]
+        planned = plan or read_plan(root / "plan.json")[0]
+        around = Around(planned, store, files.of, trusted, versions)
+        found = [_artifact(made, around) for made in own]
+        if root in roots:
+            found += _folder(root, planned, own)
+            # Without when and where it was made, so without the report.
+            digests = {x.folder: x.digest for x in own if not registry.looks(x.stage)}
+            prints[root.name] = digest({f: made and plain(made) for f, made in digests.items()})
+        prefix = f"{root.name}/" if len(roots) > 1 else ""
+        audited += [x._replace(place=f"{prefix}{x.place}") for x in found]
 
     linked = {(made.path / "payload").resolve() for made in artifacts}
     loose = [entry for entry in entries if entry.resolve() not in linked]
     for entry in loose:
         findings = (*_unlinked(entry, Around(None, store, files.of, {}, {})),)
-        every += [Audited(f".store/{entry.name}", "", findings)] if findings else []
+        audited += [Audited(f".store/{entry.name}", "", findings)] if findings else []
     unused = {x.name: sum(f.stat().st_size for f in files_below(x).values()) for x in loose}
-    return Audit(every, unused, prints, files.files, files.bytes)
+    return Audit(audited, unused, prints, files.files, files.bytes)
 
 
 def fails(result: Audit, allow: Iterable[str] = (), strict: bool = False) -> bool:
@@ -154,8 +152,7 @@ def _artifact(made: Made, around: Around) -> Audited:
     trusted = origin or record or made.record
     outputs = (record or origin or made.record or Contents(outputs={})).outputs
     findings = [*damage, *_payload(made, outputs, around), *_copies(made, outputs, around)]
-    entry = _entry(made)
-    if entry:
+    if entry := _entry(made):
         findings += _linked(entry, trusted.identity if trusted else "", around)
     if record and record.older:
         reason = f"{record.older}: run the workflow to make it anew"

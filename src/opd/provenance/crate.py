@@ -181,10 +181,9 @@ def _root(crate: Any, cff: Mapping[str, Any], part: str, artifacts: int) -> None
         _add(crate, profile, "CreativeWork", **about)
         for profile, about in TEXTS["profiles"].items()
     ]
-    papers = {paper["identifiers"][0]["value"]: paper for paper in cff["references"]}
     root["citation"] = [
-        _work(crate, number, name=paper["title"], datePublished=str(paper["year"]))
-        for number, paper in papers.items()
+        _work(crate, x["identifiers"][0]["value"], name=x["title"], datePublished=str(x["year"]))
+        for x in cff["references"]
     ]
 
 
@@ -278,10 +277,10 @@ def _computation(crate: Any, made: Sequence[Packed]) -> dict[str, Any]:
 def _span(manifests: Sequence[Manifest]) -> dict[str, str]:
     """When the first of these stages started, and the last one ended."""
     starts = [datetime.fromisoformat(manifest.started) for manifest in manifests]
-    lengths = [timedelta(seconds=manifest.seconds) for manifest in manifests]
-    end = max(start + length for start, length in zip(starts, lengths, strict=True))
-    end = end.replace(microsecond=0)
-    return {"startTime": min(starts).isoformat(), "endTime": end.isoformat()}
+    times = zip(starts, manifests, strict=True)
+    end = max(start + timedelta(seconds=manifest.seconds) for start, manifest in times)
+    ended = end.replace(microsecond=0).isoformat()
+    return {"startTime": min(starts).isoformat(), "endTime": ended}
 
 
 def _others(crate: Any, known: Mapping[str, Any], artifact: Packed) -> Iterator[Any]:

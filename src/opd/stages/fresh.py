@@ -16,19 +16,11 @@ from typing import Any
 from opd.core.errors import UserError
 from opd.core.files import digest, replacing
 from opd.stages import check as checks
+from opd.stages import records
 from opd.stages.artifact import Artifact, sources_first
 from opd.stages.identity import settings_digest
 from opd.stages.on_disk import Made
-from opd.stages.records import (
-    NOT_AS_WRITTEN,
-    Planned,
-    State,
-    checked,
-    digest_in,
-    json_text,
-    plain,
-    sealed,
-)
+from opd.stages.records import Planned, State, digest_in, json_text
 
 
 def described(artifacts: Mapping[str, Artifact], targets: Iterable[str] = ()) -> dict[str, Planned]:
@@ -49,7 +41,8 @@ def described(artifacts: Mapping[str, Artifact], targets: Iterable[str] = ()) ->
 
 def write_plan(path: Path, artifacts: Mapping[str, Artifact], targets: Iterable[str] = ()) -> None:
     """Write what a config describes (``described``), where it differs from what is there."""
-    plan = {name: sealed(plain(entry)) for name, entry in described(artifacts, targets).items()}
+    entries = described(artifacts, targets).items()
+    plan = {name: records.sealed(records.plain(entry)) for name, entry in entries}
     _update(path, json_text(plan))
 
 
@@ -74,13 +67,13 @@ def read_plan(path: Path) -> tuple[dict[str, Planned | None] | None, str]:
     entries: dict[str, Planned | None] = {}
     reasons = []
     for name, inner in value.items():
-        entry, reason = checked(inner, Planned)
+        entry, reason = records.checked(inner, Planned)
         if entry and entry.folder not in ("", name):
             reason = "is not the entry of this folder"
         entries[name] = None if reason else entry
         reasons += [f"{name}: {reason}"] if reason else []
     if not reasons and json_text(value).encode() != text:
-        reasons = [NOT_AS_WRITTEN]
+        reasons = [records.NOT_AS_WRITTEN]
     return entries, "; ".join(reasons)
 
 

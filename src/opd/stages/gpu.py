@@ -194,19 +194,15 @@ class Samples:
         self.rows: list[list[list[float | None]]] = []
 
     def take(self) -> None:
-        """Ask every device once: bytes in use, percent of time at work, millijoules, milliwatts."""
+        """Ask every device once."""
         self.times.append(time.monotonic())
-        self.rows.append(
-            [
-                [
-                    getattr(self._ask("MemoryInfo", device), "used", None),
-                    getattr(self._ask("UtilizationRates", device), "gpu", None),
-                    self._ask("TotalEnergyConsumption", device),
-                    self._ask("PowerUsage", device),
-                ]
-                for device in self.devices
-            ]
-        )
+        self.rows.append([self._state(device) for device in self.devices])
+
+    def _state(self, device: Any) -> list[float | None]:
+        """Bytes in use, percent of time at work, millijoules drawn so far, milliwatts."""
+        memory, rates = self._ask("MemoryInfo", device), self._ask("UtilizationRates", device)
+        energy, power = self._ask("TotalEnergyConsumption", device), self._ask("PowerUsage", device)
+        return [getattr(memory, "used", None), getattr(rates, "gpu", None), energy, power]
 
     def _ask(self, question: str, device: Any) -> Any:
         with suppress(self.library.NVMLError):

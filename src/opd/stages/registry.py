@@ -67,7 +67,7 @@ class Stage(NamedTuple):
 
 
 _MODEL, _PROBE = "models/{model}/s{seed}", "probes/{probe}/s{seed}"
-_DEMOS = "demonstrations/{demos}/s{seed}"
+_DEMOS, _DATA = "demonstrations/{demos}/s{seed}", "sft_data/{data}/s{seed}"
 _EMBEDDED, _NEAR = "embeddings/{encoder}/{prompts}", "neighbours/{encoder}/{prompts}/{against}"
 _RESPONSES = "generations/{generation}/s{seed}"
 _EVALUATED = "evaluations/{evaluation}/{model}/s{seed}"
@@ -93,12 +93,7 @@ STAGES: dict[str, Stage] = {
     ),
     "dataset": _fetch("opd.models.fetch:run_dataset", "fetch test data", "datasets/{benchmark}"),
     "generate": _sample("opd.models.generate:run", "sample responses", _RESPONSES, work="sampling"),
-    "filter": Stage(
-        "opd.models.filters:run",
-        "choose SFT data among responses",
-        "sft_data/{data}/s{seed}",
-        work="cpu",
-    ),
+    "filter": Stage("opd.models.filters:run", "choose SFT data among responses", _DATA, work="cpu"),
     "sft": _train("opd.training.sft:run", "train on given responses", _MODEL),
     "grpo": _train("opd.training.grpo:run", "train by rewards", _MODEL),
     "distill": _train("opd.training.distill:run", "distill on policy", _MODEL, random_name="opd"),

@@ -151,7 +151,6 @@ def _compute(
     finally:
         running.unlink(missing_ok=True)
     torch = sys.modules.get("torch")
-    on_gpu = torch and torch.cuda.is_available()
     # The code may have been edited while a job was queued.
     as_planned = "code" in cfg and cfg["code"] == code_digest(stage)
     made = Manifest(
@@ -164,7 +163,7 @@ def _compute(
         modules=modules(stage) if as_planned else {},
         versions=versions(),
         host=platform.node(),
-        device=torch.cuda.get_device_name() if torch and on_gpu else "cpu",
+        device=torch.cuda.get_device_name() if torch and torch.cuda.is_available() else "cpu",
         gpu=drawn or None,
         started=stamp(started),
         seconds=round(time.time() - started, 2),
