@@ -7,7 +7,6 @@ store behind a copy whose links were followed. docs/audit.md says what that prov
 
 import json
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ from opd.stages.on_disk import Made
 from opd.stages.records import Contents, Finding, Manifest, Planned, State, load, plain
 
 PAGES = Path(__file__).with_name("pages")
-IDENTITY = re.compile("[0-9a-f]{64}")
 
 Plan = Mapping[str, Planned | None]
 
@@ -84,17 +82,15 @@ class Around(NamedTuple):
 def audit(place: Path, plan: Plan | None = None, store: Path | None = None) -> Audit:
     """Look at ``results``, at one results folder, or at an artifact and all behind it.
 
-    plan: what a config describes (``opd.stages.fresh.described``); what the last run was told
-    (``plan.json``) if not given. store: where the files are whose links lead nowhere. Raises
-    ``UserError`` where there is nothing to look at.
+    ``plan`` is what a config describes (``opd.stages.fresh.described``), plan.json if not given;
+    ``store`` has the files of links that lead nowhere. Raises ``UserError`` where nothing is there.
     """
     path = Path(os.path.abspath(place))
     roots = on_disk.results_folders(path)
     artifacts = [Made(root, name) for root in roots for name in on_disk.folders(root)]
     if not roots:
         artifacts = on_disk.behind([on_disk.locate(place)])
-    named = sorted(x for x in (path / ".store").glob("*") if IDENTITY.fullmatch(x.name))
-    entries = [entry for entry in named if entry.is_dir()]
+    entries = [entry for entry in sorted((path / ".store").glob("*")) if on_disk.is_entry(entry)]
     paths = [file for made in artifacts for file in _files(made, store)]
     files = hashed([*paths, *(file for entry in entries for file in files_below(entry).values())])
     trusted, versions = {x.path: check.records(x) for x in artifacts}, run.versions()
@@ -105,14 +101,14 @@ def audit(place: Path, plan: Plan | None = None, store: Path | None = None) -> A
         own = [made for made in artifacts if made.root == root]
         planned = plan or read_plan(root / "plan.json")[0]
         around = Around(planned, store, files.of, trusted, versions)
-        found = [_artifact(made, around) for made in own]
+        looked_at = [_artifact(made, around) for made in own]
         if root in roots:
-            found += _folder(root, planned, own)
+            looked_at += _folder(root, planned, own)
             # Without when and where it was made, so without the report.
             digests = {x.folder: x.digest for x in own if not registry.looks(x.stage)}
             prints[root.name] = digest({f: made and plain(made) for f, made in digests.items()})
         prefix = f"{root.name}/" if len(roots) > 1 else ""
-        audited += [x._replace(place=f"{prefix}{x.place}") for x in found]
+        audited += [x._replace(place=f"{prefix}{x.place}") for x in looked_at]
 
     linked = {(made.path / "payload").resolve() for made in artifacts}
     loose = [entry for entry in entries if entry.resolve() not in linked]
@@ -131,16 +127,8 @@ def fails(result: Audit, allow: Iterable[str] = (), strict: bool = False) -> boo
     return strict and (bool(result.unused) or any(x.drift for x in result.audited))
 
 
-def _entry(made: Made) -> Path | None:
-    """The store entry that an artifact links; None where it holds its files itself."""
-    link = made.path / "payload"
-    entry = link.resolve()
-    stored = link.is_symlink() and entry.is_dir() and IDENTITY.fullmatch(entry.name)
-    return entry if stored else None
-
-
 def _files(made: Made, store: Path | None) -> Iterator[Path]:
-    entry = _entry(made)
+    entry = made.entry
     folders = [made.payload(store), entry and steps_of(entry), *made.copies.values()]
     folders += [x.place for x in made.inputs if not x.used.made]
     for folder in filter(None, folders):
@@ -152,8 +140,8 @@ def _artifact(made: Made, around: Around) -> Audited:
     trusted = origin or record or made.record
     outputs = (record or origin or made.record or Contents(outputs={})).outputs
     findings = [*damage, *_payload(made, outputs, around), *_copies(made, outputs, around)]
-    if entry := _entry(made):
-        findings += _linked(entry, trusted.identity if trusted else "", around)
+    if made.entry:
+        findings += _linked(made.entry, trusted.identity if trusted else "", around)
     if record and record.older:
         reason = f"{record.older}: run the workflow to make it anew"
         findings.append(Finding(State.STALE, "digest.json", reason))

@@ -80,9 +80,9 @@ def _by_inputs(pair: Pair) -> list[Pair]:
         old, new = known[paths]
         places = {x.name: x.place for x in new.inputs if x.used.made}
         for x in old.inputs:
-            other = places.get(x.name)
-            if x.used.made and x.place and other:
-                inner = (on_disk.at(old.root, x.place.parent), on_disk.at(new.root, other.parent))
+            place = places.get(x.name)
+            if x.used.made and x.place and place:
+                inner = (on_disk.at(old.root, x.place.parent), on_disk.at(new.root, place.parent))
                 key = (inner[0].path, inner[1].path)
                 known.setdefault(key, inner)
                 yield key

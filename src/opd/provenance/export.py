@@ -52,10 +52,9 @@ def export(
     pages, folders) were made from; lines to print.
 
     ``out`` is a zip file, or a folder that does not exist yet. The same results give the same
-    bytes. ``full`` packs weights, fetched objects and large files, too. ``agent`` is who ran it all
-    ("NAME <URL>"); nobody is named if not given. ``workflow`` is the folder of the Snakefile.
-    Raises ``UserError`` where there is nothing to pack, where something is not as it was made, and
-    where ``out`` exists.
+    bytes. ``full`` packs weights, fetched objects and large files, too. ``agent`` ("NAME <URL>") is
+    who ran it all, ``workflow`` the folder of the Snakefile. Raises ``UserError`` where there is
+    nothing to pack, where something is not as it was made, and where ``out`` exists.
     """
     if out.exists():
         raise UserError("it is there already", str(out), "remove it, or name another")

@@ -117,12 +117,9 @@ def repeated(function: Callable[[], None], seconds: float) -> Iterator[None]:
 @contextmanager
 def watched(scratch: Path, where: str) -> Iterator[None]:
     """Note in the owner file when the stage or a child of it last wrote something: below
-    ``scratch``, to its log, or to any file that it holds open.
-
-    A stage that has written nothing for the minutes in ``OPD_STALL_MINUTES`` (0, or not set: no
-    limit) is ended with all its children, one line about ``where``, and exit status 2. The time in
-    which the process itself is stopped does not count.
-    """
+    ``scratch``, to its log, or to any file that it holds open. A stage that has written nothing for
+    the minutes in ``OPD_STALL_MINUTES`` (0, or not set: no limit) is ended with its children, a
+    line about ``where``, and exit status 2. Time in which the process is stopped does not count."""
     limit = 60 * float(os.environ.get(LIMIT) or 0)
     pause = min(BEAT_SECONDS, limit / 4) if limit else BEAT_SECONDS
     before, silent = _written(scratch), 0.0

@@ -1,6 +1,7 @@
 """Artifacts as they lie in a results folder, also in one that was copied, renamed or sent."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +81,13 @@ class Made:
         places = [x.place for x in self.inputs if x.place and x.used.made]
         return [Path(os.path.abspath(place.parent)) for place in places]
 
+    @property
+    def entry(self) -> Path | None:
+        """The store entry that it links; None where it holds its files itself."""
+        link = self.path / "payload"
+        entry = link.resolve()
+        return entry if link.is_symlink() and is_entry(entry) else None
+
     def payload(self, store: Path | None = None) -> Path | None:
         """The folder with its files: its payload, or where that link leads nowhere, its entry in
         ``store``."""
@@ -88,6 +96,11 @@ class Made:
             return path
         entry = store / self.record.identity if store and self.record else None
         return entry if entry and entry.is_dir() else None
+
+
+def is_entry(path: Path) -> bool:
+    """Whether a folder of a store is an entry: its name is an identity."""
+    return path.is_dir() and re.fullmatch("[0-9a-f]{64}", path.name) is not None
 
 
 def below(path: str) -> str:
@@ -175,9 +188,7 @@ def results_folder(path: Path) -> Path:
 def locate(named: Path) -> Made:
     """The artifact that a path means: its folder, a file in it, a copy of one (tables/x.csv), or
     the end of its folder's name (results/NAME/MODEL/sSEED for results/NAME/models/MODEL/sSEED).
-
-    Raises ``UserError`` where there is none, or more than one.
-    """
+    Raises ``UserError`` where there is none, or more than one."""
     path = Path(os.path.abspath(named))
     for folder in (path, *path.parents, path.with_suffix("")):
         if (folder / "digest.json").is_file() or (folder / "manifest.json").is_file():

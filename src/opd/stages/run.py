@@ -236,11 +236,11 @@ def run_stage(
                 for left in (path, *path.parent.glob(f".{path.name}.*.partial")):
                     remove(left)
             steps = steps_of(entry)
-            found = complete(entry, record, Manifest) and all(
+            in_store = complete(entry, record, Manifest) and all(
                 adopted or complete(steps / str(step), steps / f"{step}.json")
                 for step in _keep_steps(stage, cfg)
             )
-            computed = STAGES[stage].looks or not found
+            computed = STAGES[stage].looks or not in_store
             if computed:
                 with gpu.lease(stage, cfg), lock.watched(scratch, str(folder)):
                     _compute(stage, cfg, payloads, used, entry, folder, scratch)
