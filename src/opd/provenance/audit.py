@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from opd.core.code import package_file
 from opd.core.files import digest, files_below
 from opd.core.hashing import hashed
 from opd.core.html import render
@@ -24,7 +25,7 @@ from opd.stages.keep import steps_of
 from opd.stages.on_disk import Made
 from opd.stages.records import Contents, Finding, Manifest, Planned, State, load, plain
 
-PAGES = Path(__file__).with_name("pages")
+PAGES = package_file(__file__, "pages")
 
 Plan = Mapping[str, Planned | None]
 

@@ -19,13 +19,14 @@ from urllib.parse import quote
 import yaml
 
 import opd
+from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.files import digest, file_digest
 from opd.stages import registry
 from opd.stages.on_disk import Input
 from opd.stages.records import Manifest
 
-TEXTS = yaml.safe_load(Path(__file__).with_name("crate.yaml").read_text())
+TEXTS = yaml.safe_load(package_file(__file__, "crate.yaml").read_text())
 UNKNOWN = "unknown"
 
 

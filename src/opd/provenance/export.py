@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 import opd
+from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.files import file_digest, files_below, replacing
 from opd.core.html import render
@@ -37,7 +38,7 @@ WORKFLOW = (
 )
 # Account, paths and setup lines of this site.
 SITE = "slurm/site.yaml"
-PAGES = Path(__file__).with_name("pages")
+PAGES = package_file(__file__, "pages")
 
 
 def export(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.files import files_below
 from opd.core.html import render
@@ -15,7 +16,7 @@ from opd.stages import on_disk
 from opd.stages.on_disk import Made
 from opd.stages.registry import STAGES
 
-PAGES = Path(__file__).with_name("pages")
+PAGES = package_file(__file__, "pages")
 # Section of a results folder -> where the config says what is in it, if not in an entry of its own
 # below the section's name; {0}: the name, {1}: the next.
 _NEAR = "models.{0}, where it is a model, prompts.{1}, and what deduplicates by it"
