@@ -17,7 +17,7 @@ from pathlib import Path
 
 from opd.core.files import content
 from opd.provenance.audit import audit
-from opd.stages import identity, manifest, records
+from opd.stages import identity, records, run
 from opd.stages.records import Manifest
 
 CHECKPOINT = 64_000_000
@@ -37,7 +37,7 @@ def make(root: Path, checkpoints: int, small: int) -> None:
             stage="init", identity=entry.name, cfg=cfg, inputs={}, outputs=content(entry)
         )
         records.write(store / f"{entry.name}.json", made)
-        manifest.publish(made, entry, folder / "digest.json")
+        run.publish(made, entry, folder / "digest.json")
 
 
 def seconds(call: Callable[[], None], who: int) -> tuple[float, float]:

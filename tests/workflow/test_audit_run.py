@@ -17,7 +17,7 @@ from opd.core.files import content, read_json
 from opd.plan import state as planned
 from opd.provenance import audit, diff
 from opd.provenance.audit import Audit
-from opd.stages import manifest, on_disk, records, registry
+from opd.stages import on_disk, records, registry, run
 from opd.stages.on_disk import Made
 from opd.stages.records import Manifest, State
 
@@ -259,8 +259,8 @@ def test_stale_settings_data_inputs_and_code_are_named(copy: Project, tmp_path: 
 
 
 def test_drift_is_shown_and_fails_only_if_asked_for(copy: Project, monkeypatch):
-    now = {**manifest.versions(), "torch": "99.0"}
-    monkeypatch.setattr(manifest, "versions", lambda: now)
+    now = {**run.versions(), "torch": "99.0"}
+    monkeypatch.setattr(run, "versions", lambda: now)
     found = _audit(copy)
     assert not audit.fails(found) and audit.fails(found, strict=True)
     drifted = [one for one in found.audited if one.place == "models/base/s0"]

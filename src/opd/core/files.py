@@ -28,12 +28,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def files_below(path: Path) -> dict[str, Path]:
+    """The files below a folder by their relative paths; one file by its name."""
+    if path.is_file():
+        return {path.name: path}
+    return {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
+
+
 def content(path: Path) -> dict[str, str]:
     """Relative path -> sha256 of every file below a folder (or of the one file ``path``)."""
-    if path.is_file():
-        return {path.name: file_digest(path)}
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    return {p.relative_to(path).as_posix(): file_digest(p) for p in files}
+    return {name: file_digest(file) for name, file in files_below(path).items()}
 
 
 def read_json(path: Path) -> Any:
@@ -72,8 +76,8 @@ def remove(path: Path) -> None:
 def link_files(folder: Path, out: Path) -> None:
     """Put every file below ``folder`` at the same place below ``out``: as a hard link, or as a copy
     where that is not possible."""
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        target = out / path.relative_to(folder)
+    for name, path in files_below(folder).items():
+        target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path, target)

@@ -35,7 +35,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         _from_hub(cfg["hub"], cfg.get("revision") or "", out, scratch / "download")
     else:
         folder = inputs.get("files") or Path(os.environ.get("OPD_MODEL_DIR", ""), cfg["path"])
-        _from_folder(folder, out)
+        copy_folder(folder, out)
         numbers |= unpacked(folder)
     if not (out / "config.json").is_file() or not list(out.rglob("*.safetensors")):
         raise UserError(
@@ -100,7 +100,8 @@ def _from_hub(hub: str, revision: str, out: Path, folder: Path) -> None:
     link_files(folder, out)
 
 
-def _from_folder(folder: Path, out: Path) -> None:
+def copy_folder(folder: Path, out: Path) -> None:
+    """Copy the files of a checkpoint."""
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}", "fetch.path", "mend the path or OPD_MODEL_DIR")
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != UNPACKED):

@@ -12,7 +12,7 @@ from opd.data import privileged
 from opd.recipes.base import references
 from opd.recipes.config import Config
 from opd.stages.artifact import Artifact
-from opd.stages.code import code_digest, derive_seed
+from opd.stages.registry import code_digest, derive_seed
 
 # Kinds of recipes whose artifacts do not depend on the seed, as no prompt set does.
 UNSEEDED = {"sft_data": ("world",), "models": ("hub", "path")}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import content
+from opd.core.files import content, digest
 from opd.plan import artifacts as plan
 from opd.plan import cost, hub_lock, outputs
 from opd.plan.cost import Artifacts
@@ -85,7 +85,7 @@ def _state(
     for name, path in cost.named(artifact).items():
         if path not in digests and not Path(path).is_absolute():
             return "run", None
-        inputs[name] = digests[path] if path in digests else content(Path(path))
+        inputs[name] = digest(digests[path] if path in digests else content(Path(path)))
     key = identity(artifact.stage, artifact.cfg, inputs)
     keep_steps = artifact.cfg.get("execution", {}).get("keep_steps", ())
     if not all((store / f"{key}.steps" / f"{step}.json").is_file() for step in keep_steps):

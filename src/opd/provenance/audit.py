@@ -12,17 +12,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd.core.files import digest
+from opd.core.code import package_file
+from opd.core.files import digest, files_below
 from opd.core.hashing import hashed
+from opd.core.html import render
 from opd.core.text import size
 from opd.provenance.diff import changes, settings_of
-from opd.stages import check, manifest, on_disk, registry
+from opd.stages import check, on_disk, registry, run
 from opd.stages.check import Trusted
-from opd.stages.code import code_digest, modules
 from opd.stages.fresh import as_written, read_plan
 from opd.stages.keep import steps_of
 from opd.stages.on_disk import Made
 from opd.stages.records import Contents, Finding, Manifest, Planned, State, load, plain
+
+PAGES = package_file(__file__, "pages")
 
 Plan = Mapping[str, Planned | None]
 
@@ -65,9 +68,9 @@ class Around(NamedTuple):
     trusted: Mapping[Path, Trusted]
     versions: Mapping[str, str]
 
-    def hashes(self, files: Mapping[str, Path]) -> dict[str, str]:
-        """Name -> sha256 of files by their names."""
-        return {name: self.sha.get(path, "") for name, path in files.items()}
+    def hashes(self, folder: Path) -> dict[str, str]:
+        """Name -> sha256 of the files below a folder."""
+        return {name: self.sha.get(path, "") for name, path in files_below(folder).items()}
 
     def contents(self, folder: Path) -> str:
         """The digest of an artifact's contents, also of one outside of what is looked at."""
@@ -77,46 +80,44 @@ class Around(NamedTuple):
         return check.records(on_disk.at(folder.parent, folder)).contents
 
 
-def audit(given: Path, plan: Plan | None = None, store: Path | None = None) -> Audit:
+def audit(place: Path, plan: Plan | None = None, store: Path | None = None) -> Audit:
     """Look at ``results``, at one results folder, or at an artifact and all behind it.
 
-    plan: what a config describes (``opd.stages.fresh.described``); what the last run was told
-    (``plan.json``) if not given. store: where the files are whose links lead nowhere. Raises
-    ``UserError`` where there is nothing to look at.
+    ``plan`` is what a config describes (``opd.stages.fresh.described``), plan.json if not given;
+    ``store`` has the files of links that lead nowhere. Raises ``UserError`` where nothing is there.
     """
-    path = Path(os.path.abspath(given))
+    path = Path(os.path.abspath(place))
     roots = on_disk.results_folders(path)
     artifacts = [Made(root, name) for root in roots for name in on_disk.folders(root)]
     if not roots:
-        artifacts = on_disk.behind([on_disk.locate(given)])
-    plans = {root: plan or read_plan(root / "plan.json")[0] for root in {x.root for x in artifacts}}
-    entries = _entries(path / ".store")
+        artifacts = on_disk.behind([on_disk.locate(place)])
+    entries = [entry for entry in sorted((path / ".store").glob("*")) if on_disk.is_entry(entry)]
     paths = [file for made in artifacts for file in _files(made, store)]
-    files = hashed([*paths, *(file for entry in entries for file in _below(entry).values())])
+    files = hashed([*paths, *(file for entry in entries for file in files_below(entry).values())])
+    trusted, versions = {x.path: check.records(x) for x in artifacts}, run.versions()
 
-    trusted, versions = {x.path: check.records(x) for x in artifacts}, manifest.versions()
-    audited = []
-    for made in artifacts:
-        around = Around(plans[made.root], store, files.of, trusted, versions)
-        audited.append((made.root, _artifact(made, around)))
-    for root in roots:
+    audited: list[Audited] = []
+    prints = {}
+    for root in dict.fromkeys([*roots, *(x.root for x in artifacts)]):
         own = [made for made in artifacts if made.root == root]
-        audited += [(root, other) for other in _folder(root, plans.get(root), own)]
-    several = len(roots) > 1
-    named = [x._replace(place=f"{root.name}/{x.place}") if several else x for root, x in audited]
+        planned = plan or read_plan(root / "plan.json")[0]
+        around = Around(planned, store, files.of, trusted, versions)
+        looked_at = [_artifact(made, around) for made in own]
+        if root in roots:
+            looked_at += _folder(root, planned, own)
+            # Without when and where it was made, so without the report.
+            digests = {x.folder: x.digest for x in own if not registry.looks(x.stage)}
+            prints[root.name] = digest({f: made and plain(made) for f, made in digests.items()})
+        prefix = f"{root.name}/" if len(roots) > 1 else ""
+        audited += [x._replace(place=f"{prefix}{x.place}") for x in looked_at]
 
     linked = {(made.path / "payload").resolve() for made in artifacts}
     loose = [entry for entry in entries if entry.resolve() not in linked]
     for entry in loose:
-        findings = (*_stored(entry, Around(None, store, files.of, {}, {})),)
-        named += [Audited(f".store/{entry.name}", "", findings)] if findings else []
-    return Audit(
-        named,
-        {x.name: sum(file.stat().st_size for file in _below(x).values()) for x in loose},
-        {root.name: _print(x for x in artifacts if x.root == root) for root in roots},
-        files.files,
-        files.bytes,
-    )
+        findings = (*_unlinked(entry, Around(None, store, files.of, {}, {})),)
+        audited += [Audited(f".store/{entry.name}", "", findings)] if findings else []
+    unused = {x.name: sum(f.stat().st_size for f in files_below(x).values()) for x in loose}
+    return Audit(audited, unused, prints, files.files, files.bytes)
 
 
 def fails(result: Audit, allow: Iterable[str] = (), strict: bool = False) -> bool:
@@ -127,64 +128,23 @@ def fails(result: Audit, allow: Iterable[str] = (), strict: bool = False) -> boo
     return strict and (bool(result.unused) or any(x.drift for x in result.audited))
 
 
-def _print(artifacts: Iterable[Made]) -> str:
-    """A digest of what was made without when and where it was made, so without the report."""
-    shown = (x for x in artifacts if not registry.looks(x.stage))
-    return digest({x.folder: plain(x.digest) if x.digest else None for x in shown})
-
-
-# What is to be hashed
-
-
-def _below(folder: Path) -> dict[str, Path]:
-    """The files of a folder by their path below it; of a plain file, itself by its name."""
-    if folder.is_file():
-        return {folder.name: folder}
-    return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-
-
-def _entries(store: Path) -> list[Path]:
-    if not store.is_dir():
-        return []
-    return sorted(p for p in store.iterdir() if p.is_dir() and _is_identity(p.name))
-
-
-def _is_identity(name: str) -> bool:
-    return len(name) == 64 and set(name) <= set("0123456789abcdef")
-
-
-def _entry(made: Made) -> Path | None:
-    """The store entry that an artifact links; None where it holds its files itself."""
-    link = made.path / "payload"
-    entry = link.resolve()
-    return entry if link.is_symlink() and entry.is_dir() and _is_identity(entry.name) else None
-
-
 def _files(made: Made, store: Path | None) -> Iterator[Path]:
-    entry = _entry(made)
-    folders = [made.payload(store), entry and steps_of(entry)]
+    entry = made.entry
+    folders = [made.payload(store), entry and steps_of(entry), *made.copies.values()]
     folders += [x.place for x in made.inputs if not x.used.made]
     for folder in filter(None, folders):
-        yield from _below(folder).values()
-    yield from (path for path in made.copies.values() if path.is_file())
-
-
-# One artifact
+        yield from files_below(folder).values()
 
 
 def _artifact(made: Made, around: Around) -> Audited:
     record, origin, damage = around.trusted[made.path]
-    findings = [*damage]
-    trusted = origin or record or made.record or made.manifest
+    trusted = origin or record or made.record
     outputs = (record or origin or made.record or Contents(outputs={})).outputs
-    findings += _payload(made, outputs, around)
-    findings += _copies(made, outputs, around)
-    entry = _entry(made)
-    if entry:
-        findings += _linked(entry, trusted.identity if trusted else "", around)
-    older = record.older if record else ""
-    if older:
-        reason = f"{older}: run the workflow to make it anew"
+    findings = [*damage, *_payload(made, outputs, around), *_copies(made, outputs, around)]
+    if made.entry:
+        findings += _linked(made.entry, trusted.identity if trusted else "", around)
+    if record and record.older:
+        reason = f"{record.older}: run the workflow to make it anew"
         findings.append(Finding(State.STALE, "digest.json", reason))
     elif origin:
         # What was adopted was not made from its inputs, nor by any code here.
@@ -192,8 +152,7 @@ def _artifact(made: Made, around: Around) -> Audited:
             findings += check.inputs(made, around.contents)
             findings += [*_data(made, around), *_code(origin)]
         findings += _planned(made, origin, around.plan)
-    then = origin.versions if origin else {}
-    now = around.versions
+    then, now = origin.versions if origin else {}, around.versions
     return Audited(
         made.folder,
         made.stage,
@@ -211,7 +170,7 @@ def _payload(made: Made, outputs: Mapping[str, str], around: Around) -> Iterator
         reason = "its link leads nowhere; name the store with --store" if link else "is gone"
         yield Finding(State.MISSING, "payload", reason)
     elif outputs:
-        yield from check.files(outputs, around.hashes(_below(folder)), "payload/")
+        yield from check.files(outputs, around.hashes(folder), "payload/")
 
 
 def _copies(made: Made, outputs: Mapping[str, str], around: Around) -> Iterator[Finding]:
@@ -233,14 +192,13 @@ def _linked(entry: Path, identity: str, around: Around) -> Iterator[Finding]:
         return
     yield from _stored_record(entry)
     folder = steps_of(entry)
-    names = {p.name.removesuffix(".json") for p in folder.iterdir()} if folder.is_dir() else set()
-    for step in sorted(names):
-        kept, damage = load(folder / f"{step}.json", Contents)
+    for step in sorted({path.name.removesuffix(".json") for path in folder.glob("*")}):
+        record, damage = load(folder / f"{step}.json", Contents)
         if damage:
             yield damage._replace(where=f"kept step {step}.json")
-        elif kept:
-            now = around.hashes(_below(folder / step))
-            yield from check.files(kept.outputs, now, f"kept step {step}/")
+        elif record:
+            now = around.hashes(folder / step)
+            yield from check.files(record.outputs, now, f"kept step {step}/")
 
 
 def _stored_record(entry: Path) -> Iterator[Finding]:
@@ -253,30 +211,29 @@ def _stored_record(entry: Path) -> Iterator[Finding]:
         yield Finding(State.MODIFIED, f".store/{path.name}", check.NOT_ITS_IDENTITY)
 
 
-def _stored(entry: Path, around: Around) -> Iterator[Finding]:
+def _unlinked(entry: Path, around: Around) -> Iterator[Finding]:
     """A store entry that nothing links. Without a record it is never used, and counts as none."""
     path = entry.with_name(f"{entry.name}.json")
     if path.is_file():
-        record, _ = load(path, Contents)
         yield from _stored_record(entry)
+        record, _ = load(path, Contents)
         if record:
-            yield from check.files(record.outputs, around.hashes(_below(entry)), "files/")
+            yield from check.files(record.outputs, around.hashes(entry), "files/")
 
 
 def _data(made: Made, around: Around) -> Iterator[Finding]:
     """The plain files that an artifact was made from, where they are here."""
     for name, used, place in made.inputs:
-        if place and not used.made and digest(around.hashes(_below(place))) != used.outputs:
+        if place and not used.made and digest(around.hashes(place)) != used.outputs:
             yield Finding(State.STALE, f"input {name}", f"data: {used.path} has changed since")
 
 
 def _code(origin: Manifest) -> Iterator[Finding]:
     stage, code = origin.stage, origin.cfg.get("code")
-    if code is None or stage not in registry.STAGES or code == code_digest(stage):
+    if code is None or stage not in registry.STAGES or code == registry.code_digest(stage):
         return
-    then, now = origin.modules, modules(stage)
-    changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
-    reason = ", ".join(changed) if then else "which modules was not recorded"
+    changed = ", ".join(key for key, *_ in changes(origin.modules, registry.modules(stage)))
+    reason = changed if origin.modules else "which modules was not recorded"
     yield Finding(State.STALE, "code", f"changed since: {reason}")
 
 
@@ -291,11 +248,10 @@ def _planned(made: Made, origin: Manifest, plan: Plan | None) -> Iterator[Findin
     if planned is None:
         return
     if planned.cfg is None:
-        stale = check.settings(manifest.hand_off(origin), planned)
-        yield from [stale] if stale else []
+        yield from filter(None, [check.settings(origin.handed_on, planned)])
         return
-    then = {"stage": origin.stage, **settings_of(origin.cfg)}
-    now = {"stage": planned.stage, **settings_of(planned.cfg)}
+    then = settings_of({"stage": origin.stage, **origin.cfg})
+    now = settings_of({"stage": planned.stage, **planned.cfg})
     for key, old, new in changes(then, now):
         yield Finding(State.STALE, f"config: {key}", f"{_short(old)} then, {_short(new)} now")
     if origin.adopted or then != now:
@@ -312,18 +268,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# A results folder
-
-
 def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Made]) -> Iterator[Audited]:
     """What is no artifact, or should be one: the plan, files of none, and what is not there."""
-    _, damage = read_plan(root / "plan.json")
     config = root / "config.yaml"
-    wrong = {"plan.json": damage} if damage else {}
+    wrong = [(State.MODIFIED, "plan.json", read_plan(root / "plan.json")[1])]
     if config.is_file() and not as_written(config):
-        wrong["config.yaml"] = "is not what the run wrote"
-    for name, reason in wrong.items():
-        yield Audited(name, "", (Finding(State.MODIFIED, name, reason),))
+        wrong.append((State.MODIFIED, "config.yaml", "is not what the run wrote"))
     known = {root / "plan.json", config}
     for made in artifacts:
         known |= {made.path / name for name in ("digest.json", "manifest.json", "running.json")}
@@ -331,7 +281,10 @@ def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Made]) -> Iterato
     for file in on_disk.loose(root):
         if file not in known:
             place = file.relative_to(root).as_posix()
-            yield Audited(place, "", (Finding(State.ORPHANED, place, "is a file of no artifact"),))
+            wrong.append((State.ORPHANED, place, "is a file of no artifact"))
+    for state, place, reason in wrong:
+        if reason:
+            yield Audited(place, "", (Finding(state, place, reason),))
     there = {made.folder for made in artifacts}
     for folder, planned in (plan or {}).items():
         if planned and planned.asked and folder not in there:
@@ -339,69 +292,43 @@ def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Made]) -> Iterato
             yield Audited(folder, planned.stage, (Finding(State.MISSING, folder, reason),))
 
 
-# Text
-
-
-def lines(result: Audit, name: str, seconds: float) -> Iterator[str]:
+def lines(result: Audit, name: str, seconds: float) -> list[str]:
     """Counts by stage, every finding, and what is worth knowing besides."""
-    speed = result.bytes / 1e9 / max(seconds, 1e-9)
-    yield (
-        f"{name}: {len(result.audited)} artifacts, {result.files:,} files, {size(result.bytes)} "
-        f"read in {seconds:.1f} s ({speed:.2f} GB/s)"
-    )
-    yield ""
-    form = "{:<14}" + "{:>10}" * len(State)
     states = (State.COMPLETE, *[*State][:-1])
-    yield form.format("stage", *states)
-    for stage in dict.fromkeys(x.stage for x in result.audited):
-        counts = Counter(x.state for x in result.audited if x.stage == stage)
-        yield form.format(stage or "(none)", *(counts[state] or "" for state in states)).rstrip()
-    wrong = [x for x in result.audited if x.findings]
-    if wrong:
-        yield ""
-    for audited in wrong:
-        yield f"{audited.state}: {audited.place}"
-        for finding in audited.findings:
-            yield f"    {finding.state:<9} {finding.where}: {finding.reason}"
-    yield ""
-    yield from _besides(result)
-
-
-def _besides(result: Audit) -> Iterator[str]:
-    adopted = [x.place for x in result.audited if x.adopted]
-    if adopted:
-        yield f"adopted, made elsewhere: {', '.join(adopted)}"
-    drift: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    counts = Counter((x.stage, x.state) for x in result.audited)
+    rows = [
+        (stage or "(none)", *(counts[stage, state] or "" for state in states))
+        for stage in dict.fromkeys(x.stage for x in result.audited)
+    ]
+    drift: dict[tuple[str, str], list[str]] = defaultdict(list)
     for audited in result.audited:
         for package, (then, now) in audited.drift.items():
-            drift[package, now][then] += 1
-    for (package, now), counts in sorted(drift.items()):
-        then = " or ".join(sorted(counts))
-        yield f"drift: {package} was {then} for {counts.total()} artifacts, here it is {now}"
-    absent = sorted({path for x in result.audited for path in x.absent})
-    if absent:
-        yield f"not here, so not compared: {', '.join(absent)}"
-    if result.unused:
-        yield (
-            f"in the store and linked by nothing: {len(result.unused)} entries, "
-            f"{size(sum(result.unused.values()))} (they serve settings that come back)"
-        )
-    for name, fingerprint in result.prints.items():
-        yield f"fingerprint of {name}, but for its report: {fingerprint}"
+            drift[package, now].append(then)
+    text = render(
+        PAGES,
+        "audit.txt.j2",
+        name=name,
+        result=result,
+        seconds=seconds,
+        speed=result.bytes / 1e9 / max(seconds, 1e-9),
+        size=size,
+        counts=[("stage", *states), *rows],
+        adopted=[x.place for x in result.audited if x.adopted],
+        drift=sorted(drift.items()),
+        absent=sorted({path for x in result.audited for path in x.absent}),
+    )
+    return text.splitlines()
 
 
 def as_json(result: Audit) -> dict[str, Any]:
     """The same as plain data."""
+    artifacts = [
+        x._asdict() | {"state": x.state, "findings": [y._asdict() for y in x.findings]}
+        for x in result.audited
+    ]
     return {
         "counts": dict(Counter(x.state for x in result.audited)),
-        "artifacts": [
-            {
-                **x._asdict(),
-                "state": x.state,
-                "findings": [finding._asdict() for finding in x.findings],
-            }
-            for x in result.audited
-        ],
+        "artifacts": artifacts,
         "unused": dict(result.unused),
         "fingerprints": dict(result.prints),
         "files": result.files,

@@ -1,15 +1,15 @@
 """What an exported results folder says of itself: a Provenance Run Crate (RO-Crate 1.1).
 
-The workflow (Snakefile) has one tool for each stage of ``opd`` and one step for each rule. Each
-artifact was made by one CreateAction: ``object`` are the artifacts, files and hub objects that it
-read, ``result`` the folder that it wrote. One more CreateAction stands for the run as a whole.
-Profiles: https://w3id.org/ro/wfrun/provenance/0.5 and what it extends.
+The workflow (Snakefile) has a tool for each stage of ``opd`` and a step for each rule. Each
+computation is a CreateAction that names what it read (``object``) and wrote (``result``); one more
+stands for the whole run. Profiles: https://w3id.org/ro/wfrun/provenance/0.5 and what it extends.
 """
 
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from mimetypes import MimeTypes
 from pathlib import Path
@@ -19,118 +19,119 @@ from urllib.parse import quote
 import yaml
 
 import opd
+from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.files import digest, file_digest
 from opd.stages import registry
-from opd.stages.code import code_digest
 from opd.stages.on_disk import Input
 from opd.stages.records import Manifest
 
-TEXTS = yaml.safe_load(Path(__file__).with_name("crate.yaml").read_text())
+TEXTS = yaml.safe_load(package_file(__file__, "crate.yaml").read_text())
 UNKNOWN = "unknown"
 
 
 class File(NamedTuple):
-    """A file of the crate: where it lies in it, and where it is from."""
+    """A file of the crate: where it lies in it, and where it is from. ``left_out`` is the reason
+    where the crate only names it."""
 
     path: str
     source: Path
     sha256: str
+    left_out: str = ""
+
+    @property
+    def size(self) -> int:
+        return self.source.stat().st_size
 
 
-class LeftOut(NamedTuple):
-    """A file of an artifact that the crate only names."""
-
-    path: str
-    sha256: str
-    size: int
-    why: str
-
-
-class Stage(NamedTuple):
-    """An artifact with its files (manifest and digest first), and what else belongs to it: copies
-    of what it shows, its log, its benchmark."""
+class Packed(NamedTuple):
+    """An artifact of the crate with its files (records, payload, copies), its log and benchmark."""
 
     folder: str
     manifest: Manifest
     inputs: list[Input]
     files: list[File]
-    left_out: list[LeftOut]
-    copies: list[File]
-    records: list[File]
+    logs: list[File]
 
 
 def metadata(
     root: Path,
-    stages: Sequence[Stage],
+    artifacts: Sequence[Packed],
     code: Sequence[File],
-    extra: Sequence[File],
+    beside: Sequence[File],
     agent: str | None,
     workflow: Path,
     complete: bool,
 ) -> str:
     """The JSON-LD text of a crate: of the artifacts of results/NAME (``root``), the workflow's
-    files (``code``) and what lies beside the artifacts (``extra``: config and plan)."""
-    crate = _empty()
+    files (``code``) and what lies beside the artifacts (``beside``: config and plan)."""
+    try:
+        from rocrate.rocrate import ROCrate
+    except ImportError as error:
+        remedy = "pip install 'opd[export]'"
+        raise UserError("the package rocrate is missing", "opd export", remedy) from error
+    crate = ROCrate(version="1.1")
+    crate.metadata.extra_terms.update(TEXTS["terms"])
     known = yaml.safe_load((workflow / "config" / "sources.yaml").read_text())
     cff = yaml.safe_load((workflow / "CITATION.cff").read_text())
     person = _person(crate, agent)
-    tools, steps = _workflow(crate, code, cff, sorted({x.manifest.stage for x in stages}))
-    folders = {stage.folder: _artifact(crate, root, stage) for stage in stages}
+    tools, steps = _workflow(crate, code, cff, sorted({x.manifest.stage for x in artifacts}))
+    folders = {x.folder: _dataset(crate, root, x) for x in artifacts}
+    # Several folders may link what one computation has made.
+    computations: dict[str, list[Packed]] = defaultdict(list)
+    for artifact in artifacts:
+        computations[artifact.manifest.identity].append(artifact)
 
     actions, controls = [], []
-    others: dict[str, Any] = {}
-    for made in by_identity(stages):
-        name = made[0].manifest.stage
-        read = {x.id: x for stage in made for x in _read_of_others(crate, known, stage)}
-        inputs = [used for stage in made for used in stage.inputs if used.used.made]
-        objects = [*dict.fromkeys([*(folders[used.folder] for used in inputs), *read.values()])]
-        results = [folders[stage.folder] for stage in made]
-        action = _action(crate, made, tools[name], objects, results, person)
-        controls.append(_control(crate, action, steps[name]))
-        for record in (record for stage in made for record in stage.records):
-            _add_file(crate, record, about=action)
+    read_of_others: dict[str, Any] = {}
+    for made in computations.values():
+        stage = made[0].manifest.stage
+        others = {entity.id: entity for x in made for entity in _others(crate, known, x)}
+        used = [folders[source.folder] for x in made for source in x.inputs if source.used.made]
+        action = _add(
+            crate,
+            f"#stage-{made[0].manifest.identity[:16]}",
+            "CreateAction",
+            **_computation(crate, made),
+            instrument=tools[stage],
+            object=[*dict.fromkeys([*used, *others.values()])],
+            result=[folders[x.folder] for x in made],
+            agent=person,
+        )
+        about = {"name": f"orchestration of {action['name']}", "instrument": steps[stage]}
+        place = action.id.replace("#stage-", "#step-")
+        controls.append(_add(crate, place, "ControlAction", **about, object=action))
+        for file in (file for x in made for file in x.logs):
+            _add_file(crate, file, about=action)
         actions.append(action)
-        others |= read
+        read_of_others |= others
 
-    config = _beside(crate, extra)
-    final = [folders[stage.folder] for stage in _last(stages)]
+    config = _beside(crate, beside)
+    sources = {source.folder for x in artifacts for source in x.inputs}
     run = _add(
-        *(crate, "#run", "CreateAction"),
-        **_span([stage.manifest for stage in stages]),
+        crate,
+        "#run",
+        "CreateAction",
+        **_span([x.manifest for x in artifacts]),
         name=f"run of the workflow into results/{root.name}",
         description=f"{len(actions)} stages, the first and the last as their manifests say; "
         "not all of them need to have run in one go",
         instrument=crate.mainEntity,
-        object=[*config, *(others[key] for key in sorted(others))],
-        result=final,
+        object=[*config, *(read_of_others[key] for key in sorted(read_of_others))],
+        # What the run was for: the artifacts that no other one was made from.
+        result=[folders[folder] for folder in folders if folder not in sources],
         agent=person,
     )
     engine = _add(crate, "#snakemake", "SoftwareApplication", **TEXTS["engine"])
     about = {"name": "Snakemake's run", "instrument": engine, "object": controls, "result": run}
     orchestration = _add(crate, "#orchestration", "OrganizeAction", **about)
-    _root(crate, cff, f"{root.name}{'' if complete else ', a part of it'}", len(stages))
+    _root(crate, cff, f"{root.name}{'' if complete else ', a part of it'}", len(artifacts))
     crate.root_dataset["datePublished"] = run["endTime"]
     crate.root_dataset["mentions"] = [run, orchestration, *actions]
     if person:
         crate.root_dataset["author"] = person
     text = json.dumps(crate.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False)
     return text + "\n"
-
-
-# Entities
-
-
-def _empty() -> Any:
-    try:
-        from rocrate.rocrate import ROCrate
-    except ImportError as error:
-        raise UserError(
-            "the package rocrate is missing", "opd export", "pip install 'opd[export]'"
-        ) from error
-    crate = ROCrate(version="1.1")
-    crate.metadata.extra_terms.update(TEXTS["terms"])
-    return crate
 
 
 def _properties(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,16 +152,14 @@ def _add(crate: Any, identifier: str, kind: str, /, **values: Any) -> Any:
 
 
 def _add_file(crate: Any, file: File, **values: Any) -> Any:
+    about = {"contentSize": str(file.size), "sha256": file.sha256, **values}
+    if file.left_out:
+        about |= {"name": file.path, "description": f"not in this crate: {file.left_out}"}
+        return _add(crate, f"#{quote(file.path, safe='/@')}", "CreativeWork", **about)
     suffix = Path(file.path).suffix
-    known = MimeTypes().guess_type(f"x{suffix}")[0]
-    properties = {
-        "name": Path(file.path).name,
-        "contentSize": str(file.source.stat().st_size),
-        "sha256": file.sha256,
-        "encodingFormat": TEXTS["formats"].get(suffix) or known or "text/plain",
-        **values,
-    }
-    return crate.add_file(dest_path=file.path, properties=properties)
+    known = TEXTS["formats"].get(suffix) or MimeTypes().guess_type(f"x{suffix}")[0]
+    about |= {"name": Path(file.path).name, "encodingFormat": known or "text/plain"}
+    return crate.add_file(dest_path=file.path, properties=about)
 
 
 def _person(crate: Any, agent: str | None) -> Any:
@@ -180,22 +179,17 @@ def _root(crate: Any, cff: Mapping[str, Any], part: str, artifacts: int) -> None
     root["description"] = f"{made} {TEXTS['licences']}"
     root["license"] = _licence(crate, cff["license"])
     root["conformsTo"] = [
-        crate.get(profile) or _add(crate, profile, "CreativeWork", **about)
+        _add(crate, profile, "CreativeWork", **about)
         for profile, about in TEXTS["profiles"].items()
     ]
-    papers = []
-    for paper in cff["references"]:
-        entity = _work(crate, paper["identifiers"][0]["value"])
-        entity["name"], entity["datePublished"] = paper["title"], str(paper["year"])
-        papers.append(entity)
-    root["citation"] = papers
-
-
-# The workflow
+    root["citation"] = [
+        _work(crate, x["identifiers"][0]["value"], name=x["title"], datePublished=str(x["year"]))
+        for x in cff["references"]
+    ]
 
 
 def _workflow(
-    crate: Any, code: Sequence[File], cff: Mapping[str, Any], names: Sequence[str]
+    crate: Any, code: Sequence[File], cff: Mapping[str, Any], stages: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Add the main entity with its files; its tools and steps by stage."""
     files = {file.path: file for file in code}
@@ -205,175 +199,119 @@ def _workflow(
     for file in files.values():
         _add_file(crate, file)
     crate.add_file(dest_path="README.md", properties=TEXTS["readme"])
-    tools = {name: _tool(crate, name, str(cff["version"])) for name in names}
-    steps = {}
-    for position, name in enumerate(names, 1):
-        about = {"position": str(position), "name": f"rule {name}", "workExample": tools[name]}
-        steps[name] = _add(crate, f"Snakefile#{name}", "HowToStep", **about)
+    tools, steps = {}, {}
+    for position, stage in enumerate(stages, 1):
+        path, description = _function(stage)
+        tools[stage] = _add(
+            crate,
+            f"#opd-{stage}",
+            "SoftwareApplication",
+            name=f"opd stage {stage}",
+            description=description,
+            softwareVersion=about["version"],
+            isBasedOn={"@id": f"src/{path}"},
+        )
+        values = {"position": str(position), "name": f"rule {stage}", "workExample": tools[stage]}
+        steps[stage] = _add(crate, f"Snakefile#{stage}", "HowToStep", **values)
     parts = {"hasPart": [*tools.values()], "step": [*steps.values()]}
     for key, value in _properties(parts).items():
         main[key] = value
     return tools, steps
 
 
-def _tool(crate: Any, name: str, version: str) -> Any:
-    """A stage of ``opd``, in the words of its function, which is not imported for that."""
-    module, _, function = registry.STAGES[name].run.partition(":")
-    path = Path(*module.split(".")).with_suffix(".py")
+def _function(stage: str) -> tuple[str, str]:
+    """The file of a stage's function, and the first paragraph of its docstring."""
+    module, _, function = registry.STAGES[stage].run.partition(":")
+    path = f"{module.replace('.', '/')}.py"
     tree = ast.parse((Path(opd.__file__).parents[1] / path).read_text())
-    text = next(
-        ast.get_docstring(node) or ""
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef) and node.name == function
-    )
-    return _add(
-        *(crate, f"#opd-{name}", "SoftwareApplication"),
-        name=f"opd stage {name}",
-        description=" ".join(text.partition("\n\n")[0].split()),
-        softwareVersion=version,
-        isBasedOn={"@id": f"src/{path.as_posix()}"},
-    )
+    (defined,) = (x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == function)
+    text = ast.get_docstring(defined) or ""
+    return path, " ".join(text.partition("\n\n")[0].split())
 
 
-# Artifacts and what made them
+def _beside(crate: Any, beside: Sequence[File]) -> list[Any]:
+    """Add config and plan. The config, where there is one, is returned: the run was given it."""
+    entities = [_add_file(crate, file) for file in beside]
+    config = [entity for entity in entities if entity.id.endswith("/config.yaml")]
+    for entity in config:
+        about = {**TEXTS["parameter"], "workExample": entity}
+        parameter = _add(crate, "#config", "FormalParameter", **about)
+        entity["exampleOfWork"] = crate.mainEntity["input"] = parameter
+    return config
 
 
-def by_identity(stages: Sequence[Stage]) -> list[list[Stage]]:
-    """Artifacts that one computation has made: several folders may link the same."""
-    groups: dict[str, list[Stage]] = {}
-    for stage in stages:
-        groups.setdefault(stage.manifest.identity, []).append(stage)
-    return [*groups.values()]
-
-
-def _artifact(crate: Any, root: Path, stage: Stage) -> Any:
-    parts = [_add_file(crate, file) for file in (*stage.files, *stage.copies)]
-    for file in stage.left_out:
-        more = {"name": file.path, "description": f"not in this crate: {file.why}"}
-        more |= {"contentSize": str(file.size), "sha256": file.sha256}
-        parts.append(_add(crate, f"#{quote(file.path, safe='/@')}", "CreativeWork", **more))
+def _dataset(crate: Any, root: Path, artifact: Packed) -> Any:
     properties = {
-        "name": stage.folder,
-        "description": f"what `opd stage {stage.manifest.stage}` has made",
-        "identifier": stage.manifest.identity,
-        "hasPart": parts,
+        "name": artifact.folder,
+        "description": f"what `opd stage {artifact.manifest.stage}` has made",
+        "identifier": artifact.manifest.identity,
+        "hasPart": [_add_file(crate, file) for file in artifact.files],
     }
-    folder = f"results/{root.name}/{stage.folder}/"
+    folder = f"results/{root.name}/{artifact.folder}/"
     return crate.add_dataset(dest_path=folder, properties=_properties(properties))
 
 
-def _action(
-    crate: Any,
-    made: Sequence[Stage],
-    tool: Any,
-    objects: list[Any],
-    results: list[Any],
-    person: Any,
-) -> Any:
-    """The computation of an artifact. Who or which machine ran it is not said but by ``person``."""
+def _computation(crate: Any, made: Sequence[Packed]) -> dict[str, Any]:
+    """What is said of the computation of an artifact: neither who nor which machine ran it."""
     manifest = made[0].manifest
     text = f"`opd stage {manifest.stage}` with the settings in its manifest.json (cfg)"
-    if manifest.cfg.get("code") != code_digest(manifest.stage):
+    if manifest.cfg.get("code") != registry.code_digest(manifest.stage):
         text += ". Its code was another one than what lies in this crate"
-    return _add(
-        *(crate, f"#stage-{manifest.identity[:16]}", "CreateAction"),
+    spent: dict[str, Any] = {"seconds": manifest.seconds, **(manifest.gpu or {})}
+    if "utilisation" in spent:
+        spent["utilisation"] *= 100
+    usage = []
+    for name, about in TEXTS["usage"].items():
+        if name in spent:
+            place = f"#{name.replace('_', '-')}-{manifest.identity[:16]}"
+            value = {"propertyID": f"opd:{name}", "value": str(round(spent[name], 2)), **about}
+            usage.append(_add(crate, place, "PropertyValue", **value))
+    return {
         **_span([manifest]),
-        name=f"{manifest.stage}: {', '.join(stage.folder for stage in made)}",
-        description=text,
-        instrument=tool,
-        object=objects,
-        result=results,
-        actionStatus="http://schema.org/CompletedActionStatus",
-        agent=person,
-        resourceUsage=_usage(crate, manifest),
-    )
-
-
-def _control(crate: Any, action: Any, step: Any) -> Any:
-    """That Snakemake had a computation done."""
-    about = {"name": f"orchestration of {action['name']}", "instrument": step, "object": action}
-    return _add(crate, action.id.replace("#stage-", "#step-"), "ControlAction", **about)
+        "name": f"{manifest.stage}: {', '.join(x.folder for x in made)}",
+        "description": text,
+        "actionStatus": "http://schema.org/CompletedActionStatus",
+        "resourceUsage": usage,
+    }
 
 
 def _span(manifests: Sequence[Manifest]) -> dict[str, str]:
     """When the first of these stages started, and the last one ended."""
     starts = [datetime.fromisoformat(manifest.started) for manifest in manifests]
-    lengths = [timedelta(seconds=manifest.seconds) for manifest in manifests]
-    ends = [start + length for start, length in zip(starts, lengths, strict=True)]
-    end = max(ends).replace(microsecond=0)
-    return {"startTime": min(starts).isoformat(), "endTime": end.isoformat()}
+    times = zip(starts, manifests, strict=True)
+    end = max(start + timedelta(seconds=manifest.seconds) for start, manifest in times)
+    ended = end.replace(microsecond=0).isoformat()
+    return {"startTime": min(starts).isoformat(), "endTime": ended}
 
 
-def _usage(crate: Any, manifest: Manifest) -> list[Any]:
-    """Time, and what GPUs spent."""
-    values = {"seconds": manifest.seconds, **(manifest.gpu or {})}
-    if "utilisation" in values:
-        values["utilisation"] = 100 * values["utilisation"]
-    entities = []
-    for name, about in TEXTS["usage"].items():
-        if name in values:
-            place = f"#{name.replace('_', '-')}-{manifest.identity[:16]}"
-            more = {"propertyID": f"opd:{name}", "value": str(round(values[name], 2)), **about}
-            entities.append(_add(crate, place, "PropertyValue", **more))
-    return entities
-
-
-# The run
-
-
-def _beside(crate: Any, extra: Sequence[File]) -> list[Any]:
-    """Add config and plan. The config, where there is one, is returned: the run was given it."""
-    files = [_add_file(crate, file) for file in extra]
-    config = [file for file in files if file.id.endswith("/config.yaml")]
-    for file in config:
-        about = ("configfile", "File", "#config", "all settings of the run")
-        parameter = crate.add_formal_parameter(*about, properties={"workExample": file})
-        del parameter["valueRequired"]  # there is a default, config/mini.yaml
-        file["exampleOfWork"] = crate.mainEntity["input"] = parameter
-    return config
-
-
-def _last(stages: Sequence[Stage]) -> list[Stage]:
-    """Artifacts that no other one was made from: what the run was for."""
-    read = {source.folder for stage in stages for source in stage.inputs}
-    return [stage for stage in stages if stage.folder not in read]
-
-
-# What others made
-
-
-def _read_of_others(crate: Any, known: Mapping[str, Any], stage: Stage) -> list[Any]:
+def _others(crate: Any, known: Mapping[str, Any], artifact: Packed) -> Iterator[Any]:
     """The models and data of others that a stage has read or fetched, with what
     ``config/sources.yaml`` knows of them (``known``)."""
-    manifest = stage.manifest
-    cfg, name = manifest.cfg, manifest.stage
-    entities = [
-        _plain_file(crate, known, cfg, source) for source in stage.inputs if not source.used.made
-    ]
-    source = registry.source(name, cfg)
-    if name not in ("fetch", "dataset", "prompts"):
-        return entities
-    if source.get("hub"):
-        kind, revision = "models" if name == "fetch" else "datasets", source.get("revision", "")
-        where = _hub(kind, source["hub"], revision)
-        entities.append(_other(crate, known, f"{kind}/{source['hub']}", where, version=revision))
-    elif name == "fetch" and manifest.numbers.get("packages"):
-        name, _, version = manifest.numbers["packages"][0].partition("==")
-        where = f"https://pypi.org/project/{name}/{version}/"
-        entities.append(_other(crate, known, f"packages/{source['path']}", where, version=version))
-    return entities
+    manifest = artifact.manifest
+    cfg, stage = manifest.cfg, manifest.stage
+    for source in artifact.inputs:
+        if not source.used.made:
+            yield _plain_file(crate, known, cfg, source)
+    fetched = registry.source(stage, cfg)
+    if fetched.get("hub"):
+        kind, revision = "models" if stage == "fetch" else "datasets", fetched.get("revision", "")
+        key, where = f"{kind}/{fetched['hub']}", _hub(kind, fetched["hub"], revision)
+        yield _other(crate, known, key, where, version=revision or None)
+    elif stage == "fetch" and manifest.numbers.get("packages"):
+        package, _, version = manifest.numbers["packages"][0].partition("==")
+        where = f"https://pypi.org/project/{package}/{version}/"
+        yield _other(crate, known, f"packages/{fetched['path']}", where, version=version or None)
 
 
 def _plain_file(crate: Any, known: Mapping[str, Any], cfg: Mapping[str, Any], source: Input) -> Any:
-    """A file (or folder) that a stage has read. It is not packed: it is the user's, and may be
-    others' work."""
+    """A file (or folder) of the user that a stage has read. It may be others' work: not packed."""
     path, contents = Path(source.used.path), source.used.outputs
     named = cfg.get("path") if source.name == "files" else cfg.get("source", {}).get("path")
     key = f"files/{named if named and source.name in ('files', 'path') else path.name}"
-    more = {"identifier": contents}
+    about = {"identifier": contents}
     if path.is_file() and digest({path.name: (sha256 := file_digest(path))}) == contents:
-        more = {"sha256": sha256, "contentSize": str(path.stat().st_size)}
-    return _other(crate, known, key, f"#{quote(key, safe='/')}", **more)
+        about = {"sha256": sha256, "contentSize": str(path.stat().st_size)}
+    return _other(crate, known, key, f"#{quote(key, safe='/')}", **about)
 
 
 def _other(crate: Any, known: Mapping[str, Any], key: str, where: str, /, **values: Any) -> Any:
@@ -382,19 +320,17 @@ def _other(crate: Any, known: Mapping[str, Any], key: str, where: str, /, **valu
     based = None
     if "same_as" in about:
         kind, _, name = about["same_as"].partition("/")
-        based = {"@id": _hub(kind, name, "")}
-    values = {key: value for key, value in values.items() if value}
-    return _add(
-        *(crate, where, "CreativeWork"),
-        name=key.partition("/")[2],
-        license=UNKNOWN if licence == UNKNOWN else _licence(crate, licence),
-        citation=UNKNOWN if citation == UNKNOWN else _work(crate, citation),
-        isBasedOn=based,
-        **values,
-    )
+        based = {"@id": _hub(kind, name)}
+    values |= {
+        "name": key.partition("/")[2],
+        "license": UNKNOWN if licence == UNKNOWN else _licence(crate, licence),
+        "citation": UNKNOWN if citation == UNKNOWN else _work(crate, citation, name=citation),
+        "isBasedOn": based,
+    }
+    return _add(crate, where, "CreativeWork", **values)
 
 
-def _hub(kind: str, name: str, revision: str) -> str:
+def _hub(kind: str, name: str, revision: str = "") -> str:
     prefix = "datasets/" if kind == "datasets" else ""
     return f"https://huggingface.co/{prefix}{name}" + (f"/tree/{revision}" if revision else "")
 
@@ -403,21 +339,11 @@ def _licence(crate: Any, spdx: str) -> Any:
     return _add(crate, f"https://spdx.org/licenses/{spdx}", "CreativeWork", name=spdx)
 
 
-def _work(crate: Any, citation: str) -> Any:
+def _work(crate: Any, citation: str, **values: str) -> Any:
     """A paper by its arXiv number, or other works as they are cited."""
     arxiv = re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", citation)
     if arxiv:
-        return _add(crate, f"https://arxiv.org/abs/{arxiv[1]}", "ScholarlyArticle", name=citation)
+        return _add(crate, f"https://arxiv.org/abs/{arxiv[1]}", "ScholarlyArticle", **values)
     address = re.search(r"https://\S+", citation)
     where = address[0] if address else f"#{quote(citation)}"
-    return _add(crate, where, "CreativeWork", name=citation)
-
-
-def readme(name: str, targets: Sequence[str], left_out: Sequence[LeftOut]) -> str:
-    """README.md of a crate: what to look at first, how to check it, and what is not in it."""
-    from jinja2 import Template
-
-    text = Path(__file__).with_name("crate_readme.md.jinja").read_text()
-    page = Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    subject = f"what is behind {', '.join(targets)}" if targets else f"`results/{name}`"
-    return page.render(name=name, subject=subject, licences=TEXTS["licences"], left_out=left_out)
+    return _add(crate, where, "CreativeWork", **values)

@@ -17,18 +17,18 @@ ABSENT = "–"
 Pair = tuple[Made, Made]
 
 
-def changes(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, value, other value) of what differs between two plain values; keys of mappings and
+def changes(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, old value, new value) of what differs between two plain values; keys of mappings and
     places of lists of one length are joined by dots. What one lacks is ``ABSENT``."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        for name in sorted({*one, *other}, key=str):
-            inner = (one.get(name, ABSENT), other.get(name, ABSENT))
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in sorted({*old, *new}, key=str):
+            inner = (old.get(name, ABSENT), new.get(name, ABSENT))
             yield from changes(*inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        for index, inner in enumerate(zip(one, other, strict=True)):
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, inner in enumerate(zip(old, new, strict=True)):
             yield from changes(*inner, f"{key}.{index}")
-    elif one != other or type(one) is not type(other):
-        yield key, one, other
+    elif old != new or type(old) is not type(new):
+        yield key, old, new
 
 
 class Difference(NamedTuple):
@@ -49,18 +49,22 @@ class Difference(NamedTuple):
 def compare(a: Path, b: Path) -> Difference:
     """Compare two results folders by their folders' names, or two artifacts and all behind them by
     the names of their inputs. Files are compared by the digests in digest.json, so `opd audit`
-    both first; the report, which tells when it was made, is compared only by itself.
-
-    Raises ``UserError`` where there is nothing to compare.
-    """
+    both first; the report, which tells when it was made, is compared only by itself. Raises
+    ``UserError`` where there is nothing to compare."""
     roots = [on_disk.results_folders(path.absolute()) for path in (a, b)]
+    alone: list[tuple[str, str]] = []
     if all(len(side) == 1 for side in roots):
-        pairs, alone = _by_name([side[0] for side in roots], [str(a), str(b)])
+        sides = [{f: Made(side[0], f) for f in on_disk.folders(side[0])} for side in roots]
+        old, new = ({f: x for f, x in s.items() if not registry.looks(x.stage)} for s in sides)
+        order = [made.folder for made in on_disk.behind(old.values())]
+        pairs = [(old[folder], new[folder]) for folder in order if folder in old.keys() & new]
+        alone = [(folder, str(a)) for folder in old if folder not in new]
+        alone += [(folder, str(b)) for folder in new if folder not in old]
     elif any(roots):
         remedy = "give two results folders, or two artifacts"
         raise UserError("only results/NAME compare, or artifacts", f"{a}, {b}", remedy)
     else:
-        pairs, alone = _by_inputs(on_disk.locate(a), on_disk.locate(b)), []
+        pairs = _by_inputs((on_disk.locate(a), on_disk.locate(b)))
     differ = [pair for pair in pairs if pair[0].outputs != pair[1].outputs]
     first = [pair for pair in differ if not _used_others(*pair)]
     behind = [pair for pair in differ if pair not in first]
@@ -68,28 +72,17 @@ def compare(a: Path, b: Path) -> Difference:
     return Difference(first, behind, same, alone)
 
 
-def _by_name(
-    roots: Sequence[Path], names: Sequence[str]
-) -> tuple[list[Pair], list[tuple[str, str]]]:
-    every = [[Made(root, folder) for folder in on_disk.folders(root)] for root in roots]
-    one, other = ({x.folder: x for x in s if not registry.looks(x.stage)} for s in every)
-    order = [made.folder for made in on_disk.behind(one.values())]
-    pairs = [(one[folder], other[folder]) for folder in order if folder in one and folder in other]
-    alone = [(folder, names[0]) for folder in one if folder not in other]
-    return pairs, alone + [(folder, names[1]) for folder in other if folder not in one]
-
-
-def _by_inputs(one: Made, other: Made) -> list[Pair]:
+def _by_inputs(pair: Pair) -> list[Pair]:
     """Two artifacts and what they were made from, matched by the names of inputs, sources first."""
-    known: dict[tuple[Path, Path], Pair] = {(one.path, other.path): (one, other)}
+    known = {(pair[0].path, pair[1].path): pair}
 
     def sources(paths: tuple[Path, Path]) -> Iterator[tuple[Path, Path]]:
-        a, b = known[paths]
-        places = {x.name: x.place for x in b.inputs if x.used.made}
-        for x in a.inputs:
-            there = places.get(x.name)
-            if x.used.made and x.place and there:
-                inner = (on_disk.at(a.root, x.place.parent), on_disk.at(b.root, there.parent))
+        old, new = known[paths]
+        places = {x.name: x.place for x in new.inputs if x.used.made}
+        for x in old.inputs:
+            place = places.get(x.name)
+            if x.used.made and x.place and place:
+                inner = (on_disk.at(old.root, x.place.parent), on_disk.at(new.root, place.parent))
                 key = (inner[0].path, inner[1].path)
                 known.setdefault(key, inner)
                 yield key
@@ -97,44 +90,42 @@ def _by_inputs(one: Made, other: Made) -> list[Pair]:
     return [known[key] for key in sources_first([*known], sources)]
 
 
-def _used_others(one: Made, other: Made) -> bool:
+def _used_others(old: Made, new: Made) -> bool:
     """Whether an artifact among the inputs of both has other contents."""
-    a, b = ({x.name: x.used.outputs for x in y.inputs if x.used.made} for y in (one, other))
+    a, b = ({x.name: x.used.outputs for x in y.inputs if x.used.made} for y in (old, new))
     return any(a[name] != b[name] for name in a.keys() & b.keys())
 
 
-# Why, and by how much
-
-
-def reasons(one: Made, other: Made) -> Iterator[str]:
+def reasons(old: Made, new: Made) -> Iterator[str]:
     """Settings, code and plain files that differ, one a line; where none does, device and versions,
     or that nothing does."""
-    own = [*_own(one, other)]
-    a, b = (
-        {"device": x.manifest.device, "versions": x.manifest.versions} if x.manifest else {}
-        for x in (one, other)
-    )
-    machine = [f"{name}: {old} | {new}" for name, old, new in changes(a, b)]
+    then, now = ({k: _recorded(x, k) for k in ("device", "versions")} for x in (old, new))
     yield from (
-        own or machine or ["the same settings, code, inputs and versions: it does not repeat"]
+        [*_settings(old, new)]
+        or [f"{name}: {a} | {b}" for name, a, b in changes(then, now)]
+        or ["the same settings, code, inputs and versions: it does not repeat"]
     )
 
 
-def _own(one: Made, other: Made) -> Iterator[str]:
-    a, b = (x.manifest.cfg if x.manifest else {} for x in (one, other))
-    then, now = {"stage": one.stage, **settings_of(a)}, {"stage": other.stage, **settings_of(b)}
-    for key, old, new in changes(then, now):
-        yield f"{key}: {old} | {new}"
-    formats = [x.digest.format if x.digest else 1 for x in (one, other)]
+def _recorded(made: Made, key: str) -> Any:
+    """What a manifest records; nothing where there is none."""
+    return getattr(made.manifest, key, {})
+
+
+def _settings(old: Made, new: Made) -> Iterator[str]:
+    then, now = ({"stage": made.stage, **_recorded(made, "cfg")} for made in (old, new))
+    for key, a, b in changes(settings_of(then), settings_of(now)):
+        yield f"{key}: {a} | {b}"
+    formats = [made.digest.format if made.digest else 1 for made in (old, new)]
     if formats[0] != formats[1]:
         yield f"format: {formats[0]} | {formats[1]}, so their codes cannot be compared"
-    elif a.get("code") != b.get("code"):
-        modules = [x.manifest.modules if x.manifest else {} for x in (one, other)]
-        changed = [key for key, _, _ in changes(modules[0], modules[1])] if all(modules) else []
+    elif then.get("code") != now.get("code"):
+        before, after = (_recorded(made, "modules") for made in (old, new))
+        changed = [key for key, *_ in changes(before, after)] if before and after else []
         yield f"code: {', '.join(changed) or 'which modules was not recorded'}"
-    data = [{x.name: x.used.outputs for x in y.inputs if not x.used.made} for y in (one, other)]
-    for name, old, new in changes(data[0], data[1]):
-        yield f"input {name}: {old[:12]} | {new[:12]}"
+    then, now = ({x.name: x.used.outputs for x in y.inputs if not x.used.made} for y in (old, new))
+    for name, a, b in changes(then, now):
+        yield f"input {name}: {a[:12]} | {b[:12]}"
 
 
 def settings_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,11 +133,15 @@ def settings_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in cfg.items() if key not in ("execution", "code")}
 
 
-def numbers(one: Made, other: Made) -> Iterator[str]:
+def numbers(old: Made, new: Made) -> Iterator[str]:
     """Cells of a table, verdicts and values of claims, or else numbers of the manifests, that
     differ: one a line, with the difference where it is one of numbers."""
-    for key, old, new in changes(_values(one), _values(other)):
-        yield f"{key}: {_number(old)} | {_number(new)}{_change(old, new)}"
+    for key, *pair in changes(_values(old), _values(new)):
+        texts = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in pair]
+        change = ""
+        if {*map(type, pair)} <= {int, float} and math.isfinite(pair[1] - pair[0]):
+            change = f" ({pair[1] - pair[0]:+.3g})"
+        yield f"{key}: {' | '.join(texts)}{change}"
 
 
 def _values(made: Made) -> Any:
@@ -166,7 +161,7 @@ def _values(made: Made) -> Any:
             }
             for claim in read_json(payload / "claims.json")["claims"]
         }
-    return made.manifest.numbers if made.manifest else {}
+    return _recorded(made, "numbers")
 
 
 def _parsed(text: str) -> float | str:
@@ -174,21 +169,6 @@ def _parsed(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-def _number(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _change(old: Any, new: Any) -> str:
-    kinds = (int, float)
-    if not (isinstance(old, kinds) and isinstance(new, kinds)) or isinstance(old, bool):
-        return ""
-    change = new - old
-    return f" ({change:+.3g})" if math.isfinite(change) else ""
-
-
-# Text
 
 
 def lines(a: Path, b: Path, difference: Difference) -> Iterator[str]:
@@ -205,7 +185,7 @@ def lines(a: Path, b: Path, difference: Difference) -> Iterator[str]:
         yield f"made from what differs: {len(difference.behind)}"
     for pair in difference.behind:
         yield f"  {_name(pair)}"
-        yield from (f"    {line}" for line in _own(*pair))
+        yield from (f"    {line}" for line in _settings(*pair))
         if pair[0].stage in ("table", "claims") or pair == difference.behind[-1]:
             yield from (f"      {line}" for line in numbers(*pair))
     if difference.same:
@@ -213,5 +193,4 @@ def lines(a: Path, b: Path, difference: Difference) -> Iterator[str]:
 
 
 def _name(pair: Pair) -> str:
-    one, other = pair
-    return one.folder if one.folder == other.folder else f"{one.folder} | {other.folder}"
+    return " | ".join(dict.fromkeys(made.folder for made in pair))

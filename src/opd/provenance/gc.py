@@ -75,15 +75,20 @@ def lines(results: Path, delete: Sequence[str] = ()) -> Iterator[str]:
                 origin = f"  {made.stage}, {made.started}" if made else ""
                 yield f"  {size(paths) / 1e6:>10,.1f} MB  {paths[0]}{origin}"
             continue
-        if kind == "cache":
-            gone = _without_cache(results, entries)
-        else:
-            gone = {*_removed(results, kind, entries)}
-        yield f"  removed {len(gone)}, left {len(entries) - len(gone)} that are being used"
+        removed = len([*_removed(results, kind, entries)])
+        yield f"  removed {removed}, left {len(entries) - removed} that are being used"
 
 
 def _removed(results: Path, kind: str, entries: dict[str, list[Path]]) -> Iterator[str]:
+    """Remove entries, and name each."""
     names, store = sorted(entries), results / ".store"
+    if kind == "cache":
+        # Any stage that runs may be using any of it.
+        if not any(lock.held(scratch) for scratch in (store / ".scratch").glob("*")):
+            for path in (path for paths in entries.values() for path in paths):
+                remove(path)
+            yield from entries
+        return
     for start in range(0, len(names), BATCH):
         with ExitStack() as locks:
             free, ours = [], []
@@ -104,14 +109,3 @@ def _removed(results: Path, kind: str, entries: dict[str, list[Path]]) -> Iterat
                     yield name
             for scratch in ours:
                 remove(scratch)
-
-
-def _without_cache(results: Path, entries: dict[str, list[Path]]) -> set[str]:
-    """Any stage that runs may be using any of it."""
-    scratch = results / ".store" / ".scratch"
-    if scratch.is_dir() and any(lock.held(work) for work in scratch.iterdir()):
-        return set()
-    for paths in entries.values():
-        for path in paths:
-            remove(path)
-    return {*entries}

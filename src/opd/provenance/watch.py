@@ -3,7 +3,8 @@
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from opd.core import tables
@@ -33,45 +34,32 @@ def watch(folder: Path, seconds: float = 0.5) -> Iterator[str]:
     """Lines to print of the run whose artifact is ``folder``: of one that is under way until it
     ends, of one that is done all steps; every minute without a step, when the run was last heard
     of. Raises ``UserError`` where there is neither."""
-    columns: list[str] = []
+    widths: dict[str, int] = {}
     done = (folder / "digest.json").is_file()
-    steps: Iterable[dict[str, float] | str] = (
-        _finished(folder) if done else _under_way(folder, seconds)
-    )
-    for line in steps:
+    for line in _finished(folder) if done else _under_way(folder, seconds):
         if isinstance(line, str):
             yield line
             continue
-        if not columns:
-            width = shutil.get_terminal_size((120, 24)).columns
-            columns = [name for name in SHOWN if name in line]
-            while columns and len(_header(columns)) > width:
-                columns.pop()
-            yield _header(columns)
+        if not widths:
+            widths = {name: max(9, len(name)) for name in SHOWN if name in line}
+            room = shutil.get_terminal_size((120, 24)).columns - 11
+            while sum(widths.values()) + 2 * len(widths) > room:
+                widths.popitem()
+            yield "  ".join([f"{'step':>11}", *(f"{n:>{width}}" for n, width in widths.items())])
         step = f"{line['step']:.0f}/{line['of']:.0f}"
-        cells = (
-            f"{line[name]:>{_width(name)}.4g}" if name in line else " " * _width(name)
-            for name in columns
-        )
-        yield "  ".join([f"{step:>11}", *cells])
-
-
-def _width(name: str) -> int:
-    return max(9, len(name))
-
-
-def _header(columns: list[str]) -> str:
-    return "  ".join([f"{'step':>11}", *(f"{name:>{_width(name)}}" for name in columns)])
+        cells = [f"{line[name]:.4g}" if name in line else "" for name in widths]
+        rest = (f"{x:>{width}}" for x, width in zip(cells, widths.values(), strict=True))
+        yield "  ".join([f"{step:>11}", *rest])
 
 
 def _finished(folder: Path) -> Iterator[dict[str, float]]:
     path = folder / "payload" / "metrics.parquet"
     if not path.is_file():
         raise UserError("it is no training run", str(folder), "name a model that was trained")
-    steps: dict[int, dict[str, float]] = {}
+    steps: dict[int, dict[str, float]] = defaultdict(dict)
     for row in tables.read(path, METRICS).to_pylist():
         if row["position"] is None and row["step"] > 0:
-            steps.setdefault(row["step"], {})[row["name"]] = row["value"]
+            steps[row["step"]][row["name"]] = row["value"]
     for step, line in sorted(steps.items()):
         yield {"step": step, "of": max(steps), **line}
 
@@ -79,9 +67,8 @@ def _finished(folder: Path) -> Iterator[dict[str, float]]:
 def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]:
     running = folder / "running.json"
     if not running.is_file():
-        raise UserError(
-            "no run is under way or done here", str(folder), "name results/NAME/models/MODEL/sSEED"
-        )
+        remedy = "name results/NAME/models/MODEL/sSEED"
+        raise UserError("no run is under way or done here", str(folder), remedy)
     journal = Path(read_json(running)["scratch"], "metrics.jsonl")
     seen, last, heard = 0, 0.0, time.monotonic()
     while True:

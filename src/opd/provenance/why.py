@@ -7,69 +7,58 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from opd.core.code import package_file
 from opd.core.errors import UserError
+from opd.core.files import files_below
+from opd.core.html import render
 from opd.core.text import size
 from opd.stages import on_disk
 from opd.stages.on_disk import Made
+from opd.stages.registry import STAGES
 
-# Section of a results folder -> where the config says what is in it; {0}: the name, {1}: the next.
-KEYS = {
-    "prompts": "prompts.{0}",
-    "embeddings": "models.{0}, where it is a model, prompts.{1}, and what deduplicates by it",
-    "neighbours": "models.{0}, where it is a model, prompts.{1}, and what deduplicates by it",
-    "contamination": "contamination.{0}",
+PAGES = package_file(__file__, "pages")
+# Section of a results folder -> where the config says what is in it, if not in an entry of its own
+# below the section's name; {0}: the name, {1}: the next.
+_NEAR = "models.{0}, where it is a model, prompts.{1}, and what deduplicates by it"
+KEYS = {stage.section: f"{stage.section}.{{0}}" for stage in STAGES.values()} | {
+    "embeddings": _NEAR,
+    "neighbours": _NEAR,
     "datasets": "benchmarks.{0}.hub",
-    "sft_data": "sft_data.{0}",
-    "demonstrations": "demonstrations.{0}",
-    "models": "models.{0}",
-    "generations": "generations.{0}",
-    "probes": "probes.{0}",
     "evaluations": "evaluations.{0}, its protocol and benchmarks, models.{1}",
-    "figures": "figures.{0}",
-    "tables": "tables.{0}",
     "claims": "papers, arms, probes, and config/claims/ of each paper",
     "report": "targets, and all that is asked for",
 }
 
 
-def lines(path: Path) -> Iterator[str]:
+def lines(path: Path) -> list[str]:
     """Lines to print of an artifact (as ``opd.stages.on_disk.locate`` finds it). Raises
     ``UserError`` where there is none, and where its manifest is missing or damaged."""
     made = on_disk.locate(path)
-    origin = made.manifest
+    origin, payload = made.manifest, made.payload()
     if origin is None:
         remedy = "see `opd audit` of its results folder"
         raise UserError("its manifest.json is missing or damaged", str(made.path), remedy)
-    yield _shown(made.path)
-    if origin.adopted:
-        yield f"  adopted     {origin.started} from {origin.adopted}; nothing here made it"
-        yield f"  stands for  opd stage {origin.stage} by the settings below"
-    else:
-        took = f"in {origin.seconds} s from {origin.started}"
-        yield f"  made by     opd stage {origin.stage}, {took}"
-        yield f"  where       {origin.device} on {origin.host}"
-    if made.digest and made.digest.older:
-        yield f"  format      {made.digest.older}: run the workflow to have it made anew"
-    yield f"  identity    {origin.identity}"
-    yield f"  config      {config_key(made.folder)}"
-    yield "  settings"
-    cfg = origin.cfg
-    yield from _table({key: cfg[key] for key in cfg if key not in ("code", "inputs")})
-    yield "  numbers"
-    yield from _table(origin.numbers)
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(origin.versions.items()))
-    yield f"  versions    {versions or 'not known'}"
-    yield f"  code        {cfg.get('code', 'not known')}"
-    yield "  files"
-    payload = made.payload()
-    for name, sha256 in sorted(made.outputs.items()):
-        file = payload / name if payload else None
-        about = size(file.stat().st_size) if file and file.is_file() else "gone"
-        yield f"    {sha256[:12]}  {about:>9}  {name}"
-    yield "  made from"
-    yield from _tree(made, "    ", {})
-    yield ""
-    yield from _again(made)
+    there = files_below(payload) if payload else {}
+    files = [
+        (name, sha256, size(there[name].stat().st_size) if name in there else "gone")
+        for name, sha256 in sorted(made.outputs.items())
+    ]
+    settings = {name: origin.cfg[name] for name in origin.cfg if name not in ("code", "inputs")}
+    text = render(
+        PAGES,
+        "why.txt.j2",
+        made=made,
+        origin=origin,
+        place=_shown(made.path),
+        config=config_key(made.folder),
+        settings=[*_leaves(settings)],
+        numbers=[*_leaves(origin.numbers)],
+        versions=", ".join(f"{name} {origin.versions[name]}" for name in sorted(origin.versions)),
+        files=files,
+        sources=_tree(made, "", set()),
+        again=_again(made),
+    )
+    return text.splitlines()
 
 
 def config_key(folder: str) -> str:
@@ -93,24 +82,17 @@ def _shown(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
     """What nested mappings hold, by its keys joined with dots; digits as they are."""
-    if isinstance(value, Mapping) and value:
-        for name, inner in sorted(value.items()):
-            yield from _leaves(inner, f"{key}.{name}" if key else name)
-    else:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield key, text
+    for key, value in sorted(values.items()):
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield f"{above}{key}", text
 
 
-def _table(values: Mapping[str, Any]) -> Iterator[str]:
-    shown = list(_leaves(values)) if values else []
-    width = max((len(name) for name, _ in shown), default=0)
-    for name, value in shown:
-        yield f"    {name:<{width}}  {value}"
-
-
-def _tree(made: Made, indent: str, seen: dict[Path, None]) -> Iterator[str]:
+def _tree(made: Made, indent: str, opened: set[Path]) -> Iterator[str]:
     """Inputs below inputs, up to the sources; what came before is named and not opened again."""
     for source in made.inputs:
         contents = source.used.outputs[:12]
@@ -121,28 +103,21 @@ def _tree(made: Made, indent: str, seen: dict[Path, None]) -> Iterator[str]:
             yield f"{indent}{source.name}: {source.folder} (gone)"
         else:
             inner = on_disk.at(made.root, source.place.parent)
-            again = "  (see above)" if inner.path in seen else ""
+            again = "  (see above)" if inner.path in opened else ""
             adopted = ", adopted" if inner.manifest and inner.manifest.adopted else ""
             about = f"{inner.folder}  ({inner.stage}{adopted})  {contents}"
             yield f"{indent}{source.name}: {about}{again}"
             if not again:
-                seen[inner.path] = None
-                yield from _tree(inner, indent + "  ", seen)
+                opened.add(inner.path)
+                yield from _tree(inner, indent + "  ", opened)
 
 
-def _again(made: Made) -> Iterator[str]:
-    """The command lines that make an artifact once more, in ``again/``, and compare the two."""
-    places = [x.place for x in made.inputs]
-    if made.manifest and made.manifest.adopted:
-        yield "to have it made instead: remove its folder, and run the workflow"
-    elif None in places:
-        yield "it cannot be made again from here: not all of its inputs are there"
-    else:
-        command = [
-            *("opd", "stage", made.stage, "--cfg", _shown(made.path / "manifest.json")),
-            *("--input", *(_shown(place) for place in places if place)),
-            *("--output", f"again/{made.folder}/digest.json", "--store", "again/.store"),
-        ]
-        yield "to make it again, beside this one, and compare:"
-        yield f"  {shlex.join(command)}"
-        yield f"  {shlex.join(['opd', 'diff', _shown(made.path), f'again/{made.folder}'])}"
+def _again(made: Made) -> list[str]:
+    """Commands that make an artifact in ``again/`` and compare; none where an input is gone."""
+    places = [_shown(source.place) for source in made.inputs if source.place]
+    if len(places) < len(made.inputs):
+        return []
+    place, again = _shown(made.path), f"again/{made.folder}"
+    make = ["opd", "stage", made.stage, "--cfg", f"{place}/manifest.json", "--input", *places]
+    make += ["--output", f"{again}/digest.json", "--store", "again/.store"]
+    return [shlex.join(make), shlex.join(["opd", "diff", place, again])]

@@ -1,17 +1,14 @@
-"""What is wrong with an artifact as it lies there: files, records, settings and inputs, one finding
-each.
+"""What is wrong with an artifact as it lies there: findings on files, records, settings and inputs.
 
-``opd audit`` looks at all of it; the report, ``opd export``, ``opd --plan`` and the Snakefile look
-at the part that they need.
+``opd audit`` looks at all of it, and others at the part that they need.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd.core.files import digest, file_digest
-from opd.stages.identity import adopted_identity, identity_of
-from opd.stages.manifest import hand_off
+from opd.core.files import digest, file_digest, files_below
+from opd.stages.identity import adopted_identity, identity
 from opd.stages.on_disk import Made
 from opd.stages.records import Digest, Finding, Manifest, Planned, State, digest_in, plain, read
 
@@ -31,9 +28,6 @@ def files(
             yield Finding(State.MODIFIED, f"{folder}{name}", reason)
 
 
-# Records
-
-
 class Trusted(NamedTuple):
     """The records of an artifact that nothing speaks against, and what speaks against others."""
 
@@ -43,16 +37,15 @@ class Trusted(NamedTuple):
 
     @property
     def contents(self) -> str:
-        """The digest of the artifact's contents; empty where its records do not agree, as what was
-        made from it cannot be compared with what it is now then."""
+        """The digest of the artifact's contents; empty where its records do not agree."""
         return digest(self.digest.outputs) if self.digest and self.manifest else ""
 
 
 def records(made: Made) -> Trusted:
     """Hold the records of an artifact against themselves and each other."""
     findings = [*made.damage.values()]
-    record = None if "digest.json" in made.damage else made.digest
-    manifest = None if "manifest.json" in made.damage else made.manifest
+    record = made.digest if "digest.json" not in made.damage else None
+    manifest = made.manifest if "manifest.json" not in made.damage else None
     if manifest and expected_identity(manifest) != manifest.identity:
         findings.append(Finding(State.MODIFIED, "manifest.json", NOT_ITS_IDENTITY))
         manifest = None
@@ -70,20 +63,15 @@ def expected_identity(made: Manifest) -> str:
     """The identity that follows from what a manifest says."""
     if made.adopted:
         return adopted_identity(made.stage, made.cfg, made.outputs)
-    return identity_of(made.stage, made.cfg, {n: used.outputs for n, used in made.inputs.items()})
+    return identity(made.stage, made.cfg, {n: used.outputs for n, used in made.inputs.items()})
 
 
 def disagreement(record: Digest, made: Manifest) -> Finding | None:
     """Where digest.json does not follow from manifest.json."""
-    there, expected = plain(record), plain(hand_off(made))
+    there, expected = plain(record), plain(made.handed_on)
     keys = sorted(k for k in {*there, *expected} if there.get(k) != expected.get(k))
-    if not keys:
-        return None
     reason = f"differs from what manifest.json says ({', '.join(keys)})"
-    return Finding(State.MODIFIED, "digest.json", reason)
-
-
-# Settings and inputs
+    return Finding(State.MODIFIED, "digest.json", reason) if keys else None
 
 
 def stands_for(record: Digest | Manifest | None, stage: str, cfg: Mapping[str, Any]) -> bool:
@@ -98,16 +86,20 @@ def stands_for(record: Digest | Manifest | None, stage: str, cfg: Mapping[str, A
 def settings(record: Digest | None, planned: Planned) -> Finding | None:
     """That an artifact was made with other settings, or by other code, than the plan's. A damaged
     digest.json (None) counts so, too, as nothing is known of it."""
-    if record and record.settings == planned.settings:
+    made_so = record and record.settings == planned.settings
+    if made_so or stands_for(record, planned.stage, planned.cfg or {}):
         return None
-    if stands_for(record, planned.stage, planned.cfg or {}):
-        return None
-    reason = record.older if record else ""
-    reason = reason or "made with other settings than the config's"
-    return Finding(State.STALE, "config", reason)
+    older = record.older if record else ""
+    return Finding(State.STALE, "config", older or "made with other settings than the config's")
 
 
-def inputs(made: Made, contents: Callable[[Path], str]) -> Iterator[Finding]:
+def recorded_contents(folder: Path) -> str:
+    """The digest of an artifact's contents as its digest.json says."""
+    record = digest_in(folder)
+    return digest(record.outputs) if record else "damaged"
+
+
+def inputs(made: Made, contents: Callable[[Path], str] = recorded_contents) -> Iterator[Finding]:
     """The artifacts that one was made from against what they are now. ``contents`` of a folder: the
     digest of what is in it now; empty where nobody knows."""
     for source in made.inputs:
@@ -120,12 +112,6 @@ def inputs(made: Made, contents: Callable[[Path], str]) -> Iterator[Finding]:
             yield Finding(State.STALE, where, f"{about} was made anew")
 
 
-def recorded_contents(folder: Path) -> str:
-    """The digest of an artifact's contents as its digest.json says."""
-    record = digest_in(folder)
-    return digest(record.outputs) if record else "damaged"
-
-
 def shown(
     made: Made, planned: Planned | None = None, unread: tuple[str, ...] = ()
 ) -> Iterator[Finding]:
@@ -134,11 +120,9 @@ def shown(
     they are there. Raises ``UserError`` where a record cannot be read."""
     record = read(made.path / "digest.json", Digest)
     manifest = read(made.path / "manifest.json", Manifest)
-    payload = made.path / "payload"
-    paths = {p.relative_to(payload).as_posix(): p for p in payload.rglob("*") if p.is_file()}
     now = {
         name: record.outputs.get(name, "") if name.endswith(unread) else file_digest(path)
-        for name, path in paths.items()
+        for name, path in files_below(made.path / "payload").items()
     }
     yield from files(record.outputs, now)
     unlike = disagreement(record, manifest)
@@ -146,4 +130,4 @@ def shown(
     stale = None if record.adopted or not planned else settings(record, planned)
     yield from filter(None, [unlike, stale])
     if not record.adopted:
-        yield from inputs(made, recorded_contents)
+        yield from inputs(made)

@@ -1,14 +1,13 @@
 """Whether what lies in ``results/NAME`` is what the config describes now.
 
-Snakemake notices an edit by its own records in ``.snakemake/``. Where these are gone (a copy, a
-clean-up) it would show old results under a new config. So the stages that show something compare
-all that lies behind them with the plan, which the run writes as ``results/NAME/plan.json``.
-
-A job that waits on a cluster parses config and code again when it starts: it compares what it finds
-with the plan of the run that submitted it.
+Snakemake notices an edit by its records in ``.snakemake/``. Without these (a copy, a clean-up) it
+would show old results under a new config. So the stages that show something compare all that lies
+behind them with the plan, which the run writes as ``results/NAME/plan.json``. So does a job that
+has waited on a cluster: it parses config and code again when it starts.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -17,25 +16,16 @@ from typing import Any
 from opd.core.errors import UserError
 from opd.core.files import digest, replacing
 from opd.stages import check as checks
+from opd.stages import records
 from opd.stages.artifact import Artifact, sources_first
 from opd.stages.identity import settings_digest
 from opd.stages.on_disk import Made
-from opd.stages.records import (
-    NOT_AS_WRITTEN,
-    Planned,
-    State,
-    checked,
-    digest_in,
-    json_text,
-    plain,
-    sealed,
-    write_json,
-)
+from opd.stages.records import Planned, State, digest_in, json_text
 
 
-def described(artifacts: Mapping[str, Artifact], asked: Iterable[str] = ()) -> dict[str, Planned]:
-    """The plan of these artifacts: folder -> entry. ``asked``: the folders that are asked for."""
-    targets = set(asked)
+def described(artifacts: Mapping[str, Artifact], targets: Iterable[str] = ()) -> dict[str, Planned]:
+    """The plan of these artifacts: folder -> entry. ``targets`` are those that are asked for."""
+    asked = set(targets)
     return {
         folder: Planned(
             settings=settings_digest(artifact.stage, artifact.cfg),
@@ -43,18 +33,24 @@ def described(artifacts: Mapping[str, Artifact], asked: Iterable[str] = ()) -> d
             folder=folder,
             stage=artifact.stage,
             cfg=artifact.cfg,
-            asked=folder in targets,
+            asked=folder in asked,
         )
         for folder, artifact in artifacts.items()
     }
 
 
-def write_plan(path: Path, artifacts: Mapping[str, Artifact], asked: Iterable[str] = ()) -> None:
+def write_plan(path: Path, artifacts: Mapping[str, Artifact], targets: Iterable[str] = ()) -> None:
     """Write what a config describes (``described``), where it differs from what is there."""
-    plan = {name: sealed(plain(entry)) for name, entry in described(artifacts, asked).items()}
-    if not path.is_file() or path.read_bytes() != json_text(plan).encode():
+    entries = described(artifacts, targets).items()
+    plan = {name: records.sealed(records.plain(entry)) for name, entry in entries}
+    _update(path, json_text(plan))
+
+
+def _update(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_bytes() != text.encode():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, plan)
+        with replacing(path, str(os.getpid())) as temporary:
+            temporary.write_text(text)
 
 
 def read_plan(path: Path) -> tuple[dict[str, Planned | None] | None, str]:
@@ -71,13 +67,13 @@ def read_plan(path: Path) -> tuple[dict[str, Planned | None] | None, str]:
     entries: dict[str, Planned | None] = {}
     reasons = []
     for name, inner in value.items():
-        entry, reason = checked(inner, Planned)
+        entry, reason = records.checked(inner, Planned)
         if entry and entry.folder not in ("", name):
             reason = "is not the entry of this folder"
         entries[name] = None if reason else entry
         reasons += [f"{name}: {reason}"] if reason else []
     if not reasons and json_text(value).encode() != text:
-        reasons = [NOT_AS_WRITTEN]
+        reasons = [records.NOT_AS_WRITTEN]
     return entries, "; ".join(reasons)
 
 
@@ -94,11 +90,8 @@ def _essence(plan: Mapping[str, Planned | None]) -> dict[str, list[Any]]:
 def edited_since(
     submitted: str, own: str, plan: Path, artifacts: Mapping[str, Artifact]
 ) -> dict[str, str]:
-    """Folder -> what has come in between since the job that asks was submitted.
-
-    ``submitted`` and ``own`` are what the run and the job have parsed (``parsed``), ``plan`` is the
-    run's plan.json.
-    """
+    """Folder -> what was edited since a job was submitted. ``submitted`` and ``own`` are what the
+    run and the job have parsed (``parsed``), ``plan`` is the run's plan.json."""
     if submitted == own:
         return {}
     now = _essence(described(artifacts))
@@ -120,13 +113,9 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     first line has the digest of the rest."""
     import yaml
 
-    plain = json.loads(json.dumps(config))
-    rest = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
-    text = f"{_first_line(rest)}{rest}"
-    if not path.is_file() or path.read_text() != text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_text(text)
+    values = json.loads(json.dumps(config))
+    rest = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    _update(path, f"{_first_line(rest)}{rest}")
 
 
 def _first_line(rest: str) -> str:
@@ -166,29 +155,32 @@ def check(plan: Path, inputs: Iterable[Path]) -> None:
     entries, damage = read_plan(plan)
     if entries is None:
         raise UserError(damage or "no plan is there", str(plan), "run snakemake again")
-    known = {folder: entry for folder, entry in entries.items() if entry}
-    shown = [p.parent.relative_to(results).as_posix() for p in inputs if p.name == "digest.json"]
-    stale: dict[str, str] = {}
+    there = {
+        folder: planned
+        for folder, planned in entries.items()
+        if planned and (results / folder / "digest.json").is_file()
+    }
+    starts = [p.parent.relative_to(results).as_posix() for p in inputs if p.name == "digest.json"]
 
     def sources(folder: str) -> Iterable[str]:
         """What an artifact that is there was made from: of what was adopted, nothing."""
-        entry, record = known.get(folder), results / folder / "digest.json"
-        if entry is None or not record.is_file():
+        if folder not in there:
             return ()
-        adopted = checks.stands_for(digest_in(record.parent), entry.stage, entry.cfg or {})
-        return () if adopted else entry.inputs
+        planned, record = there[folder], digest_in(results / folder)
+        adopted = checks.stands_for(record, planned.stage, planned.cfg or {})
+        return () if adopted else planned.inputs
 
-    for folder in sources_first(shown, sources):
-        if folder not in known or not (results / folder / "digest.json").is_file():
-            continue
-        made, planned = Made(results, folder), known[folder]
-        findings = [checks.settings(made.digest, planned)]
-        # What was adopted was not made from its inputs.
-        if not (made.digest and made.digest.adopted):
-            findings += checks.inputs(made, checks.recorded_contents)
-        for finding in findings:
-            if finding and finding.state == State.STALE:
-                stale.setdefault(folder, finding.text)
+    stale: dict[str, str] = {}
+    for folder in sources_first(starts, sources):
+        if folder in there:
+            made = Made(results, folder)
+            findings = [checks.settings(made.digest, there[folder])]
+            # What was adopted was not made from its inputs.
+            if not (made.digest and made.digest.adopted):
+                findings += checks.inputs(made)
+            for finding in findings:
+                if finding and finding.state == State.STALE:
+                    stale.setdefault(folder, finding.text)
     if stale:
         first, reason = next(iter(stale.items()))
         more = f", and {len(stale) - 1} more like it" if len(stale) > 1 else ""

@@ -1,16 +1,14 @@
 """The GPUs of this machine: which of them a stage has for itself, and what it draws from them.
 
-Where Snakemake runs jobs itself it counts GPUs at most, and assigns none. So a stage takes a lock
-for each device that it computes on and makes it the only one that is visible; what Slurm has
-allotted is taken as it is. All of it goes by NVML (the package nvidia-ml-py): without it, or
-without a GPU, nothing happens.
+Snakemake itself assigns no GPUs to jobs. So a stage locks each device that it computes on and makes
+only these visible; what Slurm has allotted is taken as it is. All of it goes by NVML (the package
+nvidia-ml-py): without it, or without a GPU, nothing happens.
 """
 
 import fcntl
 import os
 import stat
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
+from opd.stages.lock import repeated
 from opd.stages.registry import STAGES
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SAMPLE_SECONDS, POLL_SECONDS = 1.0, 0.5
+# Where locks lie: one folder for each user of a machine, whatever TMPDIR says in a job.
+LOCKS = Path("/tmp", f"opd-gpus-{os.getuid()}")
 
 
 def nvml() -> Any:
@@ -38,8 +39,7 @@ def nvml() -> Any:
 
 
 def wanted(stage: str, cfg: Mapping[str, Any]) -> tuple[int, bool]:
-    """GPUs that a stage computes on, and whether it makes use of more: vLLM has a worker on each
-    that is visible."""
+    """GPUs that a stage needs, and whether it uses more: vLLM has a worker on each visible one."""
     by_rule = (stage == "embed" and cfg.get("encoder") != "model") or cfg.get("judge") == "keywords"
     about = STAGES[stage]
     if not about.computes or by_rule:
@@ -50,39 +50,26 @@ def wanted(stage: str, cfg: Mapping[str, Any]) -> tuple[int, bool]:
 
 def visible(library: Any) -> dict[str, Any]:
     """Devices that this process may use: name, as CUDA_VISIBLE_DEVICES has it -> NVML's handle."""
-    given = os.environ.get(VISIBLE)
-    if given is None:
-        names = [str(i) for i in range(library.nvmlDeviceGetCount())]
-    else:
-        names = [name.strip() for name in given.split(",")]
-    found = {}
-    for name in names:
+    every = ",".join(str(i) for i in range(library.nvmlDeviceGetCount()))
+    devices = {}
+    for name in map(str.strip, os.environ.get(VISIBLE, every).split(",")):
         try:
             if name.isdigit():
-                found[name] = library.nvmlDeviceGetHandleByIndex(int(name))
+                devices[name] = library.nvmlDeviceGetHandleByIndex(int(name))
             else:
-                found[name] = library.nvmlDeviceGetHandleByUUID(name)
+                devices[name] = library.nvmlDeviceGetHandleByUUID(name)
         except library.NVMLError:
             break  # as CUDA does: what follows a name of no device (as -1) is not visible
-    return found
-
-
-# Which devices a stage has
-
-
-def lock_folder() -> Path:
-    """Where locks lie: one folder for each user of a machine, whatever TMPDIR says in a job."""
-    return Path("/tmp", f"opd-gpus-{os.getuid()}")
+    return devices
 
 
 @contextmanager
 def lease(stage: str, cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Have the GPUs that a stage computes on to itself, and name them in CUDA_VISIBLE_DEVICES.
+    """Hold the GPUs that a stage computes on, and name them in CUDA_VISIBLE_DEVICES.
 
-    To be entered before torch is used. Waits where others hold them, and says so. Among the devices
-    that CUDA_VISIBLE_DEVICES names already, where it is set. Locks end with the stage's process and
-    its children, however these end. Raises ``UserError`` where fewer devices are visible than the
-    stage needs.
+    To be entered before torch is used. Chooses among the devices that CUDA_VISIBLE_DEVICES names
+    already, and waits for others, which is printed. Locks end with the stage's process and its
+    children. Raises ``UserError`` where fewer devices are visible than the stage needs.
     """
     least, more = wanted(stage, cfg)
     library = nvml() if least and "SLURM_JOB_ID" not in os.environ else None
@@ -91,17 +78,14 @@ def lease(stage: str, cfg: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     if least > len(devices):
-        raise UserError(
-            f"{least} GPUs are needed and {len(devices)} visible",
-            "training.processes",
-            f"lower it, or make more visible ({VISIBLE})",
-        )
-    folder = lock_folder()
-    _own(folder)
-    paths = {name: folder / _key(library, name, device) for name, device in devices.items()}
+        reason = f"{least} GPUs are needed and {len(devices)} visible"
+        remedy = f"lower it, or make more visible ({VISIBLE})"
+        raise UserError(reason, "training.processes", remedy)
+    _make_private(LOCKS)
+    paths = {name: LOCKS / _key(library, name, device) for name, device in devices.items()}
     before = {key: os.environ.get(key) for key in (VISIBLE, "CUDA_DEVICE_ORDER")}
     with ExitStack() as held:
-        mine = _take(paths, least, more, f"opd stage {stage}, process {os.getpid()}", folder, held)
+        mine = _take(paths, least, more, f"opd stage {stage}, process {os.getpid()}", held)
         os.environ[VISIBLE] = ",".join(mine)
         # NVML's order, which is not CUDA's own where GPUs differ.
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -109,40 +93,32 @@ def lease(stage: str, cfg: Mapping[str, Any]) -> Iterator[None]:
             yield
         finally:
             for key, value in before.items():
-                if value is None:
-                    os.environ.pop(key, None)
-                else:
+                os.environ.pop(key, None)
+                if value is not None:
                     os.environ[key] = value
 
 
-def _own(folder: Path) -> None:
-    """Make the folder of locks, for this user alone. Raises ``UserError`` where another has made
-    it."""
+def _make_private(folder: Path) -> None:
+    """Make the folder of locks, for this user alone."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise UserError("the folder of GPU locks is not this user's", str(folder), "remove it")
 
 
 def _key(library: Any, name: str, device: Any) -> str:
     """A device's name that does not depend on which others are visible."""
-    try:
-        found = library.nvmlDeviceGetUUID(device)
-    except library.NVMLError:
-        return name
-    return found.decode() if isinstance(found, bytes) else str(found)
+    with suppress(library.NVMLError):
+        return str(library.nvmlDeviceGetUUID(device))
+    return name
 
 
-def _take(
-    paths: Mapping[str, Path], least: int, more: bool, me: str, folder: Path, held: ExitStack
-) -> list[str]:
+def _take(paths: Mapping[str, Path], least: int, more: bool, me: str, held: ExitStack) -> list[str]:
     """Lock ``least`` of the devices (with ``more`` all that are free) and return their names.
-
-    Stages take in turn, and who takes is waited for: none can hold what another needs while it
-    waits itself, and one that needs several is not overtaken for ever.
-    """
-    with (folder / "turn").open("a") as turn:
+    Stages take in turn: none holds what another needs while it waits itself, and one that needs
+    several is not overtaken for ever."""
+    with (LOCKS / "turn").open("a") as turn:
         waited = False
         if not _lock(turn):
             print("waiting for a GPU: others wait before this", file=sys.stderr)
@@ -167,7 +143,9 @@ def _take(
             if len(mine) >= least:
                 break
             if not waited:
-                print(_waiting(paths, mine, least), file=sys.stderr, flush=True)
+                taken = [f"{n} ({path.read_text()})" for n, path in paths.items() if n not in mine]
+                needs = f"waiting for {least} of {len(paths)} GPUs"
+                print(f"{needs}; taken are {', '.join(taken)}", file=sys.stderr, flush=True)
                 waited = True
             time.sleep(POLL_SECONDS)
     if waited:
@@ -176,19 +154,10 @@ def _take(
 
 
 def _lock(file: Any) -> bool:
-    try:
+    with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _waiting(paths: Mapping[str, Path], mine: list[str], least: int) -> str:
-    held = [f"{name} ({paths[name].read_text()})" for name in paths if name not in mine]
-    return f"waiting for {least} of {len(paths)} GPUs; taken are {', '.join(held)}"
-
-
-# What a stage draws
+        return True
+    return False
 
 
 @contextmanager
@@ -201,84 +170,63 @@ def telemetry(stage: str) -> Iterator[dict[str, Any]]:
     what else runs on them. Empty without a GPU; what a device does not tell is left out.
     """
     library = nvml() if STAGES[stage].computes else None
-    found: dict[str, Any] = {}
+    drawn: dict[str, Any] = {}
     devices = list(visible(library).values()) if library else []
     if not devices:
-        yield found
+        yield drawn
         return
     samples = Samples(library, devices)
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(SAMPLE_SECONDS):
-            samples.take()
-
     samples.take()
-    thread = threading.Thread(target=watch, name="gpu-telemetry", daemon=True)
-    thread.start()
     try:
-        yield found
+        with repeated(samples.take, SAMPLE_SECONDS):
+            yield drawn
     finally:
-        done.set()
-        thread.join()
         samples.take()
-        found |= samples.summary()
+        drawn |= samples.summary()
 
 
 class Samples:
-    """What NVML said of some devices, time after time."""
+    """What NVML said of some devices, time after time; nothing for what a device does not tell."""
 
     def __init__(self, library: Any, devices: list[Any]) -> None:
         self.library, self.devices = library, devices
-        self.names = [self._ask("nvmlDeviceGetName", device) for device in devices]
         self.times: list[float] = []
-        self.rows: list[list[dict[str, Any]]] = []
+        self.rows: list[list[list[float | None]]] = []
 
     def take(self) -> None:
         """Ask every device once."""
         self.times.append(time.monotonic())
         self.rows.append([self._state(device) for device in self.devices])
 
-    def _state(self, device: Any) -> dict[str, Any]:
-        memory = self._ask("nvmlDeviceGetMemoryInfo", device)
-        rates = self._ask("nvmlDeviceGetUtilizationRates", device)
-        return {
-            "memory": None if memory is None else memory.used,
-            "busy": None if rates is None else rates.gpu,
-            "millijoules": self._ask("nvmlDeviceGetTotalEnergyConsumption", device),
-            "milliwatts": self._ask("nvmlDeviceGetPowerUsage", device),
-        }
+    def _state(self, device: Any) -> list[float | None]:
+        """Bytes in use, percent of time at work, millijoules drawn so far, milliwatts."""
+        memory, rates = self._ask("MemoryInfo", device), self._ask("UtilizationRates", device)
+        energy, power = self._ask("TotalEnergyConsumption", device), self._ask("PowerUsage", device)
+        return [getattr(memory, "used", None), getattr(rates, "gpu", None), energy, power]
 
-    def _ask(self, function: str, device: Any) -> Any:
-        """None for what a device does not tell: no stage fails of it."""
+    def _ask(self, question: str, device: Any) -> Any:
         with suppress(self.library.NVMLError):
-            said = getattr(self.library, function)(device)
-            return said.decode() if isinstance(said, bytes) else said
+            return getattr(self.library, f"nvmlDeviceGet{question}")(device)
         return None
 
     def summary(self) -> dict[str, Any]:
         """The keys that ``telemetry`` names."""
-        found: dict[str, Any] = {"devices": [name or "GPU" for name in self.names]}
-        columns = list(zip(*self.rows, strict=True))
-        memory = [state["memory"] for row in self.rows for state in row]
-        busy = [state["busy"] for row in self.rows for state in row]
-        if None not in memory:
-            found["peak_memory_bytes"] = max(memory)
-        if None not in busy:
-            found["utilisation"] = round(sum(busy) / len(busy) / 100, 4)
-        counted = [[state["millijoules"] for state in column] for column in columns]
-        drawn = [[state["milliwatts"] for state in column] for column in columns]
-        if not any(None in column for column in counted):
-            found["energy_joules"] = sum(column[-1] - column[0] for column in counted) / 1000
-            found["energy_from"] = "counter"
-        elif not any(None in column for column in drawn):
-            found["energy_joules"] = sum(map(self._integral, drawn)) / 1000
-            found["energy_from"] = "power"
-        if "energy_joules" in found:
-            found["energy_joules"] = round(found["energy_joules"], 1)
-        return found
+        import numpy as np
 
-    def _integral(self, values: list[float]) -> float:
-        """Of samples over time, by the trapezoidal rule."""
-        steps = zip(self.times, self.times[1:], values, values[1:], strict=False)
-        return sum((end - start) * (a + b) / 2 for start, end, a, b in steps)
+        # (times, devices) each; what was not told is NaN, and so is what is computed from it.
+        memory, busy, counted, power = np.moveaxis(np.array(self.rows, float), 2, 0)
+        energy = {
+            "counter": (counted[-1] - counted[0]).sum() / 1000,
+            "power": np.trapezoid(power, self.times, axis=0).sum() / 1000,
+        }
+        values: dict[str, Any] = {
+            "devices": [self._ask("Name", device) or "GPU" for device in self.devices]
+        }
+        if not np.isnan(memory).any():
+            values["peak_memory_bytes"] = int(memory.max())
+        if not np.isnan(busy).any():
+            values["utilisation"] = round(float(busy.mean()) / 100, 4)
+        for source, joules in energy.items():
+            if "energy_from" not in values and not np.isnan(joules):
+                values |= {"energy_joules": round(float(joules), 1), "energy_from": source}
+        return values

@@ -7,17 +7,12 @@ from typing import Any
 from opd.core.files import digest
 
 
-def identity(stage: str, cfg: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
-    """Digest that names an artifact: stage, settings, and the content digests of its inputs.
+def identity(stage: str, cfg: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Digest that names an artifact: stage, settings, and a digest of each input's contents.
 
     What is under ``execution`` changes how a stage runs and not what it makes: it does not count.
     """
-    return identity_of(stage, cfg, {name: digest(value) for name, value in inputs.items()})
-
-
-def identity_of(stage: str, cfg: Mapping[str, Any], used: Mapping[str, str]) -> str:
-    """The same from the digests of the inputs' contents, as manifests have them."""
-    return digest({"stage": stage, "cfg": _made_by(cfg), "inputs": dict(used)})
+    return digest({"stage": stage, "cfg": _made_by(cfg), "inputs": dict(inputs)})
 
 
 def adopted_identity(stage: str, cfg: Mapping[str, Any], outputs: Mapping[str, str]) -> str:

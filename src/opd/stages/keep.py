@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import content, link_files
+from opd.core.files import content, files_below, link_files
 from opd.stages.records import Contents, load
 
 
@@ -23,10 +23,8 @@ def complete(folder: Path, record: Path, kind: type[Contents] = Contents) -> boo
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Stage ``keep``: the weights of step cfg.step of the run that made the input ``model``, with
-    configuration and tokenizer; hard links where the file system has them.
-
-    Raises ``UserError`` where the step was not kept, and where the run ended before it.
-    """
+    configuration and tokenizer; hard links where the file system has them. Raises ``UserError``
+    where the step was not kept, and where the run ended before it."""
     step, steps = cfg["step"], steps_of(inputs["model"].resolve())
     folder = steps / str(step)
     if not complete(folder, steps / f"{step}.json"):
@@ -35,7 +33,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
             str(folder),
             f"name it in keep_steps, remove {inputs['model'].parent}/digest.json, run again",
         )
-    if not any(path.is_file() for path in folder.rglob("*")):
+    if not files_below(folder):
         raise UserError(f"the run ended before step {step}", str(folder), "name an earlier step")
     link_files(folder, out)
     return {"step": step}

@@ -14,8 +14,9 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from glob import glob
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,18 +28,16 @@ BEAT_SECONDS = 10.0
 POLL_SECONDS = 0.2
 SAY_SECONDS = 60.0
 
-Written = dict[tuple[int, int], tuple[int, int]]
-
 
 @contextmanager
 def alone(scratch: Path) -> Iterator[None]:
     """Hold the scratch folder of one identity: an orphan of a killed run and its replacement never
     work at the same time, the second waits and finds what the first has made. It says for whom."""
     path = scratch / OWNER
-    said = -SAY_SECONDS
+    last_line = -SAY_SECONDS
     while (file := take(scratch)) is None:
-        if time.monotonic() - said >= SAY_SECONDS:
-            said = time.monotonic()
+        if time.monotonic() - last_line >= SAY_SECONDS:
+            last_line = time.monotonic()
             print(f"waiting for {life(path)}", file=sys.stderr, flush=True)
         time.sleep(POLL_SECONDS)
     with suppress(OSError):  # a full disk will be told of where it matters
@@ -66,11 +65,9 @@ def take(scratch: Path) -> IO[bytes] | None:
             file.close()
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return None
-            raise UserError(
-                f"files cannot be locked there ({error.strerror})",
-                str(path),
-                "mount that file system with flock, or keep the store on another",
-            ) from error
+            reason = f"files cannot be locked there ({error.strerror})"
+            remedy = "mount that file system with flock, or keep the store on another"
+            raise UserError(reason, str(path), remedy) from error
         # Whoever held it may have finished and removed the folder.
         with suppress(FileNotFoundError):
             if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
@@ -100,29 +97,35 @@ def life(path: Path) -> str:
 
 
 @contextmanager
-def watched(scratch: Path, where: str) -> Iterator[None]:
-    """Note in the owner file when the stage or a child of it last wrote something: below
-    ``scratch``, to its log, or to any file that it holds open.
-
-    A stage that has written nothing for the minutes in ``OPD_STALL_MINUTES`` (0, or not set: no
-    limit) is ended with all its children, one line about ``where``, and exit status 2. The time in
-    which the process itself is stopped does not count.
-    """
+def repeated(function: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call a function every so many seconds while the block runs, in a thread of its own."""
     done = threading.Event()
-    limit = 60 * float(os.environ.get(LIMIT) or 0)
-    beat = threading.Thread(target=_beat, args=(scratch, where, limit, done), daemon=True)
-    beat.start()
+
+    def repeat() -> None:
+        while not done.wait(seconds):
+            function()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
-        beat.join()
+        thread.join()
 
 
-def _beat(scratch: Path, where: str, limit: float, done: threading.Event) -> None:
+@contextmanager
+def watched(scratch: Path, where: str) -> Iterator[None]:
+    """Note in the owner file when the stage or a child of it last wrote something: below
+    ``scratch``, to its log, or to any file that it holds open. A stage that has written nothing for
+    the minutes in ``OPD_STALL_MINUTES`` (0, or not set: no limit) is ended with its children, a
+    line about ``where``, and exit status 2. Time in which the process is stopped does not count."""
+    limit = 60 * float(os.environ.get(LIMIT) or 0)
     pause = min(BEAT_SECONDS, limit / 4) if limit else BEAT_SECONDS
     before, silent = _written(scratch), 0.0
-    while not done.wait(pause):
+
+    def beat() -> None:
+        nonlocal before, silent
         now = _written(scratch)
         silent = silent + pause if now == before else 0.0
         before = now
@@ -132,50 +135,47 @@ def _beat(scratch: Path, where: str, limit: float, done: threading.Event) -> Non
         if limit and silent >= limit:
             _end(where, limit)
 
+    with repeated(beat, pause):
+        yield
 
-def _written(scratch: Path) -> Written:
-    """Time and size of every file that this stage may be writing."""
-    found: Written = {}
+
+def _written(scratch: Path) -> dict[tuple[int, int], tuple[int, int]]:
+    """Time and size of every file that this stage may be writing, by its device and inode."""
+    written = {}
     # What a stage's processes hold open: journals in the cache, the log if it is a file.
-    folders = [Path(f"/proc/{pid}/fd") for pid in (os.getpid(), *_descendants(os.getpid()))]
+    processes = (os.getpid(), *_descendants(os.getpid()))
+    paths = [path for pid in processes for path in glob(f"/proc/{pid}/fd/*")]
     # Unlike rglob, os.walk stands a folder that is gone before it is read.
-    below = [Path(folder, name) for folder, _, names in os.walk(scratch) for name in names]
-    for path in (*below, *(p for folder in folders for p in _inside(folder))):
+    paths += [os.path.join(folder, name) for folder, _, names in os.walk(scratch) for name in names]
+    for path in paths:
         with suppress(OSError):
-            status = path.stat()
+            status = os.stat(path)
             if stat.S_ISREG(status.st_mode):
-                found[status.st_dev, status.st_ino] = status.st_mtime_ns, status.st_size
+                written[status.st_dev, status.st_ino] = status.st_mtime_ns, status.st_size
     with suppress(OSError):  # its time is ours
         status = (scratch / OWNER).stat()
-        found.pop((status.st_dev, status.st_ino), None)
-    return found
-
-
-def _inside(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:  # it has ended
-        return []
+        written.pop((status.st_dev, status.st_ino), None)
+    return written
 
 
 def _descendants(pid: int) -> list[int]:
     children: list[int] = []
-    for task in _inside(Path(f"/proc/{pid}/task")):
-        with suppress(OSError):
-            children += map(int, (task / "children").read_text().split())
-    return [one for child in children for one in (child, *_descendants(child))]
+    for path in glob(f"/proc/{pid}/task/*/children"):
+        with suppress(OSError):  # it has ended
+            children += map(int, Path(path).read_text().split())
+    return [pid for child in children for pid in (child, *_descendants(child))]
 
 
 def _end(where: str, limit: float) -> Any:
     # Where it hangs: of use to whoever reads the log.
     faulthandler.dump_traceback(sys.stderr)
-    bad = UserError(
+    error = UserError(
         f"nothing was written for {limit / 60:g} minutes",
         where,
         "the stage hung and was ended (its stack stands above in this log): start again, what it "
         "has kept is used; stall_minutes in the config is the limit",
     )
-    print(f"error: {bad}", file=sys.stderr, flush=True)
+    print(f"error: {error}", file=sys.stderr, flush=True)
     for pid in _descendants(os.getpid()):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """Artifacts as they lie in a results folder, also in one that was copied, renamed or sent."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -39,11 +40,9 @@ class Made:
     def __init__(self, root: Path, folder: str) -> None:
         self.root, self.folder = Path(os.path.abspath(root)), folder
         self.path = self.root / folder
-        self.digest, wrong_digest = load(self.path / "digest.json", Digest)
-        self.manifest, wrong_manifest = load(self.path / "manifest.json", Manifest)
-        self.damage: dict[str, Finding] = {
-            finding.where: finding for finding in (wrong_digest, wrong_manifest) if finding
-        }
+        self.digest, *damage = load(self.path / "digest.json", Digest)
+        self.manifest, *more = load(self.path / "manifest.json", Manifest)
+        self.damage: dict[str, Finding] = {x.where: x for x in (*damage, *more) if x}
 
     @property
     def stage(self) -> str:
@@ -62,7 +61,7 @@ class Made:
     @property
     def copies(self) -> dict[str, Path]:
         """File of the payload -> where its copy lies, or should."""
-        records = [record for record in (self.digest, self.manifest) if record]
+        records = filter(None, (self.digest, self.manifest))
         names = COPIED & {name for record in records for name in record.outputs}
         return {n: self.root / f"{self.folder}{Path(n).suffix}" for n in sorted(names)}
 
@@ -71,17 +70,23 @@ class Made:
         """What it was made from, in the order of its settings."""
         if self.manifest is None:
             return []
-        order = self.manifest.cfg.get("inputs")
+        used, order = self.manifest.inputs, self.manifest.cfg.get("inputs")
         order = order if isinstance(order, list) else []
-        used = self.manifest.inputs
         names = sorted(used, key=lambda n: (order.index(n) if n in order else len(order), n))
         return [Input(name, used[name], _source(self.root, used[name].path)) for name in names]
 
     @property
     def sources(self) -> list[Path]:
         """The folders of the artifacts among the inputs, as far as they are there."""
-        there = [x.place for x in self.inputs if x.place and x.used.made]
-        return [Path(os.path.abspath(place.parent)) for place in there]
+        places = [x.place for x in self.inputs if x.place and x.used.made]
+        return [Path(os.path.abspath(place.parent)) for place in places]
+
+    @property
+    def entry(self) -> Path | None:
+        """The store entry that it links; None where it holds its files itself."""
+        link = self.path / "payload"
+        entry = link.resolve()
+        return entry if link.is_symlink() and is_entry(entry) else None
 
     def payload(self, store: Path | None = None) -> Path | None:
         """The folder with its files: its payload, or where that link leads nowhere, its entry in
@@ -93,6 +98,11 @@ class Made:
         return entry if entry and entry.is_dir() else None
 
 
+def is_entry(path: Path) -> bool:
+    """Whether a folder of a store is an entry: its name is an identity."""
+    return path.is_dir() and re.fullmatch("[0-9a-f]{64}", path.name) is not None
+
+
 def below(path: str) -> str:
     """What a recorded path says below its results folder (of results/NAME/X: X), else itself."""
     parts = Path(path).parts
@@ -101,11 +111,8 @@ def below(path: str) -> str:
 
 
 def _source(root: Path, recorded: str) -> Path | None:
-    """Where an input lies now that a manifest of the results folder names so; None: nowhere.
-
-    Paths are recorded from the folder that holds ``results``; the results folder may have been
-    copied since, with or without all else, and be called otherwise.
-    """
+    """Where an input lies now that a manifest has recorded; None: nowhere. Paths are recorded from
+    the folder that holds ``results``; the results folder may have been copied or renamed since."""
     for place in (root / below(recorded), root.parent.parent / recorded, Path(recorded)):
         if place.exists():
             return place
@@ -130,9 +137,6 @@ def behind(artifacts: Iterable[Made]) -> list[Made]:
             yield source
 
     return [known[path] for path in sources_first([*known], sources)]
-
-
-# What there is
 
 
 def folders(root: Path) -> list[str]:
@@ -184,18 +188,13 @@ def results_folder(path: Path) -> Path:
 def locate(named: Path) -> Made:
     """The artifact that a path means: its folder, a file in it, a copy of one (tables/x.csv), or
     the end of its folder's name (results/NAME/MODEL/sSEED for results/NAME/models/MODEL/sSEED).
-
-    Raises ``UserError`` where there is none, or more than one.
-    """
+    Raises ``UserError`` where there is none, or more than one."""
     path = Path(os.path.abspath(named))
     for folder in (path, *path.parents, path.with_suffix("")):
         if (folder / "digest.json").is_file() or (folder / "manifest.json").is_file():
-            root = results_folder(folder)
-            return Made(root, folder.relative_to(root).as_posix())
-    above = (path, *path.parents)
-    root = next((p for p in above if p.parent.name == "results"), path.parent)
-    root = next((p for p in above if (p / "plan.json").is_file()), root)
-    end = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+            return at(results_folder(folder), folder)
+    root = results_folder(path / "digest.json")
+    end = path.relative_to(root).as_posix()
     matching = [f for f in folders(root) if f"/{f}".endswith(f"/{end}")] if root.is_dir() else []
     if f"models/{end}" in matching:
         matching = [f"models/{end}"]

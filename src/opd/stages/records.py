@@ -17,6 +17,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from opd.core.errors import UserError
 from opd.core.files import replacing
+from opd.stages.identity import settings_digest
 
 # Of digest.json and of what identities are digests of: what has another number was made by another
 # version of this package, and can be compared with what that version says only.
@@ -83,8 +84,7 @@ class Digest(Contents):
 
     @property
     def older(self) -> str:
-        """That another version of this package wrote it, whose identities cannot be compared with
-        those of this one; empty where that is not so."""
+        """What to say of what another version of this package wrote; empty for its own work."""
         if self.format == FORMAT:
             return ""
         return f"made with {'an older' if self.format < FORMAT else 'a newer'} format"
@@ -107,6 +107,17 @@ class Manifest(Contents):
     gpu: dict[str, Any] | None = None
     adopted: str | None = None
     format: int = FORMAT
+
+    @property
+    def handed_on(self) -> Digest:
+        """The digest.json that goes with it."""
+        return Digest(
+            identity=self.identity,
+            settings=settings_digest(self.stage, self.cfg),
+            outputs=self.outputs,
+            format=self.format,
+            adopted=bool(self.adopted) or None,
+        )
 
 
 class Planned(Record):
@@ -191,8 +202,7 @@ def read(path: Path, kind: type[Kind]) -> Kind:
 
 
 def parse(text: bytes, kind: type[Kind]) -> tuple[Kind | None, str]:
-    """The record that a text holds, if it holds one, and what is wrong with the text, if anything
-    is."""
+    """The record that a text holds, if any, and what is wrong with the text, if anything."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -207,8 +217,7 @@ def parse(text: bytes, kind: type[Kind]) -> tuple[Kind | None, str]:
 
 
 def checked(value: Any, kind: type[Kind]) -> tuple[Kind | None, str]:
-    """The record that a JSON value is, if it is one, and what is wrong with its keys or its seal,
-    if anything is."""
+    """The record that a JSON value is, if any, and what is wrong with its keys or its seal."""
     try:
         # What earlier versions wrote has no format.
         formatted = "format" in kind.model_fields and isinstance(value, Mapping)

@@ -1,13 +1,17 @@
-"""The stages: one table of all that is known of each beside its code.
+"""The stages: one table of all that is known of each beside its code, and the digest of that.
 
 The plan, the rules of the workflow, the command line, doctor and provenance read it. No stage
 imports it, so a new stage, or another label, changes the identity of nothing. Modules are strings:
 to read the table imports none of them.
 """
 
+import hashlib
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
+
+from opd.core.code import module_digest, own_digests
+from opd.core.files import digest
 
 # Which interpreter runs a stage: one for text and tables, one with torch, one that samples.
 Python = Literal["light", "gpu", "vllm"]
@@ -63,7 +67,7 @@ class Stage(NamedTuple):
 
 
 _MODEL, _PROBE = "models/{model}/s{seed}", "probes/{probe}/s{seed}"
-_DEMOS = "demonstrations/{demos}/s{seed}"
+_DEMOS, _DATA = "demonstrations/{demos}/s{seed}", "sft_data/{data}/s{seed}"
 _EMBEDDED, _NEAR = "embeddings/{encoder}/{prompts}", "neighbours/{encoder}/{prompts}/{against}"
 _RESPONSES = "generations/{generation}/s{seed}"
 _EVALUATED = "evaluations/{evaluation}/{model}/s{seed}"
@@ -89,12 +93,7 @@ STAGES: dict[str, Stage] = {
     ),
     "dataset": _fetch("opd.models.fetch:run_dataset", "fetch test data", "datasets/{benchmark}"),
     "generate": _sample("opd.models.generate:run", "sample responses", _RESPONSES, work="sampling"),
-    "filter": Stage(
-        "opd.models.filters:run",
-        "choose SFT data among responses",
-        "sft_data/{data}/s{seed}",
-        work="cpu",
-    ),
+    "filter": Stage("opd.models.filters:run", "choose SFT data among responses", _DATA, work="cpu"),
     "sft": _train("opd.training.sft:run", "train on given responses", _MODEL),
     "grpo": _train("opd.training.grpo:run", "train by rewards", _MODEL),
     "distill": _train("opd.training.distill:run", "distill on policy", _MODEL, random_name="opd"),
@@ -139,3 +138,21 @@ def source(stage: str, cfg: Mapping[str, Any]) -> Mapping[str, Any]:
 def online(stage: str, cfg: Mapping[str, Any]) -> bool:
     """Whether a stage with these settings takes something from the network."""
     return STAGES[stage].network == "always" or "hub" in source(stage, cfg)
+
+
+def derive_seed(seed: int, stage: str) -> int:
+    """The random seed of a stage: a pure function of the run's seed and the stage's random name."""
+    name = STAGES[stage].random_name or stage
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
+
+
+@cache
+def code_digest(stage: str) -> str:
+    """Digest of the code of a stage: that of its module, and which of its functions is called."""
+    module, _, function = STAGES[stage].run.partition(":")
+    return digest([module_digest(module), function])
+
+
+def modules(stage: str) -> dict[str, str]:
+    """Module -> digest of its own code, for all that ``code_digest`` covers."""
+    return own_digests(STAGES[stage].run.partition(":")[0])

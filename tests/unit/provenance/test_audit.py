@@ -13,7 +13,7 @@ from opd.provenance import audit as audit_module
 from opd.provenance import diff, why
 from opd.provenance.audit import audit
 from opd.provenance.diff import changes
-from opd.stages import identity, manifest, records, verify
+from opd.stages import identity, records, run
 from opd.stages.records import Contents, Digest, Manifest
 
 
@@ -153,16 +153,16 @@ def test_files_that_differ_for_no_reason_are_said_not_to_repeat(tmp_path: Path):
 def _published(results: Path, stage: str, folder: str, inputs: dict[str, Path]) -> Path:
     """A complete artifact, made from others by their digest.json; its own."""
     cfg, output = {"inputs": [*inputs], "k": 4}, results / "mini" / folder / "digest.json"
-    resolved = {name: verify.artifact(path) for name, path in inputs.items()}
-    contents = {name: outputs for name, (_, outputs, _) in resolved.items()}
+    used = {name: run.resolve_input(path)[1] for name, path in inputs.items()}
+    contents = {name: source.outputs for name, source in used.items()}
     entry = results / ".store" / identity.identity(stage, cfg, contents)
     entry.mkdir(parents=True)
     (entry / "weights").write_bytes(bytes(range(40)))
     made = {"stage": stage, "identity": entry.name, "cfg": cfg, "outputs": content(entry)}
-    made |= {"inputs": manifest.made_from(resolved, [*inputs.values()])}
+    made |= {"inputs": used}
     output.parent.mkdir(parents=True)
     records.write(entry.with_name(f"{entry.name}.json"), Manifest(**made))
-    manifest.publish(Manifest(**made), entry, output)
+    run.publish(Manifest(**made), entry, output)
     return output
 
 
@@ -191,7 +191,7 @@ def test_a_flipped_bit_is_found_in_every_file_and_of_its_artifact_alone(tmp_path
     other = made.model_copy(update={"outputs": content(entry)})
     records.write(record, other)
     source.parent.mkdir()
-    manifest.publish(other, entry, source)
+    run.publish(other, entry, source)
     assert wrong() == {"models/b/s0": "stale"}
 
 
@@ -209,7 +209,7 @@ def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
     records.write(store / f"{entry.name}.json", Manifest(**made))
     for step in "29":
         records.write(steps / f"{step}.json", Contents(outputs=content(steps / step)))
-    manifest.publish(Manifest(**made), entry, folder / "digest.json")
+    run.publish(Manifest(**made), entry, folder / "digest.json")
 
     def found() -> list[tuple[str, str]]:
         (one,) = audit(tmp_path / "results").audited
@@ -238,12 +238,12 @@ def test_what_another_format_made_is_called_older_and_not_modified(tmp_path: Pat
     made = {"stage": "prompts", "cfg": {"code": "0", "inputs": []}, "inputs": {}, "outputs": {}}
     made |= {"numbers": {}, "versions": {}} | dict.fromkeys(("host", "device"), "x")
     made |= {"started": "2026-01-02T03:04:05Z", "seconds": 1.0}
-    made["identity"] = identity.identity_of("prompts", made["cfg"], {})
+    made["identity"] = identity.identity("prompts", made["cfg"], {})
     entry = tmp_path / "results" / ".store" / made["identity"]
     entry.mkdir(parents=True)
     records.write(entry.with_name(f"{entry.name}.json"), Manifest(**made))
     output.parent.mkdir(parents=True)
-    manifest.publish(Manifest(**made), entry, output)
+    run.publish(Manifest(**made), entry, output)
     (code,) = audit(output).audited[0].findings
     assert (code.state, code.where) == ("stale", "code")
 

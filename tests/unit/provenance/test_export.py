@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,22 @@ def test_what_a_version_with_another_stage_made_is_refused(results, tmp_path):
     results.add("opd", "models/older/s0", {"metrics.parquet": "x"})
     with pytest.raises(UserError, match="a version with a stage 'opd' made it"):
         packed(results, tmp_path / "x.zip")
+
+
+def test_what_git_ignores_of_the_workflow_is_not_packed(results, tmp_path):
+    """The settings of a site name its account and its paths."""
+    clone = tmp_path / "clone"
+    list(exporting.export(results.root, [], clone, workflow=ROOT))
+    (clone / ".gitignore").write_text("/slurm/site.yaml\n/config/private.yaml\n")
+    for name in ("slurm/site.yaml", "config/private.yaml", "config/mine.yaml"):
+        (clone / name).write_text("account: someone\n")
+    mine = {"slurm/site.example.yaml", "config/mine.yaml"}
+    unpacked = {file.path for file in exporting.sources(clone)}
+    assert {*mine, "config/private.yaml"} < unpacked and "slurm/site.yaml" not in unpacked
+    subprocess.run(["git", "init", "--quiet", str(clone)], check=True)
+    assert unpacked - {file.path for file in exporting.sources(clone)} == {"config/private.yaml"}
+    (clone / ".gitignore").write_text("*\n")  # as where a crate is unpacked below results/
+    assert {file.path for file in exporting.sources(clone)} == unpacked
 
 
 def test_refusals(results, tmp_path, monkeypatch):

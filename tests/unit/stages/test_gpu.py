@@ -27,7 +27,7 @@ from pathlib import Path
 from nvml import Machine
 from opd.stages import gpu
 folder, devices, stage, cfg, child = json.loads(sys.argv[1])
-gpu.lock_folder = lambda: Path(folder)
+gpu.LOCKS = Path(folder)
 gpu.POLL_SECONDS = 0.05
 Machine(devices)
 with gpu.lease(stage, cfg):
@@ -93,7 +93,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """This process outside Slurm, with locks of its own and no word on devices."""
-    monkeypatch.setattr(gpu, "lock_folder", lambda: tmp_path / "locks")
+    monkeypatch.setattr(gpu, "LOCKS", tmp_path / "locks")
     monkeypatch.setitem(sys.modules, "pynvml", None)  # put back after the test
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
@@ -127,10 +127,12 @@ def test_what_a_killed_stage_has_started_keeps_its_device(stages):
 
 def test_stages_that_need_all_devices_do_not_wait_for_each_other(stages):
     pair = [stages(processes=2) for _ in range(3)]
-    for one in pair:
-        threading.Thread(target=one.end, daemon=True).start()
-    for one in pair:
-        assert one.process.wait(20) == 0
+    threads = [threading.Thread(target=one.end, daemon=True) for one in pair]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [one.process.poll() for one in pair] == [0, 0, 0]
 
 
 def test_a_wide_stage_is_not_overtaken_by_narrow_ones(stages):

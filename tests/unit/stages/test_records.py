@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from opd.core.errors import UserError
-from opd.stages import code, fresh, identity, records
+from opd.stages import fresh, identity, records, registry
 from opd.stages.artifact import Artifact
 from opd.stages.records import Contents, Digest, Manifest, State
 
@@ -133,7 +133,7 @@ def test_what_was_adopted_is_never_taken_for_what_was_made():
 
 
 def test_modules_are_those_that_the_code_digest_covers():
-    found = code.modules("distill")
+    found = registry.modules("distill")
     assert {"opd.training.distill", "opd.losses.fused", "opd.core.errors"} <= found.keys()
     assert "opd.evaluation.evaluate" not in found and "opd.stages.run" not in found
     assert len({*found.values()}) > len(found) / 2

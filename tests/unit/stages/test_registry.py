@@ -9,8 +9,7 @@ import pytest
 
 from opd.core.code import own_digests
 from opd.stages import registry
-from opd.stages.code import derive_seed
-from opd.stages.registry import STAGES
+from opd.stages.registry import STAGES, derive_seed
 
 pytestmark = pytest.mark.unit
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from opd.core.errors import UserError
-from opd.stages import code, registry
+from opd.stages import registry
 from opd.stages import run as runner
 
 pytestmark = pytest.mark.unit
@@ -385,6 +385,6 @@ def test_lost_payload_of_an_input_is_named(stage, tmp_path):
 
 
 def test_derived_seeds_differ_by_stage_and_by_seed_and_fit_31_bits():
-    seeds = {code.derive_seed(s, v) for s in range(50) for v in ("sft", "grpo", "distill")}
+    seeds = {registry.derive_seed(s, v) for s in range(50) for v in ("sft", "grpo", "distill")}
     assert len(seeds) == 150
     assert all(0 <= s < 2**31 for s in seeds)
