@@ -132,28 +132,27 @@ def _status(options: Mapping[str, Any], settings: Mapping[str, str], file: Path)
 
 def partitions(table: str) -> dict[str, Partition]:
     """What ``sinfo --format=%R|%a|%D|%c|%m|%G|%l|%t`` says, by name of the partition."""
-    lines: dict[str, list[list[str]]] = defaultdict(list)
+    # A row for each kind of nodes.
+    rows_by_name: dict[str, list[list[str]]] = defaultdict(list)
     for line in table.splitlines():
         name, *columns = line.strip().split("|")
-        lines[name].append(columns)
-    return {name: _partition(rows) for name, rows in lines.items()}
-
-
-def _partition(rows: list[list[str]]) -> Partition:
-    """A partition of nodes of one or several kinds, a row each."""
-    up, counts, cpus, memory, gres, limits, _ = zip(*rows, strict=True)
+        rows_by_name[name].append(columns)
     # A star behind a state: the node does not answer.
     takes_jobs = re.compile(r"(idle|mix|alloc|comp|resv|plnd)[^*]*$")
-    return Partition(
-        up=up[0] == "up",
-        nodes=sum(int(row[1]) for row in rows if takes_jobs.match(row[-1])),
-        of=sum(map(int, counts)),
-        cpus=max(map(_number, cpus)),
-        mem_mb=max(map(_number, memory)),
-        gpus=max(map(gpus_of, gres)),
-        minutes=max(map(minutes, limits)),
-        models=frozenset(re.findall(r"\bgpu:([A-Za-z]\w*)", " ".join(gres))),
-    )
+    found = {}
+    for name, rows in rows_by_name.items():
+        up, counts, cpus, memory, gres, limits, _ = zip(*rows, strict=True)
+        found[name] = Partition(
+            up=up[0] == "up",
+            nodes=sum(int(row[1]) for row in rows if takes_jobs.match(row[-1])),
+            of=sum(map(int, counts)),
+            cpus=max(map(_number, cpus)),
+            mem_mb=max(map(_number, memory)),
+            gpus=max(map(gpus_of, gres)),
+            minutes=max(map(minutes, limits)),
+            models=frozenset(re.findall(r"\bgpu:([A-Za-z]\w*)", " ".join(gres))),
+        )
+    return found
 
 
 def _number(text: str) -> int:
@@ -164,12 +163,8 @@ def _number(text: str) -> int:
 
 def gpus_of(gres: str) -> int:
     """GPUs in a list of generic resources: ``gpu:a100:4(S:0-1),tmp:1`` has 4."""
-    total = 0
-    for resource in re.sub(r"\([^)]*\)", "", gres).split(","):
-        kind, *rest = resource.split(":")
-        if kind == "gpu":
-            total += int(rest[-1]) if rest and rest[-1].isdigit() else 1
-    return total
+    counts = re.findall(r"(?:^|,)gpu(?::[^:,(]+)*?(?::(\d+))?(?=[,(]|$)", gres)
+    return sum(int(count or 1) for count in counts)
 
 
 def minutes(limit: str) -> float:

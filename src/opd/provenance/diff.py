@@ -99,7 +99,8 @@ def _used_others(old: Made, new: Made) -> bool:
 def reasons(old: Made, new: Made) -> Iterator[str]:
     """Settings, code and plain files that differ, one a line; where none does, device and versions,
     or that nothing does."""
-    then, now = ({k: _recorded(x, k) for k in ("device", "versions")} for x in (old, new))
+    keys = ("device", "versions")
+    then, now = ({key: getattr(made.manifest, key, {}) for key in keys} for made in (old, new))
     yield from (
         [*_settings(old, new)]
         or [f"{name}: {a} | {b}" for name, a, b in changes(then, now)]
@@ -107,20 +108,15 @@ def reasons(old: Made, new: Made) -> Iterator[str]:
     )
 
 
-def _recorded(made: Made, key: str) -> Any:
-    """What a manifest records; nothing where there is none."""
-    return getattr(made.manifest, key, {})
-
-
 def _settings(old: Made, new: Made) -> Iterator[str]:
-    then, now = ({"stage": made.stage, **_recorded(made, "cfg")} for made in (old, new))
+    then, now = ({"stage": made.stage, **getattr(made.manifest, "cfg", {})} for made in (old, new))
     for key, a, b in changes(settings_of(then), settings_of(now)):
         yield f"{key}: {a} | {b}"
     formats = [made.digest.format if made.digest else 1 for made in (old, new)]
     if formats[0] != formats[1]:
         yield f"format: {formats[0]} | {formats[1]}, so their codes cannot be compared"
     elif then.get("code") != now.get("code"):
-        before, after = (_recorded(made, "modules") for made in (old, new))
+        before, after = (getattr(made.manifest, "modules", {}) for made in (old, new))
         changed = [key for key, *_ in changes(before, after)] if before and after else []
         yield f"code: {', '.join(changed) or 'which modules was not recorded'}"
     then, now = ({x.name: x.used.outputs for x in y.inputs if not x.used.made} for y in (old, new))
@@ -161,7 +157,7 @@ def _values(made: Made) -> Any:
             }
             for claim in read_json(payload / "claims.json")["claims"]
         }
-    return _recorded(made, "numbers")
+    return getattr(made.manifest, "numbers", {})
 
 
 def _parsed(text: str) -> float | str:

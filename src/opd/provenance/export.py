@@ -7,12 +7,11 @@ files, logs, and the workflow. ro-crate-metadata.json describes it (``opd.proven
 import os
 import shutil
 import subprocess
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
-from typing import IO
 
 import opd
 from opd.core.code import package_file
@@ -76,9 +75,12 @@ def export(
     if left_out:
         total = size(sum(file.size for file in left_out))
         yield f"left out, but listed: {len(left_out)} files, {total} (--full packs them)"
-    contents: dict[str, Path | bytes] = {x.path: x.source for x in [*code, *extra, *packed]}
-    contents |= {"ro-crate-metadata.json": described.encode(), "README.md": readme.encode()}
-    write(out, contents)
+    with tempfile.TemporaryDirectory() as temporary:
+        contents = {file.path: file.source for file in [*code, *extra, *packed]}
+        for name, text in (("ro-crate-metadata.json", described), ("README.md", readme)):
+            contents[name] = Path(temporary, name)
+            contents[name].write_text(text)
+        write(out, contents)
     written = sum(path.stat().st_size for path in files_below(out).values())
     yield f"written: {out} ({size(written)})"
 
@@ -172,36 +174,30 @@ def _file(root: Path, source: Path, sha256: str = "", left_out: str = "") -> Fil
     return File(place, source, sha256 or file_digest(source), left_out)
 
 
-def write(out: Path, contents: Mapping[str, Path | bytes]) -> None:
-    """Write files and texts by their paths, in order and without times, as a zip file (a name that
+def write(out: Path, contents: Mapping[str, Path]) -> None:
+    """Write files by their paths, in order and without times, as a zip file (a name that
     ends so) or a folder. ``out`` is complete or not there."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out, str(os.getpid())) as partial:
         if out.suffix == ".zip":
             _write_zip(partial, contents)
             return
-        for name, content in sorted(contents.items()):
+        for name, source in contents.items():
             target = partial / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _opened(content) as source, target.open("wb") as file:
-                shutil.copyfileobj(source, file, 2**20)
+            shutil.copyfile(source, target)
 
 
-def _write_zip(path: Path, contents: Mapping[str, Path | bytes]) -> None:
+def _write_zip(path: Path, contents: Mapping[str, Path]) -> None:
     folders = {f"{f}/" for name in contents for f in Path(name).parents if f != Path()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for name in sorted({*contents, *folders}):
             if name in folders:
                 archive.mkdir(name, 0o755)
                 continue
-            content = contents[name]
             entry = zipfile.ZipInfo(name)  # of 1980: without a time of its own
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o100644 << 16
-            entry.file_size = content.stat().st_size if isinstance(content, Path) else len(content)
-            with _opened(content) as source, archive.open(entry, "w") as target:
+            entry.file_size = contents[name].stat().st_size
+            with contents[name].open("rb") as source, archive.open(entry, "w") as target:
                 shutil.copyfileobj(source, target, 2**20)
-
-
-def _opened(content: Path | bytes) -> IO[bytes]:
-    return content.open("rb") if isinstance(content, Path) else BytesIO(content)
