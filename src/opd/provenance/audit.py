@@ -7,7 +7,7 @@ store behind a copy whose links were followed. docs/audit.md says what that prov
 
 import json
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -239,12 +239,9 @@ def _code(origin: Manifest) -> Iterator[Finding]:
 
 def _planned(made: Made, origin: Manifest, plan: Plan | None) -> Iterator[Finding]:
     """An artifact against what the config describes now, setting by setting."""
-    if plan is None:
-        return
-    if made.folder not in plan:
+    if plan is not None and made.folder not in plan:
         yield Finding(State.ORPHANED, "config", "names no such artifact")
-        return
-    planned = plan[made.folder]
+    planned = (plan or {}).get(made.folder)
     if planned is None:
         return
     if planned.cfg is None:
@@ -300,22 +297,16 @@ def lines(result: Audit, name: str, seconds: float) -> list[str]:
         (stage or "(none)", *(counts[stage, state] or "" for state in states))
         for stage in dict.fromkeys(x.stage for x in result.audited)
     ]
-    drift: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for audited in result.audited:
-        for package, (then, now) in audited.drift.items():
-            drift[package, now].append(then)
+    drift = [(p, *versions) for x in result.audited for p, versions in x.drift.items()]
     text = render(
         PAGES,
         "audit.txt.j2",
         name=name,
         result=result,
         seconds=seconds,
-        speed=result.bytes / 1e9 / max(seconds, 1e-9),
         size=size,
         counts=[("stage", *states), *rows],
-        adopted=[x.place for x in result.audited if x.adopted],
-        drift=sorted(drift.items()),
-        absent=sorted({path for x in result.audited for path in x.absent}),
+        drift=drift,
     )
     return text.splitlines()
 

@@ -130,25 +130,24 @@ def metadata(
     crate.root_dataset["mentions"] = [run, orchestration, *actions]
     if person:
         crate.root_dataset["author"] = person
-    text = json.dumps(crate.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False)
-    return text + "\n"
-
-
-def _properties(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A list of one as that one, as JSON-LD is flattened in a crate; nothing of what is empty."""
-    return {
-        key: value[0] if isinstance(value, list) and len(value) == 1 else value
-        for key, value in values.items()
-        if value not in (None, [])
-    }
+    described = crate.metadata.generate()
+    # JSON-LD is flattened in a crate: a list of one is that one, and what is empty is left out.
+    described["@graph"] = [
+        {
+            key: value[0] if isinstance(value, list) and len(value) == 1 else value
+            for key, value in entity.items()
+            if value not in (None, [])
+        }
+        for entity in described["@graph"]
+    ]
+    return json.dumps(described, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _add(crate: Any, identifier: str, kind: str, /, **values: Any) -> Any:
     """Add what is no file or folder. Values may be other entities."""
     from rocrate.model import ContextEntity
 
-    properties = {"@type": kind, **_properties(values)}
-    return crate.add(ContextEntity(crate, identifier, properties=properties))
+    return crate.add(ContextEntity(crate, identifier, properties={"@type": kind, **values}))
 
 
 def _add_file(crate: Any, file: File, **values: Any) -> Any:
@@ -213,9 +212,7 @@ def _workflow(
         )
         values = {"position": str(position), "name": f"rule {stage}", "workExample": tools[stage]}
         steps[stage] = _add(crate, f"Snakefile#{stage}", "HowToStep", **values)
-    parts = {"hasPart": [*tools.values()], "step": [*steps.values()]}
-    for key, value in _properties(parts).items():
-        main[key] = value
+    main["hasPart"], main["step"] = [*tools.values()], [*steps.values()]
     return tools, steps
 
 
@@ -248,7 +245,7 @@ def _dataset(crate: Any, root: Path, artifact: Packed) -> Any:
         "hasPart": [_add_file(crate, file) for file in artifact.files],
     }
     folder = f"results/{root.name}/{artifact.folder}/"
-    return crate.add_dataset(dest_path=folder, properties=_properties(properties))
+    return crate.add_dataset(dest_path=folder, properties=properties)
 
 
 def _computation(crate: Any, made: Sequence[Packed]) -> dict[str, Any]:

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.files import read_json
+from opd.core.html import render
 from opd.stages import on_disk, registry
 from opd.stages.artifact import sources_first
 from opd.stages.on_disk import Made
 
+PAGES = package_file(__file__, "pages")
 ABSENT = "–"
 
 Pair = tuple[Made, Made]
@@ -167,26 +170,7 @@ def _parsed(text: str) -> float | str:
         return text
 
 
-def lines(a: Path, b: Path, difference: Difference) -> Iterator[str]:
+def lines(a: Path, b: Path, difference: Difference) -> list[str]:
     """Lines to print; none where files and settings are the same."""
-    for folder, side in difference.alone:
-        yield f"only in {side}: {folder}"
-    if difference.first:
-        yield f"where they part ways ({a} | {b}):"
-    for pair in difference.first:
-        yield f"  {_name(pair)}"
-        yield from (f"    {line}" for line in reasons(*pair))
-        yield from (f"      {line}" for line in numbers(*pair))
-    if difference.behind:
-        yield f"made from what differs: {len(difference.behind)}"
-    for pair in difference.behind:
-        yield f"  {_name(pair)}"
-        yield from (f"    {line}" for line in _settings(*pair))
-        if pair[0].stage in ("table", "claims") or pair == difference.behind[-1]:
-            yield from (f"      {line}" for line in numbers(*pair))
-    if difference.same:
-        yield f"same files by other settings or code: {', '.join(map(_name, difference.same))}"
-
-
-def _name(pair: Pair) -> str:
-    return " | ".join(dict.fromkeys(made.folder for made in pair))
+    values = {"reasons": reasons, "numbers": numbers, "settings": _settings}
+    return render(PAGES, "diff.txt.j2", a=a, b=b, difference=difference, **values).splitlines()
