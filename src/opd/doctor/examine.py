@@ -1,7 +1,6 @@
 """``opd doctor``: what a run would lack, found out before anything of it is started.
 
-It looks at the machine that it runs on (a login node, a laptop) and asks Slurm and the hub; nothing
-is submitted, fetched or changed.
+It looks at this machine and asks Slurm and the hub; nothing is submitted, fetched or changed.
 """
 
 import importlib.metadata
@@ -25,9 +24,8 @@ from opd.stages.registry import STAGES
 
 
 def examine(configs: list[Path], settings: list[str], profile: str | None = None) -> list[Finding]:
-    """Everything that is found of a run of these configs (as for Snakemake, later ones on top) and
-    settings (KEY=VALUE), through a Snakemake profile where one is named. The working directory is
-    the top of the repository. What is wrong is found, not raised."""
+    """What a run of these configs (later ones on top) and settings (KEY=VALUE) would lack, started
+    here, through a Snakemake profile where one is named. What is wrong is found, not raised."""
     options = slurm.profile(profile)[1] if profile else {}
     if not configs:
         named = options.get("configfile") or ["config/mini.yaml"]

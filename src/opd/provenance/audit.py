@@ -81,11 +81,9 @@ class Around(NamedTuple):
 
 
 def audit(place: Path, plan: Plan | None = None, store: Path | None = None) -> Audit:
-    """Look at ``results``, at one results folder, or at an artifact and all behind it.
-
-    ``plan`` is what a config describes (``opd.stages.fresh.described``), plan.json if not given;
-    ``store`` has the files of links that lead nowhere. Raises ``UserError`` where nothing is there.
-    """
+    """Look at ``results``, at one results folder, or at an artifact and all behind it. ``plan`` is
+    what a config describes, plan.json if not given; ``store`` has the files of links that lead
+    nowhere. Raises ``UserError`` where nothing is there."""
     path = Path(os.path.abspath(place))
     roots = on_disk.results_folders(path)
     artifacts = [Made(root, name) for root in roots for name in on_disk.folders(root)]
@@ -187,8 +185,7 @@ def _copies(made: Made, outputs: Mapping[str, str], around: Around) -> Iterator[
 def _linked(entry: Path, identity: str, around: Around) -> Iterator[Finding]:
     """The store entry behind an artifact: whether it is its own, and its record and kept steps."""
     if entry.name != identity:
-        reason = f"links another entry of the store, {entry.name}"
-        yield Finding(State.MODIFIED, "payload", reason)
+        yield Finding(State.MODIFIED, "payload", f"links another entry of the store, {entry.name}")
         return
     yield from _stored_record(entry)
     folder = steps_of(entry)

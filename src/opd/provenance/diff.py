@@ -100,8 +100,7 @@ def _used_others(old: Made, new: Made) -> bool:
 
 
 def reasons(old: Made, new: Made) -> Iterator[str]:
-    """Settings, code and plain files that differ, one a line; where none does, device and versions,
-    or that nothing does."""
+    """Settings, code and files that differ; else device and versions; else that nothing does."""
     keys = ("device", "versions")
     then, now = ({key: getattr(made.manifest, key, {}) for key in keys} for made in (old, new))
     yield from (
@@ -147,11 +146,10 @@ def _values(made: Made) -> Any:
     payload = made.payload()
     if payload and made.stage == "table" and (payload / "table.csv").is_file():
         with (payload / "table.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {
-            row["row"]: {k: _parsed(v) for k, v in row.items() if k not in ("row", "digests")}
-            for row in rows
-        }
+            return {
+                row["row"]: {k: _parsed(v) for k, v in row.items() if k not in ("row", "digests")}
+                for row in csv.DictReader(file)
+            }
     if payload and made.stage == "claims" and (payload / "claims.json").is_file():
         return {
             claim["id"]: {

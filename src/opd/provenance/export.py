@@ -49,37 +49,34 @@ def export(
     workflow: Path = Path(),
 ) -> Iterator[str]:
     """Write a crate of a results folder (results/NAME), or of what ``targets`` (figures, tables,
-    pages, folders) were made from; lines to print.
+    pages, folders) were made from; lines to print. The same results give the same bytes.
 
-    ``out`` is a zip file, or a folder that does not exist yet. The same results give the same
-    bytes. ``full`` packs weights, fetched objects and large files, too. ``agent`` ("NAME <URL>") is
-    who ran it all, ``workflow`` the folder of the Snakefile. Raises ``UserError`` where there is
-    nothing to pack, where something is not as it was made, and where ``out`` exists.
-    """
+    ``out`` is a zip file or a folder, ``agent`` ("NAME <URL>") who ran it all, ``workflow`` the
+    folder of the Snakefile; ``full`` packs weights, fetched objects and large files, too. Raises
+    ``UserError`` where nothing is to be packed, or not as it was made, and where ``out`` exists."""
     if out.exists():
         raise UserError("it is there already", str(out), "remove it, or name another")
     root = results.resolve()
     artifacts = gather(root, targets, full)
     code = list(sources(workflow))
-    beside = [root / name for name in ("config.yaml", "plan.json")]
-    extra = [_file(root, path) for path in beside if path.is_file()]
+    places = (root / "config.yaml", root / "plan.json")
+    beside = [_file(root, path) for path in places if path.is_file()]
     own = [file for artifact in artifacts for file in (*artifact.files, *artifact.logs)]
     packed = [file for file in own if not file.left_out]
     left_out = [file for file in own if file.left_out]
 
-    subject = f"what is behind {', '.join(targets)}" if targets else f"`results/{root.name}`"
-    values = {"name": root.name, "subject": subject, "licences": TEXTS["licences"]}
-    readme = render(PAGES, "crate.md.j2", left_out=left_out, **values)
-    described = metadata(root, artifacts, code, extra, agent, workflow, complete=not targets)
+    about = {"name": root.name, "targets": targets, "licences": TEXTS["licences"]}
+    readme = render(PAGES, "crate.md.j2", left_out=left_out, **about)
+    described = metadata(root, artifacts, code, beside, agent, workflow, complete=not targets)
     yield f"{len(artifacts)} artifacts, {len(packed)} files of theirs"
     if left_out:
         total = size(sum(file.size for file in left_out))
         yield f"left out, but listed: {len(left_out)} files, {total} (--full packs them)"
     with tempfile.TemporaryDirectory() as temporary:
-        contents = {file.path: file.source for file in [*code, *extra, *packed]}
+        contents = {file.path: file.source for file in [*code, *beside, *packed]}
         for name, text in (("ro-crate-metadata.json", described), ("README.md", readme)):
             contents[name] = Path(temporary, name)
-            contents[name].write_text(text)
+            contents[name].write_text(text, encoding="utf-8")
         write(out, contents)
     written = sum(path.stat().st_size for path in files_below(out).values())
     yield f"written: {out} ({size(written)})"
@@ -144,8 +141,7 @@ def _why_left_out(stage: str, file: Path) -> str:
 def sources(workflow: Path) -> Iterator[File]:
     """The files of the workflow, and of the package that it calls."""
     if not (workflow / "Snakefile").is_file():
-        where = str(workflow.absolute())
-        raise UserError("no Snakefile", where, "run this where the workflow lies")
+        raise UserError("no Snakefile", str(workflow.absolute()), "run this where it lies")
     private = _ignored(workflow)
     package = Path(opd.__file__).parent
     paths = [path for name in WORKFLOW for path in files_below(workflow / name).values()]
@@ -157,8 +153,7 @@ def sources(workflow: Path) -> Iterator[File]:
 
 
 def _ignored(workflow: Path) -> set[str]:
-    """Files of the workflow that git is told to ignore: they are of this machine or this user. Of a
-    workflow that is in no clone, only the settings of the site are known to be that."""
+    """Files of the workflow that git ignores, as of this machine or user; always the site's."""
     command = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", "-z", *WORKFLOW]
     names = []
     with suppress(FileNotFoundError):  # git is not installed

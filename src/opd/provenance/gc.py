@@ -102,8 +102,8 @@ def _removed(results: Path, kind: str, entries: dict[str, list[Path]]) -> Iterat
             used = identities(results) if kind == "unused" else set()
             for name, own in free.items():
                 unlinked = name not in used
-                gone = [*entries[name], verify.memory(store, name)] if unlinked else []
-                for path in (*gone, *own):
+                parts = [*entries[name], verify.memory(store, name)] if unlinked else []
+                for path in (*parts, *own):
                     remove(path)
                 if unlinked:
                     yield name
