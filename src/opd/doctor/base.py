@@ -46,8 +46,7 @@ def some(names: Iterable[str], most: int = 5) -> str:
 
 
 def ask(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a program and whatever it starts, for so many seconds at most. Raises OSError where it
-    does not start, and ``subprocess.TimeoutExpired``."""
+    """Run a program, and end it with what it started after ``seconds`` (``TimeoutExpired``)."""
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -1,7 +1,6 @@
 """``opd doctor``: what a run would lack, found out before anything of it is started.
 
-It looks at the machine that it runs on (a login node, a laptop) and asks Slurm and the hub; nothing
-is submitted, fetched or changed.
+It looks at this machine and asks Slurm and the hub; nothing is submitted, fetched or changed.
 """
 
 import importlib.metadata
@@ -24,29 +23,26 @@ from opd.stages.artifact import Artifact, closure
 from opd.stages.registry import STAGES
 
 
-def examine(
-    configs: list[Path], settings: list[str], profile: str | None = None, root: Path = Path()
-) -> list[Finding]:
-    """Everything that is found of a run of these configs (as for Snakemake, later ones on top) and
-    settings (KEY=VALUE), through a Snakemake profile where one is named. ``root`` is the top of
-    the repository. What is wrong is found, not raised."""
+def examine(configs: list[Path], settings: list[str], profile: str | None = None) -> list[Finding]:
+    """What a run of these configs (later ones on top) and settings (KEY=VALUE) would lack, started
+    here, through a Snakemake profile where one is named. What is wrong is found, not raised."""
     options = slurm.profile(profile)[1] if profile else {}
     if not configs:
         named = options.get("configfile") or ["config/mini.yaml"]
         configs = [Path(name) for name in ([named] if isinstance(named, str) else named)]
-    findings = [*_tools(root)]
+    findings = [*_tools()]
     asks: dict[str, dict[str, Any]] = {}
     try:
         config = resolve.read(configs, settings)
-        site = resources.read_site(os.environ.get("OPD_SITE"), root / "slurm" / "site.yaml")
-        classes = resources.read_classes(root / "workflow" / "resources.yaml")
+        site = resources.read_site(os.environ.get("OPD_SITE"), Path("slurm/site.yaml"))
+        classes = resources.read_classes(Path("workflow/resources.yaml"))
     except UserError as bad:
         findings.append(_refused("config", bad))
     else:
         names = " ".join(map(str, configs))
         findings.append(Finding("config", "ok", f"{names}: {config.name}"))
         elsewhere = options.get("executor", "local") != "local"
-        about_run, asks = _run(config, names, site, classes, elsewhere, root)
+        about_run, asks = _run(config, names, site, classes, elsewhere)
         findings += about_run
     if profile:
         findings += slurm.examine(profile, asks)
@@ -63,17 +59,16 @@ def _run(
     site: resources.Site,
     classes: Mapping[str, resources.Ask],
     elsewhere: bool,
-    root: Path,
 ) -> tuple[list[Finding], dict[str, dict[str, Any]]]:
     """Findings about what a config needs of this machine, and the resources of each stage that it
     runs; ``configs``: its files, ``elsewhere``: jobs run on other machines."""
-    results = root / "results" / config.name
+    results = Path("results", config.name)
     findings = [*_files(config)]
     states: dict[str, str] = {}
     artifacts: dict[str, Artifact] = {}
     if not findings:
         try:
-            artifacts = state.artifacts_of(config, root / "config")
+            artifacts = state.artifacts_of(config, Path("config"))
             folders = closure(outputs.targets(config, artifacts), artifacts)
             states = state.states(artifacts, folders, results, results.parent / ".store")
         except UserError as bad:
@@ -83,12 +78,12 @@ def _run(
         findings.append(Finding("plan", "ok", f"{len(to_run)} of {len(states)} artifacts to make"))
     stages = {artifact.stage for artifact in to_run} if states else set(STAGES)
     chosen, modules = resources.interpreters(site, config), interpreters.wanted(config, stages)
-    about_them, answers = interpreters.examine(chosen, modules, root / "envs", site.setup)
+    about_them, answers = interpreters.examine(chosen, modules, Path("envs"), site.setup)
     findings += about_them
     if states:
-        locked = hub_lock.read(root / "config" / "hub.lock.yaml")
+        locked = hub_lock.read(Path("config/hub.lock.yaml"))
         findings += hub.examine(config, locked, states, configs)
-        tables = calibrate.tables(root / "config" / "calibration.yaml")
+        tables = calibrate.tables(Path("config/calibration.yaml"))
         facts = cost.Facts(artifacts, tables, state.counted(states, results))
         device = "cpu" if resources.without_gpu(config) else "gpu"
         widths = {artifact.folder: cost.width(artifact.cfg, device) for artifact in to_run}
@@ -108,13 +103,13 @@ def _run(
     return findings, asks
 
 
-def _tools(root: Path) -> Iterator[Finding]:
+def _tools() -> Iterator[Finding]:
     """The repository, its locks, and Snakemake."""
-    if not (root / "Snakefile").is_file():
+    if not Path("Snakefile").is_file():
         remedy = "change to the top of the repository"
-        yield Finding("repository", "missing", f"no Snakefile in {root.absolute()}", remedy)
+        yield Finding("repository", "missing", f"no Snakefile in {Path.cwd()}", remedy)
         return
-    old = envs.old(root / "pyproject.toml", root / "envs")
+    old = envs.old(Path("pyproject.toml"), Path("envs"))
     if old:
         what = f"{some(old)} in envs/ are not of what pyproject.toml asks for"
         yield Finding("locks", "warning", what, "make lock")

@@ -26,11 +26,8 @@ def folder(where: str) -> str:
 
 
 def access(key: str) -> str:
-    """What the hub says of an object (models/ID, datasets/ID) to this user: ``open``, ``granted``
-    or ``refused`` (gated, with or without consent), ``absent``.
-
-    Raises whatever keeps the hub from answering.
-    """
+    """What the hub says of an object (models/ID, datasets/ID) to this user: ``open``, ``absent``,
+    ``granted`` or ``refused`` (it is gated). Raises whatever keeps the hub from answering."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -51,8 +48,7 @@ def access(key: str) -> str:
 def examine(
     config: Config, locked: Mapping[str, str], states: Mapping[str, str], configs: str
 ) -> Iterator[Finding]:
-    """Findings about the hub's objects among the artifacts in ``states`` (``plan.state.states``);
-    ``locked`` is the lock, ``configs`` the files to lock."""
+    """Findings about the hub's objects among these artifacts; ``configs`` are the files to lock."""
     objects = {
         where: hub_lock.key(recipe)
         for where, recipe in hub_lock.hub_objects(config).items()
@@ -78,8 +74,7 @@ def examine(
     if answers is not None:
         yield Finding("hub", "ok", f"{fetched}, the hub answers for the others")
     elif offline:
-        what = f"{fetched}, and HF_HUB_OFFLINE is set"
-        yield Finding("hub", "missing", what, "unset HF_HUB_OFFLINE")
+        yield Finding("hub", "missing", f"{fetched}, HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
     else:
         remedy = (
             "run where it answers (HTTPS_PROXY, HF_ENDPOINT), or bring results/.store and what was "

@@ -68,11 +68,8 @@ def probe(
     python: str, modules: Iterable[str], seconds: float = LIMIT_SECONDS, setup: str = ""
 ) -> dict[str, Any]:
     """What an interpreter says of itself after importing ``modules``: python, versions by
-    distribution, failed {module: error}, gpus, opd (folder of its package). ``setup`` are lines of
-    bash that run before it.
-
-    A dictionary with the one key ``error`` where it does not start or does not answer in time.
-    """
+    distribution, failed {module: error}, gpus, opd (folder of its package); the one key ``error``
+    where it does not start or answer in time. ``setup`` are lines of bash that run before it."""
     command = [python, "-c", PROBE, *sorted(modules)]
     if setup:
         command = ["bash", "-c", f'{setup}\nexec "$0" "$@"', *command]
@@ -93,11 +90,8 @@ def probe(
 def examine(
     chosen: Mapping[str, str], wanted: Mapping[str, set[str]], folder: Path, setup: str = ""
 ) -> tuple[list[Finding], dict[str, dict[str, Any]]]:
-    """Findings about the interpreters ``chosen`` (empty: this one) for each kind in ``wanted``, and
-    what each kind's probe answered. ``folder`` holds the locks.
-
-    One process for each interpreter, all at once, however many kinds it serves.
-    """
+    """Findings about the interpreters ``chosen`` (empty: this one) for each kind in ``wanted``, by
+    the locks in ``folder``, and each kind's answer. Each interpreter is probed once."""
     findings: list[Finding] = []
     kinds = defaultdict(list)  # by path of the interpreter
     for kind in wanted:

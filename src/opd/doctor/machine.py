@@ -1,6 +1,5 @@
 """This machine: the file system of the results, room on it, processors and GPUs."""
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -9,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from opd.core.errors import UserError
 from opd.doctor.base import Finding, State, output, some
 from opd.plan.show import GIB, digits
+from opd.stages import lock
 
 SKEW_SECONDS = 2
 
@@ -32,7 +33,9 @@ def file_system(results: Path) -> Iterator[Finding]:
             skew = file.stat().st_mtime - before
             file.with_name("link").symlink_to("file")
             file.replace(file.with_name("moved"))
-            locks = exclusive(file.with_name("lock"))
+            scratch, locks = file.with_name("scratch"), False
+            with suppress(UserError), lock.alone(scratch):
+                locks = lock.held(scratch)
     except OSError as error:
         remedy = "let the workflow run where you may write, or mend the folder's owner and mode"
         what = f"{folder}: {error.strerror or error}"
@@ -56,17 +59,6 @@ def file_system(results: Path) -> Iterator[Finding]:
         yield Finding("clock", "warning", what, remedy)
     else:
         yield Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M %Z, as the files'"))
-
-
-def exclusive(path: Path) -> bool:
-    """Whether a lock on a file keeps a second one out."""
-    with path.open("w") as first, path.open("w") as second, suppress(OSError):
-        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def mount(folder: Path) -> tuple[str, list[str]]:

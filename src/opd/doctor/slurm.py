@@ -35,8 +35,7 @@ class Partition(NamedTuple):
 
 
 def profile(name: str) -> tuple[Path | None, dict[str, Any]]:
-    """The file that ``snakemake --profile NAME`` reads here, and what it says; None and nothing
-    where there is none."""
+    """File that ``snakemake --profile NAME`` reads here (None: no such file), and its options."""
     try:
         from snakemake.cli import get_profile_dir
     except ImportError:
@@ -49,8 +48,7 @@ def profile(name: str) -> tuple[Path | None, dict[str, Any]]:
 def asked(
     options: Mapping[str, Any], rules: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Resources of each rule: those of the workflow between a profile's ``default-resources`` and
-    its ``set-resources``."""
+    """Resources by rule: a profile's defaults, then the workflow's, then those the profile sets."""
     defaults = _resources(options.get("default-resources"))
     set_ones = options.get("set-resources") or {}
     return {
@@ -67,8 +65,7 @@ def _resources(resources: Any) -> dict[str, Any]:
 
 
 def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
-    """Findings about the profile ``name`` and its cluster; ``rules``: the resources that the
-    workflow asks for, by rule."""
+    """Findings about a profile and its cluster; ``rules``: what the workflow asks for, by rule."""
     file, options = profile(name)
     if file is None:
         remedy = "run at the top of the repository, or give the name of a profile"
@@ -132,44 +129,38 @@ def _status(options: Mapping[str, Any], settings: Mapping[str, str], file: Path)
 
 def partitions(table: str) -> dict[str, Partition]:
     """What ``sinfo --format=%R|%a|%D|%c|%m|%G|%l|%t`` says, by name of the partition."""
-    lines: dict[str, list[list[str]]] = defaultdict(list)
+    # A row for each kind of nodes.
+    rows_by_name: dict[str, list[list[str]]] = defaultdict(list)
     for line in table.splitlines():
         name, *columns = line.strip().split("|")
-        lines[name].append(columns)
-    return {name: _partition(rows) for name, rows in lines.items()}
-
-
-def _partition(rows: list[list[str]]) -> Partition:
-    """A partition of nodes of one or several kinds, a row each."""
-    up, counts, cpus, memory, gres, limits, _ = zip(*rows, strict=True)
+        rows_by_name[name].append(columns)
     # A star behind a state: the node does not answer.
     takes_jobs = re.compile(r"(idle|mix|alloc|comp|resv|plnd)[^*]*$")
-    return Partition(
-        up=up[0] == "up",
-        nodes=sum(int(row[1]) for row in rows if takes_jobs.match(row[-1])),
-        of=sum(map(int, counts)),
-        cpus=max(map(_number, cpus)),
-        mem_mb=max(map(_number, memory)),
-        gpus=max(map(gpus_of, gres)),
-        minutes=max(map(minutes, limits)),
-        models=frozenset(re.findall(r"\bgpu:([A-Za-z]\w*)", " ".join(gres))),
-    )
+    by_name = {}
+    for name, rows in rows_by_name.items():
+        up, counts, cpus, memory, gres, limits, _ = zip(*rows, strict=True)
+        by_name[name] = Partition(
+            up=up[0] == "up",
+            nodes=sum(int(row[1]) for row in rows if takes_jobs.match(row[-1])),
+            of=sum(map(int, counts)),
+            cpus=max(map(_number, cpus)),
+            mem_mb=max(map(_number, memory)),
+            gpus=max(map(gpus_of, gres)),
+            minutes=max(map(minutes, limits)),
+            models=frozenset(re.findall(r"\bgpu:([A-Za-z]\w*)", " ".join(gres))),
+        )
+    return by_name
 
 
 def _number(text: str) -> int:
     """The number that a text begins with (Slurm writes 64+), or 0."""
-    digits = re.match(r"\d+", text)
-    return int(digits[0]) if digits else 0
+    return int(re.sub(r"\D.*", "", text) or 0)
 
 
 def gpus_of(gres: str) -> int:
     """GPUs in a list of generic resources: ``gpu:a100:4(S:0-1),tmp:1`` has 4."""
-    total = 0
-    for resource in re.sub(r"\([^)]*\)", "", gres).split(","):
-        kind, *rest = resource.split(":")
-        if kind == "gpu":
-            total += int(rest[-1]) if rest and rest[-1].isdigit() else 1
-    return total
+    counts = re.findall(r"(?:^|,)gpu(?::[^:,(]+)*?(?::(\d+))?(?=[,(]|$)", gres)
+    return sum(int(count or 1) for count in counts)
 
 
 def minutes(limit: str) -> float:
@@ -191,8 +182,7 @@ def _partitions(
     )
     if not any(partition.up and partition.nodes for partition in partitions.values()):
         what = f"no partition has a node that takes jobs: {summary or 'there is none'}"
-        remedy = "ask whoever runs the cluster; see `sinfo`"
-        return Finding("partitions", "missing", what, remedy)
+        return Finding("partitions", "missing", what, "ask whoever runs the cluster; see `sinfo`")
     rules_by_lack: dict[str, list[str]] = defaultdict(list)
     for rule, wants in asks.items():
         for lack in _lacks(wants, partitions):

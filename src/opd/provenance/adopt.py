@@ -44,8 +44,7 @@ def recipe(name: str, artifacts: Mapping[str, Artifact]) -> Artifact:
 def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
     """Put what lies at ``source`` (a checkpoint's folder; or rollouts, parquet or lines of JSON)
     into the place of an artifact below ``results`` (results/NAME), and return its folder. Raises
-    ``UserError`` where it is not what such a recipe makes, and where the stage has been run.
-    """
+    ``UserError`` where it is not what such a recipe makes, and where the stage has been run."""
     folder = results / artifact.folder
     before, damage = load(folder / "manifest.json", Manifest)
     if not (before.adopted if before else damage and damage.state == State.MISSING):
@@ -101,12 +100,10 @@ def _checkpoint(source: Path, stage: str, out: Path) -> dict[str, Any]:
     shards = {*read_json(index).get("weight_map", {}).values()} if index.is_file() else set()
     missing = sorted(name for name in map(str, shards) if not (out / name).is_file())
     if missing:
-        remedy = "copy all of its files"
-        raise UserError(f"{missing[0]} is missing", str(source / index.name), remedy)
+        raise UserError(f"{missing[0]} is missing", str(source / index.name), "copy all files")
     config = read_json(out / "config.json")
     if not isinstance(config, dict) or "model_type" not in config:
-        where = str(source / "config.json")
-        raise UserError("it names no model_type", where, "save the model again")
+        raise UserError("it names no model_type", str(source / "config.json"), "save it again")
     if stage != "fetch":
         _check_tokenizer(out, source)
     if STAGES[stage].trains:
@@ -136,8 +133,7 @@ def _check_tokenizer(out: Path, source: Path) -> None:
     path = out / "tokenizer_config.json"
     settings = read_json(path) if path.is_file() else None
     if settings is None or not ((out / "tokenizer.json").is_file() or list(out.glob("*.model"))):
-        remedy = "save the tokenizer there, too"
-        raise UserError("no tokenizer beside the weights", str(source), remedy)
+        raise UserError("no tokenizer beside the weights", str(source), "save it there, too")
     if "chat_template" not in settings and not (out / "chat_template.jinja").is_file():
         remedy = "give it the one it was made with"
         raise UserError("its tokenizer has no chat template", str(source), remedy)

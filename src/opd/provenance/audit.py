@@ -7,7 +7,7 @@ store behind a copy whose links were followed. docs/audit.md says what that prov
 
 import json
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,11 +81,9 @@ class Around(NamedTuple):
 
 
 def audit(place: Path, plan: Plan | None = None, store: Path | None = None) -> Audit:
-    """Look at ``results``, at one results folder, or at an artifact and all behind it.
-
-    ``plan`` is what a config describes (``opd.stages.fresh.described``), plan.json if not given;
-    ``store`` has the files of links that lead nowhere. Raises ``UserError`` where nothing is there.
-    """
+    """Look at ``results``, at one results folder, or at an artifact and all behind it. ``plan`` is
+    what a config describes, plan.json if not given; ``store`` has the files of links that lead
+    nowhere. Raises ``UserError`` where nothing is there."""
     path = Path(os.path.abspath(place))
     roots = on_disk.results_folders(path)
     artifacts = [Made(root, name) for root in roots for name in on_disk.folders(root)]
@@ -187,8 +185,7 @@ def _copies(made: Made, outputs: Mapping[str, str], around: Around) -> Iterator[
 def _linked(entry: Path, identity: str, around: Around) -> Iterator[Finding]:
     """The store entry behind an artifact: whether it is its own, and its record and kept steps."""
     if entry.name != identity:
-        reason = f"links another entry of the store, {entry.name}"
-        yield Finding(State.MODIFIED, "payload", reason)
+        yield Finding(State.MODIFIED, "payload", f"links another entry of the store, {entry.name}")
         return
     yield from _stored_record(entry)
     folder = steps_of(entry)
@@ -239,12 +236,9 @@ def _code(origin: Manifest) -> Iterator[Finding]:
 
 def _planned(made: Made, origin: Manifest, plan: Plan | None) -> Iterator[Finding]:
     """An artifact against what the config describes now, setting by setting."""
-    if plan is None:
-        return
-    if made.folder not in plan:
+    if plan is not None and made.folder not in plan:
         yield Finding(State.ORPHANED, "config", "names no such artifact")
-        return
-    planned = plan[made.folder]
+    planned = (plan or {}).get(made.folder)
     if planned is None:
         return
     if planned.cfg is None:
@@ -300,22 +294,16 @@ def lines(result: Audit, name: str, seconds: float) -> list[str]:
         (stage or "(none)", *(counts[stage, state] or "" for state in states))
         for stage in dict.fromkeys(x.stage for x in result.audited)
     ]
-    drift: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for audited in result.audited:
-        for package, (then, now) in audited.drift.items():
-            drift[package, now].append(then)
+    drift = [(p, *versions) for x in result.audited for p, versions in x.drift.items()]
     text = render(
         PAGES,
         "audit.txt.j2",
         name=name,
         result=result,
         seconds=seconds,
-        speed=result.bytes / 1e9 / max(seconds, 1e-9),
         size=size,
         counts=[("stage", *states), *rows],
-        adopted=[x.place for x in result.audited if x.adopted],
-        drift=sorted(drift.items()),
-        absent=sorted({path for x in result.audited for path in x.absent}),
+        drift=drift,
     )
     return text.splitlines()
 

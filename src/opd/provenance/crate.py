@@ -31,8 +31,7 @@ UNKNOWN = "unknown"
 
 
 class File(NamedTuple):
-    """A file of the crate: where it lies in it, and where it is from. ``left_out`` is the reason
-    where the crate only names it."""
+    """A file of the crate: its place there, its source, and why it is only named, if it is."""
 
     path: str
     source: Path
@@ -128,27 +127,25 @@ def metadata(
     _root(crate, cff, f"{root.name}{'' if complete else ', a part of it'}", len(artifacts))
     crate.root_dataset["datePublished"] = run["endTime"]
     crate.root_dataset["mentions"] = [run, orchestration, *actions]
-    if person:
-        crate.root_dataset["author"] = person
-    text = json.dumps(crate.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False)
-    return text + "\n"
-
-
-def _properties(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A list of one as that one, as JSON-LD is flattened in a crate; nothing of what is empty."""
-    return {
-        key: value[0] if isinstance(value, list) and len(value) == 1 else value
-        for key, value in values.items()
-        if value not in (None, [])
-    }
+    crate.root_dataset["author"] = person
+    described = crate.metadata.generate()
+    # JSON-LD is flattened in a crate: a list of one is that one, and what is empty is left out.
+    described["@graph"] = [
+        {
+            key: value[0] if isinstance(value, list) and len(value) == 1 else value
+            for key, value in entity.items()
+            if value not in (None, [])
+        }
+        for entity in described["@graph"]
+    ]
+    return json.dumps(described, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _add(crate: Any, identifier: str, kind: str, /, **values: Any) -> Any:
     """Add what is no file or folder. Values may be other entities."""
     from rocrate.model import ContextEntity
 
-    properties = {"@type": kind, **_properties(values)}
-    return crate.add(ContextEntity(crate, identifier, properties=properties))
+    return crate.add(ContextEntity(crate, identifier, properties={"@type": kind, **values}))
 
 
 def _add_file(crate: Any, file: File, **values: Any) -> Any:
@@ -213,9 +210,7 @@ def _workflow(
         )
         values = {"position": str(position), "name": f"rule {stage}", "workExample": tools[stage]}
         steps[stage] = _add(crate, f"Snakefile#{stage}", "HowToStep", **values)
-    parts = {"hasPart": [*tools.values()], "step": [*steps.values()]}
-    for key, value in _properties(parts).items():
-        main[key] = value
+    main["hasPart"], main["step"] = [*tools.values()], [*steps.values()]
     return tools, steps
 
 
@@ -248,7 +243,7 @@ def _dataset(crate: Any, root: Path, artifact: Packed) -> Any:
         "hasPart": [_add_file(crate, file) for file in artifact.files],
     }
     folder = f"results/{root.name}/{artifact.folder}/"
-    return crate.add_dataset(dest_path=folder, properties=_properties(properties))
+    return crate.add_dataset(dest_path=folder, properties=properties)
 
 
 def _computation(crate: Any, made: Sequence[Packed]) -> dict[str, Any]:
@@ -277,16 +272,13 @@ def _computation(crate: Any, made: Sequence[Packed]) -> dict[str, Any]:
 
 def _span(manifests: Sequence[Manifest]) -> dict[str, str]:
     """When the first of these stages started, and the last one ended."""
-    starts = [datetime.fromisoformat(manifest.started) for manifest in manifests]
-    times = zip(starts, manifests, strict=True)
-    end = max(start + timedelta(seconds=manifest.seconds) for start, manifest in times)
-    ended = end.replace(microsecond=0).isoformat()
-    return {"startTime": min(starts).isoformat(), "endTime": ended}
+    spans = [(datetime.fromisoformat(x.started), timedelta(seconds=x.seconds)) for x in manifests]
+    ended = max(start + time for start, time in spans).replace(microsecond=0)
+    return {"startTime": min(spans)[0].isoformat(), "endTime": ended.isoformat()}
 
 
 def _others(crate: Any, known: Mapping[str, Any], artifact: Packed) -> Iterator[Any]:
-    """The models and data of others that a stage has read or fetched, with what
-    ``config/sources.yaml`` knows of them (``known``)."""
+    """Others' models and data that a stage has read or fetched, and what ``known`` says of them."""
     manifest = artifact.manifest
     cfg, stage = manifest.cfg, manifest.stage
     for source in artifact.inputs:
@@ -294,8 +286,9 @@ def _others(crate: Any, known: Mapping[str, Any], artifact: Packed) -> Iterator[
             yield _plain_file(crate, known, cfg, source)
     fetched = registry.source(stage, cfg)
     if fetched.get("hub"):
-        kind, revision = "models" if stage == "fetch" else "datasets", fetched.get("revision", "")
-        key, where = f"{kind}/{fetched['hub']}", _hub(kind, fetched["hub"], revision)
+        key = f"{'models' if stage == 'fetch' else 'datasets'}/{fetched['hub']}"
+        revision = fetched.get("revision")
+        where = f"{_hub(key)}/tree/{revision}" if revision else _hub(key)
         yield _other(crate, known, key, where, version=revision or None)
     elif stage == "fetch" and manifest.numbers.get("packages"):
         package, _, version = manifest.numbers["packages"][0].partition("==")
@@ -317,22 +310,18 @@ def _plain_file(crate: Any, known: Mapping[str, Any], cfg: Mapping[str, Any], so
 def _other(crate: Any, known: Mapping[str, Any], key: str, where: str, /, **values: Any) -> Any:
     about = known.get(key, {})
     licence, citation = about.get("licence", UNKNOWN), about.get("citation", UNKNOWN)
-    based = None
-    if "same_as" in about:
-        kind, _, name = about["same_as"].partition("/")
-        based = {"@id": _hub(kind, name)}
     values |= {
         "name": key.partition("/")[2],
         "license": UNKNOWN if licence == UNKNOWN else _licence(crate, licence),
         "citation": UNKNOWN if citation == UNKNOWN else _work(crate, citation, name=citation),
-        "isBasedOn": based,
+        "isBasedOn": {"@id": _hub(about["same_as"])} if "same_as" in about else None,
     }
     return _add(crate, where, "CreativeWork", **values)
 
 
-def _hub(kind: str, name: str, revision: str = "") -> str:
-    prefix = "datasets/" if kind == "datasets" else ""
-    return f"https://huggingface.co/{prefix}{name}" + (f"/tree/{revision}" if revision else "")
+def _hub(key: str) -> str:
+    """The page of models/ID or datasets/ID."""
+    return f"https://huggingface.co/{key.removeprefix('models/')}"
 
 
 def _licence(crate: Any, spdx: str) -> Any:

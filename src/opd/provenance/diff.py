@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.files import read_json
+from opd.core.html import render
 from opd.stages import on_disk, registry
 from opd.stages.artifact import sources_first
 from opd.stages.on_disk import Made
 
+PAGES = package_file(__file__, "pages")
 ABSENT = "–"
 
 Pair = tuple[Made, Made]
@@ -97,9 +100,9 @@ def _used_others(old: Made, new: Made) -> bool:
 
 
 def reasons(old: Made, new: Made) -> Iterator[str]:
-    """Settings, code and plain files that differ, one a line; where none does, device and versions,
-    or that nothing does."""
-    then, now = ({k: _recorded(x, k) for k in ("device", "versions")} for x in (old, new))
+    """Settings, code and files that differ; else device and versions; else that nothing does."""
+    keys = ("device", "versions")
+    then, now = ({key: getattr(made.manifest, key, {}) for key in keys} for made in (old, new))
     yield from (
         [*_settings(old, new)]
         or [f"{name}: {a} | {b}" for name, a, b in changes(then, now)]
@@ -107,20 +110,15 @@ def reasons(old: Made, new: Made) -> Iterator[str]:
     )
 
 
-def _recorded(made: Made, key: str) -> Any:
-    """What a manifest records; nothing where there is none."""
-    return getattr(made.manifest, key, {})
-
-
 def _settings(old: Made, new: Made) -> Iterator[str]:
-    then, now = ({"stage": made.stage, **_recorded(made, "cfg")} for made in (old, new))
+    then, now = ({"stage": made.stage, **getattr(made.manifest, "cfg", {})} for made in (old, new))
     for key, a, b in changes(settings_of(then), settings_of(now)):
         yield f"{key}: {a} | {b}"
     formats = [made.digest.format if made.digest else 1 for made in (old, new)]
     if formats[0] != formats[1]:
         yield f"format: {formats[0]} | {formats[1]}, so their codes cannot be compared"
     elif then.get("code") != now.get("code"):
-        before, after = (_recorded(made, "modules") for made in (old, new))
+        before, after = (getattr(made.manifest, "modules", {}) for made in (old, new))
         changed = [key for key, *_ in changes(before, after)] if before and after else []
         yield f"code: {', '.join(changed) or 'which modules was not recorded'}"
     then, now = ({x.name: x.used.outputs for x in y.inputs if not x.used.made} for y in (old, new))
@@ -148,11 +146,10 @@ def _values(made: Made) -> Any:
     payload = made.payload()
     if payload and made.stage == "table" and (payload / "table.csv").is_file():
         with (payload / "table.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {
-            row["row"]: {k: _parsed(v) for k, v in row.items() if k not in ("row", "digests")}
-            for row in rows
-        }
+            return {
+                row["row"]: {k: _parsed(v) for k, v in row.items() if k not in ("row", "digests")}
+                for row in csv.DictReader(file)
+            }
     if payload and made.stage == "claims" and (payload / "claims.json").is_file():
         return {
             claim["id"]: {
@@ -161,7 +158,7 @@ def _values(made: Made) -> Any:
             }
             for claim in read_json(payload / "claims.json")["claims"]
         }
-    return _recorded(made, "numbers")
+    return getattr(made.manifest, "numbers", {})
 
 
 def _parsed(text: str) -> float | str:
@@ -171,26 +168,7 @@ def _parsed(text: str) -> float | str:
         return text
 
 
-def lines(a: Path, b: Path, difference: Difference) -> Iterator[str]:
+def lines(a: Path, b: Path, difference: Difference) -> list[str]:
     """Lines to print; none where files and settings are the same."""
-    for folder, side in difference.alone:
-        yield f"only in {side}: {folder}"
-    if difference.first:
-        yield f"where they part ways ({a} | {b}):"
-    for pair in difference.first:
-        yield f"  {_name(pair)}"
-        yield from (f"    {line}" for line in reasons(*pair))
-        yield from (f"      {line}" for line in numbers(*pair))
-    if difference.behind:
-        yield f"made from what differs: {len(difference.behind)}"
-    for pair in difference.behind:
-        yield f"  {_name(pair)}"
-        yield from (f"    {line}" for line in _settings(*pair))
-        if pair[0].stage in ("table", "claims") or pair == difference.behind[-1]:
-            yield from (f"      {line}" for line in numbers(*pair))
-    if difference.same:
-        yield f"same files by other settings or code: {', '.join(map(_name, difference.same))}"
-
-
-def _name(pair: Pair) -> str:
-    return " | ".join(dict.fromkeys(made.folder for made in pair))
+    values = {"reasons": reasons, "numbers": numbers, "settings": _settings}
+    return render(PAGES, "diff.txt.j2", a=a, b=b, difference=difference, **values).splitlines()

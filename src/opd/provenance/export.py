@@ -7,12 +7,11 @@ files, logs, and the workflow. ro-crate-metadata.json describes it (``opd.proven
 import os
 import shutil
 import subprocess
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
-from typing import IO
 
 import opd
 from opd.core.code import package_file
@@ -50,35 +49,35 @@ def export(
     workflow: Path = Path(),
 ) -> Iterator[str]:
     """Write a crate of a results folder (results/NAME), or of what ``targets`` (figures, tables,
-    pages, folders) were made from; lines to print.
+    pages, folders) were made from; lines to print. The same results give the same bytes.
 
-    ``out`` is a zip file, or a folder that does not exist yet. The same results give the same
-    bytes. ``full`` packs weights, fetched objects and large files, too. ``agent`` ("NAME <URL>") is
-    who ran it all, ``workflow`` the folder of the Snakefile. Raises ``UserError`` where there is
-    nothing to pack, where something is not as it was made, and where ``out`` exists.
-    """
+    ``out`` is a zip file or a folder, ``agent`` ("NAME <URL>") who ran it all, ``workflow`` the
+    folder of the Snakefile; ``full`` packs weights, fetched objects and large files, too. Raises
+    ``UserError`` where nothing is to be packed, or not as it was made, and where ``out`` exists."""
     if out.exists():
         raise UserError("it is there already", str(out), "remove it, or name another")
     root = results.resolve()
     artifacts = gather(root, targets, full)
     code = list(sources(workflow))
-    beside = [root / name for name in ("config.yaml", "plan.json")]
-    extra = [_file(root, path) for path in beside if path.is_file()]
+    places = (root / "config.yaml", root / "plan.json")
+    beside = [_file(root, path) for path in places if path.is_file()]
     own = [file for artifact in artifacts for file in (*artifact.files, *artifact.logs)]
     packed = [file for file in own if not file.left_out]
     left_out = [file for file in own if file.left_out]
 
-    subject = f"what is behind {', '.join(targets)}" if targets else f"`results/{root.name}`"
-    values = {"name": root.name, "subject": subject, "licences": TEXTS["licences"]}
-    readme = render(PAGES, "crate.md.j2", left_out=left_out, **values)
-    described = metadata(root, artifacts, code, extra, agent, workflow, complete=not targets)
+    about = {"name": root.name, "targets": targets, "licences": TEXTS["licences"]}
+    readme = render(PAGES, "crate.md.j2", left_out=left_out, **about)
+    described = metadata(root, artifacts, code, beside, agent, workflow, complete=not targets)
     yield f"{len(artifacts)} artifacts, {len(packed)} files of theirs"
     if left_out:
         total = size(sum(file.size for file in left_out))
         yield f"left out, but listed: {len(left_out)} files, {total} (--full packs them)"
-    contents: dict[str, Path | bytes] = {x.path: x.source for x in [*code, *extra, *packed]}
-    contents |= {"ro-crate-metadata.json": described.encode(), "README.md": readme.encode()}
-    write(out, contents)
+    with tempfile.TemporaryDirectory() as temporary:
+        contents = {file.path: file.source for file in [*code, *beside, *packed]}
+        for name, text in (("ro-crate-metadata.json", described), ("README.md", readme)):
+            contents[name] = Path(temporary, name)
+            contents[name].write_text(text, encoding="utf-8")
+        write(out, contents)
     written = sum(path.stat().st_size for path in files_below(out).values())
     yield f"written: {out} ({size(written)})"
 
@@ -142,8 +141,7 @@ def _why_left_out(stage: str, file: Path) -> str:
 def sources(workflow: Path) -> Iterator[File]:
     """The files of the workflow, and of the package that it calls."""
     if not (workflow / "Snakefile").is_file():
-        where = str(workflow.absolute())
-        raise UserError("no Snakefile", where, "run this where the workflow lies")
+        raise UserError("no Snakefile", str(workflow.absolute()), "run this where it lies")
     private = _ignored(workflow)
     package = Path(opd.__file__).parent
     paths = [path for name in WORKFLOW for path in files_below(workflow / name).values()]
@@ -155,8 +153,7 @@ def sources(workflow: Path) -> Iterator[File]:
 
 
 def _ignored(workflow: Path) -> set[str]:
-    """Files of the workflow that git is told to ignore: they are of this machine or this user. Of a
-    workflow that is in no clone, only the settings of the site are known to be that."""
+    """Files of the workflow that git ignores, as of this machine or user; always the site's."""
     command = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", "-z", *WORKFLOW]
     names = []
     with suppress(FileNotFoundError):  # git is not installed
@@ -172,36 +169,30 @@ def _file(root: Path, source: Path, sha256: str = "", left_out: str = "") -> Fil
     return File(place, source, sha256 or file_digest(source), left_out)
 
 
-def write(out: Path, contents: Mapping[str, Path | bytes]) -> None:
-    """Write files and texts by their paths, in order and without times, as a zip file (a name that
+def write(out: Path, contents: Mapping[str, Path]) -> None:
+    """Write files by their paths, in order and without times, as a zip file (a name that
     ends so) or a folder. ``out`` is complete or not there."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out, str(os.getpid())) as partial:
         if out.suffix == ".zip":
             _write_zip(partial, contents)
             return
-        for name, content in sorted(contents.items()):
+        for name, source in contents.items():
             target = partial / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _opened(content) as source, target.open("wb") as file:
-                shutil.copyfileobj(source, file, 2**20)
+            shutil.copyfile(source, target)
 
 
-def _write_zip(path: Path, contents: Mapping[str, Path | bytes]) -> None:
+def _write_zip(path: Path, contents: Mapping[str, Path]) -> None:
     folders = {f"{f}/" for name in contents for f in Path(name).parents if f != Path()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for name in sorted({*contents, *folders}):
             if name in folders:
                 archive.mkdir(name, 0o755)
                 continue
-            content = contents[name]
             entry = zipfile.ZipInfo(name)  # of 1980: without a time of its own
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o100644 << 16
-            entry.file_size = content.stat().st_size if isinstance(content, Path) else len(content)
-            with _opened(content) as source, archive.open(entry, "w") as target:
+            entry.file_size = contents[name].stat().st_size
+            with contents[name].open("rb") as source, archive.open(entry, "w") as target:
                 shutil.copyfileobj(source, target, 2**20)
-
-
-def _opened(content: Path | bytes) -> IO[bytes]:
-    return content.open("rb") if isinstance(content, Path) else BytesIO(content)

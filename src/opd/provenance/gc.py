@@ -91,21 +91,19 @@ def _removed(results: Path, kind: str, entries: dict[str, list[Path]]) -> Iterat
         return
     for start in range(0, len(names), BATCH):
         with ExitStack() as locks:
-            free, ours = [], []
+            free = {}  # name -> the scratch folder, where taking its lock has made it
             for name in names[start : start + BATCH]:
                 scratch = store / ".scratch" / name
-                new = not scratch.exists()
-                taken = lock.take(scratch)
-                if taken is not None:
+                own = [] if scratch.exists() else [scratch]
+                if (taken := lock.take(scratch)) is not None:
                     locks.enter_context(closing(taken))
-                    free.append(name)
-                    ours += [scratch] if new else []
+                    free[name] = own
             # A stage may have linked one before its lock was taken.
             used = identities(results) if kind == "unused" else set()
-            for name in free:
-                if name not in used:
-                    for path in (*entries[name], verify.memory(store, name)):
-                        remove(path)
+            for name, own in free.items():
+                unlinked = name not in used
+                parts = [*entries[name], verify.memory(store, name)] if unlinked else []
+                for path in (*parts, *own):
+                    remove(path)
+                if unlinked:
                     yield name
-            for scratch in ours:
-                remove(scratch)

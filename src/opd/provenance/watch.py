@@ -47,9 +47,8 @@ def watch(folder: Path, seconds: float = 0.5) -> Iterator[str]:
                 widths.popitem()
             yield "  ".join([f"{'step':>11}", *(f"{n:>{width}}" for n, width in widths.items())])
         step = f"{line['step']:.0f}/{line['of']:.0f}"
-        cells = [f"{line[name]:.4g}" if name in line else "" for name in widths]
-        rest = (f"{x:>{width}}" for x, width in zip(cells, widths.values(), strict=True))
-        yield "  ".join([f"{step:>11}", *rest])
+        cells = (f"{line[n]:>{w}.4g}" if n in line else " " * w for n, w in widths.items())
+        yield "  ".join([f"{step:>11}", *cells])
 
 
 def _finished(folder: Path) -> Iterator[dict[str, float]]:

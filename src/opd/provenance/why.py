@@ -38,11 +38,6 @@ def lines(path: Path) -> list[str]:
     if origin is None:
         remedy = "see `opd audit` of its results folder"
         raise UserError("its manifest.json is missing or damaged", str(made.path), remedy)
-    there = files_below(payload) if payload else {}
-    files = [
-        (name, sha256, size(there[name].stat().st_size) if name in there else "gone")
-        for name, sha256 in sorted(made.outputs.items())
-    ]
     settings = {name: origin.cfg[name] for name in origin.cfg if name not in ("code", "inputs")}
     text = render(
         PAGES,
@@ -53,8 +48,8 @@ def lines(path: Path) -> list[str]:
         config=config_key(made.folder),
         settings=[*_leaves(settings)],
         numbers=[*_leaves(origin.numbers)],
-        versions=", ".join(f"{name} {origin.versions[name]}" for name in sorted(origin.versions)),
-        files=files,
+        files=files_below(payload) if payload else {},
+        size=size,
         sources=_tree(made, "", set()),
         again=_again(made),
     )

@@ -338,7 +338,7 @@ def test_what_is_wrong_with_a_folder(tmp_path, monkeypatch):
     program(tmp_path / "findmnt", "echo 'lustre rw,localflock'")
     found = only(machine.file_system(tmp_path), "file locks")
     assert found.state == "warning" and "lustre locks within one machine" in found.what
-    monkeypatch.setattr(machine.fcntl, "flock", lambda *_: None)
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
     found = only(machine.file_system(tmp_path), "file locks")
     assert found.state == "missing" and "lustre does not lock" in found.what
 
