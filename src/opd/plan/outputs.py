@@ -40,17 +40,11 @@ def exhibits(
     return {**shown, "report": _report(config, papers, {**measured, **shown})}
 
 
-def targets(config: Config, artifacts: Mapping[str, Artifact]) -> list[str]:
-    """Folders of the figures, tables and pages that a config asks for."""
-    report = config.targets == "all" or "report" in config.targets
-    return [*_beside_report(config, artifacts), *(["report"] if report else [])]
-
-
-def _beside_report(config: Config, artifacts: Iterable[str]) -> list[str]:
-    """The same but the report, which shows these. Raises ``UserError`` for a name that nothing
-    has."""
+def targets(config: Config, artifacts: Iterable[str]) -> list[str]:
+    """Folders of the figures, tables and pages that a config asks for, as far as they are among
+    the artifacts. Raises ``UserError`` for a name that nothing has."""
     sections = ("figures/", "tables/", "contamination/")
-    shown = [f for f in artifacts if f.startswith(sections) or f == "claims"]
+    shown = [f for f in artifacts if f.startswith(sections) or f in ("claims", "report")]
     if config.targets == "all":
         return shown
     names: dict[str, list[str]] = {"report": []}
@@ -240,7 +234,7 @@ RUNS = ("generations", "demonstrations", "probes", "evaluations")
 
 def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Artifact]) -> Artifact:
     """One page of all that is asked for, with every run behind it."""
-    asked = _beside_report(config, artifacts)
+    asked = targets(config, artifacts)
     shown = [folder for folder in asked if not folder.startswith("contamination/")]
     inputs: dict[str, str] = {}
     for folder in shown:

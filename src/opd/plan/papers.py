@@ -19,27 +19,19 @@ from opd.results.figure_spec import PaperFigure
 from opd.results.quantity import MACRO, METRIC, SCORES, column, of_series
 
 # What training logs (opd.losses.metrics, and the trainers' own), here without torch.
-METRICS = (
-    *("loss", "grad_norm"),
-    *("overlap_ratio", "overlap_token_advantage", "overlap_token_advantage_code"),
-    *("entropy_gap_nats", "entropy_student_nats", "entropy_teacher_nats"),
-    "entropy_gap_of_means_nats",
-    *("overlap_mass_student", "overlap_mass_teacher"),
-    *("overlap_mass_student_code", "overlap_mass_teacher_code"),
-    *("top_mass_student", "top_mass_teacher"),
-    "extreme_advantage_gap",
-    *("max_advantage_student_code", "max_advantage_teacher_code"),
-    *("min_advantage_student_code", "min_advantage_teacher_code"),
-    *("teacher_rank", "teacher_rank_in_top"),
-    *("log_ratio_repeated_nats", "log_ratio_other_nats", "kl_nats"),
-    *("response_tokens", "truncation_ratio", "repetition_ratio"),
-    # GRPO
-    *("reward", "reward_std", "correct", "brevity", "groups_without_variance"),
-    *("response_tokens_max", "clip_ratio", "clip_ratio_low", "clip_ratio_high"),
-    *("importance_weight", "importance_weight_max", "sampler_difference_nats"),
-    # SFT
-    *("nll_nats", "perplexity"),
-)
+DISTILL = """
+    loss grad_norm overlap_ratio overlap_token_advantage overlap_token_advantage_code
+    entropy_gap_nats entropy_student_nats entropy_teacher_nats entropy_gap_of_means_nats
+    overlap_mass_student overlap_mass_teacher overlap_mass_student_code overlap_mass_teacher_code
+    top_mass_student top_mass_teacher extreme_advantage_gap max_advantage_student_code
+    max_advantage_teacher_code min_advantage_student_code min_advantage_teacher_code
+    teacher_rank teacher_rank_in_top log_ratio_repeated_nats log_ratio_other_nats kl_nats
+    response_tokens truncation_ratio repetition_ratio"""
+GRPO = """
+    reward reward_std correct brevity groups_without_variance response_tokens_max clip_ratio
+    clip_ratio_low clip_ratio_high importance_weight importance_weight_max
+    sampler_difference_nats"""
+METRICS = (*DISTILL.split(), *GRPO.split(), "nll_nats", "perplexity")
 
 Names = Mapping[str, Mapping[str, str]]  # arms and probes of a paper: name -> what it is
 
@@ -196,10 +188,9 @@ def check_shown(config: Config) -> None:
             scores += [(where, figure.evaluation, benchmark) for benchmark in figure.benchmarks]
     for name, table in config.tables.items():
         where = f"tables.{name}.columns"
-        for spec in table.columns:
-            for quantity in column(
-                spec if isinstance(spec, str) else spec.column, where
-            ).quantities:
+        specs = [spec if isinstance(spec, str) else spec.column for spec in table.columns]
+        for spec in specs:
+            for quantity in column(spec, where).quantities:
                 if quantity.kind == METRIC:
                     metrics.append((where, quantity.name))
                 elif quantity.kind in SCORES:

@@ -9,7 +9,7 @@ from typing import Any
 from opd.core.errors import UserError
 from opd.core.files import content, digest
 from opd.plan import artifacts as plan
-from opd.plan import cost, hub_lock, outputs
+from opd.plan import hub_lock, outputs
 from opd.plan.cost import Artifacts
 from opd.plan.papers import read_papers
 from opd.recipes import resolve
@@ -82,7 +82,7 @@ def _state(
     if made and stands_for(made, artifact.stage, artifact.cfg):
         return "there", made.outputs
     inputs = {}
-    for name, path in cost.named(artifact).items():
+    for name, path in artifact.named.items():
         if path not in digests and not Path(path).is_absolute():
             return "run", None
         inputs[name] = digest(digests[path] if path in digests else content(Path(path)))

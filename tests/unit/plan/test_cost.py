@@ -288,7 +288,7 @@ def manifests(results: Path, slow: dict[str, float]) -> None:
     facts = Facts(models(), TABLES)
     for folder, artifact in facts.artifacts.items():
         work = cost.work(facts, folder)
-        inputs = cost.named(artifact).items()
+        inputs = artifact.named.items()
         made = {
             "stage": artifact.stage,
             "cfg": artifact.cfg,
