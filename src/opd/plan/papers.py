@@ -180,23 +180,21 @@ def _check_config(config: Config, papers: Iterable[Paper]) -> None:
 def check_shown(config: Config) -> None:
     """Hold a config's own figures and tables to the metrics that are logged, to the kinds of
     columns, and to the benchmarks of the evaluation that they show. Raises ``UserError``."""
-    metrics, scores = [], []
+
+    def benchmarks(evaluation: str | None) -> list[str]:
+        return [*config.evaluations[evaluation].benchmarks, MACRO] if evaluation else []
+
     for name, figure in config.figures.items():
-        metrics += [(f"figures.{name}.metrics", metric.name) for metric in figure.metrics]
-        if figure.evaluation:
-            where = f"figures.{name}.benchmarks"
-            scores += [(where, figure.evaluation, benchmark) for benchmark in figure.benchmarks]
+        for metric in figure.metrics:
+            _require(metric.name, METRICS, f"figures.{name}.metrics", "metric")
+        for benchmark in figure.benchmarks if figure.evaluation else ():
+            known, where = benchmarks(figure.evaluation), f"figures.{name}.benchmarks"
+            _require(benchmark, known, where, "benchmark")
     for name, table in config.tables.items():
         where = f"tables.{name}.columns"
         specs = [spec if isinstance(spec, str) else spec.column for spec in table.columns]
-        for spec in specs:
-            for quantity in column(spec, where).quantities:
-                if quantity.kind == METRIC:
-                    metrics.append((where, quantity.name))
-                elif quantity.kind in SCORES:
-                    scores.append((where, table.evaluation, quantity.name))
-    for where, metric in metrics:
-        _require(metric, METRICS, where, "metric")
-    for where, evaluation, benchmark in scores:
-        known = [*config.evaluations[evaluation].benchmarks, MACRO]
-        _require(benchmark, known, where, "benchmark")
+        for quantity in (quantity for spec in specs for quantity in column(spec, where).quantities):
+            if quantity.kind == METRIC:
+                _require(quantity.name, METRICS, where, "metric")
+            elif quantity.kind in SCORES:
+                _require(quantity.name, benchmarks(table.evaluation), where, "benchmark")

@@ -290,9 +290,6 @@ def draw_bars(data: Data) -> Figure:
     return page
 
 
-# Heat maps
-
-
 def draw_heatmap(data: Data) -> Figure:
     """A metric over steps (across) and response positions (upwards), one panel per series."""
     panels = data["panels"]
@@ -318,9 +315,6 @@ def draw_heatmap(data: Data) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
     page.colorbar(image, ax=page.axes, pad=0.02).set_label(_wrap(data["label"], 40))
     return page
-
-
-# One quantity against another
 
 
 def draw_scatter(data: Data) -> Figure:
@@ -384,9 +378,6 @@ def _common(one: Bbox, other: Bbox) -> float:
     """The area that two boxes share."""
     both = Bbox.intersection(one, other)
     return both.width * both.height if both else 0.0
-
-
-# Distributions
 
 
 def draw_distribution(data: Data) -> Figure:

@@ -25,8 +25,8 @@ from opd.evaluation.reader import Evaluations, NothingLogged, Reader
 from opd.probes.schemas import ROLLOUTS
 from opd.results import drawing
 from opd.results.claim_spec import read_targets, require
-from opd.results.estimate import Estimate, Measurements, Missing, estimate, numbered
-from opd.results.labels import axis, benchmark_label, label_of, of_draws, plain
+from opd.results.estimate import Measurements, Missing, estimate, numbered
+from opd.results.labels import axis, benchmark_label, ends, label_of, of_draws, plain
 from opd.results.published import parse
 from opd.results.quantity import (
     MACRO,
@@ -125,10 +125,6 @@ def _written_out(
             yield part, replace(quantity, name=name)
 
 
-def _ends(result: Estimate) -> dict[str, float | None]:
-    return dict(zip(("value", "low", "high"), map(plain, result.interval()), strict=True))
-
-
 def _plain(values: Iterable[float]) -> list[float | None]:
     return [plain(value) for value in values]
 
@@ -183,8 +179,9 @@ def read_curves(cfg: Cfg, measured: Measurements) -> Data:
             scored = _scored(cfg, measured)
             label = f"{axis('avg', scored)}, {benchmark_label(quantity.name, scored)}"
             for level in cfg["levels"]:
-                ends = _ends(estimate(replace(quantity, of=level["of"]), measured))
-                levels.append({"series": level["of"], "label": level["label"], **ends})
+                interval = estimate(replace(quantity, of=level["of"]), measured).interval()
+                row = {"series": level["of"], "label": level["label"], **ends(interval)}
+                levels.append(row)
         panels += [
             {
                 "group": group["title"],
@@ -235,7 +232,7 @@ def _bars(
             bar |= {"group": series.get("group"), "value": None, "low": None, "high": None}
             try:
                 result = estimate(own, measured)
-                yield {**bar, **_ends(result), "seeds": result.seeds}
+                yield {**bar, **ends(result.interval()), "seeds": result.seeds}
             except Missing as missing:
                 yield {**bar, "seeds": 0, "missing": str(missing)}
 
@@ -287,9 +284,6 @@ def read_bars(cfg: Cfg, measured: Measurements) -> Data:
     return {"panels": _bar_panels(cfg["panels"], cfg, measured)}
 
 
-# Heat maps
-
-
 def read_heatmap(cfg: Cfg, measured: Measurements) -> Data:
     """A metric by step and response position, mean over seeds, one panel per series."""
     (metric,) = cfg["metrics"]
@@ -321,9 +315,6 @@ def read_heatmap(cfg: Cfg, measured: Measurements) -> Data:
     return {"label": label, "xlabel": cfg.get("xlabel", "training step"), "panels": panels}
 
 
-# One quantity against another
-
-
 def read_scatter(cfg: Cfg, measured: Measurements) -> Data:
     """Two quantities, one point per series; a series that lacks one has no point."""
     data: Data = {"points": [], "missing_points": []}
@@ -345,9 +336,6 @@ def read_scatter(cfg: Cfg, measured: Measurements) -> Data:
     if not data["points"]:
         raise UserError("no series has both quantities", "series", "name arms that were measured")
     return data
-
-
-# Distributions
 
 
 def read_distribution(cfg: Cfg, measured: Measurements) -> Data:
@@ -464,8 +452,6 @@ def _caption(data: Data, cfg: Cfg) -> str:
     return text.strip() + "\n"
 
 
-# All kinds
-
 KINDS: dict[str, tuple[Callable[[Cfg, Measurements], Data], Callable[[Cfg], Any]]] = {
     "curves": (read_curves, drawing.draw_curves),
     "grid": (read_curves, drawing.draw_curves),
@@ -503,18 +489,17 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
     Returns the last value of each curve, or [value, low, high] of each bar. Raises ``UserError`` on
     a name that is not there and on evaluations that do not compare.
     """
-    if cfg["kind"] not in KINDS:
-        raise UserError(
-            f"no kind of figure '{cfg['kind']}'", "kind", suggestion(cfg["kind"], KINDS)
-        )
-    read, draw = KINDS[cfg["kind"]]
+    kind = cfg["kind"]
+    if kind not in KINDS:
+        raise UserError(f"no kind of figure '{kind}'", "kind", suggestion(kind, KINDS))
+    read, draw = KINDS[kind]
     cfg = _named(cfg)
     measured = Measurements(cfg, Reader(inputs))
     try:
         numbers = read(cfg, measured)
     except Missing as missing:
         raise UserError(f"there is no {missing}", "series", "name what is measured") from missing
-    data = {"kind": cfg["kind"], "title": cfg.get("title"), **numbers}
+    data = {"kind": kind, "title": cfg.get("title"), **numbers}
     _publish(data, cfg, inputs)
     data["sources"] = [
         f"{name}/{file}={digest}"
@@ -538,8 +523,8 @@ def _summary(data: Data) -> dict[str, Any]:
         for line in panel.get("lines", []):
             group.setdefault(line["label"], {})[panel["metric"]] = line["last"]
         for bar in panel.get("bars", []):
-            values = [bar[key] for key in ("value", "low", "high")]
-            group.setdefault(bar["label"], {})[bar["metric"]] = values
+            interval = [bar[end] for end in drawing.ENDS]
+            group.setdefault(bar["label"], {})[bar["metric"]] = interval
     for point in data.get("points", []):
         summary[point["label"]] = {side: point[side]["value"] for side in ("x", "y")}
     return summary

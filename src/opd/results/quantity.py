@@ -285,9 +285,8 @@ def column(spec: str, where: str = "columns") -> TableColumn:
         raise UserError(f"no column '{spec}'", where, suggestion(kind, kinds))
     needed = "metric" if kind in _ENDS else "value" if kind == PROBE else ""
     if needed and not name:
-        raise UserError(
-            f"column '{spec}' names no {needed}", where, f"write {kind}:{needed.upper()}"
-        )
+        remedy = f"write {kind}:{needed.upper()}"
+        raise UserError(f"column '{spec}' names no {needed}", where, remedy)
     if kind == "outlook" and name:
         raise UserError(f"column '{spec}' names a value", where, "write outlook")
     quantities = [Quantity(METRIC, "", name, at) for at in _ENDS.get(kind, ())]

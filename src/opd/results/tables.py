@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from opd.core.code import package_file
 from opd.core.html import MISSING, render
@@ -23,17 +23,14 @@ NO_GAP = "no gap"
 ROLES = ("evaluations", "base", "teacher", "run", "probe")
 
 
-class Cell(NamedTuple):
-    """What a table shows, and what the csv has of it in the order of the column's endings."""
-
-    text: str
-    numbers: tuple[float | str | None, ...]
+# What a table shows, and what the csv has of it in the order of the column's endings.
+Cell = tuple[str, tuple[float | str | None, ...]]
 
 
 def _cell(parsed: TableColumn, row: str, measured: Measurements) -> Cell:
     """The cell of a row; a dash where the row has not what the column is of. Raises ``UserError``
     for a benchmark or a metric that its evaluations or its run do not have."""
-    nothing = Cell(MISSING, (None,) * len(parsed.endings))
+    nothing = (None,) * len(parsed.endings)
     try:
         if not parsed.quantities:
             return _outlook(row, measured)
@@ -45,16 +42,16 @@ def _cell(parsed: TableColumn, row: str, measured: Measurements) -> Cell:
         of_row = [replace(quantity, of=row) for quantity in parsed.quantities]
         estimates = [estimate(quantity, measured) for quantity in of_row]
     except Undefined:
-        return nothing._replace(text=NO_GAP)
+        return NO_GAP, nothing
     except (Missing, NothingLogged):
-        return nothing
+        return MISSING, nothing
     if len(parsed.endings) < 3:
         values = [result.value for result in estimates]
         texts = [cell(value, quantity) for value, quantity in zip(values, of_row, strict=True)]
-        return Cell(" → ".join(texts), tuple(map(plain, values)))
+        return " → ".join(texts), tuple(map(plain, values))
     interval = estimates[0].interval()
     value, low, high = (cell(number, of_row[0]) for number in interval)
-    return Cell(f"{value} [{low}, {high}]", tuple(map(plain, interval)))
+    return f"{value} [{low}, {high}]", tuple(map(plain, interval))
 
 
 def _outlook(row: str, measured: Measurements) -> Cell:
@@ -63,7 +60,7 @@ def _outlook(row: str, measured: Measurements) -> Cell:
     words = [measured.reader.json(run, "preflight.json", where)["outlook"] for run in runs]
     counted = Counter(words).most_common()
     text = ", ".join(f"{word} ({n})" if len(runs) > 1 else word for word, n in counted)
-    return Cell(text, (text,))
+    return text, (text,)
 
 
 def _header(parsed: TableColumn, measured: Measurements) -> str:
@@ -102,7 +99,7 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     cells = {place: [_cell(parsed, place, measured) for parsed in columns] for place in arms}
     raw, records = [["row", *names, "seeds", "digests"]], {}
     for place, row in arms.items():
-        values = [value for cell in cells[place] for value in cell.numbers]
+        values = [value for _, numbers in cells[place] for value in numbers]
         written = [f"{value:.10g}" if isinstance(value, float) else value for value in values]
         seeds = max(len(row.get(role) or []) for role in ROLES)
         digests = " ".join(
@@ -119,7 +116,7 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
         spec.get("label") or _header(parsed, measured)
         for spec, parsed in zip(specs, columns, strict=True)
     ]
-    texts = [[arms[place]["label"], *(cell.text for cell in row)] for place, row in cells.items()]
+    texts = [[arms[place]["label"], *(text for text, _ in row)] for place, row in cells.items()]
     lines = [["", *headers], ["---", *["---:"] * len(headers)], *texts]
     shape = measured.reader.first.shape() if measured.reader.first else {}
     counts = {len(row[role]) for row in cfg["rows"] for role in ROLES if row.get(role)}

@@ -343,7 +343,7 @@ def test_an_incomplete_evaluation_is_refused(tmp_path: Path) -> None:
     folder = evaluation(tmp_path / "e", {"easy": [2, 1]})
     whole = tables.read(folder / "scores.parquet", SCORES)
     tables.write(folder / "scores.parquet", whole.slice(0, 7), SCORES)
-    with pytest.raises(UserError, match="samples .0, 1, 2. of problem 'easy-1', not 0 to 3"):
+    with pytest.raises(UserError, match=r"samples .0, 1, 2. of problem 'easy-1', not 0 to 3"):
         read_answers(folder)
     tables.write(folder / "scores.parquet", [], SCORES)
     with pytest.raises(UserError, match="no rows"):
