@@ -23,7 +23,7 @@ def key(recipe: HubObject) -> str:
 
 def read(path: Path) -> dict[str, str]:
     """The lock, empty where there is no file. Raises ``UserError`` for a damaged one."""
-    return (read_yaml(path) or {}) if path.exists() else {}
+    return read_yaml(path) if path.exists() else {}
 
 
 def hub_objects(config: Config) -> dict[str, HubObject]:

@@ -251,9 +251,8 @@ class ClaimsFile(Strict):
 def read_claims(path: Path) -> dict[str, Any]:
     """A file of claims as it is written: {title, arms, probes, claims, context}. Raises
     ``UserError`` where it is none, or lacks the paper's title or what a name means."""
-    given = read_yaml(path)
-    if isinstance(given, dict):  # a key without anything is as none
-        given = {key: value for key, value in given.items() if value is not None}
+    # A key without anything is as none.
+    given = {key: value for key, value in read_yaml(path).items() if value is not None}
     remedy = "write title, arms and probes (NAME: what it is), claims, context"
     return valid(ClaimsFile, given, str(path), remedy, ("[key]",)).model_dump()
 
