@@ -19,15 +19,15 @@ from opd.results import claim_spec, figure_spec
 from opd.stages.artifact import Artifact, closure
 from opd.stages.registry import STAGES
 
+# How folders of what is made to be looked at begin.
+SHOWN = ("figures/", "tables/", "contamination/", "claims", "report")
+
 
 def exhibits(
     config: Config, measured: Mapping[str, Artifact], root: Path = Path("config")
 ) -> dict[str, Artifact]:
-    """Every artifact that a config shows, by folder; ``measured`` is what ``opd.plan.artifacts``
-    found.
-
-    Raises ``UserError`` for a target that does not exist, and for papers' files that are wrong.
-    """
+    """Every artifact that a config shows, by folder; ``measured`` is from ``opd.plan.artifacts``.
+    Raises ``UserError`` for a target that does not exist, and for papers' files that are wrong."""
     papers = read_papers(config, root)
     check_shown(config)
     made = [_table(config, name, table) for name, table in config.tables.items()]
@@ -43,8 +43,7 @@ def exhibits(
 def targets(config: Config, artifacts: Iterable[str]) -> list[str]:
     """Folders of the figures, tables and pages that a config asks for, as far as they are among
     the artifacts. Raises ``UserError`` for a name that nothing has."""
-    sections = ("figures/", "tables/", "contamination/")
-    shown = [f for f in artifacts if f.startswith(sections) or f in ("claims", "report")]
+    shown = [folder for folder in artifacts if folder.startswith(SHOWN)]
     if config.targets == "all":
         return shown
     names: dict[str, list[str]] = {"report": []}
@@ -83,8 +82,7 @@ def labels(config: Config, everywhere: bool = False) -> dict[str, dict[str, str]
 def _add(
     config: Config, inputs: dict[str, str], kind: str, name: str, evaluation: str | None = None
 ) -> list[str]:
-    """Add a model's evaluation or run, or a probe, at every seed to the inputs; the names that they
-    go by there."""
+    """Add an evaluation, run or probe at every seed to the inputs. Returns their names there."""
     section = {"evaluation": "evaluations", "run": "models", "probe": "probes"}[kind]
     recipe = f"{evaluation}/{name}" if evaluation else name
     folders = {f"{kind}:{name}:s{seed}": at(config, section, recipe, seed) for seed in config.seeds}

@@ -50,10 +50,8 @@ class Paper(NamedTuple):
 
 def read_papers(config: Config, root: Path) -> list[Paper]:
     """The papers of a config, which are held to each other, and the names of the config to them.
-    ``root`` holds claims/, figures/ and targets/.
-
-    Raises ``UserError`` for papers' files that are wrong, and for names that no paper has.
-    """
+    ``root`` holds claims/, figures/ and targets/. Raises ``UserError`` for papers' files that are
+    wrong, and for names that no paper has."""
     known = sorted({experiment_of(name) for name in (*config.arms, *config.probes)})
     for name in () if config.experiments == "all" else config.experiments:
         _require(name, known, "experiments", "experiment of arms and probes")
@@ -149,8 +147,7 @@ def _of_figures(figures: Mapping[str, PaperFigure]) -> Iterator[tuple[str, str, 
 
 
 def _check_papers(papers: Iterable[Paper]) -> None:
-    """An arm or probe that two papers declare is one and the same run, so both have to say the same
-    of it."""
+    """Two papers that declare the same arm or probe mean one run, so they say the same of it."""
     first: dict[tuple[str, str], tuple[str, str]] = {}
     for paper in papers:
         for key, names in paper.names.items():
@@ -165,8 +162,7 @@ def _check_papers(papers: Iterable[Paper]) -> None:
 
 
 def _check_config(config: Config, papers: Iterable[Paper]) -> None:
-    """Hold the arms of a config to those of its papers, and so its probes, where their experiment
-    is one of a paper's: others are its own."""
+    """Hold the arms of a config to its papers, and the probes of the papers' experiments."""
     arms = [name for paper in papers for name in paper.names["arms"]]
     probes = [name for paper in papers for name in paper.names["probes"]]
     experiments = {experiment_of(name) for name in (*arms, *probes)}

@@ -24,7 +24,6 @@ from opd.stages.identity import identity
 from opd.stages.records import Contents, Manifest, Planned, digest_in, load
 
 TO_RUN = ("run", "stale")
-SHOWN = ("figures/", "tables/", "contamination/", "claims", "report")
 
 
 # What a config describes
@@ -141,6 +140,7 @@ def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
 def target_folders(targets: Iterable[str], artifacts: Artifacts) -> list[str]:
     """Folders that ``--target`` names: a figure, table or page, one of a paper by its own name
     (fig15), or any folder. Raises ``UserError`` for a name that nothing has."""
+    shown = [folder for folder in artifacts if folder.startswith(outputs.SHOWN)]
     folders: list[str] = []
     for target in targets:
         # Whole parts at the beginning or the end of a folder.
@@ -150,7 +150,7 @@ def target_folders(targets: Iterable[str], artifacts: Artifacts) -> list[str]:
             if f"{folder}/".startswith(f"{target}/") or f"/{folder}".endswith(f"/{target}")
         ]
         if not named:
-            known = [folder.rpartition("/")[2] for folder in artifacts if folder.startswith(SHOWN)]
+            known = [folder.rpartition("/")[2] for folder in shown]
             raise unknown(target, known, "--target", "figure, table, page or folder")
-        folders += [folder for folder in named if folder.startswith(SHOWN)] or named
+        folders += [folder for folder in named if folder in shown] or named
     return list(dict.fromkeys(folders))

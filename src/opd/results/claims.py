@@ -174,8 +174,7 @@ def _compared(left: Side, right: Side, band: Band, claimed: str, strictly: bool 
 
 
 def _unheard(left: Side, right: Side, interval: Interval) -> str:
-    """Which side's noise is not in the interval of a difference: that of the one number of a run
-    that has none."""
+    """Which side's noise the interval of a difference lacks, as its one number has none."""
     still = [side for side in (left, right) if side.when and np.ptp(side.estimate.draws) == 0]
     if interval.low == interval.high or len(still) != 1 or still[0].estimate.by_seed is not None:
         return ""
@@ -228,8 +227,7 @@ def _checks(test: Test, benchmark: str, measured: Measurements) -> list[Check]:
 
 
 def _parts(quantity: Quantity, benchmark: str, measured: Measurements) -> list[Quantity]:
-    """The values that a probe's NAME_* stands for, by number; else the quantity itself, on this
-    benchmark if it is one on each."""
+    """What a quantity stands for: values of a probe by number, or itself on this benchmark."""
     if quantity.several:
         return [replace(quantity, name=name) for name in numbered(quantity, measured)]
     return [replace(quantity, name=benchmark) if quantity.each else quantity]

@@ -138,11 +138,8 @@ def parse_figure(name: str, given: Any) -> PaperFigure:
 
 
 def check(figures: Mapping[str, Any], rows: Iterable[Mapping[str, str]]) -> dict[str, PaperFigure]:
-    """A paper's figures, parsed and held to the rows of its published numbers.
-
-    Arms may be unknown: a scale need not have them all. Raises ``UserError`` that names the figure,
-    for what is malformed, a row that does not exist, or a mark without a number or a series.
-    """
+    """A paper's figures, parsed and held to the rows of its published numbers. Raises ``UserError``
+    for what is malformed, a row that does not exist, or a mark without a number or a series."""
     known = {row["id"]: row for row in rows}
     parsed = {name: parse_figure(name, given) for name, given in figures.items()}
     for name, figure in parsed.items():

@@ -65,7 +65,12 @@ def _named(cfg: Cfg) -> Data:
     ]
     levels = [_known(level, arms, probes) for level in cfg.get("levels") or []]
     for group in groups:
-        _tell_apart([*group["series"], *levels])
+        # Behind a label that several series have stands the name of the arm.
+        rows = [*group["series"], *levels]
+        counts = Counter(row["label"] for row in rows)
+        for row in rows:
+            if counts[row["label"]] > 1 and row["of"] != row["label"]:
+                row["label"] += f" ({row['of']})"
     for name, arm in list(arms.items()):
         for step, inputs in (arm.get("scores") or {}).items():
             arms[_at_step(name, step)] = {"label": arm["label"], "evaluations": inputs}
@@ -75,8 +80,7 @@ def _named(cfg: Cfg) -> Data:
 
 
 def _known(series: Cfg, arms: dict[str, Any], probes: Mapping[str, Any]) -> Data:
-    """A series with the name and the label of its arm or probe. One that names its inputs outright
-    becomes an arm."""
+    """A series with the name and label of its arm or probe; its own inputs become an arm."""
     for kind, known in (("arm", arms), ("probe", probes)):
         if name := series.get(kind):
             if name not in known:
@@ -87,14 +91,6 @@ def _known(series: Cfg, arms: dict[str, Any], probes: Mapping[str, Any]) -> Data
         name += "'"
     arms[name] = {**series, "run": series.get("runs")}
     return {**series, "of": name}
-
-
-def _tell_apart(series: Sequence[Data]) -> None:
-    """Put the names of arms behind labels that several series have."""
-    counts = Counter(row["label"] for row in series)
-    for row in series:
-        if counts[row["label"]] > 1 and row["of"] != row["label"]:
-            row["label"] += f" ({row['of']})"
 
 
 def _at_step(arm: str, step: str | int) -> str:
@@ -114,8 +110,8 @@ def _scored(cfg: Cfg, measured: Measurements) -> Evaluations:
 def _written_out(
     parts: Sequence[tuple[Cfg, Quantity]], cfg: Cfg, measured: Measurements
 ) -> Iterator[tuple[Cfg, Quantity]]:
-    """Metrics or panels with their quantities, ``each`` as every benchmark: as none where a lone
-    one is its own mean beside it."""
+    """Metrics or panels with their quantities. ``each`` becomes every benchmark, or nothing where
+    the mean of a lone benchmark stands beside it."""
     means = [quantity.kind for _, quantity in parts if quantity.name == MACRO]
     for part, quantity in parts:
         names = _scored(cfg, measured).benchmarks() if quantity.each else (quantity.name,)
@@ -211,8 +207,7 @@ def read_curves(cfg: Cfg, measured: Measurements) -> Data:
 def _bars(
     panel: Cfg, first: Quantity, series: Cfg, alone: bool, measured: Measurements
 ) -> Iterator[Data]:
-    """The bars of a series: one, or one for each of several values of a probe, which are named
-    beside the series, or instead of it where that is ``alone``."""
+    """The bars of a series, one for each value, named without the series where it is ``alone``."""
     quantities = [replace(first, of=series["of"])]
     if first.kind == PROBE:
         quantities = of_panel(panel["quantity"], series["of"])

@@ -275,10 +275,8 @@ _ENDS = {"first": ("start",), "last": ("last",), "course": ("start", "last")}
 
 def column(spec: str, where: str = "columns") -> TableColumn:
     """``KIND[:NAME]`` as a column: of a benchmark (all of them if none is named), a metric of the
-    run, or a value of the probe.
-
-    Raises ``UserError`` for a kind that does not exist, and for a name that is lacking or too many.
-    """
+    run, or a value of the probe. Raises ``UserError`` for another kind, and for a name that is
+    lacking or too many."""
     kind, _, name = spec.partition(":")
     kinds = (*SCORES, *_ENDS, PROBE, "outlook")
     if kind not in kinds:
