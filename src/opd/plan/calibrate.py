@@ -141,10 +141,8 @@ def machine(
 ) -> Machine:
     """The machine to reckon with: the one of that name (or part of it), or else what rates were
     measured on, or else the reference; ``processor`` says that the plan is one without a GPU. Rates
-    of the machine at hand (``own``, of ``calibrate``) are preferred to those of ``tables``.
-
-    Raises ``UserError`` for a name of which nothing is known.
-    """
+    of the machine at hand (``own``, of ``calibrate``) are preferred to those of ``tables``. Raises
+    ``UserError`` for a name of which nothing is known."""
     own_rates, shipped = own.get("measured", []), tables.get("measured", [])
     devices = [entry["device"] for entry in own_rates + shipped if "parameters" in entry]
     if name is None:

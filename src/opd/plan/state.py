@@ -107,11 +107,8 @@ def counted(states: Mapping[str, str], results: Path) -> dict[str, dict[str, Any
 
 def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
     """Folders of what decides a claim (ID, or PAPER/ID): the evaluations, runs and probes of its
-    quantities. ``root`` holds claims/PAPER.yaml and what goes with it.
-
-    Raises ``UserError`` for a claim that no paper of the config has or that several have, where an
-    arm is not run here, and for what ``opd.plan.papers`` refuses.
-    """
+    quantities. ``root`` holds the papers' files. Raises ``UserError`` for a claim that no paper of
+    the config has or that several have, and where an arm is not run here."""
     claims: dict[str, dict[str, Claim]] = defaultdict(dict)
     for paper in read_papers(config, root):
         for declared in paper.claims:
@@ -123,8 +120,7 @@ def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
         remedy = f"write {' or '.join(claims[claim])}"
         raise UserError("several papers have this claim", f"--claim {claim}", remedy)
     (decided,) = claims[claim].values()
-    needs = claim_spec.needs(decided.test)
-    here = outputs.labels(config)
+    needs, here = claim_spec.needs(decided.test), outputs.labels(config)
     for _, name in sorted(needs):
         if name not in here["arms"] | here["probes"]:
             raise UserError(

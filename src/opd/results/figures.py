@@ -8,6 +8,7 @@ A series names an arm or a probe of the scale, or its inputs outright, one per s
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,8 @@ def _scores_line(quantity: Quantity, measured: Measurements) -> Data:
     at_steps = [replace(quantity, of=_at_step(quantity.of, step)) for step in steps]
     estimates = [estimate(at_step, measured) for at_step in at_steps]
     y, low, high = map(_plain, zip(*(result.interval() for result in estimates), strict=True))
-    line = {"x": [int(step) for step in steps], "y": y, "low": low, "high": high, "last": y[-1]}
-    return {**line, "seeds": estimates[-1].seeds}
+    x, seeds = [int(step) for step in steps], estimates[-1].seeds
+    return {"x": x, "y": y, "low": low, "high": high, "last": y[-1], "seeds": seeds}
 
 
 def _metric_line(quantity: Quantity, measured: Measurements) -> Data:
@@ -153,12 +154,10 @@ def _metric_line(quantity: Quantity, measured: Measurements) -> Data:
     sides = (np.nanmean, np.nanmin, np.nanmax) if len(runs) > 1 else (np.nanmean,)
     y, *band = (_plain(side(values[:, logged], axis=0)) for side in sides)
     low, high = band or (None, None)
-    try:
+    x, last = steps[logged].tolist(), None
+    with suppress(Missing):
         last = plain(estimate(quantity, measured).value)
-    except Missing:
-        last = None
-    line = {"x": steps[logged].tolist(), "y": y, "low": low, "high": high, "last": last}
-    return {**line, "seeds": len(runs)}
+    return {"x": x, "y": y, "low": low, "high": high, "last": last, "seeds": len(runs)}
 
 
 def read_curves(cfg: Cfg, measured: Measurements) -> Data:
@@ -176,8 +175,8 @@ def read_curves(cfg: Cfg, measured: Measurements) -> Data:
             label = f"{axis('avg', scored)}, {benchmark_label(quantity.name, scored)}"
             for level in cfg["levels"]:
                 interval = estimate(replace(quantity, of=level["of"]), measured).interval()
-                row = {"series": level["of"], "label": level["label"], **ends(interval)}
-                levels.append(row)
+                names = {"series": level["of"], "label": level["label"]}
+                levels.append({**names, **ends(interval)})
         panels += [
             {
                 "group": group["title"],

@@ -49,8 +49,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     sources = behind(folders.values(), root)
     shown = {name: sources[folder] for name, folder in folders.items()}
     wrong = sorted((s for s in sources.values() if s.troubles), key=lambda source: source.folder)
-    nothing: dict[str, Any] = {"counts": {}, "papers": {}, "claims": [], "targets": []}
-    found = {"comparable": False, **nothing}
+    found: dict[str, Any] = {"comparable": False, "counts": {}, "papers": {}}
+    found |= {"claims": [], "targets": []}
     if "claims" in inputs:
         found = read_json(inputs["claims"] / "claims.json")
     figures = {

@@ -90,13 +90,9 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     probes = {k: {"label": row["label"], "runs": row.get("probe")} for k, row in arms.items()}
     measured = Measurements({**cfg, "arms": arms, "probes": probes}, Reader(inputs))
     specs = [spec if isinstance(spec, dict) else {"column": spec} for spec in cfg["columns"]]
-    columns = [column(spec["column"]) for spec in specs]
-    names = [
-        spec["column"].replace(":", "_") + ending
-        for spec, parsed in zip(specs, columns, strict=True)
-        for ending in parsed.endings
-    ]
-    cells = {place: [_cell(parsed, place, measured) for parsed in columns] for place in arms}
+    columns = [(spec["column"], spec.get("label"), column(spec["column"])) for spec in specs]
+    names = [name.replace(":", "_") + end for name, _, parsed in columns for end in parsed.endings]
+    cells = {place: [_cell(parsed, place, measured) for _, _, parsed in columns] for place in arms}
     raw, records = [["row", *names, "seeds", "digests"]], {}
     for place, row in arms.items():
         values = [value for _, numbers in cells[place] for value in numbers]
@@ -112,10 +108,7 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
         records[row["label"]] = dict(zip(names, values, strict=True))
     with (out / "table.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(raw)
-    headers = [
-        spec.get("label") or _header(parsed, measured)
-        for spec, parsed in zip(specs, columns, strict=True)
-    ]
+    headers = [label or _header(parsed, measured) for _, label, parsed in columns]
     texts = [[arms[place]["label"], *(text for text, _ in row)] for place, row in cells.items()]
     lines = [["", *headers], ["---", *["---:"] * len(headers)], *texts]
     shape = measured.reader.first.shape() if measured.reader.first else {}
@@ -128,7 +121,7 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
         shape=[f"{name} {len(problems)} × {k}" for name, (problems, k) in shape.items()],
         draws=lambda drawn: of_draws(cfg, drawn, counts),
         no_gap=any(NO_GAP in row for row in texts),
-        kinds=[parsed.kind for parsed in columns],
+        kinds=[parsed.kind for _, _, parsed in columns],
         seeds=sorted(counts),
     )
     (out / "table.md").write_text(page)
