@@ -65,9 +65,13 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, Loader=SafeLoader)
 
 
-def read_yaml(path: Path, remedy: str = "mend the file") -> Any:
-    """What a YAML file holds. Raises ``UserError`` where it cannot be read."""
+def read_yaml(path: Path, remedy: str = "mend the file") -> dict[str, Any]:
+    """The keys and values of a YAML file, none of an empty one. Raises ``UserError`` where it
+    cannot be read, or holds something else."""
     try:
-        return load_yaml(path.read_text())
+        mapping = load_yaml(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"not readable as YAML ({error})", str(path), remedy) from error
+    if not isinstance(mapping, dict):
+        raise UserError("not a mapping", str(path), remedy)
+    return mapping

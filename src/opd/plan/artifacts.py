@@ -33,11 +33,9 @@ VLLM_PLACE = {
 
 
 def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
-    """All that a config describes but for what is shown (``opd.plan.outputs``), by folder.
-
-    ``lock`` gives the commit (40 hex digits) of hub objects. Raises ``UserError`` for an input file
-    that is missing, and for a hub object whose lock contradicts the revision in its recipe.
-    """
+    """All that a config describes but for what is shown (``opd.plan.outputs``), by folder. ``lock``
+    gives the commit (40 hex digits) of hub objects. Raises ``UserError`` for an input file that is
+    missing, and for a lock that contradicts the revision in a recipe."""
     artifacts = [*_prompts(config, lock), *_contamination(config), *_datasets(config, lock)]
     for seed in config.seeds:
         artifacts += [
@@ -97,8 +95,7 @@ def _contamination(config: Config) -> Iterator[Artifact]:
 
 
 def _neighbours(config: Config, encoder: str, prompts: str, against: str) -> list[Artifact]:
-    """The embeddings of two prompt sets, or of one, and last the neighbours of the first set in the
-    second, or within itself."""
+    """The embeddings of both prompt sets, and last the neighbours of the first in the second."""
     execution = {"execution": {"threads": config.threads}}
     embeddings = {}
     for name in (prompts, against):
@@ -191,7 +188,6 @@ def _generations(config: Config, seed: int) -> Iterator[Artifact]:
 
 
 def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
-    """Each evaluation of each model."""
     for name, recipe in config.evaluations.items():
         protocol = config.protocols.get(recipe.protocol) or PROTOCOLS[recipe.protocol]
         benchmarks = [_benchmark(config, benchmark) for benchmark in recipe.benchmarks]
@@ -264,8 +260,7 @@ def data_path(path: str, where: str) -> str:
 
 
 def _named(path: str, full: str) -> str:
-    """The name under which ids and samples know an input file: it does not depend on where the data
-    lie."""
+    """The name of an input file in ids and samples, wherever the data lie."""
     if path.startswith("./"):
         return Path(path).as_posix()
     root = Path(os.environ.get("OPD_DATA_DIR", "/dev/null")).absolute()

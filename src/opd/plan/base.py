@@ -69,8 +69,7 @@ def engine(config: Config, model: str) -> dict[str, Any]:
 def tell_teacher(config: Config, settings: dict[str, Any], teacher: str | None) -> None:
     """Write out what a teacher is told, if anything, and the options of its chat template where
     they are not the student's."""
-    contexts = privileged.contexts(settings.pop("information", None))
-    if contexts:
+    if contexts := privileged.contexts(settings.pop("information", None)):
         settings["information"] = contexts
     if teacher:
         options = config.models[teacher].chat_template

@@ -68,9 +68,8 @@ def facts(manifests: Mapping[str, Manifest], tables: Mapping[str, Any]) -> cost.
     artifacts = {}
     for folder, made in manifests.items():
         # What was adopted has inputs in its settings alone.
-        paths = [
-            made.inputs[n].path if n in made.inputs else "" for n in made.cfg.get("inputs", [])
-        ]
+        names = made.cfg.get("inputs", [])
+        paths = [made.inputs[name].path if name in made.inputs else "" for name in names]
         inputs = [below(path).removesuffix("/digest.json") for path in paths]
         artifacts[folder] = Artifact(made.stage, folder, made.cfg, (*inputs,))
     return cost.Facts(artifacts, tables, {f: made.numbers for f, made in manifests.items()})
@@ -127,11 +126,8 @@ def tables(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A calibration file, empty where there is none. Raises ``UserError`` where it holds something
-    else."""
+    """A calibration file, empty where there is none. Raises ``UserError`` for another format."""
     calibration = read_yaml(path, REMEDY) if path.exists() else {"format": FORMAT}
-    if not isinstance(calibration, dict):
-        raise UserError("not a calibration", str(path), REMEDY)
     if calibration.pop("format", None) != FORMAT:
         raise UserError("made by another version", str(path), REMEDY)
     return calibration
@@ -145,10 +141,8 @@ def machine(
 ) -> Machine:
     """The machine to reckon with: the one of that name (or part of it), or else what rates were
     measured on, or else the reference; ``processor`` says that the plan is one without a GPU. Rates
-    of the machine at hand (``own``, of ``calibrate``) are preferred to those of ``tables``.
-
-    Raises ``UserError`` for a name of which nothing is known.
-    """
+    of the machine at hand (``own``, of ``calibrate``) are preferred to those of ``tables``. Raises
+    ``UserError`` for a name of which nothing is known."""
     own_rates, shipped = own.get("measured", []), tables.get("measured", [])
     devices = [entry["device"] for entry in own_rates + shipped if "parameters" in entry]
     if name is None:

@@ -58,11 +58,6 @@ class Work(NamedTuple):
     seconds: float
 
 
-def named(artifact: Artifact) -> dict[str, str]:
-    """The inputs of an artifact by name."""
-    return dict(zip(artifact.cfg.get("inputs", []), artifact.inputs, strict=True))
-
-
 def width(cfg: Mapping[str, Any], device: str) -> int:
     """Devices that a job has for itself: processes, on a processor threads."""
     threads = cfg.get("threads", cfg.get("execution", {}).get("threads", 1))
@@ -83,7 +78,7 @@ def parameters(facts: Facts, folder: str) -> float:
     if folder not in facts.artifacts:
         return math.nan
     artifact = facts.artifacts[folder]
-    inputs = named(artifact)
+    inputs = artifact.named
     if source := inputs.get("student") or inputs.get("model"):
         return parameters(facts, source)
     if artifact.stage == "init":
@@ -100,7 +95,7 @@ def rows(facts: Facts, folder: str) -> float:
     if folder not in facts.artifacts:
         return math.nan
     artifact, counted = facts.artifacts[folder], facts.numbers.get(folder, {})
-    cfg, inputs = artifact.cfg, named(artifact)
+    cfg, inputs = artifact.cfg, artifact.named
     made = [counted[n] for n in ("kept", "generations", "pairs", "prompts") if n in counted]
     if made:
         return float(made[0])
@@ -125,7 +120,7 @@ def rows(facts: Facts, folder: str) -> float:
 
 def problems(facts: Facts, artifact: Artifact) -> float:
     """Problems that an evaluation asks, all benchmarks together. NaN where nothing tells."""
-    inputs, listed, total = named(artifact), facts.tables.get("problems", {}), 0.0
+    inputs, listed, total = artifact.named, facts.tables.get("problems", {}), 0.0
     for benchmark in artifact.cfg["benchmarks"]:
         count = rows(facts, inputs.get(f"prompts:{benchmark['name']}", ""))
         total += listed.get(benchmark["task"], math.nan) if math.isnan(count) else count
@@ -142,7 +137,7 @@ def work(facts: Facts, folder: str) -> Work | None:
     """The work of a stage that runs a model; None for the others. Sizes that nothing tells are
     NaN."""
     artifact, tables = facts.artifacts[folder], facts.tables
-    cfg, inputs = artifact.cfg, named(artifact)
+    cfg, inputs = artifact.cfg, artifact.named
     roles = USES.get(artifact.stage, {})
     uses = {kind: parameters(facts, inputs[r]) for kind, r in roles.items() if r in inputs}
     if not uses:
@@ -170,7 +165,7 @@ def work(facts: Facts, folder: str) -> Work | None:
 
 def _sequences(facts: Facts, artifact: Artifact, response: float) -> float:
     """Sequences that a stage samples, scores or trains on; ``response`` is their mean length."""
-    cfg, inputs, stage = artifact.cfg, named(artifact), artifact.stage
+    cfg, inputs, stage = artifact.cfg, artifact.named, artifact.stage
     if stage == "evaluate":
         return problems(facts, artifact) * cfg["protocol"]["samples"]
     source = next((inputs[n] for n in ("generations", "prompts", "data") if n in inputs), "")

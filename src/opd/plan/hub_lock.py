@@ -8,7 +8,7 @@ import yaml
 
 from opd.core.errors import UserError
 from opd.core.files import replacing
-from opd.core.schema import load_yaml
+from opd.core.schema import read_yaml
 from opd.recipes.base import HubObject
 from opd.recipes.config import Config
 from opd.recipes.models import Hub
@@ -22,8 +22,8 @@ def key(recipe: HubObject) -> str:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The lock, empty where there is no file."""
-    return (load_yaml(path.read_text()) or {}) if path.exists() else {}
+    """The lock, empty where there is no file. Raises ``UserError`` for a damaged one."""
+    return read_yaml(path) if path.exists() else {}
 
 
 def hub_objects(config: Config) -> dict[str, HubObject]:

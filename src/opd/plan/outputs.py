@@ -19,15 +19,15 @@ from opd.results import claim_spec, figure_spec
 from opd.stages.artifact import Artifact, closure
 from opd.stages.registry import STAGES
 
+# How folders of what is made to be looked at begin.
+SHOWN = ("figures/", "tables/", "contamination/", "claims", "report")
+
 
 def exhibits(
     config: Config, measured: Mapping[str, Artifact], root: Path = Path("config")
 ) -> dict[str, Artifact]:
-    """Every artifact that a config shows, by folder; ``measured`` is what ``opd.plan.artifacts``
-    found.
-
-    Raises ``UserError`` for a target that does not exist, and for papers' files that are wrong.
-    """
+    """Every artifact that a config shows, by folder; ``measured`` is from ``opd.plan.artifacts``.
+    Raises ``UserError`` for a target that does not exist, and for papers' files that are wrong."""
     papers = read_papers(config, root)
     check_shown(config)
     made = [_table(config, name, table) for name, table in config.tables.items()]
@@ -40,17 +40,10 @@ def exhibits(
     return {**shown, "report": _report(config, papers, {**measured, **shown})}
 
 
-def targets(config: Config, artifacts: Mapping[str, Artifact]) -> list[str]:
-    """Folders of the figures, tables and pages that a config asks for."""
-    report = config.targets == "all" or "report" in config.targets
-    return [*_beside_report(config, artifacts), *(["report"] if report else [])]
-
-
-def _beside_report(config: Config, artifacts: Iterable[str]) -> list[str]:
-    """The same but the report, which shows these. Raises ``UserError`` for a name that nothing
-    has."""
-    sections = ("figures/", "tables/", "contamination/")
-    shown = [f for f in artifacts if f.startswith(sections) or f == "claims"]
+def targets(config: Config, artifacts: Iterable[str]) -> list[str]:
+    """Folders of the figures, tables and pages that a config asks for, as far as they are among
+    the artifacts. Raises ``UserError`` for a name that nothing has."""
+    shown = [folder for folder in artifacts if folder.startswith(SHOWN)]
     if config.targets == "all":
         return shown
     names: dict[str, list[str]] = {"report": []}
@@ -89,8 +82,7 @@ def labels(config: Config, everywhere: bool = False) -> dict[str, dict[str, str]
 def _add(
     config: Config, inputs: dict[str, str], kind: str, name: str, evaluation: str | None = None
 ) -> list[str]:
-    """Add a model's evaluation or run, or a probe, at every seed to the inputs; the names that they
-    go by there."""
+    """Add an evaluation, run or probe at every seed to the inputs. Returns their names there."""
     section = {"evaluation": "evaluations", "run": "models", "probe": "probes"}[kind]
     recipe = f"{evaluation}/{name}" if evaluation else name
     folders = {f"{kind}:{name}:s{seed}": at(config, section, recipe, seed) for seed in config.seeds}
@@ -240,7 +232,7 @@ RUNS = ("generations", "demonstrations", "probes", "evaluations")
 
 def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Artifact]) -> Artifact:
     """One page of all that is asked for, with every run behind it."""
-    asked = _beside_report(config, artifacts)
+    asked = targets(config, artifacts)
     shown = [folder for folder in asked if not folder.startswith("contamination/")]
     inputs: dict[str, str] = {}
     for folder in shown:

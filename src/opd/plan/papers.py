@@ -19,27 +19,19 @@ from opd.results.figure_spec import PaperFigure
 from opd.results.quantity import MACRO, METRIC, SCORES, column, of_series
 
 # What training logs (opd.losses.metrics, and the trainers' own), here without torch.
-METRICS = (
-    *("loss", "grad_norm"),
-    *("overlap_ratio", "overlap_token_advantage", "overlap_token_advantage_code"),
-    *("entropy_gap_nats", "entropy_student_nats", "entropy_teacher_nats"),
-    "entropy_gap_of_means_nats",
-    *("overlap_mass_student", "overlap_mass_teacher"),
-    *("overlap_mass_student_code", "overlap_mass_teacher_code"),
-    *("top_mass_student", "top_mass_teacher"),
-    "extreme_advantage_gap",
-    *("max_advantage_student_code", "max_advantage_teacher_code"),
-    *("min_advantage_student_code", "min_advantage_teacher_code"),
-    *("teacher_rank", "teacher_rank_in_top"),
-    *("log_ratio_repeated_nats", "log_ratio_other_nats", "kl_nats"),
-    *("response_tokens", "truncation_ratio", "repetition_ratio"),
-    # GRPO
-    *("reward", "reward_std", "correct", "brevity", "groups_without_variance"),
-    *("response_tokens_max", "clip_ratio", "clip_ratio_low", "clip_ratio_high"),
-    *("importance_weight", "importance_weight_max", "sampler_difference_nats"),
-    # SFT
-    *("nll_nats", "perplexity"),
-)
+DISTILL = """
+    loss grad_norm overlap_ratio overlap_token_advantage overlap_token_advantage_code
+    entropy_gap_nats entropy_student_nats entropy_teacher_nats entropy_gap_of_means_nats
+    overlap_mass_student overlap_mass_teacher overlap_mass_student_code overlap_mass_teacher_code
+    top_mass_student top_mass_teacher extreme_advantage_gap max_advantage_student_code
+    max_advantage_teacher_code min_advantage_student_code min_advantage_teacher_code
+    teacher_rank teacher_rank_in_top log_ratio_repeated_nats log_ratio_other_nats kl_nats
+    response_tokens truncation_ratio repetition_ratio"""
+GRPO = """
+    reward reward_std correct brevity groups_without_variance response_tokens_max clip_ratio
+    clip_ratio_low clip_ratio_high importance_weight importance_weight_max
+    sampler_difference_nats"""
+METRICS = (*DISTILL.split(), *GRPO.split(), "nll_nats", "perplexity")
 
 Names = Mapping[str, Mapping[str, str]]  # arms and probes of a paper: name -> what it is
 
@@ -58,10 +50,8 @@ class Paper(NamedTuple):
 
 def read_papers(config: Config, root: Path) -> list[Paper]:
     """The papers of a config, which are held to each other, and the names of the config to them.
-    ``root`` holds claims/, figures/ and targets/.
-
-    Raises ``UserError`` for papers' files that are wrong, and for names that no paper has.
-    """
+    ``root`` holds claims/, figures/ and targets/. Raises ``UserError`` for papers' files that are
+    wrong, and for names that no paper has."""
     known = sorted({experiment_of(name) for name in (*config.arms, *config.probes)})
     for name in () if config.experiments == "all" else config.experiments:
         _require(name, known, "experiments", "experiment of arms and probes")
@@ -157,8 +147,7 @@ def _of_figures(figures: Mapping[str, PaperFigure]) -> Iterator[tuple[str, str, 
 
 
 def _check_papers(papers: Iterable[Paper]) -> None:
-    """An arm or probe that two papers declare is one and the same run, so both have to say the same
-    of it."""
+    """Two papers that declare the same arm or probe mean one run, so they say the same of it."""
     first: dict[tuple[str, str], tuple[str, str]] = {}
     for paper in papers:
         for key, names in paper.names.items():
@@ -173,8 +162,7 @@ def _check_papers(papers: Iterable[Paper]) -> None:
 
 
 def _check_config(config: Config, papers: Iterable[Paper]) -> None:
-    """Hold the arms of a config to those of its papers, and so its probes, where their experiment
-    is one of a paper's: others are its own."""
+    """Hold the arms of a config to its papers, and the probes of the papers' experiments."""
     arms = [name for paper in papers for name in paper.names["arms"]]
     probes = [name for paper in papers for name in paper.names["probes"]]
     experiments = {experiment_of(name) for name in (*arms, *probes)}
@@ -188,24 +176,21 @@ def _check_config(config: Config, papers: Iterable[Paper]) -> None:
 def check_shown(config: Config) -> None:
     """Hold a config's own figures and tables to the metrics that are logged, to the kinds of
     columns, and to the benchmarks of the evaluation that they show. Raises ``UserError``."""
-    metrics, scores = [], []
+
+    def benchmarks(evaluation: str | None) -> list[str]:
+        return [*config.evaluations[evaluation].benchmarks, MACRO] if evaluation else []
+
     for name, figure in config.figures.items():
-        metrics += [(f"figures.{name}.metrics", metric.name) for metric in figure.metrics]
-        if figure.evaluation:
-            where = f"figures.{name}.benchmarks"
-            scores += [(where, figure.evaluation, benchmark) for benchmark in figure.benchmarks]
+        for metric in figure.metrics:
+            _require(metric.name, METRICS, f"figures.{name}.metrics", "metric")
+        for benchmark in figure.benchmarks if figure.evaluation else ():
+            known, where = benchmarks(figure.evaluation), f"figures.{name}.benchmarks"
+            _require(benchmark, known, where, "benchmark")
     for name, table in config.tables.items():
         where = f"tables.{name}.columns"
-        for spec in table.columns:
-            for quantity in column(
-                spec if isinstance(spec, str) else spec.column, where
-            ).quantities:
-                if quantity.kind == METRIC:
-                    metrics.append((where, quantity.name))
-                elif quantity.kind in SCORES:
-                    scores.append((where, table.evaluation, quantity.name))
-    for where, metric in metrics:
-        _require(metric, METRICS, where, "metric")
-    for where, evaluation, benchmark in scores:
-        known = [*config.evaluations[evaluation].benchmarks, MACRO]
-        _require(benchmark, known, where, "benchmark")
+        specs = [spec if isinstance(spec, str) else spec.column for spec in table.columns]
+        for quantity in (quantity for spec in specs for quantity in column(spec, where).quantities):
+            if quantity.kind == METRIC:
+                _require(quantity.name, METRICS, where, "metric")
+            elif quantity.kind in SCORES:
+                _require(quantity.name, benchmarks(table.evaluation), where, "benchmark")

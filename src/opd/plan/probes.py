@@ -22,8 +22,7 @@ Described = tuple[dict[str, Any], dict[str, str]]  # settings and inputs
 def demonstrations(config: Config, seed: int) -> Iterator[Artifact]:
     """Demonstrations as they were sampled, and in few words."""
     for name, recipe in config.demonstrations.items():
-        made = recipe.demonstrate or recipe.summarise
-        assert made is not None
+        made = getattr(recipe, recipe.kind)
         settings = settings_of(made) | engine(config, made.model)
         inputs = inputs_of(config, made, seed)
         inputs["prompts"] = at(config, "prompts", _prompts_of(config, name), seed)

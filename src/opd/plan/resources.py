@@ -74,7 +74,7 @@ def read_site(named: str | None, default: Path) -> Site:
     if named == "" or (named is None and not default.is_file()):
         return Site()
     path = Path(named) if named else default
-    settings = _yaml(path)
+    settings = read_yaml(path, REMEDY)
     for rule in settings.get("rules") or ():
         if rule not in STAGES:
             raise unknown(rule, STAGES, f"{path}.rules.{rule}", "rule")
@@ -86,14 +86,8 @@ def read_site(named: str | None, default: Path) -> Site:
 
 def read_classes(path: Path) -> dict[str, Ask]:
     """The rows of workflow/resources.yaml."""
-    return {name: valid(Ask, row, f"{path}: {name}", REMEDY) for name, row in _yaml(path).items()}
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    mapping = read_yaml(path, REMEDY) or {}
-    if not isinstance(mapping, dict):
-        raise UserError("not a mapping", str(path), REMEDY)
-    return mapping
+    rows = read_yaml(path, REMEDY)
+    return {name: valid(Ask, row, f"{path}: {name}", REMEDY) for name, row in rows.items()}
 
 
 def without_gpu(config: Config) -> bool:

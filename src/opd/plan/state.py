@@ -9,7 +9,7 @@ from typing import Any
 from opd.core.errors import UserError
 from opd.core.files import content, digest
 from opd.plan import artifacts as plan
-from opd.plan import cost, hub_lock, outputs
+from opd.plan import hub_lock, outputs
 from opd.plan.cost import Artifacts
 from opd.plan.papers import read_papers
 from opd.recipes import resolve
@@ -24,7 +24,6 @@ from opd.stages.identity import identity
 from opd.stages.records import Contents, Manifest, Planned, digest_in, load
 
 TO_RUN = ("run", "stale")
-SHOWN = ("figures/", "tables/", "contamination/", "claims", "report")
 
 
 # What a config describes
@@ -82,7 +81,7 @@ def _state(
     if made and stands_for(made, artifact.stage, artifact.cfg):
         return "there", made.outputs
     inputs = {}
-    for name, path in cost.named(artifact).items():
+    for name, path in artifact.named.items():
         if path not in digests and not Path(path).is_absolute():
             return "run", None
         inputs[name] = digest(digests[path] if path in digests else content(Path(path)))
@@ -108,11 +107,8 @@ def counted(states: Mapping[str, str], results: Path) -> dict[str, dict[str, Any
 
 def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
     """Folders of what decides a claim (ID, or PAPER/ID): the evaluations, runs and probes of its
-    quantities. ``root`` holds claims/PAPER.yaml and what goes with it.
-
-    Raises ``UserError`` for a claim that no paper of the config has or that several have, where an
-    arm is not run here, and for what ``opd.plan.papers`` refuses.
-    """
+    quantities. ``root`` holds the papers' files. Raises ``UserError`` for a claim that no paper of
+    the config has or that several have, and where an arm is not run here."""
     claims: dict[str, dict[str, Claim]] = defaultdict(dict)
     for paper in read_papers(config, root):
         for declared in paper.claims:
@@ -124,8 +120,7 @@ def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
         remedy = f"write {' or '.join(claims[claim])}"
         raise UserError("several papers have this claim", f"--claim {claim}", remedy)
     (decided,) = claims[claim].values()
-    needs = claim_spec.needs(decided.test)
-    here = outputs.labels(config)
+    needs, here = claim_spec.needs(decided.test), outputs.labels(config)
     for _, name in sorted(needs):
         if name not in here["arms"] | here["probes"]:
             raise UserError(
@@ -141,6 +136,7 @@ def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
 def target_folders(targets: Iterable[str], artifacts: Artifacts) -> list[str]:
     """Folders that ``--target`` names: a figure, table or page, one of a paper by its own name
     (fig15), or any folder. Raises ``UserError`` for a name that nothing has."""
+    shown = [folder for folder in artifacts if folder.startswith(outputs.SHOWN)]
     folders: list[str] = []
     for target in targets:
         # Whole parts at the beginning or the end of a folder.
@@ -150,7 +146,7 @@ def target_folders(targets: Iterable[str], artifacts: Artifacts) -> list[str]:
             if f"{folder}/".startswith(f"{target}/") or f"/{folder}".endswith(f"/{target}")
         ]
         if not named:
-            known = [folder.rpartition("/")[2] for folder in artifacts if folder.startswith(SHOWN)]
+            known = [folder.rpartition("/")[2] for folder in shown]
             raise unknown(target, known, "--target", "figure, table, page or folder")
-        folders += [folder for folder in named if folder.startswith(SHOWN)] or named
+        folders += [folder for folder in named if folder in shown] or named
     return list(dict.fromkeys(folders))

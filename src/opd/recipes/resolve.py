@@ -46,10 +46,7 @@ def read(paths: Iterable[Path], entries: Iterable[str] = ()) -> Config:
     for path in paths:
         if not path.is_file():
             raise UserError("no such config", str(path), "mend the path")
-        layer = read_yaml(path) or {}
-        if not isinstance(layer, Mapping):
-            raise UserError("it holds no settings", str(path), "write KEY: VALUE")
-        merged = merge(merged, layer)
+        merged = merge(merged, read_yaml(path, "write KEY: VALUE"))
     return resolve(merge(merged, settings(entries)))
 
 

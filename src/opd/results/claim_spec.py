@@ -17,10 +17,10 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 from opd.core.errors import UserError
 from opd.core.schema import Strict, read_yaml, valid
 from opd.core.text import suggestion
+from opd.recipes.base import NonNegative, OneOf
 from opd.results.quantity import METRIC, POINTS, Quantity, Written
 
 ARM = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$"
-NonNegative = Annotated[float, Field(ge=0)]
 Line = Annotated[str, Field(pattern=r"\S")]
 REMEDY = "mend the claim"
 
@@ -99,7 +99,7 @@ class Between(Strict):
         return self
 
 
-class Test(Strict):
+class Test(OneOf):
     """One predicate; ``all`` holds where each of its tests does."""
 
     greater: Greater | None = None
@@ -113,14 +113,8 @@ class Test(Strict):
     all: list["Test"] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
-    def _one_predicate_of_one_unit(self) -> Self:
-        """Also no margin in percent: 80 for 0.8 decides nothing."""
-        predicates = sorted(self.model_fields_set)
-        if len(predicates) != 1:
-            raise ValueError(
-                f"needs exactly one of {', '.join(type(self).model_fields)} "
-                f"(it has {' and '.join(predicates) or 'none'})"
-            )
+    def _one_unit_and_no_percent(self) -> Self:
+        """A margin of 80 for 0.8 decides nothing."""
         if self.all:
             return self
         compared = [*quantities(self)]
@@ -132,7 +126,7 @@ class Test(Strict):
         if units <= {"share", POINTS}:
             # A student that passes its teacher closes more than the gap; a metric may double.
             most = 2 if any(q.kind == "recovery" or q.per for q in compared) else 1
-            for value in vars(getattr(self, predicates[0])).values():
+            for value in vars(getattr(self, self.kind)).values():
                 if isinstance(value, float) and abs(value) > most:
                     raise ValueError(f"{value} of a share: write {value / 100:g} for {value:g} %")
         return self
@@ -257,9 +251,8 @@ class ClaimsFile(Strict):
 def read_claims(path: Path) -> dict[str, Any]:
     """A file of claims as it is written: {title, arms, probes, claims, context}. Raises
     ``UserError`` where it is none, or lacks the paper's title or what a name means."""
-    given = read_yaml(path)
-    if isinstance(given, dict):  # a key without anything is as none
-        given = {key: value for key, value in given.items() if value is not None}
+    # A key without anything is as none.
+    given = {key: value for key, value in read_yaml(path).items() if value is not None}
     remedy = "write title, arms and probes (NAME: what it is), claims, context"
     return valid(ClaimsFile, given, str(path), remedy, ("[key]",)).model_dump()
 

@@ -25,7 +25,7 @@ from opd.evaluation.reader import Reader
 from opd.results import claim_spec, claims_page, published
 from opd.results.claim_spec import Claim, Said, Test, quantities
 from opd.results.estimate import Estimate, Measurements, Missing, Undefined, estimate, numbered
-from opd.results.labels import digits, plain, with_unit, words_of
+from opd.results.labels import digits, ends, plain, with_unit, words_of
 from opd.results.quantity import MACRO, METRIC, POINTS, WHEN, Quantity, apart
 from opd.stats.intervals import Interval
 
@@ -174,8 +174,7 @@ def _compared(left: Side, right: Side, band: Band, claimed: str, strictly: bool 
 
 
 def _unheard(left: Side, right: Side, interval: Interval) -> str:
-    """Which side's noise is not in the interval of a difference: that of the one number of a run
-    that has none."""
+    """Which side's noise the interval of a difference lacks, as its one number has none."""
     still = [side for side in (left, right) if side.when and np.ptp(side.estimate.draws) == 0]
     if interval.low == interval.high or len(still) != 1 or still[0].estimate.by_seed is not None:
         return ""
@@ -228,8 +227,7 @@ def _checks(test: Test, benchmark: str, measured: Measurements) -> list[Check]:
 
 
 def _parts(quantity: Quantity, benchmark: str, measured: Measurements) -> list[Quantity]:
-    """The values that a probe's NAME_* stands for, by number; else the quantity itself, on this
-    benchmark if it is one on each."""
+    """What a quantity stands for: values of a probe by number, or itself on this benchmark."""
     if quantity.several:
         return [replace(quantity, name=name) for name in numbered(quantity, measured)]
     return [replace(quantity, name=benchmark) if quantity.each else quantity]
@@ -265,7 +263,7 @@ def beside(said: Said, rows: Rows, measured: Measurements, comparable: bool) -> 
         notes.append(str(missing))
     if result:
         interval = result.interval()
-        ours = _bounds(interval, result.unit, result.seeds)
+        ours = {**ends(interval), "text": ranged(interval, result.unit, result.seeds)}
         if printed and not comparable:
             status = NOT_COMPARABLE
         elif printed:
@@ -274,7 +272,8 @@ def beside(said: Said, rows: Rows, measured: Measurements, comparable: bool) -> 
         # Of one number, exact or rough: no range and no bound.
         if comparable and printed and printed.low == printed.high and printed.bound in ("", "~"):
             moved = Interval(*(end - printed.low for end in interval))
-            distance = _bounds(moved, apart(result.unit), result.seeds, signed=True)
+            text = ranged(moved, apart(result.unit), result.seeds, signed=True)
+            distance = {**ends(moved), "text": text}
     return {
         "target": said.target,
         **{key: row[key] for key in claim_spec.ABOUT},
@@ -283,12 +282,6 @@ def beside(said: Said, rows: Rows, measured: Measurements, comparable: bool) -> 
         "status": status,
         "note": "; ".join(notes) or None,
     }
-
-
-def _bounds(interval: Interval, unit: str, seeds: int, signed: bool = False) -> dict[str, Any]:
-    value, low, high = map(plain, interval)
-    text = ranged(interval, unit, seeds, signed)
-    return {"value": value, "low": low, "high": high, "text": text}
 
 
 def _judged(claim: Claim, rows: Rows, measured: Measurements, comparable: bool) -> dict[str, Any]:

@@ -63,8 +63,7 @@ def _wrap(text: str, width: int) -> str:
 
 
 def _page(data: Data, height: float, legend: Mapping[str, Artist]) -> Figure:
-    """A page with room for panels ``height`` inches high in all, a title above and a legend below,
-    which names published values where there are any."""
+    """A page with a title, room for panels of ``height`` inches in all, and a legend below."""
     if any(row["drawn"] for row in data["published"]):
         legend = {**legend, "published": Line2D([], [], **{**DIAMOND, **DOTTED})}
     heading = _wrap(data["title"] or "", 80)
@@ -92,8 +91,7 @@ def _columns(panels: int) -> int:
 def _grid(
     page: Any, panels: Sequence[Data], columns: int, labels: tuple[str, str], **shared: Any
 ) -> Iterator[tuple[Any, Data]]:
-    """The axes of every panel, with ``labels`` below the lowest and beside the leftmost; the places
-    that are left over stay empty."""
+    """The axes of every panel, with ``labels`` below the lowest and beside the leftmost."""
     rows = math.ceil(len(panels) / columns)
     places = page.subplots(rows, columns, squeeze=False, **shared).flat
     for at, (axes, panel) in enumerate(zip_longest(places, panels)):
@@ -290,9 +288,6 @@ def draw_bars(data: Data) -> Figure:
     return page
 
 
-# Heat maps
-
-
 def draw_heatmap(data: Data) -> Figure:
     """A metric over steps (across) and response positions (upwards), one panel per series."""
     panels = data["panels"]
@@ -318,9 +313,6 @@ def draw_heatmap(data: Data) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
     page.colorbar(image, ax=page.axes, pad=0.02).set_label(_wrap(data["label"], 40))
     return page
-
-
-# One quantity against another
 
 
 def draw_scatter(data: Data) -> Figure:
@@ -384,9 +376,6 @@ def _common(one: Bbox, other: Bbox) -> float:
     """The area that two boxes share."""
     both = Bbox.intersection(one, other)
     return both.width * both.height if both else 0.0
-
-
-# Distributions
 
 
 def draw_distribution(data: Data) -> Figure:

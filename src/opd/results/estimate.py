@@ -131,11 +131,8 @@ class Measurements:
 
 
 def estimate(quantity: Quantity, measured: Measurements) -> Estimate:
-    """The estimate of a quantity, which is worked out once.
-
-    Raises ``Missing`` with what is not there, ``Undefined`` for the recovery of a gap that may be
-    none, ``UserError`` where what is there is broken.
-    """
+    """The estimate of a quantity, which is worked out once. Raises ``Missing`` with what is not
+    there, ``Undefined`` for a share of what may be none, ``UserError`` for what is broken."""
     if quantity not in measured.made:
         work = {METRIC: _metric, PROBE: _probe}.get(quantity.kind, _score)
         try:
@@ -269,8 +266,7 @@ def _of_runs(quantity: Quantity, measured: Measurements) -> Estimate:
 
 
 def _half(steps: Array, positions: Array, values: Array, part: str) -> Array:
-    """A metric over the ``front`` or ``back`` half of the positions that responses reached [N]: the
-    mean over their bins, step by step where there are any."""
+    """A metric by step [N]: the mean over the bins in the ``front`` or ``back`` half."""
     bins = np.unique(positions)
     if len(bins) < 2:
         raise NotLogged("responses have one bin of positions", "position_bin", "make it smaller")

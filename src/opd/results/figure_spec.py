@@ -7,10 +7,11 @@ every scale; a scale draws the figures of which it has a series.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from opd.core.errors import UserError
 from opd.core.schema import Strict, valid
+from opd.recipes.base import OneOf, checked
 from opd.recipes.outputs import Metric, Shown
 from opd.results.claim_spec import Said, as_row, require
 from opd.results.published import parse
@@ -19,28 +20,18 @@ from opd.results.quantity import PROBE, Quantity, of_curve, of_panel, of_series
 Need = tuple[str, str]
 
 
-class PaperSeries(Strict):
+class PaperSeries(OneOf):
     """An arm or a probe; its label is that of the scale if none is given."""
 
+    KINDS = ("arm", "probe")
     arm: str | None = None
     probe: str | None = None
     label: str | None = None
     group: str | None = None
 
-    @model_validator(mode="after")
-    def _one_of_both(self) -> "PaperSeries":
-        if (self.arm is None) == (self.probe is None):
-            raise ValueError("a series is an arm or a probe")
-        return self
-
     @property
     def of(self) -> str:
         return self.arm or self.probe or ""
-
-
-def _checked(quantity: dict[str, Any]) -> dict[str, Any]:
-    of_panel(quantity)
-    return quantity
 
 
 class Panel(Strict):
@@ -48,7 +39,7 @@ class Panel(Strict):
     which is a title and series."""
 
     # A benchmark may be macro (the mean of all) or each (a panel for every one).
-    quantity: Annotated[dict[str, Any], AfterValidator(_checked)] | None = None
+    quantity: Annotated[dict[str, Any], checked(of_panel)] | None = None
     label: str | None = None
     unit: str | None = None
     percent: bool | None = None  # shows shares in percent, as scores always are
@@ -147,11 +138,8 @@ def parse_figure(name: str, given: Any) -> PaperFigure:
 
 
 def check(figures: Mapping[str, Any], rows: Iterable[Mapping[str, str]]) -> dict[str, PaperFigure]:
-    """A paper's figures, parsed and held to the rows of its published numbers.
-
-    Arms may be unknown: a scale need not have them all. Raises ``UserError`` that names the figure,
-    for what is malformed, a row that does not exist, or a mark without a number or a series.
-    """
+    """A paper's figures, parsed and held to the rows of its published numbers. Raises ``UserError``
+    for what is malformed, a row that does not exist, or a mark without a number or a series."""
     known = {row["id"]: row for row in rows}
     parsed = {name: parse_figure(name, given) for name, given in figures.items()}
     for name, figure in parsed.items():

@@ -8,6 +8,7 @@ A series names an arm or a probe of the scale, or its inputs outright, one per s
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from opd.evaluation.reader import Evaluations, NothingLogged, Reader
 from opd.probes.schemas import ROLLOUTS
 from opd.results import drawing
 from opd.results.claim_spec import read_targets, require
-from opd.results.estimate import Estimate, Measurements, Missing, estimate, numbered
-from opd.results.labels import axis, benchmark_label, label_of, of_draws, plain
+from opd.results.estimate import Measurements, Missing, estimate, numbered
+from opd.results.labels import axis, benchmark_label, ends, label_of, of_draws, plain
 from opd.results.published import parse
 from opd.results.quantity import (
     MACRO,
@@ -65,7 +66,12 @@ def _named(cfg: Cfg) -> Data:
     ]
     levels = [_known(level, arms, probes) for level in cfg.get("levels") or []]
     for group in groups:
-        _tell_apart([*group["series"], *levels])
+        # Behind a label that several series have stands the name of the arm.
+        rows = [*group["series"], *levels]
+        counts = Counter(row["label"] for row in rows)
+        for row in rows:
+            if counts[row["label"]] > 1 and row["of"] != row["label"]:
+                row["label"] += f" ({row['of']})"
     for name, arm in list(arms.items()):
         for step, inputs in (arm.get("scores") or {}).items():
             arms[_at_step(name, step)] = {"label": arm["label"], "evaluations": inputs}
@@ -75,8 +81,7 @@ def _named(cfg: Cfg) -> Data:
 
 
 def _known(series: Cfg, arms: dict[str, Any], probes: Mapping[str, Any]) -> Data:
-    """A series with the name and the label of its arm or probe. One that names its inputs outright
-    becomes an arm."""
+    """A series with the name and label of its arm or probe; its own inputs become an arm."""
     for kind, known in (("arm", arms), ("probe", probes)):
         if name := series.get(kind):
             if name not in known:
@@ -87,14 +92,6 @@ def _known(series: Cfg, arms: dict[str, Any], probes: Mapping[str, Any]) -> Data
         name += "'"
     arms[name] = {**series, "run": series.get("runs")}
     return {**series, "of": name}
-
-
-def _tell_apart(series: Sequence[Data]) -> None:
-    """Put the names of arms behind labels that several series have."""
-    counts = Counter(row["label"] for row in series)
-    for row in series:
-        if counts[row["label"]] > 1 and row["of"] != row["label"]:
-            row["label"] += f" ({row['of']})"
 
 
 def _at_step(arm: str, step: str | int) -> str:
@@ -114,8 +111,8 @@ def _scored(cfg: Cfg, measured: Measurements) -> Evaluations:
 def _written_out(
     parts: Sequence[tuple[Cfg, Quantity]], cfg: Cfg, measured: Measurements
 ) -> Iterator[tuple[Cfg, Quantity]]:
-    """Metrics or panels with their quantities, ``each`` as every benchmark: as none where a lone
-    one is its own mean beside it."""
+    """Metrics or panels with their quantities. ``each`` becomes every benchmark, or nothing where
+    the mean of a lone benchmark stands beside it."""
     means = [quantity.kind for _, quantity in parts if quantity.name == MACRO]
     for part, quantity in parts:
         names = _scored(cfg, measured).benchmarks() if quantity.each else (quantity.name,)
@@ -123,10 +120,6 @@ def _written_out(
             continue
         for name in names:
             yield part, replace(quantity, name=name)
-
-
-def _ends(result: Estimate) -> dict[str, float | None]:
-    return dict(zip(("value", "low", "high"), map(plain, result.interval()), strict=True))
 
 
 def _plain(values: Iterable[float]) -> list[float | None]:
@@ -146,8 +139,8 @@ def _scores_line(quantity: Quantity, measured: Measurements) -> Data:
     at_steps = [replace(quantity, of=_at_step(quantity.of, step)) for step in steps]
     estimates = [estimate(at_step, measured) for at_step in at_steps]
     y, low, high = map(_plain, zip(*(result.interval() for result in estimates), strict=True))
-    line = {"x": [int(step) for step in steps], "y": y, "low": low, "high": high, "last": y[-1]}
-    return {**line, "seeds": estimates[-1].seeds}
+    x, seeds = [int(step) for step in steps], estimates[-1].seeds
+    return {"x": x, "y": y, "low": low, "high": high, "last": y[-1], "seeds": seeds}
 
 
 def _metric_line(quantity: Quantity, measured: Measurements) -> Data:
@@ -161,12 +154,10 @@ def _metric_line(quantity: Quantity, measured: Measurements) -> Data:
     sides = (np.nanmean, np.nanmin, np.nanmax) if len(runs) > 1 else (np.nanmean,)
     y, *band = (_plain(side(values[:, logged], axis=0)) for side in sides)
     low, high = band or (None, None)
-    try:
+    x, last = steps[logged].tolist(), None
+    with suppress(Missing):
         last = plain(estimate(quantity, measured).value)
-    except Missing:
-        last = None
-    line = {"x": steps[logged].tolist(), "y": y, "low": low, "high": high, "last": last}
-    return {**line, "seeds": len(runs)}
+    return {"x": x, "y": y, "low": low, "high": high, "last": last, "seeds": len(runs)}
 
 
 def read_curves(cfg: Cfg, measured: Measurements) -> Data:
@@ -183,8 +174,9 @@ def read_curves(cfg: Cfg, measured: Measurements) -> Data:
             scored = _scored(cfg, measured)
             label = f"{axis('avg', scored)}, {benchmark_label(quantity.name, scored)}"
             for level in cfg["levels"]:
-                ends = _ends(estimate(replace(quantity, of=level["of"]), measured))
-                levels.append({"series": level["of"], "label": level["label"], **ends})
+                interval = estimate(replace(quantity, of=level["of"]), measured).interval()
+                names = {"series": level["of"], "label": level["label"]}
+                levels.append({**names, **ends(interval)})
         panels += [
             {
                 "group": group["title"],
@@ -214,8 +206,7 @@ def read_curves(cfg: Cfg, measured: Measurements) -> Data:
 def _bars(
     panel: Cfg, first: Quantity, series: Cfg, alone: bool, measured: Measurements
 ) -> Iterator[Data]:
-    """The bars of a series: one, or one for each of several values of a probe, which are named
-    beside the series, or instead of it where that is ``alone``."""
+    """The bars of a series, one for each value, named without the series where it is ``alone``."""
     quantities = [replace(first, of=series["of"])]
     if first.kind == PROBE:
         quantities = of_panel(panel["quantity"], series["of"])
@@ -235,7 +226,7 @@ def _bars(
             bar |= {"group": series.get("group"), "value": None, "low": None, "high": None}
             try:
                 result = estimate(own, measured)
-                yield {**bar, **_ends(result), "seeds": result.seeds}
+                yield {**bar, **ends(result.interval()), "seeds": result.seeds}
             except Missing as missing:
                 yield {**bar, "seeds": 0, "missing": str(missing)}
 
@@ -287,9 +278,6 @@ def read_bars(cfg: Cfg, measured: Measurements) -> Data:
     return {"panels": _bar_panels(cfg["panels"], cfg, measured)}
 
 
-# Heat maps
-
-
 def read_heatmap(cfg: Cfg, measured: Measurements) -> Data:
     """A metric by step and response position, mean over seeds, one panel per series."""
     (metric,) = cfg["metrics"]
@@ -321,9 +309,6 @@ def read_heatmap(cfg: Cfg, measured: Measurements) -> Data:
     return {"label": label, "xlabel": cfg.get("xlabel", "training step"), "panels": panels}
 
 
-# One quantity against another
-
-
 def read_scatter(cfg: Cfg, measured: Measurements) -> Data:
     """Two quantities, one point per series; a series that lacks one has no point."""
     data: Data = {"points": [], "missing_points": []}
@@ -345,9 +330,6 @@ def read_scatter(cfg: Cfg, measured: Measurements) -> Data:
     if not data["points"]:
         raise UserError("no series has both quantities", "series", "name arms that were measured")
     return data
-
-
-# Distributions
 
 
 def read_distribution(cfg: Cfg, measured: Measurements) -> Data:
@@ -464,8 +446,6 @@ def _caption(data: Data, cfg: Cfg) -> str:
     return text.strip() + "\n"
 
 
-# All kinds
-
 KINDS: dict[str, tuple[Callable[[Cfg, Measurements], Data], Callable[[Cfg], Any]]] = {
     "curves": (read_curves, drawing.draw_curves),
     "grid": (read_curves, drawing.draw_curves),
@@ -503,18 +483,17 @@ def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[
     Returns the last value of each curve, or [value, low, high] of each bar. Raises ``UserError`` on
     a name that is not there and on evaluations that do not compare.
     """
-    if cfg["kind"] not in KINDS:
-        raise UserError(
-            f"no kind of figure '{cfg['kind']}'", "kind", suggestion(cfg["kind"], KINDS)
-        )
-    read, draw = KINDS[cfg["kind"]]
+    kind = cfg["kind"]
+    if kind not in KINDS:
+        raise UserError(f"no kind of figure '{kind}'", "kind", suggestion(kind, KINDS))
+    read, draw = KINDS[kind]
     cfg = _named(cfg)
     measured = Measurements(cfg, Reader(inputs))
     try:
         numbers = read(cfg, measured)
     except Missing as missing:
         raise UserError(f"there is no {missing}", "series", "name what is measured") from missing
-    data = {"kind": cfg["kind"], "title": cfg.get("title"), **numbers}
+    data = {"kind": kind, "title": cfg.get("title"), **numbers}
     _publish(data, cfg, inputs)
     data["sources"] = [
         f"{name}/{file}={digest}"
@@ -538,8 +517,8 @@ def _summary(data: Data) -> dict[str, Any]:
         for line in panel.get("lines", []):
             group.setdefault(line["label"], {})[panel["metric"]] = line["last"]
         for bar in panel.get("bars", []):
-            values = [bar[key] for key in ("value", "low", "high")]
-            group.setdefault(bar["label"], {})[bar["metric"]] = values
+            interval = [bar[end] for end in drawing.ENDS]
+            group.setdefault(bar["label"], {})[bar["metric"]] = interval
     for point in data.get("points", []):
         summary[point["label"]] = {side: point[side]["value"] for side in ("x", "y")}
     return summary

@@ -99,3 +99,8 @@ def plain(value: float | None) -> float | None:
     """A number as a file holds it: ten digits, beyond which the order in which a machine adds up
     may show; None for what JSON does not know."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.10g}")
+
+
+def ends(interval: Iterable[float]) -> dict[str, float | None]:
+    """A value with its interval, as a file holds it."""
+    return dict(zip(("value", "low", "high"), map(plain, interval), strict=True))

@@ -275,19 +275,16 @@ _ENDS = {"first": ("start",), "last": ("last",), "course": ("start", "last")}
 
 def column(spec: str, where: str = "columns") -> TableColumn:
     """``KIND[:NAME]`` as a column: of a benchmark (all of them if none is named), a metric of the
-    run, or a value of the probe.
-
-    Raises ``UserError`` for a kind that does not exist, and for a name that is lacking or too many.
-    """
+    run, or a value of the probe. Raises ``UserError`` for another kind, and for a name that is
+    lacking or too many."""
     kind, _, name = spec.partition(":")
     kinds = (*SCORES, *_ENDS, PROBE, "outlook")
     if kind not in kinds:
         raise UserError(f"no column '{spec}'", where, suggestion(kind, kinds))
     needed = "metric" if kind in _ENDS else "value" if kind == PROBE else ""
     if needed and not name:
-        raise UserError(
-            f"column '{spec}' names no {needed}", where, f"write {kind}:{needed.upper()}"
-        )
+        remedy = f"write {kind}:{needed.upper()}"
+        raise UserError(f"column '{spec}' names no {needed}", where, remedy)
     if kind == "outlook" and name:
         raise UserError(f"column '{spec}' names a value", where, "write outlook")
     quantities = [Quantity(METRIC, "", name, at) for at in _ENDS.get(kind, ())]

@@ -158,8 +158,7 @@ def _labels(cfg: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _image(svg: Path) -> dict[str, Any] | None:
-    """An SVG file as a data URI (so that its ids and styles stay its own) with its size in CSS
-    pixels; None where it is missing or no SVG."""
+    """An SVG file as a data URI with its size in CSS pixels; None where there is none."""
     try:
         data = svg.read_bytes()
         box = ElementTree.fromstring(data).get("viewBox", "").split()

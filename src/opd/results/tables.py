@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from opd.core.code import package_file
 from opd.core.html import MISSING, render
@@ -23,17 +23,14 @@ NO_GAP = "no gap"
 ROLES = ("evaluations", "base", "teacher", "run", "probe")
 
 
-class Cell(NamedTuple):
-    """What a table shows, and what the csv has of it in the order of the column's endings."""
-
-    text: str
-    numbers: tuple[float | str | None, ...]
+# What a table shows, and what the csv has of it in the order of the column's endings.
+Cell = tuple[str, tuple[float | str | None, ...]]
 
 
 def _cell(parsed: TableColumn, row: str, measured: Measurements) -> Cell:
     """The cell of a row; a dash where the row has not what the column is of. Raises ``UserError``
     for a benchmark or a metric that its evaluations or its run do not have."""
-    nothing = Cell(MISSING, (None,) * len(parsed.endings))
+    nothing = (None,) * len(parsed.endings)
     try:
         if not parsed.quantities:
             return _outlook(row, measured)
@@ -45,16 +42,16 @@ def _cell(parsed: TableColumn, row: str, measured: Measurements) -> Cell:
         of_row = [replace(quantity, of=row) for quantity in parsed.quantities]
         estimates = [estimate(quantity, measured) for quantity in of_row]
     except Undefined:
-        return nothing._replace(text=NO_GAP)
+        return NO_GAP, nothing
     except (Missing, NothingLogged):
-        return nothing
+        return MISSING, nothing
     if len(parsed.endings) < 3:
         values = [result.value for result in estimates]
         texts = [cell(value, quantity) for value, quantity in zip(values, of_row, strict=True)]
-        return Cell(" → ".join(texts), tuple(map(plain, values)))
+        return " → ".join(texts), tuple(map(plain, values))
     interval = estimates[0].interval()
     value, low, high = (cell(number, of_row[0]) for number in interval)
-    return Cell(f"{value} [{low}, {high}]", tuple(map(plain, interval)))
+    return f"{value} [{low}, {high}]", tuple(map(plain, interval))
 
 
 def _outlook(row: str, measured: Measurements) -> Cell:
@@ -63,7 +60,7 @@ def _outlook(row: str, measured: Measurements) -> Cell:
     words = [measured.reader.json(run, "preflight.json", where)["outlook"] for run in runs]
     counted = Counter(words).most_common()
     text = ", ".join(f"{word} ({n})" if len(runs) > 1 else word for word, n in counted)
-    return Cell(text, (text,))
+    return text, (text,)
 
 
 def _header(parsed: TableColumn, measured: Measurements) -> str:
@@ -93,16 +90,12 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     probes = {k: {"label": row["label"], "runs": row.get("probe")} for k, row in arms.items()}
     measured = Measurements({**cfg, "arms": arms, "probes": probes}, Reader(inputs))
     specs = [spec if isinstance(spec, dict) else {"column": spec} for spec in cfg["columns"]]
-    columns = [column(spec["column"]) for spec in specs]
-    names = [
-        spec["column"].replace(":", "_") + ending
-        for spec, parsed in zip(specs, columns, strict=True)
-        for ending in parsed.endings
-    ]
-    cells = {place: [_cell(parsed, place, measured) for parsed in columns] for place in arms}
+    columns = [(spec["column"], spec.get("label"), column(spec["column"])) for spec in specs]
+    names = [name.replace(":", "_") + end for name, _, parsed in columns for end in parsed.endings]
+    cells = {place: [_cell(parsed, place, measured) for _, _, parsed in columns] for place in arms}
     raw, records = [["row", *names, "seeds", "digests"]], {}
     for place, row in arms.items():
-        values = [value for cell in cells[place] for value in cell.numbers]
+        values = [value for _, numbers in cells[place] for value in numbers]
         written = [f"{value:.10g}" if isinstance(value, float) else value for value in values]
         seeds = max(len(row.get(role) or []) for role in ROLES)
         digests = " ".join(
@@ -115,11 +108,8 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
         records[row["label"]] = dict(zip(names, values, strict=True))
     with (out / "table.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(raw)
-    headers = [
-        spec.get("label") or _header(parsed, measured)
-        for spec, parsed in zip(specs, columns, strict=True)
-    ]
-    texts = [[arms[place]["label"], *(cell.text for cell in row)] for place, row in cells.items()]
+    headers = [label or _header(parsed, measured) for _, label, parsed in columns]
+    texts = [[arms[place]["label"], *(text for text, _ in row)] for place, row in cells.items()]
     lines = [["", *headers], ["---", *["---:"] * len(headers)], *texts]
     shape = measured.reader.first.shape() if measured.reader.first else {}
     counts = {len(row[role]) for row in cfg["rows"] for role in ROLES if row.get(role)}
@@ -131,7 +121,7 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
         shape=[f"{name} {len(problems)} × {k}" for name, (problems, k) in shape.items()],
         draws=lambda drawn: of_draws(cfg, drawn, counts),
         no_gap=any(NO_GAP in row for row in texts),
-        kinds=[parsed.kind for parsed in columns],
+        kinds=[parsed.kind for _, _, parsed in columns],
         seeds=sorted(counts),
     )
     (out / "table.md").write_text(page)

@@ -16,6 +16,11 @@ class Artifact:
     cfg: dict[str, Any]
     inputs: tuple[str, ...]  # folders of other artifacts, or absolute paths of plain files
 
+    @property
+    def named(self) -> dict[str, str]:
+        """The inputs by name."""
+        return dict(zip(self.cfg.get("inputs", []), self.inputs, strict=True))
+
 
 def sources_first(
     starts: Iterable[Node], sources: Callable[[Node], Iterable[Node]]

@@ -288,7 +288,7 @@ def manifests(results: Path, slow: dict[str, float]) -> None:
     facts = Facts(models(), TABLES)
     for folder, artifact in facts.artifacts.items():
         work = cost.work(facts, folder)
-        inputs = cost.named(artifact).items()
+        inputs = artifact.named.items()
         made = {
             "stage": artifact.stage,
             "cfg": artifact.cfg,
@@ -372,7 +372,7 @@ def test_calibration_of_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="made by another version; make it again with `opd calib"):
         calibrate.read(tmp_path / "c.yaml")
     (tmp_path / "c.yaml").write_text("- 1\n")
-    with pytest.raises(UserError, match="not a calibration"):
+    with pytest.raises(UserError, match="not a mapping"):
         calibrate.read(tmp_path / "c.yaml")
     with pytest.raises(UserError, match="no reference"):
         calibrate.tables(tmp_path / "none.yaml")

@@ -590,7 +590,7 @@ GOOD = CLAIMS[0]
         ({"test": {}}, "needs exactly one of greater"),
         (
             {"test": {"rises": {"of": OVERLAP}, "falls": {"of": OVERLAP}}},
-            "it has falls and rises",
+            "it has rises and falls",
         ),
         (
             {"test": {"rises": {"of": {**OVERLAP, "at": "end"}}}},

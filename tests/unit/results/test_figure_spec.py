@@ -140,7 +140,10 @@ def changed(figure: dict[str, Any], **change: Any) -> dict[str, Any]:
             "no curve of 'change:macro': use avg:BENCHMARK or a metric",
         ),
         (changed(CURVES, panels=BARS["panels"]), "a figure of kind 'curves' has no panels"),
-        (changed(CURVES, series=[{"label": "x"}]), "figure f.series.0: a series is an arm or a"),
+        (
+            changed(CURVES, series=[{"label": "x"}]),
+            "f.series.0: needs exactly one of arm, probe",
+        ),
         (changed(BARS, panels=[{"title": "x", "series": [{"arm": "a"}]}]), "panels of a grid are"),
         (
             changed(BARS, panels=[{"quantity": {"avg": "macro", "value": "auroc"}}]),
