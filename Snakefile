@@ -16,7 +16,7 @@
 #   evaluations/EVALUATION/MODEL/sSEED/  graded samples and a summary
 #   figures/FIGURE.{png,svg}  tables/TABLE.{csv,md}  claims.{html,md,json}
 #   report/ report.html                claims, figures, tables, runs, cost and state in one file
-#   logs/ benchmarks/                  one file per job, same path as the artifact
+#   logs/                              one file per job, same path as the artifact
 #   plan.json                          what the config describes, for what is shown to be held to
 #   config.yaml                        the config of the last run, merged from files and command line
 #

@@ -14,8 +14,6 @@ for page in ("dedup", "contamination", "report"):
             html=in_report(page, "html"),
         log:
             f"{RESULTS}/logs/{STAGES[page].folder}.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/{STAGES[page].folder}.tsv"
         wildcard_constraints:
             **names_of(page),
         conda:
@@ -41,8 +39,6 @@ rule figure:
         svg=f"{RESULTS}/figures/{{figure}}.svg",
     log:
         f"{RESULTS}/logs/figures/{{figure}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figures/{{figure}}.tsv"
     conda:
         "../../envs/workflow.yaml"
     resources:
@@ -65,8 +61,6 @@ rule table:
         md=f"{RESULTS}/tables/{{table}}.md",
     log:
         f"{RESULTS}/logs/tables/{{table}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/tables/{{table}}.tsv"
     conda:
         "../../envs/workflow.yaml"
     resources:
@@ -89,8 +83,6 @@ rule claims:
         md=f"{RESULTS}/claims.md",
     log:
         f"{RESULTS}/logs/claims.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/claims.tsv"
     conda:
         "../../envs/workflow.yaml"
     resources:

@@ -18,8 +18,6 @@ for name, stage in {
             f"{RESULTS}/{STAGES[stage].folder}/digest.json",
         log:
             f"{RESULTS}/logs/{STAGES[stage].folder}.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/{STAGES[stage].folder}.tsv"
         wildcard_constraints:
             **names_of(stage, online=name in ONLINE),
         retries: 3 if name in ONLINE else None

@@ -17,7 +17,7 @@ COPIED = {
     *("table.csv", "table.md", "claims.html", "claims.json", "claims.md"),
 }
 # Below results/NAME, but no artifacts.
-RECORDS = ("logs", "benchmarks")
+RECORDS = ("logs", "benchmarks")  # the latter by earlier versions
 
 
 class Input(NamedTuple):

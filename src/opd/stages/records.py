@@ -104,6 +104,8 @@ class Manifest(Contents):
     device: str = ""
     started: str = ""
     seconds: float = 0.0
+    processor_seconds: float = 0.0
+    peak_memory_mib: int = 0  # of its largest process
     gpu: dict[str, Any] | None = None
     adopted: str | None = None
     format: int = FORMAT

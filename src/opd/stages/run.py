@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import resource
 import shutil
 import sys
 import time
@@ -150,7 +151,9 @@ def _compute(
         raise
     finally:
         running.unlink(missing_ok=True)
-    torch = sys.modules.get("torch")
+    # Others may have it loaded, too.
+    torch = sys.modules.get("torch") if STAGES[stage].computes else None
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     # The code may have been edited while a job was queued.
     as_planned = "code" in cfg and cfg["code"] == code_digest(stage)
     made = Manifest(
@@ -167,6 +170,8 @@ def _compute(
         gpu=drawn or None,
         started=stamp(started),
         seconds=round(time.time() - started, 2),
+        processor_seconds=round(sum(use.ru_utime + use.ru_stime for use in used), 2),
+        peak_memory_mib=max(use.ru_maxrss for use in used) // 1024,
     )
     write(record, made, key)
     _store_steps(keep_steps, scratch / "kept", steps)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import stat
 import sys
 import threading
@@ -69,6 +70,18 @@ def test_digest_json_holds_no_time_and_is_the_same_for_the_same_result(stage, tm
     call("b", 1)
     assert (tmp_path / "b" / "digest.json").read_bytes() == first
     assert set(json.loads(first)) == {"format", "identity", "settings", "outputs"}
+
+
+def test_a_manifest_says_what_the_process_took(stage, tmp_path):
+    call, _ = stage
+    before = time.process_time()
+    call("a", 1)
+    made = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    most = time.process_time() + children.ru_utime + children.ru_stime
+    assert before - 0.01 <= made["processor_seconds"] <= most + 0.01
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    assert made["peak_memory_mib"] >= 0.9 * peak - 1
 
 
 def test_identity_follows_content_of_inputs_not_their_place(stage, tmp_path):
