@@ -1,7 +1,8 @@
 """What the pipeline itself costs: the paper's DAG in Snakemake, jobs that do nothing, how long each
-light command takes to start, and `opd audit` against sha256sum.
+light command takes to start, stages that start warm, and `opd audit` against sha256sum.
 
     python tests/bench/bench_overhead.py commands [RESULTS]
+    python tests/bench/bench_overhead.py starts RESULTS
     python tests/bench/bench_overhead.py dag [--seeds 1 3 17]
     python tests/bench/bench_overhead.py jobs
     python tests/bench/bench_overhead.py audit RESULTS
@@ -23,10 +24,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 from common import describe, table
 
 from opd.cli import main as cli
+from opd.cli import warm
 from opd.core import files
 from opd.plan import artifacts as plan
 from opd.plan import outputs
@@ -193,6 +196,30 @@ def jobs(given: argparse.Namespace, folder: Path) -> list[list[str]]:
     return rows
 
 
+# Warm starts
+
+
+def starts(given: argparse.Namespace, folder: Path) -> list[list[str]]:
+    """Finished artifacts made again, with and without a process that has imported what stages need,
+    in turns; its own start is left out."""
+    warm.begin()
+    servers = os.environ.pop(warm.FOLDER)
+    rows = []
+    for stage in ("init", "evaluate", "pair", "distill"):
+        command = again(given.results, stage, folder)
+        seconds: dict[str, list[float]] = {"as usual": [], "warm": []}
+        for turn in range(given.rounds + 1):
+            for way, measured in seconds.items():
+                with mock.patch.dict(os.environ, {warm.FOLDER: servers} if way == "warm" else {}):
+                    wall, _, _ = timed(command, ROOT, 1)
+                if turn:
+                    measured.append(wall)
+        ratios = [w / u for u, w in zip(*seconds.values(), strict=True)]
+        medians = [f"{statistics.median(measured):.2f}" for measured in seconds.values()]
+        rows.append([stage, *medians, f"{statistics.median(ratios):.2f}"])
+    return rows
+
+
 # The audit
 
 
@@ -216,6 +243,7 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace, Path], list[list[str]]], li
     "commands": (commands, ["command", "s", "processor s"]),
     "dag": (dag, ["seeds", "jobs", "s", "processor s", "processor ms a job"]),
     "jobs": (jobs, ["the paper's DAG", "s", "processor s"]),
+    "starts": (starts, ["stage", "s as usual", "s warm", "ratio"]),
     "audit": (audit, ["", "s", "processor s", "GB/s", "GB/processor s"]),
 }
 

@@ -12,19 +12,17 @@ the same files behind.
 """
 
 import atexit
-import gc
 import json
 import os
 import signal
 import sys
 import threading
-import traceback
 from pathlib import Path
 from typing import Any
 
 import hub
 
-from opd.stages import registry
+from opd.cli import warm
 
 EVENTS = {
     *("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.link"),
@@ -87,52 +85,22 @@ def become(task: dict[str, Any]) -> Progress:
     return progress
 
 
-def preload() -> None:
-    """What the stages import, so that a fork need not."""
-    import datasets
-    import lm_eval.tasks
-    import matplotlib.pyplot
-    import scipy.stats
-    import trl
-
-    assert all((datasets, lm_eval.tasks, matplotlib.pyplot, scipy.stats, trl))
-    import importlib
-
-    for stage in registry.STAGES.values():
-        importlib.import_module(stage.run.partition(":")[0])
-
-
 def main() -> None:
-    from opd.cli import main as cli
-
-    preload()
-    gc.collect()
-    gc.freeze()  # or every fork copies it all when it collects
+    warm.preload()
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         task = json.loads(line)
-        ours, theirs = os.pipe()
-        child = os.fork()
-        if not child:
-            progress, status = become(task), 0
-            try:
-                cli.main(task["argv"])
-            except SystemExit as ended:
-                status = int(ended.code or 0)
-            except BaseException:
-                traceback.print_exc()
-                status = 1
-            os.write(theirs, str(progress.count).encode())
-            # As an interpreter ends, but for taking apart all that was imported, which takes longer
-            # than the stage.
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-        os.close(theirs)
+        counted, counting = os.pipe()
+
+        def begin(task: dict[str, Any] = task, counting: int = counting) -> None:
+            progress = become(task)
+            atexit.register(lambda: os.write(counting, str(progress.count).encode()))
+
+        child = warm.fork(task["argv"], begin)
+        os.close(counting)
         _, status = os.waitpid(child, 0)
-        count = os.read(ours, 20).decode()
-        os.close(ours)
+        count = os.read(counted, 20).decode()
+        os.close(counted)
         answer = {"status": os.waitstatus_to_exitcode(status), "events": int(count or -1)}
         print(json.dumps(answer), flush=True)
 

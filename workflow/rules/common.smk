@@ -7,6 +7,7 @@ from pathlib import Path
 from snakemake.settings.types import RerunTrigger
 from snakemake.utils import update_config
 
+from opd.cli import warm
 from opd.core.errors import UserError
 from opd.core.files import canonical
 from opd.plan import artifacts, hub_lock, outputs, resources
@@ -71,7 +72,14 @@ else:
     )
 
 
+# A job elsewhere has this one's environment.
+if workflow.remote_exec:
+    os.environ.pop(warm.FOLDER, None)
+
+
 onstart:
+    if CONFIG.warm_starts and workflow.local_exec:
+        warm.begin()
     fresh.write_plan(Path(PLAN), ARTIFACTS, TARGETS)
     fresh.write_config(Path(RESULTS, "config.yaml"), config)
 

@@ -78,6 +78,11 @@ class Config(Strict):
         description="a stage that writes nothing for so long, no log either, hangs: it is ended "
         "(0: never)",
     )
+    warm_starts: bool = Field(
+        default=True,
+        description="stages on the machine that runs the workflow begin as forks of a process that "
+        "has imported what they need (Linux)",
+    )
     training: Training = Training()
     world: World | None = None
     defaults: dict[str, dict[str, Any]] = {}
