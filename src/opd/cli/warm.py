@@ -223,6 +223,7 @@ def serve(folder: Path, listener: socket.socket) -> None:
             _attend(connection, handlers)
             os._exit(0)
         connection.close()
+    shutil.rmtree(folder, ignore_errors=True)  # a run that was killed has not done so
 
 
 def _attend(connection: socket.socket, handlers: Mapping[int, Any]) -> None:

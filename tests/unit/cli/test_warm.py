@@ -237,7 +237,7 @@ def test_servers_end_with_the_run_however_it_ends_and_forks_stay(run: Warm):
     (server,) = run.servers()
     run.run.kill()
     wait(lambda: not alive(server))
-    assert alive(fork) and process.poll() is None
+    assert alive(fork) and process.poll() is None and not run.folder.exists()
     process.kill()
     wait(lambda: not alive(fork))
 
