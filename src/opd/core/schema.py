@@ -1,15 +1,24 @@
 """What every model of a YAML file is based on, and how its errors are told."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from opd.core.errors import UserError
 from opd.core.text import suggestion
+
+NonNegative = Annotated[float, Field(ge=0)]
 
 
 class Strict(BaseModel):
@@ -26,6 +35,43 @@ class Strict(BaseModel):
                 context = {"key": key, "hint": suggestion(str(key), known)}
                 raise PydanticCustomError("unknown_key", "no such key", context)
         return given
+
+
+class OneOf(Strict):
+    """Has exactly one kind among ``KINDS``, or among all its fields."""
+
+    KINDS: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def kinds(cls) -> tuple[str, ...]:
+        return cls.KINDS or tuple(cls.model_fields)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "OneOf":
+        present = [kind for kind in self.kinds() if getattr(self, kind) is not None]
+        if len(present) != 1:
+            raise ValueError(
+                f"needs exactly one of {', '.join(self.kinds())} "
+                f"(it has {' and '.join(present) or 'none'})"
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in self.kinds() if getattr(self, kind) is not None)
+
+
+def checked(check: Callable[[Any], Any]) -> AfterValidator:
+    """Refuses values for which a function raises ``UserError``."""
+
+    def validate(value: Any) -> Any:
+        try:
+            check(value)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    return AfterValidator(validate)
 
 
 Given = TypeVar("Given", bound=Strict)

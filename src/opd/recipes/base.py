@@ -1,14 +1,14 @@
 """What recipes of all sections have in common: types of values, and names of other recipes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 
 from opd.core.errors import UserError
-from opd.core.schema import Strict
+from opd.core.schema import NonNegative, Strict, checked
 from opd.core.text import suggestion
 from opd.data import templates
 
@@ -18,7 +18,6 @@ Count = Annotated[int, Field(ge=1)]
 Number = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
 Plain = str | int | float | bool | None
 TEMPLATE_NAMES = ", ".join(templates.TEMPLATES)
 
@@ -42,44 +41,7 @@ DemonstrationsRef = Annotated[Name, Ref("demonstrations")]
 ProbeRef = Annotated[Name, Ref("probes")]
 
 
-def checked(check: Callable[[Any], Any]) -> AfterValidator:
-    """Refuses values for which a function raises ``UserError``."""
-
-    def validate(value: Any) -> Any:
-        try:
-            check(value)
-        except UserError as error:
-            raise ValueError(str(error)) from None
-        return value
-
-    return AfterValidator(validate)
-
-
 Template = Annotated[str, checked(partial(templates.apply, question=""))]
-
-
-class OneOf(Strict):
-    """A recipe with exactly one kind among ``KINDS``, or among all its fields."""
-
-    KINDS: ClassVar[tuple[str, ...]] = ()
-
-    @classmethod
-    def kinds(cls) -> tuple[str, ...]:
-        return cls.KINDS or tuple(cls.model_fields)
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "OneOf":
-        present = [kind for kind in self.kinds() if getattr(self, kind) is not None]
-        if len(present) != 1:
-            raise ValueError(
-                f"needs exactly one of {', '.join(self.kinds())} "
-                f"(it has {' and '.join(present) or 'none'})"
-            )
-        return self
-
-    @property
-    def kind(self) -> str:
-        return next(kind for kind in self.kinds() if getattr(self, kind) is not None)
 
 
 class HubObject(Strict):

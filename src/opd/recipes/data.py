@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from opd.core.schema import Strict
+from opd.core.schema import OneOf, Strict, checked
 from opd.data.layouts import LAYOUTS
 from opd.data.privileged import contexts
 from opd.recipes.base import (
@@ -15,14 +15,12 @@ from opd.recipes.base import (
     HubObject,
     ModelName,
     ModelRef,
-    OneOf,
     PromptsRef,
     Ref,
     Sampled,
     Share,
     Template,
     check_greedy,
-    checked,
 )
 
 

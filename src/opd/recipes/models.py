@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 from pydantic import Field, create_model, model_validator
 
 from opd.core.code import package_file
-from opd.core.schema import Strict, load_yaml
+from opd.core.schema import OneOf, Strict, checked, load_yaml
 from opd.data import privileged
 from opd.losses import spec
 from opd.losses.spec import Aggregation, LossSpec
@@ -17,13 +17,11 @@ from opd.recipes.base import (
     ModelRef,
     NonNegative,
     Number,
-    OneOf,
     Plain,
     Positive,
     PromptsRef,
     SftDataRef,
     Share,
-    checked,
 )
 
 # Kind of training, or protocols -> name -> published settings.

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from opd.core.schema import Strict
+from opd.core.schema import OneOf, Strict
 from opd.microscope.contexts import SUMMARISE, SYSTEM
 from opd.recipes.base import (
     MICRO_BATCH,
@@ -21,7 +21,6 @@ from opd.recipes.base import (
     Name,
     NonNegative,
     Number,
-    OneOf,
     Positive,
     ProbeRef,
     PromptsRef,

@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from opd.core.errors import UserError
-from opd.core.schema import Strict, read_yaml, valid
+from opd.core.schema import NonNegative, OneOf, Strict, read_yaml, valid
 from opd.core.text import suggestion
-from opd.recipes.base import NonNegative, OneOf
 from opd.results.quantity import METRIC, POINTS, Quantity, Written
 
 ARM = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$"

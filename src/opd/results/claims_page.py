@@ -27,9 +27,9 @@ def mark(verdict: str) -> str:
     return f"{MARKS[verdict]} {verdict}"
 
 
-def marks(found: Mapping[str, Any]) -> dict[str, str]:
+def marks(verdicts: Mapping[str, Any]) -> dict[str, str]:
     """Verdicts that a claim of this scale may have, with their signs."""
-    return {v: m for v, m in MARKS.items() if v != "not comparable" or not found["comparable"]}
+    return {v: m for v, m in MARKS.items() if v != "not comparable" or not verdicts["comparable"]}
 
 
 def verdict_of(claim: Claim) -> str:
@@ -38,14 +38,14 @@ def verdict_of(claim: Claim) -> str:
     return mark(claim["verdict"]) + (" (no interval)" if bare else "")
 
 
-def headline(found: Mapping[str, Any], name: Callable[[str], str] = str) -> str:
+def headline(verdicts: Mapping[str, Any], name: Callable[[str], str] = str) -> str:
     """How many claims have which verdict, and how many of these without an interval."""
-    on = " on one run," if len(found["seeds"]) == 1 else ""
+    on = " on one run," if len(verdicts["seeds"]) == 1 else ""
     parts = []
-    for verdict in marks(found):
-        bare = 0 if verdict in UNJUDGED else found["without_interval"].get(verdict, 0)
+    for verdict in marks(verdicts):
+        bare = 0 if verdict in UNJUDGED else verdicts["without_interval"].get(verdict, 0)
         aside = f" ({bare} of them{on} without an interval)" if bare else ""
-        parts.append(f"{found['counts'].get(verdict, 0)} {name(verdict)}{aside}")
+        parts.append(f"{verdicts['counts'].get(verdict, 0)} {name(verdict)}{aside}")
     return ", ".join(parts)
 
 
@@ -87,25 +87,25 @@ def unbroken(text: str) -> str:
     return re.sub(r"(\d) (?=%|points?\b|nats|tokens)", "\\1\u00a0", text)
 
 
-def values(found: Mapping[str, Any], figures: Collection[str] = ()) -> dict[str, Any]:
+def values(verdicts: Mapping[str, Any], figures: Collection[str] = ()) -> dict[str, Any]:
     """What the templates need to show a claims.json. ``figures``: those of the page (PAPER/NAME),
     which are linked."""
     functions = (headline, mark, verdict_of, lacking, about, published_briefly, unbroken)
-    preface = render(PAGES, "preface.md.j2", found=found) if found["claims"] else ""
+    preface = render(PAGES, "preface.md.j2", verdicts=verdicts) if verdicts["claims"] else ""
     return {
-        "found": found,
+        "verdicts": verdicts,
         "preface": [part.replace("\n", " ").strip() for part in preface.split("\n\n")],
-        "marks": marks(found),
+        "marks": marks(verdicts),
         "figures": figures,
         **{function.__name__: function for function in functions},
     }
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(verdicts: Mapping[str, Any]) -> str:
     """The verdicts as Markdown: counts, then paper by paper and experiment by experiment."""
-    return render(PAGES, "claims.md.j2", **values(found)).rstrip() + "\n"
+    return render(PAGES, "claims.md.j2", **values(verdicts)).rstrip() + "\n"
 
 
-def page(found: Mapping[str, Any]) -> str:
+def page(verdicts: Mapping[str, Any]) -> str:
     """claims.html: one file that needs no other."""
-    return render(PAGES, "claims.html.j2", **values(found))
+    return render(PAGES, "claims.html.j2", **values(verdicts))

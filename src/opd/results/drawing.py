@@ -372,9 +372,9 @@ def _put(name: Any, place: tuple[int, int, int], renderer: Any) -> Bbox:
     return Text.get_window_extent(name, renderer)
 
 
-def _common(one: Bbox, other: Bbox) -> float:
+def _common(first: Bbox, second: Bbox) -> float:
     """The area that two boxes share."""
-    both = Bbox.intersection(one, other)
+    both = Bbox.intersection(first, second)
     return both.width * both.height if both else 0.0
 
 

@@ -184,7 +184,7 @@ def _score(quantity: Quantity, measured: Measurements) -> Estimate:
     only = None if name == MACRO else benchmarks.index(name)
     seeds, unit = max(len(side.seeds) for side in evaluations), quantity.unit
     field = FIELDS.get(kind, "correct")
-    scores = [[side.scores(one, field)[0] for one in benchmarks] for side in evaluations]
+    scores = [[side.scores(name, field)[0] for name in benchmarks] for side in evaluations]
     if kind in ("pass", "maj", "p"):
         if kind == "p":
             after, before = (side if only is None else [side[only]] for side in scores)
@@ -309,7 +309,7 @@ def _probe(quantity: Quantity, measured: Measurements) -> Estimate:
     if name.endswith("_*"):
         name = numbered(quantity, measured)[0 if quantity.at == "first" else -1]
     values, draws, slacks = zip(*(read_probe(measured.reader, r, name) for r in runs), strict=True)
-    drawn = np.stack([np.resize(one, measured.resamples) for one in draws], axis=1)
+    drawn = np.stack([np.resize(d, measured.resamples) for d in draws], axis=1)
     of_seeds = np.ones(1)
     if len(runs) > 1:
         of_seeds, _ = weights(measured.seeds, (), measured.resamples, measured.seed)

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 
 from opd.core.errors import UserError
-from opd.core.schema import Strict, valid
-from opd.recipes.base import OneOf, checked
+from opd.core.schema import OneOf, Strict, checked, valid
 from opd.recipes.outputs import Metric, Shown
 from opd.results.claim_spec import Said, as_row, require
 from opd.results.published import parse

@@ -49,12 +49,12 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     sources = behind(folders.values(), root)
     shown = {name: sources[folder] for name, folder in folders.items()}
     wrong = sorted((s for s in sources.values() if s.troubles), key=lambda source: source.folder)
-    found: dict[str, Any] = {"comparable": False, "counts": {}, "papers": {}}
-    found |= {"claims": [], "targets": []}
+    verdicts: dict[str, Any] = {"comparable": False, "counts": {}, "papers": {}}
+    verdicts |= {"claims": [], "targets": []}
     if "claims" in inputs:
-        found = read_json(inputs["claims"] / "claims.json")
+        verdicts = read_json(inputs["claims"] / "claims.json")
     figures = {
-        name: _figure(name, shown[f"figure:{name}"], inputs[f"figure:{name}"], found)
+        name: _figure(name, shown[f"figure:{name}"], inputs[f"figure:{name}"], verdicts)
         for section in cfg["sections"]
         for name in section["figures"]
     }
@@ -68,7 +68,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     page = html.render(
         (package_file(__file__, "pages/report"), claims_page.PAGES),
         "report.html.j2",
-        **claims_page.values(found, figures),
+        **claims_page.values(verdicts, figures),
         **{key: cfg[key] for key in ("title", "scale", "sections")},
         claims=shown.get("claims"),
         tables=[_table(n, shown[f"table:{n}"], inputs[f"table:{n}"]) for n in cfg["tables"]],
@@ -84,7 +84,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         duration=duration,
     )
     (out / "report.html").write_text(page)
-    return {"verdicts": found["counts"], "modified or stale": len(wrong)}
+    return {"verdicts": verdicts["counts"], "modified or stale": len(wrong)}
 
 
 def behind(folders: Iterable[Path], root: Path) -> dict[Path, Source]:
@@ -129,7 +129,7 @@ def cost(stages: Iterable[Manifest], key: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["seconds"], row["name"]), reverse=True)
 
 
-def _figure(name: str, made: Source, payload: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+def _figure(name: str, made: Source, payload: Path, verdicts: Mapping[str, Any]) -> dict[str, Any]:
     caption = payload / "caption.md"
     return {
         "name": name,
@@ -137,9 +137,9 @@ def _figure(name: str, made: Source, payload: Path, found: Mapping[str, Any]) ->
         "caption": caption.read_text(errors="replace") if caption.is_file() else "",
         "image": _image(payload / "figure.svg"),
         "drawn": sorted(flat(made.manifest.numbers), key=_by_number),
-        "published": [target for target in found["targets"] if name in target["figures"]],
+        "published": [target for target in verdicts["targets"] if name in target["figures"]],
         "labels": _labels(made.manifest.cfg),
-        "claims": [c for c in found["claims"] if f"{c['paper']}/{c['figure']}" == name],
+        "claims": [c for c in verdicts["claims"] if f"{c['paper']}/{c['figure']}" == name],
     }
 
 
