@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,7 @@ def run(tmp_path: Path) -> Iterator[Warm]:
     yield made
     made.run.kill()
     made.run.communicate()
+    shutil.rmtree(made.folder, ignore_errors=True)  # of a server that the test has killed
 
 
 def test_a_fork_has_arguments_environment_folder_and_files_of_who_started_it(run: Warm):
