@@ -94,7 +94,8 @@ def start(argv: Sequence[str]) -> None:
         return
     if status < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(-status, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # SIGKILL has no other handler
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
 
@@ -165,9 +166,8 @@ def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
 def _done_by(connection: socket.socket, argv: Sequence[str]) -> int | None:
     """Exit status of the fork that has done it, negative for the signal that has ended it; None if
     there was no fork."""
-    numbers = [int(name) for name in os.listdir("/proc/self/fd")]
     files = []  # whatever whoever started this has opened for it: <(...) of a shell is a file, too
-    for number in numbers:
+    for number in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError):  # the folder itself was one of them
             if os.get_inheritable(number):
                 files.append(number)

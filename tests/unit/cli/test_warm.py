@@ -151,6 +151,7 @@ def test_a_fork_reads_what_a_shell_has_opened_for_its_stage(run: Warm):
     [
         *(("pass", 0), ("raise SystemExit(3)", 3), ("raise SystemExit", 0), ("1 / 0", 1)),
         ("import os; os.kill(os.getpid(), 11)", -11),
+        ("import os; os.kill(os.getpid(), 9)", -9),
         ("import os; os._exit(7)", 7),
     ],
 )
