@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command; a ``UserError`` ends with its one line on stderr and exit status 2."""
     arguments = parser().parse_args(argv)
     if argv is None:  # a process of its own
-        sys.stderr = Redacting(sys.stderr)
+        if not isinstance(sys.stderr, Redacting):  # a fork has it already
+            sys.stderr = Redacting(sys.stderr)
         # Libraries may ask whether to run a model's own code: there is nobody who says yes.
         sys.stdin = open(os.devnull)  # noqa: SIM115
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

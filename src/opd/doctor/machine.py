@@ -63,8 +63,9 @@ def file_system(results: Path) -> Iterator[Finding]:
 
 def mount(folder: Path) -> tuple[str, list[str]]:
     """Type and options of the file system that a folder lies on."""
-    line = output("findmnt", "--noheadings", "--output=FSTYPE,OPTIONS", "--target", str(folder))
-    kind, options = line.split() if line else ("this file system", "")
+    lines = output("findmnt", "--noheadings", "--output=FSTYPE,OPTIONS", "--target", str(folder))
+    # Of several that are mounted on one another the last is on top.
+    kind, options = lines.splitlines()[-1].split() if lines else ("this file system", "")
     return kind, options.split(",")
 
 

@@ -9,7 +9,7 @@ Sources: Rethinking OPD (its Eqs. 3 to 5, and what its code trains, which differ
 of OPD (its Eqs. 2 to 17 and App. A.3).
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -79,6 +79,7 @@ def aggregate(
     restatement, section 3.3).
     """
     counts = mask != 0
+    assert how in get_args(Aggregation), how
     if how == "token_mean":
         return loss.sum() / tokens
     if how == "sequence_mean":

@@ -4,7 +4,7 @@ loading the two.
 Apart from the training stages, whose libraries take seconds to load.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,24 +50,29 @@ def load_pair(cfg: Mapping[str, Any], student: Path, teacher: Path | None) -> Mo
     dtype = getattr(torch, cfg.get("dtype", "float32"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(student)
+    if teacher is not None:  # before any weights are read
+        require_same_tokenizer(tokenizer, _of_teacher(load_tokenizer, teacher))
     model = teacher_model = load_model(student, dtype)
     if teacher is not None:
-        try:
-            teacher_tokenizer, teacher_model = load_tokenizer(teacher), load_model(teacher, dtype)
-        except UserError as error:
-            # The same words on every machine: they may become part of what a stage makes.
-            raise LeftOut(
-                "the teacher's weights or tokenizer cannot be used",
-                str(teacher),
-                "see that its weights are whole and its tokenizer has a chat template",
-            ) from error
-        require_same_tokenizer(tokenizer, teacher_tokenizer)
+        teacher_model = _of_teacher(lambda path: load_model(path, dtype), teacher)
         trim_vocabularies(model, teacher_model, tokenizer)
     for loaded in (model, teacher_model):
         loaded.to(device).eval()
     vocabulary = model.get_input_embeddings().weight.shape[0]
     heads = head_of(model), head_of(teacher_model)
     return ModelPair(model, teacher_model, heads, tokenizer, vocabulary, device)
+
+
+def _of_teacher(load: Callable[[Path], Any], teacher: Path) -> Any:
+    try:
+        return load(teacher)
+    except UserError as error:
+        # The same words on every machine: they may become part of what a stage makes.
+        raise LeftOut(
+            "the teacher's weights or tokenizer cannot be used",
+            str(teacher),
+            "see that its weights are whole and its tokenizer has a chat template",
+        ) from error
 
 
 def vocabulary_rows(path: Path) -> int:

@@ -44,7 +44,7 @@ class File(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """An artifact of the crate with its files (records, payload, copies), its log and benchmark."""
+    """An artifact of the crate with its files (records, payload, copies), and its log."""
 
     folder: str
     manifest: Manifest

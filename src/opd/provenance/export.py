@@ -125,6 +125,7 @@ def _packed(made: Made, full: bool) -> Packed:
         if copy.sha256 != manifest.outputs[name]:
             reason = "the file is no copy of what the workflow made"
             raise UserError(reason, str(path), "remove it and run the workflow again")
+    # Earlier versions have a table of Snakemake's beside the log.
     logs = [root / "logs" / f"{made.folder}.log", root / "benchmarks" / f"{made.folder}.tsv"]
     there = [_file(root, path) for path in logs if path.is_file()]
     return Packed(made.folder, manifest, made.inputs, files, there)

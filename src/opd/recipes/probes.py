@@ -141,7 +141,6 @@ class IndicatorsProbe(Asked):
 # alignment. Defaults are the paper's (Unmasking On-Policy Distillation); where it says nothing they
 # are ours, and the description says so.
 
-MICROSCOPE = ("screening", "tree", "alignment", "pool", "forecast", "outcome")
 # Of ``opd.grading.graders``.
 Checker = Literal["letter", "boolean", "integer", "world", "rule", "choice", "math_verify"]
 # Part of the names of values.

@@ -58,7 +58,8 @@ def _named(cfg: Cfg) -> Data:
     Evaluations by step are arms of their own."""
     arms, probes = dict(cfg.get("arms") or {}), cfg.get("probes") or {}
     panels = cfg.get("panels") or []
-    panels = panels or [{"quantity": {"avg": name}} for name in cfg.get("benchmarks") or []]
+    names = cfg.get("benchmarks") or ([MACRO] if cfg["kind"] == "bars" else [])
+    panels = panels or [{"quantity": {"avg": name}} for name in names]
     grid = cfg["kind"] == "grid"
     groups = [
         {**group, "series": [_known(series, arms, probes) for series in group["series"]]}
@@ -67,7 +68,7 @@ def _named(cfg: Cfg) -> Data:
     levels = [_known(level, arms, probes) for level in cfg.get("levels") or []]
     for group in groups:
         # Behind a label that several series have stands the name of the arm.
-        rows = [*group["series"], *levels]
+        rows = [*group["series"], *([] if grid else levels)]
         counts = Counter(row["label"] for row in rows)
         for row in rows:
             if counts[row["label"]] > 1 and row["of"] != row["label"]:

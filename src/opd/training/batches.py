@@ -14,7 +14,11 @@ def sequences(stage: str, settings: Mapping[str, Any]) -> int:
     if stage == "distill":
         return int(settings["prompts_per_step"] * settings["rollouts_per_prompt"])
     rollouts = settings["prompts_per_step"] * settings["group_size"]
-    return int(rollouts // settings.get("updates_per_batch", 1))
+    updates = settings.get("updates_per_batch", 1)
+    if rollouts % updates:
+        reason = f"{updates} do not divide the rollouts"
+        raise UserError(reason, "updates_per_batch", "use a divisor")
+    return int(rollouts // updates)
 
 
 def dealt(
