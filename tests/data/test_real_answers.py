@@ -104,9 +104,8 @@ def test_answers_of_other_problems_grade_as_wrong(gold: dict[str, list[str]], gr
     ]
     verdicts, timeouts = graders.grade_all(pairs, grader)
     assert [pair for pair, (_, right) in zip(pairs, verdicts, strict=True) if right] == []
-    # sympy solves one differential equation of Minerva for the terms of another for seconds. On a
-    # slow machine it comes to the limit of processor seconds in a few more.
-    assert timeouts <= 3 * (grader == "math_verify")
+    # sympy solves one differential equation of Minerva for the terms of another for seconds.
+    assert timeouts <= (grader == "math_verify")
 
 
 def test_the_released_amc_answers_are_decimals_that_match_integers(

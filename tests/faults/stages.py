@@ -189,7 +189,7 @@ class Run:
 
 
 def finished(folder: Path, zygote: Zygote) -> Run:
-    """A run of the tiny config to its end, with a stage for every stage: also a kept step, and
+    """A run of the tiny config to its end, with an artifact of every stage: also a kept step, and
     models and data from a hub."""
     raw = yaml.safe_load(TINY.read_text())
     raw["prompts"]["labelled"]["path"]["file"] = str(TINY.with_name("labelled.jsonl"))

@@ -11,7 +11,7 @@ from opd.stages.registry import STAGES
 
 pytestmark = pytest.mark.faults
 
-# Kills of one stage of each stage; those that import torch take longest.
+# Kills of one artifact of each stage; those that import torch take longest.
 TORCH = (
     *("init", "sft", "grpo", "distill", "generate", "evaluate"),
     *("pair", "continuation", "prefix", "signal", "judge", "indicators"),

@@ -86,15 +86,18 @@ def test_help_has_the_defaults_and_units() -> None:
 
 
 @pytest.mark.parametrize(
-    "value",
+    ("value", "read"),
     [
-        *("1", "-1.5e-3", "1e3", "true", "True", "False", "null", "", "text", "b=c", "'x'"),
-        *("[1, x, true]", "{b: {c: 1, d: 'null'}}", "0x10", "1_000", ": :", "[1", "2024-01-01"),
-        *("08", "yes", '"1"', "1.0e-6"),
+        *(("1", 1), ("-1.5e-3", -0.0015), ("1e3", 1000.0), ("1.0e-6", 1e-6), ("1_000", 1000)),
+        *(("true", True), ("True", True), ("False", False), ("yes", True), ("null", None)),
+        *(("", None), ("text", "text"), ("b=c", "b=c"), ("'x'", "x"), ('"1"', 1), (": :", ": :")),
+        *(("[1, x, true]", [1, "x", True]), ("{b: {c: 1, d: 'null'}}", {"b": {"c": 1, "d": None}})),
+        *(("0x10", 16), ("08", 8), ("[1", "[1"), ("2024-01-01", "2024-01-01")),
     ],
 )
-def test_settings_are_read_as_snakemake_reads_them(value: str) -> None:
+def test_settings_are_read_as_snakemake_reads_them(value: str, read: object) -> None:
     entries = [f"a-key={value}", "other={a: 1}", "other={b: 2}"]
+    assert settings(entries) == {"a-key": read, "other": {"a": 1, "b": 2}}
     assert settings(entries) == typed(parse_config(entries))
 
 

@@ -318,7 +318,7 @@ def test_calibration_gives_back_what_stages_took(tmp_path):
     assert entries["grpo", 2000]["times_reference"]["middle"] == 1
     assert entries["figure", None]["seconds"] == {"low": 6, "middle": 6, "high": 6}
 
-    # The next plan reckons with it: the stage's own stage first, then others, then the reference.
+    # The next plan reckons with it: what the same stage took first, then other stages.
     facts, step = Facts(models(), TABLES), 8 + 2 + 6 + 2 * 4
     job = calibrate.estimate(facts, "distilled", calibrate.machine(None, False, found, TABLES))
     assert job[:3] == pytest.approx((4 * 3 * step, 6 * 3 * step, 12 * 3 * step))

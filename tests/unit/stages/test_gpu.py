@@ -284,7 +284,7 @@ def test_energy_is_integrated_where_no_device_counts_it(here):
 
 @pytest.fixture
 def computing(tmp_path, monkeypatch):
-    """Runs a stage that takes a moment under the stage ``pair``; returns its folder."""
+    """Runs a stage that takes a moment under the name ``pair``; returns its folder."""
 
     class Module:
         @staticmethod
