@@ -59,23 +59,30 @@ class _Writer(NamedTuple):
         return sha256(json.dumps(self.plain(tree), sort_keys=True).encode()).hexdigest()
 
     def plain(self, value: Any) -> Any:
+        if isinstance(value, list):
+            is_body = bool(value) and isinstance(value[0], ast.stmt)
+            return [*self.statements(value)] if is_body else [*map(self.plain, value)]
+        if not isinstance(value, ast.AST):
+            return value
         if isinstance(value, ast.Constant):
             return self.constant(value.value)
         if isinstance(value, ast.Raise) and _named(value.exc) == ERROR:
             return ["Raise", ERROR, self.plain(value.cause)]
-        if isinstance(value, ast.AST):
-            fields = dict(ast.iter_fields(value))
-            if isinstance(value, _DOCUMENTED) and ast.get_docstring(value, clean=False) is not None:
-                fields["body"] = fields["body"][1:]
-            every = {name: self.plain(field) for name, field in fields.items()}
-            written = {name: plain for name, plain in every.items() if plain not in (None, [])}
-            if isinstance(value, ast.Call) and _named(value) == READS:
-                written["content"] = [self.content(name) for name in value.args[1:]]
-            return [type(value).__name__, written]
-        if isinstance(value, list):
-            is_body = bool(value) and isinstance(value[0], ast.stmt)
-            return [*self.statements(value)] if is_body else [*map(self.plain, value)]
-        return value
+        written: dict[str, Any] = {}
+        for name in value._fields:
+            field = getattr(value, name, None)
+            if name == "body" and isinstance(value, _DOCUMENTED) and _documented(value):
+                field = field[1:]
+            # Names and what they are used for are most of a tree.
+            if isinstance(field, str):
+                written[name] = field
+            elif isinstance(field, ast.expr_context):
+                written[name] = [type(field).__name__, {}]
+            elif field is not None and (plain := self.plain(field)) not in (None, []):
+                written[name] = plain
+        if isinstance(value, ast.Call) and _named(value) == READS:
+            written["content"] = [self.content(name) for name in value.args[1:]]
+        return [type(value).__name__, written]
 
     def statements(self, body: Sequence[ast.stmt]) -> Iterator[Any]:
         """A block. Imports that stand together come in an order that no name decides, those of
@@ -135,6 +142,10 @@ class _Writer(NamedTuple):
             for file in files
             if file.is_file() and "__pycache__" not in file.parts
         }
+
+
+def _documented(value: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return ast.get_docstring(value, clean=False) is not None
 
 
 def _named(value: ast.AST | None) -> str:
