@@ -9,6 +9,8 @@ from unittest import mock
 import hypothesis
 import pytest
 
+from opd.cli import warm
+
 # Whoever starts tests in the background ignores Ctrl-C, and so would every command that a test
 # starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -36,6 +38,12 @@ def _cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_starts() -> None:
+    """Stages that tests start in processes of their own begin as those of a run do."""
+    warm.begin()
 
 
 @pytest.fixture(autouse=True)

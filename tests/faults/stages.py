@@ -131,12 +131,12 @@ class Run:
         return self.zygote.run(self.folder, self.argv(name), hub=str(self.hub), **more)
 
     def start(self, name: str, log: Path, **more: str) -> "subprocess.Popen[bytes]":
-        """Run it in a process of its own, which a test can signal."""
+        """Run it in a process of its own, which a test can signal, as can its children."""
         with log.open("wb") as file:
             return subprocess.Popen(
                 [sys.executable, "-m", "opd", *self.argv(name)],
                 cwd=self.folder,
-                env=environment() | more,
+                env=environment() | {"OPD_WARM": ""} | more,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )

@@ -44,7 +44,7 @@ READY = ".ready"  # suffix of a file beside the socket of a server that has impo
 SERVERS = 3
 # Variables that nothing reads before a stage begins, as those whose names begin with OPD_. All
 # others may have been read when a library was imported.
-READ_LATE = {"PWD", "OLDPWD", "SHLVL", "_"}
+READ_LATE = {"PWD", "OLDPWD", "SHLVL", "_", "PYTEST_CURRENT_TEST"}
 # What the functions of stages import when they are called.
 LATE_IMPORTS = ("datasets", "lm_eval.tasks", "matplotlib.pyplot", "scipy.stats", "trl")
 PASSED_ON = (
@@ -59,8 +59,8 @@ LENGTH, FILES = 8, 253  # bytes of a number that is sent, files that can be sent
 
 def begin() -> None:
     """Let the stages that this process starts begin warm. Their servers end with this process,
-    however it ends."""
-    if not hasattr(os, "pidfd_open"):  # of Linux
+    however it ends. In a process that a run has started, that run's servers are used."""
+    if not hasattr(os, "pidfd_open") or os.path.isdir(os.environ.get(FOLDER, "")):  # of Linux
         return
     folder = Path(tempfile.mkdtemp(prefix="opd-warm-"))
     (folder / RUN).write_text(str(os.getpid()))

@@ -71,6 +71,7 @@ class Warm:
             [sys.executable, "-c", RUN, SERVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env=os.environ | {warm.FOLDER: ""},
             text=True,
         )
         assert self.run.stdout

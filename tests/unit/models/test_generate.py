@@ -1,6 +1,7 @@
 """The stage ``generate``: its table, attempts, and what a kill or bad input leaves."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -240,7 +241,8 @@ def test_a_full_disk_keeps_what_is_finished(inputs: Inputs, tmp_path: Path) -> N
 
     def limited(blocks: int) -> str:
         shell = ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command]
-        done = subprocess.run(shell, capture_output=True, text=True)
+        environment = {**os.environ, "OPD_WARM": ""}
+        done = subprocess.run(shell, env=environment, capture_output=True, text=True)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         return done.stderr
 

@@ -115,14 +115,19 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> str:
     return path
 
 
+@pytest.fixture(scope="module")
+def sampler(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Sampler:
+    """A sampler whose engine starts once for the tests that need no other."""
+    return Sampler(model, CFG, tmp_path_factory.mktemp("cache"))
+
+
 def requests(sampler: Sampler, samples: int) -> list[Request]:
     tokens = sampler.tokenize(list(TEXTS.values()), list(TEXTS))
     return [Request(i, t, k) for i, t in zip(TEXTS, tokens, strict=True) for k in range(samples)]
 
 
-def test_responses(model: Path, tmp_path: Path, vllm: str) -> None:
+def test_responses(model: Path, sampler: Sampler, vllm: str) -> None:
     """One engine after another list: order, ends, seeds, prefixes, and greedy as transformers."""
-    sampler = Sampler(model, CFG, tmp_path)
     asked = requests(sampler, 6)
     found = sampler.sample(asked)
     (worker,) = sampler._engine.workers.values()  # type: ignore[union-attr]
@@ -173,8 +178,7 @@ def test_two_workers_and_an_engine_that_is_too_short(
     assert set(journal.read(first)[0]) | set(journal.read(second)[0]) == set(range(16))
 
 
-def test_a_worker_that_dies(model: Path, tmp_path: Path, vllm: str) -> None:
-    sampler = Sampler(model, CFG, tmp_path)
+def test_a_worker_that_dies(model: Path, sampler: Sampler, vllm: str) -> None:
     asked = requests(sampler, 2)
     sampler.sample(asked)
     (worker,) = sampler._engine.workers.values()  # type: ignore[union-attr]
@@ -197,8 +201,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_stage(model: Path, tmp_path: Path, vllm: str, number: int) -> None:
+def test_a_killed_stage(model: Path, tmp_path: Path, vllm: str) -> None:
     """Its worker ends with it, what was journaled stays, and the next run does the rest."""
     prompts = tmp_path / "prompts"
     prompts.mkdir()
@@ -210,31 +213,36 @@ def test_a_killed_stage(model: Path, tmp_path: Path, vllm: str, number: int) -> 
     command += ["--store", str(tmp_path / "store")]
 
     def started() -> "subprocess.Popen[str]":
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        environment = {**os.environ, "OPD_WARM": ""}  # the worker is a child of this very process
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
-    process = started()
-    deadline = time.time() + 120
-    least, found = random.randint(10, 120), []
-    while len(found) < least:
-        assert process.poll() is None and time.time() < deadline, process.communicate()
-        time.sleep(0.01)
-        found = list(tmp_path.glob("store/.cache/responses/*/*.jsonl"))
-        found = found and found[0].read_bytes().splitlines()
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(number)
-    process.wait()
-    assert process.returncode == (143 if number == signal.SIGTERM else -9)
-    deadline = time.time() + 20
-    while any(alive(int(pid)) for pid in children):
-        assert time.time() < deadline
-        time.sleep(0.05)
-    (path,) = tmp_path.glob("store/.cache/responses/*/*.jsonl")
-    kept, _ = journal.read(path)
-    assert least <= len(kept) < 240
-    second = started()
-    _, errors = second.communicate()
-    assert second.returncode == 0, errors
-    assert f"{len(kept)}/240 [00:00<?" in errors  # the bar begins there
+    def journaled() -> dict[int, list[int]]:
+        paths = [*tmp_path.glob("store/.cache/responses/*/*.jsonl")]
+        return journal.read(paths[0])[0] if paths else {}
+
+    kept: dict[int, list[int]] = {}
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process = started()
+        deadline = time.time() + 120
+        least = len(kept) + random.randint(10, 60)
+        while len(journaled()) < least:
+            assert process.poll() is None and time.time() < deadline, process.communicate()
+            time.sleep(0.01)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(number)
+        _, errors = process.communicate()
+        assert process.returncode == (143 if number == signal.SIGTERM else -9)
+        assert f"{len(kept)}/240 [00:00<?" in errors  # the bar begins there
+        deadline = time.time() + 20
+        while any(alive(int(pid)) for pid in children):
+            assert time.time() < deadline
+            time.sleep(0.05)
+        before, kept = kept, journaled()
+        assert least <= len(kept) < 240 and kept.items() >= before.items()
+    last = started()
+    _, errors = last.communicate()
+    assert last.returncode == 0, errors
+    assert f"{len(kept)}/240 [00:00<?" in errors
     made = tables.read(tmp_path / "made" / "payload" / "generations.parquet", GENERATIONS)
     table = made.to_pylist()
     assert [(r["prompt_id"], r["sample"]) for r in table] == [
