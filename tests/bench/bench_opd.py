@@ -1,9 +1,11 @@
-"""Where the time of a distillation step goes, in the miniature, and what measuring adds to it.
+"""Where the time of a distillation step goes, in the miniature, what measuring adds to it, and how
+long a plain loop takes for the same.
 
 See README.md beside this file.
 """
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -14,8 +16,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import describe, table
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from opd.models.prompts import read_prompts
 from opd.training import distill
 from opd.training.record import Record
 
@@ -32,7 +37,7 @@ PARTS = {
 
 @contextmanager
 def clocks() -> Iterator[dict[str, float]]:
-    """Seconds spent in every part since it was last emptied; what runs inside a part is its own."""
+    """Processor seconds spent in every part since it was last emptied; what runs inside a part is its own."""
     spent: dict[str, float] = defaultdict(float)
     inside: list[str] = []
 
@@ -40,12 +45,12 @@ def clocks() -> Iterator[dict[str, float]]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if inside:
                 return function(*args, **kwargs)
-            start = time.perf_counter()
+            start = time.process_time()
             inside.append(part)
             try:
                 return function(*args, **kwargs)
             finally:
-                spent[part] += time.perf_counter() - start
+                spent[part] += time.process_time() - start
                 inside.pop()
 
         return wrapper
@@ -61,7 +66,7 @@ def clocks() -> Iterator[dict[str, float]]:
 
 
 def one_run(results: Path, cfg: dict[str, Any]) -> tuple[list[float], dict[str, float]]:
-    """Seconds of every step but the first, and of each part over them."""
+    """Processor seconds of every step but the first, and of each part over them."""
     inputs = {
         "student": results / "models" / "small" / "s0" / "payload",
         "teacher": results / "models" / "small-rl" / "s0" / "payload",
@@ -75,7 +80,7 @@ def one_run(results: Path, cfg: dict[str, Any]) -> tuple[list[float], dict[str, 
         def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
             if len(started) == 1:
                 spent.clear()
-            started.append(time.perf_counter())
+            started.append(time.process_time())
             parts.update(spent)
             return begin(self, *args, **kwargs)
 
@@ -88,6 +93,76 @@ def one_run(results: Path, cfg: dict[str, Any]) -> tuple[list[float], dict[str, 
         finally:
             distill.Trainer.training_step = begin
     return [b - a for a, b in pairwise(started[1:])], parts
+
+
+def plain_loop(results: Path, cfg: dict[str, Any]) -> list[float]:
+    """Processor seconds of every step but the first of a loop that does what the stage does, written by hand:
+    rollouts by ``generate``, all logits of both models, the loss of ``rethinking_code``, AdamW, and
+    the overlap ratio, KL and entropies."""
+    torch.set_num_threads(cfg["threads"])
+    torch.manual_seed(cfg["seed"])
+    folder = results / "models" / "small" / "s0" / "payload"
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    student = AutoModelForCausalLM.from_pretrained(folder)
+    teacher = AutoModelForCausalLM.from_pretrained(
+        results / "models" / "small-rl" / "s0" / "payload"
+    ).eval()
+    prompts = read_prompts(results / "prompts" / "rl" / "payload")
+    optimiser = torch.optim.AdamW(student.parameters(), lr=cfg["lr"], weight_decay=0.01)
+    pad, end, k = tokenizer.pad_token_id, tokenizer.eos_token_id, cfg["loss"]["k"]
+    started, measured = [], []
+    for step in range(cfg["steps"]):
+        started.append(time.process_time())
+        first = step * cfg["prompts_per_step"] % (len(prompts) - cfg["prompts_per_step"])
+        chats = [
+            [{"role": "user", "content": row["prompt"]}]
+            for row in prompts[first : first + cfg["prompts_per_step"]]
+            for _ in range(cfg["rollouts_per_prompt"])
+        ]
+        asked = tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+        )
+        width = asked["input_ids"].shape[1]
+        student.eval()
+        with torch.no_grad():
+            ids = student.generate(
+                input_ids=asked["input_ids"],
+                attention_mask=asked["attention_mask"],
+                max_new_tokens=cfg["max_new_tokens"],
+                do_sample=True,
+                temperature=cfg["temperature"],
+                top_k=0,
+            )
+        student.train()
+        response = ids[:, width:]
+        counts = (response == end).cumsum(1) - (response == end).int() == 0
+        given = {
+            "input_ids": ids,
+            "attention_mask": torch.cat([asked["attention_mask"], counts.long()], 1),
+            "use_cache": False,
+            "logits_to_keep": response.shape[1] + 1,
+        }
+        logp = student(**given).logits[:, :-1][counts].log_softmax(-1)
+        with torch.no_grad():
+            logq = teacher(**given).logits[:, :-1][counts].log_softmax(-1)
+        top = logp.detach().topk(k, -1).indices
+        log_p, log_q = logp.gather(1, top), logq.gather(1, top)
+        weight = log_p.detach().softmax(-1)
+        loss = (weight * (log_p.detach() - log_q) * log_p).sum(-1).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimiser.step()
+        with torch.no_grad():
+            shared = (top[:, :, None] == logq.topk(k, -1).indices[:, None]).any(-1)
+            p, q = logp.exp(), logq.exp()
+            values = (
+                *(shared.float().mean(), (p * (logp - logq)).sum(-1).mean()),
+                *(-(p * logp).sum(-1).mean(), -(q * logq).sum(-1).mean()),
+            )
+            measured.append([loss.item(), *(value.item() for value in values)])
+    assert pad != end and all(map(math.isfinite, sum(measured, [])))
+    return [b - a for a, b in pairwise(started[1:])]
 
 
 def main() -> None:
@@ -115,7 +190,9 @@ def main() -> None:
     never = {**cfg, "metrics_every": 10**9}
     step_seconds: dict[str, list[float]] = {"with": [], "without": []}
     shares: dict[str, list[float]] = defaultdict(list)
+    plain_seconds: list[float] = []
     for _ in range(args.rounds):
+        plain_seconds.append(statistics.median(plain_loop(args.results, cfg)))
         for name, settings in (("with", cfg), ("without", never)):
             steps, spent = one_run(args.results, settings)
             step_seconds[name].append(statistics.median(steps))
@@ -131,6 +208,8 @@ def main() -> None:
     print(
         f"\n{median['with']:.3f} s a step, {median['without']:.3f} s without measuring: {cost:+.1%}"
     )
+    plain = statistics.median(plain_seconds)
+    print(f"{plain:.3f} s a step of the plain loop: {median['with'] / plain:.2f} times that")
     print(f"\n{describe('cpu')}")
 
 

@@ -74,8 +74,8 @@ def test_the_crate_of_one_figure_validates_with_an_agent(
 ):
     crate = tmp_path / "crate"
     exported(finished, crate, "--target", "overlap", "--agent", "Ada <https://orcid.org/0-0>")
-    assert validated(validator, crate)[1] == []
-    _, issues = validated(validator, crate, "RECOMMENDED")
+    checks, issues = validated(validator, crate, "RECOMMENDED")
+    assert checks > 80  # those that are required, too
     # What is left to be wished for: addresses of the tools, a publisher, an affiliation.
     assert {issue.split(":")[0].rpartition(" ")[2].rpartition(".")[0] for issue in issues} <= {
         "process-run-crate-0.5_3",
@@ -90,14 +90,13 @@ def test_the_validator_sees_what_is_wrong(finished: Project, validator: str, tmp
     """It is the real one: without its main entity, or a file that is listed, a crate is refused."""
     crate = tmp_path / "crate"
     exported(finished, crate, "--target", "overlap")
+    (crate / "Snakefile").unlink()
     path = crate / "ro-crate-metadata.json"
-    text = path.read_text()
-    (crate / "Snakefile").rename(tmp_path / "Snakefile")
-    assert any("Snakefile" in issue for issue in validated(validator, crate)[1])
-    (tmp_path / "Snakefile").rename(crate / "Snakefile")
-    graph = json.loads(text)
+    graph = json.loads(path.read_text())
     for entity in graph["@graph"]:
         if entity["@id"] == "#run":
             del entity["instrument"]
     path.write_text(json.dumps(graph))
-    assert any("instrument" in issue for issue in validated(validator, crate)[1])
+    _, issues = validated(validator, crate)
+    assert any("Snakefile" in issue for issue in issues)
+    assert any("instrument" in issue for issue in issues)
