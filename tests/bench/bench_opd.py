@@ -37,7 +37,8 @@ PARTS = {
 
 @contextmanager
 def clocks() -> Iterator[dict[str, float]]:
-    """Processor seconds spent in every part since it was last emptied; what runs inside a part is its own."""
+    """Processor seconds spent in every part since it was last emptied; what runs inside a part is
+    its own."""
     spent: dict[str, float] = defaultdict(float)
     inside: list[str] = []
 
@@ -96,9 +97,9 @@ def one_run(results: Path, cfg: dict[str, Any]) -> tuple[list[float], dict[str, 
 
 
 def plain_loop(results: Path, cfg: dict[str, Any]) -> list[float]:
-    """Processor seconds of every step but the first of a loop that does what the stage does, written by hand:
-    rollouts by ``generate``, all logits of both models, the loss of ``rethinking_code``, AdamW, and
-    the overlap ratio, KL and entropies."""
+    """Processor seconds of every step but the first of a loop that does what the stage does,
+    written by hand: rollouts by ``generate``, all logits of both models, the loss of
+    ``rethinking_code``, AdamW, and the overlap ratio, KL and entropies."""
     torch.set_num_threads(cfg["threads"])
     torch.manual_seed(cfg["seed"])
     folder = results / "models" / "small" / "s0" / "payload"
@@ -110,7 +111,8 @@ def plain_loop(results: Path, cfg: dict[str, Any]) -> list[float]:
     prompts = read_prompts(results / "prompts" / "rl" / "payload")
     optimiser = torch.optim.AdamW(student.parameters(), lr=cfg["lr"], weight_decay=0.01)
     pad, end, k = tokenizer.pad_token_id, tokenizer.eos_token_id, cfg["loss"]["k"]
-    started, measured = [], []
+    started: list[float] = []
+    measured: list[float] = []
     for step in range(cfg["steps"]):
         started.append(time.process_time())
         first = step * cfg["prompts_per_step"] % (len(prompts) - cfg["prompts_per_step"])
@@ -160,8 +162,8 @@ def plain_loop(results: Path, cfg: dict[str, Any]) -> list[float]:
                 *(shared.float().mean(), (p * (logp - logq)).sum(-1).mean()),
                 *(-(p * logp).sum(-1).mean(), -(q * logq).sum(-1).mean()),
             )
-            measured.append([loss.item(), *(value.item() for value in values)])
-    assert pad != end and all(map(math.isfinite, sum(measured, [])))
+            measured += [loss.item(), *(value.item() for value in values)]
+    assert pad != end and all(map(math.isfinite, measured))
     return [b - a for a, b in pairwise(started[1:])]
 
 
@@ -205,11 +207,10 @@ def main() -> None:
     rows = [[part, f"{statistics.median(values):.1%}"] for part, values in shares.items()]
     print(table(["part of a step", "share"], rows))
     cost = median["with"] / median["without"] - 1
-    print(
-        f"\n{median['with']:.3f} s a step, {median['without']:.3f} s without measuring: {cost:+.1%}"
-    )
+    print(f"\n{median['with']:.3f} processor s a step")
+    print(f"{median['without']:.3f} without measuring: {cost:+.1%}")
     plain = statistics.median(plain_seconds)
-    print(f"{plain:.3f} s a step of the plain loop: {median['with'] / plain:.2f} times that")
+    print(f"{plain:.3f} a step of the plain loop: {median['with'] / plain:.2f} times that")
     print(f"\n{describe('cpu')}")
 
 

@@ -70,7 +70,7 @@ class _Writer(NamedTuple):
             return ["Raise", ERROR, self.plain(value.cause)]
         written: dict[str, Any] = {}
         for name in value._fields:
-            field = getattr(value, name, None)
+            field: Any = getattr(value, name, None)
             if name == "body" and isinstance(value, _DOCUMENTED) and _documented(value):
                 field = field[1:]
             # Names and what they are used for are most of a tree.

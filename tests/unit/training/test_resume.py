@@ -1,11 +1,13 @@
 """Training that is killed, told to stop, or fails: what is left, and how it goes on."""
 
 import errno
+import functools
 import json
 import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from tiny import (
 from opd.core.errors import UserError
 from opd.training import resume
 
+Whole = Callable[[str], tuple[dict[str, Any], Path]]
 STEPS = 7
 EVERY = {"steps": STEPS, "execution": {"checkpoint_every": 2}}
 EMA = {**OPD, "teacher_update": "ema", "ema_decay": 0.5}
@@ -63,18 +66,31 @@ def kept(out: Path) -> dict[int, dict[str, bytes]]:
     return {int(p.name): files(p) for p in folder.iterdir()} if folder.is_dir() else {}
 
 
+@pytest.fixture(scope="module")
+def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """What a run of a case ends with that nobody disturbs: its numbers and its folder."""
+
+    @functools.cache
+    def ran(case: str) -> tuple[dict[str, Any], Path]:
+        name, cfg = CASES[case]
+        out = tmp_path_factory.mktemp("whole") / "out"
+        return run(name, cfg, own_teacher(inputs, cfg), out), out
+
+    return ran
+
+
 def own_teacher(inputs: Inputs, cfg: dict[str, Any]) -> Inputs:
     return {**inputs, "teacher": inputs["student"]} if cfg.get("teacher_update") else inputs
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_killed_before_any_step_a_run_ends_in_the_same_bytes(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+    inputs: Inputs, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """Weights, metrics and numbers; ten prompts of four a step, so steps cross epochs."""
     name, cfg = CASES[case]
     inputs = own_teacher(inputs, cfg)
-    numbers = run(name, cfg, inputs, tmp_path / "whole")
+    numbers, undisturbed = whole(case)
     out = tmp_path / "killed"
     for step in sorted(random.Random(case).sample(range(1, cfg["steps"]), 2)):
         with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -82,17 +98,22 @@ def test_killed_before_any_step_a_run_ends_in_the_same_bytes(
             run(name, cfg, inputs, out)
         assert not list(out.iterdir())
     assert run(name, cfg, inputs, out) == numbers
-    assert files(out) == files(tmp_path / "whole")
+    assert files(out) == files(undisturbed)
 
 
 @pytest.mark.parametrize("case", ["updates", "updates-micro", "held-out"])
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_told_to_stop_at_any_step_a_run_ends_in_the_same_bytes(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, step: int
+    inputs: Inputs,
+    whole: Whole,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    case: str,
+    step: int,
 ) -> None:
     """Also between updates on one batch of rollouts, and before the NLL of a step is measured."""
     name, cfg = CASES[case]
-    numbers = run(name, cfg, inputs, tmp_path / "whole")
+    numbers, undisturbed = whole(case)
     begin = resume.Steps.on_step_begin
 
     def told(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -105,7 +126,7 @@ def test_told_to_stop_at_any_step_a_run_ends_in_the_same_bytes(
         run(name, cfg, inputs, tmp_path / "a")
     assert (tmp_path / f"a-scratch/checkpoint-{step}" / resume.MARKER).is_file()
     assert run(name, cfg, inputs, tmp_path / "a") == numbers
-    assert files(tmp_path / "a") == files(tmp_path / "whole")
+    assert files(tmp_path / "a") == files(undisturbed)
 
 
 @pytest.mark.parametrize("case", ["sft", "held-out", "updates", "distill", "ema"])
@@ -211,20 +232,19 @@ def test_a_checkpoint_is_used_and_one_that_is_not_whole_is_not(
 
 @pytest.mark.parametrize("case", ["distill", "sft", "held-out"])
 def test_killed_after_the_last_step(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+    inputs: Inputs, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """With a checkpoint of it: no step is taken any more, but what is measured last still is."""
     from opd.training import common
 
     name, cfg = CASES[case]
-    run(name, cfg, inputs, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(common.tables, "write", lambda *_: (_ for _ in ()).throw(Killed()))
         run(name, cfg, inputs, tmp_path / "a")
     shutil.rmtree(tmp_path / "a")
     monkeypatch.setattr(resume.Steps, "on_step_begin", None)  # no further step is taken
     run(name, cfg, inputs, tmp_path / "a")
-    assert files(tmp_path / "a") == files(tmp_path / "whole")
+    assert files(tmp_path / "a") == files(whole(case)[1])
 
 
 def payload(folder: Path) -> dict[str, bytes]:
@@ -302,10 +322,13 @@ def test_a_loss_that_is_no_number_fails_again_at_once(
     ],
 )
 def test_a_full_disk_leaves_the_last_checkpoint(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    inputs: Inputs,
+    whole: Whole,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
     cfg = CASES["distill"][1]
-    run("distill", cfg, inputs, tmp_path / "whole")
     save = torch.save
 
     def full(what: Any, where: Any, *args: Any, **kwargs: Any) -> None:
@@ -321,7 +344,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
             run("distill", cfg, inputs, tmp_path / "a")
     assert (tmp_path / "a-scratch" / "checkpoint-2" / resume.MARKER).is_file()
     run("distill", cfg, inputs, tmp_path / "a")
-    assert files(tmp_path / "a") == files(tmp_path / "whole")
+    assert files(tmp_path / "a") == files(whole("distill")[1])
 
 
 def test_a_model_that_does_not_fit(
