@@ -16,6 +16,13 @@ from opd.core.errors import UserError
 from opd.core.files import replacing
 
 TEXT, INTEGER, NUMBER, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_SPARSE = {b"sparse": b"yes"}
+
+
+def sparse(name: str, kind: pa.DataType) -> pa.Field:
+    """A column that a file lacks where it would be empty in every row, and that reads as empty from
+    such a file: most tables are then the same bytes as without it."""
+    return pa.field(name, kind, metadata=_SPARSE)
 
 
 def schema(*optional: str, **columns: pa.DataType) -> pa.Schema:
@@ -43,6 +50,8 @@ def write(path: Path, rows: pa.Table | Iterable[Mapping[str, Any]], schema: pa.S
             f"rows do not fit the schema ({error})", str(path), "mend the stage's input"
         ) from error
     _require_filled(table, schema, path)
+    empty = [name for name in _sparse(schema) if table[name].null_count == len(table)]
+    table = table.drop_columns(empty)
     with writing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
 
@@ -87,13 +96,15 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
         raise UserError(
             f"not a readable parquet file ({error})", str(path), "make or fetch it again"
         ) from error
-    missing = [name for name in schema.names if name not in table.column_names]
-    if missing:
+    absent = [name for name in schema.names if name not in table.column_names]
+    if missing := [name for name in absent if name not in _sparse(schema)]:
         raise UserError(
             f"column '{missing[0]}' is missing (it has {', '.join(table.column_names)})",
             str(path),
             f"expected the columns {', '.join(schema.names)}",
         )
+    for name in absent:
+        table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
     _require_filled(table, schema, path)
     try:
         return table.select(schema.names).cast(schema)
@@ -101,6 +112,10 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
         raise UserError(
             f"a column has the wrong type ({error})", str(path), f"expected {schema}"
         ) from error
+
+
+def _sparse(schema: pa.Schema) -> set[str]:
+    return {field.name for field in schema if field.metadata == _SPARSE}
 
 
 def _require_filled(table: pa.Table, schema: pa.Schema, path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.data import loaders, schemas, templates
+from opd.data.conversations import text
 from opd.data.schemas import CHINESE, PROMPTS, REPEATED
 
 Row = dict[str, Any]
@@ -66,7 +67,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         "source": name,
         "steps": [{"step": step, "rows": n} for step, n in steps],
         "languages": dict(Counter(row["language"] for row in rows)),
-        "longest_prompt_chars": max(len(row["prompt"]) for row in rows),
+        "longest_prompt_chars": max(len(text(row, "prompt")) for row in rows),
         "template": template,
         **survey.report(),
     }
@@ -148,9 +149,11 @@ class Survey:
 
     def add(self, row: Row, question: str) -> None:
         place = (row["source"], row["row"], row["answer"])
-        for rule, text in (("prompt", row["prompt"]), ("question", question)):
-            self.texts[rule][text].append(place)
-            self.texts[f"{rule}_stripped"][text.strip()].append(place)
+        row = {**row, "question": question}
+        for rule in ("prompt", "question"):
+            whole = text(row, rule)
+            self.texts[rule][whole].append(place)
+            self.texts[f"{rule}_stripped"][whole.strip()].append(place)
 
     def check_affixes(self) -> None:
         """Raises ``UserError`` for an entry of strip that no row has.
@@ -173,7 +176,7 @@ class Survey:
     def report(self) -> dict[str, Any]:
         counts = {}
         for rule, texts in self.texts.items():
-            chinese = sum(1 for text in texts if CHINESE.search(text))
+            chinese = sum(1 for whole in texts if CHINESE.search(whole))
             repeats = self.repeats(rule)
             counts[rule] = {
                 "distinct": len(texts),
@@ -188,13 +191,13 @@ class Survey:
     def repeats(self, rule: str) -> list[Row]:
         """Of the schema REPEATED: the texts that several rows have."""
         repeats = []
-        for text, places in self.texts[rule].items():
+        for repeated, places in self.texts[rule].items():
             if len(places) > 1:
                 sources, rows, answers = zip(*places, strict=True)
                 repeats.append(
                     {
                         "rule": rule.removesuffix("_stripped"),
-                        "text": text,
+                        "text": repeated,
                         "sources": sources,
                         "rows": rows,
                         "answers": list(dict.fromkeys(answers)),
@@ -226,7 +229,7 @@ def _cleaned(
             empty = empty or ("answer" if bare else "question", row)
             continue
         survey.add(row, question)
-        yield row | schemas.about(bare)
+        yield row | schemas.about(bare, row.get("turns"))
     survey.check_affixes()
     if empty and not cfg.get("drop_empty"):
         raise UserError(
@@ -257,15 +260,15 @@ def _selected(
             tally["language"] += 1
         elif bounds and (row["difficulty"] is None or not low <= row["difficulty"] <= high):
             tally["difficulty"] += 1
-        elif longest and len(row["question"]) > longest:
+        elif longest and len(text(row, "question")) > longest:
             tally["max_chars"] += 1
         elif taken and _key(row, cfg["apart_from"]) in taken[cfg["apart_from"]]:
             tally["apart_from"] += 1
-        elif distinct and row[distinct] in seen:
+        elif distinct and text(row, distinct) in seen:
             tally["distinct"] += 1
         else:
             if distinct:
-                seen.add(row[distinct])
+                seen.add(text(row, distinct))
             yield row
 
 

@@ -24,7 +24,8 @@ from lm_eval.tasks import TaskManager
 from opd.core.errors import UserError
 from opd.core.text import suggestion
 from opd.data import layouts
-from opd.data.schemas import PROMPTS
+from opd.data.conversations import Turn, joined
+from opd.data.schemas import PROMPTS, TURNS
 from opd.evaluation import tasks as benchmarks
 from opd.grading.graders import GRADERS
 from opd.models import sampling
@@ -69,7 +70,7 @@ class SamplerLM(LM):
         return str(self.folder)
 
     def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+        self, chat_history: list[Turn], add_generation_prompt: bool = True
     ) -> str:
         return self.sampler.render(chat_history, add_generation_prompt)
 
@@ -124,7 +125,7 @@ def problems(dataset: Any) -> Any:
     """``process_docs`` of our tasks: rows of PROMPTS, as they are or from a hub's columns."""
     import datasets
 
-    if set(PROMPTS.names) <= set(dataset.column_names):
+    if {name for name in PROMPTS.names if name != TURNS.name} <= {*dataset.column_names}:
         return dataset
     name = str(dataset.info.dataset_name)
     hubs = {_plain(hub.rpartition("/")[2]): hub for hub in layouts.LAYOUTS}
@@ -208,6 +209,7 @@ def answer(name: str, task: Any, lm: SamplerLM) -> list[ScoredResponse]:
     The scores of our own tasks are left empty: their graders take all responses at once
     (``opd.evaluation.evaluate``). Raises ``UserError`` where two problems have one id.
     """
+    _with_turns(task)
     task.build_all_requests(
         apply_chat_template=True,
         fewshot_as_multiturn=True,
@@ -225,6 +227,25 @@ def answer(name: str, task: Any, lm: SamplerLM) -> list[ScoredResponse]:
     if {request.request_type for request in task.instances} == {"generate_until"}:
         return _generated(name, task, lm)
     return _likelihoods(task, lm)
+
+
+def _with_turns(task: Any) -> None:
+    """Lets a task put the turns of a prompt set's row between its few-shot examples and the row's
+    question: lm-eval knows of no conversation in a row."""
+    fewshot_context = task.fewshot_context
+
+    def context(doc: Mapping[str, Any], *args: Any, chat_template: Any, **kwargs: Any) -> Any:
+        # Other data may have something else under this name.
+        turns = (doc.get(TURNS.name) if "text_hash" in doc else None) or []
+
+        def render(chat: Sequence[Turn], **options: Any) -> str:
+            asked = (i for i, message in enumerate(chat) if message["role"] == "user")
+            at = max(asked, default=len(chat))
+            return str(chat_template(joined(chat[:at], turns, chat[at:]), **options))
+
+        return fewshot_context(doc, *args, chat_template=render, **kwargs)
+
+    task.fewshot_context = context
 
 
 def _generated(name: str, task: Any, lm: SamplerLM) -> list[ScoredResponse]:

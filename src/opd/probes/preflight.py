@@ -15,6 +15,7 @@ import transformers
 
 from opd.core import tables
 from opd.core.errors import UserError
+from opd.data import conversations
 from opd.data.schemas import PROMPTS, prompt_row
 from opd.grading.graders import grader_named
 from opd.models import pairing
@@ -177,20 +178,20 @@ def _compared(
         "student": cfg.get("chat_template_kwargs") or {},
         "teacher": pairing.teacher_kwargs(cfg),
     }
-    chats = [[{"role": "user", "content": row["prompt"]}] for row in prompts]
+    chats = [conversations.chat(row) for row in prompts]
     texts, ids = {}, {}
     for who in BOTH:
-        texts[who] = tokenizers[who].apply_chat_template(
-            chats, add_generation_prompt=True, tokenize=False, **kwargs[who]
-        )
+        options = {**kwargs[who], "add_generation_prompt": True}
+        texts[who] = [conversations.render(tokenizers[who], chat, **options) for chat in chats]
         ids[who] = tokenizers[who](texts[who], add_special_tokens=False)["input_ids"]
     differing = [row for row, (a, b) in enumerate(zip(*ids.values(), strict=True)) if a != b]
-    first = differing and _around_difference(*(texts[who][differing[0]] for who in BOTH))
+    at = differing[:1]
+    first = [_around_difference(texts["student"][row], texts["teacher"][row]) for row in at]
     return {
         **{who: str(inputs[who]) for who in BOTH},
         "tokens": len(tokenizers["student"]),
         "embedding_rows": rows,
-        "templates": {"differing": len(differing), "first": first or None},
+        "templates": {"differing": len(differing), "first": first[0] if first else None},
         "thinking": {who: pairing.thinking(tokenizers[who], kwargs[who]) for who in BOTH},
     }
 
@@ -210,7 +211,7 @@ def _answered(
     GENERATIONS."""
     sampler = Sampler(model, cfg, cache)
     ids = [row["id"] for row in prompts]
-    token_ids = sampler.tokenize([row["prompt"] for row in prompts], ids)
+    token_ids = sampler.tokenize(prompts, ids)
     requests = [
         (row, Request(row["id"], tokens, sample))
         for row, tokens in zip(prompts, token_ids, strict=True)
@@ -224,6 +225,7 @@ def _answered(
             "prompt_id": row["id"],
             "sample": request.sample,
             "prompt": row["prompt"],
+            "turns": row["turns"],
             "response": response.text,
             "token_ids": response.token_ids,
             "finish": response.finish,

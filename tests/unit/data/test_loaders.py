@@ -358,7 +358,9 @@ JSON = st.recursive(
     max_leaves=6,
 )
 MESSAGES = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "gpt"]), "content": JSON}),
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "gpt", "system"]), "content": JSON}
+    ),
     max_size=3,
 )
 
@@ -382,7 +384,8 @@ def test_any_row_is_read_or_refused(name: str, data: st.DataObject) -> None:
         assert found.pop("id") is None
         assert isinstance(found.pop("difficulty"), float | None)
         assert found.pop("solution") != ""
-        for text in found.values():
+        turns = found.pop("turns")
+        for text in [*found.values(), *(turn["content"] for turn in turns or [])]:
             assert isinstance(text, str) and text.encode() is not None
 
 

@@ -212,7 +212,10 @@ def test_long_questions_are_left_out(tmp_path: Path, verl_file: Path) -> None:
         ({"source": {"path": "plain.jsonl", "answer": "truth"}}, "column 'truth' is missing"),
         ({"source": {"path": "broken.jsonl"}}, "broken.jsonl:2: not JSON"),
         ({"source": {"path": "broken.parquet"}}, "broken.parquet: not a whole parquet file"),
-        ({"source": {"path": "system.parquet"}}, "row 0: 'prompt' holds .*system"),
+        (
+            {"source": {"path": "tool.parquet"}},
+            "row 0: 'prompt' holds user, tool; expected user and",
+        ),
         (
             {"source": {"path": "set.parquet"}, "difficulty": {"at_least": 9.0}},
             r"no prompt of set.parquet is left \(12 read, 0 after difficulty\)",
@@ -239,8 +242,8 @@ def test_bad_input(
     (tmp_path / "broken.jsonl").write_text('{"question": "a", "answer": "1"}\n{"question"\n')
     (tmp_path / "broken.parquet").write_text("no parquet")
     row = verl_row("q", "1")
-    row["prompt"] = [{"role": "system", "content": "s"}, *row["prompt"]]
-    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "system.parquet")
+    row["prompt"] = [*row["prompt"], {"role": "tool", "content": "2"}]
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "tool.parquet")
     with pytest.raises(UserError, match=message):
         run(tmp_path, cfg)
     assert not list((tmp_path / "out").iterdir())

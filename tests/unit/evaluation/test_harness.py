@@ -1,6 +1,7 @@
 """lm-eval's tasks over our data with our sampler: prompts, scores, repeats, other tasks, errors."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from probing import with_template
 from tiny import SHAPE, WORLD
 
 from opd.core import tables
@@ -382,3 +384,37 @@ def test_a_setting_that_the_sampler_does_not_have_is_refused(model: Path) -> Non
         f"pretrained={model},{given}", {"batch_size": 2, "max_batch_size": 8, "device": "cpu"}
     )
     assert lm.sampler.settings["batch_size"] == 2
+
+
+ROLES = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_turns_stand_before_a_problem(tmp_path: Path, model: Path) -> None:
+    """After few-shot examples, whose own turns are left out; each row has its own or none."""
+    told = with_template(model, tmp_path / "told", ROLES)
+    turns = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "1+1="},
+        {"role": "assistant", "content": "2"},
+    ]
+    rows = [
+        schemas.prompt_row("a", "2+2=", "4", "s", 0, turns=turns),
+        schemas.prompt_row("b", "3+3=", "6", "s", 1),
+    ]
+    file = prompts_of(tmp_path / "p", rows)
+    lm = harness.SamplerLM(told, **SAMPLING)
+    harness.answer("b", task := loaded(tmp_path, "opd_world", file), lm)
+    assert [request.args[0] for request in task.instances] == [
+        "s:be brief<eos>u:1+1=<eos>a:2<eos>u:2+2=<eos><assistant>",
+        "u:3+3=<eos><assistant>",
+    ]
+    harness.answer("b", task := loaded(tmp_path, "opd_world", file, num_fewshot=1), lm)
+    example = "u:(2[+]2=<eos>a:4|3[+]3=<eos>a:6)<eos>"
+    for request, before in zip(
+        task.instances, ("u:1[+]1=<eos>a:2<eos>u:2[+]2", "u:3[+]3"), strict=True
+    ):
+        system = "s:be brief<eos>" if "1[+]1" in before else ""
+        assert re.fullmatch(f"{system}{example}{before}=<eos><assistant>", request.args[0])
