@@ -47,7 +47,7 @@ class Columns(Strict):
 
 
 class FilePrompts(Columns):
-    """A parquet, json-lines or csv file; a relative name is looked up below OPD_DATA_DIR, with ./
+    """A .parquet, .jsonl, .json or .csv file; a relative name is looked up below OPD_DATA_DIR, with ./
     below the working directory."""
 
     file: str
