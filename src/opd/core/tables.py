@@ -1,9 +1,13 @@
-"""Checked reading and writing of the tables that pass between stages: parquet of a declared schema.
+"""Checked reading and writing of the tables that pass between stages, parquet of a declared schema,
+and writing of what people read.
 
 The same rows give the same bytes: fixed compression, no pandas metadata, caller's row order.
 """
 
+import csv
+import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +21,8 @@ from opd.core.files import replacing
 
 TEXT, INTEGER, NUMBER, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _SPARSE = {b"sparse": b"yes"}
+# How a cell begins that a spreadsheet runs as a formula.
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 
 
 def sparse(name: str, kind: pa.DataType) -> pa.Field:
@@ -60,6 +66,28 @@ def write_json(path: Path, value: Any) -> None:
     """Write a report, as ``write_text`` does: indented, keys sorted, no NaN."""
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table for spreadsheets, as ``write_text`` does. Text that such a program would run as
+    a formula gets an apostrophe in front, which marks it as text there; numbers stay."""
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows([*map(_inert, row)] for row in rows)
+    write_text(path, lines.getvalue())
+
+
+def _inert(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    # The writer leaves a bare carriage return unquoted: a new line, and maybe a formula in it.
+    cell = re.sub("\r\n?", "\n", cell)
+    if not _FORMULA.match(cell):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def write_text(path: Path, text: str) -> None:

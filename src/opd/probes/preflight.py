@@ -80,8 +80,8 @@ def preflight(
     """The report on two model folders and a file of prompts, as text; kept in ``out`` if given,
     where a run that was stopped goes on.
 
-    prompts: what ``read_questions`` takes. cfg: see ``run``. Raises ``UserError`` for what is missing
-    or does not fit.
+    prompts: what ``read_questions`` takes. cfg: see ``run``. Raises ``UserError`` for what is
+    missing or does not fit.
     """
     transformers.utils.logging.disable_progress_bar()
     require_folders(student, teacher)

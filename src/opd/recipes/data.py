@@ -47,8 +47,8 @@ class Columns(Strict):
 
 
 class FilePrompts(Columns):
-    """A .parquet, .jsonl, .json or .csv file; a relative name is looked up below OPD_DATA_DIR, with ./
-    below the working directory."""
+    """A .parquet, .jsonl, .json or .csv file; a relative name is looked up below OPD_DATA_DIR, with
+    ./ below the working directory."""
 
     file: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
