@@ -44,7 +44,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
             for benchmark in cfg["benchmarks"]
         }
         # One after the other with one engine: what else is asked changes no benchmark's answers.
-        answered = {name: harness.answer(name, task, lm) for name, task in tasks.items()}
+        repeated = {benchmark["name"]: benchmark.get("repeated") for benchmark in cfg["benchmarks"]}
+        answered = {n: harness.answer(n, task, lm, repeated[n]) for n, task in tasks.items()}
     graders = {
         name: tuple((task.config.metadata or {}).get("graders", ())) for name, task in tasks.items()
     }

@@ -210,7 +210,7 @@ def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
 def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str]]:
     """A benchmark's settings and inputs. The text of our own task files belongs to the settings."""
     benchmark = config.benchmarks[name]
-    settings = benchmark.model_dump(include={"task", "num_fewshot"}, exclude_none=True)
+    settings = benchmark.model_dump(include={"task", "num_fewshot", "repeated"}, exclude_none=True)
     settings["name"] = name
     if benchmark.task.startswith(tasks.OURS):
         settings["file"] = _task_text(benchmark.task, f"benchmarks.{name}.task")
