@@ -133,7 +133,7 @@ def load_prompts(
             raise UserError(
                 f"the prompt has {len(tokens)} tokens, max_prompt_tokens is {limit}",
                 f"{file}: row {i} ({row['id']})",
-                "raise max_prompt_tokens or drop the row",
+                "raise max_prompt_tokens, or train on a set without such rows (prompts: fit)",
             )
     if len(rows) < cfg["prompts_per_step"]:
         raise UserError(
