@@ -140,7 +140,7 @@ def asked(sampler: Sampler, arguments: argparse.Namespace) -> list[Request]:
     prompts = tables.read(arguments.prompts / "prompts.parquet", PROMPTS).to_pylist()
     prompts = prompts[: arguments.n]
     ids = [row["id"] for row in prompts]
-    tokens = sampler.tokenize([row["prompt"] for row in prompts], ids)
+    tokens = sampler.tokenize(prompts, ids)
     return [
         Request(i, t, k) for i, t in zip(ids, tokens, strict=True) for k in range(arguments.samples)
     ]

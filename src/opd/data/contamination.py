@@ -15,6 +15,7 @@ from opd.core import tables
 from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.html import render
+from opd.data import conversations
 from opd.data.dedup import PAGES, read_neighbours, similarities
 from opd.data.neighbours import Doubles, Places
 from opd.data.schemas import CHINESE, PROBLEMS, PROMPTS
@@ -33,7 +34,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     """
     threshold = cfg["threshold"]
     prompts = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS)
-    theirs = prompts.select(["id", "question"]).to_pylist()
+    theirs = prompts.select(["id", "question", "turns"]).to_pylist()
     names = [name.partition(":")[2] for name in inputs if name.startswith("benchmark:")]
 
     def prompt(role: str, place: int) -> dict[str, Any]:
@@ -41,10 +42,12 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         return {role: row["id"], f"{role}_question": row["question"]}
 
     rows: list[dict[str, Any]] = []
+    asked: list[str] = []
     for name in names:
         problems = tables.read(inputs[f"benchmark:{name}"] / "prompts.parquet", PROMPTS)
         near = read_neighbours(inputs[f"neighbours:{name}"], problems, prompts)
         for problem, exact, place, cosine in zip(problems.to_pylist(), *near, strict=True):
+            asked.append(conversations.text(problem, "question"))
             rows.append(
                 {
                     "benchmark": name,
@@ -57,7 +60,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
             )
     if not rows:
         raise UserError("no benchmark given", "contamination.benchmarks", "name some")
-    shared, first = shared_words([r["question"] for r in rows], (t["question"] for t in theirs))
+    shared, first = shared_words(asked, (conversations.text(row, "question") for row in theirs))
     for row, share, place in zip(rows, shared, first, strict=True):
         row |= {"shared_words": float(share), **prompt("sharer", place)}
         row["semantic"] = row["cosine"] >= threshold

@@ -20,7 +20,6 @@ from opd.core import tables
 from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.html import render
-from opd.data import schemas
 from opd.data.neighbours import Doubles, Places
 from opd.data.schemas import NEIGHBOURS, PROMPTS, REMOVED
 
@@ -119,10 +118,7 @@ def read_neighbours(folder: Path, ours: pa.Table, theirs: pa.Table) -> Neighbour
     path = folder / "neighbours.parquet"
     rows = tables.read(path, NEIGHBOURS)
     exact, neighbour = (rows[name].fill_null(-1).to_numpy() for name in ("exact", "neighbour"))
-    hashes, their_hashes = (
-        [schemas.text_hash(question) for question in table["question"].to_pylist()]
-        for table in (ours, theirs)
-    )
+    hashes, their_hashes = (table["text_hash"].to_pylist() for table in (ours, theirs))
     if (
         rows["text_hash"].to_pylist() != hashes
         or neighbour.max() >= len(theirs)

@@ -15,7 +15,7 @@ from opd.core import tables
 from opd.core.code import module_digest
 from opd.core.errors import UserError
 from opd.core.files import content, digest
-from opd.data import encoders, schemas
+from opd.data import conversations, encoders, schemas
 from opd.data.encoders import Floats
 from opd.data.schemas import PROMPTS
 
@@ -31,8 +31,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     ``cache`` has of the same encoder are taken from there, others are added to it chunk by chunk.
     """
     path = inputs["prompts"] / "prompts.parquet"
-    questions = tables.read(path, pa.schema([PROMPTS.field("question")]))["question"]
-    texts = [text.strip() for text in questions.to_pylist()]
+    columns = pa.schema([PROMPTS.field("question"), PROMPTS.field("turns")])
+    rows = tables.read(path, columns).to_pylist()
+    texts = [conversations.text(row, "question").strip() for row in rows]
     hashes = [schemas.text_hash(text) for text in texts]
     text_of = dict(zip(hashes, texts, strict=True))
     if "" in texts:

@@ -1,8 +1,9 @@
 """Where the rows of a dataset keep what a prompt needs: layouts.yaml has all that are known.
 
-A column may be dotted (``reward_model.ground_truth``). A list of messages counts as text, that of
-its one user message. A question may be a form of several columns (``{passage} {question}``), in
-which a list of choices becomes lines that start with A, B, C, ...
+A column may be dotted (``reward_model.ground_truth``). A list of messages counts as the text of the
+user's last one, and what stands before that as the prompt's turns. A question may be a form of
+several columns (``{passage} {question}``), in which a list of choices becomes lines that start with
+A, B, C, ...
 """
 
 import hashlib
@@ -14,13 +15,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-import yaml
-
 from opd.core.code import package_file
 from opd.core.errors import UserError
+from opd.core.schema import load_yaml
+from opd.data.conversations import Turn
 
 Row = Mapping[str, Any]
 ROLES = {"human": "user", "gpt": "assistant"}
+DUE = ("user", "assistant")
 LETTERS = string.ascii_uppercase
 FIELD = re.compile(r"\{([^{}]+)\}")
 
@@ -79,7 +81,7 @@ def _layout(entry: Row) -> Layout:
 
 _TABLE = package_file(__file__, "layouts.yaml").read_text(encoding="utf-8")
 # By the name on the hub; and for files of any other dataset.
-LAYOUTS = {name: _layout(entry) for name, entry in yaml.safe_load(_TABLE).items()}
+LAYOUTS = {name: _layout(entry) for name, entry in load_yaml(_TABLE).items()}
 
 
 def choose(source: Mapping[str, Any], columns: Iterable[str] = ()) -> Layout:
@@ -104,11 +106,12 @@ def check(layout: Layout, columns: Collection[str], where: str) -> None:
 
 
 def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
-    """id (None if no column is named), question, prompt, answer, difficulty and solution of a row,
-    texts as they stand there; None for a row that the layout leaves out.
+    """id (None if no column is named), question, prompt, answer, difficulty, solution and turns of
+    a row, texts as they stand there; None for a row that the layout leaves out.
 
-    Missing texts are empty, a missing solution is None. Raises ``UserError`` for a missing column,
-    messages that are more than one question, and values that are no text and no number.
+    Missing texts are empty, a missing solution is None, as are turns where the prompt is the first
+    message. Raises ``UserError`` for a missing column, messages that are no conversation of a user,
+    and values that are no text and no number.
     """
     check(layout, row, where)
     if any(_at(row, column, where) != value for column, value in layout.where.items()):
@@ -129,14 +132,17 @@ def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
         from opd.grading.graders import last_boxed
 
         answer = last_boxed(answer) or ""
-    question = text(_first(row, layout.question, where), "question", where)
+    asked, turns = _first(row, layout.question, where)
+    question = text(asked, "question", where)
+    asked, own = _first(row, layout.prompt, where)
     return {
         "id": text(_at(row, layout.row_id, where), "id", where) if layout.row_id else None,
         "question": question,
-        "prompt": text(_first(row, layout.prompt, where), "prompt", where) or question,
+        "prompt": text(asked, "prompt", where) or question,
         "answer": answer,
-        "difficulty": _number(_first(row, layout.difficulty, where), where),
+        "difficulty": _number(_first(row, layout.difficulty, where)[0], where),
         "solution": text(_at(row, layout.solution, where), "solution", where).strip() or None,
+        "turns": own or turns or None,
     }
 
 
@@ -173,8 +179,8 @@ def text(value: Any, name: str, where: str) -> str:
 
 
 def _at(row: Row, column: str | None, where: str) -> Any:
-    """The value of a dotted column, of messages what the user says; None without a column, below a
-    null, and where a struct lacks the field."""
+    """The value of a dotted column; None without a column, below a null, and where a struct lacks
+    the field."""
     if not column:
         return None
     value: Any = row
@@ -186,41 +192,67 @@ def _at(row: Row, column: str | None, where: str) -> Any:
                 f"'{column}' is a {type(value).__name__} at '{part}'", where, "mend the row"
             )
         value = value.get(part)
+    return value
+
+
+def last_asked(value: Any, column: str, where: str) -> tuple[Any, list[Turn]]:
+    """What a user asks last in a list of messages, and what stands before that; any other value as
+    it is, after nothing. What stands after it is an answer, which is not asked. Raises
+    ``UserError`` for messages in which user and assistant do not take turns."""
     if not (
         isinstance(value, list)
         and value
         and all(isinstance(m, Mapping) and ({"role", "from"} & set(m)) for m in value)
     ):
-        return value
-    roles = [message.get("role", message.get("from")) for message in value]
-    roles = [ROLES.get(str(role), role) for role in roles]
-    if roles not in (["user"], ["user", "assistant"]):
-        raise UserError(f"'{column}' holds {roles}", where, "expected a list with one user message")
-    return value[0].get("content", value[0].get("value"))
+        return value, []
+    roles = [str(message.get("role", message.get("from"))) for message in value]
+    roles = [ROLES.get(role, role) for role in roles]
+    taken = roles[1:] if roles[0] == "system" else roles
+    if not taken or any(role != DUE[i % 2] for i, role in enumerate(taken)):
+        raise UserError(
+            f"'{column}' holds {', '.join(roles)}",
+            where,
+            "expected user and assistant in turn, a system message at most before them",
+        )
+    turns = [
+        {
+            "role": role,
+            "content": text(message.get("content", message.get("value")), f"{role} message", where),
+        }
+        for role, message in zip(roles, value, strict=True)
+    ]
+    *before, last = turns[:-1] if roles[-1] == "assistant" else turns
+    return last["content"], before
 
 
-def _first(row: Row, columns: Iterable[str], where: str) -> Any:
-    """The value of the first column, or form of columns, that is there and not empty."""
+def _first(row: Row, columns: Iterable[str], where: str) -> tuple[Any, list[Turn]]:
+    """The value of the first column, or form of columns, that is there and not empty, and the
+    turns before it."""
     for column in columns:
         fields = FIELD.findall(column)
-        value = _filled(column, row, fields, where) if fields else _at(row, column, where)
+        value, turns = (
+            _filled(column, row, fields, where)
+            if fields
+            else last_asked(_at(row, column, where), column, where)
+        )
         if value is not None and value != "":
-            return value
-    return None
+            return value, turns
+    return None, []
 
 
-def _filled(form: str, row: Row, fields: list[str], where: str) -> str | None:
-    """A form with its columns filled in; None where one of them is empty."""
-    parts = {}
+def _filled(form: str, row: Row, fields: list[str], where: str) -> tuple[str | None, list[Turn]]:
+    """A form with its columns filled in, and the turns before them; None where one is empty."""
+    parts, before = {}, []
     for column in fields:
-        value = _at(row, column, where)
+        value, turns = last_asked(_at(row, column, where), column, where)
         if isinstance(value, list):
             choices = (text(choice, column, where) for choice in value)
             value = "\n".join(f"{a}. {c}" for a, c in zip(LETTERS, choices, strict=False))
         parts[column] = text(value, column, where)
+        before += turns
         if not parts[column].strip():
-            return None
-    return FIELD.sub(lambda match: parts[match[1]], form)
+            return None, []
+    return FIELD.sub(lambda match: parts[match[1]], form), before
 
 
 def _number(value: Any, where: str) -> float | None:

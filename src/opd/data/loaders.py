@@ -63,15 +63,18 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
 
 
 def read_file(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
-    """Rows of a .parquet, .jsonl or .csv file; of a parquet file only the columns that count."""
+    """Rows of a .parquet, .jsonl, .json or .csv file; of a parquet file only the columns that
+    count."""
     match path.suffix:
         case ".parquet":
             return _parquet(path, source)
         case ".jsonl":
-            return _jsonl(path)
+            return json_lines(path)
+        case ".json":
+            return _json(path)
         case ".csv":
             return _csv(path)
-    remedy = "use .parquet, .jsonl or .csv"
+    remedy = "use .parquet, .jsonl, .json or .csv"
     raise UserError(f"unknown kind of file '{path.suffix}'", str(path), remedy)
 
 
@@ -163,8 +166,28 @@ def _rows(batch: Any, name: str, first: int) -> Iterator[Row]:
         raise
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def _json(path: Path) -> Iterator[Row]:
+    remedy = "write one array of objects; with an object a line it is a .jsonl"
+    with _utf8(str(path)):
+        text = path.read_bytes().decode("utf-8-sig")
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON ({error})", str(path), remedy) from error
+    if not isinstance(rows, list):
+        raise UserError(f"a {type(rows).__name__}, not an array", str(path), remedy)
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError("not a JSON object", f"{path}: item {number}", "mend the file")
+        yield row
+
+
+def json_lines(path: Path) -> Iterator[Row]:
+    """Rows of a file with a JSON object a line; blank lines are none. Raises ``UserError`` for any
+    other line."""
     for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:

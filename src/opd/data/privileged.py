@@ -2,7 +2,8 @@
 
 A context is a few texts with fields of a prompt's row in them. Source: The Many Faces of OPD, its
 code (restatement, section 5); all of its information stands in the user's message but for
-``hidden``, which stands in the think block. Nothing here is ever put before a student.
+``hidden``, which stands in the think block. What stands before a prompt in its conversation stands
+before it here, too. Nothing here is ever put before a student.
 """
 
 import re
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opd.core.errors import UserError
+from opd.data import conversations
 
 # prompt: what the student is asked; question: the same without a template.
 FIELDS = ("prompt", "question", "answer", "solution")
@@ -106,29 +108,18 @@ def token_ids(
     limit: int,
 ) -> list[list[list[int]]]:
     """Token ids, by context and row of PROMPTS, of what the teacher is asked, ready for the
-    response.
+    response: the row's turns, below its system prompt the context's, and the context's message.
 
     ``think`` takes the place of the empty think block, or becomes a block where the chat template
-    puts none. Raises ``UserError`` for a row without the information, for a chat template that
-    leaves a system message out, for a think block where the response may begin with one of its own,
-    and for more than ``limit`` tokens.
+    puts none. Raises ``UserError`` for a row without the information, as
+    ``opd.data.conversations.render`` does, for a think block where the response may begin with one
+    of its own, and for more than ``limit`` tokens.
     """
 
     def asked(context: Mapping[str, str], row: Mapping[str, Any]) -> str:
-        chat = [
-            {"role": role, "content": filled(context[part], row)}
-            for role, part in (("system", "system"), ("user", "message"))
-            if part in context
-        ]
-        text: str = tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=False, **template_kwargs
-        )
-        if "system" in context and chat[0]["content"].strip() not in text:
-            raise UserError(
-                "the teacher's chat template leaves system messages out",
-                "information.system",
-                "put it into the message",
-            )
+        system = filled(context["system"], row) if "system" in context else None
+        chat = conversations.chat(row, filled(context["message"], row), system)
+        text = conversations.render(tokenizer, chat, add_generation_prompt=True, **template_kwargs)
         if "think" not in context:
             return text
         if not text.endswith(EMPTY_THINK) and "<think>" in str(tokenizer.chat_template):

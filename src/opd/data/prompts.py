@@ -8,6 +8,8 @@ the rows that stay, and for the report every distinct text with its answers.
 
 import hashlib
 import heapq
+import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
@@ -16,10 +18,17 @@ from typing import Any
 
 from opd.core import tables
 from opd.core.errors import UserError
+from opd.core.security import visible
 from opd.data import loaders, schemas, templates
+from opd.data.conversations import text
 from opd.data.schemas import CHINESE, PROMPTS, REPEATED
 
 Row = dict[str, Any]
+# As Qwen, Llama, DeepSeek, Mistral and Gemma write them; a tokenizer may have others.
+CONTROL_TOKENS = re.compile(
+    r"<\|[^\s<>|]{1,40}\|>|<\uff5c[^\s<>\uff5c]{1,40}\uff5c>|\[/?INST\]|</?(?:s|think)>"
+    r"|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>"
+)
 # What may leave rows out, in this order.
 STEPS = (
     *("identical", "row filter", "empty", "language", "difficulty"),
@@ -38,7 +47,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
 
     The report: rows after each step, how often each template and each entry of strip fitted, and
     of the rows before any selection how many texts are distinct, repeated and have conflicting
-    answers, for the prompt and for the question, as they stand and stripped of white space.
+    answers, for the prompt and for the question, as they stand and stripped of white space; of the
+    rows that stay, ``control_tokens`` and ``notes``, where there are any, which are printed, too.
 
     Raises ``UserError`` for what cannot be read, an entry of strip that fits nowhere, an empty
     question or answer (unless ``drop_empty``), two rows with one id, and an empty result.
@@ -66,10 +76,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         "source": name,
         "steps": [{"step": step, "rows": n} for step, n in steps],
         "languages": dict(Counter(row["language"] for row in rows)),
-        "longest_prompt_chars": max(len(row["prompt"]) for row in rows),
+        "longest_prompt_chars": max(len(text(row, "prompt")) for row in rows),
         "template": template,
         **survey.report(),
     }
+    if control_tokens := _control_tokens(rows):
+        report["control_tokens"] = dict(control_tokens.most_common())
+    if notes := _notes(rows, control_tokens):
+        report["notes"] = notes
     if cfg.get("difficulty"):
         report["unknown_difficulty"] = tally["unknown difficulty"]
     if taken:
@@ -78,6 +92,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     repeated = survey.repeats("prompt") + survey.repeats("question_stripped")
     tables.write(out / "repeated.parquet", repeated, REPEATED)
     tables.write_json(out / "report.json", report)
+    for note in notes:
+        print(f"note: {visible(name)}: {visible(note)}", file=sys.stderr)
     return {"prompts": len(rows), **report}
 
 
@@ -148,9 +164,11 @@ class Survey:
 
     def add(self, row: Row, question: str) -> None:
         place = (row["source"], row["row"], row["answer"])
-        for rule, text in (("prompt", row["prompt"]), ("question", question)):
-            self.texts[rule][text].append(place)
-            self.texts[f"{rule}_stripped"][text.strip()].append(place)
+        row = {**row, "question": question}
+        for rule in ("prompt", "question"):
+            whole = text(row, rule)
+            self.texts[rule][whole].append(place)
+            self.texts[f"{rule}_stripped"][whole.strip()].append(place)
 
     def check_affixes(self) -> None:
         """Raises ``UserError`` for an entry of strip that no row has.
@@ -173,14 +191,14 @@ class Survey:
     def report(self) -> dict[str, Any]:
         counts = {}
         for rule, texts in self.texts.items():
-            chinese = sum(1 for text in texts if CHINESE.search(text))
-            repeats = self.repeats(rule)
+            chinese = sum(1 for whole in texts if CHINESE.search(whole))
+            answers = ({answer for *_, answer in places} for places in texts.values())
             counts[rule] = {
                 "distinct": len(texts),
                 "en": len(texts) - chinese,
                 "zh": chinese,
-                "repeated": len(repeats),
-                "conflicting": sum(row["conflicting"] for row in repeats),
+                "repeated": sum(len(places) > 1 for places in texts.values()),
+                "conflicting": sum(len(several) > 1 for several in answers),
             }
         strip = {affix: dict(fits) for affix, fits in self.fits.items()}
         return {"templates": self.templates, "strip": strip, "texts": counts}
@@ -188,13 +206,13 @@ class Survey:
     def repeats(self, rule: str) -> list[Row]:
         """Of the schema REPEATED: the texts that several rows have."""
         repeats = []
-        for text, places in self.texts[rule].items():
+        for repeated, places in self.texts[rule].items():
             if len(places) > 1:
                 sources, rows, answers = zip(*places, strict=True)
                 repeats.append(
                     {
                         "rule": rule.removesuffix("_stripped"),
-                        "text": text,
+                        "text": repeated,
                         "sources": sources,
                         "rows": rows,
                         "answers": list(dict.fromkeys(answers)),
@@ -202,6 +220,35 @@ class Survey:
                     }
                 )
         return repeats
+
+
+def _control_tokens(rows: Sequence[Row]) -> Counter[str]:
+    """How many prompts hold each text that is a control token of a chat template."""
+    held = (CONTROL_TOKENS.findall(text(row, "prompt")) for row in rows)
+    return Counter(token for tokens in held for token in dict.fromkeys(tokens))
+
+
+def _notes(rows: Sequence[Row], control_tokens: Counter[str]) -> list[str]:
+    """What a user may not expect of the rows that stay, a line each."""
+    notes, answers = [], defaultdict(set)
+    for row in rows:
+        answers[row["text_hash"]].add(row["answer"].strip())
+    if repeats := len(rows) - len(answers):
+        notes.append(
+            f"{repeats} of {len(rows)} rows ask again what an earlier one asks (distinct: question "
+            "leaves them out)"
+        )
+    if conflicts := sum(len(several) > 1 for several in answers.values()):
+        has = "question has" if conflicts == 1 else "questions have"
+        notes.append(f"{conflicts} {has} different answers in different rows")
+    if control_tokens:
+        first = ", ".join([*control_tokens][:3]) + (", ..." if len(control_tokens) > 3 else "")
+        prompts = sum(bool(CONTROL_TOKENS.search(text(row, "prompt"))) for row in rows)
+        notes.append(
+            f"{prompts} of {len(rows)} prompts hold control tokens of chat templates ({first}): a "
+            "tokenizer that has them makes them its own control ids"
+        )
+    return notes
 
 
 def _cleaned(
@@ -226,7 +273,7 @@ def _cleaned(
             empty = empty or ("answer" if bare else "question", row)
             continue
         survey.add(row, question)
-        yield row | schemas.about(bare)
+        yield row | schemas.about(bare, row.get("turns"))
     survey.check_affixes()
     if empty and not cfg.get("drop_empty"):
         raise UserError(
@@ -257,15 +304,15 @@ def _selected(
             tally["language"] += 1
         elif bounds and (row["difficulty"] is None or not low <= row["difficulty"] <= high):
             tally["difficulty"] += 1
-        elif longest and len(row["question"]) > longest:
+        elif longest and len(text(row, "question")) > longest:
             tally["max_chars"] += 1
         elif taken and _key(row, cfg["apart_from"]) in taken[cfg["apart_from"]]:
             tally["apart_from"] += 1
-        elif distinct and row[distinct] in seen:
+        elif distinct and text(row, distinct) in seen:
             tally["distinct"] += 1
         else:
             if distinct:
-                seen.add(row[distinct])
+                seen.add(text(row, distinct))
             yield row
 
 

@@ -6,8 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from opd.core.tables import FLAG, INTEGER, NUMBER, TEXT, schema
+from opd.core.tables import FLAG, INTEGER, NUMBER, TEXT, schema, sparse
+from opd.data import conversations
 
+# What stands before a prompt in its conversation: messages of role and content.
+TURNS = sparse("turns", conversations.TURNS)
 PROMPTS = schema(
     *("difficulty", "solution"),
     id=TEXT,
@@ -20,8 +23,8 @@ PROMPTS = schema(
     difficulty=NUMBER,
     text_hash=TEXT,
     solution=TEXT,
-)
-SFT_PAIRS = schema(id=TEXT, prompt=TEXT, response=TEXT)
+).append(TURNS)
+SFT_PAIRS = schema(id=TEXT, prompt=TEXT, response=TEXT).append(TURNS)
 # For each prompt the first equal text and the nearest other one (rows there).
 NEIGHBOURS = schema(
     *("exact", "neighbour", "neighbour_hash", "cosine"),
@@ -71,6 +74,7 @@ def prompt_row(
     prompt: str | None = None,
     difficulty: float | None = None,
     solution: str | None = None,
+    turns: list[conversations.Turn] | None = None,
 ) -> dict[str, Any]:
     """A row of PROMPTS; its prompt is the question where no other is named."""
     return {
@@ -81,15 +85,18 @@ def prompt_row(
         "row": row,
         "difficulty": difficulty,
         "solution": solution,
-        **about(question),
+        "turns": turns,
+        **about(question, turns),
     }
 
 
-def about(question: str) -> dict[str, str]:
+def about(question: str, turns: list[conversations.Turn] | None = None) -> dict[str, str]:
     """The columns of PROMPTS that follow from the question: itself, its language (``zh`` with any
-    Chinese character, else ``en``: the rule of open-r1's split of DAPO-Math-17k) and text_hash."""
+    Chinese character, else ``en``: the rule of open-r1's split of DAPO-Math-17k) and the text_hash
+    of it with the turns before it."""
     language = "zh" if CHINESE.search(question) else "en"
-    return {"question": question, "language": language, "text_hash": text_hash(question)}
+    compared = conversations.text({"question": question, "turns": turns}, "question")
+    return {"question": question, "language": language, "text_hash": text_hash(compared)}
 
 
 def text_hash(text: str) -> str:

@@ -1,7 +1,6 @@
 """Evaluation of a model on benchmarks: avg@k with intervals, pass@k, maj@k, format, truncation,
 length."""
 
-import csv
 import math
 import tempfile
 from collections import Counter
@@ -45,7 +44,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
             for benchmark in cfg["benchmarks"]
         }
         # One after the other with one engine: what else is asked changes no benchmark's answers.
-        answered = {name: harness.answer(name, task, lm) for name, task in tasks.items()}
+        repeated = {benchmark["name"]: benchmark.get("repeated") for benchmark in cfg["benchmarks"]}
+        answered = {n: harness.answer(n, task, lm, repeated[n]) for n, task in tasks.items()}
     graders = {
         name: tuple((task.config.metadata or {}).get("graders", ())) for name, task in tasks.items()
     }
@@ -139,18 +139,18 @@ def write_disagreements(
     """The answers on which the graders of a benchmark differ, the most frequent first, as csv."""
     kinds = dict.fromkeys(kind for several in graders.values() for kind in several)
     columns = ["benchmark", "extracted", "answer", *(k for k in kinds if k != RELAXED), "count"]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        for benchmark in (name for name, several in graders.items() if several):
-            differing = Counter(
-                (row["extracted"], row["answer"], tuple(_disputed(row).items()))
-                for row in rows
-                if row["benchmark"] == benchmark and _disputed(row)
-            )
-            for (extracted, answer, verdicts), count in differing.most_common():
-                row = {"extracted": extracted, "answer": answer, **dict(verdicts)}
-                writer.writerow({"benchmark": benchmark, **row, "count": count})
+    lines: list[Row] = []
+    for benchmark in (name for name, several in graders.items() if several):
+        differing = Counter(
+            (row["extracted"], row["answer"], tuple(_disputed(row).items()))
+            for row in rows
+            if row["benchmark"] == benchmark and _disputed(row)
+        )
+        for (extracted, answer, verdicts), count in differing.most_common():
+            line = {"benchmark": benchmark, "extracted": extracted, "answer": answer}
+            lines.append({**line, **dict(verdicts), "count": count})
+    cells = [[line.get(column) for column in columns] for line in lines]
+    tables.write_csv(path, [columns, *cells])
 
 
 def summarise(rows: list[Row], benchmarks: list[str], seed: int) -> Row:

@@ -9,7 +9,7 @@ where they were killed and look at the first sample only.
 import json
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -24,13 +24,16 @@ from lm_eval.tasks import TaskManager
 from opd.core.errors import UserError
 from opd.core.text import suggestion
 from opd.data import layouts
-from opd.data.schemas import PROMPTS
+from opd.data.conversations import Turn, joined
+from opd.data.schemas import PROMPTS, TURNS
 from opd.evaluation import tasks as benchmarks
 from opd.grading.graders import GRADERS
 from opd.models import sampling
 
 # What lm-eval's command line gives every model beside the settings that a user names.
 _OF_LM_EVAL = {"device", "max_batch_size"}
+# The id of a problem, and one of lm-eval's requests for it.
+Asked = tuple[str, Any]
 
 
 class ScoredResponse(NamedTuple):
@@ -69,7 +72,7 @@ class SamplerLM(LM):
         return str(self.folder)
 
     def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+        self, chat_history: list[Turn], add_generation_prompt: bool = True
     ) -> str:
         return self.sampler.render(chat_history, add_generation_prompt)
 
@@ -124,7 +127,7 @@ def problems(dataset: Any) -> Any:
     """``process_docs`` of our tasks: rows of PROMPTS, as they are or from a hub's columns."""
     import datasets
 
-    if set(PROMPTS.names) <= set(dataset.column_names):
+    if {name for name in PROMPTS.names if name != TURNS.name} <= {*dataset.column_names}:
         return dataset
     name = str(dataset.info.dataset_name)
     hubs = {_plain(hub.rpartition("/")[2]): hub for hub in layouts.LAYOUTS}
@@ -202,12 +205,17 @@ def problem_id(request: Any) -> str:
     return str(request.doc.get("id", request.doc_id))
 
 
-def answer(name: str, task: Any, lm: SamplerLM) -> list[ScoredResponse]:
-    """Every sample of every problem of a benchmark, scored by the task, a problem at a time.
+def answer(
+    name: str, task: Any, lm: SamplerLM, repeated: str | None = None
+) -> list[ScoredResponse]:
+    """Every sample of every problem of a benchmark, scored by the task.
 
-    The scores of our own tasks are left empty: their graders take all responses at once
-    (``opd.evaluation.evaluate``). Raises ``UserError`` where two problems have one id.
+    repeated: what problems are that ask the same as an earlier one: more ``samples`` of that, or
+    left out (``once``). The scores of our own tasks are left empty: their graders take all
+    responses at once (``opd.evaluation.evaluate``). Raises ``UserError`` where two problems have
+    one id, and for repeated problems without ``repeated``, as intervals are over problems.
     """
+    _with_turns(task)
     task.build_all_requests(
         apply_chat_template=True,
         fewshot_as_multiturn=True,
@@ -222,24 +230,81 @@ def answer(name: str, task: Any, lm: SamplerLM) -> list[ScoredResponse]:
                 f"benchmarks.{name}",
                 "make the ids of what it reads unique",
             )
-    if {request.request_type for request in task.instances} == {"generate_until"}:
-        return _generated(name, task, lm)
-    return _likelihoods(task, lm)
+    first = _first_alike(task)
+    copies = Counter(first.values())
+    if len(copies) < len(first) and not repeated:
+        raise UserError(
+            f"{len(first) - len(copies)} of {len(first)} problems ask what an earlier one asks",
+            f"benchmarks.{name}",
+            "set repeated: samples (they are samples of it) or repeated: once (they are left out)",
+        )
+    least, most = min(copies.values()), max(copies.values())
+    if repeated == "samples" and least < most:
+        raise UserError(
+            f"it asks some problem {least} and another {most} times",
+            f"benchmarks.{name}.repeated",
+            "use once: all problems need as many samples",
+        )
+    id_of = {doc: id for id, doc in problem_of.items()}
+    asked = [
+        (id_of[first[request.doc_id]], request)
+        for request in task.instances
+        if repeated != "once" or first[request.doc_id] == request.doc_id
+    ]
+    if {request.request_type for _, request in asked} == {"generate_until"}:
+        return _generated(name, task, lm, asked)
+    return _likelihoods(task, lm, asked)
 
 
-def _generated(name: str, task: Any, lm: SamplerLM) -> list[ScoredResponse]:
-    repeated = [request for request in task.instances for _ in range(request.repeats)]
-    responses = lm.responses(repeated, [f"{name}/{problem_id(request)}" for request in repeated])
+def _first_alike(task: Any) -> dict[int, int]:
+    """Problem -> the first one of the task that asks the same (numbers of docs)."""
+    asked: dict[int, list[str]] = defaultdict(list)
+    for request in task.instances:
+        context, *rest = request.args
+        # Few-shot examples differ from row to row.
+        own = task.doc_to_text(request.doc) if task.config.num_fewshot else None
+        if isinstance(own, str):
+            context = [_turns(request.doc), own]
+        choices = [part for part in rest if isinstance(part, str)]
+        asked[request.doc_id].append(json.dumps([context, *choices]))
+    first: dict[str, int] = {}
+    return {doc: first.setdefault("\n".join(texts), doc) for doc, texts in asked.items()}
+
+
+def _turns(doc: Mapping[str, Any]) -> list[Turn]:
+    # Data that are no prompt set may have something else under this name.
+    return (doc.get(TURNS.name) if "text_hash" in doc else None) or []
+
+
+def _with_turns(task: Any) -> None:
+    """Lets a task put the turns of a prompt set's row between its few-shot examples and the row's
+    question: lm-eval knows of no conversation in a row."""
+    fewshot_context = task.fewshot_context
+
+    def context(doc: Mapping[str, Any], *args: Any, chat_template: Any, **kwargs: Any) -> Any:
+        def render(chat: Sequence[Turn], **options: Any) -> str:
+            asked = (i for i, message in enumerate(chat) if message["role"] == "user")
+            at = max(asked, default=len(chat))
+            return str(chat_template(joined(chat[:at], _turns(doc), chat[at:]), **options))
+
+        return fewshot_context(doc, *args, chat_template=render, **kwargs)
+
+    task.fewshot_context = context
+
+
+def _generated(name: str, task: Any, lm: SamplerLM, asked: Sequence[Asked]) -> list[ScoredResponse]:
+    repeated = [pair for pair in asked for _ in range(pair[1].repeats)]
+    responses = lm.responses([r for _, r in repeated], [f"{name}/{id}" for id, _ in repeated])
     ours = "graders" in (task.config.metadata or {})
     rows: list[ScoredResponse] = []
     samples: dict[str, Iterator[int]] = defaultdict(count)
-    for request, response in zip(repeated, responses, strict=True):
+    for (problem, request), response in zip(repeated, responses, strict=True):
         text, stopped = _cut(response.text, request.args[1])
         filtered, scores = (None, {}) if ours else _process(task, [(request, text)])
         rows.append(
             ScoredResponse(
-                problem_id(request),
-                next(samples[problem_id(request)]),
+                problem,
+                next(samples[problem]),
                 str(task.doc_to_target(request.doc)),
                 text,
                 filtered if isinstance(filtered, str) else None,
@@ -251,18 +316,21 @@ def _generated(name: str, task: Any, lm: SamplerLM) -> list[ScoredResponse]:
     return rows
 
 
-def _likelihoods(task: Any, lm: SamplerLM) -> list[ScoredResponse]:
+def _likelihoods(task: Any, lm: SamplerLM, asked: Sequence[Asked]) -> list[ScoredResponse]:
     """Benchmarks that compare likelihoods of given answers: one sample, nothing is generated."""
-    values = getattr(lm, task.instances[0].request_type)(list(task.instances))
-    by_problem: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
-    for request, value in zip(task.instances, values, strict=True):
-        by_problem[problem_id(request)].append((request, value))
+    requests = [request for _, request in asked]
+    values = getattr(lm, requests[0].request_type)(requests)
+    by_doc: dict[tuple[str, int], list[tuple[Any, Any]]] = defaultdict(list)
+    for (problem, request), value in zip(asked, values, strict=True):
+        by_doc[problem, request.doc_id].append((request, value))
     rows = []
-    for problem, pairs in by_problem.items():
+    samples: dict[str, Iterator[int]] = defaultdict(count)
+    for (problem, _), pairs in by_doc.items():
         _, scores = _process(task, pairs)
         text = json.dumps([value for _, value in pairs])
         answer = str(task.doc_to_target(pairs[0][0].doc))
-        rows.append(ScoredResponse(problem, 0, answer, text, text, scores, 0, "stop"))
+        sample = next(samples[problem])
+        rows.append(ScoredResponse(problem, sample, answer, text, text, scores, 0, "stop"))
     return rows
 
 

@@ -82,12 +82,6 @@ def summary_request(template: str, question: str, response: str) -> str:
     return template.replace("{question}", question).replace("{response}", response)
 
 
-def chat(text: str, system: str | None) -> list[dict[str, str]]:
-    """A user message as a conversation, with the system prompt in front where there is one."""
-    first = [{"role": "system", "content": system}] if system else []
-    return [*first, {"role": "user", "content": text}]
-
-
 def teacher_asked(prompt_id: str, asked: str, texts: Texts, correct: int, wrong: int) -> str:
     """The user message of a teacher that sees this many demonstrations of each kind. Raises
     ``UserError`` where there are too few."""

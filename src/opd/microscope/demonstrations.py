@@ -9,6 +9,7 @@ from typing import Any
 
 from opd.core import tables
 from opd.core.errors import LeftOut
+from opd.data import conversations
 from opd.grading.graders import after_thinking, grade_finished
 from opd.microscope import contexts, schemas
 from opd.models.prompts import Row, prompts_of, read_prompts
@@ -122,9 +123,10 @@ def run_summaries(
     sampler = Sampler(inputs["model"], cfg, cache)
     requests = []
     for row, prompt in zip(rows, prompts_of(rows, prompts), strict=True):
-        asked = contexts.summary_request(cfg["template"], prompt["question"], row["text"])
+        question = conversations.text(prompt, "question")
+        asked = contexts.summary_request(cfg["template"], question, row["text"])
         name = f"{row['prompt_id']}, {'correct' if row['correct'] else 'wrong'} {row['place']}"
-        rendered = sampler.render(contexts.chat(asked, cfg.get("system")))
+        rendered = sampler.render(conversations.chat({"prompt": asked}, system=cfg.get("system")))
         requests.append(Request(name, sampler.encode([rendered], [name])[0]))
     kept: list[Row] = []
     places: Counter[tuple[str, bool]] = Counter()
@@ -162,8 +164,10 @@ def encoded(
     long or has not this form.
     """
     ids = [row["id"] for row in prompts]
-    asked = [contexts.asked(cfg.get("form"), row["question"], row["prompt"]) for row in prompts]
-    texts = [sampler.render(contexts.chat(text, cfg.get("system"))) for text in asked]
+    texts = []
+    for row in prompts:
+        asked = contexts.asked(cfg.get("form"), row["question"], row["prompt"])
+        texts.append(sampler.render(conversations.chat(row, asked, cfg.get("system"))))
     return dict(zip(ids, sampler.encode(texts, ids), strict=True))
 
 
@@ -183,7 +187,7 @@ def encoded_with(
         try:
             alone = contexts.asked(form, row["question"], row["prompt"])
             asked = contexts.teacher_asked(id, alone, texts, correct, wrong)
-            text = sampler.render(contexts.chat(asked, cfg.get("system")))
+            text = sampler.render(conversations.chat(row, asked, cfg.get("system")))
             (tokens[id],) = sampler.encode([text], [id])
         except LeftOut as error:
             tokens[id] = error

@@ -55,6 +55,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
             "id": f"{rows[i]['prompt_id']}-{rows[i]['sample']}",
             "prompt": prompts[i]["prompt"],
             "response": rows[i]["response"],
+            "turns": prompts[i]["turns"],
         }
         for i in kept
     ]

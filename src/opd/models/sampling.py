@@ -20,6 +20,8 @@ from transformers import GenerationConfig
 from opd.core.code import module_digest
 from opd.core.errors import LeftOut, UserError
 from opd.core.files import content, digest
+from opd.data import conversations
+from opd.data.conversations import Turn
 from opd.models import journal
 from opd.models.checkpoints import load_tokenizer
 from opd.models.transformers_engine import Finish, Job, Transformers, cut
@@ -103,22 +105,21 @@ class Sampler:
             self._journals = cache / "responses" / digest(identity)
             self._journals.mkdir(parents=True, exist_ok=True)
 
-    def tokenize(self, prompts: Sequence[str], ids: Sequence[str]) -> list[list[int]]:
-        """Token ids of each user message inside the chat template, ready for a response; raises as
-        ``encode`` does."""
-        return self.encode([self.render([{"role": "user", "content": p}]) for p in prompts], ids)
+    def tokenize(self, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> list[list[int]]:
+        """Token ids of the conversation of each row (``opd.data.conversations.chat``) inside the
+        chat template, ready for a response; raises as ``render`` and ``encode`` do."""
+        return self.encode([self.render(conversations.chat(row)) for row in rows], ids)
 
-    def render(self, chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def render(self, chat: Sequence[Turn], add_generation_prompt: bool = True) -> str:
         """Messages inside the chat template; without a generation prompt the last one is left
-        open."""
-        text = self.tokenizer.apply_chat_template(
+        open. Raises as ``opd.data.conversations.render`` does."""
+        return conversations.render(
+            self.tokenizer,
             chat,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
             **self.settings["chat_template_kwargs"],
         )
-        return str(text)
 
     def encode(self, texts: Sequence[str], ids: Sequence[str]) -> list[list[int]]:
         """Token ids of texts that hold the chat template already. Raises ``LeftOut`` for one of

@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from opd.core.tables import INTEGER, TEXT, schema
+from opd.data.schemas import TURNS
 
 # rejected: the rule that rejected the response, which was then sampled again as a next attempt.
 GENERATIONS = schema(
@@ -15,4 +16,4 @@ GENERATIONS = schema(
     token_ids=pa.list_(pa.int32()),
     finish=TEXT,
     rejected=TEXT,
-)
+).append(TURNS)

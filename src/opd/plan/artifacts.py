@@ -62,6 +62,14 @@ def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
             inputs["neighbours"] = neighbours[-1].folder
             yield artifact("dedup", f"prompts/{name}", settings_of(near), inputs)
             continue
+        if recipe.fit:
+            inputs["prompts"] = f"prompts/{recipe.fit.prompts}"
+            options = {model: config.models[model].chat_template for model in recipe.fit.models}
+            for model in options:
+                inputs[f"model:{model}"] = at(config, "models", model, config.seeds[0])
+            settings = {**settings_of(recipe.fit), "chat_templates": options}
+            yield artifact("fit", f"prompts/{name}", settings, inputs)
+            continue
         settings = recipe.model_dump(mode="json", exclude={*recipe.kinds()}, exclude_none=True)
         if recipe.world:
             settings["source"] = {"world": recipe.world.model_dump()}
@@ -210,7 +218,7 @@ def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
 def _benchmark(config: Config, name: str) -> tuple[dict[str, Any], dict[str, str]]:
     """A benchmark's settings and inputs. The text of our own task files belongs to the settings."""
     benchmark = config.benchmarks[name]
-    settings = benchmark.model_dump(include={"task", "num_fewshot"}, exclude_none=True)
+    settings = benchmark.model_dump(include={"task", "num_fewshot", "repeated"}, exclude_none=True)
     settings["name"] = name
     if benchmark.task.startswith(tasks.OURS):
         settings["file"] = _task_text(benchmark.task, f"benchmarks.{name}.task")

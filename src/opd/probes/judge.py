@@ -14,6 +14,7 @@ import numpy as np
 
 from opd.core import tables
 from opd.core.errors import UserError
+from opd.data import conversations
 from opd.models.prompts import prompts_of, read_prompts
 from opd.models.sampling import Request, Sampler
 from opd.probes.rollouts import counted, read_rollouts
@@ -94,11 +95,12 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     else:
         sampler = Sampler(inputs["judge"], {**cfg, "temperature": 0.0}, cache)
         ids = [f"{row['prompt_id']}, response {row['sample']}" for row in rollouts]
+        template = cfg.get("template", QUESTION)
         texts = [
-            asked(cfg.get("template", QUESTION), cfg["rules"], prompt["question"], row["response"])
+            asked(template, cfg["rules"], conversations.text(prompt, "question"), row["response"])
             for row, prompt in zip(rollouts, prompts, strict=True)
         ]
-        requests = map(Request, ids, sampler.tokenize(texts, ids))
+        requests = map(Request, ids, sampler.tokenize([{"prompt": text} for text in texts], ids))
         replies = [response.text for response in sampler.sample([*requests])]
         verdicts = [verdict(reply) for reply in replies]
     if all(passed is None for passed in verdicts):

@@ -4,7 +4,6 @@ The indicators are those of Rethinking OPD; the rules that make an outlook of th
 their limits are ours. Nothing is trained.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import transformers
 
 from opd.core import tables
 from opd.core.errors import UserError
+from opd.data import conversations, layouts, loaders
 from opd.data.schemas import PROMPTS, prompt_row
 from opd.grading.graders import grader_named
 from opd.models import pairing
@@ -80,9 +80,8 @@ def preflight(
     """The report on two model folders and a file of prompts, as text; kept in ``out`` if given,
     where a run that was stopped goes on.
 
-    prompts: a table of the schema PROMPTS, or lines of JSON with question, answer and prompt (the
-    question if not given). cfg: see ``run``. Raises ``UserError`` for what is missing or does not
-    fit.
+    prompts: what ``read_questions`` takes. cfg: see ``run``. Raises ``UserError`` for what is
+    missing or does not fit.
     """
     transformers.utils.logging.disable_progress_bar()
     require_folders(student, teacher)
@@ -116,13 +115,19 @@ def require_answers(prompts: Sequence[Row], grader: str, path: Path) -> None:
 
 
 def read_questions(path: Path, n: int | None = None, grader: str | None = None) -> list[Row]:
-    """The first n rows of PROMPTS from such a table, its folder, or lines of JSON with question,
-    answer and prompt. Raises ``UserError`` for what is none, where there is none, and as
-    ``require_answers`` does where there is a grader."""
+    """The first n rows of PROMPTS from such a table, its folder, or the rows of a file (.jsonl,
+    .json, .csv) with question, answer and prompt (the question if not given). Raises ``UserError``
+    for what is none, where there is none, and as ``require_answers`` does where there is a
+    grader."""
     if path.is_dir():
         path = path / "prompts.parquet"
     rows: list[Row]
-    rows = tables.read(path, PROMPTS).to_pylist() if path.suffix == ".parquet" else _lines(path)
+    try:
+        parquet = path.suffix == ".parquet"
+        rows = tables.read(path, PROMPTS).to_pylist() if parquet else _questions(path)
+    except OSError as error:
+        reason = f"it cannot be read ({error})"
+        raise UserError(reason, str(path), "give a file of prompts") from error
     if not rows:
         raise UserError("there are no prompts", str(path), "give a file that is not empty")
     if grader:
@@ -130,36 +135,28 @@ def read_questions(path: Path, n: int | None = None, grader: str | None = None) 
     return rows[:n]
 
 
-def _lines(path: Path) -> list[Row]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"it cannot be read ({error})", str(path), "give a file of prompts"
-        ) from error
+def _questions(path: Path) -> list[Row]:
+    """Rows of a .json or .csv file, or of lines of JSON under any other name."""
+    known = path.suffix in (".json", ".csv")
     rows = []
-    for i, line in enumerate(lines):
-        if not line.strip():
-            continue
-        where = f"{path}: line {i + 1}"
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"not JSON ({error})", where, "write one object a line") from error
-        question = isinstance(entry, dict) and (entry.get("question") or entry.get("prompt"))
-        if not question:
+    for i, entry in enumerate(loaders.read_file(path, {}) if known else loaders.json_lines(path)):
+        where = f"{path}: row {i}"
+        (question, turns), (prompt, own) = (
+            layouts.last_asked(entry.get(key), key, where) for key in ("question", "prompt")
+        )
+        if not (question or prompt):
             raise UserError(
                 "there is no question in it", where, 'write {"question": .., "answer": ..}'
             )
-        answer = entry.get("answer")
         rows.append(
             prompt_row(
                 id=str(entry.get("id", i + 1)),
-                question=str(question),
-                answer="" if answer is None else str(answer),
+                question=layouts.text(question or prompt, "question", where),
+                answer=layouts.text(entry.get("answer"), "answer", where),
                 source=path.name,
                 row=i,
-                prompt=entry.get("prompt"),
+                prompt=layouts.text(prompt or question, "prompt", where),
+                turns=own or turns or None,
             )
         )
     return rows
@@ -177,20 +174,20 @@ def _compared(
         "student": cfg.get("chat_template_kwargs") or {},
         "teacher": pairing.teacher_kwargs(cfg),
     }
-    chats = [[{"role": "user", "content": row["prompt"]}] for row in prompts]
+    chats = [conversations.chat(row) for row in prompts]
     texts, ids = {}, {}
     for who in BOTH:
-        texts[who] = tokenizers[who].apply_chat_template(
-            chats, add_generation_prompt=True, tokenize=False, **kwargs[who]
-        )
+        options = {**kwargs[who], "add_generation_prompt": True}
+        texts[who] = [conversations.render(tokenizers[who], chat, **options) for chat in chats]
         ids[who] = tokenizers[who](texts[who], add_special_tokens=False)["input_ids"]
     differing = [row for row, (a, b) in enumerate(zip(*ids.values(), strict=True)) if a != b]
-    first = differing and _around_difference(*(texts[who][differing[0]] for who in BOTH))
+    at = differing[:1]
+    first = [_around_difference(texts["student"][row], texts["teacher"][row]) for row in at]
     return {
         **{who: str(inputs[who]) for who in BOTH},
         "tokens": len(tokenizers["student"]),
         "embedding_rows": rows,
-        "templates": {"differing": len(differing), "first": first or None},
+        "templates": {"differing": len(differing), "first": first[0] if first else None},
         "thinking": {who: pairing.thinking(tokenizers[who], kwargs[who]) for who in BOTH},
     }
 
@@ -210,7 +207,7 @@ def _answered(
     GENERATIONS."""
     sampler = Sampler(model, cfg, cache)
     ids = [row["id"] for row in prompts]
-    token_ids = sampler.tokenize([row["prompt"] for row in prompts], ids)
+    token_ids = sampler.tokenize(prompts, ids)
     requests = [
         (row, Request(row["id"], tokens, sample))
         for row, tokens in zip(prompts, token_ids, strict=True)
@@ -224,6 +221,7 @@ def _answered(
             "prompt_id": row["id"],
             "sample": request.sample,
             "prompt": row["prompt"],
+            "turns": row["turns"],
             "response": response.text,
             "token_ids": response.token_ids,
             "finish": response.finish,

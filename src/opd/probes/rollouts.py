@@ -9,6 +9,7 @@ import numpy as np
 
 from opd.core import tables
 from opd.core.errors import UserError
+from opd.data import conversations
 from opd.grading.graders import Graded, grade_all
 from opd.models import pairing
 from opd.models.checkpoints import load_tokenizer
@@ -57,12 +58,12 @@ def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> li
     only one of the two think, but for cfg ``thinking_may_differ``."""
     tokenizer = load_tokenizer(student)
     pairing.require_same_thinking(cfg, tokenizer, tokenizer)
-    chats = {row["prompt_id"]: [{"role": "user", "content": row["prompt"]}] for row in rollouts}
+    chats = {row["prompt_id"]: conversations.chat(row) for row in rollouts}
 
     def rendered(kwargs: Mapping[str, Any]) -> dict[str, list[int]]:
-        ids = tokenizer.apply_chat_template(
-            list(chats.values()), add_generation_prompt=True, return_dict=True, **kwargs
-        )["input_ids"]
+        options = {**kwargs, "add_generation_prompt": True}
+        texts = [conversations.render(tokenizer, chat, **options) for chat in chats.values()]
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         return dict(zip(chats, ids, strict=True))
 
     of_student = rendered(cfg.get("chat_template_kwargs") or {})

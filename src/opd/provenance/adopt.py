@@ -143,15 +143,17 @@ def _rollouts(source: Path, prompts: Path, out: Path) -> dict[str, Any]:
     """``prompts`` is the artifact that rollouts should be of, where it has been made."""
     file = source / "generations.parquet" if source.is_dir() else source
     lines = file.suffix in (".jsonl", ".json")
-    rows: Any = [*_json_lines(file)] if lines else tables.read(file, GENERATIONS)
-    target = out / "generations.parquet"
+    rows = [*_json_lines(file)] if lines else tables.read(file, GENERATIONS).to_pylist()
+    path, target = prompts / "payload" / "prompts.parquet", out / "generations.parquet"
+    asked = tables.read(path, PROMPTS).to_pylist() if path.is_file() else []
+    turns = {row["id"]: row["turns"] for row in asked}
+    # The probes put a prompt before its rollout as the row has it.
+    rows = [{**row, "turns": row.get("turns") or turns.get(row.get("prompt_id"))} for row in rows]
     tables.write(target, rows, GENERATIONS)
     ids = set(tables.read(target, GENERATIONS)["prompt_id"].to_pylist())
     if not ids:
         raise UserError("there are no rollouts", str(file), "give a file that has some")
-    path = prompts / "payload" / "prompts.parquet"
-    known = {*tables.read(path, PROMPTS)["id"].to_pylist()} if path.is_file() else ids
-    if strange := sorted(ids - known):
+    if strange := sorted(ids - (turns.keys() if path.is_file() else ids)):
         remedy = "give rollouts of the prompts that the recipe names"
         raise UserError(f"'{strange[0]}' is none of the prompts in {path}", str(file), remedy)
     return {"prompts": len(ids), "generations": len(rows)}

@@ -47,8 +47,8 @@ class Columns(Strict):
 
 
 class FilePrompts(Columns):
-    """A parquet, json-lines or csv file; a relative name is looked up below OPD_DATA_DIR, with ./
-    below the working directory."""
+    """A .parquet, .jsonl, .json or .csv file; a relative name is looked up below OPD_DATA_DIR, with
+    ./ below the working directory."""
 
     file: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -75,6 +75,16 @@ class Dedup(Near):
 
     prompts: PromptsRef
     against: PromptsRef
+
+
+class Fit(Strict):
+    """What is left of a prompt set without the prompts that are too long for one of some models."""
+
+    prompts: PromptsRef
+    models: list[ModelRef] = Field(
+        min_length=1, description="prompts are counted as the chat templates of these render them"
+    )
+    max_prompt_tokens: Count = 1024
 
 
 class Sample(Strict):
@@ -105,13 +115,14 @@ class Apart(Strict):
 class PromptSet(OneOf):
     """Where prompts come from, and what is done to them, in the order of these keys."""
 
-    KINDS = ("world", "path", "hub", "use", "dedup")
+    KINDS = ("world", "path", "hub", "use", "dedup", "fit")
 
     world: WorldPrompts | None = None
     path: FilePrompts | None = None
     hub: HubPrompts | None = None
     use: PromptsRef | None = Field(default=None, description="another set")
     dedup: Dedup | None = None
+    fit: Fit | None = None
     strip: list[str] = Field(
         default=[],
         description=f"what comes off: {TEMPLATE_NAMES} or text, with {{question}} or at one end",
@@ -133,9 +144,10 @@ class PromptSet(OneOf):
     )
 
     @model_validator(mode="after")
-    def _dedup_stands_alone(self) -> "PromptSet":
-        if self.dedup and self.model_fields_set - {"dedup"}:
-            raise ValueError("a dedup recipe takes nothing else; put a 'use' recipe after it")
+    def _stands_alone(self) -> "PromptSet":
+        for kind in ("dedup", "fit"):
+            if getattr(self, kind) and self.model_fields_set - {kind}:
+                raise ValueError(f"a {kind} recipe takes nothing else; put a 'use' recipe after it")
         return self
 
 

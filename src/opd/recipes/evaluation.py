@@ -42,6 +42,11 @@ class Benchmark(Strict):
     hub: TaskData | None = None
     include: str | None = Field(default=None, description="a folder with task files")
     num_fewshot: Number | None = None
+    repeated: Literal["samples", "once"] | None = Field(
+        default=None,
+        description="what problems are that ask the same as an earlier one: more samples of it, or "
+        "left out; an error if not given, as intervals are over problems",
+    )
 
     @model_validator(mode="after")
     def _has_its_data(self) -> "Benchmark":

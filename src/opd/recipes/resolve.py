@@ -169,9 +169,11 @@ def _settle_models(config: Config) -> None:
     for name, model in released.items() if config.use_released else ():
         models[name] = Model(hub=model.released, chat_template=model.chat_template)
     for recipe, key, where, mark in list(naming(config)):
-        model_name = getattr(recipe, key)
-        if mark.section == "models" and model_name is not None:
-            setattr(recipe, key, _without_step(models, model_name, where))
+        named = getattr(recipe, key)
+        if mark.section == "models" and isinstance(named, list):
+            setattr(recipe, key, [_without_step(models, name, where) for name in named])
+        elif mark.section == "models" and named is not None:
+            setattr(recipe, key, _without_step(models, named, where))
     for name, model in list(models.items()):
         if model.trained:
             for step in sorted({*model.trained.keep_steps} - {0, model.trained.steps}):

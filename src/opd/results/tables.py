@@ -3,13 +3,13 @@
 A row names one input per seed (``opd.evaluation.reader`` reads them). Same inputs, same bytes.
 """
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from opd.core import tables
 from opd.core.code import package_file
 from opd.core.html import MISSING, render
 from opd.evaluation.reader import NothingLogged, Reader
@@ -106,8 +106,7 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
         )
         raw.append([row["label"], *written, seeds, digests])
         records[row["label"]] = dict(zip(names, values, strict=True))
-    with (out / "table.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(raw)
+    tables.write_csv(out / "table.csv", raw)
     headers = [label or _header(parsed, measured) for _, label, parsed in columns]
     texts = [[arms[place]["label"], *(text for text, _ in row)] for place, row in cells.items()]
     lines = [["", *headers], ["---", *["---:"] * len(headers)], *texts]

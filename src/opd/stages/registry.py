@@ -86,6 +86,7 @@ STAGES: dict[str, Stage] = {
     "embed": _device("opd.data.embeddings:run", "embed questions", _EMBEDDED, caches=True),
     "neighbours": _torch("opd.data.neighbours:run", "find the nearest questions", _NEAR),
     "dedup": Stage("opd.data.dedup:run", "leave out what another set has", "prompts/{prompts}"),
+    "fit": _torch("opd.models.fit:run", "leave out prompts that are too long", "prompts/{prompts}"),
     "contamination": Stage("opd.data.contamination:run", "look for benchmark problems", _PAGE),
     "init": _torch("opd.models.init:run", "make a model with random weights", _MODEL),
     "fetch": _fetch(

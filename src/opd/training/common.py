@@ -18,14 +18,14 @@ from transformers import (
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.data import privileged
+from opd.data import conversations, privileged
 from opd.losses.schemas import METRICS
 from opd.models.prompts import read_prompts
 from opd.training import batches
 from opd.training.record import Record
 from opd.training.resume import Keep, resumable
 
-Chat = list[dict[str, str]]
+Chat = list[conversations.Turn]
 
 
 def prepare(cfg: Mapping[str, Any]) -> None:
@@ -98,15 +98,17 @@ def rollout_arguments(cfg: Mapping[str, Any], stage: str, scratch: Path) -> dict
 
 
 def as_asked(
-    messages: Sequence[str], tokenizer: PreTrainedTokenizerBase, cfg: Mapping[str, Any]
-) -> tuple[list[Chat], list[list[int]]]:
-    """Messages of a user as conversations, and their token ids, ready for the response."""
-    chats = [[{"role": "user", "content": message}] for message in messages]
+    chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase, cfg: Mapping[str, Any]
+) -> list[list[int]]:
+    """Token ids of conversations, ready for the response; raises as
+    ``opd.data.conversations.render`` does."""
     kwargs = cfg.get("chat_template_kwargs") or {}
-    ids: list[list[int]] = tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, return_dict=True, **kwargs
-    )["input_ids"]
-    return chats, ids
+    texts = [
+        conversations.render(tokenizer, chat, add_generation_prompt=True, **kwargs)
+        for chat in chats
+    ]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def load_prompts(
@@ -116,20 +118,22 @@ def load_prompts(
     message: str = privileged.PLAIN,
 ) -> tuple[list[Chat], list[dict[str, Any]]]:
     """The prompts of prompts.parquet, each put into ``message`` (see ``opd.data.privileged``), as
-    conversations, and their rows.
+    conversations with the turns before them, and their rows.
 
     Raises ``UserError`` for an empty table, a row without a field of the message, a prompt of more
-    than max_prompt_tokens tokens (chat template included), and for too few to fill a step.
+    than max_prompt_tokens tokens (chat template included), as ``as_asked`` does, and for too few to
+    fill a step.
     """
     file, rows = folder / "prompts.parquet", read_prompts(folder)
-    chats, ids = as_asked([privileged.filled(message, row) for row in rows], tokenizer, cfg)
+    chats = [conversations.chat(row, privileged.filled(message, row)) for row in rows]
+    ids = as_asked(chats, tokenizer, cfg)
     limit = cfg["max_prompt_tokens"]
     for i, (row, tokens) in enumerate(zip(rows, ids, strict=True)):
         if len(tokens) > limit:
             raise UserError(
                 f"the prompt has {len(tokens)} tokens, max_prompt_tokens is {limit}",
                 f"{file}: row {i} ({row['id']})",
-                "raise max_prompt_tokens or drop the row",
+                "raise max_prompt_tokens, or train on a set without such rows (prompts: fit)",
             )
     if len(rows) < cfg["prompts_per_step"]:
         raise UserError(

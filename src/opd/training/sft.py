@@ -14,6 +14,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from opd.core import tables
 from opd.core.errors import UserError
+from opd.data import conversations
 from opd.data.privileged import EMPTY_THINK
 from opd.data.schemas import SFT_PAIRS
 from opd.models.checkpoints import load_model, load_tokenizer
@@ -27,7 +28,7 @@ Row = dict[str, list[int]]  # input_ids and labels
 
 
 def as_rendered(
-    pairs: list[dict[str, str]],
+    pairs: list[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     cfg: dict[str, Any],
     file: Path,
@@ -36,7 +37,8 @@ def as_rendered(
 
     Raises ``UserError`` where the rendered prompt is not the beginning of prompt and response.
     """
-    chats, prompts = common.as_asked([pair["prompt"] for pair in pairs], tokenizer, cfg)
+    chats = [conversations.chat(pair) for pair in pairs]
+    prompts = common.as_asked(chats, tokenizer, cfg)
     answered = [
         [*chat, {"role": "assistant", "content": pair["response"]}]
         for chat, pair in zip(chats, pairs, strict=True)
@@ -57,7 +59,7 @@ def as_rendered(
 
 
 def with_empty_think(
-    pairs: list[dict[str, str]],
+    pairs: list[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     cfg: dict[str, Any],
     file: Path,
@@ -94,7 +96,7 @@ def with_empty_think(
             if has_block
             else "leave empty_think out",
         )
-    _, prompts = common.as_asked([pair["prompt"] for pair in pairs], tokenizer, cfg)
+    prompts = common.as_asked([conversations.chat(pair) for pair in pairs], tokenizer, cfg)
     block, encoded_pairs = encoded(EMPTY_THINK), []
     for i, (prompt, pair) in enumerate(zip(prompts, pairs, strict=True)):
         response = encoded(pair["response"] + closing)

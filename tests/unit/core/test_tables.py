@@ -1,5 +1,6 @@
 """The declared schemas: what goes in comes out, and what does not fit is named."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,15 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
     rows = [PROMPT, {**PROMPT, "id": "b", "row": 1, "difficulty": 3.0, "solution": "so"}]
     tables.write(tmp_path / "prompts.parquet", rows, PROMPTS)
     back = tables.read(tmp_path / "prompts.parquet", PROMPTS)
-    assert back.to_pylist() == rows
-    assert back.schema.names == list(PROMPT)
+    # A sparse column is in no file in which it would be empty, and reads as empty from there.
+    assert back.to_pylist() == [{**row, "turns": None} for row in rows]
+    assert "turns" not in pq.read_schema(tmp_path / "prompts.parquet").names
+    spoken = [{**row, "turns": [{"role": "system", "content": row["id"]}]} for row in rows]
+    for told in (spoken, [rows[0], spoken[1]]):
+        tables.write(tmp_path / "prompts.parquet", told, PROMPTS)
+        back = tables.read(tmp_path / "prompts.parquet", PROMPTS)
+        assert back.to_pylist() == [{"turns": None, **row} for row in told]
+    assert back.schema.names == [*PROMPT, "turns"]
 
 
 def test_columns_are_written_in_the_order_of_the_schema(tmp_path: Path) -> None:
@@ -88,3 +96,34 @@ def test_what_is_no_parquet_file_is_said_so(tmp_path: Path) -> None:
         tables.read(tmp_path / "p", SFT_PAIRS)
     with pytest.raises(UserError, match="no such file"):
         tables.read(tmp_path / "missing", SFT_PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        ('=HYPERLINK("http://x","y")', '"\'=HYPERLINK(""http://x"",""y"")"'),
+        ("+1+cmd|' /C calc'!A0", "'+1+cmd|' /C calc'!A0"),
+        ("-2+3", "'-2+3"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t=1"),
+        ("\r=1", '"\'\n=1"'),
+        ("a\r=1", '"a\n=1"'),
+        (" =1", "' =1"),
+        ("\uff1d1", "'\uff1d1"),
+        *((number, number) for number in ("-2", "+0.5", "-1.5e-07", "a=1", "x", "")),
+        (-2, "-2"),
+        (None, ""),
+    ],
+)
+def test_no_cell_is_a_formula(tmp_path: Path, cell: Any, written: str) -> None:
+    """Numbers stay numbers: only text that a spreadsheet would run is marked as text."""
+    tables.write_csv(tmp_path / "t.csv", [["x", cell], ["y", 1]])
+    assert (tmp_path / "t.csv").read_bytes().decode() == f"x,{written}\ny,1\n"
+
+
+def test_every_csv_is_written_there() -> None:
+    sources = Path(tables.__file__).parents[1].rglob("*.py")
+    writers = [
+        path.name for path in sources if re.search(r"csv\.(writer|DictWriter)", path.read_text())
+    ]
+    assert sorted(writers) == ["tables.py"]

@@ -339,7 +339,15 @@ GOOD = {"question": "a", "answer": "1"}
         ("t.csv", b"question,answer\n", r"t\.csv: it has no rows"),
         ("t.csv", b"q,answer\na,1\n", r"column 'question' is missing \(it has answer, q\)"),
         ("t.parquet", b"PAR1 and no more", r"t\.parquet: not a whole parquet file"),
-        ("t.txt", b"a", r"unknown kind of file '\.txt'; use \.parquet, \.jsonl or \.csv"),
+        ("t.txt", b"a", r"unknown kind of file '\.txt'; use \.parquet, \.jsonl, \.json or \.csv"),
+        ("t.jsonl", b"\n \n", r"t\.jsonl: it has no rows"),
+        ("t.jsonl", b"\n" + jsonl(GOOD) + b"\n{", r"t\.jsonl:4: not JSON"),
+        ("t.json", b"[" * 100_000, r"t\.json: not JSON"),
+        ("t.json", jsonl(GOOD, GOOD), r"t\.json: not JSON \(Extra .*; write one array of objects"),
+        ("t.json", jsonl({"data": [GOOD]}), r"t\.json: a dict, not an array; write one array"),
+        ("t.json", b'[{"question": "a", "answer": "1"}, 3]', r"t\.json: item 1: not a JSON object"),
+        ("t.json", b"[]", r"t\.json: it has no rows"),
+        ("t.json", b'[{"question": "\xff"}]', r"t\.json: not UTF-8 \(byte 0xff at 15\)"),
     ],
 )  # fmt: skip
 def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -358,7 +366,9 @@ JSON = st.recursive(
     max_leaves=6,
 )
 MESSAGES = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "gpt"]), "content": JSON}),
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "gpt", "system"]), "content": JSON}
+    ),
     max_size=3,
 )
 
@@ -382,7 +392,8 @@ def test_any_row_is_read_or_refused(name: str, data: st.DataObject) -> None:
         assert found.pop("id") is None
         assert isinstance(found.pop("difficulty"), float | None)
         assert found.pop("solution") != ""
-        for text in found.values():
+        turns = found.pop("turns")
+        for text in [*found.values(), *(turn["content"] for turn in turns or [])]:
             assert isinstance(text, str) and text.encode() is not None
 
 
@@ -407,6 +418,23 @@ def test_a_parquet_file_damaged_anywhere_is_one_line(tmp_path: Path) -> None:
         except UserError as bad:
             errors += "\n" not in str(bad)
     assert errors > 10
+
+
+def test_json_arrays_and_blank_lines_are_the_rows_that_lines_are(tmp_path: Path) -> None:
+    rows = [{"question": q, "answer": a} for q, a in (("a", 1), ("b\u2028\n", 2.0), ("c", "3"))]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    texts = {
+        "plain.jsonl": "\n".join(lines),
+        "blank.jsonl": "\n\n".join(["", *lines, "  \r", ""]),
+        "array.json": "\ufeff" + json.dumps(rows, indent=2, ensure_ascii=False),
+    }
+    read = []
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        found, tally = load({"path": str(tmp_path / name)})
+        assert tally == {"read": 3}
+        read.append([(row["question"], row["answer"], row["row"]) for row in found])
+    assert read == [[("a", "1", 0), ("b\u2028\n", "2", 1), ("c", "3", 2)]] * 3
 
 
 def test_numbers_are_answers(tmp_path: Path) -> None:

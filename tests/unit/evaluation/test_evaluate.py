@@ -134,7 +134,7 @@ def test_disagreements_are_counted_and_the_most_frequent_come_first(tmp_path: Pa
     from opd.evaluation.harness import ScoredResponse
 
     asked = [("\\boxed{1}", "1"), ("\\boxed{2+2}", "4"), ("\\boxed{2/4}", "1/2"), ("no box", "1")]
-    asked += [asked[2], ("4", "4")]
+    asked += [asked[2], ("4", "4"), ("\\boxed{-2/4}", "-1/2")]
     answered = {
         "b": [
             ScoredResponse(f"p{i}", 0, a, r, None, {}, 9, "stop") for i, (r, a) in enumerate(asked)
@@ -147,6 +147,8 @@ def test_disagreements_are_counted_and_the_most_frequent_come_first(tmp_path: Pa
     assert (tmp_path / "d.csv").read_text() == (
         "benchmark,extracted,answer,rule,math_verify,count\n"
         "b,2/4,1/2,False,True,2\nb,2+2,4,False,True,1\n"
+        # No formulas: a spreadsheet would show the value.
+        "b,'-2/4,'-1/2,False,True,1\n"
     )
 
 

@@ -1,6 +1,7 @@
 """lm-eval's tasks over our data with our sampler: prompts, scores, repeats, other tasks, errors."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from probing import with_template
 from tiny import SHAPE, WORLD
 
 from opd.core import tables
@@ -280,8 +282,9 @@ def test_a_task_that_compares_likelihoods(tmp_path: Path, model: Path) -> None:
     data.mkdir()
     rows = [{"q": "3+4=", "label": 0}, {"q": "3+4=", "label": 1}]
     pq.write_table(pa.Table.from_pylist(rows), data / "test.parquet")
-    benchmark = {"name": "p", "task": "pick"}
+    benchmark = {"name": "p", "task": "pick", "repeated": "samples"}
     summary, found = run(tmp_path, model, [benchmark], **{"data:p": data, "include:p": folder})
+    assert [(row["problem"], row["sample"]) for row in found] == [("0", 0), ("0", 1)]
     assert summary["benchmarks"]["p"]["avg"] == 0.5  # one of the two labels must be the likelier
     (one, other), _ = (json.loads(row["response"]) for row in found)
     assert dict(found[0]["scores"])["acc"] == float(one[0] > other[0])
@@ -382,3 +385,80 @@ def test_a_setting_that_the_sampler_does_not_have_is_refused(model: Path) -> Non
         f"pretrained={model},{given}", {"batch_size": 2, "max_batch_size": 8, "device": "cpu"}
     )
     assert lm.sampler.settings["batch_size"] == 2
+
+
+ROLES = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_turns_stand_before_a_problem(tmp_path: Path, model: Path) -> None:
+    """After few-shot examples, whose own turns are left out; each row has its own or none."""
+    told = with_template(model, tmp_path / "told", ROLES)
+    turns = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "1+1="},
+        {"role": "assistant", "content": "2"},
+    ]
+    rows = [
+        schemas.prompt_row("a", "2+2=", "4", "s", 0, turns=turns),
+        schemas.prompt_row("b", "3+3=", "6", "s", 1),
+    ]
+    file = prompts_of(tmp_path / "p", rows)
+    lm = harness.SamplerLM(told, **SAMPLING)
+    harness.answer("b", task := loaded(tmp_path, "opd_world", file), lm)
+    assert [request.args[0] for request in task.instances] == [
+        "s:be brief<eos>u:1+1=<eos>a:2<eos>u:2+2=<eos><assistant>",
+        "u:3+3=<eos><assistant>",
+    ]
+    harness.answer("b", task := loaded(tmp_path, "opd_world", file, num_fewshot=1), lm)
+    example = "u:(2[+]2=<eos>a:4|3[+]3=<eos>a:6)<eos>"
+    for request, before in zip(
+        task.instances, ("u:1[+]1=<eos>a:2<eos>u:2[+]2", "u:3[+]3"), strict=True
+    ):
+        system = "s:be brief<eos>" if "1[+]1" in before else ""
+        assert re.fullmatch(f"{system}{example}{before}=<eos><assistant>", request.args[0])
+
+
+def test_a_benchmark_that_repeats_its_problems(tmp_path: Path, model: Path) -> None:
+    """Three problems, four times each, are no twelve problems: the interval would be half as wide.
+    They are refused, unless the copies are samples by name, or left out."""
+    rows = [schemas.prompt_row(f"q{i}", f"{i % 3}+2=", str(i % 3 + 2), "s", i) for i in range(12)]
+    copies = {"prompts:b": prompts_of(tmp_path / "copies", rows)}
+    benchmark = {"name": "b", "task": "opd_world"}
+    with pytest.raises(UserError, match=r"b: 9 of 12 problems ask what an earlier one asks"):
+        run(tmp_path, model, [benchmark], **copies)
+    assert not list((tmp_path / "out").iterdir())
+    once, _ = run(
+        tmp_path, model, [benchmark], **{"prompts:b": prompts_of(tmp_path / "o", rows[:3])}
+    )
+    same, _ = run(tmp_path, model, [{**benchmark, "repeated": "once"}], **copies)
+    assert same == once
+    summary, scores = run(tmp_path, model, [{**benchmark, "repeated": "samples"}], **copies)
+    numbers = summary["benchmarks"]["b"]
+    assert (numbers["problems"], numbers["samples"]) == (3, 12)
+    assert {(row["problem"], row["sample"]) for row in scores} == {
+        (f"q{i}", sample) for i in range(3) for sample in range(12)
+    }
+    assert len({row["response"] for row in scores if row["problem"] == "q0"}) > 3
+    uneven = {"prompts:b": prompts_of(tmp_path / "uneven", rows[:5])}
+    with pytest.raises(UserError, match="asks some problem 1 and another 2 times"):
+        run(tmp_path, model, [{**benchmark, "repeated": "samples"}], **uneven)
+
+
+def test_repeats_are_found_behind_few_shot_examples_and_among_choices(
+    tmp_path: Path, model: Path
+) -> None:
+    rows = [schemas.prompt_row(f"q{i}", f"{i % 4}+2=", "2", "s", i) for i in range(8)]
+    file = prompts_of(tmp_path / "p", rows)
+    lm = harness.SamplerLM(model, **SAMPLING)
+    with pytest.raises(UserError, match="4 of 8 problems ask"):
+        harness.answer("b", loaded(tmp_path, "opd_world", file, num_fewshot=2), lm)
+    spoken = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [
+        schemas.prompt_row(f"q{i}", "1+2=", "2", "s", i, turns=turns)
+        for i, turns in enumerate((spoken, None))
+    ]
+    task = loaded(tmp_path, "opd_world", prompts_of(tmp_path / "q", rows), num_fewshot=1)
+    assert len(harness.answer("b", task, lm)) == 4  # another conversation is another problem

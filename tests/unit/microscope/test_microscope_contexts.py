@@ -54,10 +54,7 @@ def test_a_teacher_without_its_demonstrations_is_not_asked() -> None:
         contexts.teacher_asked("r", "Q", found, 1, 0)
 
 
-def test_the_system_prompt_and_the_summariser() -> None:
-    roles = [one["role"] for one in contexts.chat("Q", contexts.SYSTEM)]
-    assert roles == ["system", "user"]
-    assert contexts.chat("Q", None) == [{"role": "user", "content": "Q"}]
+def test_the_summariser() -> None:
     asked = contexts.summary_request(contexts.SUMMARISE, "2+2?", "It is {4}.")
     assert "2+2?" in asked and "It is {4}." in asked
     with pytest.raises(UserError, match="it has no"):

@@ -66,7 +66,7 @@ def test_the_table_is_complete_and_in_order(inputs: Inputs, tmp_path: Path) -> N
     }
     assert 0 < numbers["truncation_rate"] < 1
     sampler = Sampler(inputs["model"], CFG)
-    (tokens,) = sampler.tokenize([prompts[7]["prompt"]], ["7"])
+    (tokens,) = sampler.tokenize([prompts[7]], ["7"])
     (alone,) = sampler.sample([Request(prompts[7]["id"], tokens, 1)])
     assert (rows[15]["response"], rows[15]["token_ids"]) == (alone.text, alone.token_ids)
 

@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def requests(sampler: Sampler, samples: int = 1, ids: Sequence[str] = IDS) -> list[Request]:
-    prompts = [PROMPTS[IDS.index(id)] for id in ids]
+    prompts = [{"prompt": PROMPTS[IDS.index(id)]} for id in ids]
     tokens = sampler.tokenize(prompts, ids)
     return [Request(i, t, k) for i, t in zip(ids, tokens, strict=True) for k in range(samples)]
 

@@ -122,7 +122,7 @@ def sampler(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Sampler:
 
 
 def requests(sampler: Sampler, samples: int) -> list[Request]:
-    tokens = sampler.tokenize(list(TEXTS.values()), list(TEXTS))
+    tokens = sampler.tokenize([{"prompt": text} for text in TEXTS.values()], list(TEXTS))
     return [Request(i, t, k) for i, t in zip(TEXTS, tokens, strict=True) for k in range(samples)]
 
 

@@ -249,8 +249,14 @@ def test_templates_and_heads_that_differ_are_shown(
         ({"lines": "gone.jsonl"}, None, [], "gone.jsonl: it cannot be read"),
         ({"lines": "gone.parquet"}, None, [], "gone.parquet: no such file"),
         ({}, "", [], "lines.jsonl: there are no prompts"),
-        ({}, '{"question": "1+1="}\n{"answer": 2}', [], "line 2: there is no question in it"),
-        ({}, "1+1=", [], "line 1: not JSON"),
+        (
+            {},
+            '{"question": "1+1="}\n{"answer": 2}',
+            [],
+            "lines.jsonl: row 1: there is no question in it",
+        ),
+        ({}, "1+1=", [], "lines.jsonl:1: not JSON"),
+        ({}, '{"prompt": [{"role": "tool"}]}', [], "row 0: 'prompt' holds tool; expected user"),
         ({}, '{"question": "1+1="}', ["--grader", "world"], "lines.jsonl: prompt '1': it has no"),
         ({}, None, ["--grader", "guess"], "unknown grader 'guess'"),
         ({}, None, ["--chat-template", '["x"]'], "--chat-template: not a JSON object"),
@@ -303,3 +309,25 @@ def test_as_a_stage(inputs: Inputs, tmp_path: Path) -> None:
     made = {path.name for path in (tmp_path / "made" / "payload").iterdir()}
     assert made == {"preflight.json", "preflight.md", "probe.json", "draws.parquet"}
     assert list(tmp_path.glob("store/.cache/responses/*/*.jsonl"))
+
+
+def test_questions_are_read_as_people_have_them(tmp_path: Path) -> None:
+    """An array, a table, lines; with a system prompt and a number as the answer."""
+    from opd.probes.preflight import read_questions
+
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "1+1="}]
+    (tmp_path / "q.json").write_text(json.dumps([{"prompt": chat, "answer": 2}, {"question": "b"}]))
+    (tmp_path / "q.csv").write_text("question,answer,prompt\n1+1=,2,say 1+1=\n")
+    (tmp_path / "q.txt").write_text('\n{"question": "1+1=", "answer": 2.0}\n\n')
+    read = {
+        path.suffix: [
+            (row["question"], row["prompt"], row["answer"], row["turns"])
+            for row in read_questions(path)
+        ]
+        for path in tmp_path.iterdir()
+    }
+    assert read == {
+        ".json": [("1+1=", "1+1=", "2", chat[:1]), ("b", "b", "", None)],
+        ".csv": [("1+1=", "say 1+1=", "2", None)],
+        ".txt": [("1+1=", "1+1=", "2", None)],
+    }

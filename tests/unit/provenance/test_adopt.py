@@ -208,7 +208,14 @@ def test_rollouts_in_each_form(results: Path, tmp_path: Path, form: str):
     made = _adopt(source, ROLLOUTS, results)
     assert made["numbers"] == {"prompts": 1, "generations": 1}
     read = tables.read(results / ROLLOUTS.folder / "payload" / "generations.parquet", GENERATIONS)
-    assert read.to_pylist() == [ROLLOUT]
+    assert read.to_pylist() == [{**ROLLOUT, "turns": None}]
+    # What stands before a prompt is the prompt set's, where the rollouts do not say it.
+    turns = [{"role": "system", "content": "s"}]
+    row = schemas.prompt_row("p", "1+1=", "2", "by hand", 0, turns=turns)
+    tables.write(results / "prompts" / "rl" / "payload" / "prompts.parquet", [row], PROMPTS)
+    adopt._rollouts(source, results / "prompts" / "rl", tmp_path)
+    read = tables.read(tmp_path / "generations.parquet", GENERATIONS)
+    assert read.to_pylist() == [{**ROLLOUT, "turns": turns}]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from opd.stages.artifact import Artifact, closure
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
+FIT = {"fit": {"prompts": "p", "models": ["b", "i"], "max_prompt_tokens": 9}}
 ASK = {"model": "a", "prompts": "p"}
 CONTINUE = {"generations": "g", "teacher": "b"}
 CURVES = {"title": "F", "kind": "curves", "series": [{"label": "x", "model": "x"}]}
@@ -126,6 +127,13 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"prompts__p__template": "boxedd"}, ["prompts.p", "dapo, boxed, boxed_double_brace"]),
         ({"prompts__p__path": {"file": "x"}}, ["prompts.p", "world and path"]),
         ({"prompts__d__distinct": "question"}, ["prompts.d", "takes nothing else"]),
+        ({"prompts__f": {**FIT, "sample": {"n": 1}}}, ["prompts.f: a fit recipe takes nothing"]),
+        ({"prompts__f__fit": {"prompts": "p", "models": []}}, ["prompts.f.fit.models", "at least"]),
+        ({"prompts__f": {"fit": {"prompts": "p", "models": ["c"]}}}, ["fit.models", "'c'"]),
+        (
+            {"prompts__f": FIT, "models__b__grpo__prompts": "f"},
+            ["refers to itself", "models.b", "prompts.f"],
+        ),
         ({"prompts__p__difficulty": {}}, ["prompts.p", "at_least or at_most"]),
         ({"prompts__p__apart_from": {"prompts": "q"}}, ["prompts.p.apart_from.prompts", "'q'"]),
         ({"prompts__p__apart_from": {"prompts": "p"}}, ["prompts.p -> prompts.p"]),
@@ -619,6 +627,30 @@ def test_neighbours_are_found_once_for_all_thresholds_and_reports():
     assert made["prompts/d"].inputs[2] == made["prompts/d2"].inputs[2] == "neighbours/hashed/o/p"
     assert made["prompts/own"].inputs == ("prompts/o", "neighbours/hashed/o/o")
     assert made["contamination/r"].cfg["inputs"] == ["prompts", "benchmark:p", "neighbours:p"]
+
+
+def test_a_filter_by_tokens_reads_the_models_that_it_names_with_their_templates():
+    given = {"prompts__f": FIT, "models__i__chat_template": {"enable_thinking": False}}
+    made = artifacts(config(**given, models__x__distill__prompts="f"))
+    assert made["prompts/f"].stage == "fit"
+    assert made["prompts/f"].named == {
+        "prompts": "prompts/p", "model:b": "models/b/s0", "model:i": "models/i/s0"
+    }  # fmt: skip
+    thinking = {"enable_thinking": False}
+    expected = {"max_prompt_tokens": 9, "chat_templates": {"b": thinking, "i": thinking}}
+    assert {k: made["prompts/f"].cfg[k] for k in expected} == expected
+    assert made["models/x/s0"].named["prompts"] == "prompts/f"
+    # The step of a model that is its end is the model.
+    last = {"fit": {"prompts": "p", "models": ["b@2"]}}
+    named = artifacts(config(prompts__f=last))["prompts/f"].named
+    assert named["model:b"] == "models/b/s0"
+
+
+def test_what_repeated_problems_are_is_a_setting_of_the_benchmark():
+    before = artifacts(config())["evaluations/e/x/s0"].cfg["benchmarks"]
+    assert "repeated" not in before[0]
+    made = artifacts(config(benchmarks__w__repeated="samples"))["evaluations/e/x/s0"]
+    assert made.cfg["benchmarks"] == [{**before[0], "repeated": "samples"}]
 
 
 def test_threads_of_an_encoder_are_no_part_of_its_embeddings():

@@ -511,3 +511,11 @@ def test_what_was_adopted_is_said_and_costs_nothing(tmp_path):
     row = html[html.index('id="run:models/theirs/s0"') :]
     assert "<td>adopted" in row[: row.index("</tr>")]
     assert "the 9 stages behind this page took 1 h 03 min" in page.text
+
+
+def test_what_is_odd_about_a_prompt_set_is_said(tmp_path):
+    results = sample(tmp_path)
+    numbers = {"prompts": 9, "notes": ["8 of 9 rows ask again", "hold <|im_end|>"]}
+    results.run("prompts", "prompts/odd", {}, numbers=numbers)
+    page, _ = reported(results, tmp_path / "out")
+    assert "prompts/odd: 8 of 9 rows ask again; hold <|im_end|>." in page.text

@@ -20,6 +20,7 @@ SEEDS = {
     "embed": 217472968,
     "neighbours": 1399877178,
     "dedup": 947315219,
+    "fit": 964349462,
     "contamination": 998664168,
     "init": 353686001,
     "fetch": 362692085,
