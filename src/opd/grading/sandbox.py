@@ -3,7 +3,8 @@
 Text of a model is never evaluated as code: it is read by math-verify's grammar (ANTLR), and the
 ``eval`` behind sympy's conversion of strings is taken out. On an answer such as 9^{9^{9^9}} sympy
 can run for hours or fill the memory, so the process limits its own CPU time and memory; one that
-dies is replaced, one whose parent dies ends.
+dies is replaced, one whose parent dies ends. Only these limits are verdicts on an answer: what was
+asked of a process that something else has ended is asked once more.
 """
 
 import json
@@ -22,13 +23,15 @@ from typing import Any, NoReturn
 from opd.core.errors import UserError
 from opd.grading.equivalence import AnswerPair
 
-# Of one comparison: CPU seconds and memory that the process may take, wall seconds of waiting.
+# Of one comparison: CPU seconds and memory that the process may take, wall seconds of waiting. Its
+# CPU seconds are up long before, unless the machine gives it no time.
 CPU_SECONDS = 2.0
 MEMORY_BYTES = 1 << 30
 WALL_SECONDS = 30.0
 # How often an idle process looks whether its parent lives. The end of its input tells it too, but
 # not while a fork of the parent holds the other end.
 PARENT_SECONDS = 1.0
+ATTEMPTS = 2
 
 
 class Verifier:
@@ -39,22 +42,42 @@ class Verifier:
         self.lock = threading.Lock()
 
     def __call__(self, grader: str, pairs: Sequence[AnswerPair]) -> bool | None:
-        """Whether ``COMPARE[grader]`` finds each (given, truth) equal; None at a limit."""
+        """Whether ``COMPARE[grader]`` finds each (given, truth) equal; None at one of the process's
+        own limits. Raises ``UserError`` where something else ends the process twice."""
+        request = json.dumps([grader, pairs]) + "\n"
         with self.lock:
-            line = ""
-            try:
-                process = self._running()
-                assert process.stdin and process.stdout
-                with suppress(BrokenPipeError):
-                    process.stdin.write(json.dumps([grader, pairs]) + "\n")
-                    process.stdin.flush()
-                    if select.select([process.stdout], [], [], WALL_SECONDS)[0]:
-                        line = process.stdout.readline()
-                return bool(json.loads(line)) if line else None
-            finally:
-                # An answer that comes after an interrupt would be taken for that of the next pair.
-                if not line:
-                    self.stop()
+            for _ in range(ATTEMPTS):
+                line, status = self._asked(request)
+                if line or status == -signal.SIGPROF:
+                    return None if not line else json.loads(line)
+        if status is None:
+            end = f"gave no answer within {WALL_SECONDS:.0f} s"
+        else:
+            end = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        raise UserError(
+            f"the process that compares answers {end}, {ATTEMPTS} times in a row",
+            "grader",
+            "see that the machine has memory and processors left (see `dmesg`), and start it again",
+        )
+
+    def _asked(self, request: str) -> tuple[str, int | None]:
+        """The answer to a request, and without one the status with which the process ended; None
+        where it did not end in time."""
+        line, status = "", None
+        process = self._running()
+        assert process.stdin and process.stdout
+        try:
+            with suppress(BrokenPipeError):
+                process.stdin.write(request)
+                process.stdin.flush()
+            if select.select([process.stdout], [], [], WALL_SECONDS)[0]:
+                line = process.stdout.readline()
+                status = None if line else process.wait()
+            return line, status
+        finally:
+            # An answer that comes after an interrupt would be taken for that of the next pair.
+            if not line:
+                self.stop()
 
     def _running(self) -> subprocess.Popen[str]:
         if self.process is not None and self.process.poll() is None:
@@ -93,7 +116,8 @@ def verifier(pid: int) -> Verifier:
 
 
 def serve(parent: int) -> None:
-    """Answer each line of JSON [grader, pairs] with a JSON boolean, within the limits."""
+    """Answer each line of JSON [grader, pairs] with a JSON boolean, within the limits; with null,
+    and for the last time, at that of memory."""
     import logging
     import resource
 
@@ -117,11 +141,13 @@ def serve(parent: int) -> None:
         try:
             same = all(COMPARE[grader](given, truth) for given, truth in pairs)
         except MemoryError:
-            return
+            same = None
         except Exception:
             same = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(same), flush=True)
+        if same is None:
+            return
 
 
 def forbid_code() -> None:
