@@ -26,7 +26,7 @@ from opd.core.text import suggestion
 from opd.data import layouts
 from opd.data.schemas import PROMPTS
 from opd.evaluation import tasks as benchmarks
-from opd.grading.graders import GRADERS
+from opd.grading.graders import GRADERS, THINK
 from opd.models import sampling
 
 # What lm-eval's command line gives every model beside the settings that a user names.
@@ -34,7 +34,8 @@ _OF_LM_EVAL = {"device", "max_batch_size"}
 
 
 class ScoredResponse(NamedTuple):
-    """One response of a benchmark with what lm-eval makes of it."""
+    """One response of a benchmark with what lm-eval makes of it. ``thinking``: its prompt has begun
+    the thinking already."""
 
     problem: str
     sample: int
@@ -44,6 +45,7 @@ class ScoredResponse(NamedTuple):
     scores: dict[str, float]
     tokens: int
     finish: str
+    thinking: bool = False
 
 
 @register_model("opd")
@@ -246,6 +248,7 @@ def _generated(name: str, task: Any, lm: SamplerLM) -> list[ScoredResponse]:
                 scores,
                 len(response.token_ids),
                 "stop" if stopped else response.finish,
+                request.args[0].rstrip().endswith(THINK),
             )
         )
     return rows

@@ -15,10 +15,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, NoReturn
+from unittest.mock import patch
 
 from opd.core.errors import UserError
 from opd.grading.equivalence import AnswerPair
@@ -172,15 +173,24 @@ def forbid_code() -> None:
     sympy_parser.eval_expr = refuse
 
 
-def equal_for_sympy(given: str, truth: str) -> bool:
-    """Whether the difference of two expressions (normalised LaTeX) simplifies to 0."""
+def equal_for_sympy(given: str, truth: str, exact: bool = False) -> bool:
+    """Whether the difference of two expressions (normalised LaTeX) simplifies to 0; if ``exact``,
+    with decimals as the fractions that they stand for."""
     from latex2sympy2_extended import latex2sympy
     from sympy import Expr, simplify
 
     ours, theirs = (latex2sympy(text, normalization_config=None) for text in (given, truth))
     if not isinstance(ours, Expr) or not isinstance(theirs, Expr):
         return False
-    return bool(simplify(ours - theirs) == 0)
+    difference = ours - theirs
+    return bool(simplify(without_floats(difference) if exact else difference) == 0)
+
+
+def without_floats(expression: Any) -> Any:
+    """An expression of sympy with decimals as the fractions that they stand for."""
+    from sympy import Float, nsimplify
+
+    return nsimplify(expression, rational=True) if expression.has(Float) else expression
 
 
 def equal_for_math_verify(given: str, truth: str) -> bool:
@@ -196,4 +206,36 @@ def equal_for_math_verify(given: str, truth: str) -> bool:
     return bool(verify(parsed(truth), parsed(given), timeout_seconds=None))
 
 
-COMPARE = {"rule": equal_for_sympy, "math_verify": equal_for_math_verify}
+def exactly_equal_for_math_verify(given: str, truth: str) -> bool:
+    """Whether math-verify finds two answers equivalent where it rounds nothing: decimals are the
+    fractions that they stand for, and what is nearly 0 is not 0."""
+    from math_verify import grader
+    from sympy import Integer, MatrixBase, simplify
+
+    rounded = grader.sympy_numeric_eq
+
+    def difference(ours: Any, theirs: Any) -> Any:
+        return without_floats(ours.doit() - theirs.doit())
+
+    def numerically(ours: Any, theirs: Any, *precision: int) -> bool:
+        if not rounded(ours, theirs, *precision):
+            return False
+        integers = all(grader.is_atomic_or_pct_atomic(side, Integer) for side in (ours, theirs))
+        # Of integers a % does not count; matrices have been here element by element.
+        if integers or isinstance(ours, MatrixBase) or ours == theirs:
+            return True
+        return difference(ours, theirs).equals(0) is not False
+
+    def symbolically(ours: Any, theirs: Any) -> bool:
+        return bool(simplify(difference(ours, theirs)).is_zero)
+
+    with patch.multiple(grader, sympy_numeric_eq=numerically, sympy_symbolic_eq=symbolically):
+        return equal_for_math_verify(given, truth)
+
+
+COMPARE: dict[str, Callable[[str, str], bool]] = {
+    "rule": equal_for_sympy,
+    "math_verify": equal_for_math_verify,
+    "exact_rule": partial(equal_for_sympy, exact=True),
+    "exact_math_verify": exactly_equal_for_math_verify,
+}

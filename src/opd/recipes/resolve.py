@@ -14,7 +14,7 @@ from opd.core.security import holds_secret
 from opd.core.text import suggestion
 from opd.recipes.base import Plain, naming, references, unknown
 from opd.recipes.config import DEFAULTS, Config
-from opd.recipes.models import Keep, Kept, Model
+from opd.recipes.models import PRESETS, Keep, Kept, Model
 
 # Sections in which a recipe may sweep.
 SWEPT = (
@@ -103,7 +103,8 @@ def _refuse_secrets(value: Any, where: str = "") -> None:
 
 
 def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Write ``defaults`` into each recipe and each ``sweep`` out as recipes of its own."""
+    """Write ``defaults`` into each recipe and each ``sweep`` out as recipes of its own. What goes
+    by the name of a built-in protocol is laid over it."""
     config = json.loads(json.dumps(raw))
     defaults = config.get("defaults", {})
     _check_keys(defaults, DEFAULTS, "defaults")
@@ -123,6 +124,10 @@ def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
                     recipe[stage] = merge(defaults[stage], recipe[stage])
             expanded |= _sweep(f"{section}.{name}", name, recipe)
         config[section] = expanded
+    protocols = config.get("protocols")
+    for name in PRESETS["protocols"].keys() & (protocols if isinstance(protocols, dict) else ()):
+        if isinstance(protocols[name], Mapping):
+            protocols[name] = merge(PRESETS["protocols"][name], protocols[name])
     return config
 
 
