@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 import re
 import sys
 from collections import Counter
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import file_digest
+from opd.core.files import file_digest, parse_json
 from opd.data import layouts
 
 CHUNK = 1024  # rows
@@ -166,8 +165,8 @@ def _rows(batch: Any, name: str, first: int) -> Iterator[Row]:
 def _jsonl(path: Path) -> Iterator[Row]:
     for number, line in enumerate(_lines(path), 1):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise UserError(f"not JSON ({error})", f"{path}:{number}", "mend the line") from error
         if not isinstance(row, dict):
             raise UserError("not a JSON object", f"{path}:{number}", "mend the line")

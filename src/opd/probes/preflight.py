@@ -4,7 +4,6 @@ The indicators are those of Rethinking OPD; the rules that make an outlook of th
 their limits are ours. Nothing is trained.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import transformers
 
 from opd.core import tables
 from opd.core.errors import UserError
+from opd.core.files import parse_json
 from opd.data.schemas import PROMPTS, prompt_row
 from opd.grading.graders import grader_named
 from opd.models import pairing
@@ -143,7 +143,7 @@ def _lines(path: Path) -> list[Row]:
             continue
         where = f"{path}: line {i + 1}"
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError as error:
             raise UserError(f"not JSON ({error})", where, "write one object a line") from error
         question = isinstance(entry, dict) and (entry.get("question") or entry.get("prompt"))

@@ -1,5 +1,6 @@
 """Configs: what is refused and how, defaults and sweeps, and what an edit can touch."""
 
+import datetime
 import json
 import math
 import shutil
@@ -459,6 +460,33 @@ def test_an_evaluation_has_its_protocol_and_its_tasks():
     own = config(protocols__many_faces={"temperature": 0.7}, evaluations__e__protocol="many_faces")
     laid_over = artifacts(own)["evaluations/e/x/s0"].cfg
     assert laid_over == {**faces, "protocol": {**faces["protocol"], "temperature": 0.7}}
+
+
+def _itself() -> Any:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+def _bomb() -> Any:
+    value: list[Any] = [1]
+    for _ in range(40):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (datetime.date(2020, 1, 1), "date is not JSON serializable"),
+        (b"x", "bytes is not JSON serializable"),
+        (_itself(), "nested too deeply"),
+        (_bomb(), "too many values"),
+    ],
+)
+def test_what_snakemake_reads_of_a_config_may_be_no_plain_values(value, reason):
+    with pytest.raises(UserError, match=f"config: no plain values .*{reason}"):
+        resolve(config(seeds=value))
 
 
 def test_boxes_are_read_strictly_unless_a_protocol_says_otherwise():
