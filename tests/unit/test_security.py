@@ -4,15 +4,18 @@ A trap is data that makes a file when it is executed: a test fails if the file i
 """
 
 import ast
+import io
 import json
 import os
 import pickle
 import re
+import shutil
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ import torch
 import yaml
 from duplicates import neighbours_of, payload, remove
 from reported import reported as reported
-from results import Results, check, claim, found, published, target
+from results import Results, check, claim, found, published, sample, target
 from tiny import SFT, Inputs, files, run
 
 from opd.cli.main import main
@@ -457,11 +460,48 @@ def test_an_error_cannot_steer_the_terminal(
         ("a\x1b[0mb", "a⟨U+001B⟩[0mb"),
         ("\u2066x\u2069", "⟨U+2066⟩x⟨U+2069⟩"),
         ("a\r\nb\x00", "a⟨U+000D⟩\nb⟨U+0000⟩"),
+        ("\x9b31m \udc9b31m", "⟨U+009B⟩31m ⟨U+DC9B⟩31m"),
         ("日本 é ∑ 👩‍🔬", "日本 é ∑ 👩‍🔬"),
     ],
 )
 def test_control_characters_are_spelt_out(text: str, shown: str) -> None:
     assert security.visible(text) == shown
+    assert security.visible_line(text) == shown.replace("\n", "⟨U+000A⟩")
+
+
+def test_what_a_stage_says_cannot_steer_the_terminal_and_bars_of_progress_are_drawn() -> None:
+    stream = io.StringIO()
+    security.Redacting(stream).write("\r 50% \x1b[A\x1b[2J\n\x1b]0;title\x07")
+    assert stream.getvalue() == "\r 50% \x1b[A⟨U+001B⟩[2J\n⟨U+001B⟩]0;title⟨U+0007⟩"
+
+
+# Escape sequences as text and as bytes that are no UTF-8, and a line of its own.
+NAMES = (b"e\x1b[31mX", b"\x9b31m", b"\xc2\x9b", b"n\ncomplete: all", b"r\rQ", "o\u202ex".encode())
+
+
+def test_names_and_records_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = (sample(tmp_path / name).root for name in ("ours", "theirs"))
+    made = theirs / "models/small-from-large/s0"
+    for folder in (made / "payload", theirs):
+        for name in NAMES:
+            Path(os.fsdecode(os.path.join(os.fsencode(folder), name))).write_text("x")
+    for name in NAMES:
+        other = Path(os.fsdecode(os.path.join(os.fsencode(theirs / "models"), name)), "s0")
+        shutil.copytree(theirs / "models/small/s0", other)
+    manifest = read_json(made / "manifest.json")
+    odd = {key: f"{key}\x1b[31m\ncomplete: all \ud800" for key in ("host", "device", "started")}
+    settings = {"k\x1b[2J": "v\x1b]0;t\x07\ncomplete: all"}
+    manifest |= {**odd, "cfg": settings, "numbers": {"n\x1b": 1.0}, "versions": {"p\x1b": "\x1b"}}
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    for command in (["audit", theirs], ["audit", made], ["why", made], ["diff", ours, theirs]):
+        with suppress(SystemExit):
+            main([*map(str, command)])
+        shown = capsys.readouterr()
+        text = shown.out + shown.err
+        assert "⟨U+001B⟩" in text and not CONTROLS.search(text)
+        assert not re.search("[\ud800-\udfff]|^complete: all", text, re.MULTILINE)
 
 
 # Files and their modes
@@ -590,6 +630,9 @@ def test_a_config_with_a_secret_is_refused_before_it_is_written_anywhere() -> No
     [
         (f"Bearer {TOKEN}", "Bearer ***"),
         (f"at https://ada:{PASSWORD}@hub.example/x", "at https://***@hub.example/x"),
+        ("https://ada:pass/word@hub.example/x", "https://***@hub.example/x"),
+        ("https://ada:/+=@hub.example/x", "https://***@hub.example/x"),
+        ("https://hub.example:8080/a@main", "https://hub.example:8080/a@main"),
         ("hf_AnotherTokenThatIsNotSet99", "hf_***"),
         ("a hf_hub is no token, true is none", "a hf_hub is no token, true is none"),
         ("https://hub.example/datasets/a@main", "https://hub.example/datasets/a@main"),

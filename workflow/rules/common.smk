@@ -10,12 +10,16 @@ from snakemake.utils import update_config
 from opd.cli import warm
 from opd.core.errors import UserError
 from opd.core.files import canonical
+from opd.core.schema import read_yaml
+from opd.core.security import visible
 from opd.plan import artifacts, hub_lock, outputs, resources
 from opd.recipes import resolve
 from opd.stages import fresh, registry
 from opd.stages.registry import STAGES
 
 try:
+    for file in workflow.configfiles:  # of two equal keys Snakemake takes the last
+        read_yaml(Path(file), "write KEY: VALUE")
     update_config(config, resolve.typed(workflow.config_settings.config))
     CONFIG = resolve.resolve(config)
     LOCK = hub_lock.read(Path(workflow.basedir, "config", "hub.lock.yaml"))
@@ -27,7 +31,7 @@ try:
         os.environ.get("OPD_SITE"), Path(workflow.basedir, "slurm", "site.yaml")
     )
 except UserError as bad:
-    sys.exit(f"error: {bad}")
+    sys.exit(f"error: {visible(str(bad))}")
 
 # Rules of what asks the hub -> their stages. They run where the workflow was started: nodes of a
 # cluster may not reach it. Only they have retries of their own, as a job on a cluster would apply

@@ -67,8 +67,8 @@ def _told(*_: Any) -> NoReturn:
 
 
 def _shortage(error: Exception, place: str) -> UserError | None:
-    """What a user can mend of the errors that libraries raise: disk, rights, memory. ``place`` is
-    where, if they do not name a file."""
+    """What a user can mend of the errors that libraries raise: disk, rights, memory, templates.
+    ``place`` is where, if they do not name a file."""
     number, text = getattr(error, "errno", None), str(error)
     where = str(getattr(error, "filename", None) or place)
     # What is written in Rust or C++ tells a full disk in words only.
@@ -81,6 +81,9 @@ def _shortage(error: Exception, place: str) -> UserError | None:
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         remedy = "have it made accessible (writable, if it is a result), start again"
         return UserError(f"not allowed ({os.strerror(number)})", where, remedy)
+    if type(error).__module__ == "jinja2.exceptions":  # of a model: ours are tested
+        remedy = "see what the chat template asks for (system messages, options), and give it that"
+        return UserError(f"a chat template cannot be used ({text})", where, remedy)
     # Of torch only the name is known here: it is not imported for this.
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or "can't allocate memory" in text:

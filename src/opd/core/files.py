@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -40,10 +41,35 @@ def content(path: Path) -> dict[str, str]:
     return {name: file_digest(file) for name, file in files_below(path).items()}
 
 
+# How deep lists and mappings may lie in each other where a text comes from outside: deeper ones end
+# in the limits of the interpreter, or past them.
+DEEPEST = 100
+
+
+def bounded(value: Any, most: float = math.inf) -> Any:
+    """A value of lists and mappings as it is. Raises ``ValueError`` where these are nested too
+    deeply, as what contains itself is, or hold more than ``most`` values when written out."""
+    level, depth = [value], 0
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        depth, most = depth + 1, most - sum(map(len, level))
+        if depth > DEEPEST or most < 0:
+            raise ValueError("nested too deeply" if depth > DEEPEST else "too many values")
+        level = [inner for p in level for inner in (p.values() if isinstance(p, dict) else p)]
+    return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ``ValueError`` where it is none, or nested too deeply."""
+    try:
+        return bounded(json.loads(text))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
     """Parse a JSON file. Raises ``UserError`` where it is missing or no JSON."""
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"not readable as JSON ({error})", str(path), "make it again") from error
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from opd.core.code import package_file
-from opd.core.security import visible
+from opd.core.security import visible, visible_line
 
 SHARED = package_file(__file__, "pages")
 MISSING = "–"
@@ -23,14 +23,19 @@ def render(folders: Path | tuple[Path, ...], template: str, **values: object) ->
     """The text that a template of a folder, or of several, makes of these values.
 
     Values are escaped, except where a template of Markdown switches that off, and control
-    characters are spelt out, whatever they came in. Raises ``jinja2.UndefinedError`` for a value
-    that the template lacks.
+    characters are spelt out, whatever they came in, and in text for a terminal (.txt.j2) the
+    newlines of values, too. Raises ``jinja2.UndefinedError`` for a value that the template lacks.
     """
-    return visible(_environment(folders).get_template(template).render(values))
+    environment = _environment(folders, template.endswith(".txt.j2"))
+    return visible(environment.get_template(template).render(values))
+
+
+def _on_one_line(value: object) -> object:
+    return visible_line(value) if isinstance(value, str) else value
 
 
 @cache
-def _environment(folders: Path | tuple[Path, ...]) -> Environment:
+def _environment(folders: Path | tuple[Path, ...], is_text: bool) -> Environment:
     own = folders if isinstance(folders, tuple) else (folders,)
     environment = Environment(
         loader=FileSystemLoader([*own, SHARED]),
@@ -39,6 +44,7 @@ def _environment(folders: Path | tuple[Path, ...]) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_on_one_line if is_text else None,
     )
     environment.filters |= {"anchor": anchor, "many": many, "number": number}
     return environment

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import yaml
 from pydantic import (
@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from opd.core.errors import UserError
+from opd.core.files import DEEPEST
 from opd.core.text import suggestion
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -104,11 +105,60 @@ def valid(
 
 
 SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Values of a YAML text with all aliases written out; the largest config here has some thousands.
+MOST_VALUES = 200_000
+
+
+class _Open(NamedTuple):
+    """A list or mapping of YAML that has not ended: how it began, the sizes of what lies in it so
+    far, and the keys among that."""
+
+    start: Any
+    sizes: list[int]
+    keys: set[tuple[str, bool]]
 
 
 def load_yaml(text: str) -> Any:
-    """What a YAML text holds: plain values only. Raises ``yaml.YAMLError`` where it is none."""
+    """What a YAML text holds: plain values only. Raises ``yaml.YAMLError`` where it is none, has a
+    key twice, contains itself, or is deeper or larger than any config."""
+    _check_yaml(text)
     return yaml.load(text, Loader=SafeLoader)
+
+
+def _check_yaml(text: str) -> None:
+    """Look through a text before anything is made of it: a few lines of aliases can stand for more
+    than any memory holds, and depth ends the interpreter."""
+    sizes: dict[str, int] = {}  # by anchor
+    parents: list[_Open] = []
+    for event in yaml.parse(text, Loader=SafeLoader):
+        node, size = event, 1
+        where = f"line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.CollectionStartEvent):
+            parents.append(_Open(event, [], set()))
+            if len(parents) > DEEPEST:
+                raise yaml.YAMLError(f"{where}: nested too deeply")
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            ended = parents.pop()
+            node, size = ended.start, 1 + sum(ended.sizes)
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor in [parent.start.anchor for parent in parents]:
+                raise yaml.YAMLError(f"{where}: '{event.anchor}' contains itself")
+            size = sizes.get(event.anchor, 1)
+        elif not isinstance(event, yaml.ScalarEvent):
+            continue
+        if size > MOST_VALUES:
+            raise yaml.YAMLError(f"{where}: more than {MOST_VALUES:,} values with all aliases")
+        sizes[node.anchor] = size
+        if parents:
+            parent = parents[-1]
+            parent.sizes.append(size)
+            is_key = isinstance(parent.start, yaml.MappingStartEvent) and len(parent.sizes) % 2
+            if is_key and isinstance(event, yaml.ScalarEvent):
+                key = event.value, event.implicit[0]  # 1 is another key than '1'
+                if key in parent.keys:
+                    raise yaml.YAMLError(f"{where}: the key '{event.value}' stands there twice")
+                parent.keys.add(key)
 
 
 def read_yaml(path: Path, remedy: str = "mend the file") -> dict[str, Any]:
@@ -116,7 +166,7 @@ def read_yaml(path: Path, remedy: str = "mend the file") -> dict[str, Any]:
     cannot be read, or holds something else."""
     try:
         mapping = load_yaml(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"not readable as YAML ({error})", str(path), remedy) from error
     if not isinstance(mapping, dict):
         raise UserError("not a mapping", str(path), remedy)

@@ -12,14 +12,19 @@ from opd.core.errors import UserError
 # Suffixes of files that hold code, or that are read by running what they hold.
 CODE = re.compile(r"\.(py|pyc|so|pkl|pickle|joblib|dill|bin|pt|pth|ckpt|h5|keras)", re.IGNORECASE)
 
-# Controls but for tab and newline, what turns the direction of writing, and unusual ends of lines.
+# Controls but for tab and newline, what turns the direction of writing, unusual ends of lines, and
+# bytes of names that are no text.
 _HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
+    "\ud800-\udfff]"
 )
+# What bars of progress steer a terminal with.
+_PROGRESS = re.compile("(\r|\x1b\\[A)")
 
 _SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY)(?:$|_)")
 _SECRETS = (
-    (re.compile(r"(://)[^/\s@'\"]+@"), r"\1***@"),  # user and password of an address
+    # User and password of an address; a password may hold a slash, a port may not.
+    (re.compile(r"(://)(?:[^/\s@'\"]+|[^/\s@'\":]*:(?!\d{1,5}/)[^\s@'\"]+)@"), r"\1***@"),
     (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_***"),
 )
 LEAST_SECRET = 8  # characters: shorter values are words such as "true"
@@ -42,6 +47,11 @@ def visible(text: str) -> str:
     return _HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
 
 
+def visible_line(text: str) -> str:
+    """The same on one line: a name may hold a newline to end a line and begin another."""
+    return visible(text).replace("\n", "⟨U+000A⟩")
+
+
 def redacted(text: str) -> str:
     """Text without the values of environment variables that hold secrets (by their names), without
     hub tokens, and without the passwords in addresses."""
@@ -59,13 +69,15 @@ def holds_secret(text: str) -> bool:
 
 
 class Redacting:
-    """A text stream that leaves secrets out of what is written to it."""
+    """A text stream that leaves secrets out of what is written to it, and spells out what could
+    steer a terminal but for bars of progress."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(redacted(text))
+        parts = _PROGRESS.split(redacted(text))
+        self._stream.write("".join(p if _PROGRESS.fullmatch(p) else visible(p) for p in parts))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 import re
 import sys
 from collections import Counter
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import file_digest
+from opd.core.files import file_digest, parse_json
 from opd.data import layouts
 
 CHUNK = 1024  # rows
@@ -171,8 +170,8 @@ def _json(path: Path) -> Iterator[Row]:
     with _utf8(str(path)):
         text = path.read_bytes().decode("utf-8-sig")
     try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        rows = parse_json(text)
+    except ValueError as error:
         raise UserError(f"not JSON ({error})", str(path), remedy) from error
     if not isinstance(rows, list):
         raise UserError(f"a {type(rows).__name__}, not an array", str(path), remedy)
@@ -189,8 +188,8 @@ def json_lines(path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise UserError(f"not JSON ({error})", f"{path}:{number}", "mend the line") from error
         if not isinstance(row, dict):
             raise UserError("not a JSON object", f"{path}:{number}", "mend the line")

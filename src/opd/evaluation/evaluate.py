@@ -17,7 +17,16 @@ from opd.data import templates
 from opd.evaluation.schemas import SCORES, samples_by_problem
 from opd.evaluation.tasks import OURS
 from opd.grading.equivalence import normalise
-from opd.grading.graders import GRADERS, RELAXED, Graded, Verdicts, grade_all
+from opd.grading.graders import (
+    GRADERS,
+    PAPERS,
+    RELAXED,
+    THINK,
+    Choices,
+    Graded,
+    Verdicts,
+    grade_all,
+)
 from opd.stats.intervals import interval, sampling_error, standard_error
 
 Row = dict[str, Any]
@@ -28,9 +37,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     disagreements.csv (answers on which ``rule`` and ``math_verify`` differ, most frequent first).
 
     cfg: benchmarks (what ``harness.load`` takes), protocol (samples, temperature, top_p, top_k,
-    max_new_tokens, grader, cut_off, template), max_prompt_tokens, backend, batch_size, dtype,
-    chat_template_kwargs, seed, threads. Inputs: model, and for a benchmark ``prompts:NAME`` (a
-    prompt set), ``data:NAME`` (a folder with a parquet file per split) or ``include:NAME`` (a
+    max_new_tokens, grader, ``Choices``, cut_off, template), max_prompt_tokens, backend, batch_size,
+    dtype, chat_template_kwargs, seed, threads. Inputs: model, and for a benchmark ``prompts:NAME``
+    (a prompt set), ``data:NAME`` (a folder with a parquet file per split) or ``include:NAME`` (a
     folder with task files). What is sampled is kept in ``cache``.
     """
     from opd.evaluation import harness
@@ -50,8 +59,13 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
         name: tuple((task.config.metadata or {}).get("graders", ())) for name, task in tasks.items()
     }
     cut_off_is_wrong = protocol.get("cut_off") == "wrong"
-    rows, timeouts = score(answered, graders, protocol["grader"], cut_off_is_wrong)
+    choices = Choices(**{name: protocol[name] for name in protocol.keys() & {*Choices._fields}})
+    rows, timeouts, changed = score(
+        answered, graders, protocol["grader"], cut_off_is_wrong, choices
+    )
     summary = summarise(rows, list(answered), cfg["seed"])
+    for name, counts in changed.items():
+        summary["benchmarks"][name]["choices"] = counts
     summary["grader_timeouts"] = timeouts
     tables.write(out / "scores.parquet", rows, SCORES)
     write_disagreements(out / "disagreements.csv", rows, graders)
@@ -88,8 +102,10 @@ def score(
     graders: Mapping[str, Sequence[str]],
     grader: str,
     cut_off_is_wrong: bool = False,
-) -> tuple[list[Row], int]:
-    """Rows of the schema SCORES, and how many comparisons hit a limit.
+    choices: Choices = PAPERS,
+) -> tuple[list[Row], int, dict[str, dict[str, int]]]:
+    """Rows of the schema SCORES, how many comparisons hit a limit, and of each benchmark whose
+    grader reads a box how many verdicts each choice of the protocol would change by being another.
 
     ``answered`` holds ``harness.ScoredResponse`` by benchmark. A benchmark with graders is graded
     by each; its main metric is ``grader``, or where that is not one of its graders, the first.
@@ -98,12 +114,24 @@ def score(
     """
     rows, timeouts = [], 0
     settled: Verdicts = {}
+    changed: dict[str, dict[str, int]] = {}
     for name, responses in answered.items():
-        pairs = [(response.response, response.answer) for response in responses]
+        pairs = [
+            (THINK * response.thinking + response.response, response.answer)
+            for response in responses
+        ]
         graded: dict[str, list[Graded]] = {}
         for kind in graders[name]:
-            graded[kind], limits = grade_all(pairs, kind, settled)
+            graded[kind], limits = grade_all(pairs, kind, settled, choices)
             timeouts += limits
+        counts = [not (cut_off_is_wrong and response.finish == "length") for response in responses]
+        counted = grader if grader in graded else next(iter(graded), "")
+        if graded and GRADERS[counted].boxed:
+            changed[name] = {}
+            for choice, others in choices.each_other().items():
+                regraded, _ = grade_all(pairs, counted, settled, others)
+                verdicts = zip(counts, graded[counted], regraded, strict=True)
+                changed[name][choice] = sum(c and a[1] != b[1] for c, a, b in verdicts)
         for i, response in enumerate(responses):
             scores = {kind: float(own[i][1]) for kind, own in graded.items()} or response.scores
             if not scores:
@@ -112,19 +140,21 @@ def score(
                     f"benchmark {name}",
                     "use a task with such a metric, as acc or exact_match",
                 )
-            main = grader if grader in graded else next(iter(scores))
-            if cut_off_is_wrong and response.finish == "length":
+            main = counted or next(iter(scores))
+            if not counts[i]:
                 scores = dict.fromkeys(scores, 0.0)
+            row = response._asdict()
+            del row["thinking"]
             rows.append(
                 {
-                    **response._asdict(),
+                    **row,
                     "benchmark": name,
                     "extracted": graded[main][i][0] if graded else response.extracted,
                     "correct": scores[main],
                     "scores": sorted(scores.items()),
                 }
             )
-    return rows, timeouts
+    return rows, timeouts, changed
 
 
 def _disputed(row: Row) -> dict[str, bool]:

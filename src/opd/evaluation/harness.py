@@ -27,7 +27,7 @@ from opd.data import layouts
 from opd.data.conversations import Turn, joined
 from opd.data.schemas import PROMPTS, TURNS
 from opd.evaluation import tasks as benchmarks
-from opd.grading.graders import GRADERS
+from opd.grading.graders import GRADERS, THINK
 from opd.models import sampling
 
 # What lm-eval's command line gives every model beside the settings that a user names.
@@ -37,7 +37,8 @@ Asked = tuple[str, Any]
 
 
 class ScoredResponse(NamedTuple):
-    """One response of a benchmark with what lm-eval makes of it."""
+    """One response of a benchmark with what lm-eval makes of it. ``thinking``: its prompt has begun
+    the thinking already."""
 
     problem: str
     sample: int
@@ -47,6 +48,7 @@ class ScoredResponse(NamedTuple):
     scores: dict[str, float]
     tokens: int
     finish: str
+    thinking: bool = False
 
 
 @register_model("opd")
@@ -311,6 +313,7 @@ def _generated(name: str, task: Any, lm: SamplerLM, asked: Sequence[Asked]) -> l
                 scores,
                 len(response.token_ids),
                 "stop" if stopped else response.finish,
+                request.args[0].rstrip().endswith(THINK),
             )
         )
     return rows

@@ -17,19 +17,42 @@ from opd.grading.sandbox import verifier
 # What was extracted, or None, and whether it is right.
 Graded = tuple[str | None, bool]
 Compare = Callable[[str, str], bool | list[AnswerPair]]
-# What a comparison said of an extracted answer and a ground truth; None: it hit a limit.
-Verdicts = dict[tuple[Compare, str, str], bool | None]
+# What a comparison, exact or not, said of an extracted answer and a ground truth; None: a limit.
+Verdicts = dict[tuple[Compare, bool, str, str], bool | None]
 THINK, END_OF_THINKING = "<think>", "</think>"
 RELAXED = "relaxed"
+
+
+class Choices(NamedTuple):
+    """What a protocol decides of graders that read a box; by default as the papers' code has it.
+
+    box: the ``last`` one, complete or not, or the ``last_complete`` one that holds something.
+    thinking: ``graded`` with all of a response, or ``left_out``. exact: nothing is rounded.
+    """
+
+    box: str = "last"
+    thinking: str = "graded"
+    exact: bool = False
+
+    def each_other(self) -> dict[str, "Choices"]:
+        """The name of each choice, with the choices where this one alone is the other way."""
+        papers, strict = PAPERS._asdict(), STRICT._asdict()
+        own = self._asdict()
+        other = {name: (strict if own[name] == papers[name] else papers)[name] for name in own}
+        return {name: Choices(**{**own, name: value}) for name, value in other.items()}
+
+
+PAPERS, STRICT = Choices(), Choices("last_complete", "left_out", True)
 
 
 class Grader(NamedTuple):
     """One way to grade, which is called with a response and the ground truth (boxed or bare).
 
-    ``reads`` says in words what of a response counts. ``extract`` takes the answer out of it;
-    ``compare`` holds the answer to the ground truth and returns the pairs that it cannot settle,
-    which are left to the comparison of the sandbox named ``sandbox``. With ``after_thinking`` only
-    what comes after the thinking is read, whoever asks.
+    ``reads`` says in words what of a response counts. ``extract`` takes the answer out of it, else
+    ``without_box`` does, if given. ``compare`` holds the answer to the ground truth and returns the
+    pairs that it cannot settle, which are left to the comparison of the sandbox named ``sandbox``.
+    With ``after_thinking`` only what comes after the thinking is read, whoever asks. With ``exact``
+    equal means equal for ``sandbox`` without any rounding.
     """
 
     reads: str
@@ -37,6 +60,8 @@ class Grader(NamedTuple):
     compare: Compare
     sandbox: str = ""
     after_thinking: bool = False
+    without_box: Callable[[str], str | None] | None = None
+    exact: bool = False
 
     def __call__(self, response: str, answer: str) -> Graded:
         return _graded([(self.read(response), answer)], self, {})[0][0]
@@ -44,6 +69,26 @@ class Grader(NamedTuple):
     def read(self, response: str) -> str | None:
         """The part of a response that counts."""
         return after_thinking(response) if self.after_thinking else response
+
+    def answer(self, text: str | None) -> str | None:
+        """The answer in this part; None where there is none."""
+        if text is None:
+            return None
+        return self.extract(text) or (self.without_box(text) if self.without_box else None)
+
+    @property
+    def boxed(self) -> bool:
+        """Whether it reads a box."""
+        return self.extract in (last_boxed, last_complete_boxed)
+
+    def under(self, choices: Choices) -> "Grader":
+        """The grader under the choices of a protocol: itself, if it does not read a box."""
+        if not self.boxed:
+            return self
+        boxed = last_complete_boxed if choices.box == "last_complete" else last_boxed
+        left_out = choices.thinking == "left_out"
+        exact = choices.exact and bool(self.sandbox)
+        return self._replace(extract=boxed, after_thinking=left_out, exact=exact)
 
 
 def after_thinking(response: str) -> str | None:
@@ -67,6 +112,23 @@ def last_boxed(text: str) -> str | None:
         if depth == 0:
             return text[opening.end() : mark.start()].strip() or None
     return None
+
+
+def last_complete_boxed(text: str) -> str | None:
+    """Contents of the last ``\\boxed{...}`` that closes and is not empty, whatever comes after it;
+    None where there is none."""
+    answer, begins = None, -1
+    opened: list[tuple[int, int] | None] = []  # where it and its contents begin; None: a brace
+    # A backslash before \\boxed escapes nothing: texts are quoted twice at times.
+    for mark in re.finditer(r"\\boxed\s*\{|\\(?!\\boxed).|[{}]", text, re.DOTALL):
+        if mark[0].startswith("\\boxed"):
+            opened.append(mark.span())
+        elif mark[0] == "{":
+            opened.append(None)
+        elif mark[0] == "}" and opened and (box := opened.pop()) and box[0] > begins:
+            contents = text[box[1] : mark.start()].strip()
+            answer, begins = (contents, box[0]) if contents else (answer, begins)
+    return answer
 
 
 _NUMBER = re.compile(
@@ -133,9 +195,10 @@ GRADERS: dict[str, Grader] = {
     ),
     RELAXED: Grader(
         "as math_verify, or the last number where there is no box",
-        lambda text: last_boxed(text) or last_number(text),
+        last_boxed,
         by_math_verify,
         "math_verify",
+        without_box=last_number,
     ),
     "letter": Grader(
         "a letter after 'Answer:' in the last line",
@@ -166,7 +229,10 @@ def grader_named(name: str) -> Grader:
 
 
 def grade_all(
-    pairs: Sequence[tuple[str, str]], grader: str, verdicts: Verdicts | None = None
+    pairs: Sequence[tuple[str, str]],
+    grader: str,
+    verdicts: Verdicts | None = None,
+    choices: Choices = PAPERS,
 ) -> tuple[list[Graded], int]:
     """Grade (response, answer) pairs in order; also how many comparisons hit a limit of time or
     memory (each counted once, however often it occurs).
@@ -174,7 +240,7 @@ def grade_all(
     A comparison at a limit counts as wrong. ``verdicts`` holds those that other calls have reached,
     and takes new ones. Raises ``UserError`` for an unknown grader.
     """
-    kind = grader_named(grader)
+    kind = grader_named(grader).under(choices)
     verdicts = {} if verdicts is None else verdicts
     return _graded([(kind.read(response), answer) for response, answer in pairs], kind, verdicts)
 
@@ -195,17 +261,22 @@ def _graded(
 ) -> tuple[list[Graded], int]:
     """``grade_all`` of the parts of responses that count; None has no answer."""
     graded: list[Graded] = []
-    limits = 0
+    before = [*verdicts.values()].count(None)
     for text, answer in pairs:
-        extracted = None if text is None else kind.extract(text)
-        if extracted is None:
-            graded.append((None, False))
-            continue
-        key = (kind.compare, extracted, answer)
-        if key not in verdicts:
-            left = kind.compare(extracted, last_boxed(answer) or answer)
-            verdict = left if isinstance(left, bool) else verifier(os.getpid())(kind.sandbox, left)
-            limits += verdict is None
-            verdicts[key] = verdict
-        graded.append((extracted, bool(verdicts[key])))
-    return graded, limits
+        extracted = kind.answer(text)
+        right = extracted is not None and bool(_compared(kind, extracted, answer, verdicts))
+        graded.append((extracted, right))
+    return graded, [*verdicts.values()].count(None) - before
+
+
+def _compared(kind: Grader, extracted: str, answer: str, verdicts: Verdicts) -> bool | None:
+    """What a grader says of an extracted answer; None at a limit. Exactly equal is only what is
+    equal at all."""
+    if kind.exact and not _compared(kind._replace(exact=False), extracted, answer, verdicts):
+        return False
+    key = (kind.compare, kind.exact, extracted, answer)
+    if key not in verdicts:
+        left = kind.compare(extracted, last_boxed(answer) or answer)
+        name = f"exact_{kind.sandbox}" if kind.exact else kind.sandbox
+        verdicts[key] = left if isinstance(left, bool) else verifier(os.getpid())(name, left)
+    return verdicts[key]

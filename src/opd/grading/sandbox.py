@@ -3,7 +3,8 @@
 Text of a model is never evaluated as code: it is read by math-verify's grammar (ANTLR), and the
 ``eval`` behind sympy's conversion of strings is taken out. On an answer such as 9^{9^{9^9}} sympy
 can run for hours or fill the memory, so the process limits its own CPU time and memory; one that
-dies is replaced, one whose parent dies ends.
+dies is replaced, one whose parent dies ends. Only these limits are verdicts on an answer: what was
+asked of a process that something else has ended is asked once more.
 """
 
 import json
@@ -14,21 +15,24 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, NoReturn
+from unittest.mock import patch
 
 from opd.core.errors import UserError
 from opd.grading.equivalence import AnswerPair
 
-# Of one comparison: CPU seconds and memory that the process may take, wall seconds of waiting.
+# Of one comparison: CPU seconds and memory that the process may take, wall seconds of waiting. Its
+# CPU seconds are up long before, unless the machine gives it no time.
 CPU_SECONDS = 2.0
 MEMORY_BYTES = 1 << 30
 WALL_SECONDS = 30.0
 # How often an idle process looks whether its parent lives. The end of its input tells it too, but
 # not while a fork of the parent holds the other end.
 PARENT_SECONDS = 1.0
+ATTEMPTS = 2
 
 
 class Verifier:
@@ -39,22 +43,42 @@ class Verifier:
         self.lock = threading.Lock()
 
     def __call__(self, grader: str, pairs: Sequence[AnswerPair]) -> bool | None:
-        """Whether ``COMPARE[grader]`` finds each (given, truth) equal; None at a limit."""
+        """Whether ``COMPARE[grader]`` finds each (given, truth) equal; None at one of the process's
+        own limits. Raises ``UserError`` where something else ends the process twice."""
+        request = json.dumps([grader, pairs]) + "\n"
         with self.lock:
-            line = ""
-            try:
-                process = self._running()
-                assert process.stdin and process.stdout
-                with suppress(BrokenPipeError):
-                    process.stdin.write(json.dumps([grader, pairs]) + "\n")
-                    process.stdin.flush()
-                    if select.select([process.stdout], [], [], WALL_SECONDS)[0]:
-                        line = process.stdout.readline()
-                return bool(json.loads(line)) if line else None
-            finally:
-                # An answer that comes after an interrupt would be taken for that of the next pair.
-                if not line:
-                    self.stop()
+            for _ in range(ATTEMPTS):
+                line, status = self._asked(request)
+                if line or status == -signal.SIGPROF:
+                    return None if not line else json.loads(line)
+        if status is None:
+            end = f"gave no answer within {WALL_SECONDS:.0f} s"
+        else:
+            end = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        raise UserError(
+            f"the process that compares answers {end}, {ATTEMPTS} times in a row",
+            "grader",
+            "see that the machine has memory and processors left (see `dmesg`), and start it again",
+        )
+
+    def _asked(self, request: str) -> tuple[str, int | None]:
+        """The answer to a request, and without one the status with which the process ended; None
+        where it did not end in time."""
+        line, status = "", None
+        process = self._running()
+        assert process.stdin and process.stdout
+        try:
+            with suppress(BrokenPipeError):
+                process.stdin.write(request)
+                process.stdin.flush()
+            if select.select([process.stdout], [], [], WALL_SECONDS)[0]:
+                line = process.stdout.readline()
+                status = None if line else process.wait()
+            return line, status
+        finally:
+            # An answer that comes after an interrupt would be taken for that of the next pair.
+            if not line:
+                self.stop()
 
     def _running(self) -> subprocess.Popen[str]:
         if self.process is not None and self.process.poll() is None:
@@ -93,7 +117,8 @@ def verifier(pid: int) -> Verifier:
 
 
 def serve(parent: int) -> None:
-    """Answer each line of JSON [grader, pairs] with a JSON boolean, within the limits."""
+    """Answer each line of JSON [grader, pairs] with a JSON boolean, within the limits; with null,
+    and for the last time, at that of memory."""
     import logging
     import resource
 
@@ -117,11 +142,13 @@ def serve(parent: int) -> None:
         try:
             same = all(COMPARE[grader](given, truth) for given, truth in pairs)
         except MemoryError:
-            return
+            same = None
         except Exception:
             same = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(same), flush=True)
+        if same is None:
+            return
 
 
 def forbid_code() -> None:
@@ -146,15 +173,24 @@ def forbid_code() -> None:
     sympy_parser.eval_expr = refuse
 
 
-def equal_for_sympy(given: str, truth: str) -> bool:
-    """Whether the difference of two expressions (normalised LaTeX) simplifies to 0."""
+def equal_for_sympy(given: str, truth: str, exact: bool = False) -> bool:
+    """Whether the difference of two expressions (normalised LaTeX) simplifies to 0; if ``exact``,
+    with decimals as the fractions that they stand for."""
     from latex2sympy2_extended import latex2sympy
     from sympy import Expr, simplify
 
     ours, theirs = (latex2sympy(text, normalization_config=None) for text in (given, truth))
     if not isinstance(ours, Expr) or not isinstance(theirs, Expr):
         return False
-    return bool(simplify(ours - theirs) == 0)
+    difference = ours - theirs
+    return bool(simplify(without_floats(difference) if exact else difference) == 0)
+
+
+def without_floats(expression: Any) -> Any:
+    """An expression of sympy with decimals as the fractions that they stand for."""
+    from sympy import Float, nsimplify
+
+    return nsimplify(expression, rational=True) if expression.has(Float) else expression
 
 
 def equal_for_math_verify(given: str, truth: str) -> bool:
@@ -170,4 +206,36 @@ def equal_for_math_verify(given: str, truth: str) -> bool:
     return bool(verify(parsed(truth), parsed(given), timeout_seconds=None))
 
 
-COMPARE = {"rule": equal_for_sympy, "math_verify": equal_for_math_verify}
+def exactly_equal_for_math_verify(given: str, truth: str) -> bool:
+    """Whether math-verify finds two answers equivalent where it rounds nothing: decimals are the
+    fractions that they stand for, and what is nearly 0 is not 0."""
+    from math_verify import grader
+    from sympy import Integer, MatrixBase, simplify
+
+    rounded = grader.sympy_numeric_eq
+
+    def difference(ours: Any, theirs: Any) -> Any:
+        return without_floats(ours.doit() - theirs.doit())
+
+    def numerically(ours: Any, theirs: Any, *precision: int) -> bool:
+        if not rounded(ours, theirs, *precision):
+            return False
+        integers = all(grader.is_atomic_or_pct_atomic(side, Integer) for side in (ours, theirs))
+        # Of integers a % does not count; matrices have been here element by element.
+        if integers or isinstance(ours, MatrixBase) or ours == theirs:
+            return True
+        return difference(ours, theirs).equals(0) is not False
+
+    def symbolically(ours: Any, theirs: Any) -> bool:
+        return bool(simplify(difference(ours, theirs)).is_zero)
+
+    with patch.multiple(grader, sympy_numeric_eq=numerically, sympy_symbolic_eq=symbolically):
+        return equal_for_math_verify(given, truth)
+
+
+COMPARE: dict[str, Callable[[str, str], bool]] = {
+    "rule": equal_for_sympy,
+    "math_verify": equal_for_math_verify,
+    "exact_rule": partial(equal_for_sympy, exact=True),
+    "exact_math_verify": exactly_equal_for_math_verify,
+}

@@ -23,7 +23,7 @@ from opd.core.files import content, digest
 from opd.data import conversations
 from opd.data.conversations import Turn
 from opd.models import journal
-from opd.models.checkpoints import load_tokenizer
+from opd.models.checkpoints import load_tokenizer, reading
 from opd.models.transformers_engine import Finish, Job, Transformers, cut
 from opd.models.vllm_engine import Pool
 
@@ -228,12 +228,16 @@ def request_seed(seed: int, id: str, sample: int, attempt: int = 0) -> int:
 
 
 def stop_ids(model_dir: Path, tokenizer: Any) -> set[int]:
-    """Ids that end a response: those of the generation config, and the tokenizer's eos."""
-    try:
-        ids = GenerationConfig.from_pretrained(model_dir).eos_token_id
-    except OSError:
-        ids = None
-    stops = {*(ids if isinstance(ids, list) else [ids]), tokenizer.eos_token_id} - {None}
+    """Ids that end a response: those of the generation config, if there is one, and the tokenizer's
+    eos."""
+    ids: list[Any] = []
+    if (model_dir / "generation_config.json").is_file():
+        with reading(model_dir, "generation_config.json"):
+            named = GenerationConfig.from_pretrained(model_dir).eos_token_id
+            ids = named if isinstance(named, list) else [named]
+            if not all(isinstance(id, int | None) for id in ids):
+                raise ValueError(f"eos_token_id is {named}")
+    stops = {*ids, tokenizer.eos_token_id} - {None}
     if not stops:
         raise UserError(
             "no end-of-turn token is known", str(model_dir), "set the tokenizer's eos_token"

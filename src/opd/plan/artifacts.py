@@ -201,7 +201,7 @@ def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:
         benchmarks = [_benchmark(config, benchmark) for benchmark in recipe.benchmarks]
         for model in config.models:
             settings = {
-                "protocol": protocol.model_dump(exclude={"chat_template"}, exclude_none=True),
+                "protocol": protocol.settings(),
                 "max_prompt_tokens": recipe.max_prompt_tokens,
                 "batch_size": recipe.batch_size,
                 "benchmarks": [benchmark for benchmark, _ in benchmarks],

@@ -5,7 +5,6 @@ it stands for and of its content, since nothing here knows how it was made. It s
 becomes of its inputs or of the code, until the recipe is edited or its folder is removed.
 """
 
-import json
 import platform
 import tempfile
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.core.files import content, files_below, read_json, remove
+from opd.core.files import content, files_below, parse_json, read_json, remove
 from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
 from opd.models import fetch
@@ -27,6 +26,7 @@ from opd.stages.records import Manifest, State, load, write
 from opd.stages.registry import STAGES
 
 METRICS_FILE = "metrics.parquet"
+HEADER_BYTES = 100_000_000  # what safetensors allows
 
 
 def recipe(name: str, artifacts: Mapping[str, Artifact]) -> Artifact:
@@ -97,8 +97,11 @@ def _checkpoint(source: Path, stage: str, out: Path) -> dict[str, Any]:
     for file in weights:
         _check_safetensors(file, source / file.name)
     index = out / "model.safetensors.index.json"
-    shards = {*read_json(index).get("weight_map", {}).values()} if index.is_file() else set()
-    missing = sorted(name for name in map(str, shards) if not (out / name).is_file())
+    listed = read_json(index) if index.is_file() else {"weight_map": {}}
+    shards = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(shards, dict):
+        raise UserError("it has no weight_map", str(source / index.name), "copy it again")
+    missing = sorted(name for name in map(str, shards.values()) if not (out / name).is_file())
     if missing:
         raise UserError(f"{missing[0]} is missing", str(source / index.name), "copy all files")
     config = read_json(out / "config.json")
@@ -120,7 +123,8 @@ def _check_safetensors(file: Path, source: Path) -> None:
     try:
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(size)) if 0 < size <= length - 8 else {}
+            fits = 0 < size <= min(length - 8, HEADER_BYTES)
+            header = parse_json(opened.read(size)) if fits else {}
         tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
         end = max(tensor["data_offsets"][1] for tensor in tensors)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
@@ -132,7 +136,8 @@ def _check_safetensors(file: Path, source: Path) -> None:
 def _check_tokenizer(out: Path, source: Path) -> None:
     path = out / "tokenizer_config.json"
     settings = read_json(path) if path.is_file() else None
-    if settings is None or not ((out / "tokenizer.json").is_file() or list(out.glob("*.model"))):
+    tokens = (out / "tokenizer.json").is_file() or list(out.glob("*.model"))
+    if not isinstance(settings, dict) or not tokens:
         raise UserError("no tokenizer beside the weights", str(source), "save it there, too")
     if "chat_template" not in settings and not (out / "chat_template.jinja").is_file():
         remedy = "give it the one it was made with"
@@ -166,6 +171,6 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
             for line in lines:
                 number += 1
                 if line.strip():
-                    yield json.loads(line)
+                    yield parse_json(line)
     except (OSError, ValueError) as error:
         raise UserError(f"not JSON ({error})", f"{file}: line {number}", "mend it") from error

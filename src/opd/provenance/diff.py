@@ -134,12 +134,21 @@ def settings_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def numbers(old: Made, new: Made) -> Iterator[str]:
     """Cells of a table, verdicts and values of claims, or else numbers of the manifests, that
     differ: one a line, with the difference where it is one of numbers."""
-    for key, *pair in changes(_values(old), _values(new)):
+    for key, *pair in changes(_shown(old), _shown(new)):
         texts = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in pair]
         change = ""
         if {*map(type, pair)} <= {int, float} and math.isfinite(pair[1] - pair[0]):
             change = f" ({pair[1] - pair[0]:+.3g})"
         yield f"{key}: {' | '.join(texts)}{change}"
+
+
+def _shown(made: Made) -> Any:
+    try:
+        return _values(made)
+    except (LookupError, TypeError, ValueError, AttributeError, csv.Error) as error:
+        reason = f"its payload is not what such a stage writes ({type(error).__name__}: {error})"
+        remedy = "have it made again, or compare without it"
+        raise UserError(reason, str(made.path), remedy) from None
 
 
 def _values(made: Made) -> Any:

@@ -1,17 +1,20 @@
 """``opd watch FOLDER``: the metrics of a training run in the terminal, step by step."""
 
-import json
 import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.losses.schemas import METRICS
 from opd.stages import lock
+
+NUMBERS = TypeAdapter(dict[str, float])
 
 # In this order, as many as the terminal is wide; others are in metrics.parquet.
 SHOWN = (
@@ -68,14 +71,19 @@ def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]
     if not running.is_file():
         remedy = "name results/NAME/models/MODEL/sSEED"
         raise UserError("no run is under way or done here", str(folder), remedy)
-    journal = Path(read_json(running)["scratch"], "metrics.jsonl")
+    scratch = read_json(running)
+    scratch = scratch.get("scratch") if isinstance(scratch, dict) else None
+    if not isinstance(scratch, str):
+        raise UserError("it does not say where the run works", str(running), "remove it")
+    journal = Path(scratch, "metrics.jsonl")
     seen, last, heard = 0, 0.0, time.monotonic()
     while True:
         alive = running.is_file() and lock.held(journal.parent)
-        text = journal.read_text() if journal.is_file() else ""
+        text = journal.read_text(errors="replace") if journal.is_file() else ""
         lines = text[: text.rfind("\n") + 1].splitlines()
         # A run that goes on from a checkpoint writes a shorter journal first.
-        for line in map(json.loads, lines[min(seen, len(lines)) :]):
+        for number, text in enumerate(lines[min(seen, len(lines)) :], min(seen, len(lines)) + 1):
+            line = _line(text, f"{journal}: line {number}")
             if line["step"] > last:
                 last, heard = line["step"], time.monotonic()
                 yield line
@@ -88,3 +96,13 @@ def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]
             heard = time.monotonic()
             yield lock.life(journal.with_name(lock.OWNER))
         time.sleep(seconds)
+
+
+def _line(text: str, where: str) -> dict[str, float]:
+    try:
+        line = NUMBERS.validate_json(text)
+        if not {"step", "of"} <= line.keys():
+            raise ValueError
+    except ValueError:
+        raise UserError("not the metrics of a step", where, "start the run again") from None
+    return line

@@ -1,11 +1,12 @@
 """Recipes of evaluations: benchmarks, and the protocols under which models answer them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from opd.core.schema import Strict
 from opd.evaluation.tasks import OURS
+from opd.grading.graders import PAPERS
 from opd.recipes.base import (
     TEMPLATE_NAMES,
     Asked,
@@ -71,6 +72,16 @@ class Protocol(Strict):
     grader: Literal["rule", "math_verify", "relaxed"] = Field(
         default="rule", description="which of them counts, where a benchmark has all"
     )
+    box: Literal["last", "last_complete"] = Field(
+        default="last_complete",
+        description="the box that counts: the last one, or the last one that closes and is not "
+        "empty",
+    )
+    thinking: Literal["graded", "left_out"] = Field(
+        default="left_out",
+        description="whether what comes before </think> is graded with the rest",
+    )
+    exact: bool = Field(default=True, description="answers are compared without any rounding")
     cut_off: Literal["wrong"] | None = Field(
         default=None,
         description="a response that reaches max_new_tokens is wrong, whatever stands in it; "
@@ -87,6 +98,13 @@ class Protocol(Strict):
         check_greedy(self.temperature, self.samples)
         return self
 
+    def settings(self) -> dict[str, Any]:
+        """What an evaluation is told; its chat template apart. What the papers' code decides for
+        graders as it does goes without saying."""
+        written = self.model_dump(exclude={"chat_template"}, exclude_none=True)
+        papers = PAPERS._asdict()
+        return {key: value for key, value in written.items() if papers.get(key, ...) != value}
+
 
 PROTOCOLS = {name: Protocol(**settings) for name, settings in PRESETS["protocols"].items()}
 
@@ -95,4 +113,4 @@ class Evaluation(Asked):
     """Benchmarks under a protocol."""
 
     benchmarks: Annotated[list[Name], Ref("benchmarks")] = Field(min_length=1)
-    protocol: Annotated[Name, Ref("protocols", builtin=tuple(PROTOCOLS))] = "paper"
+    protocol: Annotated[Name, Ref("protocols", builtin=tuple(PROTOCOLS))] = "standard"

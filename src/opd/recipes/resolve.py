@@ -9,12 +9,13 @@ from typing import Any
 import yaml
 
 from opd.core.errors import UserError
-from opd.core.schema import read_yaml, valid
+from opd.core.files import bounded
+from opd.core.schema import MOST_VALUES, load_yaml, read_yaml, valid
 from opd.core.security import holds_secret
 from opd.core.text import suggestion
 from opd.recipes.base import Plain, naming, references, unknown
 from opd.recipes.config import DEFAULTS, Config
-from opd.recipes.models import Keep, Kept, Model
+from opd.recipes.models import PRESETS, Keep, Kept, Model
 
 # Sections in which a recipe may sweep.
 SWEPT = (
@@ -30,6 +31,11 @@ def resolve(raw: Mapping[str, Any]) -> Config:
     is the student, the last one the model), and so is what released weights take the place of.
     Raises ``UserError`` with the key, the value and what is allowed.
     """
+    try:  # what Snakemake has read may be more than ``load_yaml`` lets through
+        raw = json.loads(json.dumps(bounded(raw, MOST_VALUES)))
+    except (TypeError, ValueError) as error:
+        remedy = "write plain values: text in quotes, numbers, lists, mappings"
+        raise UserError(f"no plain values ({error})", "config", remedy) from None
     _refuse_secrets(raw)
     config = valid(Config, _expand(raw), "", "mend this key of the config", ["[key]"])
     _settle_models(config)
@@ -60,8 +66,8 @@ def typed(text: Any) -> Any:
     if not isinstance(text, str) or not text:
         return text
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = load_yaml(text)
+    except (ValueError, yaml.YAMLError):
         return text
     return value if value is None or isinstance(value, bool | int | float) else text
 
@@ -103,8 +109,9 @@ def _refuse_secrets(value: Any, where: str = "") -> None:
 
 
 def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Write ``defaults`` into each recipe and each ``sweep`` out as recipes of its own."""
-    config = json.loads(json.dumps(raw))
+    """Write ``defaults`` into each recipe and each ``sweep`` out as recipes of its own. What goes
+    by the name of a built-in protocol is laid over it."""
+    config = dict(raw)
     defaults = config.get("defaults", {})
     _check_keys(defaults, DEFAULTS, "defaults")
     for stage, values in defaults.items():
@@ -123,6 +130,13 @@ def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
                     recipe[stage] = merge(defaults[stage], recipe[stage])
             expanded |= _sweep(f"{section}.{name}", name, recipe)
         config[section] = expanded
+    protocols = config.get("protocols")
+    if isinstance(protocols, Mapping):
+        built_in = PRESETS["protocols"]
+        config["protocols"] = {
+            name: merge(built_in.get(name, {}), own) if isinstance(own, Mapping) else own
+            for name, own in protocols.items()
+        }
     return config
 
 

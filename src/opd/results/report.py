@@ -8,19 +8,24 @@ import base64
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from opd.core import html
 from opd.core.code import package_file
+from opd.core.errors import UserError
 from opd.core.files import read_json
+from opd.grading.graders import Choices
 from opd.results import claims_page
 from opd.results.quantity import column
 from opd.stages import check, on_disk
 from opd.stages.fresh import read_plan
 from opd.stages.records import Manifest, read
 
+# The graders that every benchmark of mathematics is graded by.
+MATHEMATICS = ("rule", "math_verify", "relaxed")
 # Not compared with their digests: reading them would take longer than all else together.
 WEIGHTS = ".safetensors"
 
@@ -61,6 +66,10 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in cfg["runs"]:
         runs[row["stage"]].append({**row, "made": shown[f"run:{row['folder']}"]})
+    evaluations = {
+        row["name"]: (row["made"], inputs[f"run:{row['folder']}"])
+        for row in runs.get("evaluate", ())
+    }
     # What several folders link was made once, and what was adopted was not made here.
     own = [source.manifest for source in sources.values() if not source.manifest.adopted]
     stages = [*{manifest.identity: manifest for manifest in own}.values()]
@@ -71,6 +80,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         **claims_page.values(verdicts, figures),
         **{key: cfg[key] for key in ("title", "scale", "sections")},
         claims=shown.get("claims"),
+        graders=_graders(evaluations),
+        mathematics=[*MATHEMATICS],
+        choices=[*Choices._fields],
         tables=[_table(n, shown[f"table:{n}"], inputs[f"table:{n}"]) for n in cfg["tables"]],
         runs=runs,
         stages=stages,
@@ -223,6 +235,24 @@ def _table(name: str, made: Source, payload: Path) -> dict[str, Any]:
     path = payload / "table.md"
     header, rows, note = parse(path.read_text(errors="replace") if path.is_file() else "")
     return {"name": name, "made": made, "header": header, "rows": rows, "note": note}
+
+
+def _graders(evaluations: Mapping[str, tuple[Source, Path]]) -> list[list[str]]:
+    """Of every evaluation and benchmark whose answers are mathematics in a box: its name, the
+    grader that counts, the score by each of ``MATHEMATICS`` (%), and how many verdicts each of
+    ``Choices`` would change."""
+    rows = []
+    for name, (made, payload) in evaluations.items():
+        summary: dict[str, Any] = {"benchmarks": {}}
+        with suppress(UserError):  # what is damaged or missing is said elsewhere
+            summary = read_json(payload / "summary.json")
+        for benchmark, values in summary["benchmarks"].items():
+            if "choices" in values and "rule" in values["metrics"]:
+                scores = [html.number(100 * values["metrics"][g], ".1f") for g in MATHEMATICS]
+                changed = [str(values["choices"][choice]) for choice in Choices._fields]
+                counts = made.manifest.cfg["protocol"]["grader"]
+                rows.append([f"{name}: {benchmark}", counts, *scores, *changed])
+    return rows
 
 
 def parse(text: str) -> tuple[list[str], list[list[str]], str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import digest, replacing
+from opd.core.files import digest, parse_json, replacing
 from opd.stages import check as checks
 from opd.stages import records
 from opd.stages.artifact import Artifact, sources_first
@@ -59,7 +59,7 @@ def read_plan(path: Path) -> tuple[dict[str, Planned | None] | None, str]:
     if not path.is_file():
         return None, ""
     try:
-        value = json.loads(text := path.read_bytes())
+        value = parse_json(text := path.read_bytes())
     except ValueError as error:
         return None, f"is no JSON ({error})"
     if not isinstance(value, dict):

@@ -90,7 +90,7 @@ def held(scratch: Path) -> bool:
 def life(path: Path) -> str:
     """Who holds an owner file, and when it was last heard of."""
     try:
-        who, seconds = path.read_text(), time.time() - path.stat().st_mtime
+        who, seconds = path.read_text(errors="replace"), time.time() - path.stat().st_mtime
     except OSError:
         who, seconds = "", 0.0
     return f"{who or 'another process'}, last heard {max(0.0, seconds):.0f} s ago"

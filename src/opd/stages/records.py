@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from opd.core.errors import UserError
-from opd.core.files import replacing
+from opd.core.files import parse_json, replacing
 from opd.stages.identity import settings_digest
 
 # Of digest.json and of what identities are digests of: what has another number was made by another
@@ -206,7 +206,7 @@ def read(path: Path, kind: type[Kind]) -> Kind:
 def parse(text: bytes, kind: type[Kind]) -> tuple[Kind | None, str]:
     """The record that a text holds, if any, and what is wrong with the text, if anything."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         return None, f"is no JSON ({error})"
     record, reason = checked(value, kind)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from opd.core.errors import UserError
-from opd.core.files import file_digest, files_below, replacing
+from opd.core.files import file_digest, files_below, parse_json, replacing
 from opd.stages import check
 from opd.stages.records import Digest, Finding, load
 
@@ -44,7 +44,7 @@ def _changes(folder: Path, outputs: Mapping[str, str], memory: Path | None) -> l
     # A memory that is missing or damaged is none.
     with suppress(OSError, ValueError, AttributeError, TypeError):
         text = memory.read_text() if memory else "{}"
-        known = {name: (mark, sha) for name, (mark, sha) in json.loads(text).items()}
+        known = {name: (mark, sha) for name, (mark, sha) in parse_json(text).items()}
     seen = {}
     for name, mark in stamps(folder).items():
         old = known.get(name)

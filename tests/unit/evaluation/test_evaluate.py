@@ -94,12 +94,44 @@ def test_what_is_cut_off_is_wrong_where_the_protocol_says_so() -> None:
         "likely": [ScoredResponse("q", 0, "4", "", None, {"acc": 1.0}, 9, "length")],
     }
     graders = {"b": ("rule", "math_verify"), "likely": ()}
-    as_they_are, _ = evaluate.score(answered, graders, "rule")
+    as_they_are, *_ = evaluate.score(answered, graders, "rule")
     assert [row["correct"] for row in as_they_are] == [1, 1, 1]
-    cut, _ = evaluate.score(answered, graders, "rule", cut_off_is_wrong=True)
+    cut, *_ = evaluate.score(answered, graders, "rule", cut_off_is_wrong=True)
     assert [row["correct"] for row in cut] == [1, 0, 0]
     assert cut[1]["scores"] == [("math_verify", 0.0), ("rule", 0.0)]
     assert [row["extracted"] for row in cut] == [row["extracted"] for row in as_they_are]
+
+
+def test_the_summary_counts_what_each_choice_of_the_protocol_would_change() -> None:
+    from opd.evaluation.harness import ScoredResponse
+
+    asked = [
+        ("\\boxed{5}. I put it in \\boxed as asked", "5", "stop", False),  # box
+        ("<think>\\boxed{4}</think>\\boxed{5}, or \\boxed{", "5", "stop", False),  # box
+        ("\\boxed{5} or", "5", "length", True),  # thinking: its prompt began it
+        ("\\boxed{5}</think> So it is.", "5", "stop", True),  # thinking
+        ("<think>\\boxed{4}</think>\\boxed{5}", "5", "stop", False),
+        ("\\boxed{0.333333}", "\\frac{1}{3}", "stop", False),  # exact
+        ("\\boxed{6}", "5", "stop", False),
+    ]
+    answered = {
+        "b": [
+            ScoredResponse(f"p{i}", 0, truth, text, None, {}, 9, end, thinking)
+            for i, (text, truth, end, thinking) in enumerate(asked)
+        ],
+        "world": [ScoredResponse("q", 0, "4", "#4", None, {}, 9, "stop")],
+    }
+    by = {"b": ("math_verify", "rule"), "world": ("world",)}
+    papers, _, changed = evaluate.score(answered, by, "math_verify")
+    assert [row["correct"] for row in papers] == [0, 0, 1, 1, 1, 1, 0, 1]
+    assert changed == {"b": {"box": 2, "thinking": 2, "exact": 1}}
+    strict, _, changed = evaluate.score(answered, by, "math_verify", False, graders.STRICT)
+    assert [row["correct"] for row in strict] == [1, 1, 0, 0, 1, 0, 0, 1]
+    assert changed == {"b": {"box": 2, "thinking": 2, "exact": 1}}
+    # The rule rounds nothing, and what is cut off is wrong whatever the choice.
+    _, _, changed = evaluate.score(answered, by, "rule", True, graders.STRICT)
+    assert changed == {"b": {"box": 2, "thinking": 1, "exact": 0}}
+    assert "thinking" not in strict[0]
 
 
 def test_the_relaxed_verdict_on_a_box_is_not_asked_for_twice(
@@ -122,11 +154,11 @@ def test_the_relaxed_verdict_on_a_box_is_not_asked_for_twice(
         return compare
 
     monkeypatch.setattr(graders, "verifier", spied)
-    rows, _ = evaluate.score(answered, {"b": ("math_verify", "relaxed")}, "math_verify")
+    rows, *_ = evaluate.score(answered, {"b": ("math_verify", "relaxed")}, "math_verify")
     assert [dict(row["scores"])["relaxed"] for row in rows] == [1, 1, 0, 0]
     assert [dict(row["scores"])["math_verify"] for row in rows] == [1, 0, 0, 0]
-    assert compared == [("math_verify", "\\frac{4}{2}")]
-    alone, _ = evaluate.score(answered, {"b": ("relaxed",)}, "relaxed")
+    assert compared == [("math_verify", "\\frac{4}{2}"), ("exact_math_verify", "\\frac{4}{2}")]
+    alone, *_ = evaluate.score(answered, {"b": ("relaxed",)}, "relaxed")
     assert [row["correct"] for row in alone] == [1, 1, 0, 0]
 
 
@@ -142,7 +174,7 @@ def test_disagreements_are_counted_and_the_most_frequent_come_first(tmp_path: Pa
         "likely": [ScoredResponse("q", 0, "4", "", None, {"acc": 1.0, "norm": 0.0}, 9, "stop")],
     }
     by = {"b": ("rule", "math_verify", "relaxed"), "likely": ()}
-    rows, _ = evaluate.score(answered, by, "rule")
+    rows, *_ = evaluate.score(answered, by, "rule")
     evaluate.write_disagreements(tmp_path / "d.csv", rows, by)
     assert (tmp_path / "d.csv").read_text() == (
         "benchmark,extracted,answer,rule,math_verify,count\n"

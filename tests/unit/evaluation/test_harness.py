@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -85,6 +86,19 @@ def test_a_protocols_template_stands_in_place_of_the_tasks(tmp_path: Path) -> No
     inputs = {"prompts:b": questions(tmp_path / "p", 1)}
     task = evaluate._task(benchmark, protocol, inputs, str(tmp_path))
     assert contexts(task) == [template.replace("{question}", "What is 0+{1}?")]
+
+
+def test_a_prompt_may_have_begun_the_thinking() -> None:
+    ends = ["<|assistant|>\n<think>\n", "<|assistant|>\n", "<think></think>\n"]
+    instances = [
+        SimpleNamespace(repeats=1, args=(text, {}), doc={"id": str(i)}, doc_id=i)
+        for i, text in enumerate(ends)
+    ]
+    about = SimpleNamespace(metadata={"graders": ["rule"]})
+    task: Any = SimpleNamespace(instances=instances, config=about, doc_to_target=lambda doc: "5")
+    response = SimpleNamespace(text="\\boxed{5}", token_ids=[1], finish="length")
+    lm: Any = SimpleNamespace(responses=lambda requests, ids: [response for _ in requests])
+    assert [row.thinking for row in harness._generated("b", task, lm)] == [True, False, False]
 
 
 ALL = ("rule", "math_verify", "relaxed")

@@ -55,6 +55,113 @@ def test_last_boxed_takes_any_text(text: str) -> None:
     assert inner is None or "{" in text or "}" in text or inner == text.strip()
 
 
+@pytest.mark.parametrize(
+    ("text", "contents"),
+    [
+        ("\\boxed{5}. I put it in \\boxed as asked", "5"),
+        ("So \\boxed{42}. (The format is \\boxed{}.)", "42"),
+        ("\\boxed{42}, that is \\boxed{42", "42"),
+        ("\\boxed{1 or \\boxed{2}", "2"),
+        ("\\boxed{2} and \\boxed{3}", "3"),
+        ("\\boxed{\\boxed{5}}", "5"),
+        ("{ } } \\boxed{\\{1, \\frac{1}{2}\\}} {", "\\{1, \\frac{1}{2}\\}"),
+        ("\\\\boxed{5} as quoted twice, \\boxed{a\\}", "5"),
+        ("\\boxed{} \\boxed{ } \\boxed{1", None),
+        ("5", None),
+    ],
+)
+def test_last_complete_boxed(text: str, contents: str | None) -> None:
+    assert graders.last_complete_boxed(text) == contents
+
+
+@given(st.lists(st.sampled_from(["\\boxed{", "{", "}", "\\", "\\{", "a", " "])).map("".join))
+def test_a_last_box_that_is_complete_is_the_last_complete_one(text: str) -> None:
+    if (contents := graders.last_boxed(text)) is not None:
+        assert graders.last_complete_boxed(text) == contents
+
+
+def test_many_boxes_are_read_in_one_go() -> None:
+    nested = "\\boxed{" * 100_000
+    start = time.process_time()
+    assert graders.last_complete_boxed(nested) is None
+    assert graders.last_complete_boxed(nested + "5" + "}" * 100_000) == "5"
+    assert graders.last_complete_boxed("\\boxed{5}" * 100_000 + nested) == "5"
+    assert time.process_time() - start < 5
+
+
+THOUGHT = "<think>maybe \\boxed{9}</think> so the answer is 7."
+
+
+@pytest.mark.parametrize(
+    ("grader", "response", "truth", "graded", "left_out"),
+    [
+        ("rule", THOUGHT, "9", True, False),
+        ("rule", THOUGHT, "7", False, False),
+        ("relaxed", THOUGHT, "7", False, True),
+        ("math_verify", "<think>so \\boxed{7}", "7", True, False),  # cut off while it thought
+        ("math_verify", "<think>\\boxed{9}</think>\\boxed{7}", "7", True, True),
+        ("math_verify", "\\boxed{9}</think>no box", "9", True, False),
+        ("rule", "\\boxed{7}", "7", True, True),
+        ("choice", "<think>\\boxed{A}</think>I do not know", "A", True, False),
+        ("world", "<think>1+1=2#2", "2", True, True),  # does not read a box
+    ],
+)
+def test_a_protocol_says_whether_thinking_is_graded(
+    grader: str, response: str, truth: str, graded: bool, left_out: bool
+) -> None:
+    for thinking, right in (("graded", graded), ("left_out", left_out)):
+        choices = graders.Choices(thinking=thinking)
+        [(_, verdict)], _ = graders.grade_all([(response, truth)], grader, None, choices)
+        assert verdict == right
+
+
+@pytest.mark.parametrize("grader", BOXED)
+@pytest.mark.parametrize(
+    ("answer", "truth", "equal"),
+    [
+        ("\\frac{1}{2006!}", "\\frac{1}{2004!}", False),
+        ("\\frac{2}{2\\cdot 2006!}", "\\frac{1}{2006!}", True),
+        ("(\\frac{1}{2^{98}},1)", "(\\frac{1}{2^{99}},1)", False),
+        ("x=\\frac{1}{2^{98}}", "x=\\frac{1}{2^{99}}", False),
+        ("[0,\\frac{1}{2^{98}}]", "[0,\\frac{1}{2^{99}}]", False),
+        ("\\sqrt{10^{40}+1}", "10^{20}", False),
+        ("0.12345678", "0.12345679", False),
+        ("3.14159265", "\\pi", False),
+        ("1.41421356237309505", "\\sqrt{2}", False),
+        ("0.1", "\\frac{1}{10}", True),
+        ("1.5x", "\\frac{3}{2}x", True),
+        ("\\sqrt{12}", "2\\sqrt{3}", True),
+        ("28\\%", "28", True),
+        ("\\infty", "\\infty", True),
+        ("x+x", "2x", True),
+    ],
+)
+def test_nothing_is_rounded_where_the_protocol_says_exact(
+    grader: str, answer: str, truth: str, equal: bool
+) -> None:
+    pairs = [(f"\\boxed{{{answer}}}", truth)]
+    graded, limits = graders.grade_all(pairs, grader, None, graders.Choices(exact=True))
+    assert (graded, limits) == ([(answer, equal)], 0)
+
+
+def test_the_page_says_what_the_graders_say() -> None:
+    page = Path(__file__).parents[3] / "docs/evaluation.md"
+    lines = page.read_text(encoding="utf-8").partition("| response | ground truth |")[2]
+    rows = [line.split(" | ") for line in lines.splitlines()[2:] if line.startswith("| `")]
+    assert len(rows) >= 13
+    for response, truth, *marks in rows:
+        pair = (response.removeprefix("| ").strip("`"), truth.strip("`"))
+        own = [mark.strip(" |") == "✓" for mark in marks]
+        for choices, expected in ((graders.PAPERS, own[1]), (graders.STRICT, own[2])):
+            for grader, right in (
+                ("rule", own[0]),
+                ("math_verify", expected),
+                ("relaxed", expected),
+            ):
+                verdict = graders.grade_all([pair], grader, None, choices)[0][0][1]
+                assert verdict == right, (pair, grader, choices)
+
+
 @pytest.mark.parametrize("column", [0, 1], ids=BOXED)
 def test_hand_made_pairs(column: int) -> None:
     rows = list(table())

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from opd.core.errors import UserError
 from opd.grading import sandbox
 
 EQUAL = [("\\frac{2}{4}", "\\frac{1}{2}")]
@@ -56,6 +57,54 @@ def test_limits_of_time_and_memory(ask: sandbox.Verifier) -> None:
         status = Path(f"/proc/{ask.process.pid}/status").read_text()
         peak = next(line for line in status.splitlines() if line.startswith("VmPeak"))
         assert int(peak.split()[1]) * 1024 <= sandbox.MEMORY_BYTES
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+def test_a_process_that_is_killed_while_it_compares_is_asked_once_more(
+    ask: sandbox.Verifier, monkeypatch: pytest.MonkeyPatch, killed: int
+) -> None:
+    """As an out-of-memory killer does it: that is no verdict on the answer."""
+    starts, wait, pids = ask._running, select.select, []
+
+    def stopped() -> Any:
+        process = starts()
+        if len(pids) < killed:
+            os.kill(process.pid, signal.SIGSTOP)  # it answers nothing before it is killed
+        return process
+
+    def kill(*of: Any) -> Any:
+        assert ask.process is not None
+        pids.append(ask.process.pid)
+        if len(pids) <= killed:
+            os.kill(ask.process.pid, signal.SIGKILL)
+        return wait(*of)
+
+    monkeypatch.setattr(ask, "_running", stopped)
+    monkeypatch.setattr(select, "select", kill)
+    if killed == 1:
+        assert ask("rule", EQUAL) is True
+    else:
+        with pytest.raises(UserError, match=r"compares answers was ended by signal 9, 2 times"):
+            ask("rule", EQUAL)
+    assert len(set(pids)) == 2 and not any(running(pid) for pid in pids[:killed])
+    monkeypatch.undo()
+    assert ask("rule", UNEQUAL) is False
+
+
+def test_a_process_that_gets_no_time_is_not_a_verdict(
+    ask: sandbox.Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = ask._running
+
+    def stopped() -> Any:
+        process = starts()
+        os.kill(process.pid, signal.SIGSTOP)
+        return process
+
+    monkeypatch.setattr(ask, "_running", stopped)
+    monkeypatch.setattr(sandbox, "WALL_SECONDS", 0.1)
+    with pytest.raises(UserError, match="gave no answer within 0 s, 2 times in a row"):
+        ask("rule", EQUAL)
 
 
 def children_cpu_seconds() -> float:

@@ -156,6 +156,10 @@ def _cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
+def _index(value):
+    return lambda f: (f / "model.safetensors.index.json").write_text(json.dumps(value))
+
+
 BREAKS = {
     "no folder": (lambda f: shutil.rmtree(f), "no such folder"),
     "pickled": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickled"),
@@ -178,6 +182,26 @@ BREAKS = {
             json.dumps({"weight_map": {"a": "model-2.safetensors"}})
         ),
         "model-2.safetensors is missing",
+    ),
+    "shards, a list": (_index({"weight_map": [1]}), "index.json: it has no weight_map"),
+    "index, a list": (_index([]), "index.json: it has no weight_map"),
+    "deep": (
+        lambda f: (f / "model.safetensors").write_bytes(
+            (10**5).to_bytes(8, "little") + b"[" * 10**5
+        ),
+        "no complete",
+    ),
+    "header of 2^62": (
+        lambda f: (f / "model.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}"),
+        "no complete",
+    ),
+    "deep config": (
+        lambda f: (f / "config.json").write_text('{"a": ' * 10**5),
+        "not readable as JSON",
+    ),
+    "tokenizer, a number": (
+        lambda f: (f / "tokenizer_config.json").write_text("5"),
+        "no tokenizer",
     ),
     "metrics": (lambda f: (f / "metrics.parquet").write_bytes(b"PAR1"), "not a readable parquet"),
 }

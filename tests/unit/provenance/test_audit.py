@@ -47,6 +47,19 @@ def test_records_from_before_there_were_seals_are_read(tmp_path: Path):
     assert "payload/w: was changed" in text
 
 
+@pytest.mark.parametrize("text", ["[1]", '{"claims": 5}', '{"claims": [{"id": 1}]}', "[" * 10**5])
+def test_what_is_no_claims_file_is_one_line_of_a_comparison(tmp_path: Path, text: str):
+    ours, theirs = (sample(tmp_path / name).root for name in ("ours", "theirs"))
+    made = theirs / "claims"
+    (made / "payload/claims.json").write_text(text)
+    for name in ("digest.json", "manifest.json"):
+        record = json.loads((made / name).read_text())
+        (made / name).write_text(json.dumps({**record, "outputs": content(made / "payload")}))
+    differences = diff.compare(ours, theirs)
+    with pytest.raises(UserError, match=r"claims.*not (what such a stage writes|readable as JSON)"):
+        diff.lines(ours, theirs, differences)
+
+
 def test_nothing_to_audit_is_one_line(tmp_path: Path):
     with pytest.raises(UserError, match="no artifact is there"):
         audit(tmp_path / "nowhere")

@@ -93,6 +93,27 @@ def test_where_there_is_nothing_to_watch(
     assert "it is no training run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("running", "line", "reason"),
+    [
+        ("[1]", "", "running.json: it does not say where the run works"),
+        ('{"scratch": 5}', "", "running.json: it does not say where the run works"),
+        ("[" * 10**5, "", "running.json: not readable as JSON"),
+        (None, '{"step": 1}', "line 1: not the metrics of a step"),
+        (None, '{"step": 1, "of": "x"}', "line 1: not the metrics of a step"),
+        (None, "[" * 10**5, "line 1: not the metrics of a step"),
+    ],
+)
+def test_what_a_run_says_of_itself_may_be_damaged(
+    tmp_path: Path, running: str | None, line: str, reason: str
+) -> None:
+    text = json.dumps({"scratch": str(tmp_path)}) if running is None else running
+    (tmp_path / "running.json").write_text(text)
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=reason):
+        [*watch(tmp_path, 0.001)]
+
+
 def test_a_pipe_that_is_closed_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "payload").mkdir()
     rows = [{"step": s, "name": "loss", "position": None, "value": 1.0} for s in range(20000)]

@@ -1,5 +1,6 @@
 """Configs: what is refused and how, defaults and sweeps, and what an edit can touch."""
 
+import datetime
 import json
 import math
 import shutil
@@ -13,6 +14,7 @@ from opd.core.errors import UserError
 from opd.plan.artifacts import plan
 from opd.plan.outputs import exhibits, targets
 from opd.recipes.config import Config
+from opd.recipes.evaluation import PROTOCOLS
 from opd.recipes.resolve import merge, resolve
 from opd.results.claim_spec import read_claims
 from opd.stages.artifact import Artifact, closure
@@ -461,9 +463,61 @@ def test_an_evaluation_has_its_protocol_and_its_tasks():
     assert faces["chat_template_kwargs"] == {"enable_thinking": False}
     assert (faces["protocol"]["samples"], faces["protocol"]["max_new_tokens"]) == (1, 16384)
     assert faces["protocol"]["cut_off"] == "wrong"
-    # A protocol of one's own may take the name of a published one.
-    own = config(protocols__paper={"samples": 4}, evaluations__e__protocol="paper")
-    assert artifacts(own)["evaluations/e/x/s0"].cfg["protocol"]["samples"] == 4
+    assert faces["protocol"].keys() & {"box", "thinking", "exact"} == set()
+    # What takes the name of a published one is laid over it, graders as the papers' included.
+    own = config(protocols__many_faces={"temperature": 0.7}, evaluations__e__protocol="many_faces")
+    laid_over = artifacts(own)["evaluations/e/x/s0"].cfg
+    assert laid_over == {**faces, "protocol": {**faces["protocol"], "temperature": 0.7}}
+
+
+def _itself() -> Any:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+def _bomb() -> Any:
+    value: list[Any] = [1]
+    for _ in range(40):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (datetime.date(2020, 1, 1), "date is not JSON serializable"),
+        (b"x", "bytes is not JSON serializable"),
+        (_itself(), "nested too deeply"),
+        (_bomb(), "too many values"),
+    ],
+)
+def test_what_snakemake_reads_of_a_config_may_be_no_plain_values(value, reason):
+    with pytest.raises(UserError, match=f"config: no plain values .*{reason}"):
+        resolve(config(seeds=value))
+
+
+def test_boxes_are_read_strictly_unless_a_protocol_says_otherwise():
+    strict = {"box": "last_complete", "thinking": "left_out", "exact": True}
+    for name in ("standard", "greedy", "short"):
+        made = artifacts(config(evaluations__e__protocol=name))["evaluations/e/x/s0"].cfg
+        assert {key: made["protocol"][key] for key in strict} == strict
+    one = config(protocols__short__box="last")
+    protocol = artifacts(one)["evaluations/e/x/s0"].cfg["protocol"]
+    assert "box" not in protocol and protocol["exact"] is True
+    papers = {"box": "last", "thinking": "graded", "exact": False}
+    asked = artifacts(config(protocols__short=papers))["evaluations/e/x/s0"].cfg["protocol"]
+    assert asked.keys() & strict.keys() == set()
+
+
+@pytest.mark.parametrize("shipped", ["mini", "pilot", "paper", "many-faces", "unmasking"])
+def test_shipped_configs_grade_as_the_papers_do(shipped):
+    path = Path(__file__).parents[3] / f"config/{shipped}.yaml"
+    config = resolve(yaml.safe_load(path.read_text()))
+    for evaluation in config.evaluations.values():
+        name = evaluation.protocol
+        settings = (config.protocols.get(name) or PROTOCOLS[name]).settings()
+        assert settings.keys() & {"box", "thinking", "exact"} == set()
 
 
 def test_an_edit_of_a_task_file_or_of_what_it_includes_changes_evaluations(tmp_path, monkeypatch):

@@ -327,6 +327,28 @@ def test_page_is_sound(tmp_path):
     _sound(*reported(results, tmp_path / "out"), results.root)
 
 
+def test_scores_by_every_grader_stand_side_by_side(tmp_path):
+    results = sample(tmp_path)
+    assert 'id="graders"' not in reported(results, tmp_path / "out")[1]
+    graded = {
+        "metrics": {"rule": 0.5, "math_verify": 0.625, "relaxed": 0.75},
+        "choices": {"box": 3, "thinking": 132, "exact": 0},
+    }
+    others = {"metrics": {"choice": 0.5}, "choices": {"box": 1, "thinking": 1, "exact": 0}}
+    summary = {"benchmarks": {"aime": graded, "gpqa": others, "easy": {"metrics": {"world": 1.0}}}}
+    files = {"summary.json": json.dumps(summary)}
+    protocol = {"cfg": {"protocol": {"grader": "math_verify"}}}
+    results.run("evaluate", "evaluations/e/m/s0", {}, **protocol)
+    results.add("evaluate", "evaluations/e/m/s0", files, **protocol)
+    page, html = reported(results, tmp_path / "out")
+    assert re.sub("<[^>]*>", " ", part(html, "graders")).split()[-9:] == [
+        *("e/m/s0:", "aime", "math_verify", "50.0", "62.5", "75.0", "3", "132", "0")
+    ]
+    _sound(page, html, results.root)
+    (results.root / "evaluations/e/m/s0/payload/summary.json").write_text("{")
+    assert 'id="graders"' not in reported(results, tmp_path / "out")[1]
+
+
 HOSTILE = """<script>alert('1')</script>"></style><img src=x onerror="a">&amp;{{ 7 * 7 }}"""
 
 

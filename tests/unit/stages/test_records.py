@@ -117,6 +117,15 @@ def test_what_is_wrong_with_a_plan_is_named_by_entry(tmp_path: Path):
     assert fresh.read_plan(path) == (None, "is no JSON object")
 
 
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"a": ' * 900 + "1" + "}" * 900])
+def test_a_record_or_plan_that_is_nested_too_deeply_is_none(tmp_path: Path, text: str):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    assert fresh.read_plan(path) == (None, "is no JSON (nested too deeply)")
+    for kind in (Manifest, Digest):
+        assert records.parse(text.encode(), kind) == (None, "is no JSON (nested too deeply)")
+
+
 def test_what_was_adopted_is_never_taken_for_what_was_made():
     cfg = {"steps": 2, "code": "1", "inputs": []}
     outputs = {"model.safetensors": "0"}

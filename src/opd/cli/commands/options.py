@@ -1,14 +1,14 @@
 """What commands have in common: how they are added, options of several, and printing."""
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.security import visible
+from opd.core.files import parse_json
+from opd.core.security import visible_line
 
 Parser = argparse.ArgumentParser
 Options = argparse._ActionsContainer  # a parser, or a group of its options
@@ -39,7 +39,7 @@ def add_command(
 def show(lines: Iterable[str]) -> None:
     """Print lines as they come, with control characters spelt out."""
     for line in lines:
-        print(visible(line), flush=True)
+        print(visible_line(line), flush=True)
 
 
 # Values
@@ -48,7 +48,7 @@ def show(lines: Iterable[str]) -> None:
 def json_object(text: str, option: str) -> dict[str, Any]:
     """The value of an option that is a JSON object. Raises ``UserError`` where it is none."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         raise UserError(f"not JSON ({error})", option, "give a JSON object") from error
     if not isinstance(value, dict):

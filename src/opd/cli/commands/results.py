@@ -117,7 +117,7 @@ def _adopt(arguments: argparse.Namespace) -> None:
     artifacts = artifacts_of(config, beside(arguments.configfile))
     artifact, results = recipe(arguments.recipe, artifacts), Path("results") / config.name
     folder = adopt(arguments.path, artifact, results, results.parent / ".store")
-    print(f"adopted: {folder} is {arguments.path}; remove {folder} to have it made instead")
+    show([f"adopted: {folder} is {arguments.path}; remove {folder} to have it made instead"])
 
 
 def _gc(arguments: argparse.Namespace) -> None:
