@@ -4,14 +4,9 @@ said before), and the one way in which all of it is put into a chat template."""
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import jinja2
-import pyarrow as pa
-
 from opd.core.errors import UserError
-from opd.core.tables import TEXT
 
 Turn = dict[str, str]
-TURNS = pa.list_(pa.struct([pa.field("role", TEXT), pa.field("content", TEXT)]))
 
 
 def joined(*parts: Iterable[Turn]) -> list[Turn]:
@@ -45,6 +40,8 @@ def render(tokenizer: Any, messages: Sequence[Turn], **options: Any) -> str:
     """Messages in a tokenizer's chat template, as text. Raises ``UserError`` where the template
     refuses them, and where it leaves out what stands before the last one (but for the assistant's
     part, whose thinking most templates take off)."""
+    import jinja2  # not for those who only read a config
+
     where = str(getattr(tokenizer, "name_or_path", "chat_template"))
     remedy = "use a model whose template takes such conversations, or prompts without them"
     try:

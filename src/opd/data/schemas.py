@@ -10,7 +10,7 @@ from opd.core.tables import FLAG, INTEGER, NUMBER, TEXT, schema, sparse
 from opd.data import conversations
 
 # What stands before a prompt in its conversation: messages of role and content.
-TURNS = sparse("turns", conversations.TURNS)
+TURNS = sparse("turns", pa.list_(pa.struct([("role", TEXT), ("content", TEXT)])))
 PROMPTS = schema(
     *("difficulty", "solution"),
     id=TEXT,

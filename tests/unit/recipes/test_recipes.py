@@ -4,6 +4,8 @@ import datetime
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -850,3 +852,10 @@ def test_papers_need_the_evaluation_that_their_claims_are_about():
         artifacts(config(papers=["rethinking_opd"]))
     with pytest.raises(UserError, match=r"papers: unknown paper 'rethinking'; .*rethinking_opd"):
         artifacts(config(papers=["rethinking"], evaluation="e"))
+
+
+def test_reading_a_config_loads_no_table_library():
+    """Snakemake parses it again in every job."""
+    code = "import sys, opd.plan.artifacts; print(*{'pyarrow', 'jinja2', 'torch'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
