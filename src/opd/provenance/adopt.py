@@ -15,7 +15,7 @@ from typing import Any
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.core.files import content, files_below, read_json, remove
+from opd.core.files import content, files_below, input_files, read_json, remove
 from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
 from opd.models import fetch
@@ -108,8 +108,8 @@ def _checkpoint(source: Path, stage: str, out: Path) -> dict[str, Any]:
         _check_tokenizer(out, source)
     if STAGES[stage].trains:
         # What training logs stands beside its weights; of what is adopted nothing may be known.
-        logged = source / METRICS_FILE
-        rows = tables.read(logged, METRICS) if logged.is_file() else []
+        logged = input_files(source).get(METRICS_FILE)
+        rows = tables.read(logged, METRICS) if logged else []
         tables.write(out / METRICS_FILE, rows, METRICS)
     return {"bytes": sum(file.stat().st_size for file in files_below(out).values())}
 
@@ -141,7 +141,8 @@ def _check_tokenizer(out: Path, source: Path) -> None:
 
 def _rollouts(source: Path, prompts: Path, out: Path) -> dict[str, Any]:
     """``prompts`` is the artifact that rollouts should be of, where it has been made."""
-    file = source / "generations.parquet" if source.is_dir() else source
+    name = "generations.parquet"
+    file = input_files(source).get(name, source / name) if source.is_dir() else source
     lines = file.suffix in (".jsonl", ".json")
     rows: Any = [*_json_lines(file)] if lines else tables.read(file, GENERATIONS)
     target = out / "generations.parquet"

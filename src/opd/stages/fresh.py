@@ -58,6 +58,8 @@ def read_plan(path: Path) -> tuple[dict[str, Planned | None] | None, str]:
     None where there is no plan, or none that can be read."""
     if not path.is_file():
         return None, ""
+    if path.is_symlink():
+        return None, "is no plain file"
     try:
         value = json.loads(text := path.read_bytes())
     except ValueError as error:

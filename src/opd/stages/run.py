@@ -67,8 +67,11 @@ def publish(
     """Link an entry of the store as the artifact with this manifest. Its digest.json (``output``),
     the last file, says that it is complete. ``copies``: files of the payload -> further places."""
     folder, key = output.parent, made.identity
+    # A folder above may be a link: from there the way back is another one.
+    store = Path(os.path.realpath(entry.parent.parent), entry.parent.name)
+    link = os.path.relpath(store / entry.name, os.path.realpath(folder))
     with replacing(folder / "payload", entry.name) as payload:
-        payload.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
+        payload.symlink_to(link, target_is_directory=True)
     write(folder / "manifest.json", made, key)
     for name, path in (copies or {}).items():
         path.parent.mkdir(parents=True, exist_ok=True)
