@@ -230,11 +230,53 @@ def test_a_torn_journal_is_read_as_far_as_it_is_whole(tmp_path: Path) -> None:
     assert journal.read(tmp_path / "none") == ({}, 0)
 
 
+def test_a_changed_journal_is_read_up_to_the_first_damage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bit anywhere, a digit of a token or an index, a line of another type: what follows is
+    taken off by the next writer, with one line."""
+    path = tmp_path / "journal.jsonl"
+    with journal.writing(path) as append:
+        append({0: [5, 6]})
+        append({1: [7]})
+    sound = path.read_bytes()
+    first, second = sound.splitlines(keepends=True)
+    for place in range(len(sound)):
+        for bit in range(8):
+            changed = bytearray(sound)
+            changed[place] ^= 1 << bit
+            path.write_bytes(changed)
+            before = place >= len(first)
+            assert journal.read(path) == ({0: [5, 6]} if before else {}, len(first) * before)
+    assert second.endswith(b" [[1,[7]]]\n")
+    for line in (second.replace(b"7", b"8", 1), b"[[1,[7]]]\n", b'"words"\n', b"\n"):
+        path.write_bytes(first + line + second)
+        capsys.readouterr()
+        with journal.writing(path) as append:
+            append({2: [9]})
+        assert journal.read(path)[0] == {0: [5, 6], 2: [9]}
+        warning = f"warning: {path}: damaged from byte {len(first)} on, what follows is sampled"
+        assert capsys.readouterr().err.count(warning) == 1
+    with journal.writing(path):
+        assert capsys.readouterr().err == ""
+
+
+def test_what_a_damaged_journal_has_lost_is_sampled_again(model: Path, tmp_path: Path) -> None:
+    sampler = Sampler(model, {**LIMITS, "batch_size": 3}, tmp_path)
+    asked = requests(sampler, 3)
+    whole = sampler.sample(asked)
+    (path,) = tmp_path.rglob("*.jsonl")
+    sound = path.read_bytes()
+    path.write_bytes(sound.replace(b",", b",1", 2))
+    assert Sampler(model, {**LIMITS, "batch_size": 3}, tmp_path).sample(asked) == whole
+    assert path.read_bytes() == sound
+
+
 FULL = """
 import resource, sys
 from pathlib import Path
 from opd.models import journal
-resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (350, resource.RLIM_INFINITY))
 with journal.writing(Path(sys.argv[1])) as append:
     for i in range(100):
         append({i: [7, 8, 9]})
@@ -246,9 +288,9 @@ def test_no_room_is_one_line_and_keeps_what_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True)
     assert f"{path}: no room (File too large), what was finished is kept; free space" in done.stderr
-    # A line is of 14 bytes.
-    assert journal.read(path) == ({i: [7, 8, 9] for i in range(4)}, 56)
-    assert path.stat().st_size == 56
+    # A line is a checksum of 64 bytes, a space, and 14 bytes.
+    assert journal.read(path) == ({i: [7, 8, 9] for i in range(4)}, 4 * 79)
+    assert path.stat().st_size == 4 * 79
 
 
 def reference(logits: np.ndarray, temperature: float, top_p: float, top_k: int) -> np.ndarray:
