@@ -116,7 +116,7 @@ def read_yaml(path: Path, remedy: str = "mend the file") -> dict[str, Any]:
     cannot be read, or holds something else."""
     try:
         mapping = load_yaml(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"not readable as YAML ({error})", str(path), remedy) from error
     if not isinstance(mapping, dict):
         raise UserError("not a mapping", str(path), remedy)

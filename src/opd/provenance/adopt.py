@@ -7,21 +7,21 @@ becomes of its inputs or of the code, until the recipe is edited or its folder i
 
 import json
 import platform
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.core.files import content, files_below, input_files, read_json, remove
+from opd.core.files import content, digest, files_below, input_files, read_json, remove
 from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
 from opd.models import fetch
 from opd.models.schemas import GENERATIONS
 from opd.recipes.base import unknown
-from opd.stages import identity, run
+from opd.stages import identity, lock, run
 from opd.stages.artifact import Artifact
 from opd.stages.records import Manifest, State, load, write
 from opd.stages.registry import STAGES
@@ -55,9 +55,12 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
     inputs = dict(zip(artifact.cfg["inputs"], paths, strict=True))
     # Those of the recipe's inputs that have been made, as they are now.
     used = {name: run.resolve_input(path)[1] for name, path in inputs.items() if path.exists()}
-    store.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".adopt-", dir=store) as temporary:
-        work = Path(temporary, "payload")
+    # As a stage has: the next attempt, or gc, clears what a killed one has left.
+    scratch = store / ".scratch" / digest(["adopt", artifact.folder])
+    with lock.alone(scratch), ExitStack() as clear:
+        clear.callback(remove, scratch)
+        work = scratch / "work"
+        remove(work)
         work.mkdir()
         if artifact.stage == "generate":
             numbers = _rollouts(source, inputs["prompts"].parent, work)

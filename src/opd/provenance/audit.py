@@ -286,7 +286,9 @@ def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Made]) -> Iterato
     for file in on_disk.loose(root):
         if file not in known:
             place = file.relative_to(root).as_posix()
-            wrong.append((State.ORPHANED, place, "is a file of no artifact"))
+            link = not on_disk.inside(root, file)
+            reason = "is a link out of this folder" if link else "is a file of no artifact"
+            wrong.append((State.ORPHANED, place, reason))
     for state, place, reason in wrong:
         if reason:
             yield Audited(place, "", (Finding(state, place, reason),))

@@ -16,8 +16,8 @@ from opd.stages.records import Digest, Finding, Manifest, Planned, State, digest
 def files(
     outputs: Mapping[str, str], now: Mapping[str, str], folder: str = ""
 ) -> Iterator[Finding]:
-    """Files against the digests that they were made with: name -> sha256 (empty for what is no plain
-    file, or cannot be read). ``folder`` goes before the names."""
+    """Files against the digests that they were made with: name -> sha256 (empty for what is no
+    plain file, or cannot be read). ``folder`` goes before the names."""
     for name in sorted({*outputs, *now}):
         if name not in now:
             yield Finding(State.MISSING, f"{folder}{name}", "is gone")

@@ -62,7 +62,7 @@ def read_plan(path: Path) -> tuple[dict[str, Planned | None] | None, str]:
         return None, "is no plain file"
     try:
         value = json.loads(text := path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, f"is no JSON ({error})"
     if not isinstance(value, dict):
         return None, "is no JSON object"
@@ -155,7 +155,7 @@ def check(plan: Path, inputs: Iterable[Path]) -> None:
     made with the planned settings, each from what its inputs are now."""
     results = plan.parent
     entries, damage = read_plan(plan)
-    if entries is None:
+    if entries is None or damage:
         raise UserError(damage or "no plan is there", str(plan), "run snakemake again")
     there = {
         folder: planned

@@ -130,8 +130,9 @@ def below(path: str) -> str:
 
 
 def _source(root: Path, recorded: str) -> Path | None:
-    """Where an input lies now that a manifest has recorded; None: nowhere, or not ``inside``. Paths are recorded from
-    the folder that holds ``results``; the results folder may have been copied or renamed since."""
+    """Where an input lies now that a manifest has recorded; None: nowhere, or not ``inside``. Paths
+    are recorded from the folder that holds ``results``; the results folder may have been copied or
+    renamed since."""
     for place in (root / below(recorded), root.parent.parent / recorded, Path(recorded)):
         if place.exists() and inside(root, place):
             return place

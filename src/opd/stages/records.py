@@ -209,7 +209,7 @@ def parse(text: bytes, kind: type[Kind]) -> tuple[Kind | None, str]:
     """The record that a text holds, if any, and what is wrong with the text, if anything."""
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, f"is no JSON ({error})"
     record, reason = checked(value, kind)
     if record is None:

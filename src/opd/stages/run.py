@@ -12,6 +12,7 @@ import os
 import platform
 import resource
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import content, digest, remove, replacing
+from opd.core.files import content, digest, files_below, is_plain, remove, replacing
 from opd.core.security import refuse_code
 from opd.stages import gpu, lock, registry, verify
 from opd.stages.check import stands_for
@@ -80,6 +81,15 @@ def publish(
     write(output, made.handed_on, key)
 
 
+def _open_as_umask(folder: Path) -> None:
+    """Give the files below a new folder the modes that umask asks for, which that folder has:
+    safetensors leaves weights to their owner alone."""
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for path in files_below(folder).values():
+        if stat.S_IMODE(path.lstat().st_mode) != mode and is_plain(path):
+            path.chmod(mode)
+
+
 def _keep_steps(stage: str, cfg: Mapping[str, Any]) -> list[int]:
     """The steps whose weights a training run is asked to keep."""
     return list(cfg.get("execution", {}).get("keep_steps", ())) if STAGES[stage].resumes else []
@@ -133,6 +143,7 @@ def _compute(
                 numbers = run(dict(cfg), paths, work, store / ".cache")
             else:
                 numbers = run(dict(cfg), paths, work)
+        _open_as_umask(work)
         stamps = verify.stamps(work)
         outputs = content(work)
         if not outputs:

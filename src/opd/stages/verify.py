@@ -43,15 +43,16 @@ def _changes(folder: Path, outputs: Mapping[str, str], memory: Path | None) -> l
     ``memory`` is the file in which the digests of what was read are kept, if any."""
     known: dict[str, tuple[Stamp, str]] = {}
     # A memory that is missing or damaged is none.
-    with suppress(OSError, ValueError, AttributeError, TypeError):
+    with suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
         text = memory.read_text() if memory else "{}"
         known = {name: (mark, sha) for name, (mark, sha) in json.loads(text).items()}
     seen = {}
     for name, mark in stamps(folder).items():
         old = known.get(name)
         # A memory that speaks against a file is not believed: it may be what is damaged.
-        remembered = old and old == (mark, outputs.get(name))
-        seen[name] = old if remembered else (mark, plain_digest(folder / name))
+        if old is None or old != (mark, outputs.get(name)):
+            old = mark, plain_digest(folder / name)
+        seen[name] = old
     if memory and seen != known:
         remember(memory, seen)
     return list(check.files(outputs, {name: sha for name, (_, sha) in seen.items()}))

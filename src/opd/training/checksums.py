@@ -6,6 +6,7 @@ has written itself, in a thread beside training, so a list comes some time after
 
 import json
 import re
+import stat
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -36,6 +37,8 @@ def write(folder: Path, rank: int = 0, processes: int = 1) -> None:
             own[name] = file_digest(path)
     with replacing(folder.with_name(f"{folder.name}.{rank}.json")) as partial:
         partial.write_text(json.dumps(own))
+        for name in own:  # safetensors leaves weights to their owner alone, whatever umask says
+            (folder / name).chmod(stat.S_IMODE(partial.stat().st_mode))
 
 
 def damaged(folder: Path) -> str | None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, set_seed
 
 from opd.core.errors import UserError
@@ -105,7 +104,8 @@ def resumable(trainer: Trainer, record: Record, scratch: Path, folders: Mapping[
     trainer.add_callback(sealing)
     main = accelerator.is_main_process
     choice = [_last(scratch, folders) if main else None]
-    broadcast_object_list(choice)
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(choice)
     last = choice[0]
     start = sealing.saved = 0 if last is None else step_of(last)
     record.journal = scratch / JOURNAL
