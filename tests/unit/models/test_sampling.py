@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -270,6 +271,44 @@ def test_what_a_damaged_journal_has_lost_is_sampled_again(model: Path, tmp_path:
     path.write_bytes(sound.replace(b",", b",1", 2))
     assert Sampler(model, {**LIMITS, "batch_size": 3}, tmp_path).sample(asked) == whole
     assert path.read_bytes() == sound
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_a_journal_has_the_modes_of_umask(model: Path, tmp_path: Path, umask: int) -> None:
+    """A second member of a group goes on with what the first has begun."""
+    before = os.umask(umask)
+    try:
+        sampler = Sampler(model, LIMITS, tmp_path / "cache")
+        sampler.sample(requests(sampler, 1))
+    finally:
+        os.umask(before)
+    paths = [*(tmp_path / "cache").rglob("*")]
+    assert len(paths) == 3
+    for path in paths:
+        mode = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert stat.S_IMODE(path.stat().st_mode) == mode, path
+
+
+def test_a_model_in_the_hubs_cache_has_the_journals_of_its_files(
+    model: Path, tmp_path: Path
+) -> None:
+    """Its folder holds links alone: what they lead to is what names a journal."""
+    folder, blobs = tmp_path / "models--o--n/snapshots/c0", tmp_path / "models--o--n/blobs"
+    for place in (folder, blobs):
+        place.mkdir(parents=True)
+    for path in model.iterdir():
+        shutil.copyfile(path, blobs / path.name)
+        (folder / path.name).symlink_to(blobs / path.name)
+    for place in (model, folder):
+        sampler = Sampler(place, LIMITS, tmp_path / "cache")
+        sampler.sample(requests(sampler, 1))
+    assert len([*(tmp_path / "cache").rglob("*.jsonl")]) == 1
+    (blobs / "generation_config.json").write_text('{"eos_token_id": 7}')
+    Sampler(folder, LIMITS, tmp_path / "cache").sample(requests(sampler, 1))
+    assert len([*(tmp_path / "cache").rglob("*.jsonl")]) == 2
+    (folder / "more.json").symlink_to("/etc/hostname")
+    with pytest.raises(UserError, match=r"c0/more\.json: it is a link that leads out"):
+        Sampler(folder, LIMITS, tmp_path / "cache")
 
 
 FULL = """
