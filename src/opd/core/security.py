@@ -5,6 +5,7 @@ secrets of the environment do not end in a log.
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -62,7 +63,9 @@ def _named(file: Path) -> Iterator[Any]:
     weights, the parts of an encoder, other versions of a tokenizer."""
     if not (file.name.endswith(".index.json") or file.name in _NAMING):
         return
-    value = read_json(file)
+    value = None
+    with suppress(UserError):  # what cannot be read names nothing to anyone
+        value = read_json(file)
     if isinstance(value, list):
         yield from (part.get("path", "") for part in value if isinstance(part, dict))
     elif isinstance(value, dict):
