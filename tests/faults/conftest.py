@@ -58,6 +58,8 @@ LOST = {
     "a worker of vLLM hangs": "the responses in flight",
     "one of two training processes is killed": "the steps since the last checkpoint",
     "one of two training processes hangs": "the steps since the last checkpoint",
+    "a checkpoint or a journal with one changed bit": "the steps since the checkpoint before, or "
+    "the responses from there on",
     "a full disk": "what it had done since its last checkpoint, or line in a journal",
 }
 

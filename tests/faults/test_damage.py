@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from stages import Run, mended, only_error
 
+from opd.training import checksums
+from opd.training.resume import step_of
+
 pytestmark = pytest.mark.faults
 
 
@@ -110,3 +113,41 @@ def test_damaged_records(run: Run, file: str, damage: Callable[[Path], None], tr
     mended(run, name, digests, files)
     mended(run, second, digests, files)
     tried("a damaged record or manifest", file)
+
+
+def test_what_a_killed_run_goes_on_from(run: Run, tried) -> None:
+    """One bit in a checkpoint is found and the run starts before it; one in a journal costs what
+    follows it."""
+    name, words = "models/forward/s0", "does not have the checksum that was written"
+    digests, files = run.digests(), run.files()
+    run.forget(name)
+    events = run.make(name).events
+    record = run.store / f"{run.identity(name)}.json"
+    checkpoints: list[Path] = []
+    for event in range(events * 3 // 4, events // 4, -max(1, events // 40)):
+        run.forget(name)
+        run.make(name, kill=event)
+        folders = (path for path in run.store.glob(".scratch/*/checkpoint-*") if path.is_dir())
+        checkpoints = [path for path in folders if checksums.damaged(path) is None]
+        if checkpoints and not record.exists():
+            break
+        run.make(name)
+    last = max(checkpoints, key=step_of)
+    flip(last / "model.safetensors")
+    again = mended(run, name, digests, files)
+    assert again.log.count(words) == 1 and f"{last.name} is left out" in again.log
+    tried("a checkpoint or a journal with one changed bit", "distill")
+
+    name = "generations/rollouts/s0"
+    run.forget(name)
+    assert run.make(name).status == 0
+    digests, files = run.digests(), run.files()
+    (path,) = run.store.glob(".cache/responses/*/*.jsonl")
+    sampled = path.read_bytes()
+    flip(path)
+    (run.store / f"{run.identity(name)}.json").unlink()
+    (run.results / name / "digest.json").unlink()
+    again = mended(run, name, digests, files)
+    assert again.log.count("what follows is sampled again") == 1
+    assert path.read_bytes() == sampled
+    tried("a checkpoint or a journal with one changed bit", "generate")

@@ -8,6 +8,8 @@ from stages import Ended, Run
 
 from opd.models import journal
 from opd.stages.registry import STAGES
+from opd.training import checksums
+from opd.training.resume import step_of
 
 pytestmark = pytest.mark.faults
 
@@ -72,10 +74,15 @@ def resumable(run: Run, name: str) -> bool:
     """Whether there is a whole checkpoint, of a step after which nothing that is to be kept is
     missing."""
     asked = run.artifacts[name].cfg.get("execution", {}).get("keep_steps", [])
-    kept = {int(path.name) for path in run.store.glob(".scratch/*/kept/[0-9]*")}
+    kept = {int(path.name) for path in sound(run, "kept/[0-9]*")}
     first = min({*asked} - kept, default=10**9)
-    whole = run.store.glob(".scratch/*/checkpoint-*/opd-complete.json")
-    return any(int(path.parent.name.rpartition("-")[2]) < first for path in whole)
+    return any(step_of(path) < first for path in sound(run, "checkpoint-*"))
+
+
+def sound(run: Run, pattern: str) -> list[Path]:
+    """The folders below the scratch folders that have their checksums."""
+    folders = [path for path in run.store.glob(f".scratch/*/{pattern}") if path.is_dir()]
+    return [path for path in folders if checksums.damaged(path) is None]
 
 
 def went_on(run: Run, again: Ended, kept: dict[Path, journal.Finished], trained: bool) -> None:

@@ -1,10 +1,12 @@
 """Each stage has a rule of its own name, by which Snakemake is told what to do with it."""
 
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from project import Project
+from project import TINY, Project
 
 pytestmark = pytest.mark.workflow
 
@@ -40,7 +42,7 @@ def test_resources_and_threads_are_set_by_the_name_of_a_stage(empty: Project):
 def test_a_command_runs_the_stage_of_its_own_rule(empty: Project):
     """Rules are made in a loop: a name in a command would be that of the last."""
     output = empty.run("-n", "--printshellcmds")
-    commands = re.findall(r"\$OPD_PYTHON_(\w+) -m opd stage (\w+) .*?/(\w+)/", output)
+    commands = re.findall(r"\$OPD_PYTHON_(\w+)\" -m opd stage (\w+) .*?/(\w+)/", output)
     assert len(commands) > 20 and all(python == stage for python, stage, _ in commands)
     jobs = re.findall(r"^rule (\w+):\n.*?opd stage (\w+) ", output, re.MULTILINE | re.DOTALL)
     assert len(jobs) == len(commands) and all(rule == stage for rule, stage in jobs)
@@ -52,3 +54,25 @@ def test_a_rule_is_forced_by_its_name(finished: Project):
     made = finished.would_make("--forcerun", "distill")
     assert {"models/forward/s0", "evaluations/held-out/forward/s0", "report"} <= made
     assert not [name for name in made if name.startswith(("prompts", "sft_data"))]
+
+
+def test_a_path_with_a_space_or_a_shells_characters_is_one_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of a plain input below OPD_DATA_DIR, and of an interpreter: nothing in them is executed."""
+    project = Project(tmp_path)
+    odd = tmp_path / "my data; $(touch executed) 'it' & \"so\""
+    odd.mkdir()
+    (odd / "labelled file.jsonl").write_text(TINY.with_name("labelled.jsonl").read_text())
+    python = odd / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("OPD_DATA_DIR", str(odd))
+
+    def change(config: dict[str, Any]) -> None:
+        config["prompts"]["labelled"] = {"path": {"file": "labelled file.jsonl"}}
+        config["interpreters"] = {"light": str(python)}
+
+    project.edit(change)
+    project.run("results/tiny/prompts/labelled/digest.json")
+    assert not (tmp_path / "executed").exists()

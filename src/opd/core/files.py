@@ -30,15 +30,56 @@ def file_digest(path: Path) -> str:
 
 
 def files_below(path: Path) -> dict[str, Path]:
-    """The files below a folder by their relative paths; one file by its name."""
+    """All below a folder that is no plain folder, by its relative path: plain files, and links,
+    pipes and the like, none of which is followed. One file by its name."""
     if path.is_file():
         return {path.name: path}
-    return {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
+    below = sorted(p for p in path.rglob("*") if p.is_symlink() or not p.is_dir())
+    return {p.relative_to(path).as_posix(): p for p in below}
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a path is a file, and no link to one."""
+    return path.is_file() and not path.is_symlink()
+
+
+def made_content(folder: Path) -> dict[str, str]:
+    """Relative path -> sha256 of all below a folder that was made here. '' stands for what is no
+    plain file, or cannot be read: nothing that was made has that."""
+    return {name: plain_digest(file) for name, file in files_below(folder).items()}
+
+
+def plain_digest(path: Path) -> str:
+    """sha256 (hex) of a plain file; '' for all else, and for a file that cannot be read."""
+    try:
+        return file_digest(path) if is_plain(path) else ""
+    except OSError:
+        return ""
+
+
+def input_files(path: Path) -> dict[str, Path]:
+    """The files below a folder that was not made here by their relative paths, each as the plain
+    file that it is; one file by its name.
+
+    A link may lead to a file of the same folder and, from a snapshot in the hub's cache, to one of
+    the blobs of its repository. Raises ``UserError`` for all else that is no plain file.
+    """
+    top = Path(os.path.realpath(path))
+    blobs = [top.parent.parent / "blobs"] if top.parent.name == "snapshots" else []
+    files = {name: Path(os.path.realpath(file)) for name, file in files_below(top).items()}
+    for name, file in files.items():
+        if not (file.is_file() and any(file.is_relative_to(place) for place in (top, *blobs))):
+            kind = "a link that leads out of its folder" if (top / name).is_symlink() else "no file"
+            raise UserError(
+                f"it is {kind}", f"{path}/{name}", "put a copy in its place, or remove it"
+            )
+    return {path.name: top} if top.is_file() else files
 
 
 def content(path: Path) -> dict[str, str]:
-    """Relative path -> sha256 of every file below a folder (or of the one file ``path``)."""
-    return {name: file_digest(file) for name, file in files_below(path).items()}
+    """Relative path -> sha256 of every file below a folder (or of the one file ``path``); raises as
+    ``input_files`` does."""
+    return {name: file_digest(file) for name, file in input_files(path).items()}
 
 
 # How deep lists and mappings may lie in each other where a text comes from outside: deeper ones end

@@ -4,13 +4,19 @@ secrets of the environment do not end in a log.
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from opd.core.errors import UserError
+from opd.core.files import files_below, read_json
 
 # Suffixes of files that hold code, or that are read by running what they hold.
 CODE = re.compile(r"\.(py|pyc|so|pkl|pickle|joblib|dill|bin|pt|pth|ckpt|h5|keras)", re.IGNORECASE)
+
+# Files of a model that name others, besides the indices of its shards.
+_NAMING = ("modules.json", "tokenizer_config.json")
 
 # Controls but for tab and newline, what turns the direction of writing, unusual ends of lines, and
 # bytes of names that are no text.
@@ -31,15 +37,46 @@ LEAST_SECRET = 8  # characters: shorter values are words such as "true"
 
 
 def refuse_code(folder: Path) -> None:
-    """Raise ``UserError`` where a folder that a stage is to read holds code, or pickled data."""
-    code = sorted(p for p in folder.rglob("*") if CODE.fullmatch(p.suffix) and not p.is_dir())
+    """Raise ``UserError`` where a folder that a stage is to read holds code or pickled data, and as
+    ``refuse_names`` does."""
+    code = [name for name in files_below(folder) if CODE.fullmatch(Path(name).suffix)]
     if code:
         more = f" and {len(code) - 1} more" if len(code) > 1 else ""
         raise UserError(
             f"it may run code when it is read{more}",
-            str(code[0]),
+            str(folder / code[0]),
             "use weights in safetensors and no code of the model's own, or remove it",
         )
+    refuse_names(folder)
+
+
+def refuse_names(folder: Path) -> None:
+    """Raise ``UserError`` where a file of a model names files to be read outside of its folder."""
+    for name in files_below(folder):
+        for value in _named(folder / name):
+            place = Path(os.path.normpath(Path(name).parent / str(value)))
+            if place.is_absolute() or place.parts[:1] == ("..",):
+                raise UserError(
+                    f"it names {value}, a file outside of its folder",
+                    str(folder / name),
+                    "put that file beside it, and its plain name there",
+                )
+
+
+def _named(file: Path) -> Iterator[Any]:
+    """What a file of a model names as files or folders to be read by joining paths: the shards of
+    weights, the parts of an encoder, other versions of a tokenizer."""
+    if not (file.name.endswith(".index.json") or file.name in _NAMING):
+        return
+    value = None
+    with suppress(UserError):  # what cannot be read names nothing to anyone
+        value = read_json(file)
+    if isinstance(value, list):
+        yield from (part.get("path", "") for part in value if isinstance(part, dict))
+    elif isinstance(value, dict):
+        shards, versions = value.get("weight_map"), value.get("fast_tokenizer_files")
+        yield from shards.values() if isinstance(shards, dict) else ()
+        yield from versions if isinstance(versions, list) else ()
 
 
 def visible(text: str) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import huggingface_hub
 
 from opd.core.errors import UserError
-from opd.core.files import file_digest, link_files, read_json
+from opd.core.files import file_digest, files_below, input_files, link_files, read_json
+from opd.core.security import refuse_names
 
 # Weights in safetensors, configuration, tokenizer, chat template and sentence-transformers modules.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -43,7 +44,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
             f"fetch.{sources[0]}: {cfg[sources[0]]}",
             "point it at a Hugging Face checkpoint in safetensors",
         )
-    return numbers | {"bytes": sum(p.stat().st_size for p in out.rglob("*") if p.is_file())}
+    return numbers | {"bytes": sum(file.stat().st_size for file in files_below(out).values())}
 
 
 def run_dataset(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -97,16 +98,18 @@ def _from_hub(hub: str, revision: str, out: Path, folder: Path) -> None:
             "it was damaged on the way or changed: start again, and if that does not help, "
             "ask its owners",
         )
+    refuse_names(folder)
     link_files(folder, out)
 
 
 def copy_folder(folder: Path, out: Path) -> None:
-    """Copy the files of a checkpoint."""
+    """Copy the files of a checkpoint; raises as ``input_files`` and ``refuse_names`` do."""
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}", "fetch.path", "mend the path or OPD_MODEL_DIR")
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != UNPACKED):
-        if any(file.match(pattern) for pattern in PATTERNS):
-            target = out / file.relative_to(folder)
+    refuse_names(folder)
+    for name, file in input_files(folder).items():
+        if Path(name).name != UNPACKED and any(map(Path(name).match, PATTERNS)):
+            target = out / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
 

@@ -14,6 +14,7 @@ from opd.recipes.config import Config
 from opd.recipes.models import Hub
 
 HEADER = "# Commits of hub objects, read from the hub by `opd lock CONFIG`. Do not edit.\n"
+REMEDY = "take it from version control, or remove it and run `opd lock CONFIG` online"
 
 
 def key(recipe: HubObject) -> str:
@@ -23,7 +24,11 @@ def key(recipe: HubObject) -> str:
 
 def read(path: Path) -> dict[str, str]:
     """The lock, empty where there is no file. Raises ``UserError`` for a damaged one."""
-    return read_yaml(path) if path.exists() else {}
+    commits = read_yaml(path, REMEDY) if path.exists() else {}
+    for name, revision in commits.items():
+        if not re.fullmatch("[0-9a-f]{40}", str(revision)):
+            raise UserError(f"{name} has no commit of 40 hex digits", str(path), REMEDY)
+    return commits
 
 
 def hub_objects(config: Config) -> dict[str, HubObject]:

@@ -14,6 +14,7 @@ import transformers
 
 from opd.core import tables
 from opd.core.errors import UserError
+from opd.core.files import input_files
 from opd.data import conversations, layouts, loaders
 from opd.data.schemas import PROMPTS, prompt_row
 from opd.grading.graders import grader_named
@@ -98,10 +99,11 @@ def preflight(
 
 
 def require_folders(*models: Path) -> None:
-    """Raise ``UserError`` for a folder that is not there."""
+    """Raise ``UserError`` for a folder that is not there, and as ``input_files`` does."""
     for folder in models:
         if not folder.is_dir():
             raise UserError("no such folder", str(folder), "give the folder of a model")
+        input_files(folder)
 
 
 def require_answers(prompts: Sequence[Row], grader: str, path: Path) -> None:

@@ -6,21 +6,29 @@ becomes of its inputs or of the code, until the recipe is edited or its folder i
 """
 
 import platform
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.core.files import content, files_below, parse_json, read_json, remove
+from opd.core.files import (
+    content,
+    digest,
+    files_below,
+    input_files,
+    parse_json,
+    read_json,
+    remove,
+)
 from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
 from opd.models import fetch
 from opd.models.schemas import GENERATIONS
 from opd.recipes.base import unknown
-from opd.stages import identity, run
+from opd.stages import identity, lock, run
 from opd.stages.artifact import Artifact
 from opd.stages.records import Manifest, State, load, write
 from opd.stages.registry import STAGES
@@ -55,9 +63,12 @@ def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:
     inputs = dict(zip(artifact.cfg["inputs"], paths, strict=True))
     # Those of the recipe's inputs that have been made, as they are now.
     used = {name: run.resolve_input(path)[1] for name, path in inputs.items() if path.exists()}
-    store.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".adopt-", dir=store) as temporary:
-        work = Path(temporary, "payload")
+    # As a stage has: the next attempt, or gc, clears what a killed one has left.
+    scratch = store / ".scratch" / digest(["adopt", artifact.folder])
+    with lock.alone(scratch), ExitStack() as clear:
+        clear.callback(remove, scratch)
+        work = scratch / "work"
+        remove(work)
         work.mkdir()
         if artifact.stage == "generate":
             numbers = _rollouts(source, inputs["prompts"].parent, work)
@@ -111,8 +122,8 @@ def _checkpoint(source: Path, stage: str, out: Path) -> dict[str, Any]:
         _check_tokenizer(out, source)
     if STAGES[stage].trains:
         # What training logs stands beside its weights; of what is adopted nothing may be known.
-        logged = source / METRICS_FILE
-        rows = tables.read(logged, METRICS) if logged.is_file() else []
+        logged = input_files(source).get(METRICS_FILE)
+        rows = tables.read(logged, METRICS) if logged else []
         tables.write(out / METRICS_FILE, rows, METRICS)
     return {"bytes": sum(file.stat().st_size for file in files_below(out).values())}
 
@@ -146,7 +157,8 @@ def _check_tokenizer(out: Path, source: Path) -> None:
 
 def _rollouts(source: Path, prompts: Path, out: Path) -> dict[str, Any]:
     """``prompts`` is the artifact that rollouts should be of, where it has been made."""
-    file = source / "generations.parquet" if source.is_dir() else source
+    name = "generations.parquet"
+    file = input_files(source).get(name, source / name) if source.is_dir() else source
     lines = file.suffix in (".jsonl", ".json")
     rows = [*_json_lines(file)] if lines else tables.read(file, GENERATIONS).to_pylist()
     path, target = prompts / "payload" / "prompts.parquet", out / "generations.parquet"

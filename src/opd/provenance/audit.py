@@ -9,11 +9,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd.core.code import package_file
-from opd.core.files import digest, files_below
+from opd.core.errors import UserError
+from opd.core.files import digest, files_below, input_files, is_plain
 from opd.core.hashing import hashed
 from opd.core.html import render
 from opd.core.text import size
@@ -114,7 +116,7 @@ def audit(place: Path, plan: Plan | None = None, store: Path | None = None) -> A
     for entry in loose:
         findings = (*_unlinked(entry, Around(None, store, files.of, {}, {})),)
         audited += [Audited(f".store/{entry.name}", "", findings)] if findings else []
-    unused = {x.name: sum(f.stat().st_size for f in files_below(x).values()) for x in loose}
+    unused = {x.name: sum(f.lstat().st_size for f in files_below(x).values()) for x in loose}
     return Audit(audited, unused, prints, files.files, files.bytes)
 
 
@@ -129,9 +131,12 @@ def fails(result: Audit, allow: Iterable[str] = (), strict: bool = False) -> boo
 def _files(made: Made, store: Path | None) -> Iterator[Path]:
     entry = made.entry
     folders = [made.payload(store), entry and steps_of(entry), *made.copies.values()]
-    folders += [x.place for x in made.inputs if not x.used.made]
     for folder in filter(None, folders):
         yield from files_below(folder).values()
+    for source in made.inputs:
+        if source.place and not source.used.made:
+            with suppress(UserError):
+                yield from input_files(source.place).values()
 
 
 def _artifact(made: Made, around: Around) -> Audited:
@@ -165,7 +170,8 @@ def _payload(made: Made, outputs: Mapping[str, str], around: Around) -> Iterator
     folder = made.payload(around.store)
     if folder is None:
         link = (made.path / "payload").is_symlink()
-        reason = "its link leads nowhere; name the store with --store" if link else "is gone"
+        nowhere = "its link leads nowhere, or out of this folder; name the store with --store"
+        reason = nowhere if link else "is gone"
         yield Finding(State.MISSING, "payload", reason)
     elif outputs:
         yield from check.files(outputs, around.hashes(folder), "payload/")
@@ -221,7 +227,12 @@ def _unlinked(entry: Path, around: Around) -> Iterator[Finding]:
 def _data(made: Made, around: Around) -> Iterator[Finding]:
     """The plain files that an artifact was made from, where they are here."""
     for name, used, place in made.inputs:
-        if place and not used.made and digest(around.hashes(place)) != used.outputs:
+        if place is None or used.made:
+            continue
+        now = {}
+        with suppress(UserError):
+            now = {n: around.sha.get(file, "") for n, file in input_files(place).items()}
+        if digest(now) != used.outputs:
             yield Finding(State.STALE, f"input {name}", f"data: {used.path} has changed since")
 
 
@@ -266,7 +277,7 @@ def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Made]) -> Iterato
     """What is no artifact, or should be one: the plan, files of none, and what is not there."""
     config = root / "config.yaml"
     wrong = [(State.MODIFIED, "plan.json", read_plan(root / "plan.json")[1])]
-    if config.is_file() and not as_written(config):
+    if config.is_file() and not (is_plain(config) and as_written(config)):
         wrong.append((State.MODIFIED, "config.yaml", "is not what the run wrote"))
     known = {root / "plan.json", config}
     for made in artifacts:
@@ -275,7 +286,9 @@ def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Made]) -> Iterato
     for file in on_disk.loose(root):
         if file not in known:
             place = file.relative_to(root).as_posix()
-            wrong.append((State.ORPHANED, place, "is a file of no artifact"))
+            link = not on_disk.inside(root, file)
+            reason = "is a link out of this folder" if link else "is a file of no artifact"
+            wrong.append((State.ORPHANED, place, reason))
     for state, place, reason in wrong:
         if reason:
             yield Audited(place, "", (Finding(state, place, reason),))

@@ -16,7 +16,7 @@ from pathlib import Path
 import opd
 from opd.core.code import package_file
 from opd.core.errors import UserError
-from opd.core.files import file_digest, files_below, replacing
+from opd.core.files import file_digest, files_below, is_plain, replacing
 from opd.core.html import render
 from opd.core.text import size
 from opd.plan.state import target_folders
@@ -56,7 +56,7 @@ def export(
     ``UserError`` where nothing is to be packed, or not as it was made, and where ``out`` exists."""
     if out.exists():
         raise UserError("it is there already", str(out), "remove it, or name another")
-    root = results.resolve()
+    root = Path(os.path.abspath(results))
     artifacts = gather(root, targets, full)
     code = list(sources(workflow))
     places = (root / "config.yaml", root / "plan.json")
@@ -150,7 +150,15 @@ def sources(workflow: Path) -> Iterator[File]:
     places |= {f"src/opd/{name}": path for name, path in files_below(package).items()}
     for place, path in places.items():
         if place not in private and "__pycache__" not in path.parts:
+            real = Path(os.path.realpath(path))
+            if not any(real.is_relative_to(os.path.realpath(x)) for x in (workflow, package)):
+                raise _link(path)
             yield File(place, path, file_digest(path))
+
+
+def _link(path: Path) -> UserError:
+    remedy = "put a copy in its place, or remove it"
+    return UserError("it is a link, or no file, and nothing elsewhere is packed", str(path), remedy)
 
 
 def _ignored(workflow: Path) -> set[str]:
@@ -166,6 +174,8 @@ def _ignored(workflow: Path) -> set[str]:
 
 def _file(root: Path, source: Path, sha256: str = "", left_out: str = "") -> File:
     """A file of the results, in its place in the crate: as manifests name it."""
+    if not (is_plain(source) and on_disk.inside(root, source)):
+        raise _link(source)
     place = f"results/{root.name}/{source.relative_to(root).as_posix()}"
     return File(place, source, sha256 or file_digest(source), left_out)
 

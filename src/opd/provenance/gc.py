@@ -49,7 +49,7 @@ def identities(results: Path) -> set[str]:
     """Identities of all artifacts below a folder of results: what they say, and link to."""
     used = set()
     for root in (p for p in results.iterdir() if p.is_dir() and p.name != ".store"):
-        for folder in on_disk.folders(root):
+        for folder in on_disk.folders(root, all_links=True):
             payload, record = root / folder / "payload", digest_in(root / folder)
             if os.path.lexists(payload):
                 used.add(Path(os.path.realpath(payload)).name)

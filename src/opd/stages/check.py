@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd.core.files import digest, file_digest, files_below
+from opd.core.files import digest, files_below, is_plain, plain_digest
 from opd.stages.identity import adopted_identity, identity
 from opd.stages.on_disk import Made
 from opd.stages.records import Digest, Finding, Manifest, Planned, State, digest_in, plain, read
@@ -16,15 +16,15 @@ from opd.stages.records import Digest, Finding, Manifest, Planned, State, digest
 def files(
     outputs: Mapping[str, str], now: Mapping[str, str], folder: str = ""
 ) -> Iterator[Finding]:
-    """Files against the digests that they were made with: name -> sha256 (empty where a file cannot
-    be read). ``folder`` goes before the names."""
+    """Files against the digests that they were made with: name -> sha256 (empty for what is no
+    plain file, or cannot be read). ``folder`` goes before the names."""
     for name in sorted({*outputs, *now}):
         if name not in now:
             yield Finding(State.MISSING, f"{folder}{name}", "is gone")
         elif name not in outputs:
             yield Finding(State.MODIFIED, f"{folder}{name}", "was added")
         elif now[name] != outputs[name]:
-            reason = "was changed" if now[name] else "cannot be read"
+            reason = "was changed" if now[name] else "is no plain file, or cannot be read"
             yield Finding(State.MODIFIED, f"{folder}{name}", reason)
 
 
@@ -121,7 +121,9 @@ def shown(
     record = read(made.path / "digest.json", Digest)
     manifest = read(made.path / "manifest.json", Manifest)
     now = {
-        name: record.outputs.get(name, "") if name.endswith(unread) else file_digest(path)
+        name: record.outputs.get(name, "")
+        if name.endswith(unread) and is_plain(path)
+        else plain_digest(path)
         for name, path in files_below(made.path / "payload").items()
     }
     yield from files(record.outputs, now)

@@ -58,6 +58,8 @@ def read_plan(path: Path) -> tuple[dict[str, Planned | None] | None, str]:
     None where there is no plan, or none that can be read."""
     if not path.is_file():
         return None, ""
+    if path.is_symlink():
+        return None, "is no plain file"
     try:
         value = parse_json(text := path.read_bytes())
     except ValueError as error:
@@ -153,7 +155,7 @@ def check(plan: Path, inputs: Iterable[Path]) -> None:
     made with the planned settings, each from what its inputs are now."""
     results = plan.parent
     entries, damage = read_plan(plan)
-    if entries is None:
+    if entries is None or damage:
         raise UserError(damage or "no plan is there", str(plan), "run snakemake again")
     there = {
         folder: planned

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import content, files_below, link_files
+from opd.core.files import files_below, link_files, made_content
 from opd.stages.records import Contents, load
 
 
@@ -18,7 +18,7 @@ def complete(folder: Path, record: Path, kind: type[Contents] = Contents) -> boo
     """Whether a folder has exactly the content that its record (of this kind) says. A record that
     cannot be read says none."""
     made, _ = load(record, kind)
-    return made is not None and folder.is_dir() and content(folder) == made.outputs
+    return made is not None and folder.is_dir() and made_content(folder) == made.outputs
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:

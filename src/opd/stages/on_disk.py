@@ -83,19 +83,38 @@ class Made:
 
     @property
     def entry(self) -> Path | None:
-        """The store entry that it links; None where it holds its files itself."""
+        """The store entry that it links; None where it holds its files itself, and where the link
+        leads elsewhere (``inside``)."""
         link = self.path / "payload"
         entry = link.resolve()
-        return entry if link.is_symlink() and is_entry(entry) else None
+        linked = link.is_symlink() and inside(self.root, link) and is_entry(entry)
+        return entry if linked else None
 
     def payload(self, store: Path | None = None) -> Path | None:
-        """The folder with its files: its payload, or where that link leads nowhere, its entry in
-        ``store``."""
+        """The folder with its files: its payload, or where that link leads nowhere, or where it
+        should not (``inside``), its entry in ``store``."""
         path = self.path / "payload"
-        if path.exists():
+        if path.exists() and inside(self.root, path):
             return path
         entry = store / self.record.identity if store and self.record else None
         return entry if entry and entry.is_dir() else None
+
+
+def own(root: Path) -> bool:
+    """Whether a results folder is one's own, that of a run in the working directory: any other may
+    have been received from somebody."""
+    return os.path.realpath(Path(os.path.abspath(root)).parent) == os.path.realpath("results")
+
+
+def inside(root: Path, path: Path) -> bool:
+    """Whether what a path of a results folder leads to may be looked at. Links and manifests of
+    one's own lead anywhere (to another disk, to data), of another folder only to what lies in it
+    or in the store beside it."""
+    if own(root):
+        return True
+    real = Path(os.path.realpath(path))
+    places = (root, root.parent / ".store")
+    return any(real.is_relative_to(os.path.realpath(place)) for place in places)
 
 
 def is_entry(path: Path) -> bool:
@@ -111,10 +130,11 @@ def below(path: str) -> str:
 
 
 def _source(root: Path, recorded: str) -> Path | None:
-    """Where an input lies now that a manifest has recorded; None: nowhere. Paths are recorded from
-    the folder that holds ``results``; the results folder may have been copied or renamed since."""
+    """Where an input lies now that a manifest has recorded; None: nowhere, or not ``inside``. Paths
+    are recorded from the folder that holds ``results``; the results folder may have been copied or
+    renamed since."""
     for place in (root / below(recorded), root.parent.parent / recorded, Path(recorded)):
-        if place.exists():
+        if place.exists() and inside(root, place):
             return place
     return None
 
@@ -139,12 +159,13 @@ def behind(artifacts: Iterable[Made]) -> list[Made]:
     return [known[path] for path in sources_first([*known], sources)]
 
 
-def folders(root: Path) -> list[str]:
-    """Folders below a results folder that hold an artifact, or what is left of one."""
+def folders(root: Path, all_links: bool = False) -> list[str]:
+    """Folders below a results folder that hold an artifact, or what is left of one. ``all_links``:
+    also those that links to folders lead to which are not ``inside``."""
     return sorted(
         path.relative_to(root).as_posix()
-        for path, inner, files in _walk(root)
-        if {"digest.json", "manifest.json"} & {*files} or "payload" in inner
+        for path, below, files in _walk(root, all_links)
+        if {"digest.json", "manifest.json"} & {*files} or "payload" in below
     )
 
 
@@ -156,13 +177,20 @@ def loose(root: Path) -> Iterator[Path]:
             yield from (path / name for name in files if name != "payload")
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Path, names of folders and of files of each folder that is no part of a payload."""
-    for path, inner, files in os.walk(root):
-        if Path(path) == root:
-            inner[:] = [name for name in inner if name not in RECORDS]
-        yield Path(path), [*inner], sorted(files)
-        inner[:] = sorted(name for name in inner if name != "payload")
+def _walk(root: Path, all_links: bool = False) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Path, names of folders and of files of each folder that is no part of a payload, each once. A
+    link to a folder that is not ``inside`` counts as a file."""
+    entered = {os.path.realpath(root)}
+    for folder, below, files in os.walk(root, followlinks=True):
+        path = Path(folder)
+        if path == root:
+            below[:] = [name for name in below if name not in RECORDS]
+        links = [name for name in below if name != "payload" and (path / name).is_symlink()]
+        outside = [name for name in links if not (all_links or inside(root, path / name))]
+        again = [name for name in links if os.path.realpath(path / name) in entered]
+        entered |= {os.path.realpath(path / name) for name in links}
+        yield path, [name for name in below if name not in outside], sorted([*files, *outside])
+        below[:] = sorted({*below} - {"payload", *outside, *again})
 
 
 def results_folders(path: Path) -> list[Path]:
@@ -172,6 +200,7 @@ def results_folders(path: Path) -> list[Path]:
     if (path / "digest.json").is_file() or not path.is_dir():
         return []
     inner = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    inner = [p for p in inner if own(p) or not p.is_symlink()]
     if path.name == "results" or any((p / "plan.json").is_file() for p in inner):
         return [p for p in inner if (p / "plan.json").is_file() or folders(p)]
     return [path] if folders(path) else []

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from opd.core.errors import UserError
-from opd.core.files import parse_json, replacing
+from opd.core.files import is_plain, parse_json, replacing
 from opd.stages.identity import settings_digest
 
 # Of digest.json and of what identities are digests of: what has another number was made by another
@@ -179,6 +179,8 @@ def write(path: Path, record: Record, key: str = "") -> None:
 
 def load(path: Path, kind: type[Kind]) -> tuple[Kind | None, Finding | None]:
     """A record, None where its file is missing or holds none, and what is wrong with the file."""
+    if path.exists() and not is_plain(path):
+        return None, Finding(State.MODIFIED, path.name, "is no plain file")
     try:
         record, reason = parse(path.read_bytes(), kind)
     except FileNotFoundError:

@@ -12,6 +12,7 @@ import os
 import platform
 import resource
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import content, digest, remove, replacing
+from opd.core.files import content, digest, files_below, is_plain, remove, replacing
 from opd.core.security import refuse_code
 from opd.stages import gpu, lock, registry, verify
 from opd.stages.check import stands_for
@@ -67,14 +68,26 @@ def publish(
     """Link an entry of the store as the artifact with this manifest. Its digest.json (``output``),
     the last file, says that it is complete. ``copies``: files of the payload -> further places."""
     folder, key = output.parent, made.identity
+    # A folder above may be a link: from there the way back is another one.
+    store = Path(os.path.realpath(entry.parent.parent), entry.parent.name)
+    link = os.path.relpath(store / entry.name, os.path.realpath(folder))
     with replacing(folder / "payload", entry.name) as payload:
-        payload.symlink_to(os.path.relpath(entry, folder), target_is_directory=True)
+        payload.symlink_to(link, target_is_directory=True)
     write(folder / "manifest.json", made, key)
     for name, path in (copies or {}).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, key) as temporary:
             shutil.copyfile(entry / name, temporary)
     write(output, made.handed_on, key)
+
+
+def _open_as_umask(folder: Path) -> None:
+    """Give the files below a new folder the modes that umask asks for, which that folder has:
+    safetensors leaves weights to their owner alone."""
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for path in files_below(folder).values():
+        if stat.S_IMODE(path.lstat().st_mode) != mode and is_plain(path):
+            path.chmod(mode)
 
 
 def _keep_steps(stage: str, cfg: Mapping[str, Any]) -> list[int]:
@@ -130,6 +143,7 @@ def _compute(
                 numbers = run(dict(cfg), paths, work, store / ".cache")
             else:
                 numbers = run(dict(cfg), paths, work)
+        _open_as_umask(work)
         stamps = verify.stamps(work)
         outputs = content(work)
         if not outputs:

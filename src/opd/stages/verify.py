@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from opd.core.errors import UserError
-from opd.core.files import file_digest, files_below, parse_json, replacing
+from opd.core.files import files_below, parse_json, plain_digest, replacing
 from opd.stages import check
 from opd.stages.records import Digest, Finding, load
 
@@ -22,8 +22,9 @@ Stamp = list[int]
 
 
 def stamps(folder: Path) -> dict[str, Stamp]:
-    """Relative path -> what tells whether a file was written to, of every file below a folder."""
-    statuses = {name: path.stat() for name, path in files_below(folder).items()}
+    """Relative path -> what tells whether a file was written to, of all below a folder that is no
+    plain folder."""
+    statuses = {name: path.lstat() for name, path in files_below(folder).items()}
     return {n: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for n, s in statuses.items()}
 
 
@@ -48,7 +49,10 @@ def _changes(folder: Path, outputs: Mapping[str, str], memory: Path | None) -> l
     seen = {}
     for name, mark in stamps(folder).items():
         old = known.get(name)
-        seen[name] = old if old and old[0] == mark else (mark, file_digest(folder / name))
+        # A memory that speaks against a file is not believed: it may be what is damaged.
+        if old is None or old != (mark, outputs.get(name)):
+            old = mark, plain_digest(folder / name)
+        seen[name] = old
     if memory and seen != known:
         remember(memory, seen)
     return list(check.files(outputs, {name: sha for name, (_, sha) in seen.items()}))

@@ -12,10 +12,9 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from opd.core.errors import UserError
-from opd.core.files import replacing
 from opd.losses import collapse
 
-MARKER = "opd-complete.json"
+RECORD = "opd-record.json"
 # A metric's name, the first position of its bin (None: all positions), and its value.
 Value = tuple[str, int | None, float]
 
@@ -59,14 +58,14 @@ class Record(TrainerCallback):
         return courses
 
     def restore(self, checkpoint: Path) -> None:
-        """Take back what ``seal`` has written."""
-        sealed = json.loads((checkpoint / MARKER).read_text())
-        self.rows, self.seen = sealed["rows"], sealed["seen"]
+        """Take back what ``save`` has written."""
+        saved = json.loads((checkpoint / RECORD).read_text())
+        self.rows, self.seen = saved["rows"], saved["seen"]
 
-    def seal(self, checkpoint: Path) -> None:
-        """Declare a checkpoint complete, with the record so far: the last file written to it."""
-        with replacing(checkpoint / MARKER) as partial:
-            partial.write_text(json.dumps({"rows": self.rows, "seen": self.seen}))
+    def save(self, checkpoint: Path) -> None:
+        """Add the record so far to a checkpoint."""
+        text = json.dumps({"rows": self.rows, "seen": self.seen})
+        (checkpoint / RECORD).write_text(text)
 
     def rewrite_journal(self, steps: int) -> None:
         """Write the journal anew from the rows of a run of ``steps`` steps: what else stood in it
@@ -130,7 +129,7 @@ class Record(TrainerCallback):
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # every process writes its part
         if state.is_world_process_zero:
-            self.seal(Path(args.output_dir, f"checkpoint-{int(state.global_step)}"))
+            self.save(Path(args.output_dir, f"checkpoint-{int(state.global_step)}"))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()

@@ -1,9 +1,9 @@
 """Training that can be killed: checkpoints, and what becomes of signals and errors.
 
 A run's scratch folder belongs to one identity (settings, inputs, code), so that no run ever goes on
-from another one's state. A checkpoint counts once its marker is there. All randomness of a step is
-a function of (seed, step, process), but for what vLLM draws: a run that goes on from step n does
-what it would have done.
+from another one's state. A checkpoint counts where its files are those that were written
+(``opd.training.checksums``). All randomness of a step is a function of (seed, step, process), but
+for what vLLM draws: a run that goes on from step n does what it would have done.
 """
 
 import errno
@@ -23,7 +23,8 @@ from transformers import Trainer, TrainerCallback, set_seed
 
 from opd.core.errors import UserError
 from opd.core.files import replacing
-from opd.training.record import MARKER, Record
+from opd.training import checksums
+from opd.training.record import Record
 
 FAILED = "failed.json"
 JOURNAL = "metrics.jsonl"
@@ -84,30 +85,38 @@ class Keep(TrainerCallback):
 
 
 def resumable(trainer: Trainer, record: Record, scratch: Path, folders: Mapping[int, Path]) -> None:
-    """``trainer.train()`` from the last complete checkpoint in ``scratch`` before which all steps
-    that are to be kept in ``folders`` (by step, see ``Keep``) have been.
+    """``trainer.train()`` from the last sound checkpoint in ``scratch`` before which all steps that
+    are to be kept in ``folders`` (by step, see ``Keep``) have been. What is damaged is left out,
+    with a line.
 
     SIGTERM leaves a checkpoint of the last step and exits with 143. A loss that is no number leaves
     a marker: the same run fails at once with the same message until the marker is removed. Memory
     and disks that do not suffice are errors that leave the last checkpoint as it is.
     """
     failed = scratch / FAILED
-    if failed.is_file():
+    with suppress(FileNotFoundError, ValueError):  # a damaged one counts as none
         what, where, remedy = json.loads(failed.read_text())
         raise UserError(what, where, f"{remedy}; to try the same once more, remove {failed}")
     steps = Steps(trainer.args.seed, trainer)
+    accelerator = trainer.accelerator
+    sealing = checksums.Sealing(folders, accelerator.process_index, accelerator.num_processes)
     trainer.add_callback(steps)
-    last = _last(scratch, folders)
-    start = 0 if last is None else step_of(last)
+    trainer.add_callback(sealing)
+    main = accelerator.is_main_process
+    choice = [_last(scratch, folders) if main else None]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(choice)
+    last = choice[0]
+    start = sealing.saved = 0 if last is None else step_of(last)
     record.journal = scratch / JOURNAL
     if last is not None:
         record.restore(last)
         print(f"going on from step {start}", file=sys.stderr)
-    if trainer.accelerator.is_main_process:
+    if main:
         # Later steps are made again.
         for step, folder in folders.items():
             if step > start:
-                shutil.rmtree(folder, ignore_errors=True)
+                checksums.drop(folder)
         record.rewrite_journal(trainer.args.max_steps)
     handler = signal.signal(signal.SIGTERM, steps.handle)
     try:
@@ -118,14 +127,16 @@ def resumable(trainer: Trainer, record: Record, scratch: Path, folders: Mapping[
         else:
             trainer.train(resume_from_checkpoint=str(last))
     except UserError as bad:
-        if trainer.accelerator.is_main_process:
+        if main:
             failed.write_text(json.dumps([bad.what, bad.where, bad.remedy]))
         raise
     except SystemExit:
         step = int(trainer.state.global_step)
-        if step and not (scratch / f"checkpoint-{step}" / MARKER).is_file():
+        sealing.wait()
+        if step and step != sealing.saved:
             trainer._save_checkpoint(trainer.model, None)
             trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+        sealing.wait()
         print(f"told to stop: the run goes on from step {step}", file=sys.stderr)
         raise
     except (OSError, RuntimeError, MemoryError) as error:
@@ -135,6 +146,7 @@ def resumable(trainer: Trainer, record: Record, scratch: Path, folders: Mapping[
         raise shortage from error
     finally:
         signal.signal(signal.SIGTERM, handler)
+        sealing.thread.shutdown()
         if record.bar is not None:
             record.bar.close()
 
@@ -145,16 +157,29 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _last(scratch: Path, folders: Mapping[int, Path]) -> Path | None:
-    """The last complete checkpoint before the first step that is yet to be kept. Later ones and
-    half-written ones are removed."""
-    complete = []
-    missing = min((step for step in folders if not folders[step].is_dir()), default=math.inf)
-    for folder in scratch.glob("checkpoint-*"):
-        if (folder / MARKER).is_file() and step_of(folder) < missing:
-            complete.append(folder)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-    return max(complete, key=step_of, default=None)
+    """The last sound checkpoint before the first step that is yet to be kept. Later ones, and what
+    is half-written or damaged, are removed."""
+    missing = min((step for step, path in folders.items() if not _sound(path)), default=math.inf)
+    checkpoints = [path for path in scratch.glob("checkpoint-*") if path.is_dir()]
+    for checkpoint in sorted(checkpoints, key=step_of, reverse=True):
+        if step_of(checkpoint) >= missing:
+            checksums.drop(checkpoint)
+        elif _sound(checkpoint):
+            return checkpoint
+    return None
+
+
+def _sound(folder: Path) -> bool:
+    """Whether the files of a folder are those that a run has written to it; else it is removed,
+    with a line where it was finished and damaged since."""
+    damaged = checksums.damaged(folder)
+    if damaged is None:
+        return True
+    if damaged and folder.is_dir():
+        reason = f"{folder / damaged} does not have the checksum that was written"
+        print(f"warning: {reason}: {folder.name} is left out", file=sys.stderr)
+    checksums.drop(folder)
+    return False
 
 
 def _shortage(error: BaseException, scratch: Path) -> UserError | None:

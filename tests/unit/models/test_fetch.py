@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from opd.core.errors import UserError
+from opd.core.security import refuse_code
 from opd.models import fetch
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -50,6 +51,56 @@ def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert numbers == {"dequantised": False, "bytes": sum(map(len, FILES.values()))}
 
 
+def test_a_snapshot_in_the_hubs_cache_is_a_folder_and_a_link_that_leads_out_is_refused(
+    tmp_path: Path,
+) -> None:
+    folder, blobs = tmp_path / "models--o--n" / "snapshots" / "c0", tmp_path / "models--o--n/blobs"
+    blobs.mkdir(parents=True)
+    for number, (name, data) in enumerate(FILES.items()):
+        (blobs / str(number)).write_bytes(data)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(blobs / str(number))
+    assert run(tmp_path, {"path": str(folder)})[0] == set(FILES)
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    (tmp_path / "secret.json").write_text("{}")
+    (folder / "more.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(
+        UserError, match=r"c0/more\.json: it is a link that leads out of its folder"
+    ):
+        run(tmp_path, {"path": str(folder)})
+    assert not list((tmp_path / "out").iterdir())
+
+
+NAMES = {
+    "model.safetensors.index.json": {"weight_map": {"a": "../../x.safetensors"}},
+    "1_Pooling/other.index.json": {"weight_map": {"a": "../../x.safetensors"}},
+    "modules.json": [{"idx": 0, "path": ""}, {"idx": 1, "path": "../1_Pooling"}],
+    "tokenizer_config.json": {"fast_tokenizer_files": ["/tmp/tokenizer.4.0.json"]},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_file_outside_of_a_folder_is_named_in_it(
+    tmp_path: Path, hub: dict[str, Any], name: str
+) -> None:
+    """From a folder, from the hub, and in what a stage or a preflight is given."""
+    text = json.dumps(NAMES[name]).encode()
+    folder = checkpoint(tmp_path / "m", FILES | {name: text})
+    words = rf"{name}: it names \S+, a file outside of its folder; put that file beside it"
+    with pytest.raises(UserError, match=words):
+        run(tmp_path, {"path": str(folder)})
+    hub["files"] = FILES | {name: text}
+    with pytest.raises(UserError, match=words):
+        run(tmp_path, {"hub": "a/b", "revision": REVISION})
+    with pytest.raises(UserError, match=words):
+        refuse_code(folder)
+    inside = text.replace(b"../../", b"").replace(b"../", b"").replace(b"/tmp/", b"")
+    # A damaged file names nothing: a report, which shows damage, goes on.
+    for harmless in (inside, text[:-1], b"[1]", b'{"weight_map": []}'):
+        (folder / name).write_bytes(harmless)
+        refuse_code(folder)
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A hub with one model: what it has (files), what it says of them (listed), what it was asked
@@ -89,7 +140,8 @@ def listed(name: str, data: bytes) -> Any:
         b"t": "32f64f4d836716819dc5fa9a1e09a29b428881df",
     }
     large = name.endswith(".safetensors")
-    return RepoFile(path=name, size=len(data), oid=git.get(data, ""), lfs=lfs if large else None)
+    oid = git.get(data) or hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return RepoFile(path=name, size=len(data), oid=oid, lfs=lfs if large else None)
 
 
 def test_hub(tmp_path: Path, hub: dict[str, Any]) -> None:

@@ -199,7 +199,7 @@ def test_a_shard_is_in_the_journal_once(inputs: Inputs, tmp_path: Path) -> None:
         process.communicate()
     (path,) = folder.glob("store/.cache/responses/*/*.jsonl")
     found, end = journal.read(path)
-    lines = [json.loads(line) for line in path.read_bytes()[:end].splitlines()]
+    lines = [json.loads(line.split(b" ")[1]) for line in path.read_bytes()[:end].splitlines()]
     indices = [i for line in lines for i, _ in line]
     assert all(len(line) == 2 for line in lines)
     assert len(set(indices)) == len(indices) == len(found) >= 30

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -230,11 +231,91 @@ def test_a_torn_journal_is_read_as_far_as_it_is_whole(tmp_path: Path) -> None:
     assert journal.read(tmp_path / "none") == ({}, 0)
 
 
+def test_a_changed_journal_is_read_up_to_the_first_damage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bit anywhere, a digit of a token or an index, a line of another type: what follows is
+    taken off by the next writer, with one line."""
+    path = tmp_path / "journal.jsonl"
+    with journal.writing(path) as append:
+        append({0: [5, 6]})
+        append({1: [7]})
+    sound = path.read_bytes()
+    first, second = sound.splitlines(keepends=True)
+    for place in range(len(sound)):
+        for bit in range(8):
+            changed = bytearray(sound)
+            changed[place] ^= 1 << bit
+            path.write_bytes(changed)
+            before = place >= len(first)
+            assert journal.read(path) == ({0: [5, 6]} if before else {}, len(first) * before)
+    assert second.endswith(b" [[1,[7]]]\n")
+    for line in (second.replace(b"7", b"8", 1), b"[[1,[7]]]\n", b'"words"\n', b"\n"):
+        path.write_bytes(first + line + second)
+        capsys.readouterr()
+        with journal.writing(path) as append:
+            append({2: [9]})
+        assert journal.read(path)[0] == {0: [5, 6], 2: [9]}
+        warning = f"warning: {path}: damaged from byte {len(first)} on, what follows is sampled"
+        assert capsys.readouterr().err.count(warning) == 1
+    with journal.writing(path):
+        assert capsys.readouterr().err == ""
+
+
+def test_what_a_damaged_journal_has_lost_is_sampled_again(model: Path, tmp_path: Path) -> None:
+    sampler = Sampler(model, {**LIMITS, "batch_size": 3}, tmp_path)
+    asked = requests(sampler, 3)
+    whole = sampler.sample(asked)
+    (path,) = tmp_path.rglob("*.jsonl")
+    sound = path.read_bytes()
+    path.write_bytes(sound.replace(b",", b",1", 2))
+    assert Sampler(model, {**LIMITS, "batch_size": 3}, tmp_path).sample(asked) == whole
+    assert path.read_bytes() == sound
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_a_journal_has_the_modes_of_umask(model: Path, tmp_path: Path, umask: int) -> None:
+    """A second member of a group goes on with what the first has begun."""
+    before = os.umask(umask)
+    try:
+        sampler = Sampler(model, LIMITS, tmp_path / "cache")
+        sampler.sample(requests(sampler, 1))
+    finally:
+        os.umask(before)
+    paths = [*(tmp_path / "cache").rglob("*")]
+    assert len(paths) == 3
+    for path in paths:
+        mode = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert stat.S_IMODE(path.stat().st_mode) == mode, path
+
+
+def test_a_model_in_the_hubs_cache_has_the_journals_of_its_files(
+    model: Path, tmp_path: Path
+) -> None:
+    """Its folder holds links alone: what they lead to is what names a journal."""
+    folder, blobs = tmp_path / "models--o--n/snapshots/c0", tmp_path / "models--o--n/blobs"
+    for place in (folder, blobs):
+        place.mkdir(parents=True)
+    for path in model.iterdir():
+        shutil.copyfile(path, blobs / path.name)
+        (folder / path.name).symlink_to(blobs / path.name)
+    for place in (model, folder):
+        sampler = Sampler(place, LIMITS, tmp_path / "cache")
+        sampler.sample(requests(sampler, 1))
+    assert len([*(tmp_path / "cache").rglob("*.jsonl")]) == 1
+    (blobs / "generation_config.json").write_text('{"eos_token_id": 7}')
+    Sampler(folder, LIMITS, tmp_path / "cache").sample(requests(sampler, 1))
+    assert len([*(tmp_path / "cache").rglob("*.jsonl")]) == 2
+    (folder / "more.json").symlink_to("/etc/hostname")
+    with pytest.raises(UserError, match=r"c0/more\.json: it is a link that leads out"):
+        Sampler(folder, LIMITS, tmp_path / "cache")
+
+
 FULL = """
 import resource, sys
 from pathlib import Path
 from opd.models import journal
-resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (350, resource.RLIM_INFINITY))
 with journal.writing(Path(sys.argv[1])) as append:
     for i in range(100):
         append({i: [7, 8, 9]})
@@ -246,9 +327,9 @@ def test_no_room_is_one_line_and_keeps_what_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True)
     assert f"{path}: no room (File too large), what was finished is kept; free space" in done.stderr
-    # A line is of 14 bytes.
-    assert journal.read(path) == ({i: [7, 8, 9] for i in range(4)}, 56)
-    assert path.stat().st_size == 56
+    # A line is a checksum of 64 bytes, a space, and 14 bytes.
+    assert journal.read(path) == ({i: [7, 8, 9] for i in range(4)}, 4 * 79)
+    assert path.stat().st_size == 4 * 79
 
 
 def reference(logits: np.ndarray, temperature: float, top_p: float, top_k: int) -> np.ndarray:

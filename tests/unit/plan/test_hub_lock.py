@@ -43,6 +43,17 @@ def test_lock_writes_what_the_hub_says_and_plan_uses_it(tmp_path):
     assert made["prompts/p"].cfg["source"]["revision"] == SHA[::-1]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [b"\xff", b"- 1", b"a: [", b"models/a: main", b"models/a: {b: c}", f"a/b: {SHA[:-1]}".encode()],
+)
+def test_a_damaged_lock_is_one_line(tmp_path, text):
+    path = tmp_path / "hub.lock.yaml"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=r"hub\.lock\.yaml: .*; take it from version control, or"):
+        read(path)
+
+
 def test_nothing_is_written_when_the_hub_does_not_answer(tmp_path):
     def ask(kind, name, revision):
         raise OSError("offline")

@@ -246,6 +246,7 @@ def test_templates_and_heads_that_differ_are_shown(
     ("change", "lines", "more", "line"),
     [
         ({"teacher": "gone"}, None, [], "gone: no such folder; give the folder of a model"),
+        ({"teacher": "links"}, None, [], "links/x: it is a link that leads out of its folder; put"),
         ({"lines": "gone.jsonl"}, None, [], "gone.jsonl: it cannot be read"),
         ({"lines": "gone.parquet"}, None, [], "gone.parquet: no such file"),
         ({}, "", [], "lines.jsonl: there are no prompts"),
@@ -271,6 +272,8 @@ def test_bad_input_is_one_line(
     more: list[str],
     line: str,
 ) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "x").symlink_to("/etc")
     given = {**inputs, **{name: tmp_path / path for name, path in change.items()}}
     if lines is not None:
         given["lines"] = tmp_path / "lines.jsonl"

@@ -1,7 +1,9 @@
 """What is adopted, what is refused, and what a stage makes of it."""
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from opd.losses.schemas import METRICS
 from opd.models import init
 from opd.models.schemas import GENERATIONS
 from opd.plan import state
-from opd.provenance import adopt
+from opd.provenance import adopt, gc
 from opd.stages import fresh, identity, records, run
 from opd.stages.artifact import Artifact
 
@@ -203,6 +205,21 @@ BREAKS = {
         lambda f: (f / "tokenizer_config.json").write_text("5"),
         "no tokenizer",
     ),
+    "shard elsewhere": (
+        lambda f: (f / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"a": "../copy/model.safetensors"}})
+        ),
+        r"\.index\.json: it names \.\./copy/model\.safetensors, a file outside of its folder",
+    ),
+    "link": (
+        lambda f: (f / "more.json").symlink_to("/etc/hostname"),
+        r"copy/more\.json: it is a link that leads out of its folder",
+    ),
+    "linked folder": (lambda f: (f / "x").symlink_to("/etc"), "copy/x: it is a link that leads"),
+    "linked metrics": (
+        lambda f: (f / "metrics.parquet").symlink_to("/etc/hostname"),
+        r"copy/metrics\.parquet: it is a link",
+    ),
     "metrics": (lambda f: (f / "metrics.parquet").write_bytes(b"PAR1"), "not a readable parquet"),
 }
 
@@ -216,7 +233,45 @@ def test_a_checkpoint_that_is_none_is_refused(theirs: Path, results: Path, tmp_p
     with pytest.raises(UserError, match=words):
         _adopt(folder, TEACHER, results)
     assert not (results / TEACHER.folder).exists()
-    assert [*(results.parent / ".store").iterdir()] == []
+    assert [*(results.parent / ".store").rglob("*")] == [results.parent / ".store" / ".scratch"]
+
+
+def test_what_a_killed_adoption_left_is_cleared_by_the_next_and_seen_by_gc(
+    theirs: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adopt, "content", killed)
+        patch.setattr(adopt, "remove", lambda _: None)
+        with pytest.raises(Killed):
+            _adopt(theirs, TEACHER, results)
+    store = results.parent / ".store"
+    (left,) = (store / ".scratch").iterdir()
+    assert (left / "work" / "model.safetensors").is_file()
+    assert set(gc.find(results.parent)["stopped"]) == {left.name}
+    _adopt(theirs, TEACHER, results)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_what_was_adopted_has_the_modes_of_umask(theirs: Path, results: Path, umask: int):
+    before = os.umask(umask)
+    try:
+        _adopt(theirs, TEACHER, results)
+    finally:
+        os.umask(before)
+    folder = results / TEACHER.folder
+    paths = [*folder.iterdir(), *(folder / "payload").resolve().rglob("*")]
+    paths += [folder, (folder / "payload").resolve(), *(results.parent / ".store").glob("*.json")]
+    assert len(paths) > 8
+    for path in (path for path in paths if not path.is_symlink()):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "folder"])

@@ -1,20 +1,22 @@
 """What is wrong and where two differ, on folders made by hand; whole runs are in tests/workflow."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from results import Results, sample
 
+from opd.core import files
 from opd.core.errors import UserError
 from opd.core.files import content
 from opd.provenance import audit as audit_module
 from opd.provenance import diff, why
 from opd.provenance.audit import audit
 from opd.provenance.diff import changes
-from opd.stages import identity, records, run
-from opd.stages.records import Contents, Digest, Manifest
+from opd.stages import fresh, identity, records, run
+from opd.stages.records import Contents, Digest, Manifest, Used
 
 
 @pytest.mark.parametrize(
@@ -206,6 +208,96 @@ def test_a_flipped_bit_is_found_in_every_file_and_of_its_artifact_alone(tmp_path
     source.parent.mkdir()
     run.publish(other, entry, source)
     assert wrong() == {"models/b/s0": "stale"}
+
+
+def test_nothing_outside_of_a_received_folder_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its manifests and links lead to a file of 1 GB, a pipe, another artifact, and folders."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    os.mkfifo(elsewhere / "pipe")
+    with (elsewhere / "large").open("wb") as file:
+        file.truncate(10**9)
+    (elsewhere / "data.jsonl").write_text("{}")
+    (elsewhere / "folder").mkdir()
+    (elsewhere / "folder" / "in").symlink_to("/usr")
+    theirs = tmp_path / "theirs" / "results"
+    other = _published(tmp_path / "other" / "results", "init", "models/a/s0", {})
+    made = _published(theirs, "sft", "models/b/s0", {"data": elsewhere / "data.jsonl"})
+    manifest = records.read(made.with_name("manifest.json"), Manifest)
+    outside = {
+        name: Used(path=str(elsewhere / name), identity="", outputs="")
+        for name in ("large", "pipe", "folder", "../elsewhere/large")
+    }
+    outside["artifact"] = Used(path=str(other), identity="", outputs="")
+    broken = manifest.model_copy(update={"inputs": manifest.inputs | outside})
+    records.write(made.with_name("manifest.json"), broken)
+    root = theirs / "mini"
+    (root / "probes").symlink_to(other.parents[2])
+    (root / "logs").symlink_to(elsewhere)
+    (root / "plan.json").symlink_to(elsewhere / "large")
+    (root / "config.yaml").symlink_to(elsewhere / "large")
+    (root / "round").symlink_to(root)
+    (root / "models" / "c" / "s0").mkdir(parents=True)
+    (root / "models" / "c" / "s0" / "payload").symlink_to(elsewhere)
+    os.mkfifo(root / "models" / "c" / "s0" / "digest.json")
+    (theirs / "more").symlink_to(tmp_path / "other" / "results" / "mini")
+    opened: list[str] = []
+    own = files.file_digest
+    monkeypatch.setattr(files, "file_digest", lambda path: opened.append(str(path)) or own(path))
+    for place in (theirs, root, made.parent):
+        report = audit(place)
+        assert not [path for path in opened if "elsewhere" in path or "other" in path]
+        found = {x.place.removeprefix("mini/"): x for x in report.audited}
+        assert found["models/b/s0"].state == "modified"
+        assert str(elsewhere / "large") in found["models/b/s0"].absent
+    assert "models/a/s0" not in "".join(found)
+    found = {x.place: [f.text for f in x.findings] for x in audit(root).audited}
+    assert found["probes"] == ["orphaned: probes is a link out of this folder"]
+    assert "missing: payload its link leads nowhere, or out of this folder" in "".join(
+        found["models/c/s0"]
+    )
+    assert found["plan.json"] == ["modified: plan.json is no plain file"]
+    assert found["config.yaml"] == ["modified: is not what the run wrote"]
+
+
+def test_links_and_data_of_ones_own_results_are_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Models on another disk, and prompts that are data of the user's."""
+    monkeypatch.chdir(tmp_path)
+    results, data, disk = Path("results"), tmp_path / "data" / "x.jsonl", tmp_path / "disk"
+    for folder in (data.parent, disk, results / "mini"):
+        folder.mkdir(parents=True)
+    data.write_text("{}")
+    (results / "mini" / "models").symlink_to(disk)
+    _published(results, "sft", "models/b/s0", {"data": data})
+
+    def found() -> list[str]:
+        (only,) = audit(results).audited
+        assert only.place == "models/b/s0" and only.absent == ()
+        return [f"{finding.where}: {finding.reason}" for finding in only.findings]
+
+    assert found() == []
+    (disk / "b" / "s0" / "payload" / "weights").write_text("other")
+    data.write_text("{} ")
+    assert found() == [
+        "payload/weights: was changed",
+        f"input data: data: {data} has changed since",
+    ]
+    # Nobody knows of another place whether it is one's own.
+    monkeypatch.chdir(disk)
+    fresh.write_plan(tmp_path / results / "mini" / "plan.json", {})
+    (only,) = audit(tmp_path / results / "mini").audited
+    assert only.findings[0].text == "orphaned: models is a link out of this folder"
+
+
+def test_a_link_in_a_payload_is_found(tmp_path: Path):
+    made = _published(tmp_path / "results", "init", "models/a/s0", {})
+    (made.parent / "payload" / "additional_chat_templates").symlink_to(tmp_path)
+    (finding,) = audit(made).audited[0].findings
+    assert finding.text == "modified: payload/additional_chat_templates was added"
 
 
 def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):

@@ -336,6 +336,24 @@ def test_nothing_is_packed_that_is_not_as_it_was_made(results, tmp_path, kind):
         packed(results, tmp_path / "part.zip", "headline")  # what is complete can be had
 
 
+LINKS = ("logs/models/small.log", "config.yaml", "plan.json", "tables/headline.csv")
+
+
+@pytest.mark.parametrize("name", [*LINKS, "workflow"])
+def test_what_a_link_leads_to_is_not_packed(results, tmp_path, name):
+    """Of a log or a record of the results, of a copy, and of a file of the workflow."""
+    secret = tmp_path / "secret"
+    secret.write_text("a,b\n")
+    workflow = tmp_path / "clone"
+    list(exporting.export(results.root, [], workflow, workflow=ROOT))
+    path = workflow / "config" / "x.yaml" if name == "workflow" else results.root / name
+    path.unlink(missing_ok=True)
+    path.symlink_to(secret)
+    with pytest.raises(UserError, match=f"{path}: it is a link, or no file, and nothing elsewhere"):
+        list(exporting.export(results.root, [], tmp_path / "crate", workflow=workflow))
+    assert not (tmp_path / "crate").exists()
+
+
 def test_what_a_version_with_another_stage_made_is_refused(results, tmp_path):
     results.add("opd", "models/older/s0", {"metrics.parquet": "x"})
     with pytest.raises(UserError, match="a version with a stage 'opd' made it"):

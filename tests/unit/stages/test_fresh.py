@@ -122,6 +122,30 @@ def test_a_plan_is_written_again_only_where_it_differs(results: Path) -> None:
     assert path.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(
+    "text", [b"", b'{"models', b"\xff", b"[1]", b'{"models/a": 1}', b"[" * 10**5]
+)
+def test_damaged_records_of_a_run_are_written_anew(results: Path, text: bytes) -> None:
+    for write_record, name in (
+        (lambda path: fresh.write_plan(path, PLANNED), "plan.json"),
+        (lambda path: fresh.write_config(path, {"name": "mini"}), "config.yaml"),
+    ):
+        path = results / name
+        write_record(path)
+        sound = path.read_bytes()
+        path.write_bytes(text)
+        if name == "plan.json":
+            assert fresh.read_plan(path)[1]
+            stopped = fresh.edited_since("a b", "c b", path, PLANNED)
+            assert set(stopped.values()) == {"the plan of its run was replaced"}
+            with pytest.raises(UserError, match=r"plan\.json: is no|models/a"):
+                check(results)
+        else:
+            assert not fresh.as_written(path)
+        write_record(path)
+        assert path.read_bytes() == sound
+
+
 def test_a_file_changed_after_it_was_made_is_refused(results: Path) -> None:
     payload = results / "models/a/payload"
     Reader({"a": payload}).metric(["a"], "m", "here")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from opd.core.errors import UserError
+from opd.provenance import gc
 from opd.stages import registry
 from opd.stages import run as runner
 
@@ -38,7 +39,13 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "opd.fake_stage", Module)
     monkeypatch.setitem(registry.STAGES, "fake", registry.Stage("opd.fake_stage:run", "x", "a"))
 
-    def call(name: str, value: int, inputs: dict[str, Path] | None = None, **more) -> bool:
+    def call(
+        name: str,
+        value: int,
+        inputs: dict[str, Path] | None = None,
+        store: Path = tmp_path / "store",
+        **more,
+    ) -> bool:
         inputs = inputs or {}
         cfg = {"value": value, "inputs": list(inputs), **more}
         return runner.run_stage(
@@ -47,7 +54,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             list(inputs.values()),
             tmp_path / name / "digest.json",
             {"result.txt": tmp_path / f"{name}.txt"},
-            tmp_path / "store",
+            store,
         )
 
     return call, calls
@@ -61,6 +68,30 @@ def test_stage_is_computed_once_and_then_linked(stage, tmp_path):
     assert len(calls) == 2
     assert (tmp_path / "a" / "payload" / "result.txt").read_text() == "1"
     assert (tmp_path / "a.txt").read_text() == "1"
+
+
+@pytest.mark.parametrize("linked", ["", "results", "results/mini", "results/mini/models"])
+def test_a_level_of_the_results_may_be_a_link_to_another_disk(stage, tmp_path, linked):
+    """Snakemake writes below the link, and gc needs to see what is there."""
+    call, _ = stage
+    folder = tmp_path / "results" / "mini" / "models"
+    if linked:
+        disk = tmp_path / "disk" / "a" / "b"
+        disk.mkdir(parents=True)
+        (tmp_path / linked).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / linked).symlink_to(disk, target_is_directory=True)
+    else:
+        folder.mkdir(parents=True)
+    store = tmp_path / "results" / ".store"
+    assert call("results/mini/models/m/s0", 1, store=store)
+    digest = folder / "m" / "s0" / "digest.json"
+    assert digest.with_name("payload").joinpath("result.txt").read_text() == "1"
+    # As long as no level between leads away, what is copied with its store stays whole.
+    assert os.readlink(digest.with_name("payload")).startswith("../../../../.store/") == (
+        linked in ("", "results")
+    )
+    assert call("results/mini/models/n/s0", 2, {"x": digest}, store=store)
+    assert gc.find(tmp_path / "results")["unused"] == {}
 
 
 def test_digest_json_holds_no_time_and_is_the_same_for_the_same_result(stage, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 
 from opd.core.errors import UserError
 from opd.core.files import content
-from opd.stages import verify
+from opd.stages import keep, verify
+from opd.stages.records import Digest
 
 pytestmark = pytest.mark.unit
 
@@ -33,13 +34,13 @@ def record(tmp_path: Path) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are read for their digest."""
     found: list[str] = []
-    real = verify.file_digest
+    real = verify.plain_digest
 
-    def file_digest(path: Path) -> str:
+    def plain_digest(path: Path) -> str:
         found.append(path.name)
         return real(path)
 
-    monkeypatch.setattr(verify, "file_digest", file_digest)
+    monkeypatch.setattr(verify, "plain_digest", plain_digest)
     return found
 
 
@@ -127,6 +128,39 @@ def test_a_damaged_memory_is_no_memory(record: Path, read: list[str], text: str)
     assert read.count("weights") == 2
     verify.artifact(record)
     assert read.count("weights") == 2
+
+
+def test_a_memory_that_was_changed_is_not_believed(record: Path, read: list[str]) -> None:
+    """One digit of a digest in it: the file is read, and the memory written anew."""
+    verify.artifact(record)
+    memory = verify.memory(record.parents[2] / "store", "key")
+    before = memory.read_text()
+    sha256 = json.loads(before)["weights"][1]
+    memory.write_text(before.replace(sha256, "0" * 64))
+    verify.artifact(record)
+    assert read.count("weights") == 2 and memory.read_text() == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "pipe", "in place"])
+def test_what_is_no_plain_file_in_a_plain_folder_is_not_taken(record: Path, kind: str) -> None:
+    """A link to a folder would bring a chat template into a checkpoint, and no file with it."""
+    payload, elsewhere = record.parent / "payload", record.parent / "elsewhere"
+    verify.artifact(record)
+    elsewhere.mkdir()
+    path = payload / "additional_chat_templates"
+    if kind == "in place":
+        path = payload / "part" / "text"
+        path.rename(elsewhere / "text")
+        path.symlink_to(elsewhere / "text")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(elsewhere if kind == "folder" else record)
+    reason = "is no plain file, or cannot be read" if kind == "in place" else "was added"
+    name = path.relative_to(payload)
+    with pytest.raises(UserError, match=f"modified after it was made: {name} {reason}; remove"):
+        verify.artifact(record)
+    assert not keep.complete(payload, record, Digest)
 
 
 def test_a_store_that_cannot_be_written(record: Path, read: list[str]) -> None:

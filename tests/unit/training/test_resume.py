@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+import os
 import random
 import shutil
 import signal
@@ -29,7 +30,7 @@ from tiny import (
 )
 
 from opd.core.errors import UserError
-from opd.training import resume
+from opd.training import checksums, resume
 
 Whole = Callable[[str], tuple[dict[str, Any], Path]]
 STEPS = 7
@@ -63,7 +64,7 @@ def keeping(cfg: dict[str, Any], *steps: int) -> dict[str, Any]:
 def kept(out: Path) -> dict[int, dict[str, bytes]]:
     """The files of each step that a run into ``out`` has kept in its scratch folder."""
     folder = out.with_name(f"{out.name}-scratch") / "kept"
-    return {int(p.name): files(p) for p in folder.iterdir()} if folder.is_dir() else {}
+    return {int(p.name): files(p) for p in folder.glob("*") if p.is_dir()}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_told_to_stop_at_any_step_a_run_ends_in_the_same_bytes(
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(resume.Steps, "on_step_begin", told)
         run(name, cfg, inputs, tmp_path / "a")
-    assert (tmp_path / f"a-scratch/checkpoint-{step}" / resume.MARKER).is_file()
+    assert checksums.damaged(tmp_path / f"a-scratch/checkpoint-{step}") is None
     assert run(name, cfg, inputs, tmp_path / "a") == numbers
     assert files(tmp_path / "a") == files(undisturbed)
 
@@ -185,12 +186,12 @@ def test_what_was_kept_after_the_last_checkpoint_is_made_again(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(5, patch)
         run("distill", cfg, inputs, out)
-    for step in (4, 5):
-        (tmp_path / f"a-scratch/kept/{step}/config.json").write_text(str(step))
+    before = {n: (tmp_path / f"a-scratch/kept/{n}").stat().st_mtime_ns for n in (4, 5)}
     run("distill", cfg, inputs, out)
     assert "going on from step 4" in capsys.readouterr().err
-    assert kept(out)[4]["config.json"] == b"4"
-    assert kept(out)[5] == kept(tmp_path / "whole")[5]
+    after = {n: (tmp_path / f"a-scratch/kept/{n}").stat().st_mtime_ns for n in (4, 5)}
+    assert after[4] == before[4] and after[5] != before[5]
+    assert kept(out) == kept(tmp_path / "whole")
 
 
 def test_a_step_beyond_the_run_and_one_that_it_did_not_reach(
@@ -219,7 +220,7 @@ def test_a_checkpoint_is_used_and_one_that_is_not_whole_is_not(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(5, patch)
         run("distill", cfg, inputs, out)
-    (scratch / "checkpoint-4" / resume.MARKER).unlink()
+    (scratch / "checkpoint-4.0.json").unlink()
     (scratch / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
     capsys.readouterr()
     assert run("distill", cfg, inputs, out) == numbers
@@ -228,6 +229,94 @@ def test_a_checkpoint_is_used_and_one_that_is_not_whole_is_not(
     # The record of a live view holds every step once.
     lines = [json.loads(line) for line in (scratch / resume.JOURNAL).read_text().splitlines()]
     assert [line["step"] for line in lines] == [*range(1, STEPS + 1)]
+
+
+def flip(path: Path) -> None:
+    """One bit, in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_one_bit_in_any_file_of_a_checkpoint_is_found(inputs: Inputs, tmp_path: Path) -> None:
+    """In its list too; so is a file that was cut, added or removed, and one that is now a link."""
+    run("distill", {**EMA, **EVERY}, own_teacher(inputs, EMA), tmp_path / "a")
+    checkpoint = tmp_path / "a-scratch/checkpoint-6"
+    assert checksums.damaged(checkpoint) is None
+    # A second member of a group is to go on from it, whatever safetensors thinks of modes.
+    assert len({path.stat().st_mode for path in checkpoint.iterdir()}) == 1
+    paths = [*checkpoint.iterdir(), *checksums.lists(checkpoint)]
+    assert len(paths) >= 10 and checkpoint / "teacher.pt" in paths
+    for path in paths:
+        data = path.read_bytes()
+        for change in (flip, lambda path: os.truncate(path, 5), Path.unlink):
+            change(path)
+            assert checksums.damaged(checkpoint) is not None, path
+            path.write_bytes(data)
+    elsewhere = tmp_path / "elsewhere"
+    (checkpoint / "teacher.pt").rename(elsewhere)
+    (checkpoint / "teacher.pt").symlink_to(elsewhere)
+    assert checksums.damaged(checkpoint) == "teacher.pt"
+    elsewhere.replace(checkpoint / "teacher.pt")
+    assert checksums.damaged(checkpoint) is None
+    (checkpoint / "added").touch()
+    assert checksums.damaged(checkpoint) == "added"
+
+
+@pytest.mark.parametrize(
+    ("damage", "steps", "start"),
+    [
+        (lambda scratch: flip(scratch / "checkpoint-4/model.safetensors"), (), 2),
+        (lambda scratch: (scratch / "checkpoint-4/opd-record.json").write_bytes(b""), (), 2),
+        # The step is kept again, so the run has to go back to before it.
+        (lambda scratch: flip(scratch / "kept/3/model.safetensors"), (3,), 2),
+        (lambda scratch: (scratch / resume.FAILED).write_bytes(b"["), (), 4),
+    ],
+)
+def test_what_was_damaged_between_a_kill_and_its_resume_is_left_out(
+    inputs: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    steps: tuple[int, ...],
+    start: int,
+) -> None:
+    cfg = keeping(CASES["distill"][1], *steps)
+    run("distill", cfg, inputs, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(5, patch)
+        run("distill", cfg, inputs, tmp_path / "a")
+    damage(tmp_path / "a-scratch")
+    capsys.readouterr()
+    run("distill", cfg, inputs, tmp_path / "a")
+    lines = capsys.readouterr().err.splitlines()
+    assert f"going on from step {start}" in lines
+    assert sum("does not have the checksum that was written" in line for line in lines) == (
+        start < 4
+    )
+    assert files(tmp_path / "a") == files(tmp_path / "whole")
+    assert kept(tmp_path / "a") == kept(tmp_path / "whole")
+
+
+def test_each_process_lists_what_it_wrote(tmp_path: Path) -> None:
+    """By the names that torch, accelerate, DeepSpeed and grpo give; a checkpoint is sound once all
+    have written their lists."""
+    names = {
+        0: ["model-00002-of-00003.safetensors", "rng_state_0.pth", "a/__0_0.distcp", "config.json"],
+        1: ["rng_state_1.pth", "optimizer_0/__1_0.distcp", "rollouts-1.pt"],
+        2: ["rng_state_2.pth", "global_step5/zero_pp_rank_2_mp_rank_00_optim_states.pt"],
+    }
+    checkpoint = tmp_path / "checkpoint-5"
+    for name in (name for own in names.values() for name in own):
+        (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkpoint / name).write_text(name)
+    assert checksums.damaged(checkpoint) == ""
+    for rank, own in names.items():
+        checksums.write(checkpoint, rank, 3)
+        listed = json.loads((tmp_path / f"checkpoint-5.{rank}.json").read_text())
+        assert sorted(listed) == sorted(own)
+        assert (checksums.damaged(checkpoint) is None) == (rank == 2)
 
 
 @pytest.mark.parametrize("case", ["distill", "sft", "held-out"])
@@ -272,7 +361,7 @@ def test_sigkill_and_sigterm(inputs: Inputs, tmp_path: Path) -> None:
     assert second.returncode == 143, errors
     assert time.time() - told < 20
     (scratch,) = run_dir.glob("store/.scratch/*")
-    left = [p for p in scratch.glob("checkpoint-*") if (p / resume.MARKER).is_file()]
+    left = [p for p in scratch.glob("checkpoint-*") if p.is_dir() and not checksums.damaged(p)]
     assert max(int(p.name.rpartition("-")[2]) for p in left) >= 29
     assert "going on from step" in errors and "told to stop" in errors
     third, edited = (
@@ -342,7 +431,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
             UserError, match="the disk is full, the last checkpoint is whole; free space"
         ):
             run("distill", cfg, inputs, tmp_path / "a")
-    assert (tmp_path / "a-scratch" / "checkpoint-2" / resume.MARKER).is_file()
+    assert checksums.damaged(tmp_path / "a-scratch" / "checkpoint-2") is None
     run("distill", cfg, inputs, tmp_path / "a")
     assert files(tmp_path / "a") == files(whole("distill")[1])
 
