@@ -5,6 +5,7 @@ reward of a rollout tells correct ones from others.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from opd.core import tables
 from opd.losses import metrics
+from opd.losses.fused import fused_token_loss
 from opd.losses.schemas import METRICS
+from opd.losses.spec import PRESETS
 from opd.models import pairing, sampling
 from opd.models.prompts import read_prompts
 from opd.probes.rollouts import Rollout, Row, counted, read_rollouts, right, tokens
@@ -94,7 +97,7 @@ def measure(
     # Alike in length: little padding.
     order = sorted(range(len(rollouts)), key=lambda i: (lengths[i], i))
     size = cfg.get("micro_batch") or 8
-    temperatures = cfg["temperature"], cfg.get("teacher_temperature", 1.0)
+    temperatures = cfg["temperature"], cfg.get("teacher_temperature", cfg["temperature"])
     for start in tqdm(range(0, len(order), size), unit="batch", desc="scoring"):
         places = order[start : start + size]
         batch = [rollouts[i] for i in places]
@@ -128,6 +131,33 @@ def measure(
         rewards.cpu().numpy() / np.array(lengths),
         [row[:length] for row, length in zip(ratios.cpu().numpy(), lengths, strict=True)],
     )
+
+
+def own_teacher(cfg: Mapping[str, Any], rollout: Rollout, student: Path) -> dict[str, list[float]]:
+    """By preset, the largest loss (nats) and the largest gradient (of the hidden state of a
+    position, in lengths of the head's longest row) of a student that is its own teacher, on the
+    first tokens of a rollout. All losses are to be 0, and so are the gradients but those of
+    ``BIASED``.
+
+    cfg: temperature; optional teacher_temperature, dtype, threads.
+    """
+    own = pairing.load_pair(cfg, student, None)
+    response = rollout.response[:64]
+    with torch.no_grad():
+        hidden = _hidden(own.student, [(rollout.prompt, response)], own.device).unsqueeze(0)
+    weight, bias = own.heads[0].weight.detach(), own.heads[0].bias
+    head = own.heads[0]._replace(weight=weight, bias=None if bias is None else bias.detach())
+    ids, mask = _padded([response], own.device)
+    hidden.requires_grad_()
+    numbers = {}
+    for name, preset in PRESETS.items():
+        temperature = cfg["temperature"]
+        spec = replace(preset, teacher_temperature=cfg.get("teacher_temperature", temperature))
+        loss = fused_token_loss(hidden, head, hidden, head, ids, mask, spec, temperature)
+        (gradient,) = torch.autograd.grad(loss.sum(), [hidden])
+        length = gradient.norm(dim=-1).max() / weight.norm(dim=-1).max()
+        numbers[name] = [float(loss.detach().abs().max()), float(length)]
+    return numbers
 
 
 def _padded(rows: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     # One bin: where in a response it is, is not asked here.
     longest = max(len(row["token_ids"]) for row in rollouts)
     settings = {**cfg, "position_bin": longest, "thinking_may_differ": True}  # it is reported
-    measured = pair.measure(settings, tokens(settings, rollouts, inputs["student"]), inputs)
+    read = tokens(settings, rollouts, inputs["student"])
+    models["own_teacher"] = pair.own_teacher(settings, read[0], inputs["student"])
+    measured = pair.measure(settings, read, inputs)
     correct = right(rollouts, prompts, grader) if grader else None
     values, _ = pair.summarise(settings, rollouts, measured, correct)
     depths: list[Row] = []

@@ -240,7 +240,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)
     common.prepare(cfg)
-    spec = loss_spec(cfg["loss"])
+    # One temperature for both, unless the loss names another for the teacher: a student that equals
+    # its teacher would else be taught to be sharper or flatter than it is.
+    spec = loss_spec({"teacher_temperature": cfg["temperature"], **cfg["loss"]})
     tokenizer, teachers = load_tokenizer(inputs["student"]), load_tokenizer(inputs["teacher"])
     require_same_tokenizer(tokenizer, teachers)
     require_same_thinking(cfg, tokenizer, teachers)
