@@ -19,7 +19,7 @@ from opd.losses import metrics
 from opd.losses.fused import fused_token_loss
 from opd.losses.schemas import METRICS
 from opd.losses.spec import PRESETS
-from opd.models import pairing, sampling
+from opd.models import checkpoints, pairing
 from opd.models.prompts import read_prompts
 from opd.probes.rollouts import Rollout, Row, counted, read_rollouts, right, tokens
 from opd.probes.schemas import ROLLOUTS
@@ -82,11 +82,17 @@ def measure(
     """
     from tqdm import tqdm
 
+    for who, prompts in (
+        ("student", [rollout.prompt for rollout in rollouts]),
+        ("teacher", [rollout.teacher_prompt for rollout in rollouts]),
+    ):
+        read = (len(p) + len(r.response) for p, r in zip(prompts, rollouts, strict=True))
+        checkpoints.require_room(checkpoints.read_config(inputs[who]), max(read), "generations")
     pair = pairing.load_pair(cfg, inputs["student"], inputs["teacher"])
     where = str(inputs.get("generations", inputs["student"]))
     pair.require_known((token for rollout in rollouts for token in rollout.response), where)
     device = pair.device
-    stops = torch.tensor(sorted(sampling.stop_ids(inputs["student"], pair.tokenizer)))
+    stops = torch.tensor(sorted(checkpoints.stop_ids(inputs["student"], pair.tokenizer)))
     lengths = [len(rollout.response) for rollout in rollouts]
     longest = max(lengths)
     bins = -(-longest // cfg["position_bin"])

@@ -18,7 +18,6 @@ from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS, prompt_row
 from opd.grading.graders import grader_named
 from opd.models import pairing
-from opd.models.checkpoints import load_tokenizer
 from opd.models.prompts import read_prompts
 from opd.models.sampling import Request, Sampler
 from opd.probes import continuation, pair
@@ -27,7 +26,6 @@ from opd.probes.rollouts import Row, right, tokens
 from opd.stats import draws
 from opd.stats.intervals import Array
 
-BOTH = ("student", "teacher")
 # The deepest prefix is shorter than all but DEEPEST % of the rollouts; the others are to it as
 # the paper's 1K, 4K and 8K to its 16K tokens.
 DEEPEST = 25
@@ -50,7 +48,11 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     grader = cfg.get("grader")
     if grader:
         require_answers(prompts, grader, inputs["prompts"])
-    models = _compared(cfg, inputs, prompts)
+    folders = {who: inputs[who] for who in ("student", "teacher")}
+    models = {who: str(folder) for who, folder in folders.items()} | pairing.compare(
+        cfg, **folders, prompts=[row["prompt"] for row in prompts]
+    )
+    models["objections"] = [str(error) for error in pairing.objections(cfg, models)]
     rollouts = _answered(cfg, inputs["student"], prompts, cache)
     # One bin: where in a response it is, is not asked here.
     longest = max(len(row["token_ids"]) for row in rollouts)
@@ -165,44 +167,6 @@ def _lines(path: Path) -> list[Row]:
             )
         )
     return rows
-
-
-def _compared(
-    cfg: Mapping[str, Any], inputs: Mapping[str, Path], prompts: Sequence[Row]
-) -> dict[str, Any]:
-    """What can be told of the two models without running them."""
-    tokenizers = {who: load_tokenizer(inputs[who]) for who in BOTH}
-    pairing.require_same_tokenizer(tokenizers["student"], tokenizers["teacher"])
-    rows = {who: pairing.vocabulary_rows(inputs[who]) for who in BOTH}
-    pairing.shared_vocabulary(rows["student"], rows["teacher"], tokenizers["student"])
-    kwargs = {
-        "student": cfg.get("chat_template_kwargs") or {},
-        "teacher": pairing.teacher_kwargs(cfg),
-    }
-    chats = [[{"role": "user", "content": row["prompt"]}] for row in prompts]
-    texts, ids = {}, {}
-    for who in BOTH:
-        texts[who] = tokenizers[who].apply_chat_template(
-            chats, add_generation_prompt=True, tokenize=False, **kwargs[who]
-        )
-        ids[who] = tokenizers[who](texts[who], add_special_tokens=False)["input_ids"]
-    differing = [row for row, (a, b) in enumerate(zip(*ids.values(), strict=True)) if a != b]
-    first = differing and _around_difference(*(texts[who][differing[0]] for who in BOTH))
-    return {
-        **{who: str(inputs[who]) for who in BOTH},
-        "tokens": len(tokenizers["student"]),
-        "embedding_rows": rows,
-        "templates": {"differing": len(differing), "first": first or None},
-        "thinking": {who: pairing.thinking(tokenizers[who], kwargs[who]) for who in BOTH},
-    }
-
-
-def _around_difference(student: str, teacher: str, context: int = 30) -> dict[str, str]:
-    """What two texts hold from just before where they first differ."""
-    characters = enumerate(zip(student, teacher, strict=False))
-    at = next((i for i, (a, b) in characters if a != b), min(len(student), len(teacher)))
-    part = slice(max(0, at - context), at + context)
-    return {"student": student[part], "teacher": teacher[part]}
 
 
 def _answered(

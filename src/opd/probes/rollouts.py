@@ -11,6 +11,7 @@ from opd.core import tables
 from opd.core.errors import UserError
 from opd.grading.graders import Graded, grade_all
 from opd.models import pairing
+from opd.models.chat import require_options
 from opd.models.checkpoints import load_tokenizer
 from opd.models.prompts import prompts_of
 from opd.models.sampling import Request, Sampler
@@ -56,10 +57,11 @@ def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> li
     teacher with its own options for it, where it has some. Raises ``UserError`` where these make
     only one of the two think, but for cfg ``thinking_may_differ``."""
     tokenizer = load_tokenizer(student)
-    pairing.require_same_thinking(cfg, tokenizer, tokenizer)
+    pairing.require_same_thinking(cfg, tokenizer)
     chats = {row["prompt_id"]: [{"role": "user", "content": row["prompt"]}] for row in rollouts}
 
     def rendered(kwargs: Mapping[str, Any]) -> dict[str, list[int]]:
+        require_options(tokenizer, kwargs)
         ids = tokenizer.apply_chat_template(
             list(chats.values()), add_generation_prompt=True, return_dict=True, **kwargs
         )["input_ids"]

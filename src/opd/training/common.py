@@ -20,6 +20,8 @@ from opd.core import tables
 from opd.core.errors import UserError
 from opd.data import privileged
 from opd.losses.schemas import METRICS
+from opd.models.chat import require_options
+from opd.models.checkpoints import read_config, require_room
 from opd.models.prompts import read_prompts
 from opd.training import batches
 from opd.training.record import Record
@@ -100,9 +102,11 @@ def rollout_arguments(cfg: Mapping[str, Any], stage: str, scratch: Path) -> dict
 def as_asked(
     messages: Sequence[str], tokenizer: PreTrainedTokenizerBase, cfg: Mapping[str, Any]
 ) -> tuple[list[Chat], list[list[int]]]:
-    """Messages of a user as conversations, and their token ids, ready for the response."""
+    """Messages of a user as conversations, and their token ids, ready for the response. Raises
+    ``UserError`` for an option that the chat template does not read."""
     chats = [[{"role": "user", "content": message}] for message in messages]
     kwargs = cfg.get("chat_template_kwargs") or {}
+    require_options(tokenizer, kwargs)
     ids: list[list[int]] = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, return_dict=True, **kwargs
     )["input_ids"]
@@ -113,13 +117,15 @@ def load_prompts(
     cfg: Mapping[str, Any],
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
+    readers: Sequence[Path],
     message: str = privileged.PLAIN,
 ) -> tuple[list[Chat], list[dict[str, Any]]]:
     """The prompts of prompts.parquet, each put into ``message`` (see ``opd.data.privileged``), as
     conversations, and their rows.
 
     Raises ``UserError`` for an empty table, a row without a field of the message, a prompt of more
-    than max_prompt_tokens tokens (chat template included), and for too few to fill a step.
+    than max_prompt_tokens tokens (chat template included), for too few to fill a step, and where
+    the longest prompt and response are more than one of the models ``readers`` can read.
     """
     file, rows = folder / "prompts.parquet", read_prompts(folder)
     chats, ids = as_asked([privileged.filled(message, row) for row in rows], tokenizer, cfg)
@@ -131,6 +137,9 @@ def load_prompts(
                 f"{file}: row {i} ({row['id']})",
                 "raise max_prompt_tokens or drop the row",
             )
+    for model in readers:
+        longest = max(map(len, ids)) + cfg["max_new_tokens"]
+        require_room(read_config(model), longest, "max_new_tokens")
     if len(rows) < cfg["prompts_per_step"]:
         raise UserError(
             f"{len(rows)} prompts cannot fill a step of {cfg['prompts_per_step']}",

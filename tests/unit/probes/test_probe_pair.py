@@ -172,7 +172,7 @@ def test_the_teacher_is_read_at_the_students_temperature(inputs: Inputs, tmp_pat
 
 def test_definitions_of_the_entropy_gap_side_by_side(inputs: Inputs, tmp_path: Path) -> None:
     values = run(CFG, inputs, tmp_path / "a")
-    reference = naive(inputs, (0.8, 1.0))
+    reference = naive(inputs, (0.8, 0.8))
     states = [state for rollout in reference for state in rollout]
 
     def gap(of: list[dict[str, float]]) -> float:
