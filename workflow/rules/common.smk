@@ -10,12 +10,16 @@ from snakemake.utils import update_config
 from opd.cli import warm
 from opd.core.errors import UserError
 from opd.core.files import canonical
+from opd.core.schema import read_yaml
 from opd.plan import artifacts, hub_lock, outputs, resources
 from opd.recipes import resolve
 from opd.stages import fresh, registry
 from opd.stages.registry import STAGES
 
 try:
+    # Snakemake takes the last of two values of a key without a word.
+    for file in workflow.configfiles:
+        read_yaml(Path(file))
     update_config(config, resolve.typed(workflow.config_settings.config))
     CONFIG = resolve.resolve(config)
     LOCK = hub_lock.read(Path(workflow.basedir, "config", "hub.lock.yaml"))

@@ -1,8 +1,9 @@
 """What every model of a YAML file is based on, and how its errors are told."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -22,7 +23,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors; values are not coerced from other types."""
+    """Unknown keys are errors; values are not coerced from other types, but for numbers that YAML
+    1.1 takes for text, as 1e-6, where a number is wanted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -34,7 +36,26 @@ class Strict(BaseModel):
             if key not in known:
                 context = {"key": key, "hint": suggestion(str(key), known)}
                 raise PydanticCustomError("unknown_key", "no such key", context)
-        return given
+        if not isinstance(given, Mapping):
+            return given
+        numbers = {field.alias or name for name, field in cls.model_fields.items()
+                   if _is_number(field.annotation)}  # fmt: skip
+        return {key: _number(v) if key in numbers else v for key, v in given.items()}
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field takes a float, or a list of them, and no text."""
+    parts = get_args(annotation)
+    if str in (annotation, *parts):
+        return False
+    return annotation is float or any(_is_number(part) for part in parts)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(part) for part in value]
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if is_number else value
 
 
 class OneOf(Strict):
@@ -106,9 +127,34 @@ def valid(
 SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+class _Loader(SafeLoader):  # type: ignore[misc, valid-type]
+    """Refuses a key that stands twice in one mapping: of the two values, one would not count."""
+
+    def get_single_node(self) -> Any:
+        document = super().get_single_node()
+        nodes, seen = [document], set()
+        while nodes:
+            node = nodes.pop()
+            if node is None or id(node) in seen or not isinstance(node.value, list):
+                continue
+            seen.add(id(node))
+            lines: dict[str, int] = {}
+            for child in node.value:
+                nodes += child if isinstance(child, tuple) else [child]
+                if isinstance(child, tuple) and isinstance(child[0].value, str):
+                    key, line = child[0].value, child[0].start_mark.line + 1
+                    if key in lines:
+                        raise yaml.YAMLError(
+                            f"'{key}' stands twice, in lines {lines[key]} and {line}"
+                        )
+                    lines[key] = line
+        return document
+
+
 def load_yaml(text: str) -> Any:
-    """What a YAML text holds: plain values only. Raises ``yaml.YAMLError`` where it is none."""
-    return yaml.load(text, Loader=SafeLoader)
+    """What a YAML text holds: plain values only. Raises ``yaml.YAMLError`` where it is none, and
+    where a key stands twice in one mapping."""
+    return yaml.load(text, Loader=_Loader)
 
 
 def read_yaml(path: Path, remedy: str = "mend the file") -> dict[str, Any]:

@@ -139,10 +139,10 @@ def compare(
     """All that can be told of a student and its teacher without their weights, as plain values.
 
     tokens (of the student's tokenizer), never_compared (ids; notes says it in words),
-    embedding_rows, positions and thinking of each (by its own chat template), thinking_read (what
-    the student's template asks of the teacher), templates (how many of the ``prompts`` the two
-    render differently, and where the first of them does), ends and end_ids (the tokens that end a
-    response of each; turn: what ends one in the student's chat template).
+    embedding_rows, vocabulary (ids of both), positions and thinking of each (by its own chat
+    template), thinking_read (what the student's template asks of the teacher), templates (how many
+    of the ``prompts`` the two render differently, and where the first of them does), ends and
+    end_ids (the tokens that end a response of each; turn: what ends one in the student's template).
 
     cfg: chat_template_kwargs, teacher_chat_template_kwargs. Raises ``UserError`` for an option that
     the chat template does not read, and where tokenizers or vocabularies do not fit together.
@@ -155,7 +155,7 @@ def compare(
     beyond = never_compared(own["student"], own["teacher"])
     configs = {who: read_config(folder) for who, folder in folders.items()}
     rows = {who: int(config.get_text_config().vocab_size) for who, config in configs.items()}
-    shared_vocabulary(rows["student"], rows["teacher"], own["student"], beyond)
+    vocabulary = shared_vocabulary(rows["student"], rows["teacher"], own["student"], beyond)
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     texts = {
         who: tokenizer.apply_chat_template(
@@ -180,6 +180,7 @@ def compare(
         if beyond
         else [],
         "embedding_rows": rows,
+        "vocabulary": vocabulary,
         "positions": {who: positions(config) for who, config in configs.items()},
         "thinking": {who: chat.thinking(own[who], options[who]) for who in own},
         "thinking_read": chat.thinking(own["student"], options["teacher"]),
@@ -195,6 +196,17 @@ def _around_difference(student: str, teacher: str, context: int = 30) -> dict[st
     at = next((i for i, (a, b) in characters if a != b), min(len(student), len(teacher)))
     part = slice(max(0, at - context), at + context)
     return {"student": student[part], "teacher": teacher[part]}
+
+
+def require_k(k: int, vocabulary: int, where: str) -> None:
+    """Raise ``UserError`` for top k sets of more tokens than two models have: they would be all
+    tokens, and all that is said of them (overlap 1, mass 1) would be of nothing."""
+    if k > vocabulary:
+        raise UserError(
+            f"k is {k}, but student and teacher have only {vocabulary} tokens",
+            where,
+            f"use at most {vocabulary}",
+        )
 
 
 def objections(cfg: Mapping[str, Any], compared: Mapping[str, Any]) -> list[UserError]:

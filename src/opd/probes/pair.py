@@ -90,6 +90,7 @@ def measure(
         checkpoints.require_room(checkpoints.read_config(inputs[who]), max(read), "generations")
     pair = pairing.load_pair(cfg, inputs["student"], inputs["teacher"])
     where = str(inputs.get("generations", inputs["student"]))
+    pairing.require_k(cfg["metrics_k"], pair.vocabulary, "metrics_k")
     pair.require_known((token for rollout in rollouts for token in rollout.response), where)
     device = pair.device
     stops = torch.tensor(sorted(checkpoints.stop_ids(inputs["student"], pair.tokenizer)))

@@ -52,6 +52,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     models = {who: str(folder) for who, folder in folders.items()} | pairing.compare(
         cfg, **folders, prompts=[row["prompt"] for row in prompts]
     )
+    pairing.require_k(cfg["metrics_k"], models["vocabulary"], "metrics_k")
     models["objections"] = [str(error) for error in pairing.objections(cfg, models)]
     rollouts = _answered(cfg, inputs["student"], prompts, cache)
     # One bin: where in a response it is, is not asked here.

@@ -246,6 +246,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     compared = pairing.compare(cfg, inputs["student"], inputs["teacher"])
     for objection in pairing.objections(cfg, compared):
         raise objection
+    for where, k in (("loss.k", spec.k or 0), ("metrics_k", cfg["metrics_k"])):
+        pairing.require_k(k, compared["vocabulary"], where)
     ends, beyond = pairing.end_ids(cfg, compared), compared["never_compared"]
     for note in compared["notes"]:
         print(f"note: {note}", file=sys.stderr)

@@ -159,6 +159,22 @@ def test_thinking_is_compared_as_it_is_read(inputs: Inputs, tmp_path: Path) -> N
         "think": True})[0]  # fmt: skip
 
 
+def test_more_likeliest_tokens_than_there_are(inputs: Inputs, tmp_path: Path) -> None:
+    """Of a loss, of a run's measurements, of a probe: the shared rows count, padding is none."""
+    from opd.probes import pair
+    from opd.probes.rollouts import Rollout
+
+    both = {**inputs, "teacher": padded(inputs["teacher"], tmp_path / "wide", 80)}
+    line = "k is 55, but student and teacher have only 54 tokens; use at most 54"
+    for change, where in (({"loss": {"k": 55}}, "loss.k"), ({"metrics_k": 55}, "metrics_k")):
+        with pytest.raises(UserError, match=f"^{where}: {line}"):
+            run("distill", {**OPD, **change}, both, tmp_path / where)
+    rollout = Rollout([3, 7, 4], [3, 7, 4], [7])
+    with pytest.raises(UserError, match=f"metrics_k: {line}"):
+        pair.measure({"temperature": 1.0, "metrics_k": 55, "position_bin": 4}, [rollout], both)
+    run("distill", {**OPD, "steps": 1, "loss": {"k": 54}, "metrics_k": 54}, both, tmp_path / "a")
+
+
 def test_positions_of_a_model_and_of_one_that_is_stretched(inputs: Inputs, tmp_path: Path) -> None:
     assert positions(read_config(inputs["student"])) == 512
     shutil.copytree(inputs["student"], tmp_path / "long")
