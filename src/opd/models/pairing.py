@@ -224,7 +224,7 @@ def objections(cfg: Mapping[str, Any], compared: Mapping[str, Any]) -> list[User
     if (ids["student"] != ids["teacher"] or lost) and not _end_tokens(cfg):
         turn = f", and the chat template ends a turn with {names['turn'][0]}" if lost else ""
         refused.append(
-            UserError(
+            LeftOut(
                 f"responses end with {' or '.join(names['student'])} for the student and with "
                 f"{' or '.join(names['teacher'])} for the teacher{turn}",
                 "end_tokens",
@@ -278,7 +278,7 @@ def _of_thinking(cfg: Mapping[str, Any], asked: str, read: str) -> list[UserErro
     if asked == read or cfg.get("thinking_may_differ"):
         return []
     return [
-        UserError(
+        LeftOut(
             f"thinking is {asked} for the student and {read} for the teacher",
             "chat_template",
             "give both models the same chat_template options (as enable_thinking: false); to train "

@@ -104,7 +104,7 @@ def reported(measured: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def _not_zero(own_teacher: Mapping[str, tuple[float, float]]) -> list[str]:
-    """What ``pair.own_teacher`` has found that should be 0: beyond what bfloat16 rounds."""
+    """What ``preflight.own_teacher`` has found that should be 0: beyond what bfloat16 rounds."""
     return [f"{name} {loss:.3f} nats" for name, (loss, _) in own_teacher.items() if loss > 1e-3] + [
         f"{name} a gradient"
         for name, (loss, gradient) in own_teacher.items()

@@ -5,7 +5,6 @@ reward of a rollout tells correct ones from others.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from opd.core import tables
 from opd.losses import metrics
-from opd.losses.fused import fused_token_loss
 from opd.losses.schemas import METRICS
-from opd.losses.spec import PRESETS
 from opd.models import checkpoints, pairing
 from opd.models.prompts import read_prompts
 from opd.probes.rollouts import Rollout, Row, counted, read_rollouts, right, tokens
@@ -109,11 +106,11 @@ def measure(
         places = order[start : start + size]
         batch = [rollouts[i] for i in places]
         numbers = torch.tensor(places, device=device)
-        ids, mask = _padded([rollout.response for rollout in batch], device)
+        ids, mask = padded([rollout.response for rollout in batch], device)
         repeated = metrics.repeats(ids, mask)
         hidden = (
-            _hidden(pair.student, [(r.prompt, r.response) for r in batch], device),
-            _hidden(pair.teacher, [(r.teacher_prompt, r.response) for r in batch], device),
+            hidden_states(pair.student, [(r.prompt, r.response) for r in batch], device),
+            hidden_states(pair.teacher, [(r.teacher_prompt, r.response) for r in batch], device),
         )
         filled = mask != 0
         row = numbers.unsqueeze(1).expand_as(ids)[filled]
@@ -140,46 +137,19 @@ def measure(
     )
 
 
-def own_teacher(cfg: Mapping[str, Any], rollout: Rollout, student: Path) -> dict[str, list[float]]:
-    """By preset, the largest loss (nats) and the largest gradient (of the hidden state of a
-    position, in lengths of the head's longest row) of a student that is its own teacher, on the
-    first tokens of a rollout. All losses are to be 0, and so are the gradients but those of
-    ``BIASED``.
-
-    cfg: temperature; optional teacher_temperature, dtype, threads.
-    """
-    own = pairing.load_pair(cfg, student, None)
-    response = rollout.response[:64]
-    with torch.no_grad():
-        hidden = _hidden(own.student, [(rollout.prompt, response)], own.device).unsqueeze(0)
-    weight, bias = own.heads[0].weight.detach(), own.heads[0].bias
-    head = own.heads[0]._replace(weight=weight, bias=None if bias is None else bias.detach())
-    ids, mask = _padded([response], own.device)
-    hidden.requires_grad_()
-    numbers = {}
-    for name, preset in PRESETS.items():
-        temperature = cfg["temperature"]
-        spec = replace(preset, teacher_temperature=cfg.get("teacher_temperature", temperature))
-        loss = fused_token_loss(hidden, head, hidden, head, ids, mask, spec, temperature)
-        (gradient,) = torch.autograd.grad(loss.sum(), [hidden])
-        length = gradient.norm(dim=-1).max() / weight.norm(dim=-1).max()
-        numbers[name] = [float(loss.detach().abs().max()), float(length)]
-    return numbers
-
-
-def _padded(rows: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor]:
     """Token ids [B, T] with padding behind, and a mask with ones on what counts."""
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
     return ids.to(device), mask.to(device)
 
 
-def _hidden(
+def hidden_states(
     model: Any, batch: Sequence[tuple[Sequence[int], Sequence[int]]], device: str
 ) -> Tensor:
     """Last hidden states [N, H] that predict the tokens of responses to prompts (token ids of
     each), one rollout after the other."""
-    ids, mask = _padded([[*prompt, *response] for prompt, response in batch], device)
+    ids, mask = padded([[*prompt, *response] for prompt, response in batch], device)
     states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     of_responses = [
         row[len(prompt) - 1 : len(prompt) - 1 + len(response)]

@@ -7,22 +7,26 @@ their limits are ours. Nothing is trained.
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.data.schemas import PROMPTS, prompt_row
 from opd.grading.graders import grader_named
+from opd.losses.fused import fused_token_loss
+from opd.losses.spec import PRESETS
 from opd.models import pairing
 from opd.models.prompts import read_prompts
 from opd.models.sampling import Request, Sampler
 from opd.probes import continuation, pair
 from opd.probes.outlook import reported
-from opd.probes.rollouts import Row, right, tokens
+from opd.probes.rollouts import Rollout, Row, right, tokens
 from opd.stats import draws
 from opd.stats.intervals import Array
 
@@ -59,7 +63,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     longest = max(len(row["token_ids"]) for row in rollouts)
     settings = {**cfg, "position_bin": longest, "thinking_may_differ": True}  # it is reported
     read = tokens(settings, rollouts, inputs["student"])
-    models["own_teacher"] = pair.own_teacher(settings, read[0], inputs["student"])
+    models["own_teacher"] = own_teacher(settings, read[0], inputs["student"])
     measured = pair.measure(settings, read, inputs)
     correct = right(rollouts, prompts, grader) if grader else None
     values, _ = pair.summarise(settings, rollouts, measured, correct)
@@ -168,6 +172,36 @@ def _lines(path: Path) -> list[Row]:
             )
         )
     return rows
+
+
+def own_teacher(cfg: Mapping[str, Any], rollout: Rollout, student: Path) -> dict[str, list[float]]:
+    """By preset, the largest loss (nats) and the largest gradient (of the hidden state of a
+    position, in lengths of the head's longest row) of a student that is its own teacher, on the
+    first tokens of a rollout. All losses are to be 0, and so are the gradients but those of
+    ``BIASED``.
+
+    cfg: temperature; optional teacher_temperature, dtype, threads.
+    """
+    own = pairing.load_pair(cfg, student, None)
+    response = rollout.response[:64]
+    with torch.no_grad():
+        hidden = pair.hidden_states(
+            own.student, [(rollout.prompt, response)], own.device
+        ).unsqueeze(0)
+    weight, bias = own.heads[0].weight.detach(), own.heads[0].bias
+    head = own.heads[0]._replace(weight=weight, bias=None if bias is None else bias.detach())
+    ids, mask = pair.padded([response], own.device)
+    hidden.requires_grad_()
+    numbers = {}
+    for name, preset in PRESETS.items():
+        temperature = cfg["temperature"]
+        spec = replace(preset, teacher_temperature=cfg.get("teacher_temperature", temperature))
+        loss = fused_token_loss(hidden, head, hidden, head, ids, mask, spec, temperature)
+        (gradient,) = torch.autograd.grad(loss.sum(), [hidden])
+        length = gradient.norm(dim=-1).max() / weight.norm(dim=-1).max()
+        # Digits that no other machine would give again are none.
+        numbers[name] = [round(float(x), 6) for x in (loss.detach().abs().max(), length)]
+    return numbers
 
 
 def _answered(

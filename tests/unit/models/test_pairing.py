@@ -11,10 +11,12 @@ import pytest
 pytest.importorskip("torch")
 
 from probing import Inputs, make, padded, rendered, with_swapped_tokens, with_template
-from tiny import OPD, run
+from tiny import GRPO, OPD, SFT, run
 from transformers import AutoTokenizer, GenerationConfig
 
+from opd.core import tables
 from opd.core.errors import UserError
+from opd.data.schemas import SFT_PAIRS
 from opd.models import init, pairing
 from opd.models.checkpoints import load_tokenizer, positions, read_config, stop_ids
 
@@ -48,6 +50,33 @@ def with_tokens(source: Path, out: Path, *tokens: str, rows: int = 64) -> Path:
 
 def refused(student: Path, teacher: Path, **cfg: Any) -> list[str]:
     return [str(e) for e in pairing.objections(cfg, pairing.compare(cfg, student, teacher))]
+
+
+@pytest.mark.parametrize("who", ["sft", "grpo", "distill", "teacher", "sampler", "rollouts"])
+def test_an_option_that_no_template_reads_is_refused_by_all(
+    inputs: Inputs, tmp_path: Path, who: str
+) -> None:
+    from opd.models.sampling import Sampler
+    from opd.probes.rollouts import tokens
+
+    cfg: dict[str, Any] = {"chat_template_kwargs": {"enable_thinkng": False}}
+    tables.write(tmp_path / "pairs.parquet", [{
+        "id": "a", "prompt": "1+1=", "response": "2"}], SFT_PAIRS)  # fmt: skip
+    both = {**inputs, "data": tmp_path}
+    row = {"prompt_id": "a", "prompt": "1", "token_ids": [7]}
+    sampling = {"max_new_tokens": 2, "max_prompt_tokens": 9, "seed": 0}
+    asked = {
+        "sft": lambda: run("sft", {**SFT, **cfg, "batch_size": 1}, both, tmp_path / "a"),
+        "grpo": lambda: run("grpo", GRPO | cfg, both, tmp_path / "a"),
+        "distill": lambda: run("distill", OPD | cfg, both, tmp_path / "a"),
+        "teacher": lambda: run(
+            "distill", OPD | {f"teacher_{key}": v for key, v in cfg.items()}, both, tmp_path / "a"
+        ),
+        "sampler": lambda: Sampler(inputs["student"], sampling | cfg),
+        "rollouts": lambda: tokens(cfg, [row], inputs["student"]),
+    }
+    with pytest.raises(UserError, match=r"'enable_thinkng' changes no prompt.* reads \(none\)"):
+        asked[who]()
 
 
 def test_a_pair_of_one_family_is_not_refused(inputs: Inputs) -> None:
@@ -201,11 +230,24 @@ def test_prompt_and_response_beyond_the_context_are_one_line(
         sampler.sample([Request("a", prompt)])
     with pytest.raises(UserError, match=r"max_new_tokens: .*student has only 512 positions"):
         run("distill", {**OPD, "max_new_tokens": 511}, inputs, tmp_path / "a")
+    with pytest.raises(UserError, match=r"max_new_tokens: .*student has only 512 positions"):
+        run("grpo", {**GRPO, "max_new_tokens": 511}, inputs, tmp_path / "g")
+    tables.write(tmp_path / "pairs.parquet", [{
+        "id": "a", "prompt": "1+1=", "response": "2" * 600}], SFT_PAIRS)  # fmt: skip
+    sft = {**SFT, "batch_size": 1, "max_tokens": 900}
+    with pytest.raises(UserError, match=r"max_tokens: .*student has only 512 positions"):
+        run("sft", sft, {**inputs, "data": tmp_path}, tmp_path / "f")
     short = with_template(inputs["teacher"], tmp_path / "short", init.CHAT_TEMPLATE)
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 10}))
     with pytest.raises(UserError, match=r"max_new_tokens: .*short has only 10 positions"):
         run("distill", OPD, {**inputs, "teacher": short}, tmp_path / "b")
+    told = {
+        "information": [{"message": "{question}" + "?" * 600}],
+        "max_teacher_prompt_tokens": 999,
+    }
+    with pytest.raises(UserError, match=r"max_new_tokens: .*teacher has only 512 positions"):
+        run("distill", {**OPD, **told}, inputs, tmp_path / "t")
     rollout = Rollout(prompt, prompt, [7] * 8)
     with pytest.raises(UserError, match=r"generations: .*short has only 10 positions"):
         pair.measure({"temperature": 1.0}, [rollout], {**inputs, "teacher": short})
