@@ -76,9 +76,8 @@ def _run(
     to_run = [artifacts[folder] for folder in states if states[folder] in state.TO_RUN]
     if states:
         findings.append(Finding("plan", "ok", f"{len(to_run)} of {len(states)} artifacts to make"))
-    folders_to_run = [artifact.folder for artifact in to_run]
-    for bad in pairs.refused(artifacts, folders_to_run, results):
-        findings.append(Finding("models", "warning", f"{bad.where}: {bad.what}", bad.remedy))
+    refused = pairs.refused(artifacts, [artifact.folder for artifact in to_run], results)
+    findings += [_refused("models", error)._replace(state="warning") for error in refused]
     stages = {artifact.stage for artifact in to_run} if states else set(STAGES)
     chosen, modules = resources.interpreters(site, config), interpreters.wanted(config, stages)
     about_them, answers = interpreters.examine(chosen, modules, Path("envs"), site.setup)

@@ -170,15 +170,11 @@ def compare(
     turn = chat.turn_end(own["student"], options["student"])
     ids["turn"] = [] if turn is None else [turn]
     named = own["teacher"].convert_ids_to_tokens
+    note = f"special tokens of the teacher alone, never compared: ids {', '.join(map(str, beyond))}"
     return {
         "tokens": len(own["student"]),
         "never_compared": beyond,
-        "notes": [
-            f"the teacher's tokenizer has {len(beyond)} special tokens that the student's has not "
-            f"(ids {beyond[0]} to {beyond[-1]}): they are never compared"
-        ]
-        if beyond
-        else [],
+        "notes": [note] if beyond else [],
         "embedding_rows": rows,
         "vocabulary": vocabulary,
         "positions": {who: positions(config) for who, config in configs.items()},

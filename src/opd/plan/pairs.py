@@ -21,12 +21,11 @@ def refused(
     errors: dict[str, UserError] = {}
     for folder in folders:
         artifact = artifacts[folder]
-        of_stage = {
-            role: _at_hand(artifacts, name, results)
+        models = {
+            role: path
             for role, name in artifact.named.items()
-            if role in ROLES
+            if role in ROLES and (path := _at_hand(artifacts, name, results))
         }
-        models = {role: path for role, path in of_stage.items() if path}
         for error in _of_stage(artifact, models) if models else []:
             where = f"{folder.rsplit('/s', 1)[0]}: {error.where}"
             errors.setdefault(f"{where} {error.what}", UserError(error.what, where, error.remedy))

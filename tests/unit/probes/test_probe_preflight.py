@@ -246,6 +246,25 @@ def test_what_a_student_learns_from_itself_is_checked(inputs: Inputs, tmp_path: 
     assert "NOT 0" in (tmp_path / "other" / "preflight.md").read_text()
 
 
+def test_what_training_would_refuse_is_shown(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """End tokens that differ; and special tokens of the teacher alone, which it accepts."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    teacher = padded(inputs["teacher"], tmp_path / "teacher", 60)
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer.add_tokens(["<tool>"], special_tokens=True)
+    tokenizer.save_pretrained(teacher)
+    GenerationConfig(eos_token_id=[1, 3]).save_pretrained(teacher)
+    command({**inputs, "teacher": teacher})
+    text = " ".join(capsys.readouterr().out.split())
+    assert "- special tokens of the teacher alone, never compared: ids 54" in text
+    assert "responses end with <eos> for the student, with <eos> or <user> for the teacher" in text
+    assert "- training would refuse this pair: end_tokens: responses end with <eos> for" in text
+    assert "- context: 512 tokens of the student, 512 of the teacher" in text
+
+
 def test_templates_and_heads_that_differ_are_shown(
     inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
