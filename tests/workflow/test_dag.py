@@ -141,6 +141,16 @@ def test_default_is_mini(tmp_path: Path):
     assert "results/mini/" in done.stdout + done.stderr
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path):
+    """Snakemake itself takes the last of the two."""
+    project = Project(tmp_path)
+    written = project.config.read_text()
+    project.config.write_text(f"{written}\nstall_minutes: 1\nstall_minutes: 2\n")
+    at = len(written.splitlines()) + 2
+    line = f"'stall_minutes' stands twice, in lines {at} and {at + 1}"
+    assert f"tiny.yaml: not readable as YAML ({line})" in project.run("-n", ok=False)
+
+
 def test_an_edit_is_seen_without_snakemakes_records(copy: Project):
     shutil.rmtree(copy.folder / ".snakemake")
     copy.edit(lambda c: c["models"]["forward"]["distill"].update(loss={"k": 8}))

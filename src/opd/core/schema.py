@@ -1,8 +1,9 @@
 """What every model of a YAML file is based on, and how its errors are told."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -23,7 +24,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors; values are not coerced from other types."""
+    """Unknown keys are errors; values are not coerced from other types, but for numbers that YAML
+    1.1 takes for text, as 1e-6, where a number is wanted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -35,7 +37,26 @@ class Strict(BaseModel):
             if key not in known:
                 context = {"key": key, "hint": suggestion(str(key), known)}
                 raise PydanticCustomError("unknown_key", "no such key", context)
-        return given
+        if not isinstance(given, Mapping):
+            return given
+        numbers = {field.alias or name for name, field in cls.model_fields.items()
+                   if _is_number(field.annotation)}  # fmt: skip
+        return {key: _number(v) if key in numbers else v for key, v in given.items()}
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field takes a float, or a list of them, and no text."""
+    parts = get_args(annotation)
+    if str in (annotation, *parts):
+        return False
+    return annotation is float or any(_is_number(part) for part in parts)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(part) for part in value]
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if is_number else value
 
 
 class OneOf(Strict):

@@ -16,7 +16,7 @@ from opd.core.errors import UserError
 from opd.doctor import envs, hub, interpreters, machine, slurm
 from opd.doctor.base import Finding, some
 from opd.plan import artifacts as plan
-from opd.plan import calibrate, cost, hub_lock, outputs, resources, state
+from opd.plan import calibrate, cost, hub_lock, outputs, pairs, resources, state
 from opd.recipes import resolve
 from opd.recipes.config import Config
 from opd.stages.artifact import Artifact, closure
@@ -76,6 +76,8 @@ def _run(
     to_run = [artifacts[folder] for folder in states if states[folder] in state.TO_RUN]
     if states:
         findings.append(Finding("plan", "ok", f"{len(to_run)} of {len(states)} artifacts to make"))
+    refused = pairs.refused(artifacts, [artifact.folder for artifact in to_run], results)
+    findings += [_refused("models", error)._replace(state="warning") for error in refused]
     stages = {artifact.stage for artifact in to_run} if states else set(STAGES)
     chosen, modules = resources.interpreters(site, config), interpreters.wanted(config, stages)
     about_them, answers = interpreters.examine(chosen, modules, Path("envs"), site.setup)

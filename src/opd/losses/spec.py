@@ -51,7 +51,8 @@ class LossSpec:
     tail: of ``direct``: the mass outside the candidates is one more candidate.
     estimator: of ``sampled`` with ``direct``, where A = log q - log p of the sampled token: k1 = -A
         (its gradient has no teacher in it), k2 = A^2 / 2, k3 = exp(A) - 1 - A.
-    teacher_temperature: divides the teacher's logits.
+    teacher_temperature: divides the teacher's logits; training reads the teacher at the temperature
+        of the student's rollouts where a recipe does not name another.
     """
 
     support: Support
@@ -140,6 +141,9 @@ PRESETS: dict[str, LossSpec] = {
     # A control that must fail: the log-ratio itself, whose gradient has no teacher in it.
     "plain_log_ratio": LossSpec("sampled", gradient="direct"),
 }
+# The presets that have a gradient where the student equals its teacher (Many Faces, Eqs. 8 and 9,
+# and the control); all others leave such a student as it is.
+BIASED = ("biased_topk", "student_filled", "plain_log_ratio")
 
 
 def loss_spec(settings: Mapping[str, Any]) -> LossSpec:

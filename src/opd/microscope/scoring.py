@@ -13,6 +13,7 @@ from torch import Tensor
 
 from opd.losses.head import CHUNK_ELEMENTS, head_logits
 from opd.microscope.targeting import Candidates
+from opd.models.checkpoints import require_room
 from opd.models.pairing import ModelPair
 from opd.stats.intervals import Array
 
@@ -85,6 +86,7 @@ def compare(
 
 def _hidden(model: Any, prompt: Sequence[int], path: Sequence[int], device: str) -> Tensor:
     """Last hidden states that predict the path's tokens [L, H]."""
+    require_room(model.config, len(prompt) + len(path), "max_new_tokens")
     # What comes after the last token is not asked.
     ids = torch.tensor([[*prompt, *path][:-1]], device=device)
     states: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state

@@ -1,23 +1,28 @@
-"""Loading models and tokenizers; alone, so that an edit of a loss trains no other stage again."""
+"""Loading models and tokenizers, and what a checkpoint says of itself; alone, so that an edit of a
+loss trains no other stage again."""
 
 import os
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from opd.core.errors import UserError
 from opd.core.files import parse_json
+from opd.models import chat
 
 # What a chat template may take for one short question: far more than any does.
 TEMPLATE_CPU_SECONDS = 5
@@ -74,8 +79,9 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMode
     return loaded
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, padding on the left as generation needs it. Raises
+def load_tokenizer(path: Path, options: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, padding on the left as generation needs it; with chat template
+    ``options``, which are held to what the template reads (``chat.require_options``). Raises
     ``UserError`` where it has no chat template, or one that cannot be used."""
     with reading(path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
@@ -84,6 +90,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     if reason := _template_trouble(tokenizer):
         remedy = "mend it, or use a model whose template can be used"
         raise UserError(f"no usable chat template ({reason})", str(path), remedy)
+    if options is not None:
+        chat.require_options(tokenizer, options, f"chat_template of {path}")
     return tokenizer
 
 
@@ -125,3 +133,49 @@ def _tried(tokenizer: PreTrainedTokenizerBase) -> str:
     text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     too_long = f"it makes {len(text):,} characters of a short question"
     return too_long if len(text) > TEMPLATE_CHARS else ""
+
+
+def stop_ids(model_dir: Path, tokenizer: Any) -> set[int]:
+    """Ids that end a response: those of the generation config, if there is one, and the tokenizer's
+    eos."""
+    ids: list[Any] = []
+    if (model_dir / "generation_config.json").is_file():
+        with reading(model_dir, "generation_config.json"):
+            named = GenerationConfig.from_pretrained(model_dir).eos_token_id
+            ids = named if isinstance(named, list) else [named]
+            if not all(isinstance(id, int | None) for id in ids):
+                raise ValueError(f"eos_token_id is {named}")
+    stops = {*ids, tokenizer.eos_token_id} - {None}
+    if not stops:
+        raise UserError(
+            "no end-of-turn token is known", str(model_dir), "set the tokenizer's eos_token"
+        )
+    return stops
+
+
+def read_config(path: Path) -> Any:
+    """The settings of a checkpoint."""
+    with reading(path, "settings"):
+        return AutoConfig.from_pretrained(path)
+
+
+def positions(config: Any) -> int | None:
+    """How many tokens a model with these settings can read; None where they name no limit."""
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    stretched = rope.get("original_max_position_embeddings", 0) * rope.get("factor", 1)
+    return most and int(max(most, stretched))
+
+
+def require_room(config: Any, tokens: int, where: str) -> None:
+    """Raise ``UserError`` where a prompt and its response have more ``tokens`` than a model with
+    these settings can read."""
+    most = positions(config)
+    if most is not None and tokens > most:
+        raise UserError(
+            f"prompt and response have up to {tokens:,} tokens, but the model "
+            f"{config.name_or_path} has only {most:,} positions",
+            where,
+            "ask for shorter responses, leave the longest prompts out, or take another model",
+        )

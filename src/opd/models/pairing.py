@@ -1,20 +1,23 @@
-"""A student and its teacher: what they have to share (tokenizer, vocabulary, thinking mode), and
-loading the two.
+"""A student and its teacher: what they have to share (``compare``), and loading the two.
 
 Apart from the training stages, whose libraries take seconds to load.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.core.errors import LeftOut, UserError
+from opd.data.conversations import Turn, render
 from opd.losses.head import Head
-from opd.models.checkpoints import load_model, load_tokenizer, reading
+from opd.models import chat
+from opd.models.checkpoints import load_model, load_tokenizer, positions, read_config, stop_ids
+
+ASKED = ([{"role": "user", "content": "?"}],)
 
 
 class ModelPair(NamedTuple):
@@ -51,11 +54,11 @@ def load_pair(cfg: Mapping[str, Any], student: Path, teacher: Path | None) -> Mo
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(student)
     if teacher is not None:  # before any weights are read
-        require_same_tokenizer(tokenizer, _of_teacher(load_tokenizer, teacher))
+        beyond = never_compared(tokenizer, _of_teacher(load_tokenizer, teacher))
     model = teacher_model = load_model(student, dtype)
     if teacher is not None:
         teacher_model = _of_teacher(lambda path: load_model(path, dtype), teacher)
-        trim_vocabularies(model, teacher_model, tokenizer)
+        trim_vocabularies(model, teacher_model, tokenizer, beyond)
     for loaded in (model, teacher_model):
         loaded.to(device).eval()
     vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -75,38 +78,40 @@ def _of_teacher(load: Callable[[Path], Any], teacher: Path) -> Any:
         ) from error
 
 
-def vocabulary_rows(path: Path) -> int:
-    """Rows of a checkpoint's embedding, as its settings say."""
-    with reading(path, "settings"):
-        config = AutoConfig.from_pretrained(path)
-    return int(config.get_text_config().vocab_size)
+def never_compared(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the special tokens that the teacher's tokenizer has beyond all ids of the student's:
+    no student can produce them, and no loss or probe looks at them.
 
-
-def require_same_tokenizer(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
-) -> None:
-    """Raise ``UserError`` naming the lowest token id on which two tokenizers differ."""
+    Raises ``UserError`` naming the lowest token id on which two tokenizers differ otherwise.
+    """
     student_tokens = {i: token for token, i in student.get_vocab().items()}
     teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
-    for i in sorted(student_tokens.keys() | teacher_tokens.keys()):
+    added = {*teacher.get_added_vocab().values()}
+    beyond = sorted(i for i in teacher_tokens.keys() & added if i > max(student_tokens))
+    for i in sorted((student_tokens.keys() | teacher_tokens.keys()) - {*beyond}):
         if student_tokens.get(i) != teacher_tokens.get(i):
             raise LeftOut(
                 f"student and teacher have different tokenizers: token {i} is "
                 f"{student_tokens.get(i)!r} for the student and {teacher_tokens.get(i)!r} for the "
                 "teacher",
                 "teacher",
-                "use a teacher that shares the student's tokenizer",
+                "use a teacher that knows every token of the student's",
             )
+    return beyond
 
 
-def shared_vocabulary(student: int, teacher: int, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many ids both models have, of the rows of their embeddings.
+def shared_vocabulary(
+    student: int, teacher: int, tokenizer: PreTrainedTokenizerBase, beyond: Sequence[int] = ()
+) -> int:
+    """How many ids both models have, of the rows of their embeddings, without those ``beyond``
+    (``never_compared``).
 
     Models of one tokenizer may be padded differently (151,936 and 152,064 rows for the 1.5B and 7B
     R1-Distill models); the rows beyond the shorter belong to no token. Raises ``UserError`` where
     one would.
     """
-    shared, needed = min(student, teacher), max(tokenizer.get_vocab().values()) + 1
+    shared = min(student, teacher, *beyond)
+    needed = max(tokenizer.get_vocab().values()) + 1
     if shared < needed:
         raise LeftOut(
             f"{student} embeddings of the student and {teacher} of the teacher do not hold the "
@@ -118,15 +123,125 @@ def shared_vocabulary(student: int, teacher: int, tokenizer: PreTrainedTokenizer
 
 
 def trim_vocabularies(
-    student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    beyond: Sequence[int],
 ) -> None:
-    """Cut the wider of two embeddings and heads to the ids that both have; raises as
-    ``shared_vocabulary`` does."""
+    """Cut two embeddings and heads to the ids that both have (``shared_vocabulary``)."""
     sizes = [m.get_input_embeddings().weight.shape[0] for m in (student, teacher)]
-    shared = shared_vocabulary(sizes[0], sizes[1], tokenizer)
+    shared = shared_vocabulary(sizes[0], sizes[1], tokenizer, beyond)
     for model, size in zip((student, teacher), sizes, strict=True):
         if size > shared:
             model.resize_token_embeddings(shared, mean_resizing=False)
+
+
+def compare(
+    cfg: Mapping[str, Any], student: Path, teacher: Path, chats: Sequence[Sequence[Turn]] = ASKED
+) -> dict[str, Any]:
+    """All that can be told of a student and its teacher without their weights, as plain values.
+
+    tokens (of the student's tokenizer), never_compared (ids; notes says it in words),
+    embedding_rows, vocabulary (ids of both), positions and thinking of each (by its own chat
+    template), thinking_read (what the student's template asks of the teacher), templates (how many
+    of the ``chats`` the two render differently, and where the first of them does), ends and
+    end_ids (the tokens that end a response of each; turn: what ends one in the student's template).
+
+    cfg: chat_template_kwargs, teacher_chat_template_kwargs. Raises ``UserError`` for an option that
+    the chat template does not read, and where tokenizers or vocabularies do not fit together.
+    """
+    folders = {"student": student, "teacher": teacher}
+    options = {"student": cfg.get("chat_template_kwargs") or {}, "teacher": teacher_kwargs(cfg)}
+    own = {who: load_tokenizer(folder) for who, folder in folders.items()}
+    for read in options.values():
+        chat.require_options(own["student"], read, f"chat_template of {student}")
+    beyond = never_compared(own["student"], own["teacher"])
+    configs = {who: read_config(folder) for who, folder in folders.items()}
+    rows = {who: int(config.get_text_config().vocab_size) for who, config in configs.items()}
+    vocabulary = shared_vocabulary(rows["student"], rows["teacher"], own["student"], beyond)
+    texts = {
+        who: [render(tokenizer, c, add_generation_prompt=True, **options[who]) for c in chats]
+        for who, tokenizer in own.items()
+    }
+    encoded = [own[who](texts[who], add_special_tokens=False)["input_ids"] for who in own]
+    differing = [row for row, (a, b) in enumerate(zip(*encoded, strict=True)) if a != b]
+    first = [_around_difference(*(texts[who][row] for who in texts)) for row in differing[:1]]
+    ids = {who: sorted(stop_ids(folders[who], own[who])) for who in own}
+    turn = chat.turn_end(own["student"], options["student"])
+    ids["turn"] = [] if turn is None else [turn]
+    named = own["teacher"].convert_ids_to_tokens
+    note = f"special tokens of the teacher alone, never compared: ids {', '.join(map(str, beyond))}"
+    return {
+        "tokens": len(own["student"]),
+        "never_compared": beyond,
+        "notes": [note] if beyond else [],
+        "embedding_rows": rows,
+        "vocabulary": vocabulary,
+        "positions": {who: positions(config) for who, config in configs.items()},
+        "thinking": {who: chat.thinking(own[who], options[who]) for who in own},
+        "thinking_read": chat.thinking(own["student"], options["teacher"]),
+        "templates": {"differing": len(differing), "first": first[0] if first else None},
+        "end_ids": ids,
+        "ends": {who: [str(named(i)) for i in of] for who, of in ids.items()},
+    }
+
+
+def _around_difference(student: str, teacher: str, context: int = 30) -> dict[str, str]:
+    """What two texts hold from just before where they first differ."""
+    characters = enumerate(zip(student, teacher, strict=False))
+    at = next((i for i, (a, b) in characters if a != b), min(len(student), len(teacher)))
+    part = slice(max(0, at - context), at + context)
+    return {"student": student[part], "teacher": teacher[part]}
+
+
+def require_k(k: int, vocabulary: int, where: str) -> None:
+    """Raise ``UserError`` for top k sets of more tokens than two models have: they would be all
+    tokens, and all that is said of them (overlap 1, mass 1) would be of nothing."""
+    if k > vocabulary:
+        raise UserError(
+            f"k is {k}, but student and teacher have only {vocabulary} tokens",
+            where,
+            f"use at most {vocabulary}",
+        )
+
+
+def objections(cfg: Mapping[str, Any], compared: Mapping[str, Any]) -> list[UserError]:
+    """What training refuses of a pair (``compare``) until its config decides it.
+
+    One side that is asked to think and one that is not: the teacher would judge every first token
+    by the other mode's habits, and the student comes to write think tags (Many Faces, A15);
+    ``thinking_may_differ`` lets them. Responses that end with different tokens, or turns of the
+    chat template that end with one that ends no response: the student is then led to a token after
+    which it goes on; ``end_tokens`` says what ends a response.
+    """
+    refused = _of_thinking(cfg, compared["thinking"]["student"], compared["thinking_read"])
+    ids, names = compared["end_ids"], compared["ends"]
+    lost = not {*ids["turn"]} <= {*ids["student"], *ids["teacher"]}
+    if (ids["student"] != ids["teacher"] or lost) and not _end_tokens(cfg):
+        turn = f", and the chat template ends a turn with {names['turn'][0]}" if lost else ""
+        refused.append(
+            LeftOut(
+                f"responses end with {' or '.join(names['student'])} for the student and with "
+                f"{' or '.join(names['teacher'])} for the teacher{turn}",
+                "end_tokens",
+                "say which of them end a response in training: student (its own), both (the "
+                "teacher's, too) or all (what ends a turn in the chat template, too)",
+            )
+        )
+    return refused
+
+
+def _end_tokens(cfg: Mapping[str, Any]) -> str | None:
+    # What the student does anyway is no part of what a run makes: it is said under execution.
+    chosen: str | None = cfg.get("end_tokens") or cfg.get("execution", {}).get("end_tokens")
+    return chosen
+
+
+def end_ids(cfg: Mapping[str, Any], compared: Mapping[str, Any]) -> list[int]:
+    """Ids that end a response in training, by ``end_tokens``: the student's own if not given."""
+    sides = {"both": ("student", "teacher"), "all": ("student", "teacher", "turn")}
+    chosen = sides.get(_end_tokens(cfg) or "student", ("student",))
+    return sorted({i for side in chosen for i in compared["end_ids"][side]})
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -147,28 +262,22 @@ def teacher_kwargs(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
     return (cfg.get("chat_template_kwargs") or {}) if own is None else own
 
 
-def thinking(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> str:
-    """Whether the chat template asks for thinking: ``on``, ``off`` or ``left to the model``."""
-    chat = [{"role": "user", "content": "?"}]
-    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **kwargs)
-    opening = text.rpartition("?")[2]
-    if "</think>" in opening:
-        return "off"
-    return "on" if "<think>" in opening else "left to the model"
+def require_same_thinking(cfg: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ``UserError`` where the student's chat template, with the options of each, asks one
+    model to think and the other not (see ``objections``)."""
+    asked = chat.thinking(tokenizer, cfg.get("chat_template_kwargs") or {})
+    for error in _of_thinking(cfg, asked, chat.thinking(tokenizer, teacher_kwargs(cfg))):
+        raise error
 
 
-def require_same_thinking(
-    cfg: Mapping[str, Any], student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
-) -> None:
-    """Raise ``UserError`` where one model is asked to think and the other is not: the teacher would
-    judge every first token by the other mode's habits, and the student comes to write think tags
-    (Many Faces, A15). ``thinking_may_differ`` lets them all the same."""
-    for_student = thinking(student, cfg.get("chat_template_kwargs") or {})
-    for_teacher = thinking(teacher, teacher_kwargs(cfg))
-    if for_student != for_teacher and not cfg.get("thinking_may_differ"):
-        raise UserError(
-            f"thinking is {for_student} for the student and {for_teacher} for the teacher",
+def _of_thinking(cfg: Mapping[str, Any], asked: str, read: str) -> list[UserError]:
+    if asked == read or cfg.get("thinking_may_differ"):
+        return []
+    return [
+        LeftOut(
+            f"thinking is {asked} for the student and {read} for the teacher",
             "chat_template",
             "give both models the same chat_template options (as enable_thinking: false); to train "
             "such a pair all the same, set thinking_may_differ: true",
         )
+    ]

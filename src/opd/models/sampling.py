@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import GenerationConfig
 
 from opd.core.code import module_digest
 from opd.core.errors import LeftOut, UserError
@@ -23,7 +22,7 @@ from opd.core.files import content, digest
 from opd.data import conversations
 from opd.data.conversations import Turn
 from opd.models import journal
-from opd.models.checkpoints import load_tokenizer, reading
+from opd.models.checkpoints import load_tokenizer, read_config, require_room, stop_ids
 from opd.models.transformers_engine import Finish, Job, Transformers, cut
 from opd.models.vllm_engine import Pool
 
@@ -94,7 +93,7 @@ class Sampler:
         self.model_dir, self.settings = Path(model_dir), settings(cfg)
         if not self.model_dir.is_dir():
             raise UserError("no such folder", str(model_dir), "run the stage that makes the model")
-        self.tokenizer = load_tokenizer(self.model_dir)
+        self.tokenizer = load_tokenizer(self.model_dir, self.settings["chat_template_kwargs"])
         self.stops = stop_ids(self.model_dir, self.tokenizer)
         self._engine: Transformers | Pool | None = None
         if cache is None:
@@ -139,7 +138,8 @@ class Sampler:
 
     def sample(self, requests: Sequence[Request]) -> list[Response]:
         """A response to each request, in their order. Raises ``UserError`` for requests that are
-        the same, and for a prefix that goes on after an end-of-turn token."""
+        the same, for a prefix that goes on after an end-of-turn token, and where the longest prompt
+        and response have more tokens than the model can read."""
         self._check(requests)
         jobs = {
             i: Job(
@@ -150,6 +150,9 @@ class Sampler:
             for i, request in enumerate(requests)
             if not (request.prefix and request.prefix[-1] in self.stops)
         }
+        longest = max((len(job.tokens) for job in jobs.values()), default=0)
+        most = longest + self.settings["max_new_tokens"]
+        require_room(read_config(self.model_dir), most, "max_new_tokens")
         name = f"responses-{_name_of(requests)}"
         done: journal.Finished = {}
         for path in self._journals.glob(f"{name}-*.jsonl"):
@@ -225,21 +228,3 @@ def request_seed(seed: int, id: str, sample: int, attempt: int = 0) -> int:
     again = f"\0{attempt}" if attempt else ""
     digest = hashlib.sha256(f"{seed}\0{id}\0{sample}{again}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def stop_ids(model_dir: Path, tokenizer: Any) -> set[int]:
-    """Ids that end a response: those of the generation config, if there is one, and the tokenizer's
-    eos."""
-    ids: list[Any] = []
-    if (model_dir / "generation_config.json").is_file():
-        with reading(model_dir, "generation_config.json"):
-            named = GenerationConfig.from_pretrained(model_dir).eos_token_id
-            ids = named if isinstance(named, list) else [named]
-            if not all(isinstance(id, int | None) for id in ids):
-                raise ValueError(f"eos_token_id is {named}")
-    stops = {*ids, tokenizer.eos_token_id} - {None}
-    if not stops:
-        raise UserError(
-            "no end-of-turn token is known", str(model_dir), "set the tokenizer's eos_token"
-        )
-    return stops

@@ -179,6 +179,8 @@ def _training(config: Config, name: str, model: Model) -> dict[str, Any]:
     keep_steps = {*model.trained.keep_steps} - {0, model.trained.steps}
     if keep_steps:
         execution["keep_steps"] = sorted(keep_steps)
+    if settings.get("end_tokens") == "student":  # as without it: it only lets the run begin
+        execution["end_tokens"] = settings.pop("end_tokens")
     settings["execution"] = execution
     settings["threads"] = config.threads
     settings["chat_template_kwargs"] = model.chat_template

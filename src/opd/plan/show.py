@@ -6,7 +6,7 @@ from pathlib import Path
 
 from opd.core.code import package_file
 from opd.core.html import render
-from opd.plan import calibrate, cost, outputs
+from opd.plan import calibrate, cost, outputs, pairs
 from opd.plan import state as planned
 from opd.plan.calibrate import BOUNDS, Estimate, Machine
 from opd.plan.cost import Facts
@@ -50,7 +50,9 @@ def lines(
     on = calibrate.machine(device, without_gpu(config), calibrate.read(rates), tables)
     states = planned.states(artifacts, folders, results, results.parent / ".store")
     facts = Facts(artifacts, tables, planned.counted(states, results))
-    return text(facts, states, on, gpus, title, jobs)
+    to_run = [folder for folder, state in states.items() if state in planned.TO_RUN]
+    refused = [f"would be refused: {error}" for error in pairs.refused(artifacts, to_run, results)]
+    return [*text(facts, states, on, gpus, title, jobs), *refused]
 
 
 def text(

@@ -64,7 +64,7 @@ def advantages(
             "max_new_tokens",
             f"raise it above that (it is {most})",
         )
-    pairing.require_same_tokenizer(*(load_tokenizer(inputs[by]) for by in (STUDENT, TEACHER)))
+    pairing.never_compared(*(load_tokenizer(inputs[by]) for by in (STUDENT, TEACHER)))
     prompts, ids = read_prompts(inputs["prompts"]), [row["prompt_id"] for row in rollouts]
     own = right(rollouts, prompts, cfg["grader"]).astype(np.float64)
     weights = draws.multiplicities(ids)

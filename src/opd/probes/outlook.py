@@ -10,6 +10,7 @@ from typing import Any
 
 from opd.core.code import package_file
 from opd.core.markdown import render
+from opd.losses.spec import BIASED
 
 Indicators = Mapping[str, Mapping[str, Any]]  # name -> value, low, high, n
 
@@ -94,10 +95,21 @@ def reported(measured: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         **report,
         **LIMITS,
         indicators=_indicator_rows(report),
+        not_zero=_not_zero(measured["own_teacher"]),
+        BIASED=BIASED,
         percent=_percent,
         repr=repr,
     )
     return report, text
+
+
+def _not_zero(own_teacher: Mapping[str, tuple[float, float]]) -> list[str]:
+    """What ``preflight.own_teacher`` has found that should be 0: beyond what bfloat16 rounds."""
+    return [
+        f"{name} {loss:.3f} nats"
+        for name, (loss, gradient) in own_teacher.items()
+        if loss > 1e-3 or (gradient > 1e-3 and name not in BIASED)
+    ]
 
 
 def _bounds(values: Indicators, name: str) -> tuple[float, float]:

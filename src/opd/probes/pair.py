@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from opd.core import tables
 from opd.losses import metrics
 from opd.losses.schemas import METRICS
-from opd.models import pairing, sampling
+from opd.models import checkpoints, pairing
 from opd.models.prompts import read_prompts
 from opd.probes.rollouts import Rollout, Row, counted, read_rollouts, right, tokens
 from opd.probes.schemas import ROLLOUTS
@@ -79,11 +79,18 @@ def measure(
     """
     from tqdm import tqdm
 
+    for who, prompts in (
+        ("student", [rollout.prompt for rollout in rollouts]),
+        ("teacher", [rollout.teacher_prompt for rollout in rollouts]),
+    ):
+        read = (len(p) + len(r.response) for p, r in zip(prompts, rollouts, strict=True))
+        checkpoints.require_room(checkpoints.read_config(inputs[who]), max(read), "generations")
     pair = pairing.load_pair(cfg, inputs["student"], inputs["teacher"])
     where = str(inputs.get("generations", inputs["student"]))
+    pairing.require_k(cfg["metrics_k"], pair.vocabulary, "metrics_k")
     pair.require_known((token for rollout in rollouts for token in rollout.response), where)
     device = pair.device
-    stops = torch.tensor(sorted(sampling.stop_ids(inputs["student"], pair.tokenizer)))
+    stops = torch.tensor(sorted(checkpoints.stop_ids(inputs["student"], pair.tokenizer)))
     lengths = [len(rollout.response) for rollout in rollouts]
     longest = max(lengths)
     bins = -(-longest // cfg["position_bin"])
@@ -94,16 +101,16 @@ def measure(
     # Alike in length: little padding.
     order = sorted(range(len(rollouts)), key=lambda i: (lengths[i], i))
     size = cfg.get("micro_batch") or 8
-    temperatures = cfg["temperature"], cfg.get("teacher_temperature", 1.0)
+    temperatures = cfg["temperature"], cfg.get("teacher_temperature", cfg["temperature"])
     for start in tqdm(range(0, len(order), size), unit="batch", desc="scoring"):
         places = order[start : start + size]
         batch = [rollouts[i] for i in places]
         numbers = torch.tensor(places, device=device)
-        ids, mask = _padded([rollout.response for rollout in batch], device)
+        ids, mask = padded([rollout.response for rollout in batch], device)
         repeated = metrics.repeats(ids, mask)
         hidden = (
-            _hidden(pair.student, [(r.prompt, r.response) for r in batch], device),
-            _hidden(pair.teacher, [(r.teacher_prompt, r.response) for r in batch], device),
+            hidden_states(pair.student, [(r.prompt, r.response) for r in batch], device),
+            hidden_states(pair.teacher, [(r.teacher_prompt, r.response) for r in batch], device),
         )
         filled = mask != 0
         row = numbers.unsqueeze(1).expand_as(ids)[filled]
@@ -130,19 +137,19 @@ def measure(
     )
 
 
-def _padded(rows: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor]:
     """Token ids [B, T] with padding behind, and a mask with ones on what counts."""
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
     return ids.to(device), mask.to(device)
 
 
-def _hidden(
+def hidden_states(
     model: Any, batch: Sequence[tuple[Sequence[int], Sequence[int]]], device: str
 ) -> Tensor:
     """Last hidden states [N, H] that predict the tokens of responses to prompts (token ids of
     each), one rollout after the other."""
-    ids, mask = _padded([[*prompt, *response] for prompt, response in batch], device)
+    ids, mask = padded([[*prompt, *response] for prompt, response in batch], device)
     states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     of_responses = [
         row[len(prompt) - 1 : len(prompt) - 1 + len(response)]

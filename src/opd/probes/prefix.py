@@ -68,7 +68,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
             "generations",
             "take some with samples: 1: McNemar's test is of one pair a question",
         )
-    pairing.require_same_tokenizer(*(load_tokenizer(inputs[n]) for n in ("student", "teacher")))
+    pairing.never_compared(*(load_tokenizer(inputs[n]) for n in ("student", "teacher")))
     prompts = prompts_of(rollouts, read_prompts(inputs["prompts"]))
     settings = {**cfg, "chat_template_kwargs": pairing.teacher_kwargs(cfg)}
     sampler = Sampler(inputs["teacher"], settings, cache)

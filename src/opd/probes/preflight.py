@@ -6,10 +6,12 @@ their limits are ours. Nothing is trained.
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 
 from opd.core import tables
@@ -18,17 +20,17 @@ from opd.core.files import input_files
 from opd.data import conversations, layouts, loaders
 from opd.data.schemas import PROMPTS, prompt_row
 from opd.grading.graders import grader_named
+from opd.losses.fused import fused_token_loss
+from opd.losses.spec import PRESETS
 from opd.models import pairing
-from opd.models.checkpoints import load_tokenizer
 from opd.models.prompts import read_prompts
 from opd.models.sampling import Request, Sampler
 from opd.probes import continuation, pair
 from opd.probes.outlook import reported
-from opd.probes.rollouts import Row, right, tokens
+from opd.probes.rollouts import Rollout, Row, right, tokens
 from opd.stats import draws
 from opd.stats.intervals import Array
 
-BOTH = ("student", "teacher")
 # The deepest prefix is shorter than all but DEEPEST % of the rollouts; the others are to it as
 # the paper's 1K, 4K and 8K to its 16K tokens.
 DEEPEST = 25
@@ -51,12 +53,19 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     grader = cfg.get("grader")
     if grader:
         require_answers(prompts, grader, inputs["prompts"])
-    models = _compared(cfg, inputs, prompts)
+    folders = {who: inputs[who] for who in ("student", "teacher")}
+    models = {who: str(folder) for who, folder in folders.items()} | pairing.compare(
+        cfg, **folders, chats=[conversations.chat(row) for row in prompts]
+    )
+    pairing.require_k(cfg["metrics_k"], models["vocabulary"], "metrics_k")
+    models["objections"] = [str(error) for error in pairing.objections(cfg, models)]
     rollouts = _answered(cfg, inputs["student"], prompts, cache)
     # One bin: where in a response it is, is not asked here.
     longest = max(len(row["token_ids"]) for row in rollouts)
     settings = {**cfg, "position_bin": longest, "thinking_may_differ": True}  # it is reported
-    measured = pair.measure(settings, tokens(settings, rollouts, inputs["student"]), inputs)
+    read = tokens(settings, rollouts, inputs["student"])
+    models["own_teacher"] = own_teacher(settings, read[0], inputs["student"])
+    measured = pair.measure(settings, read, inputs)
     correct = right(rollouts, prompts, grader) if grader else None
     values, _ = pair.summarise(settings, rollouts, measured, correct)
     depths: list[Row] = []
@@ -164,42 +173,34 @@ def _questions(path: Path) -> list[Row]:
     return rows
 
 
-def _compared(
-    cfg: Mapping[str, Any], inputs: Mapping[str, Path], prompts: Sequence[Row]
-) -> dict[str, Any]:
-    """What can be told of the two models without running them."""
-    tokenizers = {who: load_tokenizer(inputs[who]) for who in BOTH}
-    pairing.require_same_tokenizer(tokenizers["student"], tokenizers["teacher"])
-    rows = {who: pairing.vocabulary_rows(inputs[who]) for who in BOTH}
-    pairing.shared_vocabulary(rows["student"], rows["teacher"], tokenizers["student"])
-    kwargs = {
-        "student": cfg.get("chat_template_kwargs") or {},
-        "teacher": pairing.teacher_kwargs(cfg),
-    }
-    chats = [conversations.chat(row) for row in prompts]
-    texts, ids = {}, {}
-    for who in BOTH:
-        options = {**kwargs[who], "add_generation_prompt": True}
-        texts[who] = [conversations.render(tokenizers[who], chat, **options) for chat in chats]
-        ids[who] = tokenizers[who](texts[who], add_special_tokens=False)["input_ids"]
-    differing = [row for row, (a, b) in enumerate(zip(*ids.values(), strict=True)) if a != b]
-    at = differing[:1]
-    first = [_around_difference(texts["student"][row], texts["teacher"][row]) for row in at]
-    return {
-        **{who: str(inputs[who]) for who in BOTH},
-        "tokens": len(tokenizers["student"]),
-        "embedding_rows": rows,
-        "templates": {"differing": len(differing), "first": first[0] if first else None},
-        "thinking": {who: pairing.thinking(tokenizers[who], kwargs[who]) for who in BOTH},
-    }
+def own_teacher(cfg: Mapping[str, Any], rollout: Rollout, student: Path) -> dict[str, list[float]]:
+    """By preset, the largest loss (nats) and the largest gradient (of the hidden state of a
+    position, in lengths of the head's longest row) of a student that is its own teacher, on the
+    first tokens of a rollout. All losses are to be 0, and so are the gradients but those of
+    ``BIASED``.
 
-
-def _around_difference(student: str, teacher: str, context: int = 30) -> dict[str, str]:
-    """What two texts hold from just before where they first differ."""
-    characters = enumerate(zip(student, teacher, strict=False))
-    at = next((i for i, (a, b) in characters if a != b), min(len(student), len(teacher)))
-    part = slice(max(0, at - context), at + context)
-    return {"student": student[part], "teacher": teacher[part]}
+    cfg: temperature; optional teacher_temperature, dtype, threads.
+    """
+    own = pairing.load_pair(cfg, student, None)
+    response = rollout.response[:64]
+    with torch.no_grad():
+        hidden = pair.hidden_states(
+            own.student, [(rollout.prompt, response)], own.device
+        ).unsqueeze(0)
+    weight, bias = own.heads[0].weight.detach(), own.heads[0].bias
+    head = own.heads[0]._replace(weight=weight, bias=None if bias is None else bias.detach())
+    ids, mask = pair.padded([response], own.device)
+    hidden.requires_grad_()
+    numbers = {}
+    for name, preset in PRESETS.items():
+        temperature = cfg["temperature"]
+        spec = replace(preset, teacher_temperature=cfg.get("teacher_temperature", temperature))
+        loss = fused_token_loss(hidden, head, hidden, head, ids, mask, spec, temperature)
+        (gradient,) = torch.autograd.grad(loss.sum(), [hidden])
+        length = gradient.norm(dim=-1).max() / weight.norm(dim=-1).max()
+        # Digits that no other machine would give again are none.
+        numbers[name] = [round(float(x), 6) for x in (loss.detach().abs().max(), length)]
+    return numbers
 
 
 def _answered(

@@ -12,6 +12,7 @@ from opd.core.errors import UserError
 from opd.data import conversations
 from opd.grading.graders import Graded, grade_all
 from opd.models import pairing
+from opd.models.chat import require_options
 from opd.models.checkpoints import load_tokenizer
 from opd.models.prompts import prompts_of
 from opd.models.sampling import Request, Sampler
@@ -57,10 +58,11 @@ def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> li
     teacher with its own options for it, where it has some. Raises ``UserError`` where these make
     only one of the two think, but for cfg ``thinking_may_differ``."""
     tokenizer = load_tokenizer(student)
-    pairing.require_same_thinking(cfg, tokenizer, tokenizer)
+    pairing.require_same_thinking(cfg, tokenizer)
     chats = {row["prompt_id"]: conversations.chat(row) for row in rollouts}
 
     def rendered(kwargs: Mapping[str, Any]) -> dict[str, list[int]]:
+        require_options(tokenizer, kwargs)
         options = {**kwargs, "add_generation_prompt": True}
         texts = [conversations.render(tokenizer, chat, **options) for chat in chats.values()]
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -127,6 +127,8 @@ class Config(Strict):
     def _has_what_it_needs(self) -> "Config":
         if self.engine.batch_invariant and self.backend != "vllm":
             raise ValueError("engine.batch_invariant needs backend: vllm")
+        if twice := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
+            raise ValueError(f"seeds: {twice[0]} stands there twice, which is one run and no two")
         if self.papers and self.evaluation is None:
             raise ValueError("papers need evaluation: the one that their claims are about")
         return self

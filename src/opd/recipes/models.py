@@ -270,6 +270,11 @@ class Distill(OnPolicy):
     thinking_may_differ: bool | None = Field(
         default=None, description="train although one side is asked to think and the other is not"
     )
+    end_tokens: Literal["student", "both", "all"] | None = Field(
+        default=None,
+        description="what ends a response, where student and teacher or the chat template differ: "
+        "the student's own tokens; the teacher's, too; what ends a turn in the template, too",
+    )
     max_teacher_prompt_tokens: Count | None = None
     teacher_update: Literal["frozen", "ema", "live"] | None = Field(
         default=None, description="frozen; or the student itself, as it is or as a moving average"

@@ -31,6 +31,10 @@ from opd.recipes.base import (
 from opd.recipes.models import Information
 from opd.stages.registry import STAGES
 
+TEACHER_TEMPERATURE = Field(
+    default=None, description="that the teacher is read at; the student's if not given"
+)
+
 
 class Scored(Strict):
     """What probes of a student's rollouts have in common; the student is the generations' model."""
@@ -46,6 +50,7 @@ class ByPosition(Scored):
     metrics_k: Count = 16
     position_bin: Count = Field(default=512, description="tokens in a bin of response positions")
     micro_batch: Count | None = MICRO_BATCH
+    teacher_temperature: Positive | None = TEACHER_TEMPERATURE
 
 
 class PairProbe(ByPosition):
@@ -134,6 +139,7 @@ class IndicatorsProbe(Asked):
     grader: Grader = "rule"
     metrics_k: Count = 16
     temperature: Positive = 1.0
+    teacher_temperature: Positive | None = TEACHER_TEMPERATURE
     max_new_tokens: Count = 7168
 
 

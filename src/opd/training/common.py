@@ -20,6 +20,8 @@ from opd.core import tables
 from opd.core.errors import UserError
 from opd.data import conversations, privileged
 from opd.losses.schemas import METRICS
+from opd.models.chat import require_options
+from opd.models.checkpoints import read_config, require_room
 from opd.models.prompts import read_prompts
 from opd.training import batches
 from opd.training.record import Record
@@ -100,9 +102,10 @@ def rollout_arguments(cfg: Mapping[str, Any], stage: str, scratch: Path) -> dict
 def as_asked(
     chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase, cfg: Mapping[str, Any]
 ) -> list[list[int]]:
-    """Token ids of conversations, ready for the response; raises as
-    ``opd.data.conversations.render`` does."""
+    """Token ids of conversations, ready for the response. Raises ``UserError`` for an option that
+    the chat template does not read, and as ``opd.data.conversations.render`` does."""
     kwargs = cfg.get("chat_template_kwargs") or {}
+    require_options(tokenizer, kwargs)
     texts = [
         conversations.render(tokenizer, chat, add_generation_prompt=True, **kwargs)
         for chat in chats
@@ -115,14 +118,16 @@ def load_prompts(
     cfg: Mapping[str, Any],
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
+    readers: Sequence[Path],
     message: str = privileged.PLAIN,
 ) -> tuple[list[Chat], list[dict[str, Any]]]:
     """The prompts of prompts.parquet, each put into ``message`` (see ``opd.data.privileged``), as
     conversations with the turns before them, and their rows.
 
     Raises ``UserError`` for an empty table, a row without a field of the message, a prompt of more
-    than max_prompt_tokens tokens (chat template included), as ``as_asked`` does, and for too few to
-    fill a step.
+    than max_prompt_tokens tokens (chat template included), as ``as_asked`` does, for too few to
+    fill a step, and where the longest prompt and response are more than one of the models
+    ``readers`` can read.
     """
     file, rows = folder / "prompts.parquet", read_prompts(folder)
     chats = [conversations.chat(row, privileged.filled(message, row)) for row in rows]
@@ -135,6 +140,9 @@ def load_prompts(
                 f"{file}: row {i} ({row['id']})",
                 "raise max_prompt_tokens, or train on a set without such rows (prompts: fit)",
             )
+    for model in readers:
+        longest = max(map(len, ids)) + cfg["max_new_tokens"]
+        require_room(read_config(model), longest, "max_new_tokens")
     if len(rows) < cfg["prompts_per_step"]:
         raise UserError(
             f"{len(rows)} prompts cannot fill a step of {cfg['prompts_per_step']}",

@@ -1,5 +1,6 @@
 """On-policy distillation: TRL's DistillationTrainer with our losses and measurements."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,9 @@ from opd.losses.fused import fused_token_loss
 from opd.losses.head import Head
 from opd.losses.spec import LossSpec, loss_spec
 from opd.losses.token import aggregate
-from opd.models.checkpoints import load_model, load_tokenizer
-from opd.models.pairing import (
-    head_of,
-    require_same_thinking,
-    require_same_tokenizer,
-    teacher_kwargs,
-    trim_vocabularies,
-)
+from opd.models import pairing
+from opd.models.checkpoints import load_model, load_tokenizer, read_config, require_room
+from opd.models.pairing import head_of, teacher_kwargs, trim_vocabularies
 from opd.training import common, launch
 from opd.training.record import Record, Value
 
@@ -207,16 +203,19 @@ def teacher_prompts(
     return [ids[row] for row in range(len(rows)) for _ in range(each) for ids in by_context]
 
 
-def load(cfg: dict[str, Any], folder: Path, tokenizer: Any) -> Dataset:
+def load(cfg: dict[str, Any], inputs: Mapping[str, Path], tokenizer: Any) -> Dataset:
     """The prompts, in order and without a last partial batch, each as often as it is rolled out,
     with what the teacher is asked where that differs."""
-    chats, rows = common.load_prompts(cfg, folder, tokenizer)
+    readers = [inputs["student"], inputs["teacher"]]
+    chats, rows = common.load_prompts(cfg, inputs["prompts"], tokenizer, readers)
     used = len(rows) - len(rows) % cfg["prompts_per_step"]
     columns: dict[str, list[Any]] = {
         "prompt": [chat for chat in chats[:used] for _ in range(cfg["rollouts_per_prompt"])]
     }
     teacher_ids = teacher_prompts(cfg, rows[:used], tokenizer)
     if teacher_ids is not None:
+        longest = max(map(len, teacher_ids)) + cfg["max_new_tokens"]
+        require_room(read_config(inputs["teacher"]), longest, "max_new_tokens")
         columns[TEACHER_IDS] = teacher_ids
     return Dataset.from_dict(columns)
 
@@ -234,29 +233,43 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
 
     One optimiser update per step on that step's rollouts; prompts in order, a last partial batch
     dropped, epochs repeated as steps ask for (Rethinking OPD, Table 2 and section 3.3). Raises
-    ``UserError`` where the tokenizers or thinking modes differ, a prompt is too long, or the loss
-    is no number.
+    ``UserError`` where the pair does not fit (``pairing.compare``, ``objections``), a prompt is too
+    long, or the loss is no number.
     """
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)
     common.prepare(cfg)
-    spec = loss_spec(cfg["loss"])
-    tokenizer, teachers = load_tokenizer(inputs["student"]), load_tokenizer(inputs["teacher"])
-    require_same_tokenizer(tokenizer, teachers)
-    require_same_thinking(cfg, tokenizer, teachers)
-    examples = load(cfg, inputs["prompts"], tokenizer)
+    # One temperature for both, unless the loss names another for the teacher: a student that equals
+    # its teacher would else be taught to be sharper or flatter than it is.
+    spec = loss_spec({"teacher_temperature": cfg["temperature"], **cfg["loss"]})
+    tokenizer = load_tokenizer(inputs["student"])
+    compared = pairing.compare(cfg, inputs["student"], inputs["teacher"])
+    for objection in pairing.objections(cfg, compared):
+        raise objection
+    for where, k in (("loss.k", spec.k or 0), ("metrics_k", cfg["metrics_k"])):
+        pairing.require_k(k, compared["vocabulary"], where)
+    ends, beyond = pairing.end_ids(cfg, compared), compared["never_compared"]
+    for note in compared["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    examples = load(cfg, inputs, tokenizer)
     student = load_model(inputs["student"])
     # A teacher that is never updated may be held in what it is computed in.
     frozen = cfg.get("teacher_update", "frozen") == "frozen"
     narrow = frozen and cfg.get("precision") == "bfloat16"
     teacher = load_model(inputs["teacher"], torch.bfloat16 if narrow else torch.float32)
-    trim_vocabularies(student, teacher, tokenizer)
+    trim_vocabularies(student, teacher, tokenizer, beyond)
+    arguments = common.rollout_arguments(cfg, "distill", scratch)
+    if "end_tokens" in cfg:
+        # The trained model ends its responses as it was trained to.
+        student.generation_config.eos_token_id = ends
+        if "vllm" in cfg:
+            arguments["generation_kwargs"] = {"stop_token_ids": ends}
     trainer = Trainer(
         spec,
         cfg,
         teacher,
         model=student,
-        args=DistillationConfig(**common.rollout_arguments(cfg, "distill", scratch)),
+        args=DistillationConfig(**arguments),
         train_dataset=examples,
         processing_class=tokenizer,
     )
@@ -265,4 +278,5 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
             raise UserError("an EMA teacher is not sharded", "teacher_update", "train it with ddp")
         trainer.add_callback(Follow(trainer))
     record = Record("distill", {}, lambda: trainer.measured, cfg.get("guard"))
-    return common.train(trainer, record, cfg, inputs["student"], out, scratch)
+    numbers = common.train(trainer, record, cfg, inputs["student"], out, scratch)
+    return numbers | ({"never_compared": beyond} if beyond else {})

@@ -1,6 +1,6 @@
 """Reinforcement learning with verifiable rewards (TRL's GRPOTrainer)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +102,11 @@ def rewards(cfg: dict[str, Any]) -> list[Callable[..., list[float]]]:
     return [correct, brevity] if cfg.get("length_penalty") else [correct]
 
 
-def load(cfg: dict[str, Any], folder: Path, tokenizer: Any) -> Dataset:
+def load(cfg: dict[str, Any], inputs: Mapping[str, Path], tokenizer: Any) -> Dataset:
     """The prompts, in order, with their answers."""
     context = (cfg.get("information") or [privileged.CONTEXTS["none"]])[0]
-    chats, rows = common.load_prompts(cfg, folder, tokenizer, context["message"])
+    readers, message = [inputs["student"]], context["message"]
+    chats, rows = common.load_prompts(cfg, inputs["prompts"], tokenizer, readers, message)
     return Dataset.from_dict({"prompt": chats, "answer": [row["answer"] for row in rows]})
 
 
@@ -128,7 +129,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     common.prepare(cfg)
     reward_functions = rewards(cfg)
     tokenizer = load_tokenizer(inputs["student"])
-    examples = load(cfg, inputs["prompts"], tokenizer)
+    examples = load(cfg, inputs, tokenizer)
     batches = cfg.get("steps") or cfg["epochs"] * (len(examples) // cfg["prompts_per_step"])
     updates = cfg.get("updates_per_batch", 1)
     arguments = common.rollout_arguments({**cfg, "steps": batches * updates}, "grpo", scratch)

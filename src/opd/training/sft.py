@@ -17,7 +17,7 @@ from opd.core.errors import UserError
 from opd.data import conversations
 from opd.data.privileged import EMPTY_THINK
 from opd.data.schemas import SFT_PAIRS
-from opd.models.checkpoints import load_model, load_tokenizer
+from opd.models.checkpoints import load_model, load_tokenizer, read_config, require_room
 from opd.training import common, launch
 from opd.training.record import Record
 
@@ -290,6 +290,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     tokenizer = load_tokenizer(inputs["student"])
     rows, counts = load(cfg, file, tokenizer)
     trained, measured = split(cfg, rows, counts)
+    longest = max(len(row["input_ids"]) for row in [*trained, *measured])
+    require_room(read_config(inputs["student"]), longest, "max_tokens")
     examples = Dataset.from_list(trained)
     if packing:
         examples = pack_dataset(examples, cfg["max_tokens"], "bfd")

@@ -233,7 +233,12 @@ def copy(tmp_path: Path) -> Path:
     [
         # A constant, a default, an operator, an imported name, a file, and what no stage imports.
         ("losses/token.py", "= -100.0", "= -99.0", {"distill", "pair", "signal", "indicators"}),
-        ("losses/fused.py", "temperature: float = 1.0", "temperature: float = 2.0", {"distill"}),
+        (
+            "losses/fused.py",
+            "temperature: float = 1.0",
+            "temperature: float = 2.0",
+            {"distill", "indicators"},
+        ),
         ("training/sft.py", "<=", "<", {"sft"}),
         ("data/world.py", "HELD_OUT_ONE_IN = 4", "HELD_OUT_ONE_IN = 5", {"prompts", "corpus"}),
         (

@@ -11,7 +11,7 @@ from opd.core.errors import UserError
 from opd.losses import head
 from opd.losses.fused import fused_token_loss
 from opd.losses.head import Head
-from opd.losses.spec import PRESETS, LossSpec
+from opd.losses.spec import BIASED, PRESETS, LossSpec
 from opd.losses.token import token_loss
 
 B, T, V, H_P, H_Q = 2, 7, 53, 12, 20
@@ -123,6 +123,37 @@ def test_the_size_of_the_chunks_does_not_matter(name: str) -> None:
 @pytest.mark.parametrize("name", SPECS)
 def test_the_student_at_the_temperature_of_its_rollouts(name: str) -> None:
     check(Case(True, {"scale": 0.5}, torch.float32), SPECS[name], temperature=0.7)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.7, 1.0, 1.6])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_student_that_is_its_own_teacher(name: str, temperature: float) -> None:
+    """At one temperature for both the loss is 0, and the gradient too but for three presets: +p
+    (1 - m) on the support and -p m off it for the biased one (restatement 2.8), y - p for the plain
+    log-ratio, p being the softmax at the temperature."""
+    for heads in HEADS.values():
+        case = Case(True, heads, torch.float32)
+        spec = replace(SPECS[name], teacher_temperature=temperature)
+        loss = fused_token_loss(
+            case.hidden, case.head, case.hidden, case.head, case.ids, MASK, spec, temperature
+        )
+        assert loss.abs().max() < 1e-5
+        (found,) = torch.autograd.grad(loss.sum(), [case.hidden])
+        logits = plain_logits(case.hidden, case.head).detach()
+        p = (logits / temperature).softmax(-1)
+        support = torch.zeros_like(p).scatter(-1, p.topk(5, -1).indices, 1.0)
+        sampled = torch.nn.functional.one_hot(case.ids, V).double()
+        by_logits = {
+            "biased_topk": p * (support - (p * support).sum(-1, keepdim=True)),
+            "student_filled": p * (support - (p * support).sum(-1, keepdim=True)),
+            "plain_log_ratio": sampled - p,
+        }.get(name, torch.zeros_like(p))
+        slope = torch.ones_like(p) * case.head.scale / temperature
+        if case.head.softcap is not None:
+            slope *= 1 - (logits / case.head.softcap) ** 2
+        expected = (by_logits * slope) @ case.weight.detach().double() * MASK.unsqueeze(-1)
+        torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-4)
+        assert (expected.abs().max() > 0.01) == (name in BIASED)
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -159,9 +159,20 @@ def test_every_number_is_that_of_its_definition(
     assert values["repetition_ratio"]["value"] == pytest.approx((2 + 2) / (6 + 8 + 3 + 1 + 5 + 3))
 
 
+def test_the_teacher_is_read_at_the_students_temperature(inputs: Inputs, tmp_path: Path) -> None:
+    """A student that is its own teacher is as far from it as nothing, unless another temperature is
+    named for the teacher."""
+    own = {**inputs, "teacher": inputs["student"]}
+    same = run(CFG, own, tmp_path / "same")
+    assert same["kl_nats"]["value"] == pytest.approx(0, abs=1e-6)
+    assert same["reward_nats"]["value"] == pytest.approx(0, abs=1e-6)
+    named = run({**CFG, "teacher_temperature": 1.0}, own, tmp_path / "named")
+    assert named["kl_nats"]["value"] > 0.01
+
+
 def test_definitions_of_the_entropy_gap_side_by_side(inputs: Inputs, tmp_path: Path) -> None:
     values = run(CFG, inputs, tmp_path / "a")
-    reference = naive(inputs, (0.8, 1.0))
+    reference = naive(inputs, (0.8, 0.8))
     states = [state for rollout in reference for state in rollout]
 
     def gap(of: list[dict[str, float]]) -> float:

@@ -22,8 +22,9 @@ from probing import (
 
 from opd.cli import main
 from opd.core import tables
+from opd.losses.spec import BIASED
 from opd.models import init
-from opd.probes import pair
+from opd.probes import pair, preflight
 from opd.probes.outlook import advice, outlook
 from opd.stages import run
 from opd.stats.draws import DRAWS
@@ -217,6 +218,51 @@ def test_without_a_grader_only_the_distributions_are_compared(
     assert "share right" not in text and "AUROC of" not in text
     assert "chat templates: both render these prompts alike" in text
     assert "tokenizer: the same, 54 tokens" in text
+    command(own, "--temperature", "0.7")
+    assert "KL 0.0000 nats" in capsys.readouterr().out
+
+
+def test_what_a_student_learns_from_itself_is_checked(inputs: Inputs, tmp_path: Path) -> None:
+    """Nothing at one temperature; with another for the teacher every loss but the one on tokens
+    that only one of two equal sets holds, and the report says so."""
+    names = ["student", "teacher", "prompts"]
+    cfg = {
+        "n": 2, "samples": 1, "metrics_k": 4, "temperature": 0.7, "max_new_tokens": 8,
+        "max_prompt_tokens": 32, "seed": 0,
+    }  # fmt: skip
+    for folder, more in (("same", {}), ("other", {"teacher_temperature": 1.0})):
+        (tmp_path / folder).mkdir()
+        paths = {name: inputs[name] for name in names}
+        preflight.run(cfg | more, paths, tmp_path / folder, tmp_path / "cache")
+    same, other = (
+        json.loads((tmp_path / f / "preflight.json").read_text())["own_teacher"]
+        for f in ("same", "other")
+    )
+    assert max(loss for loss, _ in same.values()) < 1e-5
+    assert {name for name, (_, gradient) in same.items() if gradient > 1e-5} == {*BIASED}
+    assert {n for n, (loss, _) in other.items() if loss < 1e-3} == {"symmetric_difference"}
+    text = " ".join((tmp_path / "same" / "preflight.md").read_text().split())
+    assert "loss 0 for every preset, gradient 0 for all but biased_topk" in text
+    assert "NOT 0" in (tmp_path / "other" / "preflight.md").read_text()
+
+
+def test_what_training_would_refuse_is_shown(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """End tokens that differ; and special tokens of the teacher alone, which it accepts."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    teacher = padded(inputs["teacher"], tmp_path / "teacher", 60)
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer.add_tokens(["<tool>"], special_tokens=True)
+    tokenizer.save_pretrained(teacher)
+    GenerationConfig(eos_token_id=[1, 3]).save_pretrained(teacher)
+    command({**inputs, "teacher": teacher})
+    text = " ".join(capsys.readouterr().out.split())
+    assert "- special tokens of the teacher alone, never compared: ids 54" in text
+    assert "responses end with <eos> for the student, with <eos> or <user> for the teacher" in text
+    assert "- training would refuse this pair: end_tokens: responses end with <eos> for" in text
+    assert "- context: 512 tokens of the student, 512 of the teacher" in text
 
 
 def test_templates_and_heads_that_differ_are_shown(

@@ -17,6 +17,7 @@ from opd.plan.artifacts import plan
 from opd.plan.outputs import exhibits, targets
 from opd.recipes.config import Config
 from opd.recipes.evaluation import PROTOCOLS
+from opd.recipes.probes import PrefixProbe
 from opd.recipes.resolve import merge, resolve
 from opd.results.claim_spec import read_claims
 from opd.stages.artifact import Artifact, closure
@@ -168,6 +169,9 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"targets": ["claims"]}, ["targets: there are no claims without a paper", "papers"]),
         ({"experiments": ["E99"]}, ["experiments", "'E99'", "there are none"]),
         ({"seeds": []}, ["seeds", "at least 1"]),
+        ({"seeds": [0, 1, 0]}, ["config", "seeds: 0 stands there twice"]),
+        ({"models__x__distill__lr": "fast"}, ["models.x.distill.lr", "'fast'", "number"]),
+        ({"models__x__distill__steps": "1e3"}, ["models.x.distill.steps", "'1e3'", "integer"]),
         ({"models__a__sft__epochs": 1}, ["models.a.sft", "exactly one of steps, epochs"]),
         ({"models__a__sft__steps": None}, ["models.a.sft", "exactly one of steps, epochs"]),
         ({"models__a__sft__preset": "paper"}, ["sft.preset", "'paper'", "'rethinking_paper'"]),
@@ -548,6 +552,20 @@ def test_a_task_reads_a_dataset_of_the_hub_at_its_locked_commit():
     assert made["datasets/w"].cfg["config"] == "main"
     assert made["evaluations/e/x/s0"].cfg["inputs"] == ["model", "data:w"]
     assert made["evaluations/e/x/s0"].inputs[1] == "datasets/w"
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers():
+    """As in ``lr: 1e-6``; where text is wanted, as in a name or a revision, it stays one."""
+    loss = {"preset": "jsd", "k": None, "beta": "5e-1", "teacher_temperature": "7E-1"}
+    made = resolve(
+        config(models__x__distill__lr="1e-6", models__x__distill__loss=loss,
+               models__h={"hub": {"id": "a/b", "revision": "12345e1"}})
+    ).models  # fmt: skip
+    assert made["x"].distill.lr == 1e-6 and made["x"].distill.loss.beta == 0.5
+    assert made["x"].distill.loss.teacher_temperature == 0.7
+    assert made["h"].hub.revision == "12345e1"
+    prefix = PrefixProbe(generations="g", teacher="t", shares=["1e-1", 0.9])
+    assert prefix.shares == [0.1, 0.9]
 
 
 def test_seeds_are_derived_and_give_each_model_a_folder_of_its_own():

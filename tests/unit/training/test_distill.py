@@ -33,6 +33,23 @@ def test_a_live_teacher_without_privileged_information_teaches_nothing(
     assert ours[0] == theirs[0] > 0 and ours[2] != theirs[2]
 
 
+@pytest.mark.parametrize("loss", [{"k": 4}, {"preset": "full"}, {"preset": "sampled"}])
+def test_one_temperature_for_student_and_teacher(
+    inputs: Inputs, tmp_path: Path, loss: dict[str, Any]
+) -> None:
+    """A student that is its own teacher has nothing to learn at any temperature of its rollouts,
+    unless the loss names another one for the teacher."""
+    cfg = {**OPD, "steps": 1, "temperature": 0.7}
+    own = {**inputs, "teacher": inputs["student"]}
+    run("distill", {**cfg, "loss": loss}, own, tmp_path / "same")
+    for name in ("loss", "kl_nats", "grad_norm"):
+        assert course(tmp_path / "same", name) == [pytest.approx(0, abs=1e-6)]
+    named = {**loss, "teacher_temperature": 1.0}
+    run("distill", {**cfg, "loss": named}, own, tmp_path / "named")
+    assert course(tmp_path / "named", "kl_nats")[0] > 1e-4
+    assert course(tmp_path / "named", "grad_norm")[0] > 1e-4
+
+
 def test_an_ema_teacher_follows_the_student(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
