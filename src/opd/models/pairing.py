@@ -165,7 +165,9 @@ def compare(
     }
     encoded = [own[who](texts[who], add_special_tokens=False)["input_ids"] for who in own]
     differing = [row for row, (a, b) in enumerate(zip(*encoded, strict=True)) if a != b]
-    first = [_around_difference(*(texts[who][row] for who in texts)) for row in differing[:1]]
+    first = [
+        _around_difference(texts["student"][row], texts["teacher"][row]) for row in differing[:1]
+    ]
     ids = {who: sorted(stop_ids(folders[who], own[who])) for who in own}
     turn = chat.turn_end(own["student"], options["student"])
     ids["turn"] = [] if turn is None else [turn]
