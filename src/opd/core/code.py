@@ -8,6 +8,7 @@ that a stage could do differently changes the digest of every module that uses i
 
 import ast
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -34,9 +35,9 @@ def package_file(module_file: str, name: str) -> Path:
 def module_file(module: str, root: Path) -> Path | None:
     """The file of a module of this package, whose folder is ``root``; None where there is none.
     Nothing is imported to find it: a digest of what trains must not load torch."""
-    path = root.joinpath(*module.split(".")[1:])
-    candidates = (path / "__init__.py", path.with_suffix(".py"))
-    return next((file for file in candidates if file.is_file()), None)
+    path = os.path.join(root, *module.split(".")[1:])
+    candidates = (os.path.join(path, "__init__.py"), f"{path}.py")
+    return next((Path(file) for file in candidates if os.path.isfile(file)), None)
 
 
 class _Writer(NamedTuple):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
 
@@ -32,16 +33,23 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _knows_its_keys(cls, given: Any) -> Any:
-        known = [field.alias or name for name, field in cls.model_fields.items()]
-        for key in given if isinstance(given, Mapping) else ():
-            if key not in known:
-                context = {"key": key, "hint": suggestion(str(key), known)}
-                raise PydanticCustomError("unknown_key", "no such key", context)
         if not isinstance(given, Mapping):
             return given
-        numbers = {field.alias or name for name, field in cls.model_fields.items()
-                   if _is_number(field.annotation)}  # fmt: skip
-        return {key: _number(v) if key in numbers else v for key, v in given.items()}
+        takes_number = _takes_number(cls)
+        for key in given:
+            if key not in takes_number:
+                context = {"key": key, "hint": suggestion(str(key), takes_number)}
+                raise PydanticCustomError("unknown_key", "no such key", context)
+        return {key: _number(v) if takes_number[key] else v for key, v in given.items()}
+
+
+@cache
+def _takes_number(model: type[BaseModel]) -> dict[str, bool]:
+    """Key -> whether it takes a number."""
+    return {
+        field.alias or name: _is_number(field.annotation)
+        for name, field in model.model_fields.items()
+    }
 
 
 def _is_number(annotation: Any) -> bool:
