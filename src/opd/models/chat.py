@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 from jinja2 import meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from opd.core.errors import UserError
@@ -55,7 +56,7 @@ def require_options(
 
 def variables(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What the chat template reads and is not given anyway, sorted."""
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     # A tag of transformers, which says what of a conversation is trained on.
     text = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", tokenizer.get_chat_template())
     undeclared = meta.find_undeclared_variables(environment.parse(text))

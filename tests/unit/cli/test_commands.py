@@ -52,10 +52,10 @@ def test_the_reports_settings_arrive_whatever_their_length(
     values = {
         "{params.cfg:q}": shlex.quote(cfg),
         "{params.stage}": "report",
-        "{input}": " ".join(inputs),
-        "{output.digest}": "digest.json",
-        "{output.html}": "report.html",
-        "{log}": str(tmp_path / "log"),
+        "{input:q}": " ".join(inputs),
+        "{output.digest:q}": "digest.json",
+        "{output.html:q}": "report.html",
+        "{log:q}": str(tmp_path / "log"),
     }
     command = rules()["report"]["shell"]
     for place, value in values.items():
