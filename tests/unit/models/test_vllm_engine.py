@@ -191,7 +191,7 @@ def test_a_worker_that_dies(model: Path, sampler: Sampler, vllm: str) -> None:
     with pytest.raises(
         UserError, match=r"vLLM does not take these settings .*max_position_embeddings"
     ):
-        Sampler(model, {**CFG, "max_new_tokens": 999}).sample(asked)
+        Sampler(model, {**CFG, "max_prompt_tokens": 999}).sample(asked)
 
 
 def alive(pid: int) -> bool:
