@@ -98,7 +98,9 @@ def test_a_prompt_may_have_begun_the_thinking() -> None:
     task: Any = SimpleNamespace(instances=instances, config=about, doc_to_target=lambda doc: "5")
     response = SimpleNamespace(text="\\boxed{5}", token_ids=[1], finish="length")
     lm: Any = SimpleNamespace(responses=lambda requests, ids: [response for _ in requests])
-    assert [row.thinking for row in harness._generated("b", task, lm)] == [True, False, False]
+    asked = [(str(i), instance) for i, instance in enumerate(instances)]
+    rows = harness._generated("b", task, lm, asked)
+    assert [row.thinking for row in rows] == [True, False, False]
 
 
 ALL = ("rule", "math_verify", "relaxed")

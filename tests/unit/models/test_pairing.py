@@ -178,7 +178,8 @@ def test_thinking_is_compared_as_it_is_read(inputs: Inputs, tmp_path: Path) -> N
     template would do is shown and no reason to refuse."""
     thinks = init.CHAT_TEMPLATE.replace("<assistant>{% endif %}", "<assistant><think>{% endif %}")
     teacher = with_template(inputs["teacher"], tmp_path / "t", thinks)
-    compared = pairing.compare({}, inputs["student"], teacher, ["1+1=", "2"])
+    chats = [[{"role": "user", "content": question}] for question in ("1+1=", "2")]
+    compared = pairing.compare({}, inputs["student"], teacher, chats)
     assert pairing.objections({}, compared) == []
     assert compared["thinking"] == {"student": "left to the model", "teacher": "on"}
     assert compared["templates"]["differing"] == 2

@@ -111,15 +111,15 @@ def test_training_on_rollouts_and_what_the_teacher_is_told(asked: Inputs, tmp_pa
     tokenizer = load_tokenizer(asked["student"])
     cfg = {**OPD, "max_prompt_tokens": 200}
     user = {"role": "user", "content": "2+1="}
-    examples = distill.load(cfg, asked["prompts"], tokenizer)
+    examples = distill.load(cfg, asked, tokenizer)
     assert examples[2]["prompt"] == [*TURNS, user] and "teacher_ids" not in examples.column_names
     told = {"information": [{"message": "{prompt} so {answer}", "system": "know {answer}"}]}
-    examples = distill.load({**cfg, **told}, asked["prompts"], tokenizer)
+    examples = distill.load({**cfg, **told}, asked, tokenizer)
     assert examples[2]["prompt"] == [*TURNS, user]
     assert read(asked["student"], examples[2]["teacher_ids"]) == ASKED.replace(
         "be brief", "be brief<unk><unk>know 3"
     ).replace("2+{0}=", "2+1= so 3")
-    rewarded = grpo.load({**cfg, "information": told["information"]}, asked["prompts"], tokenizer)
+    rewarded = grpo.load({**cfg, "information": told["information"]}, asked, tokenizer)
     assert rewarded[1]["prompt"] == [*TURNS, {"role": "user", "content": "2+1= so 3"}]
     # What TRL puts before the rollouts is what was counted.
     seen: list[Any] = []
@@ -143,9 +143,9 @@ def test_a_template_that_leaves_system_prompts_out(asked: Inputs, tmp_path: Path
     with pytest.raises(UserError, match=message):
         generate.run(SAMPLING, named, tmp_path, tmp_path / "cache")
     with pytest.raises(UserError, match=message):
-        common.load_prompts(OPD, asked["prompts"], load_tokenizer(asked["deaf"]))
-    refusing = with_template(
-        asked["student"], tmp_path / "refusing", "{{ raise_exception('no system role') }}"
-    )
+        common.load_prompts(OPD, asked["prompts"], load_tokenizer(asked["deaf"]), [])
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}"
+    refuses += "{% endif %}{{ messages[-1]['content'] }}"
+    refusing = with_template(asked["student"], tmp_path / "refusing", refuses)
     with pytest.raises(UserError, match=r"refuses a conversation \(no system role\)"):
         generate.run(SAMPLING, {**named, "model": refusing}, tmp_path, tmp_path / "cache")
