@@ -147,7 +147,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path):
     written = project.config.read_text()
     project.config.write_text(f"{written}\nstall_minutes: 1\nstall_minutes: 2\n")
     at = len(written.splitlines()) + 2
-    line = f"'stall_minutes' stands twice, in lines {at} and {at + 1}"
+    line = f"line {at + 1}: the key 'stall_minutes' stands there twice"
     assert f"tiny.yaml: not readable as YAML ({line})" in project.run("-n", ok=False)
 
 
