@@ -14,7 +14,7 @@ from test_real_files import load
 
 from opd.core import tables
 from opd.data import contamination, dedup, embeddings, encoders, neighbours
-from opd.data.schemas import NEIGHBOURS, PROBLEMS, PROMPTS, REMOVED
+from opd.data.schemas import NEIGHBOURS, PROBLEMS, PROMPTS, REMOVED, about
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("faiss")
@@ -33,6 +33,11 @@ def deepmath(tmp_path: Path, **cfg: Any) -> list[dict[str, Any]]:
     return load(tmp_path, "deepmath-deduped.parquet", **cfg)
 
 
+def written(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A table of prompts whose questions a test has changed."""
+    tables.write(path, [row | about(row["question"]) for row in rows], PROMPTS)
+
+
 def stages(
     tmp_path: Path,
     ours: list[dict[str, Any]],
@@ -44,7 +49,7 @@ def stages(
     inputs, sides = {"prompts": tmp_path / "a", "against": tmp_path / "b"}, {}
     for side, rows in (("prompts", ours), ("against", theirs)):
         inputs[side].mkdir()
-        tables.write(inputs[side] / "prompts.parquet", rows, PROMPTS)
+        written(inputs[side] / "prompts.parquet", rows)
         sides[side] = tmp_path / f"{side}-embedded"
         sides[side].mkdir()
         given = {"encoder": encoder} if encoder else {}
@@ -150,7 +155,7 @@ def test_benchmark_problems_among_training_prompts(tmp_path: Path) -> None:
     sides = {}
     for name, rows in (("benchmark:aime", aime), ("prompts", prompts)):
         inputs[name].mkdir()
-        tables.write(inputs[name] / "prompts.parquet", rows, PROMPTS)
+        written(inputs[name] / "prompts.parquet", rows)
         sides["against" if name == "prompts" else "prompts"] = tmp_path / f"{name[:3]}-e"
         (tmp_path / f"{name[:3]}-e").mkdir()
         given = {"prompts": inputs[name]}
