@@ -42,12 +42,12 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         return {role: row["id"], f"{role}_question": row["question"]}
 
     rows: list[dict[str, Any]] = []
-    asked: list[str] = []
+    problem_texts: list[str] = []
     for name in names:
         problems = tables.read(inputs[f"benchmark:{name}"] / "prompts.parquet", PROMPTS)
         near = read_neighbours(inputs[f"neighbours:{name}"], problems, prompts)
         for problem, exact, place, cosine in zip(problems.to_pylist(), *near, strict=True):
-            asked.append(conversations.text(problem, "question"))
+            problem_texts.append(conversations.text(problem, "question"))
             rows.append(
                 {
                     "benchmark": name,
@@ -60,7 +60,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
             )
     if not rows:
         raise UserError("no benchmark given", "contamination.benchmarks", "name some")
-    shared, first = shared_words(asked, (conversations.text(row, "question") for row in theirs))
+    prompt_texts = (conversations.text(row, "question") for row in theirs)
+    shared, first = shared_words(problem_texts, prompt_texts)
     for row, share, place in zip(rows, shared, first, strict=True):
         row |= {"shared_words": float(share), **prompt("sharer", place)}
         row["semantic"] = row["cosine"] >= threshold

@@ -56,3 +56,13 @@ def render(tokenizer: Any, messages: Sequence[Turn], **options: Any) -> str:
                 f"the chat template leaves a {message['role']} message out", where, remedy
             )
     return rendered
+
+
+def encode(
+    tokenizer: Any, chats: Iterable[Sequence[Turn]], options: Mapping[str, Any]
+) -> list[list[int]]:
+    """Token ids of conversations in a tokenizer's chat template with its ``options``, ready for the
+    response; raises as ``render`` does."""
+    texts = [render(tokenizer, chat, add_generation_prompt=True, **options) for chat in chats]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids

@@ -132,13 +132,13 @@ def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
         from opd.grading.graders import last_boxed
 
         answer = last_boxed(answer) or ""
-    asked, turns = _first(row, layout.question, where)
-    question = text(asked, "question", where)
-    asked, own = _first(row, layout.prompt, where)
+    content, turns = _first(row, layout.question, where)
+    question = text(content, "question", where)
+    content, own = _first(row, layout.prompt, where)
     return {
         "id": text(_at(row, layout.row_id, where), "id", where) if layout.row_id else None,
         "question": question,
-        "prompt": text(asked, "prompt", where) or question,
+        "prompt": text(content, "prompt", where) or question,
         "answer": answer,
         "difficulty": _number(_first(row, layout.difficulty, where)[0], where),
         "solution": text(_at(row, layout.solution, where), "solution", where).strip() or None,

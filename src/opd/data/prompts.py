@@ -19,8 +19,7 @@ from typing import Any
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.core.security import visible
-from opd.data import loaders, schemas, templates
-from opd.data.conversations import text
+from opd.data import conversations, loaders, schemas, templates
 from opd.data.schemas import CHINESE, PROMPTS, REPEATED
 
 Row = dict[str, Any]
@@ -76,13 +75,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         "source": name,
         "steps": [{"step": step, "rows": n} for step, n in steps],
         "languages": dict(Counter(row["language"] for row in rows)),
-        "longest_prompt_chars": max(len(text(row, "prompt")) for row in rows),
+        "longest_prompt_chars": max(len(conversations.text(row, "prompt")) for row in rows),
         "template": template,
         **survey.report(),
     }
-    if control_tokens := _control_tokens(rows):
+    held = [_control_tokens(row) for row in rows]
+    if control_tokens := Counter(token for tokens in held for token in tokens):
         report["control_tokens"] = dict(control_tokens.most_common())
-    if notes := _notes(rows, control_tokens):
+    if notes := _notes(rows, [*control_tokens], sum(map(bool, held))):
         report["notes"] = notes
     if cfg.get("difficulty"):
         report["unknown_difficulty"] = tally["unknown difficulty"]
@@ -166,9 +166,9 @@ class Survey:
         place = (row["source"], row["row"], row["answer"])
         row = {**row, "question": question}
         for rule in ("prompt", "question"):
-            whole = text(row, rule)
-            self.texts[rule][whole].append(place)
-            self.texts[f"{rule}_stripped"][whole.strip()].append(place)
+            text = conversations.text(row, rule)
+            self.texts[rule][text].append(place)
+            self.texts[f"{rule}_stripped"][text.strip()].append(place)
 
     def check_affixes(self) -> None:
         """Raises ``UserError`` for an entry of strip that no row has.
@@ -191,7 +191,7 @@ class Survey:
     def report(self) -> dict[str, Any]:
         counts = {}
         for rule, texts in self.texts.items():
-            chinese = sum(1 for whole in texts if CHINESE.search(whole))
+            chinese = sum(1 for text in texts if CHINESE.search(text))
             answers = ({answer for *_, answer in places} for places in texts.values())
             counts[rule] = {
                 "distinct": len(texts),
@@ -206,13 +206,13 @@ class Survey:
     def repeats(self, rule: str) -> list[Row]:
         """Of the schema REPEATED: the texts that several rows have."""
         repeats = []
-        for repeated, places in self.texts[rule].items():
+        for text, places in self.texts[rule].items():
             if len(places) > 1:
                 sources, rows, answers = zip(*places, strict=True)
                 repeats.append(
                     {
                         "rule": rule.removesuffix("_stripped"),
-                        "text": repeated,
+                        "text": text,
                         "sources": sources,
                         "rows": rows,
                         "answers": list(dict.fromkeys(answers)),
@@ -222,14 +222,14 @@ class Survey:
         return repeats
 
 
-def _control_tokens(rows: Sequence[Row]) -> Counter[str]:
-    """How many prompts hold each text that is a control token of a chat template."""
-    held = (CONTROL_TOKENS.findall(text(row, "prompt")) for row in rows)
-    return Counter(token for tokens in held for token in dict.fromkeys(tokens))
+def _control_tokens(row: Row) -> list[str]:
+    """The texts in a prompt that are control tokens of a chat template, each once."""
+    return list(dict.fromkeys(CONTROL_TOKENS.findall(conversations.text(row, "prompt"))))
 
 
-def _notes(rows: Sequence[Row], control_tokens: Counter[str]) -> list[str]:
-    """What a user may not expect of the rows that stay, a line each."""
+def _notes(rows: Sequence[Row], control_tokens: Sequence[str], holding: int) -> list[str]:
+    """What a user may not expect of the rows that stay, a line each; so many of them (``holding``)
+    hold ``control_tokens``."""
     notes, answers = [], defaultdict(set)
     for row in rows:
         answers[row["text_hash"]].add(row["answer"].strip())
@@ -242,10 +242,9 @@ def _notes(rows: Sequence[Row], control_tokens: Counter[str]) -> list[str]:
         has = "question has" if conflicts == 1 else "questions have"
         notes.append(f"{conflicts} {has} different answers in different rows")
     if control_tokens:
-        first = ", ".join([*control_tokens][:3]) + (", ..." if len(control_tokens) > 3 else "")
-        prompts = sum(bool(CONTROL_TOKENS.search(text(row, "prompt"))) for row in rows)
+        first = ", ".join(control_tokens[:3]) + (", ..." if len(control_tokens) > 3 else "")
         notes.append(
-            f"{prompts} of {len(rows)} prompts hold control tokens of chat templates ({first}): a "
+            f"{holding} of {len(rows)} prompts hold control tokens of chat templates ({first}): a "
             "tokenizer that has them makes them its own control ids"
         )
     return notes
@@ -304,15 +303,15 @@ def _selected(
             tally["language"] += 1
         elif bounds and (row["difficulty"] is None or not low <= row["difficulty"] <= high):
             tally["difficulty"] += 1
-        elif longest and len(text(row, "question")) > longest:
+        elif longest and len(conversations.text(row, "question")) > longest:
             tally["max_chars"] += 1
         elif taken and _key(row, cfg["apart_from"]) in taken[cfg["apart_from"]]:
             tally["apart_from"] += 1
-        elif distinct and text(row, distinct) in seen:
+        elif distinct and conversations.text(row, distinct) in seen:
             tally["distinct"] += 1
         else:
             if distinct:
-                seen.add(text(row, distinct))
+                seen.add(conversations.text(row, distinct))
             yield row
 
 

@@ -248,19 +248,19 @@ def answer(
             "use once: all problems need as many samples",
         )
     id_of = {doc: id for id, doc in problem_of.items()}
-    asked = [
+    problem_requests = [
         (id_of[first[request.doc_id]], request)
         for request in task.instances
         if repeated != "once" or first[request.doc_id] == request.doc_id
     ]
-    if {request.request_type for _, request in asked} == {"generate_until"}:
-        return _generated(name, task, lm, asked)
-    return _likelihoods(task, lm, asked)
+    if {request.request_type for _, request in problem_requests} == {"generate_until"}:
+        return _generated(name, task, lm, problem_requests)
+    return _likelihoods(task, lm, problem_requests)
 
 
 def _first_alike(task: Any) -> dict[int, int]:
     """Problem -> the first one of the task that asks the same (numbers of docs)."""
-    asked: dict[int, list[str]] = defaultdict(list)
+    questions: dict[int, list[str]] = defaultdict(list)
     for request in task.instances:
         context, *rest = request.args
         # Few-shot examples differ from row to row.
@@ -268,9 +268,9 @@ def _first_alike(task: Any) -> dict[int, int]:
         if isinstance(own, str):
             context = [_turns(request.doc), own]
         choices = [part for part in rest if isinstance(part, str)]
-        asked[request.doc_id].append(json.dumps([context, *choices]))
+        questions[request.doc_id].append(json.dumps([context, *choices]))
     first: dict[str, int] = {}
-    return {doc: first.setdefault("\n".join(texts), doc) for doc, texts in asked.items()}
+    return {doc: first.setdefault("\n".join(texts), doc) for doc, texts in questions.items()}
 
 
 def _turns(doc: Mapping[str, Any]) -> list[Turn]:
@@ -285,8 +285,8 @@ def _with_turns(task: Any) -> None:
 
     def context(doc: Mapping[str, Any], *args: Any, chat_template: Any, **kwargs: Any) -> Any:
         def render(chat: Sequence[Turn], **options: Any) -> str:
-            asked = (i for i, message in enumerate(chat) if message["role"] == "user")
-            at = max(asked, default=len(chat))
+            users = (i for i, message in enumerate(chat) if message["role"] == "user")
+            at = max(users, default=len(chat))
             return str(chat_template(joined(chat[:at], _turns(doc), chat[at:]), **options))
 
         return fewshot_context(doc, *args, chat_template=render, **kwargs)

@@ -34,30 +34,25 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         held: Counter[str] = Counter()
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
-            texts = [
-                conversations.render(
-                    tokenizer, conversations.chat(row), add_generation_prompt=True, **options
-                )
-                for row in chunk
-            ]
-            lengths += map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
-            asked = [conversations.text(row, "prompt") for row in chunk]
-            held.update(token for text in asked for token in special if token in text)
+            chats = map(conversations.chat, chunk)
+            lengths += map(len, conversations.encode(tokenizer, chats, options))
+            texts = [conversations.text(row, "prompt") for row in chunk]
+            held.update(token for text in texts for token in special if token in text)
         longer = {row for row, length in enumerate(lengths) if length > limit}
         too_long |= longer
         models[name] = {"too_long": len(longer), "longest_tokens": max(lengths)}
         if held:
             models[name]["control_tokens"] = dict(held)
-    kept = [row for i, row in enumerate(rows) if i not in too_long]
-    if not kept:
+    fitting = [row for i, row in enumerate(rows) if i not in too_long]
+    if not fitting:
         longest = ", ".join(f"{name}: longest {m['longest_tokens']}" for name, m in models.items())
         raise UserError(
             f"none of {len(rows)} prompts has at most {limit} tokens ({longest})",
             "fit.max_prompt_tokens",
             "raise it",
         )
-    tables.write(out / "prompts.parquet", kept, PROMPTS)
-    counts = {"prompts": len(rows), "kept": len(kept)}
+    tables.write(out / "prompts.parquet", fitting, PROMPTS)
+    counts = {"prompts": len(rows), "kept": len(fitting)}
     report = {**counts, "max_prompt_tokens": limit, "models": models}
     tables.write_json(out / "report.json", report)
     return report

@@ -25,7 +25,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     sampler = Sampler(inputs["model"], cfg, cache)
     ids = [row["id"] for row in prompts]
     tokens = dict(zip(ids, sampler.tokenize(prompts, ids), strict=True))
-    asked = {row["id"]: {"prompt": row["prompt"], "turns": row["turns"]} for row in prompts}
+    columns = {row["id"]: {"prompt": row["prompt"], "turns": row["turns"]} for row in prompts}
     pending = [(id, sample) for id in ids for sample in range(samples)]
     tried: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in pending}
     report = []
@@ -39,7 +39,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
                 rejected[reason] += 1
                 again.append(key)
             row = {"prompt_id": request.id, "sample": request.sample, "attempt": attempt}
-            row |= {**asked[request.id], "response": response.text, "rejected": reason}
+            row |= {**columns[request.id], "response": response.text, "rejected": reason}
             tried[key].append(row | {"token_ids": response.token_ids, "finish": response.finish})
         report.append(_accepted(len(pending), len(again)) | {"rejected": dict(rejected)})
         pending = again

@@ -61,15 +61,13 @@ def tokens(cfg: Mapping[str, Any], rollouts: Sequence[Row], student: Path) -> li
     pairing.require_same_thinking(cfg, tokenizer)
     chats = {row["prompt_id"]: conversations.chat(row) for row in rollouts}
 
-    def rendered(kwargs: Mapping[str, Any]) -> dict[str, list[int]]:
-        require_options(tokenizer, kwargs)
-        options = {**kwargs, "add_generation_prompt": True}
-        texts = [conversations.render(tokenizer, chat, **options) for chat in chats.values()]
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    def encoded(options: Mapping[str, Any]) -> dict[str, list[int]]:
+        require_options(tokenizer, options)
+        ids = conversations.encode(tokenizer, chats.values(), options)
         return dict(zip(chats, ids, strict=True))
 
-    of_student = rendered(cfg.get("chat_template_kwargs") or {})
-    of_teacher = rendered(pairing.teacher_kwargs(cfg))
+    of_student = encoded(cfg.get("chat_template_kwargs") or {})
+    of_teacher = encoded(pairing.teacher_kwargs(cfg))
     return [
         Rollout(of_student[row["prompt_id"]], of_teacher[row["prompt_id"]], row["token_ids"])
         for row in rollouts

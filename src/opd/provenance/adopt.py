@@ -162,8 +162,8 @@ def _rollouts(source: Path, prompts: Path, out: Path) -> dict[str, Any]:
     lines = file.suffix in (".jsonl", ".json")
     rows = [*_json_lines(file)] if lines else tables.read(file, GENERATIONS).to_pylist()
     path, target = prompts / "payload" / "prompts.parquet", out / "generations.parquet"
-    asked = tables.read(path, PROMPTS).to_pylist() if path.is_file() else []
-    turns = {row["id"]: row["turns"] for row in asked}
+    known = tables.read(path, PROMPTS).to_pylist() if path.is_file() else []
+    turns = {row["id"]: row["turns"] for row in known}
     # The probes put a prompt before its rollout as the row has it.
     rows = [{**row, "turns": row.get("turns") or turns.get(row.get("prompt_id"))} for row in rows]
     tables.write(target, rows, GENERATIONS)

@@ -103,15 +103,10 @@ def as_asked(
     chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase, cfg: Mapping[str, Any]
 ) -> list[list[int]]:
     """Token ids of conversations, ready for the response. Raises ``UserError`` for an option that
-    the chat template does not read, and as ``opd.data.conversations.render`` does."""
-    kwargs = cfg.get("chat_template_kwargs") or {}
-    require_options(tokenizer, kwargs)
-    texts = [
-        conversations.render(tokenizer, chat, add_generation_prompt=True, **kwargs)
-        for chat in chats
-    ]
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return ids
+    the chat template does not read, and as ``opd.data.conversations.encode`` does."""
+    options = cfg.get("chat_template_kwargs") or {}
+    require_options(tokenizer, options)
+    return conversations.encode(tokenizer, chats, options)
 
 
 def load_prompts(
