@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import math
 import shutil
 import subprocess
@@ -298,6 +299,10 @@ def test_missing_data_folder_and_missing_file_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("OPD_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"prompts\.p\.path\.file: no such file.*x\.parquet"):
         artifacts(given)
+    os.mkfifo(tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"prompts\.p\.path\.file: neither a file nor a folder"):
+        artifacts(given)
+    (tmp_path / "x.parquet").unlink()
     (tmp_path / "x.parquet").write_bytes(b"")
     made = artifacts(given)["prompts/p"]
     assert made.inputs == (str(tmp_path / "x.parquet"),)
