@@ -1,18 +1,20 @@
 """What a run says when it ends."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from opd.plan import console
 from opd.stages.artifact import Artifact
 
+pytestmark = pytest.mark.unit
 BEGAN = 1_000.0
 
 
 def put(path: Path, text: str, at: float = BEGAN + 1) -> Path:
-    import os
-
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     os.utime(path, (at, at))
@@ -40,7 +42,7 @@ def test_failed_jobs_are_told_by_the_error_lines_of_their_logs(tmp_path: Path) -
         "error: models/a/s0: x.jsonl: row 3: bad; mend it",
         "error: models/killed/s0: Killed",
         "error: models/silent/s0: its log is empty",
-        "error: models/hostile/s0: \\x1b[2Jgone",
+        "error: models/hostile/s0: ⟨U+001B⟩[2Jgone",
     ]
     assert lines[0].endswith(f"(all of it: {tmp_path}/logs/models/a/s0.log)")
 
@@ -62,7 +64,7 @@ def test_notes_of_prompt_sets_that_were_just_made(tmp_path: Path) -> None:
     }
     assert console.notes_of_data(artifacts, tmp_path, BEGAN) == [
         "note: prompts/new: 3 of 4 rows ask again",
-        "note: prompts/new: an\\x1b[31mother",
+        "note: prompts/new: an⟨U+001B⟩[31mother",
     ]
 
 
@@ -86,8 +88,6 @@ def test_verdicts_and_pages_that_were_just_made(tmp_path: Path) -> None:
     lines = console.findings(tmp_path, BEGAN)
     first = "A paper: 2 ✓ reproduced (1 of them on one run, without an interval)"
     assert lines[0].startswith(first)
-        "A paper: 2 ✓ reproduced (1 of them on one run, without an interval)"
-    )
     assert lines[1:] == [f"to be read: {tmp_path}/{page}.html" for page in ("claims", "report")]
     assert console.findings(tmp_path, BEGAN + 2) == []
 

@@ -2,8 +2,8 @@
 
 import datetime
 import json
-import os
 import math
+import os
 import shutil
 import subprocess
 import sys
