@@ -143,6 +143,28 @@ def test_defaults_are_the_papers() -> None:
     assert (align.mode, align.method) == ("renormalise", "reverse_kl")
 
 
+def test_an_alignment_names_its_counts_only_where_the_tree_has_several() -> None:
+    teachers = [{"name": "t", "model": "large"}]
+
+    def planned(of_tree: str, **of_alignment: str) -> dict[str, object]:
+        tree = {"student": "small", "teachers": teachers, "counts": of_tree}
+        probes = {"grown": {"tree": tree}, "seen": {"alignment": {"tree": "grown", "teacher": "t"}}}
+        probes["seen"]["alignment"] |= of_alignment
+        artifacts = plan.plan(resolve(mini(probes=probes)), {})
+        return artifacts["probes/seen/s0"].cfg
+
+    for counts in ("whole", "unforced"):
+        assert planned(counts, counts=counts) == planned(counts) == planned("both", counts="whole")
+    assert planned("both", counts="unforced")["reading"] == "unforced"
+    assert not {"reading", "counts"} & planned("both").keys()
+    with pytest.raises(UserError, match=r"^probes\.seen\.alignment\.counts: grown has no unforced"):
+        planned("whole", counts="unforced")
+    for where in ("of_tree", "counts"):
+        with pytest.raises(UserError, match=r"counts: 'hole' is not allowed") as caught:
+            planned(**{"of_tree": "both", where: "hole"})
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("probe", "message"),
     [
