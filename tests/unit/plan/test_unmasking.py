@@ -6,13 +6,11 @@ import pytest
 import yaml
 
 from opd.core.errors import UserError
-from opd.microscope.statistics import FEATURES, MEASURES, THRESHOLDS
 from opd.plan import artifacts as plan
 from opd.plan import hub_lock
 from opd.plan.papers import read_paper
 from opd.recipes.resolve import merge, resolve
 from opd.results import claim_spec
-from opd.results.claim_spec import quantities
 from opd.results.published import parse
 from opd.stages import artifact
 
@@ -59,41 +57,6 @@ def test_attached_rows_are_numbers_in_our_units() -> None:
         assert number is not None, by_id[one.target]
         if one.quantity.unit == "share":
             assert 0 <= number.low <= 1, by_id[one.target]
-
-
-def values() -> set[str]:
-    """Every value that the stages can have."""
-    found = {"cosine_spread", "nodes", "undefined", "paths", "questions", "teachers", "pairs"}
-    found |= {f"cells_{kind}" for kind in ("correct", "incorrect")}
-    names = [*MEASURES, *(f"rho_{name}" for name in FEATURES)]
-    names += [f"{k}_{n}" for n in THRESHOLDS for k in ("signal",)]
-    names += [f"{k}_{n}_ratio" for n in THRESHOLDS for k in ("kept", "beats")]
-    found |= {f"{name}{side}" for name in names for side in ("", *SIDES)}
-    found |= {f"p_{test}_{name}" for test in ("welch", "paired", "cluster") for name in MEASURES}
-    found |= {f"{k}_{name}" for name in MEASURES for k in ("rho", "p")}
-    found |= {f"rho_{name}_within" for name in MEASURES}
-    contexts = ["self_1c", "self_1c1w", "self_3c", "self_sum_1c", "self_sum_1c1w", "self_1c_32b"]
-    for name in ("baseline", *contexts):
-        found |= {f"accuracy_{name}{level}_ratio" for level in ("", "_easy", "_medium", "_hard")}
-        found.add(f"change_{name}")
-    return found | {"with_own", "with_32b", "with_every_source"}
-
-
-SIDES = ("_correct", "_incorrect", "_difference")
-
-
-def test_claims_and_figures_name_values_that_there_are() -> None:
-    known = values()
-    for claim in PAPER.claims:
-        for one in quantities(claim):
-            assert one.name in known, (claim.id, one.name)
-    for name, figure in PAPER.figures.items():
-        for panel in figure.panels:
-            wanted = panel.quantity["value"]
-            for value in [wanted] if isinstance(wanted, str) else wanted:
-                assert value in known, (name, value)
-        for one in figure.published:
-            assert one.metric in known, (name, one)
 
 
 def test_claims_are_told_from_those_of_other_papers() -> None:
