@@ -1,5 +1,8 @@
-"""The files of the third paper: every published row has its place, and what claims name exists."""
+"""The files of the third paper: every published row has its place, claims hold of its numbers and
+can fail, and the plan is what the claims declare."""
 
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -7,12 +10,15 @@ import yaml
 
 from opd.core.errors import UserError
 from opd.plan import artifacts as plan
-from opd.plan import hub_lock
+from opd.plan import hub_lock, outputs
 from opd.plan.papers import read_paper
-from opd.recipes.resolve import merge, resolve
+from opd.recipes.config import Config
+from opd.recipes.resolve import merge, read, resolve
 from opd.results import claim_spec
 from opd.results.published import parse
 from opd.stages import artifact
+from opd.stages.artifact import Artifact
+from opd.stages.registry import STAGES
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
@@ -48,7 +54,7 @@ def test_attached_rows_are_numbers_in_our_units() -> None:
     by_id = {row["id"]: row for row in ROWS}
     said = [one for claim in PAPER.claims for one in claim.published]
     said += [one for figure in PAPER.figures.values() for one in figure.said()]
-    assert len({one.target for one in said}) >= 495
+    assert len({one.target for one in said}) == 500
     for one in said:
         if one.quantity is None:
             assert one.untested
@@ -57,6 +63,22 @@ def test_attached_rows_are_numbers_in_our_units() -> None:
         assert number is not None, by_id[one.target]
         if one.quantity.unit == "share":
             assert 0 <= number.low <= 1, by_id[one.target]
+
+
+@functools.cache
+def shipped(*settings: str, overlay: str | None = None) -> Config:
+    """config/unmasking.yaml with what stands behind --config, and an overlay."""
+    files = [f"{name}.yaml" for name in ("unmasking", overlay) if name]
+    return read([CONFIG / name for name in files], settings)
+
+
+def planned(config: Config) -> dict[str, Artifact]:
+    """All that claims and figures are made from."""
+    artifacts = plan.plan(config, {})
+    shown = outputs.exhibits(config, artifacts, CONFIG)
+    every = {**artifacts, **shown}
+    wanted = outputs.targets(config, shown)
+    return {folder: every[folder] for folder in artifact.closure(wanted, every) if folder in every}
 
 
 def test_claims_are_told_from_those_of_other_papers() -> None:
@@ -86,6 +108,128 @@ def test_the_miniature_measures_before_it_reads_outcomes() -> None:
         assert run is not None and run.student == pair.base
         teacher = next(one for one in tree.teachers if one.name == align.teacher)
         assert teacher.model == run.teacher
+
+
+# How the words of config/claims/unmasking.yaml say what a teacher is told: correct and wrong
+# demonstrations, and whose. {} is the student.
+TOLD = {
+    "a correct response of its own in context": (1, 0, "{}"),
+    "a correct and a wrong response of its own": (1, 1, "{}"),
+    "a summary of a correct response": (1, 0, "{}, short"),
+    "summaries of a correct and a wrong response": (1, 1, "{}, short"),
+    "a correct response of Qwen3-32B": (1, 0, "Qwen3-32B"),
+}
+
+
+def made_of(artifacts: dict[str, Artifact], folder: str) -> str:
+    """What an artifact is in the words of the claims: a model, or whose demonstrations."""
+    made = artifacts[folder]
+    if made.stage == "fetch":
+        return str(made.cfg["hub"]).removeprefix("Qwen/")
+    if made.stage == "summarise":
+        assert made_of(artifacts, made.named["model"]) == "Qwen3-32B"
+        return f"{made_of(artifacts, made.named['demonstrations'])}, short"
+    assert made.stage == "demonstrate"
+    return made_of(artifacts, made.named["model"])
+
+
+def asked(artifacts: dict[str, Artifact], made: Artifact) -> str:
+    """What a stage asks, in the words of the claims."""
+    prompts = artifacts[made.named["prompts"]].cfg
+    source = prompts["source"]
+    if source["hub"] == "math-ai/aime25":
+        assert source["difficulty"] == "id"
+        low, high = (prompts["difficulty"][end] for end in ("at_least", "at_most"))
+        assert low == high
+        return f"AIME 2025, question {low:g}"
+    return {"google/boolq": "BoolQ", "cais/mmlu": "MMLU"}[source["hub"]]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "experiments", "counts", "least"),
+    [(None, "U1 U2 U3 U4", "both", 20)],
+)
+def test_the_plan_is_what_the_claims_declare(
+    overlay: str | None, experiments: str, counts: str, least: int
+) -> None:
+    config = shipped(overlay=overlay)
+    artifacts = plan.plan(config, {})
+
+    def of_experiments(names: Iterable[str]) -> set[str]:
+        return {name for name in names if name.partition(".")[0] in experiments.split()}
+
+    declared = PAPER.names["probes"]
+    wanted = {name: declared[name] for name in of_experiments(declared)}
+    assert of_experiments(config.probes) == {*wanted}
+    aligned: dict[str, list[tuple[str, str]]] = {}
+    for name, words in wanted.items():
+        made = artifacts[f"probes/{name}/s0"]
+        student, about = words.split(" on ", 1)
+        if made.stage == "screening":
+            assert made_of(artifacts, made.named["student"]) == student
+            assert about == f"{asked(artifacts, made)}, pass rates with and without demonstrations"
+            assert (made.cfg["samples"], made.cfg["temperature"]) == (32, 1.0)
+        if made.stage != "alignment":
+            continue
+        about, _, teacher = about.partition(", taught by ")
+        assert made_of(artifacts, made.named["student"]) == student
+        assert asked(artifacts, made) == about
+        assert (made.cfg["min_children_visits"], made.cfg["mode"]) == (least, "renormalise")
+        assert "reading" not in made.cfg  # whole, the first of its tree
+        told = made.cfg["teacher"]
+        number = told["correct"], told["wrong"]
+        if told["own"]:
+            demonstrations = made_of(artifacts, made.named[f"demos:{told['name']}"])
+            expected = TOLD[teacher.removeprefix("itself with ")]
+            assert (*number, demonstrations) == (*expected[:2], expected[2].format(student))
+        else:
+            assert made_of(artifacts, made.named[f"teacher:{told['name']}"]) == teacher
+            assert number == (0, 0)
+        aligned.setdefault(made.named["tree"], []).append((name, teacher))
+    # One tree for each student and question set, shared by its teachers.
+    settings = {words.split(", taught")[0] for words in wanted.values() if ", taught" in words}
+    assert len(aligned) == len(settings) == 4
+    for folder, teachers in aligned.items():
+        tree = artifacts[folder].cfg
+        assert {name.partition(".")[2] for name, _ in teachers} == {
+            teacher["name"] for teacher in tree["teachers"]
+        }
+        assert (tree["rollouts"], tree["tau"], tree["min_visits"]) == (200, 0.02, 100)
+        assert (tree["correct_paths"], tree["incorrect_paths"]) == (2, 2)
+        assert tree["counts"] == counts
+    # The second reading has the same teachers of the same trees, and samples nothing.
+    needed = planned(config)
+    again = {(made.named["tree"], made.cfg["teacher"]["name"]) for made in second(needed)}
+    first = {(folder, name.partition(".")[2]) for folder, n in aligned.items() for name, _ in n}
+    assert again == (first if counts == "both" else set())
+    sampled = {made.stage for made in needed.values() if STAGES[made.stage].samples}
+    assert sampled == {"demonstrate", "summarise", "screening", "tree"}
+
+
+def second(artifacts: dict[str, Artifact]) -> list[Artifact]:
+    return [made for made in artifacts.values() if made.cfg.get("reading") == "unforced"]
+
+
+def test_pools_are_of_what_they_say() -> None:
+    artifacts = planned(shipped())
+    for name, words in PAPER.names["probes"].items():
+        made = artifacts.get(f"probes/{name}/s0")
+        if made is None or made.stage != "pool":
+            continue
+        parts = [artifacts[folder] for folder in made.inputs]
+        assert len({part.named["tree"] for part in parts}) == 1
+        student, about = words.split(" on ", 1)
+        assert made_of(artifacts, parts[0].named["student"]) == student
+        told = [part.cfg["teacher"] for part in parts]
+        assert about.startswith(asked(artifacts, parts[0]))
+        if ", all eight teachers" in words:
+            assert len({teacher["name"] for teacher in told}) == 8
+            assert ("(ours)" in words) == all(part in second(artifacts) for part in parts)
+        elif "three larger teachers" in words:
+            assert [teacher["own"] for teacher in told] == [False] * 3
+        else:
+            assert "itself with a correct response alone" in words and len(told) == 3
+            assert all((t["own"], t["correct"], t["wrong"]) == (True, 1, 0) for t in told)
 
 
 def test_defaults_are_the_papers() -> None:
