@@ -5,17 +5,22 @@ import functools
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from measurements import probe
 
 from opd.core.errors import UserError
+from opd.evaluation.reader import Reader
 from opd.plan import artifacts as plan
 from opd.plan import hub_lock, outputs
 from opd.plan.papers import read_paper
 from opd.recipes.config import Config
 from opd.recipes.resolve import merge, read, resolve
-from opd.results import claim_spec
+from opd.results import claim_spec, claims
+from opd.results.estimate import Measurements
 from opd.results.published import parse
+from opd.results.quantity import Quantity
 from opd.stages import artifact
 from opd.stages.artifact import Artifact
 from opd.stages.registry import STAGES
@@ -54,7 +59,7 @@ def test_attached_rows_are_numbers_in_our_units() -> None:
     by_id = {row["id"]: row for row in ROWS}
     said = [one for claim in PAPER.claims for one in claim.published]
     said += [one for figure in PAPER.figures.values() for one in figure.said()]
-    assert len({one.target for one in said}) == 500
+    assert len({one.target for one in said}) == 492
     for one in said:
         if one.quantity is None:
             assert one.untested
@@ -230,6 +235,130 @@ def test_pools_are_of_what_they_say() -> None:
         else:
             assert "itself with a correct response alone" in words and len(told) == 3
             assert all((t["own"], t["correct"], t["wrong"]) == (True, 1, 0) for t in told)
+
+
+@functools.cache
+def published() -> dict[Quantity, float]:
+    """The paper's numbers for the values of probes, and means of them for groups of teachers."""
+    numbers: dict[Quantity, float] = {}
+    by_id = {row["id"]: row["value"] for row in ROWS}
+    said = [one for claim in PAPER.claims for one in claim.published]
+    said += [one for figure in PAPER.figures.values() for one in figure.said()]
+    for one in said:
+        printed = parse(by_id[one.target])
+        if one.quantity and printed:
+            numbers.setdefault(one.quantity, (printed.low + printed.high) / 2)
+    of = {name: shipped().probes[name].pool for name in shipped().probes}
+    for name, group in of.items():
+        for value in ("cosine", "weighted_cosine", "positive_ratio"):
+            parts = [Quantity("probe", part, value) for part in group.of] if group else []
+            if parts and all(part in numbers for part in parts):
+                mean = sum(numbers[part] for part in parts) / len(parts)
+                numbers.setdefault(Quantity("probe", name, value), mean)
+    return numbers
+
+
+def measured(folder: Path, numbers: dict[Quantity, float], noise: float) -> Measurements:
+    """Probes that have these values, give or take the noise."""
+    by_probe: dict[str, dict[str, float]] = {}
+    for quantity, number in numbers.items():
+        by_probe.setdefault(quantity.of, {})[quantity.name] = number
+    rng, inputs = np.random.default_rng(0), {}
+    for name, values in by_probe.items():
+        drawn = {value: rng.normal(n, noise, 400).tolist() for value, n in values.items()}
+        inputs[name] = probe(folder / name, {**values}, drawn)
+    cfg = {"probes": {name: {"label": name, "runs": [name]} for name in inputs}, "resamples": 400}
+    return Measurements(cfg, Reader(inputs))
+
+
+def verdict(id: str, values: Measurements) -> str:
+    """What becomes of a claim."""
+    (claim,) = (claim for claim in PAPER.claims if claim.id == id)
+    verdicts = [check.verdict for check in claims.checks(claim.test, values)]
+    return max(verdicts, key=claims.VERDICTS.index)
+
+
+def test_claims_hold_of_the_papers_own_numbers(tmp_path: Path) -> None:
+    """But for those about numbers that it does not print."""
+    values = measured(tmp_path, published(), 1e-5)
+    found = {claim.id: verdict(claim.id, values) for claim in PAPER.claims}
+    unprinted = {f"UB-U{n}-positive" for n in (2, 3, 4)}
+    unprinted |= {f"UB-U{n}-incorrect-unforced" for n in (1, 2, 3, 4)}
+    unprinted |= {"UB-U6-wrong-helps", "UB-U7-incorrect", "UB-U7-summary-best"}
+    unprinted |= {claim.id for claim in PAPER.claims if claim.experiment == "U9"}
+    assert {id for id, one in found.items() if one == "not run"} == unprinted
+    assert {one for id, one in found.items() if id not in unprinted} == {"reproduced"}
+
+
+@pytest.mark.parametrize(
+    ("id", "numbers", "noise", "expected"),
+    [
+        # The signal grows by 0.04, and by less than twice.
+        ("oracle", {"pooled": {"signal": 0.05, "signal_positive": 0.09}}, 1e-4, "not reproduced"),
+        ("oracle", {"pooled": {"signal": 0.007, "signal_positive": 0.07}}, 5e-4, "reproduced"),
+        # Of random scores: nothing to multiply.
+        ("oracle", {"pooled": {"signal": 0.001, "signal_positive": 0.07}}, 1e-3, "inconclusive"),
+        ("near-zero", {"pooled": {"cosine": 0.09}}, 0.01, "not reproduced"),
+        ("near-zero", {"pooled": {"cosine": 0.0}}, 0.01, "inconclusive"),
+        (
+            "oracle-threshold",
+            {"pooled": {"kept_positive_ratio": 0.52, "kept_above_ratio": 0.3}},
+            0.01,
+            "not reproduced",
+        ),
+        (
+            "own-twice-external",
+            {"own-right": {"cosine": 0.045}, "external": {"cosine": 0.035}},
+            1e-3,
+            "not reproduced",
+        ),
+        # With intervals as wide as the paper's, 0.022 to either side.
+        (
+            "own-twice-external",
+            {"own-right": {"cosine": 0.045}, "external": {"cosine": 0.017}},
+            0.011,
+            "inconclusive",
+        ),
+        # Hard questions gain 0.55, more than the half that was asked for, and medium ones 0.6.
+        (
+            "hard",
+            {
+                "screening": {
+                    "accuracy_baseline_hard_ratio": 0.1,
+                    "accuracy_self_1c_hard_ratio": 0.65,
+                    "accuracy_baseline_medium_ratio": 0.35,
+                    "accuracy_self_1c_medium_ratio": 0.95,
+                    "accuracy_baseline_easy_ratio": 0.9,
+                    "accuracy_self_1c_easy_ratio": 1.0,
+                }
+            },
+            1e-3,
+            "not reproduced",
+        ),
+        (
+            "summaries",
+            {
+                "screening": {
+                    "change_self_1c": 0.2,
+                    "change_self_sum_1c": 0.05,
+                    "accuracy_self_1c1w_ratio": 0.7,
+                    "accuracy_self_sum_1c1w_ratio": 0.9,
+                }
+            },
+            1e-3,
+            "not reproduced",
+        ),
+    ],
+)
+def test_claims_can_fail(
+    tmp_path: Path, id: str, numbers: dict[str, dict[str, float]], noise: float, expected: str
+) -> None:
+    given = {
+        Quantity("probe", f"U1.{name}", value): number
+        for name, values in numbers.items()
+        for value, number in values.items()
+    }
+    assert verdict(f"UB-U1-{id}", measured(tmp_path, given, noise)) == expected
 
 
 def test_defaults_are_the_papers() -> None:
