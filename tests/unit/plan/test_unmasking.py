@@ -2,6 +2,7 @@
 can fail, and the plan is what the claims declare."""
 
 import functools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from measurements import probe
 from opd.core.errors import UserError
 from opd.evaluation.reader import Reader
 from opd.plan import artifacts as plan
-from opd.plan import hub_lock, outputs
+from opd.plan import hub_lock, outputs, show
 from opd.plan.papers import read_paper
 from opd.recipes.config import Config
 from opd.recipes.resolve import merge, read, resolve
@@ -92,6 +93,17 @@ def test_claims_are_told_from_those_of_other_papers() -> None:
     assert len(ids) == len({*ids}) > 80
 
 
+def test_what_is_written_of_aime_is_what_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [CONFIG / f"{name}.yaml" for name in ("unmasking", "unmasking-aime")]
+    (total,) = (line for line in show.lines(files, []) if line.startswith("in all"))
+    low, high = re.findall(r"[\d,]+", total)[:2]
+    written = " ".join((ROOT / "docs" / "microscope.md").read_text().split())
+    assert f"{low} to {high} GPU-hours on H100 for all four" in written
+
+
 def test_the_miniature_measures_before_it_reads_outcomes() -> None:
     """No alignment or forecast depends on a run or an evaluation of the pairs that are compared."""
     config = resolve(mini())
@@ -152,7 +164,7 @@ def asked(artifacts: dict[str, Artifact], made: Artifact) -> str:
 
 @pytest.mark.parametrize(
     ("overlay", "experiments", "counts", "least"),
-    [(None, "U1 U2 U3 U4", "both", 20)],
+    [(None, "U1 U2 U3 U4", "both", 20), ("unmasking-aime", "U5 U6 U7 U8", "whole", 40)],
 )
 def test_the_plan_is_what_the_claims_declare(
     overlay: str | None, experiments: str, counts: str, least: int
