@@ -2,6 +2,7 @@
 can fail, and the plan is what the claims declare."""
 
 import functools
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from measurements import probe
+from paper_switches import switch_arguments, switches
 
 from opd.core.errors import UserError
 from opd.evaluation.reader import Reader
@@ -30,6 +32,8 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "config"
 PAPER = read_paper("unmasking", CONFIG)
+READINGS = (ROOT / "docs" / "readings-unmasking.md").read_text()
+SWITCHES = switches(READINGS)
 ROWS = claim_spec.read_targets(CONFIG / "targets" / "unmasking.csv")
 
 
@@ -93,6 +97,45 @@ def test_claims_are_told_from_those_of_other_papers() -> None:
     assert len(ids) == len({*ids}) > 80
 
 
+def identities(artifacts: dict[str, Artifact]) -> dict[str, str]:
+    """What each artifact is made with, inputs of inputs included."""
+    found: dict[str, str] = {}
+    for folder in artifact.closure(artifacts, artifacts):
+        if made := artifacts.get(folder):
+            found[folder] = json.dumps([made.cfg, [found.get(one, one) for one in made.inputs]])
+    return found
+
+
+def test_every_reading_says_how_to_switch() -> None:
+    rows = [line for line in READINGS.splitlines() if line.count("|") == 6]
+    rows = [row for row in rows if not row.startswith(("| what", "| ---"))]
+    assert len(SWITCHES) > 15
+    assert len(SWITCHES) + sum(row.endswith("[none] |") for row in rows) == len(rows)
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_reading_changes_what_is_run(switch: str) -> None:
+    option, arguments = switch_arguments(switch)
+    if option == "--configfile":
+        config = read([ROOT / file for file in arguments])
+    else:
+        config = shipped(*arguments)
+    assert identities(planned(config)) != identities(planned(shipped()))
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_reading_can_be_costed(
+    switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    option, arguments = switch_arguments(switch)
+    files = arguments if option == "--configfile" else ["config/unmasking.yaml"]
+    settings = [] if option == "--configfile" else arguments
+    lines = [*show.lines([ROOT / file for file in files], [], settings=settings)]
+    assert re.fullmatch(r"unmasking[a-z-]*: (\d+) of \1 jobs to run, on 1 x (H100|cpu)", lines[0])
+    assert not [line for line in lines if line.startswith("not counted")]
+
+
 def test_what_is_written_of_aime_is_what_is_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +145,15 @@ def test_what_is_written_of_aime_is_what_is_planned(
     low, high = re.findall(r"[\d,]+", total)[:2]
     written = " ".join((ROOT / "docs" / "microscope.md").read_text().split())
     assert f"{low} to {high} GPU-hours on H100 for all four" in written
+
+
+def test_what_the_paper_gives_is_what_is_planned() -> None:
+    given = re.findall(r"^\| `(\w+)\.(\w+)` \| .* \| (.+) \|$", READINGS, re.MULTILINE)
+    assert len(given) > 10
+    artifacts = planned(shipped())
+    for stage, key, value in given:
+        here = {made.cfg[key] for made in artifacts.values() if made.stage == stage}
+        assert here == {yaml.safe_load(value)}, (stage, key)
 
 
 def test_the_miniature_measures_before_it_reads_outcomes() -> None:
