@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from paper_switches import READINGS, SWITCHES, TABLES, switch_arguments
 from snakemake.cli import parse_config
 from snakemake.utils import update_config
 
+from opd.core import tables
 from opd.core.errors import UserError
+from opd.data import prompts
+from opd.data.schemas import PROMPTS
 from opd.plan import calibrate, cost, hub_lock, outputs, show
 from opd.plan.artifacts import plan
 from opd.plan.cost import Facts
@@ -310,6 +316,46 @@ def test_prompts_of_each_run(config, planned):
     assert source(prompts("E06.base"))["hub"] == "open-thoughts/OpenThoughts3-1.2M"
     assert planned[prompts("E06.base")].cfg["sample"]["n"] == 30000
     assert planned[prompts("E06.base")].cfg["apart_from"] == "question"
+
+
+def openthoughts(file: Path) -> None:
+    """A file with the columns and the shape of OpenThoughts3's mathematics: 53,125 questions, each
+    asked 16 times. The rows of one are scattered, as nothing says that they stand together."""
+    questions, rows = 53_125, 850_000
+    texts = pa.array([f"What is {i}?" for i in range(questions)] + ["It is so."])
+    asked = np.full(2 * rows, questions)  # human and model take turns
+    asked[::2] = np.arange(rows) % questions
+    roles = pa.array(["human", "gpt"]).take(pa.array(np.tile([0, 1], rows)))
+    turns = pa.StructArray.from_arrays([roles, texts.take(pa.array(asked))], ["from", "value"])
+    columns = {
+        "domain": pa.array(["math"] * rows),
+        "conversations": pa.ListArray.from_arrays(pa.array(np.arange(0, 2 * rows + 1, 2)), turns),
+    }
+    pq.write_table(pa.table(columns), file, row_group_size=20_000)
+
+
+def test_sft_leaves_enough_questions_to_distill_on(planned, tmp_path):
+    """The two sets of the config, made at their size (in 45 s and 1.4 GiB)."""
+    openthoughts(tmp_path / "thoughts.parquet")
+    source = {"path": str(tmp_path / "thoughts.parquet")}
+    source["layout"] = "open-thoughts/OpenThoughts3-1.2M"
+    sft, distilled = tmp_path / "sft", tmp_path / "distilled"
+    numbers = {}
+    for name, out in (("openthoughts-sft", sft), ("openthoughts", distilled)):
+        out.mkdir()
+        recipe = planned[f"prompts/{name}"]
+        inputs = {"apart_from": sft} if recipe.inputs else {}
+        numbers[name] = prompts.run({**recipe.cfg, "source": source}, inputs, out)
+    rows = {
+        out: tables.read(out / "prompts.parquet", PROMPTS)["question"].to_pylist()
+        for out in (sft, distilled)
+    }
+    assert len(rows[sft]) == 200_000 and len({*rows[sft]}) == 12_500
+    assert len(rows[distilled]) == len({*rows[distilled]}) == 30_000
+    assert not {*rows[sft]} & {*rows[distilled]}
+    # What the paper's "about 30K" are taken from.
+    steps = {step["step"]: step["rows"] for step in numbers["openthoughts"]["steps"]}
+    assert steps["after distinct"] == 40_625
 
 
 def test_evaluation_is_that_of_the_paper(config, planned):

@@ -140,6 +140,16 @@ def asked(raw: dict[str, Any]) -> list[str]:
             ["refers to itself", "models.b", "prompts.f"],
         ),
         ({"prompts__p__difficulty": {}}, ["prompts.p", "at_least or at_most"]),
+        (
+            {"prompts__p__sample": {"n": 1, "first": 1}},
+            ["prompts.p.sample", "exactly one of n, first, questions", "n and first"],
+        ),
+        ({"prompts__p__sample": {"seed": 1}}, ["prompts.p.sample", "it has none"]),
+        ({"prompts__p__sample": {"first": 0}}, ["prompts.p.sample.first", "0 is not allowed"]),
+        (
+            {"prompts__p__sample": {"first": 1, "seed": 1}},
+            ["prompts.p.sample", "leave the seed out"],
+        ),
         ({"prompts__p__apart_from": {"prompts": "q"}}, ["prompts.p.apart_from.prompts", "'q'"]),
         ({"prompts__p__apart_from": {"prompts": "p"}}, ["prompts.p -> prompts.p"]),
         ({"benchmarks__w__task": "opd_wolrd"}, ["benchmarks.w.task", "'opd_wolrd'", "opd_world"]),
@@ -442,6 +452,17 @@ def test_an_edit_changes_the_settings_of_just_the_stages_it_concerns():
     evaluations = {f"evaluations/e/{m}/s0" for m in "iabx"}
     assert _changed(config(), config(protocols__short__max_new_tokens=9)) == evaluations
     assert _changed(config(), config(prompts__d__dedup__threshold=0.7)) == {"prompts/d"}
+
+
+def test_a_sample_is_written_out_as_it_is_asked_for():
+    for asked, settings in (
+        ({"n": 4}, {"n": 4, "seed": 0}),
+        ({"n": 4, "seed": 2}, {"n": 4, "seed": 2}),
+        ({"questions": 4}, {"questions": 4, "seed": 0}),
+        ({"first": 4}, {"first": 4, "seed": 0}),
+    ):
+        made = artifacts(config(prompts__p__sample=asked))["prompts/p"].cfg
+        assert made["sample"] == settings
 
 
 @pytest.mark.parametrize(("sampled", "read"), [(0.0, 1.0), (0.7, 0.7)])
