@@ -116,6 +116,24 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ),
         ({"models__x__distill__loss": {"teacher_temperature": 0.0}}, ["greater than 0"]),
         ({"models__x__distill__aggregation": "mean"}, ["aggregation", "'token_mean'"]),
+        (
+            {"models__x__distill__max_token_len_per_gpu": 9000},
+            ["models.x.distill", "max_token_len_per_gpu goes with aggregation: micro_batch_mean"],
+        ),
+        (
+            {
+                "models__x__distill__aggregation": "micro_batch_mean",
+                "models__x__distill__max_token_len_per_gpu": 8191,
+            },
+            ["models.x.distill", "8191 has no room", "a response of 8192 tokens"],
+        ),
+        (
+            {
+                "models__x__distill__aggregation": "micro_batch_mean",
+                "models__x__distill__data_parallel_size": 7,
+            },
+            ["models.x.distill", "7 does not divide the 256 sequences of a step"],
+        ),
         ({"models__x__distill__loss": {"tail": True}}, ["a tail goes with"]),
         ({"models__x__distill__teacher_update": "live"}, ["teacher_update: live needs teacher"]),
         ({"models__x__distill__ema_decay": 0.9}, ["ema_decay goes with teacher_update"]),
@@ -452,6 +470,21 @@ def test_an_edit_changes_the_settings_of_just_the_stages_it_concerns():
     evaluations = {f"evaluations/e/{m}/s0" for m in "iabx"}
     assert _changed(config(), config(protocols__short__max_new_tokens=9)) == evaluations
     assert _changed(config(), config(prompts__d__dedup__threshold=0.7)) == {"prompts/d"}
+
+
+def test_how_a_step_is_cut_belongs_to_the_mean_that_depends_on_it():
+    cut = {"max_token_len_per_gpu", "data_parallel_size"}
+    for how in ("token_mean", "sequence_mean"):
+        made = artifacts(config(models__x__distill__aggregation=how))["models/x/s0"].cfg
+        assert made["aggregation"] == how and not cut & made.keys()
+    given = {"models__x__distill__aggregation": "micro_batch_mean"}
+    made = artifacts(config(**given))["models/x/s0"].cfg
+    assert {key: made[key] for key in cut} == {
+        "max_token_len_per_gpu": 32768,
+        "data_parallel_size": 8,
+    }
+    smaller = {**given, "models__x__distill__max_token_len_per_gpu": 16384}
+    assert _changed(config(**given), config(**smaller)) == {"models/x/s0"}
 
 
 def test_a_sample_is_written_out_as_it_is_asked_for():
