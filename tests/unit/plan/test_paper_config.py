@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,57 @@ def test_27_distillation_runs_serve_all_figures(config, planned):
     figures = [*range(2, 11), "11a", "11b", *range(12, 24)]  # 1 is made of parts of others
     names = {f"figures/rethinking_opd/fig{n:0>2}" for n in figures}
     assert set(made_by(wanted, "figure")) == names
+
+
+def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a YAML value, behind the key that it stands under."""
+    if isinstance(value, Mapping):
+        for inner_key, inner in value.items():
+            yield from texts(inner, inner_key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts(inner, key)
+    elif isinstance(value, str):
+        yield key, value
+
+
+def test_the_plan_is_what_claims_and_figures_ask_of_arms_and_probes(config, planned):
+    """Worked out from the files: all that they name is run once, and nothing else."""
+    drawn, claimed = (
+        yaml.safe_load((ROOT / "config" / part / "rethinking_opd.yaml").read_text())
+        for part in ("figures", "claims")
+    )
+    evaluated = set()
+    for key, text in [*texts(drawn), *texts(claimed["claims"])]:
+        if text in config.arms:
+            arm = config.arms[text]
+            evaluated |= {arm.model}
+            # A change is one from the base; a recovery is a share of the gap to the teacher.
+            evaluated |= {arm.base} if key in ("change", "recovery") else set()
+            evaluated |= {arm.teacher} if key == "recovery" else set()
+    runs = {model.partition("@")[0] for model in evaluated}
+    runs = {run for run in runs if config.models[run].distill}
+    for figure in drawn.values():
+        over_steps = figure["kind"] == "curves" and any(
+            metric["name"].startswith("avg:") for metric in figure["metrics"]
+        )
+        for series in figure["series"] if over_steps else []:
+            run = config.arms[series["arm"]].model
+            evaluated |= {f"{run}@{step}" for step in config.models[run].distill.keep_steps}
+    wanted = needed(config, planned)
+    expected = {
+        "distill": {f"models/{run}/s0" for run in runs},
+        "keep": {f"models/{model}/s0" for model in evaluated if "@" in model},
+        "evaluate": {f"evaluations/{config.evaluation}/{model}/s0" for model in evaluated},
+        "figure": {f"figures/rethinking_opd/{name}" for name in drawn},
+        "pair": {f"probes/{name}/s0" for name, probe in config.probes.items() if probe.pair},
+        "continuation": {
+            f"probes/{name}/s0" for name, probe in config.probes.items() if probe.continuation
+        },
+        "claims": {"claims"},
+        "report": {"report"},
+    }
+    assert {stage: {*made_by(wanted, stage)} for stage in expected} == expected
 
 
 def test_teacher_and_cold_start_are_trained_where_released_ones_are_not_taken():
