@@ -8,6 +8,7 @@ A part stands between `<!-- fill: KIND SCALE ... -->` and `<!-- end -->`, each o
     claims SCALE [ID ...] what was measured of these claims (ID, or PAPER/ID), or of all
     table SCALE TABLE     a table with its note
     figure SCALE FIGURE   copies the figure to the image that the part shows
+    runs CONFIG           the distillation runs of config/CONFIG.yaml, arm by arm
 
 SCALE is a folder of RESULTS, `results` if not given. What is not there leaves its part as it is.
 """
@@ -22,10 +23,12 @@ from typing import Any
 
 from opd.core.errors import UserError
 from opd.core.files import read_json
+from opd.recipes.resolve import read
 from opd.results import claims_page
 
 START, END = re.compile(r"<!-- fill: (.*) -->"), "<!-- end -->"
 IMAGE = re.compile(r"!\[[^]]*\]\(([^)]+)\)")
+CONFIGS = Path(__file__).parents[1] / "config"
 
 
 def parts(text: str, where: str) -> list[tuple[list[str], str]]:
@@ -161,8 +164,30 @@ def figure(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
     return inner
 
 
+def runs(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
+    config = read([CONFIGS / f"{folder.name}.yaml"])
+    heads = ["arm", "run", "student", "teacher", "prompts", "steps", "response tokens", "loss"]
+    lines = [_row(heads), _row(["---"] * 5 + ["---:"] * 2 + ["---"])]
+    for name, arm in config.arms.items():
+        run = config.models[arm.model.partition("@")[0]].distill
+        if run is None:
+            continue
+        given = run.loss.model_dump(exclude_none=True)
+        loss = ", ".join([given.pop("preset"), *(f"{key} = {n}" for key, n in given.items())])
+        longest = f"{run.max_new_tokens:,}"
+        about = [run.student, run.teacher, run.prompts, str(run.steps), longest, loss]
+        lines.append(_row([name, arm.model, *about]))
+    return "\n".join(lines)
+
+
 # Kind -> what makes its text, and how many words it needs at the least.
-KINDS = {"counts": (counts, 1), "claims": (claims, 1), "table": (table, 2), "figure": (figure, 2)}
+KINDS = {
+    "counts": (counts, 1),
+    "claims": (claims, 1),
+    "table": (table, 2),
+    "figure": (figure, 2),
+    "runs": (runs, 1),
+}
 
 
 def pages(root: Path) -> list[Path]:
