@@ -114,6 +114,8 @@ def side(quantity: Quantity, measured: Measurements) -> Side:
         if same_arm or per.at != quantity.at:
             whole += f" {WHEN[per.at or 'end']}"
         when += f" as a share of {whole}"
+    if quantity.less:
+        when += f" less that {WHEN[quantity.less.at or 'end']}"
     whose = measured.label(quantity.of, quantity.inputs[0])
     return Side(words_of(quantity), whose, result, when)
 

@@ -587,6 +587,29 @@ GOOD = CLAIMS[0]
             {"test": {"at_least": {"of": {**OVERLAP, "per": {"off": "B"}}, "value": 1.0}}},
             "per: {'off': 'B'} is not allowed",
         ),
+        (
+            {"test": {"at_least": {"of": {**OVERLAP, "less": {"of": "B"}}, "value": 0.1}}},
+            "less: {'of': 'B'} is not allowed: write at",
+        ),
+        (
+            {"test": {"at_least": {"of": {**OVERLAP, "less": {"at": "end"}}, "value": 0.1}}},
+            "less: it compares a quantity with itself",
+        ),
+        (
+            {"test": {"at_least": {"of": {**OVERLAP, "less": {"at": "jump"}}, "value": 0.1}}},
+            "less: compares share with points of a share",
+        ),
+        (
+            {
+                "test": {
+                    "at_least": {
+                        "of": {**OVERLAP, "less": {"at": "mid"}, "per": {"at": "start"}},
+                        "value": 0.1,
+                    }
+                }
+            },
+            "per and less: write one of them",
+        ),
         ({"test": {}}, "needs exactly one of greater"),
         (
             {"test": {"rises": {"of": OVERLAP}, "falls": {"of": OVERLAP}}},
@@ -594,7 +617,7 @@ GOOD = CLAIMS[0]
         ),
         (
             {"test": {"rises": {"of": {**OVERLAP, "at": "end"}}}},
-            "a metric of an arm, without at and per",
+            "a metric of an arm, without at, per and less",
         ),
         ({"test": {"at_least": {"of": {**OVERLAP, "at": "now"}, "value": 1.0}}}, "'now'"),
         ({"test": {"monotone": {"of": [{"avg": "A"}], "direction": "rising"}}}, "has no order"),
@@ -821,6 +844,9 @@ def test_suggested_checks_are_there(paper: dict[str, Any]) -> None:
 def test_units_of_metrics_and_values() -> None:
     assert read({"metric": "kl_nats", "of": "A"}).unit == "nats"
     assert read({"metric": "overlap_ratio", "of": "A", "at": "jump"}).unit == "points of a share"
+    grown = {"metric": "overlap_ratio", "of": "A", "less": {"at": "start"}}
+    assert read(grown).unit == "points of a share"
+    assert read({**grown, "metric": "kl_nats"}).unit == "nats"
     first = {"probe": "P", "value": "advantage_*", "at": "first"}
     assert read(first).unit == "points of a share"
     assert unit_of("advantage_1024") == "points of a share" and unit_of("teacher_16") == "share"
