@@ -17,12 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from measurements import evaluation, probe, run
 
+from opd.core import tables
 from opd.core.errors import UserError
+from opd.evaluation.reader import Reader
+from opd.losses.schemas import METRICS
 from opd.recipes.resolve import resolve
 from opd.results import claims, claims_page, figure_spec
 from opd.results.claim_spec import check, parse, quantities, read_claims, read_targets
-from opd.results.claims import Side, bounded, equivalent, greater, judge, monotone, worst
-from opd.results.estimate import Estimate
+from opd.results.claims import Side, bounded, checks, equivalent, greater, judge, monotone, worst
+from opd.results.estimate import Estimate, Measurements
 from opd.results.labels import with_unit
 from opd.results.published import parse as printed
 from opd.results.quantity import read, unit_of
@@ -839,6 +842,90 @@ def test_suggested_checks_are_there(paper: dict[str, Any]) -> None:
         *("E12-alike", "E03-small", "E03-large", "E03-alike", "E07-overlap", "E06-overlap"),
         *("E04-accuracy", "E06-entropy-gap", "E11-not-lower"),
     } <= tests.keys()
+
+
+def curves(folder: Path, **metrics: dict[int | None, list[float]]) -> Path:
+    """A training run: values of each metric step by step, by position (None: of all)."""
+    folder.mkdir(parents=True)
+    rows = [
+        {"step": step, "name": name, "position": position, "value": value}
+        for name, by_position in metrics.items()
+        for position, values in by_position.items()
+        for step, value in enumerate(values)
+    ]
+    tables.write(folder / "metrics.parquet", rows, METRICS)
+    return folder
+
+
+def of_runs(paper: dict[str, Any], claim: str, folder: Path, runs: dict[str, Any]) -> list[str]:
+    """The verdict of a claim and of its checks on these runs, by arm."""
+    reader = Reader({arm: curves(folder / arm, **metrics) for arm, metrics in runs.items()})
+    arms = {arm: {"label": arm, "run": [arm]} for arm in runs}
+    (parsed,) = parse([one for one in paper["claims"] if one["id"] == claim])
+    found = [check.verdict for check in checks(parsed.test, Measurements({"arms": arms}, reader))]
+    return [worst(found), *found]
+
+
+STEPS = np.linspace(0, 1, 40)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_growth_in_the_back_is_more_than_growth_in_front(
+    who: str, paper: dict[str, Any], tmp_path: Path
+) -> None:
+    """Entropy by position, where the back half begins higher and grows either way."""
+
+    def verdict(name: str, front: float, back: float) -> list[str]:
+        values = {0: 0.2 + front * STEPS, 8: 0.4 + back * STEPS}
+        entropy = {f"entropy_{who}_nats": {at: v.tolist() for at, v in values.items()}}
+        runs = {"E09.l6": entropy}
+        return of_runs(paper, f"E09-suffix-{who}", tmp_path / name, runs)
+
+    assert verdict("back", 0.1, 0.5) == [YES, YES, YES]
+    # In front it grows faster, and is lower all the same.
+    assert verdict("front", 0.35, 0.3) == [NO, YES, NO]
+    assert verdict("neither", -0.5, 0.05) == [NO, NO, YES]
+
+
+def test_a_late_collapse_is_late(paper: dict[str, Any], tmp_path: Path) -> None:
+    calm, early, late = np.full(40, 0.9), np.full(40, 0.9), np.full(40, 0.9)
+    early[5:], late[30:] = 0.6, 0.6
+
+    def run(overlap: Any, jump: float) -> dict[str, Any]:
+        step = np.where(STEPS > 0.8, jump, 0.0).tolist()
+        measured = {"overlap_ratio": overlap.tolist(), "entropy_student_nats": step}
+        return {name: {None: values} for name, values in (measured | {"grad_norm": step}).items()}
+
+    def verdicts(name: str, long: Any, medium: Any, l3: float = 0.1, l4: float = 0.1) -> list[str]:
+        runs = {"E09.l3": run(medium, l3), "E09.l4": run(medium, l4)}
+        runs |= {arm: run(long, 0.5) for arm in ("E09.l5", "E09.l6")}
+        return of_runs(paper, "E09-collapse", tmp_path / name, runs)
+
+    assert verdicts("late", late, calm) == [YES] * 13
+    # From its highest value to its end it falls as far, but before the middle of training.
+    assert verdicts("early", early, calm) == [NO, NO, NO, *[YES] * 10]
+    assert verdicts("medium, too", late, late) == [NO, YES, YES, NO, NO, *[YES] * 8]
+    # One medium length with jumps as large is enough.
+    assert verdicts("jumps", late, calm, l3=0.5) == [NO, *[YES] * 4, *[NO, YES] * 4]
+    assert verdicts("other jumps", late, calm, l4=0.7) == [NO, *[YES] * 4, *[YES, NO] * 4]
+
+
+def test_the_late_dip_of_four_tokens_is_late(paper: dict[str, Any], tmp_path: Path) -> None:
+    def verdicts(name: str, k4: list[float]) -> list[str]:
+        step = {"E12.k1": 0.5, "E12.k4": 0.1, "E12.k16": 0.1}
+        overlap = {"E12.k1": [0.9] * 40, "E12.k4": k4, "E12.k16": [0.9] * 40}
+        runs = {
+            arm: {
+                "overlap_ratio": {None: overlap[arm]},
+                "entropy_student_nats": {None: [0.0] * 20 + [jump] * 20},
+                "grad_norm": {None: [0.0] * 20 + [jump] * 20},
+            }
+            for arm, jump in step.items()
+        }
+        return of_runs(paper, "E12-k4", tmp_path / name, runs)
+
+    assert verdicts("late", [0.9] * 30 + [0.7] * 10) == [YES] * 5
+    assert verdicts("early", [0.9] * 10 + [0.7] * 30) == [NO, YES, YES, NO, NO]
 
 
 def test_units_of_metrics_and_values() -> None:
