@@ -11,19 +11,24 @@ Draws follow from a seed and from what is drawn alone. R is the number of draws.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 
+from opd.results import claim_spec
 from opd.results.claim_spec import Test, quantities
 from opd.results.estimate import at
 from opd.results.quantity import MACRO, METRIC, POINTS, SCORES, Quantity, unit_of
 from opd.stats.intervals import Array
 
 DRAWS, SEED = 500, 0
+# A test that holds of a larger share of draws says nothing.
+MOST = 0.8
 BENCHMARKS, NUMBERS, STEPS = ("a", "b", "c"), (1, 2, 3), 100
 
 # Lowest and highest value by unit. Shares lie evenly in between, all others in their logarithm.
@@ -234,3 +239,31 @@ def _parts(quantity: Quantity) -> list[Quantity]:
     if not quantity.several:
         return [quantity]
     return [replace(quantity, name=f"{quantity.name[:-1]}{number}") for number in NUMBERS]
+
+
+class Accepted(NamedTuple):
+    """How large a share of draws the test of a claim holds of, and each part of it."""
+
+    claim: str
+    share: float
+    parts: list[float]
+
+    def errors(self, where: str) -> list[str]:
+        """What is wrong with the claim, a line each: its test, or else parts of it."""
+        loose = [("its test", self.share)]
+        if self.share <= MOST:
+            loose = [(f"part {n} of its test", share) for n, share in enumerate(self.parts, 1)]
+        remedy = "narrow it, or test more of what the statement says"
+        return [
+            f"{where}: claim {self.claim}: {what} holds of {share:.1%} of {DRAWS} random results; "
+            f"{remedy}"
+            for what, share in loose
+            if share > MOST
+        ]
+
+
+def accepted(path: Path) -> Iterator[Accepted]:
+    """The claims of a file in its order. Raises ``UserError`` where it is none."""
+    for claim in claim_spec.parse(claim_spec.read_claims(path)["claims"]):
+        shares = [float(holds(part).mean()) for part in claim.test.all or ()]
+        yield Accepted(claim.id, float(holds(claim.test).mean()), shares)

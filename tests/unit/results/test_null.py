@@ -1,11 +1,16 @@
 """Nulls against closed forms and naive references, and what they say of the papers' claims."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from opd.cli import main
 from opd.microscope import statistics
 from opd.results import null
 from opd.results.claim_spec import parse, quantities, read_claims
@@ -271,3 +276,91 @@ class Point(dict[Quantity, Estimate]):
     def __missing__(self, quantity: Quantity) -> Estimate:
         value = float(null.values(quantity, self.draws)[self.draw])
         return Estimate(value, np.full(3, value), 1, quantity.unit)
+
+
+# The command
+
+
+def claims_file(folder: Path, tests: dict[str, Given]) -> Path:
+    path = folder / "paper.yaml"
+    common = {"experiment": "E", "section": "1", "statement": "So it is."}
+    listed = [{"id": name, **common, "test": test} for name, test in tests.items()]
+    path.write_text(yaml.safe_dump({"title": "A paper", "claims": listed}))
+    return path
+
+
+BETTER = {"greater": {"left": {"avg": "A"}, "right": {"avg": "B"}}}
+NEARLY_ALL = {"at_most": {"of": {"avg": "A"}, "value": 0.9}}
+
+
+def test_a_claim_that_cannot_fail_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = claims_file(tmp_path, {"better": BETTER, "low": NEARLY_ALL})
+    with pytest.raises(SystemExit) as ended:
+        main.main(["claims", "--check", str(path)])
+    assert ended.value.code == 1
+    wrong, total = capsys.readouterr().out.splitlines()
+    said = re.fullmatch(
+        re.escape(f"{path}: claim low: its test holds of ")
+        + r"(\d+\.\d)% of 500 random results; narrow it, or test more of what the statement says",
+        wrong,
+    )
+    assert said and float(said[1]) == pytest.approx(90, abs=4)
+    assert total == "1 of 2 claims say what holds of random results, too"
+
+
+def test_a_part_that_cannot_fail_is_an_error_of_its_claim(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = claims_file(tmp_path, {"both": {"all": [BETTER, NEARLY_ALL]}})
+    with pytest.raises(SystemExit) as ended:
+        main.main(["claims", "--check", str(path)])
+    assert ended.value.code == 1
+    wrong, _ = capsys.readouterr().out.splitlines()
+    assert wrong.startswith(f"{path}: claim both: part 2 of its test holds of ")
+
+
+def test_all_claims_are_listed_without_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    higher = {"at_least": {"of": {"avg": "A"}, "value": 0.6}}
+    path = claims_file(tmp_path, {"better": BETTER, "both": {"all": [BETTER, higher]}})
+    main.main(["claims", str(path)])
+    *listed, total = capsys.readouterr().out.splitlines()
+    assert [line.split("% ")[1] for line in listed] == [f"{path}: better", f"{path}: both"]
+    # Of two even draws: the first is larger; and it is 0.6 or more, too.
+    expected = [50, 100 * (1 - 0.6**2) / 2]
+    assert [float(line.split("%")[0]) for line in listed] == pytest.approx(expected, abs=6)
+    assert total == "0 of 2 claims say what holds of random results, too"
+
+
+def test_without_files_all_of_config_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main.main(["claims", "--check"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: config/claims: there is no file of claims; name files, or start it in the folder "
+        "that has config/\n"
+    )
+    (tmp_path / "config/claims").mkdir(parents=True)
+    claims_file(tmp_path / "config/claims", {"better": BETTER})
+    main.main(["claims", "--check"])
+    assert capsys.readouterr().out == "0 of 1 claims say what holds of random results, too\n"
+
+
+def test_claims_of_the_first_paper_can_fail() -> None:
+    path = ROOT / "config/claims/rethinking_opd.yaml"
+    assert [error for claim in null.accepted(path) for error in claim.errors("here")] == []
+
+
+def test_the_check_is_light() -> None:
+    code = (
+        "import sys; from opd.cli import main; main.main(['claims', sys.argv[1]]);"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    path = ROOT / "config/claims/rethinking_opd.yaml"
+    subprocess.run([sys.executable, "-c", code, path], check=True, stdout=subprocess.DEVNULL)
