@@ -168,6 +168,40 @@ def test_equivalent_needs_an_interval_within_the_margin() -> None:
     assert equivalent(certain(0.5), certain(0.5), 0.0).verdict == YES
 
 
+def test_what_a_claim_of_equality_would_reject() -> None:
+    """Its margin and half the width of the interval: there no part of the interval is within."""
+    found = equivalent(spread(0.49, 0.53), certain(0.5), 0.03)
+    assert found.rejects() == pytest.approx((-0.05, 0.05), abs=1e-3)
+    assert found.precision() == (
+        "With an interval of this width, less than −5.0 points or more than +5.0 points would be "
+        "not reproduced."
+    )
+    for distance, verdict in ((0.0499, MAYBE), (0.0501, NO)):
+        middle = 0.5 + distance
+        assert (
+            equivalent(spread(middle - 0.02, middle + 0.02), certain(0.5), 0.03).verdict == verdict
+        )
+        middle = 0.5 - distance
+        assert (
+            equivalent(spread(middle - 0.02, middle + 0.02), certain(0.5), 0.03).verdict == verdict
+        )
+    between = bounded(spread(0.72, 0.78, ""), 0.7, 0.8)
+    assert between.rejects() == pytest.approx((0.67, 0.83), abs=1e-3)
+    assert between.precision().startswith("With an interval of this width, less than 0.67")
+    bare = bounded(certain(0.5, "nats"), 0.25, 1.0)
+    assert bare.rejects() == (0.25, 1.0)
+    assert bare.precision() == (
+        "With an interval of no width, less than 0.250 nats or more than 1.00 nats would be not "
+        "reproduced."
+    )
+    # Of what has one limit, or no end of its interval, there is nothing to say.
+    assert bounded(certain(0.5), 0.4, None).rejects() is None
+    assert greater(spread(0.6, 0.7), certain(0.5)).precision() is None
+    draws = np.where(np.arange(1000) < 100, np.nan, 0.5)
+    boundless = Side("share", "a", Estimate(0.5, draws, 3, "share"))
+    assert bounded(boundless, 0.4, 0.6).rejects() is None
+
+
 def test_a_course_rises_and_falls() -> None:
     start, end = certain(0.7), spread(0.78, 0.84)
 
@@ -404,7 +438,14 @@ def test_a_results_folder_gets_every_verdict(tmp_path: Path, inputs: dict[str, P
     assert len(each) == 2 and "on easy" in each[0] and "on hard" in each[1]
     # By number, not by the order of the file or of letters: 2, 8, 16.
     assert [c["value"] for c in found["by_id"]["falls"]["checks"]] == pytest.approx([-0.2, -0.1])
+    (auroc,) = found["by_id"]["auroc"]["checks"]
+    half = (auroc["high"] - auroc["low"]) / 2
+    assert auroc["rejects"] == pytest.approx([0.7 - half, 0.8 + half])
+    for file in ("claims.md", "claims.html"):
+        text = (tmp_path / "out" / file).read_text()
+        assert text.count(f"{auroc['precision']}") == text.count("With an interval of") == 1
     (rise,) = found["by_id"]["rises"]["checks"]
+    assert rise["rejects"] is None and rise["precision"] is None
     assert rise["shown"] == "+19.0 points (no interval); claimed: rising by at least 10 points"
     assert rise["shown"] in rise["text"]
     # Eleven steps: the end is the mean of the last two, 0.88 and 0.9.
