@@ -15,7 +15,7 @@ SHELL := bash
 # Rules and tests call `python`, `opd` and `snakemake` by name.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: mini mini-all pilot install install-light test lint unit workflow data faults test-slurm test-slurm-nightly \
+.PHONY: mini mini-all pilot rehearsal install install-light test lint unit workflow data faults test-slurm test-slurm-nightly \
 	vllm-cpu lock readme clean
 
 shown = echo "claims: $$(sed -n '/reproduced/{p;q}' results/$(1)/claims.md)"; \
@@ -37,6 +37,9 @@ pilot: $(STAMP) $(if $(filter vllm,$(BACKEND)),.venv-vllm/installed) ## real pro
 	$(SNAKEMAKE) --configfile config/pilot.yaml $(if $(filter index,$(SOURCE)),config/pilot-local.yaml) \
 	  --config backend=$(BACKEND)
 	@cat results/pilot/tables/pilot.md; $(call shown,pilot)
+
+rehearsal: $(STAMP) ## the papers' configs at their own size, run small to their reports with stand-ins for models and data
+	for paper in paper many-faces unmasking; do opd rehearse --configfile config/$$paper.yaml; done
 
 install: $(STAMP)
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from opd.core.code import package_file
+from opd.core.marked import mark
 from opd.core.security import visible, visible_line
 
 SHARED = package_file(__file__, "pages")
@@ -27,7 +28,8 @@ def render(folders: Path | tuple[Path, ...], template: str, **values: object) ->
     newlines of values, too. Raises ``jinja2.UndefinedError`` for a value that the template lacks.
     """
     environment = _environment(folders, template.endswith(".txt.j2"))
-    return visible(environment.get_template(template).render(values))
+    text = visible(environment.get_template(template).render(values))
+    return f"> {mark()}\n\n{text}" if mark() and template.endswith(".md.j2") else text
 
 
 def _on_one_line(value: object) -> object:
@@ -46,6 +48,7 @@ def _environment(folders: Path | tuple[Path, ...], is_text: bool) -> Environment
         keep_trailing_newline=True,
         finalize=_on_one_line if is_text else None,
     )
+    environment.globals["mark"] = mark()
     environment.filters |= {"anchor": anchor, "many": many, "number": number}
     return environment
 

@@ -37,7 +37,7 @@ def resolve(raw: Mapping[str, Any]) -> Config:
         remedy = "write plain values: text in quotes, numbers, lists, mappings"
         raise UserError(f"no plain values ({error})", "config", remedy) from None
     _refuse_secrets(raw)
-    config = valid(Config, _expand(raw), "", "mend this key of the config", ["[key]"])
+    config = valid(Config, expanded(raw), "", "mend this key of the config", ["[key]"])
     _settle_models(config)
     _check_references(config)
     return config
@@ -48,12 +48,17 @@ def read(paths: Iterable[Path], entries: Iterable[str] = ()) -> Config:
 
     Raises ``UserError`` for a file that is not there or holds no config, and as ``resolve`` does.
     """
-    merged: dict[str, Any] = {}
+    return resolve(merged(paths, entries))
+
+
+def merged(paths: Iterable[Path], entries: Iterable[str] = ()) -> dict[str, Any]:
+    """The same as it is written, unchecked."""
+    config: dict[str, Any] = {}
     for path in paths:
         if not path.is_file():
             raise UserError("no such config", str(path), "mend the path")
-        merged = merge(merged, read_yaml(path, "write KEY: VALUE"))
-    return resolve(merge(merged, settings(entries)))
+        config = merge(config, read_yaml(path, "write KEY: VALUE"))
+    return merge(config, settings(entries))
 
 
 def typed(text: Any) -> Any:
@@ -108,7 +113,7 @@ def _refuse_secrets(value: Any, where: str = "") -> None:
         raise UserError("it holds a token or a password", where, "put it into the environment")
 
 
-def _expand(raw: Mapping[str, Any]) -> dict[str, Any]:
+def expanded(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Write ``defaults`` into each recipe and each ``sweep`` out as recipes of its own. What goes
     by the name of a built-in protocol is laid over it."""
     config = dict(raw)

@@ -24,6 +24,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from opd.core import marked
 from opd.core.code import package_file
 from opd.core.text import number
 
@@ -409,5 +410,7 @@ def draw(page_of: Callable[[Data], Figure], data: Data, out: Path) -> None:
     with matplotlib.rc_context(fname=STYLE):
         page = page_of(data)
         source = {"Source": " ".join(data["sources"]) or None}
+        if marked.mark():
+            page.text(0.5, 0.5, "rehearsal", size=40, alpha=0.2, rotation=20, ha="center")
         page.savefig(out / "figure.png", dpi=160, metadata={"Software": None, **source})
         page.savefig(out / "figure.svg", metadata={"Date": None, "Creator": None, **source})

@@ -20,6 +20,7 @@ import torch
 from opd.core.errors import UserError
 
 LAUNCHED = "OPD_LAUNCHED"
+WORKER = __name__  # the module that each of the processes runs
 
 
 def needed(cfg: Mapping[str, Any]) -> bool:
@@ -45,7 +46,7 @@ def launch(
         launcher += ["--main_process_port", "0"]  # any that is free
     else:
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", n]
-    command = [sys.executable, "-m", *launcher, "-m", __name__, str(task)]
+    command = [sys.executable, "-m", *launcher, "-m", WORKER, str(task)]
     # Processes end at a step's beginning, and a step may take long: torchrun has to wait.
     environment = {**os.environ, LAUNCHED: "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "86400"}
     signals: list[int] = []

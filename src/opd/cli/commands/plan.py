@@ -1,5 +1,4 @@
-"""Commands about a config and claims: ``schema``, ``plan``, ``claims``, ``calibrate``, ``lock``,
-``doctor``."""
+"""Commands about a config (what it may hold, costs, lacks and locks, its rehearsal) and claims."""
 
 import argparse
 import json
@@ -38,6 +37,20 @@ def add(command: options.Add) -> None:
     options.add_flag(plan, "--jobs", "list every job")
     options.add_path(plan, "--calibration", "rates of `opd calibrate`", RATES, metavar="FILE")
 
+    rehearse = command(
+        "rehearse",
+        _rehearse,
+        "run the whole of a config small, on this machine, with stand-ins for models and data",
+        usage="opd rehearse [--configfile FILE ...] [--config KEY=VALUE ...] [options]"
+        " [-- SNAKEMAKE'S OPTIONS]",
+    )
+    options.add_configs(rehearse)
+    about = "where it lies; rehearsals/NAME if not given"
+    options.add_path(rehearse, "--out", about, metavar="FOLDER")
+    about = "training processes that stay, of those that the config has"
+    options.add(rehearse, "--processes", about, 1, type=whole(1), metavar="N")
+    options.add(rehearse, "arguments", "options and targets of Snakemake", [], nargs="*")
+
     claims = command("claims", _claims, "of how many random results the test of each claim holds")
     about = f"files of claims; all of {CLAIMS} if not given"
     options.add_path(claims, "files", about, (), nargs="*", metavar="FILE")
@@ -73,6 +86,18 @@ def add(command: options.Add) -> None:
     about = "as for snakemake: looks at the cluster too; this machine alone if not given"
     options.add(doctor, "--profile", about, metavar="NAME")
     options.add_flag(doctor, "--json", "print all of it as JSON")
+
+
+def _rehearse(arguments: argparse.Namespace) -> int:
+    from opd.rehearsal.command import rehearse
+
+    return rehearse(
+        arguments.configfile,
+        arguments.config,
+        arguments.out,
+        arguments.processes,
+        arguments.arguments,
+    )
 
 
 def _schema(arguments: argparse.Namespace) -> None:

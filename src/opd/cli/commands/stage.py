@@ -7,6 +7,7 @@ from typing import Any
 from opd.cli.commands.options import Add, add_command, json_object
 from opd.core.errors import UserError
 from opd.core.files import read_json
+from opd.core.marked import mark
 from opd.stages import registry
 from opd.stages.run import run_stage
 
@@ -50,6 +51,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
         check(arguments.plan, arguments.input)
     stage, settings, output = arguments.stage, _settings(arguments.cfg), arguments.output
+    if mark():
+        from opd.rehearsal import on_cpu
+
+        on_cpu.prepare(stage)
     copies = {name: Path(path) for name, _, path in (t.partition("=") for t in arguments.copy)}
     computed = run_stage(stage, settings, arguments.input, output, copies, arguments.store)
     print(f"{'made' if computed else 'found in the store'}: {output.parent}")

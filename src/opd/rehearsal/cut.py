@@ -1,0 +1,169 @@
+"""The rule by which a config becomes its rehearsal: the same recipes, by the same names, with fewer
+rows, samples and steps and shorter responses. Nothing else of a recipe changes.
+
+Lengths of responses are divided by ``TOKENS``, so that they keep their order. What is counted in
+prompts, samples and steps comes down to what ``MOST`` says, where it is more. Of the steps that a
+run keeps those stay that something names (``MODEL@STEP``), else the first; they become the steps 1,
+2, and so on, and the run ends one step later.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from opd.recipes import resolve
+from opd.recipes.config import DEFAULTS
+from opd.recipes.evaluation import Protocol
+from opd.recipes.models import PRESETS, RANKS
+
+TOKENS = 128
+SHORTEST = 4
+# Lengths in tokens of responses and of what lies within them.
+LENGTHS = ("max_new_tokens", "prefixes", "longer_than", "position_bin", "free", "first_window")
+# What is counted: the most of it that a rehearsal has.
+MOST = {
+    "prompts_per_step": 2,
+    "rollouts_per_prompt": 2,
+    "group_size": 2,
+    "updates_per_batch": 2,
+    "data_parallel_size": 2,
+    "micro_batch": 2,
+    "samples": 2,
+    "attempts": 2,
+    "n": 8,
+    "first": 8,
+    "questions": 2,
+    "rollouts": 8,
+    "trials": 24,
+    "min_visits": 2,
+    "min_children_visits": 1,
+    "nll_traces": 4,
+    "nll_every": 1,
+    "max_tokens": 1024,
+}
+# Of one kind of recipe alone.
+MOST_OF = {"sft": {"batch_size": 2}, "screening": {"samples": 4}}
+# Of the config itself; all other keys of these sections stay.
+TRAINING = {"processes": 1, "checkpoint_every": 1}
+
+
+def cut(raw: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
+    """The rehearsal of a config as it is written (``raw``, merged from its files), with defaults
+    and sweeps written out; its name ends in ``-rehearsal``. Of the training processes ``processes``
+    stay. Raises ``UserError`` as ``opd.recipes.resolve`` does for a config that is wrong."""
+    resolve.resolve(raw)
+    config: dict[str, Any] = resolve.expanded(raw)
+    config.pop("defaults", None)
+    config["name"] = f"{config['name']}-rehearsal"
+    for section, recipes in config.items():
+        if section in resolve.SWEPT:
+            config[section] = {name: _recipe(section, recipe) for name, recipe in recipes.items()}
+    protocols = {name: dict(own) for name, own in config.get("protocols", {}).items()}
+    for evaluation in config.get("evaluations", {}).values():
+        name = evaluation.get("protocol", "standard")
+        protocols.setdefault(name, dict(PRESETS["protocols"].get(name, {})))
+    config["protocols"] = {name: _sizes(Protocol, own) for name, own in protocols.items()}
+    training = dict(config.get("training", {}))
+    most = TRAINING | {"processes": processes}
+    config["training"] = {
+        key: min(value, most.get(key, value)) if key in most else value
+        for key, value in training.items()
+    }
+    return _renamed(config, _steps(config))
+
+
+def length(tokens: int) -> int:
+    """What becomes of a length in tokens."""
+    return max(SHORTEST, math.ceil(tokens / TOKENS)) if tokens else tokens
+
+
+def _recipe(section: str, recipe: Any) -> Any:
+    """A recipe with its sizes cut: those of the section itself, and those of its kind."""
+    cut = _sizes(DEFAULTS[section], recipe) if section in DEFAULTS else dict(recipe)
+    for kind in cut.keys() & DEFAULTS.keys():
+        if isinstance(cut[kind], Mapping):
+            settings = dict(cut[kind])
+            # A preset lets nothing but its own sizes stand: they are written out.
+            settings = {**PRESETS.get(kind, {}).get(settings.pop("preset", None), {}), **settings}
+            if settings.get("steps") is not None:
+                settings.pop("epochs", None)
+            if settings.get("aggregation") == "micro_batch_mean":
+                settings.setdefault("data_parallel_size", RANKS)
+            cut[kind] = _sizes(DEFAULTS[kind], settings, MOST_OF.get(kind, {}))
+            if isinstance(cut[kind].get("length_penalty"), Mapping):
+                penalty = cut[kind]["length_penalty"]
+                cut[kind]["length_penalty"] = {
+                    key: length(value) - 1 if key == "free" and value else value
+                    for key, value in penalty.items()
+                }
+    if isinstance(cut.get("sample"), Mapping):
+        cut["sample"] = {k: _most(MOST, k, v) for k, v in cut["sample"].items()}
+    return cut
+
+
+def _sizes(
+    kind: type[BaseModel], settings: Mapping[str, Any], of_kind: Mapping[str, int] = {}
+) -> dict[str, Any]:
+    """Settings of a kind of recipe with its sizes cut, also those that are left to defaults."""
+    most, cut = {**MOST, **of_kind}, dict(settings)
+    for key, field in kind.model_fields.items():
+        value = settings.get(key, field.default)
+        if value is None or value is PydanticUndefined or isinstance(value, bool):
+            continue
+        if key in LENGTHS:
+            value = [length(v) for v in value] if isinstance(value, list) else length(value)
+        else:
+            value = _most(most, key, value)
+        if value != settings.get(key, field.default):
+            cut[key] = value
+    return cut
+
+
+def _most(most: Mapping[str, int], key: str, value: Any) -> Any:
+    return min(value, most[key]) if key in most and isinstance(value, int) else value
+
+
+def _steps(config: dict[str, Any]) -> dict[str, str]:
+    """Cut the steps of every run; old names of steps -> new ones."""
+    named = {text for text in _texts(config) if re.fullmatch(r"[^@]+@[0-9]+", text)}
+    renamed: dict[str, str] = {}
+    for name, model in config.get("models", {}).items():
+        for kind in model.keys() & {"sft", "grpo", "distill"}:
+            run = model[kind]
+            kept, steps = sorted({*run.get("keep_steps", [])} - {0}), run.get("steps")
+            if steps is None and not kept:
+                continue
+            wanted = [step for step in kept if f"{name}@{step}" in named] or kept[:1]
+            new = {step: number for number, step in enumerate(wanted, 1)}
+            if steps is not None:
+                run["steps"] = min(steps, len(wanted) + 1)
+                renamed[f"{name}@{steps}"] = f"{name}@{run['steps']}"
+            if kept:
+                run["keep_steps"] = [*new.values()]
+            renamed |= {f"{name}@{step}": f"{name}@{number}" for step, number in new.items()}
+    return {old: new for old, new in renamed.items() if old in named}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return names.get(value, value)
+    if isinstance(value, Mapping):
+        return {key: _renamed(inner, names) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_renamed(inner, names) for inner in value]
+    return value

@@ -1,0 +1,178 @@
+"""A rehearsal differs from its config in sizes alone."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opd.core.errors import UserError
+from opd.plan import artifacts, outputs
+from opd.recipes import resolve
+from opd.recipes.config import Config
+from opd.rehearsal.cut import cut, length
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).parents[3]
+PAPERS = [
+    ["paper.yaml"],
+    ["many-faces.yaml"],
+    ["unmasking.yaml"],
+]
+# What the documentation says that a rehearsal may change (docs/rehearsal.md).
+SIZES = set(
+    re.findall(
+        r"`(\w+)`",
+        (ROOT / "docs" / "rehearsal.md").read_text().split("<!-- sizes -->")[1],
+    )
+)
+
+
+def raw(names: list[str]) -> dict[str, Any]:
+    return resolve.merged([ROOT / "config" / name for name in names])
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each value of a checked config with its path. A run's steps are named after its last one."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, str(key)))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from leaves(inner, (*path, str(number)))
+    else:
+        yield path, value
+
+
+def renamed(config: Config, other: Config) -> dict[str, str]:
+    """Kept steps of a config -> those of its rehearsal, in the order of their steps; None where the
+    rehearsal keeps fewer."""
+    names = {}
+    for run in {name.partition("@")[0] for name in config.models if "@" in name}:
+        old = sorted((n for n in config.models if n.startswith(f"{run}@")), key=_step)
+        new = sorted((n for n in other.models if n.startswith(f"{run}@")), key=_step)
+        shown = {str(a.model) for a in config.arms.values()}
+        stay = [n for n in old if n in shown] or old[:1]
+        assert len(stay) == len(new)
+        names |= dict(zip(stay, new, strict=True))
+    return names
+
+
+def _step(name: str) -> int:
+    return int(name.partition("@")[2])
+
+
+@pytest.mark.parametrize("names", PAPERS, ids=lambda names: names[-1])
+def test_only_documented_sizes_differ(names: list[str]) -> None:
+    before = resolve.resolve(raw(names))
+    after = resolve.resolve(cut(raw(names)))
+    kept = renamed(before, after)
+    assert after.name == f"{before.name}-rehearsal"
+
+    def dump(config: Config) -> dict[tuple[str, ...], Any]:
+        plain = config.model_dump(mode="json", exclude={"name", "defaults"}, by_alias=True)
+        plain["models"] = {n: m for n, m in plain["models"].items() if "@" not in n}
+        return dict(leaves(plain))
+
+    old, new = dump(before), dump(after)
+    protocols = {path for path in new if path[0] == "protocols"} - old.keys()
+    changed = {
+        path
+        for path in (old.keys() | new.keys()) - protocols
+        if old.get(path, ...) != new.get(path, ...)
+        and not (path[0] == "arms" and kept.get(old[path]) == new[path])
+    }
+    keys = {next(part for part in reversed(path) if not part.isdigit()) for path in changed}
+    assert keys <= SIZES, keys - SIZES
+    assert keys  # or nothing was compared
+
+
+@pytest.mark.parametrize("names", PAPERS, ids=lambda names: names[-1])
+def test_jobs_and_what_they_are_made_from_stay(names: list[str]) -> None:
+    """But for kept steps that nothing names, and the evaluations of these."""
+    before, after = resolve.resolve(raw(names)), resolve.resolve(cut(raw(names)))
+    kept = renamed(before, after)
+
+    def jobs(config: Config) -> dict[str, tuple[str, tuple[str, ...]]]:
+        measured = artifacts.plan(config, {})
+        shown = measured | outputs.exhibits(config, measured, ROOT / "config")
+        return {made.folder: (made.stage, made.inputs) for made in shown.values()}
+
+    def place(folder: str) -> str:
+        parts = folder.split("/")
+        return "/".join(kept.get(part, part) for part in parts)
+
+    old, new = jobs(before), jobs(after)
+    gone = {name for name in before.models if "@" in name and name not in kept}
+
+    def stays(folder: str) -> bool:
+        return not gone & {*folder.split("/")}
+
+    expected = {
+        place(folder): (stage, {place(path) for path in inputs if stays(path)})
+        for folder, (stage, inputs) in old.items()
+        if stays(folder)
+    }
+    assert {f: (stage, {*inputs}) for f, (stage, inputs) in new.items()} == expected
+    assert {stage for stage, _ in old.values()} == {stage for stage, _ in new.values()}
+
+
+def test_lengths_keep_their_order() -> None:
+    lengths = [512, 1024, 3072, 7168, 10240, 15360, 31744]
+    assert [length(n) for n in lengths] == [4, 8, 24, 56, 80, 120, 248]
+    assert length(0) == 0 and length(1) == 4
+
+
+def test_steps_that_something_names_stay_as_the_first_ones() -> None:
+    models = {
+        "base": {"path": "/m"},
+        "run": {
+            "distill": {
+                "student": "base",
+                "teacher": "base",
+                "prompts": "p",
+                "steps": 300,
+                "keep_steps": [50, 100, 200],
+            }
+        },
+    }
+    config = {
+        "name": "own",
+        "prompts": {"p": {"path": {"file": "/p.jsonl"}}},
+        "models": models,
+        "arms": {
+            "A.b": {"label": "b", "model": "run@200"},
+            "A.a": {"label": "a", "model": "run@100"},
+            "A.end": {"label": "end", "model": "run@300"},
+        },
+    }
+    made = cut(config)
+    run = made["models"]["run"]["distill"]
+    assert (run["steps"], run["keep_steps"]) == (3, [1, 2])
+    assert [arm["model"] for arm in made["arms"].values()] == ["run@2", "run@1", "run@3"]
+    config["arms"] = {}
+    run = cut(config)["models"]["run"]["distill"]
+    assert (run["steps"], run["keep_steps"]) == (2, [1])
+
+
+def test_settings_of_a_preset_are_written_out_and_its_lengths_cut() -> None:
+    config = {
+        "name": "own",
+        "prompts": {"p": {"path": {"file": "/p.jsonl"}}},
+        "models": {
+            "base": {"path": "/m"},
+            "run": {"grpo": {"student": "base", "prompts": "p", "preset": "rethinking"}},
+        },
+    }
+    before = resolve.resolve(config).models["run"].grpo
+    after = resolve.resolve(cut(config)).models["run"].grpo
+    assert before and after
+    assert (after.clip, after.importance_cap, after.epochs) == (0.2, 2.0, 1)
+    assert (before.max_new_tokens, after.max_new_tokens) == (7168, 56)
+    assert (after.prompts_per_step, after.group_size) == (2, 2)
+
+
+def test_a_wrong_config_is_refused_as_always() -> None:
+    with pytest.raises(UserError, match="seedz"):
+        cut({"name": "own", "seedz": 1})

@@ -1,0 +1,131 @@
+"""What a CPU can train only in a rehearsal: FSDP2 in two processes, with rollouts of vLLM."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from opd.core import marked, tables
+from opd.core.html import render
+from opd.data import prompts
+from opd.losses.schemas import METRICS
+from opd.rehearsal import on_cpu, stand_ins
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).parents[3]
+CFG: dict[str, Any] = {
+    **{"steps": 3, "lr": 1e-3, "seed": 5, "threads": 1, "prompts_per_step": 4, "micro_batch": 2},
+    **{"temperature": 1.0, "max_new_tokens": 24, "max_prompt_tokens": 256},
+    **{"precision": "bfloat16", "gradient_checkpointing": True, "processes": 2},
+    "vllm": {"max_model_length": 512},
+    "execution": {
+        "accelerate": str(ROOT / "config" / "accelerate" / "fsdp2.yaml"),
+        "checkpoint_every": 2,
+        "vllm": {
+            "mode": "colocate",
+            "gpu_memory_utilization": 0.4,
+            "enable_sleep_mode": True,
+        },
+    },
+}
+STAGES = {
+    "distill": {
+        **{"loss": {"k": 16}, "aggregation": "token_mean", "metrics_k": 16, "metrics_every": 1},
+        **{"position_bin": 8, "rollouts_per_prompt": 2},
+        "inputs": ["student", "teacher", "prompts"],
+    },
+    "grpo": {
+        **{"group_size": 2, "grader": "rule", "importance_cap": 2.0},
+        "inputs": ["student", "prompts"],
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def vllm() -> str:
+    path = os.environ.get("OPD_VLLM") or str(ROOT / ".venv-vllm" / "bin" / "python")
+    if not Path(path).exists():
+        pytest.skip("no interpreter with vLLM (OPD_VLLM)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("rehearsed")
+    taught: dict[str, Any] = {}
+    for role, name in (("student", "Qwen/Qwen3-0.6B"), ("teacher", "Qwen/Qwen3-4B")):
+        stand_ins.model(name, folder / role, taught)
+    rows = [{"question": f"what is {n} + 1?", "answer": "1"} for n in range(16)]
+    (folder / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "prompts").mkdir()
+    prompts.run({"source": {"path": str(folder / "q.jsonl")}}, {}, folder / "prompts")
+    return {name: folder / name for name in ("student", "teacher", "prompts")}
+
+
+@pytest.mark.parametrize("stage", ["distill", "grpo"])
+def test_sharded_training_samples_through_vllm_from_its_own_weights(
+    stage: str, vllm: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """After each step vLLM has the weights of the trainer, or the stage fails (``_compare``)."""
+    cfg = CFG | STAGES[stage]
+    command = [vllm, "-m", "opd", "stage", stage, "--cfg", json.dumps(cfg)]
+    command += ["--input", *(str(inputs[name]) for name in cfg["inputs"])]
+    command += ["--output", str(tmp_path / "made" / "digest.json")]
+    command += ["--store", str(tmp_path / "store")]
+    environment = {**os.environ, marked.VARIABLE: "1", "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = {line for line in done.stderr.splitlines() if line.startswith(on_cpu.SAID)}
+    assert len(said) == 3 and any("shards" in line for line in said), said
+    rows = tables.read(tmp_path / "made" / "payload" / "metrics.parquet", METRICS).to_pylist()
+    assert [r["step"] for r in rows if r["name"] == "loss"] == [1, 2, 3]
+
+
+def trainer_with(served: Any) -> Any:
+    """A trainer that samples, whose engine serves these weights."""
+    weights = torch.nn.ModuleDict({"norm": torch.nn.Linear(2, 2, bias=False)})
+    model = SimpleNamespace(get_parameter=lambda name: served)
+    driver = SimpleNamespace(model_runner=SimpleNamespace(model=model))
+    executor = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=driver))
+
+    class Trainer:
+        vllm_generation = SimpleNamespace(llm=SimpleNamespace(llm_engine=executor))
+        accelerator = SimpleNamespace(unwrap_model=lambda model: model)
+
+        def _generate_single_turn(self) -> str:
+            return "sampled"
+
+    on_cpu._compare(Trainer)
+    trainer: Any = Trainer()
+    trainer.model = weights
+    return trainer
+
+
+def test_an_engine_with_other_weights_is_seen() -> None:
+    trainer = trainer_with(None)
+    own = trainer.model["norm"].weight.detach().bfloat16()
+    trainer = trainer_with(own)
+    trainer.model["norm"].weight.data = own.float()
+    assert trainer._generate_single_turn() == "sampled"
+    trainer = trainer_with(own + 1)
+    trainer.model["norm"].weight.data = own.float()
+    with pytest.raises(AssertionError, match=r"norm\.weight"):
+        trainer._generate_single_turn()
+
+
+def test_pages_of_a_rehearsal_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from opd.core import html
+
+    (tmp_path / "page.html.j2").write_text('{% extends "base.html.j2" %}{% set title = "A" %}')
+    (tmp_path / "table.md.j2").write_text("| a |\n")
+    for value, times in (("", 0), ("1", 1)):
+        monkeypatch.setenv(marked.VARIABLE, value)
+        html._environment.cache_clear()
+        for name in ("page.html.j2", "table.md.j2"):
+            assert render(tmp_path, name).count(marked.MARK) == times
+    html._environment.cache_clear()
