@@ -147,6 +147,23 @@ def load_prompts(
     return chats, rows
 
 
+def _add_up_in_float32(trainer: Trainer) -> None:
+    """Have gradients of a sharded model computed in bfloat16 added up in float32, over processes
+    and over micro-batches, as those of a whole copy are. accelerate would round them before."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and trainer.args.bf16:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            # Inputs are token ids, and the number of tokens, which is not to be rounded.
+            param_dtype=torch.bfloat16,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        )
+        # Else gradients of a step's micro-batches are kept whole on every device until the last.
+        trainer.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+
+
 def train(
     trainer: Trainer,
     record: Record,
@@ -179,6 +196,9 @@ def train(
     def save(folder: Path) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        # Gathered from shards, weights that are tied no longer share memory: once is enough.
+        for name in getattr(model, "all_tied_weights_keys", None) or {}:
+            state.pop(name, None)
         if trainer.accelerator.is_main_process:
             trained, model.generation_config = model.generation_config, generation
             model.save_pretrained(folder, state_dict=state)
@@ -189,6 +209,7 @@ def train(
             tokenizer.save_pretrained(folder)
 
     trainer.add_callback(Keep(folders, save))
+    _add_up_in_float32(trainer)
     resumable(trainer, record, scratch, folders)
     finish()
     save(out)

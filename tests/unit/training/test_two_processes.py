@@ -15,7 +15,10 @@ from opd.training import launch
 
 # Completions that depend on the prompt alone: the same rollouts however they are shared out.
 RECORDED = """
+import os
 import random
+from pathlib import Path
+
 from opd.training import distill
 
 
@@ -27,8 +30,23 @@ def completions(self, prompt_ids, images, multimodal_fields):
     return made
 
 
+def seen(step):
+    "After a step, the share of the first gradient's numbers that bfloat16 can hold."
+    def look(self, *given, **named):
+        loss = step(self, *given, **named)
+        if self.accelerator.sync_gradients and "SEEN" in os.environ:
+            gradient = next(p.grad for p in self.model.parameters() if p.grad is not None)
+            whole = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+            whole = whole[whole != 0]
+            held = (whole == whole.bfloat16().float()).double().mean().item()
+            Path(os.environ["SEEN"]).write_text(str(held))
+        return loss
+    return look
+
+
 def run(*given):
     distill.Trainer._generate_single_turn = completions
+    distill.Trainer.training_step = seen(distill.Trainer.training_step)
     return distill.run(*given)
 """
 ROOT = Path(__file__).parents[3]
@@ -78,6 +96,39 @@ def test_two_processes_are_one(
     for name in ("loss", "kl_nats", "overlap_ratio", "response_tokens", "repetition_ratio"):
         ours, theirs = (course(tmp_path / n, name) for n in "12")
         assert ours == pytest.approx(theirs, rel=1e-3), name
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_sharded_processes_are_those_with_whole_copies(
+    inputs: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    tolerance: float,
+) -> None:
+    """What five steps change, in FSDP2 over gloo and with a whole copy in each process. In bfloat16
+    the two compute otherwise (autocast rounds what goes into products, FSDP2 all weights), but in
+    both gradients are added up in float32: few of their numbers are ones that bfloat16 holds."""
+    monkeypatch.setattr(launch, "WORKER", "opd.rehearsal.worker")
+    source = Path(launch.__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", str(source), prepend=os.pathsep)
+    cfg = {**STEPS, "lr": 1e-3, "micro_batch": 2, "precision": precision}
+    cfg |= {"gradient_checkpointing": True, "prompts_per_step": 8}
+    sharded = {"execution": {"accelerate": str(ROOT / "config" / "accelerate" / "fsdp2.yaml")}}
+    start = load_file(inputs["student"] / "model.safetensors")
+    before = torch.cat([w.flatten() for _, w in sorted(start.items())])
+    whole = trained(2, cfg, inputs, tmp_path / "whole") - before
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    parts = trained(2, cfg | sharded, inputs, tmp_path / "parts") - before
+    assert float((tmp_path / "seen").read_text()) < 0.1
+    assert whole.norm() > 0.01 * before.norm()
+    difference = ((whole - parts).norm() / whole.norm()).item()
+    print(f"{precision}: {difference:.2e} of what changes")
+    assert difference <= tolerance
+    for name in ("loss", "kl_nats"):
+        ours, theirs = (course(tmp_path / n, name) for n in ("whole", "parts"))
+        assert ours == pytest.approx(theirs, rel=max(tolerance, 1e-4)), name
 
 
 def test_two_processes_measure_the_nll_of_one(inputs: Inputs, tmp_path: Path) -> None:
