@@ -111,7 +111,7 @@ def paired_test(after: Scores, before: Scores, resamples: int = 9999, seed: int 
     for quantity in averages(after, before):
         weighed = [cells.mean(axis=0) / cells.shape[1] / len(quantity) for cells in quantity]
         sides.append(np.concatenate(weighed))
-    if np.array_equal(*sides):
+    if np.array_equal(sides[0], sides[1]):
         return 1.0
     result = permutation_test(
         sides,
