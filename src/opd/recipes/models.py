@@ -192,6 +192,11 @@ class Grpo(OnPolicy, Run):
         default=None, description="optimiser steps on one batch of rollouts, each on a part of it"
     )
     schedule: Literal["constant", "cosine", "linear"] | None = None
+    aggregation: Literal["token_mean", "sequence_mean"] | None = Field(
+        default=None,
+        description="the mean over all tokens of an update, if not given; or over the tokens of a "
+        "rollout, then over rollouts",
+    )
     clip: Positive | None = Field(default=None, description="0.2 if not given")
     clip_high: Positive | None = Field(default=None, description="the upper clip, if another")
     importance_cap: Positive | None = Field(

@@ -176,6 +176,10 @@ def test_table_1_is_in_the_settings_of_every_run(config, planned):
         "top_p": 0.95,
         "warmup": 0.1,
     }
+    # As its code averages tokens, which the first paper's does otherwise.
+    by_rollout = {f for f, made in planned.items() if made.stage == "grpo"}
+    assert len(by_rollout) == 3
+    assert {planned[f].cfg["aggregation"] for f in by_rollout} == {"sequence_mean"}
 
 
 def test_losses_of_the_comparisons(config, planned):
