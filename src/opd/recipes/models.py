@@ -137,6 +137,10 @@ class OnPolicy(Trained):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_prompt_tokens: Count = 1024
     max_new_tokens: Count = 7168
+    shuffle: bool | None = Field(
+        default=None,
+        description="the prompts of every epoch in another order; as they stand if not",
+    )
 
 
 class Sft(Run):

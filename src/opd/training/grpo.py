@@ -11,7 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 from opd.data import privileged
 from opd.grading.graders import GRADERS
 from opd.models.checkpoints import load_model, load_tokenizer
-from opd.training import common, launch
+from opd.training import common, launch, order
 from opd.training.record import Record
 from opd.training.resume import step_of
 
@@ -127,7 +127,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     Many Faces of OPD, its code, slime/backends/megatron_utils/cp_utils.py:67-73 at 33234e5). With
     several updates a batch, each takes another part of the rollouts, in random order, and the token
     mean is by the mean number of tokens of a part. A step is one batch of rollouts; what is
-    recorded counts updates. Prompts are taken in order, a last partial batch is dropped.
+    recorded counts updates. Prompts are taken in order, a last partial batch is dropped; or, with
+    ``shuffle``, as ``opd.training.order.shuffled`` says.
     """
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)
@@ -136,6 +137,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     tokenizer = load_tokenizer(inputs["student"])
     examples = load(cfg, inputs, tokenizer)
     batches = cfg.get("steps") or cfg["epochs"] * (len(examples) // cfg["prompts_per_step"])
+    if cfg.get("shuffle"):
+        taken = order.shuffled(len(examples), batches * cfg["prompts_per_step"], cfg["seed"])
+        examples = examples.select(taken)
     updates = cfg.get("updates_per_batch", 1)
     arguments = common.rollout_arguments({**cfg, "steps": batches * updates}, "grpo", scratch)
     trainer = Trainer(
