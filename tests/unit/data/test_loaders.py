@@ -159,11 +159,15 @@ def test_openthoughts3_keeps_mathematics_and_has_no_ground_truth(hub: Callable[.
 
 
 def test_openthoughts_114k_takes_solutions_with_one_box(hub: Callable[..., Path]) -> None:
-    def row(problem: str, solution: str, domain: str = "math") -> dict[str, Any]:
+    """The model's own solution stands in where there is none, and nowhere else."""
+
+    def row(
+        problem: str, solution: str | None, domain: str = "math", own: str = "s"
+    ) -> dict[str, Any]:
         return {
             "problem": problem,
             "deepseek_reasoning": "r",
-            "deepseek_solution": "s",
+            "deepseek_solution": own,
             "ground_truth_solution": solution,
             "domain": domain,
             "source": "numina",
@@ -176,12 +180,20 @@ def test_openthoughts_114k_takes_solutions_with_one_box(hub: Callable[..., Path]
         row("two", r"\boxed{1} or \boxed{2}"),
         row("none", "so 3"),
         row("code", r"\boxed{1}", "code"),
+        row("absent", None, own=r"thus \boxed{5}"),
+        row("empty", "", own=r"thus \boxed{6}"),
+        row("two of its own", None, own=r"\boxed{7} or \boxed{8}"),
+        row("without a box", "so 3", own=r"\boxed{9}"),
     ]
     name = "open-thoughts/OpenThoughts-114k"
     hub(name, default=[{"system": "s", "conversations": []}], metadata=metadata)
     rows, tally = load({"hub": name, "revision": REVISION})
-    assert [(r["question"], r["answer"]) for r in rows] == [("one", r"\frac{1}{2}")]
-    assert tally == {"read": 4, "row filter": 3}
+    assert [(r["question"], r["answer"], r["solution"]) for r in rows] == [
+        ("one", r"\frac{1}{2}", r"so \boxed{\frac{1}{2}}."),
+        ("absent", "5", r"thus \boxed{5}"),
+        ("empty", "6", r"thus \boxed{6}"),
+    ]
+    assert tally == {"read": 8, "row filter": 5}
     assert rows[0]["source"] == f"{name}@{REVISION}/metadata:train"
 
 
