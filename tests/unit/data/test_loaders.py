@@ -242,6 +242,23 @@ def test_boolq_and_mmlu(hub: Callable[..., Path]) -> None:
         ]
 
 
+def test_mmlu_pro_and_the_science_of_mixture_of_thoughts(hub: Callable[..., Path]) -> None:
+    """Up to ten choices, and the letter as it stands; conversations that a model has answered."""
+    row = {"question_id": 70, "question": "2+2?", "answer": "J", "answer_index": 9, "src": "s"}
+    options = [str(n) for n in range(-5, 5)]
+    hub("TIGER-Lab/MMLU-Pro", split="test", default=[{**row, "options": options}])
+    (found,), _ = load({"hub": "TIGER-Lab/MMLU-Pro", "revision": REVISION, "split": "test"})
+    assert found["question"].startswith("2+2?\nA. -5\nB. -4\n")
+    assert found["question"].endswith("\nJ. 4") and found["answer"] == "J"
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    hub(
+        "open-r1/Mixture-of-Thoughts", science=[{"messages": turns, "num_tokens": 2, "source": "s"}]
+    )
+    source = {"hub": "open-r1/Mixture-of-Thoughts", "revision": REVISION, "config": "science"}
+    (found,), _ = load(source)
+    assert (found["question"], found["answer"], found["turns"]) == ("Why?", "", None)
+
+
 def test_a_dataset_that_is_not_known_needs_its_columns_named(hub: Callable[..., Path]) -> None:
     hub("a/b", default=[{"ask": "q", "info": {"truth": 2.0}, "hard": "3"}])
     source = {"hub": "a/b", "revision": REVISION}
