@@ -179,7 +179,23 @@ def test_table_1_is_in_the_settings_of_every_run(config, planned):
     # As its code averages tokens, which the first paper's does otherwise.
     by_rollout = {f for f, made in planned.items() if made.stage == "grpo"}
     assert len(by_rollout) == 3
-    assert {planned[f].cfg["aggregation"] for f in by_rollout} == {"sequence_mean"}
+    for key, value in {"aggregation": "sequence_mean", "clip": 0.2, "clip_high": 0.28}.items():
+        assert {planned[f].cfg[key] for f in by_rollout} == {value}
+
+
+def test_settings_that_its_scripts_alone_state(planned):
+    """run-qwen3-1.7B-sft-openthoughts_math.sh for what App. A.23 does not say; the teacher that was
+    told solutions by run-qwen3-1.7B-opsd_grpo-openthoughts_privileged_grpo.sh, whose checkpoint
+    "step99" is the one after 100 batches, with the learning rate still rising."""
+    sft = planned["models/q1.7b-sft/s0"].cfg
+    scripted = {"batch_size": 128, "warmup": 0.1, "weight_decay": 0.1, "adam_beta2": 0.98}
+    printed = {"epochs": 2, "lr": 1e-5, "schedule": "cosine"}
+    assert {key: sft[key] for key in scripted | printed} == scripted | printed
+    told = planned["models/q1.7b-pi-grpo/s0"].cfg
+    wanted = {"prompts_per_step": 16, "group_size": 8, "updates_per_batch": 8, "steps": 100}
+    wanted |= {"lr": 1e-6, "schedule": "constant", "warmup": 1.0, "max_new_tokens": 8192}
+    assert {key: told[key] for key in wanted} == wanted
+    assert "top_p" not in told
 
 
 def test_losses_of_the_comparisons(config, planned):
