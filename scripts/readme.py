@@ -103,7 +103,8 @@ def counts(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
     lines = [
         f"{sum(about['counts'].values())} claims of *{about['title']}*, scale {found['scale']}, "
         f"{f'{many} seeds' if many > 1 else 'one seed'}: "
-        f"{claims_page.headline({**found, **about}, claims_page.mark)}."
+        f"{claims_page.headline({**found, **about}, claims_page.mark)}"
+        f"{claims_page.ours({**found, **about}, claims_page.mark)}."
         for about in found["papers"].values()
     ]
     return "\n\n".join(lines)
