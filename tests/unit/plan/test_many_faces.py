@@ -84,6 +84,9 @@ def test_the_papers_prefix_test_beside_its_rows(tmp_path: Path) -> None:
     assert found["right_wrong"].value > found["wrong_right"].value
     report = judged(tmp_path, cfg, {"probe:A6:s0": made})
     verdicts = {one["id"]: one["verdict"] for one in report["claims"]}
+    ours = {one["id"] for one in report["claims"] if one["ours"]}
+    assert ours == {name for name in verdicts if name.startswith("MF-")}
+    assert sum(report["counts"].values()) == len(verdicts) - len(ours)
     assert {name: v for name, v in verdicts.items() if name.startswith("A6")} == {
         "A6-drop": "reproduced",
         "A6-transitions": "reproduced",
@@ -332,7 +335,7 @@ def test_the_miniature_has_the_headline_and_all_of_it_the_rest():
     assert headline < mini
     rest = {"models/told-contexts/s0", "models/told-from-rl-full/s0", "probes/A12.full/s2"}
     assert headline | rest < whole and not rest & mini
-    figures = {f"figures/{PAPER}/mf{n}" for n in ("08", "09")}
+    figures = {f"figures/{PAPER}/{name}" for name in ("mf08", "what_is_told")}
     assert figures == {f for f in mini if f.startswith(f"figures/{PAPER}/")}
     more = ("03", "04", "07", "10", "11", "12", "13", "14", "15", "16", "17", "18")
     assert {f"figures/{PAPER}/mf{n}" for n in more} < whole
