@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import yaml
 from measurements import evaluation, probe, run
+from paper_switches import SWITCHES, switch_arguments
 
+from opd.core.files import digest
 from opd.data import privileged
 from opd.plan import outputs
 from opd.plan.artifacts import plan
@@ -17,7 +19,7 @@ from opd.plan.papers import Paper, read_paper
 from opd.probes import prefix
 from opd.recipes.config import Config
 from opd.recipes.models import Context
-from opd.recipes.resolve import merge, resolve
+from opd.recipes.resolve import merge, read, resolve
 from opd.results import claims
 from opd.results.claim_spec import needs, read_claims
 from opd.stages.artifact import Artifact, closure
@@ -534,6 +536,33 @@ def test_science_is_trained_and_tested_on_sets_of_its_own():
         for one in planned[f].cfg["benchmarks"]
     }
     assert tasks == {"opd_gpqa_diamond", "opd_mmlu_pro"}
+
+
+def identities(config: Config) -> dict[str, str]:
+    """What everything that is shown is made with, inputs of inputs included."""
+    made = plan(config, {})
+    made |= outputs.exhibits(config, made, CONFIG)
+    found: dict[str, str] = {}
+    for folder in closure(outputs.targets(config, made), made):
+        inputs = [found.get(one, one) for one in made[folder].inputs]
+        found[folder] = digest([made[folder].cfg, inputs])
+    return found
+
+
+@pytest.fixture(scope="module")
+def unswitched(config: Config) -> dict[str, str]:
+    return identities(config)
+
+
+@pytest.mark.parametrize("switch", SWITCHES["many-faces"])
+def test_a_switch_to_another_reading_plans_and_changes_what_is_shown(switch, config, unswitched):
+    option, arguments = switch_arguments(switch)
+    files = ["config/many-faces.yaml"]
+    if option == "--configfile":
+        files, arguments = arguments, []
+    switched = read([ROOT / file for file in files], arguments)
+    changed = {f: one for f, one in identities(switched).items() if unswitched.get(f) != one}
+    assert {made.partition("/")[0] for made in changed} - {"report", "claims"}
 
 
 def shown(config: Config) -> set[str]:
