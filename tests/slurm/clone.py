@@ -20,8 +20,8 @@ HERE = Path(__file__).parent
 CONFIG = "config/small.yaml"
 PATIENCE = 600
 
-# Snakemake and its plugin, as envs/workflow.txt has them.
-WORKFLOW = Path(os.environ.get("OPD_WORKFLOW", ROOT / ".venv-workflow" / "bin" / "python"))
+# What Snakemake runs from: this environment, or a light one.
+WORKFLOW = Path(os.environ.get("OPD_WORKFLOW", sys.executable))
 
 SITE: dict[str, Any] = {
     "interpreters": {"gpu": sys.executable, "vllm": sys.executable},

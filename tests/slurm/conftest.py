@@ -18,7 +18,7 @@ def cluster() -> Iterator[Cluster]:
     if not os.environ.get("OPD_SLURM_INSIDE"):
         pytest.fail("these tests run by `make test-slurm`: the cluster is a machine of its own")
     if not WORKFLOW.is_file():
-        pytest.fail(f"no {WORKFLOW}: the environment of envs/workflow.txt, by `make test-slurm`")
+        pytest.fail(f"no {WORKFLOW}: the environment of `make install`")
     # Not where pytest keeps files: other users than root have to get there.
     folder = Path(tempfile.mkdtemp(prefix="opd-slurm-"))
     folder.chmod(0o755)

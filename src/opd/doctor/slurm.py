@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from opd.doctor.base import Finding, output, some
-from opd.doctor.interpreters import PLUGIN
 
+PLUGIN = "snakemake-executor-plugin-slurm"
 COMMANDS = ("sbatch", "squeue", "sinfo", "scontrol", "scancel")
 # What Snakemake's plugin waits before it first asks for states, and how many times that an ended
 # job has to stay in squeue's list.
@@ -97,7 +97,7 @@ def _plugin() -> Finding:
     try:
         version = importlib.metadata.version(PLUGIN)
     except importlib.metadata.PackageNotFoundError:
-        remedy = "pip install -r envs/workflow.txt, into an environment without vLLM"
+        remedy = "run Snakemake from what `make install` makes: an environment without vLLM"
         return Finding("Slurm plugin", "missing", f"{PLUGIN} is not installed", remedy)
     return Finding("Slurm plugin", "ok", f"{PLUGIN} {version}")
 

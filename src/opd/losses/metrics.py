@@ -160,7 +160,8 @@ def response_metrics(
     mask: Tensor, last_ids: Tensor, eos_ids: Tensor, repeated: Tensor
 ) -> dict[str, Sums]:
     """Measurements of B responses: tokens; share cut off before an end token; share of tokens that
-    repeat a 3-gram among those that end one (Many Faces, A2), over all responses.
+    repeat a 3-gram among those that end one (Many Faces, A2, whose code divides by all tokens:
+    docs/training.md), over all responses.
 
     mask [B, T] (ones on response tokens), last_ids [B] the last token of each response, eos_ids [E]
     the tokens that end one, repeated [B, T] from ``repeats``.

@@ -68,23 +68,29 @@ def token_loss(
 
 
 def aggregate(
-    loss: Tensor, mask: Tensor, how: Aggregation, tokens: Tensor | float, parts: int
+    loss: Tensor,
+    mask: Tensor,
+    how: Aggregation,
+    tokens: Tensor | float,
+    parts: int,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """One number from the losses [B, T] of a micro-batch, to be added over the ``parts`` equal
-    micro-batches of a step and averaged over processes.
+    micro-batches of a step and averaged over processes. It does not depend on how a step is cut
+    into them.
 
     ``token_mean``: over all tokens of the step, ``tokens`` a process. ``sequence_mean``: over
-    tokens within a sequence, then over sequences (Many Faces). ``micro_batch_mean``: over the
-    tokens of a micro-batch, then over micro-batches by their sequences (Rethinking OPD, its code;
-    restatement, section 3.3).
+    tokens within a sequence, then over sequences (Many Faces). ``micro_batch_mean``: the sum of
+    each loss times the weight of its sequence's tokens, ``weights`` [B]: times the number of
+    processes those of ``opd.training.micro_batches.token_weights`` (Rethinking OPD, its code).
     """
-    counts = mask != 0
     assert how in get_args(Aggregation), how
     if how == "token_mean":
         return loss.sum() / tokens
     if how == "sequence_mean":
-        return (loss.sum(-1) / counts.sum(-1).clamp(min=1)).mean() / parts
-    return loss.sum() / counts.sum().clamp(min=1) / parts
+        return (loss.sum(-1) / (mask != 0).sum(-1).clamp(min=1)).mean() / parts
+    assert weights is not None
+    return (loss.sum(-1) * weights).sum()
 
 
 class Candidates(NamedTuple):

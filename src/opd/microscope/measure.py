@@ -13,6 +13,7 @@ from opd.core import tables
 from opd.core.errors import LeftOut
 from opd.microscope import alignment, demonstrations, schemas, statistics
 from opd.microscope.alignment import Nodes, Scores
+from opd.microscope.counts import children_file
 from opd.microscope.page import page
 from opd.microscope.path_index import Children
 from opd.microscope.pool import known, main_numbers, write_cells
@@ -36,7 +37,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
 
     cfg: those of the stage ``tree`` that say what is asked; teacher (as there), min_children_visits
     (N_sig), mode (``renormalise`` or ``restrict_only``), method (``reverse_kl`` or ``forward_kl``),
-    title. Inputs: tree, student, prompts, ``teacher:NAME`` and ``demos:NAME`` as for the tree.
+    title, optional reading (``unforced``, of a tree that counts both). Inputs: tree, student,
+    prompts, ``teacher:NAME`` and ``demos:NAME`` as for the tree.
     Values: ``opd.microscope.statistics.values``. What cannot be measured is in left_out.parquet
     with the reason; where nothing can, there are no values.
     """
@@ -44,7 +46,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     tree = inputs["tree"]
     questions = tables.read(tree / "questions.parquet", schemas.QUESTIONS).to_pylist()
     paths = tables.read(tree / "paths.parquet", schemas.PATHS).to_pylist()
-    children = tables.read(tree / "children.parquet", schemas.CHILDREN)
+    children = tables.read(tree / children_file(cfg.get("reading")), schemas.CHILDREN)
     left_out = [_left_out(q["prompt_id"], q["reason"]) for q in questions if q["reason"]]
     open_ids = [question["prompt_id"] for question in questions if not question["reason"]]
     try:

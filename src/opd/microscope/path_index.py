@@ -11,12 +11,13 @@ path, named by its depth 0 to L - 1, the number of response tokens that it holds
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from opd.core.errors import UserError
+from opd.microscope.counts import Counts
 from opd.stats.intervals import Array
 
 TOKEN = np.dtype("<i4")
@@ -24,7 +25,6 @@ RECORD = np.dtype(
     [("tokens", "<i4"), ("prefix", "<i4"), ("correct", "u1"), ("finished", "u1")], align=False
 )
 NO_TOKEN = -1
-Counts = Literal["unforced", "whole"]
 
 
 class Children(NamedTuple):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from opd.microscope.path_index import Children, Counts
+from opd.microscope.counts import Counts
+from opd.microscope.path_index import Children
 from opd.stats.intervals import Array
 
 

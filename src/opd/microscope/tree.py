@@ -17,7 +17,8 @@ import numpy as np
 from opd.core import tables
 from opd.core.errors import LeftOut, UserError
 from opd.microscope import demonstrations, schemas, screening, targeting
-from opd.microscope.path_index import Children, Counts, PathIndex
+from opd.microscope.counts import READINGS, Counts, children_file
+from opd.microscope.path_index import Children, PathIndex
 from opd.microscope.scoring import compare
 from opd.models.pairing import load_pair
 from opd.models.prompts import Row, read_prompts
@@ -47,16 +48,19 @@ class Question:
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
-    """Stage ``tree``: questions.parquet, paths.parquet, children.parquet, report.json, and every
-    rollout below ``rollouts/``.
+    """Stage ``tree``: questions.parquet, paths.parquet, children.parquet (with counts ``both`` also
+    children-unforced.parquet), report.json, and every rollout below ``rollouts/``.
 
     cfg: those of ``opd.models.sampling.settings``, where max_new_tokens is the length of a whole
     rollout; grader, rollouts (G), correct_paths, incorrect_paths, teachers [{name, own, correct,
     wrong, chat_template_kwargs}], tau, top_gradient, top_difference, min_visits (N_min),
-    first_window, window_growth, counts (``unforced`` or ``whole``: see ``PathIndex.children``);
-    optional form, system, questions (the first so many). Inputs: student, prompts, optional
-    screening (its kept questions are taken), ``teacher:NAME`` unless the teacher's weights are the
-    student's own, ``demos:NAME`` where it sees demonstrations.
+    first_window, window_growth, counts (``unforced`` or ``whole``: see ``PathIndex.children``; or
+    ``both``); optional form, system, questions (the first so many). Inputs: student, prompts,
+    optional screening (its kept questions are taken), ``teacher:NAME`` unless the teacher's weights
+    are the student's own, ``demos:NAME`` where it sees demonstrations.
+
+    With ``both`` the tree is grown as with ``whole``, and children.parquet counts it; then what
+    ``unforced`` lacks is sampled, and children-unforced.parquet counts all of it.
 
     A question without correct or without incorrect rollouts is left out with the reason, as is a
     teacher that does not fit the student, and a question for a teacher without its demonstrations;
@@ -75,13 +79,18 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     sampler.stop()  # the models that are read next need the memory
     open_questions = [question for question in questions if question.reason is None]
     chosen, left_out = _chosen(cfg, inputs, open_questions)
-    targeted = {}
-    for name, picks in chosen.items():
-        requests = [request for q in open_questions for request in _targeted(q, picks, cfg)]
-        targeted[name] = len(requests)
-        _add(cfg, sampler, requests)
+    targeted = dict.fromkeys(chosen, 0)
+    for number, counts in enumerate(READINGS[cfg["counts"]]):
+        for name, picks in chosen.items():
+            requests = [
+                request for q in open_questions for request in _targeted(q, picks, cfg, counts)
+            ]
+            targeted[name] += len(requests)
+            _add(cfg, sampler, requests)
+        children = [row for question in open_questions for row in _children(question, counts)]
+        tables.write(out / children_file(counts if number else None), children, schemas.CHILDREN)
     sampler.stop()
-    rows = _write_tables(out, questions, cfg["counts"])
+    rows = _write_tables(out, questions)
     numbers = {
         "questions": len(rows),
         "analysed": len(open_questions),
@@ -204,12 +213,12 @@ def teacher_prompts(
 
 
 def _targeted(
-    question: Question, picks: Picks, cfg: Mapping[str, Any]
+    question: Question, picks: Picks, cfg: Mapping[str, Any], counts: Counts
 ) -> Iterator[tuple[Question, Request]]:
     """Requests that bring what a teacher has chosen to min_visits, as counts are now."""
     if question.id not in picks:
         return
-    paths, counts = question.index.paths, cfg["counts"]
+    paths = question.index.paths
     children = [question.index.children(path, counts) for path in range(len(paths))]
     for pick in targeting.top_up(picks[question.id], paths, children, cfg["min_visits"], counts):
         prefix = [*paths[pick.path][: pick.depth].tolist(), pick.token]
@@ -222,10 +231,17 @@ def _targeted(
             question.targeted[key] += 1
 
 
-def _write_tables(out: Path, questions: Sequence[Question], counts: Counts) -> list[Row]:
-    """Write questions.parquet, paths.parquet and children.parquet, and return the rows of the
-    first."""
-    rows, paths, children = [], [], []
+def _children(question: Question, counts: Counts) -> Iterator[Row]:
+    """Rows of CHILDREN, as counts are now."""
+    for path in range(len(question.index.paths)):
+        for row in question.index.children(path, counts).rows():
+            at = {"prompt_id": question.id, "path": path}
+            yield {**at, **dict(zip(Children._fields, row, strict=True))}
+
+
+def _write_tables(out: Path, questions: Sequence[Question]) -> list[Row]:
+    """Write questions.parquet and paths.parquet, and return the rows of the first."""
+    rows, paths = [], []
     for question in questions:
         records = question.index.records
         rows.append(
@@ -240,19 +256,16 @@ def _write_tables(out: Path, questions: Sequence[Question], counts: Counts) -> l
             }
         )
         for path, number in enumerate(question.numbers):
-            at = {"prompt_id": question.id, "path": path}
             paths.append(
                 {
-                    **at,
+                    "prompt_id": question.id,
+                    "path": path,
                     "correct": bool(records[number]["correct"]),
                     "finished": bool(records[number]["finished"]),
                     "rollout": number,
                     "token_ids": question.index.paths[path].tolist(),
                 }
             )
-            taken = question.index.children(path, counts).rows()
-            children += [{**at, **dict(zip(Children._fields, row, strict=True))} for row in taken]
     tables.write(out / "questions.parquet", rows, schemas.QUESTIONS)
     tables.write(out / "paths.parquet", paths, schemas.PATHS)
-    tables.write(out / "children.parquet", children, schemas.CHILDREN)
     return rows

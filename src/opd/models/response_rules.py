@@ -1,7 +1,10 @@
 """Rules that reject a response: each one is a pure function of the response's text.
 
-The first four are those of a released rollout script, in its order (Rethinking OPD, from the
-authors' code): no box, repeated lines, repeated windows, back-to-back repeated blocks.
+The first four are those of Rethinking OPD's rollout script, in its order: no box, repeated lines,
+repeated windows, back-to-back repeated blocks (thunlp/OPD at 0a44395,
+scripts/infer/vllm_rollout.py, lines 17-73). The Many Faces of OPD has the same
+(ulab-uiuc/Open-On-Policy-Distillation at 33234e5,
+examples/on_policy_distillation/collect_qwen3_llm_sft_openthoughts_math.py, from line 99).
 """
 
 from collections import Counter
@@ -23,8 +26,10 @@ def repeated_line(response: str) -> bool:
 
 
 def repeated_window(response: str) -> bool:
-    """Whether to reject: of the 100-character windows that start at every tenth character, three
-    or more are equal."""
+    """Whether to reject: a response of 300 characters or more in which, of the 100-character
+    windows that start at every tenth character, three or more are equal."""
+    if len(response) < 300:
+        return False
     counts = Counter(response[i : i + 100] for i in range(0, len(response) - 99, 10))
     return any(count >= 3 for count in counts.values())
 

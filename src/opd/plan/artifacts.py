@@ -264,8 +264,9 @@ def data_path(path: str, where: str) -> str:
         what = f"the relative path '{path}' needs the environment variable {variable}"
         raise UserError(what, where, "set it to the folder that holds the files")
     full = Path(root or "", path).absolute()
-    if not full.exists():
-        raise UserError(f"no such file: {full}", where, f"mend the path or {variable}")
+    if not (full.is_file() or full.is_dir()):
+        what = "neither a file nor a folder" if full.exists() else "no such file"
+        raise UserError(f"{what}: {full}", where, f"mend the path or {variable}")
     return str(full)
 
 

@@ -107,8 +107,11 @@ def rows(facts: Facts, folder: str) -> float:
         per_prompt = rows(facts, inputs["prompts"]) * (cfg.get("per_prompt") or math.inf)
         return min(rows(facts, inputs["generations"]), per_prompt, cfg.get("n") or math.inf)
     # A sample is as large as asked for: the stage refuses a set that is smaller.
-    if cfg.get("sample"):
-        return float(cfg["sample"]["n"])
+    sample = cfg.get("sample") or {}
+    if "questions" in sample:
+        return sample["questions"] * _rows_of_a_question(facts, folder)
+    if sample:
+        return float(sample.get("n") or sample["first"])
     if "prompts" in inputs:
         return rows(facts, inputs["prompts"])
     source, listed = cfg.get("source", {}), facts.tables.get("rows", {})
@@ -116,6 +119,20 @@ def rows(facts: Facts, folder: str) -> float:
         return float(source["world"]["n"])
     name = source.get("hub") or source.get("path")
     return float(listed.get(f"{name}:{source.get('config')}", listed.get(name, math.nan)))
+
+
+def _rows_of_a_question(facts: Facts, folder: str) -> float:
+    """How often the source of a prompt set asks each question; once if nothing else is listed."""
+    if folder not in facts.artifacts:
+        return math.nan
+    cfg, inputs = facts.artifacts[folder].cfg, facts.artifacts[folder].named
+    if cfg.get("distinct") == "question":
+        return 1.0
+    if "prompts" in inputs:
+        return _rows_of_a_question(facts, inputs["prompts"])
+    source = cfg.get("source", {})
+    listed = facts.tables.get("rows_of_a_question", {})
+    return float(listed.get(source.get("hub") or source.get("path"), 1))
 
 
 def problems(facts: Facts, artifact: Artifact) -> float:

@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 from opd.core.errors import UserError
 from opd.core.schema import read_yaml
+from opd.plan.values import check_values
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
 from opd.recipes.evaluation import PROTOCOLS
 from opd.results import claim_spec, figure_spec
 from opd.results.claim_spec import Claim
 from opd.results.figure_spec import PaperFigure
-from opd.results.quantity import MACRO, METRIC, SCORES, column, of_series
+from opd.results.quantity import MACRO, METRIC, SCORES, Quantity, column, of_series
 
 # What training logs (opd.losses.metrics, and the trainers' own), here without torch.
 DISTILL = """
@@ -180,6 +181,8 @@ def _check_config(config: Config, papers: Iterable[Paper]) -> None:
                 f"arms.{name}.evaluation",
                 "scores are compared problem by problem: name one that differs otherwise",
             )
+    for paper in papers:
+        check_values(config, _quantities(paper))
 
 
 def _asked(config: Config, name: str | None) -> tuple[set[str], int]:
@@ -187,6 +190,18 @@ def _asked(config: Config, name: str | None) -> tuple[set[str], int]:
     evaluation = config.evaluations[name or ""]
     protocol = config.protocols.get(evaluation.protocol) or PROTOCOLS[evaluation.protocol]
     return {*evaluation.benchmarks}, protocol.samples
+
+
+def _quantities(paper: Paper) -> Iterator[tuple[str, Quantity]]:
+    """(where, quantity) of all that a paper's claims and figures show of probes."""
+    for claim in paper.claims:
+        for quantity in claim_spec.quantities(claim):
+            yield f"{paper.name}: claim {claim.id}", quantity
+    for name, figure in paper.figures.items():
+        shown = [q for one in figure.drawn() if one.probe for q in figure.quantities(one.probe)]
+        marked = [row.quantity for row in figure.said() if row.quantity]
+        for quantity in (*shown, *marked):
+            yield f"{paper.name}: figure {name}", quantity
 
 
 def check_shown(config: Config) -> None:

@@ -4,6 +4,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from opd.core.errors import UserError
+from opd.microscope.counts import READINGS
 from opd.plan.base import artifact, at, engine, inputs_of, settings_of, tell_teacher
 from opd.recipes import probes as recipes
 from opd.recipes.base import unknown
@@ -131,6 +133,17 @@ def _alignment(config: Config, recipe: recipes.AlignmentProbe, seed: int, where:
     settings = settings_of(recipe) | tree.model_dump(include=ASKING, exclude_none=True)
     settings["teacher"] = _teacher(config, tree.student, teachers[recipe.teacher], inputs, seed)
     settings["title"] = f"{tree.student} as {recipe.teacher} sees it"
+    first, *others = READINGS[tree.counts]
+    reading = settings.pop("counts", first)
+    if reading in others:
+        settings["reading"] = reading
+        settings["title"] += f", {reading} counts"
+    elif reading != first:
+        raise UserError(
+            f"{recipe.tree} has no {reading} counts, only {first} ones",
+            f"{where}.counts",
+            "leave it out, or set counts: both in the tree",
+        )
     return settings | engine(config, tree.student), inputs
 
 

@@ -87,9 +87,23 @@ class Fit(Strict):
     max_prompt_tokens: Count = 1024
 
 
-class Sample(Strict):
-    n: Count
+class Sample(OneOf):
+    """Random rows, the first rows, or all rows of random questions."""
+
+    KINDS = ("n", "first", "questions")
+
+    n: Count | None = Field(default=None, description="rows at random")
+    first: Count | None = Field(default=None, description="rows from the beginning")
+    questions: Count | None = Field(
+        default=None, description="questions at random, each with all of its rows"
+    )
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _draws(self) -> "Sample":
+        if self.first and "seed" in self.model_fields_set:
+            raise ValueError("the first rows are not drawn: leave the seed out")
+        return self
 
 
 class Difficulty(Strict):

@@ -256,6 +256,10 @@ def _check_loss(loss: Loss) -> None:
     spec.loss_spec(loss.model_dump(exclude_none=True))
 
 
+# Of Rethinking OPD's runs: thunlp/OPD at 0a44395, on_policy_distillation.sh, lines 163 and 239.
+TOKEN_BUDGET, RANKS = 32768, 8
+
+
 class Distill(OnPolicy):
     """On-policy distillation (see ``opd.training.distill``)."""
 
@@ -264,6 +268,16 @@ class Distill(OnPolicy):
     prompts: PromptsRef
     loss: Annotated[Loss, checked(_check_loss)] = Loss()
     aggregation: Aggregation = "token_mean"
+    max_token_len_per_gpu: Count | None = Field(
+        default=None,
+        description="of micro_batch_mean: tokens that a micro-batch has room for, prompts "
+        f"included; {TOKEN_BUDGET} if not given",
+    )
+    data_parallel_size: Count | None = Field(
+        default=None,
+        description="of micro_batch_mean: ranks that a step's sequences are dealt to before they "
+        f"are cut, whatever trains here; {RANKS} if not given",
+    )
     metrics_k: Count = 16
     metrics_every: Count = Field(default=1, description="steps between measurements")
     position_bin: Count = Field(default=512, description="tokens in a bin of response positions")
@@ -297,6 +311,30 @@ class Distill(OnPolicy):
             raise ValueError(f"teacher_update: {self.teacher_update} needs teacher: {self.student}")
         if (self.ema_decay is not None) != (self.teacher_update == "ema"):
             raise ValueError("ema_decay goes with teacher_update: ema")
+        return self
+
+    @model_validator(mode="after")
+    def _cut_that_fits(self) -> "Distill":
+        """Writes out how micro_batch_mean cuts, so that it belongs to what makes the result."""
+        if self.aggregation != "micro_batch_mean":
+            for key in ("max_token_len_per_gpu", "data_parallel_size"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} goes with aggregation: micro_batch_mean")
+            return self
+        self.max_token_len_per_gpu = self.max_token_len_per_gpu or TOKEN_BUDGET
+        self.data_parallel_size = self.data_parallel_size or RANKS
+        longest = self.max_prompt_tokens + self.max_new_tokens
+        if longest > self.max_token_len_per_gpu:
+            raise ValueError(
+                f"max_token_len_per_gpu: {self.max_token_len_per_gpu} has no room for a prompt and "
+                f"a response of {longest} tokens"
+            )
+        sequences = self.prompts_per_step * self.rollouts_per_prompt
+        if sequences % self.data_parallel_size:
+            raise ValueError(
+                f"data_parallel_size: {self.data_parallel_size} does not divide the {sequences} "
+                "sequences of a step"
+            )
         return self
 
 

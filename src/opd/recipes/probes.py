@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from opd.core.schema import OneOf, Strict
 from opd.microscope.contexts import SUMMARISE, SYSTEM
+from opd.microscope.counts import Counts
 from opd.recipes.base import (
     MICRO_BATCH,
     Asked,
@@ -280,10 +281,11 @@ class TreeProbe(Asking):
     min_visits: Count = Field(default=100, description="N_min")
     first_window: Count = 50
     window_growth: Positive = 2.0
-    counts: Literal["unforced", "whole"] = Field(
+    counts: Literal["unforced", "whole", "both"] = Field(
         default="unforced",
         description="whole, as the paper: a rollout counts wherever it passes; unforced (ours): "
-        "not where it was made to pass, as that biases the success that is estimated",
+        "not where it was made to pass, as that biases the success that is estimated; both: grown "
+        "as with whole and then on, an alignment reads either",
     )
     max_teacher_prompt_tokens: Count = Field(default=32768, description="with demonstrations")
 
@@ -300,6 +302,9 @@ class AlignmentProbe(Strict):
 
     tree: ProbeRef
     teacher: Name
+    counts: Counts | None = Field(
+        default=None, description="of a tree that counts both; whole if not given"
+    )
     min_children_visits: Count = Field(default=20, description="N_sig; 40 for AIME")
     mode: Literal["renormalise", "restrict_only"] = Field(
         default="renormalise", description="over the children that count (inferred)"

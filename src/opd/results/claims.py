@@ -26,7 +26,7 @@ from opd.results import claim_spec, claims_page, published
 from opd.results.claim_spec import Claim, Said, Test, quantities
 from opd.results.estimate import Estimate, Measurements, Missing, Undefined, estimate, numbered
 from opd.results.labels import digits, ends, plain, with_unit, words_of
-from opd.results.quantity import MACRO, METRIC, POINTS, WHEN, Quantity, apart
+from opd.results.quantity import MACRO, METRIC, POINTS, PROBE, WHEN, Quantity, apart
 from opd.stats.intervals import Interval
 
 # From best to worst. What was not run decides over all: a claim is not judged by half.
@@ -105,6 +105,8 @@ def _limit(value: float, unit: str) -> str:
 def side(quantity: Quantity, measured: Measurements) -> Side:
     """The estimate of a quantity, in words. Raises ``Missing``."""
     result = estimate(quantity, measured)
+    if quantity.kind == PROBE:
+        return Side(_value(quantity, measured), measured.label(quantity.of, "probe"), result)
     when = WHEN[quantity.at or "end"] if quantity.kind == METRIC else ""
     if per := quantity.per:
         same_arm = per.of == quantity.of
@@ -114,6 +116,17 @@ def side(quantity: Quantity, measured: Measurements) -> Side:
         when += f" as a share of {whole}"
     whose = measured.label(quantity.of, quantity.inputs[0])
     return Side(words_of(quantity), whose, result, when)
+
+
+def _value(quantity: Quantity, measured: Measurements) -> str:
+    """A value of a probe in words, with what it is compared with: signal positive over signal."""
+    words, other = words_of(quantity), quantity.per or quantity.less
+    if other is None:
+        return words
+    compared = "that" if other.name == quantity.name else words_of(other)
+    if other.of != quantity.of:
+        compared += f" of {measured.label(other.of, 'probe')}"
+    return f"{words} {'over' if quantity.per else 'less'} {compared}"
 
 
 # Predicates

@@ -227,11 +227,18 @@ def _metric(quantity: Quantity, measured: Measurements) -> Estimate:
     if whole.value == 0:
         raise Undefined(f"{per.name} of {whose} is 0")
     if part.by_seed is None and whole.by_seed is None:
-        draws = np.where(whole.draws * whole.value > 0, whole.draws, np.nan)
-        if boundless(draws):
-            raise Undefined(f"{per.name} of {whose}, which it is a share of, may be 0")
-        return Estimate(part.value / whole.value, part.draws / draws, 1, quantity.unit)
+        return _ratio(part, whole, quantity.unit, f"{per.name} of {whose}, which it is a share of,")
     return _of_seeds(part.seed_by_seed / whole.seed_by_seed, quantity.unit, measured)
+
+
+def _ratio(part: Estimate, whole: Estimate, unit: str, what: str) -> Estimate:
+    """A quotient with Fieller's set for an interval, as of a share of a gap: a draw in which the
+    whole is none, or of the other sign, may be any ratio. Raises ``Undefined`` where that leaves no
+    bound; ``what`` names the whole."""
+    draws = np.where(whole.draws * whole.value > 0, whole.draws, np.nan)
+    if boundless(draws):
+        raise Undefined(f"{what} may be 0")
+    return Estimate(part.value / whole.value, part.draws / draws, part.seeds, unit)
 
 
 def _of_seeds(values: Array, unit: str, measured: Measurements) -> Estimate:
@@ -305,6 +312,18 @@ def at(values: Array, when: str) -> float:
 
 
 def _probe(quantity: Quantity, measured: Measurements) -> Estimate:
+    """A value of a probe; less another, or as a multiple of another, draw by draw."""
+    value = _of_probe(quantity, measured)
+    if quantity.less:
+        return value - estimate(quantity.less, measured)
+    if per := quantity.per:
+        what = f"{per.name} of {measured.label(per.of, 'probe')}, which it is a multiple of,"
+        return _ratio(value, estimate(per, measured), quantity.unit, what)
+    return value
+
+
+def _of_probe(quantity: Quantity, measured: Measurements) -> Estimate:
+    """A value of a probe, whatever it is compared with."""
     runs, name = measured.inputs(quantity.of, "probe"), quantity.name
     if name.endswith("_*"):
         name = numbered(quantity, measured)[0 if quantity.at == "first" else -1]

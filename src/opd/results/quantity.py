@@ -23,6 +23,7 @@ from opd.core.text import suggestion
 MACRO = "macro"  # the unweighted mean of all benchmarks
 METRIC, PROBE = "metric", "probe"
 POINTS = "points of a share"
+TIMES = "times"  # the unit of a ratio of two values of probes
 
 
 class Score(NamedTuple):
@@ -75,7 +76,8 @@ class Quantity:
     the metric or the probe's value.
 
     ``at`` is one of WHEN for a metric; for a probe's ``NAME_*``, first or last. ``positions``: the
-    half of response positions that a metric is over. ``per``: what it is a share of.
+    half of response positions that a metric is over. ``per``: what a metric is a share of, or a
+    probe's value a multiple; ``less``: what is subtracted from a probe's value.
     """
 
     kind: str
@@ -84,6 +86,12 @@ class Quantity:
     at: str | None = None
     positions: str | None = None
     per: "Quantity | None" = None
+    less: "Quantity | None" = None
+
+    @property
+    def parts(self) -> tuple["Quantity", ...]:
+        """It and what it is compared with, each as it is alone."""
+        return tuple(part for part in (self, self.per, self.less) if part)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -94,8 +102,7 @@ class Quantity:
 
     def needs(self) -> set[tuple[str, str]]:
         """(evaluations, base, teacher, run or probe; name of the arm or probe) of all inputs."""
-        needs = {(role, self.of) for role in self.inputs}
-        return needs | self.per.needs() if self.per else needs
+        return {(role, part.of) for part in self.parts for role in part.inputs}
 
     @property
     def several(self) -> bool:
@@ -112,9 +119,10 @@ class Quantity:
         if self.kind in SCORES:
             return SCORES[self.kind].unit
         if self.per:
-            return "share"
+            return "share" if self.kind == METRIC else TIMES
         unit = unit_of(self.name)
-        return apart(unit) if self.kind == METRIC and self.at in ("jump", "drop") else unit
+        is_difference = self.less or (self.kind == METRIC and self.at in ("jump", "drop"))
+        return apart(unit) if is_difference else unit
 
     @property
     def short(self) -> str:
@@ -152,7 +160,7 @@ def apart(unit: str) -> str:
 # The long notation
 
 # Keys beside a kind that is no score; it needs the first.
-_KEYS = {METRIC: ("of", "at", "positions", "per"), PROBE: ("value", "at")}
+_KEYS = {METRIC: ("of", "at", "positions", "per"), PROBE: ("value", "at", "per", "less")}
 
 
 def read(given: Any) -> Quantity:
@@ -167,17 +175,20 @@ def read(given: Any) -> Quantity:
     for key, value in given.items():
         if key not in (kind, *keys):
             raise ValueError(f"{key}: no such key beside {kind}")
-        if key != "per" and not isinstance(value, str):
+        if key not in ("per", "less") and not isinstance(value, str):
             raise ValueError(f"{key}: {value!r} is not allowed: write a name")
     if kind in SCORES:
         return Quantity(kind, given[kind], given.get("benchmark", MACRO))
     if keys[0] not in given:
         raise ValueError(f"{kind} needs {keys[0]}")
     if kind == PROBE:
-        quantity = Quantity(PROBE, given[PROBE], given["value"], given.get("at"))
-        if quantity.at and not quantity.name.endswith("_*"):
-            raise ValueError(f"at: {quantity.at} is for values of the form NAME_*")
-        return _checked(quantity)
+        quantity = _checked(Quantity(PROBE, given[PROBE], given["value"], given.get("at")))
+        others = {
+            key: _other_value(quantity, key, given) for key in ("per", "less") if key in given
+        }
+        if len(others) > 1:
+            raise ValueError("per and less: write one of them")
+        return replace(quantity, per=others.get("per"), less=others.get("less"))
     at, positions = given.get("at", "end"), given.get("positions")
     quantity = _checked(Quantity(METRIC, given["of"], given[METRIC], at, positions))
     if "per" not in given:
@@ -188,7 +199,26 @@ def read(given: Any) -> Quantity:
     return replace(quantity, per=_checked(replace(quantity, **per)))
 
 
+def _other_value(quantity: Quantity, key: str, given: Mapping[str, Any]) -> Quantity:
+    """What a probe's value is divided by or lessened by, from ``key`` of its mapping."""
+    other, names = given[key], {PROBE: "of", "value": "name"}
+    named = isinstance(other, Mapping) and other and not other.keys() - names.keys()
+    if not named or not all(isinstance(name, str) for name in other.values()):
+        raise ValueError(f"{key}: {other!r} is not allowed: write value, or probe, or both")
+    compared = _checked(replace(quantity, **{names[part]: name for part, name in other.items()}))
+    if compared == quantity:
+        raise ValueError(f"{key}: it compares a quantity with itself")
+    if quantity.several or compared.several:
+        raise ValueError(f"{key}: {quantity.name} and {compared.name} have to be one value each")
+    if compared.unit != quantity.unit:
+        units = " with ".join(unit or "a number" for unit in (quantity.unit, compared.unit))
+        raise ValueError(f"{key}: compares {units}")
+    return compared
+
+
 def _checked(quantity: Quantity) -> Quantity:
+    if quantity.kind == PROBE and quantity.at and not quantity.name.endswith("_*"):
+        raise ValueError(f"at: {quantity.at} is for values of the form NAME_*")
     times = WHEN if quantity.kind == METRIC else ("first", "last")
     for key, known in (("at", times), ("positions", ("front", "back"))):
         value = getattr(quantity, key)
@@ -201,11 +231,16 @@ def written(quantity: Quantity) -> dict[str, Any]:
     """The mapping that ``read`` takes."""
     if quantity.kind in SCORES:
         return {quantity.kind: quantity.of, "benchmark": quantity.name}
+    per, less = quantity.per, quantity.less
     mapping: dict[str, Any] = {METRIC: quantity.name, "of": quantity.of}
+    others: dict[str, Any] = {"positions": quantity.positions}
     if quantity.kind == PROBE:
         mapping = {PROBE: quantity.of, "value": quantity.name}
-    per = quantity.per and {"of": quantity.per.of, "at": quantity.per.at}
-    others = {"at": quantity.at, "positions": quantity.positions, "per": per}
+        others["less"] = less and {PROBE: less.of, "value": less.name}
+        others["per"] = per and {PROBE: per.of, "value": per.name}
+    elif per:
+        others["per"] = {"of": per.of, "at": per.at}
+    others["at"] = quantity.at
     return mapping | {key: value for key, value in others.items() if value is not None}
 
 

@@ -37,10 +37,21 @@ PACKAGES = (
 )
 
 
+class Settings(dict[str, Any]):
+    """The settings of a stage. A key that it needs and that is not there is a ``UserError``."""
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(
+            f"{key!r} is missing", "the stage's settings", "give all that a manifest.json has"
+        )
+
+
 def resolve_input(path: Path, look: bool = False) -> tuple[Path, Used]:
     """A declared input: its payload folder or plain file, and what a manifest says of it."""
     if not path.exists():
         raise UserError("no such input", str(path), "run the stage that makes it")
+    if not (path.is_file() or path.is_dir()):
+        raise UserError("neither a file nor a folder", str(path), "give a file in its place")
     if path.name != "digest.json":
         return path, Used(path=str(path), identity="", outputs=digest(content(path)))
     payload, outputs, key = verify.artifact(path, look)
@@ -138,11 +149,11 @@ def _compute(
             if STAGES[stage].resumes:
                 write_json(running, {"scratch": str(scratch.absolute())}, key)
                 execution = {**cfg.get("execution", {}), "keep_steps": keep_steps}
-                numbers = run({**cfg, "execution": execution}, paths, work, scratch)
+                numbers = run(Settings(cfg, execution=execution), paths, work, scratch)
             elif STAGES[stage].caches:
-                numbers = run(dict(cfg), paths, work, store / ".cache")
+                numbers = run(Settings(cfg), paths, work, store / ".cache")
             else:
-                numbers = run(dict(cfg), paths, work)
+                numbers = run(Settings(cfg), paths, work)
         _open_as_umask(work)
         stamps = verify.stamps(work)
         outputs = content(work)

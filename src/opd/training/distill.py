@@ -21,11 +21,13 @@ from opd.losses.token import aggregate
 from opd.models import pairing
 from opd.models.checkpoints import load_model, load_tokenizer, read_config, require_room
 from opd.models.pairing import head_of, teacher_kwargs, trim_vocabularies
-from opd.training import common, launch, order
+from opd.training import common, launch, micro_batches, order
 from opd.training.record import Record, Value
 
 # Column of the token ids that the teacher reads in place of the student's prompt.
 TEACHER_IDS = "teacher_ids"
+# Of a batch: what each token of a sequence counts in the loss.
+TOKEN_WEIGHTS = "token_weights"
 
 
 class Trainer(DistillationTrainer):
@@ -51,7 +53,26 @@ class Trainer(DistillationTrainer):
             ).to(batch["prompt_ids"].device)
             batch["teacher_prompt_ids"] = encoded["input_ids"]
             batch["teacher_prompt_mask"] = encoded["attention_mask"]
+        if self.cfg["aggregation"] == "micro_batch_mean":
+            batch[TOKEN_WEIGHTS] = self._token_weights(batch)
         return batch
+
+    def _token_weights(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What ``aggregate`` takes as the weights of this process's sequences of a step, [B]."""
+        masks = batch["prompt_mask"], batch["completion_mask"]
+        own = torch.stack([mask.sum(1) for mask in masks], 1)
+        # In the order of the prompts: each process has the next part of them.
+        prompts, responses = self.accelerator.gather(own).T.tolist()
+        weights = micro_batches.token_weights(
+            prompts,
+            responses,
+            self.cfg["max_token_len_per_gpu"],
+            self.cfg["data_parallel_size"],
+        )
+        start = self.accelerator.process_index * len(own)
+        # Processes are averaged, and here the sum over all of them is meant.
+        scaled = torch.tensor(weights, device=own.device) * self.accelerator.num_processes
+        return scaled[start : start + len(own)]
 
     def _hidden(self, model: Any, inputs: dict[str, Tensor], prompt: str) -> Tensor:
         """Last hidden states [B, T, H] that predict the T response tokens after a prompt."""
@@ -91,7 +112,8 @@ class Trainer(DistillationTrainer):
             if self.state.global_step % self.cfg["metrics_every"] == 0:
                 self._measure(hidden.detach(), head, teacher_hidden, teacher_head, ids, mask)
         parts = self.args.gradient_accumulation_steps
-        loss = aggregate(loss, mask, self.cfg["aggregation"], num_items_in_batch, parts)
+        how, weights = self.cfg["aggregation"], inputs.get(TOKEN_WEIGHTS)
+        loss = aggregate(loss, mask, how, num_items_in_batch, parts, weights)
         return loss, torch.zeros((), device=loss.device), mask.sum()
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -17,7 +17,14 @@ from opd.core.errors import UserError
 from opd.data import conversations
 from opd.data.privileged import EMPTY_THINK
 from opd.data.schemas import SFT_PAIRS
-from opd.models.checkpoints import load_model, load_tokenizer, read_config, require_room
+from opd.models.chat import turn_end
+from opd.models.checkpoints import (
+    load_model,
+    load_tokenizer,
+    read_config,
+    require_room,
+    stop_ids,
+)
 from opd.training import common, launch
 from opd.training.record import Record
 
@@ -261,6 +268,19 @@ def split(
     return trained, [measurable[i] for i in sorted(drawn)]
 
 
+def load_student(
+    cfg: dict[str, Any], folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The model to train, which generates until what ends a turn in its chat template, too: a base
+    model may end its responses with another token, and would go on after the end that it learns."""
+    model = load_model(folder)
+    turn = turn_end(tokenizer, cfg.get("chat_template_kwargs") or {})
+    ends = stop_ids(folder, tokenizer)
+    if turn is not None and turn not in ends:
+        model.generation_config.eos_token_id = sorted({*ends, turn})
+    return model
+
+
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
     """Stage ``sft``: inputs student and data (pairs).
 
@@ -270,6 +290,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     of an epoch is left out; ``epochs`` take every pair, the last step of each may be smaller. With
     packing, pairs are put into sequences of up to max_tokens (best fit, in their order by
     thousands) and batch_size counts those.
+
+    The model is saved with the tokenizer of the student, and as one whose responses end as the
+    student's do or with the end of a turn that it was trained on (``load_student``).
 
     Mean NLL (nats per response token, end of turn included) and perplexity, its exponential, are
     measured before and after training on the pairs that ``split`` draws for it (The Many Faces of
@@ -306,7 +329,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
             "lower batch_size, or train for epochs instead of steps",
         )
     trainer = SFTTrainer(
-        model=load_model(inputs["student"]),
+        model=load_student(cfg, inputs["student"], tokenizer),
         args=SFTConfig(
             **common.arguments(cfg, "sft", scratch),
             max_length=cfg["max_tokens"] if packing else None,

@@ -136,6 +136,56 @@ def test_samples_are_fair() -> None:
     assert all(abs(drawn[i] - expected) < 5 * spread for i in range(20))
 
 
+def of_questions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"text_hash": schemas.text_hash(row["question"]), **row} for row in rows]
+
+
+def test_a_sample_of_questions_has_all_their_rows_wherever_they_stand() -> None:
+    """30 questions of one to ten rows each, in two orders."""
+    rows = of_questions([{"question": f"q{i % 30}", "row": i} for i in range(165)])
+    times = Counter(row["question"] for row in rows)
+    chosen = prompts.sample_questions(iter(rows), 12, 7)
+    drawn = {row["question"] for row in chosen}
+    assert len(drawn) == 12
+    assert Counter(row["question"] for row in chosen) == {q: times[q] for q in drawn}
+    assert [row["row"] for row in chosen] == sorted(row["row"] for row in chosen)
+    grouped = sorted(rows, key=lambda row: row["question"])
+    again = prompts.sample_questions(grouped, 12, 7)
+    assert {row["question"] for row in again} == drawn
+    assert again == [row for row in grouped if row["question"] in drawn]
+    fewer = {row["question"] for row in prompts.sample_questions(rows, 5, 7)}
+    assert fewer < drawn != {row["question"] for row in prompts.sample_questions(rows, 12, 8)}
+    assert prompts.sample_questions(rows, 30, 7) == rows
+    with pytest.raises(UserError, match=r"sample\.questions: 31 questions wanted, 30 are there"):
+        prompts.sample_questions(rows, 31, 7)
+
+
+def test_samples_of_questions_are_fair() -> None:
+    """Each of 20 questions is in a sample of 5 as often as the next, however often it is asked."""
+    rows = of_questions([{"question": f"q{i}"} for i in range(20) for _ in range(1 + i % 3)])
+    drawn = Counter(
+        question
+        for seed in range(2000)
+        for question in {row["question"] for row in prompts.sample_questions(rows, 5, seed)}
+    )
+    expected, spread = 2000 / 4, (2000 * 0.25 * 0.75) ** 0.5
+    assert all(abs(drawn[f"q{i}"] - expected) < 5 * spread for i in range(20))
+
+
+def test_the_first_rows_are_those_left_in_front(tmp_path: Path, verl_file: Path) -> None:
+    """After what other keys leave out; and what is wrong with later rows is found."""
+    source = {"path": str(verl_file)}
+    rows, numbers = run(tmp_path, {"source": source, "sample": {"first": 3, "seed": 0}})
+    assert [row["row"] for row in rows] == [0, 1, 2]
+    assert numbers["steps"] == [{"step": "read", "rows": 12}, {"step": "sampled", "rows": 3}]
+    hard = {"source": source, "difficulty": {"at_least": 2.0}, "sample": {"first": 3}}
+    assert [row["row"] for row in run(tmp_path, hard)[0]] == [1, 2, 4]
+    assert len(run(tmp_path, {"source": source, "sample": {"first": 12}})[0]) == 12
+    empty = write(tmp_path / "e.jsonl", {"question": "a"}, {"question": " "})
+    with pytest.raises(UserError, match="row 1: the question is empty"):
+        run(tmp_path, {"source": empty, "sample": {"first": 1}})
+
+
 def test_csv_and_jsonl_tables(tmp_path: Path) -> None:
     rows = [{"q": "1+1", "a": 2, "level": "Level 3"}, {"q": "2+2", "a": 4, "level": "Level ?"}]
     jsonl, table = tmp_path / "t.jsonl", tmp_path / "t.csv"
@@ -224,7 +274,18 @@ def test_long_questions_are_left_out(tmp_path: Path, verl_file: Path) -> None:
             {"source": {"path": "plain.jsonl"}, "difficulty": {"at_most": 1.0}},
             "difficulty: .*no row of plain.jsonl has a difficulty",
         ),
-        ({"source": {"path": "set.parquet"}, "sample": {"n": 13}}, "13 prompts wanted, 12"),
+        (
+            {"source": {"path": "set.parquet"}, "sample": {"n": 13}},
+            r"^sample\.n: 13 prompts wanted, 12 are there; ask for fewer$",
+        ),
+        (
+            {"source": {"path": "set.parquet"}, "sample": {"first": 13}},
+            r"^sample\.first: 13 prompts wanted, 12 are there; ask for fewer$",
+        ),
+        (
+            {"source": {"path": "set.parquet"}, "sample": {"questions": 13}},
+            r"^sample\.questions: 13 questions wanted, 12 are there; ask for fewer$",
+        ),
         ({"source": {"hub": "a/b", "revision": "main"}}, "revision 'main' is not locked"),
         ({"source": {}}, "no source"),
     ],

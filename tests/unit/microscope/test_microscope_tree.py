@@ -132,6 +132,67 @@ def test_whole_counts_pass_above(inputs: Inputs, tmp_path: Path, grown_once: Pat
     assert 0 < total["whole"] < total["unforced"]
 
 
+def test_both_counts_share_one_tree(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grown as the paper grows it, to the byte, and then on; nothing is sampled twice."""
+    whole = grown(inputs, tmp_path / "whole", counts="whole")
+    asked: list[tuple[Any, ...]] = []
+    sample = Sampler.sample
+
+    def recorded(self: Sampler, requests: Any) -> Any:
+        asked.extend((one.id, tuple(one.prefix), one.sample) for one in requests)
+        return sample(self, requests)
+
+    monkeypatch.setattr(Sampler, "sample", recorded)
+    both = grown(inputs, tmp_path / "both", counts="both")
+    assert len({*asked}) == len(asked)
+    for name in ("children.parquet", "paths.parquet"):
+        assert (both / name).read_bytes() == (whole / name).read_bytes()
+    questions = rows(both / "questions.parquet", schemas.QUESTIONS)
+    paths = rows(both / "paths.parquet", schemas.PATHS)
+    counted = rows(both / "children-unforced.parquet", schemas.CHILDREN)
+    tokens = AutoTokenizer.from_pretrained(inputs["student"]).get_vocab()
+    for number, question in enumerate(questions):
+        first, all_of_it = (
+            PathIndex(payload / "rollouts" / f"{number:05d}") for payload in (whole, both)
+        )
+        before = len(first.records)
+        assert (all_of_it.records[:before] == first.records).all()
+        assert len(all_of_it.records) == question["rollouts"] > before
+        made = [all_of_it.rollout(i).tolist() for i in range(len(all_of_it.records))]
+        for path in (p for p in paths if p["prompt_id"] == question["prompt_id"]):
+            at = question["prompt_id"], path["path"]
+            mine = [row for row in counted if (row["prompt_id"], row["path"]) == at]
+            for row in mine:
+                node, child = path["token_ids"][: row["depth"]], row["token"]
+                free = [
+                    r[: row["depth"] + 1] == [*node, child] and forced <= row["depth"] + 1
+                    for r, forced in zip(made, all_of_it.records["prefix"].tolist(), strict=True)
+                ]
+                assert sum(free) == row["visits"]
+                assert all_of_it.records["correct"][free].sum() == row["successes"]
+            # Every letter was picked, so each has what N_min asks for by these counts, too.
+            letters = {row["token"]: row["visits"] for row in mine if row["depth"] == 0}
+            assert all(letters[tokens[letter]] >= SETTINGS["min_visits"] for letter in "abc")
+
+
+def test_an_alignment_reads_either_counts(inputs: Inputs, tmp_path: Path) -> None:
+    whole = grown(inputs, tmp_path / "whole", counts="whole")
+    both = grown(inputs, tmp_path / "both", counts="both")
+    published = aligned(inputs, whole, tmp_path / "published")
+    main = aligned(inputs, both, tmp_path / "main")
+    ours = aligned(inputs, both, tmp_path / "ours", reading="unforced")
+    assert values(main) == values(published)
+    assert values(ours)["teacher_advantage"] != values(main)["teacher_advantage"]
+    counted = rows(both / "children-unforced.parquet", schemas.CHILDREN)
+    visits = {(r["prompt_id"], r["path"], r["depth"], r["token"]): r["visits"] for r in counted}
+    for row in rows(ours / "tokens.parquet", schemas.TOKENS):
+        for child in row["children"]:
+            at = row["prompt_id"], row["path"], row["depth"], child["token"]
+            assert child["visits"] == visits.get(at, 0)
+
+
 def test_a_second_teacher_needs_nothing_where_the_first_has_been(
     inputs: Inputs, tmp_path: Path
 ) -> None:

@@ -37,8 +37,11 @@ def test_repeated_line(lines: list[str], rejected: bool) -> None:
         (UNIQUE[:105] * 3, False),
         (UNIQUE[:105] * 5, True),
         (UNIQUE, False),
-        ("a" * 119, False),
-        ("a" * 120, True),
+        # Below 300 characters nothing is looked at, though windows overlap.
+        ("a" * 299, False),
+        ("a" * 300, True),
+        (UNIQUE[:150] + "a" * 119 + UNIQUE[150:181], False),
+        (UNIQUE[:150] + "a" * 120 + UNIQUE[150:180], True),
         ("", False),
     ],
 )

@@ -168,6 +168,20 @@ def test_rows_are_those_counted_where_they_were(facts):
     assert counts[:3] == [70, 30, 9] and math.isnan(counts[3])
 
 
+def test_rows_of_samples_of_questions_and_of_the_first():
+    """Where each question is asked five times, and where each is asked once."""
+    again, once = {"source": {"from": True}}, {"distinct": "question"}
+    sets = graph(
+        ("prompts", "all", {"source": {"hub": "some/set"}}, {}),
+        ("prompts", "first", {**again, "sample": {"first": 9, "seed": 0}}, {"prompts": "all"}),
+        ("prompts", "questions", {**again, "sample": {"questions": 4}}, {"prompts": "all"}),
+        ("prompts", "once", {**again, **once, "sample": {"questions": 4}}, {"prompts": "all"}),
+        ("prompts", "other", {"source": {"hub": "x"}, "sample": {"questions": 4}}, {}),
+    )
+    facts = Facts(sets, {**TABLES, "rows_of_a_question": {"some/set": 5}})
+    assert [cost.rows(facts, name) for name in sets] == [70, 9, 20, 4, 4]
+
+
 def test_the_reference_point_is_met():
     """R1-1.5B from JustRL, a step of 256 sequences at 7168: 363 s in all, 279 steps on one GPU."""
     name = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from measurements import evaluation, probe, run
-from paper_switches import SWITCHES, switch_arguments
+from paper_switches import switch_arguments, switches, tables
 
 from opd.core.files import digest
 from opd.data import privileged
@@ -29,6 +29,7 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "config"
 PAPER = "many_faces"
+PAGE = (ROOT / "docs" / "many-faces.md").read_text()
 
 
 def rows() -> list[dict[str, str]]:
@@ -554,7 +555,13 @@ def unswitched(config: Config) -> dict[str, str]:
     return identities(config)
 
 
-@pytest.mark.parametrize("switch", SWITCHES["many-faces"])
+def test_every_row_says_how_to_switch() -> None:
+    rows = [row for table in tables(PAGE) for row in table.splitlines()]
+    assert len(tables(PAGE)) == PAGE.count("| to switch |") and len(switches(PAGE)) > 20
+    assert len(switches(PAGE)) + sum(row.endswith("[none] |") for row in rows) == len(rows)
+
+
+@pytest.mark.parametrize("switch", switches(PAGE))
 def test_a_switch_to_another_reading_plans_and_changes_what_is_shown(switch, config, unswitched):
     option, arguments = switch_arguments(switch)
     files = ["config/many-faces.yaml"]

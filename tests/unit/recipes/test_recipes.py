@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,24 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ),
         ({"models__x__distill__loss": {"teacher_temperature": 0.0}}, ["greater than 0"]),
         ({"models__x__distill__aggregation": "mean"}, ["aggregation", "'token_mean'"]),
+        (
+            {"models__x__distill__max_token_len_per_gpu": 9000},
+            ["models.x.distill", "max_token_len_per_gpu goes with aggregation: micro_batch_mean"],
+        ),
+        (
+            {
+                "models__x__distill__aggregation": "micro_batch_mean",
+                "models__x__distill__max_token_len_per_gpu": 8191,
+            },
+            ["models.x.distill", "8191 has no room", "a response of 8192 tokens"],
+        ),
+        (
+            {
+                "models__x__distill__aggregation": "micro_batch_mean",
+                "models__x__distill__data_parallel_size": 7,
+            },
+            ["models.x.distill", "7 does not divide the 256 sequences of a step"],
+        ),
         ({"models__x__distill__loss": {"tail": True}}, ["a tail goes with"]),
         ({"models__x__distill__teacher_update": "live"}, ["teacher_update: live needs teacher"]),
         ({"models__x__distill__ema_decay": 0.9}, ["ema_decay goes with teacher_update"]),
@@ -140,6 +159,16 @@ def asked(raw: dict[str, Any]) -> list[str]:
             ["refers to itself", "models.b", "prompts.f"],
         ),
         ({"prompts__p__difficulty": {}}, ["prompts.p", "at_least or at_most"]),
+        (
+            {"prompts__p__sample": {"n": 1, "first": 1}},
+            ["prompts.p.sample", "exactly one of n, first, questions", "n and first"],
+        ),
+        ({"prompts__p__sample": {"seed": 1}}, ["prompts.p.sample", "it has none"]),
+        ({"prompts__p__sample": {"first": 0}}, ["prompts.p.sample.first", "0 is not allowed"]),
+        (
+            {"prompts__p__sample": {"first": 1, "seed": 1}},
+            ["prompts.p.sample", "leave the seed out"],
+        ),
         ({"prompts__p__apart_from": {"prompts": "q"}}, ["prompts.p.apart_from.prompts", "'q'"]),
         ({"prompts__p__apart_from": {"prompts": "p"}}, ["prompts.p -> prompts.p"]),
         ({"benchmarks__w__task": "opd_wolrd"}, ["benchmarks.w.task", "'opd_wolrd'", "opd_world"]),
@@ -301,6 +330,10 @@ def test_missing_data_folder_and_missing_file_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("OPD_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"prompts\.p\.path\.file: no such file.*x\.parquet"):
         artifacts(given)
+    os.mkfifo(tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"prompts\.p\.path\.file: neither a file nor a folder"):
+        artifacts(given)
+    (tmp_path / "x.parquet").unlink()
     (tmp_path / "x.parquet").write_bytes(b"")
     made = artifacts(given)["prompts/p"]
     assert made.inputs == (str(tmp_path / "x.parquet"),)
@@ -445,6 +478,32 @@ def test_an_edit_changes_the_settings_of_just_the_stages_it_concerns():
     evaluations = {f"evaluations/e/{m}/s0" for m in "iabx"}
     assert _changed(config(), config(protocols__short__max_new_tokens=9)) == evaluations
     assert _changed(config(), config(prompts__d__dedup__threshold=0.7)) == {"prompts/d"}
+
+
+def test_how_a_step_is_cut_belongs_to_the_mean_that_depends_on_it():
+    cut = {"max_token_len_per_gpu", "data_parallel_size"}
+    for how in ("token_mean", "sequence_mean"):
+        made = artifacts(config(models__x__distill__aggregation=how))["models/x/s0"].cfg
+        assert made["aggregation"] == how and not cut & made.keys()
+    given = {"models__x__distill__aggregation": "micro_batch_mean"}
+    made = artifacts(config(**given))["models/x/s0"].cfg
+    assert {key: made[key] for key in cut} == {
+        "max_token_len_per_gpu": 32768,
+        "data_parallel_size": 8,
+    }
+    smaller = {**given, "models__x__distill__max_token_len_per_gpu": 16384}
+    assert _changed(config(**given), config(**smaller)) == {"models/x/s0"}
+
+
+def test_a_sample_is_written_out_as_it_is_asked_for():
+    for asked, settings in (
+        ({"n": 4}, {"n": 4, "seed": 0}),
+        ({"n": 4, "seed": 2}, {"n": 4, "seed": 2}),
+        ({"questions": 4}, {"questions": 4, "seed": 0}),
+        ({"first": 4}, {"first": 4, "seed": 0}),
+    ):
+        made = artifacts(config(prompts__p__sample=asked))["prompts/p"].cfg
+        assert made["sample"] == settings
 
 
 @pytest.mark.parametrize(("sampled", "read"), [(0.0, 1.0), (0.7, 0.7)])

@@ -305,6 +305,67 @@ def test_probes_average_drawn_seeds(reader: Reader) -> None:
     assert one.draws.tolist() == [0.6, 0.8, 0.6, 0.8, 0.6] and one.seeds == 1
 
 
+def drawn_pair(tmp_path: Path, mean: tuple[float, float], sd: tuple[float, float], r: float) -> Any:
+    """A probe whose values ``part`` and ``whole`` have normal draws that correlate by r; with the
+    function that estimates a quantity of it."""
+    covariance = [[sd[0] ** 2, r * sd[0] * sd[1]], [r * sd[0] * sd[1], sd[1] ** 2]]
+    drawn = np.random.default_rng(1).multivariate_normal(mean, covariance, 20_000).T
+    names = ("part", "whole")
+    draws = dict(zip(names, drawn.tolist(), strict=True))
+    reader = Reader({"p": probe(tmp_path / "p", dict(zip(names, mean, strict=True)), draws)})
+    probes = {"P": {"label": "all of it", "runs": ["p"]}}
+    return lambda quantity: estimate({"probe": "P", **quantity}, reader, {}, probes, 20_000)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.8])
+def test_a_ratio_of_two_values_has_fiellers_interval(tmp_path: Path, correlation: float) -> None:
+    """Its ends are the roots of (a - r b)^2 = z^2 (var a - 2 r cov + r^2 var b)."""
+    mean, sd, z = (0.07, 0.007), (0.004, 0.0022), 1.959964
+    got = drawn_pair(tmp_path, mean, sd, correlation)({"value": "part", "per": {"value": "whole"}})
+    covariance = correlation * sd[0] * sd[1]
+    ends = np.roots(
+        [
+            mean[1] ** 2 - z**2 * sd[1] ** 2,
+            2 * (z**2 * covariance - mean[0] * mean[1]),
+            mean[0] ** 2 - z**2 * sd[0] ** 2,
+        ]
+    )
+    assert got.value == pytest.approx(10) and got.unit == "times"
+    assert got.interval() == pytest.approx((10, *sorted(ends)), rel=0.05)
+
+
+def test_no_ratio_to_what_may_be_none(tmp_path: Path) -> None:
+    of_pair = drawn_pair(tmp_path, (0.07, 0.003), (0.004, 0.002), 0.0)
+    with pytest.raises(
+        Undefined, match=r"^whole of all of it, which it is a multiple of, may be 0"
+    ):
+        of_pair({"value": "part", "per": {"value": "whole"}})
+
+
+def test_a_value_less_another_is_drawn_with_it(tmp_path: Path) -> None:
+    got = drawn_pair(tmp_path, (0.6, 0.4), (0.1, 0.1), 0.9)(
+        {"value": "part", "less": {"value": "whole"}}
+    )
+    # The variance of the difference: 0.01 + 0.01 - 2 * 0.9 * 0.01.
+    half = 1.959964 * np.sqrt(0.002)
+    assert got.interval() == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=0.003)
+
+
+def test_compared_values_in_words(tmp_path: Path) -> None:
+    inputs = {name: probe(tmp_path / name, {"a": 6.0, "b": 2.0}, {}) for name in ("p", "q")}
+    labels = {"P": "one", "Q": "another"}
+    probes = {name: {"label": label, "runs": [name.lower()]} for name, label in labels.items()}
+    measured = Measurements({"probes": probes, "resamples": 5}, Reader(inputs))
+
+    def words(**more: Any) -> str:
+        given = side(read({"probe": "P", "value": "a", **more}), measured)
+        return f"{given.whose}: {given.what} {given.estimate.value:g} {given.estimate.unit}"
+
+    assert words(per={"value": "b"}) == "one: a over b 3 times"
+    assert words(per={"probe": "Q"}) == "one: a over that of another 1 times"
+    assert words(less={"probe": "Q", "value": "b"}) == "one: a less b of another 4 "
+
+
 def test_what_is_missing_is_named(reader: Reader) -> None:
     for quantity, what in [
         ({"avg": "E09.l1"}, r"l1 \(E09\)"),
@@ -321,6 +382,8 @@ def test_what_is_missing_is_named(reader: Reader) -> None:
         ({"probe": "P", "value": "gain"}, "^gain$"),
         ({"probe": "P", "value": "advantage_1024"}, "^prefix of 1024 tokens$"),
         ({"probe": "P", "value": "none"}, "none, which could not"),
+        ({"probe": "P", "value": "auroc", "per": {"value": "gain"}}, "^gain$"),
+        ({"probe": "P", "value": "auroc", "less": {"probe": "E10"}}, "^E10$"),
     ]:
         with pytest.raises(Missing, match=what):
             found(quantity, reader)

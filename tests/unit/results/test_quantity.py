@@ -1,5 +1,6 @@
 """Both notations of a quantity mean the same."""
 
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ LONG: list[dict[str, Any]] = [
     {"metric": "kl_nats", "of": "E1.a", "at": "end", "per": {"of": "E1.b", "at": "max"}},
     {"probe": "E2", "value": "auroc"},
     {"probe": "E2", "value": "advantage_*", "at": "last"},
+    {"probe": "E2", "value": "signal_positive", "per": {"probe": "E2", "value": "signal"}},
+    {"probe": "E2", "value": "a_ratio", "less": {"probe": "E3", "value": "b_ratio"}},
 ]
 
 
@@ -28,6 +31,37 @@ def test_what_is_left_out_has_its_default() -> None:
     assert read({"metric": "loss", "of": "A"}) == read({"metric": "loss", "of": "A", "at": "end"})
     share = {"metric": "loss", "of": "A"}
     assert read({**share, "per": {"at": "max"}}) == read({**share, "per": {"of": "A", "at": "max"}})
+    value = {"probe": "A", "value": "cosine"}
+    for key in ("per", "less"):
+        same, other = {**value, key: {"probe": "B"}}, {"probe": "B", "value": "cosine"}
+        assert read(same) == read({**value, key: other})
+        assert read(same).needs() == {("probe", "A"), ("probe", "B")}
+
+
+def test_units_of_what_is_compared() -> None:
+    share = {"probe": "A", "value": "kept_ratio"}
+    assert read({**share, "per": {"value": "other_ratio"}}).unit == "times"
+    assert read({**share, "less": {"value": "other_ratio"}}).unit == "points of a share"
+    nats = {"probe": "A", "value": "gap_nats", "less": {"probe": "B"}}
+    assert read(nats).unit == "nats"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"per": "signal"}, "per: 'signal' is not allowed: write value, or probe, or both"),
+        ({"per": {}}, "per: {} is not allowed"),
+        ({"less": {"of": "B"}}, "less: {'of': 'B'} is not allowed"),
+        ({"less": {"value": 3}}, "less: {'value': 3} is not allowed"),
+        ({"per": {"value": "cosine"}}, "per: it compares a quantity with itself"),
+        ({"per": {"value": "gap_nats"}}, "per: compares a number with nats"),
+        ({"per": {"value": "rho_*"}}, "per: cosine and rho_* have to be one value each"),
+        ({"per": {"value": "a"}, "less": {"value": "b"}}, "per and less: write one of them"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read({"probe": "A", "value": "cosine", **more})
 
 
 @pytest.mark.parametrize(

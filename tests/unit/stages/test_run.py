@@ -432,3 +432,20 @@ def test_derived_seeds_differ_by_stage_and_by_seed_and_fit_31_bits():
     seeds = {registry.derive_seed(s, v) for s in range(50) for v in ("sft", "grpo", "distill")}
     assert len(seeds) == 150
     assert all(0 <= s < 2**31 for s in seeds)
+
+
+@pytest.mark.parametrize("name", ["pipe", "digest.json"])
+def test_a_pipe_is_no_input(tmp_path: Path, stage, name: str) -> None:
+    """Reading one would wait for ever."""
+    call, calls = stage
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: neither a file nor a folder; "):
+        call("made", 1, {"data": tmp_path / name})
+    assert not calls and not (tmp_path / "made").exists()
+
+
+def test_a_missing_setting_is_named(tmp_path: Path, stage) -> None:
+    where = tmp_path / "made" / "digest.json"
+    with pytest.raises(UserError, match="the stage's settings: 'value' is missing; "):
+        runner.run_stage("fake", {}, [], where, {}, tmp_path / "store")
+    assert not where.exists()

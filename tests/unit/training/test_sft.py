@@ -1,18 +1,23 @@
 """SFT: which tokens are trained on, packing, what is held out, NLL and perplexity."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from probing import with_template
 from tiny import SFT, Inputs, course, files, run
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3ForCausalLM
 
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.data.schemas import SFT_PAIRS
+from opd.models import init, pairing
 from opd.models.checkpoints import load_tokenizer
+from opd.models.sampling import Request, Sampler
 from opd.training import sft
 
 # As Qwen3's chat template: an empty think block before an answer without one, always when answered,
@@ -292,6 +297,54 @@ def test_packing_is_refused_where_attention_crosses(inputs: Inputs) -> None:
         sft._require_boundaries(sees, rows)
         with pytest.raises(UserError, match=r"packing: the attention of Blind .* looks across"):
             sft._require_boundaries(Blind.from_pretrained(inputs["student"], **kwargs), rows)
+
+
+@pytest.fixture
+def base(inputs: Inputs, tmp_path: Path) -> Path:
+    """A base model: it ends with <eos>, and its chat template ends a turn with <user>."""
+    template = init.CHAT_TEMPLATE.replace("<eos>", "<user>")
+    return with_template(inputs["student"], tmp_path / "base", template)
+
+
+def test_a_base_model_stops_at_the_end_of_turn_that_it_was_trained_on(
+    base: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    pair = {"id": "a", "prompt": "1+1=", "response": "it is 2."}
+    data = tmp_path / "data"
+    data.mkdir()
+    tables.write(data / "pairs.parquet", [pair], SFT_PAIRS)
+    cfg = {**SFT, "steps": 150, "lr": 2e-2, "batch_size": 1, "warmup": 0.0}
+    cfg["execution"] = {"keep_steps": [1]}
+    numbers = run("sft", cfg, {"student": base, "data": data}, tmp_path / "tuned")
+    assert numbers["last"]["nll_nats"] < 0.05  # it has learnt the one pair
+    # As an instruct model of the family: it stops at both.
+    teacher = shutil.copytree(base, tmp_path / "teacher")
+    GenerationConfig(eos_token_id=[3, 1]).save_pretrained(teacher)
+    for student in (tmp_path / "tuned", tmp_path / "tuned-scratch" / "kept" / "1"):
+        compared = pairing.compare({}, student, teacher)
+        assert compared["end_ids"] == {"student": [1, 3], "teacher": [1, 3], "turn": [3]}
+        assert pairing.objections({}, compared) == []
+    greedy = {"temperature": 0.0, "max_new_tokens": 20, "max_prompt_tokens": 9, "seed": 0}
+    sampler = Sampler(tmp_path / "tuned", greedy)
+    (prompt,) = sampler.tokenize([pair], ["a"])
+    (response,) = sampler.sample([Request("a", prompt)])
+    assert (response.text, response.finish) == ("it is 2.", "stop")
+    assert response.token_ids[-1] == 3
+    # With the source's settings the same weights go on and on.
+    shutil.copy(base / "generation_config.json", tmp_path / "tuned")
+    (response,) = Sampler(tmp_path / "tuned", greedy).sample([Request("a", prompt)])
+    assert response.text.startswith("it is 2.") and len(response.token_ids) > 9
+
+
+def test_a_model_that_stops_at_its_turn_end_is_saved_as_it_was(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    run("sft", {**SFT, "steps": 1}, inputs, tmp_path / "a")
+    ours, theirs = (
+        json.loads((folder / "generation_config.json").read_text())
+        for folder in (tmp_path / "a", inputs["student"])
+    )
+    assert ours == theirs and theirs["eos_token_id"] == 1
 
 
 def test_liger_needs_a_gpu(inputs: Inputs, tmp_path: Path) -> None:

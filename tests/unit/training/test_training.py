@@ -2,10 +2,13 @@
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
 from tiny import GRPO, OPD, SFT, SHAPE, WORLD, Inputs, course, run
 
 from opd.core import tables
@@ -79,6 +82,60 @@ def test_micro_batches_are_the_same_step(inputs: Inputs, tmp_path: Path) -> None
             assert parts["first"][metric] == pytest.approx(value, rel=1e-3), (name, metric)
     with pytest.raises(UserError, match="micro_batch: 3 does not divide the 8 sequences"):
         run("distill", {**OPD, "micro_batch": 3}, inputs, tmp_path / "c")
+
+
+def test_a_step_of_micro_batch_means_is_one_weighted_sum(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss and gradient of a step against those of every token from the logits, each times its
+    weight, one sequence at a time: whatever goes through the model together here."""
+    from opd.losses.spec import loss_spec
+    from opd.losses.token import token_loss
+    from opd.models.checkpoints import load_model, load_tokenizer
+    from opd.training import distill, micro_batches
+    from opd.training.common import as_asked
+
+    def completions(self: Any, prompt_ids: list[list[int]], *_: Any) -> list[list[int]]:
+        dice = random.Random(3)
+        return [[dice.randrange(5, 40) for _ in range(dice.randint(1, 6))] for _ in prompt_ids]
+
+    gradients: list[torch.Tensor] = []
+    clip = Accelerator.clip_grad_norm_
+
+    def spy(self: Any, parameters: Any, *rest: Any, **more: Any) -> Any:
+        trained = list(parameters)
+        gradients.append(torch.cat([p.grad.flatten().clone() for p in trained]))
+        return clip(self, trained, *rest, **more)
+
+    monkeypatch.setattr(distill.Trainer, "_generate_single_turn", completions)
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", spy)
+    cut = {"max_token_len_per_gpu": 24, "data_parallel_size": 2}
+    cfg = {**OPD, "steps": 1, "aggregation": "micro_batch_mean", **cut}
+
+    rows = tables.read(inputs["prompts"] / "prompts.parquet", PROMPTS).to_pylist()[:4]
+    chats = [[{"role": "user", "content": row["prompt"]}] for row in rows for _ in range(2)]
+    asked = as_asked(chats, load_tokenizer(inputs["student"]), cfg)
+    answered = completions(None, asked)
+    lengths = [[*map(len, sequences)] for sequences in (asked, answered)]
+    weights = micro_batches.token_weights(*lengths, 24, 2)
+    tokens = sum(lengths[1])
+    assert max(abs(w * tokens - 1) for w in weights) > 0.1  # not the token mean
+    student, teacher = (load_model(inputs[who]).double() for who in ("student", "teacher"))
+    expected = torch.zeros((), dtype=torch.float64)
+    for weight, prompt, response in zip(weights, asked, answered, strict=True):
+        ids = torch.tensor([prompt + response])
+        logits = [model(ids).logits[:, len(prompt) - 1 : -1] for model in (student, teacher)]
+        sampled = torch.tensor([response])
+        losses = token_loss(*logits, sampled, torch.ones_like(sampled), loss_spec({"k": 4}))
+        expected = expected + weight * losses.sum()
+    expected.backward()
+    gradient = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+    for micro_batch in (1, 2, 4, 8):
+        out = tmp_path / str(micro_batch)
+        first = run("distill", {**cfg, "micro_batch": micro_batch}, inputs, out)["first"]
+        assert first["loss"] == pytest.approx(expected.item(), rel=1e-4)
+        ours = gradients.pop().double()
+        assert (ours - gradient).norm() < 1e-4 * gradient.norm()
 
 
 def test_prompts_come_in_order_and_the_last_partial_batch_is_dropped(

@@ -32,6 +32,7 @@ def run(*given):
     return distill.run(*given)
 """
 ROOT = Path(__file__).parents[3]
+CUT = {"max_token_len_per_gpu": 24, "data_parallel_size": 4}
 STEPS = {**OPD, "steps": 5, "lr": 1e-2, "loss": {"preset": "full"}}
 
 
@@ -58,7 +59,7 @@ def trained(processes: int, cfg: dict[str, Any], inputs: Inputs, out: Path) -> t
 
 
 @pytest.mark.usefixtures("recorded")
-@pytest.mark.parametrize("how", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize("how", ["token_mean", "sequence_mean", "micro_batch_mean"])
 def test_two_processes_are_one(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -68,7 +69,7 @@ def test_two_processes_are_one(
     from opd.training import distill
 
     monkeypatch.setattr(distill.Trainer, "_generate_single_turn", recorded.completions)
-    cfg = {**STEPS, "aggregation": how, "micro_batch": 4}
+    cfg = {**STEPS, "aggregation": how, "micro_batch": 4, **CUT}
     one, two = (trained(n, cfg, inputs, tmp_path / str(n)) for n in (1, 2))
     start = load_file(inputs["student"] / "model.safetensors")
     before = torch.cat([w.flatten() for _, w in sorted(start.items())])

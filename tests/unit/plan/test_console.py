@@ -1,0 +1,98 @@
+"""What a run says when it ends."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opd.plan import console
+from opd.stages.artifact import Artifact
+
+pytestmark = pytest.mark.unit
+BEGAN = 1_000.0
+
+
+def put(path: Path, text: str, at: float = BEGAN + 1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (at, at))
+    return path
+
+
+def made(root: Path, folder: str, at: float = BEGAN + 1, **files: Any) -> None:
+    put(root / folder / "digest.json", "{}", at)
+    for name, value in files.items():
+        put(root / folder / "payload" / f"{name}.json", json.dumps(value), at)
+
+
+def test_failed_jobs_are_told_by_the_error_lines_of_their_logs(tmp_path: Path) -> None:
+    put(tmp_path / "logs/models/a/s0.log", "step 1\nerror: x.jsonl: row 3: bad; mend it\n")
+    put(tmp_path / "logs/models/killed/s0.log", "step 1\nKilled\n\n")
+    put(tmp_path / "logs/models/silent/s0.log", "")
+    put(tmp_path / "logs/models/taken-down/s0.log", "step 4\ntold to stop: what was finished\n")
+    put(tmp_path / "logs/models/before/s0.log", "error: of another run\n", BEGAN - 1)
+    put(tmp_path / "logs/models/made/s0.log", "error: of the attempt before\n")
+    made(tmp_path, "models/made/s0")
+    put(tmp_path / "logs/models/hostile/s0.log", "error: \x1b[2Jgone\n")
+    names = ("a", "killed", "silent", "taken-down", "before", "made", "hostile", "not-begun")
+    lines = console.failures([f"models/{name}/s0" for name in names], tmp_path, BEGAN)
+    assert [line.split(" (all of it: ")[0] for line in lines] == [
+        "error: models/a/s0: x.jsonl: row 3: bad; mend it",
+        "error: models/killed/s0: Killed",
+        "error: models/silent/s0: its log is empty",
+        "error: models/hostile/s0: ⟨U+001B⟩[2Jgone",
+    ]
+    assert lines[0].endswith(f"(all of it: {tmp_path}/logs/models/a/s0.log)")
+
+
+def test_notes_of_prompt_sets_that_were_just_made(tmp_path: Path) -> None:
+    made(tmp_path, "prompts/new", report={"notes": ["3 of 4 rows ask again", "an\x1b[31mother"]})
+    made(tmp_path, "prompts/plain", report={})
+    made(tmp_path, "prompts/old", BEGAN - 1, report={"notes": ["said before"]})
+    made(tmp_path, "models/new/s0", report={"notes": ["no prompt set"]})
+    artifacts = {
+        folder: Artifact(stage, folder, {}, ())
+        for stage, folder in (
+            ("prompts", "prompts/new"),
+            ("prompts", "prompts/plain"),
+            ("prompts", "prompts/old"),
+            ("prompts", "prompts/absent"),
+            ("sft", "models/new/s0"),
+        )
+    }
+    assert console.notes_of_data(artifacts, tmp_path, BEGAN) == [
+        "note: prompts/new: 3 of 4 rows ask again",
+        "note: prompts/new: an⟨U+001B⟩[31mother",
+    ]
+
+
+def test_verdicts_and_pages_that_were_just_made(tmp_path: Path) -> None:
+    counts = {"reproduced": 2, "inconclusive": 1}
+    verdicts = {
+        "comparable": False,
+        "seeds": [0],
+        "papers": {
+            "rethinking_opd": {
+                "title": "A paper",
+                "counts": counts,
+                "without_interval": {"reproduced": 1},
+            }
+        },
+    }
+    assert console.findings(tmp_path, BEGAN) == []
+    made(tmp_path, "claims")
+    put(tmp_path / "claims.json", json.dumps(verdicts))
+    made(tmp_path, "report")
+    lines = console.findings(tmp_path, BEGAN)
+    first = "A paper: 2 ✓ reproduced (1 of them on one run, without an interval)"
+    assert lines[0].startswith(first)
+    assert lines[1:] == [f"to be read: {tmp_path}/{page}.html" for page in ("claims", "report")]
+    assert console.findings(tmp_path, BEGAN + 2) == []
+
+
+def test_long_lists_are_counted() -> None:
+    lines = [str(n) for n in range(11)]
+    assert console.shortened(lines) == [*lines[:8], "and 3 more"]
+    assert console.shortened(lines[:8]) == lines[:8]
