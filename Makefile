@@ -63,6 +63,7 @@ lint: $(STAMP)
 	$(call timed,lint,\
 	  ruff check .; ruff format --check .; snakefmt --check Snakefile workflow; mypy; \
 	  lint-imports --no-logo --no-cache; \
+	  opd claims --check; \
 	  snakemake --lint)
 
 # pytest exits with 5 where a folder has no test for this machine, which is no failure.

@@ -60,8 +60,9 @@ class Moves(Strict):
     @field_validator("of", mode="before")
     @classmethod
     def _a_whole_course(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or METRIC not in given or {"at", "per"} & given.keys():
-            raise ValueError("it is a metric of an arm, without at and per")
+        times = {"at", "per", "less"}
+        if not isinstance(given, Mapping) or METRIC not in given or times & given.keys():
+            raise ValueError("it is a metric of an arm, without at, per and less")
         return given
 
 

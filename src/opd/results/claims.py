@@ -44,7 +44,7 @@ Rows = Mapping[str, Mapping[str, str]]
 class Check(NamedTuple):
     """What one predicate found: a sentence, the verdict, the number with its interval in words
     (``shown``) and in the quantity's unit, all None where nothing was measured, the band that the
-    claim allows (None: open to that side), and the fewest seeds behind a number."""
+    claim allows (None: open to that side), the fewest seeds behind a number, and its unit."""
 
     text: str
     verdict: str
@@ -54,6 +54,27 @@ class Check(NamedTuple):
     high: float | None = None
     bound: Band = (None, None)
     seeds: int | None = None
+    unit: str = ""
+
+    def rejects(self) -> tuple[float, float] | None:
+        """Below and above which value a number with an interval of the same width would be ``not
+        reproduced``: where the whole interval lies beyond an end of the band, so half its width
+        further out. None where the band is open to a side or the interval has no ends."""
+        low, high = self.bound
+        if self.low is None or self.high is None or low is None or high is None:
+            return None
+        half = (self.high - self.low) / 2
+        return (low - half, high + half) if np.isfinite(half) else None
+
+    def precision(self) -> str | None:
+        """What ``rejects`` says, in a sentence."""
+        ends = self.rejects()
+        if ends is None:
+            return None
+        low, high = (with_unit(end, self.unit) for end in ends)
+        width = "of this width" if self.low != self.high else "of no width"
+        text = f"With an interval {width}, less than {low} or more than {high} would"
+        return f"{text} be not reproduced."
 
 
 class Side(NamedTuple):
@@ -114,6 +135,8 @@ def side(quantity: Quantity, measured: Measurements) -> Side:
         if same_arm or per.at != quantity.at:
             whole += f" {WHEN[per.at or 'end']}"
         when += f" as a share of {whole}"
+    if quantity.less:
+        when += f" less that {WHEN[quantity.less.at or 'end']}"
     whose = measured.label(quantity.of, quantity.inputs[0])
     return Side(words_of(quantity), whose, result, when)
 
@@ -140,7 +163,8 @@ def bounded(side: Side, low: float | None, high: float | None) -> Check:
     interval, claimed = result.interval(), f"; claimed: {' and '.join(words)}"
     shown = ranged(interval, result.unit, result.seeds)
     text = f"{side.whose}: {side.what} {side.at(shown)}{claimed}"
-    return Check(text, judge(interval, band), shown + claimed, *interval, band, result.seeds)
+    verdict, shown = judge(interval, band), shown + claimed
+    return Check(text, verdict, shown, *interval, band, result.seeds, result.unit)
 
 
 def greater(left: Side, right: Side, by: float = 0.0) -> Check:
@@ -182,8 +206,8 @@ def _compared(left: Side, right: Side, band: Band, claimed: str, strictly: bool 
     shown = ranged(interval, difference.unit, difference.seeds, signed=True)
     shown += f"{_unheard(left, right, interval)}; claimed: {claimed}"
     verdict = judge(interval, band, strictly)
-    seeds = min(left.estimate.seeds, right.estimate.seeds)
-    return Check(f"{text}; difference {shown}", verdict, shown, *interval, band, seeds)
+    seeds, text = min(left.estimate.seeds, right.estimate.seeds), f"{text}; difference {shown}"
+    return Check(text, verdict, shown, *interval, band, seeds, difference.unit)
 
 
 def _unheard(left: Side, right: Side, interval: Interval) -> str:
@@ -314,6 +338,8 @@ def _judged(claim: Claim, rows: Rows, measured: Measurements, comparable: bool) 
             {
                 **{key: plain(getattr(check, key)) for key in ("value", "low", "high")},
                 **{key: getattr(check, key) for key in ("text", "shown", "bound", "verdict")},
+                "rejects": [*map(plain, check.rejects() or ())] or None,
+                "precision": check.precision(),
             }
             for check in made
         ],

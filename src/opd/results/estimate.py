@@ -14,6 +14,7 @@ has the coverage of these intervals.
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -219,7 +220,10 @@ def _score(quantity: Quantity, measured: Measurements) -> Estimate:
 
 
 def _metric(quantity: Quantity, measured: Measurements) -> Estimate:
-    """A number of each run's curve, or the ratio of it to another (``per``)."""
+    """A number of each run's curve, or its ratio to another (``per``), or difference (``less``)."""
+    if quantity.less:
+        whole = _of_runs(replace(quantity, less=None), measured)
+        return whole - _of_runs(quantity.less, measured)
     part, per = _of_runs(quantity, measured), quantity.per
     if per is None:
         return part
@@ -282,30 +286,34 @@ def _half(steps: Array, positions: Array, values: Array, part: str) -> Array:
     return np.array([values[kept & (steps == step)].mean() for step in np.unique(steps[kept])])
 
 
-# A mean over steps is of this part of a curve, at its end: a tenth, half, or all of it.
-WINDOWS = {"end": 10, "late": 2, "mean": 1}
+# A mean over steps is of this part of a curve, at its end but for ``mid``: a tenth, half, or all.
+WINDOWS = {"mid": 10, "end": 10, "late": 2, "mean": 1}
 
 
 def window(values: Array, when: str) -> Array:
-    """The part of a curve [N] that a mean over steps is of."""
-    return values[-math.ceil(len(values) / WINDOWS[when]) :]
+    """The part of curves [..., N] that a mean over steps is of."""
+    count = values.shape[-1]
+    size = math.ceil(count / WINDOWS[when])
+    stop = (count + size) // 2 if when == "mid" else count
+    return values[..., stop - size : stop]
 
 
-def at(values: Array, when: str) -> float:
-    """One number of a curve [N]: its ``start`` or ``last`` value, the mean of a ``window``, the
-    ``min`` or ``max``, the ``jump`` (largest change from one value to the next), or the ``drop``
-    (how far its end is below its largest value)."""
+def at(values: Array, when: str) -> Array:
+    """One number of each curve [..., N]: its ``start`` or ``last`` value, the mean of a ``window``,
+    the ``min`` or ``max``, the ``jump`` (largest change from one value to the next), or the
+    ``drop`` (how far its end is below its largest value). Shape [...]."""
     if when in WINDOWS:
-        return float(window(values, when).mean())
-    numbers = {
-        "start": values[0],
-        "last": values[-1],
-        "min": values.min(),
-        "max": values.max(),
-        "jump": np.abs(np.diff(values)).max(initial=0.0),
-        "drop": values.max() - window(values, "end").mean(),
-    }
-    return float(numbers[when])
+        return window(values, when).mean(axis=-1)
+    if when == "start":
+        return values[..., 0]
+    if when == "last":
+        return values[..., -1]
+    if when == "min":
+        return values.min(axis=-1)
+    if when == "jump":
+        return np.abs(np.diff(values)).max(axis=-1, initial=0.0)
+    highest = values.max(axis=-1)
+    return highest if when == "max" else highest - at(values, "end")
 
 
 # Values of probes

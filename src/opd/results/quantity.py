@@ -61,6 +61,7 @@ WHEN = {
     "start": "at the start",
     "last": "at the last step",
     "end": "at the end",
+    "mid": "in the middle of training",
     "late": "in the second half of training",
     "mean": "over training",
     "min": "at its lowest",
@@ -77,7 +78,7 @@ class Quantity:
 
     ``at`` is one of WHEN for a metric; for a probe's ``NAME_*``, first or last. ``positions``: the
     half of response positions that a metric is over. ``per``: what a metric is a share of, or a
-    probe's value a multiple; ``less``: what is subtracted from a probe's value.
+    probe's value a multiple; ``less``: what is subtracted from either.
     """
 
     kind: str
@@ -160,7 +161,15 @@ def apart(unit: str) -> str:
 # The long notation
 
 # Keys beside a kind that is no score; it needs the first.
-_KEYS = {METRIC: ("of", "at", "positions", "per"), PROBE: ("value", "at", "per", "less")}
+_KEYS = {METRIC: ("of", "at", "positions", "per", "less"), PROBE: ("value", "at", "per", "less")}
+# What another quantity is named by that one is compared with, and what that is of it.
+_VALUE = {PROBE: "of", "value": "name"}
+_OTHERS: dict[tuple[str, str], tuple[dict[str, str], str]] = {
+    (METRIC, "per"): ({"at": "at", "of": "of"}, "at, and of if it is another arm"),
+    (METRIC, "less"): ({"at": "at"}, "at"),
+    (PROBE, "per"): (_VALUE, "value, or probe, or both"),
+    (PROBE, "less"): (_VALUE, "value, or probe, or both"),
+}
 
 
 def read(given: Any) -> Quantity:
@@ -183,30 +192,25 @@ def read(given: Any) -> Quantity:
         raise ValueError(f"{kind} needs {keys[0]}")
     if kind == PROBE:
         quantity = _checked(Quantity(PROBE, given[PROBE], given["value"], given.get("at")))
-        others = {
-            key: _other_value(quantity, key, given) for key in ("per", "less") if key in given
-        }
-        if len(others) > 1:
-            raise ValueError("per and less: write one of them")
-        return replace(quantity, per=others.get("per"), less=others.get("less"))
-    at, positions = given.get("at", "end"), given.get("positions")
-    quantity = _checked(Quantity(METRIC, given["of"], given[METRIC], at, positions))
-    if "per" not in given:
-        return quantity
-    per = given["per"]
-    if not isinstance(per, Mapping) or "at" not in per or per.keys() - {"of", "at"}:
-        raise ValueError(f"per: {per!r} is not allowed: write at, and of if it is another arm")
-    return replace(quantity, per=_checked(replace(quantity, **per)))
+    else:
+        at, positions = given.get("at", "end"), given.get("positions")
+        quantity = _checked(Quantity(METRIC, given["of"], given[METRIC], at, positions))
+    others = {key: _other(quantity, key, given[key]) for key in ("per", "less") if key in given}
+    if len(others) > 1:
+        raise ValueError("per and less: write one of them")
+    return replace(quantity, per=others.get("per"), less=others.get("less"))
 
 
-def _other_value(quantity: Quantity, key: str, given: Mapping[str, Any]) -> Quantity:
-    """What a probe's value is divided by or lessened by, from ``key`` of its mapping."""
-    other, names = given[key], {PROBE: "of", "value": "name"}
-    named = isinstance(other, Mapping) and other and not other.keys() - names.keys()
-    if not named or not all(isinstance(name, str) for name in other.values()):
-        raise ValueError(f"{key}: {other!r} is not allowed: write value, or probe, or both")
-    compared = _checked(replace(quantity, **{names[part]: name for part, name in other.items()}))
-    if compared == quantity:
+def _other(quantity: Quantity, key: str, given: Any) -> Quantity:
+    """What a metric or a probe's value is divided by or lessened by, as ``key`` names it."""
+    names, remedy = _OTHERS[quantity.kind, key]
+    named = isinstance(given, Mapping) and given and not given.keys() - names.keys()
+    lacks_time = quantity.kind == METRIC and named and "at" not in given
+    if not named or lacks_time or not all(isinstance(name, str) for name in given.values()):
+        raise ValueError(f"{key}: {given!r} is not allowed: write {remedy}")
+    compared = _checked(replace(quantity, **{names[part]: name for part, name in given.items()}))
+    # A metric as a share of itself is 1, which another share may be held against.
+    if compared == quantity and (quantity.kind, key) != (METRIC, "per"):
         raise ValueError(f"{key}: it compares a quantity with itself")
     if quantity.several or compared.several:
         raise ValueError(f"{key}: {quantity.name} and {compared.name} have to be one value each")
@@ -238,8 +242,9 @@ def written(quantity: Quantity) -> dict[str, Any]:
         mapping = {PROBE: quantity.of, "value": quantity.name}
         others["less"] = less and {PROBE: less.of, "value": less.name}
         others["per"] = per and {PROBE: per.of, "value": per.name}
-    elif per:
-        others["per"] = {"of": per.of, "at": per.at}
+    else:
+        others["less"] = less and {"at": less.at}
+        others["per"] = per and {"of": per.of, "at": per.at}
     others["at"] = quantity.at
     return mapping | {key: value for key, value in others.items() if value is not None}
 

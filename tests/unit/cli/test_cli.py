@@ -62,7 +62,9 @@ def options(command: str) -> Iterator[argparse.Action]:
             yield action
 
 
-@pytest.mark.parametrize("command", ["preflight", "plan", "calibrate", "watch", "lock", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["preflight", "plan", "claims", "calibrate", "watch", "lock", "doctor"]
+)
 def test_help_says_what_an_option_is_and_what_it_is_without(command: str) -> None:
     for option in options(command):
         text = option.help or ""

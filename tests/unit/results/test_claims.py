@@ -17,12 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from measurements import evaluation, probe, run
 
+from opd.core import tables
 from opd.core.errors import UserError
+from opd.evaluation.reader import Reader
+from opd.losses.schemas import METRICS
 from opd.recipes.resolve import resolve
 from opd.results import claims, claims_page, figure_spec
 from opd.results.claim_spec import check, parse, quantities, read_claims, read_targets
-from opd.results.claims import Side, bounded, equivalent, greater, judge, monotone, worst
-from opd.results.estimate import Estimate
+from opd.results.claims import Side, bounded, checks, equivalent, greater, judge, monotone, worst
+from opd.results.estimate import Estimate, Measurements
 from opd.results.labels import with_unit
 from opd.results.published import parse as printed
 from opd.results.quantity import read, unit_of
@@ -163,6 +166,40 @@ def test_equivalent_needs_an_interval_within_the_margin() -> None:
     assert equivalent(spread(0.55, 0.56), certain(0.5), 0.03).verdict == NO
     assert equivalent(spread(0.41, 0.45), certain(0.5), 0.03).verdict == NO
     assert equivalent(certain(0.5), certain(0.5), 0.0).verdict == YES
+
+
+def test_what_a_claim_of_equality_would_reject() -> None:
+    """Its margin and half the width of the interval: there no part of the interval is within."""
+    found = equivalent(spread(0.49, 0.53), certain(0.5), 0.03)
+    assert found.rejects() == pytest.approx((-0.05, 0.05), abs=1e-3)
+    assert found.precision() == (
+        "With an interval of this width, less than −5.0 points or more than +5.0 points would be "
+        "not reproduced."
+    )
+    for distance, verdict in ((0.0499, MAYBE), (0.0501, NO)):
+        middle = 0.5 + distance
+        assert (
+            equivalent(spread(middle - 0.02, middle + 0.02), certain(0.5), 0.03).verdict == verdict
+        )
+        middle = 0.5 - distance
+        assert (
+            equivalent(spread(middle - 0.02, middle + 0.02), certain(0.5), 0.03).verdict == verdict
+        )
+    between = bounded(spread(0.72, 0.78, ""), 0.7, 0.8)
+    assert between.rejects() == pytest.approx((0.67, 0.83), abs=1e-3)
+    assert between.precision().startswith("With an interval of this width, less than 0.67")
+    bare = bounded(certain(0.5, "nats"), 0.25, 1.0)
+    assert bare.rejects() == (0.25, 1.0)
+    assert bare.precision() == (
+        "With an interval of no width, less than 0.250 nats or more than 1.00 nats would be not "
+        "reproduced."
+    )
+    # Of what has one limit, or no end of its interval, there is nothing to say.
+    assert bounded(certain(0.5), 0.4, None).rejects() is None
+    assert greater(spread(0.6, 0.7), certain(0.5)).precision() is None
+    draws = np.where(np.arange(1000) < 100, np.nan, 0.5)
+    boundless = Side("share", "a", Estimate(0.5, draws, 3, "share"))
+    assert bounded(boundless, 0.4, 0.6).rejects() is None
 
 
 def test_a_course_rises_and_falls() -> None:
@@ -401,7 +438,14 @@ def test_a_results_folder_gets_every_verdict(tmp_path: Path, inputs: dict[str, P
     assert len(each) == 2 and "on easy" in each[0] and "on hard" in each[1]
     # By number, not by the order of the file or of letters: 2, 8, 16.
     assert [c["value"] for c in found["by_id"]["falls"]["checks"]] == pytest.approx([-0.2, -0.1])
+    (auroc,) = found["by_id"]["auroc"]["checks"]
+    half = (auroc["high"] - auroc["low"]) / 2
+    assert auroc["rejects"] == pytest.approx([0.7 - half, 0.8 + half])
+    for file in ("claims.md", "claims.html"):
+        text = (tmp_path / "out" / file).read_text()
+        assert text.count(f"{auroc['precision']}") == text.count("With an interval of") == 1
     (rise,) = found["by_id"]["rises"]["checks"]
+    assert rise["rejects"] is None and rise["precision"] is None
     assert rise["shown"] == "+19.0 points (no interval); claimed: rising by at least 10 points"
     assert rise["shown"] in rise["text"]
     # Eleven steps: the end is the mean of the last two, 0.88 and 0.9.
@@ -611,6 +655,29 @@ GOOD = CLAIMS[0]
             {"test": {"at_least": {"of": {**OVERLAP, "per": {"off": "B"}}, "value": 1.0}}},
             "per: {'off': 'B'} is not allowed",
         ),
+        (
+            {"test": {"at_least": {"of": {**OVERLAP, "less": {"of": "B"}}, "value": 0.1}}},
+            "less: {'of': 'B'} is not allowed: write at",
+        ),
+        (
+            {"test": {"at_least": {"of": {**OVERLAP, "less": {"at": "end"}}, "value": 0.1}}},
+            "less: it compares a quantity with itself",
+        ),
+        (
+            {"test": {"at_least": {"of": {**OVERLAP, "less": {"at": "jump"}}, "value": 0.1}}},
+            "less: compares share with points of a share",
+        ),
+        (
+            {
+                "test": {
+                    "at_least": {
+                        "of": {**OVERLAP, "less": {"at": "mid"}, "per": {"at": "start"}},
+                        "value": 0.1,
+                    }
+                }
+            },
+            "per and less: write one of them",
+        ),
         ({"test": {}}, "needs exactly one of greater"),
         (
             {"test": {"rises": {"of": OVERLAP}, "falls": {"of": OVERLAP}}},
@@ -618,7 +685,7 @@ GOOD = CLAIMS[0]
         ),
         (
             {"test": {"rises": {"of": {**OVERLAP, "at": "end"}}}},
-            "a metric of an arm, without at and per",
+            "a metric of an arm, without at, per and less",
         ),
         ({"test": {"at_least": {"of": {**OVERLAP, "at": "now"}, "value": 1.0}}}, "'now'"),
         ({"test": {"monotone": {"of": [{"avg": "A"}], "direction": "rising"}}}, "has no order"),
@@ -842,9 +909,96 @@ def test_suggested_checks_are_there(paper: dict[str, Any]) -> None:
     } <= tests.keys()
 
 
+def curves(folder: Path, **metrics: dict[int | None, list[float]]) -> Path:
+    """A training run: values of each metric step by step, by position (None: of all)."""
+    folder.mkdir(parents=True)
+    rows = [
+        {"step": step, "name": name, "position": position, "value": value}
+        for name, by_position in metrics.items()
+        for position, values in by_position.items()
+        for step, value in enumerate(values)
+    ]
+    tables.write(folder / "metrics.parquet", rows, METRICS)
+    return folder
+
+
+def of_runs(paper: dict[str, Any], claim: str, folder: Path, runs: dict[str, Any]) -> list[str]:
+    """The verdict of a claim and of its checks on these runs, by arm."""
+    reader = Reader({arm: curves(folder / arm, **metrics) for arm, metrics in runs.items()})
+    arms = {arm: {"label": arm, "run": [arm]} for arm in runs}
+    (parsed,) = parse([one for one in paper["claims"] if one["id"] == claim])
+    found = [check.verdict for check in checks(parsed.test, Measurements({"arms": arms}, reader))]
+    return [worst(found), *found]
+
+
+STEPS = np.linspace(0, 1, 40)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_growth_in_the_back_is_more_than_growth_in_front(
+    who: str, paper: dict[str, Any], tmp_path: Path
+) -> None:
+    """Entropy by position, where the back half begins higher and grows either way."""
+
+    def verdict(name: str, front: float, back: float) -> list[str]:
+        values = {0: 0.2 + front * STEPS, 8: 0.4 + back * STEPS}
+        entropy = {f"entropy_{who}_nats": {at: v.tolist() for at, v in values.items()}}
+        runs = {"E09.l6": entropy}
+        return of_runs(paper, f"E09-suffix-{who}", tmp_path / name, runs)
+
+    assert verdict("back", 0.1, 0.5) == [YES, YES, YES]
+    # In front it grows faster, and is lower all the same.
+    assert verdict("front", 0.35, 0.3) == [NO, YES, NO]
+    assert verdict("neither", -0.5, 0.05) == [NO, NO, YES]
+
+
+def test_a_late_collapse_is_late(paper: dict[str, Any], tmp_path: Path) -> None:
+    calm, early, late = np.full(40, 0.9), np.full(40, 0.9), np.full(40, 0.9)
+    early[5:], late[30:] = 0.6, 0.6
+
+    def run(overlap: Any, jump: float) -> dict[str, Any]:
+        step = np.where(STEPS > 0.8, jump, 0.0).tolist()
+        measured = {"overlap_ratio": overlap.tolist(), "entropy_student_nats": step}
+        return {name: {None: values} for name, values in (measured | {"grad_norm": step}).items()}
+
+    def verdicts(name: str, long: Any, medium: Any, l3: float = 0.1, l4: float = 0.1) -> list[str]:
+        runs = {"E09.l3": run(medium, l3), "E09.l4": run(medium, l4)}
+        runs |= {arm: run(long, 0.5) for arm in ("E09.l5", "E09.l6")}
+        return of_runs(paper, "E09-collapse", tmp_path / name, runs)
+
+    assert verdicts("late", late, calm) == [YES] * 13
+    # From its highest value to its end it falls as far, but before the middle of training.
+    assert verdicts("early", early, calm) == [NO, NO, NO, *[YES] * 10]
+    assert verdicts("medium, too", late, late) == [NO, YES, YES, NO, NO, *[YES] * 8]
+    # One medium length with jumps as large is enough.
+    assert verdicts("jumps", late, calm, l3=0.5) == [NO, *[YES] * 4, *[NO, YES] * 4]
+    assert verdicts("other jumps", late, calm, l4=0.7) == [NO, *[YES] * 4, *[YES, NO] * 4]
+
+
+def test_the_late_dip_of_four_tokens_is_late(paper: dict[str, Any], tmp_path: Path) -> None:
+    def verdicts(name: str, k4: list[float]) -> list[str]:
+        step = {"E12.k1": 0.5, "E12.k4": 0.1, "E12.k16": 0.1}
+        overlap = {"E12.k1": [0.9] * 40, "E12.k4": k4, "E12.k16": [0.9] * 40}
+        runs = {
+            arm: {
+                "overlap_ratio": {None: overlap[arm]},
+                "entropy_student_nats": {None: [0.0] * 20 + [jump] * 20},
+                "grad_norm": {None: [0.0] * 20 + [jump] * 20},
+            }
+            for arm, jump in step.items()
+        }
+        return of_runs(paper, "E12-k4", tmp_path / name, runs)
+
+    assert verdicts("late", [0.9] * 30 + [0.7] * 10) == [YES] * 5
+    assert verdicts("early", [0.9] * 10 + [0.7] * 30) == [NO, YES, YES, NO, NO]
+
+
 def test_units_of_metrics_and_values() -> None:
     assert read({"metric": "kl_nats", "of": "A"}).unit == "nats"
     assert read({"metric": "overlap_ratio", "of": "A", "at": "jump"}).unit == "points of a share"
+    grown = {"metric": "overlap_ratio", "of": "A", "less": {"at": "start"}}
+    assert read(grown).unit == "points of a share"
+    assert read({**grown, "metric": "kl_nats"}).unit == "nats"
     first = {"probe": "P", "value": "advantage_*", "at": "first"}
     assert read(first).unit == "points of a share"
     assert unit_of("advantage_1024") == "points of a share" and unit_of("teacher_16") == "share"

@@ -176,10 +176,18 @@ def test_curves_become_numbers() -> None:
     assert at(values, "late") == pytest.approx((5 * 4 + 15) / 11)
     assert at(values, "mean") == pytest.approx((20 + 40 + 15) / 21)
     assert (at(values, "min"), at(values, "max"), at(values, "jump")) == (0, 9, 6)
+    assert at(values, "mid") == pytest.approx(4)  # the 10th to the 12th
     assert at(values, "last") == 5
     assert at(values, "drop") == pytest.approx(9 - 4)
-    assert {at(values[:1], w) for w in ("start", "end", "late", "mean", "min", "max")} == {5}
-    assert at(values[:1], "jump") == 0
+    for when in ("start", "last", "mid", "end", "late", "mean", "min", "max"):
+        assert at(values[:1], when) == 5
+    assert at(values[:1], "jump") == at(values[:1], "drop") == 0
+    steps = np.arange(20.0)
+    assert at(steps, "mid") == pytest.approx(9.5)  # 9 and 10: as many before as after
+    # Of many curves at once, one number each.
+    curves = np.stack([steps, 19 - steps, np.zeros(20)])
+    for when in ("start", "last", "mid", "end", "late", "mean", "min", "max", "jump", "drop"):
+        assert at(curves, when).tolist() == [float(at(curve, when)) for curve in curves]
 
 
 def test_metrics_vary_over_seeds_only(reader: Reader) -> None:
@@ -210,9 +218,10 @@ def test_one_run_has_intervals_of_means_over_steps(tmp_path: Path) -> None:
     def of(arm: str, **more: Any) -> Estimate:
         return estimate({"metric": "kl_nats", "of": arm, **more}, Reader(inputs), arms, {})
 
-    for when, n in {"end": 20, "late": 100, "mean": 200}.items():
-        got = of("a", at=when).interval()
-        half = 1.96 * 0.1 * noise[-n:].std() / np.sqrt(n)
+    windows = {"mid": slice(90, 110), "end": slice(180, 200), "late": slice(100, 200)}
+    for when, steps in {**windows, "mean": slice(0, 200)}.items():
+        got, part = of("a", at=when).interval(), noise[steps]
+        half = 1.96 * 0.1 * part.std() / np.sqrt(len(part))
         assert got.low < got.mean < got.high
         assert 0.6 * half < (got.high - got.low) / 2 < 2.2 * half
         # The same steps are drawn of every run: equal courses have no difference.
@@ -266,6 +275,19 @@ def test_a_metric_as_a_share_of_another(reader: Reader) -> None:
     assert two.by_seed.tolist() == pytest.approx([1.5 / 20, 21.5 / 40])
     of_one = found({"metric": "kl_nats", "of": "after", "per": {"of": "once", "at": "end"}}, reader)
     assert of_one.by_seed is not None and of_one.by_seed.tolist() == pytest.approx([1, 21.5 / 1.5])
+
+
+def test_a_metric_less_that_at_another_time(reader: Reader) -> None:
+    """20, 19, ..., 1 and 40, 39, ..., 21: the middle is 10.5 and 30.5, the end 1.5 and 21.5."""
+    one = found({"metric": "kl_nats", "of": "once", "at": "mid", "less": {"at": "end"}}, reader)
+    assert one.value == pytest.approx(9) and one.unit == "nats"
+    # Both are means over two steps that lie one apart, so that their difference never moves.
+    assert one.draws == pytest.approx(np.full(500, 9.0))
+    grown = found({"metric": "kl_nats", "of": "after", "less": {"at": "start"}}, reader)
+    assert grown.by_seed is not None and grown.by_seed.tolist() == pytest.approx([-18.5, -18.5])
+    assert grown.interval() == pytest.approx((-18.5, -18.5, -18.5))
+    share = {"metric": "overlap_ratio", "of": "once", "at": "max", "less": {"at": "start"}}
+    assert found(share, reader).unit == "points of a share"
 
 
 def test_a_metric_by_position(tmp_path: Path) -> None:

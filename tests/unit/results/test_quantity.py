@@ -13,6 +13,7 @@ LONG: list[dict[str, Any]] = [
     {"metric": "kl_nats", "of": "E1.a", "at": "start"},
     {"metric": "kl_nats", "of": "E1.a", "at": "end", "positions": "back"},
     {"metric": "kl_nats", "of": "E1.a", "at": "end", "per": {"of": "E1.b", "at": "max"}},
+    {"metric": "kl_nats", "of": "E1.a", "at": "mid", "less": {"at": "start"}},
     {"probe": "E2", "value": "auroc"},
     {"probe": "E2", "value": "advantage_*", "at": "last"},
     {"probe": "E2", "value": "signal_positive", "per": {"probe": "E2", "value": "signal"}},

@@ -1,4 +1,5 @@
-"""Commands about a config: ``schema``, ``plan``, ``calibrate``, ``lock``, ``doctor``."""
+"""Commands about a config and claims: ``schema``, ``plan``, ``claims``, ``calibrate``, ``lock``,
+``doctor``."""
 
 import argparse
 import json
@@ -6,6 +7,9 @@ from pathlib import Path
 
 from opd.cli.commands import options
 from opd.cli.commands.options import CONFIGS, RATES, show, whole
+from opd.core.errors import UserError
+
+CLAIMS = Path("config/claims")
 
 
 def add(command: options.Add) -> None:
@@ -33,6 +37,12 @@ def add(command: options.Add) -> None:
     )
     options.add_flag(plan, "--jobs", "list every job")
     options.add_path(plan, "--calibration", "rates of `opd calibrate`", RATES, metavar="FILE")
+
+    claims = command("claims", _claims, "of how many random results the test of each claim holds")
+    about = f"files of claims; all of {CLAIMS} if not given"
+    options.add_path(claims, "files", about, (), nargs="*", metavar="FILE")
+    about = "show only what holds of too many, and exit with 1 if there is any"
+    options.add_flag(claims, "--check", about)
 
     calibrate = command("calibrate", _calibrate, "measure rates for `opd plan` in finished stages")
     options.add_path(calibrate, "results", "results/NAME", nargs="+")
@@ -86,6 +96,25 @@ def _plan(arguments: argparse.Namespace) -> None:
             arguments.config,
         )
     )
+
+
+def _claims(arguments: argparse.Namespace) -> int:
+    from opd.results import null
+
+    files = arguments.files or sorted(CLAIMS.glob("*.yaml"))
+    if not files:
+        remedy = "name files, or start it in the folder that has config/"
+        raise UserError("there is no file of claims", str(CLAIMS), remedy)
+    count = wrong = 0
+    for path in files:
+        for claim in null.accepted(path):
+            errors = claim.errors(str(path))
+            count, wrong = count + 1, wrong + bool(errors)
+            if not arguments.check:
+                show([f"{claim.share:6.1%} {path}: {claim.claim}"])
+            show(errors)
+    show([f"{wrong} of {count} claims say what holds of random results, too"])
+    return int(wrong > 0)
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
