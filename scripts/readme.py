@@ -8,6 +8,7 @@ A part stands between `<!-- fill: KIND SCALE ... -->` and `<!-- end -->`, each o
     claims SCALE [ID ...] what was measured of these claims (ID, or PAPER/ID), or of all
     table SCALE TABLE     a table with its note
     figure SCALE FIGURE   copies the figure to the image that the part shows
+    arms CONFIG ...       what arms and probes of papers are in these configs, laid over each other
     runs CONFIG           the distillation runs of config/CONFIG.yaml, arm by arm
 
 SCALE is a folder of RESULTS, `results` if not given. What is not there leaves its part as it is.
@@ -23,8 +24,11 @@ from typing import Any
 
 from opd.core.errors import UserError
 from opd.core.files import read_json
+from opd.recipes.models import Distill, Grpo, Model, Sft
+from opd.recipes.probes import Probe
 from opd.recipes.resolve import read
 from opd.results import claims_page
+from opd.results.claim_spec import read_claims
 
 START, END = re.compile(r"<!-- fill: (.*) -->"), "<!-- end -->"
 IMAGE = re.compile(r"!\[[^]]*\]\(([^)]+)\)")
@@ -106,7 +110,8 @@ def counts(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
     lines = [
         f"{sum(about['counts'].values())} claims of *{about['title']}*, scale {found['scale']}, "
         f"{f'{many} seeds' if many > 1 else 'one seed'}: "
-        f"{claims_page.headline({**found, **about}, claims_page.mark)}."
+        f"{claims_page.headline({**found, **about}, claims_page.mark)}"
+        f"{claims_page.ours({**found, **about}, claims_page.mark)}."
         for about in found["papers"].values()
     ]
     return "\n\n".join(lines)
@@ -164,6 +169,57 @@ def figure(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
     return inner
 
 
+def arms(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
+    config = read([CONFIGS / f"{name}.yaml" for name in (folder.name, *names)])
+    meant: dict[str, str] = {}
+    for paper in config.papers:
+        declared = read_claims(CONFIGS / "claims" / f"{paper}.yaml")
+        meant |= declared["arms"] | declared["probes"]
+    here = {name: _model(config.models[arm.model], arm.model) for name, arm in config.arms.items()}
+    here |= {name: _probe(probe) for name, probe in config.probes.items() if name in meant}
+
+    def place(name: str) -> list[str]:
+        """A9 before A10."""
+        parts = re.split(r"(\d+)", name.partition(".")[0])
+        return [part.zfill(3) if part.isdigit() else part for part in parts]
+
+    rows = [[name, meant[name], here[name]] for name in sorted(here, key=place)]
+    head = ["arm or probe", "in the paper", "here"]
+    return "\n".join(_row([_cell(cell) for cell in row]) for row in (head, ["---"] * 3, *rows))
+
+
+def _told(information: Any) -> str:
+    if information in (None, "none"):
+        return ""
+    return f", told `{information}`" if isinstance(information, str) else ", told otherwise"
+
+
+def _model(model: Model, name: str) -> str:
+    """A model in a few words: what it is fetched as, or what it is trained from and how."""
+    run = model.trained
+    if run is None:
+        return f"`{model.hub.id if model.hub else name}`"
+    length = f"{run.steps} steps" if run.steps else f"{getattr(run, 'epochs', None)} epochs"
+    match run:
+        case Distill():
+            loss = f"`{run.loss.preset}`" + (f", k = {run.loss.k}" if run.loss.k else "")
+            pair = f"`{name}`: `{run.student}` ← `{run.teacher}`{_told(run.information)}"
+            return f"{pair}, on `{run.prompts}`; {loss}; {length}, measured at k = {run.metrics_k}"
+        case Grpo():
+            told = _told(run.information)
+            return f"`{name}`: `{run.student}` after GRPO on `{run.prompts}`{told}; {length}"
+        case Sft():
+            return f"`{name}`: `{run.student}` after SFT on `{run.data}`; {length}"
+
+
+def _probe(probe: Probe) -> str:
+    """A probe in a few words: its kind, the rollouts and models that it reads, what is told."""
+    recipe = getattr(probe, probe.kind)
+    read = [getattr(recipe, key, None) for key in ("generations", "teacher", "judge")]
+    told = _told(getattr(recipe, "information", None))
+    return f"`{probe.kind}` of {', '.join(f'`{name}`' for name in read if name)}{told}"
+
+
 def runs(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
     config = read([CONFIGS / f"{folder.name}.yaml"])
     heads = ["arm", "run", "student", "teacher", "prompts", "steps", "response tokens", "loss"]
@@ -186,6 +242,7 @@ KINDS = {
     "claims": (claims, 1),
     "table": (table, 2),
     "figure": (figure, 2),
+    "arms": (arms, 1),
     "runs": (runs, 1),
 }
 

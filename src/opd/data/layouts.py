@@ -36,7 +36,8 @@ class Layout:
     gets among the columns ``wrong`` in ``{choices}``, whose order the texts decide. ``where``
     (column to text) and ``one_box`` (exactly one ``\\boxed`` in the answer column) choose rows.
     ``once``: the dataset repeats whole rows, and each is read once. ``solution``: the column with
-    a worked solution, for a teacher that is shown it.
+    a worked solution, for a teacher that is shown it. ``fallback`` (column to column): what is read
+    where the first is empty.
     """
 
     question: tuple[str, ...]
@@ -52,6 +53,7 @@ class Layout:
     configs: tuple[str | None, ...] = (None,)
     file: str | None = None
     solution: str | None = None
+    fallback: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def needed(self) -> tuple[str, ...]:
@@ -63,7 +65,7 @@ class Layout:
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """The top-level columns that are read where they are there."""
-        more = _top(*self.question, *self.prompt, *self.difficulty)
+        more = _top(*self.question, *self.prompt, *self.difficulty, *self.fallback.values())
         return tuple(dict.fromkeys([*self.needed, *(() if self.wrong else more)]))
 
 
@@ -116,6 +118,8 @@ def record(layout: Layout, row: Row, where: str) -> dict[str, Any] | None:
     check(layout, row, where)
     if any(_at(row, column, where) != value for column, value in layout.where.items()):
         return None
+    instead = {to: row.get(of) for to, of in layout.fallback.items() if not row.get(to)}
+    row = {**row, **instead}
     value = _at(row, layout.answer, where)
     if layout.take == "choice":
         row, value = _among_choices(layout, row, where)

@@ -14,7 +14,7 @@ from opd.plan.base import artifact, at
 from opd.plan.papers import Paper, check_shown, experiment_of, read_papers
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
-from opd.recipes.outputs import Arm, Figure, Series, Table
+from opd.recipes.outputs import Compared, Figure, Series, Table
 from opd.results import claim_spec, figure_spec
 from opd.stages.artifact import Artifact, closure
 from opd.stages.registry import STAGES
@@ -80,17 +80,26 @@ def labels(config: Config, everywhere: bool = False) -> dict[str, dict[str, str]
 
 
 def _add(
-    config: Config, inputs: dict[str, str], kind: str, name: str, evaluation: str | None = None
+    config: Config,
+    inputs: dict[str, str],
+    kind: str,
+    name: str,
+    evaluation: str | None = None,
+    usual: bool = True,
 ) -> list[str]:
-    """Add an evaluation, run or probe at every seed to the inputs. Returns their names there."""
+    """Add an evaluation, run or probe at every seed to the inputs. Returns their names there, which
+    tell an evaluation that is not the ``usual`` one."""
     section = {"evaluation": "evaluations", "run": "models", "probe": "probes"}[kind]
     recipe = f"{evaluation}/{name}" if evaluation else name
-    folders = {f"{kind}:{name}:s{seed}": at(config, section, recipe, seed) for seed in config.seeds}
+    called = name if usual else recipe
+    folders = {
+        f"{kind}:{called}:s{seed}": at(config, section, recipe, seed) for seed in config.seeds
+    }
     inputs |= folders
     return [*folders]
 
 
-def _sides(arm: Arm) -> dict[str, str | None]:
+def _sides(arm: Compared) -> dict[str, str | None]:
     """The models whose evaluations an arm may show, by the keys of a stage's settings."""
     return {"evaluations": arm.model, "base": arm.base, "teacher": arm.teacher}
 
@@ -114,16 +123,17 @@ def needed(
             continue
         arm = config.arms[name]
         run = arm.model.partition("@")[0]
+        evaluated = (arm.evaluation or config.evaluation, arm.evaluation is None)
         if role == "run":
             if config.models[run].trained:
                 about["run"] = _add(config, inputs, "run", run)
         elif role == "scores":
             about["scores"] = {
-                str(step): _add(config, inputs, "evaluation", model, config.evaluation)
+                str(step): _add(config, inputs, "evaluation", model, *evaluated)
                 for step, model in _steps(config, run).items()
             }
         elif model := _sides(arm)[role]:
-            about[role] = _add(config, inputs, "evaluation", model, config.evaluation)
+            about[role] = _add(config, inputs, "evaluation", model, *evaluated)
     return shown
 
 

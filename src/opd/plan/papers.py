@@ -14,6 +14,7 @@ from opd.core.schema import read_yaml
 from opd.plan.values import check_values
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
+from opd.recipes.evaluation import PROTOCOLS
 from opd.results import claim_spec, figure_spec
 from opd.results.claim_spec import Claim
 from opd.results.figure_spec import PaperFigure
@@ -163,7 +164,8 @@ def _check_papers(papers: Iterable[Paper]) -> None:
 
 
 def _check_config(config: Config, papers: Iterable[Paper]) -> None:
-    """Hold the arms of a config to its papers, and the probes of the papers' experiments."""
+    """Hold the arms of a config to its papers, and the probes of the papers' experiments; arms with
+    an evaluation of their own to that of the others, with whose scores theirs are compared."""
     arms = [name for paper in papers for name in paper.names["arms"]]
     probes = [name for paper in papers for name in paper.names["probes"]]
     experiments = {experiment_of(name) for name in (*arms, *probes)}
@@ -172,8 +174,22 @@ def _check_config(config: Config, papers: Iterable[Paper]) -> None:
     for name in config.probes:
         if experiment_of(name) in experiments:
             _require(name, probes, "probes", "probe")
+    for name, arm in config.arms.items():
+        if arm.evaluation and _asked(config, arm.evaluation) != _asked(config, config.evaluation):
+            raise UserError(
+                f"'{arm.evaluation}' has other benchmarks or samples than '{config.evaluation}'",
+                f"arms.{name}.evaluation",
+                "scores are compared problem by problem: name one that differs otherwise",
+            )
     for paper in papers:
         check_values(config, _quantities(paper))
+
+
+def _asked(config: Config, name: str | None) -> tuple[set[str], int]:
+    """The benchmarks of an evaluation, and how often each problem is asked."""
+    evaluation = config.evaluations[name or ""]
+    protocol = config.protocols.get(evaluation.protocol) or PROTOCOLS[evaluation.protocol]
+    return {*evaluation.benchmarks}, protocol.samples
 
 
 def _quantities(paper: Paper) -> Iterator[tuple[str, Quantity]]:

@@ -1,4 +1,4 @@
-"""Verdicts on responses: whether each keeps to some rules, by a model or by keywords.
+"""Verdicts on responses: whether each keeps to some rules, by a model, by keywords or by a pattern.
 
 The Many Faces of OPD judges its safety runs (A5) with a local model at temperature 0 that is told
 the rules, the request and the response, and answers with one word; or with a pattern of refusals.
@@ -21,7 +21,7 @@ from opd.probes.rollouts import counted, read_rollouts
 from opd.probes.schemas import VERDICTS
 from opd.stats import draws
 
-KEYWORDS = "keywords"
+KEYWORDS, PATTERN = "keywords", "pattern"
 PASS, FAIL = "PASS", "FAIL"
 HARMFUL, HARMLESS = ("harmful",), ("unharmful", "benign", "harmless")
 
@@ -75,7 +75,8 @@ def asked(template: str, rules: str, question: str, response: str) -> str:
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
     """Stage ``judge``: probe.json, draws.parquet and verdicts.parquet (with what the judge said).
 
-    cfg: judge (``keywords``, where no model is asked), rules (what is to be kept to), template
+    cfg: judge (``keywords`` or ``pattern``, where no model is asked), pattern (a regular
+    expression: a response passes in which it is found), rules (what is to be kept to), template
     (with {rules}, {question}, {response}; QUESTION if not given), those of
     ``opd.models.sampling.settings``, at temperature 0. Inputs: generations, prompts, and the model
     ``judge``. Keywords need the prompts' answers to say which request is harmful. Values: passed
@@ -86,8 +87,11 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     rollouts = read_rollouts(inputs["generations"])
     prompts = prompts_of(rollouts, read_prompts(inputs["prompts"]))
     keywords = cfg.get("judge") == KEYWORDS
-    if keywords:
-        replies = [""] * len(rollouts)
+    replies = [""] * len(rollouts)
+    verdicts: list[bool | None]
+    if cfg.get("judge") == PATTERN:
+        verdicts = [bool(re.search(cfg["pattern"], row["response"])) for row in rollouts]
+    elif keywords:
         verdicts = [
             by_keywords(row["response"], prompt["answer"])
             for row, prompt in zip(rollouts, prompts, strict=True)

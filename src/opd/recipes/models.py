@@ -137,6 +137,10 @@ class OnPolicy(Trained):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_prompt_tokens: Count = 1024
     max_new_tokens: Count = 7168
+    shuffle: bool | None = Field(
+        default=None,
+        description="the prompts of every epoch in another order; as they stand if not",
+    )
 
 
 class Sft(Run):
@@ -192,6 +196,11 @@ class Grpo(OnPolicy, Run):
         default=None, description="optimiser steps on one batch of rollouts, each on a part of it"
     )
     schedule: Literal["constant", "cosine", "linear"] | None = None
+    aggregation: Literal["token_mean", "sequence_mean"] | None = Field(
+        default=None,
+        description="the mean over all tokens of an update, if not given; or over the tokens of a "
+        "rollout, then over rollouts",
+    )
     clip: Positive | None = Field(default=None, description="0.2 if not given")
     clip_high: Positive | None = Field(default=None, description="the upper clip, if another")
     importance_cap: Positive | None = Field(

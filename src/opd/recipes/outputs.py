@@ -8,8 +8,8 @@ from opd.core.schema import Strict
 from opd.recipes.base import EvaluationRef, ModelRef, ProbeRef
 
 
-class Arm(Strict):
-    """Which model of this config stands for one of a paper's runs (see ``papers``)."""
+class Compared(Strict):
+    """A model, and those that it is compared with."""
 
     label: str
     model: ModelRef
@@ -17,13 +17,22 @@ class Arm(Strict):
     teacher: ModelRef | None = None
 
 
+class Arm(Compared):
+    """Which model of this config stands for one of a paper's runs (see ``papers``)."""
+
+    evaluation: EvaluationRef | None = Field(
+        default=None,
+        description="in place of the config's: the same benchmarks under another protocol",
+    )
+
+
 class Shown(Strict):
     title: str
     caption: str = ""
 
 
-class Row(Arm):
-    """A row of a table: an arm, and the probe whose values its columns may show."""
+class Row(Compared):
+    """A row of a table: a model, and the probe whose values its columns may show."""
 
     probe: ProbeRef | None = None
 

@@ -102,10 +102,14 @@ class SignalProbe(ByPosition):
 
 
 class JudgeProbe(Asked):
-    """Which responses keep to some rules, by a model or by keywords (``opd.probes.judge``)."""
+    """Which responses keep to some rules, by a model, by keywords or by a pattern
+    (``opd.probes.judge``)."""
 
     generations: GenerationsRef
-    judge: Annotated[ModelName, Ref("models", builtin=("keywords",))] = "keywords"
+    judge: Annotated[ModelName, Ref("models", builtin=("keywords", "pattern"))] = "keywords"
+    pattern: str | None = Field(
+        default=None, description="a regular expression: a response passes in which it is found"
+    )
     rules: str | None = Field(default=None, description="what is to be kept to; a model needs it")
     template: str | None = Field(
         default=None, description="what the model is asked, with {rules}, {question}, {response}"
@@ -115,8 +119,14 @@ class JudgeProbe(Asked):
 
     @model_validator(mode="after")
     def _model_knows_the_rules(self) -> "JudgeProbe":
-        if self.judge != "keywords" and self.rules is None:
+        if (self.judge == "pattern") != (self.pattern is not None):
+            raise ValueError("judge: pattern and a pattern go together")
+        if self.judge not in ("keywords", "pattern") and self.rules is None:
             raise ValueError("a model that judges needs rules")
+        try:
+            re.compile(self.pattern or "")
+        except re.error as error:
+            raise ValueError(f"pattern: no regular expression ({error})") from None
         if self.template is not None:
             fields = set(re.findall(r"\{(\w+)\}", self.template))
             if unknown := sorted(fields - {"rules", "question", "response"}):

@@ -172,6 +172,9 @@ class Claim(Strict):
     level: bool = Field(
         default=False, description="only says how high a published number is, so needs comparable"
     )
+    ours: bool = Field(
+        default=False, description="this project says it, not the paper: it is counted apart"
+    )
     note: str | None = Field(default=None, description="what a reader of the verdict has to know")
     published: list[Annotated[Said, BeforeValidator(as_row)]] = []
 

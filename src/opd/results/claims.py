@@ -417,8 +417,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     return counts["counts"]
 
 
-def _counts(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """How many claims have which verdict, and how many of these by a number without interval."""
+def _counts(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How many claims have which verdict, and how many of these by a number without interval; those
+    that are this project's own apart, under ``ours``."""
+    of_papers, ours = (_verdicts([c for c in judged if c["ours"] is own]) for own in (False, True))
+    return {**of_papers, "ours": ours}
+
+
+def _verdicts(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     verdicts = Counter(claim["verdict"] for claim in judged)
     bare = Counter(claim["verdict"] for claim in judged if not claim["interval"])
     return {

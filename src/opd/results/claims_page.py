@@ -49,6 +49,13 @@ def headline(verdicts: Mapping[str, Any], name: Callable[[str], str] = str) -> s
     return ", ".join(parts)
 
 
+def ours(verdicts: Mapping[str, Any], name: Callable[[str], str] = str) -> str:
+    """The same of the claims that are this project's own, to go behind that; empty without any."""
+    own = verdicts.get("ours", {"counts": {}})
+    count = sum(own["counts"].values())
+    return f"; {count} of our own: {headline({**verdicts, **own}, name)}" if count else ""
+
+
 def about(row: Mapping[str, Any]) -> str:
     """What a published row is about, in words: metric, benchmark and setting."""
     return ", ".join(row[key] for key in ("metric", "benchmark", "setting") if row[key] != "-")
@@ -90,7 +97,7 @@ def unbroken(text: str) -> str:
 def values(verdicts: Mapping[str, Any], figures: Collection[str] = ()) -> dict[str, Any]:
     """What the templates need to show a claims.json. ``figures``: those of the page (PAPER/NAME),
     which are linked."""
-    functions = (headline, mark, verdict_of, lacking, about, published_briefly, unbroken)
+    functions = (headline, ours, mark, verdict_of, lacking, about, published_briefly, unbroken)
     preface = render(PAGES, "preface.md.j2", verdicts=verdicts) if verdicts["claims"] else ""
     return {
         "verdicts": verdicts,

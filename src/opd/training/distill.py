@@ -21,7 +21,7 @@ from opd.losses.token import aggregate
 from opd.models import pairing
 from opd.models.checkpoints import load_model, load_tokenizer, read_config, require_room
 from opd.models.pairing import head_of, teacher_kwargs, trim_vocabularies
-from opd.training import common, launch, micro_batches
+from opd.training import common, launch, micro_batches, order
 from opd.training.record import Record, Value
 
 # Column of the token ids that the teacher reads in place of the student's prompt.
@@ -226,15 +226,18 @@ def teacher_prompts(
 
 
 def load(cfg: dict[str, Any], inputs: Mapping[str, Path], tokenizer: Any) -> Dataset:
-    """The prompts, in order and without a last partial batch, each as often as it is rolled out,
-    with what the teacher is asked where that differs."""
+    """The prompts as they are rolled out, each as often as it is, with what the teacher is asked
+    where that differs: those of an epoch, in order and without a last partial batch; or, with
+    ``shuffle``, those of the whole run (``opd.training.order.shuffled``)."""
     readers = [inputs["student"], inputs["teacher"]]
     chats, rows = common.load_prompts(cfg, inputs["prompts"], tokenizer, readers)
-    used = len(rows) - len(rows) % cfg["prompts_per_step"]
+    taken: Sequence[int] = range(len(rows) - len(rows) % cfg["prompts_per_step"])
+    if cfg.get("shuffle"):
+        taken = order.shuffled(len(rows), cfg["steps"] * cfg["prompts_per_step"], cfg["seed"])
     columns: dict[str, list[Any]] = {
-        "prompt": [chat for chat in chats[:used] for _ in range(cfg["rollouts_per_prompt"])]
+        "prompt": [chats[i] for i in taken for _ in range(cfg["rollouts_per_prompt"])]
     }
-    teacher_ids = teacher_prompts(cfg, rows[:used], tokenizer)
+    teacher_ids = teacher_prompts(cfg, [rows[i] for i in taken], tokenizer)
     if teacher_ids is not None:
         longest = max(map(len, teacher_ids)) + cfg["max_new_tokens"]
         require_room(read_config(inputs["teacher"]), longest, "max_new_tokens")
@@ -254,9 +257,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     (Many Faces, Eqs. 10 and 11).
 
     One optimiser update per step on that step's rollouts; prompts in order, a last partial batch
-    dropped, epochs repeated as steps ask for (Rethinking OPD, Table 2 and section 3.3). Raises
-    ``UserError`` where the pair does not fit (``pairing.compare``, ``objections``), a prompt is too
-    long, or the loss is no number.
+    dropped, epochs repeated as steps ask for (Rethinking OPD, Table 2 and section 3.3), or shuffled
+    (``load``). Raises ``UserError`` where the pair does not fit (``pairing.compare``,
+    ``objections``), a prompt is too long, or the loss is no number.
     """
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)

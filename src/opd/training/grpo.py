@@ -11,9 +11,12 @@ from trl import GRPOConfig, GRPOTrainer
 from opd.data import privileged
 from opd.grading.graders import GRADERS
 from opd.models.checkpoints import load_model, load_tokenizer
-from opd.training import common, launch
+from opd.training import common, launch, order
 from opd.training.record import Record
 from opd.training.resume import step_of
+
+# How the losses of tokens become that of an update -> TRL's name of it.
+LOSS_TYPES = {"token_mean": "dapo", "sequence_mean": "grpo"}
 
 # TRL's names of what is recorded -> ours.
 LOGGED = {
@@ -118,11 +121,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     not the prompt.
 
     A completion is rewarded with 1 where the grader finds the right answer, else 0, less its
-    length penalty; advantages are (r - mean) / (std + 1e-4) of the group, std with n - 1, losses
-    averaged over the tokens of a step, no KL term (Rethinking OPD, Table 1). With several updates a
-    batch, each takes another part of the rollouts, in random order, and the token mean is by the
-    mean number of tokens of a part. A step is one batch of rollouts; what is recorded counts
-    updates. Prompts are taken in order, a last partial batch is dropped.
+    length penalty; advantages are (r - mean) / (std + 1e-4) of the group, std with n - 1; no KL
+    term (Rethinking OPD, Table 1). Losses are averaged over all tokens of an update
+    (``token_mean``), or over the tokens of a rollout and then over rollouts (``sequence_mean``: The
+    Many Faces of OPD, its code, slime/backends/megatron_utils/cp_utils.py:67-73 at 33234e5). With
+    several updates a batch, each takes another part of the rollouts, in random order, and the token
+    mean is by the mean number of tokens of a part. A step is one batch of rollouts; what is
+    recorded counts updates. Prompts are taken in order, a last partial batch is dropped; or, with
+    ``shuffle``, as ``opd.training.order.shuffled`` says.
     """
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)
@@ -131,6 +137,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     tokenizer = load_tokenizer(inputs["student"])
     examples = load(cfg, inputs, tokenizer)
     batches = cfg.get("steps") or cfg["epochs"] * (len(examples) // cfg["prompts_per_step"])
+    if cfg.get("shuffle"):
+        taken = order.shuffled(len(examples), batches * cfg["prompts_per_step"], cfg["seed"])
+        examples = examples.select(taken)
     updates = cfg.get("updates_per_batch", 1)
     arguments = common.rollout_arguments({**cfg, "steps": batches * updates}, "grpo", scratch)
     trainer = Trainer(
@@ -144,7 +153,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
             epsilon=cfg.get("clip", 0.2),
             epsilon_high=cfg.get("clip_high"),
             beta=0.0,
-            loss_type="dapo",
+            loss_type=LOSS_TYPES[cfg.get("aggregation", "token_mean")],
             scale_rewards="group",
         ),
         train_dataset=examples,

@@ -159,11 +159,15 @@ def test_openthoughts3_keeps_mathematics_and_has_no_ground_truth(hub: Callable[.
 
 
 def test_openthoughts_114k_takes_solutions_with_one_box(hub: Callable[..., Path]) -> None:
-    def row(problem: str, solution: str, domain: str = "math") -> dict[str, Any]:
+    """The model's own solution stands in where there is none, and nowhere else."""
+
+    def row(
+        problem: str, solution: str | None, domain: str = "math", own: str = "s"
+    ) -> dict[str, Any]:
         return {
             "problem": problem,
             "deepseek_reasoning": "r",
-            "deepseek_solution": "s",
+            "deepseek_solution": own,
             "ground_truth_solution": solution,
             "domain": domain,
             "source": "numina",
@@ -176,12 +180,20 @@ def test_openthoughts_114k_takes_solutions_with_one_box(hub: Callable[..., Path]
         row("two", r"\boxed{1} or \boxed{2}"),
         row("none", "so 3"),
         row("code", r"\boxed{1}", "code"),
+        row("absent", None, own=r"thus \boxed{5}"),
+        row("empty", "", own=r"thus \boxed{6}"),
+        row("two of its own", None, own=r"\boxed{7} or \boxed{8}"),
+        row("without a box", "so 3", own=r"\boxed{9}"),
     ]
     name = "open-thoughts/OpenThoughts-114k"
     hub(name, default=[{"system": "s", "conversations": []}], metadata=metadata)
     rows, tally = load({"hub": name, "revision": REVISION})
-    assert [(r["question"], r["answer"]) for r in rows] == [("one", r"\frac{1}{2}")]
-    assert tally == {"read": 4, "row filter": 3}
+    assert [(r["question"], r["answer"], r["solution"]) for r in rows] == [
+        ("one", r"\frac{1}{2}", r"so \boxed{\frac{1}{2}}."),
+        ("absent", "5", r"thus \boxed{5}"),
+        ("empty", "6", r"thus \boxed{6}"),
+    ]
+    assert tally == {"read": 8, "row filter": 5}
     assert rows[0]["source"] == f"{name}@{REVISION}/metadata:train"
 
 
@@ -228,6 +240,23 @@ def test_boolq_and_mmlu(hub: Callable[..., Path]) -> None:
         assert [(r["question"], r["answer"]) for r in rows] == [
             ("2+2?\nA. 3\nB. 4\nC. 5\nD. 6", letter)
         ]
+
+
+def test_mmlu_pro_and_the_science_of_mixture_of_thoughts(hub: Callable[..., Path]) -> None:
+    """Up to ten choices, and the letter as it stands; conversations that a model has answered."""
+    row = {"question_id": 70, "question": "2+2?", "answer": "J", "answer_index": 9, "src": "s"}
+    options = [str(n) for n in range(-5, 5)]
+    hub("TIGER-Lab/MMLU-Pro", split="test", default=[{**row, "options": options}])
+    (found,), _ = load({"hub": "TIGER-Lab/MMLU-Pro", "revision": REVISION, "split": "test"})
+    assert found["question"].startswith("2+2?\nA. -5\nB. -4\n")
+    assert found["question"].endswith("\nJ. 4") and found["answer"] == "J"
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    hub(
+        "open-r1/Mixture-of-Thoughts", science=[{"messages": turns, "num_tokens": 2, "source": "s"}]
+    )
+    source = {"hub": "open-r1/Mixture-of-Thoughts", "revision": REVISION, "config": "science"}
+    (found,), _ = load(source)
+    assert (found["question"], found["answer"], found["turns"]) == ("Why?", "", None)
 
 
 def test_a_dataset_that_is_not_known_needs_its_columns_named(hub: Callable[..., Path]) -> None:

@@ -68,13 +68,15 @@ SUFFIX = " Please reason step by step, and put your final answer within \\boxed{
 
 def test_what_is_shipped() -> None:
     wanted = {"aime24", "aime25", "amc23", "amc23_83", "math500", "minerva", "olympiad"}
-    assert {*NAMES} == wanted | {"gpqa_diamond", "boolq", "mmlu", "world"}
+    assert {*NAMES} == wanted | {"gpqa_diamond", "boolq", "mmlu", "mmlu_pro", "world"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_tasks_ask_byte_for_byte(tmp_path: Path, name: str) -> None:
     task = loaded(tmp_path, f"opd_{name}", questions(tmp_path / "p"))
-    suffix = {"world": "", "boolq": TRUTH, "mmlu": LETTER, "gpqa_diamond": LETTER}.get(name, SUFFIX)
+    asked = {"world": "", "boolq": TRUTH}
+    asked |= dict.fromkeys(("mmlu", "mmlu_pro", "gpqa_diamond"), LETTER)
+    suffix = asked.get(name, SUFFIX)
     assert contexts(task) == [f"What is {i}+{{1}}?{suffix}" for i in range(4)]
     assert [task.doc_to_target(i.doc) for i in task.instances] == ["1", "2", "3", "4"]
     assert [i.repeats for i in task.instances] == [2] * 4
@@ -229,6 +231,7 @@ def test_another_grader_and_another_benchmark_sample_nothing_again(
         ("olympiadbench", {"question": "2+2?", "final_answer": ["4"]}, "2+2?", "4"),
         ("boolq", {"passage": "P", "question": "q", "answer": True}, "P\nQuestion: q?", "True"),
         ("mmlu", {"question": "Q", "choices": ["x", "y"], "answer": 1}, "Q\nA. x\nB. y", "B"),
+        ("mmlu-pro", {"question": "Q", "options": ["x"], "answer": "A"}, "Q\nA. x", "A"),
     ],
 )  # fmt: skip
 def test_the_hubs_columns_of_a_benchmark(

@@ -159,6 +159,46 @@ def test_arms_of_a_config_are_the_papers() -> None:
     shown(given)  # nobody reads them
 
 
+def told(**evaluation: Any) -> dict[str, Any]:
+    """The miniature with an arm that is evaluated otherwise than the others."""
+    given = mini()
+    given["arms"]["E04.success"]["evaluation"] = "told"
+    usual = given["protocols"]["four-samples"]
+    given["protocols"]["told"] = {**usual, "template": "so: {question}"}
+    benchmarks = given["evaluations"]["held-out"]["benchmarks"]
+    given["evaluations"]["told"] = {"benchmarks": benchmarks, "protocol": "told", **evaluation}
+    return given
+
+
+def test_an_arm_may_be_evaluated_under_another_protocol() -> None:
+    """With its base and teacher, beside the same model as another arm, evaluated as usual."""
+    config = resolve(told() | {"experiments": "all"})
+    made = exhibits(config, plan(config, {}), ROOT / "config")["claims"]
+    folders = dict(zip(made.cfg["inputs"], made.inputs, strict=True))
+    models = {"evaluations": "small-from-small-rl", "base": "small", "teacher": "small-rl"}
+    for arm, evaluation in {"E04.success": "told", "E12.k16": "held-out"}.items():
+        for role in made.cfg["arms"][arm].keys() & models.keys():
+            (key,) = made.cfg["arms"][arm][role]
+            assert folders[key] == f"evaluations/{evaluation}/{models[role]}/s0"
+    assert models.keys() < made.cfg["arms"]["E04.success"].keys()
+    assert "evaluations" in made.cfg["arms"]["E12.k16"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "evaluation"),
+    [({"samples": 3}, {}), ({}, {"benchmarks": ["easy"]}), ({}, {"protocol": "greedy"})],
+)
+def test_an_arms_own_evaluation_asks_the_same_problems_as_often(
+    protocol: dict[str, Any], evaluation: dict[str, Any]
+) -> None:
+    given = told(**evaluation)
+    given["protocols"]["told"] |= protocol
+    said = "arms.E04.success.evaluation: 'told' has other benchmarks or samples than 'held-out'"
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        shown(given)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("column", "said"),
     [

@@ -181,6 +181,37 @@ def test_keywords_need_no_model(inputs: Inputs, tmp_path: Path) -> None:
         run({"judge": "keywords", "seed": 1}, inputs, tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "passed"),
+    [
+        ("</?think", [True, True, True, False, False]),
+        (r"^\s*\\boxed\{[^\n]*\}\s*$", [False, False, False, True, False]),
+    ],
+)
+def test_a_pattern_is_found_or_not(
+    inputs: Inputs, tmp_path: Path, pattern: str, passed: list[bool]
+) -> None:
+    """Think tags, malformed ones among them; a box that stands alone."""
+    row = rows_of(inputs["prompts"])[0]
+    responses = [
+        "<think>\nso\n</think>\n\n\\boxed{3}",
+        "So 3.</think>",
+        "<think",
+        "\n\\boxed{\\frac{1}{2}}\n",
+        "So I think:\n\\boxed{3}",
+    ]
+    rollouts = [
+        {"prompt_id": row["id"], "sample": i, "prompt": "", "token_ids": [5], "response": text}
+        for i, text in enumerate(responses)
+    ]
+    given = {"generations": write_rollouts(tmp_path / "g", rollouts), "prompts": inputs["prompts"]}
+    cfg = {"judge": "pattern", "pattern": pattern, "seed": 1}
+    values, verdicts = run(cfg, given, tmp_path / "a")
+    assert [row["passed"] for row in verdicts] == passed
+    assert values["passed"]["value"] == pytest.approx(sum(passed) / 5)
+    assert values["n_unjudged"]["value"] == 0
+
+
 def test_a_judge_that_never_answers(inputs: Inputs, tmp_path: Path) -> None:
     """A model of the world writes neither word."""
     with pytest.raises(

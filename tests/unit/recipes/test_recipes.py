@@ -251,6 +251,9 @@ def asked(raw: dict[str, Any]) -> list[str]:
                 ({"template": "{question} {response}"}, "template needs {rules}"),
                 ({"template": "{rules} {question}"}, "template needs {response}"),
                 ({"rules": None}, "a model that judges needs rules"),
+                ({"pattern": "x"}, "judge: pattern and a pattern go together"),
+                ({"judge": "pattern"}, "judge: pattern and a pattern go together"),
+                ({"judge": "pattern", "pattern": "("}, "pattern: no regular expression (missing"),
             )
         ),
         ({"models__x__sweep": {"distill.lr": 3}}, ["models.x.sweep", "[VALUE"]),

@@ -610,6 +610,30 @@ def test_the_page_stands_alone(tmp_path: Path, inputs: dict[str, Path]) -> None:
     )
 
 
+def test_claims_of_our_own_are_counted_apart(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    alike = {"recovers": "r2", "beats": "b2", "high": "h2"}
+    own = [{**c, "id": alike[c["id"]], "ours": True} for c in CLAIMS if c["id"] in alike]
+    for one in own:
+        one.pop("published", None)
+    before = judged(inputs, tmp_path / "before")
+    found = judged(inputs, tmp_path / "out", [*CLAIMS, *own])
+    assert found["counts"] == before["counts"] == found["papers"]["tiny"]["counts"]
+    assert sum(before["ours"]["counts"].values()) == 0
+    for about in (found, found["papers"]["tiny"]):
+        counts = {verdict: n for verdict, n in about["ours"]["counts"].items() if n}
+        assert counts == {YES: 2, NO: 1}
+    assert {c["id"] for c in found["claims"] if c["ours"]} == {*alike.values()}
+    text, page = ((tmp_path / "out" / f"claims.{kind}").read_text() for kind in ("md", "html"))
+    line = next(line for line in text.splitlines() if "of our own" in line)
+    assert "5 ✓ reproduced" in line.partition("; 3 of our")[0]
+    assert "; 3 of our own: 2 ✓ reproduced, 1 ✗ not reproduced" in line
+    assert "<p>11 claims: 5 reproduced" in page and "; 3 of our own: 2 reproduced, " in page
+    assert "our own" not in (tmp_path / "before/claims.md").read_text()
+    assert "r2 · ours, not the paper's" in page and "(ours, section" in text
+    # The filter shows all of them.
+    assert "all 14</label>" in page and "✓ reproduced 7</label>" in page
+
+
 def CLAIMS_OF(found: dict[str, Any]) -> list[dict[str, Any]]:
     return list(found["claims"])
 

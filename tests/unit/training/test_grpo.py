@@ -141,6 +141,73 @@ def test_several_updates_clip_by_their_two_bounds(
     assert clipped == pytest.approx([x + y for x, y in zip(low, high, strict=True)])
 
 
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", None])
+def test_how_losses_of_tokens_become_that_of_an_update(
+    inputs: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    digits: dict[str, Any],
+    aggregation: str | None,
+) -> None:
+    """The gradient of two updates on one batch, each of four passes through the model with four
+    responses of unequal lengths, against one that is summed up response by response."""
+    passes: list[dict[str, torch.Tensor]] = []
+    compute = grpo.Trainer._compute_loss
+
+    def seen(self: Any, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        passes.append(batch)
+        return compute(self, model, batch)
+
+    updates: list[tuple[float, float]] = []
+    lengths: set[int] = set()
+    before = resume.Steps.on_pre_optimizer_step
+
+    def look(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = torch.cat([p.grad.flatten() for p in self.trainer.model.parameters()])
+        model = AutoModelForCausalLM.from_pretrained(inputs["student"])
+        model.load_state_dict(self.trainer.model.state_dict())
+        naive = []
+        for weigh in ("sequence_mean", "token_mean"):
+            model.zero_grad()
+            total = torch.zeros(())
+            for batch in passes:
+                for row, advantage in enumerate(batch["advantages"].tolist()):
+                    prompt = batch["prompt_ids"][row][batch["prompt_mask"][row] != 0]
+                    counts = batch["completion_mask"][row] != 0
+                    response = batch["completion_ids"][row][counts]
+                    logits = model(torch.cat([prompt, response])[None]).logits[0, :-1]
+                    logp = logits[-len(response) :].log_softmax(-1)
+                    ratio = logp.gather(1, response[:, None])[:, 0]
+                    ratio = (ratio - batch["old_per_token_logps"][row][counts]).exp()
+                    loss = -torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+                    lengths.add(len(response))
+                    # 16 of the 32 responses of the batch, or half of its tokens.
+                    share = 16 * len(response)
+                    if weigh == "token_mean":
+                        share = float(batch["num_items_in_batch"]) / 2
+                    total = total + loss.sum() / share
+            total.backward()
+            naive.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        distances = [float((given - one).norm() / one.norm()) for one in naive]
+        updates.append((distances[0], distances[1]))
+        assert len(passes) == 4
+        passes.clear()
+        before(self, *args, **kwargs)
+
+    monkeypatch.setattr(grpo.Trainer, "_compute_loss", seen)
+    monkeypatch.setattr(resume.Steps, "on_pre_optimizer_step", look)
+    cfg = {**digits, "steps": 1, "updates_per_batch": 2, "micro_batch": 4, "lr": 3e-2}
+    if aggregation:
+        cfg["aggregation"] = aggregation
+    run("grpo", {**cfg, "max_grad_norm": 1e9}, inputs, tmp_path / "a")
+    assert len(updates) == 2 and len(lengths) > 2
+    for by_sequence, by_token in updates:
+        right, wrong = by_sequence, by_token
+        if aggregation != "sequence_mean":
+            right, wrong = wrong, right
+        assert right < 1e-3 and wrong > 0.02, (right, wrong)
+
+
 def test_one_update_takes_what_it_took_before_there_could_be_several(
     inputs: Inputs, tmp_path: Path, digits: dict[str, Any]
 ) -> None:

@@ -49,6 +49,8 @@ CASES = {
     ),
     "distill": ("distill", {**OPD, **EVERY}),
     "micro-batches": ("distill", {**OPD, **EVERY, "micro_batch": 2}),
+    "shuffled": ("distill", {**OPD, **EVERY, "shuffle": True}),
+    "shuffled-grpo": ("grpo", {**GRPO, **EVERY, "shuffle": True}),
     "ema": ("distill", {**EMA, **EVERY}),
     "live": (
         "distill",
