@@ -52,7 +52,8 @@ def renamed(config: Config, other: Config) -> dict[str, str]:
     for run in {name.partition("@")[0] for name in config.models if "@" in name}:
         old = sorted((n for n in config.models if n.startswith(f"{run}@")), key=_step)
         new = sorted((n for n in other.models if n.startswith(f"{run}@")), key=_step)
-        shown = {str(a.model) for a in config.arms.values()}
+        plain = config.model_dump(mode="json", exclude={"models", "defaults"})
+        shown = {str(value) for _, value in leaves(plain)}
         stay = [n for n in old if n in shown] or old[:1]
         assert len(stay) == len(new)
         names |= dict(zip(stay, new, strict=True))
@@ -81,7 +82,7 @@ def test_only_documented_sizes_differ(names: list[str]) -> None:
         path
         for path in (old.keys() | new.keys()) - protocols
         if old.get(path, ...) != new.get(path, ...)
-        and not (path[0] == "arms" and kept.get(old[path]) == new[path])
+        and not (path[-1] == "model" and kept.get(old[path]) == new[path])
     }
     keys = {next(part for part in reversed(path) if not part.isdigit()) for path in changed}
     assert keys <= SIZES, keys - SIZES
