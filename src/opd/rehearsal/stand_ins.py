@@ -375,8 +375,9 @@ def _row(
         _put(row, layout.answer, value)
     for other, text in enumerate(layout.wrong):
         row[text] = f"choice {number}-{other}"
-    if layout.solution and layout.solution not in row:
-        row[layout.solution] = f"We see it at once: \\boxed{{{answer}}}"
+    for solution in (layout.solution, *layout.fallback.values()):
+        if solution and solution not in row:
+            row[solution] = f"We see it at once: \\boxed{{{answer}}}"
     for column in layout.difficulty[:1]:
         _put(row, column, float(dice.randint(1, 9)))
     return row | dict(layout.where)

@@ -4,11 +4,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from opd.core.errors import UserError
 from opd.data import loaders
-from opd.data.layouts import LAYOUTS
+from opd.data.layouts import LAYOUTS, choose
 from opd.plan import hub_lock
 from opd.recipes import resolve
 from opd.recipes.models import Hub
@@ -67,6 +68,9 @@ def test_rows_are_read_as_those_of_the_real_dataset(tmp_path: Path) -> None:
         tally: Counter[str] = Counter()
         rows = list(loaders.read({"path": str(file), **known, **columns}, None, tally))
         assert len(rows) == stand_ins.ROWS and not tally["row filter"], recipe.id
+        # Of a dataset on the hub no other columns are asked for than these.
+        layout = choose({**source, "hub": recipe.id})
+        assert {*layout.needed, *layout.fallback.values()} <= {*pq.read_schema(file).names}
         assert all(row["question"] for row in rows)
         if recipe.id != "open-thoughts/OpenThoughts3-1.2M":
             assert all(row["answer"] for row in rows), recipe.id
