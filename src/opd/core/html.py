@@ -25,11 +25,12 @@ def render(folders: Path | tuple[Path, ...], template: str, **values: object) ->
 
     Values are escaped, except where a template of Markdown switches that off, and control
     characters are spelt out, whatever they came in, and in text for a terminal (.txt.j2) the
-    newlines of values, too. Raises ``jinja2.UndefinedError`` for a value that the template lacks.
+    newlines of values, too. ``rehearsal`` is what whole documents say of themselves in one
+    (``opd.core.marked``). Raises ``jinja2.UndefinedError`` for a value that the template lacks.
     """
     environment = _environment(folders, template.endswith(".txt.j2"))
-    text = visible(environment.get_template(template).render(values))
-    return f"> {mark()}\n\n{text}" if mark() and template.endswith(".md.j2") else text
+    text = environment.get_template(template).render(values, rehearsal=mark())
+    return visible(text)
 
 
 def _on_one_line(value: object) -> object:
@@ -48,7 +49,6 @@ def _environment(folders: Path | tuple[Path, ...], is_text: bool) -> Environment
         keep_trailing_newline=True,
         finalize=_on_one_line if is_text else None,
     )
-    environment.globals["mark"] = mark()
     environment.filters |= {"anchor": anchor, "many": many, "number": number}
     return environment
 

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,9 @@ from opd.core.html import render
 from opd.data import prompts
 from opd.losses.schemas import METRICS
 from opd.rehearsal import on_cpu, stand_ins
+from opd.rehearsal.page import PAGES
+from opd.results import claims_page
+from opd.results import tables as results_tables
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.unit
@@ -118,14 +122,31 @@ def test_an_engine_with_other_weights_is_seen() -> None:
         trainer._generate_single_turn()
 
 
-def test_pages_of_a_rehearsal_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from opd.core import html
+VERDICTS = {
+    **{"scale": "mini", "seeds": [0], "comparable": False, "claims": [], "papers": {}},
+    **{"counts": {}, "without_interval": {}, "ours": {"counts": {}, "without_interval": {}}},
+}
+TABLE: dict[str, Any] = {
+    **{"cfg": {"title": "A"}, "lines": ["| a |"], "shape": [], "no_gap": False, "kinds": []},
+    "seeds": [1],
+}
+PARTS: dict[str, Callable[[], str]] = {
+    "a page of its own": lambda: render(
+        PAGES, "rehearsal.html.j2", kinds=[], failures=[], notes=[]
+    ),
+    "claims.html": lambda: claims_page.page(VERDICTS),
+    "claims.md": lambda: claims_page.markdown(VERDICTS),
+    "table.md": lambda: render(results_tables.PAGES, "table.md.j2", **TABLE),
+}
 
-    (tmp_path / "page.html.j2").write_text('{% extends "base.html.j2" %}{% set title = "A" %}')
-    (tmp_path / "table.md.j2").write_text("| a |\n")
+
+@pytest.mark.parametrize("part", PARTS)
+def test_documents_of_a_rehearsal_say_so_once_and_others_do_not(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for value, times in (("", 0), ("1", 1)):
         monkeypatch.setenv(marked.VARIABLE, value)
-        html._environment.cache_clear()
-        for name in ("page.html.j2", "table.md.j2"):
-            assert render(tmp_path, name).count(marked.MARK) == times
-    html._environment.cache_clear()
+        text = PARTS[part]()
+        assert text.count(marked.MARK) == times
+        assert text.count('class="rehearsal"') == (times if "<h1>" in text else 0)
+        assert "function" not in text
