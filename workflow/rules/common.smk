@@ -107,7 +107,7 @@ onsuccess:
 onerror:
     tell(
         console.notes_of_data(ARTIFACTS, Path(RESULTS), BEGAN),
-        console.failures(ARTIFACTS, Path(RESULTS), BEGAN),
+        [*console.failures(ARTIFACTS, Path(RESULTS), BEGAN).values()],
     )
 
 

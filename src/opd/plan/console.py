@@ -14,10 +14,11 @@ MOST = 8  # lines of one kind; the others are counted
 STOPPED = ("told to stop:", "interrupted:")  # how the log of a job ends that others took down
 
 
-def failures(artifacts: Iterable[str], results: Path, began: float) -> list[str]:
+def failures(artifacts: Iterable[str], results: Path, began: float = 0.0) -> dict[str, str]:
     """A line for each artifact whose job has written a log since ``began`` (seconds since 1970) and
-    has not made it: the last line of the log that begins with ``error:``, else its last line."""
-    lines = []
+    has not made it, by its folder: the last line of the log that begins with ``error:``, else its
+    last line."""
+    lines = {}
     for folder in artifacts:
         log = results / "logs" / f"{folder}.log"
         if (results / folder / "digest.json").exists() or not _since(log, began):
@@ -26,7 +27,7 @@ def failures(artifacts: Iterable[str], results: Path, began: float) -> list[str]
         errors = [line.removeprefix("error: ") for line in text if line.startswith("error: ")]
         last = (errors or text or ["its log is empty"])[-1]
         if not last.startswith(STOPPED):
-            lines.append(f"error: {folder}: {visible(last)} (all of it: {log})")
+            lines[folder] = f"error: {folder}: {visible(last)} (all of it: {log})"
     return lines
 
 

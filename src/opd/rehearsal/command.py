@@ -24,21 +24,15 @@ from opd.recipes.models import Hub
 from opd.rehearsal import cut, hub, page, stand_ins
 
 
-def prepare(
-    files: Sequence[Path],
-    entries: Sequence[str],
-    root: Path,
-    folder: Path,
-    processes: int = 1,
-) -> tuple[dict[str, str], list[str]]:
-    """Write the rehearsal of a config into a folder: ``config.yaml``, the stand-ins below ``hub``
-    and ``data``, and links to this checkout (``root``), in which Snakemake then runs.
+def prepare(raw: dict[str, Any], root: Path, folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Write a rehearsal (``raw``, as ``cut`` leaves a config) into a folder: ``config.yaml``, the
+    stand-ins below ``hub`` and ``data``, and links to this checkout (``root``), in which Snakemake
+    then runs.
 
     Returns the commits of its repositories, and a line for each of which nothing is known: it is
     left out of the hub, so that what needs it fails with one line. Raises ``UserError`` for a
     config that is wrong.
     """
-    raw = cut.cut(resolve.merged(files, entries), processes)
     config = resolve.resolve(raw)
     folder.mkdir(parents=True, exist_ok=True)
     lock = hub_lock.read(root / "config" / "hub.lock.yaml")
@@ -87,9 +81,10 @@ def rehearse(
         raise UserError(
             f"no Snakefile in {root}", "opd rehearse", "start it at the repository root"
         )
-    name = resolve.merged(files, entries).get("name", "config")
-    folder = folder or root / "rehearsals" / str(name)
-    commits, notes = prepare(files, entries, root, folder, processes)
+    config = resolve.merged(files, entries)
+    raw = cut.cut(config, processes)
+    folder = folder or root / "rehearsals" / config["name"]
+    commits, notes = prepare(raw, root, folder)
     with hub.served(folder / "hub", commits) as address:
         command = [
             *(sys.executable, "-m", "snakemake", "--cores", "all", "--rerun-incomplete"),
@@ -99,7 +94,7 @@ def rehearse(
         for note in notes:
             print(f"note: {visible(note)}", file=sys.stderr)
         done = subprocess.run(command, env=environment(folder, address), check=False)
-    results = folder / "results" / yaml.safe_load((folder / "config.yaml").read_text())["name"]
+    results = folder / "results" / raw["name"]
     if (results / "plan.json").is_file():
         os.environ[marked.VARIABLE] = "1"
         for line in page.write(results, folder / "rehearsal.html", notes):

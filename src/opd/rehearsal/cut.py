@@ -23,7 +23,7 @@ from opd.recipes.models import PRESETS, RANKS
 TOKENS = 128
 SHORTEST = 4
 # Lengths in tokens of responses and of what lies within them.
-LENGTHS = ("max_new_tokens", "prefixes", "longer_than", "position_bin", "free", "first_window")
+LENGTHS = ("max_new_tokens", "prefixes", "longer_than", "position_bin", "first_window")
 # What is counted: the most of it that a rehearsal has.
 MOST = {
     "prompts_per_step": 2,
@@ -67,12 +67,9 @@ def cut(raw: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
         name = evaluation.get("protocol", "standard")
         protocols.setdefault(name, dict(PRESETS["protocols"].get(name, {})))
     config["protocols"] = {name: _sizes(Protocol, own) for name, own in protocols.items()}
-    training = dict(config.get("training", {}))
     most = TRAINING | {"processes": processes}
-    config["training"] = {
-        key: min(value, most.get(key, value)) if key in most else value
-        for key, value in training.items()
-    }
+    training = config.get("training", {}).items()
+    config["training"] = {key: _most(most, key, value) for key, value in training}
     return _renamed(config, _steps(config))
 
 
@@ -83,33 +80,31 @@ def length(tokens: int) -> int:
 
 def _recipe(section: str, recipe: Any) -> Any:
     """A recipe with its sizes cut: those of the section itself, and those of its kind."""
-    cut = _sizes(DEFAULTS[section], recipe) if section in DEFAULTS else dict(recipe)
-    for kind in cut.keys() & DEFAULTS.keys():
-        if isinstance(cut[kind], Mapping):
-            settings = dict(cut[kind])
+    small = _sizes(DEFAULTS[section], recipe) if section in DEFAULTS else dict(recipe)
+    for kind in small.keys() & DEFAULTS.keys():
+        if isinstance(small[kind], Mapping):
+            settings = dict(small[kind])
             # A preset lets nothing but its own sizes stand: they are written out.
             settings = {**PRESETS.get(kind, {}).get(settings.pop("preset", None), {}), **settings}
             if settings.get("steps") is not None:
                 settings.pop("epochs", None)
             if settings.get("aggregation") == "micro_batch_mean":
                 settings.setdefault("data_parallel_size", RANKS)
-            cut[kind] = _sizes(DEFAULTS[kind], settings, MOST_OF.get(kind, {}))
-            if isinstance(cut[kind].get("length_penalty"), Mapping):
-                penalty = cut[kind]["length_penalty"]
-                cut[kind]["length_penalty"] = {
-                    key: length(value) - 1 if key == "free" and value else value
-                    for key, value in penalty.items()
-                }
-    if isinstance(cut.get("sample"), Mapping):
-        cut["sample"] = {k: _most(MOST, k, v) for k, v in cut["sample"].items()}
-    return cut
+            small[kind] = _sizes(DEFAULTS[kind], settings, MOST_OF.get(kind, {}))
+            penalty = small[kind].get("length_penalty")
+            if isinstance(penalty, Mapping) and penalty.get("free"):
+                # Below the longest response, also where both are cut to the same length.
+                small[kind]["length_penalty"] = {**penalty, "free": length(penalty["free"]) - 1}
+    if isinstance(small.get("sample"), Mapping):
+        small["sample"] = {k: _most(MOST, k, v) for k, v in small["sample"].items()}
+    return small
 
 
 def _sizes(
     kind: type[BaseModel], settings: Mapping[str, Any], of_kind: Mapping[str, int] = {}
 ) -> dict[str, Any]:
     """Settings of a kind of recipe with its sizes cut, also those that are left to defaults."""
-    most, cut = {**MOST, **of_kind}, dict(settings)
+    most, small = {**MOST, **of_kind}, dict(settings)
     for key, field in kind.model_fields.items():
         value = settings.get(key, field.default)
         if value is None or value is PydanticUndefined or isinstance(value, bool):
@@ -119,8 +114,8 @@ def _sizes(
         else:
             value = _most(most, key, value)
         if value != settings.get(key, field.default):
-            cut[key] = value
-    return cut
+            small[key] = value
+    return small
 
 
 def _most(most: Mapping[str, int], key: str, value: Any) -> Any:

@@ -4,13 +4,14 @@ or not reached."""
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from opd.core.code import package_file
 from opd.core.files import replacing
 from opd.core.html import render
 from opd.plan import console
 from opd.rehearsal.on_cpu import SAID
+from opd.stages.artifact import sources_first
 from opd.stages.fresh import read_plan
 from opd.stages.registry import STAGES
 
@@ -32,15 +33,18 @@ class Kind(NamedTuple):
 def kinds(results: Path) -> tuple[list[Kind], list[str]]:
     """The jobs of the plan in ``results`` that a target needs, by stage, and a line for each that
     failed."""
-    plan, _ = read_plan(results / "plan.json")
-    needed = _needed(plan or {})
-    failures = console.failures(needed, results, 0.0)
-    failed = {line.split(": ")[1] for line in failures}
+    plan = {f: entry for f, entry in (read_plan(results / "plan.json")[0] or {}).items() if entry}
+    needed = sources_first(
+        (folder for folder, entry in plan.items() if entry.asked),
+        lambda folder: [source for source in plan[folder].inputs if source in plan],
+    )
+    failures = console.failures(needed, results)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     replaced: dict[str, Counter[str]] = defaultdict(Counter)
-    for folder, stage in needed.items():
+    for folder in needed:
+        stage = plan[folder].stage
         there = (results / folder / "digest.json").is_file()
-        counts[stage]["made" if there else "failed" if folder in failed else "not reached"] += 1
+        counts[stage]["made" if there else "failed" if folder in failures else "not reached"] += 1
         log = results / "logs" / f"{folder}.log"
         if there and log.is_file():
             lines = log.read_text(errors="replace").splitlines()
@@ -49,20 +53,7 @@ def kinds(results: Path) -> tuple[list[Kind], list[str]]:
         Kind(stage, STAGES[stage].label, sum(n.values()), n["made"], n["failed"], replaced[stage])
         for stage, n in sorted(counts.items(), key=lambda item: [*STAGES].index(item[0]))
     ]
-    return of_all, failures
-
-
-def _needed(plan: Mapping[str, Any]) -> dict[str, str]:
-    """Folder -> stage of what is asked for and of all that it is made from."""
-    needed: dict[str, str] = {}
-    left = [folder for folder, entry in plan.items() if entry and entry.asked]
-    while left:
-        folder = left.pop()
-        entry = plan.get(folder)
-        if entry and folder not in needed:
-            needed[folder] = entry.stage
-            left += entry.inputs
-    return needed
+    return of_all, [*failures.values()]
 
 
 def write(results: Path, page: Path, notes: list[str]) -> list[str]:

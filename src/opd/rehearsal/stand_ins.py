@@ -54,7 +54,7 @@ def family(name: str) -> dict[str, Any]:
     raise UserError(
         "nothing is known that could stand in for it",
         name,
-        "put its config.json and tokenizer into a folder and name that with --stand-in ID=FOLDER",
+        "fetch its config.json and tokenizer into a folder, and rehearse with that as its path",
     )
 
 
@@ -218,7 +218,7 @@ def _teach(model: Any, tokenizer: Any, end: str, seed: int, says: Sequence[str] 
     model.train()
     for step in range(STEPS):
         texts, starts = [], []
-        kept = dice.choice((4, 8, 16)) if step % 4 else 300  # tokens of the prompt
+        tokens = dice.choice((4, 8, 16)) if step % 4 else 300  # of the prompt, at its end
         for _ in range(BATCH):
             chat = [{"role": "user", "content": _question(dice, dice.randrange(10**6))}]
             prompt = tokenizer.apply_chat_template(
@@ -227,7 +227,7 @@ def _teach(model: Any, tokenizer: Any, end: str, seed: int, says: Sequence[str] 
                 add_generation_prompt=True,
                 enable_thinking=dice.random() < 0.5,
             )
-            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"][-kept:]
+            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"][-tokens:]
             starts.append(len(ids))
             text = (dice.choice(says) if says else response(prompt, dice, thinks)) + end
             answer = tokenizer(text, add_special_tokens=False)["input_ids"]
