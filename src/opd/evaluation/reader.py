@@ -17,18 +17,18 @@ from opd.core import tables
 from opd.core.errors import UserError
 from opd.core.files import file_digest, read_json
 from opd.evaluation.schemas import SCORES, samples_by_problem
+from opd.losses import metric_names
 from opd.losses.schemas import METRICS
 from opd.stats.intervals import Array, Scores
 
 MACRO = "macro"
 
 
+_NO_VALUES: tuple[Array, Array] = (np.empty(0, int), np.empty(0))
+
+
 class NotLogged(UserError):
     """A run has no such metric."""
-
-
-class NothingLogged(NotLogged):
-    """A run has no metrics at all, as one that was adopted."""
 
 
 # Only these columns are read: responses are by far the largest part of the file.
@@ -178,19 +178,20 @@ class Reader:
         return read_json(self.file(name, file, where))
 
     def metric(self, names: Sequence[str], metric: str, where: str) -> tuple[Array, Array]:
-        """Steps [N] and values [S, N] of a metric (NaN where a seed did not log a step)."""
+        """Steps [N] and values [S, N] of a metric (NaN where a seed did not log a step). N is 0
+        where it never had a value, as in a run that was adopted. Raises ``NotLogged`` for a metric
+        that neither training nor this run knows."""
         if not names:
             raise UserError("no run is named", where, "name one input per seed")
         curves = []
         for name in names:
             if name not in self._metrics:
                 self._metrics[name] = read_metrics(self.file(name, "metrics.parquet", where).parent)
-            if not self._metrics[name]:
-                raise NothingLogged(f"'{name}' logged nothing", where, "train it here")
-            if metric not in self._metrics[name]:
-                known = ", ".join(sorted(self._metrics[name]))
+            course = self._metrics[name]
+            if metric not in {*metric_names.METRICS, *course}:
+                known = ", ".join(sorted(course)) or "nothing"
                 raise NotLogged(f"'{name}' did not log '{metric}'", where, f"it logged {known}")
-            curves.append(self._metrics[name][metric])
+            curves.append(course.get(metric, _NO_VALUES))
         steps = np.unique(np.concatenate([logged for logged, _ in curves]))
         values = np.full((len(curves), len(steps)), np.nan)
         for row, (logged, value) in zip(values, curves, strict=True):

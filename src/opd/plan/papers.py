@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from opd.core.errors import UserError
 from opd.core.schema import read_yaml
+from opd.losses.metric_names import METRICS
 from opd.plan.values import check_values
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
@@ -19,21 +20,6 @@ from opd.results import claim_spec, figure_spec
 from opd.results.claim_spec import Claim
 from opd.results.figure_spec import PaperFigure
 from opd.results.quantity import MACRO, METRIC, SCORES, Quantity, column, of_series
-
-# What training logs (opd.losses.metrics, and the trainers' own), here without torch.
-DISTILL = """
-    loss grad_norm overlap_ratio overlap_token_advantage overlap_token_advantage_code
-    entropy_gap_nats entropy_student_nats entropy_teacher_nats entropy_gap_of_means_nats
-    overlap_mass_student overlap_mass_teacher overlap_mass_student_code overlap_mass_teacher_code
-    top_mass_student top_mass_teacher extreme_advantage_gap max_advantage_student_code
-    max_advantage_teacher_code min_advantage_student_code min_advantage_teacher_code
-    teacher_rank teacher_rank_in_top log_ratio_repeated_nats log_ratio_other_nats kl_nats
-    response_tokens truncation_ratio repetition_ratio"""
-GRPO = """
-    reward reward_std correct brevity groups_without_variance response_tokens_max clip_ratio
-    clip_ratio_low clip_ratio_high importance_weight importance_weight_max
-    sampler_difference_nats"""
-METRICS = (*DISTILL.split(), *GRPO.split(), "nll_nats", "perplexity")
 
 Names = Mapping[str, Mapping[str, str]]  # arms and probes of a paper: name -> what it is
 

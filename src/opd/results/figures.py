@@ -22,7 +22,7 @@ from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.html import render
 from opd.core.text import suggestion
-from opd.evaluation.reader import Evaluations, NothingLogged, Reader
+from opd.evaluation.reader import Evaluations, Reader
 from opd.probes.schemas import ROLLOUTS
 from opd.results import drawing
 from opd.results.claim_spec import read_targets, require
@@ -147,10 +147,7 @@ def _scores_line(quantity: Quantity, measured: Measurements) -> Data:
 def _metric_line(quantity: Quantity, measured: Measurements) -> Data:
     """A metric over steps, the mean of seeds, with a band from the lowest seed to the highest."""
     runs, where = measured.inputs(quantity.of, "run"), measured.label(quantity.of, "run")
-    try:
-        steps, values = measured.reader.metric(runs, quantity.name, where)
-    except NothingLogged:
-        steps, values = np.empty(0, int), np.empty((len(runs), 0))
+    steps, values = measured.reader.metric(runs, quantity.name, where)
     logged = ~np.isnan(values).all(axis=0)
     sides = (np.nanmean, np.nanmin, np.nanmax) if len(runs) > 1 else (np.nanmean,)
     y, *band = (_plain(side(values[:, logged], axis=0)) for side in sides)
@@ -442,7 +439,8 @@ def _caption(data: Data, cfg: Cfg) -> str:
             f"{bar['metric']}, {bar['label']}: {bar['missing']}"
             for bar in (*bars, *data.get("missing_points", []))
             if bar.get("missing")
-        ],
+        ]
+        + [f"{panel['metric']}, {line['label']}" for panel, line in lines if not line["x"]],
     )
     return text.strip() + "\n"
 

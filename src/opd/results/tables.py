@@ -12,7 +12,7 @@ from typing import Any
 from opd.core import tables
 from opd.core.code import package_file
 from opd.core.html import MISSING, render
-from opd.evaluation.reader import NothingLogged, Reader
+from opd.evaluation.reader import Reader
 from opd.results.estimate import Measurements, Missing, Undefined, estimate
 from opd.results.labels import axis, benchmark_label, cell, label_of, of_draws, plain
 from opd.results.quantity import METRIC, SCORES, TableColumn, column
@@ -43,7 +43,7 @@ def _cell(parsed: TableColumn, row: str, measured: Measurements) -> Cell:
         estimates = [estimate(quantity, measured) for quantity in of_row]
     except Undefined:
         return NO_GAP, nothing
-    except (Missing, NothingLogged):
+    except Missing:
         return MISSING, nothing
     if len(parsed.endings) < 3:
         values = [result.value for result in estimates]

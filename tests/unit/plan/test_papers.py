@@ -14,9 +14,10 @@ import yaml
 
 from opd.core.errors import UserError
 from opd.losses import metrics
+from opd.losses.metric_names import METRICS
 from opd.plan.artifacts import plan
 from opd.plan.outputs import exhibits
-from opd.plan.papers import METRICS, read_paper
+from opd.plan.papers import read_paper
 from opd.recipes.resolve import resolve
 from opd.results.claim_spec import read_claims
 from opd.training.grpo import LOGGED

@@ -399,5 +399,24 @@ def test_a_run_that_logged_nothing_leaves_its_place_empty(tmp_path: Path) -> Non
     numbers = run_table({"columns": ["last:loss"], "rows": rows}, given, tmp_path)
     assert numbers == {"a": {"last_loss": None}, "b": {"last_loss": 0.5}}
     assert "| a | – |" in (tmp_path / "table.md").read_text()
-    with pytest.raises(UserError, match="b: 'b' did not log 'entropy'; it logged loss"):
+    with pytest.raises(UserError, match="a: 'a' did not log 'entropy'; it logged nothing"):
         run_table({"columns": ["last:entropy"], "rows": rows}, given, tmp_path)
+
+
+def test_a_metric_that_never_had_a_value_is_a_curve_without_points(tmp_path: Path) -> None:
+    """As the log-ratio of repeated tokens where nothing was ever repeated."""
+    never, once = "log_ratio_repeated_nats", "kl_nats"
+    given = {
+        "a0": run(tmp_path / "a0", loss={0: 1.0}),
+        "a1": run(tmp_path / "a1", loss={0: 3.0}, kl_nats={0: 0.5}),
+        "b0": run(tmp_path / "b0", loss={0: 2.0}),
+    }
+    series = [{"label": "a", "runs": ["a0", "a1"]}, {"label": "b", "runs": ["b0"]}]
+    metrics = [{"name": name} for name in ("loss", never, once)]
+    cfg = {"kind": "curves", "title": None, "metrics": metrics, "series": series}
+    run_figure(cfg, given, tmp_path)
+    panels = json.loads((tmp_path / "figure.json").read_text())["panels"]
+    points = {panel["metric"]: [line["y"] for line in panel["lines"]] for panel in panels}
+    assert points == {"loss": [[2.0], [2.0]], never: [[], []], once: [[0.5], []]}
+    caption = (tmp_path / "caption.md").read_text()
+    assert f"Without a value: {never}, a; {never}, b; {once}, b." in caption
