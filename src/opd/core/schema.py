@@ -1,10 +1,11 @@
 """What every model of a YAML file is based on, and how its errors are told."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -19,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from opd.core.errors import UserError
 from opd.core.files import DEEPEST
-from opd.core.text import suggestion
+from opd.core.text import OTHER_NAMES, suggestion
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -38,7 +39,7 @@ class Strict(BaseModel):
         takes_number = _takes_number(cls)
         for key in given:
             if key not in takes_number:
-                context = {"key": key, "hint": suggestion(str(key), takes_number)}
+                context = {"key": key, "known": [*takes_number]}
                 raise PydanticCustomError("unknown_key", "no such key", context)
         return {key: _number(v) if takes_number[key] else v for key, v in given.items()}
 
@@ -123,14 +124,66 @@ def valid(
         keys = [str(part) for part in first["loc"] if part not in added]
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "unknown_key":
-            keys.append(str(first["ctx"]["key"]))
-            remedy = first["ctx"]["hint"]
+            key = str(first["ctx"]["key"])
+            remedy = suggestion(key, first["ctx"]["known"], _elsewhere(model, given, keys, key))
+            keys.append(key)
         else:
             if not isinstance(first["input"], Mapping | list):
                 what = f"{first['input']!r} is not allowed: {what}"
             remedy += f" ({len(others)} more like this)" if others else ""
         place = ".".join([where, *keys] if where else keys)
         raise UserError(what, place or "config", remedy) from None
+
+
+def _elsewhere(model: type[Strict], given: Any, keys: list[str], key: str) -> str:
+    """Where a key that is none at ``keys`` belongs: the places nearest to it that the file has;
+    empty if there are none."""
+    names = (key, *OTHER_NAMES.get(key, ()))
+    places = [place for name in names for place in _places(model, name)]
+    written = [there for place in places if (there := _written(place, given, keys))]
+    nearest = max((_shared(place, keys) for place in written), default=0)
+    near = [".".join(place) for place in written if _shared(place, keys) == nearest]
+    return f"it goes to {' or '.join(dict.fromkeys(near[:3]))}" if near else ""
+
+
+def _places(model: type[BaseModel], key: str) -> Iterator[tuple[str, ...]]:
+    """The paths of all fields of that name in a model and in those within it; * stands for any key
+    of a mapping."""
+    for name, field in model.model_fields.items():
+        own = field.alias or name
+        if own == key:
+            yield (own,)
+        for inner, any_key in _inner(field.annotation):
+            yield from ((own, *any_key, *rest) for rest in _places(inner, key))
+
+
+def _inner(annotation: Any) -> Iterator[tuple[type[BaseModel], tuple[str, ...]]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, ()
+    mapping = get_origin(annotation) is dict
+    if mapping or get_origin(annotation) is not list:
+        for part in get_args(annotation):
+            yield from ((inner, (("*",) if mapping else ()) + key) for inner, key in _inner(part))
+
+
+def _written(place: tuple[str, ...], given: Any, keys: list[str]) -> tuple[str, ...]:
+    """A place with the names that a file has for each *, those of ``keys`` first; empty where the
+    file has nothing that holds it."""
+    first, *rest = place
+    if not isinstance(given, Mapping):
+        return ()
+    if not rest:
+        return place
+    for name in sorted(given, key=lambda name: name not in keys) if first == "*" else (first,):
+        if name in given and (inner := _written((*rest,), given[name], keys[1:])):
+            return (str(name), *inner)
+    return ()
+
+
+def _shared(place: tuple[str, ...], keys: list[str]) -> int:
+    """How many parts two paths have in common at their beginning."""
+    equal = (part == key for part, key in zip(place, keys, strict=False))
+    return sum(takewhile(bool, equal))
 
 
 SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -4,17 +4,60 @@ import difflib
 import math
 from collections.abc import Iterable
 
-# Keys that earlier versions had, by what they are called now.
-RENAMED = {"pairs": "sft_data", "opd": "distill"}
+# What earlier versions, TRL (transformers' names included) and verl call a key -> our keys for it,
+# of which a recipe has one at most.
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    "pairs": ("sft_data",),
+    "opd": ("distill",),
+    "learning_rate": ("lr",),
+    "lr_scheduler_type": ("schedule",),
+    "warmup_ratio": ("warmup",),
+    "lr_warmup_steps_ratio": ("warmup",),
+    "grad_clip": ("max_grad_norm",),
+    "max_steps": ("steps",),
+    "total_training_steps": ("steps",),
+    "num_train_epochs": ("epochs", "steps"),
+    "total_epochs": ("epochs", "steps"),
+    "batch_size": ("prompts_per_step",),
+    "train_batch_size": ("prompts_per_step", "batch_size"),
+    "per_device_train_batch_size": ("micro_batch",),
+    "ppo_micro_batch_size_per_gpu": ("micro_batch",),
+    "gradient_accumulation_steps": ("micro_batch",),
+    "ppo_max_token_len_per_gpu": ("max_token_len_per_gpu",),
+    "num_iterations": ("updates_per_batch",),
+    "num_generations": ("rollouts_per_prompt", "group_size", "samples"),
+    "max_completion_length": ("max_new_tokens",),
+    "max_response_length": ("max_new_tokens",),
+    "max_prompt_length": ("max_prompt_tokens",),
+    "max_length": ("max_tokens", "max_new_tokens"),
+    "epsilon": ("clip",),
+    "clip_ratio": ("clip",),
+    "epsilon_high": ("clip_high",),
+    "clip_ratio_high": ("clip_high",),
+    "model_name_or_path": ("student", "model"),
+    "ref_model": ("teacher",),
+    "teacher_model_name_or_path": ("teacher",),
+    "dataset_name": ("prompts", "data"),
+    "train_files": ("prompts", "data"),
+    "loss_agg_mode": ("aggregation",),
+    "bf16": ("precision", "dtype"),
+    "save_steps": ("checkpoint_every",),
+    "save_freq": ("checkpoint_every",),
+    "chat_template_kwargs": ("chat_template",),
+    "seed": ("seeds",),
+}
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """The name that was probably meant, or all that there are."""
+def suggestion(name: str, known: Iterable[str], elsewhere: str = "") -> str:
+    """The name that was probably meant, or all that there are. ``elsewhere`` goes before a name
+    that is only a little like it."""
     names = list(known)
-    if RENAMED.get(name) in names:
-        return f"it is called '{RENAMED[name]}' now"
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"there are {', '.join(names) or 'none'}"
+    if ours := [other for other in OTHER_NAMES.get(name, ()) if other in names]:
+        return f"it is called '{ours[0]}' here"
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.8 if elsewhere else 0.6)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return elsewhere or f"there are {', '.join(names) or 'none'}"
 
 
 def number(value: float) -> str:

@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import huggingface_hub
 from opd.core.errors import UserError
 from opd.core.files import file_digest, files_below, input_files, link_files, read_json
 from opd.core.security import refuse_names
+from opd.models.source import local, source
 
 # Weights in safetensors, configuration, tokenizer, chat template and sentence-transformers modules.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -45,6 +46,31 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
             "point it at a Hugging Face checkpoint in safetensors",
         )
     return numbers | {"bytes": sum(file.stat().st_size for file in files_below(out).values())}
+
+
+def at_hand(text: str, where: str, patterns: Sequence[str] = PATTERNS) -> Path:
+    """The folder of a model as it is named on a command line (``opd.models.source``). The files of
+    one of the hub lie in the hub's own cache, to which they are fetched: what ``patterns`` match.
+    Raises ``UserError`` where there is no such folder, and where the hub does not answer."""
+    named = source(text, where)
+    if "path" in named:
+        folder = local(named["path"])
+        if not folder.is_dir():
+            raise UserError("no such folder", str(folder), "give the folder of a model")
+        return folder
+    identifier, revision = named["hub"]["id"], named["hub"].get("revision")
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                identifier, revision=revision, allow_patterns=[*patterns]
+            )
+        )
+    except Exception as error:
+        raise UserError(
+            f"'{text}' could not be fetched from the hub ({type(error).__name__})",
+            where,
+            f"check name and network, log in if it is gated; a folder is written ./{text}",
+        ) from error
 
 
 def run_dataset(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from opd.core.errors import UserError
 from opd.core.schema import NonNegative, Strict, checked
 from opd.core.text import suggestion
 from opd.data import templates
+from opd.models.source import PATTERN as SOURCE
 
 Grader = Literal["world", "rule", "math_verify", "choice"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -30,8 +31,11 @@ class Ref:
     builtin: tuple[str, ...] = ()
 
 
-# A model, or one at a step of its training.
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@(0|[1-9][0-9]*))?$")]
+_MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(@(0|[1-9][0-9]*))?$"
+# A model, or one at a step of its training; in a file also what ``resolve`` makes a model of.
+ModelName = Annotated[
+    str, Field(pattern=_MODEL_NAME, json_schema_extra={"pattern": f"{_MODEL_NAME}|{SOURCE}"})
+]
 ModelRef = Annotated[ModelName, Ref("models")]
 PromptsRef = Annotated[Name, Ref("prompts")]
 SftDataRef = Annotated[Name, Ref("sft_data")]
@@ -44,8 +48,16 @@ ProbeRef = Annotated[Name, Ref("probes")]
 Template = Annotated[str, checked(partial(templates.apply, question=""))]
 
 
+def or_text(schema: dict[str, Any]) -> None:
+    """Makes the JSON schema of a recipe allow the text that ``resolve`` makes such a recipe of."""
+    recipe = {key: schema.pop(key) for key in list(schema)}
+    schema["anyOf"] = [{"type": "string", "pattern": SOURCE}, recipe]
+
+
 class HubObject(Strict):
-    """A model or a dataset of the hub."""
+    """A model or a dataset of the hub; in a file also ORG/NAME or ORG/NAME@REVISION."""
+
+    model_config = ConfigDict(json_schema_extra=or_text)
 
     id: str
     revision: str | None = Field(

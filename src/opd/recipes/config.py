@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from opd.core.schema import Strict
 from opd.recipes.base import Count, EvaluationRef, Name, Plain, Share
@@ -62,7 +62,10 @@ class World(Strict):
 
 
 class Config(Strict):
-    """A scale: everything that one results folder holds."""
+    """A scale: everything that one results folder holds. Keys that begin with ``x-`` are ignored:
+    they are where a file has its anchors."""
+
+    model_config = ConfigDict(json_schema_extra={"patternProperties": {"^x-": {}}})
 
     name: Name
     seeds: list[int] = Field(default=[0], min_length=1)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import Field, create_model, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from opd.core.code import package_file
 from opd.core.schema import OneOf, Strict, checked, load_yaml
@@ -22,6 +22,7 @@ from opd.recipes.base import (
     PromptsRef,
     SftDataRef,
     Share,
+    or_text,
 )
 
 # Kind of training, or protocols -> name -> published settings.
@@ -339,8 +340,10 @@ class Distill(OnPolicy):
 
 
 class Model(OneOf):
-    """A model is fetched (hub, path), has random weights (init), or is trained."""
+    """A model is fetched (hub, path), has random weights (init), or is trained. In a file also the
+    text that names one to fetch (``opd.models.source``)."""
 
+    model_config = ConfigDict(json_schema_extra=or_text)
     KINDS: ClassVar[tuple[str, ...]] = ("init", "hub", "path", "sft", "grpo", "distill")
 
     init: Init | None = None

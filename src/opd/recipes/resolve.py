@@ -1,6 +1,7 @@
 """From a config as it is written to one that is checked: defaults, sweeps, names, kept steps."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -13,10 +14,13 @@ from opd.core.files import bounded
 from opd.core.schema import MOST_VALUES, load_yaml, read_yaml, valid
 from opd.core.security import holds_secret
 from opd.core.text import suggestion
+from opd.models.source import hub_id, source
 from opd.recipes.base import Plain, naming, references, unknown
 from opd.recipes.config import DEFAULTS, Config
 from opd.recipes.models import PRESETS, Keep, Kept, Model
 
+# Keys of recipes that name models.
+MODEL_KEYS = ("student", "teacher", "model", "models", "base", "judge", "encoder")
 # Sections in which a recipe may sweep.
 SWEPT = (
     *("prompts", "contamination", "sft_data", "models", "generations", "evaluations"),
@@ -37,6 +41,8 @@ def resolve(raw: Mapping[str, Any]) -> Config:
         remedy = "write plain values: text in quotes, numbers, lists, mappings"
         raise UserError(f"no plain values ({error})", "config", remedy) from None
     _refuse_secrets(raw)
+    # As in Docker's files: where YAML has its anchors.
+    raw = {key: value for key, value in raw.items() if not str(key).startswith("x-")}
     config = valid(Config, expanded(raw), "", "mend this key of the config", ["[key]"])
     _settle_models(config)
     _check_references(config)
@@ -114,9 +120,10 @@ def _refuse_secrets(value: Any, where: str = "") -> None:
 
 
 def expanded(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Write ``defaults`` into each recipe and each ``sweep`` out as recipes of its own. What goes
-    by the name of a built-in protocol is laid over it."""
-    config = dict(raw)
+    """Write ``defaults`` into each recipe, each ``sweep`` out as recipes of its own, and what is
+    named by a text (``opd.models.source``) as the recipe of it. What goes by the name of a built-in
+    protocol is laid over it."""
+    config = _with_sources(raw)
     defaults = config.get("defaults", {})
     _check_keys(defaults, DEFAULTS, "defaults")
     for stage, values in defaults.items():
@@ -143,6 +150,69 @@ def expanded(raw: Mapping[str, Any]) -> dict[str, Any]:
             for name, own in protocols.items()
         }
     return config
+
+
+def _with_sources(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in which models, prompts and benchmarks that are named by a text are recipes. A
+    model that a recipe names so gets one of its own, by the last part of the text."""
+    config = dict(raw)
+    for section in ("models", "prompts", "benchmarks"):
+        recipes = config.get(section)
+        for name, recipe in recipes.items() if isinstance(recipes, Mapping) else ():
+            where = f"{section}.{name}"
+            if section == "models" and isinstance(recipe, str):
+                recipe = source(recipe, where)
+            if isinstance(recipe, Mapping):
+                recipe = _with_hub(dict(recipe), section, where)
+            config[section] = {**config[section], name: recipe}
+    models = config.get("models", {})
+    if isinstance(models, Mapping):
+        models = dict(models)
+        apart = ("world", "training", "interpreters")
+        config |= {k: _named(v, k, models) for k, v in config.items() if k not in apart}
+        config |= {"models": models | config.get("models", {})} if models else {}
+    return config
+
+
+def _with_hub(recipe: dict[str, Any], section: str, where: str) -> dict[str, Any]:
+    """A recipe with the objects of the hub that it names by a text written out. A model's ``path``
+    is one, too, unless it is below OPD_MODEL_DIR."""
+    path = recipe.get("path")
+    root = os.environ.get("OPD_MODEL_DIR", "/dev/null")
+    if section == "models" and isinstance(path, str) and not Path(root, path).exists():
+        if identifier := hub_id(path):
+            del recipe["path"]
+            recipe["hub"] = identifier
+        elif path.startswith("results/"):
+            recipe["path"] = f"./{path}"
+    for key in ("hub", "released"):
+        text = recipe.get(key)
+        if isinstance(text, str):
+            identifier = hub_id(text)
+            if not identifier:
+                remedy = "write ORG/NAME or ORG/NAME@REVISION"
+                raise UserError(f"'{text}' is no id of the hub", f"{where}.{key}", remedy)
+            if key == "released":
+                identifier["hub"] = identifier.pop("id")
+            recipe[key] = identifier
+    return recipe
+
+
+def _named(value: Any, key: str, models: dict[str, Any]) -> Any:
+    """A part of a config with names in place of models that are named by a text; their recipes by
+    these names are added to ``models``."""
+    if isinstance(value, Mapping):
+        return {inner: _named(part, str(inner), models) for inner, part in value.items()}
+    if isinstance(value, list):
+        return [_named(part, key, models) for part in value]
+    if key not in MODEL_KEYS or not isinstance(value, str) or "/" not in value:
+        return value
+    recipe = source(value, key)
+    name = Path(recipe["path"] if "path" in recipe else recipe["hub"]["id"]).name
+    if models.setdefault(name, recipe) != recipe:
+        remedy = "give this one a name of its own under models"
+        raise UserError(f"'{value}': another model is called '{name}'", key, remedy)
+    return name
 
 
 def _check_keys(values: Any, known: Iterable[str], where: str) -> None:

@@ -127,6 +127,20 @@ def test_only_what_fetches_may_ask_the_hub(arguments: list[str], asks: bool) -> 
 
 
 @pytest.mark.parametrize(
+    ("student", "teacher", "asks"),
+    [("./m", "/m", False), ("results/n/models/m", "~/m", False), ("o/m", "./m", True)],
+)
+def test_a_probe_of_models_at_hand_asks_no_hub(student: str, teacher: str, asks: bool) -> None:
+    pair = ["--student", student, "--teacher", teacher]
+    for command in (
+        ["preflight", "--prompts", "q"],
+        ["align", "--questions", "q", "--grader", "g"],
+    ):
+        given = main.parser().parse_args([*command, *pair])
+        assert given.online(given) is asks
+
+
+@pytest.mark.parametrize(
     ("error", "said"),
     [
         (OSError(28, "No space left on device", "/r/x"), "/r/x: no room (No space left on device)"),

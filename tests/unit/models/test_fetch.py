@@ -182,6 +182,39 @@ def test_hub_needs_a_locked_revision(tmp_path: Path, revision: str | None) -> No
         run(tmp_path, {"hub": "a/b", "revision": revision})
 
 
+def test_a_model_of_a_command_line_is_a_folder_an_artifact_or_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def snapshot(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    made = checkpoint(tmp_path / "results" / "n" / "models" / "m" / "payload")
+    (made.parent / "digest.json").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for text in (str(made), "./results/n/models/m/payload", "~/results/n/models/m/payload"):
+        assert fetch.at_hand(text, "--student") == made
+    for text in ("results/n/models/m", "results/n/models/m/digest.json"):
+        assert fetch.at_hand(text, "--student") == made
+    assert asked == []
+    assert fetch.at_hand("o/n@v1", "--student", ["*.json"]) == tmp_path / "cache"
+    assert fetch.at_hand("o/n", "--student") == tmp_path / "cache"
+    assert asked == [("o/n", "v1", ["*.json"]), ("o/n", None, [*fetch.PATTERNS])]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: 1 / 0)
+    for text, line in {
+        "o/n": "--student: 'o/n' could not be fetched from the hub (ZeroDivisionError); check",
+        "./gone": f"{tmp_path}/gone: no such folder",
+        "n": "--student: 'n' names no model; give a model: ORG/NAME",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            fetch.at_hand(text, "--student")
+        assert line in str(caught.value)
+
+
 def test_hub_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip("huggingface_hub")
 

@@ -89,7 +89,7 @@ def asked(raw: dict[str, Any]) -> list[str]:
     ("changes", "words"),
     [
         ({"sedes": [1]}, ["sedes", "did you mean 'seeds'"]),
-        ({"pairs": {}}, ["pairs: no such key; it is called 'sft_data' now"]),
+        ({"pairs": {}}, ["pairs: no such key; it is called 'sft_data' here"]),
         ({"models__x__distill__lrr": 1.0}, ["models.x.distill.lrr", "did you mean 'lr'"]),
         (
             {"models__x__distill__studnt": "a", "models__x__distill__student": None},
@@ -97,9 +97,9 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ),
         ({"defaults__distill__stepz": 3}, ["defaults.distill.stepz", "'steps'"]),
         ({"defaults__distil": {}}, ["defaults.distil", "'distill'"]),
-        ({"defaults__opd": {}}, ["defaults.opd: no such key; it is called 'distill' now"]),
-        ({"models__x": {"opd": {}}}, ["models.x.opd: ", "it is called 'distill' now"]),
-        ({"models__x__sweep": {"opd.lr": [1]}}, ["models.x-1.opd: ", "called 'distill' now"]),
+        ({"defaults__opd": {}}, ["defaults.opd: no such key; it is called 'distill' here"]),
+        ({"models__x": {"opd": {}}}, ["models.x.opd: ", "it is called 'distill' here"]),
+        ({"models__x__sweep": {"opd.lr": [1]}}, ["models.x-1.opd: ", "called 'distill' here"]),
         ({"defaults__distill": 3}, ["defaults.distill: expected a mapping, got 3"]),
         ({"models__x__distill__steps": "many"}, ["models.x.distill.steps", "'many'", "integer"]),
         (
@@ -293,6 +293,12 @@ def asked(raw: dict[str, Any]) -> list[str]:
             ["models.i", "released goes beside sft, grpo or distill"],
         ),
         ({"models__x__released": {"id": "o/x"}}, ["models.x.released.id: no such key"]),
+        ({"models__m": "small"}, ["models.m", "'small' names no model", "ORG/NAME"]),
+        ({"models__m": {"hub": "small"}}, ["models.m.hub", "'small' is no id of the hub"]),
+        (
+            {"models__m": "o/n", "models__x__distill__teacher": "other/m"},
+            ["teacher", "'other/m': another model is called 'm'"],
+        ),
         (
             {**KEEP, **RELEASED, "use_released": True, "generations__g": {**ASK, "model": "x@1"}},
             ["generations.g.model", "'x@1': x is not trained here"],
@@ -306,6 +312,120 @@ def test_bad_config_gets_one_line_that_names_key_value_and_remedy(changes, words
     assert "\n" not in line
     for word in words:
         assert word in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"models__x__distill__learning_rate": 1e-6},
+            "models.x.distill.learning_rate: no such key; it is called 'lr' here",
+        ),
+        (
+            {"models__x__distill__batch_size": 8},
+            "models.x.distill.batch_size: no such key; it is called 'prompts_per_step' here",
+        ),
+        (
+            {"models__a__sft__num_train_epochs": 1},
+            "models.a.sft.num_train_epochs: no such key; it is called 'epochs' here",
+        ),
+        (
+            {"models__x__distill__num_generations": 4},
+            "models.x.distill.num_generations: no such key; it is called 'rollouts_per_prompt' "
+            "here",
+        ),
+        # In the wrong place: the nearest place that the file has, by our name for it.
+        ({"models__x__lr": 1e-6}, "models.x.lr: no such key; it goes to models.x.distill.lr"),
+        (
+            {"models__x__max_steps": 2},
+            "models.x.max_steps: no such key; it goes to models.x.distill.steps",
+        ),
+        (
+            {"temperature": 0.7},
+            "temperature: no such key; it goes to models.b.grpo.temperature or "
+            "models.x.distill.temperature or protocols.short.temperature",
+        ),
+        (
+            {"models__x__distill__loss": {"temperature": 1.0}},
+            "models.x.distill.loss.temperature: no such key; it goes to "
+            "models.x.distill.temperature",
+        ),
+        # A typing error stays one.
+        ({"model": {}}, "model: no such key; did you mean 'models'?"),
+    ],
+)
+def test_keys_of_other_trainers_and_in_the_wrong_place_get_the_right_one(changes, line):
+    with pytest.raises(UserError) as caught:
+        resolve(config(**changes))
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "recipe"),
+    [
+        ("o/m", {"hub": {"id": "o/m"}}),
+        ("o/m@v1.0", {"hub": {"id": "o/m", "revision": "v1.0"}}),
+        ("/models/m", {"path": "/models/m"}),
+        ("~/models/m", {"path": "~/models/m"}),
+        ("./m", {"path": "./m"}),
+        ("results/mini/models/small/s0", {"path": "./results/mini/models/small/s0"}),
+    ],
+)
+def test_a_model_is_named_by_one_text_wherever_it_stands(text, recipe, monkeypatch, tmp_path):
+    monkeypatch.setenv("OPD_MODEL_DIR", str(tmp_path))
+    written = resolve(config(models__m=recipe))
+    named = [config(models__m=text), config(models__m={"path": text})]
+    if "hub" in recipe:
+        named.append(config(models__m={"hub": text}))
+        released = {"hub": recipe["hub"]["id"], **recipe["hub"]}
+        del released["id"]
+        short = resolve(config(models__x__released=text, use_released=True))
+        assert short == resolve(config(models__x__released=released, use_released=True))
+    assert [resolve(raw) for raw in named] == [written] * len(named)
+    # In the place of a model's name: a recipe of its own, by the last part.
+    name = Path(text.partition("@")[0]).name
+    short = resolve(config(models__x__distill__teacher=text))
+    assert short == resolve(config(models__x__distill__teacher=name, **{f"models__{name}": recipe}))
+
+
+def test_a_folder_below_that_of_models_goes_before_the_hub(monkeypatch, tmp_path):
+    (tmp_path / "o" / "m").mkdir(parents=True)
+    monkeypatch.setenv("OPD_MODEL_DIR", str(tmp_path))
+    assert resolve(config(models__m={"path": "o/m"})).models["m"].path == "o/m"
+    assert resolve(config(models__m="o/m")).models["m"].hub.id == "o/m"
+
+
+def test_datasets_of_the_hub_are_named_by_a_text_too():
+    raw = config(prompts__h={"hub": "o/d@main"}, benchmarks__h={"task": "gsm8k", "hub": "o/d"})
+    recipes = resolve(raw)
+    assert (recipes.prompts["h"].hub.id, recipes.prompts["h"].hub.revision) == ("o/d", "main")
+    assert recipes.benchmarks["h"].hub.id == "o/d"
+
+
+def test_a_file_may_keep_its_anchors_below_keys_of_its_own():
+    plain = config()
+    assert artifacts({**plain, "x-common": {"a": [1]}, "x-": None}) == artifacts(plain)
+    with pytest.raises(UserError, match="xcommon: no such key"):
+        resolve({**plain, "xcommon": 1})
+
+
+def test_a_path_may_begin_with_the_home_folder_or_be_an_artifact(monkeypatch, tmp_path):
+    made = tmp_path / "results" / "n" / "models" / "small" / "s0"
+    (made / "payload").mkdir(parents=True)
+    (made / "digest.json").touch()
+    (tmp_path / "questions.jsonl").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("OPD_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    raw = config(prompts__p={"path": {"file": "~/questions.jsonl"}})
+    for name, text in enumerate(("~/results/n/models/small/s0", "results/n/models/small/s0")):
+        raw = merge(raw, {"models": {f"m{name}": text}})
+    raw["models"]["m2"] = "results/n/models/small/s0/digest.json"
+    made_of = artifacts(raw)
+    assert made_of["prompts/p"].inputs == (str(tmp_path / "questions.jsonl"),)
+    assert made_of["prompts/p"].cfg["source"]["path"] == "~/questions.jsonl"
+    for name in ("m0", "m1", "m2"):
+        assert made_of[f"models/{name}"].inputs == (str(made / "payload"),)
 
 
 def test_a_file_below_the_working_directory_is_named_as_in_any_clone(monkeypatch, tmp_path):

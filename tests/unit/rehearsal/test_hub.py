@@ -31,7 +31,9 @@ try:
 except huggingface_hub.errors.RepositoryNotFoundError as error:
     gone = type(error).__name__
 known = huggingface_hub.HfApi().repo_info("org/model", revision="abc").sha
-print(json.dumps([numbers, rows[0]["question"], len(rows), gone, known]))
+here = fetch.at_hand("org/model@abc", "--student", ["*.json"])
+named = sorted(path.relative_to(here).as_posix() for path in here.rglob("*.*"))
+print(json.dumps([numbers, rows[0]["question"], len(rows), gone, known, named]))
 """
 
 
@@ -55,8 +57,9 @@ def test_the_real_clients_lock_fetch_and_stream(tmp_path: Path) -> None:
         command = [sys.executable, "-c", ASK, *commits.values(), str(out)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    numbers, question, rows, gone, known = json.loads(done.stdout.splitlines()[-1])
+    numbers, question, rows, gone, known, named = json.loads(done.stdout.splitlines()[-1])
     assert {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*.*")} == files
     assert numbers["bytes"] == sum(map(len, files.values()))
     assert question.startswith("No. 0: ") and rows == stand_ins.ROWS
+    assert named == ["1_Pooling/config.json", "config.json"]
     assert (gone, known) == ("RepositoryNotFoundError", commits[f"models/{MODEL}"])

@@ -2,12 +2,14 @@
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 from opd.cli.commands import options
 from opd.core.errors import UserError
 from opd.core.security import refuse_code, visible
 from opd.grading.graders import GRADERS
+from opd.models.source import GRAMMAR, hub_id
 
 ANSWERS = f"of answers: {', '.join(GRADERS)}"
 QUESTIONS = "prompts.parquet, or lines of JSON with question, answer and prompt"
@@ -40,10 +42,11 @@ def add(command: options.Add) -> None:
         "preflight",
         _preflight,
         "what a few dozen rollouts say of a student and a teacher, untrained",
-        usage="opd preflight --student DIR --teacher DIR --prompts FILE [options]",
+        online=_asks_hub,
+        usage="opd preflight --student MODEL --teacher MODEL --prompts FILE [options]",
     )
-    options.add_path(preflight, "--student", "model folder", required=True, metavar="DIR")
-    options.add_path(preflight, "--teacher", "model folder", required=True, metavar="DIR")
+    options.add(preflight, "--student", GRAMMAR, required=True, metavar="MODEL")
+    options.add(preflight, "--teacher", GRAMMAR, required=True, metavar="MODEL")
     options.add_path(preflight, "--prompts", QUESTIONS, required=True, metavar="FILE")
     options.add_counts(preflight, PREFLIGHT)
     about = "that rollouts are sampled at"
@@ -57,11 +60,12 @@ def add(command: options.Add) -> None:
         "align",
         _align,
         "whether teachers point a student towards right answers, token by token, untrained",
-        usage="opd align --student DIR --teacher DIR [DIR ...] --questions FILE --grader NAME "
-        "[options]",
+        online=_asks_hub,
+        usage="opd align --student MODEL --teacher MODEL [MODEL ...] --questions FILE --grader NAME"
+        " [options]",
     )
-    options.add_path(align, "--student", "model folder", required=True, metavar="DIR")
-    options.add_path(align, "--teacher", "model folders", [], nargs="+", metavar="DIR")
+    options.add(align, "--student", GRAMMAR, required=True, metavar="MODEL")
+    options.add(align, "--teacher", "the same, one or more", [], nargs="+", metavar="MODEL")
     options.add_path(align, "--questions", QUESTIONS, required=True, metavar="FILE")
     options.add(align, "--grader", ANSWERS, required=True)
     about = "the student with a right response in its prompt is a teacher, too"
@@ -83,6 +87,20 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _asks_hub(arguments: argparse.Namespace) -> bool:
+    teachers = arguments.teacher if isinstance(arguments.teacher, list) else [arguments.teacher]
+    return any(hub_id(model) for model in (arguments.student, *teachers))
+
+
+def _model(text: str, option: str) -> Path:
+    """The folder of a model, which is refused if it holds code."""
+    from opd.models.fetch import at_hand
+
+    folder = at_hand(text, option)
+    refuse_code(folder)
+    return folder
+
+
 def _settings(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Settings of the stages: these options, and what both commands have."""
     values = vars(arguments)
@@ -96,11 +114,11 @@ def _settings(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _preflight(arguments: argparse.Namespace) -> None:
     from opd.probes.preflight import preflight
 
-    student, teacher, prompts = arguments.student, arguments.teacher, arguments.prompts
+    student = _model(arguments.student, "--student")
+    teacher = _model(arguments.teacher, "--teacher")
+    prompts = arguments.prompts
     cfg = _settings(arguments, *PREFLIGHT, "temperature")
     cfg["metrics_k"] = cfg.pop("k")
-    refuse_code(student)
-    refuse_code(teacher)
     print(visible(preflight(student, teacher, prompts, arguments.out, cfg)), end="")
     if arguments.align:
         from opd.microscope.command import align
@@ -117,7 +135,6 @@ def _align(arguments: argparse.Namespace) -> None:
     from opd.microscope.command import align
 
     cfg = _settings(arguments, *ALIGN, "system", "demonstrate")
-    folders = (arguments.student, arguments.teacher, arguments.questions, arguments.out)
-    for model in (arguments.student, *arguments.teacher):
-        refuse_code(model)
-    print(visible(align(*folders, cfg)), end="")
+    student = _model(arguments.student, "--student")
+    teachers = [_model(teacher, "--teacher") for teacher in arguments.teacher]
+    print(visible(align(student, teachers, arguments.questions, arguments.out, cfg)), end="")
