@@ -46,3 +46,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     ]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def line(cells: Sequence[str]) -> str:
+    """A line of a table of any width."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

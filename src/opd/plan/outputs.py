@@ -14,7 +14,7 @@ from opd.plan.base import artifact, at
 from opd.plan.papers import Paper, check_shown, experiment_of, read_papers
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
-from opd.recipes.outputs import Compared, Figure, Series, Table
+from opd.recipes.outputs import Compared, Figure, Metric, Series, Table
 from opd.results import claim_spec, figure_spec
 from opd.stages.artifact import Artifact, closure
 from opd.stages.registry import STAGES
@@ -37,6 +37,8 @@ def exhibits(
     if papers:
         made.append(_claims(config, papers))
     shown = {exhibit.folder: exhibit for exhibit in made}
+    for exhibit in [] if papers else _usual(config):
+        shown.setdefault(exhibit.folder, exhibit)
     return {**shown, "report": _report(config, papers, {**measured, **shown})}
 
 
@@ -187,6 +189,51 @@ def _figure(config: Config, name: str, figure: Figure) -> Artifact:
     else:
         settings["series"] = drawn(figure.series)
     return artifact("figure", f"figures/{name}", settings, inputs)
+
+
+# What is drawn over the steps of a run where a config says nothing, by how the model is trained.
+COURSES = {
+    "distill": ("loss", "kl_nats", "overlap_ratio", "response_tokens"),
+    "grpo": ("reward", "response_tokens"),
+    "sft": ("loss", "nll_nats"),
+}
+
+
+def _usual(config: Config) -> Iterator[Artifact]:
+    """What a config without papers shows besides its own tables and figures: curves of every run
+    where it has no figure, what was said of a pair before training, and responses before and
+    after."""
+    for kind, metrics in {} if config.figures else COURSES.items():
+        runs = [name for name, model in config.models.items() if model.kind == kind]
+        if runs:
+            shown = Figure(
+                title=f"Training ({kind})",
+                kind="curves",
+                series=[Series(label=name, model=name) for name in runs],
+                metrics=[Metric(name=name) for name in metrics],
+            )
+            yield _figure(config, f"training-{kind}", shown)
+    for name, probe in config.probes.items():
+        if probe.indicators:
+            inputs: dict[str, str] = {}
+            row = {"label": name, "probe": _add(config, inputs, "probe", name)}
+            settings = {"words": "outlook", "title": f"Before training: {name}", "rows": [row]}
+            yield artifact("table", f"tables/outlook-{name}", settings, inputs)
+    for name, table in config.tables.items():
+        inputs, rows = {}, []
+        for compared in table.rows:
+            if compared.base:
+                row = {"label": compared.label}
+                for side, model in (("evaluations", compared.model), ("base", compared.base)):
+                    row[side] = _add(config, inputs, "evaluation", model, table.evaluation)
+                rows.append(row)
+        for benchmark in config.evaluations[table.evaluation].benchmarks if rows else ():
+            if prompts := config.benchmarks[benchmark].prompts:
+                inputs[f"prompts:{benchmark}"] = f"prompts/{prompts}"
+        if rows:
+            title = f"{table.title}: responses before and after"
+            settings = {"words": "responses", "title": title, "rows": rows}
+            yield artifact("table", f"tables/responses-{name}", settings, inputs)
 
 
 def _paper_figures(config: Config, paper: Paper) -> Iterator[Artifact]:

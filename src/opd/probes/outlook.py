@@ -94,7 +94,7 @@ def reported(measured: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         package_file(__file__, "preflight.md.jinja"),
         **report,
         **LIMITS,
-        indicators=_indicator_rows(report),
+        indicators=indicator_rows(report),
         not_zero=_not_zero(measured["own_teacher"]),
         BIASED=BIASED,
         percent=_percent,
@@ -125,7 +125,9 @@ def _advantage(values: Indicators) -> tuple[float, float]:
     return _bounds(values, next((name for name in names if name in values), names[0]))
 
 
-def _indicator_rows(report: Mapping[str, Any]) -> list[list[str]]:
+def indicator_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """The indicators of a report with their intervals, beside what the paper says of its two pairs;
+    the first row says what the columns are."""
     rows = [["indicator", "this pair", "95 % interval", "paper: success", "paper: failure"]]
     advantages = [
         (row["name"], f"advantage, prefix of {row['prefix']:,}", _ADVANTAGES[row["depth"] - 1], "")

@@ -4,7 +4,6 @@ A row names one input per seed (``opd.evaluation.reader`` reads them). Same inpu
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 from opd.core import tables
 from opd.core.code import package_file
 from opd.core.html import MISSING, render
+from opd.core.markdown import line
 from opd.evaluation.reader import Reader
+from opd.results import excerpts
 from opd.results.estimate import Measurements, Missing, Undefined, estimate
 from opd.results.labels import axis, benchmark_label, cell, label_of, of_draws, plain
 from opd.results.quantity import METRIC, SCORES, TableColumn, column
@@ -21,6 +22,7 @@ PAGES = package_file(__file__, "pages/tables")
 NO_GAP = "no gap"
 # What a row may name.
 ROLES = ("evaluations", "base", "teacher", "run", "probe")
+WORDS = {"responses": excerpts.responses, "outlook": excerpts.outlook}
 
 
 # What a table shows, and what the csv has of it in the order of the column's endings.
@@ -78,6 +80,8 @@ def _header(parsed: TableColumn, measured: Measurements) -> str:
 def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Write table.csv (raw numbers, shares from 0 to 1, and digests) and table.md (to be read).
 
+    With cfg ``words`` it is one of ``WORDS``. Else
+
     cfg: ``title``, ``caption``, ``columns`` [KIND[:NAME] or {column, label}], ``rows`` [{label,
     evaluations, base, teacher, run, probe}]; the last five are lists of names of ``inputs``, one
     per seed; ``seed`` and ``resamples`` of the bootstrap. ``opd.results.quantity.column`` has the
@@ -85,6 +89,8 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     digits) of every file that was read of a row's inputs. Returns {row: {csv column: number}}.
     Raises ``UserError`` as ``opd.results.figures.run_figure`` does.
     """
+    if "words" in cfg:
+        return WORDS[cfg["words"]](cfg, inputs, out)
     # Rows go by their place: two may have the same label.
     arms = {str(place): row for place, row in enumerate(cfg["rows"])}
     probes = {k: {"label": row["label"], "runs": row.get("probe")} for k, row in arms.items()}
@@ -116,7 +122,7 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
         PAGES,
         "table.md.j2",
         cfg=cfg,
-        lines=map(_line, lines),
+        lines=map(line, lines),
         shape=[f"{name} {len(problems)} × {k}" for name, (problems, k) in shape.items()],
         draws=lambda drawn: of_draws(cfg, drawn, counts),
         no_gap=any(NO_GAP in row for row in texts),
@@ -125,7 +131,3 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     )
     (out / "table.md").write_text(page)
     return records
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

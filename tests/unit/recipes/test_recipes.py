@@ -773,7 +773,8 @@ def test_targets_are_all_or_those_named_also_where_figure_and_table_share_a_name
         "series": [{"label": "x", "model": "x"}],
     }
     given = config(figures={"t1": figure, "f": figure})
-    assert asked(given) == ["tables/t1", "figures/t1", "figures/f"]
+    own = ["tables/t1", "figures/t1", "figures/f"]
+    assert asked(given) == [*own, "tables/responses-t1"]
     assert asked({**given, "targets": ["t1"]}) == ["tables/t1", "figures/t1"]
     assert asked({**given, "targets": ["f"]}) == ["figures/f"]
 
@@ -1059,3 +1060,24 @@ def test_reading_a_config_loads_no_table_library():
     code = "import sys, opd.plan.artifacts; print(*{'pyarrow', 'jinja2', 'torch'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_config_without_papers_shows_its_runs_its_outlooks_and_responses():
+    raw = config(
+        probes__o={"indicators": {"student": "a", "teacher": "b", "prompts": "p"}},
+        tables__t1__rows=[{"label": "x", "model": "x", "base": "a"}, {"label": "b", "model": "b"}],
+    )
+    shown = artifacts(raw)
+    drawn = shown["figures/training-distill"].cfg
+    assert [series["label"] for series in drawn["series"]] == ["x"]
+    assert {"figures/training-sft", "figures/training-grpo"} <= shown.keys()
+    assert shown["tables/outlook-o"].inputs == ("probes/o/s0",)
+    responses = shown["tables/responses-t1"]
+    assert responses.inputs == ("evaluations/e/x/s0", "evaluations/e/a/s0", "prompts/p")
+    assert [row["label"] for row in responses.cfg["rows"]] == ["x"]
+    assert {*responses.inputs[:2]} < {*shown["tables/t1"].inputs}
+    # What a config says itself goes before.
+    own = artifacts(merge(raw, {"figures": {"f": {**CURVES, "metrics": [{"name": "loss"}]}}}))
+    assert [folder for folder in own if folder.startswith("figures/")] == ["figures/f"]
+    papers = artifacts(merge(raw, {"papers": ["rethinking_opd"], "evaluation": "e"}))
+    assert not [f for f in papers if "training-" in f or "outlook-" in f or "responses-" in f]
