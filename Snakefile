@@ -50,3 +50,14 @@ rule all:
     default_target: True
     input:
         targets(),
+
+
+# What is asked for by another name than that of a file: Snakemake takes the name of a rule, too.
+for name, files in ALIASES.items():
+
+    rule:
+        name:
+            name
+        input:
+            files,
+        localrule: True

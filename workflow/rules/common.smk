@@ -13,14 +13,20 @@ from opd.core.errors import UserError
 from opd.core.files import canonical
 from opd.core.schema import read_yaml
 from opd.core.security import visible
-from opd.plan import artifacts, console, hub_lock, outputs, resources
+from opd.plan import artifacts, command_line, console, hub_lock, outputs, resources
 from opd.recipes import resolve
 from opd.stages import fresh, registry
 from opd.stages.registry import STAGES
 
 BEGAN = time.time()
 
+# Rules of what asks the hub -> their stages. They run where the workflow was started: nodes of a
+# cluster may not reach it. Only they have retries of their own, as a job on a cluster would apply
+# them once more inside.
+ONLINE = {"download": "prompts", "dataset": "dataset", "fetch": "fetch"}
+
 try:
+    command_line.check_configs(map(Path, workflow.configfiles))
     for file in workflow.configfiles:  # of two equal keys Snakemake takes the last
         read_yaml(Path(file), "write KEY: VALUE")
     update_config(config, resolve.typed(workflow.config_settings.config))
@@ -29,6 +35,11 @@ try:
     ARTIFACTS = artifacts.plan(CONFIG, LOCK)
     ARTIFACTS |= outputs.exhibits(CONFIG, ARTIFACTS, Path(workflow.basedir, "config"))
     TARGETS = outputs.targets(CONFIG, ARTIFACTS)
+    ALIASES = {}
+    if workflow.is_main_process:
+        ALIASES = command_line.aliases(
+            command_line.given(), {"all", *ONLINE, *STAGES}, ARTIFACTS, CONFIG.name
+        )
     ASKS = resources.read_classes(Path(workflow.basedir, "workflow", "resources.yaml"))
     SITE = resources.read_site(
         os.environ.get("OPD_SITE"), Path(workflow.basedir, "slurm", "site.yaml")
@@ -36,10 +47,6 @@ try:
 except UserError as bad:
     sys.exit(f"error: {visible(str(bad))}")
 
-# Rules of what asks the hub -> their stages. They run where the workflow was started: nodes of a
-# cluster may not reach it. Only they have retries of their own, as a job on a cluster would apply
-# them once more inside.
-ONLINE = {"download": "prompts", "dataset": "dataset", "fetch": "fetch"}
 # Stages that write files for people -> their section of Snakemake's own report.
 SHOWN = {
     "dedup": "Prompts",
@@ -254,15 +261,8 @@ def in_report(stage, suffix):
 
 def targets():
     """Files of the figures, tables and pages that the config asks for."""
-    files = {
-        "figures": ("png", "svg"),
-        "tables": ("csv", "md"),
-        "contamination": ("html",),
-        "claims": ("json", "md", "html"),
-        "report": ("html",),
-    }
     return [
-        f"{RESULTS}/{folder}.{suffix}"
+        f
         for folder in TARGETS
-        for suffix in files[folder.partition("/")[0]]
+        for f in command_line.files(ARTIFACTS[folder], CONFIG.name)
     ]

@@ -40,7 +40,7 @@ def lines(
         title = f"{title}, what decides {claim} (seed {config.seeds[0]} alone)"
     artifacts = planned.artifacts_of(config, root)
     if targets:
-        needed = planned.target_folders(targets, artifacts)
+        needed = planned.target_folders(targets, artifacts, config.name)
         title = f"{title}, {' '.join(targets)}"
     elif claim is None:
         needed = outputs.targets(config, artifacts)

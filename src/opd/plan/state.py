@@ -17,7 +17,7 @@ from opd.recipes.base import unknown
 from opd.recipes.config import Config
 from opd.results import claim_spec
 from opd.results.claim_spec import Claim
-from opd.stages import fresh
+from opd.stages import fresh, naming
 from opd.stages.artifact import Artifact
 from opd.stages.check import stands_for
 from opd.stages.identity import identity
@@ -133,20 +133,15 @@ def claim_folders(config: Config, claim: str, root: Path) -> list[str]:
     return list(inputs.values())
 
 
-def target_folders(targets: Iterable[str], artifacts: Artifacts) -> list[str]:
-    """Folders that ``--target`` names: a figure, table or page, one of a paper by its own name
-    (fig15), or any folder. Raises ``UserError`` for a name that nothing has."""
-    shown = [folder for folder in artifacts if folder.startswith(outputs.SHOWN)]
-    folders: list[str] = []
+def target_folders(
+    targets: Iterable[str], folders: Iterable[str], results: str, where: str = "--target"
+) -> list[str]:
+    """The folders below results/``results`` that targets mean (``naming.named``); of those of one
+    name what is shown, if any is. Raises ``UserError`` for a name that nothing has."""
+    known = list(folders)
+    chosen: dict[str, None] = {}
     for target in targets:
-        # Whole parts at the beginning or the end of a folder.
-        named = [
-            folder
-            for folder in artifacts
-            if f"{folder}/".startswith(f"{target}/") or f"/{folder}".endswith(f"/{target}")
-        ]
-        if not named:
-            known = [folder.rpartition("/")[2] for folder in shown]
-            raise unknown(target, known, "--target", "figure, table, page or folder")
-        folders += [folder for folder in named if folder in shown] or named
-    return list(dict.fromkeys(folders))
+        named = naming.named(target, known, results, where)
+        shown = [folder for folder in named if folder.startswith(outputs.SHOWN)]
+        chosen |= dict.fromkeys(shown or named)
+    return [*chosen]

@@ -27,8 +27,7 @@ from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
 from opd.models import fetch
 from opd.models.schemas import GENERATIONS
-from opd.recipes.base import unknown
-from opd.stages import identity, lock, run
+from opd.stages import identity, lock, naming, run
 from opd.stages.artifact import Artifact
 from opd.stages.records import Manifest, State, load, write
 from opd.stages.registry import STAGES
@@ -37,16 +36,11 @@ METRICS_FILE = "metrics.parquet"
 HEADER_BYTES = 100_000_000  # what safetensors allows
 
 
-def recipe(name: str, artifacts: Mapping[str, Artifact]) -> Artifact:
-    """The model or generation that a config's artifact is called by: NAME, NAME/sSEED or its
-    folder. Raises ``UserError`` where there is none, or more than one (one for each seed)."""
+def recipe(name: str, artifacts: Mapping[str, Artifact], results: str) -> Artifact:
+    """The model or generation of results/``results`` that a name means (``naming.single``). Raises
+    ``UserError`` where there is none, or more than one (one for each seed)."""
     known = [f for f in artifacts if f.startswith(("models/", "generations/"))]
-    named = [f for f in known if f"/{name}/" in f"/{f}/"]
-    if not named:
-        raise unknown(name, [f.split("/", 1)[1] for f in known], "--as", "model or generation")
-    if len(named) > 1:
-        raise UserError(f"'{name}' may be {', '.join(named)}", "--as", "give one of these")
-    return artifacts[named[0]]
+    return artifacts[naming.single(name, known, results, "--as")]
 
 
 def adopt(source: Path, artifact: Artifact, results: Path, store: Path) -> Path:

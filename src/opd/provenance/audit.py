@@ -20,7 +20,7 @@ from opd.core.hashing import hashed
 from opd.core.html import render
 from opd.core.text import size
 from opd.provenance.diff import changes, settings_of
-from opd.stages import check, on_disk, registry, run
+from opd.stages import check, naming, on_disk, registry, run
 from opd.stages.check import Trusted
 from opd.stages.fresh import as_written, read_plan
 from opd.stages.keep import steps_of
@@ -90,7 +90,7 @@ def audit(place: Path, plan: Plan | None = None, store: Path | None = None) -> A
     roots = on_disk.results_folders(path)
     artifacts = [Made(root, name) for root in roots for name in on_disk.folders(root)]
     if not roots:
-        artifacts = on_disk.behind([on_disk.locate(place)])
+        artifacts = on_disk.behind([naming.locate(place)])
     entries = [entry for entry in sorted((path / ".store").glob("*")) if on_disk.is_entry(entry)]
     paths = [file for made in artifacts for file in _files(made, store)]
     files = hashed([*paths, *(file for entry in entries for file in files_below(entry).values())])

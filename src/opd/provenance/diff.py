@@ -10,7 +10,7 @@ from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.core.html import render
-from opd.stages import on_disk, registry
+from opd.stages import naming, on_disk, registry
 from opd.stages.artifact import sources_first
 from opd.stages.on_disk import Made
 
@@ -67,7 +67,7 @@ def compare(a: Path, b: Path) -> Difference:
         remedy = "give two results folders, or two artifacts"
         raise UserError("only results/NAME compare, or artifacts", f"{a}, {b}", remedy)
     else:
-        pairs = _by_inputs((on_disk.locate(a), on_disk.locate(b)))
+        pairs = _by_inputs((naming.locate(a), naming.locate(b)))
     differ = [pair for pair in pairs if pair[0].outputs != pair[1].outputs]
     first = [pair for pair in differ if not _used_others(*pair)]
     behind = [pair for pair in differ if pair not in first]

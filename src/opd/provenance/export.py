@@ -56,6 +56,10 @@ def export(
     ``UserError`` where nothing is to be packed, or not as it was made, and where ``out`` exists."""
     if out.exists():
         raise UserError("it is there already", str(out), "remove it, or name another")
+    archives = [end for _, ends, _ in shutil.get_unpack_formats() for end in ends]
+    if out.name.endswith(tuple(archives)) and out.suffix != ".zip":
+        remedy = "give a name that ends in .zip, or that of a new folder"
+        raise UserError("no such archive is written", f"--out {out}", remedy)
     root = Path(os.path.abspath(results))
     artifacts = gather(root, targets, full)
     code = list(sources(workflow))
@@ -88,7 +92,7 @@ def gather(root: Path, targets: Sequence[str], full: bool) -> list[Packed]:
     if not folders:
         remedy = "name results/NAME of a workflow that has run"
         raise UserError("no finished artifact", str(root), remedy)
-    starts = target_folders(targets, dict.fromkeys(folders)) if targets else folders  # type: ignore[arg-type]
+    starts = target_folders(targets, folders, root.name) if targets else folders
     artifacts = sorted(on_disk.behind(Made(root, f) for f in starts), key=lambda x: x.folder)
     plan = read_plan(root / "plan.json")[0] or {}
     wrong = []

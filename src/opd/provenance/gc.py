@@ -29,7 +29,11 @@ def find(results: Path) -> dict[str, dict[str, list[Path]]]:
     """Kind -> identity (or a name) -> paths that make it up."""
     store = results / ".store"
     if not store.is_dir():
-        raise UserError("there is no store in it", str(results), "name the folder that has .store")
+        remedy = "name the folder that has .store"
+        for above in results.absolute().parents:
+            if (above / ".store").is_dir():
+                remedy = f"it is in {os.path.relpath(above)}: name that"
+        raise UserError("there is no store in it", str(results), remedy)
     used = identities(results)
     kinds: dict[str, dict[str, list[Path]]] = {kind: defaultdict(list) for kind in KINDS}
     for path in sorted(store.iterdir()):

@@ -69,7 +69,7 @@ def _finished(folder: Path) -> Iterator[dict[str, float]]:
 def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]:
     running = folder / "running.json"
     if not running.is_file():
-        remedy = "name results/NAME/models/MODEL/sSEED"
+        remedy = "name the model of a training run"
         raise UserError("no run is under way or done here", str(folder), remedy)
     scratch = read_json(running)
     scratch = scratch.get("scratch") if isinstance(scratch, dict) else None

@@ -12,7 +12,7 @@ from opd.core.errors import UserError
 from opd.core.files import files_below
 from opd.core.html import render
 from opd.core.text import size
-from opd.stages import on_disk
+from opd.stages import naming, on_disk
 from opd.stages.on_disk import Made
 from opd.stages.registry import STAGES
 
@@ -31,9 +31,9 @@ KEYS = {stage.section: f"{stage.section}.{{0}}" for stage in STAGES.values()} | 
 
 
 def lines(path: Path) -> list[str]:
-    """Lines to print of an artifact (as ``opd.stages.on_disk.locate`` finds it). Raises
+    """Lines to print of an artifact (as ``opd.stages.naming.locate`` finds it). Raises
     ``UserError`` where there is none, and where its manifest is missing or damaged."""
-    made = on_disk.locate(path)
+    made = naming.locate(path)
     origin, payload = made.manifest, made.payload()
     if origin is None:
         remedy = "see `opd audit` of its results folder"

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from opd.core.errors import UserError
 from opd.stages.artifact import sources_first
 from opd.stages.records import Digest, Finding, Manifest, Used, load
 
@@ -212,22 +211,3 @@ def results_folder(path: Path) -> Path:
         if (parent / "plan.json").is_file() or parent.parent.name == "results":
             return parent
     return path.parent
-
-
-def locate(named: Path) -> Made:
-    """The artifact that a path means: its folder, a file in it, a copy of one (tables/x.csv), or
-    the end of its folder's name (results/NAME/MODEL/sSEED for results/NAME/models/MODEL/sSEED).
-    Raises ``UserError`` where there is none, or more than one."""
-    path = Path(os.path.abspath(named))
-    for folder in (path, *path.parents, path.with_suffix("")):
-        if (folder / "digest.json").is_file() or (folder / "manifest.json").is_file():
-            return at(results_folder(folder), folder)
-    root = results_folder(path / "digest.json")
-    end = path.relative_to(root).as_posix()
-    matching = [f for f in folders(root) if f"/{f}".endswith(f"/{end}")] if root.is_dir() else []
-    if f"models/{end}" in matching:
-        matching = [f"models/{end}"]
-    if len(matching) != 1:
-        reason = f"it may be {', '.join(matching)}" if matching else "no artifact is there"
-        raise UserError(reason, str(named), "give a folder that holds digest.json")
-    return Made(root, matching[0])

@@ -333,8 +333,8 @@ def test_a_recipe_is_named_by_its_name_its_seed_or_its_folder():
         "models/teacher/s0": "models/teacher/s0",
         "rollouts": "generations/rollouts/s0",
     }.items():
-        assert adopt.recipe(name, known).folder == folder
+        assert adopt.recipe(name, known, "mini").folder == folder
     with pytest.raises(UserError, match="may be models/teacher/s0, models/teacher/s1"):
-        adopt.recipe("teacher", known)
+        adopt.recipe("teacher", known, "mini")
     with pytest.raises(UserError, match="did you mean 'teacher/s0'"):
-        adopt.recipe("teachr/s0", known)
+        adopt.recipe("teachr/s0", known, "mini")

@@ -63,10 +63,10 @@ def test_what_is_no_claims_file_is_one_line_of_a_comparison(tmp_path: Path, text
 
 
 def test_nothing_to_audit_is_one_line(tmp_path: Path):
-    with pytest.raises(UserError, match="no artifact is there"):
+    with pytest.raises(UserError, match="no artifact is called"):
         audit(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no artifact is there"):
+    with pytest.raises(UserError, match="no artifact is called"):
         audit(tmp_path / "empty")
 
 

@@ -376,6 +376,15 @@ def test_what_git_ignores_of_the_workflow_is_not_packed(results, tmp_path):
     assert {file.path for file in exporting.sources(clone)} == unpacked
 
 
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tgz"])
+def test_no_folder_is_called_like_an_archive(results, tmp_path, name):
+    with pytest.raises(
+        UserError, match=r"no such archive is written; give a name that ends in \.zip"
+    ):
+        packed(results, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 def test_refusals(results, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="there already"):

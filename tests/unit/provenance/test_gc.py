@@ -130,6 +130,9 @@ def test_a_folder_without_a_store(tmp_path: Path) -> None:
         UserError, match=r"there is no store in it; name the folder that has \.store"
     ):
         gc.find(tmp_path)
+    (tmp_path / ".store").mkdir()
+    with pytest.raises(UserError, match=r"there is no store in it; it is in .*: name that"):
+        gc.find(tmp_path / "mini")
 
 
 def test_locks_that_are_held_are_left_as_they_are(results: Path) -> None:

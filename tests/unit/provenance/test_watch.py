@@ -85,7 +85,7 @@ def test_a_run_without_news_tells_when_it_was_last_heard_of(
 def test_where_there_is_nothing_to_watch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UserError, match="no run is under way or done here; name results/"):
+    with pytest.raises(UserError, match="no run is under way or done here; name the model of"):
         list(watch(tmp_path))
     (tmp_path / "digest.json").write_text("{}")
     with pytest.raises(SystemExit):

@@ -14,7 +14,7 @@ def add(command: options.Add) -> None:
     from opd.provenance.gc import KINDS
 
     watch = command("watch", _watch, "show a training run step by step as it goes")
-    options.add_path(watch, "folder", "results/NAME/models/MODEL/sSEED")
+    options.add_path(watch, "path", "its model: results/NAME/models/MODEL/sSEED, or MODEL alone")
 
     why = command("why", _why, "what made an artifact, from what, and how to make it again")
     options.add_path(why, "path", "its folder, a file of it, or results/NAME/MODEL/sSEED")
@@ -51,9 +51,9 @@ def add(command: options.Add) -> None:
         "pack results, with what made them, as an RO-Crate",
         usage="opd export RESULTS --out FILE.zip [options]",
     )
-    options.add_path(export, "results", "results/NAME")
+    options.add_path(export, "results", "results/NAME, or an artifact: what is behind that alone")
     options.add_path(export, "--out", "a file that ends in .zip, or a new folder", required=True)
-    about = "a figure, table, page or folder: what is behind it alone, may be repeated; all of it"
+    about = "an artifact: what is behind it alone, may be repeated; all of it"
     options.add(export, "--target", f"{about} if not given", [], action="append")
     about = "with weights, fetched objects and files above 50 MB, which are only listed otherwise"
     options.add_flag(export, "--full", about)
@@ -63,8 +63,9 @@ def add(command: options.Add) -> None:
 
 def _watch(arguments: argparse.Namespace) -> None:
     from opd.provenance.watch import watch
+    from opd.stages import naming
 
-    show(watch(arguments.folder))
+    show(watch(naming.find(arguments.path).path))
 
 
 def _why(arguments: argparse.Namespace) -> None:
@@ -109,15 +110,17 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _adopt(arguments: argparse.Namespace) -> None:
+    from opd.models.source import local
     from opd.plan.state import artifacts_of, beside
     from opd.provenance.adopt import adopt, recipe
     from opd.recipes.resolve import read
 
     config = read(arguments.configfile, arguments.config)
     artifacts = artifacts_of(config, beside(arguments.configfile))
-    artifact, results = recipe(arguments.recipe, artifacts), Path("results") / config.name
-    folder = adopt(arguments.path, artifact, results, results.parent / ".store")
-    show([f"adopted: {folder} is {arguments.path}; remove {folder} to have it made instead"])
+    artifact = recipe(arguments.recipe, artifacts, config.name)
+    source, results = local(str(arguments.path)), Path("results") / config.name
+    folder = adopt(source, artifact, results, results.parent / ".store")
+    show([f"adopted: {folder} is {source}; remove {folder} to have it made instead"])
 
 
 def _gc(arguments: argparse.Namespace) -> None:
@@ -128,7 +131,11 @@ def _gc(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     from opd.provenance.export import export
+    from opd.stages import naming
+    from opd.stages.on_disk import results_folders
 
-    show(
-        export(arguments.results, arguments.target, arguments.out, arguments.full, arguments.agent)
-    )
+    results, targets = arguments.results, arguments.target
+    if not results_folders(results.absolute()):
+        made = naming.locate(results)
+        results, targets = made.root, [*targets, made.folder]
+    show(export(results, targets, arguments.out, arguments.full, arguments.agent))

@@ -9,7 +9,7 @@ from opd.cli.commands import options
 from opd.core.errors import UserError
 from opd.core.security import refuse_code, visible
 from opd.grading.graders import GRADERS
-from opd.models.source import GRAMMAR, hub_id
+from opd.models.source import GRAMMAR, hub_id, local
 
 ANSWERS = f"of answers: {', '.join(GRADERS)}"
 QUESTIONS = "prompts.parquet, or lines of JSON with question, answer and prompt"
@@ -111,12 +111,18 @@ def _settings(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     }
 
 
+def _questions(path: Path) -> Path:
+    """The file with the rows of a prompt set that is named by its artifact; any other as it is."""
+    place = local(str(path))
+    return place / "prompts.parquet" if place.is_dir() else path
+
+
 def _preflight(arguments: argparse.Namespace) -> None:
     from opd.probes.preflight import preflight
 
     student = _model(arguments.student, "--student")
     teacher = _model(arguments.teacher, "--teacher")
-    prompts = arguments.prompts
+    prompts = _questions(arguments.prompts)
     cfg = _settings(arguments, *PREFLIGHT, "temperature")
     cfg["metrics_k"] = cfg.pop("k")
     print(visible(preflight(student, teacher, prompts, arguments.out, cfg)), end="")
@@ -137,4 +143,5 @@ def _align(arguments: argparse.Namespace) -> None:
     cfg = _settings(arguments, *ALIGN, "system", "demonstrate")
     student = _model(arguments.student, "--student")
     teachers = [_model(teacher, "--teacher") for teacher in arguments.teacher]
-    print(visible(align(student, teachers, arguments.questions, arguments.out, cfg)), end="")
+    questions = _questions(arguments.questions)
+    print(visible(align(student, teachers, questions, arguments.out, cfg)), end="")
