@@ -1,5 +1,6 @@
 import os
 import re
+import subprocess
 import sys
 import time
 
@@ -92,6 +93,20 @@ def tell(*kinds):
         print(line, file=sys.stderr)
 
 
+def compare_pairs():
+    """Before models are fetched, end a run in which one does not fit another, going by the small
+    files of each. No rule, since a file that fetching waits for would have it done again.
+    """
+    made = {f"{RESULTS}/{folder}/digest.json": folder for folder in ARTIFACTS}
+    jobs = workflow.dag.needrun_jobs()
+    folders = [made[file] for job in jobs for file in job.output if file in made]
+    if any("hub" in a.cfg for f in folders if (a := ARTIFACTS[f]).stage == "fetch"):
+        try:
+            shell('"$OPD_PYTHON_fetch" -m opd.plan.pairs {PLAN} {folders:q}')
+        except subprocess.CalledProcessError:
+            sys.exit("error: nothing was fetched or started: see above")
+
+
 # A job elsewhere has this one's environment.
 if workflow.remote_exec:
     os.environ.pop(warm.FOLDER, None)
@@ -102,6 +117,7 @@ onstart:
         warm.begin()
     fresh.write_plan(Path(PLAN), ARTIFACTS, TARGETS)
     fresh.write_config(Path(RESULTS, "config.yaml"), config)
+    compare_pairs()
 
 
 onsuccess:

@@ -1,6 +1,7 @@
 """``opd doctor``: what a run would lack, found out before anything of it is started.
 
-It looks at this machine and asks Slurm and the hub; nothing is submitted, fetched or changed.
+It looks at this machine and asks Slurm and the hub. Nothing is submitted or changed, and nothing
+fetched but the tokenizers and settings of models, into the cache of the hub's own library.
 """
 
 import importlib.metadata
@@ -14,7 +15,7 @@ from typing import Any
 
 from opd.core.errors import UserError
 from opd.doctor import envs, hub, interpreters, machine, slurm
-from opd.doctor.base import Finding, some
+from opd.doctor.base import Finding, ready, some
 from opd.plan import artifacts as plan
 from opd.plan import calibrate, cost, hub_lock, outputs, pairs, resources, state
 from opd.recipes import resolve
@@ -76,15 +77,18 @@ def _run(
     to_run = [artifacts[folder] for folder in states if states[folder] in state.TO_RUN]
     if states:
         findings.append(Finding("plan", "ok", f"{len(to_run)} of {len(states)} artifacts to make"))
-    refused = pairs.refused(artifacts, [artifact.folder for artifact in to_run], results)
-    findings += [_refused("models", error)._replace(state="warning") for error in refused]
     stages = {artifact.stage for artifact in to_run} if states else set(STAGES)
     chosen, modules = resources.interpreters(site, config), interpreters.wanted(config, stages)
     about_them, answers = interpreters.examine(chosen, modules, Path("envs"), site.setup)
     findings += about_them
     if states:
         locked = hub_lock.read(Path("config/hub.lock.yaml"))
-        findings += hub.examine(config, locked, states, configs)
+        of_hub = [*hub.examine(config, locked, states, configs)]
+        findings += of_hub
+        refused = pairs.refused(
+            artifacts, [artifact.folder for artifact in to_run], results, online=ready(of_hub)
+        )
+        findings += [_refused("models", error) for error in refused]
         tables = calibrate.tables(Path("config/calibration.yaml"))
         facts = cost.Facts(artifacts, tables, state.counted(states, results))
         device = "cpu" if resources.without_gpu(config) else "gpu"

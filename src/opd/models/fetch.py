@@ -17,6 +17,7 @@ from opd.models.source import local, source
 
 # Weights in safetensors, configuration, tokenizer, chat template and sentence-transformers modules.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+WEIGHTS = PATTERNS[0]
 # Left by scripts/unpack_weights.py.
 UNPACKED = ".unpacked.json"
 
@@ -126,6 +127,16 @@ def _from_hub(hub: str, revision: str, out: Path, folder: Path) -> None:
         )
     refuse_names(folder)
     link_files(folder, out)
+
+
+def without_weights(hub: str, revision: str) -> Path:
+    """A folder with all of a checkpoint on the hub but its weights, in the cache of the hub's own
+    library. Raises ``UserError`` as the stage does."""
+    with _fetching(hub, revision):
+        patterns = [pattern for pattern in PATTERNS if pattern != WEIGHTS]
+        folder = huggingface_hub.snapshot_download(hub, revision=revision, allow_patterns=patterns)
+    refuse_names(Path(folder))
+    return Path(folder)
 
 
 def copy_folder(folder: Path, out: Path) -> None:

@@ -216,7 +216,7 @@ def objections(cfg: Mapping[str, Any], compared: Mapping[str, Any]) -> list[User
     chat template that end with one that ends no response: the student is then led to a token after
     which it goes on; ``end_tokens`` says what ends a response.
     """
-    refused = _of_thinking(cfg, compared["thinking"]["student"], compared["thinking_read"])
+    refused = objections_to_thinking(cfg, compared)
     ids, names = compared["end_ids"], compared["ends"]
     lost = not {*ids["turn"]} <= {*ids["student"], *ids["teacher"]}
     if (ids["student"] != ids["teacher"] or lost) and not _end_tokens(cfg):
@@ -231,6 +231,11 @@ def objections(cfg: Mapping[str, Any], compared: Mapping[str, Any]) -> list[User
             )
         )
     return refused
+
+
+def objections_to_thinking(cfg: Mapping[str, Any], compared: Mapping[str, Any]) -> list[UserError]:
+    """Those of ``objections`` that probes of a pair have, too."""
+    return _of_thinking(cfg, compared["thinking"]["student"], compared["thinking_read"])
 
 
 def _end_tokens(cfg: Mapping[str, Any]) -> str | None:

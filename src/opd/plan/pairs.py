@@ -1,59 +1,115 @@
-"""What would be refused of the models of a plan once their stages run, where their folders are at
-hand: those of ``path``, and what has been fetched. What is not at hand is left to the stages."""
+"""What would be refused of the models of a plan once their stages run, as far as tokenizers, chat
+templates and settings tell: those of ``path``, those that have been fetched, and, where the hub is
+asked, those that it has. No weights are read or fetched for it.
+
+``python -m opd.plan.pairs PLAN FOLDER ...`` asks the hub, prints a line for each thing that is
+refused of the artifacts in these folders, and then ends with 1: what a run does before it fetches.
+"""
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from opd.core.errors import UserError
+from opd.core.files import canonical
+from opd.core.security import redacted, visible_line
+from opd.stages import fresh
 from opd.stages.artifact import Artifact
+from opd.stages.identity import identity
 
 ROLES = ("student", "teacher", "model", "judge")
+Compare = Callable[[Path, Path, str], dict[str, Any]]
 
 
 def refused(
-    artifacts: Mapping[str, Artifact], folders: Iterable[str], results: Path
+    artifacts: Mapping[str, Artifact], folders: Iterable[str], results: Path, online: bool = False
 ) -> list[UserError]:
-    """What training says of each pair (``opd.models.pairing``), and where prompt and response may
-    be longer than a model can read; once for all seeds. Nothing where transformers is missing."""
+    """What the stages would say of each pair (``opd.models.pairing``), and where prompt and
+    response may be longer than a model can read; once for all seeds. ``online``: models that are
+    not at hand are looked at on the hub, and what keeps it from showing one is refused, too.
+    Nothing where transformers is missing."""
     if importlib.util.find_spec("transformers") is None:
         return []
+    from opd.models import pairing
+
+    @cache  # many runs have the same pair
+    def compare(student: Path, teacher: Path, options: str) -> dict[str, Any]:
+        return pairing.compare(json.loads(options), student, teacher)
+
+    uses = {folder: _sources(artifacts, folder) for folder in folders}
     errors: dict[str, UserError] = {}
-    for folder in folders:
+    models: dict[str, Path | None] = {}
+    for source in {source: None for sources in uses.values() for source in sources.values()}:
+        try:
+            models[source] = _at_hand(artifacts[source], results, online)
+        except UserError as bad:
+            errors[source] = UserError(bad.what, f"{source}: {bad.where}", bad.remedy)
+    for folder, sources in uses.items():
+        paths = {role: path for role, source in sources.items() if (path := models.get(source))}
         artifact = artifacts[folder]
-        models = {
-            role: path
-            for role, name in artifact.named.items()
-            if role in ROLES and (path := _at_hand(artifacts, name, results))
-        }
-        for error in _of_stage(artifact, models) if models else []:
-            where = f"{folder.rsplit('/s', 1)[0]}: {error.where}"
+        for error in _of_stage(artifact, paths, compare) if paths else []:
+            where = f"{_named(artifact)}: {error.where}"
             errors.setdefault(f"{where} {error.what}", UserError(error.what, where, error.remedy))
     return list(errors.values())
 
 
-def _at_hand(artifacts: Mapping[str, Artifact], name: str, results: Path) -> Path | None:
-    """The folder that a model's weights and tokenizer come from, if it is there already."""
-    artifact = artifacts.get(name)
-    if artifact is None:
-        return None
+def _named(artifact: Artifact) -> str:
+    """An artifact without its seed, and the student and teacher that it is about."""
     named = artifact.named
-    if artifact.stage == "fetch":
-        path = Path(named["files"]) if "files" in named else results / name / "payload"
-        return path if (path / "config.json").is_file() else None
-    source = named.get("student") or named.get("model")
-    return _at_hand(artifacts, source, results) if source else None
+    pair = [f"{role} {named[role].split('/')[1]}" for role in ROLES[:2] if role in named]
+    return artifact.folder.rsplit("/s", 1)[0] + (f" ({', '.join(pair)})" if len(pair) == 2 else "")
 
 
-def _of_stage(artifact: Artifact, models: Mapping[str, Path]) -> list[UserError]:
+def _sources(artifacts: Mapping[str, Artifact], folder: str) -> dict[str, str]:
+    """Role -> folder of the fetched model that a stage's model is, or was trained from."""
+
+    def source(name: str) -> str | None:
+        artifact = artifacts.get(name)
+        if artifact is None:
+            return None
+        if artifact.stage == "fetch":
+            return name
+        named = artifact.named
+        start = named.get("student") or named.get("model")
+        return source(start) if start else None
+
+    named = artifacts[folder].named
+    return {role: start for role in ROLES if role in named and (start := source(named[role]))}
+
+
+def _at_hand(artifact: Artifact, results: Path, online: bool) -> Path | None:
+    """The folder of a fetched model's tokenizer and settings, if it is there or may be had."""
+    from opd.models import fetch
+
+    stored = results.parent / ".store" / identity(artifact.stage, artifact.cfg, {})
+    given = [Path(files) for name, files in artifact.named.items() if name == "files"]
+    for path in given or (results / artifact.folder / "payload", stored):
+        if (path / "config.json").is_file():
+            return path
+    revision = artifact.cfg.get("revision", "")
+    locked = re.fullmatch("[0-9a-f]{40}", revision)
+    return fetch.without_weights(artifact.cfg["hub"], revision) if online and locked else None
+
+
+def _of_stage(artifact: Artifact, models: Mapping[str, Path], compare: Compare) -> list[UserError]:
     from opd.models import pairing
     from opd.models.checkpoints import read_config, require_room
 
     cfg, errors = artifact.cfg, []
     try:
-        if artifact.stage == "distill" and len(models) == 2:
-            compared = pairing.compare(cfg, models["student"], models["teacher"])
-            errors += pairing.objections(cfg, compared)
+        if {"student", "teacher"} <= models.keys():
+            keys = ("chat_template_kwargs", "teacher_chat_template_kwargs")
+            options = canonical({key: cfg[key] for key in keys if key in cfg})
+            compared = compare(models["student"], models["teacher"], options)
+            if artifact.stage == "distill":
+                errors += pairing.objections(cfg, compared)
+            elif artifact.stage != "indicators":  # which reports them
+                errors += pairing.objections_to_thinking(cfg, compared)
         length = cfg.get("protocol", cfg).get("max_new_tokens")
         if length and "max_prompt_tokens" in cfg:
             for path in models.values():
@@ -62,3 +118,21 @@ def _of_stage(artifact: Artifact, models: Mapping[str, Path]) -> list[UserError]
     except UserError as error:
         errors.append(error)
     return errors
+
+
+def main(plan: Path, folders: Iterable[str]) -> int:
+    """The exit status for these folders of a plan.json, after a line for each thing refused."""
+    entries = fresh.read_plan(plan)[0] or {}
+    artifacts = {
+        folder: Artifact(entry.stage, folder, entry.cfg or {}, (*entry.inputs,))
+        for folder, entry in entries.items()
+        if entry
+    }
+    errors = refused(artifacts, folders, plan.parent, online=True)
+    for error in errors:
+        print(visible_line(redacted(f"error: {error}")), file=sys.stderr)
+    return int(bool(errors))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

@@ -32,10 +32,11 @@ def commit(name: str, known: str = "") -> str:
 
 
 @contextmanager
-def served(root: Path, commits: dict[str, str]) -> Iterator[str]:
+def served(root: Path, commits: dict[str, str], requests: list[str] | None = None) -> Iterator[str]:
     """Serve the repositories below ``root`` while this context lasts; yields the address.
-    ``commits``: repository (``models/ORG/NAME``) -> its commit."""
-    handler = partial(_Handler, root, commits)
+    ``commits``: repository (``models/ORG/NAME``) -> its commit; ``requests``: gets the method and
+    address of all that is asked for."""
+    handler = partial(_Handler, root, commits, [] if requests is None else requests)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -49,8 +50,10 @@ def served(root: Path, commits: dict[str, str]) -> Iterator[str]:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, root: Path, commits: dict[str, str], *given: Any) -> None:
-        self.root, self.commits = root, commits
+    def __init__(
+        self, root: Path, commits: dict[str, str], requests: list[str], *given: Any
+    ) -> None:
+        self.root, self.commits, self.requests = root, commits, requests
         super().__init__(*given)
 
     def log_message(self, *_: Any) -> None:
@@ -67,6 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         given = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.requests.append(f"{self.command} {self.path}")
         address = urlsplit(self.path)
         path = unquote(address.path)
         if asked := FILE.fullmatch(path):

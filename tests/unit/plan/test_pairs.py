@@ -1,9 +1,12 @@
-"""What a plan says of pairs of models whose folders are at hand."""
+"""What a plan says of pairs of models, whose weights nobody needs for that."""
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 pytest.importorskip("torch")
@@ -15,6 +18,8 @@ from opd.doctor import examine
 from opd.plan import pairs, show
 from opd.plan.artifacts import plan
 from opd.recipes.resolve import resolve
+from opd.rehearsal import hub
+from opd.stages import fresh
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +60,15 @@ def test_what_training_would_refuse_is_said_before(models: Inputs, tmp_path: Pat
     """Of trained models by what they come from, once for all seeds; not of what is yet to be
     fetched, and not where the config has decided it."""
     (line,) = lines(config(models), tmp_path)
-    assert line.startswith("models/x: end_tokens: responses end with <eos> for the student and")
+    assert line.startswith(
+        "models/x (student tuned, teacher t): end_tokens: responses end with <eos> for the student"
+    )
     assert lines(config(models, end_tokens="student"), tmp_path) == []
     (long,) = {line.partition(" but ")[0] for line in lines(
         config(models, end_tokens="both", max_new_tokens=500), tmp_path)}  # fmt: skip
-    assert long.startswith("models/x: max_prompt_tokens and max_new_tokens: prompt and response")
+    assert long.startswith(
+        "models/x (student tuned, teacher t): max_prompt_tokens and max_new_tokens: prompt and"
+    )
     assert "600 tokens," in long
 
 
@@ -82,7 +91,8 @@ def test_plan_and_doctor_show_it(
     for name in ("claims", "figures"):
         (tmp_path / name).symlink_to(Path("config", name).resolve())
     planned = show.lines([path], ["models/x/s0"])
-    assert planned[-1].startswith("would be refused: models/x: end_tokens: responses end with")
+    about = "models/x (student tuned, teacher t): end_tokens: responses end with"
+    assert planned[-1].startswith(f"would be refused: {about}")
     monkeypatch.setattr(examine.interpreters, "examine", lambda *arguments: ([], {}))
     raw = config(models) | {"targets": []}
     artifacts = plan(resolve(raw), {})
@@ -92,5 +102,56 @@ def test_plan_and_doctor_show_it(
     site = examine.resources.Site()
     findings, _ = examine._run(resolve(raw), "config.yaml", site, classes, True)
     (found,) = (finding for finding in findings if finding.subject == "models")
-    assert found.state == "warning" and found.what.startswith("models/x: end_tokens: responses")
+    assert found.state == "missing" and found.what.startswith(about)
     assert "student (its own)" in found.remedy
+
+
+def test_models_of_the_hub_are_compared_before_their_weights(
+    models: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By what a run calls: a pair that does not fit is refused, also where a probe reads it, and
+    what the hub does not have is named, too; no file of weights is asked for."""
+    probe = {"student": "s", "teacher": "t", "prompts": "p"}
+    probe |= {"max_prompt_tokens": 100, "max_new_tokens": 100}
+    raw = config(models, end_tokens="both") | {"probes": {"seen": {"indicators": probe}}}
+    del raw["models"]["later"]
+    names = {"s": "org/student", "t": "org/teacher", "h": "org/gone"}
+    raw["models"] |= {name: {"hub": {"id": id}} for name, id in names.items()}
+    folders = {name: tmp_path / "hub" / "models" / id for name, id in names.items()}
+    shutil.copytree(models["student"], folders["s"])
+    shutil.copytree(models["teacher"], folders["t"])
+    vocabulary = (folders["t"] / "tokenizer.json").read_text()
+    (folders["t"] / "tokenizer.json").write_text(vocabulary.replace('"7"', '"seven"'))
+    requests: list[str] = []
+
+    def refused(teacher: str) -> tuple[int, list[str]]:
+        """Exit status and lines, the hub having the teacher's files at this commit."""
+        commits = {f"models/{id}": hub.commit(id) for id in names.values()}
+        commits["models/org/teacher"] = teacher
+        artifacts = plan(resolve(raw), commits)
+        file = tmp_path / "results" / "pairs" / "plan.json"
+        fresh.write_plan(file, artifacts)
+        with hub.served(tmp_path / "hub", commits, requests) as address:
+            here = partial(download, endpoint=address, cache_dir=tmp_path / "home")
+            monkeypatch.setattr(huggingface_hub, "snapshot_download", here)
+            status = pairs.main(file, artifacts)
+        lines = capsys.readouterr().err.splitlines()
+        return status, [line for line in lines if line.startswith("error: ")]
+
+    download = huggingface_hub.snapshot_download
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    status, (gone, trained, probed) = refused("1" * 40)
+    assert status == 1
+    assert gone.startswith("error: models/h: fetch.hub: org/gone: could not be fetched at")
+    differs = "teacher: student and teacher have different tokenizers: token"
+    assert trained.startswith(f"error: models/x (student tuned, teacher t): {differs}")
+    assert probed.startswith(f"error: probes/seen (student s, teacher t): {differs}")
+    assert "is '7' for the student and 'seven' for the teacher" in trained
+    (folders["t"] / "tokenizer.json").write_text(vocabulary)
+    del raw["models"]["unknown"], raw["models"]["h"]
+    assert refused("2" * 40) == (0, [])
+    assert [x for x in requests if "tokenizer.json" in x]
+    assert not [x for x in requests if "safetensors" in x]
