@@ -34,7 +34,9 @@ def install(folder: Path, damaged: Mapping[str, str]) -> None:
             path.stem: datasets.Dataset.from_list(list(map(json.loads, path.open())))
             for path in sorted((folder / "datasets" / hub).iterdir())
         }
-        return splits[more["split"]] if more.get("split") else datasets.DatasetDict(splits)
+        if more.get("streaming"):
+            return splits[more["split"]].to_iterable_dataset()
+        return datasets.DatasetDict(splits)
 
     huggingface_hub.snapshot_download = snapshot_download
     huggingface_hub.HfApi = Api

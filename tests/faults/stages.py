@@ -160,7 +160,7 @@ class Run:
         shutil.rmtree(self.results / name)
         for path in self.copies(name).values():
             (self.folder / path).unlink(missing_ok=True)
-        for kept in ("responses", "embed"):
+        for kept in ("responses", "embed", "streams"):
             shutil.rmtree(self.store / ".cache" / kept, ignore_errors=True)
         (self.store / ".cache" / "verified" / f"{identity}.json").unlink(missing_ok=True)
 

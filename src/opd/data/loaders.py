@@ -1,24 +1,39 @@
 """Reading prompts from files and from the hub, a chunk at a time."""
 
 import csv
+import gzip
 import hashlib
+import json
 import re
 import sys
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from opd.core.code import module_digest
 from opd.core.errors import UserError
-from opd.core.files import file_digest, parse_json
+from opd.core.files import digest, file_digest, parse_json
 from opd.data import layouts
 
 CHUNK = 1024  # rows
 Row = dict[str, Any]
+# Of a row as it is read: a digest of it where whole rows may come again, and the prompt in it, None
+# where there is none or the row has come before.
+Record = tuple[str, Row | None]
+# Rows of one file of a source, given the number of the first of them.
+File = Callable[[int], Iterator[Row]]
 
 
-def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> Iterator[Row]:
+def read(
+    source: Mapping[str, Any],
+    path: Path | None,
+    tally: Counter[str],
+    cache: tuple[Path, Path] | None = None,
+) -> Iterator[Row]:
     """The prompts of a file or a hub dataset: rows with id, question, prompt, answer (texts as
     they stand there), source, row (its number there), difficulty and solution.
 
@@ -26,29 +41,26 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
     (``opd.data.layouts``); sha256 of a file; revision, config (one or several), file, split of a
     hub dataset. ``path`` is where the file lies, if not where ``source`` says. ``tally`` counts the
     rows that were read, those that the layout left out (``row filter``) and whole rows that came
-    again (``identical``).
+    again (``identical``). ``cache``: what is needed of each file of a hub dataset is kept in the
+    first folder once its end is reached, and not asked for again; it is written in the second.
     Raises ``UserError`` for whatever cannot be read, with file and row.
     """
     ids: dict[str, str] = {}
-    for name, rows in _parts(source, path):
-        layout: layouts.Layout | None = None
-        seen: set[bytes] = set()
-        for number, row in enumerate(rows):
+    for name, files in _parts(source, path):
+        seen: set[str] = set()
+        number = -1
+        for number, (key, prompt) in enumerate(_records(source, name, files, seen, cache)):
             where = f"{name}: row {number}"
-            if layout is None:
-                layout = layouts.choose(source, row)
             tally["read"] += 1
-            if layout.once:
-                key = hashlib.sha256(repr(row).encode()).digest()[:16]
-                if key in seen:
-                    tally["identical"] += 1
-                    continue
+            if key in seen:
+                tally["identical"] += 1
+                continue
+            if key:
                 seen.add(key)
-            prompt = layouts.record(layout, row, where)
             if prompt is None:
                 tally["row filter"] += 1
                 continue
-            if not layout.row_id:
+            if prompt["id"] is None:
                 prompt["id"] = hashlib.sha1(f"{name}\0{number}".encode()).hexdigest()[:16]
             elif ids.setdefault(prompt["id"], where) != where:
                 raise UserError(
@@ -57,8 +69,60 @@ def read(source: Mapping[str, Any], path: Path | None, tally: Counter[str]) -> I
                     "name a column with an id for each row, or none",
                 )
             yield {**prompt, "source": name, "row": number}
-        if layout is None:
+        if number < 0:
             raise UserError("it has no rows", name, "give a file with prompts")
+
+
+def _records(
+    source: Mapping[str, Any],
+    name: str,
+    files: Iterable[File],
+    seen: Collection[str],
+    cache: tuple[Path, Path] | None,
+) -> Iterator[Record]:
+    """The records of a part of a source, of the hub through the ``cache``; ``seen`` are the digests
+    of rows that have come before."""
+    code = module_digest(__name__)
+    first = 0
+    for index, rows in enumerate(files):
+        records = _of_file(source, name, rows(first), first, seen)
+        if cache and source.get("hub"):
+            kept, work = cache
+            file = kept / "streams" / digest([source, name, code]) / f"{index}.jsonl.gz"
+            records = _kept(file, records, work)
+        for record in records:
+            yield record
+            first += 1
+
+
+def _of_file(
+    source: Mapping[str, Any], name: str, rows: Iterable[Row], first: int, seen: Collection[str]
+) -> Iterator[Record]:
+    layout: layouts.Layout | None = None
+    for number, row in enumerate(rows, first):
+        layout = layout or layouts.choose(source, row)
+        key = hashlib.sha256(repr(row).encode()).hexdigest()[:32] if layout.once else ""
+        new = key not in seen
+        yield key, layouts.record(layout, row, f"{name}: row {number}") if new else None
+
+
+def _kept(file: Path, records: Iterable[Record], work: Path) -> Iterator[Record]:
+    """Records, from a file if they have been written to it, else through one in ``work``. A damaged
+    file counts as none."""
+    try:
+        with gzip.open(file) as stored:
+            while stored.read(1 << 20):  # to its checksum
+                pass
+    except (OSError, EOFError, zlib.error):
+        with gzip.open(work / file.name, "wt", compresslevel=1, encoding="utf-8") as out:
+            for record in records:
+                out.write(f"{json.dumps(record)}\n")
+                yield record
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (work / file.name).replace(file)
+        return
+    with gzip.open(file, "rt", encoding="utf-8") as stored:
+        yield from (tuple(json.loads(line)) for line in stored)
 
 
 def read_file(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
@@ -77,8 +141,8 @@ def read_file(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
     raise UserError(f"unknown kind of file '{path.suffix}'", str(path), remedy)
 
 
-def _parts(source: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, Iterator[Row]]]:
-    """(name for messages and ids, rows) of each part of a source."""
+def _parts(source: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, Iterable[File]]]:
+    """(name for messages and ids, files) of each part of a source."""
     if source.get("path"):
         path = path or Path(source["path"])
         if not path.is_file():
@@ -87,7 +151,7 @@ def _parts(source: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, 
         if expected and (sha256 := file_digest(path)) != expected:
             remedy = "fetch it again, or mend sha256"
             raise UserError(f"its sha256 is {sha256}, not {expected}", str(path), remedy)
-        yield source["path"], read_file(path, source)
+        yield source["path"], [lambda _: read_file(path, source)]
         return
     revision = source["revision"]
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
@@ -105,15 +169,15 @@ def _parts(source: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, 
 
 def _hub(
     source: Mapping[str, Any], config: str | None, file: str | None, name: str
-) -> Iterator[Row]:
-    """Rows of one configuration, streamed: of a known dataset no more than the columns needed."""
+) -> Iterator[File]:
+    """The files of one configuration, streamed: of a known dataset no more than the columns
+    needed."""
     import datasets
 
     options: dict[str, Any] = {"data_files": file} if file else {}
     if source["hub"] in layouts.LAYOUTS:
         options |= {"columns": list(layouts.choose(source).columns), "batch_size": CHUNK}
-    first = 0
-    try:
+    with _loading(name):
         data = datasets.load_dataset(
             source["hub"],
             config,
@@ -122,15 +186,28 @@ def _hub(
             streaming=True,
             **options,
         )
+    for index in range(data.num_shards):
+        yield partial(_shard, data.shard(data.num_shards, index), name)
+
+
+def _shard(data: Any, name: str, first: int) -> Iterator[Row]:
+    """Rows of one file of a dataset, whose first is row ``first``."""
+    with _loading(f"{name}: after row {first}" if first else name):
         for table in data.with_format("arrow").iter(batch_size=CHUNK):
             yield from _rows(table, name, first)
             first += table.num_rows
+
+
+@contextmanager
+def _loading(where: str) -> Iterator[None]:
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f"it could not be loaded ({type(error).__name__}: {error})",
-            f"{name}: after row {first}" if first else name,
+            where,
             "check name, revision, config, file and split, and that the hub can be reached",
         ) from error
 

@@ -35,7 +35,9 @@ STEPS = (
 )
 
 
-def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+def run(
+    cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path | None = None
+) -> dict[str, Any]:
     """Stage ``prompts``: write prompts.parquet, repeated.parquet (schema REPEATED), report.json.
 
     cfg: source (one of world, path, hub, from), world, and then in the order in which they apply:
@@ -55,7 +57,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     is, and an empty result.
     """
     tally: Counter[str] = Counter()
-    name, records, answered = load(cfg, inputs, tally)
+    name, records, answered = load(cfg, inputs, tally, (cache, out) if cache else None)
     survey = Survey(name, cfg.get("strip") or [])
     taken = _taken(inputs)
     selected = _selected(_cleaned(records, survey, cfg, tally, answered), cfg, taken, tally)
@@ -97,7 +99,10 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
 
 
 def load(
-    cfg: dict[str, Any], inputs: dict[str, Path], tally: Counter[str]
+    cfg: dict[str, Any],
+    inputs: dict[str, Path],
+    tally: Counter[str],
+    cache: tuple[Path, Path] | None = None,
 ) -> tuple[str, Iterable[Row], bool]:
     """The source: a name for messages, its rows as ``opd.data.loaders.read`` gives them, and
     whether each of them must have an answer."""
@@ -116,7 +121,7 @@ def load(
     if not name:
         raise UserError(f"no source in {source}", "source", "give one of world, path, hub, from")
     answered = loaders.layouts.choose(source).answer is not None
-    return name, loaders.read(source, inputs.get("path"), tally), answered
+    return name, loaders.read(source, inputs.get("path"), tally, cache), answered
 
 
 def sampled(rows: Iterable[Row], how: Mapping[str, Any]) -> list[Row]:

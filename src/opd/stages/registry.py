@@ -78,7 +78,7 @@ _device = partial(Stage, python="gpu", work="device")
 _train = partial(Stage, python="gpu", work="devices", resumes=True)
 _sample = partial(Stage, python="vllm", work="device", caches=True)
 _fetch = partial(Stage, network="always")
-_read = partial(Stage, network="by source")
+_read = partial(Stage, network="by source", caches=True)
 
 STAGES: dict[str, Stage] = {
     "prompts": _read("opd.data.prompts:run", "read and clean a prompt set", "prompts/{prompts}"),

@@ -29,9 +29,11 @@ REVISION = "0123456789" * 4
 Rows = list[dict[str, Any]]
 
 
-def load(source: dict[str, Any], path: Path | None = None) -> tuple[Rows, Counter[str]]:
+def load(
+    source: dict[str, Any], path: Path | None = None, cache: Path | None = None
+) -> tuple[Rows, Counter[str]]:
     tally: Counter[str] = Counter()
-    return list(loaders.read(source, path, tally)), tally
+    return list(loaders.read(source, path, tally, cache and (cache, cache.parent))), tally
 
 
 @pytest.fixture
@@ -297,6 +299,50 @@ def test_a_hub_file_cut_short_is_named_with_the_row(hub: Callable[..., Path]) ->
     last.write_bytes(last.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"google/boolq@.*could not be loaded"):
         load({"hub": "google/boolq", "revision": REVISION})
+
+
+def test_a_stream_that_broke_goes_on_at_the_file_that_it_had_come_to(
+    hub: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What was read of a hub's dataset is not asked for again: not after a failure, and not by
+    another prompt set. One that stops early, or what is damaged on the disk, leaves nothing."""
+    root = hub(
+        "BytedTsinghua-SIA/DAPO-Math-17k",
+        default=[
+            {"extra_info": {"question": f"{i % 7}"}, "reward_model": {"ground_truth": "1"},
+             "prompt": f"say {i % 7}"} for i in range(30)
+        ],
+        files=3,
+    )  # fmt: skip
+    source, cache = {"hub": "BytedTsinghua-SIA/DAPO-Math-17k", "revision": REVISION}, tmp_path / "c"
+    expected = load(source)
+    assert [row["row"] for row in expected[0]] == [*range(7)]
+    assert expected[1] == {"read": 30, "identical": 23}
+    files = sorted((root / "default").iterdir())
+    whole = [file.read_bytes() for file in files]
+    files[2].write_bytes(whole[2][:-20])
+    with pytest.raises(UserError, match=r"DAPO-Math-17k@.*: after row 20: it could not be loaded"):
+        load(source, cache=cache)
+    files[1].write_bytes(b"is not read again")
+    files[2].write_bytes(whole[2])
+    assert load(source, cache=cache) == expected
+    files[2].write_bytes(b"is not read again")
+    assert load(source, cache=cache) == expected
+    kept = sorted(path for path in cache.rglob("*") if path.is_file())
+    assert [path.name for path in kept] == ["0.jsonl.gz", "1.jsonl.gz", "2.jsonl.gz"]
+    data = bytearray(kept[1].read_bytes())
+    data[len(data) // 2] ^= 1
+    kept[1].write_bytes(data)
+    with pytest.raises(UserError, match="after row 10"):
+        load(source, cache=cache)
+    for file, data in zip(files, whole, strict=True):
+        file.write_bytes(data)
+    rows = loaders.read(source, None, Counter(), (tmp_path / "other", tmp_path))
+    assert next(rows) == expected[0][0]
+    rows.close()
+    assert not [path for path in (tmp_path / "other").rglob("*") if path.is_file()]
+    # Other columns are other records.
+    assert load({**source, "question": "prompt"}, cache=cache)[0][0]["question"] == "say 0"
 
 
 def test_hub_files_with_different_columns(hub: Callable[..., Path]) -> None:
