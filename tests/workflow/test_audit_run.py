@@ -64,7 +64,7 @@ def _flip(path: Path, seed: str) -> bytes:
 
 def test_an_untouched_run_is_complete_and_nothing_is_written(finished: Project):
     before = {p: p.lstat().st_mtime_ns for p in finished.folder.rglob("*")}
-    done = _opd(finished, "audit", "results", "--strict", "--json", "-")
+    done = _opd(finished, "audit", "results", "--strict", "--json")
     assert done.returncode == 0, done.stdout
     found = json.loads(done.stdout)
     # Every stage but those that need a hub, and a kept step, which has a test of its own.

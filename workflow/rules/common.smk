@@ -71,7 +71,7 @@ if workflow.is_main_process:
     if UNLOCKED:
         print(
             f"not locked, so planned but not fetched: {', '.join(UNLOCKED)}. Once, online:"
-            " opd lock CONFIG",
+            f" opd lock --configfile {' '.join(map(os.path.relpath, workflow.configfiles))}",
             file=sys.stderr,
         )
     EDITED = fresh.other_settings(ARTIFACTS, Path(RESULTS))

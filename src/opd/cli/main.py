@@ -1,31 +1,67 @@
-"""``opd COMMAND``: the parser of all commands, and how each of them ends."""
+"""On-policy distillation: what a run would need, does and has done."""
 
 import argparse
 import errno
+import importlib.metadata
 import os
 import signal
 import sys
+from argparse import SUPPRESS
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+from opd.cli import overview
 from opd.cli.commands import plan, results, stage, untrained
 from opd.cli.commands.options import add_command
 from opd.core.errors import UserError
 from opd.core.security import Redacting, redacted, visible
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands (``add_command``)."""
-    top = argparse.ArgumentParser(prog="opd", description=__doc__, allow_abbrev=False)
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def parser() -> tuple[argparse.ArgumentParser, overview.Parsers]:
+    """The parser of ``opd``, and those of its commands by name (``add_command``)."""
+    top = argparse.ArgumentParser(
+        prog="opd",
+        usage="opd [-h] [--version] COMMAND ...",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    version = f"opd {importlib.metadata.version('opd')}"
+    top.add_argument("--version", action="version", version=version, help="print the version")
+    commands = top.add_subparsers(dest="command", required=True, prog="opd", help=SUPPRESS)
     for group in (plan, results, untrained, stage):
         group.add(partial(add_command, commands))
-    return top
+    add_command(
+        commands,
+        "completion",
+        lambda arguments: print(overview.completion(commands.choices)),
+        "print a script that completes commands and options in bash",
+    )
+    overview.add(top, commands.choices)
+    return top, commands.choices
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command line. What is wrong with it is one line after the usage."""
+    top, commands = parser()
+    if not argv:
+        top.print_help()
+        sys.exit(2)
+    if not argv[0].startswith("-") and argv[0] not in commands:
+        hint = overview.meant(argv[0], [*commands])
+        top.error(f"there is no command '{argv[0]}'{hint or '; opd --help lists them'}")
+    arguments, unknown = top.parse_known_args(argv)
+    if unknown:
+        command = commands[arguments.command]
+        hint = overview.meant(unknown[0].partition("=")[0], overview.options_of(command))
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return arguments
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; a ``UserError`` ends with its one line on stderr and exit status 2."""
-    arguments = parser().parse_args(argv)
+    arguments = parse(sys.argv[1:] if argv is None else argv)
     if argv is None:  # a process of its own
         if not isinstance(sys.stderr, Redacting):  # a fork has it already
             sys.stderr = Redacting(sys.stderr)

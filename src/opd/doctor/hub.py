@@ -61,7 +61,7 @@ def examine(
     unlocked = [where for where in hub_lock.unlocked(config, locked) if where in to_fetch]
     if unlocked:
         what = f"no commit is known of {some(unlocked)}"
-        yield Finding("hub lock", "missing", what, f"once, online: opd lock {configs}")
+        yield Finding("hub lock", "missing", what, f"once, online: opd lock --configfile {configs}")
     else:
         yield Finding("hub lock", "ok", "every object to fetch has its commit")
     fetched = f"{len(objects) - len(to_fetch)} of {len(objects)} objects are fetched"

@@ -13,8 +13,8 @@ from opd.recipes.base import HubObject
 from opd.recipes.config import Config
 from opd.recipes.models import Hub
 
-HEADER = "# Commits of hub objects, read from the hub by `opd lock CONFIG`. Do not edit.\n"
-REMEDY = "take it from version control, or remove it and run `opd lock CONFIG` online"
+HEADER = "# Commits of hub objects, read from the hub by `opd lock`. Do not edit.\n"
+REMEDY = "take it from version control, or remove it and run `opd lock` online"
 
 
 def key(recipe: HubObject) -> str:

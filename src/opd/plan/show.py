@@ -1,8 +1,9 @@
 """``opd plan``: what would run, what is there already, and what it would cost."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from opd.core.code import package_file
 from opd.core.html import render
@@ -15,6 +16,18 @@ from opd.recipes import resolve
 from opd.stages import artifact
 
 GIB = 2.0**30
+RATES = Path("results/calibration.yaml")  # of `opd calibrate`
+
+
+class _Plan(NamedTuple):
+    """A plan: its title, every artifact in its state (``planned.states``), what the rates are of,
+    and why training would refuse models that are there."""
+
+    title: str
+    facts: Facts
+    states: Mapping[str, str]
+    on: Machine
+    refused: Sequence[str]
 
 
 def lines(
@@ -24,12 +37,48 @@ def lines(
     gpus: int | None = None,
     device: str | None = None,
     jobs: bool = False,
-    rates: Path = Path("results/calibration.yaml"),
+    rates: Path = RATES,
     settings: Iterable[str] = (),
 ) -> list[str]:
     """Lines to print. ``configs`` and ``settings`` (KEY=VALUE) are as for Snakemake, later ones on
     top. Raises ``UserError`` for what no plan can be made of, and for an unknown target, claim or
     device."""
+    plan = _plan(configs, targets, claim, device, rates, settings)
+    printed = text(plan.facts, plan.states, plan.on, gpus, plan.title, jobs)
+    return [*printed, *(f"would be refused: {reason}" for reason in plan.refused)]
+
+
+def as_json(
+    configs: list[Path],
+    targets: list[str],
+    claim: str | None = None,
+    device: str | None = None,
+    rates: Path = RATES,
+    settings: Iterable[str] = (),
+) -> dict[str, Any]:
+    """The same as plain data: hours of a device (low, most likely, high) of what is to run, null
+    where the size of its models or data is not known."""
+    plan = _plan(configs, targets, claim, device, rates, settings)
+    rows: list[dict[str, Any]] = []
+    for folder, state in plan.states.items():
+        row: dict[str, Any] = {"stage": plan.facts.artifacts[folder].stage, "state": state}
+        if state in planned.TO_RUN:
+            job = calibrate.estimate(plan.facts, folder, plan.on)
+            known = math.isfinite(job.high)
+            row["hours"] = [getattr(job, bound) / 3600 for bound in BOUNDS] if known else None
+        rows.append({"folder": folder, **row})
+    about = {"title": plan.title, "device": plan.on.device, "refused": list(plan.refused)}
+    return {**about, "artifacts": rows}
+
+
+def _plan(
+    configs: list[Path],
+    targets: list[str],
+    claim: str | None,
+    device: str | None,
+    rates: Path,
+    settings: Iterable[str],
+) -> _Plan:
     config = resolve.read(configs, settings)
     root = planned.beside(configs)
     tables = calibrate.tables(root / "calibration.yaml")
@@ -51,8 +100,8 @@ def lines(
     states = planned.states(artifacts, folders, results, results.parent / ".store")
     facts = Facts(artifacts, tables, planned.counted(states, results))
     to_run = [folder for folder, state in states.items() if state in planned.TO_RUN]
-    refused = [f"would be refused: {error}" for error in pairs.refused(artifacts, to_run, results)]
-    return [*text(facts, states, on, gpus, title, jobs), *refused]
+    refused = [str(error) for error in pairs.refused(artifacts, to_run, results)]
+    return _Plan(title, facts, states, on, refused)
 
 
 def text(

@@ -37,12 +37,14 @@ def changes(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]
 class Difference(NamedTuple):
     """``first``: pairs whose files differ, though the artifacts they were made from are the same;
     ``behind``: those that differ after them; ``same``: equal files by other settings or code;
-    ``alone``: folders that one side lacks, with the side that has them."""
+    ``alone``: folders that one side lacks, with the side that has them; ``compared``: how many
+    pairs there were."""
 
     first: Sequence[Pair]
     behind: Sequence[Pair]
     same: Sequence[Pair]
     alone: Sequence[tuple[str, str]]
+    compared: int
 
     @property
     def any(self) -> bool:
@@ -72,7 +74,7 @@ def compare(a: Path, b: Path) -> Difference:
     first = [pair for pair in differ if not _used_others(*pair)]
     behind = [pair for pair in differ if pair not in first]
     same = [x for x in pairs if x not in differ and x[0].digest != x[1].digest]
-    return Difference(first, behind, same, alone)
+    return Difference(first, behind, same, alone, len(pairs))
 
 
 def _by_inputs(pair: Pair) -> list[Pair]:
@@ -177,7 +179,20 @@ def _parsed(text: str) -> float | str:
         return text
 
 
+def as_json(difference: Difference) -> dict[str, Any]:
+    """The same as plain data."""
+
+    def pairs(of: Sequence[Pair]) -> list[dict[str, Any]]:
+        places = [{"a": str(a.path), "b": str(b.path)} for a, b in of]
+        texts = [{"reasons": [*reasons(*x)], "numbers": [*numbers(*x)]} for x in of]
+        return [place | text for place, text in zip(places, texts, strict=True)]
+
+    alone = [{"folder": folder, "in": side} for folder, side in difference.alone]
+    parts = {part: pairs(getattr(difference, part)) for part in ("first", "behind", "same")}
+    return {"equal": not difference.any, "alone": alone, **parts}
+
+
 def lines(a: Path, b: Path, difference: Difference) -> list[str]:
-    """Lines to print; none where files and settings are the same."""
+    """Lines to print."""
     values = {"reasons": reasons, "numbers": numbers, "settings": _settings}
     return render(PAGES, "diff.txt.j2", a=a, b=b, difference=difference, **values).splitlines()

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 from opd.core.errors import UserError
 from opd.core.files import remove
@@ -66,6 +67,14 @@ def size(paths: Iterable[Path]) -> int:
     """Bytes on the disk below some paths; a file of several names counts once."""
     statuses = (below.lstat() for path in paths for below in (path, *path.rglob("*")))
     return sum({(s.st_dev, s.st_ino): s.st_blocks * 512 for s in statuses}.values())
+
+
+def as_json(results: Path) -> dict[str, Any]:
+    """What there is as plain data: kind -> name -> bytes and paths."""
+    return {
+        kind: {n: {"bytes": size(paths), "paths": [*map(str, paths)]} for n, paths in found.items()}
+        for kind, found in find(results).items()
+    }
 
 
 def lines(results: Path, delete: Sequence[str] = ()) -> Iterator[str]:

@@ -14,6 +14,7 @@ from opd.core.html import render
 from opd.core.text import size
 from opd.stages import naming, on_disk
 from opd.stages.on_disk import Made
+from opd.stages.records import Manifest, plain
 from opd.stages.registry import STAGES
 
 PAGES = package_file(__file__, "pages")
@@ -30,14 +31,26 @@ KEYS = {stage.section: f"{stage.section}.{{0}}" for stage in STAGES.values()} | 
 }
 
 
-def lines(path: Path) -> list[str]:
-    """Lines to print of an artifact (as ``opd.stages.naming.locate`` finds it). Raises
+def read(path: Path) -> tuple[Made, Manifest]:
+    """An artifact (as ``opd.stages.naming.locate`` finds it) and what its manifest says. Raises
     ``UserError`` where there is none, and where its manifest is missing or damaged."""
     made = naming.locate(path)
-    origin, payload = made.manifest, made.payload()
-    if origin is None:
+    if made.manifest is None:
         remedy = "see `opd audit` of its results folder"
         raise UserError("its manifest.json is missing or damaged", str(made.path), remedy)
+    return made, made.manifest
+
+
+def as_json(made: Made, origin: Manifest) -> dict[str, Any]:
+    """What its manifest says, and where it is from: the folders behind it, sources first."""
+    behind = [_shown(x.path) for x in on_disk.behind([made]) if x.path != made.path]
+    about = {"folder": _shown(made.path), "config": config_key(made.folder), "behind": behind}
+    return {**about, **plain(origin), "again": _again(made)}
+
+
+def lines(made: Made, origin: Manifest) -> list[str]:
+    """Lines to print of an artifact."""
+    payload = made.payload()
     settings = {name: origin.cfg[name] for name in origin.cfg if name not in ("code", "inputs")}
     text = render(
         PAGES,

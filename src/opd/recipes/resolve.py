@@ -93,8 +93,20 @@ def settings(entries: Iterable[str]) -> dict[str, Any]:
         try:
             config = merge(config, typed(parse_config([entry])))
         except ValueError:
-            raise UserError(f"'{entry}' is no setting", "--config", "write KEY=VALUE") from None
+            remedy = f"write {_nested(entry)}"
+            raise UserError(f"'{entry}' is no setting", "--config", remedy) from None
     return config
+
+
+def _nested(entry: str) -> str:
+    """What ``a.b.c=3`` was meant to be; of any other entry the form that it should have."""
+    key, _, value = entry.partition("=")
+    first, *others = key.split(".")
+    if not (value and others and all(part.isidentifier() for part in (first, *others))):
+        return "KEY=VALUE"
+    for part in reversed(others):
+        value = f"{{{part}: {value}}}"
+    return f"'{first}={value}'"
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

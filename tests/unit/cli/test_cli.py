@@ -2,25 +2,26 @@
 
 import argparse
 import re
+import shlex
+import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from snakemake.cli import parse_config
 
-from opd.cli import main
+from opd.cli import main, overview
 from opd.cli.commands import stage
 from opd.recipes.resolve import settings, typed
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
-PREFLIGHT = ["preflight", "--student", "s", "--teacher", "t", "--prompts", "p"]
+PREFLIGHT = ["preflight", "--student", "s", "--teacher", "t", "--questions", "p"]
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    parser = main.parser()
-    (found,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(found.choices)
+    return dict(main.parser()[1])
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,87 @@ def test_a_setting_is_a_key_and_a_value(given: str, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == f"error: --config: '{given}' is no setting; write KEY=VALUE\n"
 
 
+def test_a_key_below_another_is_written_as_a_mapping(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.main(["plan", "--config", "models.mine.steps=3"])
+    line = "'models.mine.steps=3' is no setting; write 'models={mine: {steps: 3}}'"
+    assert capsys.readouterr().err == f"error: --config: {line}\n"
+    assert settings(["models={mine: {steps: 3}}"]) == {"models": {"mine": {"steps": 3}}}
+
+
+def test_help_lists_every_command_once_with_an_example_that_can_be_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main_help, known = main.parser()[0].format_help(), commands()
+    examples = {name: text for group in overview.COMMANDS.values() for name, text in group.items()}
+    assert not known.keys() - examples
+    for name, parser in known.items():
+        (line,) = re.findall(rf"^  {name} +(\S.*)", main_help, re.MULTILINE)
+        assert line == parser.description
+        words = shlex.split(re.sub("[;>].*", "", examples[name]))
+        assert main.parse([name, *words]).command == name, name
+        assert f"  opd {name} {examples[name]}\n" in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["plam"], "opd: error: there is no command 'plam'; did you mean 'plan'?"),
+        (["zzz"], "opd: error: there is no command 'zzz'; opd --help lists them"),
+        (["plan", "--tarjet", "x"], "unrecognized arguments: --tarjet x; did you mean '--target'?"),
+        (["audit", "--configfiles=x", "r"], "--configfiles=x; did you mean '--configfile'?"),
+    ],
+)
+def test_what_was_meant_by_a_word_is_said(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main.main(arguments)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(line)
+
+
+def test_bare_opd_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main([])
+    assert ended.value.code == 2 and "before a run:\n" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--version"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"opd {project['version']}\n"
+
+
+def completed(words: list[str]) -> set[str]:
+    """What bash offers for the last of these words."""
+    script = f"""{overview.completion(commands())}
+COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}
+_opd opd {shlex.quote(words[-1])}; printf '%s\\n' "${{COMPREPLY[@]}}" """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_bash_completes_commands_and_options() -> None:
+    assert completed(["opd", "a"]) == {"adopt", "align", "audit"}
+    assert completed(["opd", "plan", "--c"]) == {
+        "--configfile",
+        "--config",
+        "--claim",
+        "--calibration",
+    }
+    assert completed(["opd", "plan", "x"]) == set()
+
+
+def test_json_is_a_flag_wherever_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    having = {name for name, p in commands().items() if "--json" in overview.options_of(p)}
+    assert having == {"plan", "doctor", "why", "diff", "audit", "gc"}
+    for name in having:
+        (option,) = (o for o in options(name) if "--json" in o.option_strings)
+        assert option.nargs == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "asks"),
     [
@@ -122,7 +204,7 @@ def test_a_setting_is_a_key_and_a_value(given: str, capsys: pytest.CaptureFixtur
     ],
 )
 def test_only_what_fetches_may_ask_the_hub(arguments: list[str], asks: bool) -> None:
-    given = main.parser().parse_args(["stage", *arguments, "--output", "x"])
+    given = main.parse(["stage", *arguments, "--output", "x"])
     assert given.online(given) is asks
 
 
@@ -133,10 +215,10 @@ def test_only_what_fetches_may_ask_the_hub(arguments: list[str], asks: bool) -> 
 def test_a_probe_of_models_at_hand_asks_no_hub(student: str, teacher: str, asks: bool) -> None:
     pair = ["--student", student, "--teacher", teacher]
     for command in (
-        ["preflight", "--prompts", "q"],
+        ["preflight", "--questions", "q"],
         ["align", "--questions", "q", "--grader", "g"],
     ):
-        given = main.parser().parse_args([*command, *pair])
+        given = main.parse([*command, *pair])
         assert given.online(given) is asks
 
 

@@ -249,7 +249,7 @@ def test_only_what_is_to_be_fetched_is_asked_for(fake_hub):
 
 def test_an_object_without_a_commit_is_missing(fake_hub):
     found = only(fake_hub.look({"models/x/b": COMMIT}), "hub lock")
-    assert found.state == "missing" and found.remedy.endswith("opd lock my.yaml")
+    assert found.state == "missing" and found.remedy.endswith("opd lock --configfile my.yaml")
     assert found.what == "no commit is known of prompts.p.hub, benchmarks.d.hub"
 
 

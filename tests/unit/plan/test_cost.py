@@ -324,7 +324,7 @@ def test_calibration_gives_back_what_stages_took(tmp_path):
     tables.write_text(yaml.safe_dump({"format": calibrate.FORMAT, **TABLES}))
     # What is given twice counts once.
     results = [f"{tmp_path / name}" for name in "xyzx"]
-    main(["calibrate", "--output", f"{path}", "--reference", f"{tables}", *results])
+    main(["calibrate", "--out", f"{path}", "--reference", f"{tables}", *results])
     found = calibrate.read(path)
     entries = {(e["stage"], e.get("parameters")): e for e in found["measured"]}
     assert entries["distill", 1000]["times_reference"] == {"low": 4, "middle": 6, "high": 12}

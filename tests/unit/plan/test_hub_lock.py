@@ -81,7 +81,7 @@ def test_settings_on_the_command_line_say_what_is_asked(tmp_path, monkeypatch, c
     given["defaults"] = {"sft": {"steps": 1, "batch_size": 1, "lr": 1.0, "max_tokens": 9}}
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(given))
-    command = ["lock", str(path), "--lock", str(tmp_path / "lock.yaml")]
+    command = ["lock", "--configfile", str(path), "--lock", str(tmp_path / "lock.yaml")]
     main(command)
     assert asked == ["a/base", "a/trained"]
     asked.clear()
@@ -91,7 +91,7 @@ def test_settings_on_the_command_line_say_what_is_asked(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit):
         main([*command, "--config", "seeds"])
     with pytest.raises(SystemExit):
-        main(["lock", str(tmp_path / "none.yaml")])
+        main(["lock", "--configfile", str(tmp_path / "none.yaml")])
     said = capsys.readouterr().err
     assert "error: --config: 'seeds' is no setting; write KEY=VALUE" in said
     assert f"error: {tmp_path / 'none.yaml'}: no such config; mend the path" in said

@@ -140,7 +140,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 def command(inputs: Inputs, *more: str) -> None:
     given = ["--student", str(inputs["student"]), "--teacher", str(inputs["teacher"])]
-    main.main(["preflight", *given, "--prompts", str(inputs["lines"]), *USUAL, *more])
+    main.main(["preflight", *given, "--questions", str(inputs["lines"]), *USUAL, *more])
 
 
 def test_the_command_reports_a_pair(

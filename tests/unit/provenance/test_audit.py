@@ -370,6 +370,6 @@ def test_what_another_format_made_is_called_older_and_not_modified(tmp_path: Pat
     (older,) = audit(output).audited[0].findings
     assert (older.state, older.where) == ("stale", "digest.json")
     assert older.reason.startswith("made with an older format")
-    assert any("made with an older format" in line for line in why.lines(output))
+    assert any("made with an older format" in line for line in why.lines(*why.read(output)))
     assert _of_format(records.FORMAT).older == ""
     assert _of_format(records.FORMAT + 1).older == "made with a newer format"

@@ -1,6 +1,7 @@
 """What commands have in common: how they are added, options of several, and printing."""
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,14 @@ def add_command(
     """The parser of a command. ``run`` returns the exit status, ``online`` tells whether the hub is
     asked."""
     # What is not an option is no abbreviation of one: --config is not --configfile.
-    parser: Parser = commands.add_parser(name, help=about, usage=usage, allow_abbrev=False)
+    parser: Parser = commands.add_parser(
+        name,
+        help=about,
+        usage=usage,
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.set_defaults(run=run, online=online)
     return parser
 
@@ -40,6 +48,11 @@ def show(lines: Iterable[str]) -> None:
     """Print lines as they come, with control characters spelt out."""
     for line in lines:
         print(visible_line(line), flush=True)
+
+
+def show_json(value: Any) -> None:
+    """Print what ``--json`` asks for: one JSON object, in ASCII."""
+    print(json.dumps(value, indent=1))
 
 
 # Values
@@ -95,6 +108,10 @@ def add_path(parser: Options, name: str, about: str, default: Any = None, **more
 
 def add_flag(parser: Options, name: str, about: str) -> None:
     parser.add_argument(name, action="store_true", help=about)
+
+
+def add_json(parser: Options) -> None:
+    add_flag(parser, "--json", "print all of it as one JSON object")
 
 
 def add_counts(parser: Parser, counts: Mapping[str, tuple[int, str]]) -> None:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from opd.cli.commands import options
-from opd.cli.commands.options import CONFIGS, RATES, show, whole
+from opd.cli.commands.options import RATES, show, show_json, whole
 from opd.core.errors import UserError
 
 CLAIMS = Path("config/claims")
@@ -22,7 +22,7 @@ def add(command: options.Add) -> None:
     )
     options.add_configs(plan)
     part = plan.add_mutually_exclusive_group()
-    about = "a figure, table or folder, may be repeated; what the config asks for if not given"
+    about = "an artifact, may be repeated; what the config asks for if not given"
     options.add(part, "--target", about, [], action="append")
     about = "the cheapest part that decides this claim of a paper; all of them if not given"
     options.add(part, "--claim", about)
@@ -35,6 +35,7 @@ def add(command: options.Add) -> None:
         "computes, if not given",
     )
     options.add_flag(plan, "--jobs", "list every job")
+    options.add_json(plan)
     options.add_path(plan, "--calibration", "rates of `opd calibrate`", RATES, metavar="FILE")
 
     rehearse = command(
@@ -59,7 +60,7 @@ def add(command: options.Add) -> None:
 
     calibrate = command("calibrate", _calibrate, "measure rates for `opd plan` in finished stages")
     options.add_path(calibrate, "results", "results/NAME", nargs="+")
-    options.add_path(calibrate, "--output", "file to write", RATES, metavar="FILE")
+    options.add_path(calibrate, "--out", "file to write", RATES, metavar="FILE")
     about, shipped = "what rates are in terms of", Path("config/calibration.yaml")
     options.add_path(calibrate, "--reference", about, shipped, metavar="FILE")
 
@@ -68,10 +69,9 @@ def add(command: options.Add) -> None:
         _lock,
         "ask the hub for the commits of a config's objects",
         online=lambda arguments: True,
-        usage="opd lock FILE ... [--config KEY=VALUE ...] [--lock FILE]",
+        usage="opd lock --configfile FILE ... [--config KEY=VALUE ...] [--lock FILE]",
     )
-    options.add_path(lock, "files", CONFIGS, nargs="+", metavar="FILE")
-    options.add_config(lock)
+    options.add_configs(lock)
     locked = Path("config/hub.lock.yaml")
     options.add_path(lock, "--lock", "file to write", locked, metavar="FILE")
 
@@ -85,7 +85,7 @@ def add(command: options.Add) -> None:
     options.add_configs(doctor, "that of the profile, or config/mini.yaml,", ())
     about = "as for snakemake: looks at the cluster too; this machine alone if not given"
     options.add(doctor, "--profile", about, metavar="NAME")
-    options.add_flag(doctor, "--json", "print all of it as JSON")
+    options.add_json(doctor)
 
 
 def _rehearse(arguments: argparse.Namespace) -> int:
@@ -107,20 +107,15 @@ def _schema(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from opd.plan.show import lines
+    from opd.plan.show import as_json, lines
 
-    show(
-        lines(
-            arguments.configfile,
-            arguments.target,
-            arguments.claim,
-            arguments.gpus,
-            arguments.device,
-            arguments.jobs,
-            arguments.calibration,
-            arguments.config,
-        )
-    )
+    part = (arguments.configfile, arguments.target, arguments.claim)
+    rates, settings = arguments.calibration, arguments.config
+    if arguments.json:
+        show_json(as_json(*part, arguments.device, rates, settings))
+    else:
+        devices = (arguments.gpus, arguments.device)
+        show(lines(*part, *devices, arguments.jobs, rates, settings))
 
 
 def _claims(arguments: argparse.Namespace) -> int:
@@ -147,14 +142,14 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
     tables = calibrate.tables(arguments.reference)
     done = [calibrate.finished(folder) for folder in arguments.results]
-    calibrate.write(arguments.output, calibrate.calibrate(done, tables))
+    calibrate.write(arguments.out, calibrate.calibrate(done, tables))
 
 
 def _lock(arguments: argparse.Namespace) -> None:
     from opd.plan.hub_lock import lock
     from opd.recipes.resolve import read
 
-    commits = lock(read(arguments.files, arguments.config), arguments.lock)
+    commits = lock(read(arguments.configfile, arguments.config), arguments.lock)
     show(f"{commit}  {name}" for name, commit in commits.items())
 
 
@@ -165,7 +160,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     findings = examine(arguments.configfile, arguments.config, arguments.profile)
     if arguments.json:
         rows = [finding._asdict() for finding in findings]
-        print(json.dumps({"ready": ready(findings), "findings": rows}, indent=1))
+        show_json({"ready": ready(findings), "findings": rows})
     else:
         show(lines(findings))
     return int(not ready(findings))

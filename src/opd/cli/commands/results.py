@@ -1,32 +1,35 @@
 """Commands on results: ``watch``, ``why``, ``diff``, ``audit``, ``adopt``, ``gc``, ``export``."""
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 from opd.cli.commands import options
-from opd.cli.commands.options import show
+from opd.cli.commands.options import show, show_json
 from opd.core.errors import UserError
+
+ARTIFACT = "any path of it that is printed, or the end of its name"
 
 
 def add(command: options.Add) -> None:
     from opd.provenance.gc import KINDS
 
     watch = command("watch", _watch, "show a training run step by step as it goes")
-    options.add_path(watch, "path", "its model: results/NAME/models/MODEL/sSEED, or MODEL alone")
+    options.add_path(watch, "path", f"its model: {ARTIFACT}")
 
     why = command("why", _why, "what made an artifact, from what, and how to make it again")
-    options.add_path(why, "path", "its folder, a file of it, or results/NAME/MODEL/sSEED")
+    options.add_path(why, "path", ARTIFACT)
+    options.add_json(why)
 
     diff = command("diff", _diff, "where two artifacts, or two results folders, part ways")
     options.add_path(diff, "a", "results/NAME, or an artifact")
     options.add_path(diff, "b", "results/NAME, or an artifact")
+    options.add_json(diff)
 
     audit = command("audit", _audit, "whether results are what was made, complete and current")
     options.add_path(audit, "path", "results, results/NAME, or an artifact below it")
     options.add_configs(audit, "what the last run found in plan.json", None)
-    options.add_path(audit, "--json", "also written there; - is standard output", metavar="FILE")
+    options.add_json(audit)
     about, states = "states that end well, too; none if not given", ("stale", "orphaned", "missing")
     options.add(audit, "--allow", about, [], nargs="+", choices=states)
     about = "other versions, and store entries that nothing links, end badly, too"
@@ -43,7 +46,9 @@ def add(command: options.Add) -> None:
     gc = command("gc", _gc, about)
     options.add_path(gc, "results", "the folder with .store", Path("results"), nargs="?")
     about = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
-    options.add(gc, "--remove", about, [], nargs="+", choices=KINDS, metavar="KIND")
+    part = gc.add_mutually_exclusive_group()
+    options.add(part, "--remove", f"{about}; nothing if not given", [], nargs="+", choices=KINDS)
+    options.add_json(part)
 
     export = command(
         "export",
@@ -69,16 +74,23 @@ def _watch(arguments: argparse.Namespace) -> None:
 
 
 def _why(arguments: argparse.Namespace) -> None:
-    from opd.provenance.why import lines
+    from opd.provenance import why
 
-    show(lines(arguments.path))
+    made, origin = why.read(arguments.path)
+    if arguments.json:
+        show_json(why.as_json(made, origin))
+    else:
+        show(why.lines(made, origin))
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    from opd.provenance.diff import compare, lines
+    from opd.provenance.diff import as_json, compare, lines
 
     differences = compare(arguments.a, arguments.b)
-    show(lines(arguments.a, arguments.b, differences))
+    if arguments.json:
+        show_json(as_json(differences))
+    else:
+        show(lines(arguments.a, arguments.b, differences))
     return int(differences.any)
 
 
@@ -99,12 +111,9 @@ def _audit(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     audited = audit.audit(arguments.path, plan, arguments.store)
     seconds = time.monotonic() - started
-    as_json = json.dumps(audit.as_json(audited), indent=1)
-    if str(arguments.json) == "-":
-        print(as_json)
+    if arguments.json:
+        show_json(audit.as_json(audited))
     else:
-        if arguments.json:
-            arguments.json.write_text(as_json + "\n")
         show(audit.lines(audited, str(arguments.path), seconds))
     return int(audit.fails(audited, arguments.allow, arguments.strict))
 
@@ -124,9 +133,12 @@ def _adopt(arguments: argparse.Namespace) -> None:
 
 
 def _gc(arguments: argparse.Namespace) -> None:
-    from opd.provenance.gc import lines
+    from opd.provenance.gc import as_json, lines
 
-    show(lines(arguments.results, arguments.remove))
+    if arguments.json:
+        show_json(as_json(arguments.results))
+    else:
+        show(lines(arguments.results, arguments.remove))
 
 
 def _export(arguments: argparse.Namespace) -> None:

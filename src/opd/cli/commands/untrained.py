@@ -43,11 +43,11 @@ def add(command: options.Add) -> None:
         _preflight,
         "what a few dozen rollouts say of a student and a teacher, untrained",
         online=_asks_hub,
-        usage="opd preflight --student MODEL --teacher MODEL --prompts FILE [options]",
+        usage="opd preflight --student MODEL --teacher MODEL --questions FILE [options]",
     )
     options.add(preflight, "--student", GRAMMAR, required=True, metavar="MODEL")
     options.add(preflight, "--teacher", GRAMMAR, required=True, metavar="MODEL")
-    options.add_path(preflight, "--prompts", QUESTIONS, required=True, metavar="FILE")
+    options.add_path(preflight, "--questions", QUESTIONS, required=True, metavar="FILE")
     options.add_counts(preflight, PREFLIGHT)
     about = "that rollouts are sampled at"
     options.add(preflight, "--temperature", about, 1.0, type=options.positive, metavar="T")
@@ -122,7 +122,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
 
     student = _model(arguments.student, "--student")
     teacher = _model(arguments.teacher, "--teacher")
-    prompts = _questions(arguments.prompts)
+    prompts = _questions(arguments.questions)
     cfg = _settings(arguments, *PREFLIGHT, "temperature")
     cfg["metrics_k"] = cfg.pop("k")
     print(visible(preflight(student, teacher, prompts, arguments.out, cfg)), end="")
