@@ -108,8 +108,9 @@ def load(
     whether each of them must have an answer."""
     source = cfg["source"]
     if source.get("world"):
-        from opd.data.world import make_prompts
+        from opd.data import words, world
 
+        make_prompts = (words if cfg["world"].get("grammar") else world).make_prompts
         rows = make_prompts(cfg["world"], **source["world"])
         tally["read"] = len(rows)
         return f"world:{source['world']['split']}", rows, True

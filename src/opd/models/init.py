@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from opd.data import grammar
+
 CHARACTERS = "0123456789+-*=;#abcdefghijklmnopqrstuvwxyz .,:?()"
 PAD, EOS, UNKNOWN, USER, ASSISTANT = "<pad>", "<eos>", "<unk>", "<user>", "<assistant>"
 CHAT_TEMPLATE = (
@@ -15,22 +17,28 @@ CHAT_TEMPLATE = (
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Stage ``init``: a Qwen3 checkpoint with random weights and a tokenizer of single characters.
+    """Stage ``init``: a Qwen3 checkpoint with random weights and a tokenizer of single characters,
+    or of the words of ``opd.data.words``.
 
-    cfg: hidden, layers, heads, kv_heads, intermediate, seed. Models of any size share the
+    cfg: hidden, layers, heads, kv_heads, intermediate, seed, world. Models of any size share the
     tokenizer.
     """
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+    in_words = cfg.get("world", {}).get("grammar") == "words"
     special = [PAD, EOS, UNKNOWN, USER, ASSISTANT]
-    vocabulary = {token: i for i, token in enumerate([*special, *CHARACTERS])}
-    characters = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    characters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    characters.decoder = decoders.Fuse()
+    tokens = [*special, *(grammar.vocabulary() if in_words else CHARACTERS)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    single = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    if in_words:  # decoded with spaces between them
+        single.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        single.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        single.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=characters,
+        tokenizer_object=single,
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNKNOWN,

@@ -81,4 +81,4 @@ def world(config: Config, where: str) -> dict[str, Any]:
     """Settings of the miniature world. Raises ``UserError`` where a config has none."""
     if config.world is None:
         raise UserError("the config has no world", where, "add a 'world:' section")
-    return config.world.model_dump(mode="json")
+    return config.world.model_dump(mode="json", exclude_none=True)

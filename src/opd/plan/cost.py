@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from opd.data import grammar
 from opd.stages.artifact import Artifact, closure
 from opd.stages.registry import STAGES
 
@@ -17,8 +18,8 @@ Artifacts = Mapping[str, Artifact]
 
 # Bytes a parameter (weights in float32, and with Adam's two moments), and a token.
 MODEL_BYTES, CHECKPOINT_BYTES, FETCHED_BYTES, TOKEN_BYTES = 4, 12, 2, 4
-# Characters and special tokens of the miniature world (opd.models.init).
-WORLD_VOCABULARY = 54
+# Tokens of the miniature world (opd.models.init), in characters and in words.
+WORLD_VOCABULARY = {None: 54, "words": 5 + len(grammar.vocabulary())}
 # Trials until a question has its demonstrations, where it is not hard.
 TRIALS = 12
 
@@ -65,11 +66,12 @@ def width(cfg: Mapping[str, Any], device: str) -> int:
 
 
 def world_parameters(cfg: Mapping[str, Any]) -> float:
-    """Parameters of a Qwen3 model with tied embeddings over the miniature world's characters."""
+    """Parameters of a Qwen3 model with tied embeddings over the miniature world's tokens."""
     hidden, head = cfg["hidden"], cfg["hidden"] // cfg["heads"]
     attention = 2 * hidden * head * (cfg["heads"] + cfg["kv_heads"]) + 2 * head
     layer = attention + 3 * hidden * cfg["intermediate"] + 2 * hidden
-    return float(WORLD_VOCABULARY * hidden + cfg["layers"] * layer + hidden)
+    vocabulary = WORLD_VOCABULARY[cfg.get("world", {}).get("grammar")]
+    return float(vocabulary * hidden + cfg["layers"] * layer + hidden)
 
 
 def parameters(facts: Facts, folder: str) -> float:

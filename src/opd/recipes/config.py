@@ -54,6 +54,9 @@ class Training(Strict):
 class World(Strict):
     """The miniature world (``opd.data.world``)."""
 
+    grammar: Literal["words"] | None = Field(
+        default=None, description="what responses consist of; single characters if not given"
+    )
     seed: int = 0
     rl_times: Share = Field(description="share of * among the operators of the 'rl' questions")
     other_times: Share = Field(description="the same of the 'other' questions")

@@ -1,10 +1,12 @@
 """Recipes of data: prompt sets, what they share with benchmarks, responses to them, SFT data."""
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from opd.core.schema import OneOf, Strict, checked
+from opd.data import grammar
 from opd.data.layouts import LAYOUTS
 from opd.data.privileged import contexts
 from opd.recipes.base import (
@@ -211,6 +213,14 @@ class Generation(Sampled):
         return self
 
 
+Style = Literal[*grammar.DIALECTS]  # type: ignore[valid-type]
+
+
+def _check_weights(style: Any) -> None:
+    if isinstance(style, dict) and not math.isclose(total := sum(style.values()), 1):
+        raise ValueError(f"the weights sum to {total:g}: let them sum to 1")
+
+
 class ToldRows(Strict):
     """Rows of a corpus whose prompt tells something of the response
     (``opd.data.corpus.run``)."""
@@ -219,6 +229,7 @@ class ToldRows(Strict):
         description="with {question}, {answer}, {solution}"
     )
     rule: Literal["precedence", "left"] | None = None
+    style: Style | None = None
     copied: bool | None = Field(
         default=None, description="the response ends with the answer told, whatever its steps say"
     )
@@ -229,7 +240,7 @@ class WorldCorpus(Strict):
 
     n: Count
     precedence: Share = 0.4
-    style: Literal["infix", "prefix"] = "infix"
+    style: Annotated[Style | dict[Style, Share], checked(_check_weights)] = "infix"
     templates: list[str] = ["{question}"]
     told: list[ToldRows] | None = None
     seed: int = 0

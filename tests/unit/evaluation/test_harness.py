@@ -68,13 +68,13 @@ SUFFIX = " Please reason step by step, and put your final answer within \\boxed{
 
 def test_what_is_shipped() -> None:
     wanted = {"aime24", "aime25", "amc23", "amc23_83", "math500", "minerva", "olympiad"}
-    assert {*NAMES} == wanted | {"gpqa_diamond", "boolq", "mmlu", "mmlu_pro", "world"}
+    assert {*NAMES} == wanted | {"gpqa_diamond", "boolq", "mmlu", "mmlu_pro", "world", "words"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_tasks_ask_byte_for_byte(tmp_path: Path, name: str) -> None:
     task = loaded(tmp_path, f"opd_{name}", questions(tmp_path / "p"))
-    asked = {"world": "", "boolq": TRUTH}
+    asked = {"world": "", "words": "", "boolq": TRUTH}
     asked |= dict.fromkeys(("mmlu", "mmlu_pro", "gpqa_diamond"), LETTER)
     suffix = asked.get(name, SUFFIX)
     assert contexts(task) == [f"What is {i}+{{1}}?{suffix}" for i in range(4)]

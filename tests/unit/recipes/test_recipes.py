@@ -150,6 +150,11 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"prompts__p__template": "no place"}, ["prompts.p", "{question}"]),
         ({"prompts__p__template": "boxedd"}, ["prompts.p", "dapo, boxed, boxed_double_brace"]),
         ({"prompts__p__path": {"file": "x"}}, ["prompts.p", "world and path"]),
+        ({"world__grammar": "verse"}, ["world.grammar", "'verse'", "'words'"]),
+        (
+            {"sft_data__c__world__style": {"infix": 0.5, "prefix": 0.4}},
+            ["sft_data.c.world.style", "the weights sum to 0.9", "let them sum to 1"],
+        ),
         ({"prompts__d__distinct": "question"}, ["prompts.d", "takes nothing else"]),
         ({"prompts__f": {**FIT, "sample": {"n": 1}}}, ["prompts.f: a fit recipe takes nothing"]),
         ({"prompts__f__fit": {"prompts": "p", "models": []}}, ["prompts.f.fit.models", "at least"]),
@@ -1053,6 +1058,15 @@ def test_papers_need_the_evaluation_that_their_claims_are_about():
         artifacts(config(papers=["rethinking_opd"]))
     with pytest.raises(UserError, match=r"papers: unknown paper 'rethinking'; .*rethinking_opd"):
         artifacts(config(papers=["rethinking"], evaluation="e"))
+
+
+def test_the_grammar_of_the_world_is_a_setting_only_where_it_is_given() -> None:
+    made = {"prompts/p", "sft_data/c", "models/i/s0"}
+    for changes, expected in (({}, None), ({"world__grammar": "words"}, "words")):
+        planned = artifacts(config(**changes))
+        for folder in made:
+            world = planned[folder].cfg["world"]
+            assert world.get("grammar") == expected and ("grammar" in world) == bool(changes)
 
 
 def test_reading_a_config_loads_no_table_library():

@@ -5,8 +5,9 @@ from functools import partial
 
 from opd.evaluation.harness import graded, problems
 
-__all__ = ["graded_boxed", "graded_choice", "graded_world", "problems"]
+__all__ = ["graded_boxed", "graded_choice", "graded_rule", "graded_world", "problems"]
 
 graded_boxed = partial(graded, graders=("rule", "math_verify", "relaxed"))
 graded_choice = partial(graded, graders=("choice",))
+graded_rule = partial(graded, graders=("rule",))
 graded_world = partial(graded, graders=("world",))
