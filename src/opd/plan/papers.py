@@ -69,6 +69,9 @@ def read_paper(name: str, root: Path) -> Paper:
         ids = [row["id"] for row in rows]
         claims = claim_spec.check(declared["claims"], declared["context"], ids, targets)
         _check_names(claims, figures, names)
+        for experiment in declared["experiments"]:
+            known = [claim.experiment for claim in claims]
+            _require(experiment, known, "experiments", "experiment of claims")
     except UserError as bad:  # names of claims and figures are a paper's own
         raise UserError(bad.what, f"{name}: {bad.where}", bad.remedy) from bad
     files = {key: paths[key].absolute() for key in ("claims", "targets")}

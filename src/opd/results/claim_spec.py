@@ -242,9 +242,10 @@ def require(target: str, known: Collection[str], where: str) -> None:
 
 
 class ClaimsFile(Strict):
-    """What a file of claims holds; arms and probes are {name: what it is, in a line}."""
+    """What a file of claims holds; experiments, arms and probes are {name: what it is, a line}."""
 
     title: Line
+    experiments: dict[str, Line] = {}
     arms: dict[Annotated[str, Field(pattern=ARM)], Line] = {}
     probes: dict[Annotated[str, Field(pattern=ARM)], Line] = {}
     claims: list[Any] = []
@@ -252,11 +253,12 @@ class ClaimsFile(Strict):
 
 
 def read_claims(path: Path) -> dict[str, Any]:
-    """A file of claims as it is written: {title, arms, probes, claims, context}. Raises
-    ``UserError`` where it is none, or lacks the paper's title or what a name means."""
+    """A file of claims as it is written: {title, experiments, arms, probes, claims,
+    context}. Raises ``UserError`` where it is none, or lacks the paper's title or what a name
+    means."""
     # A key without anything is as none.
     given = {key: value for key, value in read_yaml(path).items() if value is not None}
-    remedy = "write title, arms and probes (NAME: what it is), claims, context"
+    remedy = "write title, experiments, arms and probes (NAME: what it is), claims, context"
     return valid(ClaimsFile, given, str(path), remedy, ("[key]",)).model_dump()
 
 

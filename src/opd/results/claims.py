@@ -349,10 +349,11 @@ def _judged(claim: Claim, rows: Rows, measured: Measurements, comparable: bool) 
 
 def _paper(
     paper: str, cfg: Mapping[str, Any], inputs: Mapping[str, Path], measured: Measurements
-) -> tuple[str, list[dict[str, Any]], list[dict[str, Any]]]:
-    """A paper's title, its claims with their verdicts, and its published rows with what became of
-    each. The status of a row is of its own number, and has nothing to do with the verdicts of its
-    claims: one of STATUSES, ``context``, or ``unattached``."""
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The titles of a paper and of its experiments, its claims with their verdicts, and its
+    published rows with what became of each. The status of a row is of its own number, and has
+    nothing to do with the verdicts of its claims: one of STATUSES, ``context``, or
+    ``unattached``."""
     file, comparable = claim_spec.read_claims(inputs[f"claims:{paper}"]), cfg["comparable"]
     rows = {row["id"]: row for row in claim_spec.read_targets(inputs[f"targets:{paper}"])}
     parsed = sorted(claim_spec.parse(file["claims"]), key=lambda claim: claim.experiment)
@@ -389,7 +390,7 @@ def _paper(
                 "note": "; ".join(notes) or None,
             }
         )
-    return file["title"], judged, targets
+    return {key: file[key] for key in ("title", "experiments")}, judged, targets
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -405,7 +406,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     measured = Measurements(cfg, Reader(inputs))
     names = [name.partition(":")[2] for name in inputs if name.startswith("claims:")]
     made = {paper: _paper(paper, cfg, inputs, measured) for paper in names}
-    papers = {name: {"title": title, **_counts(c)} for name, (title, c, _) in made.items()}
+    papers = {name: {**titles, **_counts(c)} for name, (titles, c, _) in made.items()}
     claims = [claim for _, judged, _ in made.values() for claim in judged]
     targets = [row for _, _, rows in made.values() for row in rows]
     counts = _counts(claims)

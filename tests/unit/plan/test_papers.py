@@ -79,8 +79,12 @@ def bounded(quantity: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
             "claim E01-accuracy: unknown experiment 'E14'; did you mean 'E1",
         ),
         (
+            lambda given: given["experiments"].update(E99="What is not there"),
+            "experiments: unknown experiment of claims 'E99'; did you mean 'E09'",
+        ),
+        (
             lambda given: given.update(arms=["E01.student"]),
-            "rethinking_opd.yaml.arms: Input should be a valid dictionary; write title, arms",
+            "rethinking_opd.yaml.arms: Input should be a valid dictionary; write title, exp",
         ),
         (lambda given: given["arms"].update({"E01.student": None}), "arms.E01.student: "),
         (lambda given: given["arms"].update({"E01 student": "x"}), "arms.E01 student: "),
@@ -90,6 +94,12 @@ def test_typos_in_claims(tmp_path: Path, change: Any, said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)) as caught:
         read_paper(PAPER, edited(tmp_path, "claims", change))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("paper", ["rethinking_opd", "many_faces", "unmasking"])
+def test_every_experiment_with_a_claim_has_a_title(paper: str) -> None:
+    given = read_claims(ROOT / "config" / "claims" / f"{paper}.yaml")
+    assert {claim["experiment"] for claim in given["claims"]} == given["experiments"].keys()
 
 
 @pytest.mark.parametrize(
