@@ -2,15 +2,18 @@
 
 A page is a Jinja template below the folder ``pages`` beside the module that computes its values,
 in a folder of its own where that package has several: what lies in it counts in the digest of the
-module. It extends ``base.html.j2``, which lies beside this module with the style and the table of
-every page.
+module. It extends ``base.html.j2``, which lies beside this module with the style, the script and
+the table of every page.
 """
 
+import base64
+import hashlib
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from opd.core.code import package_file
 from opd.core.marked import mark
@@ -50,6 +53,10 @@ def _environment(folders: Path | tuple[Path, ...], is_text: bool) -> Environment
         finalize=_on_one_line if is_text else None,
     )
     environment.filters |= {"anchor": anchor, "many": many, "number": number}
+    script = (SHARED / "base.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Browsers run the text with this digest, and no other.
+    environment.globals |= {"script": Markup(script), "script_sha256": digest}
     return environment
 
 

@@ -18,6 +18,14 @@ MARKS = {
     "not comparable": "◇",
     "not run": "○",
 }
+MEANINGS = {
+    "reproduced": "the whole 95 % interval of what was measured lies in the band of the claim",
+    "not reproduced": "none of the interval lies in that band",
+    "inconclusive": "the interval straddles an end of the band",
+    "not comparable": "the claim only says how high a number of the paper is, and models and data "
+    "of this scale are not those of the paper",
+    "not run": "a run or a probe that the claim is about is not in the config of this scale",
+}
 UNJUDGED = ("not run", "not comparable")
 FEW = 4  # published numbers that are named in the line of a claim
 
@@ -97,13 +105,20 @@ def unbroken(text: str) -> str:
 def values(verdicts: Mapping[str, Any], figures: Collection[str] = ()) -> dict[str, Any]:
     """What the templates need to show a claims.json. ``figures``: those of the page (PAPER/NAME),
     which are linked."""
+
+    def experiment_title(paper: str, experiment: str) -> str:
+        titles = verdicts["papers"].get(paper, {}).get("experiments", {})
+        return str(titles.get(experiment, ""))
+
     functions = (headline, ours, mark, verdict_of, lacking, about, published_briefly, unbroken)
     preface = render(PAGES, "preface.md.j2", verdicts=verdicts) if verdicts["claims"] else ""
     return {
         "verdicts": verdicts,
         "preface": [part.replace("\n", " ").strip() for part in preface.split("\n\n")],
         "marks": marks(verdicts),
+        "meanings": MEANINGS,
         "figures": figures,
+        "experiment_title": experiment_title,
         **{function.__name__: function for function in functions},
     }
 

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from opd.core import html
 from opd.core.code import package_file
 from opd.core.errors import UserError
-from opd.core.files import read_json
+from opd.core.files import digest, read_json
 from opd.grading.graders import Choices
 from opd.results import claims_page
 from opd.results.quantity import column
@@ -26,6 +26,14 @@ from opd.stages.records import Manifest, read
 
 # The graders that every benchmark of mathematics is graded by.
 MATHEMATICS = ("rule", "math_verify", "relaxed")
+# What lies in which folder of runs, in words.
+KINDS = {
+    "models": "models trained",
+    "generations": "sets of rollouts",
+    "demonstrations": "sets of demonstrations",
+    "evaluations": "evaluations",
+    "probes": "probes",
+}
 # Not compared with their digests: reading them would take longer than all else together.
 WEIGHTS = ".safetensors"
 
@@ -65,11 +73,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     }
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in cfg["runs"]:
-        runs[row["stage"]].append({**row, "made": shown[f"run:{row['folder']}"]})
-    evaluations = {
-        row["name"]: (row["made"], inputs[f"run:{row['folder']}"])
-        for row in runs.get("evaluate", ())
-    }
+        name = f"run:{row['folder']}"
+        runs[row["stage"]].append({**row, "made": shown[name], "payload": inputs[name]})
     # What several folders link was made once, and what was adopted was not made here.
     own = [source.manifest for source in sources.values() if not source.manifest.adopted]
     stages = [*{manifest.identity: manifest for manifest in own}.values()]
@@ -80,12 +85,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         **claims_page.values(verdicts, figures),
         **{key: cfg[key] for key in ("title", "scale", "sections")},
         claims=shown.get("claims"),
-        graders=_graders(evaluations),
+        graders=_graders(runs.get("evaluate", [])),
         mathematics=[*MATHEMATICS],
         choices=[*Choices._fields],
         tables=[_table(n, shown[f"table:{n}"], inputs[f"table:{n}"]) for n in cfg["tables"]],
         runs=runs,
+        counts=Counter(KINDS[row["folder"].partition("/")[0]] for row in cfg["runs"]),
         stages=stages,
+        code=digest(sorted({m for stage in stages for m in stage.modules.items()}))[:12],
         cost={key: cost(stages, key) for key in ("stage", "device")},
         versions=[(*version, count) for version, count in versions.items()],
         wrong=wrong,
@@ -143,14 +150,19 @@ def cost(stages: Iterable[Manifest], key: str) -> list[dict[str, Any]]:
 
 def _figure(name: str, made: Source, payload: Path, verdicts: Mapping[str, Any]) -> dict[str, Any]:
     caption = payload / "caption.md"
+    cfg = made.manifest.cfg
+    named = [*cfg.get("arms", {}), *cfg.get("probes", {})]
     return {
         "name": name,
+        "paper": name.rpartition("/")[0],
+        "title": cfg.get("title") or name,
+        "experiments": sorted({name.partition(".")[0] for name in named}),
         "made": made,
         "caption": caption.read_text(errors="replace") if caption.is_file() else "",
         "image": _image(payload / "figure.svg"),
         "drawn": sorted(flat(made.manifest.numbers), key=_by_number),
         "published": [target for target in verdicts["targets"] if name in target["figures"]],
-        "labels": _labels(made.manifest.cfg),
+        "labels": _labels(cfg),
         "claims": [c for c in verdicts["claims"] if f"{c['paper']}/{c['figure']}" == name],
     }
 
@@ -234,24 +246,32 @@ def _columns(cfg: Mapping[str, Any]) -> dict[str, str]:
 def _table(name: str, made: Source, payload: Path) -> dict[str, Any]:
     path = payload / "table.md"
     header, rows, note = parse(path.read_text(errors="replace") if path.is_file() else "")
-    return {"name": name, "made": made, "header": header, "rows": rows, "note": note}
+    title = made.manifest.cfg.get("title") or name
+    return {
+        "name": name,
+        "title": title,
+        "made": made,
+        "header": header,
+        "rows": rows,
+        "note": note,
+    }
 
 
-def _graders(evaluations: Mapping[str, tuple[Source, Path]]) -> list[list[str]]:
+def _graders(evaluations: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     """Of every evaluation and benchmark whose answers are mathematics in a box: its name, the
     grader that counts, the score by each of ``MATHEMATICS`` (%), and how many verdicts each of
     ``Choices`` would change."""
     rows = []
-    for name, (made, payload) in evaluations.items():
+    for row in evaluations:
         summary: dict[str, Any] = {"benchmarks": {}}
         with suppress(UserError):  # what is damaged or missing is said elsewhere
-            summary = read_json(payload / "summary.json")
+            summary = read_json(row["payload"] / "summary.json")
         for benchmark, values in summary["benchmarks"].items():
             if "choices" in values and "rule" in values["metrics"]:
                 scores = [html.number(100 * values["metrics"][g], ".1f") for g in MATHEMATICS]
                 changed = [str(values["choices"][choice]) for choice in Choices._fields]
-                counts = made.manifest.cfg["protocol"]["grader"]
-                rows.append([f"{name}: {benchmark}", counts, *scores, *changed])
+                counts = row["made"].manifest.cfg["protocol"]["grader"]
+                rows.append([f"{row['name']}: {benchmark}", counts, *scores, *changed])
     return rows
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from browser import LONG, SIZES, chromium
+from scripts import without_script
 
 from opd.microscope.page import page
 
@@ -40,7 +41,7 @@ def html() -> str:
 
 
 def test_the_page_says_what_is_known_of_a_token() -> None:
-    text = " ".join(html().split())
+    text = " ".join(without_script(html()).split())
     assert "Rollout 1, right: mean alignment +0.25 over 2 of 90 tokens" in text
     assert "Rollout 2, wrong: mean alignment −1.00 over 1 of 1 tokens" in text
     said = (

@@ -16,9 +16,9 @@ from results import SVG, Results, check, claim, found, published, sample, target
 
 from opd.core.errors import UserError
 from opd.core.files import digest
+from opd.core.markdown import line
 from opd.results import report
 from opd.results.claims_page import MARKS
-from opd.results.tables import _line
 from opd.stages import run as runner
 
 measured = test_claims.inputs  # a fixture: what claims are judged on
@@ -37,12 +37,16 @@ def test_all_there_is_appears(tmp_path):
         "4 claims: 1 reproduced, 1 not reproduced, 1 inconclusive, 0 not comparable, 1 not run."
     )
     assert counts in page.text
-    assert "E04 1 1 E06 1 E12 1" in page.text  # verdicts by experiment
+    # By paper in the summary, and by experiment.
+    of_paper = "✓ reproduced 1 ✗ not reproduced 1 ≈ inconclusive 1 ○ not run 1"
+    assert f"A Paper (arXiv) : {of_paper}" in page.text
+    assert "Success and failure (E04) ✓ reproduced 1 ✗ not reproduced 1" in page.text
+    assert "A cold start (E06) ≈ inconclusive 1" in page.text
     assert "○ not run : 1 claim. Not measured here: E12.k64." in page.text
     for one in found()["claims"]:
         if one["verdict"] == "not run":  # folded into a line of its experiment
             assert one["statement"] in part(html, "not-run:a_paper/E12")
-            assert f'<li id="claim:a_paper/{one["id"]}">{one["statement"]}' in html
+            assert f'<li id="claim:a_paper/{one["id"]}" data-item' in html
             continue
         card = part(html, f"claim:a_paper/{one['id']}")
         assert one["statement"] in card
@@ -59,8 +63,8 @@ def test_all_there_is_appears(tmp_path):
     ]
     assert "What came back." in page.text and "large · macro 0.5 [0.4, 0.6]" in page.text
     row = (
-        "R033 E04 Fig6 recovery 0.812 printed 88.5 % [85.0, 92.0] not comparable "
-        "E04-recovery reproduced, fig06"
+        "R033 E04 Success and failure Fig6 recovery 0.812 printed 88.5 % [85.0, 92.0] "
+        "not comparable E04-recovery reproduced, fig06"
     )
     assert page.text.count(row) == 1
     for section in ("Success", "Cold start", "Tables", "Runs", "Cost", "Environment"):
@@ -165,7 +169,7 @@ def test_modified_payload_is_marked_in_place_and_on_top(tmp_path, kind):
         "added": "note.txt was added",
     }
     line = f"{'missing' if kind == 'gone' else 'modified'}: {words[kind]}"
-    assert line in html[html.index('id="wrong"') : html.index("<nav")]
+    assert line in part(html, "wrong")
     assert line in html[html.index('id="figure:a_paper/fig06"') : html.index("</figure>")]
     assert html.count(line) == 2
     assert "1 of 9 artifacts" in page.text
@@ -183,7 +187,7 @@ def test_modified_measurement_is_marked_with_the_way_to_mend_it(tmp_path, folder
     file.write_text("by hand")
     page, html = reported(results, tmp_path / "out")
     line = f"modified: {file.name} was changed"
-    top = html[html.index('id="wrong"') : html.index("<nav")]
+    top = part(html, "wrong")
     again = f"--forcerun results/mini/{folder}/digest.json results/mini/report/digest.json"
     assert line in top and again in top and "1 of 9 artifacts" in page.text
     if folder != "prompts/rl":
@@ -445,7 +449,7 @@ cells = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=8)
 )
 def test_tables_are_read_as_they_were_written(rows):
     header = [f"column {i}" for i in range(len(rows[0]))]
-    table = map(_line, [header, ["---"] * len(header), *rows])
+    table = map(line, [header, ["---"] * len(header), *rows])
     text = "\n".join(["**a title**", "", *table, "", "A note."])
     assert report.parse(text) == (header, rows, "A note.")
 
@@ -531,13 +535,14 @@ def test_what_was_adopted_is_said_and_costs_nothing(tmp_path):
     page, html = reported(results, tmp_path / "out")
     assert "Adopted, and not made here: models/theirs/s0." in page.text
     row = html[html.index('id="run:models/theirs/s0"') :]
-    assert "<td>adopted" in row[: row.index("</tr>")]
+    assert ">adopted</td>" in row[: row.index("</tr>")]
     assert "the 9 stages behind this page took 1 h 03 min" in page.text
 
 
 def test_what_is_odd_about_a_prompt_set_is_said(tmp_path):
     results = sample(tmp_path)
     numbers = {"prompts": 9, "notes": ["8 of 9 rows ask again", "hold <|im_end|>"]}
-    results.run("prompts", "prompts/odd", {}, numbers=numbers)
+    results.add("prompts", "prompts/odd", {"prompts.parquet": "odd"}, numbers=numbers)
+    results.run("distill", "models/odd/s0", {"prompts": "prompts/odd"})
     page, _ = reported(results, tmp_path / "out")
     assert "prompts/odd: 8 of 9 rows ask again; hold <|im_end|>." in page.text

@@ -1,5 +1,8 @@
-"""The report in a browser: nothing overflows or is cut off, on a desk and on a phone."""
+"""The report in a browser: nothing overflows or is cut off, on a desk and on a phone; its script
+finds and sorts, and no other runs."""
 
+import base64
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +10,7 @@ from typing import Any
 import pytest
 from browser import LONG, SIZES, chromium
 from results import claim, found, sample, target
+from scripts import SCRIPT
 
 from opd.results import claims_page, report
 
@@ -95,7 +99,7 @@ def test_nothing_of_the_claims_page_overflows(file, browser, size):
     page = browser.new_page(viewport={"width": width, "height": height})
     page.goto(file.with_name("claims.html").as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert page.locator("table").count() == 3 and page.locator(".claim").count() == 5
+    assert page.locator("table").count() == 2 and page.locator(".claim").count() == 5
     wide, window = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
     assert window == width and wide <= window
     assert page.evaluate(CUT) == []
@@ -117,16 +121,6 @@ def test_a_figure_grows_on_a_phone_where_that_is_asked_for(file, browser):
     page.close()
 
 
-def test_counts_of_verdicts_fit_a_phone(file, browser):
-    page = browser.new_page(viewport={"width": 390, "height": 844})
-    page.goto(file.as_uri())
-    inner, outer = page.evaluate(
-        "(e => [e.scrollWidth, e.clientWidth])(document.querySelector('.short .scroll'))"
-    )
-    assert inner <= outer
-    page.close()
-
-
 def test_cut_text_would_be_found(browser):
     """The check above, on pages that are cut off."""
     page = browser.new_page(viewport={"width": 390, "height": 844})
@@ -138,31 +132,115 @@ def test_cut_text_would_be_found(browser):
     page.close()
 
 
-def test_keyboard_filters_claims_and_opens_details(file, browser):
+def shown(page: Any, selector: str) -> list[str]:
+    """Ids of the elements that a reader sees of these."""
+    return page.evaluate(
+        "s => [...document.querySelectorAll(s)].filter(e => e.checkVisibility()).map(e => e.id)",
+        selector,
+    )
+
+
+def test_words_papers_experiments_and_verdicts_are_found(file, browser):
     page = browser.new_page()
     page.goto(file.as_uri())
-
-    def claims() -> list[str]:
-        return page.evaluate(
-            "[...document.querySelectorAll('.claim')].filter(e => e.checkVisibility())"
-            ".map(e => e.id)"
-        )
-
-    assert len(claims()) == 5
-    page.focus("#claims-all")
-    page.keyboard.press("ArrowRight")
-    assert claims() == ["claim:a_paper/E04-recovery"]
-    assert page.locator(".group h4:visible").all_inner_texts() == ["E04"]
-    for _ in range(4):
-        page.keyboard.press("ArrowRight")
-    assert claims() == ["not-run:a_paper/E12", "not-run:a_paper/an"]
-    page.focus("[id='not-run:a_paper/E12'] summary")
-    page.keyboard.press("Enter")
-    assert page.locator("[id='claim:a_paper/E12-k']").is_visible()
-    page.focus("#runs summary")
-    page.keyboard.press("Enter")
-    assert page.locator("#runs details").first.get_attribute("open") is not None
+    claims = "article.claim, li[id^='claim:']"
+    assert shown(page, claims) == []  # folded by experiment
+    page.select_option("[name=verdict]", "reproduced")
+    assert shown(page, claims) == ["claim:a_paper/E04-recovery"]
+    assert shown(page, ".group") == ["experiment:a_paper/E04"]
+    # Figures belong to the verdicts of their claims, and what has none stays.
+    assert shown(page, "figure") == ["figure:a_paper/fig06", "figure:fig09", f"figure:{LONG}"]
+    page.select_option("[name=verdict]", "inconclusive")
+    assert shown(page, "figure") == ["figure:fig09", f"figure:{LONG}"]
+    page.select_option("[name=experiment]", "a_paper/E12")
+    assert shown(page, claims) == []
+    page.select_option("[name=verdict]", "")
+    assert shown(page, claims) == ["claim:a_paper/E12-k"]
+    # All words, in any order and case.
+    page.select_option("[name=experiment]", "")
+    page.fill(".find input", "SAYS what e06")
+    assert shown(page, claims) == ["claim:a_paper/E06-cold"] and shown(page, "figure") == []
+    assert page.locator(".find output").inner_text().startswith("1 of ")
+    # A link to what is hidden shows it, and nothing stays filtered.
+    page.evaluate("location.hash = 'claim:a_paper/E04-failure'")
+    assert page.locator("[id='claim:a_paper/E04-failure']").is_visible()
+    assert page.input_value(".find input") == ""
     page.close()
+
+
+def test_a_heading_sorts_its_table(file, browser):
+    page = browser.new_page()
+    page.goto(file.as_uri())
+    table = page.locator("[id='table:headline'] table").first
+
+    def first_cells() -> list[str]:
+        return table.locator("tbody tr th").all_inner_texts()
+
+    assert first_cells() == ["small | after SFT", "large"]
+    score = table.get_by_role("button", name="avg@4")
+    score.press("Enter")  # 21.2 before 36.3
+    assert first_cells() == ["small | after SFT", "large"]
+    score.click()
+    assert first_cells() == ["large", "small | after SFT"]
+    assert table.locator("[aria-sort=descending]").inner_text().startswith("avg@4")
+    change = table.get_by_role("button", name="change")
+    change.click()  # what has no number comes last
+    assert first_cells() == ["large", "small | after SFT"]
+    assert table.locator("[aria-sort]").count() == 1
+    page.close()
+
+
+def test_everything_is_there_without_a_script(file, browser):
+    """With scripts off the text is the same, all of it can be opened, and nothing is dead."""
+    texts = []
+    for enabled in (True, False):
+        context = browser.new_context(java_script_enabled=enabled)
+        page = context.new_page()
+        page.goto(file.as_uri())
+        page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
+        texts.append(sorted(page.locator("main").inner_text().replace("↕", "").split()))
+        assert page.locator(".find").is_visible() is enabled
+        assert page.locator("button").count() == 0 or enabled
+        context.close()
+    assert texts[0] == texts[1] and len(texts[0]) > 300
+
+
+def test_only_the_script_of_the_package_runs(file, browser, tmp_path):
+    """A browser refuses the same page with any other text in its script, and one more script."""
+    html = file.read_text()
+    policy = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    assert f"script-src 'sha256-{policy}'" in html and "default-src 'none'" in html
+    planted = "document.title = 'planted'"
+    pages = {
+        "changed": html.replace('"use strict";', f'"use strict"; {planted};'),
+        "added": html.replace("</main>", f"</main><script>{planted}</script>"),
+        "handler": html.replace("<main>", f'<main><img src="x" onerror="{planted}">'),
+    }
+    for name, text in pages.items():
+        assert planted in text
+        (tmp_path / name).with_suffix(".html").write_text(text)
+        page = browser.new_page()
+        refused = []
+        page.on("console", lambda message, refused=refused: refused.append(message.text))
+        page.goto((tmp_path / name).with_suffix(".html").as_uri())
+        assert page.title() != "planted"
+        assert any("Content Security Policy" in text for text in refused)
+        assert page.locator(".find").is_visible() is (name != "changed")
+        page.close()
+
+
+def test_contents_stay_in_sight(file, browser):
+    for size in SIZES.values():
+        page = browser.new_page(viewport=dict(zip(("width", "height"), size, strict=True)))
+        page.goto(file.as_uri())
+        page.evaluate("scrollTo(0, 3000)")
+        link = page.get_by_role("link", name="Summary", exact=True).bounding_box()
+        assert 0 <= link["y"] < size[1]
+        page.evaluate("location.hash = 'runs'")
+        heading = page.locator("#runs h2").bounding_box()
+        bar = page.locator("nav").bounding_box()
+        assert heading["y"] >= 0 and (heading["x"] > bar["width"] or heading["y"] >= bar["height"])
+        page.close()
 
 
 def test_print_shows_what_is_folded(file, browser):
@@ -173,5 +251,5 @@ def test_print_shows_what_is_folded(file, browser):
     assert not folded.is_visible() and cell.count()
     page.emulate_media(media="print")
     assert folded.is_visible()
-    assert page.locator("fieldset").is_hidden() and page.locator("nav").is_hidden()
+    assert page.locator(".find").is_hidden() and page.locator("nav").is_hidden()
     page.close()
