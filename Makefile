@@ -17,7 +17,7 @@ export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help mini mini-all pilot rehearsal install install-light test lint unit workflow data faults test-slurm test-slurm-nightly \
-	vllm-cpu lock readme clean
+	vllm-cpu lock readme docs clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 27
@@ -64,7 +64,7 @@ $(STAMP): pyproject.toml envs/constraints.txt
 	  $(BIN)/python -m pip install --quiet -c envs/constraints.txt -e '.[$(EXTRAS)]'; \
 	  touch $(STAMP))
 
-test: lint unit workflow data faults ## everything that CI runs; --jobs=2 --output-sync=target: two parts at a time
+test: lint docs unit workflow data faults ## everything that CI runs; --jobs=2 --output-sync=target: two parts at a time
 
 lint: $(STAMP) ## ruff, snakefmt, mypy, layers of packages, claims, snakemake --lint
 	$(call timed,lint,\
@@ -72,6 +72,9 @@ lint: $(STAMP) ## ruff, snakefmt, mypy, layers of packages, claims, snakemake --
 	  lint-imports --no-logo --no-cache; \
 	  opd claims --check; \
 	  snakemake --lint)
+
+docs: $(STAMP) ## the documentation site, in docs/_build: index.html
+	$(call timed,docs,sphinx-build -q -W docs docs/_build)
 
 # pytest exits with 5 where a folder has no test for this machine, which is no failure.
 tests = $(call timed,$(1),\

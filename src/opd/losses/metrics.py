@@ -36,7 +36,7 @@ def state_metrics(
     student and teacher, ties to the lower id; log-probabilities below LOG_FLOOR_NATS count as that.
     Names:
 
-    - overlap_ratio (Eq. 6): |S and Q| / k. Counted from either side it is the same number.
+    - overlap_ratio (Eq. 6): ``|S and Q| / k``. Counted from either side it is the same number.
     - overlap_token_advantage (Eq. 7): mean over S and Q of pbar (log qbar - log pbar), both
       renormalised there; then mean over positions where S and Q meet.
     - overlap_token_advantage_code: mean over all (position, token of S and Q) pairs of the training
@@ -44,11 +44,11 @@ def state_metrics(
     - entropy_gap_nats (Eq. 8): abs(H(q) - H(p)); entropy_student_nats, entropy_teacher_nats: over
       the whole vocabulary.
     - overlap_mass_student, _teacher (Eqs. 9 and 10): p and q on S and Q, raw, over all positions;
-      with _code over the positions where S and Q meet.
+      with ``_code`` over the positions where S and Q meet.
     - top_mass_student, top_mass_teacher: p on S, q on Q.
     - extreme_advantage_gap (Fig. 19): p - q at the token of S and Q with the largest absolute
-      advantage of Eq. 7; max_ and min_advantage_*_code: p and q at the tokens with the largest and
-      the smallest training advantage, which is what the code logs.
+      advantage of Eq. 7; ``max_`` and ``min_advantage_*_code``: p and q at the tokens with the
+      largest and the smallest training advantage, which is what the code logs.
     - teacher_rank: 1 + how many tokens the teacher prefers to the sampled one; teacher_rank_in_top:
       the same, k + 1 where the sampled token is not in Q (Many Faces).
     - log_ratio_repeated_nats, log_ratio_other_nats: log q - log p of sampled tokens that repeat a

@@ -35,24 +35,25 @@ class LossSpec:
     """A point in the space of the papers' objectives. The ``loss:`` of a recipe has these fields,
     and holds each to its type; what contradicts another is refused here.
 
-    support: the candidate tokens of a position. ``sampled``: the token that was sampled;
-        ``student``, ``teacher``: the top k of one; ``intersection``, ``union``,
-        ``symmetric_difference``: of both top k sets; ``student_filled``: the student's top k, where
-        a token outside the teacher's top k gets the student's own log-probability as q;
-        ``vocabulary``: all tokens.
-    k: size of the top-k sets; of every support but ``sampled`` and ``vocabulary``.
-    gradient: ``policy`` detaches weight and log-ratio and differentiates log p (pbar where the
-        ratio is renormalised), loss = sum of sg(w (log p - log q)) rho, rho = p / sg(p);
-        ``direct`` differentiates the divergence itself.
-    weight, weight_scope: of ``policy``: w = p, q or uniform, renormalised over the support or raw.
-    ratio_scope: whether log p - log q is raw (``vocabulary``) or renormalised (``support``).
-    divergence, beta: of ``direct``; ``jsd`` is beta KL(q || m) + (1 - beta) KL(p || m) with
-        m = beta q + (1 - beta) p, so beta belongs to ``jsd`` alone.
-    tail: of ``direct``: the mass outside the candidates is one more candidate.
-    estimator: of ``sampled`` with ``direct``, where A = log q - log p of the sampled token: k1 = -A
-        (its gradient has no teacher in it), k2 = A^2 / 2, k3 = exp(A) - 1 - A.
-    teacher_temperature: divides the teacher's logits; training reads the teacher at the temperature
-        of the student's rollouts where a recipe does not name another.
+    - support: the candidate tokens of a position. ``sampled``: the token that was sampled;
+      ``student``, ``teacher``: the top k of one; ``intersection``, ``union``,
+      ``symmetric_difference``: of both top k sets; ``student_filled``: the student's top k, where
+      a token outside the teacher's top k gets the student's own log-probability as q;
+      ``vocabulary``: all tokens.
+    - k: size of the top-k sets; of every support but ``sampled`` and ``vocabulary``.
+    - gradient: ``policy`` detaches weight and log-ratio and differentiates log p (pbar where the
+      ratio is renormalised), loss = sum of sg(w (log p - log q)) rho, rho = p / sg(p);
+      ``direct`` differentiates the divergence itself.
+    - weight, weight_scope: of ``policy``: w = p, q or uniform, renormalised over the support or
+      raw.
+    - ratio_scope: whether log p - log q is raw (``vocabulary``) or renormalised (``support``).
+    - divergence, beta: of ``direct``; ``jsd`` is beta KL(q || m) + (1 - beta) KL(p || m) with
+      m = beta q + (1 - beta) p, so beta belongs to ``jsd`` alone.
+    - tail: of ``direct``: the mass outside the candidates is one more candidate.
+    - estimator: of ``sampled`` with ``direct``, where A = log q - log p of the sampled token: k1 =
+      -A (its gradient has no teacher in it), k2 = A^2 / 2, k3 = exp(A) - 1 - A.
+    - teacher_temperature: divides the teacher's logits; training reads the teacher at the
+      temperature of the student's rollouts where a recipe does not name another.
     """
 
     support: Support

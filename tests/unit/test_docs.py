@@ -1,0 +1,51 @@
+"""The generated page of the documentation site, and its notebook."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import matplotlib
+import measurements
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def test_the_page_of_keys_is_that_of_the_schema() -> None:
+    spec = importlib.util.spec_from_file_location("conf", DOCS / "conf.py")
+    assert spec and spec.loader
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    schema = json.loads(conf.SCHEMA.read_text())
+    page = (DOCS / "config.md").read_text()
+    assert page == conf.reference(schema), "run: make docs"
+    # A key with its bounds, its default and its description; one that is needed; one of recipes.
+    assert "| `threads` | integer ≥ 1 | `1` | torch threads a stage uses on a CPU |" in page
+    assert "| `name` | string | needed |" in page
+    assert "| `models` | name: [Model](#model) |" in page
+    for name in schema["$defs"]:
+        assert f"\n## {name}\n" in page
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a run and an evaluation made by hand, with the numbers that these have."""
+    run = "small-from-small-rl/s0/payload"
+    measurements.run(
+        tmp_path / "models" / run, overlap_ratio={1: 0.5, 2: 0.75}, kl_nats={1: 1, 2: 0.25}
+    )
+    measurements.evaluation(
+        tmp_path / "evaluations" / "held-out" / run, {"easy": [4, 0], "hard": [1, 2]}
+    )
+    monkeypatch.setenv("OPD_RESULTS", str(tmp_path))
+    monkeypatch.chdir(DOCS / "examples")
+    matplotlib.use("agg")
+    notebook = json.loads((DOCS / "examples" / "metrics.ipynb").read_text())
+    variables: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), variables)
+    assert variables["accuracy"] == {"easy": 4 / 8, "hard": 3 / 8}
+    lines = [axis.lines[0] for axis in variables["axes"]]  # type: ignore[attr-defined]
+    assert [list(line.get_ydata()) for line in lines] == [[0.5, 0.75], [1, 0.25]]
