@@ -19,7 +19,7 @@ from opd.stages.records import Manifest, digest_in, load
 KINDS = {
     "unused": "results that no artifact links to, as of settings that were edited since",
     "stopped": "checkpoints and unfinished work of stages that are not running",
-    "cache": "sampled responses, embeddings and rows of the hub, which later runs would take from there",
+    "cache": "responses, embeddings and rows of the hub, which later runs would take from there",
 }
 
 # Locks held at a time: each is an open file.
