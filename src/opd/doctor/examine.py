@@ -104,6 +104,8 @@ def _run(
         if name in stages and stage.network != "always"  # these run on this machine
     }
     needed = max(map(slurm.gpus_asked, asks.values()), default=0)
+    built_for = filter(None, (answer.get("cuda") for answer in answers.values()))
+    findings += machine.cuda(machine.driver(), built_for)
     torch = answers.get("gpu", {}).get("gpus")
     findings.append(machine.gpus(machine.devices(), torch, needed, elsewhere))
     return findings, asks

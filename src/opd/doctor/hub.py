@@ -28,21 +28,13 @@ def folder(where: str) -> str:
 def access(key: str) -> str:
     """What the hub says of an object (models/ID, datasets/ID) to this user: ``open``, ``absent``,
     ``granted`` or ``refused`` (it is gated). Raises whatever keeps the hub from answering."""
-    import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     kind, _, name = key.partition("/")
-    api, repo_type = huggingface_hub.HfApi(), kind.removesuffix("s")
     try:
-        info = api.repo_info(name, repo_type=repo_type, timeout=SECONDS)
-        if not info.gated:
-            return "open"
-        api.auth_check(name, repo_type=repo_type)
-    except errors.GatedRepoError:
-        return "refused"
-    except errors.RepositoryNotFoundError:
+        return hub_lock.ask(kind, name, None, SECONDS)[1]
+    except RepositoryNotFoundError:
         return "absent"
-    return "granted"
 
 
 def examine(
@@ -100,26 +92,24 @@ def _gates(where_named: Mapping[str, str], answers: Mapping[str, str] | None) ->
 
     subject, has_token = "hub access", bool(get_token())
     about_token = "a token is set" if has_token else "no token is set"
-    log_in = "accept the conditions on its page, then `hf auth login` or HF_TOKEN"
     if answers is None:
         known = sorted(where_named.keys() & GATED)
         if known:
             state: State = "warning" if has_token else "missing"
-            yield Finding(subject, state, f"gated: {some(known)}; {about_token}", log_in)
+            what = f"gated: {some(known)}; {about_token}"
+            yield Finding(subject, state, what, hub_lock.LOG_IN)
         else:
             what = f"unknown which of {len(where_named)} are gated; {about_token}"
             yield Finding(subject, "warning", what, "ask again where the hub answers")
         return
-    refused = [key for key in where_named if answers[key] == "refused"]
-    granted = [key for key in where_named if answers[key] == "granted"]
-    absent = [f"{where} ({key})" for key, where in where_named.items() if answers[key] == "absent"]
-    if absent:
-        what = f"not on the hub, or private: {some(absent)}; {about_token}"
-        yield Finding(subject, "missing", what, "mend the id, or log in: hf auth login")
-    if refused:
-        what = f"gated, and not open to you: {some(refused)}; {about_token}"
-        yield Finding(subject, "missing", what, log_in)
-    elif granted:
-        yield Finding(subject, "ok", f"gated, and open to you: {some(granted)}")
-    elif not absent:
-        yield Finding(subject, "ok", f"nothing is gated; {about_token}")
+    for key, where in where_named.items():
+        if answers[key] == "absent":
+            what = f"not on the hub, or private: {where} ({key}); {about_token}"
+            yield Finding(subject, "missing", what, "mend the id, or log in: hf auth login")
+        elif answers[key] == "refused":
+            what = f"gated, and not open to you: {where} ({key}); {about_token}"
+            yield Finding(subject, "missing", what, hub_lock.LOG_IN)
+    if {*answers.values()} <= {"open", "granted"}:
+        granted = [key for key in where_named if answers[key] == "granted"]
+        gates = f"gated, and open to you: {some(granted)}" if granted else "nothing is gated"
+        yield Finding(subject, "ok", f"{gates}; {about_token}")

@@ -47,6 +47,7 @@ answer = {
     "versions": {d.name: d.version for d in importlib.metadata.distributions() if d.name},
     "failed": failed,
     "gpus": torch.cuda.device_count() if torch and hasattr(torch, "cuda") else 0,
+    "cuda": torch.version.cuda if torch and hasattr(torch, "version") else None,
     "opd": os.path.dirname(package.__file__) if package else None,
 }
 os.write(stdout, json.dumps(answer).encode())
@@ -67,8 +68,9 @@ def probe(
     python: str, modules: Iterable[str], seconds: float = LIMIT_SECONDS, setup: str = ""
 ) -> dict[str, Any]:
     """What an interpreter says of itself after importing ``modules``: python, versions by
-    distribution, failed {module: error}, gpus, opd (folder of its package); the one key ``error``
-    where it does not start or answer in time. ``setup`` are lines of bash that run before it."""
+    distribution, failed {module: error}, gpus, cuda (that torch is built for), opd (folder of its
+    package); the one key ``error`` where it does not start or answer in time. ``setup`` are lines
+    of bash that run before it."""
     command = [python, "-c", PROBE, *sorted(modules)]
     if setup:
         command = ["bash", "-c", f'{setup}\nexec "$0" "$@"', *command]

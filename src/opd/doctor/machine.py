@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from opd.plan.show import GIB, digits
 from opd.stages import lock
 
 SKEW_SECONDS = 2
+# The oldest branch of drivers that runs any minor version of a CUDA (NVIDIA, "CUDA Compatibility").
+DRIVERS = {"11": 450, "12": 525, "13": 580}
 
 
 def above(path: Path) -> Path:
@@ -98,6 +100,26 @@ def devices() -> list[str]:
     """Names of the GPUs that the driver sees."""
     names = output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
     return (names or "").strip().splitlines()
+
+
+def driver() -> str | None:
+    """The version of the GPUs' driver; None without one."""
+    versions = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return versions.split()[0] if versions and versions.strip() else None
+
+
+def cuda(driver: str | None, built_for: Iterable[str]) -> Iterator[Finding]:
+    """The driver here against the versions of CUDA that the interpreters' builds of torch need."""
+    for version in sorted({*built_for}):
+        least = DRIVERS.get(version.partition(".")[0])
+        needs = f"torch for CUDA {version} needs {least or 'an unknown version'} or newer"
+        if driver is None:
+            yield Finding("CUDA driver", "ok", f"none here; where GPUs are, {needs}")
+        elif least and int(driver.partition(".")[0]) < least:
+            remedy = "have the driver updated, or install torch for an older CUDA"
+            yield Finding("CUDA driver", "missing", f"{driver}, but {needs}", remedy)
+        else:
+            yield Finding("CUDA driver", "ok", f"{driver}; {needs}")
 
 
 def gpus(seen: list[str], torch: int | None, needed: int, elsewhere: bool) -> Finding:

@@ -14,6 +14,7 @@ from opd.recipes.config import Config
 from opd.recipes.models import Hub
 
 HEADER = "# Commits of hub objects, read from the hub by `opd lock`. Do not edit.\n"
+LOG_IN = "accept the conditions on its page, then `hf auth login` or HF_TOKEN"
 REMEDY = "take it from version control, or remove it and run `opd lock` online"
 
 
@@ -40,34 +41,51 @@ def hub_objects(config: Config) -> dict[str, HubObject]:
     }
 
 
-def commit(kind: str, name: str, revision: str | None) -> str:
-    """The commit (40 hex digits) that a revision of a hub object stands at; asks the hub."""
+def ask(
+    kind: str, name: str, revision: str | None, seconds: float | None = None
+) -> tuple[str, str]:
+    """The commit (40 hex digits) that a revision of a hub object stands at, and whether this user
+    may have it: ``open``, or, of a gated one, ``granted`` or ``refused``. Raises whatever keeps the
+    hub from answering, within ``seconds``."""
     import huggingface_hub
 
     api, repo_type = huggingface_hub.HfApi(), kind.removesuffix("s")
-    return str(api.repo_info(name, repo_type=repo_type, revision=revision).sha)
+    info = api.repo_info(name, repo_type=repo_type, revision=revision, timeout=seconds)
+    if not info.gated:
+        return str(info.sha), "open"
+    try:
+        api.auth_check(name, repo_type=repo_type)
+    except huggingface_hub.errors.GatedRepoError:
+        return str(info.sha), "refused"
+    return str(info.sha), "granted"
 
 
 def lock(
-    config: Config, path: Path, ask: Callable[[str, str, str | None], str] = commit
-) -> dict[str, str]:
-    """Ask the hub at which commit each object of a config stands, and add that to the lock. Raises
-    ``UserError`` where the hub does not answer; nothing is written then."""
-    locked = read(path)
+    config: Config, path: Path, ask: Callable[[str, str, str | None], tuple[str, str]] = ask
+) -> tuple[dict[str, str], list[UserError]]:
+    """Ask the hub at which commit each object of a config stands, and add that to the lock. Returns
+    the lock, and what is in the way: each object of which the hub tells no commit (nothing is
+    written then, and the lock is empty) or that is gated and not open to this user."""
+    locked, absent, gated = read(path), [], []
     for where, recipe in hub_objects(config).items():
         kind, _, name = key(recipe).partition("/")
         try:
-            locked[key(recipe)] = ask(kind, name, recipe.revision)
+            locked[key(recipe)], access = ask(kind, name, recipe.revision)
         except Exception as error:
-            raise UserError(
+            what = (
                 f"the hub has no answer for {name} at {recipe.revision or 'its newest commit'} "
-                f"({type(error).__name__})",
-                where,
-                "check name and revision, log in if it is gated, and see that the hub answers",
-            ) from error
+                f"({type(error).__name__})"
+            )
+            remedy = "check name and revision, log in if it is gated, and see that the hub answers"
+            absent.append(UserError(what, where, remedy))
+        else:
+            if access == "refused":
+                gated.append(UserError(f"{name} is gated, and not open to you", where, LOG_IN))
+    if absent:
+        return {}, absent + gated
     with replacing(path) as temporary:
         temporary.write_text(HEADER + yaml.safe_dump(locked))  # with sorted keys
-    return locked
+    return locked, gated
 
 
 def locked(recipe: HubObject, lock: Mapping[str, str], where: str) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 COMMIT = re.compile("[0-9a-f]{1,40}")
 # The type of a repository as addresses have it, its name, then what is asked of it.
 API = re.compile(
-    r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|refs)(?:/(.*))?)?"
+    r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|refs|auth-check)(?:/(.*))?)?"
 )
 FILE = re.compile(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
@@ -32,11 +32,16 @@ def commit(name: str, known: str = "") -> str:
 
 
 @contextmanager
-def served(root: Path, commits: dict[str, str], requests: list[str] | None = None) -> Iterator[str]:
+def served(
+    root: Path,
+    commits: dict[str, str],
+    requests: list[str] | None = None,
+    gated: Collection[str] = (),
+) -> Iterator[str]:
     """Serve the repositories below ``root`` while this context lasts; yields the address.
     ``commits``: repository (``models/ORG/NAME``) -> its commit; ``requests``: gets the method and
-    address of all that is asked for."""
-    handler = partial(_Handler, root, commits, [] if requests is None else requests)
+    address of all that is asked for; ``gated``: repositories whose files nobody may have."""
+    handler = partial(_Handler, root, commits, [] if requests is None else requests, gated)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -51,9 +56,14 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def __init__(
-        self, root: Path, commits: dict[str, str], requests: list[str], *given: Any
+        self,
+        root: Path,
+        commits: dict[str, str],
+        requests: list[str],
+        gated: Collection[str],
+        *given: Any,
     ) -> None:
-        self.root, self.commits, self.requests = root, commits, requests
+        self.root, self.commits, self.requests, self.gated = root, commits, requests, gated
         super().__init__(*given)
 
     def log_message(self, *_: Any) -> None:
@@ -89,6 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
                 {"error": f"no stand-in for {repository}"}, HTTPStatus.NOT_FOUND, "RepoNotFound"
             )
             return
+        if what == "auth-check" and repository in self.gated:
+            self._json({"error": "it is gated"}, HTTPStatus.FORBIDDEN, "GatedRepo")
+            return
         sha = self.commits[repository]
         files = {
             p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()
@@ -97,7 +110,13 @@ class _Handler(BaseHTTPRequestHandler):
             _, _, name = repository.partition("/")
             about = {
                 **{"_id": sha[:24], "id": name, "modelId": name, "sha": sha, "private": False},
-                **{"gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0},
+                **{
+                    "gated": repository in self.gated and "manual",
+                    "disabled": False,
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                },
                 "siblings": [
                     {"rfilename": file, **_entry(file, path)} for file, path in files.items()
                 ],

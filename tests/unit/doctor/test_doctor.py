@@ -257,8 +257,20 @@ def test_an_object_without_a_commit_is_missing(fake_hub):
     ("answers", "token", "gated", "state", "said"),
     [
         ({}, False, (), "ok", "nothing is gated; no token is set"),
-        ({"models/x/b": "refused"}, False, (), "missing", "to you: models/x/b; no token is set"),
-        ({"models/x/b": "refused"}, True, (), "missing", "to you: models/x/b; a token is set"),
+        (
+            {"models/x/b": "refused"},
+            False,
+            (),
+            "missing",
+            "to you: models.b.hub (models/x/b); no token",
+        ),
+        (
+            {"models/x/b": "refused"},
+            True,
+            (),
+            "missing",
+            "to you: models.b.hub (models/x/b); a token",
+        ),
         ({"models/x/b": "granted"}, True, (), "ok", "gated, and open to you: models/x/b"),
         ({"models/x/b": "absent"}, True, (), "missing", "private: models.b.hub (models/x/b)"),
         # Without the hub gates are unknown but for those in the table.
@@ -273,6 +285,16 @@ def test_what_the_hub_says_of_gates(fake_hub, monkeypatch, answers, token, gated
     fake_hub.answers = answers
     found = only(fake_hub.look(), "hub access")
     assert found.state == state and said in found.what
+
+
+def test_objects_that_cannot_be_had_have_a_line_each(fake_hub):
+    fake_hub.answers = {"models/x/b": "absent", "datasets/x/p": "absent", "datasets/x/d": "refused"}
+    findings = [x for x in fake_hub.look() if x.subject == "hub access"]
+    assert [(x.state, x.what.partition(";")[0]) for x in findings] == [
+        ("missing", "not on the hub, or private: models.b.hub (models/x/b)"),
+        ("missing", "not on the hub, or private: prompts.p.hub (datasets/x/p)"),
+        ("missing", "gated, and not open to you: benchmarks.d.hub (datasets/x/d)"),
+    ]
 
 
 def test_a_hub_that_is_not_asked_or_does_not_answer_is_missing(fake_hub, monkeypatch):
@@ -302,13 +324,15 @@ def test_access_is_what_the_hubs_library_says(monkeypatch):
         return kind.__new__(kind)
 
     class Api:
-        def repo_info(self, name: str, repo_type: str, timeout: float) -> SimpleNamespace:
+        def repo_info(
+            self, name: str, repo_type: str, revision: None, timeout: float
+        ) -> SimpleNamespace:
             assert repo_type == "dataset" and timeout == hub.SECONDS
             if name == "absent":
                 raise refuse(errors.RepositoryNotFoundError)
             if name == "down":
                 raise OSError("down")
-            return SimpleNamespace(gated=False if name == "open" else "manual")
+            return SimpleNamespace(sha=COMMIT, gated=False if name == "open" else "manual")
 
         def auth_check(self, name: str, repo_type: str) -> None:
             if name == "refused":
@@ -693,3 +717,18 @@ def test_outside_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = only(examine([], []), "repository")
     assert found.state == "missing" and found.remedy == "change to the top of the repository"
+
+
+@pytest.mark.parametrize(
+    ("driver", "state", "said"),
+    [
+        ("580.65.06", "ok", "580.65.06; torch for CUDA 13.0 needs 580 or newer"),
+        ("575.57.08", "missing", "575.57.08, but torch for CUDA 13.0 needs 580 or newer"),
+        (None, "ok", "none here; where GPUs are, torch for CUDA 13.0 needs 580 or newer"),
+    ],
+)
+def test_a_driver_that_is_too_old_for_the_wheels(driver, state, said):
+    (finding,) = machine.cuda(driver, ["13.0", "13.0"])
+    assert (finding.state, finding.what) == (state, said)
+    assert list(machine.cuda(driver, [])) == []
+    assert ready(machine.cuda("575.57.08", ["12.9"]))

@@ -1,7 +1,9 @@
 """Locking hub objects: what is asked, what is written, what is refused."""
 
+from functools import partial
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import yaml
 
@@ -10,6 +12,7 @@ from opd.core.errors import UserError
 from opd.plan.artifacts import plan
 from opd.plan.hub_lock import lock, read
 from opd.recipes.resolve import resolve
+from opd.rehearsal import hub
 
 pytestmark = pytest.mark.unit
 SHA = "0123456789abcdef" * 2 + "01234567"
@@ -30,7 +33,7 @@ def test_lock_writes_what_the_hub_says_and_plan_uses_it(tmp_path):
 
     def ask(kind, name, revision):
         asked.append((kind, name, revision))
-        return SHA if kind == "models" else SHA[::-1]
+        return SHA if kind == "models" else SHA[::-1], "open"
 
     path = tmp_path / "hub.lock.yaml"
     path.write_text(f"models/other: {SHA}\n")
@@ -58,9 +61,44 @@ def test_nothing_is_written_when_the_hub_does_not_answer(tmp_path):
     def ask(kind, name, revision):
         raise OSError("offline")
 
-    with pytest.raises(UserError, match=r"models\.m\.hub.*a/b"):
-        lock(config(), tmp_path / "lock.yaml", ask)
-    assert list(tmp_path.iterdir()) == []
+    commits, errors = lock(config(), tmp_path / "lock.yaml", ask)
+    assert [error.where for error in errors] == ["models.m.hub", "prompts.p.hub"]
+    assert "the hub has no answer for a/b at main (OSError)" in str(errors[1])
+    assert commits == {} and list(tmp_path.iterdir()) == []
+
+
+def test_what_is_gated_or_missing_is_named_at_once(tmp_path, monkeypatch, capsys):
+    """By a hub and its real client: a line each; no commit is written that no hub has told, and
+    none at all where one is missing."""
+    names = ("models/a/b", "models/a/gone", "models/a/shut", "datasets/a/gone")
+    commits = {name: hub.commit(name) for name in names}
+    for name in ("models/a/b", "models/a/shut"):
+        (tmp_path / "hub" / name).mkdir(parents=True)
+        (tmp_path / "hub" / name / "config.json").write_text("{}")
+    raw = {"name": "t", "models": {n: {"hub": {"id": f"a/{n}"}} for n in ("b", "gone", "shut")}}
+    raw["prompts"] = {"p": {"hub": {"id": "a/gone"}}}
+    path, locked = tmp_path / "c.yaml", tmp_path / "lock.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    command = ["lock", "--configfile", str(path), "--lock", str(locked)]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with hub.served(tmp_path / "hub", commits, gated={"models/a/shut"}) as address:
+        api = partial(huggingface_hub.HfApi, endpoint=address)
+        monkeypatch.setattr(huggingface_hub, "HfApi", api)
+        with pytest.raises(SystemExit) as end:
+            main(command)
+        assert end.value.code == 2 and not locked.exists()
+        said = capsys.readouterr()
+        lines = [line.partition(": ")[2].partition(":")[0] for line in said.err.splitlines()]
+        assert lines == ["models.gone.hub", "prompts.p.hub", "models.shut.hub"] and not said.out
+        assert "a/gone at its newest commit (RepositoryNotFoundError)" in said.err
+        assert "a/shut is gated, and not open to you; accept the conditions" in said.err
+        del raw["models"]["gone"], raw["prompts"]
+        path.write_text(yaml.safe_dump(raw))
+        with pytest.raises(SystemExit):
+            main(command)
+    assert read(locked) == {name: commits[name] for name in ("models/a/b", "models/a/shut")}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: models.shut.hub: a/shut is gated")
 
 
 def test_settings_on_the_command_line_say_what_is_asked(tmp_path, monkeypatch, capsys):
@@ -68,9 +106,9 @@ def test_settings_on_the_command_line_say_what_is_asked(tmp_path, monkeypatch, c
     asked = []
 
     class Hub:
-        def repo_info(self, name, repo_type, revision):
+        def repo_info(self, name, repo_type, revision, timeout):
             asked.append(name)
-            return SimpleNamespace(sha=SHA)
+            return SimpleNamespace(sha=SHA, gated=False)
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     model = {"released": {"hub": "a/trained"}, "sft": {"student": "base", "data": "d"}}
@@ -108,7 +146,7 @@ def test_released_weights_are_locked_where_they_are_used(tmp_path):
 
     def ask(kind, name, revision):
         asked.append((kind, name, revision))
-        return SHA
+        return SHA, "open"
 
     raw = {
         "name": "t",
@@ -124,5 +162,5 @@ def test_released_weights_are_locked_where_they_are_used(tmp_path):
     }
     lock(resolve(raw), tmp_path / "lock.yaml", ask)
     assert asked == []
-    found = lock(resolve({**raw, "use_released": True}), tmp_path / "lock.yaml", ask)
+    found, _ = lock(resolve({**raw, "use_released": True}), tmp_path / "lock.yaml", ask)
     assert asked == [("models", "a/b", SHA[:5])] and found == {"models/a/b": SHA}

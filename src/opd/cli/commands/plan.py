@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from opd.cli.commands import options
 from opd.cli.commands.options import RATES, show, show_json, whole
 from opd.core.errors import UserError
+from opd.core.security import visible_line
 
 CLAIMS = Path("config/claims")
 
@@ -145,12 +147,15 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     calibrate.write(arguments.out, calibrate.calibrate(done, tables))
 
 
-def _lock(arguments: argparse.Namespace) -> None:
+def _lock(arguments: argparse.Namespace) -> int:
     from opd.plan.hub_lock import lock
     from opd.recipes.resolve import read
 
-    commits = lock(read(arguments.configfile, arguments.config), arguments.lock)
+    commits, errors = lock(read(arguments.configfile, arguments.config), arguments.lock)
     show(f"{commit}  {name}" for name, commit in commits.items())
+    for error in errors:
+        print(f"error: {visible_line(str(error))}", file=sys.stderr)
+    return 2 * bool(errors)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
