@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from opd.cli import overview
-from opd.cli.commands import plan, results, stage, untrained
+from opd.cli.commands import init, plan, results, stage, untrained
 from opd.cli.commands.options import add_command
 from opd.core.errors import UserError
 from opd.core.security import Redacting, redacted, visible
@@ -30,7 +30,7 @@ def parser() -> tuple[argparse.ArgumentParser, overview.Parsers]:
     version = f"opd {importlib.metadata.version('opd')}"
     top.add_argument("--version", action="version", version=version, help="print the version")
     commands = top.add_subparsers(dest="command", required=True, prog="opd", help=SUPPRESS)
-    for group in (plan, results, untrained, stage):
+    for group in (init, plan, results, untrained, stage):
         group.add(partial(add_command, commands))
     add_command(
         commands,

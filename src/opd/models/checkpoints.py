@@ -159,6 +159,13 @@ def read_config(path: Path) -> Any:
         return AutoConfig.from_pretrained(path)
 
 
+def parameters(path: Path) -> int:
+    """How many parameters a checkpoint has by its settings, tied ones once; no weights are read."""
+    config = read_config(path)
+    with reading(path, "settings"), torch.device("meta"):
+        return int(AutoModelForCausalLM.from_config(config).num_parameters())
+
+
 def positions(config: Any) -> int | None:
     """How many tokens a model with these settings can read; None where they name no limit."""
     text = config.get_text_config()

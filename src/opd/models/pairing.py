@@ -141,7 +141,8 @@ def compare(
 ) -> dict[str, Any]:
     """All that can be told of a student and its teacher without their weights, as plain values.
 
-    tokens (of the student's tokenizer), never_compared (ids; notes says it in words),
+    tokens (of the student's tokenizer), prompt_tokens (of the longest of the ``chats``, as the
+    student's template renders them), never_compared (ids; notes says it in words),
     embedding_rows, vocabulary (ids of both), positions and thinking of each (by its own chat
     template), thinking_read (what the student's template asks of the teacher), templates (how many
     of the ``chats`` the two render differently, and where the first of them does), ends and
@@ -175,6 +176,7 @@ def compare(
     note = f"special tokens of the teacher alone, never compared: ids {', '.join(map(str, beyond))}"
     return {
         "tokens": len(own["student"]),
+        "prompt_tokens": max(map(len, encoded[0])),
         "never_compared": beyond,
         "notes": [note] if beyond else [],
         "embedding_rows": rows,

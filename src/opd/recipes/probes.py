@@ -147,7 +147,7 @@ class IndicatorsProbe(Asked):
     prompts: PromptsRef
     n: Count = Field(default=48, description="prompts")
     samples: Count = 4
-    grader: Grader = "rule"
+    grader: Grader | None = Field(default="rule", description="null: nothing is graded")
     metrics_k: Count = 16
     temperature: Positive = 1.0
     teacher_temperature: Positive | None = TEACHER_TEMPERATURE

@@ -1,0 +1,216 @@
+"""``opd init``: the first config of a pair of models, with sizes that end in minutes."""
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opd.core.code import package_file
+from opd.core.errors import UserError
+from opd.core.files import replacing
+from opd.core.markdown import render
+from opd.core.schema import load_yaml
+from opd.data import loaders, templates
+from opd.models.fetch import at_hand
+from opd.models.source import hub_id
+from opd.recipes.resolve import resolve
+
+# Of the hub: all but weights.
+LIGHT = ("*.json", "*.jinja", "*.txt", "*.model")
+SCHEMA = Path("workflow/schemas/config.schema.json")
+# What columns may be called, the likeliest first.
+QUESTIONS = ("question", "problem", "prompt", "instruction", "query")
+ANSWERS = ("answer", "final_answer", "ground_truth", "target", "label")
+TEMPLATE = "boxed"  # as the benchmark asks
+GRADER = "math_verify"
+MOST_TEXTS = 100  # the longest questions: those that may have most tokens
+
+
+class Sizes(NamedTuple):
+    """``problems`` are held out; before training ``n`` questions get ``samples`` responses each."""
+
+    steps: int
+    prompts_per_step: int
+    rollouts_per_prompt: int
+    max_new_tokens: int
+    problems: int
+    n: int
+    samples: int
+
+
+# No run is smaller: from fewer nothing could be learnt.
+LEAST = Sizes(5, 4, 2, 64, 8, 8, 2)
+
+
+class Scale(NamedTuple):
+    """``minutes`` that all of it may take, by ``seconds`` for a token and parameter, sampled and
+    trained on: inferred from config/calibration.yaml, where a reference step takes 1.65e-13 on one
+    H100 and a distillation on a processor some 1,300 times as long."""
+
+    minutes: float
+    seconds: float
+    lr: float
+    sizes: Sizes
+
+
+SCALES = {
+    "laptop": Scale(10, 2.1e-10, 1e-5, Sizes(20, 8, 2, 128, 40, 16, 2)),
+    "one-gpu": Scale(30, 3.3e-13, 2e-6, Sizes(50, 16, 4, 1024, 200, 48, 4)),
+    "node": Scale(60, 4.1e-14, 1e-6, Sizes(100, 64, 4, 2048, 500, 48, 4)),
+}
+PROCESSES = {"node": 8}
+
+
+def draft(student: str, teacher: str, questions: Path, scale: str, out: Path) -> list[str]:
+    """Write a config for a student, its teacher and a file of questions. Returns lines for the
+    terminal: what was found, and the commands that come next.
+
+    Models are named as ``opd.models.source`` says; of one on the hub all but the weights is
+    fetched. Raises ``UserError`` where ``out`` exists, where models, questions or what they need of
+    each other cannot be used, and writes nothing then.
+    """
+    if out.exists():
+        raise UserError("it is there already", str(out), "name another file with --out")
+    folders = {
+        "student": at_hand(student, "--student", LIGHT),
+        "teacher": at_hand(teacher, "--teacher", LIGHT),
+    }
+    rows, columns = _read(questions)
+    values = _values(folders, rows, scale)
+    named = {"student": student, "teacher": teacher}
+    relative = not questions.is_absolute() and not str(questions).startswith(("./", "~"))
+    text = render(
+        package_file(__file__, "draft.yaml.jinja"),
+        **values,
+        **named,
+        scale=scale,
+        name=_name(out),
+        file=f"./{questions}" if relative else str(questions),
+        columns=columns,
+        asks=TEMPLATE,
+        grader=GRADER,
+        schema=os.path.relpath(SCHEMA.absolute(), out.absolute().parent),
+        repr=json.dumps,
+    )
+    resolve(load_yaml(text))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary:
+        temporary.write_text(text)
+    return [*_lines(out, values, named, questions)]
+
+
+def _lines(
+    out: Path, values: Mapping[str, Any], named: Mapping[str, str], questions: Path
+) -> Iterator[str]:
+    yield f"{out}: about {values['minutes']} minutes"
+    for objection in values["objections"]:
+        yield f"note: {objection}"
+    preflight = [f"--{who} {model}" for who, model in named.items()]
+    graded = f" --template {TEMPLATE} --grader {GRADER}" if values["answers"] else ""
+    yield ""
+    yield f"opd preflight {' '.join(preflight)} --questions {questions}{graded}"
+    if any(map(hub_id, named.values())):
+        yield f"opd lock --configfile {out}    # once, online"
+    yield f"snakemake --cores all --configfile {out}"
+    yield f"python -m webbrowser results/{_name(out)}/report.html"
+
+
+def _name(out: Path) -> str:
+    """The name of the config of a file, and of its results."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("._-") or "pair"
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The prompts of a file, and the columns (question, answer) that hold them. Raises
+    ``UserError`` as ``opd.data.loaders`` does, and where no column is known."""
+    file = Path(os.path.expanduser(path))
+    if not file.is_file():
+        raise UserError("no such file", str(path), "give a .jsonl, .json, .csv or .parquet file")
+    first = next(loaders.read_file(file, {"path": str(file), "layout": "bare"}), {})
+    columns = {}
+    for what, known in (("question", QUESTIONS), ("answer", ANSWERS)):
+        if there := [column for column in known if column in first]:
+            columns[what] = there[0]
+    if "question" not in columns:
+        remedy = f"call the column with the questions one of {', '.join(QUESTIONS)}"
+        raise UserError(f"it has {', '.join(first) or 'no row'}", str(path), remedy)
+    source = {"path": str(path), "layout": "bare", **columns}
+    return list(loaders.read(source, file, Counter())), columns
+
+
+def _values(
+    folders: Mapping[str, Path], rows: Sequence[Mapping[str, Any]], scale: str
+) -> dict[str, Any]:
+    """What the config says that follows from models and questions."""
+    from opd.models import pairing
+    from opd.models.checkpoints import parameters
+
+    answers = all(row["answer"] for row in rows)
+    longest = sorted((row["prompt"] for row in rows), key=len)[-MOST_TEXTS:]
+    asked = [templates.apply(TEMPLATE, text) if answers else text for text in longest]
+    chats = [[{"role": "user", "content": text}] for text in asked]
+    compared = pairing.compare({}, **folders, chats=chats)
+    limits = [limit for limit in compared["positions"].values() if limit]
+    room = min(limits, default=math.inf)
+    prompt_tokens = 16 * math.ceil(compared["prompt_tokens"] / 16)
+    if prompt_tokens >= room:
+        what = f"a question has {compared['prompt_tokens']:,} tokens, the models read {room:,}"
+        raise UserError(what, "--questions", "leave the longest questions out")
+    counts = {who: parameters(folder) for who, folder in folders.items()}
+    sizes, minutes = _fitting(SCALES[scale], max(counts.values()), prompt_tokens)
+    sizes = sizes._replace(
+        max_new_tokens=int(min(sizes.max_new_tokens, room - prompt_tokens)),
+        problems=max(1, min(sizes.problems, len(rows) // 4)),
+    )
+    trained_on = len(rows) - (sizes.problems if answers else 0)
+    if trained_on < 1:
+        raise UserError("one question is not enough", "--questions", "give some more")
+    # An even number, which deals out evenly.
+    sizes = sizes._replace(
+        prompts_per_step=max(1, min(sizes.prompts_per_step, trained_on) // 2 * 2)
+    )
+    sequences = sizes.prompts_per_step * sizes.rollouts_per_prompt // PROCESSES.get(scale, 1)
+    return {
+        **sizes._asdict(),
+        "minutes": minutes,
+        "lr": f"{SCALES[scale].lr:.1e}",
+        "rows": len(rows),
+        "answers": answers,
+        "max_prompt_tokens": prompt_tokens,
+        "micro_batch": math.gcd(sequences, 8 if scale == "laptop" else 4) or 1,
+        "k": min(16, compared["vocabulary"] - 1),
+        "parameters": {who: f"{count:,}" for who, count in counts.items()},
+        "compared": compared,
+        **_decided(compared),
+    }
+
+
+def _decided(compared: Mapping[str, Any]) -> dict[str, Any]:
+    """What training asks a config to decide of this pair, and whether that is all."""
+    from opd.models import pairing
+
+    asked = [error.where for error in pairing.objections({}, compared)]
+    end_tokens = "both" if "end_tokens" in asked else None
+    left = pairing.objections({"end_tokens": end_tokens}, compared)
+    return {"end_tokens": end_tokens, "objections": [str(error) for error in left]}
+
+
+def _fitting(scale: Scale, parameters: float, prompt_tokens: int) -> tuple[Sizes, int]:
+    """The sizes of a scale, halved until they end in its minutes or are the least that there are;
+    and the minutes that they are expected to take."""
+    sizes = scale.sizes
+    while True:
+        tokens = sizes.max_new_tokens + prompt_tokens
+        trained = sizes.steps * sizes.prompts_per_step * sizes.rollouts_per_prompt
+        # Three models are evaluated; before that two are sampled, and the teacher ends four times
+        # what the student began.
+        sequences = trained + 3 * sizes.problems + 6 * sizes.n * sizes.samples
+        minutes = math.ceil(sequences * tokens * parameters * scale.seconds / 60)
+        halved = Sizes(*(max(least, size // 2) for size, least in zip(sizes, LEAST, strict=True)))
+        if minutes <= scale.minutes or halved == sizes:
+            return sizes, max(1, minutes)
+        sizes = halved

@@ -1,0 +1,126 @@
+"""The first config of a pair: the planner takes it, and its sizes follow from the models."""
+
+import math
+from pathlib import Path
+
+import pytest
+from pairs import pair, questions
+
+from opd.cli import main
+from opd.plan.artifacts import plan
+from opd.plan.outputs import exhibits
+from opd.recipes import draft, resolve
+from opd.recipes.config import Config
+
+pytestmark = pytest.mark.unit
+ASKS = " Please reason step by step, and put your final answer within \\boxed{}."
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return pair(tmp_path_factory.mktemp("pair"))
+
+
+def drafted(
+    models: tuple[Path, Path], asked: Path, out: Path, *more: str
+) -> tuple[Config, dict[str, object]]:
+    given = ["--student", str(models[0]), "--teacher", str(models[1]), "--questions", str(asked)]
+    main.main(["init", *given, "--out", str(out), *more])
+    config = resolve.read([out])
+    measured = plan(config, {})
+    return config, {**measured, **exhibits(config, measured)}
+
+
+@pytest.mark.parametrize("scale", [*draft.SCALES])
+def test_the_planner_takes_what_is_written(
+    models: tuple[Path, Path],
+    scale: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = questions(tmp_path / "q.jsonl").relative_to(tmp_path)
+    config, planned = drafted(models, asked, tmp_path / "sub" / "mine.yaml", "--scale", scale)
+    assert config.name == "mine"
+    shown = {"figures/training-distill", "tables/pair", "tables/outlook-outlook", "report"}
+    assert shown | {"tables/responses-pair", "models/distilled/s0"} <= planned.keys()
+    text = (tmp_path / "sub" / "mine.yaml").read_text()
+    schema = "# yaml-language-server: $schema=../workflow/schemas/config.schema.json\n"
+    assert text.startswith(schema)
+    count = 260 * 256 + 5 * (2 * 256 * 64 * (4 + 2) + 2 * 64 + 3 * 256 * 1024 + 2 * 256) + 256
+    assert f"# {count:,} parameters of the student, {count:,} of the teacher" in text
+    run = config.models["distilled"].distill
+    assert run is not None
+    # <|user|>, the longest question in its template, <|end|>, <|assistant|>: a token for each byte.
+    longest = (
+        3 + len("23 + 529 = Please reason step by step, and put your final answer within ") + 8
+    )
+    assert run.max_prompt_tokens == 16 * math.ceil(longest / 16)
+    assert run.max_prompt_tokens + run.max_new_tokens <= 1024
+    sizes = draft.SCALES[scale].sizes
+    assert run.steps <= sizes.steps and run.prompts_per_step <= 24 - 6
+    sample = config.prompts["held-out"].sample
+    assert sample is not None and sample.n == 6
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[2:]] == ["opd", "snakemake", "python"]
+    assert "--template boxed --grader math_verify" in printed[2]
+    assert printed[4].endswith("results/mine/report.html")
+
+
+def test_sizes_halve_until_they_end_in_minutes() -> None:
+    """Tokens times parameters times the rate, by hand; no size falls below the least."""
+    scale = draft.Scale(10, 1e-10, 1e-5, draft.Sizes(20, 8, 2, 128, 40, 16, 2))
+    # (20 x 8 x 2 + 3 x 40 + 6 x 16 x 2) x (128 + 72) = 126,400 tokens
+    assert draft._fitting(scale, 1e6, 72) == (scale.sizes, 1)
+    assert draft._fitting(scale, 40e6, 72) == (scale.sizes, 9)
+    # (10 x 4 x 2 + 3 x 20 + 6 x 8 x 2) x (64 + 72) = 32,096 tokens
+    assert draft._fitting(scale, 100e6, 72) == (draft.Sizes(10, 4, 2, 64, 20, 8, 2), 6)
+    sizes, minutes = draft._fitting(scale, 1e10, 72)
+    assert sizes == draft.LEAST and minutes > 10
+
+
+def test_questions_without_answers_are_trained_on_and_not_graded(
+    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = questions(tmp_path / "q.jsonl", answers=False)
+    config, planned = drafted(models, asked, tmp_path / "mine.yaml")
+    assert {"figures/training-distill", "tables/outlook-outlook", "report"} <= planned.keys()
+    assert config.benchmarks == {} and config.tables == {}
+    assert "grader" not in planned["probes/outlook/s0"].cfg  # type: ignore[attr-defined]
+    assert "--grader" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("there.yaml", '{"question": "1+1="}', "there.yaml: it is there already; name another"),
+        (
+            "new.yaml",
+            '{"text": "1+1="}',
+            "q.jsonl: it has text; call the column with the questions",
+        ),
+        ("new.yaml", "", "q.jsonl: it has no row; call the column"),
+        (
+            "new.yaml",
+            '{"question": "' + "x" * 1100 + '", "answer": 1}',
+            f"--questions: a question has {1103 + len(ASKS):,} tokens, the models read 1,024",
+        ),
+        ("new.yaml", '{"question": "1+1=", "answer": 1}', "one question is not enough"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_and_nothing_is_written(
+    models: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    text: str,
+    line: str,
+) -> None:
+    (tmp_path / "there.yaml").write_text("name: mine\n")
+    (tmp_path / "q.jsonl").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        drafted(models, tmp_path / "q.jsonl", tmp_path / name)
+    assert ended.value.code == 2 and line in capsys.readouterr().err
+    assert (tmp_path / "there.yaml").read_text() == "name: mine\n"
+    assert not (tmp_path / "new.yaml").exists()
