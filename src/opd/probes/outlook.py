@@ -18,7 +18,10 @@ Indicators = Mapping[str, Mapping[str, Any]]  # name -> value, low, high, n
 # DeepSeek pairs 0.97 to 0.99: below FOREIGN the models hardly speak the same language, from
 # FAMILIAR on they do. An advantage below USABLE is none. Below LITTLE_NATS per token the teacher
 # asks for what the student does already.
-LIMITS = {"FOREIGN": 0.8, "FAMILIAR": 0.9, "USABLE": 0.05, "LITTLE_NATS": 0.01, "CUT_OFF": 0.3}
+LIMITS = {
+    **{"FOREIGN": 0.8, "FAMILIAR": 0.9, "USABLE": 0.05, "LITTLE_NATS": 0.01},
+    **{"CUT_OFF": 0.3, "FEW_ANSWERS": 0.5},
+}
 
 
 def outlook(values: Indicators) -> tuple[str, str]:

@@ -4,6 +4,8 @@ The indicators are those of Rethinking OPD; the rules that make an outlook of th
 their limits are ours. Nothing is trained.
 """
 
+import math
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,12 +19,13 @@ import transformers
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.core.files import input_files
-from opd.data import conversations, layouts, loaders
+from opd.data import conversations, layouts, loaders, templates
 from opd.data.schemas import PROMPTS, prompt_row
-from opd.grading.graders import grader_named
+from opd.grading.graders import GRADERS, grader_named
 from opd.losses.fused import fused_token_loss
 from opd.losses.spec import PRESETS
 from opd.models import pairing
+from opd.models.checkpoints import parameters, positions, read_config
 from opd.models.prompts import read_prompts
 from opd.models.sampling import Request, Sampler
 from opd.probes import continuation, pair
@@ -35,6 +38,13 @@ from opd.stats.intervals import Array
 # the paper's 1K, 4K and 8K to its 16K tokens.
 DEEPEST = 25
 DEPTHS = (1 / 16, 1 / 4, 1 / 2, 1)
+# What a preflight has where nothing is asked for, halved until it ends in MINUTES, and the least.
+USUAL = {"n": 48, "samples": 4, "max_new_tokens": 1024}
+LEAST = {"n": 8, "samples": 2, "max_new_tokens": 64}
+MINUTES = 3
+# For a token and a parameter of what is sampled: on one processor as config/calibration.yaml has it
+# of models of 0.1 to 1e8 parameters; on a GPU taken to be three times its reference.
+SECONDS = {"cpu": 1.4e-10, "cuda": 1.8e-13}
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
@@ -45,9 +55,10 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     each; 4), grader (without one nothing is known of right and wrong), micro_batch,
     teacher_temperature, teacher_chat_template_kwargs. Inputs: student, teacher, prompts. What is
     sampled is kept in ``cache``. Values: those of ``pair``; with a grader share_student,
-    share_teacher, share_difference, advantage_depth1 to 4 of ``continuation`` (prefixes at
-    ``DEPTHS``) and advantage_fall, from the first to the last of these. Raises ``UserError``
-    where tokenizers or vocabularies differ and where there is no prompt.
+    share_teacher, share_difference, answered_student, answered_teacher, advantage_depth1 to 4 of
+    ``continuation`` (prefixes at ``DEPTHS``) and advantage_fall, from the first to the last of
+    these. Raises ``UserError`` where tokenizers or vocabularies differ and where there is no
+    prompt.
     """
     prompts = read_prompts(inputs["prompts"], cfg.get("n", 48))
     grader = cfg.get("grader")
@@ -74,6 +85,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
         of_teacher = {**cfg, "chat_template_kwargs": kwargs}
         answered = _answered(of_teacher, inputs["teacher"], prompts, cache)
         values |= _shares(rollouts, correct, right(answered, prompts, grader))
+        values |= _with_answer(grader, student=rollouts, teacher=answered)
+        models["reads"] = GRADERS[grader].reads
         advantages, depths = _by_depth(cfg, rollouts, inputs, cache)
         values |= advantages
     counts = {"prompts": len(prompts), "rollouts": len(rollouts)}
@@ -88,23 +101,78 @@ def preflight(
     student: Path, teacher: Path, prompts: Path, out: Path | None, cfg: Mapping[str, Any]
 ) -> str:
     """The report on two model folders and a file of prompts, as text; kept in ``out`` if given,
-    where a run that was stopped goes on.
+    where a run that was stopped goes on. What it will take is said before anything is sampled.
 
-    prompts: what ``read_questions`` takes. cfg: see ``run``. Raises ``UserError`` for what is
-    missing or does not fit.
+    prompts: what ``read_questions`` takes. cfg: see ``run``; n, samples and max_new_tokens may be
+    left out (``sized``), and a template (``opd.data.templates``) may say how to ask.
+    Raises ``UserError`` for what is missing or does not fit.
     """
     transformers.utils.logging.disable_progress_bar()
     require_folders(student, teacher)
+    cfg = dict(cfg)
+    template = cfg.pop("template", None)
     # Checked before they stand in a file that the user has never seen.
-    rows = read_questions(prompts, cfg.get("n", 48), cfg.get("grader"))
+    rows = read_questions(prompts, cfg.get("n") or USUAL["n"], cfg.get("grader"), template)
+    _estimated(cfg, len(rows), student, teacher)
     with tempfile.TemporaryDirectory(prefix="opd-preflight-") as temporary:
         work = Path(temporary)
         tables.write(work / "prompts.parquet", rows, PROMPTS)
         made = work if out is None else out
         made.mkdir(parents=True, exist_ok=True)
         inputs = {"student": student, "teacher": teacher, "prompts": work}
-        run(dict(cfg), inputs, made, made / ".cache")
+        run(cfg, inputs, made, made / ".cache")
         return (made / "preflight.md").read_text(encoding="utf-8")
+
+
+def sized(
+    asked: Mapping[str, int | None],
+    rows: int,
+    parameters: Sequence[int],
+    room: float,
+    device: str,
+    graded: bool,
+) -> tuple[dict[str, int], float]:
+    """``n``, ``samples`` and ``max_new_tokens``, those that are not asked for (None) so that a
+    preflight ends in ``MINUTES``; and the minutes that it takes if no response ends by itself.
+
+    rows: questions that there are. parameters: of student and teacher. room: tokens that a response
+    has in the models' context.
+    """
+    usual = USUAL | {"max_new_tokens": int(min(USUAL["max_new_tokens"], room))}
+    sizes = {name: usual[name] if value is None else value for name, value in asked.items()}
+    sizes["n"] = min(sizes["n"], rows)
+    student, teacher = parameters
+    # Where answers are graded the teacher answers, too, and ends what the student began.
+    work = student + (teacher * (1 + sum(1 - depth for depth in DEPTHS)) if graded else 0)
+    while True:
+        tokens = sizes["n"] * sizes["samples"] * sizes["max_new_tokens"]
+        minutes = tokens * work * SECONDS[device] / 60
+        smaller = sizes | {
+            name: min(sizes[name], max(LEAST[name], sizes[name] // 2))
+            for name, value in asked.items()
+            if value is None
+        }
+        if minutes <= MINUTES or smaller == sizes:
+            return sizes, minutes
+        sizes = smaller
+
+
+def _estimated(cfg: dict[str, Any], rows: int, student: Path, teacher: Path) -> None:
+    """Write the sizes of a preflight into its settings, and say what it will take."""
+    limits = [positions(read_config(model)) or math.inf for model in (student, teacher)]
+    room = max(1, min(limits) - cfg["max_prompt_tokens"])
+    counts = [parameters(model) for model in (student, teacher)]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    asked = {name: cfg.get(name) for name in USUAL}
+    sizes, minutes = sized(asked, rows, counts, room, device, bool(cfg.get("grader")))
+    cfg |= sizes
+    time = f"about {minutes:.0f} min" if minutes >= 1 else "less than a minute"
+    print(
+        f"{sizes['n']} questions x {sizes['samples']} responses of up to "
+        f"{sizes['max_new_tokens']:,} tokens: {time} if none ends before that",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def require_folders(*models: Path) -> None:
@@ -125,11 +193,13 @@ def require_answers(prompts: Sequence[Row], grader: str, path: Path) -> None:
             raise UserError("it has no answer", where, remedy)
 
 
-def read_questions(path: Path, n: int | None = None, grader: str | None = None) -> list[Row]:
+def read_questions(
+    path: Path, n: int | None = None, grader: str | None = None, template: str | None = None
+) -> list[Row]:
     """The first n rows of PROMPTS from such a table, its folder, or the rows of a file (.jsonl,
-    .json, .csv) with question, answer and prompt (the question if not given). Raises ``UserError``
-    for what is none, where there is none, and as ``require_answers`` does where there is a
-    grader."""
+    .json, .csv) with question, answer and prompt (the question if not given). With a ``template``
+    the prompt is the question in it. Raises ``UserError`` for what is none, where there is none, as
+    ``require_answers`` does where there is a grader, and as ``templates.apply``."""
     if path.is_dir():
         path = path / "prompts.parquet"
     rows: list[Row]
@@ -141,9 +211,12 @@ def read_questions(path: Path, n: int | None = None, grader: str | None = None) 
         raise UserError(reason, str(path), "give a file of prompts") from error
     if not rows:
         raise UserError("there are no prompts", str(path), "give a file that is not empty")
+    rows = rows[:n]
     if grader:
-        require_answers(rows[:n], grader, path)
-    return rows[:n]
+        require_answers(rows, grader, path)
+    if template:
+        rows = [{**row, "prompt": templates.apply(template, row["question"])} for row in rows]
+    return rows
 
 
 def _questions(path: Path) -> list[Row]:
@@ -243,6 +316,16 @@ def _shares(rollouts: Sequence[Row], student: Array, teacher: Array) -> dict[str
         "share_teacher": of_teacher,
         "share_difference": draws.difference(of_teacher, of_student),
     }
+
+
+def _with_answer(grader: str, **responses: Sequence[Row]) -> dict[str, draws.Value]:
+    """Share of the responses of each in which the grader finds an answer, right or wrong."""
+    kind, values = GRADERS[grader], {}
+    for who, rows in responses.items():
+        prompts = [row["prompt_id"] for row in rows]
+        found = np.array([kind.answer(kind.read(row["response"])) is not None for row in rows])
+        values[f"answered_{who}"] = draws.share(found, prompts, draws.multiplicities(prompts))
+    return values
 
 
 def _by_depth(

@@ -80,8 +80,7 @@ def test_help_says_what_an_option_is_and_what_it_is_without(command: str) -> Non
 def test_help_has_the_defaults_and_units() -> None:
     text = re.sub(r"\s+", " ", commands()["preflight"].format_help())
     for words in (
-        "48 if not given",
-        "tokens; 7168 if not given",
+        "tokens; so that it ends in about three minutes if not given",
         "tokens; 1024 if not given",
         "float32 if not given",
     ):

@@ -1,6 +1,7 @@
 """``opd preflight``: the outlook's rules on hand-made indicators, and the command on two models."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -345,6 +346,56 @@ def test_models_that_do_not_belong_together(
         assert line in capsys.readouterr().err
         assert not list(tmp_path.glob("out/**/*.jsonl"))
         assert not list(tmp_path.glob("out/preflight*"))
+
+
+def test_sizes_end_in_minutes_unless_they_are_asked_for() -> None:
+    """Tokens times parameters times the rate, by hand."""
+    open_ = {"n": None, "samples": None, "max_new_tokens": None}
+    five = [5_000_000, 5_000_000]
+    # The student, the teacher, and 15/16 + 3/4 + 1/2 + 0 of it from the four depths.
+    share = 1 + 1 + 2.1875
+    sizes, minutes = preflight.sized(open_, 100, five, math.inf, "cpu", graded=True)
+    assert sizes == {"n": 24, "samples": 2, "max_new_tokens": 512}
+    assert minutes == pytest.approx(24 * 2 * 512 * 5e6 * share * 1.4e-10 / 60)
+    assert minutes < 3 < 8 * minutes
+    sizes, minutes = preflight.sized(open_, 100, [135_000_000] * 2, math.inf, "cpu", graded=True)
+    assert sizes == {"n": 8, "samples": 2, "max_new_tokens": 128} and minutes < 3
+    # What is asked for stays; nothing exceeds context or file; without a grader no teacher samples.
+    asked = {**open_, "max_new_tokens": 7168}
+    sizes, minutes = preflight.sized(asked, 100, [10**9] * 2, math.inf, "cpu", graded=True)
+    assert sizes == {"n": 8, "samples": 2, "max_new_tokens": 7168} and minutes > 3
+    sizes, minutes = preflight.sized(open_, 6, [10**4] * 2, 100, "cpu", graded=False)
+    assert sizes == {"n": 6, "samples": 4, "max_new_tokens": 100}
+    assert minutes == pytest.approx(6 * 4 * 100 * 1e4 * 1.4e-10 / 60)
+
+
+def test_a_template_asks_and_the_share_of_answers_is_told(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command(inputs, "--grader", "world", "--template", "{question}#", "--out", str(out))
+    printed = capsys.readouterr()
+    assert printed.err.startswith("6 questions x 3 responses of up to 24 tokens: less than a min")
+    first = rows_of(inputs["prompts"])[0]["question"]
+    assert preflight.read_questions(inputs["lines"], 1, None, "so: {question}")[0]["prompt"] == (
+        f"so: {first}"
+    )
+    report = json.loads((out / "preflight.json").read_text())
+    text = " ".join(printed.out.split())
+    told = [round(100 * report["values"][f"answered_{who}"]["value"]) for who in inputs if who in
+            ("student", "teacher")]  # fmt: skip
+    assert (
+        f"answers: {told[0]} % of the student's responses and {told[1]} % of the teacher's" in text
+    )
+    assert ("(--template boxed)" in text) is (min(told) < 50)
+    rows = [
+        {"prompt_id": str(i // 2), "response": r} for i, r in enumerate(("#1", "x", "#", "2#3"))
+    ]
+    values = preflight._with_answer("world", student=rows, teacher=rows[1:3])
+    assert [values[f"answered_{who}"].value for who in ("student", "teacher")] == [0.5, 0.0]
+    with pytest.raises(SystemExit):
+        command(inputs, "--template", "no place")
+    assert "the template has no {question}" in capsys.readouterr().err
 
 
 def test_as_a_stage(inputs: Inputs, tmp_path: Path) -> None:

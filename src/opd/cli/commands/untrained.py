@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from opd.cli.commands import options
+from opd.cli.commands.options import whole
 from opd.core.errors import UserError
 from opd.core.security import refuse_code, visible
+from opd.data.templates import TEMPLATES
 from opd.grading.graders import GRADERS
 from opd.models.source import GRAMMAR, hub_id, local
 
@@ -18,10 +20,13 @@ CHOICES = {
     "dtype": (("float32", "bfloat16"), "what models are computed in"),
 }
 # Options that are settings of the stages -> default, and what they are.
+IN_MINUTES = "so that it ends in about three minutes if not given"
+SIZES = {
+    "n": "prompts, the first of the file",
+    "samples": "rollouts of each prompt",
+    "max_new_tokens": "longest response in tokens",
+}
 PREFLIGHT = {
-    "n": (48, "prompts, the first of the file"),
-    "samples": (4, "rollouts of each prompt"),
-    "max_new_tokens": (7168, "longest response in tokens"),
     "max_prompt_tokens": (1024, "longest prompt in tokens"),
     "k": (16, "tokens in the top k sets of student and teacher"),
 }
@@ -48,7 +53,14 @@ def add(command: options.Add) -> None:
     options.add(preflight, "--student", GRAMMAR, required=True, metavar="MODEL")
     options.add(preflight, "--teacher", GRAMMAR, required=True, metavar="MODEL")
     options.add_path(preflight, "--questions", QUESTIONS, required=True, metavar="FILE")
+    for name, about in SIZES.items():
+        about = f"{about}; {IN_MINUTES}"
+        options.add(preflight, f"--{name.replace('_', '-')}", about, type=whole(1), metavar="N")
     options.add_counts(preflight, PREFLIGHT)
+    about = (
+        f"what asks, {', '.join(TEMPLATES)} or text with {{question}}; the bare prompt if not given"
+    )
+    options.add(preflight, "--template", about)
     about = "that rollouts are sampled at"
     options.add(preflight, "--temperature", about, 1.0, type=options.positive, metavar="T")
     options.add(preflight, "--grader", f"{ANSWERS}; nothing is graded if not given")
@@ -123,7 +135,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
     student = _model(arguments.student, "--student")
     teacher = _model(arguments.teacher, "--teacher")
     prompts = _questions(arguments.questions)
-    cfg = _settings(arguments, *PREFLIGHT, "temperature")
+    cfg = _settings(arguments, *SIZES, *PREFLIGHT, "temperature", "template")
     cfg["metrics_k"] = cfg.pop("k")
     print(visible(preflight(student, teacher, prompts, arguments.out, cfg)), end="")
     if arguments.align:
@@ -131,8 +143,8 @@ def _preflight(arguments: argparse.Namespace) -> None:
 
         if not cfg["grader"]:
             raise UserError("an alignment needs one", "--grader", "name one, or leave --align out")
-        visits = ("rollouts", "min_visits", "min_children_visits")
-        cfg |= {name: ALIGN[name][0] for name in visits} | {"demonstrate": False}
+        given = {name: value for name, value in cfg.items() if value is not None}
+        cfg = {name: value for name, (value, _) in ALIGN.items()} | given | {"demonstrate": False}
         out = arguments.out / "align" if arguments.out else None
         print(f"\n{visible(align(student, [teacher], prompts, out, cfg))}", end="")
 
