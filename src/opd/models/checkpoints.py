@@ -63,12 +63,18 @@ def _reason(error: BaseException) -> str:
     return shorten(f"{kind}{error}", 300, placeholder=" ...")
 
 
-def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model; what is trained is held in float32, whatever it computes in. Raises
-    ``UserError`` unless all its weights are there and are numbers."""
+def load_model(
+    path: Path, dtype: torch.dtype = torch.float32, attention: str | None = None
+) -> PreTrainedModel:
+    """A causal language model; what is trained is held in float32, whatever it computes in.
+    ``attention`` is how attention is computed, by transformers' names. Raises ``UserError`` unless
+    all its weights are there and are numbers, and where attention cannot be computed so."""
+    chosen = {"attn_implementation": attention} if attention else {}
+    if attention:
+        _require_attention(path, attention)
     with reading(path, "weights"):
         model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True
+            path, dtype=dtype, output_loading_info=True, **chosen
         )
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"{missing[0]} is not among them")
@@ -77,6 +83,19 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMode
                 raise ValueError(f"{name} is not finite")
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _require_attention(path: Path, attention: str) -> None:
+    config = read_config(path)
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{attention} cannot be used for {path} ({_reason(error)})",
+            "training.attention",
+            "install what it needs, or take sdpa, flex_attention or eager",
+        ) from error
 
 
 def load_tokenizer(path: Path, options: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:

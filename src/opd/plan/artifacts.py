@@ -172,7 +172,7 @@ def _training(config: Config, name: str, model: Model) -> dict[str, Any]:
     Raises ``UserError`` for a step that cannot be dealt out to processes."""
     assert model.trained is not None
     execution = config.training.model_dump(mode="json", exclude_none=True)
-    made_by = ("precision", "gradient_checkpointing", "processes")
+    made_by = ("precision", "attention", "gradient_checkpointing", "processes")
     settings = settings_of(model.trained)
     settings |= {key: execution.pop(key) for key in made_by if key in execution}
     if (vllm := execution.get("vllm")) is not None:

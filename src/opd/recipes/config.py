@@ -40,6 +40,21 @@ class Training(Strict):
     precision: Literal["float32", "bfloat16"] | None = Field(
         default=None, description="what is computed in; trained weights stay float32"
     )
+    attention: (
+        Literal[
+            "eager",
+            "sdpa",
+            "flex_attention",
+            "flash_attention_2",
+            "flash_attention_3",
+            "flash_attention_4",
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="how student and teacher compute attention, by transformers' names; its own "
+        "choice if not given (sdpa)",
+    )
     gradient_checkpointing: bool | None = None
     processes: Count | None = Field(default=None, description="of one stage, through accelerate")
     checkpoint_every: Count = Field(default=50, description="steps")
@@ -49,6 +64,12 @@ class Training(Strict):
         default=None,
         description="TRL's vllm_* settings: rollouts in training go through vLLM where given",
     )
+
+    @model_validator(mode="after")
+    def _attention_has_its_type(self) -> "Training":
+        if (self.attention or "").startswith("flash_") and self.precision != "bfloat16":
+            raise ValueError(f"attention: {self.attention} needs precision: bfloat16")
+        return self
 
 
 class World(Strict):

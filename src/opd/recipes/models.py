@@ -283,6 +283,10 @@ class Distill(OnPolicy):
     metrics_every: Count = Field(default=1, description="steps between measurements")
     position_bin: Count = Field(default=512, description="tokens in a bin of response positions")
     guard: Guard = Guard()
+    packing: bool | None = Field(
+        default=None,
+        description="a micro-batch goes through the models as one row without padding",
+    )
     steps: Count
     rollouts_per_prompt: Count = 4
     schedule: Literal["constant", "cosine"] = "constant"

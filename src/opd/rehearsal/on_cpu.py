@@ -51,6 +51,9 @@ def _possible(cfg: Mapping[str, Any]) -> dict[str, Any]:
     elif execution.get("vllm", {}).get("enable_sleep_mode"):
         execution["vllm"] = {**execution["vllm"], "enable_sleep_mode": False}
         _say("vLLM does not sleep between rollouts, which a CPU cannot")
+    if possible.get("attention", "sdpa") not in ("eager", "sdpa"):
+        possible.pop("attention")
+        _say(f"attention is sdpa in place of {cfg['attention']}, which a CPU cannot train with")
     if "accelerate" in execution and cfg.get("processes", 1) == 1:
         execution.pop("accelerate")
         _say("one process trains, without sharding")

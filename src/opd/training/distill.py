@@ -22,6 +22,7 @@ from opd.models import pairing
 from opd.models.checkpoints import load_model, load_tokenizer, read_config, require_room
 from opd.models.pairing import head_of, teacher_kwargs, trim_vocabularies
 from opd.training import common, launch, micro_batches, order
+from opd.training.padding import packed_hidden, require_boundaries, trimmed
 from opd.training.record import Record, Value
 
 # Column of the token ids that the teacher reads in place of the student's prompt.
@@ -80,7 +81,10 @@ class Trainer(DistillationTrainer):
             torch.cat([inputs[f"{prompt}_{kind}"], inputs[f"completion_{kind}"]], 1)
             for kind in ("ids", "mask")
         )
-        return self._get_last_hidden_state(model, ids, mask, inputs["completion_ids"].shape[1])
+        responses = inputs["completion_ids"].shape[1]
+        if self.cfg.get("packing"):
+            return packed_hidden(model.base_model, ids, mask)[:, -responses - 1 : -1]
+        return self._get_last_hidden_state(model, ids, mask, responses)
 
     @torch.no_grad()
     def _teacher(self, student: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:
@@ -100,6 +104,7 @@ class Trainer(DistillationTrainer):
     def _compute_loss(
         self, unwrapped_student: Any, inputs: dict[str, Tensor], num_items_in_batch: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = trimmed(inputs)
         ids, mask = inputs["completion_ids"], inputs["completion_mask"]
         # TRL calls the backbone past the forward that accelerate has put autocast into.
         with self.accelerator.autocast():
@@ -277,11 +282,13 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     for note in compared["notes"]:
         print(f"note: {note}", file=sys.stderr)
     examples = load(cfg, inputs, tokenizer)
-    student = load_model(inputs["student"])
+    attention = cfg.get("attention")
+    student = load_model(inputs["student"], attention=attention)
     # A teacher that is never updated may be held in what it is computed in.
     frozen = cfg.get("teacher_update", "frozen") == "frozen"
     narrow = frozen and cfg.get("precision") == "bfloat16"
-    teacher = load_model(inputs["teacher"], torch.bfloat16 if narrow else torch.float32)
+    dtype = torch.bfloat16 if narrow else torch.float32
+    teacher = load_model(inputs["teacher"], dtype, attention)
     trim_vocabularies(student, teacher, tokenizer, beyond)
     arguments = common.rollout_arguments(cfg, "distill", scratch)
     if "end_tokens" in cfg:
@@ -298,6 +305,10 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         train_dataset=examples,
         processing_class=tokenizer,
     )
+    if cfg.get("packing"):
+        with trainer.accelerator.autocast():
+            for model in (student, teacher):
+                require_boundaries(model)
     if trainer.update == "ema":
         if trainer.is_fsdp_enabled:
             raise UserError("an EMA teacher is not sharded", "teacher_update", "train it with ddp")

@@ -12,6 +12,7 @@ from opd.data import privileged
 from opd.grading.graders import GRADERS
 from opd.models.checkpoints import load_model, load_tokenizer
 from opd.training import common, launch, order
+from opd.training.padding import trimmed
 from opd.training.record import Record
 from opd.training.resume import step_of
 
@@ -65,7 +66,12 @@ def importance_weights(cap: float | None) -> dict[str, Any]:
 
 
 class Trainer(GRPOTrainer):
-    """Keeps the rollouts that further updates need in its checkpoints."""
+    """Keeps the rollouts that further updates need in its checkpoints, and padding out of its
+    micro-batches."""
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss: torch.Tensor = super()._compute_loss(model, trimmed(inputs))
+        return loss
 
     def _rollouts(self, folder: Path) -> Path:
         return folder / f"rollouts-{self.accelerator.process_index}.pt"
@@ -143,7 +149,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     updates = cfg.get("updates_per_batch", 1)
     arguments = common.rollout_arguments({**cfg, "steps": batches * updates}, "grpo", scratch)
     trainer = Trainer(
-        model=load_model(inputs["student"]),
+        model=load_model(inputs["student"], attention=cfg.get("attention")),
         reward_funcs=reward_functions,
         args=GRPOConfig(
             **arguments,

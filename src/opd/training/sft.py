@@ -26,6 +26,7 @@ from opd.models.checkpoints import (
     stop_ids,
 )
 from opd.training import common, launch
+from opd.training.padding import require_boundaries
 from opd.training.record import Record
 
 NLL_TRACES = 256
@@ -191,27 +192,6 @@ class Measure(TrainerCallback):
             self()
 
 
-def _require_boundaries(model: Any, rows: list[Row]) -> None:
-    """Raise ``UserError`` where a packed sequence sees the one before it.
-
-    Where attention stops at the boundary, masked weights are exactly zero, and so is the gradient
-    of the second sequence's logits by the first one's embeddings.
-    """
-    a, b = (torch.tensor(row["input_ids"][:16], device=model.device) for row in (rows * 2)[:2])
-    embedded = model.get_input_embeddings()(torch.cat([a, b])[None]).detach().requires_grad_()
-    positions = torch.cat([torch.arange(len(x), device=model.device) for x in (a, b)])[None]
-    # As the trainer calls it: with a cache, transformers takes both for one sequence.
-    logits = model(inputs_embeds=embedded, position_ids=positions, use_cache=False).logits
-    (gradient,) = torch.autograd.grad(logits[:, len(a) :].float().square().sum(), embedded)
-    if gradient[:, : len(a)].any():
-        raise UserError(
-            f"the attention of {type(model).__name__} "
-            f"({model.config._attn_implementation}) looks across packed pairs",
-            "packing",
-            "leave it out for this model",
-        )
-
-
 def load(
     cfg: dict[str, Any], file: Path, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Row], dict[str, int]]:
@@ -273,7 +253,7 @@ def load_student(
 ) -> PreTrainedModel:
     """The model to train, which generates until what ends a turn in its chat template, too: a base
     model may end its responses with another token, and would go on after the end that it learns."""
-    model = load_model(folder)
+    model = load_model(folder, attention=cfg.get("attention"))
     turn = turn_end(tokenizer, cfg.get("chat_template_kwargs") or {})
     ends = stop_ids(folder, tokenizer)
     if turn is not None and turn not in ends:
@@ -344,7 +324,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         processing_class=tokenizer,
     )
     if packing:
-        _require_boundaries(trainer.model, trained)
+        with trainer.accelerator.autocast():
+            require_boundaries(trainer.model)
     record = Record("sft", {})
     measure = Measure(trainer, record, measured, cfg.get("nll_every", 0))
     trainer.add_callback(measure)

@@ -482,18 +482,29 @@ def test_what_changes_how_a_model_is_trained_is_apart_from_what_changes_it():
         "checkpoint_every": 5,
         "report_to": "wandb",
         "precision": "bfloat16",
+        "attention": "flex_attention",
         "processes": 2,
     }
-    cfg = artifacts(config(training=training))["models/x/s0"].cfg
-    assert cfg["execution"] == {"checkpoint_every": 5, "report_to": "wandb"}
-    assert (cfg["precision"], cfg["processes"]) == ("bfloat16", 2)
-    assert not {"precision", "processes"} & set(plain)
+    made_by = {key: training.pop(key) for key in ("precision", "attention", "processes")}
+    cfg = artifacts(config(training=training | made_by))["models/x/s0"].cfg
+    assert cfg["execution"] == training
+    assert made_by.items() <= cfg.items()
+    assert not made_by.keys() & plain.keys()
     vllm = {"mode": "server", "server_host": "a", "tensor_parallel_size": 2}
     cfg = artifacts(config(training={"vllm": vllm}))["models/x/s0"].cfg
     assert cfg["vllm"] == {"mode": "server", "tensor_parallel_size": 2}
     assert cfg["execution"]["vllm"] == {"server_host": "a"}
     # What answers benchmarks is another choice.
     assert artifacts(config(backend="vllm"))["models/x/s0"].cfg == plain
+
+
+def test_flash_attention_computes_in_bfloat16():
+    flash = {"attention": "flash_attention_2"}
+    with pytest.raises(UserError, match=r"training: .*flash_attention_2 needs precision: bfloat16"):
+        resolve(config(training=flash))
+    resolve(config(training=flash | {"precision": "bfloat16"}))
+    with pytest.raises(UserError, match=r"training\.attention: .*'flex_attention'"):
+        resolve(config(training={"attention": "flash"}))
 
 
 def test_what_samples_belongs_to_generations_and_evaluations_only():
