@@ -58,6 +58,11 @@ class Training(Strict):
     gradient_checkpointing: bool | None = None
     processes: Count | None = Field(default=None, description="of one stage, through accelerate")
     checkpoint_every: Count = Field(default=50, description="steps")
+    checkpoint_minutes: float = Field(
+        default=30,
+        gt=0,
+        description="a checkpoint is also written at the end of a step when the last one is older",
+    )
     accelerate: str | None = Field(default=None, description="an accelerate config file")
     report_to: str | None = Field(default=None, description="as transformers: wandb, trackio, ...")
     vllm: dict[str, Plain] | None = Field(

@@ -1,6 +1,7 @@
 """What the three training stages share: settings, checks of their input, loading and saving."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,8 @@ def train(
     the run does not have.
     """
     steps = trainer.args.max_steps // updates
-    keep = cfg.get("execution", {}).get("keep_steps", [])
+    execution = cfg.get("execution", {})
+    keep = execution.get("keep_steps", [])
     if max(keep, default=0) > steps:
         raise UserError(
             f"step {max(keep)} is beyond the run's {steps} steps", "keep_steps", "lower it"
@@ -210,7 +212,8 @@ def train(
 
     trainer.add_callback(Keep(folders, save))
     _add_up_in_float32(trainer)
-    resumable(trainer, record, scratch, folders)
+    minutes = execution.get("checkpoint_minutes", math.inf)
+    resumable(trainer, record, scratch, folders, minutes)
     finish()
     save(out)
     if trainer.accelerator.is_main_process:

@@ -13,6 +13,7 @@ import math
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -32,15 +33,17 @@ STOPPED = 143  # what a shell reports of a process that SIGTERM ended
 
 
 class Steps(TrainerCallback):
-    """Seeds every step, and ends the run on SIGTERM where nothing is half done.
+    """Seeds every step, has a checkpoint written at the end of a step when the last one is more
+    than ``minutes`` old, and ends the run on SIGTERM where nothing is half done.
 
     The weights are those of the last complete step except between ``on_pre_optimizer_step`` and the
     next ``on_step_begin``; elsewhere the handler may leave at once. Several processes leave
     together, at a step's beginning.
     """
 
-    def __init__(self, seed: int, trainer: Trainer) -> None:
-        self.seed, self.trainer = seed, trainer
+    def __init__(self, seed: int, trainer: Trainer, minutes: float) -> None:
+        self.seed, self.trainer, self.minutes = seed, trainer, minutes
+        self.saved_at = time.monotonic()
         self.stopping = self.updating = False
 
     def handle(self, *_: Any) -> None:
@@ -50,20 +53,30 @@ class Steps(TrainerCallback):
         if not self.updating and self.trainer.accelerator.num_processes == 1:
             raise SystemExit(STOPPED)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def _in_any_process(self, holds: bool) -> bool:
         accelerator = self.trainer.accelerator
-        stopping = self.stopping
-        if accelerator.num_processes > 1:
-            flag = torch.tensor(float(stopping), device=accelerator.device)
-            stopping = bool(accelerator.reduce(flag, "sum") > 0)
-        if stopping:
+        if accelerator.num_processes == 1:
+            return holds
+        flag = torch.tensor(float(holds), device=accelerator.device)
+        return bool(accelerator.reduce(flag, "sum") > 0)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._in_any_process(self.stopping):
             raise SystemExit(STOPPED)
         self.updating = False
-        text = f"{self.seed}/{int(state.global_step)}/{accelerator.process_index}"
+        process = self.trainer.accelerator.process_index
+        text = f"{self.seed}/{int(state.global_step)}/{process}"
         set_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.updating = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        due = time.monotonic() - self.saved_at >= 60 * self.minutes
+        control.should_save |= self._in_any_process(due)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.saved_at = time.monotonic()
 
 
 class Keep(TrainerCallback):
@@ -84,10 +97,17 @@ class Keep(TrainerCallback):
             self.save(folder)
 
 
-def resumable(trainer: Trainer, record: Record, scratch: Path, folders: Mapping[int, Path]) -> None:
+def resumable(
+    trainer: Trainer,
+    record: Record,
+    scratch: Path,
+    folders: Mapping[int, Path],
+    minutes: float = math.inf,
+) -> None:
     """``trainer.train()`` from the last sound checkpoint in ``scratch`` before which all steps that
     are to be kept in ``folders`` (by step, see ``Keep``) have been. What is damaged is left out,
-    with a line.
+    with a line. A checkpoint is written at the trainer's ``save_steps``, and at the end of a step
+    when the last one is more than ``minutes`` old.
 
     SIGTERM leaves a checkpoint of the last step and exits with 143. A loss that is no number leaves
     a marker: the same run fails at once with the same message until the marker is removed. Memory
@@ -97,7 +117,7 @@ def resumable(trainer: Trainer, record: Record, scratch: Path, folders: Mapping[
     with suppress(FileNotFoundError, ValueError):  # a damaged one counts as none
         what, where, remedy = json.loads(failed.read_text())
         raise UserError(what, where, f"{remedy}; to try the same once more, remove {failed}")
-    steps = Steps(trainer.args.seed, trainer)
+    steps = Steps(trainer.args.seed, trainer, minutes)
     accelerator = trainer.accelerator
     sealing = checksums.Sealing(folders, accelerator.process_index, accelerator.num_processes)
     trainer.add_callback(steps)

@@ -477,9 +477,10 @@ def test_defaults_are_inherited_and_overridden_key_by_key():
 
 def test_what_changes_how_a_model_is_trained_is_apart_from_what_changes_it():
     plain = artifacts(config())["models/x/s0"].cfg
-    assert plain["execution"] == {"checkpoint_every": 50}
+    assert plain["execution"] == {"checkpoint_every": 50, "checkpoint_minutes": 30}
     training = {
         "checkpoint_every": 5,
+        "checkpoint_minutes": 7,
         "report_to": "wandb",
         "precision": "bfloat16",
         "attention": "flex_attention",

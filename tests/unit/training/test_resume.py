@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -385,6 +386,31 @@ def test_sigkill_and_sigterm(inputs: Inputs, tmp_path: Path) -> None:
         for folder in (run_dir, tmp_path / "whole")
     )
     assert ours.keys() == {"3", "28", "33"} and ours == theirs
+
+
+def test_a_checkpoint_is_written_when_the_last_one_is_old(
+    inputs: Inputs, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of a minute each; the last step is one of every seven."""
+    begin, saved = resume.Steps.on_step_begin, checksums.Sealing.on_save
+    clock = SimpleNamespace(minutes=0, monotonic=lambda: 60.0 * clock.minutes)
+    steps = []
+
+    def minute(self: Any, *given: Any, **named: Any) -> None:
+        clock.minutes += 1
+        begin(self, *given, **named)
+
+    def save(self: Any, args: Any, state: Any, *given: Any, **named: Any) -> None:
+        steps.append(state.global_step)
+        saved(self, args, state, *given, **named)
+
+    monkeypatch.setattr(resume, "time", clock)
+    monkeypatch.setattr(resume.Steps, "on_step_begin", minute)
+    monkeypatch.setattr(checksums.Sealing, "on_save", save)
+    name, cfg = CASES["distill"]
+    run(name, {**cfg, "execution": {"checkpoint_minutes": 2.5}}, inputs, tmp_path / "a")
+    assert steps == [3, 6, 7]
+    assert files(tmp_path / "a") == files(whole("distill")[1])
 
 
 def test_a_loss_that_is_no_number_fails_again_at_once(
