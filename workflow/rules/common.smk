@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from snakemake.settings.types import RerunTrigger
@@ -16,7 +17,7 @@ from opd.core.schema import read_yaml
 from opd.core.security import visible
 from opd.plan import artifacts, command_line, console, hub_lock, outputs, resources
 from opd.recipes import resolve
-from opd.stages import fresh, registry
+from opd.stages import fresh, lock, registry
 from opd.stages.registry import STAGES
 
 BEGAN = time.time()
@@ -65,7 +66,9 @@ ADOPTED = fresh.adopted(ARTIFACTS, Path(RESULTS))
 RULES = sorted(Path(workflow.basedir, "workflow", "rules").glob("*.smk"))
 PARSED = fresh.parsed(ARTIFACTS, [Path(workflow.basedir, "Snakefile"), *RULES])
 EDITED, OTHERWISE = [], {}
+PROGRESS = ExitStack()  # what tells of it on the console, while the run lasts
 if workflow.is_main_process:
+    console.end_at_interrupt()
     os.environ.update(OPD_PLAN=PARSED)
     UNLOCKED = hub_lock.unlocked(CONFIG, LOCK)
     if UNLOCKED:
@@ -117,10 +120,14 @@ onstart:
         warm.begin()
     fresh.write_plan(Path(PLAN), ARTIFACTS, TARGETS)
     fresh.write_config(Path(RESULTS, "config.yaml"), config)
+    if sys.stderr.isatty():
+        look = console.teller(ARTIFACTS, Path(RESULTS), lambda line: tell([line]))
+        PROGRESS.enter_context(lock.repeated(look, console.LOOK_SECONDS))
     compare_pairs()
 
 
 onsuccess:
+    PROGRESS.close()
     tell(
         console.notes_of_data(ARTIFACTS, Path(RESULTS), BEGAN),
         console.findings(Path(RESULTS), BEGAN),
@@ -128,6 +135,7 @@ onsuccess:
 
 
 onerror:
+    PROGRESS.close()
     tell(
         console.notes_of_data(ARTIFACTS, Path(RESULTS), BEGAN),
         [*console.failures(ARTIFACTS, Path(RESULTS), BEGAN).values()],

@@ -1,8 +1,13 @@
-"""What a run says on the console when it ends: why its jobs failed, what its data have that a user
-may not expect, and where the results are to be read. Jobs say all of it in their logs."""
+"""What a run says on the console: what its jobs are at, and when it ends why jobs failed, what its
+data have that a user may not expect, and where the results are to be read. Jobs say all of it in
+their logs."""
 
 import json
-from collections.abc import Iterable, Mapping
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +16,83 @@ from opd.results.claims_page import headline, mark
 from opd.stages.artifact import Artifact
 
 MOST = 8  # lines of one kind; the others are counted
-STOPPED = ("told to stop:", "interrupted:")  # how the log of a job ends that others took down
+# How the log of a job ends that others took down.
+STOPPED = ("told to stop:", "interrupted:", "KeyboardInterrupt")
+LOOK_SECONDS, SAY_SECONDS = 5.0, 60.0
+TAIL_BYTES = 4096
 
 
 def failures(artifacts: Iterable[str], results: Path, began: float = 0.0) -> dict[str, str]:
     """A line for each artifact whose job has written a log since ``began`` (seconds since 1970) and
-    has not made it, by its folder: the last line of the log that begins with ``error:``, else its
-    last line."""
+    has not made it, by its folder (``ending``)."""
     lines = {}
     for folder in artifacts:
         log = results / "logs" / f"{folder}.log"
         if (results / folder / "digest.json").exists() or not _since(log, began):
             continue
-        text = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line.removeprefix("error: ") for line in text if line.startswith("error: ")]
-        last = (errors or text or ["its log is empty"])[-1]
+        last = ending(log)
         if not last.startswith(STOPPED):
-            lines[folder] = f"error: {folder}: {visible(last)} (all of it: {log})"
+            lines[folder] = f"error: {folder}: {last} (all of it: {log})"
     return lines
+
+
+def ending(log: Path) -> str:
+    """Why a job ended that has not made its artifact: the last line of its log that begins with
+    ``error:``, else its last line."""
+    text = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in text if line.startswith("error: ")]
+    return visible((errors or text or ["its log is empty"])[-1])
+
+
+def under_way(artifacts: Iterable[str], results: Path, since: float) -> dict[str, str]:
+    """The last line of each log that was written to since then (seconds since 1970), by the folder
+    of the artifact, which is not made yet: of most stages a bar with the time that is left."""
+    lines = {}
+    for folder in artifacts:
+        log = results / "logs" / f"{folder}.log"
+        if not _since(log, since) or (results / folder / "digest.json").exists():
+            continue
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+        if last and not last.startswith(("error:", *STOPPED)):
+            lines[folder] = visible(last)
+    return lines
+
+
+def teller(
+    artifacts: Iterable[str], results: Path, tell: Callable[[str], None]
+) -> Callable[[], None]:
+    """A function to be called every few seconds: it tells what jobs are at (``under_way``), of each
+    job once a minute, and at once that it waits for another process."""
+    told: dict[str, float] = {}
+
+    def look() -> None:
+        now = time.time()
+        for folder, line in under_way(artifacts, results, now - 2 * SAY_SECONDS).items():
+            waits = folder not in told and line.startswith("waiting for")
+            if waits or now - told.setdefault(folder, now) >= SAY_SECONDS:
+                told[folder] = now
+                tell(f"{folder}: {line}")
+
+    return look
+
+
+def end_at_interrupt() -> None:
+    """Have Ctrl-C end the run with one line. What Snakemake would say of the jobs that it ends is
+    no news then, nor is a second Ctrl-C, which jobs receive by themselves."""
+
+    def interrupted(*_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        logging.disable(logging.CRITICAL)
+        # A handler may run in the middle of a print.
+        os.write(2, b"interrupted: what was finished is kept, the same command goes on\n")
+        raise SystemExit(130)
+
+    # Whoever starts a run in the background ignores Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupted)
 
 
 def notes_of_data(artifacts: Mapping[str, Artifact], results: Path, began: float) -> list[str]:

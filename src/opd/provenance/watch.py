@@ -12,7 +12,8 @@ from opd.core import tables
 from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.losses.schemas import METRICS
-from opd.stages import lock
+from opd.plan.console import ending
+from opd.stages import lock, on_disk
 
 NUMBERS = TypeAdapter(dict[str, float])
 
@@ -35,8 +36,8 @@ SHOWN = (
 
 def watch(folder: Path, seconds: float = 0.5) -> Iterator[str]:
     """Lines to print of the run whose artifact is ``folder``: of one that is under way until it
-    ends, of one that is done all steps; every minute without a step, when the run was last heard
-    of. Raises ``UserError`` where there is neither."""
+    ends, of one that is done all steps, of one that stopped why it did; every minute without a
+    step, when the run was last heard of. Raises ``UserError`` where there is none."""
     widths: dict[str, int] = {}
     done = (folder / "digest.json").is_file()
     for line in _finished(folder) if done else _under_way(folder, seconds):
@@ -69,6 +70,11 @@ def _finished(folder: Path) -> Iterator[dict[str, float]]:
 def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]:
     running = folder / "running.json"
     if not running.is_file():
+        root = on_disk.results_folder(folder)
+        log = root / "logs" / f"{folder.relative_to(root)}.log"
+        if log.is_file():
+            yield f"it stopped: {ending(log)} (all of it: {log})"
+            return
         remedy = "name the model of a training run"
         raise UserError("no run is under way or done here", str(folder), remedy)
     scratch = read_json(running)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,66 @@ def test_failed_jobs_are_told_by_the_error_lines_of_their_logs(tmp_path: Path) -
         "error: models/hostile/s0: ⟨U+001B⟩[2Jgone",
     ]
     assert lines[0].endswith(f"(all of it: {tmp_path}/logs/models/a/s0.log)")
+
+
+def test_what_jobs_are_at_is_the_last_line_of_their_logs(tmp_path: Path) -> None:
+    bar = "large: 10%|█  | 1/10 [00:03<00:27]\rlarge: 20%|██ | 2/10 [00:06<00:24, 3.00s/it]"
+    put(tmp_path / "logs/models/bar/s0.log", f"begins\n{bar}")
+    put(tmp_path / "logs/models/long/s0.log", "x" * 10_000 + "\nlast\n\n")
+    put(tmp_path / "logs/models/failed/s0.log", "error: of this run\n")
+    put(tmp_path / "logs/models/silent/s0.log", "step 1\n", BEGAN - 1)
+    put(tmp_path / "logs/models/empty/s0.log", "")
+    put(tmp_path / "logs/models/made/s0.log", "made\n")
+    made(tmp_path, "models/made/s0")
+    names = ("bar", "long", "failed", "silent", "empty", "made", "not-begun")
+    lines = console.under_way([f"models/{name}/s0" for name in names], tmp_path, BEGAN)
+    assert lines == {
+        "models/bar/s0": "large: 20%|██ | 2/10 [00:06<00:24, 3.00s/it]",
+        "models/long/s0": "last",
+    }
+
+
+def test_a_job_is_told_of_once_a_minute_and_at_once_if_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    look = console.teller(["a", "b"], tmp_path, told.append)
+
+    def at(seconds: float) -> list[str]:
+        monkeypatch.setattr(console.time, "time", lambda: BEGAN + seconds)
+        for log in tmp_path.glob("logs/*.log"):
+            os.utime(log, (BEGAN + seconds, BEGAN + seconds))
+        told.clear()
+        look()
+        return [*told]
+
+    put(tmp_path / "logs/a.log", "1/9")
+    assert at(0) == at(55) == []
+    put(tmp_path / "logs/b.log", "waiting for process 7 on here, last heard 2 s ago")
+    assert at(58) == ["b: waiting for process 7 on here, last heard 2 s ago"]
+    assert at(61) == ["a: 1/9"]
+    put(tmp_path / "logs/a.log", "5/9")
+    assert at(117) == [] and [line[:2] for line in at(122)] == ["a:", "b:"]
+
+
+INTERRUPTED = """
+import logging, os, signal
+from opd.plan import console
+signal.signal(signal.SIGINT, signal.default_int_handler)
+console.end_at_interrupt()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except SystemExit:
+    os.kill(os.getpid(), signal.SIGINT)  # no second one
+    logging.getLogger("snakemake").error("of a job that was ended")
+    print("ends")
+"""
+
+
+def test_ctrl_c_is_one_line_and_a_second_is_none() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    line = "interrupted: what was finished is kept, the same command goes on\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ends\n", line)
 
 
 def test_notes_of_prompt_sets_that_were_just_made(tmp_path: Path) -> None:

@@ -82,6 +82,20 @@ def test_a_run_without_news_tells_when_it_was_last_heard_of(
     assert not [line for line in news if not line.startswith(said)]
 
 
+def test_a_run_that_stopped_tells_why(tmp_path: Path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "results" / "mini" / "models" / "m" / "s0"
+    folder.mkdir(parents=True)
+    log = tmp_path / "results/mini/logs/models/m/s0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("step 4\ninterrupted: what was finished is kept, start again\n")
+    (tmp_path / "results/mini/plan.json").write_text('{"models/m/s0": {}}')
+    monkeypatch.chdir(tmp_path)
+    main(["watch", "m"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("it stopped: interrupted: what was finished is kept, start again (all")
+    assert line.endswith(f"results/mini/{log.relative_to(tmp_path / 'results/mini')})")
+
+
 def test_where_there_is_nothing_to_watch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
