@@ -136,6 +136,15 @@ def trim_vocabularies(
             model.resize_token_embeddings(shared, mean_resizing=False)
 
 
+def save_trimmed(source: Path, rows: int, out: Path) -> None:
+    """Write a model of as many ``rows`` of embedding and head to ``out``, with its tokenizer and in
+    the type of its weights: for an engine that loads models from folders."""
+    model = load_model(source, read_config(source).dtype or torch.float32)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    model.save_pretrained(out)
+    load_tokenizer(source).save_pretrained(out)
+
+
 def compare(
     cfg: Mapping[str, Any], student: Path, teacher: Path, chats: Sequence[Sequence[Turn]] = ASKED
 ) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from opd.losses.spec import LossSpec, loss_spec
 from opd.losses.token import aggregate
 from opd.models import pairing
 from opd.models.checkpoints import load_model, load_tokenizer, read_config, require_room
-from opd.models.pairing import head_of, teacher_kwargs, trim_vocabularies
+from opd.models.pairing import head_of, save_trimmed, teacher_kwargs, trim_vocabularies
 from opd.training import common, launch, micro_batches, order
 from opd.training.padding import packed_hidden, require_boundaries, trimmed
 from opd.training.record import Record, Value
@@ -296,12 +296,25 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         student.generation_config.eos_token_id = ends
         if "vllm" in cfg:
             arguments["generation_kwargs"] = {"stop_token_ids": ends}
+    args = DistillationConfig(**arguments)
+    if "vllm" in cfg and compared["vocabulary"] < compared["embedding_rows"]["student"]:
+        if args.vllm_mode == "server":
+            raise UserError(
+                f"a server of vLLM has {compared['embedding_rows']['student']} rows in the "
+                f"student's head, of which {compared['vocabulary']} are trained",
+                "training.vllm.mode",
+                "use colocate",
+            )
+        student.name_or_path = str(scratch / "trimmed")  # what vLLM loads
+        with args.main_process_first(desc="the student that vLLM loads"):
+            if args.process_index == 0:
+                save_trimmed(inputs["student"], compared["vocabulary"], scratch / "trimmed")
     trainer = Trainer(
         spec,
         cfg,
         teacher,
         model=student,
-        args=DistillationConfig(**arguments),
+        args=args,
         train_dataset=examples,
         processing_class=tokenizer,
     )
