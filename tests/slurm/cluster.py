@@ -14,6 +14,8 @@ GPUS = ("/dev/null", "/dev/zero")  # each has to be a device of its own
 
 # More than this machine has, so that tests decide what runs at the same time.
 CPUS, MEMORY_MB = 4, 64000
+# Between SIGTERM and SIGKILL at a job's time limit.
+KILL_WAIT_SECONDS = 10
 
 SLURM = """\
 ClusterName=test
@@ -44,7 +46,7 @@ DefMemPerCPU=512
 EnforcePartLimits=ALL
 # How long ended jobs can be asked for.
 MinJobAge=900
-KillWait=10
+KillWait={kill_wait}
 ReturnToService=2
 PropagateResourceLimits=NONE
 GresTypes=gpu
@@ -79,6 +81,7 @@ class Cluster:
         for name in ("state", "spool", "log", "munge"):
             (self.folder / name).mkdir(mode=0o755)
         values = {"folder": self.folder, "host": self.host, "cpus": CPUS, "memory": MEMORY_MB}
+        values |= {"kill_wait": KILL_WAIT_SECONDS}
         (CONFIG / "slurm.conf").write_text(SLURM.format(gpus=len(GPUS), **values))
         devices = [f"NodeName={self.host} Name=gpu Type=fake File={file}" for file in GPUS]
         (CONFIG / "gres.conf").write_text("\n".join(["AutoDetect=off", *devices, ""]))

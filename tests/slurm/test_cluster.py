@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from clone import CONFIG, ROOT, WORKFLOW, Clone
-from cluster import Cluster, run
+from cluster import KILL_WAIT_SECONDS, Cluster, run
 
 from opd.core.files import read_json
 
@@ -21,6 +21,21 @@ pytestmark = pytest.mark.slurm
 TRAINED = "models/forward/s0"
 TARGET = f"results/small/{TRAINED}/digest.json"
 STEPS = 60
+# What every Python of a clone runs first: a step of a training lasts as long as a file is there.
+ENDLESS = """
+import sys
+import time
+from pathlib import Path
+
+if {{"distill", "opd.training.launch"}} & {{*sys.orig_argv}}:
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    def wait(*_):
+        while Path("{path}").exists():
+            time.sleep(0.1)
+
+    register_optimizer_step_pre_hook(wait)
+"""
 
 
 def edit(clone: Clone, old: str, new: str) -> None:
@@ -215,18 +230,57 @@ def test_two_users_work_side_by_side_each_in_a_clone(cluster: Cluster, folder: P
     shutil.rmtree(folder)
 
 
+def let_one_step_last(clone: Clone, steps: int) -> tuple[subprocess.Popen[bytes], Path]:
+    """A training that has taken more than so many steps, of which the one under way lasts until a
+    file is removed, and whose job has one to two minutes left."""
+    endless = clone.folder / "endless"
+    (clone.folder / "src" / "sitecustomize.py").write_text(ENDLESS.format(path=endless))
+    running = clone.start(TARGET)
+    clone.cluster.until(lambda: clone.step() > steps, "a training under way")
+    endless.touch()
+    (job,) = clone.jobs("distill")
+    ran = run("squeue", "-h", "-j", job.number, "-o", "%M")
+    limit = int(ran.split(":")[-2]) + 2
+    run("scontrol", "update", f"jobid={job.number}", f"timelimit={limit}")
+    return running, endless
+
+
 @pytest.mark.slow
 def test_a_time_limit_is_followed_by_an_attempt_with_a_longer_one(finished: Clone, folder: Path):
+    """In a step that does not end: the next attempt goes on from the last checkpoint."""
     clone, cluster = finished.copy(folder, without=TRAINED), finished.cluster
-    clone.site(distill={"class": "gpu2", "runtime": 1})
-    running = clone.start(TARGET)
-    cluster.until(lambda: clone.step() > 20, "a training that has left a checkpoint")
-    os.kill(clone.owner(), signal.SIGSTOP)  # until Slurm ends it
-    (job,) = clone.jobs("distill")
+    running, endless = let_one_step_last(clone, 20)
     cluster.until(lambda: clone.jobs("distill")[0].state == "TIMEOUT", "the limit", every=1)
+    endless.unlink()
     clone.ended(running)
     first, second = clone.jobs("distill")
-    assert (first.number, first.minutes, second.minutes) == (job.number, "1:00", "2:00")
-    assert (first.state, second.state) == ("TIMEOUT", "COMPLETED")
-    assert "going on from step" in clone.log(TRAINED)
+    assert (first.state, second.state, second.minutes) == ("TIMEOUT", "COMPLETED", "20:00")
+    assert "going on from step 20\n" in clone.log(TRAINED)
     assert clone.digest(TRAINED) == finished.digest(TRAINED)
+
+
+@pytest.mark.slow
+def test_a_training_ends_a_slow_step_before_its_limit_and_goes_on_from_there(
+    finished: Clone, folder: Path
+):
+    """Slurm's early signal comes to every process of the stage, in a step that takes longer than
+    Slurm would wait at the limit. Two processes, which leave together, between steps only."""
+    cluster = finished.cluster
+    whole = finished.copy(folder.with_name("undisturbed"))
+    edit(whole, "training: {", "training: {processes: 2, ")
+    whole.run(TARGET)
+    clone = whole.copy(folder, without=TRAINED)
+    running, endless = let_one_step_last(clone, 3)
+    told = "told to stop: as soon as the step under way has ended"
+    cluster.until(lambda: told in clone.log(TRAINED), "the early signal")
+    step = clone.step()
+    time.sleep(KILL_WAIT_SECONDS + 2)
+    assert clone.jobs("distill")[0].state == "RUNNING" and clone.step() == step
+    endless.unlink()
+    clone.ended(running)
+    first, second = clone.jobs("distill")
+    assert (first.state, second.state, second.minutes) == ("FAILED", "COMPLETED", "20:00")
+    went_on = re.search(r"going on from step (\d+)", clone.log(TRAINED))
+    # The first process may have been a step's end ahead. No checkpoint by step is before 20.
+    assert went_on and step <= int(went_on[1]) <= step + 1 < 20
+    assert clone.digest(TRAINED) == whole.digest(TRAINED)

@@ -25,7 +25,7 @@ for page in ("dedup", "contamination", "report"):
             stage=page,
         shell:
             # The report lists every run: with a few seeds too long for one argument of a program.
-            '"$OPD_PYTHON_{params.stage}" -m opd stage {params.stage} --cfg <(printf %s {params.cfg:q})'
+            'exec "$OPD_PYTHON_{params.stage}" -m opd stage {params.stage} --cfg <(printf %s {params.cfg:q})'
             " --input {input:q} --output {output.digest:q}"
             " --copy {params.stage}.html={output.html:q} > {log:q} 2>&1"
 
@@ -47,7 +47,7 @@ rule figure:
         cfg=cfg_of("figures/{figure}"),
         said=said_of("figures/{figure}"),
     shell:
-        '"$OPD_PYTHON_figure" -m opd stage figure --cfg {params.cfg:q} --input {input:q}'
+        'exec "$OPD_PYTHON_figure" -m opd stage figure --cfg {params.cfg:q} --input {input:q}'
         f" --output {{output.digest:q}} --plan {PLAN}"
         " --copy figure.png={output.png:q} figure.svg={output.svg:q} > {log:q} 2>&1"
 
@@ -68,7 +68,7 @@ rule table:
     params:
         cfg=cfg_of("tables/{table}"),
     shell:
-        '"$OPD_PYTHON_table" -m opd stage table --cfg {params.cfg:q} --input {input:q}'
+        'exec "$OPD_PYTHON_table" -m opd stage table --cfg {params.cfg:q} --input {input:q}'
         f" --output {{output.digest:q}} --plan {PLAN}"
         " --copy table.csv={output.csv:q} table.md={output.md:q} > {log:q} 2>&1"
 
@@ -90,7 +90,7 @@ rule claims:
     params:
         cfg=cfg_of("claims"),
     shell:
-        '"$OPD_PYTHON_claims" -m opd stage claims --cfg {params.cfg:q} --input {input:q}'
+        'exec "$OPD_PYTHON_claims" -m opd stage claims --cfg {params.cfg:q} --input {input:q}'
         f" --output {{output.digest:q}} --plan {PLAN}"
         " --copy claims.html={output.html:q} claims.json={output.json:q} claims.md={output.md:q}"
         " > {log:q} 2>&1"

@@ -30,5 +30,5 @@ for name, stage in {
             cfg=cfg_of(STAGES[stage].folder),
             stage=stage,
         shell:
-            '"$OPD_PYTHON_{params.stage}" -m opd stage {params.stage} --cfg {params.cfg:q}'
+            'exec "$OPD_PYTHON_{params.stage}" -m opd stage {params.stage} --cfg {params.cfg:q}'
             " --input {input:q} --output {output:q} > {log:q} 2>&1"

@@ -20,6 +20,9 @@ CLASS = "light|cpu|gpu[1-9][0-9]*"
 Class = Annotated[str, Field(pattern=f"^({CLASS})$")]
 Memory = Annotated[int, Field(ge=500)]
 REMEDY = "slurm/site.example.yaml has every key"
+# Before a job's limit, when its training is told to stop: the step under way may take minutes, and
+# then a checkpoint is written.
+SIGNAL_SECONDS = 600
 
 
 class Ask(Strict):
@@ -135,11 +138,21 @@ def resources(stage: str, config: Config, rows: Mapping[str, Ask], site: Site) -
         "slurm_partition": ask.get("partition"),
         **{key: ask.get(key) for key in ("qos", "constraint", "slurm_extra")},
     }
+    if STAGES[stage].trains and "--signal" not in ask.get("slurm_extra", ""):
+        named["slurm_extra"] = _signalled(named["runtime"], ask.get("slurm_extra", ""))
     if gpus and site.gres:
         named["gres"] = f"{site.gres}:{gpus}"
     elif gpus:
         named |= {"gpu": gpus, "gpu_model": site.gpu_model}
     return {key: value for key, value in named.items() if value is not None}
+
+
+def _signalled(runtime: Callable[[Any, int], int], extra: str) -> Callable[[Any, int], str]:
+    """Options of sbatch with ``--signal``: SIGTERM to all processes of the stage, but not to the
+    job's own shell. In a short job it comes in the last tenth."""
+    return lambda wildcards, attempt: (
+        f"--signal=TERM@{min(SIGNAL_SECONDS, 6 * runtime(None, attempt))} {extra}".rstrip()
+    )
 
 
 def _growing(first: int, most: int | None) -> Callable[[Any, int], int]:

@@ -5,6 +5,7 @@ names (see config/accelerate), or without one torchrun, on this module, and wait
 runs the stage's ``run``, the first one writes what it makes.
 """
 
+import fcntl
 import importlib
 import json
 import os
@@ -34,7 +35,7 @@ def launch(
 ) -> dict[str, Any]:
     """Run ``module.run`` in cfg.processes processes and return its numbers.
 
-    SIGTERM is passed on; then, once all processes have left, this one exits with 143.
+    SIGTERM is passed on, once; then, when all processes have left, this one exits with 143.
     """
     task, answer = scratch / "task.json", scratch / "answer.json"
     answer.unlink(missing_ok=True)
@@ -53,9 +54,11 @@ def launch(
     child: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, _: Any) -> None:
-        signals.append(number)
-        if child is not None:
+        if not signals and child is not None:
             child.send_signal(number)
+        signals.append(number)
+        # A handler may run in the middle of a print.
+        os.write(2, b"told to stop: as soon as the step under way has ended\n")
 
     handler = signal.signal(signal.SIGTERM, forward)
     try:
@@ -64,6 +67,10 @@ def launch(
         if signals:  # one that came before there was a child
             child.send_signal(signals[0])
         code = child.wait()
+        if signals:
+            # Slurm signals torchrun, too, which does not wait for its processes the third time.
+            with task.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
     finally:
         signal.signal(signal.SIGTERM, handler)
         if child is not None and child.poll() is None:
@@ -83,8 +90,11 @@ def launch(
 
 
 def main(task: Path) -> None:
-    """What each of the processes does: run the stage, and write its numbers or its error."""
-    module, cfg, inputs, out, scratch = json.loads(task.read_text())
+    """What each of the processes does: run the stage, and write its numbers or its error. Until it
+    has left it holds a lock on its task."""
+    file = task.open()
+    fcntl.flock(file, fcntl.LOCK_SH)
+    module, cfg, inputs, out, scratch = json.load(file)
     answer = Path(scratch, "answer.json")
     run = importlib.import_module(module).run
     # Trainer asks for an optimiser's state on "cpu:0", which torch.load does not know.

@@ -91,7 +91,20 @@ def test_a_site_changes_rows_and_rules_key_by_key_and_attempts_grow_up_to_its_li
     assert (evaluate["gpu"], evaluate["qos"], evaluate["cpus_per_task"]) == (4, "half", 32)
     assert (evaluate["mem_mb"], evaluate["runtime"]) == (500000, 180)
     opd = asked("distill", paper, at)
-    assert (opd["gpu"], opd["mem_mb"], opd["slurm_extra"]) == (8, 7000, "--exclusive")
+    assert (opd["gpu"], opd["mem_mb"]) == (8, 7000)
+    assert opd["slurm_extra"] == "--signal=TERM@600 --exclusive"
+
+
+def test_slurm_ends_a_training_early_enough_for_its_step(tmp_path):
+    """Ten minutes before the limit, of a short job a tenth of it; what has no steps is let be."""
+    paper = config("paper")
+    assert asked("sft", paper, resources.Site())["slurm_extra"] == "--signal=TERM@600"
+    assert "slurm_extra" not in asked("evaluate", paper, resources.Site())
+    short = site(tmp_path, "rules: {sft: {runtime: 20}}")
+    assert asked("sft", paper, short)["slurm_extra"] == "--signal=TERM@120"
+    assert asked("sft", paper, short, attempt=2)["slurm_extra"] == "--signal=TERM@240"
+    own = site(tmp_path, "rules: {sft: {slurm_extra: --signal=TERM@1800}}")
+    assert asked("sft", paper, own)["slurm_extra"] == "--signal=TERM@1800"
 
 
 def test_gpus_as_a_generic_resource(tmp_path):

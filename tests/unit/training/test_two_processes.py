@@ -3,14 +3,17 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import GRPO, OPD, SFT, Inputs, course, files, run, stage, started, wait_for_step
 
+from opd.cli import warm
 from opd.training import launch
 
 # Completions that depend on the prompt alone: the same rollouts however they are shared out.
@@ -142,18 +145,32 @@ def test_two_processes_measure_the_nll_of_one(inputs: Inputs, tmp_path: Path) ->
         assert ours == pytest.approx(theirs, rel=1e-4), name
 
 
-def test_two_processes_stop_and_go_on_together(inputs: Inputs, tmp_path: Path) -> None:
-    """Also between updates on one batch of rollouts, of which each process has its part."""
+def test_two_processes_stop_and_go_on_together(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Slurm stops a job, whose every process is signalled, more than once and in a slow step;
+    also between updates on one batch of rollouts, of which each process has its part."""
     name, stage_cfg = "grpo", {**GRPO, "steps": 5, "updates_per_batch": 4}
     execution = {"checkpoint_every": 5, "keep_steps": [1, 4]}
     cfg = {**stage_cfg, "processes": 2, "execution": execution}
+    monkeypatch.delenv(warm.FOLDER, raising=False)  # as on a cluster
     stopped = started(cfg, inputs, tmp_path / "stopped", name)
     wait_for_step(tmp_path / "stopped", 8)
-    stopped.send_signal(signal.SIGTERM)
-    told = time.time()
+    processes = psutil.Process(stopped.pid).children(recursive=True)
+    processes[-1].suspend()  # the step does not end
+    try:
+        for _ in range(3):
+            for process in (stopped, *processes):
+                with suppress(psutil.NoSuchProcess):  # torchrun, in the end
+                    process.send_signal(signal.SIGTERM)
+            time.sleep(1)
+        assert stopped.poll() is None
+    finally:
+        processes[-1].resume()
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 143, errors
-    assert time.time() - told < 20
+    assert "told to stop: as soon as the step under way has ended" in errors
+    assert "told to stop: the run goes on from step" in errors
     again, whole = (started(cfg, inputs, tmp_path / at, name) for at in ("stopped", "whole"))
     for process in (again, whole):
         _, errors = process.communicate(timeout=240)
