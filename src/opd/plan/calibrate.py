@@ -31,11 +31,12 @@ BOUNDS = ("low", "middle", "high")
 
 class Machine(NamedTuple):
     """``device`` as torch names it; the ``rates`` that were measured on it, by stage and whether a
-    model runs; bounds in terms of the reference, where it has some."""
+    model runs; bounds in terms of the reference, where it has some; bytes of its ``memory``."""
 
     device: str
     rates: Mapping[tuple[str, bool], list[Mapping[str, Any]]]
     reference: Mapping[str, Any] | None
+    memory: float | None = None
 
 
 class Estimate(NamedTuple):
@@ -164,7 +165,8 @@ def machine(
             if entry["device"] == device or (entries is own_rates and not model):
                 by_stage[entry["stage"], model].append(entry)
         rates |= by_stage
-    return Machine(device, rates, reference)
+    size = reference["gibibytes"] * 2**30 if reference and "gibibytes" in reference else None
+    return Machine(device, rates, reference, size)
 
 
 def estimate(facts: cost.Facts, folder: str, on: Machine) -> Estimate:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from opd.data import grammar
+from opd.plan import local
+from opd.plan.shape import Shape, from_config
 from opd.stages.artifact import Artifact, closure
 from opd.stages.registry import STAGES
 
@@ -65,26 +67,38 @@ def width(cfg: Mapping[str, Any], device: str) -> int:
     return int(cfg.get("processes", 1) * (threads if device == "cpu" else 1))
 
 
-def world_parameters(cfg: Mapping[str, Any]) -> float:
-    """Parameters of a Qwen3 model with tied embeddings over the miniature world's tokens."""
-    hidden, head = cfg["hidden"], cfg["hidden"] // cfg["heads"]
-    attention = 2 * hidden * head * (cfg["heads"] + cfg["kv_heads"]) + 2 * head
-    layer = attention + 3 * hidden * cfg["intermediate"] + 2 * hidden
-    vocabulary = WORLD_VOCABULARY[cfg.get("world", {}).get("grammar")]
-    return float(vocabulary * hidden + cfg["layers"] * layer + hidden)
+def shape(facts: Facts, folder: str) -> Shape | None:
+    """The shape of a model: of our own from its recipe, of others by the config.json that lies here
+    or is listed; of a trained or kept one that of its student. None where nothing tells."""
+    if folder not in facts.artifacts:
+        return None
+    cfg, inputs = facts.artifacts[folder].cfg, facts.artifacts[folder].named
+    if source := inputs.get("student") or inputs.get("model"):
+        return shape(facts, source)
+    if facts.artifacts[folder].stage == "init":
+        key = cfg["hidden"] // cfg["heads"]
+        sizes = (cfg["hidden"], cfg["intermediate"], cfg["hidden"], key * cfg["kv_heads"])
+        vocabulary = WORLD_VOCABULARY[cfg.get("world", {}).get("grammar")]
+        return Shape(cfg["layers"], *sizes, vocabulary, tied=True, normed=key)
+    listed = facts.tables.get("shapes", {})
+    name = cfg.get("hub") or cfg.get("path", "")
+    return from_config(local.config(inputs.get("files", "")) or listed.get(name, {}))
 
 
 def parameters(facts: Facts, folder: str) -> float:
-    """Parameters of a model: of our own from its shape, of others as listed, or as the name says
-    ("...-1.5B"); of a trained or kept one those of its student. NaN where nothing tells."""
+    """Parameters of a model: by its shape, by its weights where they lie here, as listed, or as the
+    name says ("...-1.5B"); of a trained or kept one those of its student. NaN where nothing
+    tells."""
     if folder not in facts.artifacts:
         return math.nan
     artifact = facts.artifacts[folder]
     inputs = artifact.named
     if source := inputs.get("student") or inputs.get("model"):
         return parameters(facts, source)
-    if artifact.stage == "init":
-        return world_parameters(artifact.cfg)
+    if known := shape(facts, folder):
+        return float(known.parameters)
+    if not math.isnan(count := local.parameters(inputs.get("files", ""))):
+        return count
     name = artifact.cfg.get("hub") or artifact.cfg.get("path", "")
     stated = re.search(r"(?:^|[-_/])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", name, re.IGNORECASE)
     size = float(stated[1]) * {"B": 1e9, "M": 1e6}[stated[2].upper()] if stated else math.nan
@@ -119,6 +133,8 @@ def rows(facts: Facts, folder: str) -> float:
     source, listed = cfg.get("source", {}), facts.tables.get("rows", {})
     if "world" in source:
         return float(source["world"]["n"])
+    if not math.isnan(count := local.rows(inputs.get("path", ""))):
+        return count
     name = source.get("hub") or source.get("path")
     return float(listed.get(f"{name}:{source.get('config')}", listed.get(name, math.nan)))
 

@@ -1,13 +1,14 @@
 """``opd plan``: what would run, what is there already, and what it would cost."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd.core.code import package_file
 from opd.core.html import render
-from opd.plan import calibrate, cost, outputs, pairs
+from opd.plan import calibrate, cost, memory, outputs, pairs
 from opd.plan import state as planned
 from opd.plan.calibrate import BOUNDS, Estimate, Machine
 from opd.plan.cost import Facts
@@ -35,6 +36,7 @@ def lines(
     targets: list[str],
     claim: str | None = None,
     gpus: int | None = None,
+    gibibytes: float | None = None,
     device: str | None = None,
     jobs: bool = False,
     rates: Path = RATES,
@@ -44,7 +46,8 @@ def lines(
     top. Raises ``UserError`` for what no plan can be made of, and for an unknown target, claim or
     device."""
     plan = _plan(configs, targets, claim, device, rates, settings)
-    printed = text(plan.facts, plan.states, plan.on, gpus, plan.title, jobs)
+    on = plan.on._replace(memory=gibibytes * GIB) if gibibytes else plan.on
+    printed = text(plan.facts, plan.states, on, gpus, plan.title, jobs)
     return [*printed, *(f"would be refused: {reason}" for reason in plan.refused)]
 
 
@@ -136,14 +139,38 @@ def text(
         total=_total(known.values(), on),
         longest=cost.critical_path(facts.artifacts, chain),
         gib=[size / GIB for size in cost.room(facts, widths, workers)],
+        needs=_needs(facts, to_run, on, workers),
+        gb=gigabytes,
         sources={job.source.partition(" ")[0] for job in known.values() if job.model},
         measured=sum(entry["stages"] for entry in measured),
         cost=cost,
+        memory=memory,
         hours=hours,
         span=span,
         digits=digits,
     )
     return page.splitlines()
+
+
+def _needs(
+    facts: Facts, to_run: Iterable[str], on: Machine, workers: int
+) -> list[tuple[list[str], memory.Job]]:
+    """Memory of a GPU that jobs need, the most first; runs that need the same, and a run's seeds,
+    together."""
+    size = on.memory or math.inf
+    alike: dict[str, tuple[list[str], memory.Job]] = {}
+    for folder in to_run:
+        if job := memory.of(facts, folder, workers, size):
+            names, _ = alike.setdefault(f"{job}", ([], job))
+            names.append(re.sub(r"/s\d+$", "", folder))
+    return sorted(alike.values(), key=lambda needs: -needs[1].bytes)
+
+
+def gigabytes(job: memory.Job) -> str:
+    """A job's memory in GB, and its terms, the largest first."""
+    terms = sorted(job.terms.items(), key=lambda term: -term[1])
+    parts = [f"{name} {digits(size / 1e9)}" for name, size in terms if size >= 5e7]
+    return f"{digits(job.bytes / 1e9)} GB ({', '.join(parts)})"
 
 
 def digits(value: float) -> str:

@@ -231,7 +231,8 @@ def test_parameters_of_our_own_models_are_those_that_are_made(tmp_path):
             "seed": 0,
         }
         made = init.run(cfg, {}, tmp_path)["parameters"]
-        assert cost.world_parameters(cfg) == made
+        facts = Facts(graph(("init", "m", cfg, {})), TABLES)
+        assert cost.parameters(facts, "m") == made
 
 
 @pytest.mark.parametrize(

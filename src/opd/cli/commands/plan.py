@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from opd.cli.commands import options
-from opd.cli.commands.options import RATES, show, show_json, whole
+from opd.cli.commands.options import RATES, positive, show, show_json, whole
 from opd.core.errors import UserError
 from opd.core.security import visible_line
 
@@ -30,6 +30,8 @@ def add(command: options.Add) -> None:
     options.add(part, "--claim", about)
     about = "devices to share the jobs; as many as the widest job has if not given"
     options.add(plan, "--gpus", about, type=whole(1), metavar="N")
+    about = "GiB of each; what the device has if not given"
+    options.add(plan, "--memory", about, type=positive, metavar="GIB")
     options.add(
         plan,
         "--device",
@@ -116,7 +118,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     if arguments.json:
         show_json(as_json(*part, arguments.device, rates, settings))
     else:
-        devices = (arguments.gpus, arguments.device)
+        devices = (arguments.gpus, arguments.memory, arguments.device)
         show(lines(*part, *devices, arguments.jobs, rates, settings))
 
 

@@ -1,0 +1,250 @@
+"""Memory of one GPU (or of a processor) that training and sampling need, in bytes, term by term.
+
+What a step allocates was read from torch's own tracker at the real sizes of the papers' models
+(tests/bench/bench_memory.py); docs/cost.md says how near these sums come.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from opd.core.errors import UserError
+from opd.plan import cost
+from opd.plan.cost import Facts
+from opd.plan.shape import Shape
+from opd.stages.registry import STAGES
+from opd.training import batches
+
+Terms = dict[str, float]
+
+# opd.losses.head.CHUNK_ELEMENTS: logits of one chunk of positions.
+CHUNK_ELEMENTS = 384 * 151_936
+# Tensors of a chunk's logits at once: when metrics are taken (logits, log-probabilities and
+# probabilities of both models, two more on the way), and in the loss's backward pass.
+MEASURED_CHUNKS, LOSS_CHUNKS = 8, 3
+# Assumed of a GPU: CUDA's context and libraries; what a sleeping vLLM keeps besides, and what one
+# that is awake takes for itself beside weights and cache.
+CONTEXT, ASLEEP, ENGINE = 2e9, 2e9, 2e9
+# Of a GPU's memory, what vLLM takes where nothing else is said.
+UTILISATION = 0.9
+
+
+def training(
+    stage: str, cfg: Mapping[str, Any], student: Shape, teacher: Shape | None, memory: float
+) -> Terms:
+    """The terms at the moment of a training step when they add up to the most, on a GPU of
+    ``memory`` bytes. See ``phases``."""
+    return max(phases(stage, cfg, student, teacher, memory).values(), key=total)
+
+
+def total(terms: Terms) -> float:
+    return sum(terms.values())
+
+
+def phases(
+    stage: str, cfg: Mapping[str, Any], student: Shape, teacher: Shape | None, memory: float
+) -> dict[str, Terms]:
+    """Terms of each phase of a step of ``sft``, ``grpo`` or ``distill``, on each of the processes.
+
+    Always there:
+    - weights, moments: 4 and 8 bytes a parameter (float32; Adam), sharded under FSDP;
+    - teacher: 2 bytes a parameter, whole on each process, 4 where it is not frozen or nothing is
+      computed in bfloat16; none for the student as it is;
+    - vLLM: its share of the GPU where it samples in the same process, but for what it gives back
+      while it sleeps;
+    - context: of CUDA.
+    Of a micro-batch whose sequences are all as long as they may be:
+    - gradients: 4 bytes a parameter, sharded under FSDP between micro-batches, too;
+    - copies: what is computed with in bfloat16. One process casts all layers for the forward pass,
+      FSDP gathers embeddings and head, and a layer with the next one;
+    - checkpoints: what goes from layer to layer, or without gradient_checkpointing all that layers
+      keep;
+    - layer: what one layer keeps (``Shape.saved``) that is computed again, and three gradients of
+      its MLP;
+    - head: the fused loss. Chunks of logits in float32; in the backward pass also the gradients of
+      the head's weights, in float32, and a copy of them. In SFT the logits of all tokens;
+    - mask: of attention, a byte for each pair of tokens of a sequence (of a row, if packed), and a
+      number where it is used; none with flash or flex attention, and ``eager``, which keeps weights
+      of every pair, is not reckoned;
+    - responses: last hidden states of both models.
+    And: cache, of rollouts that transformers samples (all of a step at once); update, the square
+    roots of Adam's second moments.
+    """
+    processes = cfg.get("processes", 1)
+    sharded = processes > 1 and "fsdp" in str(cfg.get("execution", {}).get("accelerate"))
+    narrow = cfg.get("precision") == "bfloat16"
+    shards = processes if sharded else 1
+    width = 2 if narrow else 4
+    # Between layers numbers are float32 unless FSDP has made the embeddings bfloat16.
+    stream = 2 if narrow and sharded else 4
+    n = student.parameters / shards
+    micro, times = batches.dealt(batches.sequences(stage, cfg), cfg)
+    new = cfg.get("max_new_tokens", 0)
+    length = cfg["max_tokens"] if stage == "sft" else cfg["max_prompt_tokens"] + new
+    tokens, positions = micro * length, micro * new
+
+    frozen = cfg.get("teacher_update", "frozen")
+    held = {"frozen": width, "ema": 4, "live": 0}[frozen]
+    always = {"weights": 4 * n, "moments": 8 * n, "context": CONTEXT}
+    if teacher:
+        always["teacher"] = held * teacher.parameters
+    asleep, awake = _vllm(cfg, student, memory)
+    always |= asleep
+    rollouts = {**always, **awake}
+    if stage != "sft" and not awake:
+        # Its keys are float32 where weights are; a step's rollouts are sampled together.
+        rollouts["cache"] = micro * times * length * student.cached(4)
+
+    body = student.layers * student.layer
+    gathered = width * (student.embeddings + 2 * student.layer) if sharded else 0
+    cast = width * body if narrow and not sharded else gathered
+    # These take sequences of different length by themselves, and keep no repeated keys and values.
+    own = cfg.get("attention", "").startswith(("flash", "flex"))
+    squares = 0 if own else tokens**2 if cfg.get("packing") else micro * length**2
+    masked = {"mask": squares * (1 + width)}
+    saved = tokens * student.saved(narrow, stream, not own)
+    checkpointed = cfg.get("gradient_checkpointing", False)
+    kept = tokens * stream * student.hidden if checkpointed else saved + squares * width
+    copies = gathered if checkpointed else cast  # of the layers only as long as these keep them
+    begun = {**always, "gradients": 4 * n}
+    both = student.hidden + (teacher.hidden if teacher else 0)
+    held_back = {
+        "checkpoints": student.layers * kept,
+        **masked,
+        "responses": 2 * width * positions * both,
+    }
+    forward, backward, end = _head(stage, student, tokens, positions, narrow)
+    again = 3 * width * tokens * student.intermediate + (saved if checkpointed else 0)
+    steps = {
+        "rollouts": rollouts,
+        "forward": {**begun, "copies": cast, **held_back, "head": forward},
+        "loss": {**begun, "copies": copies, **held_back, "head": backward},
+        "layer": {**begun, "copies": copies, **held_back, "layer": again, "head": end},
+        "embeddings": {**begun, "copies": gathered, "head": end + 4 * student.embeddings},
+        "update": {**begun, "update": 4 * n},
+    }
+    if teacher:
+        # Its layers keep nothing: an MLP's three tensors and a few of its width.
+        one = tokens * width * (4 * teacher.intermediate + 8 * teacher.hidden)
+        steps["teacher"] = {**begun, "copies": gathered, **masked, "layer": one}
+    return steps
+
+
+def _head(
+    stage: str, student: Shape, tokens: int, positions: int, narrow: bool
+) -> tuple[float, float, float]:
+    """Bytes of the head when the loss is computed, in its backward pass, and after that."""
+    rows = 4 * student.vocabulary * student.hidden
+    if stage == "sft":  # logits as they are and in float32, and their gradients
+        logits = 12 * tokens * student.vocabulary
+        return logits, logits + rows, rows
+    chunk = 4 * min(positions * student.vocabulary, CHUNK_ELEMENTS)
+    copy = rows / 2 if narrow else 0
+    backward = rows + copy + LOSS_CHUNKS * chunk + 4 * positions * student.hidden
+    return copy + MEASURED_CHUNKS * chunk, backward, rows
+
+
+def _vllm(cfg: Mapping[str, Any], student: Shape, memory: float) -> tuple[Terms, Terms]:
+    """What vLLM takes beside training while nothing is sampled, and then: its share of the GPU, or
+    what it needs at least, if that is more."""
+    settings = {**cfg.get("vllm", {}), **cfg.get("execution", {}).get("vllm", {})}
+    if "vllm" not in cfg or settings.get("mode", "colocate") != "colocate":
+        return {}, {}
+    least = total(sampling({**cfg, "backend": "vllm", "dtype": "bfloat16"}, student)) - CONTEXT
+    share = max(settings.get("gpu_memory_utilization", UTILISATION) * memory, least)
+    return {"vLLM": ASLEEP if settings.get("enable_sleep_mode") else share}, {"vLLM": share}
+
+
+def sampling(cfg: Mapping[str, Any], model: Shape) -> Terms:
+    """What a stage that samples with vLLM needs at least: weights, the keys and values of one
+    sequence as long as it may be (with more of them it is faster), and what the engine takes; with
+    transformers the keys and values of all of a batch."""
+    narrow = cfg.get("dtype") == "bfloat16"
+    width = 2 if narrow else 4
+    length = cfg.get("max_prompt_tokens", 0) + (cfg.get("protocol") or cfg).get("max_new_tokens", 0)
+    sequences = 1 if cfg.get("backend") == "vllm" else cfg.get("batch_size", 1)
+    return {
+        "weights": width * model.parameters,
+        "cache": sequences * length * model.cached(width),
+        "context": CONTEXT,
+        "engine": ENGINE if cfg.get("backend") == "vllm" else 0,
+    }
+
+
+class Job(NamedTuple):
+    """What a job needs of one GPU: terms in bytes, and settings with which it would fit, if those
+    that it has are too much (none where no setting is enough)."""
+
+    terms: Terms
+    instead: list[str]
+
+    @property
+    def bytes(self) -> float:
+        return sum(self.terms.values())
+
+
+def of(facts: Facts, folder: str, gpus: int, memory: float) -> Job | None:
+    """What a job that trains or samples needs where there are ``gpus`` of ``memory`` bytes; None
+    for other jobs, and where the shape of a model is not known. Raises ``UserError`` for a step
+    that cannot be dealt out to so many GPUs."""
+    artifact = facts.artifacts[folder]
+    stage, cfg, inputs = artifact.stage, artifact.cfg, artifact.named
+    trains = STAGES[stage].trains
+    if not (trains or STAGES[stage].samples):
+        return None
+    roles = ("student", "teacher") if trains else (cost.USES.get(stage, {}).get("sample"),)
+    shapes = [cost.shape(facts, inputs[role]) for role in roles if role in inputs]
+    known = [shape for shape in shapes if shape]
+    if not known or len(known) < len(shapes):
+        return None
+    if not trains:
+        return Job(sampling(cfg, known[0]), [])
+    student, teacher = known[0], known[1] if len(known) > 1 else None
+
+    def terms(changed: Mapping[str, Any]) -> Terms:
+        return training(stage, {**cfg, **changed}, student, teacher, memory)
+
+    here = {"processes": min(cfg.get("processes", 1), gpus)}
+    asked = terms(here)
+    if total(asked) <= memory:
+        return Job(asked, [])
+    micro, _ = batches.dealt(batches.sequences(stage, cfg), {**cfg, **here})
+    return Job(asked, _instead({**cfg, "micro_batch": micro}, here, terms, memory))
+
+
+def _instead(
+    cfg: Mapping[str, Any],
+    changed: Mapping[str, Any],
+    terms: Callable[[Mapping[str, Any]], Terms],
+    memory: float,
+) -> list[str]:
+    """The first settings with which a run fits, in the order of what they cost: those that help,
+    one on top of the other, until it does."""
+    execution, given = cfg.get("execution", {}), dict[str, str]()
+    vllm = execution.get("vllm", {})
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("gradient_checkpointing: true", {"gradient_checkpointing": True})
+    ]
+    micro = cfg["micro_batch"]
+    while micro % 2 == 0:
+        micro //= 2
+        changes.append((f"micro_batch: {micro}", {"micro_batch": micro}))
+    for value in (0.3, 0.2, 0.1) if "vllm" in cfg else ():
+        vllm = {**vllm, "enable_sleep_mode": True, "gpu_memory_utilization": value}
+        setting = f"vllm.gpu_memory_utilization: {value} and vllm.enable_sleep_mode: true"
+        changes.append((setting, {"execution": {**execution, "vllm": vllm}}))
+    for processes in (2, 4, 8, 16):
+        sharded = {**execution, "vllm": vllm, "accelerate": "config/accelerate/fsdp2.yaml"}
+        setting = f"processes: {processes} and accelerate: {sharded['accelerate']}"
+        changes.append((setting, {"processes": processes, "execution": sharded}))
+    least = total(terms(changed))
+    for setting, more in changes:
+        try:
+            size = total(terms({**changed, **more}))
+        except UserError:  # a step cannot be dealt out to so many
+            continue
+        if size < least:
+            changed, least = {**changed, **more}, size
+            given[setting.partition(":")[0]] = setting
+        if least <= memory:
+            return list(given.values())
+    return []

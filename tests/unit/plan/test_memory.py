@@ -1,0 +1,263 @@
+"""Memory of a job, term by term: hand-worked numbers, what autograd keeps, and torch's tracker."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from opd.losses import head
+from opd.plan import calibrate, cost, local, memory, show
+from opd.plan.cost import Facts
+from opd.plan.shape import Shape, from_config
+from opd.stages.artifact import Artifact
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).parents[3]
+SHAPES = calibrate.read(ROOT / "config" / "calibration.yaml")["shapes"]
+# 3 layers: embeddings 10 x 4, a layer 2 * 4 * (4 + 2) + 3 * 4 * 8 + 2 * 4 = 152, a last norm of 4.
+SMALL = Shape(layers=3, hidden=4, intermediate=8, query=4, key=2, vocabulary=10, tied=True)
+N = 40 + 3 * 152 + 4
+RUN: dict[str, Any] = {
+    "prompts_per_step": 4,
+    "rollouts_per_prompt": 2,
+    "micro_batch": 2,
+    "max_prompt_tokens": 6,
+    "max_new_tokens": 10,
+    "precision": "bfloat16",
+    "gradient_checkpointing": True,
+    "vllm": {"mode": "colocate"},
+    "execution": {"vllm": {"gpu_memory_utilization": 0.5, "enable_sleep_mode": True}},
+}
+
+
+def without_context(terms: memory.Terms) -> dict[str, float]:
+    return {name: size for name, size in terms.items() if name not in ("context", "vLLM")}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1777088000),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7615616512),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", 14770033664),
+        ("Qwen/Qwen3-1.7B", 1720574976),
+        ("Qwen/Qwen3-4B", 4022468096),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", 134515008),
+    ],
+)
+def test_shapes_have_the_parameters_that_their_authors_state(name, parameters):
+    assert from_config(SHAPES[name]).parameters == parameters
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize(("narrow", "stream"), [(True, 4), (True, 2), (False, 4)])
+def test_a_layer_keeps_what_autograd_saves(kind, narrow, stream):
+    """One layer of transformers, with a mask as TRL's batches have one: all storages that are saved
+    and are no weights."""
+    excerpt = {
+        "model_type": kind,
+        "hidden_size": 96,
+        "intermediate_size": 224,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 11,
+    }
+    dtype = torch.bfloat16 if stream == 2 else torch.float32
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**excerpt), dtype=dtype).model
+    layer, tokens = model.layers[0], 600
+    hidden = torch.randn(1, tokens, 96, dtype=dtype, requires_grad=True)
+    place = model.rotary_emb(hidden, torch.arange(tokens)[None])
+    mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril()
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tokens in tensor.shape[:-1] or tokens * 8 in tensor.shape:  # no weights
+            storage = tensor.untyped_storage()
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=narrow)
+    with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(hidden, attention_mask=mask, position_embeddings=place)
+    of_mask = tokens * tokens * (2 if narrow else 4)
+    kept = sum(storage.nbytes() for storage in saved.values()) - of_mask
+    shape = from_config(excerpt)
+    assert shape.saved(narrow, stream) == pytest.approx(kept / tokens, rel=0.03)
+
+
+def test_terms_of_a_step_on_one_gpu():
+    """8 sequences of 16 tokens, two at a time: 32 tokens, 20 responses' positions."""
+    steps = memory.phases("distill", RUN, SMALL, SMALL, memory=100e9)
+    always = {"weights": 4 * N, "moments": 8 * N, "teacher": 2 * N}
+    mask = 2 * 16 * 16 * (1 + 2)
+    assert without_context(steps["rollouts"]) == always
+    assert steps["rollouts"]["vLLM"] == 50e9 and steps["update"]["vLLM"] == memory.ASLEEP
+    begun = {**always, "gradients": 4 * N}
+    assert without_context(steps["update"]) == {**begun, "update": 4 * N}
+    held = {
+        "checkpoints": 3 * 32 * 4 * 4,
+        "mask": mask,
+        "responses": 2 * 2 * 20 * (4 + 4),
+    }
+    # All 20 positions are one chunk of 20 x 10 logits.
+    chunk, rows = 4 * 20 * 10, 4 * 10 * 4
+    assert without_context(steps["forward"]) == {
+        **begun,
+        **held,
+        "copies": 2 * 3 * 152,
+        "head": rows / 2 + 8 * chunk,
+    }
+    assert without_context(steps["loss"]) == {
+        **begun,
+        **held,
+        "copies": 0,
+        "head": rows + rows / 2 + 3 * chunk + 4 * 20 * 4,
+    }
+    # 26 x 4 + 4 x 2 x 8 + (2 x 2 + 2 x 2) x 4 bytes a token.
+    assert SMALL.saved(True, 4) == 104 + 64 + 32
+    layer = 32 * 200 + 3 * 2 * 32 * 8
+    assert without_context(steps["layer"]) == {
+        **begun,
+        **held,
+        "copies": 0,
+        "layer": layer,
+        "head": rows,
+    }
+
+
+def test_fsdp_shards_states_and_gathers_a_few_layers():
+    cfg = {**RUN, "processes": 4, "micro_batch": 1, "execution": {"accelerate": "a/fsdp2.yaml"}}
+    del cfg["vllm"]
+    steps = memory.phases("distill", cfg, SMALL, SMALL, memory=0)
+    assert {name: steps["layer"][name] for name in ("weights", "moments", "gradients")} == {
+        "weights": N,
+        "moments": 2 * N,
+        "gradients": N,
+    }
+    assert steps["layer"]["copies"] == 2 * (40 + 2 * 152)
+    assert steps["layer"]["checkpoints"] == 3 * 16 * 4 * 2  # bfloat16 from layer to layer
+    # Without vLLM the two rollouts of each process have their keys and values at once.
+    assert steps["rollouts"]["cache"] == 2 * 16 * 2 * 3 * 2 * 4
+    ddp = memory.phases("distill", {**cfg, "execution": {}}, SMALL, SMALL, memory=0)
+    assert ddp["layer"]["weights"] == 4 * N
+
+
+def test_the_mask_is_that_of_the_attention():
+    """Two sequences of 16 tokens: squares of 16 each, of the whole row, or none."""
+    for more, squares in (
+        ({}, 512),
+        ({"packing": True}, 1024),
+        ({"attention": "flash_attention_2"}, 0),
+    ):
+        steps = memory.phases("distill", {**RUN, **more}, SMALL, SMALL, memory=0)
+        assert steps["layer"]["mask"] == 3 * squares
+    # Keys and values are not repeated: 2 x 2 x 4 bytes a token less, 2 x 2 x 2 of their own more.
+    assert SMALL.saved(True, 4, masked=False) == SMALL.saved(True, 4) - 16 + 8
+
+
+def test_a_teacher_that_moves_is_float32_and_the_student_itself_is_none():
+    for update, size in (("ema", 4 * N), ("live", 0)):
+        steps = memory.phases("distill", {**RUN, "teacher_update": update}, SMALL, SMALL, 1e9)
+        assert steps["layer"]["teacher"] == size
+    assert (
+        "teacher" not in memory.phases("grpo", {**RUN, "group_size": 2}, SMALL, None, 1e9)["layer"]
+    )
+
+
+def test_the_chunk_is_that_of_the_loss():
+    assert memory.CHUNK_ELEMENTS == head.CHUNK_ELEMENTS
+
+
+def test_torch_tracks_within_15_percent_what_is_reckoned(monkeypatch):
+    """The trainer's own loss, backward pass and optimiser on fake tensors, as in
+    tests/bench/bench_memory.py, where all layers are there: here are two."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "tests" / "bench"), *sys.path])
+    import bench_memory
+
+    small = {**SHAPES["Qwen/Qwen3-0.6B"], "num_hidden_layers": 2}
+    cfg = {**bench_memory.BASE, "max_prompt_tokens": 128, "max_new_tokens": 2048}
+    tracked = bench_memory.measure(small, small, cfg)
+    reckoned = bench_memory.reckoned(small, small, cfg)
+    for phase, size in tracked.items():
+        assert reckoned[phase] == pytest.approx(size, rel=0.15), phase
+
+
+# What fits
+
+
+def planned(cfg: dict[str, Any]) -> Facts:
+    name = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+    artifacts = {
+        "m": Artifact("fetch", "m", {"hub": name, "inputs": []}, ()),
+        "run/s0": Artifact(
+            "distill", "run/s0", {**cfg, "inputs": ["student", "teacher"]}, ("m", "m")
+        ),
+        "other": Artifact("sft", "other", {"inputs": ["student"]}, ("nowhere",)),
+    }
+    return Facts(artifacts, {"shapes": SHAPES})
+
+
+def test_what_does_not_fit_is_told_with_settings_with_which_it_does():
+    cfg = {**RUN, "max_prompt_tokens": 1024, "max_new_tokens": 7168}
+    facts = planned(cfg)
+    assert memory.of(facts, "run/s0", 1, 80 * 2**30).instead == []
+    tight = memory.of(facts, "run/s0", 1, 24 * 2**30)
+    # 16 bytes of 1.777e9 parameters are more than that alone.
+    assert tight.bytes > 16 * 1.777e9 and tight.instead[-1].startswith("processes: 4")
+    known = cfg | {"micro_batch": 1, "processes": 4}
+    known["execution"] = {
+        "accelerate": "config/accelerate/fsdp2.yaml",
+        "vllm": {"gpu_memory_utilization": 0.3, "enable_sleep_mode": True},
+    }
+    assert memory.of(planned(known), "run/s0", 4, 24 * 2**30).bytes < 24 * 2**30
+    # Where there are fewer GPUs than a run has processes, each of them has more to hold.
+    assert memory.of(planned(known), "run/s0", 1, 24 * 2**30).bytes > 24 * 2**30
+    assert memory.of(facts, "m", 1, 1e9) is None and memory.of(facts, "other", 1, 1e9) is None
+    assert memory.of(facts, "run/s0", 1, 2**30).instead == []
+
+
+def test_the_command_names_what_would_not_fit(capsys):
+    config = ROOT / "config" / "paper.yaml"
+    lines = show.lines([config], ["models/r1-1.5b-from-justrl/s0"], gpus=1, gibibytes=24)
+    (refused,) = (line for line in lines if line.startswith("would not fit"))
+    assert refused.startswith("would not fit: models/r1-1.5b-from-justrl: ")
+    assert "with micro_batch: 1, processes: 4 and accelerate" in refused
+    lines = show.lines([config], ["models/r1-1.5b-from-justrl/s0"])
+    assert not [line for line in lines if line.startswith("would not fit")]
+
+
+# What lies here
+
+
+def test_sizes_of_local_files_are_read(tmp_path):
+    header = json.dumps({"__metadata__": {}, "a": {"shape": [3, 5]}, "b": {"shape": []}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert local.parameters(f"{tmp_path}") == 16
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n')
+    (tmp_path / "rows.csv").write_text('a,b\n1,"x\ny"\n2,z\n3,z\n')
+    (tmp_path / "broken.csv").write_text("a,b\n1\n")
+    names = ("rows.jsonl", "rows.csv", "broken.csv", "none.parquet")
+    counts = [local.rows(f"{tmp_path / name}") for name in names]
+    assert counts[:2] == [2, 3] and all(map(math.isnan, counts[2:]))
+
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES["Qwen/Qwen3-0.6B"]))
+    local.config.cache_clear()
+    artifacts = {
+        "m": Artifact("fetch", "m", {"path": "mine", "inputs": ["files"]}, (f"{tmp_path}",)),
+        "p": Artifact(
+            "prompts",
+            "p",
+            {"source": {"path": "rows.csv"}, "inputs": ["path"]},
+            (f"{tmp_path / 'rows.csv'}",),
+        ),
+    }
+    facts = Facts(artifacts, {})
+    assert cost.parameters(facts, "m") == from_config(SHAPES["Qwen/Qwen3-0.6B"]).parameters
+    assert cost.rows(facts, "p") == 3
