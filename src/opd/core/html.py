@@ -10,7 +10,9 @@ import base64
 import hashlib
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+from xml.etree import ElementTree
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -58,6 +60,18 @@ def _environment(folders: Path | tuple[Path, ...], is_text: bool) -> Environment
     # Browsers run the text with this digest, and no other.
     environment.globals |= {"script": Markup(script), "script_sha256": digest}
     return environment
+
+
+def image(svg: Path) -> dict[str, Any] | None:
+    """An SVG file as a data URI with its size in CSS pixels; None where there is none."""
+    try:
+        data = svg.read_bytes()
+        box = ElementTree.fromstring(data).get("viewBox", "").split()
+        width, height = (round(float(side) * 96 / 72) for side in box[2:])
+    except (OSError, ValueError, ElementTree.ParseError):
+        return None
+    uri = f"data:image/svg+xml;base64,{base64.b64encode(data).decode()}"
+    return {"uri": uri, "width": width, "height": height}
 
 
 def anchor(name: str) -> str:

@@ -24,7 +24,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from opd.core import marked
+from opd.core import marked, tables
 from opd.core.code import package_file
 from opd.core.text import number
 
@@ -49,11 +49,15 @@ LEVELS: list[Style] = [
 ]
 MAP = "viridis"  # its lightness rises evenly, so it reads in grey as well
 WIDTH = 7.0  # inches, the text width of a page
+NARROW = 3.4  # inches, the screen of a phone
 # A published value: an open diamond on a thin dotted line.
 DIAMOND: Style = {"color": GREY, "marker": "D", "markersize": 4.5, "markerfacecolor": "white"}
 DIAMOND |= {"markeredgewidth": 1, "linestyle": "none", "zorder": 5}
 DOTTED: Style = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 2))}
 ENDS = ("value", "low", "high")
+# Of the values that a reader may point at: how many of a line, and how far off one may point (px).
+SPOTS = 50
+REACH = 4
 
 
 # Pages
@@ -63,19 +67,29 @@ def _wrap(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, width))
 
 
+def _width() -> float:
+    """Inches of the page that is drawn: ``WIDTH`` or ``NARROW``."""
+    return matplotlib.rcParams["figure.figsize"][0]
+
+
+def _fit(text: str, width: int) -> str:
+    """A text in lines of ``width`` characters on a page of ``WIDTH``, and fewer on a narrow one."""
+    return _wrap(text, int(width * _width() / WIDTH))
+
+
 def _page(data: Data, height: float, legend: Mapping[str, Artist]) -> Figure:
     """A page with a title, room for panels of ``height`` inches in all, and a legend below."""
     if any(row["drawn"] for row in data["published"]):
         legend = {**legend, "published": Line2D([], [], **{**DIAMOND, **DOTTED})}
-    heading = _wrap(data["title"] or "", 80)
-    labels = [_wrap(label, 90) for label in legend]
+    heading = _fit(data["title"] or "", 80)
+    labels = [_fit(label, 90) for label in legend]
     longest = max(map(len, legend), default=0)
-    columns = max(1, min(len(legend), 4, int(WIDTH * 16 / (longest + 6))))
+    columns = max(1, min(len(legend), 4, int(_width() * 16 / (longest + 6))))
     lines = max((label.count("\n") + 1 for label in labels), default=0)
     lines *= math.ceil(len(labels) / columns)
     room = 0.2 * len(heading.splitlines()) + 0.19 * lines + 0.25
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
-    page = Figure(figsize=(WIDTH, height + room), layout=layout)
+    page = Figure(figsize=(_width(), height + room), layout=layout)
     if heading:
         page.suptitle(heading, fontweight="bold")
     if legend:
@@ -86,6 +100,8 @@ def _page(data: Data, height: float, legend: Mapping[str, Artist]) -> Figure:
 
 def _columns(panels: int) -> int:
     """How many of so many panels stand side by side: up to three, four as a square."""
+    if _width() < WIDTH:
+        return 1
     return 2 if panels == 4 else min(panels, 3)
 
 
@@ -117,7 +133,7 @@ def _curve(axes: Axes, line: Data, scale: float, at: int) -> None:
     x, y = np.array(line["x"]), scale * np.array(line["y"], dtype=float)
     # Shifted from series to series, so that markers on lines that coincide stay apart.
     every = (at * (len(x) // 40) % max(1, len(x)), max(1, len(x) // 8))
-    axes.plot(x, y, markevery=every, **style)
+    axes.plot(x, y, markevery=every, label=line["label"], **style)
     if line["low"] is not None:
         low, high = (scale * np.array(line[end], dtype=float) for end in ("low", "high"))
         axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
@@ -146,7 +162,7 @@ def draw_curves(data: Data) -> Figure:
     A label has one style wherever it stands, so that one legend serves all panels.
     """
     panels, groups = data["panels"], data["groups"]
-    several = len(groups) > 1
+    several = len(groups) > 1 and _width() == WIDTH
     columns = len(groups) if several else _columns(len(panels))
     labels = dict.fromkeys(line["label"] for panel in panels for line in panel["lines"])
     names = dict.fromkeys(level["label"] for panel in panels for level in panel["levels"])
@@ -173,7 +189,9 @@ def draw_curves(data: Data) -> Figure:
             axes.yaxis.set_minor_locator(NullLocator())
         place = axes.get_subplotspec()
         if not several or place.is_first_row():
-            axes.set_title(_wrap(panel["group" if several else "label"], 84 // columns))
+            parts = (panel["group"], "" if several else panel["label"])
+            title = [_fit(part, 84 // columns) for part in parts if part]
+            axes.set_title("\n".join(title))
         if several and place.is_first_col():
             axes.set_ylabel(_wrap(panel["label"], 32))
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -186,7 +204,7 @@ def draw_curves(data: Data) -> Figure:
 
 def _names(panel: Data) -> tuple[list[str], np.ndarray]:
     """What stands beside the bars of a panel, and how high it is."""
-    labels = [_wrap(bar["label"], 34) for bar in panel["bars"]]
+    labels = [_fit(bar["label"], 34) for bar in panel["bars"]]
     return labels, np.array([max(1.6, label.count("\n") + 1.3) for label in labels])
 
 
@@ -201,18 +219,13 @@ def _bars(
     colours, hatches = zip(*(styles.get(bar["group"], plain) for bar in bars), strict=True)
     value, low, high = scale * np.array([[bar[end] for bar in bars] for end in ENDS], dtype=float)
     look: Style = {"color": colours, "hatch": hatches, "edgecolor": "white", "linewidth": 0}
-    axes.barh(places, value, height=1, **look)
+    axes.barh(places, value, height=1, label=[_said(bar, panel) for bar in bars], **look)
     spread = np.maximum([value - low, high - value], 0)
     axes.errorbar(value, places, xerr=spread, fmt="none", ecolor="black", capsize=2.5, linewidth=1)
     for place, bar in zip(places, bars, strict=True):
         for mark in bar["marks"]:
             _mark_bar(axes, mark, place, scale)
-        if bar["value"] is None:
-            text = "–"
-        elif panel["percent"]:
-            text = f"{scale * bar['value']:.1f}".replace("-", "−")
-        else:
-            text = number(bar["value"])
+        text = _written(bar["value"], panel)
         beside: Style = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
         axes.annotate(text, (scale * max(_ends([bar])), place), **beside)
     if limits[0] < 0:
@@ -227,6 +240,19 @@ def _bars(
     axes.tick_params(axis="y", length=0)
     axes.set_title(_wrap(panel["label"], int(12.5 * inches)))
     axes.set_xlabel(_wrap(panel["axis"], int(14 * inches)))
+
+
+def _written(value: float | None, panel: Data) -> str:
+    """A value as it stands beside its bar."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f}".replace("-", "−") if panel["percent"] else number(value)
+
+
+def _said(bar: Data, panel: Data) -> str:
+    """What a bar shows, with its interval."""
+    value, low, high = (_written(bar[end], panel) for end in ENDS)
+    return f"{bar['label']}: {value} [{low}, {high}]"
 
 
 def _mark_bar(axes: Axes, mark: Data, place: float, scale: float) -> None:
@@ -267,7 +293,7 @@ def _bar_layout(panels: Sequence[Data]) -> tuple[int, float]:
 def _bar_panels(page: Any, panels: Sequence[Data], styles: Any, columns: int) -> None:
     lines = [line for panel in panels for name in _names(panel)[0] for line in name.split("\n")]
     # What the names of the bars leave for each panel.
-    inches = (WIDTH - 0.2 - 0.065 * max(map(len, lines))) / columns - 0.2
+    inches = (_width() - 0.2 - 0.065 * max(map(len, lines))) / columns - 0.2
     for axes, panel in _grid(page, panels, columns, ("", ""), sharey=_alike(panels)):
         same = [other for other in panels if other["axis"] == panel["axis"]]
         _bars(axes, panel, styles, _limits(same, columns), inches)
@@ -310,7 +336,8 @@ def draw_heatmap(data: Data) -> Figure:
         axes.patch.set(facecolor="white", edgecolor="0.6", hatch="////", linewidth=0)
         axes.grid(visible=False)
         if len(panels) > 1:
-            axes.set_title(_wrap(panel["label"], 84 // columns))
+            # The colour bar takes a part of a narrow page.
+            axes.set_title(_fit(panel["label"], 70 if columns == 1 else 84 // columns))
         axes.xaxis.get_major_locator().set_params(integer=True)
     page.colorbar(image, ax=page.axes, pad=0.02).set_label(_wrap(data["label"], 40))
     return page
@@ -327,9 +354,10 @@ def draw_scatter(data: Data) -> Figure:
         value, low, high = np.multiply(ends, scales)
         spread = np.maximum([value - low, high - value], 0)
         look = {"markersize": 5.5, "linewidth": 1, "capsize": 2, **style}
-        axes.errorbar(value[0], value[1], xerr=spread[:, :1], yerr=spread[:, 1:], **look)
+        drawn = axes.errorbar(value[0], value[1], xerr=spread[:, :1], yerr=spread[:, 1:], **look)
+        drawn.lines[0].set_label(point["label"])
         places.append(tuple(value))
-    axes.set_xlabel(_wrap(data["x"]["label"], 80))
+    axes.set_xlabel(_fit(data["x"]["label"], 80))
     axes.set_ylabel(_wrap(data["y"]["label"], 50))
     axes.margins(0.12)
     page.draw_without_rendering()
@@ -397,20 +425,49 @@ def draw_distribution(data: Data) -> Figure:
         for kind, look in looks.items():
             axes.stairs(panel[kind], panel["edges"], **look)
         counts = f"{panel['n_right']:,} right, {panel['n_wrong']:,} wrong"
-        axes.set_title(f"{_wrap(panel['label'], 84 // columns)}\n{counts}")
-        axes.set_xlabel(_wrap(data["label"], 84 // columns))
+        axes.set_title(f"{_fit(panel['label'], 84 // columns)}\n{counts}")
+        axes.set_xlabel(_fit(data["label"], 84 // columns))
         axes.margins(x=0.02)
     if below:
         _bar_panels(parts[1], below, {}, across)
     return page
 
 
+def _spots(page: Figure) -> list[dict[str, Any]]:
+    """Where the values of a drawn page are, in shares of its width and height from its top left
+    corner, and what they are: points of lines, at most ``SPOTS`` of each, and bars."""
+    corner, size = page.bbox.min, page.bbox.size
+    spots = []
+    for axes in page.get_axes():
+        named: list[tuple[str, Bbox]] = []
+        for line in axes.lines:
+            points = np.asarray(line.get_xydata())
+            points = points[:: 1 + len(points) // SPOTS]
+            for (x, y), place in zip(points, axes.transData.transform(points), strict=True):
+                text = f"{line.get_label()}: {number(y)} at {x:g}"
+                named.append((text, Bbox([place, place])))
+        named += [(str(bar.get_label()), bar.get_window_extent()) for bar in axes.patches]
+        for text, box in named:
+            # Names of matplotlib's own begin with "_"; a value that is missing has no place.
+            if text and text[0] != "_" and np.isfinite(box.extents).all():
+                left, low, right, high = map(float, box.padded(REACH).extents)
+                place = {"x": (left - corner[0]) / size[0], "width": (right - left) / size[0]}
+                place |= {"y": 1 - (high - corner[1]) / size[1], "height": (high - low) / size[1]}
+                spots.append({"text": text, **{k: round(v, 4) for k, v in place.items()}})
+    return spots
+
+
 def draw(page_of: Callable[[Data], Figure], data: Data, out: Path) -> None:
-    """Write figure.png (160 dpi) and figure.svg below ``out`` from the numbers of a figure."""
-    with matplotlib.rc_context(fname=STYLE):
-        page = page_of(data)
-        source = {"Source": " ".join(data["sources"]) or None}
-        if marked.mark():
-            page.text(0.5, 0.5, "rehearsal", size=40, alpha=0.2, rotation=20, ha="center")
-        page.savefig(out / "figure.png", dpi=160, metadata={"Software": None, **source})
-        page.savefig(out / "figure.svg", metadata={"Date": None, "Creator": None, **source})
+    """Write figure.png (160 dpi), figure.svg, narrow.svg (the same for a phone) and spots.json
+    (``_spots`` of figure.svg) below ``out`` from the numbers of a figure."""
+    source = {"Source": " ".join(data["sources"]) or None}
+    for name, width in {"figure": WIDTH, "narrow": NARROW}.items():
+        with matplotlib.rc_context({"figure.figsize": (width, width)}, fname=STYLE):
+            page = page_of(data)
+            if marked.mark():
+                page.text(0.5, 0.5, "rehearsal", size=40, alpha=0.2, rotation=20, ha="center")
+            if width == WIDTH:
+                page.savefig(out / "figure.png", dpi=160, metadata={"Software": None, **source})
+            page.savefig(out / f"{name}.svg", metadata={"Date": None, "Creator": None, **source})
+            if width == WIDTH:
+                tables.write_json(out / "spots.json", _spots(page))

@@ -456,8 +456,8 @@ KINDS: dict[str, tuple[Callable[[Cfg, Measurements], Data], Callable[[Cfg], Any]
 
 
 def run_figure(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Draw a figure: figure.png (160 dpi), figure.svg, figure.json (all numbers that are drawn,
-    and the digests of all files that were read for them) and caption.md.
+    """Draw a figure (``opd.results.drawing.draw``), and write figure.json (all numbers that are
+    drawn, and the digests of all files that were read for them) and caption.md.
 
     cfg: ``kind``, ``title``, ``caption``, ``seed`` and ``resamples`` of the bootstrap, and by kind:
 

@@ -4,14 +4,12 @@ State is read from disk on each build, so the report is made anew each time it i
 lead to files beside it in the results folder; the page itself loads nothing.
 """
 
-import base64
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 from opd.core import html
 from opd.core.code import package_file
@@ -159,7 +157,9 @@ def _figure(name: str, made: Source, payload: Path, verdicts: Mapping[str, Any])
         "experiments": sorted({name.partition(".")[0] for name in named}),
         "made": made,
         "caption": caption.read_text(errors="replace") if caption.is_file() else "",
-        "image": _image(payload / "figure.svg"),
+        "image": html.image(payload / "figure.svg"),
+        "narrow": html.image(payload / "narrow.svg"),
+        "spots": _spots(payload / "spots.json"),
         "drawn": sorted(flat(made.manifest.numbers), key=_by_number),
         "published": [target for target in verdicts["targets"] if name in target["figures"]],
         "labels": _labels(cfg),
@@ -181,16 +181,12 @@ def _labels(cfg: Mapping[str, Any]) -> dict[str, str]:
     return {target: labels.get(name, name) for target, name in names.items()}
 
 
-def _image(svg: Path) -> dict[str, Any] | None:
-    """An SVG file as a data URI with its size in CSS pixels; None where there is none."""
+def _spots(path: Path) -> Any:
+    """Where values are in a figure; none where that is damaged, which is said elsewhere."""
     try:
-        data = svg.read_bytes()
-        box = ElementTree.fromstring(data).get("viewBox", "").split()
-        width, height = (round(float(side) * 96 / 72) for side in box[2:])
-    except (OSError, ValueError, ElementTree.ParseError):
-        return None
-    uri = f"data:image/svg+xml;base64,{base64.b64encode(data).decode()}"
-    return {"uri": uri, "width": width, "height": height}
+        return read_json(path)
+    except UserError:
+        return []
 
 
 # What names inputs in the settings of tables, figures and claims, and what it is to a reader.

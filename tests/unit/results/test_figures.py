@@ -4,12 +4,13 @@ import csv
 import hashlib
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from measurements import evaluation, preflight_probe, refused_figure, run, wordy
+from measurements import FILES, evaluation, preflight_probe, refused_figure, run, wordy
 
 from opd.core import tables
 from opd.core.errors import UserError
@@ -229,7 +230,7 @@ def test_same_inputs_same_bytes(tmp_path: Path, inputs: dict[str, Path], name: s
         out.mkdir()
         run_figure(FIGURES[name], inputs, out)
         made.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
-    assert list(made[0]) == ["caption.md", "figure.json", "figure.png", "figure.svg"]
+    assert list(made[0]) == FILES
     assert made[0] == made[1]
 
 
@@ -242,6 +243,31 @@ def test_nothing_reaches_over_the_edge(tmp_path: Path, inputs: dict[str, Path], 
     for edge in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
         assert edge.min() == 1, "something is cut off at the edge"
     assert image.shape[1] == 7 * 160
+
+
+def test_values_are_where_they_are_drawn(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    """What a reader may point at: in the picture there is ink, at distances as those of the
+    numbers."""
+    from matplotlib.image import imread
+
+    run_figure(FIGURES["curves"], inputs, tmp_path)
+    image = imread(tmp_path / "figure.png")[..., :3]
+    spots = json.loads((tmp_path / "spots.json").read_text())
+    height, width = image.shape[:2]
+    places = {}
+    for spot in spots:
+        x, y = spot["x"] + spot["width"] / 2, spot["y"] + spot["height"] / 2
+        assert image[round(y * height), round(x * width)].min() < 0.9, spot
+        places[spot["text"]] = (x, y)
+    # Overlap of the first run: 0.6, 0.7 and 0.9 at steps 0, 1 and 2.
+    (x0, y0), (x1, y1), (x2, y2) = (
+        places[f"one: {text}"] for text in ("0.600 at 0", "0.700 at 1", "0.900 at 2")
+    )
+    assert (x1 - x0) / (x2 - x0) == pytest.approx(1 / 2, abs=0.01)
+    assert (y1 - y0) / (y2 - y0) == pytest.approx(1 / 3, abs=0.01)
+    run_figure(FIGURES["bars"], inputs, tmp_path)
+    spots = json.loads((tmp_path / "spots.json").read_text())
+    assert any(re.fullmatch(r"distilled: 43\.8 \[[\d.]+, [\d.]+\]", s["text"]) for s in spots)
 
 
 def test_a_figure_returns_what_it_shows(tmp_path: Path, inputs: dict[str, Path]) -> None:

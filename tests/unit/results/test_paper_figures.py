@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from measurements import LONG, evaluation, probe, refused_figure, run, wordy
+from measurements import FILES, LONG, evaluation, probe, refused_figure, run, wordy
 
 from opd.core import tables
 from opd.losses.schemas import METRICS
@@ -437,14 +437,20 @@ def test_same_inputs_same_bytes(tmp_path: Path, inputs: dict[str, Path], name: s
     for folder in ("first", "second"):
         drawn(KINDS[name], inputs, tmp_path / folder)
         made.append({p.name: p.read_bytes() for p in sorted((tmp_path / folder).iterdir())})
-    assert list(made[0]) == ["caption.md", "figure.json", "figure.png", "figure.svg"]
+    assert list(made[0]) == FILES
     assert made[0] == made[1]
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_nothing_reaches_over_the_edge(tmp_path: Path, inputs: dict[str, Path], name: str) -> None:
+def test_nothing_reaches_over_the_edge(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from matplotlib.figure import Figure
     from matplotlib.image import imread
 
+    pages: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda s, *a, **k: (pages.append(s), save(s, *a, **k)))
     cfg = KINDS[name]
     relabelled = {key: value for key, value in cfg.items() if key not in ("arms", "probes")}
     for key in ("series", "levels", "metrics"):
@@ -457,6 +463,11 @@ def test_nothing_reaches_over_the_edge(tmp_path: Path, inputs: dict[str, Path], 
     for edge in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
         assert edge.min() == 1, "something is cut off at the edge"
     assert image.shape[1] == 7 * 160
+    # The one for a phone has as much room as it needs, too.
+    narrow = pages[-1]
+    box = narrow.get_tightbbox()
+    assert narrow.get_figwidth() == 3.4 < 7 and min(box.x0, box.y0) > -0.02
+    assert box.x1 < 3.42 and box.y1 < narrow.get_figheight() + 0.02
 
 
 @pytest.mark.parametrize("several", [12, 25])
