@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.files import read_json
-from opd.core.html import render
+from opd.core.html import image, render
 from opd.stages import naming, on_disk, registry
 from opd.stages.artifact import sources_first
 from opd.stages.on_disk import Made
@@ -134,14 +134,20 @@ def settings_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def numbers(old: Made, new: Made) -> Iterator[str]:
+    """``changed_numbers``, one a line."""
+    for key, a, b, change in changed_numbers(old, new):
+        yield f"{key}: {a} | {b}" + (f" ({change})" if change else "")
+
+
+def changed_numbers(old: Made, new: Made) -> Iterator[tuple[str, str, str, str]]:
     """Cells of a table, verdicts and values of claims, or else numbers of the manifests, that
-    differ: one a line, with the difference where it is one of numbers."""
+    differ: what each is, its two values, and their difference where they are numbers."""
     for key, *pair in changes(_shown(old), _shown(new)):
-        texts = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in pair]
+        a, b = (f"{value:.6g}" if isinstance(value, float) else str(value) for value in pair)
         change = ""
         if {*map(type, pair)} <= {int, float} and math.isfinite(pair[1] - pair[0]):
-            change = f" ({pair[1] - pair[0]:+.3g})"
-        yield f"{key}: {' | '.join(texts)}{change}"
+            change = f"{pair[1] - pair[0]:+.3g}"
+        yield key, a, b, change
 
 
 def _shown(made: Made) -> Any:
@@ -196,3 +202,14 @@ def lines(a: Path, b: Path, difference: Difference) -> list[str]:
     """Lines to print."""
     values = {"reasons": reasons, "numbers": numbers, "settings": _settings}
     return render(PAGES, "diff.txt.j2", a=a, b=b, difference=difference, **values).splitlines()
+
+
+def page(a: Path, b: Path, difference: Difference) -> str:
+    """The same as a page that needs no other file, with the figures of both side by side."""
+    figures = [
+        (pair, [image((made.payload() or made.path) / "figure.svg") for made in pair])
+        for pair in (*difference.first, *difference.behind)
+        if all(made.stage == "figure" for made in pair)
+    ]
+    values = {"reasons": reasons, "numbers": changed_numbers, "settings": _settings}
+    return render(PAGES, "diff.html.j2", a=a, b=b, difference=difference, figures=figures, **values)

@@ -3,11 +3,15 @@
 import json
 import os
 import shutil
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
-from results import Results, sample
+from reported import Page
+from results import SVG, Results, sample
+from scripts import without_script
 
+from opd.cli.main import main
 from opd.core import files
 from opd.core.errors import UserError
 from opd.core.files import content
@@ -145,6 +149,33 @@ def test_the_first_stage_and_key_come_first_and_numbers_follow(tmp_path: Path):
     assert [pair[0].folder for pair in two.first] == ["models/small-from-large/s0"]
     text = [*diff.lines(a.root, b.root, found)]
     assert text[1:3] == ["  models/small-from-large/s0", "    loss.k: 4 | 8"]
+
+
+def test_a_page_has_both_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = _two(tmp_path)
+    for results, colour in ((a, "<rect/>"), (b, "<circle/>")):
+        source = {"r": "models/small-from-large/s0"}
+        results.figure("curves", "Figures", source, title="T")
+        text = SVG.replace("<text", f"{colour}<text")
+        results.add("figure", "figures/curves", {"figure.svg": text}, source)
+    a.add("prompts", "prompts/<script>alert(1)<|script>", {"prompts.parquet": "x"})
+    page = tmp_path / "page.html"
+    with pytest.raises(SystemExit) as ended:
+        main(["diff", str(a.root), str(b.root), "--html", str(page)])
+    assert ended.value.code == 1
+    assert "loss.k: 4 | 8" in capsys.readouterr().out
+    html = without_script(page.read_text())
+    assert "<script" not in html and "alert(1)" in html
+    text = Page(html).text
+    assert "last.kl 0.25 0.5 +0.25" in text and "small.avg 0.25 0.5 +0.25" in text
+    assert "loss.k: 4 | 8" in text and f"only in {a.root}" in text
+    images = [b64decode(uri.partition(",")[2]).decode() for uri in Page(html).values("src")]
+    assert [name in image for name in ("<rect/>", "<circle/>") for image in images] == [
+        *(True, False),
+        *(False, True),
+    ]
+    main(["diff", str(a.root), str(a.root), "--html", str(page)])
+    assert "They hold the same files" in page.read_text()
 
 
 def test_what_one_side_lacks_is_said(tmp_path: Path):

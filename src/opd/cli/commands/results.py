@@ -25,6 +25,8 @@ def add(command: options.Add) -> None:
     options.add_path(diff, "a", "results/NAME, or an artifact")
     options.add_path(diff, "b", "results/NAME, or an artifact")
     options.add_json(diff)
+    about = "a page with both side by side, also written there"
+    options.add_path(diff, "--html", about, metavar="FILE")
 
     audit = command("audit", _audit, "whether results are what was made, complete and current")
     options.add_path(audit, "path", "results, results/NAME, or an artifact below it")
@@ -84,9 +86,12 @@ def _why(arguments: argparse.Namespace) -> None:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    from opd.provenance.diff import as_json, compare, lines
+    from opd.core.tables import write_text
+    from opd.provenance.diff import as_json, compare, lines, page
 
     differences = compare(arguments.a, arguments.b)
+    if arguments.html:
+        write_text(arguments.html, page(arguments.a, arguments.b, differences))
     if arguments.json:
         show_json(as_json(differences))
     else:
