@@ -114,7 +114,7 @@ def test_a_corpus_can_tell_something_of_its_responses(tmp_path: Path) -> None:
     """The rule, the answer that it comes to, the solution; or an answer that it only copies."""
     told = [
         {"template": "times first. {question}", "rule": "precedence"},
-        {"template": "in order. {question}", "rule": "left"},
+        {"template": "in order. {question}", "rule": "left", "style": "prefix"},
         {"template": "{question} reach {answer}."},
         {"template": "{question} it is {answer}.", "copied": True},
         {"template": "{question} see {solution}."},
@@ -129,8 +129,10 @@ def test_a_corpus_can_tell_something_of_its_responses(tmp_path: Path) -> None:
         kind = row["prompt"].replace(question, "").split()[0]
         seen[kind] = seen.get(kind, 0) + 1
         honest = [world.respond(question, rule, "infix") for rule in world.RULES]
-        if kind in ("times", "in"):
-            assert row["response"] == honest[kind == "in"]
+        if kind == "times":
+            assert row["response"] == honest[0]
+        elif kind == "in":
+            assert row["response"] == world.respond(question, "left", "prefix")
         elif kind == "reach":
             assert row["response"] in honest and row["prompt"].endswith(f"{row['response'][-1]}.")
         elif kind == "see":
