@@ -52,9 +52,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
             benchmark["name"]: _task(benchmark, protocol, inputs, work)
             for benchmark in cfg["benchmarks"]
         }
-        # One after the other with one engine: what else is asked changes no benchmark's answers.
         repeated = {benchmark["name"]: benchmark.get("repeated") for benchmark in cfg["benchmarks"]}
-        answered = {n: harness.answer(n, task, lm, repeated[n]) for n, task in tasks.items()}
+        answered = harness.answer(tasks, lm, repeated)
     graders = {
         name: tuple((task.config.metadata or {}).get("graders", ())) for name, task in tasks.items()
     }

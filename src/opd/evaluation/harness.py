@@ -78,21 +78,25 @@ class SamplerLM(LM):
     ) -> str:
         return self.sampler.render(chat_history, add_generation_prompt)
 
-    def responses(self, requests: Sequence[Any], ids: Sequence[str]) -> list[sampling.Response]:
-        """A response to each request; a request that comes again is another sample of it."""
+    def responses(
+        self, lists: Sequence[tuple[Sequence[Any], Sequence[str]]]
+    ) -> list[list[sampling.Response]]:
+        """A response to each request of several lists of requests and their ids; a request that
+        comes again is another sample of it."""
+        return self.sampler.sample_lists([self._requests(*several) for several in lists])
+
+    def _requests(self, requests: Sequence[Any], ids: Sequence[str]) -> list[sampling.Request]:
         prompts = self.sampler.encode([request.args[0] for request in requests], ids)
         samples: dict[str, Iterator[int]] = defaultdict(count)
-        return self.sampler.sample(
-            [
-                sampling.Request(id, prompt, next(samples[id]))
-                for id, prompt in zip(ids, prompts, strict=True)
-            ]
-        )
+        return [
+            sampling.Request(id, prompt, next(samples[id]))
+            for id, prompt in zip(ids, prompts, strict=True)
+        ]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The protocol is the sampler's; of a task's settings only its stop texts count."""
         ids = [f"{request.task_name}/{request.doc_id}" for request in requests]
-        texts = [response.text for response in self.responses(requests, ids)]
+        texts = [response.text for response in self.responses([(requests, ids)])[0]]
         return [_cut(text, r.args[1])[0] for text, r in zip(texts, requests, strict=True)]
 
     def _scorer(self) -> Any:
@@ -208,15 +212,40 @@ def problem_id(request: Any) -> str:
 
 
 def answer(
-    name: str, task: Any, lm: SamplerLM, repeated: str | None = None
-) -> list[ScoredResponse]:
-    """Every sample of every problem of a benchmark, scored by the task.
+    tasks: Mapping[str, Any], lm: SamplerLM, repeated: Mapping[str, str | None] | None = None
+) -> dict[str, list[ScoredResponse]]:
+    """Every sample of every problem of benchmarks, by name, scored by the task of each.
 
     repeated: what problems are that ask the same as an earlier one: more ``samples`` of that, or
     left out (``once``). The scores of our own tasks are left empty: their graders take all
-    responses at once (``opd.evaluation.evaluate``). Raises ``UserError`` where two problems have
-    one id, and for repeated problems without ``repeated``, as intervals are over problems.
+    responses at once (``opd.evaluation.evaluate``). Raises ``UserError`` where two problems of a
+    benchmark have one id, and for repeated problems without ``repeated``, as intervals are over
+    problems.
     """
+    asked = {name: _asked(name, tasks[name], lm, (repeated or {}).get(name)) for name in tasks}
+    each_sample = {
+        name: [pair for pair in pairs for _ in range(pair[1].repeats)]
+        for name, pairs in asked.items()
+        if {request.request_type for _, request in pairs} == {"generate_until"}
+    }
+    sampled = lm.responses(
+        [
+            ([request for _, request in pairs], [f"{name}/{id}" for id, _ in pairs])
+            for name, pairs in each_sample.items()
+        ]
+    )
+    scored = {
+        name: _scored(tasks[name], pairs, responses)
+        for (name, pairs), responses in zip(each_sample.items(), sampled, strict=True)
+    }
+    return {
+        name: scored[name] if name in scored else _likelihoods(tasks[name], lm, pairs)
+        for name, pairs in asked.items()
+    }
+
+
+def _asked(name: str, task: Any, lm: SamplerLM, repeated: str | None) -> list[Asked]:
+    """The requests of a benchmark; raises as ``answer`` does."""
     _with_turns(task)
     task.build_all_requests(
         apply_chat_template=True,
@@ -248,14 +277,11 @@ def answer(
             "use once: all problems need as many samples",
         )
     id_of = {doc: id for id, doc in problem_of.items()}
-    problem_requests = [
+    return [
         (id_of[first[request.doc_id]], request)
         for request in task.instances
         if repeated != "once" or first[request.doc_id] == request.doc_id
     ]
-    if {request.request_type for _, request in problem_requests} == {"generate_until"}:
-        return _generated(name, task, lm, problem_requests)
-    return _likelihoods(task, lm, problem_requests)
 
 
 def _first_alike(task: Any) -> dict[int, int]:
@@ -294,13 +320,13 @@ def _with_turns(task: Any) -> None:
     task.fewshot_context = context
 
 
-def _generated(name: str, task: Any, lm: SamplerLM, asked: Sequence[Asked]) -> list[ScoredResponse]:
-    repeated = [pair for pair in asked for _ in range(pair[1].repeats)]
-    responses = lm.responses([r for _, r in repeated], [f"{name}/{id}" for id, _ in repeated])
+def _scored(
+    task: Any, asked: Sequence[Asked], responses: Sequence[sampling.Response]
+) -> list[ScoredResponse]:
     ours = "graders" in (task.config.metadata or {})
     rows: list[ScoredResponse] = []
     samples: dict[str, Iterator[int]] = defaultdict(count)
-    for (problem, request), response in zip(repeated, responses, strict=True):
+    for (problem, request), response in zip(asked, responses, strict=True):
         text, stopped = _cut(response.text, request.args[1])
         filtered, scores = (None, {}) if ours else _process(task, [(request, text)])
         rows.append(

@@ -57,7 +57,8 @@ def settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 leave the distribution whole;
     ``max_new_tokens`` are counted after a prefix. ``batch_size`` is that of a shard with
-    transformers, and the most that are in flight at a time with vLLM. ``batch_invariant``: vLLM's
+    transformers, and the most that are in flight at a time with vLLM on a CPU; on a GPU vLLM has as
+    many in flight as its memory holds. ``batch_invariant``: vLLM's
     responses do not depend on what else is in flight (on a GPU, slower).
     """
     sampling = {
@@ -140,6 +141,66 @@ class Sampler:
         """A response to each request, in their order. Raises ``UserError`` for requests that are
         the same, for a prefix that goes on after an end-of-turn token, and where the longest prompt
         and response have more tokens than the model can read."""
+        (responses,) = self.sample_lists([requests])
+        return responses
+
+    def sample_lists(self, lists: Sequence[Sequence[Request]]) -> list[list[Response]]:
+        """``sample`` of several lists of requests, each with a journal of its own.
+
+        With vLLM all of them are in one queue, so that none waits for the longest responses of
+        another. transformers takes one after the other: a shard there holds requests of one list.
+        """
+        jobs = [self._jobs(requests) for requests in lists]
+        names = [f"responses-{_name_of(requests)}" for requests in lists]
+        done = [self._journaled(name) for name in names]
+        left = [n for n in range(len(lists)) if jobs[n].keys() - done[n].keys()]
+        if self.settings["backend"] == "vllm" and len(left) > 1:
+            self._finish_together(left, lists, jobs, done, names)
+        else:
+            for n in left:
+                self._finish(jobs[n], done[n], self._journals / names[n])
+        return [
+            [self._response(request, finished.get(i, [])) for i, request in enumerate(requests)]
+            for requests, finished in zip(lists, done, strict=True)
+        ]
+
+    def _finish_together(
+        self,
+        left: Sequence[int],
+        lists: Sequence[Sequence[Request]],
+        jobs: Sequence[Mapping[int, Job]],
+        done: Sequence[journal.Finished],
+        names: Sequence[str],
+    ) -> None:
+        """Sample what is not ``done`` of the lists that are ``left``, as one list with a journal of
+        its own; in the end each list gets its part, and is found by itself."""
+        places = [(n, i) for n in left for i in range(len(lists[n]))]
+        name = f"responses-{_name_of([lists[n][i] for n, i in places])}"
+        finished = self._journaled(name)
+        finished |= {k: done[n][i] for k, (n, i) in enumerate(places) if i in done[n]}
+        together = {k: jobs[n][i] for k, (n, i) in enumerate(places) if i in jobs[n]}
+        if together.keys() - finished.keys():
+            self._finish(together, finished, self._journals / name)
+        for n in left:
+            own = {i: finished[k] for k, (m, i) in enumerate(places) if m == n and k in finished}
+            done[n].update(own)
+            with journal.writing(self._journals / f"{names[n]}-0.jsonl") as append:
+                append(own)
+        for path in self._journals.glob(f"{name}-*.jsonl"):
+            path.unlink()
+
+    def _journaled(self, name: str) -> journal.Finished:
+        done: journal.Finished = {}
+        for path in self._journals.glob(f"{name}-*.jsonl"):
+            done |= journal.read(path)[0]
+        return done
+
+    def stop(self) -> None:
+        """Let go of the engine; the next request starts one."""
+        self._engine = None
+
+    def _jobs(self, requests: Sequence[Request]) -> dict[int, Job]:
+        """What there is to sample for requests, by their places; raises as ``sample`` does."""
         self._check(requests)
         jobs = {
             i: Job(
@@ -153,17 +214,7 @@ class Sampler:
         longest = max((len(job.tokens) for job in jobs.values()), default=0)
         most = longest + self.settings["max_new_tokens"]
         require_room(read_config(self.model_dir), most, "max_new_tokens")
-        name = f"responses-{_name_of(requests)}"
-        done: journal.Finished = {}
-        for path in self._journals.glob(f"{name}-*.jsonl"):
-            done |= journal.read(path)[0]
-        if jobs.keys() - done.keys():
-            self._finish(jobs, done, self._journals / name)
-        return [self._response(request, done.get(i, [])) for i, request in enumerate(requests)]
-
-    def stop(self) -> None:
-        """Let go of the engine; the next request starts one."""
-        self._engine = None
+        return jobs
 
     def _check(self, requests: Sequence[Request]) -> None:
         seen = set()

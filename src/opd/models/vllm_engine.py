@@ -196,13 +196,14 @@ def _engine(task: Mapping[str, Any]) -> Any:
             "backend",
             "install it, set interpreters.vllm to the Python that has it, or use transformers",
         ) from error
-    on_cpu: dict[str, Any] = {}
+    on_cpu: dict[str, Any] = {}  # on a GPU vLLM fits what is in flight to its memory
     if not torch.cuda.is_available():
         # Otherwise the cache takes nine tenths of the memory, and compiling longer than a small
         # model's sampling.
         cache = task["batch_size"] * task["length"] * _cache_bytes_per_token(task)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         on_cpu = {
+            "max_num_seqs": task["batch_size"],
             "kv_cache_memory_bytes": max(min(cache, memory // 4), 1 << 28),
             "enforce_eager": True,
             # A prompt that is cut into chunks and has a seed of its own ends vLLM 0.31 on a CPU:
@@ -215,7 +216,6 @@ def _engine(task: Mapping[str, Any]) -> Any:
             model=task["model"],
             dtype=task["dtype"],
             max_model_len=task["length"],
-            max_num_seqs=task["batch_size"],
             enable_prefix_caching=True,
             seed=0,
             generation_config="vllm",

@@ -98,10 +98,9 @@ def test_a_prompt_may_have_begun_the_thinking() -> None:
     ]
     about = SimpleNamespace(metadata={"graders": ["rule"]})
     task: Any = SimpleNamespace(instances=instances, config=about, doc_to_target=lambda doc: "5")
-    response = SimpleNamespace(text="\\boxed{5}", token_ids=[1], finish="length")
-    lm: Any = SimpleNamespace(responses=lambda requests, ids: [response for _ in requests])
+    response: Any = SimpleNamespace(text="\\boxed{5}", token_ids=[1], finish="length")
     asked = [(str(i), instance) for i, instance in enumerate(instances)]
-    rows = harness._generated("b", task, lm, asked)
+    rows = harness._scored(task, asked, [response for _ in asked])
     assert [row.thinking for row in rows] == [True, False, False]
 
 
@@ -272,10 +271,13 @@ def test_another_task_of_lm_eval_with_its_own_filters_and_metrics(
 
     texts = {0: "#### 1", 1: "so it is 2 .", 2: "#### 9\nQuestion: no\n#### 3", 3: "none"}
 
-    def answers(self: Any, requests: Any) -> list[Any]:
-        return [sampling.Response([1], texts[int(r.id.split("/")[1])], "stop") for r in requests]
+    def answers(self: Any, lists: Any) -> list[Any]:
+        return [
+            [sampling.Response([1], texts[int(r.id.split("/")[1])], "stop") for r in requests]
+            for requests in lists
+        ]
 
-    monkeypatch.setattr(sampling.Sampler, "sample", answers)
+    monkeypatch.setattr(sampling.Sampler, "sample_lists", answers)
     benchmark = {"name": "g", "task": "gsm8k", "num_fewshot": 0}
     summary, rows = run(tmp_path, model, [benchmark], **{"data:g": data})
     assert [row["problem"] for row in rows[::3]] == ["0", "1", "2", "3"]
@@ -426,12 +428,12 @@ def test_turns_stand_before_a_problem(tmp_path: Path, model: Path) -> None:
     ]
     file = prompts_of(tmp_path / "p", rows)
     lm = harness.SamplerLM(told, **SAMPLING)
-    harness.answer("b", task := loaded(tmp_path, "opd_world", file), lm)
+    harness.answer({"b": (task := loaded(tmp_path, "opd_world", file))}, lm)
     assert [request.args[0] for request in task.instances] == [
         "s:be brief<eos>u:1+1=<eos>a:2<eos>u:2+2=<eos><assistant>",
         "u:3+3=<eos><assistant>",
     ]
-    harness.answer("b", task := loaded(tmp_path, "opd_world", file, num_fewshot=1), lm)
+    harness.answer({"b": (task := loaded(tmp_path, "opd_world", file, num_fewshot=1))}, lm)
     example = "u:(2[+]2=<eos>a:4|3[+]3=<eos>a:6)<eos>"
     for request, before in zip(
         task.instances, ("u:1[+]1=<eos>a:2<eos>u:2[+]2", "u:3[+]3"), strict=True
@@ -473,11 +475,11 @@ def test_repeats_are_found_behind_few_shot_examples_and_among_choices(
     file = prompts_of(tmp_path / "p", rows)
     lm = harness.SamplerLM(model, **SAMPLING)
     with pytest.raises(UserError, match="4 of 8 problems ask"):
-        harness.answer("b", loaded(tmp_path, "opd_world", file, num_fewshot=2), lm)
+        harness.answer({"b": loaded(tmp_path, "opd_world", file, num_fewshot=2)}, lm)
     spoken = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = [
         schemas.prompt_row(f"q{i}", "1+2=", "2", "s", i, turns=turns)
         for i, turns in enumerate((spoken, None))
     ]
     task = loaded(tmp_path, "opd_world", prompts_of(tmp_path / "q", rows), num_fewshot=1)
-    assert len(harness.answer("b", task, lm)) == 4  # another conversation is another problem
+    assert len(harness.answer({"b": task}, lm)["b"]) == 4  # another conversation is another problem

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,6 +105,70 @@ def test_batch_invariance_needs_a_gpu(model: Path, monkeypatch: pytest.MonkeyPat
         sampler.sample([Request("a", [5])])
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+def test_on_a_gpu_vllm_decides_how_many_are_in_flight(
+    gpu: bool, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {}
+
+    def engine(**named: Any) -> SimpleNamespace:
+        settings.update(named)
+        return SimpleNamespace(llm_engine=None)
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=engine))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    task = {"model": str(model), "dtype": "float32", "length": 300, "batch_size": 64}
+    vllm_engine._engine(task)
+    assert settings["max_model_len"] == 300
+    assert settings.get("max_num_seqs") == (None if gpu else 64)
+
+
+class Queue:
+    """Stands for the engine: a token that tells the seed, journaled as a worker does. It breaks
+    off when it has answered ``most`` requests."""
+
+    def __init__(self, most: int = 99) -> None:
+        self.most, self.answered = most, 0
+
+    def run(
+        self, jobs: dict[int, Job], done: journal.Finished, base: Path
+    ) -> Iterator[journal.Finished]:
+        with journal.writing(base.with_name(f"{base.name}-0.jsonl")) as append:
+            for i in sorted(jobs.keys() - done.keys()):
+                if self.answered == self.most:
+                    raise KeyboardInterrupt
+                self.answered += 1
+                append({i: [5 + jobs[i].seed % 30]})
+                yield {i: [5 + jobs[i].seed % 30]}
+
+
+def test_lists_in_one_queue_are_found_by_themselves(model: Path, tmp_path: Path) -> None:
+    """What was sampled before, together or alone, is not sampled again."""
+    lists = [[Request(f"{name}{i}", [5, i]) for i in range(8)] for name in "abc"]
+    alone = []
+    for number, requests in enumerate(lists):
+        sampler = Sampler(model, CFG, tmp_path / f"alone{number}")
+        sampler._engine = Queue()  # type: ignore[assignment]
+        alone.append(sampler.sample(requests))
+
+    def answered(asked: list[list[Request]], most: int = 99) -> int:
+        sampler = Sampler(model, CFG, tmp_path / "together")
+        sampler._engine = queue = Queue(most)  # type: ignore[assignment]
+        if most < 99:
+            with pytest.raises(KeyboardInterrupt):
+                sampler.sample_lists(asked)
+        else:
+            assert sampler.sample_lists(asked) == [alone[lists.index(some)] for some in asked]
+        return queue.answered
+
+    assert answered(lists[:1], most=3) == 3
+    assert answered(lists[:2], most=6) == 6
+    assert answered(lists[:2]) == 16 - 3 - 6
+    assert [answered([some]) for some in lists[:2]] == [0, 0]
+    assert answered(lists) == 8  # the new one
+    assert len([*(tmp_path / "together").rglob("*.jsonl")]) == 3
+
+
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> str:
     """The interpreter with vLLM, in which workers run; skips where there is none."""
@@ -154,6 +220,8 @@ def test_responses(model: Path, sampler: Sampler, vllm: str) -> None:
     ours = Sampler(model, {**CFG, **greedy, "backend": "transformers"}).sample(asked[::6])
     theirs = Sampler(model, {**CFG, **greedy}).sample(asked[::6])
     assert ours == theirs
+    halves = sampler.sample_lists([asked[:9], asked[9:]])
+    assert sum(a == b for a, b in zip(found, halves[0] + halves[1], strict=True)) >= 22
 
 
 def test_two_workers_and_an_engine_that_is_too_short(
