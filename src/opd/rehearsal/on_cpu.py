@@ -54,6 +54,15 @@ def _possible(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if possible.get("attention", "sdpa") not in ("eager", "sdpa"):
         possible.pop("attention")
         _say(f"attention is sdpa in place of {cfg['attention']}, which a CPU cannot train with")
+    if possible.get("vllm", {}).get("mode") == "server":
+        # How many devices a server has is its own affair.
+        possible["vllm"] = {**possible["vllm"], "mode": "colocate", "tensor_parallel_size": 1}
+        execution["vllm"] = {
+            key: value
+            for key, value in execution.get("vllm", {}).items()
+            if not key.startswith(("server_", "group_"))
+        }
+        _say("vLLM samples in the trainer's process: a server takes weights through NCCL alone")
     if "accelerate" in execution and cfg.get("processes", 1) == 1:
         execution.pop("accelerate")
         _say("one process trains, without sharding")

@@ -72,6 +72,18 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in ("student", "teacher", "prompts")}
 
 
+def test_a_server_of_rollouts_becomes_an_engine_in_the_trainers_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(on_cpu.importlib.util, "find_spec", lambda name: name)
+    execution = {"vllm": {"server_host": "node7", "group_port": 51216}, "checkpoint_every": 2}
+    cfg = {"vllm": {"mode": "server", "tensor_parallel_size": 2}, "execution": execution}
+    assert on_cpu._possible(cfg) == {
+        "vllm": {"mode": "colocate", "tensor_parallel_size": 1},
+        "execution": {"vllm": {}, "checkpoint_every": 2},
+    }
+
+
 @pytest.mark.parametrize("stage", ["distill", "grpo"])
 def test_sharded_training_samples_through_vllm_from_its_own_weights(
     stage: str, vllm: str, inputs: dict[str, Path], tmp_path: Path
