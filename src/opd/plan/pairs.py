@@ -35,10 +35,11 @@ def refused(
     Nothing where transformers is missing."""
     if importlib.util.find_spec("transformers") is None:
         return []
-    from opd.models import pairing
 
     @cache  # many runs have the same pair
     def compare(student: Path, teacher: Path, options: str) -> dict[str, Any]:
+        from opd.models import pairing  # takes seconds
+
         return pairing.compare(json.loads(options), student, teacher)
 
     uses = {folder: _sources(artifacts, folder) for folder in folders}
@@ -84,16 +85,17 @@ def _sources(artifacts: Mapping[str, Artifact], folder: str) -> dict[str, str]:
 
 def _at_hand(artifact: Artifact, results: Path, online: bool) -> Path | None:
     """The folder of a fetched model's tokenizer and settings, if it is there or may be had."""
-    from opd.models import fetch
-
     stored = results.parent / ".store" / identity(artifact.stage, artifact.cfg, {})
     given = [Path(files) for name, files in artifact.named.items() if name == "files"]
     for path in given or (results / artifact.folder / "payload", stored):
         if (path / "config.json").is_file():
             return path
     revision = artifact.cfg.get("revision", "")
-    locked = re.fullmatch("[0-9a-f]{40}", revision)
-    return fetch.without_weights(artifact.cfg["hub"], revision) if online and locked else None
+    if not online or not re.fullmatch("[0-9a-f]{40}", revision):
+        return None
+    from opd.models import fetch
+
+    return fetch.without_weights(artifact.cfg["hub"], revision)
 
 
 def _of_stage(artifact: Artifact, models: Mapping[str, Path], compare: Compare) -> list[UserError]:
