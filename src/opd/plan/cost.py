@@ -18,8 +18,9 @@ from opd.stages.registry import STAGES
 
 Artifacts = Mapping[str, Artifact]
 
-# Bytes a parameter (weights in float32, and with Adam's two moments), and a token.
-MODEL_BYTES, CHECKPOINT_BYTES, FETCHED_BYTES, TOKEN_BYTES = 4, 12, 2, 4
+# Bytes a parameter (weights in float32, with Adam's two moments, and those of FSDP, which has the
+# weights twice: as a model and as a state), of what is fetched, and of a token.
+MODEL_BYTES, CHECKPOINT_BYTES, FSDP_BYTES, FETCHED_BYTES, TOKEN_BYTES = 4, 12, 16, 2, 4
 # Tokens of the miniature world (opd.models.init), in characters and in words.
 WORLD_VOCABULARY = {None: 54, "words": 5 + len(grammar.vocabulary())}
 # Trials until a question has its demonstrations, where it is not hard.
@@ -59,6 +60,12 @@ class Work(NamedTuple):
     sampled: float
     parameters: float
     seconds: float
+
+
+def sharded(cfg: Mapping[str, Any]) -> bool:
+    """Whether a training run is sharded over its processes."""
+    config = str(cfg.get("execution", {}).get("accelerate"))
+    return bool(cfg.get("processes", 1) > 1 and "fsdp" in config)
 
 
 def width(cfg: Mapping[str, Any], device: str) -> int:
@@ -256,7 +263,10 @@ def room(facts: Facts, widths: Mapping[str, int], workers: int) -> tuple[float, 
     """Bytes that jobs leave, and the most that two checkpoints a run take besides while ``workers``
     devices are at work; ``widths``: devices of each job, by folder."""
     running = [
-        2 * CHECKPOINT_BYTES * parameters(facts, folder) * (workers // min(width, workers))
+        2
+        * (FSDP_BYTES if sharded(facts.artifacts[folder].cfg) else CHECKPOINT_BYTES)
+        * parameters(facts, folder)
+        * (workers // min(width, workers))
         for folder, width in widths.items()
         if STAGES[facts.artifacts[folder].stage].trains
     ]

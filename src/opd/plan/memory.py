@@ -69,10 +69,9 @@ def phases(
     And: cache, of rollouts that transformers samples (all of a step at once); update, the square
     roots of Adam's second moments.
     """
-    processes = cfg.get("processes", 1)
-    sharded = processes > 1 and "fsdp" in str(cfg.get("execution", {}).get("accelerate"))
+    sharded = cost.sharded(cfg)
     narrow = cfg.get("precision") == "bfloat16"
-    shards = processes if sharded else 1
+    shards = cfg["processes"] if sharded else 1
     width = 2 if narrow else 4
     # Between layers numbers are float32 unless FSDP has made the embeddings bfloat16.
     stream = 2 if narrow and sharded else 4

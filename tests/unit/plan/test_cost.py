@@ -1,5 +1,6 @@
 """What a plan costs: closed forms, paths, what is there, measured rates, and the command."""
 
+import dataclasses
 import json
 import math
 import os
@@ -265,6 +266,12 @@ def test_disk_is_what_is_made(facts):
     # While runs of 1000 and 2000 parameters are under way, each on its own two devices of five.
     widths = {"distilled": 2, "reinforced": 2, "shown": 1}
     assert cost.room(facts, widths, 5) == (4 * 1000 * 3 + 4 * 2000, 2 * 2 * 12 * 2000)
+    # A sharded run writes its weights twice.
+    for more, size in (({}, 12), ({"processes": 2, "execution": {"accelerate": "fsdp2.yaml"}}, 16)):
+        cfg = {**facts.artifacts["tuned"].cfg, **more}
+        tuned = dataclasses.replace(facts.artifacts["tuned"], cfg=cfg)
+        changed = Facts({**facts.artifacts, "tuned": tuned}, TABLES)
+        assert cost.room(changed, {"tuned": 2}, 2)[1] == 2 * size * 1000
     # Every kind of training run leaves checkpoints.
     assert cost.room(facts, {"distilled": 2}, 5)[1] == 2 * 2 * 12 * 1000
     assert cost.room(facts, {"tuned": 2}, 5)[1] == 2 * 2 * 12 * 1000
