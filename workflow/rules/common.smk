@@ -13,7 +13,6 @@ from snakemake.utils import update_config
 from opd.cli import warm
 from opd.core.errors import UserError
 from opd.core.files import canonical
-from opd.core.schema import read_yaml
 from opd.core.security import visible
 from opd.plan import artifacts, command_line, console, hub_lock, outputs, resources
 from opd.recipes import resolve
@@ -28,9 +27,8 @@ BEGAN = time.time()
 ONLINE = {"download": "prompts", "dataset": "dataset", "fetch": "fetch"}
 
 try:
-    command_line.check_configs(map(Path, workflow.configfiles))
     for file in workflow.configfiles:  # of two equal keys Snakemake takes the last
-        read_yaml(Path(file), "write KEY: VALUE")
+        resolve.read_file(Path(file))
     update_config(config, resolve.typed(workflow.config_settings.config))
     CONFIG = resolve.resolve(config)
     LOCK = hub_lock.read(Path(workflow.basedir, "config", "hub.lock.yaml"))

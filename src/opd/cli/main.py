@@ -20,7 +20,7 @@ from opd.core.security import Redacting, redacted, visible
 
 def parser() -> tuple[argparse.ArgumentParser, overview.Parsers]:
     """The parser of ``opd``, and those of its commands by name (``add_command``)."""
-    top = argparse.ArgumentParser(
+    top = overview.Parser(
         prog="opd",
         usage="opd [-h] [--version] COMMAND ...",
         description=__doc__,
@@ -29,7 +29,9 @@ def parser() -> tuple[argparse.ArgumentParser, overview.Parsers]:
     )
     version = f"opd {importlib.metadata.version('opd')}"
     top.add_argument("--version", action="version", version=version, help="print the version")
-    commands = top.add_subparsers(dest="command", required=True, prog="opd", help=SUPPRESS)
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", prog="opd", help=SUPPRESS
+    )
     for group in (init, plan, results, untrained, stage):
         group.add(partial(add_command, commands))
     add_command(
@@ -48,13 +50,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if not argv:
         top.print_help()
         sys.exit(2)
-    if not argv[0].startswith("-") and argv[0] not in commands:
-        hint = overview.meant(argv[0], [*commands])
-        top.error(f"there is no command '{argv[0]}'{hint or '; opd --help lists them'}")
     arguments, unknown = top.parse_known_args(argv)
     if unknown:
         command = commands[arguments.command]
-        hint = overview.meant(unknown[0].partition("=")[0], overview.options_of(command))
+        hint = overview.misplaced(unknown[0], overview.options_of(command))
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return arguments
 

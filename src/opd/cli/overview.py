@@ -4,6 +4,7 @@ meant by a word that it does not know; completion for bash."""
 import argparse
 import re
 from collections.abc import Mapping
+from typing import NoReturn
 
 from opd.core.text import suggestion
 
@@ -60,10 +61,28 @@ def options_of(parser: argparse.ArgumentParser) -> list[str]:
     return re.findall(r"^  (?:-\w, )?(--[\w-]+)", parser.format_help(), re.MULTILINE)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what was meant by a word that is no choice of an argument."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.fullmatch(r"(.*'(.*)') \(choose from (.*)\)", message)
+        if wrong and (hint := meant(wrong[2], re.findall(r"'(.*?)'", wrong[3]))):
+            message = f"{wrong[1]}{hint}"
+        super().error(message)
+
+
 def meant(word: str, known: list[str]) -> str:
     """A hint at what was meant by a word, if anything is like it."""
     hint = suggestion(word, known)
     return f"; {hint}" if hint.startswith("did you mean") else ""
+
+
+def misplaced(word: str, known: list[str]) -> str:
+    """A hint at what was meant by a word that a command with these options does not take."""
+    if word.startswith("-"):
+        return meant(word.partition("=")[0], known)
+    option = "--configfile" if word.endswith((".yaml", ".yml")) else "--target"
+    return f"; name it with {option}" if option in known else ""
 
 
 def completion(parsers: Parsers) -> str:

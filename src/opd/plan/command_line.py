@@ -12,7 +12,6 @@ from opd.plan.state import target_folders
 from opd.stages import on_disk
 from opd.stages.artifact import Artifact
 
-YAML = (".yaml", ".yml")
 # Options whose values are rules or files: Snakemake takes a file by its own path alone.
 FILES = {"forcerun": "--forcerun", "until": "--until", "omit_from": "--omit-from"}
 
@@ -32,14 +31,6 @@ def files(artifact: Artifact, results: str) -> list[str]:
     return [f"{folder}{Path(name).suffix}" for name in copies] or [f"{folder}/digest.json"]
 
 
-def check_configs(configs: Iterable[Path]) -> None:
-    """Raise ``UserError`` for a file of the results among the configs."""
-    for path in map(os.path.relpath, configs):
-        if Path(path).parts[0] == "results" and not path.endswith(YAML):
-            reason = f"{path} is no config: --configfile takes all that follows it"
-            raise UserError(reason, "--configfile", "name targets before --configfile")
-
-
 def aliases(
     asked: argparse.Namespace, rules: Collection[str], artifacts: Mapping[str, Artifact], name: str
 ) -> dict[str, list[str]]:
@@ -49,7 +40,7 @@ def aliases(
     for target in asked.targets or ():
         if target in rules:
             continue
-        if target.endswith(YAML):
+        if target.endswith((".yaml", ".yml")):
             remedy = f"snakemake --configfile {target}, with targets before that"
             raise UserError(f"{target} is a config, no target", "snakemake", remedy)
         folders = target_folders([target], artifacts, name, "target")

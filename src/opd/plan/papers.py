@@ -58,6 +58,9 @@ def read_paper(name: str, root: Path) -> Paper:
     for path in paths.values():
         if not path.is_file():
             known = sorted(p.stem for p in path.parent.glob(f"*{path.suffix}"))
+            if not known:
+                remedy = "start it in the folder that has config/"
+                raise UserError("no paper has files there", str(path.parent), remedy)
             raise unknown(name, known, "papers", "paper")
     rows = claim_spec.read_targets(paths["targets"])
     drawings = read_yaml(paths["figures"])

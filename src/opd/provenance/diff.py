@@ -66,6 +66,7 @@ def compare(a: Path, b: Path) -> Difference:
         alone = [(folder, str(a)) for folder in old if folder not in new]
         alone += [(folder, str(b)) for folder in new if folder not in old]
     elif any(roots):
+        naming.locate(b if roots[0] else a)  # what is not there at all gets a line of its own
         remedy = "give two results folders, or two artifacts"
         raise UserError("only results/NAME compare, or artifacts", f"{a}, {b}", remedy)
     else:

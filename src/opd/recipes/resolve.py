@@ -61,10 +61,20 @@ def merged(paths: Iterable[Path], entries: Iterable[str] = ()) -> dict[str, Any]
     """The same as it is written, unchecked."""
     config: dict[str, Any] = {}
     for path in paths:
-        if not path.is_file():
-            raise UserError("no such config", str(path), "mend the path")
-        config = merge(config, read_yaml(path, "write KEY: VALUE"))
+        config = merge(config, read_file(path))
     return merge(config, settings(entries))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """What one file of a config holds. Raises ``UserError`` for a file that is not there, that is
+    of an artifact, or that holds no config."""
+    if not path.is_file():
+        raise UserError("no such config", str(path), "mend the path, or name another: --configfile")
+    in_results = path.absolute().is_relative_to(Path("results").absolute())
+    if in_results and path.suffix not in (".yaml", ".yml"):
+        reason = "it is no config: --configfile takes all that follows it"
+        raise UserError(reason, str(path), "name targets before --configfile")
+    return read_yaml(path, "write KEY: VALUE")
 
 
 def typed(text: Any) -> Any:

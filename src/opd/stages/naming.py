@@ -87,6 +87,7 @@ def _hint(name: str, folders: Iterable[str], results: str) -> str:
     """The name that was probably meant, or what there is."""
     known = list(folders)
     ends = [part for f in known for part in (f, _in_section(f), f.rpartition("/")[2])]
+    ends += [re.sub(r"/s\d+$", "", part) for part in ends]
     ends = [part for part in ends if not re.fullmatch(r"s\d+", part)]
     for text in _spellings(name, results):
         if (hint := suggestion(text, ends)).startswith("did you mean"):
@@ -107,12 +108,13 @@ def find(path: Path) -> Made:
         if any((folder / name).is_file() for name in RECORDS):
             return on_disk.at(on_disk.results_folder(folder), folder)
     root = on_disk.results_folder(full / "digest.json")
-    if root == full and (root.parent.name == "results" or (root / "plan.json").is_file()):
-        if not root.is_dir():
-            there = [folder.name for folder in on_disk.results_folders(root.parent)]
-            raise UserError("no such folder of results", str(path), suggestion(root.name, there))
-        raise UserError("a folder of results is no artifact", str(path), "name one in it")
     within = root != full
+    if (within or root.parent.name == "results") and not root.is_dir():
+        there = [folder.name for folder in on_disk.results_folders(root.parent)]
+        remedy = suggestion(root.name, there)
+        raise UserError("no such folder of results", os.path.relpath(root), remedy)
+    if not within and (root.parent.name == "results" or (root / "plan.json").is_file()):
+        raise UserError("a folder of results is no artifact", str(path), "name one in it")
     roots = [root] if within else on_disk.results_folders(Path("results").absolute())
     name = full.relative_to(root).as_posix() if within else str(path)
     known = {

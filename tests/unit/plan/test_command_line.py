@@ -80,12 +80,6 @@ def test_what_nothing_is_called_is_an_error(options: dict[str, list[str]], line:
     assert line in str(error.value)
 
 
-def test_a_file_of_the_results_is_no_config() -> None:
-    command_line.check_configs([Path("my.yaml"), Path("results/mini/config.yaml").absolute()])
-    with pytest.raises(UserError, match=r"report\.html is no config: --configfile takes all that"):
-        command_line.check_configs([Path("my.yaml"), Path("results/mini/report.html").absolute()])
-
-
 def test_other_programs_ask_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/x/pytest", "fig06"])
     assert not command_line.given().targets

@@ -132,7 +132,7 @@ def test_settings_on_the_command_line_say_what_is_asked(tmp_path, monkeypatch, c
         main(["lock", "--configfile", str(tmp_path / "none.yaml")])
     said = capsys.readouterr().err
     assert "error: --config: 'seeds' is no setting; write KEY=VALUE" in said
-    assert f"error: {tmp_path / 'none.yaml'}: no such config; mend the path" in said
+    assert f"error: {tmp_path / 'none.yaml'}: no such config; mend the path, or name" in said
 
 
 def test_lock_that_contradicts_the_recipe_is_refused():

@@ -1,6 +1,7 @@
 """Commands on results: ``watch``, ``why``, ``diff``, ``audit``, ``adopt``, ``gc``, ``export``."""
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def _watch(arguments: argparse.Namespace) -> None:
     from opd.provenance.watch import watch
     from opd.stages import naming
 
-    show(watch(naming.find(arguments.path).path))
+    show(watch(Path(os.path.relpath(naming.find(arguments.path).path))))
 
 
 def _why(arguments: argparse.Namespace) -> None:

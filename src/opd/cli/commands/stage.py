@@ -31,6 +31,8 @@ def _settings(text: str) -> dict[str, Any]:
     """``--cfg``: a JSON object, or the path of a file (a ``manifest.json`` will do)."""
     if text.lstrip().startswith("{"):
         return json_object(text, "--cfg")
+    if not Path(text).exists():
+        raise UserError("no such file", f"--cfg {text}", "give settings as JSON, or a file of them")
     value = read_json(Path(text))
     value = value.get("cfg", value) if isinstance(value, dict) else value
     if not isinstance(value, dict):
