@@ -1,5 +1,5 @@
-"""Bytes of a training step at the real sizes of models, without their memory: torch's tracker of
-live tensors, on fake ones, beside what ``opd plan`` reckons.
+"""Bytes of a training step at the real sizes of models, beside what ``opd plan`` reckons: torch's
+tracker of live tensors, on fake ones; on a GPU what is allocated.
 
 See README.md beside this file.
 """
@@ -61,6 +61,22 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
+class Allocated:
+    """The most bytes that CUDA's allocator has handed out since ``take``."""
+
+    def __enter__(self) -> None:
+        self.take()
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def track_external(self, *_: Any) -> None: ...
+
+    def take(self) -> float:
+        peak = float(torch.cuda.max_memory_allocated())
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+
+
 class AllCount(TorchDispatchMode):
     """What fake tensors cannot know: every position counts, and no two logits are equal."""
 
@@ -115,13 +131,13 @@ def shard(model: Any, mesh: Any) -> None:
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
-def trainer(cfg: dict[str, Any], teacher: Any) -> Trainer:
+def trainer(cfg: dict[str, Any], teacher: Any, device: str) -> Trainer:
     """The project's trainer, with no more of it than its loss takes."""
     made = Trainer.__new__(Trainer)
     narrow = cfg["precision"] == "bfloat16"
     accelerator = types.SimpleNamespace(
         is_main_process=False,
-        autocast=lambda: torch.autocast("cpu", torch.bfloat16, enabled=narrow),
+        autocast=lambda: torch.autocast(device, torch.bfloat16, enabled=narrow),
         unwrap_model=lambda model: model,
     )
     made.__dict__.update(
@@ -142,11 +158,24 @@ def trainer(cfg: dict[str, Any], teacher: Any) -> Trainer:
     return made
 
 
+def modes(device: str) -> contextlib.ExitStack:
+    """What a step is taken under: fake tensors, or those of a GPU."""
+    stack = contextlib.ExitStack()
+    if device == "cuda":
+        stack.enter_context(torch.device(device))
+    else:
+        stack.enter_context(products_as_on_a_gpu())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(AllCount())
+    return stack
+
+
 def measure(
-    student: dict[str, Any], teacher: dict[str, Any], cfg: dict[str, Any]
+    student: dict[str, Any], teacher: dict[str, Any], cfg: dict[str, Any], device: str
 ) -> dict[str, float]:
     """Peaks of the phases of the second step, in its second micro-batch: forward, backward, update.
-    ``student`` and ``teacher`` are excerpts of config.json."""
+    ``student`` and ``teacher`` are excerpts of config.json; ``device`` is cuda, or cpu for fake
+    tensors."""
     narrow, micro = cfg["precision"] == "bfloat16", cfg["micro_batch"]
     processes = cfg.get("processes", 1)
     if processes > 1:
@@ -159,15 +188,19 @@ def measure(
         config = AutoConfig.for_model(**excerpt)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
-    peak, peaks = Peak(), {}
-    with products_as_on_a_gpu(), FakeTensorMode(allow_non_fake_inputs=True), AllCount():
+    peak: Any = Allocated() if device == "cuda" else Peak()
+    peaks = {}
+    with modes(device):
         model = build(student, torch.float32).train()
         frozen = build(teacher, torch.bfloat16 if narrow else torch.float32).eval()
         if cfg["gradient_checkpointing"]:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if processes > 1:
             shard(model, mesh)
-        made, optimizer = trainer(cfg, frozen), torch.optim.AdamW(model.parameters(), foreach=True)
+        made, optimizer = (
+            trainer(cfg, frozen, device),
+            torch.optim.AdamW(model.parameters(), foreach=True),
+        )
         inputs = {
             f"{part}_{kind}": torch.ones(micro, cfg[f"max_{length}_tokens"], dtype=torch.long)
             for part, length in (("prompt", "prompt"), ("completion", "new"))
@@ -215,11 +248,14 @@ def reckoned(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", type=int, help="all if not given")
-    chosen = parser.parse_args().cases or range(len(CASES))
+    parser.add_argument("--cuda", action="store_true", help="allocate it; cases of one GPU alone")
+    args = parser.parse_args()
+    device = "cuda" if args.cuda else "cpu"
+    chosen = args.cases or range(len(CASES))
     shapes, rows = yaml.safe_load(SHIPPED.read_text())["shapes"], []
     for student, teacher, more in (CASES[i] for i in chosen):
         cfg = {**BASE, **more}
-        tracked = measure(shapes[student], shapes[teacher], cfg)
+        tracked = measure(shapes[student], shapes[teacher], cfg, device)
         expected = reckoned(shapes[student], shapes[teacher], cfg)
         pair = f"{student.split('/')[1]} ← {teacher.split('/')[1]}"
         cells = [f"{tracked[n] / 1e9:.1f} / {expected[n] / 1e9:.1f}" for n in PHASES]

@@ -10,8 +10,6 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +21,7 @@ from opd.losses.fused import fused_token_loss
 from opd.losses.head import Head
 from opd.losses.spec import PRESETS
 from opd.losses.token import token_loss
+from opd.training.padding import packed_hidden
 
 SPEC = PRESETS["rethinking_code"]
 
@@ -68,13 +67,13 @@ SMALL = Size(
 
 
 class Variant(NamedTuple):
-    fused: bool
+    packed: bool
     checkpointing: bool
-    liger: bool
+    fused: bool
 
     def cells(self) -> list[str]:
-        names = "naive", "fused"
-        return [names[self.fused], *("yes" if on else "no" for on in self[1:])]
+        rows, losses = ("padded", "packed"), ("naive", "fused")
+        return [losses[self.fused], "yes" if self.checkpointing else "no", rows[self.packed]]
 
 
 class Setup(NamedTuple):
@@ -82,33 +81,44 @@ class Setup(NamedTuple):
     teacher: Any
     optimizer: torch.optim.Optimizer
     ids: Tensor
+    mask: Tensor
 
 
-def build(size: Size, device: str, variant: Variant) -> Setup:
+def build(size: Size, device: str, variant: Variant, attention: str) -> Setup:
     torch.manual_seed(0)
     config = Qwen3Config(**size.model, tie_word_embeddings=True, use_cache=False)
+    chosen = {"attn_implementation": attention}
     with torch.device(device):
-        student = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
-        teacher = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+        student = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **chosen).train()
+        teacher = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, **chosen).eval()
         ids = torch.randint(config.vocab_size, (size.sequences, size.length + 1))
+        # The first is the longest, the last a quarter of it.
+        lengths = torch.linspace(size.length + 1, (size.length + 1) / 4, size.sequences).long()
+        mask = (torch.arange(size.length + 1) < lengths[:, None]).long()
     teacher.requires_grad_(False)
     if variant.checkpointing:
         student.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6, fused=True)
-    return Setup(student, teacher, optimizer, ids)
+    return Setup(student, teacher, optimizer, ids, mask)
 
 
-def step(setup: Setup, device: str, fused: bool) -> None:
-    ids, sampled = setup.ids[:, :-1], setup.ids[:, 1:]
-    mask = torch.ones_like(sampled)
+def hidden(model: Any, setup: Setup, packed: bool) -> Tensor:
+    if packed:
+        return packed_hidden(model, setup.ids, setup.mask)[:, :-1]
+    states: Tensor = model(input_ids=setup.ids, attention_mask=setup.mask).last_hidden_state
+    return states[:, :-1]
+
+
+def step(setup: Setup, device: str, variant: Variant) -> None:
+    sampled, mask = setup.ids[:, 1:], setup.mask[:, 1:]
     with torch.no_grad():
-        h_q = setup.teacher.model(input_ids=ids).last_hidden_state
+        h_q = hidden(setup.teacher.model, setup, variant.packed)
     with torch.autocast(device, torch.bfloat16):
         # With float32 weights the last norm gives float32; the head multiplies in bfloat16.
-        h_p = setup.student.model(input_ids=ids).last_hidden_state.to(torch.bfloat16)
+        h_p = hidden(setup.student.model, setup, variant.packed).to(torch.bfloat16)
     w_p, w_q = setup.student.lm_head.weight, setup.teacher.lm_head.weight
     # Outside autocast, for the backward pass is outside it too and has to compute the same logits.
-    if fused:
+    if variant.fused:
         losses = fused_token_loss(h_p, Head(w_p), h_q, Head(w_q), sampled, mask, SPEC)
     else:
         losses = token_loss(h_p @ w_p.to(h_p.dtype).T, h_q @ w_q.T, sampled, mask, SPEC)
@@ -124,20 +134,20 @@ class Result(NamedTuple):
     peak: int | None  # bytes; of a GPU only
 
 
-def run(size: Size, device: str, variant: Variant, steps: int) -> Result:
+def run(size: Size, device: str, variant: Variant, attention: str, steps: int) -> Result:
     gc.collect()  # the previous variant's models
     if device == "cuda":
         reset_cuda_peak()
-    setup = build(size, device, variant)
-    step(setup, device, variant.fused)  # warm-up; makes the optimiser's state
+    setup = build(size, device, variant, attention)
+    step(setup, device, variant)  # warm-up; makes the optimiser's state
     seconds = []
     for _ in range(steps):
         synchronise(device)
         start = time.perf_counter()
-        step(setup, device, variant.fused)
+        step(setup, device, variant)
         synchronise(device)
         seconds.append(time.perf_counter() - start)
-    tokens_per_s = size.sequences * size.length / statistics.median(seconds)
+    tokens_per_s = int(setup.mask.sum()) / statistics.median(seconds)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
     return Result(tokens_per_s, tokens_per_s * flops_of_a_token(setup.student), peak)
 
@@ -163,19 +173,11 @@ def product_flops_per_s(device: str, side: int) -> float:
     return 2 * side**3 / statistics.median(seconds[2:])
 
 
-def use_liger() -> None:
-    """Its norms, MLP and rotary embedding in every Qwen3 that is built after this."""
-    liger = import_module("liger_kernel.transformers")
-    liger.apply_liger_kernel_to_qwen3(cross_entropy=False, fused_linear_cross_entropy=False)
-
-
-def cells(size: Size, device: str, variant: Variant, steps: int, rated: float) -> list[str]:
-    if variant.liger and (device != "cuda" or find_spec("liger_kernel") is None):
-        return [*variant.cells(), "not measured", "needs liger_kernel and CUDA", "", ""]
-    if variant.liger:
-        use_liger()
+def cells(
+    size: Size, device: str, variant: Variant, attention: str, steps: int, rated: float
+) -> list[str]:
     try:
-        result = run(size, device, variant, steps)
+        result = run(size, device, variant, attention, steps)
     except torch.OutOfMemoryError:
         return [*variant.cells(), "out of memory", "", "", ""]
     return [
@@ -190,6 +192,7 @@ def cells(size: Size, device: str, variant: Variant, steps: int, rated: float) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each variant")
+    parser.add_argument("--attention", default="sdpa", help="by transformers' names")
     parser.add_argument("--small", action="store_true", help="a tiny shape, on any device")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -199,18 +202,16 @@ def main() -> None:
     size = SMALL if args.small else QWEN3_1_7B
     rated = product_flops_per_s(device, size.product)
     rows = []
-    # Liger last, for what it changes stays changed.
-    for liger, checkpointing, fused in itertools.product((False, True), repeat=3):
-        variant = Variant(fused, checkpointing, liger)
-        rows.append(cells(size, device, variant, args.steps, rated))
+    for values in itertools.product((False, True), repeat=3):
+        rows.append(cells(size, device, Variant(*values), args.attention, args.steps, rated))
         print(*rows[-1], sep=" | ", file=sys.stderr)
-    header = "loss", "checkpointing", "liger", "tokens/s", "TFLOP/s", "of product", "peak GB"
+    header = "loss", "checkpointing", "rows", "tokens/s", "TFLOP/s", "of product", "peak GB"
     print(table(header, rows))
     print(f"\n{describe(device)}")
     print(
         f"\nbfloat16 product of side {size.product}: {rated / 1e12:.3g} TFLOP/s; "
-        f"{size.sequences} x {size.length} tokens a step, {args.steps} steps"
-        + (", tiny shape." if args.small else ".")
+        f"{size.sequences} sequences of {size.length} tokens to a quarter of that, "
+        f"{args.attention}, {args.steps} steps" + (", tiny shape." if args.small else ".")
     )
 
 
