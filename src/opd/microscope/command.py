@@ -1,6 +1,7 @@
 """``opd align``: the microscope on model folders of a user's own."""
 
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from opd.core.markdown import render
 from opd.data.schemas import PROMPTS
 from opd.microscope import demonstrations, measure, pool, schemas, tree
 from opd.probes.preflight import read_questions, require_folders
+from opd.stages.on_disk import below
 
 # Of what the stages are told, what a user is not asked. As the recipes' defaults.
 FIXED: dict[str, Any] = {
@@ -86,7 +88,7 @@ def _measured(
     for number, teacher in enumerate(every, 1):
         name = str(teacher["name"])
         payloads[name] = _empty(made / f"teacher-{number}")
-        settings = {**cfg, "teacher": teacher, "title": f"{student.name} as {name} sees it"}
+        settings = {**cfg, "teacher": teacher, "title": f"{called(student)} as {name} sees it"}
         measure.run(settings, {**inputs, "tree": grown}, payloads[name])
     of_teachers = {f"of:{i}": payload for i, payload in enumerate(payloads.values())}
     pool.run({"names": [*payloads]}, of_teachers, _empty(made / "together"))
@@ -115,12 +117,23 @@ def _rank(teacher: tuple[str, Mapping[str, Any]]) -> float:
 
 
 def _names(teachers: Sequence[Path]) -> list[str]:
-    """Folder names, with a number where two are alike."""
-    names = [path.resolve().name for path in teachers]
+    """What teachers are called, with a number where two are alike."""
+    names = [called(path) for path in teachers]
     return [
         f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
         for i, name in enumerate(names)
     ]
+
+
+def called(model: Path) -> str:
+    """What a model is called by people: ORG/NAME in the hub's cache, MODEL/sSEED below a results
+    folder, where the link to its files ends in a digest; else the name of its folder."""
+    if cached := re.search("/models--([^/]+)--([^/]+)/snapshots/", f"{model.absolute()}/"):
+        return "/".join(cached.groups())
+    folder = below(str(model.absolute()))
+    if folder.startswith("models/"):
+        return folder.removeprefix("models/").removesuffix("/payload")
+    return model.resolve().name
 
 
 def _empty(folder: Path) -> Path:

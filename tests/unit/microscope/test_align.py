@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 from probing import Inputs, with_swapped_tokens
 
 from opd.cli import main
+from opd.microscope.command import called
 
 USUAL = ["--grader", "world", "--max-new-tokens", "6", "--rollouts", "60", "--min-visits", "40"]
 
@@ -55,6 +56,29 @@ def test_the_better_teacher_comes_first(
     )
     assert capsys.readouterr().out == said
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.jsonl")} == journals
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("results/mini/models/small/s0/payload", "small/s0"),
+        ("/far/results/mini/models/small-rl@20/s1/payload", "small-rl@20/s1"),
+        ("results/mini/models/fetched", "fetched"),
+        ("/cache/models--Qwen--Qwen3-0.6B/snapshots/0123abcd", "Qwen/Qwen3-0.6B"),
+        ("../models/mine", "mine"),
+    ],
+)
+def test_models_are_called_as_people_call_them(path: str, name: str) -> None:
+    assert called(Path(path)) == name
+
+
+def test_a_link_to_the_store_gives_no_digest_for_a_name(tmp_path: Path) -> None:
+    made = tmp_path / "results" / "mini" / "models" / "small" / "s0"
+    entry = tmp_path / "results" / ".store" / ("0" * 64)
+    for folder in (made, entry):
+        folder.mkdir(parents=True)
+    (made / "payload").symlink_to(entry, target_is_directory=True)
+    assert called(made / "payload") == "small/s0"
 
 
 def test_a_teacher_with_another_tokenizer_is_told_and_the_other_goes_on(
