@@ -97,7 +97,7 @@ def test_a_teacher_with_another_tokenizer_is_told_and_the_other_goes_on(
     [
         ({"--grader": "digit"}, "unknown grader 'digit'"),
         ({"--questions": "missing.jsonl"}, "cannot be read"),
-        ({"--student": "missing"}, "no such folder"),
+        ({"--student": "missing"}, "'missing' names no model"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_sampled(
