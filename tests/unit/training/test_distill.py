@@ -87,6 +87,14 @@ def test_padded_heads_of_different_width(inputs: Inputs, tmp_path: Path, wider: 
     assert numbers["first"]
 
 
+def test_a_server_of_vllm_with_rows_that_are_not_trained(inputs: Inputs, tmp_path: Path) -> None:
+    """Colocated, vLLM loads a copy without them: tests/unit/rehearsal/test_on_cpu.py."""
+    student = padded(inputs["student"], tmp_path / "padded", 80)
+    cfg = {**OPD, "vllm": {"mode": "server"}}
+    with pytest.raises(UserError, match=r"vllm\.mode: a server of vLLM has 80 rows .* use colo"):
+        run("distill", cfg, {**inputs, "student": student}, tmp_path / "a")
+
+
 def test_a_head_too_narrow_for_the_tokenizer(inputs: Inputs, tmp_path: Path) -> None:
     path = padded(inputs["teacher"], tmp_path / "narrow", 20)
     with pytest.raises(
