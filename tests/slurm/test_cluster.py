@@ -3,6 +3,7 @@
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,11 +16,13 @@ from clone import CONFIG, ROOT, WORKFLOW, Clone
 from cluster import KILL_WAIT_SECONDS, Cluster, run
 
 from opd.core.files import read_json
+from opd.doctor import slurm
 
 pytestmark = pytest.mark.slurm
 
 TRAINED = "models/forward/s0"
 TARGET = f"results/small/{TRAINED}/digest.json"
+PROMPTS = "results/small/prompts/easy/digest.json"
 STEPS = 60
 # What every Python of a clone runs first: a step of a training lasts as long as a file is there.
 ENDLESS = """
@@ -228,6 +231,64 @@ def test_two_users_work_side_by_side_each_in_a_clone(cluster: Cluster, folder: P
         assert made.owner() == clone.user
     assert root.digests() == nobody.digests()
     shutil.rmtree(folder)
+
+
+def test_snakemake_as_a_job_itself(cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where it may not run on the login node: what it makes is a job of its own all the same."""
+    clone = Clone(folder, cluster)
+    monkeypatch.setenv("PYTHONPATH", str(folder / "src"))
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(folder)
+    options = [f"--output={clone.printed}", "--mem=1000", "--parsable", "--wrap"]
+    head = run("sbatch", *options, f"exec {shlex.join(clone.command(PROMPTS))}").strip()
+
+    def state() -> str:
+        return next(job.state for job in cluster.jobs() if job.number == head)
+
+    cluster.until(lambda: state() == "RUNNING", "a Snakemake in a job")
+    monkeypatch.setenv("SLURM_JOB_ID", head)
+    found = {finding.subject: finding for finding in slurm.examine("slurm", {})}
+    assert re.match(rf"inside job {head}, which has \d+:\d\d left;", found["Snakemake runs"].what)
+    cluster.until(lambda: state() != "RUNNING", "its end")
+    assert state() == "COMPLETED", clone.printed.read_text()
+    (job,) = clone.jobs("prompts")
+    assert job.number != head and [stage.job for stage in clone.stages()] == [job.number]
+    assert (folder / PROMPTS).is_file()
+
+
+def test_what_doctor_says_of_this_cluster(
+    cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Without an accounting database; a second attempt beyond what its node has."""
+    Clone(folder, cluster)
+    monkeypatch.chdir(folder)
+    grows = {"mem_mb": lambda wildcards, attempt: 40000 * attempt}
+    found = {finding.subject: finding for finding in slurm.examine("slurm", {"distill": grows})}
+    assert "where that is not allowed, as a job" in found["Snakemake runs"].what
+    assert found["Slurm accounting"].state == "ok"
+    assert "sacct would not do" in found["Slurm accounting"].what
+    assert found["partitions"].state == "ok"
+    assert found["attempts"].what == (
+        "attempt 2 has no place: 80000 MB of memory asked for, at most 64000 there (distill)"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [None, 60000])
+def test_an_attempt_that_no_node_has_room_for_is_refused(
+    cluster: Cluster, folder: Path, most: int | None
+):
+    """As doctor says; with max_mem_mb it is made."""
+    clone = Clone(folder, cluster)
+    clone.site(prompts={"mem_mb": 40000, **({"max_mem_mb": most} if most else {})})
+    running = clone.start(PROMPTS)
+    job = cluster.until(lambda: clone.jobs("prompts"), "a job")[0]
+    run("scancel", job.number)
+    printed = clone.ended(running, ok=bool(most))
+    second = clone.jobs("prompts")[1]
+    expected = ("60000M", "COMPLETED") if most else ("80000M", "FAILED")
+    assert (second.memory, second.state) == expected
+    assert ("Requested node configuration is not available" in printed) == (not most)
 
 
 def let_one_step_last(clone: Clone, steps: int) -> tuple[subprocess.Popen[bytes], Path]:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+import os
 import re
 import shutil
 from collections import defaultdict
@@ -89,8 +90,11 @@ def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Findi
     settings = dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", config, re.MULTILINE))
     version = settings.get("SLURM_VERSION", "of an unknown version")
     yield Finding("Slurm", "ok", f"{version}, cluster {settings.get('ClusterName', 'unnamed')}")
+    yield _started()
     yield _status(options, settings, file)
-    yield _partitions(asked(options, rules), partitions(table))
+    yield from _partitions(
+        asked(options, rules), partitions(table), int(options.get("retries", 0)) + 1
+    )
 
 
 def _plugin() -> Finding:
@@ -100,6 +104,17 @@ def _plugin() -> Finding:
         remedy = "run Snakemake from what `make install` makes: an environment without vLLM"
         return Finding("Slurm plugin", "missing", f"{PLUGIN} is not installed", remedy)
     return Finding("Slurm plugin", "ok", f"{PLUGIN} {version}")
+
+
+def _started() -> Finding:
+    """Where Snakemake would run, which stays until the last job has ended."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        what = "on this machine until the last job has ended; where that is not allowed, as a job"
+        return Finding("Snakemake runs", "ok", f"{what} (docs/slurm.md)")
+    left = output("squeue", "--noheader", f"--jobs={job}", "--format=%L")
+    what = f"inside job {job}, which has {(left or '?').strip()} left; what it has submitted stays"
+    return Finding("Snakemake runs", "ok", what)
 
 
 def _status(options: Mapping[str, Any], settings: Mapping[str, str], file: Path) -> Finding:
@@ -173,28 +188,44 @@ def minutes(limit: str) -> float:
 
 
 def _partitions(
-    asks: Mapping[str, Mapping[str, Any]], partitions: Mapping[str, Partition]
-) -> Finding:
-    """What each rule asks for, against what the partitions have that it may run in."""
+    asks: Mapping[str, Mapping[str, Any]], partitions: Mapping[str, Partition], attempts: int
+) -> Iterator[Finding]:
+    """What each rule asks for on its first and on its last attempt, against what the partitions
+    have that it may run in."""
     summary = some(
         f"{name} ({partition.nodes} of {partition.of} nodes, {partition.gpus} GPUs each)"
         for name, partition in partitions.items()
     )
     if not any(partition.up and partition.nodes for partition in partitions.values()):
         what = f"no partition has a node that takes jobs: {summary or 'there is none'}"
-        return Finding("partitions", "missing", what, "ask whoever runs the cluster; see `sinfo`")
+        remedy = "ask whoever runs the cluster; see `sinfo`"
+        yield Finding("partitions", "missing", what, remedy)
+        return
+    first, last = (_lacking(asks, partitions, attempt) for attempt in (1, attempts))
+    if first:
+        remedy = "mend slurm/site.yaml, or plan smaller jobs (training.processes)"
+        yield Finding("partitions", "missing", f"{summary}; {first}", remedy)
+        return
+    yield Finding("partitions", "ok", summary)
+    if last:
+        remedy = "in slurm/site.yaml: max_mem_mb and max_runtime, beyond which no attempt asks"
+        yield Finding("attempts", "warning", f"attempt {attempts} has no place: {last}", remedy)
+
+
+def _lacking(
+    asks: Mapping[str, Mapping[str, Any]], partitions: Mapping[str, Partition], attempt: int
+) -> str:
+    """What the rules ask for in an attempt and no partition has, in words; empty: nothing."""
     rules_by_lack: dict[str, list[str]] = defaultdict(list)
     for rule, wants in asks.items():
-        for lack in _lacks(wants, partitions):
+        for lack in _lacks(wants, partitions, attempt):
             rules_by_lack[lack].append(rule)
-    if rules_by_lack:
-        lacks = "; ".join(f"{lack} ({some(rules, 3)})" for lack, rules in rules_by_lack.items())
-        remedy = "mend slurm/site.yaml, or plan smaller jobs (training.processes)"
-        return Finding("partitions", "missing", f"{summary}; {lacks}", remedy)
-    return Finding("partitions", "ok", summary)
+    return "; ".join(f"{lack} ({some(rules, 3)})" for lack, rules in rules_by_lack.items())
 
 
-def _lacks(wants: Mapping[str, Any], partitions: Mapping[str, Partition]) -> Iterator[str]:
+def _lacks(
+    wants: Mapping[str, Any], partitions: Mapping[str, Partition], attempt: int
+) -> Iterator[str]:
     """What no partition that a job may run in has, in words."""
     names = [name for name in str(wants.get("slurm_partition") or "").split(",") if name]
     unknown = [name for name in names if name not in partitions]
@@ -205,9 +236,9 @@ def _lacks(wants: Mapping[str, Any], partitions: Mapping[str, Partition]) -> Ite
     at = f" in {','.join(names)}" if names else ""
     for unit, want, field in (
         ("GPUs of one node", gpus_asked(wants), "gpus"),
-        ("MB of memory", _plain(wants.get("mem_mb")), "mem_mb"),
+        ("MB of memory", _plain(wants.get("mem_mb"), attempt), "mem_mb"),
         ("CPUs", _plain(wants.get("cpus_per_task")), "cpus"),
-        ("minutes", _plain(wants.get("runtime")), "minutes"),
+        ("minutes", _plain(wants.get("runtime"), attempt), "minutes"),
     ):
         most = max((getattr(partition, field) for partition in usable), default=0)
         if want > most:
@@ -223,8 +254,8 @@ def gpus_asked(wants: Mapping[str, Any]) -> int:
     return max(_plain(wants.get("gpu")), gpus_of(str(wants.get("gres") or "")))
 
 
-def _plain(value: Any) -> int:
-    """A number of a first attempt; 0 for what is worked out at run time."""
+def _plain(value: Any, attempt: int = 1) -> int:
+    """A number of an attempt; 0 for what is worked out at run time."""
     if callable(value):
-        value = value(None, attempt=1)
+        value = value(None, attempt=attempt)
     return int(value) if str(value).isdigit() else 0

@@ -519,6 +519,35 @@ def test_what_no_partition_has_is_missing(cluster, resources, said):
     assert found.state == "missing" and said in found.what
 
 
+@pytest.mark.parametrize(
+    ("grows", "said"),
+    [
+        ({"mem_mb": lambda wildcards, attempt: 100000 * attempt}, "300000 MB of memory"),
+        ({"runtime": lambda wildcards, attempt: 1000 * attempt}, "3000 minutes"),
+        ({"mem_mb": lambda wildcards, attempt: min(100000 * attempt, 256000)}, ""),
+    ],
+)
+def test_an_attempt_that_no_node_has_room_for_is_a_warning(cluster, grows, said):
+    cluster.profile(retries=2)
+    findings = seen(opd={"slurm_partition": "cpu", **grows})
+    assert ready(findings) and only(findings, "partitions").state == "ok"
+    if said:
+        found = only(findings, "attempts")
+        assert found.state == "warning" and "max_runtime" in found.remedy
+        assert found.what.startswith(f"attempt 3 has no place: {said} asked for, at most ")
+        assert found.what.endswith(" there in cpu (opd)")
+    else:
+        assert "attempts" not in {finding.subject for finding in findings}
+
+
+def test_where_snakemake_would_run(cluster, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert "where that is not allowed, as a job" in only(seen(), "Snakemake runs").what
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    program(cluster.bin / "squeue", 'case "$*" in *--jobs=12*) echo 3:10:00; esac')
+    assert only(seen(), "Snakemake runs").what.startswith("inside job 12, which has 3:10:00 left")
+
+
 def test_a_profile_stands_around_what_the_workflow_asks_for(cluster):
     rules = {"opd": {"mem_mb": 1}, "sft": {"mem_mb": 2, "slurm_partition": "gpu"}, "keep": {}}
     given = {
