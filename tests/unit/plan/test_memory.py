@@ -233,6 +233,20 @@ def test_the_command_names_what_would_not_fit(capsys):
     assert not [line for line in lines if line.startswith("would not fit")]
 
 
+@pytest.mark.parametrize(
+    ("overlays", "device", "gpus"),
+    [([], "RTX 4090", 1), (["one-gpu-80.yaml"], "H100", 1), (["one-gpu-80.yaml"], "H100", 4)],
+)
+def test_the_configs_for_one_card_fit_it(overlays, device, gpus):
+    files = [ROOT / "config" / name for name in ("one-gpu.yaml", *overlays)]
+    settings = ["training={processes: 4, accelerate: fsdp2.yaml}"] if gpus == 4 else []
+    lines = show.lines(files, [], gpus=gpus, device=device, settings=settings)
+    (needed,) = (line for line in lines if line.startswith("memory: up to"))
+    size = {"RTX 4090": 24, "H100": 80}[device] * 2**30 / 1e9
+    assert size / 2 < float(needed.split()[3]) < size
+    assert not [line for line in lines if line.startswith(("would not fit", "not counted"))]
+
+
 # What lies here
 
 
