@@ -149,7 +149,7 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
     for name, model in config.models.items():
         folder = at(config, "models", name, seed)
         if model.trained:
-            settings = _training(config, name, model)
+            settings = _training(config, name, model, seed)
             inputs = inputs_of(config, model.trained, seed)
             yield artifact(model.kind, folder, settings, inputs, seed)
         elif isinstance(model, Kept):
@@ -167,7 +167,7 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
             yield artifact("fetch", folder, {"hub": model.hub.id, "revision": revision}, {})
 
 
-def _training(config: Config, name: str, model: Model) -> dict[str, Any]:
+def _training(config: Config, name: str, model: Model, seed: int) -> dict[str, Any]:
     """The settings of a training run: what makes the result, and under ``execution`` what does not.
     Raises ``UserError`` for a step that cannot be dealt out to processes."""
     assert model.trained is not None
@@ -177,6 +177,10 @@ def _training(config: Config, name: str, model: Model) -> dict[str, Any]:
     settings |= {key: execution.pop(key) for key in made_by if key in execution}
     if (vllm := execution.get("vllm")) is not None:
         settings["vllm"] = {key: vllm.pop(key) for key in vllm.keys() - VLLM_PLACE}
+    if tracker := execution.get("report_to"):
+        # Logs are no part of what a run makes, and no audit looks at them.
+        folder = f"results/{config.name}/logs/{tracker}/{name}-s{seed}"
+        execution["report_to"] = {"tracker": tracker, "folder": folder}
     keep_steps = {*model.trained.keep_steps} - {0, model.trained.steps}
     if keep_steps:
         execution["keep_steps"] = sorted(keep_steps)

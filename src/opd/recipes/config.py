@@ -64,7 +64,9 @@ class Training(Strict):
         description="a checkpoint is also written at the end of a step when the last one is older",
     )
     accelerate: str | None = Field(default=None, description="an accelerate config file")
-    report_to: str | None = Field(default=None, description="as transformers: wandb, trackio, ...")
+    report_to: Literal["tensorboard", "wandb"] | None = Field(
+        default=None, description="a tracker that shows metrics of training while it goes on"
+    )
     vllm: dict[str, Plain] | None = Field(
         default=None,
         description="TRL's vllm_* settings: rollouts in training go through vLLM where given",

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from opd.losses.schemas import METRICS
 from opd.models.chat import require_options
 from opd.models.checkpoints import read_config, require_room
 from opd.models.prompts import read_prompts
-from opd.training import batches
+from opd.training import batches, trackers
 from opd.training.record import Record
 from opd.training.resume import Keep, resumable
 
@@ -40,6 +41,8 @@ def prepare(cfg: Mapping[str, Any]) -> None:
             "CUDA_VISIBLE_DEVICES",
             "name one of them, or train on several with training.processes",
         )
+    if tracked := cfg.get("execution", {}).get("report_to"):
+        trackers.require(tracked["tracker"])
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(cfg.get("threads", 1))
@@ -73,7 +76,7 @@ def arguments(cfg: Mapping[str, Any], stage: str, scratch: Path) -> dict[str, An
         "save_steps": execution.get("checkpoint_every", cfg["steps"]),
         # The one before stays until the new one is complete.
         "save_total_limit": 2,
-        "report_to": execution.get("report_to", "none"),
+        "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,
@@ -210,11 +213,17 @@ def train(
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
             tokenizer.save_pretrained(folder)
 
+    if tracked := execution.get("report_to"):
+        place = Path(tracked["folder"])
+        record.track = partial(trackers.begin, tracked["tracker"], place, scratch.name)
     trainer.add_callback(Keep(folders, save))
     _add_up_in_float32(trainer)
     minutes = execution.get("checkpoint_minutes", math.inf)
-    resumable(trainer, record, scratch, folders, minutes)
-    finish()
+    try:
+        resumable(trainer, record, scratch, folders, minutes)
+        finish()
+    finally:
+        record.close()
     save(out)
     if trainer.accelerator.is_main_process:
         tables.write(out / "metrics.parquet", record.rows, METRICS)

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from opd.core.errors import UserError
 from opd.losses import collapse
+from opd.training.trackers import Tracker
 
 RECORD = "opd-record.json"
 # A metric's name, the first position of its bin (None: all positions), and its value.
@@ -40,14 +41,19 @@ class Record(TrainerCallback):
         self.rows: list[dict[str, Any]] = []
         self.seen: dict[str, Any] = {}
         self.journal: Path | None = None
+        # Begins a tracker of the run, if it has one.
+        self.track: Callable[[], Tracker] | None = None
+        self.tracker: Tracker | None = None
         self.bar: Any = None
 
     def add(self, step: int, values: list[Value]) -> None:
-        """Add the values of a step to the rows."""
+        """Add the values of a step to the rows, and those of all positions to a tracker."""
         self.rows += [
             {"step": step, "name": name, "position": position, "value": value}
             for name, position, value in values
         ]
+        if self.tracker is not None:
+            self.tracker.log(step, {name: value for name, at, value in values if at is None})
 
     def courses(self) -> dict[str, list[float]]:
         """The values of each metric over all positions, step by step."""
@@ -68,15 +74,24 @@ class Record(TrainerCallback):
         (checkpoint / RECORD).write_text(text)
 
     def rewrite_journal(self, steps: int) -> None:
-        """Write the journal anew from the rows of a run of ``steps`` steps: what else stood in it
-        belongs to steps that are made again."""
-        lines: dict[int, dict[str, float]] = {}
+        """Write the journal, and what a tracker has, anew from the rows of a run of ``steps``
+        steps: what else stood there belongs to steps that are made again."""
+        means: dict[int, dict[str, float]] = {}
         for row in self.rows:
             if row["position"] is None:
-                line = lines.setdefault(row["step"], {"step": row["step"], "of": steps})
-                line[row["name"]] = row["value"]
+                means.setdefault(row["step"], {})[row["name"]] = row["value"]
         if self.journal is not None:
-            self.journal.write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
+            lines = ({"step": step, "of": steps, **values} for step, values in means.items())
+            self.journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if self.track is not None:
+            self.tracker = self.track()
+            for step, values in means.items():
+                self.tracker.log(step, values)
+
+    def close(self) -> None:
+        """End the tracker, with all that it was given."""
+        if self.tracker is not None:
+            self.tracker.close()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar = tqdm(

@@ -488,7 +488,8 @@ def test_what_changes_how_a_model_is_trained_is_apart_from_what_changes_it():
     }
     made_by = {key: training.pop(key) for key in ("precision", "attention", "processes")}
     cfg = artifacts(config(training=training | made_by))["models/x/s0"].cfg
-    assert cfg["execution"] == training
+    tracked = {"tracker": "wandb", "folder": "results/t/logs/wandb/x-s0"}
+    assert cfg["execution"] == training | {"report_to": tracked}
     assert made_by.items() <= cfg.items()
     assert not made_by.keys() & plain.keys()
     vllm = {"mode": "server", "server_host": "a", "tensor_parallel_size": 2}
