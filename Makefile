@@ -93,7 +93,7 @@ slurm = $(call timed,$@,\
 	  tests/slurm/run.sh pytest -q --durations=0 --durations-min=1 -m "slurm and $(1)" tests/slurm)
 test-slurm: $(STAMP) ## `--profile slurm` on a real Slurm on this machine
 	$(call slurm,not slow)
-test-slurm-nightly: $(STAMP) .venv-light/installed ## the same, with time limits that are waited for
+test-slurm-nightly: $(STAMP) .venv-light/installed ## the same, with time limits that are waited for, and a rehearsal
 	export OPD_WORKFLOW=.venv-light/bin/python; $(call slurm,slow)
 
 install-light: .venv-light/installed ## Snakemake with its Slurm plugin and all light stages, for a login node: no torch

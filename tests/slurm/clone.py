@@ -17,6 +17,7 @@ from opd.core.files import read_json
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
+FAST = str(HERE / "fast_snakemake.py")
 CONFIG = "config/small.yaml"
 PATIENCE = 600
 
@@ -84,7 +85,7 @@ class Clone:
         return other
 
     def command(self, *arguments: str, clamp: bool = True) -> list[str]:
-        start = [str(HERE / "fast_snakemake.py")] if clamp else ["-m", "snakemake"]
+        start = [FAST] if clamp else ["-m", "snakemake"]
         return [
             *(str(WORKFLOW), *start, "--cores", "all", "--profile", "slurm"),
             *(*arguments, "--configfile", CONFIG),

@@ -10,13 +10,16 @@ import subprocess
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from clone import CONFIG, ROOT, WORKFLOW, Clone
+from clone import CONFIG, FAST, ROOT, WORKFLOW, Clone
 from cluster import KILL_WAIT_SECONDS, Cluster, run
 
+from opd.core import marked
 from opd.core.files import read_json
 from opd.doctor import slurm
+from opd.rehearsal import command as rehearsals
 
 pytestmark = pytest.mark.slurm
 
@@ -345,3 +348,31 @@ def test_a_training_ends_a_slow_step_before_its_limit_and_goes_on_from_there(
     # The first process may have been a step's end ahead. No checkpoint by step is before 20.
     assert went_on and step <= int(went_on[1]) <= step + 1 < 20
     assert clone.digest(TRAINED) == whole.digest(TRAINED)
+
+
+@pytest.mark.slow
+def test_a_rehearsal_runs_as_jobs_of_the_site(
+    cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A probe and what it needs; what asks the hub stays on this machine."""
+    Clone(folder, cluster)
+    config = ROOT / "tests" / "workflow" / "rehearsed.yaml"
+    shutil.copy(config, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv(marked.VARIABLE, raising=False)  # set by a rehearsal, and put back here
+    snakemake = SimpleNamespace(
+        run=lambda command, **named: subprocess.run([command[0], FAST, *command[3:]], **named)
+    )
+    monkeypatch.setattr(rehearsals, "subprocess", snakemake)
+    target = "results/large-rehearsal/probes/pair/s0/digest.json"
+    arguments = ["--profile", "slurm", target]
+    assert rehearsals.rehearse([Path(config.name)], [], None, 1, arguments) == 0
+    rehearsal = folder / "rehearsals" / "large"
+    assert (rehearsal / target).is_file()
+    jobs = [job for job in cluster.jobs() if job.folder == str(rehearsal)]
+    places = {job.made.split("_")[1]: (job.partition, job.state) for job in jobs}
+    assert places == {
+        "fit": ("cpu", "COMPLETED"),
+        "generate": ("gpu", "COMPLETED"),
+        "pair": ("gpu", "COMPLETED"),
+    }

@@ -75,7 +75,7 @@ def rehearse(
     arguments: Sequence[str],
 ) -> int:
     """Prepare a rehearsal and run it to its report; the exit status of Snakemake. ``arguments`` go
-    to that: targets, --profile, and so on."""
+    to that: targets, --profile, and so on. With a profile its jobs run as the site says."""
     root = Path.cwd()
     if not (root / "Snakefile").is_file():
         raise UserError(
@@ -93,7 +93,8 @@ def rehearse(
         ]
         for note in notes:
             print(f"note: {visible(note)}", file=sys.stderr)
-        done = subprocess.run(command, env=environment(folder, address), check=False)
+        as_jobs = any(argument.startswith("--profile") for argument in arguments)
+        done = subprocess.run(command, env=environment(folder, address, as_jobs), check=False)
     results = folder / "results" / raw["name"]
     if (results / "plan.json").is_file():
         os.environ[marked.VARIABLE] = "1"
@@ -102,16 +103,16 @@ def rehearse(
     return done.returncode
 
 
-def environment(folder: Path, address: str) -> dict[str, str]:
+def environment(folder: Path, address: str, as_jobs: bool = False) -> dict[str, str]:
     """Variables of a rehearsal's processes: the hub is this machine's, and nothing of what was
-    fetched from another is used."""
-    hidden = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "OPD_WARM", "OPD_SITE")
+    fetched from another is used. A site is for jobs of a cluster."""
+    hidden = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "OPD_WARM")
     kept = {key: value for key, value in os.environ.items() if key not in hidden}
     return {
         **kept,
         "HF_ENDPOINT": address,
         "HF_HOME": str(folder.absolute() / ".hf"),
-        "OPD_SITE": "",
+        **({} if as_jobs else {"OPD_SITE": ""}),
         marked.VARIABLE: "1",
     }
 
