@@ -217,6 +217,8 @@ def _same_as_before(
     names = {*before.outputs, *outputs}
     changed = sorted(name for name in names if before.outputs.get(name) != outputs.get(name))
     if changed:
+        # Rows that were kept of it on the way would come again, whatever the hub has by then.
+        remove(record.parent / ".cache" / "streams")
         reason = f"the hub has another {changed[0]} at {source['revision']} than it had before"
         remedy = f"nothing was taken; if the new one is right, remove {record} and start again"
         raise UserError(reason, f"hub: {source['hub']}", remedy)
