@@ -121,7 +121,10 @@ def test_gpus_as_a_generic_resource(tmp_path):
         ("classes: {light: {mem_mb: 300}}", "classes.light.mem_mb: 300 is not allowed"),
         ("rules: {distill: {class: tpu}}", "rules.distill.class: 'tpu' is not allowed"),
         ("rules: {train: {runtime: 3}}", "rules.train"),
-        ("rules: {opd: {runtime: 3}}", "rules.opd: unknown rule 'opd'; it is called 'distill' now"),
+        (
+            "rules: {opd: {runtime: 3}}",
+            "rules.opd: unknown rule 'opd'; it is called 'distill' here",
+        ),
         ("{gpu_model: a, gres: b}", "exclude each other"),
         ("- 1", "not a mapping"),
         ("a: [", "not readable as YAML"),
