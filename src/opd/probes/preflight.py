@@ -160,7 +160,8 @@ def sized(
 def _estimated(cfg: dict[str, Any], rows: int, student: Path, teacher: Path) -> None:
     """Write the sizes of a preflight into its settings, and say what it will take."""
     limits = [positions(read_config(model)) or math.inf for model in (student, teacher)]
-    room = max(1, min(limits) - cfg["max_prompt_tokens"])
+    # Prompts are seldom as long as they may be: a short context is not left to them.
+    room = max(min(limits) - cfg["max_prompt_tokens"], min(limits) // 2)
     counts = [parameters(model) for model in (student, teacher)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     asked = {name: cfg.get(name) for name in USUAL}

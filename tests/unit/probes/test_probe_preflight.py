@@ -369,6 +369,16 @@ def test_sizes_end_in_minutes_unless_they_are_asked_for() -> None:
     assert minutes == pytest.approx(6 * 4 * 100 * 1e4 * 1.4e-10 / 60)
 
 
+def test_a_short_context_is_not_left_to_the_prompts(
+    inputs: Inputs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of models that read 512 tokens, where prompts may have 1,024."""
+    cfg = {"max_prompt_tokens": 1024, "n": 2, "samples": 1}
+    preflight._estimated(cfg, 6, inputs["student"], inputs["teacher"])
+    assert (cfg["n"], cfg["max_new_tokens"]) == (2, 256)
+    assert "2 questions x 1 responses of up to 256 tokens" in capsys.readouterr().err
+
+
 def test_a_template_asks_and_the_share_of_answers_is_told(
     inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
