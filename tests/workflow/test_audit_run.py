@@ -311,7 +311,8 @@ def test_the_command_that_why_gives_makes_the_same_again(copy: Project, folder: 
     same = (copy.folder / "again" / folder / "digest.json").read_bytes()
     assert same == (copy.result(folder) / "digest.json").read_bytes()
     compared = _opd(copy, *shlex.split(compare)[1:])
-    assert (compared.returncode, compared.stdout) == (0, "")
+    assert compared.returncode == 0, compared.stderr
+    assert compared.stdout.endswith(f"again/{folder} hold the same files: 1 artifact\n")
 
 
 def test_why_tells_settings_origin_and_place(finished: Project):
@@ -324,7 +325,7 @@ def test_why_tells_settings_origin_and_place(finished: Project):
     table = _opd(finished, "why", "results/tiny/tables/accuracy.csv").stdout
     assert table.startswith("results/tiny/tables/accuracy\n")
     lost = _opd(finished, "why", "results/tiny/tables/none")
-    assert lost.returncode == 2 and "no artifact is there" in lost.stderr
+    assert lost.returncode == 2 and "no artifact is called 'results/tiny/tables/none'" in lost.stderr
 
 
 def test_diff_names_the_first_stage_and_key_and_the_cells(finished: Project, copy: Project):
