@@ -210,6 +210,18 @@ def test_weights_must_be_there_and_are_not_read(tmp_path):
     assert "models/small/s0: missing: model-1.safetensors is gone" in page.text
 
 
+def test_the_summary_counts_claims_of_our_own_apart(tmp_path):
+    """As the lines above the claims do."""
+    results = sample(tmp_path)
+    judged = found()
+    judged["claims"][0]["ours"] = True
+    (results.root / "claims/payload/claims.json").write_text(json.dumps(judged))
+    page, _ = reported(results, tmp_path / "out")
+    verdict = f"✓ {judged['claims'][0]['verdict']} 1"
+    assert f"of our own: {verdict}" in page.text.replace(" :", ":")
+    assert "A Paper (arXiv) : ✗ not reproduced 1 ≈ inconclusive 1 ○ not run 1" in page.text
+
+
 def test_modified_claims_and_tables_are_marked(tmp_path):
     results = sample(tmp_path)
     changed = found()
