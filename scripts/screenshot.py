@@ -7,6 +7,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 BROWSERS = ("chromium", "google-chrome")
@@ -29,6 +30,8 @@ def main() -> None:
         page.goto(arguments.page.absolute().as_uri())
         page.screenshot(path=arguments.picture)
         opened.close()
+    # Pages have few colours, and the repository keeps every version.
+    Image.open(arguments.picture).quantize(64).save(arguments.picture, optimize=True)
 
 
 if __name__ == "__main__":
