@@ -89,7 +89,7 @@ def test_a_wheel_holds_the_templates_of_pages() -> None:
     assert build == {"targets": {"wheel": {"packages": ["src/opd"]}}}
     folders = (ROOT / "src" / "opd").glob("*/pages")
     pages = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    assert {path.suffix for path in pages} == {".j2", ".css", ".mplstyle"}
+    assert {path.suffix for path in pages} == {".j2", ".css", ".js", ".mplstyle"}
     ignored = subprocess.run(["git", "check-ignore", *pages], cwd=ROOT, capture_output=True)
     assert (ignored.returncode, ignored.stdout) == (1, b"")
 

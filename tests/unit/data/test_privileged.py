@@ -209,13 +209,13 @@ def test_the_student_never_reads_what_its_teacher_is_told(
         assert one["answered"] == other["answered"]
 
     asked: list[list[int]] = []
-    sample = sampling.Sampler.sample
+    sample = sampling.Sampler.sample_lists
 
-    def tested(self: Any, requests: Any) -> Any:
-        asked.extend(list(request.prompt) for request in requests)
-        return sample(self, requests)
+    def tested(self: Any, lists: Any) -> Any:
+        asked.extend(list(request.prompt) for requests in lists for request in requests)
+        return sample(self, lists)
 
-    monkeypatch.setattr(sampling.Sampler, "sample", tested)
+    monkeypatch.setattr(sampling.Sampler, "sample_lists", tested)
     from opd.evaluation import evaluate
 
     benchmark = {"benchmarks": [{"name": "w", "task": "opd_world"}], "max_prompt_tokens": 32}

@@ -183,7 +183,7 @@ def test_torch_tracks_within_15_percent_what_is_reckoned(monkeypatch):
 
     small = {**SHAPES["Qwen/Qwen3-0.6B"], "num_hidden_layers": 2}
     cfg = {**bench_memory.BASE, "max_prompt_tokens": 128, "max_new_tokens": 2048}
-    tracked = bench_memory.measure(small, small, cfg)
+    tracked = bench_memory.measure(small, small, cfg, "cpu")
     reckoned = bench_memory.reckoned(small, small, cfg)
     for phase, size in tracked.items():
         assert reckoned[phase] == pytest.approx(size, rel=0.15), phase
