@@ -27,12 +27,6 @@ def scores(tmp_path_factory: pytest.TempPathFactory, device: str) -> list[dict[s
     return [json.loads(text.splitlines()[-1]) for text in printed]
 
 
-def test_it_learns(scores: list[dict[str, list[float]]]) -> None:
-    """Distillation closes most of the way that there was room for, so that a score can differ."""
-    for run in scores:
-        assert run["before"][2] < run["after"][1], run
-
-
 def test_a_score_lies_within_the_interval_of_the_run_on_a_cpu(
     scores: list[dict[str, list[float]]],
 ) -> None:
