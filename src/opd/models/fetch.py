@@ -17,7 +17,8 @@ from opd.models.source import local, source
 
 # Weights in safetensors, configuration, tokenizer, chat template and sentence-transformers modules.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-WEIGHTS = PATTERNS[0]
+# All but the weights.
+LIGHT = PATTERNS[1:]
 # Left by scripts/unpack_weights.py.
 UNPACKED = ".unpacked.json"
 
@@ -133,8 +134,9 @@ def without_weights(hub: str, revision: str) -> Path:
     """A folder with all of a checkpoint on the hub but its weights, in the cache of the hub's own
     library. Raises ``UserError`` as the stage does."""
     with _fetching(hub, revision):
-        patterns = [pattern for pattern in PATTERNS if pattern != WEIGHTS]
-        folder = huggingface_hub.snapshot_download(hub, revision=revision, allow_patterns=patterns)
+        folder = huggingface_hub.snapshot_download(
+            hub, revision=revision, allow_patterns=list(LIGHT)
+        )
     refuse_names(Path(folder))
     return Path(folder)
 

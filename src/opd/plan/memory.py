@@ -203,11 +203,11 @@ def of(facts: Facts, folder: str, gpus: int, memory: float) -> Job | None:
         return training(stage, {**cfg, **changed}, student, teacher, memory)
 
     here = {"processes": min(cfg.get("processes", 1), gpus)}
-    asked = terms(here)
-    if total(asked) <= memory:
-        return Job(asked, [])
+    needed = terms(here)
+    if total(needed) <= memory:
+        return Job(needed, [])
     micro, _ = batches.dealt(batches.sequences(stage, cfg), {**cfg, **here})
-    return Job(asked, _instead({**cfg, "micro_batch": micro}, here, terms, memory))
+    return Job(needed, _instead({**cfg, "micro_batch": micro}, here, terms, memory))
 
 
 def _instead(
@@ -218,7 +218,7 @@ def _instead(
 ) -> list[str]:
     """The first settings with which a run fits, in the order of what they cost: those that help,
     one on top of the other, until it does."""
-    execution, given = cfg.get("execution", {}), dict[str, str]()
+    execution, helpful = cfg.get("execution", {}), dict[str, str]()
     vllm = execution.get("vllm", {})
     changes: list[tuple[str, dict[str, Any]]] = [
         ("gradient_checkpointing: true", {"gradient_checkpointing": True})
@@ -243,7 +243,7 @@ def _instead(
             continue
         if size < least:
             changed, least = {**changed, **more}, size
-            given[setting.partition(":")[0]] = setting
+            helpful[setting.partition(":")[0]] = setting
         if least <= memory:
-            return list(given.values())
+            return list(helpful.values())
     return []

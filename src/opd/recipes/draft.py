@@ -15,12 +15,10 @@ from opd.core.files import replacing
 from opd.core.markdown import render
 from opd.core.schema import load_yaml
 from opd.data import loaders, templates
-from opd.models.fetch import at_hand
+from opd.models.fetch import LIGHT, at_hand
 from opd.models.source import hub_id
 from opd.recipes.resolve import resolve
 
-# Of the hub: all but weights.
-LIGHT = ("*.json", "*.jinja", "*.txt", "*.model")
 SCHEMA = Path("workflow/schemas/config.schema.json")
 # What columns may be called, the likeliest first.
 QUESTIONS = ("question", "problem", "prompt", "instruction", "query")
@@ -132,9 +130,9 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
         raise UserError("no such file", str(path), "give a .jsonl, .json, .csv or .parquet file")
     first = next(loaders.read_file(file, {"path": str(file), "layout": "bare"}), {})
     columns = {}
-    for what, known in (("question", QUESTIONS), ("answer", ANSWERS)):
-        if there := [column for column in known if column in first]:
-            columns[what] = there[0]
+    for field, names in (("question", QUESTIONS), ("answer", ANSWERS)):
+        if present := [name for name in names if name in first]:
+            columns[field] = present[0]
     if "question" not in columns:
         remedy = f"call the column with the questions one of {', '.join(QUESTIONS)}"
         raise UserError(f"it has {', '.join(first) or 'no row'}", str(path), remedy)
@@ -151,8 +149,8 @@ def _values(
 
     answers = all(row["answer"] for row in rows)
     longest = sorted((row["prompt"] for row in rows), key=len)[-MOST_TEXTS:]
-    asked = [templates.apply(TEMPLATE, text) if answers else text for text in longest]
-    chats = [[{"role": "user", "content": text}] for text in asked]
+    prompts = [templates.apply(TEMPLATE, text) if answers else text for text in longest]
+    chats = [[{"role": "user", "content": text}] for text in prompts]
     compared = pairing.compare({}, **folders, chats=chats)
     limits = [limit for limit in compared["positions"].values() if limit]
     room = min(limits, default=math.inf)
@@ -193,8 +191,8 @@ def _decided(compared: Mapping[str, Any]) -> dict[str, Any]:
     """What training asks a config to decide of this pair, and whether that is all."""
     from opd.models import pairing
 
-    asked = [error.where for error in pairing.objections({}, compared)]
-    end_tokens = "both" if "end_tokens" in asked else None
+    undecided = [error.where for error in pairing.objections({}, compared)]
+    end_tokens = "both" if "end_tokens" in undecided else None
     left = pairing.objections({"end_tokens": end_tokens}, compared)
     return {"end_tokens": end_tokens, "objections": [str(error) for error in left]}
 

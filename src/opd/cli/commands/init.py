@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from opd.cli.commands import options
-from opd.models.source import GRAMMAR, hub_id
+from opd.models.source import GRAMMAR
 
 SCALES = ("laptop", "one-gpu", "node")
 
@@ -14,7 +14,7 @@ def add(command: options.Add) -> None:
         "init",
         _init,
         "write a config for a student, a teacher and a file of questions",
-        online=lambda arguments: any(map(hub_id, (arguments.student, arguments.teacher))),
+        online=options.asks_hub,
         usage="opd init --student MODEL --teacher MODEL --questions FILE [options]",
     )
     options.add(init, "--student", GRAMMAR, required=True, metavar="MODEL")

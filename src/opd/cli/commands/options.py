@@ -10,6 +10,7 @@ from typing import Any
 from opd.core.errors import UserError
 from opd.core.files import parse_json
 from opd.core.security import visible_line
+from opd.models.source import hub_id
 
 Parser = argparse.ArgumentParser
 Options = argparse._ActionsContainer  # a parser, or a group of its options
@@ -48,6 +49,12 @@ def show(lines: Iterable[str]) -> None:
     """Print lines as they come, with control characters spelt out."""
     for line in lines:
         print(visible_line(line), flush=True)
+
+
+def asks_hub(arguments: argparse.Namespace) -> bool:
+    """Whether a command's --student, or one of its --teacher, is a model of the hub."""
+    teachers = arguments.teacher if isinstance(arguments.teacher, list) else [arguments.teacher]
+    return any(hub_id(model) for model in (arguments.student, *teachers))
 
 
 def show_json(value: Any) -> None:

@@ -11,7 +11,7 @@ from opd.core.errors import UserError
 from opd.core.security import refuse_code, visible
 from opd.data.templates import TEMPLATES
 from opd.grading.graders import GRADERS
-from opd.models.source import GRAMMAR, hub_id, local
+from opd.models.source import GRAMMAR, local
 
 ANSWERS = f"of answers: {', '.join(GRADERS)}"
 QUESTIONS = "prompts.parquet, or lines of JSON with question, answer and prompt"
@@ -47,7 +47,7 @@ def add(command: options.Add) -> None:
         "preflight",
         _preflight,
         "what a few dozen rollouts say of a student and a teacher, untrained",
-        online=_asks_hub,
+        online=options.asks_hub,
         usage="opd preflight --student MODEL --teacher MODEL --questions FILE [options]",
     )
     options.add(preflight, "--student", GRAMMAR, required=True, metavar="MODEL")
@@ -72,7 +72,7 @@ def add(command: options.Add) -> None:
         "align",
         _align,
         "whether teachers point a student towards right answers, token by token, untrained",
-        online=_asks_hub,
+        online=options.asks_hub,
         usage="opd align --student MODEL --teacher MODEL [MODEL ...] --questions FILE --grader NAME"
         " [options]",
     )
@@ -97,11 +97,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     options.add_path(
         parser, "--out", "folder that keeps all of it; none if not given", metavar="DIR"
     )
-
-
-def _asks_hub(arguments: argparse.Namespace) -> bool:
-    teachers = arguments.teacher if isinstance(arguments.teacher, list) else [arguments.teacher]
-    return any(hub_id(model) for model in (arguments.student, *teachers))
 
 
 def _model(text: str, option: str) -> Path:
