@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from opd.core import marked
 from opd.core.security import visible
 from opd.results.claims_page import headline, mark
 from opd.stages.artifact import Artifact
@@ -111,6 +112,7 @@ def findings(results: Path, began: float) -> list[str]:
     lines, pages = [], []
     if _since(results / "claims" / "digest.json", began):
         verdicts: dict[str, Any] = json.loads((results / "claims.json").read_text())
+        lines += [marked.mark()] if marked.mark() else []
         for paper in verdicts["papers"].values():
             lines.append(f"{paper['title']}: {headline(verdicts | paper, mark)}")
         pages.append(results / "claims.html")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from opd.core import marked
 from opd.plan import console
 from opd.stages.artifact import Artifact
 
@@ -132,7 +133,9 @@ def test_notes_of_prompt_sets_that_were_just_made(tmp_path: Path) -> None:
     ]
 
 
-def test_verdicts_and_pages_that_were_just_made(tmp_path: Path) -> None:
+def test_verdicts_and_pages_that_were_just_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counts = {"reproduced": 2, "inconclusive": 1}
     verdicts = {
         "comparable": False,
@@ -154,6 +157,8 @@ def test_verdicts_and_pages_that_were_just_made(tmp_path: Path) -> None:
     assert lines[0].startswith(first)
     assert lines[1:] == [f"to be read: {tmp_path}/{page}.html" for page in ("claims", "report")]
     assert console.findings(tmp_path, BEGAN + 2) == []
+    monkeypatch.setenv(marked.VARIABLE, "1")
+    assert console.findings(tmp_path, BEGAN)[0] == marked.MARK
 
 
 def test_long_lists_are_counted() -> None:
