@@ -211,6 +211,7 @@ def _teach(model: Any, tokenizer: Any, end: str, seed: int, says: Sequence[str] 
     without thinking."""
     import torch
 
+    torch.set_num_threads(1)  # several wait for each other longer than they work on such a model
     dice = random.Random(seed)
     thinks = "enable_thinking" in tokenizer.chat_template
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
