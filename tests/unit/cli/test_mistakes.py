@@ -141,23 +141,51 @@ def test_opd_answers_a_mistake_with_one_line(
     assert sorted(place.rglob("*")) == before
 
 
-@pytest.mark.workflow
-def test_snakemake_answers_a_mistake_with_one_line(place: Path) -> None:
+def snakemake(place: Path, commands: list[list[str]]) -> list[tuple[int, str]]:
+    """Exit status and output of dry runs that begin at once."""
     command = [sys.executable, "-m", "snakemake", "-n", "--snakefile", str(ROOT / "Snakefile")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OPD_SITE": ""}
-    runs = {
-        typed: subprocess.Popen(
-            [*command, *shlex.split(typed), *([] if "--configfile" in typed else MINE)],
+    runs = [
+        subprocess.Popen(
+            [*command, *typed],
             cwd=place,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for typed in SNAKEMAKE
-    }
-    outputs = {typed: run.communicate(timeout=300)[0] for typed, run in runs.items()}
-    for typed, output in outputs.items():
+        for typed in commands
+    ]
+    outputs = [run.communicate(timeout=300)[0] for run in runs]
+    return [(run.returncode, output) for run, output in zip(runs, outputs, strict=True)]
+
+
+@pytest.mark.workflow
+def test_snakemake_answers_a_mistake_with_one_line(place: Path) -> None:
+    commands = [
+        [*shlex.split(typed), *([] if "--configfile" in typed else MINE)] for typed in SNAKEMAKE
+    ]
+    for typed, (status, output) in zip(SNAKEMAKE, snakemake(place, commands), strict=True):
         lines = [line for line in output.splitlines() if SNAKEMAKE[typed] in line]
-        assert len(lines) == 1 and runs[typed].returncode, f"{typed}: {output}"
+        assert len(lines) == 1 and status, f"{typed}: {output}"
         assert "Traceback" not in output and not re.search("Exception|Error:", output), output
+
+
+@pytest.mark.workflow
+def test_what_snakemake_refuses_by_itself_ends_as_the_page_says(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs/running.md").read_text()
+    table = page.partition("| after `snakemake --cores all` |")[2].partition("\n\n")[0]
+    documented = dict(re.findall(r"^\| `(.+?)` \| `(.+?)` \|", table, re.MULTILINE))
+    assert len(documented) == len(table.splitlines()) - 2 > 0
+    commands = [["--cores", "1", *typed.split()] for typed in documented]
+    monkeypatch.chdir(place)
+    for typed, (status, output) in zip(documented, snakemake(place, commands), strict=True):
+        last = output.strip().splitlines()[-1]
+        assert status == 1 and documented[typed] in last, f"{typed}: {output}"
+        if typed.startswith("--config"):
+            given = typed if "--configfile" in typed else f"--configfile my.yaml {typed}"
+            with pytest.raises(SystemExit):
+                main(["plan", *given.split()])
+            assert re.fullmatch(r"error: .+\n", capsys.readouterr().err)
