@@ -7,7 +7,7 @@ The same numbers give the same bytes. All is legible at the width of a page, wit
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import cycle, zip_longest
+from itertools import cycle, pairwise, product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, StepPatch
+from matplotlib.patches import Patch, Rectangle, StepPatch
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
@@ -55,8 +55,10 @@ DIAMOND: Style = {"color": GREY, "marker": "D", "markersize": 4.5, "markerfaceco
 DIAMOND |= {"markeredgewidth": 1, "linestyle": "none", "zorder": 5}
 DOTTED: Style = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 2))}
 ENDS = ("value", "low", "high")
-# Of the values that a reader may point at: how many of a line, and how far off one may point (px).
+# Values that a reader may point at: how many of a line, how many of a map in either direction, and
+# how far off one may point (px).
 SPOTS = 50
+CELLS = 30
 REACH = 4
 
 
@@ -332,6 +334,7 @@ def draw_heatmap(data: Data) -> Figure:
         borders = [steps[0] - gaps[0] / 2, *(steps[:-1] + gaps / 2), steps[-1] + gaps[-1] / 2]
         positions = [*panel["positions"], panel["positions"][-1] + panel["width"]]
         image = axes.pcolormesh(borders, positions, cells, rasterized=True, **colours)
+        _name_cells(axes, panel, borders, positions)
         # What no response reached: hatched, as any shade would be one of the scale in grey.
         axes.patch.set(facecolor="white", edgecolor="0.6", hatch="////", linewidth=0)
         axes.grid(visible=False)
@@ -341,6 +344,30 @@ def draw_heatmap(data: Data) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
     page.colorbar(image, ax=page.axes, pad=0.02).set_label(_wrap(data["label"], 40))
     return page
+
+
+def _name_cells(axes: Axes, panel: Data, across: Sequence[float], upwards: Sequence[float]) -> None:
+    """Say what the cells between these borders show. Of many every so manyth speaks for those that
+    follow it, too."""
+    steps, positions = panel["steps"], panel["positions"]
+    columns, rows = (range(0, len(of), 1 + len(of) // CELLS) for of in (steps, positions))
+    for row, column in product(rows, columns):
+        value = panel["values"][row][column]
+        if value is not None:
+            last = positions[row] + panel["width"] - 1
+            text = f"{panel['label']}: {number(value)} at {steps[column]:g}"
+            corner = (across[column], upwards[row])
+            right = across[min(column + columns.step, len(steps))]
+            high = upwards[min(row + rows.step, len(positions))]
+            _name_area(axes, f"{text}, tokens {positions[row]}–{last}", corner, (right, high))
+
+
+def _name_area(
+    axes: Axes, text: str, corner: tuple[float, float], opposite: tuple[float, float]
+) -> None:
+    """Say what an area shows (``_spots``) by a bar that is not drawn."""
+    size = np.subtract(opposite, corner)
+    axes.add_artist(Rectangle(corner, *size, label=text, visible=False))
 
 
 def draw_scatter(data: Data) -> Figure:
@@ -424,6 +451,13 @@ def draw_distribution(data: Data) -> Figure:
     for axes, panel in _grid(parts[0], panels, columns, around, sharex=True, sharey=True):
         for kind, look in looks.items():
             axes.stairs(panel[kind], panel["edges"], **look)
+        bins = zip(pairwise(panel["edges"]), panel["right"], panel["wrong"], strict=True)
+        for (left, right), *shares in bins:
+            if any(shares):
+                of_right, of_wrong = map(number, shares)
+                said = f"{of_right} of the right ones, {of_wrong} of the wrong ones"
+                text = f"{number(left)} to {number(right)}: {said}"
+                _name_area(axes, text, (left, 0), (right, max(shares)))
         counts = f"{panel['n_right']:,} right, {panel['n_wrong']:,} wrong"
         axes.set_title(f"{_fit(panel['label'], 84 // columns)}\n{counts}")
         axes.set_xlabel(_fit(data["label"], 84 // columns))
@@ -435,7 +469,8 @@ def draw_distribution(data: Data) -> Figure:
 
 def _spots(page: Figure) -> list[dict[str, Any]]:
     """Where the values of a drawn page are, in shares of its width and height from its top left
-    corner, and what they are: points of lines, at most ``SPOTS`` of each, and bars."""
+    corner, and what they are: points of lines, at most ``SPOTS`` of each, and bars, also those
+    that are not drawn."""
     corner, size = page.bbox.min, page.bbox.size
     spots = []
     for axes in page.get_axes():
@@ -450,7 +485,8 @@ def _spots(page: Figure) -> list[dict[str, Any]]:
         for text, box in named:
             # Names of matplotlib's own begin with "_"; a value that is missing has no place.
             if text and text[0] != "_" and np.isfinite(box.extents).all():
-                left, low, right, high = map(float, box.padded(REACH).extents)
+                reach = (max(0, REACH - side / 2) for side in box.size)
+                left, low, right, high = map(float, box.padded(*reach).extents)
                 place = {"x": (left - corner[0]) / size[0], "width": (right - left) / size[0]}
                 place |= {"y": 1 - (high - corner[1]) / size[1], "height": (high - low) / size[1]}
                 spots.append({"text": text, **{k: round(v, 4) for k, v in place.items()}})

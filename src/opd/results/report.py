@@ -6,7 +6,7 @@ lead to files beside it in the results folder; the page itself loads nothing.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,15 +64,18 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     verdicts |= {"claims": [], "targets": []}
     if "claims" in inputs:
         verdicts = read_json(inputs["claims"] / "claims.json")
+    measured = _measured_for(shown["claims"], verdicts) if "claims" in shown else {}
     figures = {
-        name: _figure(name, shown[f"figure:{name}"], inputs[f"figure:{name}"], verdicts)
+        name: _figure(name, shown[f"figure:{name}"], inputs[f"figure:{name}"], verdicts, measured)
         for section in cfg["sections"]
         for name in section["figures"]
     }
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in cfg["runs"]:
         name = f"run:{row['folder']}"
-        runs[row["stage"]].append({**row, "made": shown[name], "payload": inputs[name]})
+        about = {"made": shown[name], "payload": inputs[name]}
+        about["belongs"] = _belongs(measured.get(row["folder"], []))
+        runs[row["stage"]].append({**row, **about})
     # What several folders link was made once, and what was adopted was not made here.
     own = [source.manifest for source in sources.values() if not source.manifest.adopted]
     stages = [*{manifest.identity: manifest for manifest in own}.values()]
@@ -86,7 +89,10 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         graders=_graders(runs.get("evaluate", [])),
         mathematics=[*MATHEMATICS],
         choices=[*Choices._fields],
-        tables=[_table(n, shown[f"table:{n}"], inputs[f"table:{n}"]) for n in cfg["tables"]],
+        tables=[
+            _table(name, shown[f"table:{name}"], inputs[f"table:{name}"], measured)
+            for name in cfg["tables"]
+        ],
         runs=runs,
         counts=Counter(KINDS[row["folder"].partition("/")[0]] for row in cfg["runs"]),
         stages=stages,
@@ -146,15 +152,30 @@ def cost(stages: Iterable[Manifest], key: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["seconds"], row["name"]), reverse=True)
 
 
-def _figure(name: str, made: Source, payload: Path, verdicts: Mapping[str, Any]) -> dict[str, Any]:
+def _figure(
+    name: str,
+    made: Source,
+    payload: Path,
+    verdicts: Mapping[str, Any],
+    measured: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
     caption = payload / "caption.md"
     cfg = made.manifest.cfg
-    named = [*cfg.get("arms", {}), *cfg.get("probes", {})]
+    paper = name.rpartition("/")[0]
+    claims = [c for c in verdicts["claims"] if f"{c['paper']}/{c['figure']}" == name]
+    experiments = sorted({label.partition(".")[0] for label in _named(cfg)})
+    of_paper = [f"{paper}/{experiment}" for experiment in experiments]
+    belongs = _belongs(of_paper if paper else _experiments(made, measured))
     return {
         "name": name,
-        "paper": name.rpartition("/")[0],
+        "paper": paper,
         "title": cfg.get("title") or name,
-        "experiments": sorted({name.partition(".")[0] for name in named}),
+        "experiments": experiments,
+        "belongs": {
+            **belongs,
+            "paper": paper or belongs["paper"],
+            "verdict": "|".join(claim["verdict"] for claim in claims),
+        },
         "made": made,
         "caption": caption.read_text(errors="replace") if caption.is_file() else "",
         "image": html.image(payload / "figure.svg"),
@@ -163,8 +184,13 @@ def _figure(name: str, made: Source, payload: Path, verdicts: Mapping[str, Any])
         "drawn": sorted(flat(made.manifest.numbers), key=_by_number),
         "published": [target for target in verdicts["targets"] if name in target["figures"]],
         "labels": _labels(cfg),
-        "claims": [c for c in verdicts["claims"] if f"{c['paper']}/{c['figure']}" == name],
+        "claims": claims,
     }
+
+
+def _named(cfg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arms and probes of an exhibit by name."""
+    return {**cfg.get("arms", {}), **cfg.get("probes", {})}
 
 
 def _series(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -174,8 +200,7 @@ def _series(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _labels(cfg: Mapping[str, Any]) -> dict[str, str]:
     """Id of a published value -> what the figure calls the arm or probe that it is of."""
-    known = {**cfg.get("arms", {}), **cfg.get("probes", {})}
-    labels = {name: about["label"] for name, about in known.items()}
+    labels: dict[Any, str] = {name: about["label"] for name, about in _named(cfg).items()}
     labels |= {s.get("arm") or s.get("probe"): s["label"] for s in _series(cfg) if "label" in s}
     names = {mark["target"]: mark.get("series", "-") for mark in cfg.get("published", [])}
     return {target: labels.get(name, name) for target, name in names.items()}
@@ -200,18 +225,56 @@ ROLES = {
 }
 
 
+# Of these, what shows a row itself, and not what it is compared with.
+OWN = ("evaluations", "run", "probe", "runs")
+
+
+def _rows(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An exhibit's rows, arms, probes, and the series that do not go by the name of one."""
+    own = [series for series in _series(cfg) if not series.keys() & {"arm", "probe"}]
+    return [*cfg.get("rows", []), *_named(cfg).values(), *own]
+
+
+def _own(made: Source, row: Mapping[str, Any]) -> list[str]:
+    """Folders of the artifacts that show a row of an exhibit."""
+    names = [name for role in OWN for name in row.get(role) or [] if name in made.inputs]
+    return [made.inputs[name].folder for name in names]
+
+
+def _measured_for(claims: Source, verdicts: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Folders of the artifacts that show an arm or a probe of the claims -> the experiments that
+    this is of, as PAPER/EXPERIMENT."""
+    experiments = defaultdict(list)
+    for name, about in _named(claims.manifest.cfg).items():
+        experiment = name.partition(".")[0]
+        for paper, known in verdicts["papers"].items():
+            if experiment in known["experiments"]:
+                for folder in _own(claims, about):
+                    experiments[folder].append(f"{paper}/{experiment}")
+    return experiments
+
+
+def _experiments(made: Source, measured: Mapping[str, Sequence[str]]) -> list[str]:
+    """The experiments of what an exhibit shows."""
+    folders = [folder for row in _rows(made.manifest.cfg) for folder in _own(made, row)]
+    return [name for folder in folders for name in measured.get(folder, [])]
+
+
+def _belongs(experiments: Iterable[str]) -> dict[str, str]:
+    """What the filters of the page go by, of what belongs to these experiments."""
+    names = sorted(set(experiments))
+    papers = dict.fromkeys(name.partition("/")[0] for name in names)
+    return {"paper": "|".join(papers), "experiment": "|".join(names)}
+
+
 def origins(made: Source) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """Labels of an exhibit's rows, arms, probes and own series, each with the artifacts that it is
     from: what they are to it, their folders, and the first digits of the digests of their contents
     (as ``opd why`` shows them)."""
     cfg = made.manifest.cfg
-    rows = cfg.get("rows", [])
-    named = [*cfg.get("arms", {}).values(), *cfg.get("probes", {}).values()]
-    # Other series go by the name of an arm or a probe.
-    own = [series for series in _series(cfg) if not series.keys() & {"arm", "probe"}]
     columns = _columns(cfg)
     labelled = []
-    for row in (*rows, *named, *own):
+    for row in _rows(cfg):
         roles = {
             f"{role}{columns.get(key, '')}": row.get(key) or []
             for key, role in ROLES.items()
@@ -224,7 +287,7 @@ def origins(made: Source) -> list[tuple[str, list[tuple[str, str, str]]]]:
             for name in names
             if name in made.inputs
         ]
-        if any(roles.values()) or row in rows:
+        if any(roles.values()) or row in cfg.get("rows", []):
             labelled.append((row["label"], [*dict.fromkeys(links)]))
     return labelled
 
@@ -239,7 +302,9 @@ def _columns(cfg: Mapping[str, Any]) -> dict[str, str]:
     return {role: f" ({', '.join(specs)})" for role, specs in columns.items()}
 
 
-def _table(name: str, made: Source, payload: Path) -> dict[str, Any]:
+def _table(
+    name: str, made: Source, payload: Path, measured: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     path = payload / "table.md"
     header, rows, note = parse(path.read_text(errors="replace") if path.is_file() else "")
     title = made.manifest.cfg.get("title") or name
@@ -247,6 +312,7 @@ def _table(name: str, made: Source, payload: Path) -> dict[str, Any]:
         "name": name,
         "title": title,
         "made": made,
+        "belongs": _belongs(_experiments(made, measured)),
         "header": header,
         "rows": rows,
         "note": note,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from measurements import FILES, LONG, evaluation, probe, refused_figure, run, wo
 from opd.core import tables
 from opd.losses.schemas import METRICS
 from opd.results.claim_spec import TARGETS
-from opd.results.drawing import _common, _limits
+from opd.results.drawing import _common, _limits, draw, draw_heatmap
 from opd.results.figures import run_figure
 from opd.results.published import parse
 
@@ -291,6 +292,56 @@ def test_a_heat_map_has_steps_across_and_positions_upwards(
     assert image[lower, int(0.75 * width)] < image[upper, int(0.75 * width)]
 
 
+def pointed_at(folder: Path) -> dict[str, np.ndarray]:
+    """What a reader may point at, with the colour of the picture in the middle of each."""
+    from matplotlib.image import imread
+
+    image = imread(folder / "figure.png")[..., :3]
+    height, width = image.shape[:2]
+    spots = json.loads((folder / "spots.json").read_text())
+    return {
+        spot["text"]: image[
+            int((spot["y"] + spot["height"] / 2) * height),
+            int((spot["x"] + spot["width"] / 2) * width),
+        ]
+        for spot in spots
+    }
+
+
+def test_cells_of_a_heat_map_say_what_they_show(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    drawn(HEAT, inputs, tmp_path / "f")
+    colours = pointed_at(tmp_path / "f")
+    texts = {
+        1.1: "small ← large: 1.10 at 1, tokens 0–7",
+        2.1: "small ← large: 2.10 at 2, tokens 0–7",
+        2.9: "small ← large: 2.90 at 2, tokens 8–15",
+        3.1: "small ← large: 3.10 at 3, tokens 0–7",
+        3.9: "small ← large: 3.90 at 3, tokens 8–15",
+        5.5: "small ← large: 5.50 at 3, tokens 24–31",
+    }
+    assert colours.keys() == {*texts.values()}
+    # The scale becomes lighter from its lowest to its highest value.
+    lightness = [colours[texts[value]] @ [0.2126, 0.7152, 0.0722] for value in sorted(texts)]
+    assert lightness == sorted(lightness) and lightness[-1] > lightness[0] + 0.5
+
+
+def test_of_a_large_heat_map_every_so_manyth_cell_is_named(tmp_path: Path) -> None:
+    steps, positions = list(range(100)), [0, 8]
+    values = [[100.0 * row + step for step in steps] for row in range(2)]
+    panel = {"label": "a", "steps": steps, "positions": positions, "width": 8, "values": values}
+    data = {"title": "T", "published": [], "sources": [], "label": "l", "xlabel": "x"}
+    draw(draw_heatmap, {**data, "panels": [panel]}, tmp_path)
+    spots = json.loads((tmp_path / "spots.json").read_text())
+    assert [spot["text"] for spot in spots[:2]] == [
+        "a: 0 at 0, tokens 0–7",
+        "a: 4.00 at 4, tokens 0–7",
+    ]
+    assert len(spots) == 2 * 25
+    # They touch, so that wherever one points there is one.
+    for left, right in pairwise(spots[:25]):
+        assert left["x"] + left["width"] == pytest.approx(right["x"], abs=2e-4)
+
+
 def test_a_point_for_each_series_that_has_both(tmp_path: Path, inputs: dict[str, Path]) -> None:
     series = [*SCATTER["series"], {"arm": "E1.student"}]
     found, caption = drawn({**SCATTER, "series": series}, inputs, tmp_path / "f")
@@ -314,6 +365,12 @@ def test_rewards_of_right_and_wrong(tmp_path: Path, inputs: dict[str, Path]) -> 
     assert (edges[0], edges[-1]) == pytest.approx((-0.5, -0.1))
     (bar,) = found["bars"][0]["bars"]
     assert (bar["value"], bar["label"]) == (0.75, "judged by large")
+    # Both shares of a bin, where its bars are; of empty ones nothing is said.
+    colours = pointed_at(tmp_path / "f")
+    lowest = "−0.500 to −0.487: 0 of the right ones, 0.750 of the wrong ones"
+    highest = "−0.113 to −0.100: 1.00 of the right ones, 0.250 of the wrong ones"
+    assert [*colours][:2] == [lowest, highest] and len(colours) == 3
+    assert colours[highest].min() < 0.9 < colours[lowest].min()  # filled, and an outline
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,16 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     claims = found()
     claims["claims"].append(claim(LONG, "not run", reason=LONG, statement=LONG, figure=LONG))
     claims["targets"].append(target(LONG, [LONG], [LONG], metric=LONG, status=LONG))
-    results.claims(claims, {})
+    # The table and the run of an arm of E04, and curves of that of a probe of E12.
+    judged, drawn = "evaluations/held-out/small-from-large/s0", "models/small-from-large/s0"
+    row = {"label": "small ← large", "evaluations": ["e"], "base": ["b"]}
+    results.table("judged", {"e": judged}, title="Judged", rows=[row])
+    probed = {"label": "a probe", "runs": ["p"]}
+    curves = [{"label": "one", "runs": ["p"]}]
+    probe = {"p": "probes/E11.success/s0"}
+    results.figure("curves", "Others", probe, title="Of a probe", kind="curves", series=curves)
+    of_claims = {"e": judged, "b": drawn, **probe}
+    results.claims(claims, of_claims, arms={"E04.success": row}, probes={"E12.k": probed})
     (results.root / "tables" / LONG / "payload" / "table.csv").write_text("changed")
     report.run(results.cfg, results.inputs, results.root)
     (results.root / "claims.html").write_text(claims_page.page(claims))
@@ -83,11 +92,11 @@ def test_nothing_overflows(file, browser, tmp_path, size, scheme):
         " && e.naturalWidth !== 0, e.getBoundingClientRect().width,"
         " e.getBoundingClientRect().height])"
     )
-    assert len(shown) == 3 and all(done and min(w, h) > 100 for done, w, h in shown)
+    assert len(shown) == 4 and all(done and min(w, h) > 100 for done, w, h in shown)
     # Figures keep their shape and fit the page; a phone gets the narrow one, nearly in its size.
     shape = 240 / 252 if size == "phone" else 2
     assert all(abs(w / h - shape) < 0.02 and width * 0.6 < w <= width for _, w, h in shown)
-    assert page.evaluate(IMAGES) == [0, 0, 0]
+    assert page.evaluate(IMAGES) == [0, 0, 0, 0]
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert said == []
     page.screenshot(path=tmp_path / f"{size}-{scheme}.png", full_page=True)
@@ -150,19 +159,31 @@ def test_words_papers_experiments_and_verdicts_are_found(file, browser):
     page.select_option("[name=verdict]", "reproduced")
     assert shown(page, claims) == ["claim:a_paper/E04-recovery"]
     assert shown(page, ".group") == ["experiment:a_paper/E04"]
-    # Figures belong to the verdicts of their claims, and what has none stays.
-    assert shown(page, "figure") == ["figure:a_paper/fig06", "figure:fig09", f"figure:{LONG}"]
+    # Figures belong to the verdicts of their claims; what has no verdict is not what is looked for.
+    exhibits = "figure, .table"
+    assert shown(page, exhibits) == ["figure:a_paper/fig06"]
+    assert shown(page, "#tables, #runs details") == []
     page.select_option("[name=verdict]", "inconclusive")
-    assert shown(page, "figure") == ["figure:fig09", f"figure:{LONG}"]
+    assert shown(page, exhibits) == []
     page.select_option("[name=experiment]", "a_paper/E12")
     assert shown(page, claims) == []
     page.select_option("[name=verdict]", "")
     assert shown(page, claims) == ["claim:a_paper/E12-k"]
+    # What a config shows of its own belongs to the experiments of what was measured for it, and not
+    # to those of what that is compared with.
+    assert shown(page, exhibits) == ["figure:curves"]
+    assert shown(page, "#runs th[id]") == ["run:probes/E11.success/s0"]
+    page.select_option("[name=experiment]", "a_paper/E04")
+    assert shown(page, exhibits) == ["table:judged"]
+    assert shown(page, "#runs th[id]") == ["run:evaluations/held-out/small-from-large/s0"]
     # All words, in any order and case.
     page.select_option("[name=experiment]", "")
     page.fill(".find input", "SAYS what e06")
     assert shown(page, claims) == ["claim:a_paper/E06-cold"] and shown(page, "figure") == []
     assert page.locator(".find output").inner_text().startswith("1 of ")
+    # What is empty by itself is there again where nothing is looked for.
+    page.fill(".find input", "")
+    assert page.locator("section[hidden]").count() == 0
     # A link to what is hidden shows it, and nothing stays filtered.
     page.evaluate("location.hash = 'claim:a_paper/E04-failure'")
     assert page.locator("[id='claim:a_paper/E04-failure']").is_visible()

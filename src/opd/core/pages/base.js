@@ -1,6 +1,7 @@
 // The one script of pages: it sorts tables by a click on a heading, and shows those items of a page
-// that hold some words or belong to a paper, an experiment or a verdict. It moves and hides elements
-// and makes none of what it reads. Without it the whole page is there.
+// that hold some words or belong to a paper, an experiment or a verdict, where an item that names
+// none belongs to none. It moves and hides elements and makes none of what it reads. Without it the
+// whole page is there.
 "use strict";
 
 const order = (row, column) => {
@@ -42,12 +43,12 @@ if (find) {
     const sought = words.value.toLowerCase().split(/\s+/).filter(Boolean);
     const chosen = choices.filter((choice) => choice.value);
     items.forEach((item, at) => {
-      const belongs = ({ name, value }) => item.dataset[name]?.split("|").includes(value) ?? true;
+      const belongs = ({ name, value }) => item.dataset[name]?.split("|").includes(value) ?? false;
       item.hidden = !(sought.every((word) => texts[at].includes(word)) && chosen.every(belongs));
     });
     const shown = items.filter((item) => !item.hidden).length;
     for (const group of groups) {
-      group.hidden = !group.querySelector("[data-item]:not([hidden])");
+      group.hidden = shown < items.length && !group.querySelector("[data-item]:not([hidden])");
       group.open = shown < items.length;
     }
     find.querySelector("output").value =
