@@ -61,18 +61,12 @@ def at_hand(text: str, where: str, patterns: Sequence[str] = PATTERNS) -> Path:
             raise UserError("no such folder", str(folder), "give the folder of a model")
         return folder
     identifier, revision = named["hub"]["id"], named["hub"].get("revision")
-    try:
+    with _asking_hub(revision, f"{where}: {identifier}", f"; a folder is written ./{text}"):
         return Path(
             huggingface_hub.snapshot_download(
                 identifier, revision=revision, allow_patterns=[*patterns]
             )
         )
-    except Exception as error:
-        raise UserError(
-            f"'{text}' could not be fetched from the hub ({type(error).__name__})",
-            where,
-            f"check name and network, log in if it is gated; a folder is written ./{text}",
-        ) from error
 
 
 def run_dataset(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -91,8 +85,23 @@ def run_dataset(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict
 
 
 @contextmanager
+def _asking_hub(revision: str | None, where: str, hint: str = "") -> Iterator[None]:
+    """Raises ``UserError`` where the hub does not answer with what is asked for."""
+    try:
+        yield
+    except Exception as error:
+        at = f" at {revision}" if revision else ""
+        raise UserError(
+            f"could not be fetched from the hub{at} ({type(error).__name__}: {error})",
+            where,
+            "check name and revision, log in if it is gated, and see that the hub can be reached"
+            + hint,
+        ) from error
+
+
+@contextmanager
 def _fetching(hub: str, revision: str) -> Iterator[None]:
-    """Raises ``UserError`` for a revision that is no commit, and where the hub does not answer."""
+    """Raises ``UserError`` for a revision that is no commit, and as ``_asking_hub``."""
     where = f"fetch.hub: {hub}"
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise UserError(
@@ -100,14 +109,8 @@ def _fetching(hub: str, revision: str) -> Iterator[None]:
             where,
             "lock it: give the commit's 40 hex digits",
         )
-    try:
+    with _asking_hub(revision, where):
         yield
-    except Exception as error:
-        raise UserError(
-            f"could not be fetched at {revision} ({type(error).__name__}: {error})",
-            where,
-            "check name and revision, log in if it is gated, and see that the hub can be reached",
-        ) from error
 
 
 def _from_hub(hub: str, revision: str, out: Path, folder: Path) -> None:

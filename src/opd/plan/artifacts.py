@@ -11,7 +11,7 @@ from typing import Any
 from opd.core.errors import UserError
 from opd.core.files import digest
 from opd.evaluation import tasks
-from opd.models.source import local
+from opd.models.source import is_path, local
 from opd.plan.base import artifact, at, engine, inputs_of, settings_of, tell_teacher, world
 from opd.plan.hub_lock import locked
 from opd.plan.probes import demonstrations, probes
@@ -261,12 +261,12 @@ def data_files(config: Config) -> dict[str, str]:
 
 
 def data_path(path: str, where: str) -> str:
-    """An input file or folder: absolute, below the home folder (~/), below the working directory
-    (./), or below the folder that OPD_DATA_DIR names, or OPD_MODEL_DIR for models. Of an artifact
+    """An input file or folder: where its path says by itself (``opd.models.source.is_path``), or
+    below the folder that OPD_DATA_DIR names, or OPD_MODEL_DIR for models. Of an artifact
     (results/NAME/...) it is the payload. Raises ``UserError`` where there is none."""
     variable = "OPD_MODEL_DIR" if where.startswith("models.") else "OPD_DATA_DIR"
     root = os.environ.get(variable)
-    if not path.startswith(("/", "./", "~")) and not root:
+    if not is_path(path) and not root:
         what = f"the relative path '{path}' needs the environment variable {variable}"
         raise UserError(what, where, "set it to the folder that holds the files")
     full = local(path, root or "")
@@ -278,7 +278,7 @@ def data_path(path: str, where: str) -> str:
 
 def _named(path: str, full: str) -> str:
     """The name of an input file in ids and samples, wherever the data lie."""
-    if path.startswith(("./", "~")):
+    if is_path(path) and not path.startswith("/"):
         return Path(path).as_posix()
     root = Path(os.environ.get("OPD_DATA_DIR", "/dev/null")).absolute()
     return full.removeprefix(f"{root}/")

@@ -16,7 +16,7 @@ from opd.core.markdown import render
 from opd.core.schema import load_yaml
 from opd.data import loaders, templates
 from opd.models.fetch import LIGHT, at_hand
-from opd.models.source import hub_id
+from opd.models.source import hub_id, is_path
 from opd.recipes.resolve import resolve
 
 SCHEMA = Path("workflow/schemas/config.schema.json")
@@ -80,14 +80,13 @@ def draft(student: str, teacher: str, questions: Path, scale: str, out: Path) ->
     rows, columns = _read(questions)
     values = _values(folders, rows, scale)
     named = {"student": student, "teacher": teacher}
-    relative = not questions.is_absolute() and not str(questions).startswith(("./", "~"))
     text = render(
         package_file(__file__, "draft.yaml.jinja"),
         **values,
         **named,
         scale=scale,
         name=_name(out),
-        file=f"./{questions}" if relative else str(questions),
+        file=str(questions) if is_path(str(questions)) else f"./{questions}",
         columns=columns,
         asks=TEMPLATE,
         grader=GRADER,

@@ -206,7 +206,10 @@ def test_a_model_of_a_command_line_is_a_folder_an_artifact_or_of_the_hub(
     assert asked == [("o/n", "v1", ["*.json"]), ("o/n", None, [*fetch.PATTERNS])]
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: 1 / 0)
     for text, line in {
-        "o/n": "--student: 'o/n' could not be fetched from the hub (ZeroDivisionError); check",
+        "o/n": "--student: o/n: could not be fetched from the hub (ZeroDivisionError: division by "
+        "zero); check name and revision, log in if it is gated, and see that the hub can be "
+        "reached; a folder is written ./o/n",
+        "o/n@v1": "--student: o/n: could not be fetched from the hub at v1 (ZeroDivisionError",
         "./gone": f"{tmp_path}/gone: no such folder",
         "n": "--student: 'n' names no model; give a model: ORG/NAME",
     }.items():
@@ -222,7 +225,9 @@ def test_hub_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError("404\nnot found")
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    with pytest.raises(UserError, match=r"a/b: could not be fetched at .*404 not found"):
+    with pytest.raises(
+        UserError, match=r"a/b: could not be fetched from the hub at .*404 not found"
+    ):
         run(tmp_path, {"hub": "a/b", "revision": REVISION})
 
 

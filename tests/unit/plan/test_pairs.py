@@ -145,7 +145,9 @@ def test_models_of_the_hub_are_compared_before_their_weights(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     status, (gone, trained, probed) = refused("1" * 40)
     assert status == 1
-    assert gone.startswith("error: models/h: fetch.hub: org/gone: could not be fetched at")
+    assert gone.startswith(
+        "error: models/h: fetch.hub: org/gone: could not be fetched from the hub at"
+    )
     differs = "teacher: student and teacher have different tokenizers: token"
     assert trained.startswith(f"error: models/x (student tuned, teacher t): {differs}")
     assert probed.startswith(f"error: probes/seen (student s, teacher t): {differs}")

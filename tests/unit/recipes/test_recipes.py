@@ -373,6 +373,7 @@ def test_keys_of_other_trainers_and_in_the_wrong_place_get_the_right_one(changes
         ("/models/m", {"path": "/models/m"}),
         ("~/models/m", {"path": "~/models/m"}),
         ("./m", {"path": "./m"}),
+        ("../m", {"path": "../m"}),
         ("results/mini/models/small/s0", {"path": "./results/mini/models/small/s0"}),
     ],
 )
@@ -433,18 +434,25 @@ def test_a_path_may_begin_with_the_home_folder_or_be_an_artifact(monkeypatch, tm
         assert made_of[f"models/{name}"].inputs == (str(made / "payload"),)
 
 
-def test_a_file_below_the_working_directory_is_named_as_in_any_clone(monkeypatch, tmp_path):
+def test_a_file_below_or_above_the_working_directory_is_named_as_in_any_clone(
+    monkeypatch, tmp_path
+):
     made = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         (folder / "own").mkdir(parents=True)
         (folder / "own" / "questions.jsonl").write_text('{"question": "1+1"}\n')
-        monkeypatch.chdir(folder)
         monkeypatch.delenv("OPD_DATA_DIR", raising=False)
-        given = config(prompts__q={"path": {"file": "./own/questions.jsonl"}})
-        found = artifacts(given)["prompts/q"]
-        assert found.inputs == (str(folder / "own" / "questions.jsonl"),)
-        made.append(found.cfg)
-    assert made[0] == made[1] and made[0]["source"]["path"] == "own/questions.jsonl"
+        for place, path in (
+            (folder, "./own/questions.jsonl"),
+            (folder / "own", "../own/questions.jsonl"),
+        ):
+            monkeypatch.chdir(place)
+            found = artifacts(config(prompts__q={"path": {"file": path}}))["prompts/q"]
+            assert [*map(os.path.realpath, found.inputs)] == [f"{folder}/own/questions.jsonl"]
+            made.append(found.cfg)
+    assert made[:2] == made[2:]
+    names = [cfg["source"]["path"] for cfg in made[:2]]
+    assert names == ["own/questions.jsonl", "../own/questions.jsonl"]
 
 
 def test_missing_data_folder_and_missing_file_are_named(monkeypatch, tmp_path):
