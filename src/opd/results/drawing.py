@@ -355,7 +355,7 @@ def _name_cells(axes: Axes, panel: Data, across: Sequence[float], upwards: Seque
         value = panel["values"][row][column]
         if value is not None:
             last = positions[row] + panel["width"] - 1
-            text = f"{panel['label']}: {number(value)} at {steps[column]:g}"
+            text = f"{panel['label']}: {number(value)} at step {steps[column]:g}"
             corner = (across[column], upwards[row])
             right = across[min(column + columns.step, len(steps))]
             high = upwards[min(row + rows.step, len(positions))]

@@ -312,12 +312,12 @@ def test_cells_of_a_heat_map_say_what_they_show(tmp_path: Path, inputs: dict[str
     drawn(HEAT, inputs, tmp_path / "f")
     colours = pointed_at(tmp_path / "f")
     texts = {
-        1.1: "small ← large: 1.10 at 1, tokens 0–7",
-        2.1: "small ← large: 2.10 at 2, tokens 0–7",
-        2.9: "small ← large: 2.90 at 2, tokens 8–15",
-        3.1: "small ← large: 3.10 at 3, tokens 0–7",
-        3.9: "small ← large: 3.90 at 3, tokens 8–15",
-        5.5: "small ← large: 5.50 at 3, tokens 24–31",
+        1.1: "small ← large: 1.10 at step 1, tokens 0–7",
+        2.1: "small ← large: 2.10 at step 2, tokens 0–7",
+        2.9: "small ← large: 2.90 at step 2, tokens 8–15",
+        3.1: "small ← large: 3.10 at step 3, tokens 0–7",
+        3.9: "small ← large: 3.90 at step 3, tokens 8–15",
+        5.5: "small ← large: 5.50 at step 3, tokens 24–31",
     }
     assert colours.keys() == {*texts.values()}
     # The scale becomes lighter from its lowest to its highest value.
@@ -333,8 +333,8 @@ def test_of_a_large_heat_map_every_so_manyth_cell_is_named(tmp_path: Path) -> No
     draw(draw_heatmap, {**data, "panels": [panel]}, tmp_path)
     spots = json.loads((tmp_path / "spots.json").read_text())
     assert [spot["text"] for spot in spots[:2]] == [
-        "a: 0 at 0, tokens 0–7",
-        "a: 4.00 at 4, tokens 0–7",
+        "a: 0 at step 0, tokens 0–7",
+        "a: 4.00 at step 4, tokens 0–7",
     ]
     assert len(spots) == 2 * 25
     # They touch, so that wherever one points there is one.

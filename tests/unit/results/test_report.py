@@ -216,7 +216,8 @@ def test_the_summary_counts_claims_of_our_own_apart(tmp_path):
     judged = found()
     judged["claims"][0]["ours"] = True
     (results.root / "claims/payload/claims.json").write_text(json.dumps(judged))
-    page, _ = reported(results, tmp_path / "out")
+    page, html = reported(results, tmp_path / "out")
+    assert "</span>, of our own: <span" in html
     verdict = f"✓ {judged['claims'][0]['verdict']} 1"
     assert f"of our own: {verdict}" in page.text.replace(" :", ":")
     assert "A Paper (arXiv) : ✗ not reproduced 1 ≈ inconclusive 1 ○ not run 1" in page.text
