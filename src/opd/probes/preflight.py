@@ -24,7 +24,7 @@ from opd.data.schemas import PROMPTS, prompt_row
 from opd.grading.graders import GRADERS, grader_named
 from opd.losses.fused import fused_token_loss
 from opd.losses.spec import PRESETS
-from opd.models import pairing
+from opd.models import pairing, sizing
 from opd.models.checkpoints import parameters, positions, read_config
 from opd.models.prompts import read_prompts
 from opd.models.sampling import Request, Sampler
@@ -42,9 +42,6 @@ DEPTHS = (1 / 16, 1 / 4, 1 / 2, 1)
 USUAL = {"n": 48, "samples": 4, "max_new_tokens": 1024}
 LEAST = {"n": 8, "samples": 2, "max_new_tokens": 64}
 MINUTES = 3
-# For a token and a parameter of what is sampled: on one processor as config/calibration.yaml has it
-# of models of 0.1 to 1e8 parameters; on a GPU taken to be three times its reference.
-SECONDS = {"cpu": 1.4e-10, "cuda": 1.8e-13}
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
@@ -143,18 +140,15 @@ def sized(
     sizes["n"] = min(sizes["n"], rows)
     student, teacher = parameters
     # Where answers are graded the teacher answers, too, and ends what the student began.
-    work = student + (teacher * (1 + sum(1 - depth for depth in DEPTHS)) if graded else 0)
-    while True:
-        tokens = sizes["n"] * sizes["samples"] * sizes["max_new_tokens"]
-        minutes = tokens * work * SECONDS[device] / 60
-        smaller = sizes | {
-            name: min(sizes[name], max(LEAST[name], sizes[name] // 2))
-            for name, value in asked.items()
-            if value is None
-        }
-        if minutes <= MINUTES or smaller == sizes:
-            return sizes, minutes
-        sizes = smaller
+    of_teacher = 1 + sum(1 - depth for depth in DEPTHS) if graded else 0
+
+    def expected(sizes: sizing.Sizes) -> float:
+        tokens = math.prod(sizes.values())
+        of_student = sizing.minutes(tokens, student, device)
+        return of_student + sizing.minutes(of_teacher * tokens, teacher, device)
+
+    least = {name: LEAST[name] for name, value in asked.items() if value is None}
+    return sizing.fitting(sizes, least, expected, MINUTES)
 
 
 def _estimated(cfg: dict[str, Any], rows: int, student: Path, teacher: Path) -> None:

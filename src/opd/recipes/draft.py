@@ -15,6 +15,7 @@ from opd.core.files import replacing
 from opd.core.markdown import render
 from opd.core.schema import load_yaml
 from opd.data import loaders, templates
+from opd.models import sizing
 from opd.models.fetch import LIGHT, at_hand
 from opd.models.source import hub_id, is_path
 from opd.recipes.resolve import resolve
@@ -45,22 +46,20 @@ LEAST = Sizes(5, 4, 2, 64, 8, 8, 2)
 
 
 class Scale(NamedTuple):
-    """``minutes`` that all of it may take, by ``seconds`` for a token and parameter, sampled and
-    trained on: inferred from config/calibration.yaml, where a reference step takes 1.65e-13 on one
-    H100 and a distillation on a processor some 1,300 times as long."""
+    """``minutes`` that all of it may take on so many ``devices`` of a kind (cpu, cuda)."""
 
     minutes: float
-    seconds: float
+    device: str
+    devices: int
     lr: float
     sizes: Sizes
 
 
 SCALES = {
-    "laptop": Scale(10, 2.1e-10, 1e-5, Sizes(20, 8, 2, 128, 40, 16, 2)),
-    "one-gpu": Scale(30, 3.3e-13, 2e-6, Sizes(50, 16, 4, 1024, 200, 48, 4)),
-    "node": Scale(60, 4.1e-14, 1e-6, Sizes(100, 64, 4, 2048, 500, 48, 4)),
+    "laptop": Scale(10, "cpu", 1, 1e-5, Sizes(20, 8, 2, 128, 40, 16, 2)),
+    "one-gpu": Scale(30, "cuda", 1, 2e-6, Sizes(50, 16, 4, 1024, 200, 48, 4)),
+    "node": Scale(60, "cuda", 8, 1e-6, Sizes(100, 64, 4, 2048, 500, 48, 4)),
 }
-PROCESSES = {"node": 8}
 
 
 def draft(student: str, teacher: str, questions: Path, scale: str, out: Path) -> list[str]:
@@ -170,7 +169,7 @@ def _values(
     sizes = sizes._replace(
         prompts_per_step=max(1, min(sizes.prompts_per_step, trained_on) // 2 * 2)
     )
-    sequences = sizes.prompts_per_step * sizes.rollouts_per_prompt // PROCESSES.get(scale, 1)
+    sequences = sizes.prompts_per_step * sizes.rollouts_per_prompt // SCALES[scale].devices
     return {
         **sizes._asdict(),
         "minutes": minutes,
@@ -199,15 +198,16 @@ def _decided(compared: Mapping[str, Any]) -> dict[str, Any]:
 def _fitting(scale: Scale, parameters: float, prompt_tokens: int) -> tuple[Sizes, int]:
     """The sizes of a scale, halved until they end in its minutes or are the least that there are;
     and the minutes that they are expected to take."""
-    sizes = scale.sizes
-    while True:
-        tokens = sizes.max_new_tokens + prompt_tokens
-        trained = sizes.steps * sizes.prompts_per_step * sizes.rollouts_per_prompt
+
+    def expected(sizes: sizing.Sizes) -> float:
+        of = Sizes(**sizes)
+        trained = of.steps * of.prompts_per_step * of.rollouts_per_prompt
         # Three models are evaluated; before that two are sampled, and the teacher ends four times
         # what the student began.
-        sequences = trained + 3 * sizes.problems + 6 * sizes.n * sizes.samples
-        minutes = math.ceil(sequences * tokens * parameters * scale.seconds / 60)
-        halved = Sizes(*(max(least, size // 2) for size, least in zip(sizes, LEAST, strict=True)))
-        if minutes <= scale.minutes or halved == sizes:
-            return sizes, max(1, minutes)
-        sizes = halved
+        sampled = 3 * of.problems + 6 * of.n * of.samples
+        tokens = (sizing.TRAINED * trained + sampled) * (of.max_new_tokens + prompt_tokens)
+        return sizing.minutes(tokens, parameters, scale.device) / scale.devices
+
+    least = LEAST._asdict()
+    sizes, minutes = sizing.fitting(scale.sizes._asdict(), least, expected, scale.minutes)
+    return Sizes(**sizes), math.ceil(minutes)

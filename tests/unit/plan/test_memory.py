@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from opd.losses import head
+from opd.models import checkpoints
 from opd.plan import calibrate, cost, local, memory, show
 from opd.plan.cost import Facts
 from opd.plan.shape import Shape, from_config
@@ -50,8 +51,11 @@ def without_context(terms: memory.Terms) -> dict[str, float]:
         ("HuggingFaceTB/SmolLM2-135M-Instruct", 134515008),
     ],
 )
-def test_shapes_have_the_parameters_that_their_authors_state(name, parameters):
+def test_shapes_have_the_parameters_that_their_authors_state(name, parameters, tmp_path):
+    """By the formula, which needs no torch, and as transformers builds the model, of any kind."""
     assert from_config(SHAPES[name]).parameters == parameters
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES[name]))
+    assert checkpoints.parameters(tmp_path) == parameters
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])

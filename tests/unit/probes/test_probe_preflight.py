@@ -24,7 +24,7 @@ from probing import (
 from opd.cli import main
 from opd.core import tables
 from opd.losses.spec import BIASED
-from opd.models import init
+from opd.models import init, sizing
 from opd.probes import pair, preflight
 from opd.probes.outlook import advice, outlook
 from opd.stages import run
@@ -349,14 +349,18 @@ def test_models_that_do_not_belong_together(
 
 
 def test_sizes_end_in_minutes_unless_they_are_asked_for() -> None:
-    """Tokens times parameters times the rate, by hand."""
+    """Tokens times the cost of one, by hand."""
+
+    def cost(parameters: float) -> float:
+        return (parameters + sizing.BESIDES) * sizing.SECONDS["cpu"] / 60
+
     open_ = {"n": None, "samples": None, "max_new_tokens": None}
     five = [5_000_000, 5_000_000]
     # The student, the teacher, and 15/16 + 3/4 + 1/2 + 0 of it from the four depths.
     share = 1 + 1 + 2.1875
     sizes, minutes = preflight.sized(open_, 100, five, math.inf, "cpu", graded=True)
-    assert sizes == {"n": 24, "samples": 2, "max_new_tokens": 512}
-    assert minutes == pytest.approx(24 * 2 * 512 * 5e6 * share * 1.4e-10 / 60)
+    assert sizes == {"n": 12, "samples": 2, "max_new_tokens": 256}
+    assert minutes == pytest.approx(12 * 2 * 256 * share * cost(5e6))
     assert minutes < 3 < 8 * minutes
     sizes, minutes = preflight.sized(open_, 100, [135_000_000] * 2, math.inf, "cpu", graded=True)
     assert sizes == {"n": 8, "samples": 2, "max_new_tokens": 128} and minutes < 3
@@ -366,7 +370,7 @@ def test_sizes_end_in_minutes_unless_they_are_asked_for() -> None:
     assert sizes == {"n": 8, "samples": 2, "max_new_tokens": 7168} and minutes > 3
     sizes, minutes = preflight.sized(open_, 6, [10**4] * 2, 100, "cpu", graded=False)
     assert sizes == {"n": 6, "samples": 4, "max_new_tokens": 100}
-    assert minutes == pytest.approx(6 * 4 * 100 * 1e4 * 1.4e-10 / 60)
+    assert minutes == pytest.approx(6 * 4 * 100 * cost(1e4))
 
 
 def test_a_short_context_is_not_left_to_the_prompts(

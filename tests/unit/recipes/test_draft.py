@@ -7,6 +7,7 @@ import pytest
 from pairs import pair, questions
 
 from opd.cli import main
+from opd.models import sizing
 from opd.plan.artifacts import plan
 from opd.plan.outputs import exhibits
 from opd.recipes import draft, resolve
@@ -69,13 +70,22 @@ def test_the_planner_takes_what_is_written(
 
 
 def test_sizes_halve_until_they_end_in_minutes() -> None:
-    """Tokens times parameters times the rate, by hand; no size falls below the least."""
-    scale = draft.Scale(10, 1e-10, 1e-5, draft.Sizes(20, 8, 2, 128, 40, 16, 2))
-    # (20 x 8 x 2 + 3 x 40 + 6 x 16 x 2) x (128 + 72) = 126,400 tokens
-    assert draft._fitting(scale, 1e6, 72) == (scale.sizes, 1)
-    assert draft._fitting(scale, 40e6, 72) == (scale.sizes, 9)
-    # (10 x 4 x 2 + 3 x 20 + 6 x 8 x 2) x (64 + 72) = 32,096 tokens
-    assert draft._fitting(scale, 100e6, 72) == (draft.Sizes(10, 4, 2, 64, 20, 8, 2), 6)
+    """Tokens times the cost of one, by hand; no size falls below the least."""
+    scale = draft.Scale(10, "cpu", 1, 1e-5, draft.Sizes(20, 8, 2, 128, 40, 16, 2))
+
+    def of(minutes: float, tokens: int) -> float:
+        """Parameters of models that need so many minutes for so many tokens."""
+        return minutes * 60 / tokens / sizing.SECONDS["cpu"] - sizing.BESIDES
+
+    # 3 x 20 x 8 x 2 + 3 x 40 + 6 x 16 x 2 sequences of 128 + 72 tokens
+    tokens = 1272 * 200
+    assert draft._fitting(scale, of(3.5, tokens), 72) == (scale.sizes, 4)
+    assert draft._fitting(scale, of(9.9, tokens), 72) == (scale.sizes, 10)
+    # 3 x 10 x 4 x 2 + 3 x 20 + 6 x 8 x 2 sequences of 64 + 72 tokens
+    less = math.ceil(10.1 * 396 * 136 / tokens)
+    halved = draft.Sizes(10, 4, 2, 64, 20, 8, 2)
+    assert draft._fitting(scale, of(10.1, tokens), 72) == (halved, less)
+    assert draft._fitting(scale._replace(devices=8), of(79, tokens), 72)[0] == scale.sizes
     sizes, minutes = draft._fitting(scale, 1e10, 72)
     assert sizes == draft.LEAST and minutes > 10
 
