@@ -4,6 +4,7 @@ What a step allocates was read from torch's own tracker at the real sizes of the
 (tests/bench/bench_memory.py); docs/cost.md says how near these sums come.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -149,7 +150,8 @@ def _vllm(cfg: Mapping[str, Any], student: Shape, memory: float) -> tuple[Terms,
     if "vllm" not in cfg or settings.get("mode", "colocate") != "colocate":
         return {}, {}
     least = total(sampling({**cfg, "backend": "vllm", "dtype": "bfloat16"}, student)) - CONTEXT
-    share = max(settings.get("gpu_memory_utilization", UTILISATION) * memory, least)
+    share = settings.get("gpu_memory_utilization", UTILISATION) * memory
+    share = least if math.isinf(memory) else max(share, least)
     return {"vLLM": ASLEEP if settings.get("enable_sleep_mode") else share}, {"vLLM": share}
 
 
