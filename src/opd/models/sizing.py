@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 
-# For a token and a parameter of what is sampled: on one processor as config/calibration.yaml has it
-# of models of 0.1 to 1e8 parameters; on a GPU taken to be three times its reference.
+# For a token and a parameter of what is sampled: on one processor as measured of models of 1e5 to
+# 1e8 parameters; on a GPU taken to be three times the published step in config/calibration.yaml.
 SECONDS = {"cpu": 1.4e-10, "cuda": 1.8e-13}
 # What a token costs besides, in parameters: the calls of a step, and keys and values that are read
 # and copied. From 16 and 40 responses of 128 to 448 tokens of a model of 5.3e6 parameters.
 BESIDES = 1e7
 # What a token costs that is trained on, in tokens that are only sampled: sampled, scored by student
-# and teacher, and updated on, by the reference of config/calibration.yaml.
+# and teacher, and updated on, as in the published step in config/calibration.yaml.
 TRAINED = 3
 
 Sizes = dict[str, int]

@@ -1,9 +1,5 @@
-"""The work of a plan's jobs: tokens and parameters, the bytes that they leave, and their order.
-
-Work is counted in seconds of a reference machine (config/calibration.yaml): tokens x parameters of
-each kind of work, times what the reference takes for them. What finished stages took in terms of
-that is measured (``opd.plan.calibrate``).
-"""
+"""What a plan's jobs have to do: models, sequences and their lengths, the bytes that they leave,
+and their order. How long that takes is worked out in ``opd.plan.work``."""
 
 import math
 import re
@@ -11,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from opd.data import grammar
-from opd.plan import local
+from opd.plan import local, timing
 from opd.plan.shape import Shape, from_config
 from opd.stages.artifact import Artifact, closure
 from opd.stages.registry import STAGES
@@ -28,7 +24,7 @@ TRIALS = 12
 
 # Kinds of work of the stages that run models, and the input that is the model.
 _SCORED_BY_BOTH = {"score": "student", "teacher": "teacher"}
-_TRAINED_ON_ITS_OWN = {"sample": "student", "score": "student", "update": "student"}
+_TRAINED_ON_ITS_OWN = {"sample": "student", "update": "student"}
 USES = {
     "distill": {**_TRAINED_ON_ITS_OWN, "teacher": "teacher"},
     "grpo": _TRAINED_ON_ITS_OWN,
@@ -54,18 +50,27 @@ class Facts(NamedTuple):
     numbers: Mapping[str, Mapping[str, Any]] = {}
 
 
-class Work(NamedTuple):
-    """``sampled`` tokens, ``parameters`` of the main model, ``seconds`` of the reference."""
+class Load(NamedTuple):
+    """``sequences`` that a stage samples, scores or trains on, after prompts of ``prompt`` tokens.
+    Responses that it samples have at most ``limit`` tokens, those that it reads ``written``, and a
+    sequence that it reads has at most ``most``."""
 
-    sampled: float
-    parameters: float
-    seconds: float
+    sequences: float
+    prompt: float
+    limit: float
+    written: float
+    most: float
 
 
 def sharded(cfg: Mapping[str, Any]) -> bool:
     """Whether a training run is sharded over its processes."""
     config = str(cfg.get("execution", {}).get("accelerate"))
     return bool(cfg.get("processes", 1) > 1 and "fsdp" in config)
+
+
+def checkpoint_bytes(cfg: Mapping[str, Any]) -> int:
+    """Bytes a parameter of a checkpoint of a training run."""
+    return FSDP_BYTES if sharded(cfg) else CHECKPOINT_BYTES
 
 
 def width(cfg: Mapping[str, Any], device: str) -> int:
@@ -169,40 +174,21 @@ def problems(facts: Facts, artifact: Artifact) -> float:
     return total
 
 
-def mean_response(limit: float, natural: float) -> float:
-    """Mean tokens of responses that end by themselves at a constant rate, after ``natural`` tokens
-    on average, and are cut at ``limit``."""
-    return limit if math.isinf(natural) else natural * -math.expm1(-limit / natural)
-
-
-def work(facts: Facts, folder: str) -> Work | None:
-    """The work of a stage that runs a model; None for the others. Sizes that nothing tells are
-    NaN."""
-    artifact, tables = facts.artifacts[folder], facts.tables
+def load(facts: Facts, artifact: Artifact, natural: float) -> Load:
+    """The load of a stage that runs a model, where responses that nothing cuts have ``natural``
+    tokens on average. Sizes that nothing tells are NaN."""
     cfg, inputs = artifact.cfg, artifact.named
-    roles = USES.get(artifact.stage, {})
-    uses = {kind: parameters(facts, inputs[r]) for kind, r in roles.items() if r in inputs}
-    if not uses:
-        return None
-    natural = tables["natural_tokens"]
     limit = (cfg.get("protocol") or cfg).get("max_new_tokens") or cfg.get("max_tokens", 0)
     if artifact.stage == "continuation":
         limit -= sum(cfg["prefixes"]) / len(cfg["prefixes"])
-    response = mean_response(limit, natural)
-    written = response  # or what is read of other responses
-    if "generations" in inputs:
-        source = facts.artifacts.get(inputs["generations"])
-        longest = source.cfg.get("max_new_tokens", math.nan) if source else math.nan
-        written = mean_response(longest, natural)
-    prompt = min(tables["prompt_tokens"], cfg.get("max_prompt_tokens", math.inf))
-    read = min(prompt + written, cfg.get("max_tokens", math.inf))
-    count = _sequences(facts, artifact, response)
-    seconds = sum(
-        tables["reference"][kind] * count * (response if kind == "sample" else read) * size / 1e15
-        for kind, size in uses.items()
-    )
-    sampled = count * response if "sample" in uses else 0.0
-    return Work(sampled, next(iter(uses.values())), seconds)
+    written = limit  # or what is read of other responses
+    data = facts.artifacts.get(inputs.get("data", ""))
+    if generations := inputs.get("generations") or (data and data.named.get("generations")):
+        source = facts.artifacts.get(generations)
+        written = source.cfg.get("max_new_tokens", math.nan) if source else math.nan
+    prompt = min(facts.tables["prompt_tokens"], cfg.get("max_prompt_tokens", math.inf))
+    count = _sequences(facts, artifact, timing.mean(limit, natural))
+    return Load(count, prompt, limit, written, cfg.get("max_tokens", math.inf))
 
 
 def _sequences(facts: Facts, artifact: Artifact, response: float) -> float:
@@ -255,8 +241,11 @@ def disk(facts: Facts, folder: str) -> float:
     if stage == "init" or STAGES[stage].trains:
         keep_steps = cfg.get("execution", {}).get("keep_steps", ())
         return MODEL_BYTES * parameters(facts, folder) * (1 + len(keep_steps))
-    done = work(facts, folder) if stage in ("generate", "evaluate") else None
-    return 2 * TOKEN_BYTES * done.sampled if done else 0.0
+    if stage not in ("generate", "evaluate"):
+        return 0.0
+    natural = facts.tables["assumed"]["natural_tokens"]["middle"]
+    asked = load(facts, facts.artifacts[folder], natural)
+    return 2 * TOKEN_BYTES * asked.sequences * timing.mean(asked.limit, natural)
 
 
 def room(facts: Facts, widths: Mapping[str, int], workers: int) -> tuple[float, float]:
@@ -264,7 +253,7 @@ def room(facts: Facts, widths: Mapping[str, int], workers: int) -> tuple[float, 
     devices are at work; ``widths``: devices of each job, by folder."""
     running = [
         2
-        * (FSDP_BYTES if sharded(facts.artifacts[folder].cfg) else CHECKPOINT_BYTES)
+        * checkpoint_bytes(facts.artifacts[folder].cfg)
         * parameters(facts, folder)
         * (workers // min(width, workers))
         for folder, width in widths.items()

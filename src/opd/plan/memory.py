@@ -143,10 +143,22 @@ def _head(
     return copy + MEASURED_CHUNKS * chunk, backward, rows
 
 
+def of_vllm(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of vLLM beside training, in TRL's names."""
+    return {**cfg.get("vllm", {}), **cfg.get("execution", {}).get("vllm", {})}
+
+
+def for_sequences(cfg: Mapping[str, Any], parameters: float, memory: float) -> float:
+    """Bytes that vLLM has for keys and values on a GPU of ``memory`` bytes: its share without
+    weights in bfloat16 and what the engine takes."""
+    share = of_vllm(cfg).get("gpu_memory_utilization", UTILISATION)
+    return float(share * memory - ENGINE - 2 * parameters)
+
+
 def _vllm(cfg: Mapping[str, Any], student: Shape, memory: float) -> tuple[Terms, Terms]:
     """What vLLM takes beside training while nothing is sampled, and then: its share of the GPU, or
     what it needs at least, if that is more."""
-    settings = {**cfg.get("vllm", {}), **cfg.get("execution", {}).get("vllm", {})}
+    settings = of_vllm(cfg)
     if "vllm" not in cfg or settings.get("mode", "colocate") != "colocate":
         return {}, {}
     least = total(sampling({**cfg, "backend": "vllm", "dtype": "bfloat16"}, student)) - CONTEXT

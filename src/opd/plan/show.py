@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,22 @@ from opd.core.code import package_file
 from opd.core.html import render
 from opd.plan import calibrate, cost, memory, outputs, pairs
 from opd.plan import state as planned
-from opd.plan.calibrate import BOUNDS, Estimate, Machine
+from opd.plan.calibrate import BOUNDS, GIB, Estimate, Machine
 from opd.plan.cost import Facts
 from opd.plan.resources import without_gpu
 from opd.recipes import resolve
 from opd.stages import artifact
 
-GIB = 2.0**30
+# Parts of ``opd.plan.work``, in words.
+PARTS = {
+    "sample": "sampling",
+    "teacher": "the teacher's forward passes",
+    "score": "forward passes without an update",
+    "update": "updates",
+    "metrics": "measurements",
+    "write": "writing weights",
+    "start": "starting",
+}
 RATES = Path("results/calibration.yaml")  # of `opd calibrate`
 
 
@@ -118,10 +128,12 @@ def text(
     """The table, time, disk and assumptions of artifacts in these states (``planned.states``), and
     a line for each of the ``jobs``."""
     to_run = [folder for folder, state in states.items() if state in planned.TO_RUN]
-    every = {folder: calibrate.estimate(facts, folder, on) for folder in to_run}
+    running = [facts.artifacts[folder] for folder in to_run]
+    wanted = [cost.width(a.cfg, on.device) for a in running if a.stage in cost.USES]
+    workers = workers or max(wanted, default=1)
+    every = {folder: calibrate.estimate(facts, folder, on, workers) for folder in to_run}
     known = {folder: job for folder, job in every.items() if math.isfinite(job.high)}
     widths = {folder: job.width for folder, job in known.items()}
-    workers = workers or max(widths.values(), default=1)
     chain = {folder: job.middle / min(job.width, workers) for folder, job in known.items()}
     measured = [entry for (_, model), entries in on.rates.items() if model for entry in entries]
     page = render(
@@ -144,6 +156,7 @@ def text(
         sources={job.source.partition(" ")[0] for job in known.values() if job.model},
         measured=sum(entry["stages"] for entry in measured),
         cost=cost,
+        shares=_shares(known.values()),
         memory=memory,
         hours=hours,
         span=span,
@@ -196,6 +209,18 @@ def _total(jobs: Iterable[Estimate], on: Machine) -> list[float]:
     """Seconds (low, middle, high) of what is counted: GPUs, or, without any, processors."""
     counted = [job for job in jobs if job.model or on.device == "cpu"]
     return [sum(getattr(job, bound) for job in counted) for bound in BOUNDS]
+
+
+def _shares(jobs: Iterable[Estimate]) -> list[tuple[str, float]]:
+    """What the time of models goes into, and its share, the largest first."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for job in jobs:
+        whole = sum(job.parts.values())
+        for part, reckoned in job.parts.items():
+            seconds[part] += job.middle * reckoned / whole
+    total = sum(seconds.values())
+    largest = sorted(seconds.items(), key=lambda part: -part[1])
+    return [(PARTS[part], took / total) for part, took in largest if took]
 
 
 def _table(

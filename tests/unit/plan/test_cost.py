@@ -22,23 +22,27 @@ from opd.models import init
 from opd.plan import calibrate, cost, outputs, show
 from opd.plan.artifacts import plan
 from opd.plan.cost import Facts
+from opd.plan.work import work
 from opd.recipes.resolve import resolve
 from opd.stages.artifact import Artifact, closure
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
 SHIPPED = calibrate.read(ROOT / "config" / "calibration.yaml")
-# Nothing ends by itself, so that responses have max_new_tokens; round figures.
+# Nothing ends by itself, so that responses have max_new_tokens; time is that of products, and on R
+# twice that of H100.
+SHEET = {"gigabytes_per_second": 1e9, "teraflops": 1.0, "sequences": 8, "source": "made up"}
+NO_TIME = ("iteration_seconds", "token_seconds", "layer_seconds", "start_seconds")
 TABLES: dict[str, Any] = {
-    "reference": {
-        "source": "made up",
-        "sample": 8 / (10 * 100 * 1000 / 1e15),
-        "teacher": 4 / (10 * 120 * 1000 / 1e15),
-        "score": 2 / (10 * 120 * 1000 / 1e15),
-        "update": 6 / (10 * 120 * 1000 / 1e15),
+    "machines": {"H100": SHEET, "R": {**SHEET, "teraflops": 0.5}},
+    "assumed": {
+        **{name: dict.fromkeys(calibrate.BOUNDS, 0) for name in NO_TIME},
+        "share_of_bandwidth": dict.fromkeys(calibrate.BOUNDS, 1),
+        "share_of_products": {"low": 0.2, "middle": 0.1, "high": 0.05},
+        "written_gigabytes_per_second": dict.fromkeys(calibrate.BOUNDS, 1e9),
+        "natural_tokens": dict.fromkeys(calibrate.BOUNDS, math.inf),
     },
-    "machines": {"R": {"low": 1, "middle": 2, "high": 3, "source": "made up"}},
-    "natural_tokens": math.inf,
+    "anchor": {"source": "made up"},
     "prompt_tokens": 20,
     "parameters": {"own/big": 2000, "own/small": 1000},
     "rows": {"a.csv": 40, "some/set:en": 30, "some/set": 70},
@@ -89,7 +93,7 @@ def models() -> dict[str, Artifact]:
         (
             "sft",
             "tuned",
-            {"epochs": 2, "max_tokens": 60},
+            {"epochs": 2, "batch_size": 5, "max_tokens": 60},
             {"student": "student", "data": "traces"},
         ),
         (
@@ -123,34 +127,39 @@ def facts() -> Facts:
     return Facts(models(), TABLES)
 
 
-# Seconds of the reference for ten sequences of 100 tokens after prompts of 20, by 1000 parameters:
-# sampling 8, a teacher's scores 4, the student's 2, its update 6.
+# Operations of ten sequences of 100 tokens after prompts of 20, by 1000 parameters of which nothing
+# else is known: of sampling them (prompts are read first), and of reading them once.
+SAMPLED = READ = 2 * 10 * 120 * 1000
+STEP = SAMPLED + 2 * READ + 3 * READ  # the teacher is twice as large
+
+
 @pytest.mark.parametrize(
-    ("folder", "sampled", "parameters", "seconds"),
+    ("folder", "parameters", "operations"),
     [
-        # Three such steps, the teacher twice as large.
-        ("distilled", 3 * 10 * 100, 1000, 3 * (8 + 2 + 6 + 2 * 4)),
+        ("distilled", 1000, 3 * STEP),
         # 40 prompts, 5 a step: 8 steps of 10 sequences, by the model of 2000 parameters.
-        ("reinforced", 8 * 10 * 100, 2000, 8 * 2 * (8 + 2 + 6)),
-        ("rollouts", 40 * 2 * 50, 1000, 80 * 0.8 / 2),
+        ("reinforced", 2000, 8 * 2 * (SAMPLED + 3 * READ)),
+        # 80 responses of 50 tokens.
+        ("rollouts", 1000, 2 * 80 * (20 - 11 + 50) * 1000),
         # At most one of two responses a prompt, 25 of them, twice; prompt and response have at
         # most 60 tokens.
-        ("tuned", 0, 1000, 2 * 25 * 0.6 / 2),
-        ("scores", (5 + 40) * 4 * 50, 1000, 45 * 4 * 0.8 / 2),
-        # 80 rollouts of 50 tokens after prompts of 20.
-        ("probed", 0, 1000, 80 * (0.2 + 2 * 0.4) * 70 / 120),
+        ("tuned", 1000, 3 * 2 * 2 * 25 * 60 * 1000),
+        ("scores", 1000, 2 * 45 * 4 * (9 + 50) * 1000),
+        # 80 rollouts of 50 tokens after prompts of 20, by both.
+        ("probed", 1000, 2 * 80 * 70 * 3000),
         # After 10 tokens at most 40 more, after 30 at most 20: on average 30.
-        ("continued", 80 * (40 + 20), 2000, 80 * 2 * 2 * 0.8 * 0.3),
+        ("continued", 2000, 2 * 80 * 2 * (20 + 30) * 2000),
     ],
 )
-def test_work_in_closed_form(facts, folder, sampled, parameters, seconds):
-    work = cost.work(facts, folder)
-    assert work[:2] == (pytest.approx(sampled), parameters)
-    assert work.seconds == pytest.approx(seconds)
+def test_work_in_closed_form(facts, folder, parameters, operations):
+    on = calibrate.device(SHEET, TABLES)
+    done = work(facts, folder, on)
+    assert done.parameters == parameters
+    assert done.seconds == pytest.approx(operations / 1e11)
 
 
 def test_what_runs_no_model_has_no_work(facts):
-    assert cost.work(facts, "shown") is None
+    assert work(facts, "shown", calibrate.device(SHEET, TABLES)) is None
 
 
 def test_rows_are_those_counted_where_they_were(facts):
@@ -181,43 +190,6 @@ def test_rows_of_samples_of_questions_and_of_the_first():
     )
     facts = Facts(sets, {**TABLES, "rows_of_a_question": {"some/set": 5}})
     assert [cost.rows(facts, name) for name in sets] == [70, 9, 20, 4, 4]
-
-
-def test_the_reference_point_is_met():
-    """R1-1.5B from JustRL, a step of 256 sequences at 7168: 363 s in all, 279 steps on one GPU."""
-    name = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
-    made = graph(
-        ("fetch", "s", {"hub": name}, {}),
-        ("fetch", "t", {"hub": "hbx/JustRL-DeepSeek-1.5B"}, {}),
-        (
-            "distill",
-            "run",
-            {
-                "steps": 279,
-                "prompts_per_step": 64,
-                "rollouts_per_prompt": 4,
-                "max_prompt_tokens": 1024,
-                "max_new_tokens": 7168,
-                "processes": 8,
-            },
-            {"student": "s", "teacher": "t"},
-        ),
-    )
-    facts = Facts(made, SHIPPED)
-    found = calibrate.estimate(facts, "run", calibrate.machine("H100", False, {}, SHIPPED))
-    assert found.middle == pytest.approx(279 * 363, rel=1e-4)
-    # 329 to 433 s a step
-    assert found.low / 279 == pytest.approx(329, rel=0.01)
-    assert found.high / 279 == pytest.approx(433, rel=0.01)
-    assert (found.width, found.source) == (8, "reference (H100)")
-
-
-@given(st.floats(1, 1e5), st.floats(0.05, 100))
-def test_mean_response_is_the_area_under_the_share_still_going(limit, times):
-    natural, n = limit * times, 2000
-    area = sum(math.exp(-(i + 0.5) * limit / n / natural) for i in range(n)) * limit / n
-    assert cost.mean_response(limit, natural) == pytest.approx(area, rel=1e-3)
-    assert cost.mean_response(limit, math.inf) == limit
 
 
 def test_parameters_of_our_own_models_are_those_that_are_made(tmp_path):
@@ -309,7 +281,7 @@ def manifests(results: Path, slow: dict[str, float]) -> None:
     """Manifests of every stage above, which took so many times what the reference takes."""
     facts = Facts(models(), TABLES)
     for folder, artifact in facts.artifacts.items():
-        work = cost.work(facts, folder)
+        done = work(facts, folder, calibrate.device(SHEET, TABLES))
         inputs = artifact.named.items()
         made = {
             "stage": artifact.stage,
@@ -318,7 +290,7 @@ def manifests(results: Path, slow: dict[str, float]) -> None:
             "inputs": {n: used(f"results/{results.name}/{i}/digest.json") for n, i in inputs},
             "outputs": {},
             "numbers": {},
-            "seconds": (work.seconds if work else 3.0) * slow.get(artifact.stage, 1.0),
+            "seconds": (done.seconds if done else 3.0) * slow.get(artifact.stage, 1.0),
             "device": "Some GPU",
         }
         (results / folder).mkdir(parents=True)
@@ -335,13 +307,13 @@ def test_calibration_gives_back_what_stages_took(tmp_path):
     main(["calibrate", "--out", f"{path}", "--reference", f"{tables}", *results])
     found = calibrate.read(path)
     entries = {(e["stage"], e.get("parameters")): e for e in found["measured"]}
-    assert entries["distill", 1000]["times_reference"] == {"low": 4, "middle": 6, "high": 12}
+    assert entries["distill", 1000]["times_reckoned"] == {"low": 4, "middle": 6, "high": 12}
     assert entries["distill", 1000]["stages"] == 3
-    assert entries["grpo", 2000]["times_reference"]["middle"] == 1
+    assert entries["grpo", 2000]["times_reckoned"]["middle"] == 1
     assert entries["figure", None]["seconds"] == {"low": 6, "middle": 6, "high": 6}
 
     # The next plan reckons with it: what the same stage took first, then other stages.
-    facts, step = Facts(models(), TABLES), 8 + 2 + 6 + 2 * 4
+    facts, step = Facts(models(), TABLES), STEP / 1e11
     job = calibrate.estimate(facts, "distilled", calibrate.machine(None, False, found, TABLES))
     assert job[:3] == pytest.approx((4 * 3 * step, 6 * 3 * step, 12 * 3 * step))
     assert job.source == "measured (Some GPU)"
@@ -379,12 +351,14 @@ def test_what_was_adopted_is_not_measured(tmp_path):
 def test_ones_own_rates_come_first_and_the_nearest_size_counts():
     def entry(size: int, times: float) -> dict[str, Any]:
         bounds = dict.fromkeys(calibrate.BOUNDS, times)
-        return {"stage": "distill", "device": "R", "parameters": size, "times_reference": bounds}
+        return {"stage": "distill", "device": "R", "parameters": size, "times_reckoned": bounds}
 
     own, shipped = [entry(10, 9), entry(1500, 5)], [entry(1000, 1)]
     tables = {**TABLES, "measured": shipped}
     on = calibrate.machine("R", False, {"measured": own}, tables)
-    assert calibrate.estimate(Facts(models(), TABLES), "distilled", on).middle == 5 * 3 * 24
+    assert calibrate.estimate(Facts(models(), TABLES), "distilled", on).middle == pytest.approx(
+        5 * 2 * 3 * STEP / 1e11
+    )
 
 
 def test_calibration_of_nothing_is_refused(tmp_path):
@@ -396,7 +370,7 @@ def test_calibration_of_nothing_is_refused(tmp_path):
     (tmp_path / "c.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="not a mapping"):
         calibrate.read(tmp_path / "c.yaml")
-    with pytest.raises(UserError, match="no reference"):
+    with pytest.raises(UserError, match="no machines"):
         calibrate.tables(tmp_path / "none.yaml")
 
 
@@ -456,6 +430,20 @@ def test_where_all_is_there_nothing_is_reckoned():
     on = calibrate.machine("R", False, {}, TABLES)
     *_, last = show.text(Facts(made, TABLES), {"a": "there"}, on, None, "x")
     assert last.split() == ["figure", "0", "0", "1", "0"]
+
+
+def test_what_models_spend_their_time_on_is_shown_with_what_is_assumed(facts):
+    """Of 16 reads' worth of products (sampling 1, a teacher of twice the size 2, updates 3)."""
+    on = calibrate.machine("R", False, {}, TABLES)
+    lines = show.text(facts, {"distilled": "run"}, on, None, "x")
+    shares = "updates 50 %, the teacher's forward passes 33 %, sampling 17 %"
+    assert f"of models' time: {shares}" in lines
+    (line,) = (line for line in lines if line.startswith("- reckoned: "))
+    assert "100 % of the bandwidth and 10 % of the products" in line
+    # Products in half and in twice the time, as is assumed.
+    (line,) = (line for line in lines if line.startswith("distill"))
+    seconds = 2 * 3 * STEP / 1e11
+    assert show.span(seconds / 2, 2 * seconds) in line
 
 
 def test_what_has_no_known_size_is_named_and_not_counted(tmp_path):
