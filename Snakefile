@@ -9,7 +9,8 @@
 #   contamination/REPORT.html          benchmark problems among training prompts
 #   sft_data/DATA/[sSEED/]             SFT data
 #   models/MODEL/[sSEED/]              checkpoints (no seed: fetched), with their training metrics
-#   models/MODEL@STEP/sSEED/           the weights after a step that keep_steps names
+#   models/MODEL@STEP/sSEED/           the weights after a step that keep_steps names;
+#                                      released.json where nothing needs them any longer
 #   generations/GENERATION/sSEED/      rollouts
 #   demonstrations/NAME/sSEED/         verified responses for the contexts of teachers
 #   probes/PROBE/sSEED/                what a pair of models shows without training
@@ -44,6 +45,7 @@ localrules:
     download,
     dataset,
     fetch,
+    release,
 
 
 rule all:

@@ -14,9 +14,17 @@ from opd.cli import warm
 from opd.core.errors import UserError
 from opd.core.files import canonical
 from opd.core.security import visible
-from opd.plan import artifacts, command_line, console, hub_lock, outputs, resources
+from opd.plan import (
+    artifacts,
+    command_line,
+    console,
+    hub_lock,
+    outputs,
+    resources,
+    state,
+)
 from opd.recipes import resolve
-from opd.stages import fresh, lock, registry
+from opd.stages import fresh, lock, registry, removal
 from opd.stages.registry import STAGES
 
 BEGAN = time.time()
@@ -38,7 +46,10 @@ try:
     ALIASES = {}
     if workflow.is_main_process:
         ALIASES = command_line.aliases(
-            command_line.given(), {"all", *ONLINE, *STAGES}, ARTIFACTS, CONFIG.name
+            command_line.given(),
+            {"all", "release", *ONLINE, *STAGES},
+            ARTIFACTS,
+            CONFIG.name,
         )
     ASKS = resources.read_classes(Path(workflow.basedir, "workflow", "resources.yaml"))
     SITE = resources.read_site(
@@ -59,11 +70,15 @@ SHOWN = {
 RESULTS = f"results/{CONFIG.name}"
 PLAN = f"{RESULTS}/plan.json"
 ADOPTED = fresh.adopted(ARTIFACTS, Path(RESULTS))
+# What was adopted reads nothing.
+READING = {folder: a for folder, a in ARTIFACTS.items() if folder not in ADOPTED}
+RELEASED = outputs.released(CONFIG, READING, TARGETS)
 
 # A job parses all of this again when it starts: it is told what the run that submitted it has parsed.
 RULES = sorted(Path(workflow.basedir, "workflow", "rules").glob("*.smk"))
 PARSED = fresh.parsed(ARTIFACTS, [Path(workflow.basedir, "Snakefile"), *RULES])
-EDITED, OTHERWISE = [], {}
+EDITED, AGAIN, OTHERWISE = [], {}, {}
+REMADE = {}  # kept steps that this run makes again -> their runs
 PROGRESS = ExitStack()  # what tells of it on the console, while the run lasts
 if workflow.is_main_process:
     console.end_at_interrupt()
@@ -82,6 +97,7 @@ if workflow.is_main_process:
             f"not as the config says: {RESULTS}/{EDITED[0]}{more}; what is asked for is made again",
             file=sys.stderr,
         )
+    AGAIN = state.again(ARTIFACTS, Path(RESULTS), Path("results/.store"))
 else:
     OTHERWISE = fresh.edited_since(
         os.environ.get("OPD_PLAN", PARSED), PARSED, Path(PLAN), ARTIFACTS
@@ -122,6 +138,11 @@ onstart:
         look = console.teller(ARTIFACTS, Path(RESULTS), lambda line: tell([line]))
         PROGRESS.enter_context(lock.repeated(look, console.LOOK_SECONDS))
     compare_pairs()
+    for step, run in REMADE.items():
+        kept = removal.kept_step(
+            Path(RESULTS, run, "payload"), ARTIFACTS[step].cfg["step"]
+        )
+        removal.ask_again(Path(RESULTS, step), kept)
 
 
 onsuccess:
@@ -197,14 +218,26 @@ def threads_of(stage):
     return 1 if STAGES[stage].python == "light" else CONFIG.threads
 
 
-def force_if_edited(folder):
-    """Have an artifact made again that was made with other settings. Snakemake sees edits by its
-    own records only, which a copy of the results or a clean-up lacks."""
+def force(folder):
+    """Have an artifact made again that was made with other settings, and weights that it has yet to
+    read and that were removed. Snakemake sees edits by its own records only, which a copy of the
+    results or a clean-up lacks, and of weights nothing."""
     # There is no public way. dag_settings.forcerun makes targets of all that it names, so that what
     # nobody asked for would run; to remove the file, or to make it older, would also do so in a dry
     # run; an input that is newer than it would be one input less in the next run.
     if folder in EDITED and RerunTrigger.PARAMS in workflow.dag_settings.rerun_triggers:
         workflow.dag.forcefiles.add(f"{RESULTS}/{folder}/digest.json")
+    for source in AGAIN.get(folder, ()):
+        workflow.dag.forcefiles.add(f"{RESULTS}/{source}/digest.json")
+        if ARTIFACTS[source].stage == "keep" and source not in REMADE:
+            (run,) = ARTIFACTS[source].inputs
+            if run not in REMADE.values():
+                print(
+                    f"{run} is trained again: the weights of {source} are gone, and {folder} has"
+                    " yet to read them",
+                    file=sys.stderr,
+                )
+            REMADE[source] = run
 
 
 def plain(path):
@@ -242,13 +275,19 @@ def inputs_of(pattern):
         if folder in OTHERWISE:
             stop(folder)
         made = ARTIFACTS[folder]
-        force_if_edited(folder)
+        force(folder)
         used = () if folder in ADOPTED else made.inputs
         return [
             plain(p) if os.path.isabs(p) else f"{RESULTS}/{p}/digest.json" for p in used
         ]
 
     return paths
+
+
+def readers_of(wildcards):
+    """Input function: a kept step, and what has to be made before its weights go."""
+    folder = f"models/{wildcards.model}/s{wildcards.seed}"
+    return [f"{RESULTS}/{f}/digest.json" for f in (folder, *RELEASED[folder])]
 
 
 def cfg_of(pattern):
@@ -282,9 +321,10 @@ def in_report(stage, suffix):
 
 
 def targets():
-    """Files of the figures, tables and pages that the config asks for."""
+    """Files of the figures, tables and pages that the config asks for, and notes that kept steps
+    are needed no longer."""
     return [
         f
         for folder in TARGETS
         for f in command_line.files(ARTIFACTS[folder], CONFIG.name)
-    ]
+    ] + [f"{RESULTS}/{folder}/released.json" for folder in RELEASED]

@@ -63,6 +63,26 @@ def targets(config: Config, artifacts: Iterable[str]) -> list[str]:
     return [folder for folder in shown if folder in asked]
 
 
+def released(
+    config: Config, artifacts: Mapping[str, Artifact], asked: Iterable[str]
+) -> dict[str, list[str]]:
+    """Kept steps whose weights go (``keep: until_evaluated``) -> what has to be made before: all
+    that reads them of what is ``asked`` for and behind it. A step that nothing reads stays."""
+    readers: dict[str, list[str]] = {}
+    for folder in closure(asked, artifacts):
+        for source in artifacts[folder].inputs:
+            readers.setdefault(source, []).append(folder)
+    trained = {name: model.trained for name, model in config.models.items() if model.trained}
+    runs = {name for name, run in trained.items() if run.keep == "until_evaluated"}
+    return {
+        folder: readers[folder]
+        for folder, artifact in artifacts.items()
+        if artifact.stage == "keep"
+        and folder in readers
+        and folder.split("/")[1].partition("@")[0] in runs
+    }
+
+
 # What is measured, as inputs
 
 

@@ -2,7 +2,7 @@
 file is made."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from opd.results.claim_spec import Claim
 from opd.stages import fresh, naming
 from opd.stages.artifact import Artifact
 from opd.stages.check import stands_for
-from opd.stages.identity import identity
+from opd.stages.identity import identity, settings_digest
 from opd.stages.records import Contents, Manifest, Planned, digest_in, load
+from opd.stages.removal import kept_step
 
 TO_RUN = ("run", "stale")
 
@@ -59,7 +60,8 @@ def states(
     the same settings from the same inputs), ``store`` (would be linked from the store), ``run``,
     or ``stale`` (runs again: what is there is of other settings or inputs).
 
-    What follows a stage that runs, runs: whether its inputs will be others is not known.
+    What follows a stage that runs, runs: whether its inputs will be others is not known. Not so
+    what follows a run that only has to keep a step ``again``: that is found as it was.
     """
     digests: dict[str, dict[str, str]] = {}
     states = {}
@@ -69,7 +71,51 @@ def states(
             digests[folder] = made
         elif (results / folder / "digest.json").is_file():
             states[folder] = "stale"
+    for reader, sources in again(artifacts, results, store).items():
+        states |= dict.fromkeys(sources if reader in states else (), "run")
     return states
+
+
+def again(artifacts: Artifacts, results: Path, store: Path) -> dict[str, list[str]]:
+    """Stages that have yet to be computed and read a kept step whose weights are gone -> what has
+    to be made again before: the step, its run, and what that reads of the kind."""
+    gone = {
+        folder: artifact.named["model"]
+        for folder, artifact in artifacts.items()
+        if artifact.stage == "keep" and not _has_weights(artifact, results)
+    }
+
+    def sources(folder: str) -> Iterator[str]:
+        for step in filter(gone.__contains__, artifacts[folder].inputs):
+            yield from (step, gone[step], *sources(gone[step]))
+
+    return {
+        folder: [*dict.fromkeys(sources(folder))]
+        for folder, artifact in artifacts.items()
+        if not gone.keys().isdisjoint(artifact.inputs) and _computes(artifact, results, store)
+    }
+
+
+def _has_weights(kept: Artifact, results: Path) -> bool:
+    """Whether all files of a kept step are there: in its artifact, or, where that was not made yet,
+    in the store. Of a run that has not been made nothing is missing."""
+    place = results / kept.folder / "payload"
+    made: Contents | None = digest_in(results / kept.folder)
+    if made is None:
+        place = kept_step(results / kept.named["model"] / "payload", kept.cfg["step"])
+        made, _ = load(place.with_name(f"{place.name}.json"), Contents)
+    return made is None or all((place / name).exists() for name in made.outputs)
+
+
+def _computes(artifact: Artifact, results: Path, store: Path) -> bool:
+    """Whether a stage would compute something, if its inputs stay as they are. Where some are still
+    to be made: unless it was made with these settings, as it will then be found, as a rule."""
+    digests = {p: made.outputs for p in artifact.inputs if (made := digest_in(results / p))}
+    state, _ = _state(artifact, digests, results, store)
+    known = all(path in digests or Path(path).is_absolute() for path in artifact.inputs)
+    made = digest_in(results / artifact.folder)
+    settings = settings_digest(artifact.stage, artifact.cfg)
+    return state == "run" and (known or made is None or made.settings != settings)
 
 
 def _state(

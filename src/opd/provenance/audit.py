@@ -34,7 +34,8 @@ Plan = Mapping[str, Planned | None]
 
 class Audited(NamedTuple):
     """An artifact, or a file or store entry that is none, and what is wrong with it. ``drift``:
-    versions {package: (then, now)}; ``absent``: plain files it was made from that are not here."""
+    versions {package: (then, now)}; ``absent``: plain files it was made from that are not here;
+    ``removed``: weights of a kept step that were removed as planned."""
 
     place: str
     stage: str
@@ -42,6 +43,7 @@ class Audited(NamedTuple):
     drift: Mapping[str, tuple[str, str]] = {}
     absent: tuple[str, ...] = ()
     adopted: bool = False
+    removed: tuple[str, ...] = ()
 
     @property
     def state(self) -> State:
@@ -163,7 +165,15 @@ def _artifact(made: Made, around: Around) -> Audited:
         {p: (then[p], now[p]) for p in sorted(then) if p in now and then[p] != now[p]},
         (*(x.used.path for x in made.inputs if x.place is None and not x.used.made),),
         bool(origin and origin.adopted),
+        (*(_removed(made, outputs, around) if made.stage == "keep" else ()),),
     )
+
+
+def _removed(made: Made, outputs: Mapping[str, str], around: Around) -> Iterable[str]:
+    """Weights that were removed as planned."""
+    folder = made.payload(around.store)
+    now = around.hashes(folder) if folder else {}
+    return check.removed(outputs, now).keys() - now.keys()
 
 
 def _payload(made: Made, outputs: Mapping[str, str], around: Around) -> Iterator[Finding]:
@@ -175,6 +185,9 @@ def _payload(made: Made, outputs: Mapping[str, str], around: Around) -> Iterator
         yield Finding(State.MISSING, "payload", reason)
     elif outputs:
         yield from check.files(outputs, around.hashes(folder), "payload/")
+        if made.stage != "keep":
+            for name in sorted(_removed(made, outputs, around)):
+                yield Finding(State.MISSING, f"payload/{name}", "is gone, and is no kept step")
 
 
 def _copies(made: Made, outputs: Mapping[str, str], around: Around) -> Iterator[Finding]:
@@ -281,7 +294,7 @@ def _folder(root: Path, plan: Plan | None, artifacts: Sequence[Made]) -> Iterato
         wrong.append((State.MODIFIED, "config.yaml", "is not what the run wrote"))
     known = {root / "plan.json", config}
     for made in artifacts:
-        known |= {made.path / name for name in ("digest.json", "manifest.json", "running.json")}
+        known |= {made.path / name for name in naming.RECORDS}
         known |= {*made.copies.values()}
     for file in on_disk.loose(root):
         if file not in known:

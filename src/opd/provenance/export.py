@@ -22,13 +22,13 @@ from opd.core.text import size
 from opd.plan.state import target_folders
 from opd.provenance.crate import TEXTS, File, Packed, metadata
 from opd.stages import check, on_disk
+from opd.stages.check import REMOVED, WEIGHTS
 from opd.stages.fresh import read_plan
 from opd.stages.on_disk import Made
 from opd.stages.records import Manifest, read
 from opd.stages.registry import STAGES
 
 # Others' work, to be had where it came from; weights and files above this size are left out, too.
-WEIGHTS = ".safetensors"
 LARGEST_BYTES = 50_000_000
 # What belongs to the workflow besides the package, below the folder of the Snakefile.
 WORKFLOW = (
@@ -119,7 +119,10 @@ def _packed(made: Made, full: bool) -> Packed:
         raise UserError(f"a version with a stage '{manifest.stage}' made it", str(folder), remedy)
     files = [_file(root, folder / name) for name in ("digest.json", "manifest.json")]
     for name, sha256 in sorted(manifest.outputs.items()):
-        source = folder / "payload" / name
+        source, mark = folder / "payload" / name, folder / "payload" / f"{name}{REMOVED}"
+        if mark.is_file() and not source.exists():
+            files.append(_file(root, mark))
+            continue
         reason = "" if full else _why_left_out(manifest.stage, source)
         files.append(_file(root, source, sha256, reason))
     for name, path in made.copies.items():

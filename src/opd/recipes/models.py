@@ -76,7 +76,8 @@ Contexts = Annotated[Entry | list[Entry], checked(contexts)]
 
 
 class Trained(Strict):
-    """A training run; ``keep_steps`` are kept as models of their own, named MODEL@STEP."""
+    """A training run; ``keep_steps`` are kept as models of their own, named MODEL@STEP, ``keep``
+    says for how long."""
 
     student: ModelRef
     steps: Count | None = None
@@ -84,6 +85,12 @@ class Trained(Strict):
         default=[],
         exclude=True,
         description="steps whose weights are kept as MODEL@STEP; 0 is the student",
+    )
+    keep: Literal["always", "until_evaluated"] = Field(
+        default="always",
+        exclude=True,
+        description="whether the weights of keep_steps go once all that the config reads them for "
+        "is made",
     )
     micro_batch: Count | None = MICRO_BATCH
     warmup: Share | None = None

@@ -32,8 +32,6 @@ KINDS = {
     "evaluations": "evaluations",
     "probes": "probes",
 }
-# Not compared with their digests: reading them would take longer than all else together.
-WEIGHTS = ".safetensors"
 
 
 class Source(NamedTuple):
@@ -118,7 +116,8 @@ def behind(folders: Iterable[Path], root: Path) -> dict[Path, Source]:
     for made in on_disk.behind(on_disk.at(root, folder) for folder in folders):
         manifest = read(made.path / "manifest.json", Manifest)
         planned = plan.get(made.folder) if made.root == root else None
-        findings = check.shown(made, planned, (WEIGHTS,))
+        # To compare weights with their digests would take longer than all else together.
+        findings = check.shown(made, planned, (check.WEIGHTS,))
         used = {source.name: source for source in made.inputs}
         troubles = [finding.text for finding in findings]
         sources[made.path] = Source(made.folder, manifest, used, troubles)

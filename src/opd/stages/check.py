@@ -3,6 +3,7 @@
 ``opd audit`` looks at all of it, and others at the part that they need.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +13,36 @@ from opd.stages.identity import adopted_identity, identity
 from opd.stages.on_disk import Made
 from opd.stages.records import Digest, Finding, Manifest, Planned, State, digest_in, plain, read
 
+WEIGHTS = ".safetensors"
+# NAME.removed in the place of weights says that they were removed as planned (opd.stages.removal).
+REMOVED = ".removed"
+
+
+def mark(sha256: str) -> str:
+    """The text of the file in the place of weights that were removed."""
+    return f"{sha256}\n"
+
+
+def removed(outputs: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Weights that were removed as planned -> their mark, which has their digest. Both arguments as
+    for ``files``."""
+    weights = {name: sha256 for name, sha256 in outputs.items() if name.endswith(WEIGHTS)}
+    return {
+        name: f"{name}{REMOVED}"
+        for name, sha256 in weights.items()
+        if now.get(f"{name}{REMOVED}") == hashlib.sha256(mark(sha256).encode()).hexdigest()
+    }
+
 
 def files(
     outputs: Mapping[str, str], now: Mapping[str, str], folder: str = ""
 ) -> Iterator[Finding]:
     """Files against the digests that they were made with: name -> sha256 (empty for what is no
-    plain file, or cannot be read). ``folder`` goes before the names."""
+    plain file, or cannot be read). Weights that were ``removed`` count as there. ``folder`` goes
+    before the names."""
+    marks = removed(outputs, now)
+    there = {name: sha256 for name, sha256 in now.items() if name not in marks.values()}
+    now = {name: outputs[name] for name in marks} | there
     for name in sorted({*outputs, *now}):
         if name not in now:
             yield Finding(State.MISSING, f"{folder}{name}", "is gone")

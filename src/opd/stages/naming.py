@@ -14,7 +14,7 @@ from opd.stages.on_disk import Made
 
 MOST = 8  # names in one line
 # What lies in the folder of an artifact, and beside it under its name.
-RECORDS = ("digest.json", "manifest.json", "running.json")
+RECORDS = ("digest.json", "manifest.json", "running.json", "released.json")
 _INSIDE = re.compile(rf"/(payload(/.*)?|{'|'.join(map(re.escape, RECORDS))})$")
 _SUFFIXES = {Path(name).suffix for name in on_disk.COPIED} | {".log"}
 

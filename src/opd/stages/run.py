@@ -23,7 +23,7 @@ from typing import Any
 from opd.core.errors import UserError
 from opd.core.files import content, digest, files_below, is_plain, remove, replacing
 from opd.core.security import refuse_code
-from opd.stages import gpu, lock, registry, verify
+from opd.stages import gpu, lock, registry, removal, verify
 from opd.stages.check import stands_for
 from opd.stages.identity import identity
 from opd.stages.keep import complete, steps_of
@@ -122,6 +122,14 @@ def _store_steps(keep_steps: Sequence[int], made: Path, steps: Path) -> None:
         write(record, Contents(outputs=outputs), steps.name)
 
 
+def _function(stage: str, cfg: Mapping[str, Any], paths: Mapping[str, Path]) -> Any:
+    """What makes an artifact; of a kept step that was removed, what links the rest of it."""
+    if stage == "keep" and removal.is_removed(removal.kept_step(paths["model"], cfg["step"])):
+        return removal.link_rest
+    module, _, function = STAGES[stage].run.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
 def _compute(
     stage: str,
     cfg: Mapping[str, Any],
@@ -132,19 +140,19 @@ def _compute(
     scratch: Path,
 ) -> None:
     """Run a stage into an entry of the store, and write its record. What is the same as before
-    stays in place. Where a training run ends differently, the steps kept of it before go."""
+    stays in place, removed steps of a training run among it. Where a run ends differently, the
+    steps kept of it before go."""
     store, key, steps = entry.parent, entry.name, steps_of(entry)
     record, running = store / f"{key}.json", folder / "running.json"
     before = {int(path.name) for path in steps.glob("*") if path.is_dir()}
     keep_steps = sorted(before | {*_keep_steps(stage, cfg)})
-    module, _, function = STAGES[stage].run.partition(":")
     # In the scratch folder, so that the next attempt finds and clears what a killed one has left.
     work = scratch / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     started = time.time()
     try:
-        run = getattr(importlib.import_module(module), function)
+        run = _function(stage, cfg, paths)
         with gpu.telemetry(stage) as drawn:
             if STAGES[stage].resumes:
                 write_json(running, {"scratch": str(scratch.absolute())}, key)
@@ -156,7 +164,8 @@ def _compute(
                 numbers = run(Settings(cfg), paths, work)
         _open_as_umask(work)
         stamps = verify.stamps(work)
-        outputs = content(work)
+        files = content(work)
+        outputs = removal.as_made(work, files)
         if not outputs:
             where = f"opd stage {stage}"
             raise UserError("the stage wrote nothing", where, "this is a bug, report it")
@@ -164,12 +173,14 @@ def _compute(
             _same_as_before(stage, cfg, outputs, record)
         if complete(entry, record, Manifest) and read(record, Contents).outputs == outputs:
             shutil.rmtree(work)
+            lie = [s for s in keep_steps if removal.accounted(steps / str(s), steps / f"{s}.json")]
+            keep_steps = sorted({*keep_steps} - {*lie})
         else:
             shutil.rmtree(steps, ignore_errors=True)
             if entry.exists():
                 shutil.rmtree(entry)
             work.replace(entry)
-            seen = {name: (stamps[name], sha) for name, sha in outputs.items()}
+            seen = {name: (stamps[name], sha) for name, sha in files.items()}
             verify.remember(verify.memory(store, key), seen)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -238,7 +249,7 @@ def run_stage(
     artifact or a plain file. ``output`` is the artifact's ``digest.json``; ``copies`` maps payload
     files to further places. Work happens in a scratch folder and is renamed when complete, so what
     fails or is killed leaves nothing that could be taken for its output. A training run is complete
-    with the steps in execution.keep_steps (``opd.stages.keep``).
+    with the steps in execution.keep_steps (``opd.stages.keep``), removed ones among them.
     """
     folder = output.parent
     there, _ = load(folder / "manifest.json", Manifest)
@@ -269,11 +280,13 @@ def run_stage(
                     remove(left)
             steps = steps_of(entry)
             in_store = complete(entry, record, Manifest) and all(
-                adopted or complete(steps / str(step), steps / f"{step}.json")
+                adopted or removal.accounted(steps / str(step), steps / f"{step}.json")
                 for step in _keep_steps(stage, cfg)
             )
             computed = STAGES[stage].looks or not in_store
             if computed:
+                for payload in payloads.values() if not STAGES[stage].looks else ():
+                    removal.refuse(payload)
                 with gpu.lease(stage, cfg), lock.watched(scratch, str(folder)):
                     _compute(stage, cfg, payloads, used, entry, folder, scratch)
             # Room for what follows. The lock stays until all is done.

@@ -15,7 +15,7 @@ from opd.stages.registry import STAGES
 
 ROOT = Path(__file__).parents[3]
 ROWS = resources.read_classes(ROOT / "workflow" / "resources.yaml")
-LOCAL = {"all", "download", "dataset", "fetch"}
+LOCAL = {"all", "release", "download", "dataset", "fetch"}
 CLUSTER = """
 account: lab
 gpu_model: h100
@@ -161,9 +161,9 @@ def test_every_rule_that_is_a_job_has_a_class_and_only_those_that_fetch_have_ret
     """Snakemake would apply a rule's retries inside a job again, twice."""
     found = rules()
     assert {name for name, rule in found.items() if rule["local"]} == LOCAL
-    assert found.keys() - {"all", "download"} == STAGES.keys()
+    assert found.keys() - {"all", "download", "release"} == STAGES.keys()
     for name, rule in found.items():
-        assert rule["retries"] == (3 if name in LOCAL - {"all"} else None), name
+        assert rule["retries"] == (3 if name in LOCAL - {"all", "release"} else None), name
         assert ("runtime" in rule["resources"]) is (name not in LOCAL), name
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from base64 import b64decode
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -363,6 +364,24 @@ def test_kept_steps_are_looked_at_with_their_run(tmp_path: Path):
     (steps / "2.json").write_text(record)
     (steps / "9" / "weights").write_text("late")
     assert found() == [("modified", "kept step 9/weights")]
+
+
+def test_weights_are_removed_as_planned_of_kept_steps_alone(tmp_path: Path):
+    results = Results(tmp_path)
+    for stage, folder in (("keep", "models/m@2/s0"), ("distill", "models/m/s0")):
+        results.add(stage, folder, {"model.safetensors": "w", "config.json": "{}"})
+        payload = results.root / folder / "payload"
+        (payload / "model.safetensors").unlink()
+        mark = f"{sha256(b'w').hexdigest()}\n"
+        (payload / "model.safetensors.removed").write_text(mark)
+    kept, run_itself = sorted(audit(results.root).audited, key=lambda x: x.stage, reverse=True)
+    assert kept.removed == ("model.safetensors",) and run_itself.removed == ()
+    wrong = [[x.text for x in one.findings if "payload" in x.where] for one in (kept, run_itself)]
+    assert wrong == [[], ["missing: payload/model.safetensors is gone, and is no kept step"]]
+    text = "\n".join(audit_module.lines(audit(results.root), "here", 1.0))
+    assert "removed as planned: the weights of 1 kept steps (the first: models/m@2/s0)" in text
+    lines = why.lines(*why.read(results.root / "models/m@2/s0"))
+    assert any(line.split()[1:] == ["removed", "model.safetensors"] for line in lines)
 
 
 def _of_format(number: int) -> Digest:

@@ -222,6 +222,23 @@ def test_an_exported_folder_is_as_complete_as_what_it_was_made_of(results, tmp_p
         assert (tmp_path / "again" / name).read_text() == (crate / name).read_text()
 
 
+def test_of_weights_that_were_removed_as_planned_the_mark_is_packed(results, tmp_path):
+    files = {"model.safetensors": "weights", "config.json": "{}"}
+    sources = {"model": "models/small-from-large/s0"}
+    results.add("keep", "models/small-from-large@1/s0", files, sources)
+    payload = results.root / "models/small-from-large@1/s0/payload"
+    (payload / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"missing: model.safetensors is gone"):
+        packed(results, tmp_path / "never")
+    mark = payload / "model.safetensors.removed"
+    mark.write_text(f"{hashlib.sha256(b'weights').hexdigest()}\n")
+    packed(results, tmp_path / "crate", full=True)
+    made = Made(tmp_path / "crate" / "results" / "mini", "models/small-from-large@1/s0")
+    assert [*check.shown(made)] == []
+    assert (made.path / "payload" / mark.name).read_bytes() == mark.read_bytes()
+    assert not (made.path / "payload" / "model.safetensors").exists()
+
+
 def test_the_same_results_give_the_same_bytes(results, tmp_path):
     packed(results, tmp_path / "one.zip")
     for path in results.root.rglob("*"):

@@ -15,7 +15,7 @@ import yaml
 
 from opd.core.errors import UserError
 from opd.plan.artifacts import plan
-from opd.plan.outputs import exhibits, targets
+from opd.plan.outputs import exhibits, released, targets
 from opd.recipes.config import Config
 from opd.recipes.evaluation import PROTOCOLS
 from opd.recipes.probes import PrefixProbe
@@ -978,6 +978,38 @@ def test_keeping_steps_is_no_part_of_what_a_run_makes():
     made = artifacts(config(models__a=epochs))
     assert made["models/a/s0"].cfg["execution"]["keep_steps"] == [7]
     assert "models/a@7/s0" in made
+
+
+def test_a_kept_step_goes_when_all_that_is_asked_of_it_is_made():
+    row = {"label": "x", "model": "x@1"}
+    more = {"label": "z", "model": "z"}
+    named = {
+        "seeds": [0, 1],
+        "models__z": {"distill": {"student": "x@1", "teacher": "b", "keep_steps": [1, 2]}},
+        # Of what nobody asks for, as of the steps of z, nothing is waited for.
+        "evaluations__f": {"benchmarks": ["w"], "protocol": "short"},
+        "tables__t1__rows": [row, more],
+    }
+
+    def gone(**changes: Any) -> dict[str, list[str]]:
+        raw = config(**{**KEEP, **named, **changes})
+        made = artifacts(raw)
+        return released(resolve(raw), made, targets(resolve(raw), made))
+
+    going = {"models__x__distill__keep": "until_evaluated"}
+    assert artifacts(config(**KEEP, **named, **going)) == artifacts(config(**KEEP, **named))
+    assert gone() == {}
+    assert gone(**going) == {
+        f"models/x@1/s{seed}": [f"evaluations/e/x@1/s{seed}", f"models/z/s{seed}"]
+        for seed in (0, 1)
+    }
+    # For all runs but one; without the table, what is read is the student of the other run.
+    assert gone(defaults__distill__keep="until_evaluated").keys() == gone(**going).keys()
+    always = {"models__x__distill__keep": "always"}
+    assert gone(defaults__distill__keep="until_evaluated", **always) == {}
+    assert gone(**going, tables__t1__rows=[{"label": "a", "model": "a"}]) == {
+        f"models/x@1/s{seed}": [f"models/z/s{seed}"] for seed in (0, 1)
+    }
 
 
 def test_a_kept_step_is_asked_as_its_run_is():
