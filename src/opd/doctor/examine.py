@@ -90,12 +90,14 @@ def _run(
         )
         findings += [_refused("models", error) for error in refused]
         tables = calibrate.tables(Path("config/calibration.yaml"))
-        facts = cost.Facts(artifacts, tables, state.counted(states, results))
+        released = outputs.released(config, artifacts, outputs.targets(config, artifacts))
+        facts = cost.Facts(artifacts, tables, state.counted(states, results), released)
         device = "cpu" if resources.without_gpu(config) else "gpu"
         widths = {artifact.folder: cost.width(artifact.cfg, device) for artifact in to_run}
         known = {f: width for f, width in widths.items() if math.isfinite(cost.disk(facts, f))}
-        stays, running = cost.room(facts, known, max(known.values(), default=1))
-        findings.append(machine.disk(results, stays, running, len(widths) - len(known)))
+        room = cost.room(facts, known, max(known.values(), default=1))
+        besides = room.running + room.passing
+        findings.append(machine.disk(results, room.stays, besides, len(widths) - len(known)))
     findings += machine.file_system(results)
     findings.append(machine.processors(config.threads))
     asks = {

@@ -3,7 +3,7 @@ and their order. How long that takes is worked out in ``opd.plan.work``."""
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from opd.data import grammar
@@ -43,11 +43,12 @@ USES = {
 class Facts(NamedTuple):
     """What the work of stages depends on besides their settings: ``tables`` is what
     config/calibration.yaml says of sizes that no config holds, ``numbers`` those that finished
-    stages have counted, by folder."""
+    stages have counted, by folder, ``released`` kept steps that go (``opd.plan.outputs``)."""
 
     artifacts: Artifacts
     tables: Mapping[str, Any]
     numbers: Mapping[str, Mapping[str, Any]] = {}
+    released: Collection[str] = ()
 
 
 class Load(NamedTuple):
@@ -233,14 +234,14 @@ def critical_path(artifacts: Artifacts, seconds: Mapping[str, float]) -> float:
 
 
 def disk(facts: Facts, folder: str) -> float:
-    """Bytes that a stage leaves: weights, responses (in its table and in the store's cache).
-    Smaller files are not counted, nor links to weights that a run has kept."""
-    cfg, stage = facts.artifacts[folder].cfg, facts.artifacts[folder].stage
+    """Bytes that a stage leaves for good: weights, responses (in its table and in the store's
+    cache). Smaller files are not counted, nor links to weights that a run has kept."""
+    stage = facts.artifacts[folder].stage
     if stage == "fetch":
         return FETCHED_BYTES * parameters(facts, folder)
     if stage == "init" or STAGES[stage].trains:
-        keep_steps = cfg.get("execution", {}).get("keep_steps", ())
-        return MODEL_BYTES * parameters(facts, folder) * (1 + len(keep_steps))
+        stay, _ = _kept(facts, folder)
+        return MODEL_BYTES * parameters(facts, folder) * (1 + stay)
     if stage not in ("generate", "evaluate"):
         return 0.0
     natural = facts.tables["assumed"]["natural_tokens"]["middle"]
@@ -248,9 +249,34 @@ def disk(facts: Facts, folder: str) -> float:
     return 2 * TOKEN_BYTES * asked.sequences * timing.mean(asked.limit, natural)
 
 
-def room(facts: Facts, widths: Mapping[str, int], workers: int) -> tuple[float, float]:
-    """Bytes that jobs leave, and the most that two checkpoints a run take besides while ``workers``
-    devices are at work; ``widths``: devices of each job, by folder."""
+def passing(facts: Facts, folder: str) -> float:
+    """Bytes of the kept steps of a run that go once all that reads them is made."""
+    _, go = _kept(facts, folder)
+    return MODEL_BYTES * parameters(facts, folder) * go if go else 0.0
+
+
+def _kept(facts: Facts, folder: str) -> tuple[int, int]:
+    """How many of the steps that a run keeps stay, and how many go."""
+    run, _, seed = folder.rpartition("/")
+    keep_steps = facts.artifacts[folder].cfg.get("execution", {}).get("keep_steps", ())
+    go = sum(f"{run}@{step}/{seed}" in facts.released for step in keep_steps)
+    return len(keep_steps) - go, go
+
+
+class Room(NamedTuple):
+    """Bytes of the disk: those that stay, the most that checkpoints take besides at a time, the
+    most that kept steps do that go, and all of these together."""
+
+    stays: float
+    running: float
+    passing: float
+    kept: float
+
+
+def room(facts: Facts, widths: Mapping[str, int], workers: int) -> Room:
+    """The disk that jobs need while ``workers`` devices are at work; ``widths``: devices of each
+    job, by folder. A run has two checkpoints. Of kept steps that go there are those of two runs for
+    each that trains: its own, and those of the one before, which are being evaluated."""
     running = [
         2
         * checkpoint_bytes(facts.artifacts[folder].cfg)
@@ -259,4 +285,10 @@ def room(facts: Facts, widths: Mapping[str, int], workers: int) -> tuple[float, 
         for folder, width in widths.items()
         if STAGES[facts.artifacts[folder].stage].trains
     ]
-    return sum(disk(facts, folder) for folder in widths), max(running, default=0.0)
+    kept = {folder: passing(facts, folder) for folder in widths}
+    most, devices = 0.0, 0
+    for folder, size in sorted(kept.items(), key=lambda entry: -entry[1]):
+        if devices < 2 * workers:
+            most, devices = most + size, devices + min(widths[folder], workers)
+    stays = sum(disk(facts, folder) for folder in widths)
+    return Room(stays, max(running, default=0.0), most, sum(kept.values()))

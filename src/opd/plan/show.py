@@ -3,7 +3,7 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,17 +101,19 @@ def _plan(
         needed = planned.claim_folders(config, claim, root)
         title = f"{title}, what decides {claim} (seed {config.seeds[0]} alone)"
     artifacts = planned.artifacts_of(config, root)
+    released: Collection[str] = ()  # a part leaves kept steps to what may yet read them
     if targets:
         needed = planned.target_folders(targets, artifacts, config.name)
         title = f"{title}, {' '.join(targets)}"
     elif claim is None:
         needed = outputs.targets(config, artifacts)
+        released = outputs.released(config, artifacts, needed)
 
     results = Path("results") / config.name
     folders = artifact.closure(needed, artifacts)
     on = calibrate.machine(device, without_gpu(config), calibrate.read(rates), tables)
     states = planned.states(artifacts, folders, results, results.parent / ".store")
-    facts = Facts(artifacts, tables, planned.counted(states, results))
+    facts = Facts(artifacts, tables, planned.counted(states, results), released)
     to_run = [folder for folder, state in states.items() if state in planned.TO_RUN]
     refused = [str(error) for error in pairs.refused(artifacts, to_run, results)]
     return _Plan(title, facts, states, on, refused)
@@ -150,7 +152,7 @@ def text(
         table=_table(facts, states, known, on, workers),
         total=_total(known.values(), on),
         longest=cost.critical_path(facts.artifacts, chain),
-        gib=[size / GIB for size in cost.room(facts, widths, workers)],
+        disk=cost.Room(*(size / GIB for size in cost.room(facts, widths, workers))),
         needs=_needs(facts, to_run, on, workers),
         gb=gigabytes,
         sources={job.source.partition(" ")[0] for job in known.values() if job.model},

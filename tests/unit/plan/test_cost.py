@@ -237,13 +237,21 @@ def test_disk_is_what_is_made(facts):
     assert sizes["shown"] == 0
     # While runs of 1000 and 2000 parameters are under way, each on its own two devices of five.
     widths = {"distilled": 2, "reinforced": 2, "shown": 1}
-    assert cost.room(facts, widths, 5) == (4 * 1000 * 3 + 4 * 2000, 2 * 2 * 12 * 2000)
+    assert cost.room(facts, widths, 5) == (4 * 1000 * 3 + 4 * 2000, 2 * 2 * 12 * 2000, 0, 0)
     # A sharded run writes its weights twice.
     for more, size in (({}, 12), ({"processes": 2, "execution": {"accelerate": "fsdp2.yaml"}}, 16)):
         cfg = {**facts.artifacts["tuned"].cfg, **more}
         tuned = dataclasses.replace(facts.artifacts["tuned"], cfg=cfg)
         changed = Facts({**facts.artifacts, "tuned": tuned}, TABLES)
         assert cost.room(changed, {"tuned": 2}, 2)[1] == 2 * size * 1000
+    # Of steps that go, those of two runs for each that trains are there at a time.
+    runs = {f"models/{run}/s0": facts.artifacts["distilled"] for run in "abc"}
+    runs["models/tuned/s0"] = facts.artifacts["tuned"]
+    steps = [f"models/{run}@{step}/s0" for run in "abc" for step in (1, 2)]
+    passing = Facts({**facts.artifacts, **runs}, TABLES, {}, steps[:-1])
+    size, room = 4 * 1000, cost.room(passing, dict.fromkeys(runs, 2), 2)
+    assert (room.stays, room.passing, room.kept) == ((4 + 1) * size, 2 * 2 * size, 5 * size)
+    assert cost.room(passing, dict.fromkeys(runs, 2), 4).passing == 5 * size
     # Every kind of training run leaves checkpoints.
     assert cost.room(facts, {"distilled": 2}, 5)[1] == 2 * 2 * 12 * 1000
     assert cost.room(facts, {"tuned": 2}, 5)[1] == 2 * 2 * 12 * 1000
