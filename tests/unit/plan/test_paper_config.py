@@ -586,10 +586,11 @@ def test_what_is_written_of_the_disk_is_what_is_planned(config, planned, tmp_pat
     monkeypatch.chdir(tmp_path)
     written = " ".join((ROOT / "docs" / "cost.md").read_text().split())
     lines = cost_of()
-    (disk,) = (line for line in lines if line.startswith("disk: "))
-    (total,) = re.findall(r"^disk: ([\d,]+ GiB) to stay", disk)
+    (total,) = _disk(lines, r"disk: ([\d,]+ GiB) to stay")
     (low, high) = next(re.findall(r"[\d,]+", line)[:2] for line in lines if line[:6] == "in all")
+    ((passing, most),) = _disk(lines, r"kept steps: up to ([\d,]+ GiB) .* at most ([\d,]+) GiB")
     assert f"{low} to {high} GPU-hours" in written and written.count(total) == 2
+    assert f"{total} of disk, {most} on the way" in written and f"28 GiB: {passing}" in written
     # Every kept step is counted with its run, and not again as a model of its own.
     facts = Facts(planned, calibrate.tables(ROOT / "config" / "calibration.yaml"))
     wanted = needed(config, planned)
@@ -598,15 +599,27 @@ def test_what_is_written_of_the_disk_is_what_is_planned(config, planned, tmp_pat
     ends = sum(4 * cost.parameters(facts, folder) for folder in runs)
     steps = sum(4 * cost.parameters(facts, folder) for folder in kept)
     assert sum(cost.disk(facts, folder) for folder in runs) == pytest.approx(ends + steps)
+    # All of them go, so none but the ends stay.
+    asked = outputs.targets(config, wanted)
+    gone = facts._replace(released=outputs.released(config, wanted, asked))
+    assert sum(cost.disk(gone, folder) for folder in runs) == pytest.approx(ends)
+    assert sum(cost.passing(gone, folder) for folder in runs) == pytest.approx(steps)
     for words in (
-        f"{steps / 2**30:,.0f} are the {len(kept)} steps",
+        f"the {len(kept)} steps that the runs keep on the way, so that accuracy can be drawn over "
+        f"steps, are {steps / 2**30:,.0f} GiB",
         f"the {len(runs)} runs end with is {ends / 2**30:,.0f} GiB",
     ):
         assert words in written
+    (always,) = re.findall(r"--config '(defaults=[^']+always[^']+)'", written)
+    (left,) = _disk(cost_of((always,)), r"disk: ([\d,]+ GiB) to stay")
+    assert f"says {left}" in written
     (fewer,) = re.findall(r"--config '(models=\{r1-7b-from-skywork: [^']+)'", written)
-    (disk,) = (line for line in cost_of((fewer,)) if line.startswith("disk: "))
-    (left,) = re.findall(r"^disk: ([\d,]+ GiB) to stay", disk)
-    assert f"leave {left}" in written
+    (left,) = _disk(cost_of((fewer,)), r"kept steps: .* at most ([\d,]+ GiB) at a time")
+    assert f"leave at most {left} at a time" in written
+
+
+def _disk(lines: list[str], pattern: str) -> list[Any]:
+    return [match for line in lines for match in re.findall(f"^{pattern}", line)]
 
 
 def test_released_files_take_the_place_of_datasets():
