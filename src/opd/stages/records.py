@@ -44,7 +44,8 @@ class Finding(NamedTuple):
     @property
     def text(self) -> str:
         """One line; the reason alone tells of which setting or input it speaks."""
-        concerned = "" if self.where.startswith(("config", "input ")) else f"{self.where} "
+        in_reason = self.where == "config" or self.where.startswith(("config: ", "input "))
+        concerned = "" if in_reason else f"{self.where} "
         return f"{self.state}: {concerned}{self.reason}"
 
 

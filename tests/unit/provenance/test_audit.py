@@ -291,7 +291,7 @@ def test_nothing_outside_of_a_received_folder_is_read(
         found["models/c/s0"]
     )
     assert found["plan.json"] == ["modified: plan.json is no plain file"]
-    assert found["config.yaml"] == ["modified: is not what the run wrote"]
+    assert found["config.yaml"] == ["modified: config.yaml is not what the run wrote"]
 
 
 def test_links_and_data_of_ones_own_results_are_followed(
