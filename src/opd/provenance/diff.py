@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from opd.core.code import package_file
 from opd.core.errors import UserError
-from opd.core.files import read_json
+from opd.core.files import is_plain, read_json
 from opd.core.html import image, render
 from opd.stages import naming, on_disk, registry
 from opd.stages.artifact import sources_first
@@ -161,22 +161,27 @@ def _shown(made: Made) -> Any:
 
 
 def _values(made: Made) -> Any:
-    payload = made.payload()
-    if payload and made.stage == "table" and (payload / "table.csv").is_file():
-        with (payload / "table.csv").open(newline="") as file:
+    if made.stage == "table" and (table := _file(made, "table.csv")):
+        with table.open(newline="") as file:
             return {
                 row["row"]: {k: _parsed(v) for k, v in row.items() if k not in ("row", "digests")}
                 for row in csv.DictReader(file)
             }
-    if payload and made.stage == "claims" and (payload / "claims.json").is_file():
+    if made.stage == "claims" and (claims := _file(made, "claims.json")):
         return {
             claim["id"]: {
                 "verdict": claim["verdict"],
                 **{f"check {i}": check["value"] for i, check in enumerate(claim["checks"])},
             }
-            for claim in read_json(payload / "claims.json")["claims"]
+            for claim in read_json(claims)["claims"]
         }
     return getattr(made.manifest, "numbers", {})
+
+
+def _file(made: Made, name: str) -> Path | None:
+    """A file of an artifact; None where it has none, and where it is a link or the like."""
+    file = (made.payload() or made.path) / name
+    return file if is_plain(file) else None
 
 
 def _parsed(text: str) -> float | str:
@@ -208,7 +213,7 @@ def lines(a: Path, b: Path, difference: Difference) -> list[str]:
 def page(a: Path, b: Path, difference: Difference) -> str:
     """The same as a page that needs no other file, with the figures of both side by side."""
     figures = [
-        (pair, [image((made.payload() or made.path) / "figure.svg") for made in pair])
+        (pair, [(file := _file(made, "figure.svg")) and image(file) for made in pair])
         for pair in (*difference.first, *difference.behind)
         if all(made.stage == "figure" for made in pair)
     ]

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.core.files import read_json
+from opd.core.files import is_plain, read_json
 from opd.losses.schemas import METRICS
 from opd.plan.console import ending
 from opd.stages import lock, on_disk
@@ -56,8 +56,9 @@ def watch(folder: Path, seconds: float = 0.5) -> Iterator[str]:
 
 
 def _finished(folder: Path) -> Iterator[dict[str, float]]:
-    path = folder / "payload" / "metrics.parquet"
-    if not path.is_file():
+    payload = on_disk.at(on_disk.results_folder(folder), folder).payload()
+    path = (payload or folder) / "metrics.parquet"
+    if not is_plain(path):
         raise UserError("it is no training run", str(folder), "name a model that was trained")
     steps: dict[int, dict[str, float]] = defaultdict(dict)
     for row in tables.read(path, METRICS).to_pylist():
@@ -68,9 +69,8 @@ def _finished(folder: Path) -> Iterator[dict[str, float]]:
 
 
 def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]:
-    running = folder / "running.json"
-    if not running.is_file():
-        root = on_disk.results_folder(folder)
+    running, root = folder / "running.json", on_disk.results_folder(folder)
+    if not is_plain(running):
         log = root / "logs" / f"{folder.relative_to(root)}.log"
         if log.is_file():
             yield f"it stopped: {ending(log)} (all of it: {log})"
@@ -79,13 +79,14 @@ def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]
         raise UserError("no run is under way or done here", str(folder), remedy)
     scratch = read_json(running)
     scratch = scratch.get("scratch") if isinstance(scratch, dict) else None
-    if not isinstance(scratch, str):
+    # A folder that was received may name any place.
+    if not (isinstance(scratch, str) and on_disk.inside(root, Path(scratch))):
         raise UserError("it does not say where the run works", str(running), "remove it")
     journal = Path(scratch, "metrics.jsonl")
     seen, last, heard = 0, 0.0, time.monotonic()
     while True:
         alive = running.is_file() and lock.held(journal.parent)
-        text = journal.read_text(errors="replace") if journal.is_file() else ""
+        text = journal.read_text(errors="replace") if is_plain(journal) else ""
         lines = text[: text.rfind("\n") + 1].splitlines()
         # A run that goes on from a checkpoint writes a shorter journal first.
         for number, text in enumerate(lines[min(seen, len(lines)) :], min(seen, len(lines)) + 1):

@@ -145,11 +145,12 @@ def shown(
     they are there. Raises ``UserError`` where a record cannot be read."""
     record = read(made.path / "digest.json", Digest)
     manifest = read(made.path / "manifest.json", Manifest)
+    payload = made.payload()
     now = {
         name: record.outputs.get(name, "")
         if name.endswith(unread) and is_plain(path)
         else plain_digest(path)
-        for name, path in files_below(made.path / "payload").items()
+        for name, path in (files_below(payload).items() if payload else ())
     }
     yield from files(record.outputs, now)
     unlike = disagreement(record, manifest)

@@ -294,6 +294,37 @@ def test_nothing_outside_of_a_received_folder_is_read(
     assert found["config.yaml"] == ["modified: config.yaml is not what the run wrote"]
 
 
+def test_no_link_in_a_payload_is_read_by_diff_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Of the files that they show: a table, claims, a figure; and one that leads nowhere."""
+    a, b = _two(tmp_path)
+    source = {"r": "models/small-from-large/s0"}
+    for results, value in ((a, "1"), (b, "2")):
+        results.add("table", "tables/t", {"table.csv": f"row,avg\nx,{value}\n"}, source)
+        results.add("claims", "claims", {"claims.json": '{"claims": []}', "o": value}, source)
+        results.add("figure", "figures/f", {"figure.svg": SVG, "o": value}, source)
+    elsewhere = {
+        "tables/t/payload/table.csv": "row,avg\nsecret,7\n",
+        "claims/payload/claims.json": '{"claims": [{"id": "secret", "verdict": "", "checks": []}]}',
+        "figures/f/payload/figure.svg": SVG.replace("a curve", "secret"),
+    }
+    for number, (place, text) in enumerate(elsewhere.items()):
+        (tmp_path / str(number)).write_text(text)
+        (b.root / place).unlink()
+        (b.root / place).symlink_to(tmp_path / str(number))
+    page = tmp_path / "page.html"
+    with pytest.raises(SystemExit):
+        main(["diff", str(a.root), str(b.root), "--html", str(page)])
+    html = page.read_text()
+    images = [b64decode(uri.partition(",")[2]).decode() for uri in Page(html).values("src")]
+    assert len(images) == 1
+    assert "secret" not in "".join([capsys.readouterr().out, html, *images])
+    (tmp_path / "2").unlink()
+    main(["why", str(b.root / "figures/f")])
+    assert "figure.svg" in capsys.readouterr().out
+
+
 def test_links_and_data_of_ones_own_results_are_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -371,6 +371,18 @@ def test_what_a_link_leads_to_is_not_packed(results, tmp_path, name):
     assert not (tmp_path / "crate").exists()
 
 
+def test_no_payload_that_leads_out_of_a_received_folder_is_read(results, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    payload = results.root / "models/other/s0/payload"
+    payload.rename(elsewhere)
+    payload.symlink_to(elsewhere)
+    read: list[Path] = []
+    monkeypatch.setattr(check, "plain_digest", lambda path: read.append(path) or "")
+    with pytest.raises(UserError, match=r"models/other/s0: missing: config\.json is gone"):
+        list(exporting.export(results.root, ["models/other/s0"], tmp_path / "x", workflow=ROOT))
+    assert read == []
+
+
 def test_what_a_version_with_another_stage_made_is_refused(results, tmp_path):
     results.add("opd", "models/older/s0", {"metrics.parquet": "x"})
     with pytest.raises(UserError, match="a version with a stage 'opd' made it"):

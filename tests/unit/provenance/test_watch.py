@@ -128,6 +128,37 @@ def test_what_a_run_says_of_itself_may_be_damaged(
         [*watch(tmp_path, 0.001)]
 
 
+def test_nothing_outside_of_a_received_folder_is_watched(tmp_path: Path) -> None:
+    """Its running.json and its links lead to the metrics of another run."""
+    other = tmp_path / "other"
+    other.mkdir()
+    row = {"step": 1, "name": "loss", "position": None, "value": 1.0}
+    tables.write(other / "metrics.parquet", [row], METRICS)
+    (other / "metrics.jsonl").write_text('{"step": 1, "of": 2, "loss": 1.0}\n')
+    folder = tmp_path / "theirs" / "results" / "mini" / "models" / "m" / "s0"
+    folder.mkdir(parents=True)
+    (folder / "running.json").write_text(json.dumps({"scratch": str(other)}))
+    with pytest.raises(UserError, match=r"running\.json: it does not say where the run works"):
+        [*watch(folder, 0.001)]
+    scratch = tmp_path / "theirs" / "results" / ".store" / ".scratch" / "k"
+    scratch.mkdir(parents=True)
+    (scratch / "metrics.jsonl").symlink_to(other / "metrics.jsonl")
+    (folder / "running.json").write_text(json.dumps({"scratch": str(scratch)}))
+    assert [*watch(folder, 0.001)] == [
+        "it was killed: start it again, it goes on from its last checkpoint"
+    ]
+    (folder / "digest.json").write_text("{}")
+    for target in (other, other / "metrics.parquet"):
+        if target == other:
+            (folder / "payload").symlink_to(other)
+        else:
+            (folder / "payload").unlink()
+            (folder / "payload").mkdir()
+            (folder / "payload" / "metrics.parquet").symlink_to(target)
+        with pytest.raises(UserError, match="it is no training run"):
+            [*watch(folder, 0.001)]
+
+
 def test_a_pipe_that_is_closed_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "payload").mkdir()
     rows = [{"step": s, "name": "loss", "position": None, "value": 1.0} for s in range(20000)]
