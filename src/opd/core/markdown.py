@@ -7,12 +7,15 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from opd.core.security import visible
+
 COLUMNS = 96
 
 
 def render(template: Path, **values: Any) -> str:
-    """The text of a template file with these values. Its filters are ``wrapped`` (a paragraph, or
-    an item with its bullet) and ``table`` (rows of cells, the first the heading)."""
+    """The text of a template file with these values, control characters spelt out. Its filters are
+    ``wrapped`` (a paragraph, or an item with its bullet) and ``table`` (rows of cells, the first
+    the heading)."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -23,7 +26,7 @@ def render(template: Path, **values: Any) -> str:
     environment.filters |= {"wrapped": wrapped, "table": table}
     # Escaped is what becomes HTML: this is read as text.
     text = f"{{% autoescape false %}}{template.read_text(encoding='utf-8')}{{% endautoescape %}}"
-    return environment.from_string(text).render(values)
+    return visible(environment.from_string(text).render(values))
 
 
 def wrapped(text: str, bullet: str = "") -> str:

@@ -20,5 +20,6 @@ def test_a_template_with_its_filters(tmp_path: Path) -> None:
         f"# <T>\n\n- {'x ' * 46}x\n  x x x\n- a-b\n"
         "| a     | long |\n|-------|------|\n| b & c | 1    |\n"
     )
+    assert "# ⟨U+001B⟩[2J\n" in render(template, title="\x1b[2J", items=[], rows=rows)
     with pytest.raises(UndefinedError):
         render(template, title="T", items=[])

@@ -255,13 +255,15 @@ def test_what_training_would_refuse_is_shown(
 
     teacher = padded(inputs["teacher"], tmp_path / "teacher", 60)
     tokenizer = AutoTokenizer.from_pretrained(teacher)
-    tokenizer.add_tokens(["<tool>"], special_tokens=True)
+    tokenizer.add_tokens(["<\x1b[2J>"], special_tokens=True)
     tokenizer.save_pretrained(teacher)
-    GenerationConfig(eos_token_id=[1, 3]).save_pretrained(teacher)
+    GenerationConfig(eos_token_id=[1, 54]).save_pretrained(teacher)
     command({**inputs, "teacher": teacher})
     text = " ".join(capsys.readouterr().out.split())
     assert "- special tokens of the teacher alone, never compared: ids 54" in text
-    assert "responses end with <eos> for the student, with <eos> or <user> for the teacher" in text
+    # The name of a token cannot steer the terminal.
+    ends = "with <eos> or <⟨U+001B⟩[2J> for the teacher"
+    assert f"responses end with <eos> for the student, {ends}" in text
     assert "- training would refuse this pair: end_tokens: responses end with <eos> for" in text
     assert "- context: 512 tokens of the student, 512 of the teacher" in text
 

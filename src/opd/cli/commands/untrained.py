@@ -8,7 +8,7 @@ from typing import Any
 from opd.cli.commands import options
 from opd.cli.commands.options import whole
 from opd.core.errors import UserError
-from opd.core.security import refuse_code, visible
+from opd.core.security import refuse_code
 from opd.data.templates import TEMPLATES
 from opd.grading.graders import GRADERS
 from opd.models.source import GRAMMAR, local
@@ -132,7 +132,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
     prompts = _questions(arguments.questions)
     cfg = _settings(arguments, *SIZES, *PREFLIGHT, "temperature", "template")
     cfg["metrics_k"] = cfg.pop("k")
-    print(visible(preflight(student, teacher, prompts, arguments.out, cfg)), end="")
+    print(preflight(student, teacher, prompts, arguments.out, cfg), end="")
     if arguments.align:
         from opd.microscope.command import align
 
@@ -141,7 +141,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
         given = {name: value for name, value in cfg.items() if value is not None}
         cfg = {name: value for name, (value, _) in ALIGN.items()} | given | {"demonstrate": False}
         out = arguments.out / "align" if arguments.out else None
-        print(f"\n{visible(align(student, [teacher], prompts, out, cfg))}", end="")
+        print(f"\n{align(student, [teacher], prompts, out, cfg)}", end="")
 
 
 def _align(arguments: argparse.Namespace) -> None:
@@ -151,4 +151,4 @@ def _align(arguments: argparse.Namespace) -> None:
     student = _model(arguments.student, "--student")
     teachers = [_model(teacher, "--teacher") for teacher in arguments.teacher]
     questions = _questions(arguments.questions)
-    print(visible(align(student, teachers, questions, arguments.out, cfg)), end="")
+    print(align(student, teachers, questions, arguments.out, cfg), end="")
