@@ -21,6 +21,8 @@ from opd.data.schemas import PROMPTS
 
 # Texts that are encoded before they are written: what a killed stage loses at most.
 CHUNK = 256
+# What numpy and zipfile raise on a file that is damaged.
+DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def read_shards(folder: Path) -> Iterator[tuple[list[str], Floats]]:
         try:
             with np.load(path) as shard:
                 hashes, vectors = shard["hashes"], shard["vectors"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        except DAMAGED:
             continue
         yield [h.decode() for h in hashes.tolist()], vectors
 

@@ -210,6 +210,25 @@ def test_a_damaged_file_of_the_cache_is_made_again(tmp_path: Path) -> None:
     assert first == second
 
 
+def test_one_bit_anywhere_in_a_file_of_the_cache_is_found(tmp_path: Path) -> None:
+    """Or does no harm, as in the time of the zip file: also in its headers, which say how it is
+    packed."""
+    hashes, vectors = ["a" * 64, "b" * 64], np.arange(4, dtype=np.float32).reshape(2, 2)
+    embeddings.write_shard(tmp_path, hashes, vectors, tmp_path)
+    (shard,) = tmp_path.glob("*.npz")
+    whole = shard.read_bytes()
+    absent = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        shard.write_bytes(damaged)
+        read = list(embeddings.read_shards(tmp_path))
+        absent += not read
+        for texts, numbers in read:
+            assert texts == hashes and np.array_equal(numbers, vectors), place
+    assert absent > len(whole) / 2
+
+
 SLOW = """
 import sys, time
 from pathlib import Path
