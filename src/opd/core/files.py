@@ -99,6 +99,21 @@ def bounded(value: Any, most: float = math.inf) -> Any:
     return value
 
 
+# The most that records and settings may have: a plan of 10,000 artifacts has a tenth of it.
+MOST_BYTES = 1 << 28
+
+
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """What a file holds. Raises ``ValueError`` where it is more than ``most`` bytes (``MOST_BYTES``
+    if not given), of which no more are read."""
+    most = MOST_BYTES if most is None else most
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most >> 20} MiB")
+    return data
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ``ValueError`` where it is none, or nested too deeply."""
     try:
@@ -110,7 +125,7 @@ def parse_json(text: str | bytes) -> Any:
 def read_json(path: Path) -> Any:
     """Parse a JSON file. Raises ``UserError`` where it is missing or no JSON."""
     try:
-        return parse_json(path.read_text())
+        return parse_json(read_bytes(path))
     except (OSError, ValueError) as error:
         raise UserError(f"not readable as JSON ({error})", str(path), "make it again") from error
 

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from opd.core.errors import UserError
-from opd.core.files import DEEPEST
+from opd.core.files import DEEPEST, read_bytes
 from opd.core.text import OTHER_NAMES, suggestion
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -189,6 +189,7 @@ def _shared(place: tuple[str, ...], keys: list[str]) -> int:
 SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Values of a YAML text with all aliases written out; the largest config here has some thousands.
 MOST_VALUES = 200_000
+MOST_BYTES = 1 << 24  # of a YAML file
 
 
 class _Open(NamedTuple):
@@ -247,7 +248,7 @@ def read_yaml(path: Path, remedy: str = "mend the file") -> dict[str, Any]:
     """The keys and values of a YAML file, none of an empty one. Raises ``UserError`` where it
     cannot be read, or holds something else."""
     try:
-        mapping = load_yaml(path.read_text()) or {}
+        mapping = load_yaml(read_bytes(path, MOST_BYTES).decode()) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"not readable as YAML ({error})", str(path), remedy) from error
     if not isinstance(mapping, dict):

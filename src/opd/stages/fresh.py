@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.core.errors import UserError
-from opd.core.files import digest, parse_json, replacing
+from opd.core.files import digest, parse_json, read_bytes, replacing
 from opd.stages import check as checks
 from opd.stages import records
 from opd.stages.artifact import Artifact, sources_first
@@ -61,7 +61,7 @@ def read_plan(path: Path) -> tuple[dict[str, Planned | None] | None, str]:
     if path.is_symlink():
         return None, "is no plain file"
     try:
-        value = parse_json(text := path.read_bytes())
+        value = parse_json(text := read_bytes(path))
     except ValueError as error:
         return None, f"is no JSON ({error})"
     if not isinstance(value, dict):

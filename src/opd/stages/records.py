@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from opd.core.errors import UserError
-from opd.core.files import is_plain, parse_json, replacing
+from opd.core.files import is_plain, parse_json, read_bytes, replacing
 from opd.stages.identity import settings_digest
 
 # Of digest.json and of what identities are digests of: what has another number was made by another
@@ -183,9 +183,11 @@ def load(path: Path, kind: type[Kind]) -> tuple[Kind | None, Finding | None]:
     if path.exists() and not is_plain(path):
         return None, Finding(State.MODIFIED, path.name, "is no plain file")
     try:
-        record, reason = parse(path.read_bytes(), kind)
+        record, reason = parse(read_bytes(path), kind)
     except FileNotFoundError:
         return None, Finding(State.MISSING, path.name, "is gone")
+    except ValueError as error:
+        return None, Finding(State.MODIFIED, path.name, f"is no record ({error})")
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
         return None, Finding(State.MODIFIED, path.name, reason)

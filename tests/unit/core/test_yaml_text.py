@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from opd.core import files
 from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.core.schema import SafeLoader, load_yaml, read_yaml
+from opd.stages import fresh, records
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
@@ -82,6 +84,24 @@ def test_json_that_would_end_the_interpreter_is_one_line(tmp_path: Path, text: s
     path.write_text(text)
     with pytest.raises(UserError, match=r"j\.json: not readable as JSON"):
         read_json(path)
+
+
+def test_no_more_of_a_file_is_read_than_any_config_or_record_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MOST_BYTES", 2 << 20)
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(10**12)  # of which the disk holds nothing
+    with pytest.raises(UserError, match=r"large: not readable as YAML \(it has more than 16 MiB\)"):
+        read_yaml(path)
+    with pytest.raises(UserError, match=r"large: not readable as JSON \(it has more than 2 MiB\)"):
+        read_json(path)
+    reason = "it has more than 2 MiB"
+    assert records.load(path, records.Digest)[1] == (
+        *(records.State.MODIFIED, "large", f"is no record ({reason})"),
+    )
+    assert fresh.read_plan(path) == (None, f"is no JSON ({reason})")
 
 
 def test_libyaml_is_there() -> None:
