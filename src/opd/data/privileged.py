@@ -140,6 +140,6 @@ def token_ids(
                 raise UserError(
                     f"the teacher's prompt has {len(prompt)} tokens, at most {limit} are allowed",
                     f"information: prompt {row['id']}",
-                    "raise max_teacher_prompt_tokens, or tell it less",
+                    "raise max_teacher_prompt_tokens, tell it less, or leave such rows out (fit)",
                 )
     return by_context

@@ -69,6 +69,7 @@ def _prompts(config: Config, lock: Mapping[str, str]) -> Iterator[Artifact]:
             for model in options:
                 inputs[f"model:{model}"] = at(config, "models", model, config.seeds[0])
             settings = {**settings_of(recipe.fit), "chat_templates": options}
+            tell_teacher(config, settings, teacher=None)
             yield artifact("fit", f"prompts/{name}", settings, inputs)
             continue
         settings = recipe.model_dump(mode="json", exclude={*recipe.kinds()}, exclude_none=True)

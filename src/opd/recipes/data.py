@@ -24,6 +24,7 @@ from opd.recipes.base import (
     Template,
     check_greedy,
 )
+from opd.recipes.models import Contexts
 
 
 class WorldPrompts(Strict):
@@ -87,6 +88,18 @@ class Fit(Strict):
         min_length=1, description="prompts are counted as the chat templates of these render them"
     )
     max_prompt_tokens: Count = 1024
+    information: Contexts | None = Field(
+        default=None, description="what a teacher is told of these prompts: counted, too"
+    )
+    max_teacher_prompt_tokens: Count | None = Field(
+        default=None, description="with information; max_prompt_tokens if not given"
+    )
+
+    @model_validator(mode="after")
+    def _limits_what_is_told(self) -> "Fit":
+        if self.max_teacher_prompt_tokens and not self.information:
+            raise ValueError("max_teacher_prompt_tokens needs information, which it limits")
+        return self
 
 
 class Sample(OneOf):

@@ -31,10 +31,13 @@ def write(folder: Path, *rows: dict[str, Any]) -> Path:
     return folder
 
 
-def run(tmp_path: Path, prompts: Path, limit: int, **models: Path) -> tuple[list[str], Any]:
+def run(
+    tmp_path: Path, prompts: Path, limit: int, more: dict[str, Any] | None = None, **models: Path
+) -> tuple[list[str], Any]:
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     cfg = {"max_prompt_tokens": limit, "chat_templates": {name: {} for name in models}}
+    cfg |= more or {}
     named = {f"model:{name}": folder for name, folder in models.items()}
     fit.run(cfg, {"prompts": prompts, **named}, out)
     kept = tables.read(out / "prompts.parquet", PROMPTS).to_pylist()
@@ -67,6 +70,32 @@ def test_every_model_counts_its_own_template(inputs: Inputs, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"row 3 \(q3\): the prompt has 804 tokens.* fit"):
         train("distill", cfg, {**inputs, "prompts": prompts}, tmp_path / "a")
     assert train("distill", cfg, {**inputs, "prompts": tmp_path / "out"}, tmp_path / "b")
+
+
+def test_what_a_teacher_is_told_is_counted_too(inputs: Inputs, tmp_path: Path) -> None:
+    """The longest of its contexts, which training holds to the same limit: <user>QUESTION so
+    ANSWER<assistant> is seven tokens longer than the question."""
+    prompts = write(tmp_path / "prompts", *({"question": "1+" * n + "1="} for n in (1, 4, 5)))
+    told = {"information": [{"message": "{question}"}, {"message": "{prompt} so {answer}"}]}
+    limits = {**told, "max_teacher_prompt_tokens": 17}
+    kept, report = run(tmp_path, prompts, 14, limits, small=inputs["student"])
+    assert kept == ["q0", "q1"]
+    assert report["models"] == {
+        "small": {
+            **{"too_long": 0, "longest_tokens": 14},
+            **{"teacher_too_long": 1, "teacher_longest_tokens": 19},
+        }
+    }
+    cfg = {**OPD, **limits, "prompts_per_step": 1, "steps": 1, "max_prompt_tokens": 14}
+    with pytest.raises(UserError, match=r"prompt q2: the teacher's prompt has 19 tokens.* fit"):
+        train("distill", cfg, {**inputs, "prompts": prompts}, tmp_path / "a")
+    assert train("distill", cfg, {**inputs, "prompts": tmp_path / "out"}, tmp_path / "b")
+    # As in training, its limit is that of prompts where it has none of its own.
+    assert run(tmp_path, prompts, 14, told, small=inputs["student"])[0] == ["q0"]
+    line = r"at most 9 tokens, and 10 for a teacher \(small: longest 14 and 19\)"
+    with pytest.raises(UserError, match=line):
+        more = {**told, "max_teacher_prompt_tokens": 10}
+        run(tmp_path, prompts, 9, more, small=inputs["student"])
 
 
 def test_control_tokens_are_counted_by_model(inputs: Inputs, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from opd.core.errors import UserError
+from opd.data import privileged
 from opd.plan.artifacts import plan
 from opd.plan.outputs import exhibits, released, targets
 from opd.recipes.config import Config
@@ -158,6 +159,10 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"prompts__d__distinct": "question"}, ["prompts.d", "takes nothing else"]),
         ({"prompts__f": {**FIT, "sample": {"n": 1}}}, ["prompts.f: a fit recipe takes nothing"]),
         ({"prompts__f__fit": {"prompts": "p", "models": []}}, ["prompts.f.fit.models", "at least"]),
+        (
+            {"prompts__f": {"fit": {**FIT["fit"], "max_teacher_prompt_tokens": 9}}},
+            ["prompts.f.fit: max_teacher_prompt_tokens needs information"],
+        ),
         ({"prompts__f": {"fit": {"prompts": "p", "models": ["c"]}}}, ["fit.models", "'c'"]),
         (
             {"prompts__f": FIT, "models__b__grpo__prompts": "f"},
@@ -933,6 +938,11 @@ def test_what_repeated_problems_are_is_a_setting_of_the_benchmark():
     before = artifacts(config())["evaluations/e/x/s0"].cfg["benchmarks"]
     assert "repeated" not in before[0]
     made = artifacts(config(benchmarks__w__repeated="samples"))["evaluations/e/x/s0"]
+    told = {"fit": {**FIT["fit"], "information": "answer", "max_teacher_prompt_tokens": 99}}
+    cfg = artifacts(config(prompts__f=told))["prompts/f"].cfg
+    assert cfg["information"] == [privileged.CONTEXTS["answer"]]
+    assert cfg["max_teacher_prompt_tokens"] == 99
+    assert not {"information", "max_teacher_prompt_tokens"} & made["prompts/f"].cfg.keys()
     assert made.cfg["benchmarks"] == [{**before[0], "repeated": "samples"}]
 
 
