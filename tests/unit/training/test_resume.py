@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -320,6 +321,48 @@ def test_each_process_lists_what_it_wrote(tmp_path: Path) -> None:
         listed = json.loads((tmp_path / f"checkpoint-5.{rank}.json").read_text())
         assert sorted(listed) == sorted(own)
         assert (checksums.damaged(checkpoint) is None) == (rank == 2)
+
+
+def test_parts_that_two_processes_write_side_by_side(tmp_path: Path) -> None:
+    """As DeepSpeed lays a checkpoint out: parts by rank in a folder, and what the first process
+    writes beside it. One has its list while the other is in the middle of a part."""
+    part = "global_step4/bf16_zero_pp_rank_{}_mp_rank_00_optim_states.pt"
+    own = ["global_step4/mp_rank_00_model_states.pt", "latest", "rng_state_0.pth", "config.json"]
+    checkpoint = tmp_path / "checkpoint-4"
+    (checkpoint / "global_step4").mkdir(parents=True)
+    fork = multiprocessing.get_context("fork")
+    half, go_on = fork.Event(), fork.Event()
+
+    def first() -> None:
+        half.wait(60)
+        for name in (part.format(0), *own):
+            (checkpoint / name).write_bytes(name.encode() * 10_000)
+        checksums.write(checkpoint, 0, 2)
+
+    def second() -> None:
+        (checkpoint / "rng_state_1.pth").write_bytes(b"1")
+        with (checkpoint / part.format(1)).open("wb", buffering=0) as file:
+            file.write(b"1" * 100_000)
+            half.set()
+            go_on.wait(60)
+            file.write(b"2" * 100_000)
+        checksums.write(checkpoint, 1, 2)
+
+    processes = [fork.Process(target=save) for save in (first, second)]
+    for process in processes:
+        process.start()
+    processes[0].join()
+    assert checksums.damaged(checkpoint) == part.format(1)
+    go_on.set()
+    processes[1].join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(checksums.lists(checkpoint)) == 2 and checksums.damaged(checkpoint) is None
+    for name in (part.format(0), part.format(1), *own):
+        flip(checkpoint / name)
+        assert checksums.damaged(checkpoint) == name
+        flip(checkpoint / name)
+    (tmp_path / "checkpoint-4.1.json").unlink()
+    assert checksums.damaged(checkpoint) == part.format(1)
 
 
 @pytest.mark.parametrize("case", ["distill", "sft", "held-out"])
