@@ -92,6 +92,8 @@ def test_no_file_outside_of_a_folder_is_named_in_it(
     hub["files"] = FILES | {name: text}
     with pytest.raises(UserError, match=words):
         run(tmp_path, {"hub": "a/b", "revision": REVISION})
+    with pytest.raises(UserError, match=words):  # what a plan compares
+        fetch.without_weights("a/b", REVISION)
     with pytest.raises(UserError, match=words):
         refuse_code(folder)
     inside = text.replace(b"../../", b"").replace(b"../", b"").replace(b"/tmp/", b"")
@@ -102,15 +104,18 @@ def test_no_file_outside_of_a_folder_is_named_in_it(
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """A hub with one model: what it has (files), what it says of them (listed), what it was asked
     for (calls), and what arrives of each file (arrives)."""
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 
+    cache = tmp_path / "hub"
     found: dict[str, Any] = {"files": FILES | OTHERS, "listed": {}, "calls": [], "arrives": {}}
 
-    def snapshot_download(repo: str, *, revision: str, local_dir: Path, allow_patterns: list[str]):
+    def snapshot_download(
+        repo: str, *, revision: str, local_dir: Path = cache, allow_patterns: list[str]
+    ) -> str:
         found["calls"].append((repo, revision, sorted(p.name for p in local_dir.glob("*"))))
         whole = found["files"]
         wanted = filter_repo_objects(list(whole), allow_patterns=allow_patterns)
@@ -118,6 +123,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         checkpoint(Path(local_dir), files | {".cache/huggingface/x.metadata": b""})
         if "fails" in found:
             raise found["fails"]
+        return str(local_dir)
 
     class Api(huggingface_hub.HfApi):
         def list_repo_tree(self, repo_id: str, *, revision: str, **_: Any) -> Any:

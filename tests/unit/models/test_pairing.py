@@ -142,7 +142,7 @@ def test_training_ends_responses_as_the_config_says(inputs: Inputs, tmp_path: Pa
 
 
 def test_special_tokens_of_the_teacher_alone_are_never_compared(
-    inputs: Inputs, tmp_path: Path
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Their rows are cut from both models: whatever the teacher gives to them, nothing changes."""
     teacher = with_tokens(inputs["teacher"], tmp_path / "t", "<tool>", "</tool>")
@@ -157,6 +157,8 @@ def test_special_tokens_of_the_teacher_alone_are_never_compared(
         tmp_path / "more",
     )  # fmt: skip
     assert more.pop("never_compared") == [54, 55]
+    note = "note: special tokens of the teacher alone, never compared: ids 54, 55\n"
+    assert capsys.readouterr().err.count(note) == 1
     assert more == plain
 
 
@@ -220,6 +222,7 @@ def test_prompt_and_response_beyond_the_context_are_one_line(
     inputs: Inputs, tmp_path: Path
 ) -> None:
     """Of who samples, who is trained, who teaches and who is read: before anything is done."""
+    from opd.microscope import scoring
     from opd.models.sampling import Request, Sampler
     from opd.probes import pair
     from opd.probes.rollouts import Rollout
@@ -252,3 +255,6 @@ def test_prompt_and_response_beyond_the_context_are_one_line(
     rollout = Rollout(prompt, prompt, [7] * 8)
     with pytest.raises(UserError, match=r"generations: .*short has only 10 positions"):
         pair.measure({"temperature": 1.0}, [rollout], {**inputs, "teacher": short})
+    models = pairing.load_pair({}, inputs["student"], short)
+    with pytest.raises(UserError, match=r"max_new_tokens: .*short has only 10 positions"):
+        scoring.compare(models, prompt, prompt, [7] * 8)

@@ -55,7 +55,7 @@ def test_failed_jobs_are_told_by_the_error_lines_of_their_logs(tmp_path: Path) -
 def test_what_jobs_are_at_is_the_last_line_of_their_logs(tmp_path: Path) -> None:
     bar = "large: 10%|█  | 1/10 [00:03<00:27]\rlarge: 20%|██ | 2/10 [00:06<00:24, 3.00s/it]"
     put(tmp_path / "logs/models/bar/s0.log", f"begins\n{bar}")
-    put(tmp_path / "logs/models/long/s0.log", "x" * 10_000 + "\nlast\n\n")
+    put(tmp_path / "logs/models/long/s0.log", "x" * 10_000 + "\n\x1b[2Jlast\n\n")
     put(tmp_path / "logs/models/failed/s0.log", "error: of this run\n")
     put(tmp_path / "logs/models/silent/s0.log", "step 1\n", BEGAN - 1)
     put(tmp_path / "logs/models/empty/s0.log", "")
@@ -65,7 +65,7 @@ def test_what_jobs_are_at_is_the_last_line_of_their_logs(tmp_path: Path) -> None
     lines = console.under_way([f"models/{name}/s0" for name in names], tmp_path, BEGAN)
     assert lines == {
         "models/bar/s0": "large: 20%|██ | 2/10 [00:06<00:24, 3.00s/it]",
-        "models/long/s0": "last",
+        "models/long/s0": "⟨U+001B⟩[2Jlast",
     }
 
 

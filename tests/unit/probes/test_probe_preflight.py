@@ -309,6 +309,7 @@ def test_templates_and_heads_that_differ_are_shown(
         ({}, '{"prompt": [{"role": "tool"}]}', [], "row 0: 'prompt' holds tool; expected user"),
         ({}, '{"question": "1+1="}', ["--grader", "world"], "lines.jsonl: prompt '1': it has no"),
         ({}, None, ["--grader", "guess"], "unknown grader 'guess'"),
+        ({}, None, ["--k", "55"], "k is 55, but student and teacher have only 54 tokens; use at"),
         ({}, None, ["--chat-template", '["x"]'], "--chat-template: not a JSON object"),
     ],
 )
@@ -331,6 +332,7 @@ def test_bad_input_is_one_line(
         command(given, *more)
     printed = capsys.readouterr()
     assert ended.value.code == 2 and line in printed.err and printed.out == ""
+    assert "sampling" not in printed.err
 
 
 def test_models_that_do_not_belong_together(

@@ -739,6 +739,16 @@ def test_shipped_configs_grade_as_the_papers_do(shipped):
         assert settings.keys() & {"box", "thinking", "exact"} == set()
 
 
+@pytest.mark.parametrize("shipped", ["paper", "many-faces", "one-gpu", "unmasking"])
+def test_shipped_configs_end_responses_as_the_papers_code_does(shipped):
+    """With the student's own tokens, whatever ends those of a teacher."""
+    path = Path(__file__).parents[3] / f"config/{shipped}.yaml"
+    config = resolve(yaml.safe_load(path.read_text()))
+    runs = [model.distill for model in config.models.values() if model.distill]
+    assert bool(runs) is (shipped != "unmasking")
+    assert {run.end_tokens for run in runs} <= {"student"}
+
+
 def test_an_edit_of_a_task_file_or_of_what_it_includes_changes_evaluations(tmp_path, monkeypatch):
     from opd.evaluation import tasks
 
@@ -928,6 +938,11 @@ def test_a_filter_by_tokens_reads_the_models_that_it_names_with_their_templates(
     expected = {"max_prompt_tokens": 9, "chat_templates": {"b": thinking, "i": thinking}}
     assert {k: made["prompts/f"].cfg[k] for k in expected} == expected
     assert made["models/x/s0"].named["prompts"] == "prompts/f"
+    told = {"fit": {**FIT["fit"], "information": "answer", "max_teacher_prompt_tokens": 99}}
+    cfg = artifacts(config(prompts__f=told))["prompts/f"].cfg
+    assert cfg["information"] == [privileged.CONTEXTS["answer"]]
+    assert cfg["max_teacher_prompt_tokens"] == 99
+    assert not {"information", "max_teacher_prompt_tokens"} & made["prompts/f"].cfg.keys()
     # The step of a model that is its end is the model.
     last = {"fit": {"prompts": "p", "models": ["b@2"]}}
     named = artifacts(config(prompts__f=last))["prompts/f"].named
@@ -938,11 +953,6 @@ def test_what_repeated_problems_are_is_a_setting_of_the_benchmark():
     before = artifacts(config())["evaluations/e/x/s0"].cfg["benchmarks"]
     assert "repeated" not in before[0]
     made = artifacts(config(benchmarks__w__repeated="samples"))["evaluations/e/x/s0"]
-    told = {"fit": {**FIT["fit"], "information": "answer", "max_teacher_prompt_tokens": 99}}
-    cfg = artifacts(config(prompts__f=told))["prompts/f"].cfg
-    assert cfg["information"] == [privileged.CONTEXTS["answer"]]
-    assert cfg["max_teacher_prompt_tokens"] == 99
-    assert not {"information", "max_teacher_prompt_tokens"} & made["prompts/f"].cfg.keys()
     assert made.cfg["benchmarks"] == [{**before[0], "repeated": "samples"}]
 
 
