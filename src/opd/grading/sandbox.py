@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, partial
 from typing import Any, NoReturn
 from unittest.mock import patch
@@ -179,18 +179,28 @@ def equal_for_sympy(given: str, truth: str, exact: bool = False) -> bool:
     from latex2sympy2_extended import latex2sympy
     from sympy import Expr, simplify
 
-    ours, theirs = (latex2sympy(text, normalization_config=None) for text in (given, truth))
+    with decimals_as_fractions() if exact else nullcontext():
+        ours, theirs = (latex2sympy(text, normalization_config=None) for text in (given, truth))
     if not isinstance(ours, Expr) or not isinstance(theirs, Expr):
         return False
-    difference = ours - theirs
-    return bool(simplify(without_floats(difference) if exact else difference) == 0)
+    return bool(simplify(ours - theirs) == 0)
 
 
-def without_floats(expression: Any) -> Any:
-    """An expression of sympy with decimals as the fractions that they stand for."""
-    from sympy import Float, nsimplify
+@contextmanager
+def decimals_as_fractions() -> Iterator[None]:
+    """Has decimals in LaTeX read as the fractions that they stand for: a sum of floats is rounded
+    before anything is compared."""
+    import sympy
+    from latex2sympy2_extended import latex2sympy2
+    from math_verify.parser import parse_latex_cached
 
-    return nsimplify(expression, rational=True) if expression.has(Float) else expression
+    rational = {"Number": sympy.Rational}
+    with patch.multiple(sympy, **rational), patch.multiple(latex2sympy2, **rational):
+        parse_latex_cached.cache_clear()  # what was read otherwise
+        try:
+            yield
+        finally:
+            parse_latex_cached.cache_clear()
 
 
 def equal_for_math_verify(given: str, truth: str) -> bool:
@@ -214,9 +224,6 @@ def exactly_equal_for_math_verify(given: str, truth: str) -> bool:
 
     rounded = grader.sympy_numeric_eq
 
-    def difference(ours: Any, theirs: Any) -> Any:
-        return without_floats(ours.doit() - theirs.doit())
-
     def numerically(ours: Any, theirs: Any, *precision: int) -> bool:
         if not rounded(ours, theirs, *precision):
             return False
@@ -224,12 +231,13 @@ def exactly_equal_for_math_verify(given: str, truth: str) -> bool:
         # Of integers a % does not count; matrices have been here element by element.
         if integers or isinstance(ours, MatrixBase) or ours == theirs:
             return True
-        return difference(ours, theirs).equals(0) is not False
+        return (ours.doit() - theirs.doit()).equals(0) is not False
 
     def symbolically(ours: Any, theirs: Any) -> bool:
-        return bool(simplify(difference(ours, theirs)).is_zero)
+        return bool(simplify(ours.doit() - theirs.doit()).is_zero)
 
-    with patch.multiple(grader, sympy_numeric_eq=numerically, sympy_symbolic_eq=symbolically):
+    exact = patch.multiple(grader, sympy_numeric_eq=numerically, sympy_symbolic_eq=symbolically)
+    with exact, decimals_as_fractions():
         return equal_for_math_verify(given, truth)
 
 

@@ -129,6 +129,7 @@ def test_a_protocol_says_whether_thinking_is_graded(
         ("3.14159265", "\\pi", False),
         ("1.41421356237309505", "\\sqrt{2}", False),
         ("0.1", "\\frac{1}{10}", True),
+        ("(1+0.00000000000000000001)x", "x", False),
         ("1.5x", "\\frac{3}{2}x", True),
         ("\\sqrt{12}", "2\\sqrt{3}", True),
         ("28\\%", "28", True),
@@ -142,6 +143,24 @@ def test_nothing_is_rounded_where_the_protocol_says_exact(
     pairs = [(f"\\boxed{{{answer}}}", truth)]
     graded, limits = graders.grade_all(pairs, grader, None, graders.Choices(exact=True))
     assert (graded, limits) == ([(answer, equal)], 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "equal"),
+    [
+        # Sums and products of decimals, which floats would round.
+        ("0.1+0.2", "0.3", True),
+        ("1.1\\cdot 1.1", "1.21", True),
+        ("1.5+\\frac{1}{3}", "\\frac{11}{6}", True),
+        ("1.1\\cdot 1.1", "1.2100000001", False),
+    ],
+)
+def test_decimals_are_added_up_as_fractions(answer: str, truth: str, equal: bool) -> None:
+    """By math-verify: the rule wants a number written out."""
+    pairs = [(f"\\boxed{{{answer}}}", truth)] * 2
+    for choices, expected in ((graders.STRICT, equal), (graders.PAPERS, True)):
+        graded, _ = graders.grade_all(pairs, "math_verify", None, choices)
+        assert graded == [(answer, expected)] * 2
 
 
 def test_the_page_says_what_the_graders_say() -> None:
