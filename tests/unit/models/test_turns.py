@@ -19,6 +19,7 @@ from opd.data import schemas
 from opd.data.schemas import PROMPTS, SFT_PAIRS
 from opd.models import filters, generate
 from opd.models.checkpoints import load_tokenizer
+from opd.models.sampling import Sampler
 from opd.models.schemas import GENERATIONS
 from opd.probes import rollouts
 from opd.training import common, distill, grpo, sft
@@ -81,12 +82,12 @@ def test_sampling(asked: Inputs, answered: Path) -> None:
     assert [(row["turns"], row["prompt"]) for row in rows[::2]] == [
         (TURNS, f"2+{i}=") for i in range(4)
     ]
-    # The probes read rollouts as they were sampled.
-    read_again = rollouts.tokens({}, rows, asked["student"])
     student = asked["student"]
-    assert [r.prompt for r in read_again[::2]] == [
-        encoded(student, ASKED.replace("{0}", str(i))) for i in range(4)
-    ]
+    expected = [encoded(student, ASKED.replace("{0}", str(i))) for i in range(4)]
+    assert Sampler(student, SAMPLING).tokenize(rows[::2], "abcd") == expected
+    # The probes read rollouts as they were sampled.
+    read_again = rollouts.tokens({}, rows, student)
+    assert [r.prompt for r in read_again[::2]] == expected
     assert read_again[0].teacher_prompt == read_again[0].prompt
 
 
