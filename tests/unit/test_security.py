@@ -448,6 +448,20 @@ def test_a_watched_run_cannot_steer_the_terminal(
     assert "loss" in shown and not CONTROLS.search(shown)
 
 
+def test_the_place_of_a_run_that_stopped_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, name = tmp_path / "results" / "mini", "models/m\x1b[2J/s0"
+    for folder in (results / name, (results / "logs" / name).parent):
+        folder.mkdir(parents=True)
+    (results / "logs" / f"{name}.log").write_text("step 4\n")
+    (results / "plan.json").write_text(json.dumps({name: {}}))
+    main(["watch", str(results / name)])
+    shown = capsys.readouterr().out
+    assert shown.startswith("it stopped: step 4 (") and "m⟨U+001B⟩[2J/s0.log" in shown
+    assert not CONTROLS.search(shown)
+
+
 def test_an_error_cannot_steer_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
