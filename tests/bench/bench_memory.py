@@ -26,10 +26,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl.models.utils import _ForwardRedirection
 
 from opd.losses import fused, head
-from opd.losses.spec import loss_spec
 from opd.plan import memory
 from opd.plan.shape import from_config
+from opd.training import objective
 from opd.training.distill import Trainer
+from opd.training.teachers import Teachers
 
 CPU = torch.device("cpu")
 SHIPPED = Path(__file__).parents[2] / "config" / "calibration.yaml"
@@ -140,10 +141,13 @@ def trainer(cfg: dict[str, Any], teacher: Any, device: str) -> Trainer:
         autocast=lambda: torch.autocast(device, torch.bfloat16, enabled=narrow),
         unwrap_model=lambda model: model,
     )
+    sum_of = objective.made({"temperature": 1.0, "loss": cfg["loss"]})
+    readings = [term.reading for term in sum_of]
     made.__dict__.update(
         accelerator=accelerator,
-        teacher_model=teacher,
-        spec=loss_spec(cfg["loss"]),
+        sum_of=sum_of,
+        teachers=Teachers({"teacher": teacher}, readings, made._read, accelerator),
+        update="frozen",
         temperature=1.0,
         bins=-(-cfg["max_new_tokens"] // 512),
         tallies={},
@@ -151,7 +155,7 @@ def trainer(cfg: dict[str, Any], teacher: Any, device: str) -> Trainer:
         eos_token_ids=[1],
         cfg={"metrics_every": 1, "metrics_k": 16, "position_bin": 512, "aggregation": "token_mean"},
         state=types.SimpleNamespace(global_step=0),
-        args=types.SimpleNamespace(gradient_accumulation_steps=2, report_to=[]),
+        args=types.SimpleNamespace(gradient_accumulation_steps=2, max_steps=1, report_to=[]),
         _is_vlm=False,
         _forward_redirection=_ForwardRedirection(),
     )
@@ -238,7 +242,7 @@ def reckoned(
     """The same by ``opd.plan.memory``, without what it assumes of CUDA."""
     steps = {**cfg, "prompts_per_step": cfg["micro_batch"] * cfg.get("processes", 1)}
     shapes = from_config(student), from_config(teacher)
-    phases = memory.phases("distill", steps, *shapes, memory=80e9)
+    phases = memory.phases("distill", steps, shapes[0], {"teacher": shapes[1]}, memory=80e9)
     return {
         name: max(memory.total(phases[part]) for part in parts) - memory.CONTEXT
         for name, parts in PHASES.items()

@@ -21,7 +21,7 @@ from common import describe, table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opd.models.prompts import read_prompts
-from opd.training import distill
+from opd.training import distill, objective
 from opd.training.record import Record
 
 # Part of a step -> where it happens. "update" is what is left: backward, clipping, AdamW.
@@ -29,7 +29,7 @@ PARTS = {
     "generation": (distill.Trainer, "_generate_and_score_completions"),
     "teacher": (distill.Trainer, "_teacher"),
     "student": (distill.Trainer, "_hidden"),
-    "loss": (distill, "fused_token_loss"),
+    "loss": (objective, "token_losses"),
     "measuring": (distill.Trainer, "_measure"),
     "logging": (Record, "on_log"),
 }

@@ -12,7 +12,7 @@ from opd.core.errors import UserError
 from opd.core.files import digest
 from opd.evaluation import tasks
 from opd.models.source import is_path, local
-from opd.plan.base import artifact, at, engine, inputs_of, settings_of, tell_teacher, world
+from opd.plan.base import artifact, at, engine, inputs_of, settings_of, tell_teacher, terms, world
 from opd.plan.hub_lock import locked
 from opd.plan.probes import demonstrations, probes
 from opd.recipes.config import Config
@@ -152,6 +152,11 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
         if model.trained:
             settings = _training(config, name, model, seed)
             inputs = inputs_of(config, model.trained, seed)
+            if model.distill and model.distill.terms:
+                options = model.chat_template
+                settings["terms"], models = terms(config, model.distill, seed, options)
+                inputs |= models
+                del settings["loss"]
             yield artifact(model.kind, folder, settings, inputs, seed)
         elif isinstance(model, Kept):
             inputs = inputs_of(config, model.keep, seed)

@@ -11,6 +11,7 @@ from opd.core.files import canonical
 from opd.data import privileged
 from opd.recipes.base import references
 from opd.recipes.config import Config
+from opd.recipes.models import Distill
 from opd.stages.artifact import Artifact
 from opd.stages.registry import code_digest, derive_seed
 
@@ -75,6 +76,27 @@ def tell_teacher(config: Config, settings: dict[str, Any], teacher: str | None) 
         options = config.models[teacher].chat_template
         if options != settings["chat_template_kwargs"]:
             settings["teacher_chat_template_kwargs"] = options
+
+
+def terms(
+    config: Config, distill: Distill, seed: int, options: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The settings of the terms of a sum, and the stage's inputs for their models: student, for the
+    student's start, or teacher:0, teacher:1, ... as they are first named. ``options`` are those of
+    the student's chat template."""
+    names = {distill.student: "student"}
+    settings = []
+    for term in distill.terms or ():
+        own = {"chat_template_kwargs": options, **settings_of(term)}
+        for kind in ("teacher", "reference"):
+            if model := getattr(term, kind):
+                own[kind] = names.setdefault(model, f"teacher:{len(names) - 1}")
+                own.setdefault("loss", distill.loss.model_dump(mode="json", exclude_none=True))
+                tell_teacher(config, own, model)
+        del own["chat_template_kwargs"]
+        settings.append(own)
+    inputs = {name: at(config, "models", model, seed) for model, name in names.items()}
+    return settings, inputs
 
 
 def world(config: Config, where: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from opd.plan import cost
 from opd.plan.cost import Facts
 from opd.plan.shape import Shape
 from opd.stages.registry import STAGES
-from opd.training import batches
+from opd.training import batches, terms
 
 Terms = dict[str, float]
 
@@ -30,11 +30,11 @@ UTILISATION = 0.9
 
 
 def training(
-    stage: str, cfg: Mapping[str, Any], student: Shape, teacher: Shape | None, memory: float
+    stage: str, cfg: Mapping[str, Any], student: Shape, teachers: Mapping[str, Shape], memory: float
 ) -> Terms:
     """The terms at the moment of a training step when they add up to the most, on a GPU of
     ``memory`` bytes. See ``phases``."""
-    return max(phases(stage, cfg, student, teacher, memory).values(), key=total)
+    return max(phases(stage, cfg, student, teachers, memory).values(), key=total)
 
 
 def total(terms: Terms) -> float:
@@ -42,14 +42,18 @@ def total(terms: Terms) -> float:
 
 
 def phases(
-    stage: str, cfg: Mapping[str, Any], student: Shape, teacher: Shape | None, memory: float
+    stage: str, cfg: Mapping[str, Any], student: Shape, teachers: Mapping[str, Shape], memory: float
 ) -> dict[str, Terms]:
     """Terms of each phase of a step of ``sft``, ``grpo`` or ``distill``, on each of the processes.
+    ``teachers`` are the models beside the student, by the names of the stage's inputs.
 
     Always there:
     - weights, moments: 4 and 8 bytes a parameter (float32; Adam), sharded under FSDP;
     - teacher: 2 bytes a parameter, whole on each process, 4 where it is not frozen or nothing is
-      computed in bfloat16; none for the student as it is;
+      computed in bfloat16; none for the student as it is. Several take turns, the largest while
+      the ``teacher`` reads, else only their heads;
+    - states: of several teachers, or where token weights look at a whole step: last hidden states
+      of a step's rollouts, 2 or 4 bytes an element, from when the teachers have read them;
     - vLLM: its share of the GPU where it samples in the same process, but for what it gives back
       while it sleeps;
     - context: of CUDA.
@@ -85,8 +89,11 @@ def phases(
     frozen = cfg.get("teacher_update", "frozen")
     held = {"frozen": width, "ema": 4, "live": 0}[frozen]
     always = {"weights": 4 * n, "moments": 8 * n, "context": CONTEXT}
+    teacher = max(teachers.values(), key=lambda shape: shape.parameters, default=None)
+    taking_turns = sum(shape.vocabulary * shape.hidden for shape in teachers.values())
     if teacher:
-        always["teacher"] = held * teacher.parameters
+        always["teacher"] = held * (teacher.parameters if len(teachers) == 1 else taking_turns)
+    states = {"states": width * times * positions * _kept(cfg, teachers)} if teachers else {}
     asleep, awake = _vllm(cfg, student, memory)
     always |= asleep
     rollouts = {**always, **awake}
@@ -105,8 +112,8 @@ def phases(
     checkpointed = cfg.get("gradient_checkpointing", False)
     kept = tokens * stream * student.hidden if checkpointed else saved + squares * width
     copies = gathered if checkpointed else cast  # of the layers only as long as these keep them
-    begun = {**always, "gradients": 4 * n}
-    both = student.hidden + (teacher.hidden if teacher else 0)
+    begun = {**always, "gradients": 4 * n, **states}
+    both = student.hidden + sum(shape.hidden for shape in teachers.values())
     held_back = {
         "checkpoints": student.layers * kept,
         **masked,
@@ -126,7 +133,19 @@ def phases(
         # Its layers keep nothing: an MLP's three tensors and a few of its width.
         one = tokens * width * (4 * teacher.intermediate + 8 * teacher.hidden)
         steps["teacher"] = {**begun, "copies": gathered, **masked, "layer": one}
+        if len(teachers) > 1:
+            steps["teacher"]["teacher"] += held * teacher.parameters
     return steps
+
+
+def _kept(cfg: Mapping[str, Any], teachers: Mapping[str, Shape]) -> float:
+    """Elements of the states of a token that are kept for a step, where they are: each model's for
+    each thing that it is told. A term that chooses among rows counts as if it had all of them."""
+    sum_of = terms.terms_of(cfg)
+    if not terms.keeps_states(sum_of):
+        return 0
+    read = {reading for reading in terms.readings(sum_of) if reading}
+    return sum(teachers[reading.model].hidden for reading in read)
 
 
 def _head(
@@ -204,30 +223,31 @@ def of(facts: Facts, folder: str, gpus: int, memory: float) -> Job | None:
     trains = STAGES[stage].trains
     if not (trains or STAGES[stage].samples):
         return None
-    roles = ("student", "teacher") if trains else (cost.USES.get(stage, {}).get("sample"),)
-    shapes = [cost.shape(facts, inputs[role]) for role in roles if role in inputs]
-    known = [shape for shape in shapes if shape]
-    if not known or len(known) < len(shapes):
+    main = "student" if trains else cost.USES.get(stage, {}).get("sample", "")
+    others = terms.models(terms.terms_of(cfg)) if stage == "distill" else []
+    shapes = {name: cost.shape(facts, inputs[name]) for name in (main, *others) if name in inputs}
+    known = {name: shape for name, shape in shapes.items() if shape}
+    if main not in known or len(known) < len(shapes):
         return None
     if not trains:
-        return Job(sampling(cfg, known[0]), [])
-    student, teacher = known[0], known[1] if len(known) > 1 else None
+        return Job(sampling(cfg, known[main]), [])
+    teachers = {name: known[name] for name in others}
 
-    def terms(changed: Mapping[str, Any]) -> Terms:
-        return training(stage, {**cfg, **changed}, student, teacher, memory)
+    def taken(changed: Mapping[str, Any]) -> Terms:
+        return training(stage, {**cfg, **changed}, known[main], teachers, memory)
 
     here = {"processes": min(cfg.get("processes", 1), gpus)}
-    needed = terms(here)
+    needed = taken(here)
     if total(needed) <= memory:
         return Job(needed, [])
     micro, _ = batches.dealt(batches.sequences(stage, cfg), {**cfg, **here})
-    return Job(needed, _instead({**cfg, "micro_batch": micro}, here, terms, memory))
+    return Job(needed, _instead({**cfg, "micro_batch": micro}, here, taken, memory))
 
 
 def _instead(
     cfg: Mapping[str, Any],
     changed: Mapping[str, Any],
-    terms: Callable[[Mapping[str, Any]], Terms],
+    taken: Callable[[Mapping[str, Any]], Terms],
     memory: float,
 ) -> list[str]:
     """The first settings with which a run fits, in the order of what they cost: those that help,
@@ -249,10 +269,10 @@ def _instead(
         sharded = {**execution, "vllm": vllm, "accelerate": "config/accelerate/fsdp2.yaml"}
         setting = f"processes: {processes} and accelerate: {sharded['accelerate']}"
         changes.append((setting, {"processes": processes, "execution": sharded}))
-    least = total(terms(changed))
+    least = total(taken(changed))
     for setting, more in changes:
         try:
-            size = total(terms({**changed, **more}))
+            size = total(taken({**changed, **more}))
         except UserError:  # a step cannot be dealt out to so many
             continue
         if size < least:

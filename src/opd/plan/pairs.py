@@ -21,6 +21,7 @@ from opd.core.security import redacted, visible_line
 from opd.stages import fresh
 from opd.stages.artifact import Artifact
 from opd.stages.identity import identity
+from opd.training import terms
 
 ROLES = ("student", "teacher", "model", "judge")
 Compare = Callable[[Path, Path, str], dict[str, Any]]
@@ -80,7 +81,8 @@ def _sources(artifacts: Mapping[str, Artifact], folder: str) -> dict[str, str]:
         return source(start) if start else None
 
     named = artifacts[folder].named
-    return {role: start for role in ROLES if role in named and (start := source(named[role]))}
+    roles = [role for role in named if role in ROLES or role.startswith("teacher:")]
+    return {role: start for role in roles if (start := source(named[role]))}
 
 
 def _at_hand(artifact: Artifact, results: Path, online: bool) -> Path | None:
@@ -104,14 +106,16 @@ def _of_stage(artifact: Artifact, models: Mapping[str, Path], compare: Compare) 
 
     cfg, errors = artifact.cfg, []
     try:
-        if {"student", "teacher"} <= models.keys():
+        for name, asked in _asked(cfg):
+            if not {"student", name} <= models.keys():
+                continue
             keys = ("chat_template_kwargs", "teacher_chat_template_kwargs")
-            options = canonical({key: cfg[key] for key in keys if key in cfg})
-            compared = compare(models["student"], models["teacher"], options)
+            options = canonical({key: asked[key] for key in keys if key in asked})
+            compared = compare(models["student"], models[name], options)
             if artifact.stage == "distill":
-                errors += pairing.objections(cfg, compared)
+                errors += pairing.objections(asked, compared)
             elif artifact.stage != "indicators":  # which reports them
-                errors += pairing.objections_to_thinking(cfg, compared)
+                errors += pairing.objections_to_thinking(asked, compared)
         length = cfg.get("protocol", cfg).get("max_new_tokens")
         if length and "max_prompt_tokens" in cfg:
             for path in models.values():
@@ -120,6 +124,13 @@ def _of_stage(artifact: Artifact, models: Mapping[str, Path], compare: Compare) 
     except UserError as error:
         errors.append(error)
     return errors
+
+
+def _asked(cfg: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The models that a student is paired with, each with the settings of the pair: the teacher, or
+    those of the terms of a sum."""
+    named = [(terms.model_of(term), {**cfg, **term}) for term in cfg.get("terms", ())]
+    return [(name, asked) for name, asked in named if name] if named else [("teacher", cfg)]
 
 
 def main(plan: Path, folders: Iterable[str]) -> int:

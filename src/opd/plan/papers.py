@@ -20,6 +20,7 @@ from opd.results import claim_spec, figure_spec
 from opd.results.claim_spec import Claim
 from opd.results.figure_spec import PaperFigure
 from opd.results.quantity import MACRO, METRIC, SCORES, Quantity, column, of_series
+from opd.training import terms
 
 Names = Mapping[str, Mapping[str, str]]  # arms and probes of a paper: name -> what it is
 
@@ -203,9 +204,11 @@ def check_shown(config: Config) -> None:
     def benchmarks(evaluation: str | None) -> list[str]:
         return [*config.evaluations[evaluation].benchmarks, MACRO] if evaluation else []
 
+    sums = [m.distill.terms for m in config.models.values() if m.distill and m.distill.terms]
+    logged = [*METRICS, *terms.measured(max(map(len, sums), default=0))]
     for name, figure in config.figures.items():
         for metric in figure.metrics:
-            _require(metric.name, METRICS, f"figures.{name}.metrics", "metric")
+            _require(metric.name, logged, f"figures.{name}.metrics", "metric")
         for benchmark in figure.benchmarks if figure.evaluation else ():
             known, where = benchmarks(figure.evaluation), f"figures.{name}.benchmarks"
             _require(benchmark, known, where, "benchmark")
@@ -214,6 +217,6 @@ def check_shown(config: Config) -> None:
         specs = [spec if isinstance(spec, str) else spec.column for spec in table.columns]
         for quantity in (quantity for spec in specs for quantity in column(spec, where).quantities):
             if quantity.kind == METRIC:
-                _require(quantity.name, METRICS, where, "metric")
+                _require(quantity.name, logged, where, "metric")
             elif quantity.kind in SCORES:
                 _require(quantity.name, benchmarks(table.evaluation), where, "benchmark")

@@ -9,7 +9,7 @@ from opd.plan import cost, memory, timing
 from opd.plan.cost import Facts, Load
 from opd.plan.timing import Device, Model
 from opd.stages.registry import STAGES
-from opd.training import batches
+from opd.training import batches, terms
 
 # Sequences that probes read at a time, and that transformers samples, where a config does not say.
 MICRO_BATCH, BATCH = 8, 64
@@ -47,6 +47,9 @@ def work(facts: Facts, folder: str, on: Device, processes: int | None = None) ->
     used = {kind: inputs[role] for kind, role in roles.items() if role in inputs}
     if not used:
         return None
+    if "terms" in artifact.cfg:  # as if each read all rows, whatever a term chooses
+        read = filter(None, dict.fromkeys(terms.readings(artifact.cfg["terms"])))
+        used |= {f"teacher:{i}": inputs[reading.model] for i, reading in enumerate(read)}
     cfg = {**artifact.cfg, "processes": processes or artifact.cfg.get("processes", 1)}
     models = {kind: _model(facts, model) for kind, model in used.items()}
     size = next(iter(models.values())).parameters
@@ -132,9 +135,10 @@ def _trained(
     step = {"update": passes * once + updates * moments}
     if "sample" in models:
         step["sample"] = _sampled(cfg, n, n, asked, student, on, processes)
-    if teacher := models.get("teacher"):
-        step["teacher"] = _passes(teacher, reading, on)
-        heads = 2 * (student.head + teacher.head) * reading.predicted
+    teachers = [model for kind, model in models.items() if kind.startswith("teacher")]
+    if teachers:
+        step["teacher"] = sum(_passes(teacher, reading, on) for teacher in teachers)
+        heads = 2 * sum(model.head for model in (student, *teachers)) * reading.predicted
         step["metrics"] = heads / on.products / cfg.get("metrics_every", 1)
     # TRL's GRPOTrainer reads its rollouts once more where other weights may have sampled them.
     if stage == "grpo" and (updates > 1 or ("vllm" in cfg and cfg.get("importance_cap"))):

@@ -1,14 +1,12 @@
 """Recipes of models: fetched, with random weights, trained, or kept at a step of a training."""
 
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, create_model, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from opd.core.code import package_file
-from opd.core.schema import OneOf, Strict, checked, load_yaml
-from opd.data import privileged
-from opd.losses import spec
-from opd.losses.spec import Aggregation, LossSpec
+from opd.core.schema import OneOf, Strict, load_yaml
+from opd.losses.spec import Aggregation
 from opd.recipes.base import (
     MICRO_BATCH,
     Count,
@@ -24,6 +22,7 @@ from opd.recipes.base import (
     Share,
     or_text,
 )
+from opd.recipes.losses import CheckedLoss, Contexts, Information, Loss, Term, contexts
 
 # Kind of training, or protocols -> name -> published settings.
 PRESETS = load_yaml(package_file(__file__, "presets.yaml").read_text())
@@ -48,31 +47,6 @@ class Released(Hub):
     """Published weights that a model can be taken from instead of being trained."""
 
     id: str = Field(alias="hub", description="id of the weights on the hub")
-
-
-class Context(Strict):
-    """What a teacher is told, with {prompt} (what the student is asked), {question}, {answer} and
-    {solution} (see ``opd.data.privileged``)."""
-
-    message: str | None = Field(default=None, description="in place of the prompt")
-    system: str | None = None
-    think: str | None = Field(default=None, description="in the teacher's think block")
-
-
-def contexts(information: Any) -> list[dict[str, str]]:
-    """The contexts of a recipe's ``information``: see ``opd.data.privileged.contexts``."""
-    entries = information if isinstance(information, list) else [information]
-    return privileged.contexts(
-        [
-            entry.model_dump(exclude_none=True) if isinstance(entry, Context) else entry or "none"
-            for entry in entries
-        ]
-    )
-
-
-Entry = Literal[*privileged.CONTEXTS] | Context  # type: ignore[valid-type]
-Information = Annotated[Entry, checked(contexts)]
-Contexts = Annotated[Entry | list[Entry], checked(contexts)]
 
 
 class Trained(Strict):
@@ -234,19 +208,6 @@ class Grpo(OnPolicy, Run):
         return self
 
 
-# Every setting of a loss; what is not given is the preset's.
-_SETTINGS: dict[str, Any] = {
-    name: (kind | None, None)
-    for name, kind in get_type_hints(LossSpec, include_extras=True).items()
-}
-
-
-class Loss(create_model("_LossSettings", __base__=Strict, **_SETTINGS)):  # type: ignore[misc]
-    """A preset of ``opd.losses.spec``, with other settings written over it."""
-
-    preset: Literal[*spec.PRESETS] = "rethinking_code"  # type: ignore[valid-type]
-
-
 class Guard(Strict):
     """What counts as a collapse (``opd.losses.collapse``), and whether it ends the run or is
     noted."""
@@ -260,10 +221,6 @@ class Guard(Strict):
     top_mass_drop: Share | None = 0.2
 
 
-def _check_loss(loss: Loss) -> None:
-    spec.loss_spec(loss.model_dump(exclude_none=True))
-
-
 # Of Rethinking OPD's runs: thunlp/OPD at 0a44395, on_policy_distillation.sh, lines 163 and 239.
 TOKEN_BUDGET, RANKS = 32768, 8
 
@@ -272,9 +229,12 @@ class Distill(OnPolicy):
     """On-policy distillation (see ``opd.training.distill``)."""
 
     preset: Literal[*PRESETS["distill"]] | None = PRESET  # type: ignore[valid-type]
-    teacher: ModelRef
+    teacher: ModelRef | None = Field(default=None, description="short for one term of weight 1")
+    terms: Annotated[list[Term], Field(min_length=1)] | None = Field(
+        default=None, description="instead of teacher: the terms of the sum that a step minimises"
+    )
     prompts: PromptsRef
-    loss: Annotated[Loss, checked(_check_loss)] = Loss()
+    loss: CheckedLoss = Field(default=Loss(), description="also of terms that have none")
     aggregation: Aggregation = "token_mean"
     max_token_len_per_gpu: Count | None = Field(
         default=None,
@@ -316,6 +276,26 @@ class Distill(OnPolicy):
     )
     ema_decay: Share | None = None
     max_grad_norm: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _teacher_or_terms(self) -> "Distill":
+        if (self.teacher is None) == (self.terms is None):
+            raise ValueError("needs exactly one of teacher, terms")
+        if self.terms:
+            for key, instead in (
+                ("information", "say it in a term"),
+                ("teacher_update", "teachers of terms are frozen"),
+                ("ema_decay", "teachers of terms are frozen"),
+            ):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} goes with teacher and not with terms: {instead}")
+            if not any(term.teacher for term in self.terms):
+                raise ValueError("terms: one of them needs a teacher; without any this is grpo")
+            if not any(term.weighs for term in self.terms):
+                raise ValueError("terms: all weights are 0")
+            if any(term.reward for term in self.terms) and self.rollouts_per_prompt < 2:
+                raise ValueError("a reward needs rollouts_per_prompt of 2 or more to compare")
+        return self
 
     @model_validator(mode="after")
     def _teacher_that_moves(self) -> "Distill":

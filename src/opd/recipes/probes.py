@@ -29,7 +29,7 @@ from opd.recipes.base import (
     Sampled,
     Share,
 )
-from opd.recipes.models import Information
+from opd.recipes.losses import Information
 from opd.stages.registry import STAGES
 
 TEACHER_TEMPERATURE = Field(

@@ -20,7 +20,7 @@ from opd.recipes.config import DEFAULTS, Config
 from opd.recipes.models import PRESETS, Keep, Kept, Model
 
 # Keys of recipes that name models.
-MODEL_KEYS = ("student", "teacher", "model", "models", "base", "judge", "encoder")
+MODEL_KEYS = ("student", "teacher", "reference", "model", "models", "base", "judge", "encoder")
 # Sections in which a recipe may sweep.
 SWEPT = (
     *("prompts", "contamination", "sft_data", "models", "generations", "evaluations"),

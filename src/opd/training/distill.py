@@ -6,56 +6,74 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
 from opd.core.errors import UserError
-from opd.data import privileged
 from opd.losses import metrics
-from opd.losses.fused import fused_token_loss
-from opd.losses.head import Head
-from opd.losses.spec import LossSpec, loss_spec
+from opd.losses.terms import States
 from opd.losses.token import aggregate
 from opd.models import pairing
-from opd.models.checkpoints import load_model, load_tokenizer, read_config, require_room
-from opd.models.pairing import head_of, save_trimmed, teacher_kwargs, trim_vocabularies
-from opd.training import common, launch, micro_batches, order
+from opd.models.checkpoints import load_model, load_tokenizer
+from opd.models.pairing import head_of, save_trimmed, trim_vocabularies
+from opd.training import common, launch, micro_batches, objective, terms
+from opd.training.asked import load
+from opd.training.objective import COUNTS, Term
 from opd.training.padding import packed_hidden, require_boundaries, trimmed
 from opd.training.record import Record, Value
+from opd.training.teachers import ROWS, Teachers
+from opd.training.terms import Reading
 
-# Column of the token ids that the teacher reads in place of the student's prompt.
-TEACHER_IDS = "teacher_ids"
 # Of a batch: what each token of a sequence counts in the loss.
 TOKEN_WEIGHTS = "token_weights"
 
 
 class Trainer(DistillationTrainer):
-    """TRL's rollouts and optimiser; the loss from ``opd.losses.fused``, aggregated over a step;
-    measurements from ``opd.losses.metrics`` on the same hidden states."""
+    """TRL's rollouts and optimiser; the loss a sum of terms (``opd.training.objective``) that is
+    aggregated over a step; measurements from ``opd.losses.metrics`` on the same hidden states.
+    ``models`` are those of the terms, by name."""
 
-    def __init__(self, spec: LossSpec, cfg: dict[str, Any], teacher: Any, **kwargs: Any) -> None:
-        self.spec, self.cfg = spec, cfg
+    _buffered_inputs: Any
+
+    def __init__(
+        self, sum_of: list[Term], cfg: dict[str, Any], models: dict[str, Any], **kwargs: Any
+    ) -> None:
+        self.sum_of, self.cfg = sum_of, cfg
         self.update = cfg.get("teacher_update", "frozen")
-        super().__init__(teacher_model=None if self.update == "live" else teacher, **kwargs)
+        only = next(iter(models.values())) if len(models) == 1 and self.update != "live" else None
+        super().__init__(teacher_model=only, **kwargs)
         if self.teacher_model is not None:
             # Under FSDP accelerate neither shards nor moves a model that is not trained.
             self.teacher_model.to(self.accelerator.device).eval()
+        if len(models) == 1:
+            models = dict.fromkeys(models, self.teacher_model)
+        readings = [term.reading for term in sum_of]
+        self.teachers = Teachers(models, readings, self._read, self.accelerator)
         self.bins = -(-self.max_completion_length // cfg["position_bin"])
         self.tallies: dict[str, Tensor] = {}
         self.measured: list[Value] = []
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._buffered_inputs = None  # and with it what was kept of the last step's rollouts
         batch = super()._generate_and_score_completions(inputs)
-        if TEACHER_IDS in inputs[0]:
-            encoded = self.processing_class.pad(
-                {"input_ids": [example[TEACHER_IDS] for example in inputs]}, return_tensors="pt"
-            ).to(batch["prompt_ids"].device)
-            batch["teacher_prompt_ids"] = encoded["input_ids"]
-            batch["teacher_prompt_mask"] = encoded["attention_mask"]
+        for prompt in (reading.prompt for reading in self.teachers.readings):
+            if prompt in inputs[0]:
+                encoded = self.processing_class.pad(
+                    {"input_ids": [example[prompt] for example in inputs]}, return_tensors="pt"
+                ).to(batch["prompt_ids"].device)
+                batch[f"{prompt}_ids"] = encoded["input_ids"]
+                batch[f"{prompt}_mask"] = encoded["attention_mask"]
         if self.cfg["aggregation"] == "micro_batch_mean":
             batch[TOKEN_WEIGHTS] = self._token_weights(batch)
+        if ROWS in inputs[0]:
+            device, group = batch["prompt_ids"].device, self.cfg["rollouts_per_prompt"]
+            batch[ROWS] = torch.tensor([example[ROWS] for example in inputs], device=device)
+            rollouts = zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+            texts = self.processing_class.batch_decode(
+                [ids[mask != 0] for ids, mask in rollouts], skip_special_tokens=True
+            )
+            objective.grade(self.sum_of, inputs, batch, texts, self.accelerator, group)
         return batch
 
     def _token_weights(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -75,6 +93,35 @@ class Trainer(DistillationTrainer):
         scaled = torch.tensor(weights, device=own.device) * self.accelerator.num_processes
         return scaled[start : start + len(own)]
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        batch: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        if ROWS not in batch or COUNTS in batch:
+            return batch
+        # The first micro-batch of a step of several terms.
+        self._buffered_inputs = batches = [trimmed(part) for part in self._buffered_inputs]
+        with self.accelerator.autocast():
+            if terms.keeps_states([term.settings for term in self.sum_of]):
+                self.teachers.read_ahead(batches)
+            k = self.cfg["metrics_k"]
+            objective.count(
+                self.sum_of, batches, self.teachers, self._of_student, self.accelerator, k
+            )
+        return batches[self._step % self.args.gradient_accumulation_steps]
+
+    def _of_student(self, batch: dict[str, Any]) -> States:
+        """What the student makes of a micro-batch before it is trained on it."""
+        student = self.accelerator.unwrap_model(self.model)
+        student.eval()
+        hidden = self._read(self.model_wrapped, batch, "prompt")
+        student.train()
+        return States(hidden, head_of(student))
+
+    def _read(self, model: Any, batch: dict[str, Any], prompt: str) -> Tensor:
+        """``_hidden`` of a model that accelerate may have wrapped."""
+        own = self.accelerator.unwrap_model(model)
+        hidden: Tensor = self._forward_redirection(model, own, self._hidden, own, batch, prompt)
+        return hidden
+
     def _hidden(self, model: Any, inputs: dict[str, Tensor], prompt: str) -> Tensor:
         """Last hidden states [B, T, H] that predict the T response tokens after a prompt."""
         ids, mask = (
@@ -86,67 +133,74 @@ class Trainer(DistillationTrainer):
             return packed_hidden(model.base_model, ids, mask)[:, -responses - 1 : -1]
         return self._get_last_hidden_state(model, ids, mask, responses)
 
-    @torch.no_grad()
-    def _teacher(self, student: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:
-        """The teacher's last hidden states [B, T, H] on the student's responses, and its head."""
-        prompt = "teacher_prompt" if "teacher_prompt_ids" in inputs else "prompt"
-        if self.teacher_model is None:
-            student.eval()
-            hidden = self._hidden(student, inputs, prompt)
-            student.train()
-            return hidden, head_of(student)
-        teacher = self.accelerator.unwrap_model(self.teacher_model)
-        hidden = self._forward_redirection(
-            self.teacher_model, teacher, self._hidden, teacher, inputs, prompt
-        )
-        return hidden, head_of(teacher)
+    def _teacher(self, student: Any, inputs: dict[str, Tensor], reading: Reading) -> States:
+        """What the model of a term makes of the student's responses."""
+        if self.update != "live":
+            return self.teachers.states(inputs, reading)
+        student.eval()
+        with torch.no_grad():
+            hidden = self._hidden(student, inputs, reading.asked(inputs))
+        student.train()
+        return States(hidden, head_of(student))
 
     def _compute_loss(
         self, unwrapped_student: Any, inputs: dict[str, Tensor], num_items_in_batch: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         inputs = trimmed(inputs)
-        ids, mask = inputs["completion_ids"], inputs["completion_mask"]
         # TRL calls the backbone past the forward that accelerate has put autocast into.
         with self.accelerator.autocast():
-            teacher_hidden, teacher_head = self._teacher(unwrapped_student, inputs)
+            read = {r: self._teacher(unwrapped_student, inputs, r) for r in self.teachers.readings}
             hidden = self._hidden(unwrapped_student, inputs, "prompt")
-            head = head_of(unwrapped_student)
-            loss = fused_token_loss(
-                hidden, head, teacher_hidden, teacher_head, ids, mask, self.spec, self.temperature
-            )
+            student = States(hidden, head_of(unwrapped_student))
+            teachers = [read[t.reading] if t.reading else student for t in self.sum_of]
+            losses = objective.token_losses(self.sum_of, inputs, student, teachers)
             if self.state.global_step % self.cfg["metrics_every"] == 0:
-                self._measure(hidden.detach(), head, teacher_hidden, teacher_head, ids, mask)
+                self._measure(student._replace(hidden=hidden.detach()), teachers, inputs)
+        if COUNTS in inputs:
+            self._add("terms", objective.tally(self.sum_of, inputs, losses))
+        loss = objective.summed(inputs, losses, self._weights(self.state.global_step))
+        mask, how = inputs["completion_mask"], self.cfg["aggregation"]
         parts = self.args.gradient_accumulation_steps
-        how, weights = self.cfg["aggregation"], inputs.get(TOKEN_WEIGHTS)
-        loss = aggregate(loss, mask, how, num_items_in_batch, parts, weights)
+        loss = aggregate(loss, mask, how, num_items_in_batch, parts, inputs.get(TOKEN_WEIGHTS))
         return loss, torch.zeros((), device=loss.device), mask.sum()
 
+    def _weights(self, step: int) -> list[float]:
+        """The weight of each term at a step."""
+        steps = self.args.max_steps
+        return [terms.weight_at(term.settings["weight"], step, steps) for term in self.sum_of]
+
     @torch.no_grad()
-    def _measure(
-        self, h_p: Tensor, head_p: Head, h_q: Tensor, head_q: Head, ids: Tensor, mask: Tensor
-    ) -> None:
+    def _measure(self, student: States, teachers: list[States], inputs: dict[str, Tensor]) -> None:
         """Add the measurements of a micro-batch to the tallies: of states, from hidden states
-        [B, T, H] in chunks of positions, and of its B responses."""
-        kept = mask != 0
-        repeated = metrics.repeats(ids, mask)
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[kept]
+        [B, T, H] in chunks of positions, and of its B responses. A state is measured beside the
+        teacher of the first term that it belongs to."""
+        ids, mask = inputs["completion_ids"], inputs["completion_mask"]
+        over, left, repeated = objective.over(inputs), mask != 0, metrics.repeats(ids, mask)
         # Also where nothing counts here: all processes add up the same tallies.
         none = torch.zeros(2, len(metrics.STATE), self.bins, dtype=torch.float64, device=ids.device)
         tally = self.tallies.setdefault("state", none)
-        for part, sums in metrics.in_parts(
-            (h_p[kept], h_q[kept]),
-            (head_p, head_q),
-            (self.temperature, self.spec.teacher_temperature),
-            ids[kept],
-            repeated[kept],
-            self.cfg["metrics_k"],
-        ):
-            tally += metrics.binned(sums, positions[part], self.cfg["position_bin"], self.bins)
+        for i, (term, teacher) in enumerate(zip(self.sum_of, teachers, strict=True)):
+            if "teacher" not in term.settings:
+                continue
+            kept = left & (over[:, i] != 0)
+            left = left & ~kept
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[kept]
+            for part, sums in metrics.in_parts(
+                (student.hidden[kept], teacher.hidden[kept]),
+                (student.head, teacher.head),
+                term.temperatures,
+                ids[kept],
+                repeated[kept],
+                self.cfg["metrics_k"],
+            ):
+                tally += metrics.binned(sums, positions[part], self.cfg["position_bin"], self.bins)
         last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0)).squeeze(1)
         eos = torch.tensor(self.eos_token_ids, device=ids.device)
         sums = metrics.response_metrics(mask, last, eos, repeated)
-        tally = metrics.binned(sums, torch.zeros_like(last), 1, 1)
-        self.tallies["response"] = self.tallies.get("response", 0) + tally
+        self._add("response", metrics.binned(sums, torch.zeros_like(last), 1, 1))
+
+    def _add(self, name: str, tally: Tensor) -> None:
+        self.tallies[name] = self.tallies.get(name, 0) + tally
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.measured = self._measurements()
@@ -162,6 +216,10 @@ class Trainer(DistillationTrainer):
             if kind in self.tallies:
                 tally = self.accelerator.reduce(self.tallies.pop(kind), "sum")
                 values += metrics.means(names, tally, self.cfg["position_bin"])
+        if "terms" in self.tallies:
+            tally = self.accelerator.reduce(self.tallies.pop("terms"), "sum")
+            weights = self._weights(self.state.global_step - 1)
+            values += objective.means(self.sum_of, tally, weights)
         means = {name: value for name, position, value in values if position is None}
         if "entropy_student_nats" in means:
             gap = metrics.entropy_gap_of_means_nats(
@@ -205,53 +263,33 @@ class Follow(TrainerCallback):
         self.trainer.move_teacher()
 
 
-def teacher_prompts(
-    cfg: dict[str, Any], rows: Sequence[Mapping[str, Any]], tokenizer: Any
-) -> list[list[int]] | None:
-    """Token ids of what the teacher is asked, rollouts_per_prompt of each row with its contexts in
-    turn; None where that is what the student is asked.
-
-    Raises ``UserError`` as ``opd.data.privileged.token_ids`` does, and where the rollouts of a
-    prompt are no multiple of its contexts, since all contexts are to be used equally often.
-    """
-    contexts, kwargs = cfg.get("information"), teacher_kwargs(cfg)
-    if not contexts and kwargs == (cfg.get("chat_template_kwargs") or {}):
-        return None
-    contexts = contexts or [privileged.CONTEXTS["none"]]
-    each, remainder = divmod(cfg["rollouts_per_prompt"], len(contexts))
-    if remainder:
-        raise UserError(
-            f"{len(contexts)} contexts for {cfg['rollouts_per_prompt']} rollouts of a prompt",
-            "information",
-            "make rollouts_per_prompt a multiple of them",
-        )
-    limit = cfg.get("max_teacher_prompt_tokens", cfg["max_prompt_tokens"])
-    by_context = privileged.token_ids(contexts, rows, tokenizer, kwargs, limit)
-    return [ids[row] for row in range(len(rows)) for _ in range(each) for ids in by_context]
-
-
-def load(cfg: dict[str, Any], inputs: Mapping[str, Path], tokenizer: Any) -> Dataset:
-    """The prompts as they are rolled out, each as often as it is, with what the teacher is asked
-    where that differs: those of an epoch, in order and without a last partial batch; or, with
-    ``shuffle``, those of the whole run (``opd.training.order.shuffled``)."""
-    readers = [inputs["student"], inputs["teacher"]]
-    chats, rows = common.load_prompts(cfg, inputs["prompts"], tokenizer, readers)
-    taken: Sequence[int] = range(len(rows) - len(rows) % cfg["prompts_per_step"])
-    if cfg.get("shuffle"):
-        taken = order.shuffled(len(rows), cfg["steps"] * cfg["prompts_per_step"], cfg["seed"])
-    columns: dict[str, list[Any]] = {
-        "prompt": [chats[i] for i in taken for _ in range(cfg["rollouts_per_prompt"])]
-    }
-    teacher_ids = teacher_prompts(cfg, [rows[i] for i in taken], tokenizer)
-    if teacher_ids is not None:
-        longest = max(map(len, teacher_ids)) + cfg["max_new_tokens"]
-        require_room(read_config(inputs["teacher"]), longest, "max_new_tokens")
-        columns[TEACHER_IDS] = teacher_ids
-    return Dataset.from_dict(columns)
+def compared_pairs(
+    cfg: dict[str, Any], sum_of: Sequence[Term], inputs: Mapping[str, Path]
+) -> dict[str, dict[str, Any]]:
+    """``pairing.compare`` of the student and each model of the terms, by name, with notes printed.
+    Raises ``UserError`` where a pair does not fit, in a sum of several with the term."""
+    pairs: dict[str, dict[str, Any]] = {}
+    for i, term in enumerate(sum_of):
+        if term.reading is None:
+            continue
+        name, asked = term.reading.model, {**cfg, **term.settings}
+        try:
+            pair = pairing.compare(asked, inputs["student"], inputs[name])
+            for objection in pairing.objections(asked, pair):
+                raise objection
+            pairing.require_k(term.k, pair["vocabulary"], "loss.k")
+        except UserError as error:
+            if "terms" not in cfg:
+                raise
+            raise UserError(error.what, f"terms.{i}: {error.where}", error.remedy) from None
+        for note in pair["notes"] if name not in pairs else ():
+            print(f"note: {note}", file=sys.stderr)
+        pairs[name] = pair
+    return pairs
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
-    """Stage ``distill``: inputs student, teacher and prompts.
+    """Stage ``distill``: inputs student, prompts, and teacher, or the models that terms name.
 
     cfg: the settings of ``opd.recipes.models.Distill``; seed, threads, chat_template_kwargs,
     teacher_chat_template_kwargs, precision (``bfloat16``: compute only, weights stay float32),
@@ -269,18 +307,13 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)
     common.prepare(cfg)
-    # One temperature for both, unless the loss names another for the teacher: a student that equals
-    # its teacher would else be taught to be sharper or flatter than it is.
-    spec = loss_spec({"teacher_temperature": cfg["temperature"], **cfg["loss"]})
+    sum_of = objective.made(cfg)
     tokenizer = load_tokenizer(inputs["student"])
-    compared = pairing.compare(cfg, inputs["student"], inputs["teacher"])
-    for objection in pairing.objections(cfg, compared):
-        raise objection
-    for where, k in (("loss.k", spec.k or 0), ("metrics_k", cfg["metrics_k"])):
-        pairing.require_k(k, compared["vocabulary"], where)
-    ends, beyond = pairing.end_ids(cfg, compared), compared["never_compared"]
-    for note in compared["notes"]:
-        print(f"note: {note}", file=sys.stderr)
+    pairs = compared_pairs(cfg, sum_of, inputs)
+    vocabulary = min(pair["vocabulary"] for pair in pairs.values())
+    pairing.require_k(cfg["metrics_k"], vocabulary, "metrics_k")
+    ends = sorted({i for pair in pairs.values() for i in pairing.end_ids(cfg, pair)})
+    beyond = sorted({i for pair in pairs.values() for i in pair["never_compared"]})
     examples = load(cfg, inputs, tokenizer)
     attention = cfg.get("attention")
     student = load_model(inputs["student"], attention=attention)
@@ -288,8 +321,10 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     frozen = cfg.get("teacher_update", "frozen") == "frozen"
     narrow = frozen and cfg.get("precision") == "bfloat16"
     dtype = torch.bfloat16 if narrow else torch.float32
-    teacher = load_model(inputs["teacher"], dtype, attention)
-    trim_vocabularies(student, teacher, tokenizer, beyond)
+    models = {name: load_model(inputs[name], dtype, attention) for name in pairs}
+    # The smallest vocabulary first: the student has that one before it meets the others.
+    for name in sorted(pairs, key=lambda name: int(pairs[name]["vocabulary"])):
+        trim_vocabularies(student, models[name], tokenizer, pairs[name]["never_compared"])
     arguments = common.rollout_arguments(cfg, "distill", scratch)
     if "end_tokens" in cfg:
         # The trained model ends its responses as it was trained to.
@@ -297,22 +332,23 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         if "vllm" in cfg:
             arguments["generation_kwargs"] = {"stop_token_ids": ends}
     args = DistillationConfig(**arguments)
-    if "vllm" in cfg and compared["vocabulary"] < compared["embedding_rows"]["student"]:
+    rows = next(iter(pairs.values()))["embedding_rows"]["student"]
+    if "vllm" in cfg and vocabulary < rows:
         if args.vllm_mode == "server":
             raise UserError(
-                f"a server of vLLM has {compared['embedding_rows']['student']} rows in the "
-                f"student's head, of which {compared['vocabulary']} are trained",
+                f"a server of vLLM has {rows} rows in the student's head, of which {vocabulary} "
+                "are trained",
                 "training.vllm.mode",
                 "use colocate",
             )
         student.name_or_path = str(scratch / "trimmed")  # what vLLM loads
         with args.main_process_first(desc="the student that vLLM loads"):
             if args.process_index == 0:
-                save_trimmed(inputs["student"], compared["vocabulary"], scratch / "trimmed")
+                save_trimmed(inputs["student"], vocabulary, scratch / "trimmed")
     trainer = Trainer(
-        spec,
+        sum_of,
         cfg,
-        teacher,
+        models,
         model=student,
         args=args,
         train_dataset=examples,
@@ -320,7 +356,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     )
     if cfg.get("packing"):
         with trainer.accelerator.autocast():
-            for model in (student, teacher):
+            for model in (student, *models.values()):
                 require_boundaries(model)
     if trainer.update == "ema":
         if trainer.is_fsdp_enabled:

@@ -241,12 +241,12 @@ def test_a_frozen_teacher_does_not_change(inputs: Inputs, tmp_path: Path) -> Non
         teacher = distill.Trainer._teacher
         batch: dict[str, torch.Tensor] = {}
 
-        def spy(self: Any, student: Any, inputs: dict[str, torch.Tensor]) -> Any:
+        def spy(self: Any, student: Any, inputs: dict[str, torch.Tensor], reading: Any) -> Any:
             if not batch:
                 batch.update(inputs)
-            hidden, head = teacher(self, student, batch)
+            hidden, head = teacher(self, student, batch, reading)
             logged.append(head_logits(hidden.flatten(0, 1), head).log_softmax(-1))
-            return teacher(self, student, inputs)
+            return teacher(self, student, inputs, reading)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(distill.Trainer, "_teacher", spy)
@@ -322,8 +322,8 @@ def test_positions_of_teacher_and_student_are_those_of_the_same_token(
     found: list[Any] = []
     teacher = distill.Trainer._teacher
 
-    def spy(self: Any, student: Any, batch: dict[str, torch.Tensor]) -> Any:
-        result = teacher(self, student, batch)
+    def spy(self: Any, student: Any, batch: dict[str, torch.Tensor], reading: Any) -> Any:
+        result = teacher(self, student, batch, reading)
         found.append((result[0], batch))
         return result
 

@@ -113,11 +113,11 @@ def test_training_on_rollouts_and_what_the_teacher_is_told(asked: Inputs, tmp_pa
     cfg = {**OPD, "max_prompt_tokens": 200}
     user = {"role": "user", "content": "2+1="}
     examples = distill.load(cfg, asked, tokenizer)
-    assert examples[2]["prompt"] == [*TURNS, user] and "teacher_ids" not in examples.column_names
+    assert examples[2]["prompt"] == [*TURNS, user] and "teacher_prompt" not in examples.column_names
     told = {"information": [{"message": "{prompt} so {answer}", "system": "know {answer}"}]}
     examples = distill.load({**cfg, **told}, asked, tokenizer)
     assert examples[2]["prompt"] == [*TURNS, user]
-    assert read(asked["student"], examples[2]["teacher_ids"]) == ASKED.replace(
+    assert read(asked["student"], examples[2]["teacher_prompt"]) == ASKED.replace(
         "be brief", "be brief<unk><unk>know 3"
     ).replace("2+{0}=", "2+1= so 3")
     rewarded = grpo.load({**cfg, "information": told["information"]}, asked, tokenizer)

@@ -18,7 +18,7 @@ from opd.plan.artifacts import plan
 from opd.plan.papers import Paper, read_paper
 from opd.probes import prefix
 from opd.recipes.config import Config
-from opd.recipes.models import Context
+from opd.recipes.losses import Context
 from opd.recipes.resolve import merge, read, resolve
 from opd.results import claims
 from opd.results.claim_spec import needs, read_claims

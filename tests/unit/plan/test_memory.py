@@ -23,6 +23,7 @@ SHAPES = calibrate.read(ROOT / "config" / "calibration.yaml")["shapes"]
 # 3 layers: embeddings 10 x 4, a layer 2 * 4 * (4 + 2) + 3 * 4 * 8 + 2 * 4 = 152, a last norm of 4.
 SMALL = Shape(layers=3, hidden=4, intermediate=8, query=4, key=2, vocabulary=10, tied=True)
 N = 40 + 3 * 152 + 4
+ONE = {"teacher": SMALL}
 RUN: dict[str, Any] = {
     "prompts_per_step": 4,
     "rollouts_per_prompt": 2,
@@ -37,7 +38,7 @@ RUN: dict[str, Any] = {
 
 
 def without_context(terms: memory.Terms) -> dict[str, float]:
-    return {name: size for name, size in terms.items() if name not in ("context", "vLLM")}
+    return {name: size for name, size in terms.items() if name not in ("context", "vLLM", "states")}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_a_layer_keeps_what_autograd_saves(kind, narrow, stream):
 
 def test_terms_of_a_step_on_one_gpu():
     """8 sequences of 16 tokens, two at a time: 32 tokens, 20 responses' positions."""
-    steps = memory.phases("distill", RUN, SMALL, SMALL, memory=100e9)
+    steps = memory.phases("distill", RUN, SMALL, ONE, memory=100e9)
     always = {"weights": 4 * N, "moments": 8 * N, "teacher": 2 * N}
     mask = 2 * 16 * 16 * (1 + 2)
     assert without_context(steps["rollouts"]) == always
@@ -139,7 +140,7 @@ def test_terms_of_a_step_on_one_gpu():
 def test_fsdp_shards_states_and_gathers_a_few_layers():
     cfg = {**RUN, "processes": 4, "micro_batch": 1, "execution": {"accelerate": "a/fsdp2.yaml"}}
     del cfg["vllm"]
-    steps = memory.phases("distill", cfg, SMALL, SMALL, memory=0)
+    steps = memory.phases("distill", cfg, SMALL, ONE, memory=0)
     assert {name: steps["layer"][name] for name in ("weights", "moments", "gradients")} == {
         "weights": N,
         "moments": 2 * N,
@@ -149,7 +150,7 @@ def test_fsdp_shards_states_and_gathers_a_few_layers():
     assert steps["layer"]["checkpoints"] == 3 * 16 * 4 * 2  # bfloat16 from layer to layer
     # Without vLLM the two rollouts of each process have their keys and values at once.
     assert steps["rollouts"]["cache"] == 2 * 16 * 2 * 3 * 2 * 4
-    ddp = memory.phases("distill", {**cfg, "execution": {}}, SMALL, SMALL, memory=0)
+    ddp = memory.phases("distill", {**cfg, "execution": {}}, SMALL, ONE, memory=0)
     assert ddp["layer"]["weights"] == 4 * N
 
 
@@ -169,7 +170,7 @@ def test_the_mask_is_that_of_the_attention():
         ({"packing": True}, 1024),
         ({"attention": "flash_attention_2"}, 0),
     ):
-        steps = memory.phases("distill", {**RUN, **more}, SMALL, SMALL, memory=0)
+        steps = memory.phases("distill", {**RUN, **more}, SMALL, ONE, memory=0)
         assert steps["layer"]["mask"] == 3 * squares
     # Keys and values are not repeated: 2 x 2 x 4 bytes a token less, 2 x 2 x 2 of their own more.
     assert SMALL.saved(True, 4, masked=False) == SMALL.saved(True, 4) - 16 + 8
@@ -177,11 +178,27 @@ def test_the_mask_is_that_of_the_attention():
 
 def test_a_teacher_that_moves_is_float32_and_the_student_itself_is_none():
     for update, size in (("ema", 4 * N), ("live", 0)):
-        steps = memory.phases("distill", {**RUN, "teacher_update": update}, SMALL, SMALL, 1e9)
+        steps = memory.phases("distill", {**RUN, "teacher_update": update}, SMALL, ONE, 1e9)
         assert steps["layer"]["teacher"] == size
-    assert (
-        "teacher" not in memory.phases("grpo", {**RUN, "group_size": 2}, SMALL, None, 1e9)["layer"]
-    )
+    assert "teacher" not in memory.phases("grpo", {**RUN, "group_size": 2}, SMALL, {}, 1e9)["layer"]
+
+
+def test_teachers_of_a_sum_take_turns():
+    """Of several only the heads stay, and the states of 8 x 10 positions for each thing that a
+    model is told; a single one stays, with states only where token weights look at a step."""
+    large = SMALL._replace(layers=6, hidden=8)
+    told, weighed = {"information": [{"message": "{prompt}!"}]}, {"tokens": {"drift": 1.0}}
+    parts = [{"teacher": "teacher:0"}, {"teacher": "teacher:1"}, {"teacher": "teacher:1", **told}]
+    two = {"teacher:0": SMALL, "teacher:1": large}
+    steps = memory.phases("distill", {**RUN, "terms": [*parts, {"reward": {}}]}, SMALL, two, 1e9)
+    heads = 2 * 10 * (4 + 8)
+    assert steps["rollouts"]["teacher"] == steps["loss"]["teacher"] == heads
+    assert steps["teacher"]["teacher"] == heads + 2 * large.parameters
+    assert steps["loss"]["states"] == 2 * 8 * 10 * (4 + 8 + 8) and "states" not in steps["rollouts"]
+    for part, kept in ((parts[0], 0), ({**parts[0], **weighed}, 2 * 8 * 10 * 4)):
+        one = memory.phases("distill", {**RUN, "terms": [part]}, SMALL, {"teacher:0": SMALL}, 1e9)
+        assert one["loss"]["teacher"] == one["teacher"]["teacher"] == 2 * N
+        assert one["loss"]["states"] == kept
 
 
 def test_the_chunk_is_that_of_the_loss():

@@ -72,6 +72,15 @@ def test_what_training_would_refuse_is_said_before(models: Inputs, tmp_path: Pat
     assert "600 tokens," in long
 
 
+def test_every_teacher_of_a_sum_is_compared(models: Inputs, tmp_path: Path) -> None:
+    """One that fits does not hide one that does not, and a reference to the student fits."""
+    parts = [{"teacher": "s"}, {"teacher": "t", "weight": 0.5}, {"reference": "tuned"}]
+    raw = config(models, teacher=None, terms=parts)
+    del raw["models"]["later"], raw["models"]["unknown"]
+    (line,) = lines(raw, tmp_path)
+    assert line.startswith("models/x: end_tokens: responses end with <eos> for the student")
+
+
 def test_end_tokens_of_the_student_change_no_identity(models: Inputs) -> None:
     """They are what a run uses anyway; those of both make another model."""
     plain, own, both = (

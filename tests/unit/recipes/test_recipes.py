@@ -36,6 +36,11 @@ SHA = "0123456789" * 4
 RELEASED = {"models__x__released": {"hub": "o/x", "revision": SHA[:7]}}
 
 
+def terms(*parts: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The change that makes the run x one of a sum of terms."""
+    return {"models__x__distill": {"student": "a", "terms": [*parts], **more}}
+
+
 def config(**changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "name": "t",
@@ -139,6 +144,55 @@ def asked(raw: dict[str, Any]) -> list[str]:
         ({"models__x__distill__loss": {"tail": True}}, ["a tail goes with"]),
         ({"models__x__distill__teacher_update": "live"}, ["teacher_update: live needs teacher"]),
         ({"models__x__distill__ema_decay": 0.9}, ["ema_decay goes with teacher_update"]),
+        ({"models__x__distill__teacher": None}, ["models.x.distill: needs exactly one of teacher"]),
+        ({"models__x__distill__terms": [{"teacher": "b"}]}, ["exactly one of teacher, terms"]),
+        (terms(), ["models.x.distill.terms", "at least 1 item"]),
+        (
+            terms({"teacher": "bb"}),
+            ["models.x.distill.terms.0.teacher", "'bb'", "did you mean 'b'"],
+        ),
+        (terms({"reference": "a"}), ["one of them needs a teacher; without any this is grpo"]),
+        (terms({"teacher": "b", "reward": {"grader": "rule"}}), ["terms.0", "teacher and reward"]),
+        (terms({"teacher": "b"}, {"reward": {}}), ["terms.1.reward.grader", "Field required"]),
+        (
+            terms(
+                {"teacher": "b", "weight": 0}, {"reference": "a", "weight": {"start": 0, "end": 0}}
+            ),
+            ["models.x.distill", "all weights are 0"],
+        ),
+        (
+            terms({"teacher": "b", "tokens": {"linear": [0, 0]}}),
+            ["linear: the weights sum to nothing"],
+        ),
+        (
+            terms({"teacher": "b", "tokens": {"entropy": {"above_quantile": 1.0}}}),
+            ["terms.0.tokens.entropy.above_quantile", "less than 1"],
+        ),
+        (
+            terms({"teacher": "b", "tokens": {"overlap": {}}}),
+            ["terms.0.tokens.overlap", "exactly one of above_quantile"],
+        ),
+        (
+            terms({"teacher": "b", "tokens": {"advantage": {"outside_quantiles": [0.9, 0.1]}}}),
+            ["terms.0.tokens.advantage", "the first must be below the second"],
+        ),
+        (
+            terms({"teacher": "b"}, {"reward": {"grader": "rule"}, "loss": {"k": 4}}),
+            ["terms.1", "loss: a reward has none"],
+        ),
+        (
+            terms({"teacher": "b"}, {"reward": {"grader": "rule"}, "tokens": {"drift": 1}}),
+            ["terms.1", "tokens.drift: a reward has no teacher"],
+        ),
+        (
+            terms({"teacher": "b"}, {"reward": {"grader": "rule"}}, rollouts_per_prompt=1),
+            ["a reward needs rollouts_per_prompt of 2 or more"],
+        ),
+        (
+            terms({"teacher": "b"}, information="answer"),
+            ["information goes with teacher and not with terms: say it in a term"],
+        ),
+        (terms({"teacher": "a"}, teacher_update="live"), ["teacher_update goes with teacher"]),
         ({"models__x": {}}, ["models.x", "exactly one of init, hub", "none"]),
         ({"models__x__init": {}}, ["models.x", "init and distill"]),
         (
@@ -1168,3 +1222,55 @@ def test_a_config_without_papers_shows_its_runs_its_outlooks_and_responses():
     assert [folder for folder in own if folder.startswith("figures/")] == ["figures/f"]
     papers = artifacts(merge(raw, {"papers": ["rethinking_opd"], "evaluation": "e"}))
     assert not [f for f in papers if "training-" in f or "outlook-" in f or "responses-" in f]
+
+
+def test_a_sum_names_its_models_by_their_place() -> None:
+    """So that a model of another name is the same run, and the student's start the student."""
+    parts = [
+        {"teacher": "b", "where": {"language": "en"}, "information": "answer"},
+        {"teacher": "i", "weight": 2, "loss": {"preset": "full", "k": None}},
+        {"teacher": "b", "tokens": {"prefix": 3}},
+        {"reward": {"grader": "rule"}, "weight": {"start": 1, "end": 0}},
+        {"reference": "a", "loss": {"preset": "k3"}},
+    ]
+    made = plan(resolve(config(**terms(*parts))), {})["models/x/s0"]
+    assert made.named == {
+        "student": "models/a/s0",
+        "prompts": "prompts/p",
+        "teacher:0": "models/b/s0",
+        "teacher:1": "models/i/s0",
+    }
+    own = made.cfg["terms"]
+    assert [term.get("teacher") for term in own] == [
+        "teacher:0",
+        "teacher:1",
+        "teacher:0",
+        None,
+        None,
+    ]
+    assert own[4] == {"reference": "student", "loss": {"preset": "k3"}, "weight": 1.0}
+    # Of the recipe where a term has none; what a teacher is told is written out.
+    assert own[0]["loss"] == own[2]["loss"] == {"preset": "rethinking_code", "k": 4}
+    assert own[0]["information"][0]["message"].startswith("{prompt}")
+    assert "loss" not in made.cfg and "loss" not in own[3]
+    other = [{**part, "teacher": "bee"} if part.get("teacher") == "b" else part for part in parts]
+    renamed = config(**terms(*other))
+    renamed["models"]["bee"] = renamed["models"]["b"]
+    cfg = plan(resolve(renamed), {})["models/x/s0"].cfg
+    assert cfg == made.cfg
+
+
+def test_the_short_form_has_the_settings_that_it_had() -> None:
+    cfg = plan(resolve(config()), {})["models/x/s0"].cfg
+    assert "terms" not in cfg and cfg["loss"] == {"preset": "rethinking_code", "k": 4}
+    assert cfg["inputs"] == ["student", "teacher", "prompts"]
+
+
+def test_figures_show_what_is_measured_of_terms() -> None:
+    from opd.plan.papers import check_shown
+
+    figure = {**CURVES, "metrics": [{"name": "term_1_reward"}]}
+    parts = [{"teacher": "b"}, {"reward": {"grader": "rule"}}]
+    check_shown(resolve(config(figures={"f": figure}, **terms(*parts))))
+    with pytest.raises(UserError, match=r"figures.f.metrics: unknown metric 'term_1_reward'"):
+        check_shown(resolve(config(figures={"f": figure}, **terms(parts[0]))))

@@ -161,10 +161,10 @@ def test_the_guard_flags_or_stops(
 def test_bfloat16_computes_narrow_and_keeps_weights_wide(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from opd.training import distill
+    from opd.losses import terms
 
     types: set[tuple[torch.dtype, torch.dtype]] = set()
-    fused = distill.fused_token_loss
+    fused = terms.fused_token_loss
 
     def spy(h_p: Any, head: Any, h_q: Any, *rest: Any) -> Any:
         attention = torch.zeros(1, 1) @ torch.zeros(1, 1)
@@ -172,7 +172,7 @@ def test_bfloat16_computes_narrow_and_keeps_weights_wide(
         return fused(h_p, head, h_q, *rest)
 
     run("distill", OPD, inputs, tmp_path / "wide")
-    monkeypatch.setattr(distill, "fused_token_loss", spy)
+    monkeypatch.setattr(terms, "fused_token_loss", spy)
     run("distill", {**OPD, "precision": "bfloat16"}, inputs, tmp_path / "narrow")
     assert types == {(torch.bfloat16, torch.bfloat16)}
     found = weights(tmp_path / "narrow")

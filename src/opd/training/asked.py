@@ -1,0 +1,73 @@
+"""What student and teachers are asked in distillation: the rows of a run's rollouts."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from opd.core.errors import UserError
+from opd.data import privileged
+from opd.models.checkpoints import read_config, require_room
+from opd.models.pairing import teacher_kwargs
+from opd.training import common, order, terms
+from opd.training.teachers import ROWS
+
+
+def teacher_prompts(
+    cfg: dict[str, Any], rows: Sequence[Mapping[str, Any]], tokenizer: Any
+) -> list[list[int]] | None:
+    """Token ids of what the teacher is asked, rollouts_per_prompt of each row with its contexts in
+    turn; None where that is what the student is asked.
+
+    Raises ``UserError`` as ``opd.data.privileged.token_ids`` does, and where the rollouts of a
+    prompt are no multiple of its contexts, since all contexts are to be used equally often.
+    """
+    contexts, kwargs = cfg.get("information"), teacher_kwargs(cfg)
+    if not contexts and kwargs == (cfg.get("chat_template_kwargs") or {}):
+        return None
+    contexts = contexts or [privileged.CONTEXTS["none"]]
+    each, remainder = divmod(cfg["rollouts_per_prompt"], len(contexts))
+    if remainder:
+        raise UserError(
+            f"{len(contexts)} contexts for {cfg['rollouts_per_prompt']} rollouts of a prompt",
+            "information",
+            "make rollouts_per_prompt a multiple of them",
+        )
+    limit = cfg.get("max_teacher_prompt_tokens", cfg["max_prompt_tokens"])
+    by_context = privileged.token_ids(contexts, rows, tokenizer, kwargs, limit)
+    return [ids[row] for row in range(len(rows)) for _ in range(each) for ids in by_context]
+
+
+def load(cfg: dict[str, Any], inputs: Mapping[str, Path], tokenizer: Any) -> Dataset:
+    """The prompts as they are rolled out, each as often as it is, with what each teacher is asked
+    where that differs: those of an epoch, in order and without a last partial batch; or, with
+    ``shuffle``, those of the whole run (``opd.training.order.shuffled``). Of a sum of terms also
+    the answers, and the terms that each belongs to. Raises ``UserError`` as ``terms.routed`` does,
+    and for a row without an answer where responses are graded."""
+    sum_of = terms.terms_of(cfg)
+    readers = [inputs["student"], *(inputs[name] for name in terms.models(sum_of))]
+    chats, rows = common.load_prompts(cfg, inputs["prompts"], tokenizer, readers)
+    taken: Sequence[int] = range(len(rows) - len(rows) % cfg["prompts_per_step"])
+    if cfg.get("shuffle"):
+        taken = order.shuffled(len(rows), cfg["steps"] * cfg["prompts_per_step"], cfg["seed"])
+    rolled_out = [i for i in taken for _ in range(cfg["rollouts_per_prompt"])]
+    columns: dict[str, list[Any]] = {"prompt": [chats[i] for i in rolled_out]}
+    for term, reading in zip(sum_of, terms.readings(sum_of), strict=True):
+        if reading is None or reading.prompt in columns:
+            continue
+        ids = teacher_prompts({**cfg, **term}, [rows[i] for i in taken], tokenizer)
+        if ids is not None:
+            longest = max(map(len, ids)) + cfg["max_new_tokens"]
+            require_room(read_config(inputs[reading.model]), longest, "max_new_tokens")
+            columns[reading.prompt] = ids
+    if "terms" in cfg:
+        terms.require_answers(sum_of, rows)
+        routed = terms.routed(sum_of, rows)
+        if lost := sum(not any(row) for row in routed):
+            note = f"{lost} of {len(rows)} prompts belong to no term: nothing is learnt from them"
+            print(f"note: {note}", file=sys.stderr)
+        columns[ROWS] = [routed[i] for i in rolled_out]
+        columns["answer"] = [rows[i]["answer"] for i in rolled_out]
+    return Dataset.from_dict(columns)
