@@ -152,6 +152,9 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
         if model.trained:
             settings = _training(config, name, model, seed)
             inputs = inputs_of(config, model.trained, seed)
+            if model.distill and isinstance(model.distill.prompts, list):
+                del inputs["prompts"]
+                inputs |= {f"prompts:{name}": f"prompts/{name}" for name in model.distill.prompts}
             if model.distill and model.distill.terms:
                 options = model.chat_template
                 settings["terms"], models = terms(config, model.distill, seed, options)

@@ -233,7 +233,9 @@ class Distill(OnPolicy):
     terms: Annotated[list[Term], Field(min_length=1)] | None = Field(
         default=None, description="instead of teacher: the terms of the sum that a step minimises"
     )
-    prompts: PromptsRef
+    prompts: PromptsRef | Annotated[list[PromptsRef], Field(min_length=2)] = Field(
+        description="one set, or several, which are mixed in random order (shuffle: true)"
+    )
     loss: CheckedLoss = Field(default=Loss(), description="also of terms that have none")
     aggregation: Aggregation = "token_mean"
     max_token_len_per_gpu: Count | None = Field(
@@ -295,6 +297,17 @@ class Distill(OnPolicy):
                 raise ValueError("terms: all weights are 0")
             if any(term.reward for term in self.terms) and self.rollouts_per_prompt < 2:
                 raise ValueError("a reward needs rollouts_per_prompt of 2 or more to compare")
+        return self
+
+    @model_validator(mode="after")
+    def _sets_that_mix(self) -> "Distill":
+        if isinstance(self.prompts, list):
+            if not self.shuffle:
+                raise ValueError(
+                    "prompts: several sets come one after the other: say shuffle: true"
+                )
+            if len({*self.prompts}) < len(self.prompts):
+                raise ValueError("prompts: a set stands there twice")
         return self
 
     @model_validator(mode="after")

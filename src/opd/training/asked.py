@@ -40,6 +40,24 @@ def teacher_prompts(
     return [ids[row] for row in range(len(rows)) for _ in range(each) for ids in by_context]
 
 
+def prompt_rows(
+    cfg: dict[str, Any], inputs: Mapping[str, Path], tokenizer: Any, readers: Sequence[Path]
+) -> tuple[list[common.Chat], list[dict[str, Any]]]:
+    """``common.load_prompts`` of all prompt sets, one after the other: the input ``prompts``, or
+    ``prompts:NAME`` of several, whose rows then have the name in a column ``prompts``."""
+    if "prompts" in inputs:
+        return common.load_prompts(cfg, inputs["prompts"], tokenizer, readers)
+    chats: list[common.Chat] = []
+    rows: list[dict[str, Any]] = []
+    for name in (name for name in inputs if name.startswith("prompts:")):
+        # A step is filled from all sets together, so from each of them with one prompt at least.
+        one = {**cfg, "prompts_per_step": 1}
+        own_chats, own = common.load_prompts(one, inputs[name], tokenizer, readers)
+        chats += own_chats
+        rows += [{**row, "prompts": name.removeprefix("prompts:")} for row in own]
+    return chats, rows
+
+
 def load(cfg: dict[str, Any], inputs: Mapping[str, Path], tokenizer: Any) -> Dataset:
     """The prompts as they are rolled out, each as often as it is, with what each teacher is asked
     where that differs: those of an epoch, in order and without a last partial batch; or, with
@@ -48,7 +66,7 @@ def load(cfg: dict[str, Any], inputs: Mapping[str, Path], tokenizer: Any) -> Dat
     and for a row without an answer where responses are graded."""
     sum_of = terms.terms_of(cfg)
     readers = [inputs["student"], *(inputs[name] for name in terms.models(sum_of))]
-    chats, rows = common.load_prompts(cfg, inputs["prompts"], tokenizer, readers)
+    chats, rows = prompt_rows(cfg, inputs, tokenizer, readers)
     taken: Sequence[int] = range(len(rows) - len(rows) % cfg["prompts_per_step"])
     if cfg.get("shuffle"):
         taken = order.shuffled(len(rows), cfg["steps"] * cfg["prompts_per_step"], cfg["seed"])

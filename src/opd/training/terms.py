@@ -101,7 +101,8 @@ def weight_at(weight: float | Mapping[str, Any], step: int, steps: int) -> float
 
 
 def routed(terms: Sequence[Term], rows: Sequence[Mapping[str, Any]]) -> list[list[bool]]:
-    """Which terms each row of PROMPTS belongs to, by their ``where``: {column: value or values}.
+    """Which terms each row of PROMPTS, which may have the name of its set as ``prompts``, belongs
+    to by their ``where``: {column: value or values}.
 
     Raises ``UserError`` for a column that prompts do not have or that is empty in a row, and where
     no row fits.

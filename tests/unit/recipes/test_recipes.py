@@ -192,6 +192,12 @@ def asked(raw: dict[str, Any]) -> list[str]:
             terms({"teacher": "b"}, information="answer"),
             ["information goes with teacher and not with terms: say it in a term"],
         ),
+        (
+            terms({"teacher": "b"}, prompts=["p", "o"]),
+            ["prompts: several sets come one after the other: say shuffle: true"],
+        ),
+        (terms({"teacher": "b"}, prompts=["p", "p"], shuffle=True), ["a set stands there twice"]),
+        (terms({"teacher": "b"}, prompts=["p", "q"], shuffle=True), ["distill.prompts", "'q'"]),
         (terms({"teacher": "a"}, teacher_update="live"), ["teacher_update goes with teacher"]),
         ({"models__x": {}}, ["models.x", "exactly one of init, hub", "none"]),
         ({"models__x__init": {}}, ["models.x", "init and distill"]),
@@ -1258,6 +1264,15 @@ def test_a_sum_names_its_models_by_their_place() -> None:
     renamed["models"]["bee"] = renamed["models"]["b"]
     cfg = plan(resolve(renamed), {})["models/x/s0"].cfg
     assert cfg == made.cfg
+
+
+def test_several_prompt_sets_are_inputs_by_name() -> None:
+    parts = [{"teacher": "b", "where": {"prompts": "o"}}]
+    raw = config(**terms(*parts, prompts=["p", "o"], shuffle=True))
+    made = plan(resolve(raw), {})["models/x/s0"]
+    assert "prompts" not in made.named and "prompts" not in made.cfg
+    assert made.named["prompts:p"] == "prompts/p" and made.named["prompts:o"] == "prompts/o"
+    assert made.cfg["terms"][0]["where"] == {"prompts": "o"}
 
 
 def test_the_short_form_has_the_settings_that_it_had() -> None:

@@ -225,10 +225,30 @@ def test_a_sum_that_is_killed_goes_on(
     cfg = {**SUM, "terms": FOUR, "micro_batch": 4, "execution": {"checkpoint_every": 1}}
     run("distill", cfg, several, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at(2, patch)
+        kill_at(1, patch)
         run("distill", cfg, several, tmp_path / "killed")
     run("distill", cfg, several, tmp_path / "killed")
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_terms_by_prompt_set(several: Inputs, tmp_path: Path) -> None:
+    """Two sets are mixed in the order of one that has the rows of both, and a set of its own is
+    what its term is over: the teacher with no weight has the other's tokens."""
+    rows = tables.read(several["prompts"] / "prompts.parquet", PROMPTS).to_pylist()
+    sets = {"prompts:first": rows[:3], "prompts:rest": rows[3:]}
+    own = {name: path for name, path in several.items() if name != "prompts"}
+    for name, part in sets.items():
+        own[name] = tmp_path / name
+        own[name].mkdir()
+        tables.write(own[name] / "prompts.parquet", part, PROMPTS)
+    cfg = {**SUM, "shuffle": True}
+    run("distill", {**cfg, "terms": [teacher()]}, several, tmp_path / "one")
+    parts = [teacher(where={"prompts": name}) for name in ("first", "rest")]
+    run("distill", {**cfg, "terms": parts}, own, tmp_path / "two")
+    assert difference(several, tmp_path / "two", tmp_path / "one") < 1e-4
+    first, rest = (course(tmp_path / "two", f"term_{i}_token_share") for i in (0, 1))
+    assert max(first) > 0 and max(rest) > 0
+    assert [a + b for a, b in zip(first, rest, strict=True)] == pytest.approx([1.0, 1.0])
 
 
 # What is refused before anything is trained
