@@ -22,7 +22,7 @@ from opd.training.asked import load
 from opd.training.objective import COUNTS, Term
 from opd.training.padding import packed_hidden, require_boundaries, trimmed
 from opd.training.record import Record, Value
-from opd.training.teachers import ROWS, Teachers
+from opd.training.teachers import ROWS, Teachers, on_device
 from opd.training.terms import Reading
 
 # Of a batch: what each token of a sequence counts in the loss.
@@ -357,7 +357,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     if cfg.get("packing"):
         with trainer.accelerator.autocast():
             for model in (student, *models.values()):
-                require_boundaries(model)
+                with on_device(model, trainer.accelerator.device):
+                    require_boundaries(model)
     if trainer.update == "ema":
         if trainer.is_fsdp_enabled:
             raise UserError("an EMA teacher is not sharded", "teacher_update", "train it with ddp")

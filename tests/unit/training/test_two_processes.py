@@ -102,6 +102,41 @@ def test_two_processes_are_one(
 
 
 @pytest.mark.usefixtures("recorded")
+def test_a_sum_of_terms_in_two_processes_is_that_of_one(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantiles, scaled weights and advantages are those of all processes: with micro-batches of
+    one, groups of two responses lie in one process, and those of eight in both."""
+    import recorded
+
+    from opd.training import distill
+
+    monkeypatch.setattr(distill.Trainer, "_generate_single_turn", recorded.completions)
+    sum_of = [
+        {
+            "teacher": "teacher:0",
+            "loss": {"preset": "full"},
+            "weight": 1.0,
+            "tokens": {"entropy": {"above_quantile": 0.5}, "drift": 0.5},
+        },
+        {"reward": {"grader": "world"}, "weight": 1.0},
+        {"reference": "student", "loss": {"preset": "k3"}, "weight": 0.1},
+    ]
+    cfg = {key: value for key, value in STEPS.items() if key != "loss"}
+    cfg |= {"terms": sum_of, "steps": 2, "micro_batch": 1, "prompts_per_step": 1}
+    cfg |= {"rollouts_per_prompt": 8}
+    models = {"student": inputs["student"], "teacher:0": inputs["teacher"]}
+    given = {**models, "prompts": inputs["prompts"]}
+    one, two = (trained(n, cfg, given, tmp_path / str(n)) for n in (1, 2))
+    start = load_file(inputs["student"] / "model.safetensors")
+    before = torch.cat([w.flatten() for _, w in sorted(start.items())])
+    assert (one - two).norm() <= 1e-3 * (one - before).norm()
+    for name in ("loss", "term_0_token_share", "term_0_loss", "term_1_reward", "term_2_loss"):
+        ours, theirs = (course(tmp_path / n, name) for n in "12")
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
 def test_sharded_processes_are_those_with_whole_copies(
     inputs: Inputs,
