@@ -55,7 +55,39 @@ def prompt_rows(
         own_chats, own = common.load_prompts(one, inputs[name], tokenizer, readers)
         chats += own_chats
         rows += [{**row, "prompts": name.removeprefix("prompts:")} for row in own]
+    if len(rows) < cfg["prompts_per_step"]:
+        reason = f"{len(rows)} prompts cannot fill a step of {cfg['prompts_per_step']}"
+        raise UserError(reason, "prompts", "lower prompts_per_step or make larger prompt sets")
     return chats, rows
+
+
+def teacher_columns(
+    cfg: dict[str, Any],
+    inputs: Mapping[str, Path],
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    routed: Sequence[Sequence[bool]],
+    taken: Sequence[int],
+) -> dict[str, list[list[int]]]:
+    """``teacher_prompts`` of the rows ``taken``, by the name of each reading that is asked anything
+    else than the student; nothing for a row that it does not read, which need not have what it is
+    told. ``routed``: the terms of each row."""
+    sum_of = terms.terms_of(cfg)
+    readings, columns = terms.readings(sum_of), dict[str, list[list[int]]]()
+    for reading in dict.fromkeys(reading for reading in readings if reading):
+        own = [i for i, other in enumerate(readings) if other == reading]
+        reads = {row for row in taken if any(routed[row][i] for i in own)}
+        read = [rows[row] for row in taken if row in reads]
+        ids = teacher_prompts({**cfg, **sum_of[own[0]]}, read, tokenizer) if read else None
+        if ids is None:
+            continue
+        longest = max(map(len, ids)) + cfg["max_new_tokens"]
+        require_room(read_config(inputs[reading.model]), longest, "max_new_tokens")
+        left, each = iter(ids), cfg["rollouts_per_prompt"]
+        columns[reading.prompt] = [
+            next(left) if row in reads else [] for row in taken for _ in range(each)
+        ]
+    return columns
 
 
 def load(cfg: dict[str, Any], inputs: Mapping[str, Path], tokenizer: Any) -> Dataset:
@@ -71,18 +103,13 @@ def load(cfg: dict[str, Any], inputs: Mapping[str, Path], tokenizer: Any) -> Dat
     if cfg.get("shuffle"):
         taken = order.shuffled(len(rows), cfg["steps"] * cfg["prompts_per_step"], cfg["seed"])
     rolled_out = [i for i in taken for _ in range(cfg["rollouts_per_prompt"])]
-    columns: dict[str, list[Any]] = {"prompt": [chats[i] for i in rolled_out]}
-    for term, reading in zip(sum_of, terms.readings(sum_of), strict=True):
-        if reading is None or reading.prompt in columns:
-            continue
-        ids = teacher_prompts({**cfg, **term}, [rows[i] for i in taken], tokenizer)
-        if ids is not None:
-            longest = max(map(len, ids)) + cfg["max_new_tokens"]
-            require_room(read_config(inputs[reading.model]), longest, "max_new_tokens")
-            columns[reading.prompt] = ids
+    routed = terms.routed(sum_of, rows)
+    terms.require_answers(sum_of, rows)
+    columns: dict[str, list[Any]] = {
+        "prompt": [chats[i] for i in rolled_out],
+        **teacher_columns(cfg, inputs, tokenizer, rows, routed, taken),
+    }
     if "terms" in cfg:
-        terms.require_answers(sum_of, rows)
-        routed = terms.routed(sum_of, rows)
         if lost := sum(not any(row) for row in routed):
             note = f"{lost} of {len(rows)} prompts belong to no term: nothing is learnt from them"
             print(f"note: {note}", file=sys.stderr)

@@ -281,6 +281,26 @@ def test_terms_that_do_not_fit(
     assert not list((tmp_path / "a").iterdir())
 
 
+def test_a_row_need_not_have_what_the_teacher_of_others_is_told(
+    several: Inputs, tmp_path: Path
+) -> None:
+    """And a teacher is told nothing of a row that it does not read."""
+    rows = tables.read(several["prompts"] / "prompts.parquet", PROMPTS).to_pylist()
+    for row in rows:
+        row["solution"] = "so" if row["source"] == "a" else None
+    (tmp_path / "p").mkdir()
+    tables.write(tmp_path / "p" / "prompts.parquet", rows, PROMPTS)
+    told = {"information": [{"message": "{solution} {question}"}]}
+    own = {**several, "prompts": tmp_path / "p"}
+    parts = [teacher(where={"source": "a"}, **told), teacher("teacher:2", weight=0.5)]
+    cfg = {**SUM, "terms": parts, "max_prompt_tokens": 32, "micro_batch": 2}
+    numbers = run("distill", cfg, own, tmp_path / "a")
+    assert numbers["first"]["term_0_loss"] > 0
+    parts[0]["where"] = {"source": ["a", "b"]}
+    with pytest.raises(UserError, match=rf"prompt {rows[1]['id']}: there is no solution to tell"):
+        run("distill", cfg, own, tmp_path / "b")
+
+
 def test_a_grader_needs_answers(several: Inputs, tmp_path: Path) -> None:
     rows = tables.read(several["prompts"] / "prompts.parquet", PROMPTS).to_pylist()
     rows[3]["answer"] = " "
