@@ -160,7 +160,7 @@ def test_work_in_closed_form(facts, folder, parameters, operations):
 
 def test_every_reading_of_a_sum_is_work_of_a_teacher():
     """2000 parameters, the same told something, and the student's 1000 as a reference: 5/2 of what
-    one teacher takes, which is 8 of the 24 seconds of a step; a reward has no teacher."""
+    one teacher takes; a reward has no teacher."""
     told = {"information": [{"message": "{prompt}!"}]}
     parts = [{"teacher": "teacher:0"}, {"teacher": "teacher:0", **told}, {"reward": {}}]
     summed = models()
@@ -168,9 +168,11 @@ def test_every_reading_of_a_sum_is_work_of_a_teacher():
     inputs = {"student": "student", "teacher:0": "teacher", "prompts": "prompts"}
     cfg = {**run.cfg, "inputs": [*inputs], "terms": [*parts, {"reference": "student"}]}
     summed["distilled"] = Artifact("distill", "distilled", cfg, (*inputs.values(),))
-    plain, several = (cost.work(Facts(made, TABLES), "distilled") for made in (models(), summed))
-    assert several.seconds - plain.seconds == pytest.approx(3 * 8 * 3 / 2)
-    assert several.sampled == plain.sampled
+    on = calibrate.device(SHEET, TABLES)
+    plain, several = (work(Facts(made, TABLES), "distilled", on) for made in (models(), summed))
+    assert several.parts["teacher"] == pytest.approx(2.5 * plain.parts["teacher"])
+    assert several.parts["update"] == plain.parts["update"]
+    assert several.parts["sample"] == plain.parts["sample"]
 
 
 def test_what_runs_no_model_has_no_work(facts):
