@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
-from opd.cli import overview
+from opd.cli import overview, warm
 from opd.cli.commands import init, plan, results, stage, untrained
 from opd.cli.commands.options import add_command
 from opd.core.errors import UserError
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
             sys.stderr = Redacting(sys.stderr)
         # Libraries may ask whether to run a model's own code: there is nobody who says yes.
         sys.stdin = open(os.devnull)  # noqa: SIM115
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warm.settle_threads()
     # A stage that is told to stop clears its unfinished work away, as after an error.
     signal.signal(signal.SIGTERM, _told)
     try:
