@@ -1,10 +1,11 @@
 """The grammar that writes the responses of the world in words (``opd.data.words``) from
 ``grammar.yaml``, and the arithmetic that they do.
 
-A chain is a list of words such as 11 plus 3 times 7, whose results are taken modulo a number. A
-response works it out step by step, by one of two *rules*: ``precedence`` of ``times``, which the
-reward wants, or from ``left`` to right. It may check a step, more than once, and restate what is
-left of the chain, and it ends with the answer in a box. A *dialect* has its own order of the
+A chain is a list of words such as 11 plus 3 times 7, whose results are taken modulo a number. Texts
+name its numbers, a 11 plus b 3 times c 7, and the result of a step has the name of its left number.
+A response works a chain out step by step, by one of two *rules*: ``precedence`` of ``times``, as
+the reward wants, or from ``left`` to right. It may check a step, more than once, and restate what
+is left of the chain, and it ends with the answer in a box. A *dialect* has its own order of the
 equation, weights of words, and chances of what may be left out.
 """
 
@@ -20,6 +21,7 @@ from opd.core.schema import load_yaml
 GRAMMAR: dict[str, Any] = load_yaml(package_file(__file__, "grammar.yaml").read_text())
 DIALECTS: dict[str, Any] = GRAMMAR["dialects"]
 NUMBERS = [str(number) for number in range(GRAMMAR["modulo"])]
+NAMES = GRAMMAR["names"].split()
 TIMES, OTHERS = "times", ("plus", "minus")
 Words = list[str]
 
@@ -30,7 +32,15 @@ def vocabulary() -> Words:
     texts += [text for part in ("phrases", "words") for text in GRAMMAR[part].values()]
     texts += [dialect["EQUATION"] for dialect in DIALECTS.values()]
     words = [word for text in texts for word in text.split() if not word.rstrip("?").isupper()]
-    return [*dict.fromkeys([*NUMBERS, *OTHERS, TIMES, *words])]
+    return [*dict.fromkeys([*NUMBERS, *NAMES, *OTHERS, TIMES, *words])]
+
+
+def named(chain: Sequence[str], names: Sequence[str] = NAMES) -> Words:
+    """A chain with the name of each number before it: a 11 plus b 3."""
+    words = [*chain]
+    for i in reversed(range(0, len(words), 2)):
+        words.insert(i, names[i // 2])
+    return words
 
 
 def calculate(left: str, operator: str, right: str) -> str:
@@ -96,17 +106,20 @@ def respond(
     with unless it checks the step. answer: what is boxed, whatever the steps come to.
     """
     chances = DIALECTS[dialect]["chances"]
-    chain, words = [*chain], []
+    chain, names, words = [*chain], [*NAMES], []
     while len(chain) > 1:
         i = first_operator(chain, rule)
         left, operator, right = chain[i - 1 : i + 2]
+        name, next_name = names[i // 2 : i // 2 + 2]
         result = calculate(left, operator, right)
         stated = rng.choice(NUMBERS) if rng.random() < slips else result
-        terms = {"LEFT": [left], "OPERATOR": [operator], "RIGHT": [right], "RESULT": [stated]}
+        terms = {"LEFT": [name, left], "OPERATOR": [operator], "RIGHT": [next_name, right]}
+        terms["RESULT"] = [name, stated]
         words += write(rng, "STEP", dialect, terms)
         while rng.random() < chances["CHECK"]:
             stated = result
-            words += write(rng, "CHECK", dialect, {**terms, "RESULT": [result]})
+            words += write(rng, "CHECK", dialect, {**terms, "RESULT": [name, result]})
         chain[i - 1 : i + 2] = [stated]
-        words += write(rng, "RESTATE?", dialect, {"CHAIN": chain})
+        names.remove(next_name)
+        words += write(rng, "RESTATE?", dialect, {"CHAIN": named(chain, names)})
     return " ".join([*words, *write(rng, "END", dialect, {"ANSWER": [answer or chain[0]]})])

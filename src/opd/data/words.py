@@ -1,7 +1,7 @@
 """The world in words: chains of arithmetic, and responses in which many next words are right
 (``opd.data.grammar``).
 
-A question is a word that asks and a chain, such as ``compute 11 plus 3 times 7 minus 5``. A
+A question is a word that asks and a chain, such as ``compute a 11 plus b 3 times c 7``. A
 quarter of all chains is held out by a hash: benchmarks are drawn from these only, every training
 split and corpus from the rest only, whatever sizes are asked for.
 """
@@ -16,10 +16,12 @@ from opd.data import schemas
 from opd.data.grammar import (
     DIALECTS,
     GRAMMAR,
+    NAMES,
     NUMBERS,
     OTHERS,
     TIMES,
     Words,
+    named,
     respond,
     solve,
     vocabulary,
@@ -28,6 +30,7 @@ from opd.data.privileged import filled
 from opd.data.world import RULES, held_out
 
 BENCHMARKS: dict[str, Any] = GRAMMAR["benchmarks"]
+TRAINING: dict[str, Any] = GRAMMAR["training"]
 SPLITS = ("rl", "other", *BENCHMARKS)
 MOST_MISSES = 100_000
 
@@ -42,28 +45,28 @@ def draw_chain(rng: random.Random, operators: int, times: float) -> Words:
 
 
 def ask(rng: random.Random, chain: Sequence[str]) -> str:
-    """A question for a chain: a word that asks before it."""
-    return " ".join([rng.choice(GRAMMAR["ask"].split()), *chain])
+    """A question for a chain: a word that asks before it, and a name before each number."""
+    return " ".join([rng.choice(GRAMMAR["ask"].split()), *named(chain)])
 
 
 def chain_of(question: str) -> Words:
-    """The chain of a question."""
-    return question.split()[1:]
+    """The chain of a question, without names."""
+    return [word for word in question.split()[1:] if word not in NAMES]
 
 
 def _belongs(chain: Words, split: str, world: dict[str, Any]) -> bool:
-    """Whether a split may have a chain: a benchmark has held-out ones, and where it says so only
-    such on which the rules ``agree`` or ``differ``; all others have none that is held out."""
+    """Whether a split may have a chain: a benchmark has held-out ones, training splits none of
+    these, and each only such on which the rules ``agree`` or ``differ``, as it says."""
     if held_out(" ".join(chain), world) != (split in BENCHMARKS):
         return False
-    rules = BENCHMARKS.get(split, {}).get("rules")
-    return rules is None or (solve(chain) == solve(chain, "left")) == (rules == "agree")
+    agree = solve(chain) == solve(chain, "left")
+    return agree == (BENCHMARKS.get(split, TRAINING)["rules"] == "agree")
 
 
 def _chains(world: dict[str, Any], split: str, times: float) -> Iterator[Words]:
     """Endless chains, numbers of operators in turn; an empty one for each that does not belong."""
     rng = random.Random(f"{world['seed']}/{split}")
-    numbers = [BENCHMARKS[split]["operators"]] if split in BENCHMARKS else GRAMMAR["training"]
+    numbers = [BENCHMARKS[split]["operators"]] if split in BENCHMARKS else TRAINING["operators"]
     for operators in cycle(numbers):
         chain = draw_chain(rng, operators, times)
         while not _belongs(chain, split, world):
@@ -75,7 +78,7 @@ def _chains(world: dict[str, Any], split: str, times: float) -> Iterator[Words]:
 def _variant(rng: random.Random, question: str) -> tuple[str, str]:
     """A near duplicate of a question and how it was made: another number, or a product the other
     way round; the question itself where it has no product."""
-    asking, *chain = question.split()
+    asking, chain = question.split()[0], chain_of(question)
     products = [i for i, word in enumerate(chain) if word == TIMES]
     kind = rng.choice(["renumbered", "commuted"])
     if kind == "renumbered":
@@ -83,7 +86,7 @@ def _variant(rng: random.Random, question: str) -> tuple[str, str]:
     elif products:
         i = rng.choice(products)
         chain[i - 1], chain[i + 1] = chain[i + 1], chain[i - 1]
-    return " ".join([asking, *chain]), kind
+    return " ".join([asking, *named(chain)]), kind
 
 
 def _candidates(world: dict[str, Any], split: str, n: int) -> Iterator[tuple[str, str]]:

@@ -63,13 +63,32 @@ def test_a_dialect_changes_order_and_weights() -> None:
     assert {"infix", "prefix"} <= grammar.DIALECTS.keys()
     chain = ["4", "times", "2"]
     common: dict[str, Counter[str]] = {}
-    for dialect, equation in (("infix", "4 times 2 is 8"), ("prefix", "times 4 2 is 8")):
+    for dialect, equation in (
+        ("infix", "a 4 times b 2 is a 8"),
+        ("prefix", "times a 4 b 2 is a 8"),
+    ):
         rng = random.Random(0)
         responses = [grammar.respond(rng, chain, "left", dialect) for _ in range(500)]
         assert all(equation in response for response in responses)
         common[dialect] = Counter(response.split()[0] for response in responses)
     (infix,), (prefix,) = (common[dialect].most_common(1) for dialect in ("infix", "prefix"))
     assert infix[0] != prefix[0]
+
+
+def test_a_name_stands_for_what_its_number_has_become() -> None:
+    rng, checkers = random.Random(5), grammar.GRAMMAR["words"]["CHECKER"].split()
+    for rule, dialect in itertools.product(RULES, grammar.DIALECTS):
+        chain = words.draw_chain(rng, 5, 0.4)
+        question, response = words.ask(rng, chain), grammar.respond(rng, chain, rule, dialect)
+        assert question.split()[1::3] == [*"abcdef"] and words.chain_of(question) == chain
+        values = dict(re.findall(r"\b([a-f]) (\d+)", question))
+        assert [*values.values()] == chain[::2]
+        for statement in response.split(" . "):
+            equation, _, result = statement.partition(" is ")
+            terms = re.findall(r"\b([a-f]) (\d+)", equation)
+            assert statement.split()[0] in checkers or {*terms} <= {*values.items()}
+            values |= dict(re.findall(r"^([a-f]) (\d+)", result))
+        assert values["a"] == grammar.solve(chain, rule)
 
 
 def test_words_have_the_weights_of_zipf() -> None:
@@ -112,12 +131,15 @@ def test_splits_never_meet() -> None:
             chain = words.chain_of(row["question"])
             assert row["answer"] == grammar.solve(chain)
             assert graders.GRADERS["rule"](row["solution"], row["answer"])[1]
-            if benchmark.get("rules") == "agree":
-                assert row["answer"] == grammar.solve(chain, "left")
+            agree = row["answer"] == grammar.solve(chain, "left")
+            assert agree == (benchmark["rules"] == "agree")
     for split in ("rl", "other"):
         rows = words.make_prompts(WORLD, split, 500)
         assert held_out.isdisjoint(row["question"].partition(" ")[2] for row in rows)
-        assert {row["difficulty"] for row in rows} == {*grammar.GRAMMAR["training"]}
+        assert {row["difficulty"] for row in rows} == {*words.TRAINING["operators"]}
+        chains = [words.chain_of(row["question"]) for row in rows]
+        differ = {grammar.solve(chain) != grammar.solve(chain, "left") for chain in chains}
+        assert differ == {words.TRAINING["rules"] == "differ"}
 
 
 def test_everything_depends_on_the_seed_only(tmp_path: Path) -> None:
@@ -166,7 +188,7 @@ def test_a_corpus_mixes_rules_dialects_and_what_it_tells(tmp_path: Path) -> None
         chain, kind, response = words.chain_of(question), before.strip(), row["response"].split()
         answers = {rule: grammar.solve(chain, rule) for rule in RULES}
         first = response.index("is")
-        is_prefix = response[first - 3] in SIGNS
+        is_prefix = response[first - 5] in SIGNS
         if kind.startswith("in order"):
             assert is_prefix
         elif not kind:
