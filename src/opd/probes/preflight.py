@@ -19,7 +19,7 @@ import transformers
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.core.files import input_files
-from opd.data import conversations, layouts, loaders, templates
+from opd.data import columns, conversations, layouts, loaders, templates
 from opd.data.schemas import PROMPTS, prompt_row
 from opd.grading.graders import GRADERS, grader_named
 from opd.losses.fused import fused_token_loss
@@ -216,22 +216,22 @@ def read_questions(
 
 def _questions(path: Path) -> list[Row]:
     """Rows of a .json or .csv file, or of lines of JSON under any other name."""
-    known = path.suffix in (".json", ".csv")
+    listed = path.suffix in (".json", ".csv")
     rows = []
-    for i, entry in enumerate(loaders.read_file(path, {}) if known else loaders.json_lines(path)):
+    for i, entry in enumerate(loaders.read_file(path, {}) if listed else loaders.json_lines(path)):
         where = f"{path}: row {i}"
+        named = columns.known(name for name, value in entry.items() if value not in (None, ""))
+        if "question" not in named:
+            reason = f"there is no question in it; it has {', '.join(entry) or 'nothing'}"
+            raise UserError(reason, where, columns.remedy("question"))
         (question, turns), (prompt, own) = (
-            layouts.last_asked(entry.get(key), key, where) for key in ("question", "prompt")
+            layouts.last_asked(entry.get(key), key, where) for key in (named["question"], "prompt")
         )
-        if not (question or prompt):
-            raise UserError(
-                "there is no question in it", where, 'write {"question": .., "answer": ..}'
-            )
         rows.append(
             prompt_row(
                 id=str(entry.get("id", i + 1)),
                 question=layouts.text(question or prompt, "question", where),
-                answer=layouts.text(entry.get("answer"), "answer", where),
+                answer=layouts.text(entry.get(named.get("answer", "answer")), "answer", where),
                 source=path.name,
                 row=i,
                 prompt=layouts.text(prompt or question, "prompt", where),

@@ -14,16 +14,13 @@ from opd.core.errors import UserError
 from opd.core.files import replacing
 from opd.core.markdown import render
 from opd.core.schema import load_yaml
-from opd.data import loaders, templates
+from opd.data import columns, loaders, templates
 from opd.models import sizing
 from opd.models.fetch import LIGHT, at_hand
 from opd.models.source import hub_id, is_path
 from opd.recipes.resolve import resolve
 
 SCHEMA = Path("workflow/schemas/config.schema.json")
-# What columns may be called, the likeliest first.
-QUESTIONS = ("question", "problem", "prompt", "instruction", "query")
-ANSWERS = ("answer", "final_answer", "ground_truth", "target", "label")
 TEMPLATE = "boxed"  # as the benchmark asks
 GRADER = "math_verify"
 MOST_TEXTS = 100  # the longest questions: those that may have most tokens
@@ -76,7 +73,7 @@ def draft(student: str, teacher: str, questions: Path, scale: str, out: Path) ->
         "student": at_hand(student, "--student", LIGHT),
         "teacher": at_hand(teacher, "--teacher", LIGHT),
     }
-    rows, columns = _read(questions)
+    rows, named_columns = _read(questions)
     values = _values(folders, rows, scale)
     named = {"student": student, "teacher": teacher}
     text = render(
@@ -86,7 +83,7 @@ def draft(student: str, teacher: str, questions: Path, scale: str, out: Path) ->
         scale=scale,
         name=_name(out),
         file=str(questions) if is_path(str(questions)) else f"./{questions}",
-        columns=columns,
+        columns=named_columns,
         asks=TEMPLATE,
         grader=GRADER,
         schema=os.path.relpath(SCHEMA.absolute(), out.absolute().parent),
@@ -105,6 +102,8 @@ def _lines(
     yield f"{out}: about {values['minutes']} minutes"
     for objection in values["objections"]:
         yield f"note: {objection}"
+    if not values["answers"]:
+        yield f"note: not every row has an answer, so nothing is graded; {columns.remedy('answer')}"
     preflight = [f"--{who} {model}" for who, model in named.items()]
     graded = f" --template {TEMPLATE} --grader {GRADER}" if values["answers"] else ""
     yield ""
@@ -127,15 +126,12 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
     if not file.is_file():
         raise UserError("no such file", str(path), "give a .jsonl, .json, .csv or .parquet file")
     first = next(loaders.read_file(file, {"path": str(file), "layout": "bare"}), {})
-    columns = {}
-    for field, names in (("question", QUESTIONS), ("answer", ANSWERS)):
-        if present := [name for name in names if name in first]:
-            columns[field] = present[0]
-    if "question" not in columns:
-        remedy = f"call the column with the questions one of {', '.join(QUESTIONS)}"
-        raise UserError(f"it has {', '.join(first) or 'no row'}", str(path), remedy)
-    source = {"path": str(path), "layout": "bare", **columns}
-    return list(loaders.read(source, file, Counter())), columns
+    named = columns.known(first)
+    if "question" not in named:
+        has = ", ".join(first) or "no row"
+        raise UserError(f"it has {has}", str(path), columns.remedy("question"))
+    source = {"path": str(path), "layout": "bare", **named}
+    return list(loaders.read(source, file, Counter())), named
 
 
 def _values(

@@ -98,7 +98,9 @@ def test_questions_without_answers_are_trained_on_and_not_graded(
     assert {"figures/training-distill", "tables/outlook-outlook", "report"} <= planned.keys()
     assert config.benchmarks == {} and config.tables == {}
     assert "grader" not in planned["probes/outlook/s0"].cfg  # type: ignore[attr-defined]
-    assert "--grader" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "--grader" not in printed
+    assert "nothing is graded; call the column with the answers" in printed
 
 
 @pytest.mark.parametrize(

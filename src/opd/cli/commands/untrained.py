@@ -125,11 +125,12 @@ def _questions(path: Path) -> Path:
 
 
 def _preflight(arguments: argparse.Namespace) -> None:
-    from opd.probes.preflight import preflight
-
     student = _model(arguments.student, "--student")
     teacher = _model(arguments.teacher, "--teacher")
     prompts = _questions(arguments.questions)
+    # What is wrong with the names is said before libraries are loaded.
+    from opd.probes.preflight import preflight
+
     cfg = _settings(arguments, *SIZES, *PREFLIGHT, "temperature", "template")
     cfg["metrics_k"] = cfg.pop("k")
     print(preflight(student, teacher, prompts, arguments.out, cfg), end="")
@@ -145,10 +146,10 @@ def _preflight(arguments: argparse.Namespace) -> None:
 
 
 def _align(arguments: argparse.Namespace) -> None:
-    from opd.microscope.command import align
-
     cfg = _settings(arguments, *ALIGN, "system", "demonstrate")
     student = _model(arguments.student, "--student")
     teachers = [_model(teacher, "--teacher") for teacher in arguments.teacher]
     questions = _questions(arguments.questions)
+    from opd.microscope.command import align
+
     print(align(student, teachers, questions, arguments.out, cfg), end="")
