@@ -163,9 +163,16 @@ def _shown(made: Made) -> Any:
 def _values(made: Made) -> Any:
     if made.stage == "table" and (table := _file(made, "table.csv")):
         with table.open(newline="") as file:
+            # Rows of words, as of responses, may be called alike.
+            (first, *others), *rows = csv.reader(file)
+            names = [
+                row[0] if first == "row" else f"{i + 1}: {row[0]}" for i, row in enumerate(rows)
+            ]
             return {
-                row["row"]: {k: _parsed(v) for k, v in row.items() if k not in ("row", "digests")}
-                for row in csv.DictReader(file)
+                name: {
+                    k: _parsed(v) for k, v in zip(others, row[1:], strict=True) if k != "digests"
+                }
+                for name, row in zip(names, rows, strict=True)
             }
     if made.stage == "claims" and (claims := _file(made, "claims.json")):
         return {

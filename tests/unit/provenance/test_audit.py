@@ -152,6 +152,18 @@ def test_the_first_stage_and_key_come_first_and_numbers_follow(tmp_path: Path):
     assert text[1:3] == ["  models/small-from-large/s0", "    loss.k: 4 | 8"]
 
 
+def test_rows_of_words_are_compared_by_their_place(tmp_path: Path) -> None:
+    """A table of responses has no column of rows, and rows that are called alike."""
+    both = []
+    for name, after in (("a", "4"), ("b", "5")):
+        results = Results(tmp_path / name / "results" / "mini")
+        text = f",question,after\ns ← t,1+1=,2\ns ← t,2+2=,{after}\n"
+        results.add("table", "tables/t", {"table.csv": text}, {})
+        both.append(results.root)
+    ((pair,), _) = diff.compare(*both)[:2]
+    assert [*diff.numbers(*pair)] == ["2: s ← t.after: 4 | 5 (+1)"]
+
+
 def test_a_page_has_both_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = _two(tmp_path)
     for results, colour in ((a, "<rect/>"), (b, "<circle/>")):
