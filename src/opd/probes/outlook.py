@@ -17,19 +17,21 @@ Indicators = Mapping[str, Mapping[str, Any]]  # name -> value, low, high, n
 # Our limits. Mass of either model on the tokens that are in both top k sets, in the paper's two
 # DeepSeek pairs 0.97 to 0.99: below FOREIGN the models hardly speak the same language, from
 # FAMILIAR on they do. An advantage below USABLE is none. Below LITTLE_NATS per token the teacher
-# asks for what the student does already.
+# asks for what the student does already. From UNTRAINED of the entropy of equal chances on, a model
+# has learnt next to nothing.
 LIMITS = {
     **{"FOREIGN": 0.8, "FAMILIAR": 0.9, "USABLE": 0.05, "LITTLE_NATS": 0.01},
-    **{"CUT_OFF": 0.3, "FEW_ANSWERS": 0.5},
+    **{"CUT_OFF": 0.3, "FEW_ANSWERS": 0.5, "UNTRAINED": 0.9},
 }
 
 
-def outlook(values: Indicators) -> tuple[str, str]:
+def outlook(values: Indicators, tokens: int) -> tuple[str, str]:
     """What to expect of a run, and why: the first rule of ``outlook.jinja`` that fits.
 
     1. likely to harm: the teacher's share right, or the advantage of its continuations at the
        least depth, is below the student's (interval below zero). It will be imitated all the same.
-    2. unlikely to help: KL below LITTLE_NATS, or either model with less than FOREIGN of its mass on
+    2. unlikely to help: the teacher's entropy is above UNTRAINED of that of equal chances of all
+       ``tokens``; KL below LITTLE_NATS; or either model with less than FOREIGN of its mass on
        shared tokens.
     3. unlikely to help: an advantage that is below USABLE (interval).
     4. likely to help: the advantage is above zero (interval), both masses are at least FAMILIAR,
@@ -37,11 +39,11 @@ def outlook(values: Indicators) -> tuple[str, str]:
        half, interval).
     5. unclear.
 
-    values: ``draws.summary`` of what ``preflight.run`` measured.
+    values: ``draws.summary`` of what ``preflight.run`` measured; tokens: of the vocabulary.
     """
-    expected, _, because = _rendered(package_file(__file__, "outlook.jinja"), values).partition(
-        ": "
-    )
+    template = package_file(__file__, "outlook.jinja")
+    entropy = {"entropy": values["entropy_teacher_nats"]["value"], "most_entropy": math.log(tokens)}
+    expected, _, because = _rendered(template, values, **entropy).partition(": ")
     return " ".join(expected.split()), " ".join(because.split())
 
 
@@ -91,7 +93,7 @@ _ADVANTAGES = ("+0.37 (1K)", "+0.27 (4K)", "+0.15 (8K)", "+0.02 (16K)")
 
 def reported(measured: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """The measured indicators with outlook, reason and advice, and the same as Markdown."""
-    expected, because = outlook(measured["values"])
+    expected, because = outlook(measured["values"], measured["tokens"])
     report = {**measured, "outlook": expected, "because": because, "next": advice(measured)}
     text = render(
         package_file(__file__, "preflight.md.jinja"),

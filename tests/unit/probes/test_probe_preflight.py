@@ -48,6 +48,7 @@ SUCCESS = {
     "overlap_mass_student": found(0.98),
     "overlap_mass_teacher": found(0.97),
     "kl_nats": found(0.28),
+    "entropy_teacher_nats": found(0.4),
     "truncation_ratio": found(0.1),
     "share_difference": found(0.2, 0.1, 0.3),
     "advantage_depth1": found(0.37, 0.3, 0.44),
@@ -67,6 +68,13 @@ SUCCESS = {
         # Another language: whatever it knows.
         ({"overlap_mass_student": found(0.63)}, "unlikely to help", "mass 0.63"),
         ({"overlap_mass_teacher": found(0.5)}, "unlikely to help", "mass 0.50"),
+        # Random weights: equal chances of 260 tokens have 5.56 nats.
+        (
+            {"entropy_teacher_nats": found(5.5), "kl_nats": found(0.1)},
+            "unlikely to help",
+            "learnt nothing",
+        ),
+        ({"entropy_teacher_nats": found(4.9)}, "likely to help", "does better"),
         # The same model, or one of the same pipeline that is no better.
         ({"kl_nats": found(0.004)}, "unlikely to help", "0.0040 nats"),
         ({"advantage_depth1": found(0.0, -0.03, 0.03)}, "unlikely to help", "nothing new"),
@@ -90,8 +98,8 @@ SUCCESS = {
 )
 def test_rules_of_the_outlook(change: dict[str, Any], expected: str, because: str) -> None:
     values = {name: one for name, one in (SUCCESS | change).items() if one is not None}
-    assert outlook(values)[0] == expected
-    assert because in outlook(values)[1]
+    assert outlook(values, tokens=260)[0] == expected
+    assert because in outlook(values, tokens=260)[1]
 
 
 @pytest.mark.parametrize(
@@ -303,7 +311,7 @@ def test_templates_and_heads_that_differ_are_shown(
             {},
             '{"question": "1+1="}\n{"answer": 2}',
             [],
-            "lines.jsonl: row 1: there is no question in it",
+            "lines.jsonl: row 1: there is no question in it; it has answer; call the column with",
         ),
         ({}, "1+1=", [], "lines.jsonl:1: not JSON"),
         ({}, '{"prompt": [{"role": "tool"}]}', [], "row 0: 'prompt' holds tool; expected user"),
@@ -437,6 +445,7 @@ def test_questions_are_read_as_people_have_them(tmp_path: Path) -> None:
     (tmp_path / "q.json").write_text(json.dumps([{"prompt": chat, "answer": 2}, {"question": "b"}]))
     (tmp_path / "q.csv").write_text("question,answer,prompt\n1+1=,2,say 1+1=\n")
     (tmp_path / "q.txt").write_text('\n{"question": "1+1=", "answer": 2.0}\n\n')
+    (tmp_path / "q.jsonl").write_text('{"problem": "1+1=", "ground_truth": 0, "answer": ""}')
     read = {
         path.suffix: [
             (row["question"], row["prompt"], row["answer"], row["turns"])
@@ -448,4 +457,5 @@ def test_questions_are_read_as_people_have_them(tmp_path: Path) -> None:
         ".json": [("1+1=", "1+1=", "2", chat[:1]), ("b", "b", "", None)],
         ".csv": [("1+1=", "say 1+1=", "2", None)],
         ".txt": [("1+1=", "1+1=", "2", None)],
+        ".jsonl": [("1+1=", "1+1=", "0", None)],
     }
