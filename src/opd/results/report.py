@@ -26,11 +26,11 @@ from opd.stages.records import Manifest, read
 MATHEMATICS = ("rule", "math_verify", "relaxed")
 # What lies in which folder of runs, in words.
 KINDS = {
-    "models": "models trained",
-    "generations": "sets of rollouts",
-    "demonstrations": "sets of demonstrations",
-    "evaluations": "evaluations",
-    "probes": "probes",
+    "models": "trained model",
+    "generations": "rollout set",
+    "demonstrations": "demonstration set",
+    "evaluations": "evaluation",
+    "probes": "probe",
 }
 
 
