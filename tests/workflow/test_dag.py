@@ -155,7 +155,8 @@ def test_an_edit_is_seen_without_snakemakes_records(copy: Project):
     shutil.rmtree(copy.folder / ".snakemake")
     copy.edit(lambda c: c["models"]["forward"]["distill"].update(loss={"k": 8}))
     said = copy.run("-n")
-    assert "not as the config says: results/tiny/models/forward/s0" in said
+    line = "not as the config says: results/tiny/models/forward/s0 (loss.k: "
+    assert line in said and "→ 8)" in said
     assert {"models/forward/s0", EVALUATION, "tables/accuracy", "report"} <= copy.would_make()
     assert "models/teacher/s0" not in copy.would_make()
 

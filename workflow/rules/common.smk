@@ -23,6 +23,7 @@ from opd.plan import (
     resources,
     state,
 )
+from opd.provenance import diff
 from opd.recipes import resolve
 from opd.stages import fresh, lock, registry, removal
 from opd.stages.registry import STAGES
@@ -92,9 +93,11 @@ if workflow.is_main_process:
         )
     EDITED = fresh.other_settings(ARTIFACTS, Path(RESULTS))
     if EDITED:
+        edits = diff.edits(Path(RESULTS, EDITED[0]), ARTIFACTS[EDITED[0]].cfg)
+        first = f"{RESULTS}/{EDITED[0]}" + (f" ({edits})" if edits else "")
         more = f" and {len(EDITED) - 1} more" if len(EDITED) > 1 else ""
         print(
-            f"not as the config says: {RESULTS}/{EDITED[0]}{more}; what is asked for is made again",
+            f"not as the config says: {first}{more}; what is asked for is made again",
             file=sys.stderr,
         )
     AGAIN = state.again(ARTIFACTS, Path(RESULTS), Path("results/.store"))

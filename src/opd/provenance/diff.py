@@ -10,9 +10,11 @@ from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.files import is_plain, read_json
 from opd.core.html import image, render
+from opd.core.security import visible
 from opd.stages import naming, on_disk, registry
 from opd.stages.artifact import sources_first
 from opd.stages.on_disk import Made
+from opd.stages.records import Manifest, load
 
 PAGES = package_file(__file__, "pages")
 ABSENT = "–"
@@ -32,6 +34,20 @@ def changes(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]
             yield from changes(*inner, f"{key}.{index}")
     elif old != new or type(old) is not type(new):
         yield key, old, new
+
+
+def edits(folder: Path, cfg: Mapping[str, Any], most: int = 3) -> str:
+    """Settings with which the artifact in a folder was made and which ``cfg`` has otherwise, each as
+    KEY: OLD → NEW, at most so many; empty where its record does not tell."""
+    made, _ = load(folder / "manifest.json", Manifest)
+    if made is None:
+        return ""
+    differing = [c for c in changes(made.cfg, cfg) if c[0].partition(".")[0] != "execution"]
+    parts = [
+        "other code" if key == "code" else f"{key}: {old} → {new}" for key, old, new in differing
+    ]
+    more = f", {len(parts) - most} more" if len(parts) > most else ""
+    return visible(", ".join(parts[:most]) + more)
 
 
 class Difference(NamedTuple):
