@@ -5,6 +5,7 @@ their logs."""
 import json
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,7 @@ MOST = 8  # lines of one kind; the others are counted
 STOPPED = ("told to stop:", "interrupted:", "KeyboardInterrupt")
 LOOK_SECONDS, SAY_SECONDS = 5.0, 60.0
 TAIL_BYTES = 4096
+BAR = re.compile(r"\d+%\|.*\|")  # of tqdm
 
 
 def failures(artifacts: Iterable[str], results: Path, began: float = 0.0) -> dict[str, str]:
@@ -39,10 +41,11 @@ def failures(artifacts: Iterable[str], results: Path, began: float = 0.0) -> dic
 
 def ending(log: Path) -> str:
     """Why a job ended that has not made its artifact: the last line of its log that begins with
-    ``error:``, else its last line."""
+    ``error:``, else its last line; of a bar that it ended in the midst of it, without a word."""
     text = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in text if line.startswith("error: ")]
-    return visible((errors or text or ["its log is empty"])[-1])
+    last = (errors or text or ["its log is empty"])[-1].strip()
+    return visible(f"it ended without a word, at {last}" if BAR.search(last) else last)
 
 
 def under_way(artifacts: Iterable[str], results: Path, since: float) -> dict[str, str]:

@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
 
 
 # No run is smaller: from fewer nothing could be learnt.
-LEAST = Sizes(5, 4, 2, 64, 8, 8, 2)
+LEAST = Sizes(5, 4, 2, 128, 8, 8, 2)
 
 
 class Scale(NamedTuple):
@@ -53,7 +53,7 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    "laptop": Scale(10, "cpu", 1, 1e-5, Sizes(20, 8, 2, 128, 40, 16, 2)),
+    "laptop": Scale(10, "cpu", 2, 1e-5, Sizes(20, 8, 2, 128, 40, 16, 2)),
     "one-gpu": Scale(30, "cuda", 1, 2e-6, Sizes(50, 16, 4, 1024, 200, 48, 4)),
     "node": Scale(60, "cuda", 8, 1e-6, Sizes(100, 64, 4, 2048, 500, 48, 4)),
 }
@@ -100,6 +100,8 @@ def _lines(
     out: Path, values: Mapping[str, Any], named: Mapping[str, str], questions: Path
 ) -> Iterator[str]:
     yield f"{out}: about {values['minutes']} minutes"
+    if len({os.path.realpath(os.path.expanduser(model)) for model in named.values()}) == 1:
+        yield "note: student and teacher are one model, which has nothing to teach itself"
     for objection in values["objections"]:
         yield f"note: {objection}"
     if not values["answers"]:
@@ -165,7 +167,8 @@ def _values(
     sizes = sizes._replace(
         prompts_per_step=max(1, min(sizes.prompts_per_step, trained_on) // 2 * 2)
     )
-    sequences = sizes.prompts_per_step * sizes.rollouts_per_prompt // SCALES[scale].devices
+    processes = 1 if SCALES[scale].device == "cpu" else SCALES[scale].devices
+    sequences = sizes.prompts_per_step * sizes.rollouts_per_prompt // processes
     return {
         **sizes._asdict(),
         "minutes": minutes,

@@ -33,19 +33,21 @@ def made(root: Path, folder: str, at: float = BEGAN + 1, **files: Any) -> None:
 def test_failed_jobs_are_told_by_the_error_lines_of_their_logs(tmp_path: Path) -> None:
     put(tmp_path / "logs/models/a/s0.log", "step 1\nerror: x.jsonl: row 3: bad; mend it\n")
     put(tmp_path / "logs/models/killed/s0.log", "step 1\nKilled\n\n")
+    put(tmp_path / "logs/models/bar/s0.log", "sft: 10%|█  | 1/10\rsft: 60%|███ | 6/10 [00:07]")
     put(tmp_path / "logs/models/silent/s0.log", "")
     put(tmp_path / "logs/models/taken-down/s0.log", "step 4\ntold to stop: what was finished\n")
     put(tmp_path / "logs/models/before/s0.log", "error: of another run\n", BEGAN - 1)
     put(tmp_path / "logs/models/made/s0.log", "error: of the attempt before\n")
     made(tmp_path, "models/made/s0")
     put(tmp_path / "logs/models/hostile/s0.log", "error: \x1b[2Jgone\n")
-    names = ("a", "killed", "silent", "taken-down", "before", "made", "hostile", "not-begun")
+    names = ("a", "killed", "bar", "silent", "taken-down", "before", "made", "hostile", "not-begun")
     failures = console.failures([f"models/{name}/s0" for name in names], tmp_path, BEGAN)
-    assert [*failures] == [f"models/{name}/s0" for name in ("a", "killed", "silent", "hostile")]
+    assert [*failures] == [f"models/{name}/s0" for name in ("a", "killed", "bar", "silent", "hostile")]
     lines = [*failures.values()]
     assert [line.split(" (all of it: ")[0] for line in lines] == [
         "error: models/a/s0: x.jsonl: row 3: bad; mend it",
         "error: models/killed/s0: Killed",
+        "error: models/bar/s0: it ended without a word, at sft: 60%|███ | 6/10 [00:07]",
         "error: models/silent/s0: its log is empty",
         "error: models/hostile/s0: ⟨U+001B⟩[2Jgone",
     ]

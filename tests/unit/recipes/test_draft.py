@@ -69,6 +69,16 @@ def test_the_planner_takes_what_is_written(
     assert printed[4].endswith("results/mine/report.html")
 
 
+def test_a_student_that_is_its_own_teacher_is_noted(
+    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = questions(tmp_path / "q.jsonl")
+    drafted((models[0], models[0]), asked, tmp_path / "mine.yaml")
+    assert "note: student and teacher are one model" in capsys.readouterr().out
+    drafted(models, asked, tmp_path / "other.yaml")
+    assert "one model" not in capsys.readouterr().out
+
+
 def test_sizes_halve_until_they_end_in_minutes() -> None:
     """Tokens times the cost of one, by hand; no size falls below the least."""
     scale = draft.Scale(10, "cpu", 1, 1e-5, draft.Sizes(20, 8, 2, 128, 40, 16, 2))
@@ -81,9 +91,9 @@ def test_sizes_halve_until_they_end_in_minutes() -> None:
     tokens = 1272 * 200
     assert draft._fitting(scale, of(3.5, tokens), 72) == (scale.sizes, 4)
     assert draft._fitting(scale, of(9.9, tokens), 72) == (scale.sizes, 10)
-    # 3 x 10 x 4 x 2 + 3 x 20 + 6 x 8 x 2 sequences of 64 + 72 tokens
-    less = math.ceil(10.1 * 396 * 136 / tokens)
-    halved = draft.Sizes(10, 4, 2, 64, 20, 8, 2)
+    # 3 x 10 x 4 x 2 + 3 x 20 + 6 x 8 x 2 sequences of as many, for answers to have room
+    less = math.ceil(10.1 * 396 * 200 / tokens)
+    halved = draft.Sizes(10, 4, 2, 128, 20, 8, 2)
     assert draft._fitting(scale, of(10.1, tokens), 72) == (halved, less)
     assert draft._fitting(scale._replace(devices=8), of(79, tokens), 72)[0] == scale.sizes
     sizes, minutes = draft._fitting(scale, 1e10, 72)
