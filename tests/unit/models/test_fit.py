@@ -87,7 +87,7 @@ def test_what_a_teacher_is_told_is_counted_too(inputs: Inputs, tmp_path: Path) -
         }
     }
     cfg = {**OPD, **limits, "prompts_per_step": 1, "steps": 1, "max_prompt_tokens": 14}
-    with pytest.raises(UserError, match=r"prompt q2: the teacher's prompt has 19 tokens.* fit"):
+    with pytest.raises(UserError, match=r"prompt q2: the teacher's prompt has 19 tokens.*\(fit\)"):
         train("distill", cfg, {**inputs, "prompts": prompts}, tmp_path / "a")
     assert train("distill", cfg, {**inputs, "prompts": tmp_path / "out"}, tmp_path / "b")
     # As in training, its limit is that of prompts where it has none of its own.

@@ -157,10 +157,10 @@ def test_fsdp_shards_states_and_gathers_a_few_layers():
 def test_vllm_takes_what_it_needs_where_memory_is_not_known():
     """A share of what is not known has no bound: weights of two bytes, the keys and values of one
     sequence of 16 tokens, and the engine."""
-    phases = memory.phases("distill", RUN, SMALL, SMALL, math.inf)
+    phases = memory.phases("distill", RUN, SMALL, {"teacher": SMALL}, math.inf)
     least = 2 * N + 16 * SMALL.cached(2) + memory.ENGINE
     assert phases["rollouts"]["vLLM"] == least
-    assert memory.phases("distill", RUN, SMALL, SMALL, 4 * least)["rollouts"]["vLLM"] == 2 * least
+    assert memory.phases("distill", RUN, SMALL, {"teacher": SMALL}, 4 * least)["rollouts"]["vLLM"] == 2 * least
 
 
 def test_the_mask_is_that_of_the_attention():

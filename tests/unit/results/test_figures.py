@@ -124,7 +124,7 @@ def test_a_share_of_no_gap_is_said_to_be_none(tmp_path: Path, inputs: dict[str, 
     assert all(numbers["distilled"][end] is not None for end in ends)
     text = (tmp_path / "table.md").read_text()
     line = next(line for line in text.splitlines() if line.startswith("| none |"))
-    assert line.endswith(" | no gap |") and "no gap: the interval of the gap" in text
+    assert line.endswith(" | no gap |") and "no gap: base and teacher cannot be told apart" in text
     run_table({**cfg, "rows": ROWS}, inputs, tmp_path)
     assert "no gap" not in (tmp_path / "table.md").read_text()
 
