@@ -279,8 +279,7 @@ def settle_threads() -> None:
     """Tell libraries that are yet to be imported what their threads do, unless the user has: those
     of tokenizers are none, and those of torch that wait for each other look for 10,000 rounds, not
     for 300,000, before they sleep. On a machine with other work they would take from each other
-    what they wait for: with one busy process on two cores products of 8 x 576 took 10 times as
-    long as with this, and without other work as long."""
+    what they wait for (tests/bench/README.md)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
