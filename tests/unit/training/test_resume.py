@@ -510,12 +510,12 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 def test_a_model_that_does_not_fit(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from opd.training import distill
+    from opd.losses import terms
 
     def too_much(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(distill, "fused_token_loss", too_much)
+    monkeypatch.setattr(terms, "fused_token_loss", too_much)
     with pytest.raises(
         UserError, match=r"micro_batch: the model does not fit .*2.00 GiB.*; lower it"
     ):
@@ -526,12 +526,12 @@ def test_a_model_that_does_not_fit(
 def test_other_errors_keep_their_traceback(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from opd.training import distill
+    from opd.losses import terms
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(distill, "fused_token_loss", broken)
+    monkeypatch.setattr(terms, "fused_token_loss", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         run("distill", OPD, inputs, tmp_path / "a")
 
