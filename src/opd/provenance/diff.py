@@ -37,7 +37,7 @@ def changes(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]
 
 
 def edits(folder: Path, cfg: Mapping[str, Any], most: int = 3) -> str:
-    """Settings with which the artifact in a folder was made and which ``cfg`` has otherwise, each as
+    """Settings that the artifact in a folder was made with and that ``cfg`` has otherwise, each as
     KEY: OLD → NEW, at most so many; empty where its record does not tell."""
     made, _ = load(folder / "manifest.json", Manifest)
     if made is None:

@@ -42,7 +42,9 @@ def test_failed_jobs_are_told_by_the_error_lines_of_their_logs(tmp_path: Path) -
     put(tmp_path / "logs/models/hostile/s0.log", "error: \x1b[2Jgone\n")
     names = ("a", "killed", "bar", "silent", "taken-down", "before", "made", "hostile", "not-begun")
     failures = console.failures([f"models/{name}/s0" for name in names], tmp_path, BEGAN)
-    assert [*failures] == [f"models/{name}/s0" for name in ("a", "killed", "bar", "silent", "hostile")]
+    assert [*failures] == [
+        f"models/{name}/s0" for name in ("a", "killed", "bar", "silent", "hostile")
+    ]
     lines = [*failures.values()]
     assert [line.split(" (all of it: ")[0] for line in lines] == [
         "error: models/a/s0: x.jsonl: row 3: bad; mend it",

@@ -160,7 +160,10 @@ def test_vllm_takes_what_it_needs_where_memory_is_not_known():
     phases = memory.phases("distill", RUN, SMALL, {"teacher": SMALL}, math.inf)
     least = 2 * N + 16 * SMALL.cached(2) + memory.ENGINE
     assert phases["rollouts"]["vLLM"] == least
-    assert memory.phases("distill", RUN, SMALL, {"teacher": SMALL}, 4 * least)["rollouts"]["vLLM"] == 2 * least
+    assert (
+        memory.phases("distill", RUN, SMALL, {"teacher": SMALL}, 4 * least)["rollouts"]["vLLM"]
+        == 2 * least
+    )
 
 
 def test_the_mask_is_that_of_the_attention():
