@@ -76,14 +76,17 @@ def _lengths(
 ) -> tuple[list[int], list[int]]:
     """Tokens of each prompt in a chat template, and of the longest that a teacher is told of it in
     one of the contexts (0 without any)."""
-    asked: list[int] = []
-    told: list[int] = []
+    of_prompts: list[int] = []
+    of_teacher: list[int] = []
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
-        asked += map(len, conversations.encode(tokenizer, map(conversations.chat, chunk), options))
+        chats = map(conversations.chat, chunk)
+        of_prompts += map(len, conversations.encode(tokenizer, chats, options))
         by_context = privileged.token_ids(contexts, chunk, tokenizer, options, sys.maxsize)
-        told += [max((len(ids[row]) for ids in by_context), default=0) for row in range(len(chunk))]
-    return asked, told
+        of_teacher += [
+            max((len(ids[row]) for ids in by_context), default=0) for row in range(len(chunk))
+        ]
+    return of_prompts, of_teacher
 
 
 def _held(rows: Sequence[Mapping[str, Any]], special: Sequence[str]) -> dict[str, int]:

@@ -245,8 +245,8 @@ def disk(facts: Facts, folder: str) -> float:
     if stage not in ("generate", "evaluate"):
         return 0.0
     natural = facts.tables["assumed"]["natural_tokens"]["middle"]
-    asked = load(facts, facts.artifacts[folder], natural)
-    return 2 * TOKEN_BYTES * asked.sequences * timing.mean(asked.limit, natural)
+    sampled = load(facts, facts.artifacts[folder], natural)
+    return 2 * TOKEN_BYTES * sampled.sequences * timing.mean(sampled.limit, natural)
 
 
 def passing(facts: Facts, folder: str) -> float:

@@ -53,15 +53,15 @@ def work(facts: Facts, folder: str, on: Device, processes: int | None = None) ->
     cfg = {**artifact.cfg, "processes": processes or artifact.cfg.get("processes", 1)}
     models = {kind: _model(facts, model) for kind, model in used.items()}
     size = next(iter(models.values())).parameters
-    asked = cost.load(facts, artifact, on.natural)
+    load = cost.load(facts, artifact, on.natural)
     sizes = sum(model.parameters for model in models.values())
-    if math.isnan(sizes + asked.sequences + asked.written):
+    if math.isnan(sizes + load.sequences + load.written):
         return Work(size, {"all": math.nan})
     parts: Seconds = {}
-    if asked.sequences and STAGES[artifact.stage].trains:
-        parts = _trained(artifact.stage, cfg, asked, models, on)
-    elif asked.sequences:
-        parts = _read(cfg, asked, models, on)
+    if load.sequences and STAGES[artifact.stage].trains:
+        parts = _trained(artifact.stage, cfg, load, models, on)
+    elif load.sequences:
+        parts = _read(cfg, load, models, on)
     parts["start"] = on.start
     return Work(size, {part: cfg["processes"] * seconds for part, seconds in parts.items()})
 
@@ -81,7 +81,7 @@ def _sampled(
     cfg: Mapping[str, Any],
     n: float,
     batch: float,
-    asked: Load,
+    load: Load,
     model: Model,
     on: Device,
     engines: int = 1,
@@ -92,7 +92,7 @@ def _sampled(
     # Weights that are trained stay float32, and vLLM has a copy of them.
     kind = cfg.get("precision") if vllm and "precision" in cfg else cfg.get("dtype")
     width = 2 if kind == "bfloat16" else 4
-    lengths = (asked.prompt, asked.limit)
+    lengths = (load.prompt, load.limit)
     if not vllm:
         return timing.sampled_in_batches(model, width, n, batch, *lengths, on)
     slots = float(memory.of_vllm(cfg).get("max_num_seqs") or on.sequences)
@@ -104,37 +104,37 @@ def _sampled(
     return timing.sampled_with_vllm(model, width, n, slots, *lengths, on, engines)
 
 
-def _read(cfg: Mapping[str, Any], asked: Load, models: Mapping[str, Model], on: Device) -> Seconds:
+def _read(cfg: Mapping[str, Any], load: Load, models: Mapping[str, Model], on: Device) -> Seconds:
     """Seconds of a stage that samples and reads, which it does with little padding."""
-    n = asked.sequences / cfg["processes"]
-    tokens = n * _length(asked, on.natural)
+    n = load.sequences / cfg["processes"]
+    tokens = n * _length(load, on.natural)
     times = math.ceil(n / cfg.get("micro_batch", MICRO_BATCH))
-    reading = Reading(times, tokens, n * _squared(asked, on.natural), tokens - n * asked.prompt)
+    reading = Reading(times, tokens, n * _squared(load, on.natural), tokens - n * load.prompt)
     parts = {kind: _passes(model, reading, on) for kind, model in models.items()}
     if "sample" in models:
         batch = cfg.get("batch_size", BATCH)
-        parts["sample"] = _sampled(cfg, n, batch, asked, models["sample"], on)
+        parts["sample"] = _sampled(cfg, n, batch, load, models["sample"], on)
     return parts
 
 
 def _trained(
-    stage: str, cfg: Mapping[str, Any], asked: Load, models: Mapping[str, Model], on: Device
+    stage: str, cfg: Mapping[str, Any], load: Load, models: Mapping[str, Model], on: Device
 ) -> Seconds:
     """Seconds of a training run: of its steps, and of writing checkpoints and weights."""
     student, processes = models["update"], cfg["processes"]
     updates = cfg.get("updates_per_batch", 1)
     rollouts = updates * batches.sequences(stage, cfg)
-    steps, n = asked.sequences / rollouts, rollouts / processes
+    steps, n = load.sequences / rollouts, rollouts / processes
     if stage == "sft" and cfg.get("packing"):
-        steps *= _length(asked, on.natural) / asked.most
+        steps *= _length(load, on.natural) / load.most
     shards = processes if cost.sharded(cfg) else 1
-    reading = _batches(stage, cfg, n, n / updates, asked, on.natural, shards)
+    reading = _batches(stage, cfg, n, n / updates, load, on.natural, shards)
     once = _passes(student, reading, on)
     moments = timing.UPDATE_BYTES * student.parameters / shards / on.bandwidth
     passes = 3 + bool(cfg.get("gradient_checkpointing"))
     step = {"update": passes * once + updates * moments}
     if "sample" in models:
-        step["sample"] = _sampled(cfg, n, n, asked, student, on, processes)
+        step["sample"] = _sampled(cfg, n, n, load, student, on, processes)
     teachers = [model for kind, model in models.items() if kind.startswith("teacher")]
     if teachers:
         step["teacher"] = sum(_passes(teacher, reading, on) for teacher in teachers)
@@ -157,7 +157,7 @@ def _batches(
     cfg: Mapping[str, Any],
     n: float,
     update: float,
-    asked: Load,
+    load: Load,
     natural: float,
     lockstep: int,
 ) -> Reading:
@@ -170,26 +170,26 @@ def _batches(
     """
     micro = min(cfg.get("micro_batch") or math.inf, update)
     if cfg.get("packing"):
-        length = asked.most if stage == "sft" else _length(asked, natural)
+        length = load.most if stage == "sft" else _length(load, natural)
         row = length if stage == "sft" else micro * length
     else:
-        longest = timing.longest(max(1, round(micro * lockstep)), asked.written, natural)
-        row = length = min(asked.prompt + longest, asked.most)
+        longest = timing.longest(max(1, round(micro * lockstep)), load.written, natural)
+        row = length = min(load.prompt + longest, load.most)
     own = cfg.get("attention", "").startswith(("flash", "flex"))
-    squares = n * (_squared(asked, natural) / 2 if own else row * length)
-    predicted = n * length if stage == "sft" else n * (length - asked.prompt)
+    squares = n * (_squared(load, natural) / 2 if own else row * length)
+    predicted = n * length if stage == "sft" else n * (length - load.prompt)
     return Reading(math.ceil(n / micro), n * length, squares, predicted)
 
 
-def _length(asked: Load, natural: float) -> float:
+def _length(load: Load, natural: float) -> float:
     """Mean tokens of a sequence that is read."""
-    return min(asked.prompt + timing.mean(asked.written, natural), asked.most)
+    return min(load.prompt + timing.mean(load.written, natural), load.most)
 
 
-def _squared(asked: Load, natural: float) -> float:
+def _squared(load: Load, natural: float) -> float:
     """Mean square of its tokens."""
-    mean, square = timing.mean(asked.written, natural), timing.mean_square(asked.written, natural)
-    return min(asked.prompt**2 + 2 * asked.prompt * mean + square, asked.most**2)
+    mean, square = timing.mean(load.written, natural), timing.mean_square(load.written, natural)
+    return min(load.prompt**2 + 2 * load.prompt * mean + square, load.most**2)
 
 
 def _passes(model: Model, reading: Reading, on: Device) -> float:

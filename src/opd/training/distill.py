@@ -18,9 +18,9 @@ from opd.models import pairing
 from opd.models.checkpoints import load_model, load_tokenizer
 from opd.models.pairing import head_of, save_trimmed, trim_vocabularies
 from opd.training import common, launch, micro_batches, objective, terms
-from opd.training.asked import load
 from opd.training.objective import COUNTS, Term
 from opd.training.padding import packed_hidden, require_boundaries, trimmed
+from opd.training.prompts import load
 from opd.training.record import Record, Value
 from opd.training.teachers import ROWS, Teachers, on_device
 from opd.training.terms import Reading
@@ -182,15 +182,15 @@ class Trainer(DistillationTrainer):
         for i, (term, teacher) in enumerate(zip(self.sum_of, teachers, strict=True)):
             if "teacher" not in term.settings:
                 continue
-            kept = left & (over[:, i] != 0)
-            left = left & ~kept
-            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[kept]
+            counted = left & (over[:, i] != 0)
+            left = left & ~counted
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[counted]
             for part, sums in metrics.in_parts(
-                (student.hidden[kept], teacher.hidden[kept]),
+                (student.hidden[counted], teacher.hidden[counted]),
                 (student.head, teacher.head),
                 term.temperatures,
-                ids[kept],
-                repeated[kept],
+                ids[counted],
+                repeated[counted],
                 self.cfg["metrics_k"],
             ):
                 tally += metrics.binned(sums, positions[part], self.cfg["position_bin"], self.bins)
@@ -272,10 +272,10 @@ def compared_pairs(
     for i, term in enumerate(sum_of):
         if term.reading is None:
             continue
-        name, asked = term.reading.model, {**cfg, **term.settings}
+        name, settings = term.reading.model, {**cfg, **term.settings}
         try:
-            pair = pairing.compare(asked, inputs["student"], inputs[name])
-            for objection in pairing.objections(asked, pair):
+            pair = pairing.compare(settings, inputs["student"], inputs[name])
+            for objection in pairing.objections(settings, pair):
                 raise objection
             pairing.require_k(term.k, pair["vocabulary"], "loss.k")
         except UserError as error:

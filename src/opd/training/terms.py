@@ -64,9 +64,11 @@ def readings(terms: Sequence[Term]) -> list[Reading | None]:
         if (name := model_of(term)) is None:
             result.append(None)
             continue
-        told = repr([name, term.get("information"), term.get("teacher_chat_template_kwargs")])
+        model_and_context = repr(
+            [name, term.get("information"), term.get("teacher_chat_template_kwargs")]
+        )
         prompt = "teacher_prompt" if not shared else f"teacher_prompt_{len(shared)}"
-        result.append(shared.setdefault(told, Reading(name, prompt)))
+        result.append(shared.setdefault(model_and_context, Reading(name, prompt)))
     return result
 
 

@@ -343,7 +343,7 @@ def test_positions_of_teacher_and_student_are_those_of_the_same_token(
 
 def test_rollouts_of_a_prompt_take_the_contexts_in_turn(inputs: Inputs) -> None:
     from opd.models.checkpoints import load_tokenizer
-    from opd.training.asked import teacher_prompts
+    from opd.training.prompts import teacher_prompts
 
     rows = world.make_prompts(WORLD, "rl", 3)
     two = [{"message": "a {question}"}, {"message": "b {question}"}]
@@ -430,7 +430,7 @@ def test_thinking_on_for_one_side_only(inputs: Inputs, tmp_path: Path) -> None:
     run("distill", {**cfg, "steps": 1, "thinking_may_differ": True}, both, tmp_path / "b")
     with pytest.raises(UserError, match="thinking is off for the student and on for the teacher"):
         rollouts.tokens(cfg, [], both["student"])
-    from opd.training.asked import teacher_prompts
+    from opd.training.prompts import teacher_prompts
 
     tokenizer = AutoTokenizer.from_pretrained(both["student"])
     row = world.make_prompts(WORLD, "rl", 1)

@@ -51,8 +51,8 @@ def prompt_rows(
     rows: list[dict[str, Any]] = []
     for name in (name for name in inputs if name.startswith("prompts:")):
         # A step is filled from all sets together, so from each of them with one prompt at least.
-        one = {**cfg, "prompts_per_step": 1}
-        own_chats, own = common.load_prompts(one, inputs[name], tokenizer, readers)
+        of_any_size = {**cfg, "prompts_per_step": 1}
+        own_chats, own = common.load_prompts(of_any_size, inputs[name], tokenizer, readers)
         chats += own_chats
         rows += [{**row, "prompts": name.removeprefix("prompts:")} for row in own]
     if len(rows) < cfg["prompts_per_step"]:
