@@ -178,18 +178,7 @@ def _shown(made: Made) -> Any:
 
 def _values(made: Made) -> Any:
     if made.stage == "table" and (table := _file(made, "table.csv")):
-        with table.open(newline="") as file:
-            # Rows of words, as of responses, may be called alike.
-            (first, *others), *rows = csv.reader(file)
-            names = [
-                row[0] if first == "row" else f"{i + 1}: {row[0]}" for i, row in enumerate(rows)
-            ]
-            return {
-                name: {
-                    k: _parsed(v) for k, v in zip(others, row[1:], strict=True) if k != "digests"
-                }
-                for name, row in zip(names, rows, strict=True)
-            }
+        return _cells(table)
     if made.stage == "claims" and (claims := _file(made, "claims.json")):
         return {
             claim["id"]: {
@@ -199,6 +188,19 @@ def _values(made: Made) -> Any:
             for claim in read_json(claims)["claims"]
         }
     return getattr(made.manifest, "numbers", {})
+
+
+def _cells(table: Path) -> dict[str, dict[str, float | str]]:
+    """The cells of a table by row and column. Rows of words, as of responses, may be called alike:
+    they go by their place, too."""
+    with table.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    cells = {}
+    for place, (label, *values) in enumerate(rows, 1):
+        name = label if header[0] == "row" else f"{place}: {label}"
+        columns = zip(header[1:], values, strict=True)
+        cells[name] = {column: _parsed(text) for column, text in columns if column != "digests"}
+    return cells
 
 
 def _file(made: Made, name: str) -> Path | None:
