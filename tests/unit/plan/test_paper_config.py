@@ -369,10 +369,15 @@ def test_prompts_of_each_run(config, planned):
     assert planned[prompts("E06.base")].cfg["apart_from"] == "question"
 
 
+TENTH = 10
+
+
 def openthoughts(file: Path) -> None:
-    """A file with the columns and the shape of OpenThoughts3's mathematics: 53,125 questions, each
-    asked 16 times. The rows of one are scattered, as nothing says that they stand together."""
-    questions, rows = 53_125, 850_000
+    """A file with the columns of OpenThoughts3's mathematics, which has 53,125 questions, each asked
+    16 times: a tenth of them. The rows of one are scattered, as nothing says that they stand
+    together."""
+    questions = 53_125 // TENTH
+    rows = 16 * questions
     texts = pa.array([f"What is {i}?" for i in range(questions)] + ["It is so."])
     asked = np.full(2 * rows, questions)  # human and model take turns
     asked[::2] = np.arange(rows) % questions
@@ -386,7 +391,7 @@ def openthoughts(file: Path) -> None:
 
 
 def test_sft_leaves_enough_questions_to_distill_on(planned, tmp_path):
-    """The two sets of the config, made at their size (in 45 s and 1.4 GiB)."""
+    """The two sets of the config, made at a tenth of their size."""
     openthoughts(tmp_path / "thoughts.parquet")
     source = {"path": str(tmp_path / "thoughts.parquet")}
     source["layout"] = "open-thoughts/OpenThoughts3-1.2M"
@@ -396,17 +401,22 @@ def test_sft_leaves_enough_questions_to_distill_on(planned, tmp_path):
         out.mkdir()
         recipe = planned[f"prompts/{name}"]
         inputs = {"apart_from": sft} if recipe.inputs else {}
-        numbers[name] = prompts.run({**recipe.cfg, "source": source}, inputs, out)
+        sample = {
+            key: of // TENTH if key in ("n", "questions") and of else of
+            for key, of in recipe.cfg["sample"].items()
+        }
+        cfg = {**recipe.cfg, "source": source, "sample": sample}
+        numbers[name] = prompts.run(cfg, inputs, out)
     rows = {
         out: tables.read(out / "prompts.parquet", PROMPTS)["question"].to_pylist()
         for out in (sft, distilled)
     }
-    assert len(rows[sft]) == 200_000 and len({*rows[sft]}) == 12_500
-    assert len(rows[distilled]) == len({*rows[distilled]}) == 30_000
+    assert len(rows[sft]) == 20_000 and len({*rows[sft]}) == 1_250
+    assert len(rows[distilled]) == len({*rows[distilled]}) == 3_000
     assert not {*rows[sft]} & {*rows[distilled]}
     # What the paper's "about 30K" are taken from.
     steps = {step["step"]: step["rows"] for step in numbers["openthoughts"]["steps"]}
-    assert steps["after distinct"] == 40_625
+    assert steps["after distinct"] == 4_062
 
 
 def test_evaluation_is_that_of_the_paper(config, planned):
