@@ -27,6 +27,8 @@ TRAINED = "models/forward/s0"
 TARGET = f"results/small/{TRAINED}/digest.json"
 PROMPTS = "results/small/prompts/easy/digest.json"
 STEPS = 60
+# Longer than any look of Snakemake at its jobs, so that one falls into it.
+CONTROLLER_AWAY_SECONDS = 20
 # What every Python of a clone runs first: a step of a training lasts as long as a file is there.
 ENDLESS = """
 import sys
@@ -180,7 +182,7 @@ def test_jobs_survive_a_controller_that_is_started_again(finished: Clone, folder
     running = clone.start(TARGET)
     cluster.until(lambda: clone.step() > 3, "a training under way")
     cluster.stop("slurmctld")
-    time.sleep(4)
+    time.sleep(CONTROLLER_AWAY_SECONDS)
     cluster.controller()
     clone.ended(running)
     (job,) = clone.jobs("distill")

@@ -16,6 +16,7 @@ from opd.core.files import canonical
 from opd.core.security import visible
 from opd.plan import (
     artifacts,
+    cluster,
     command_line,
     console,
     hub_lock,
@@ -133,8 +134,11 @@ if workflow.remote_exec:
 
 
 onstart:
-    if CONFIG.warm_starts and workflow.local_exec:
-        warm.begin()
+    if workflow.local_exec:
+        if CONFIG.warm_starts:
+            warm.begin()
+    elif plugin := sys.modules.get("snakemake_executor_plugin_slurm"):
+        cluster.remember_min_job_age(plugin)
     fresh.write_plan(Path(PLAN), ARTIFACTS, TARGETS)
     fresh.write_config(Path(RESULTS, "config.yaml"), config)
     if sys.stderr.isatty():
