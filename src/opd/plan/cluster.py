@@ -1,9 +1,9 @@
 """What Snakemake's Slurm plugin is helped with."""
 
-from types import ModuleType
+from typing import Any
 
 
-def remember_min_job_age(plugin: ModuleType) -> None:
+def remember_min_job_age(plugin: Any) -> None:
     """Let the plugin go on with the last known ``MinJobAge`` while the controller does not answer.
 
     It asks for it before every look at its jobs. Without an answer it turns from ``squeue`` to

@@ -24,6 +24,9 @@ SCHEMA = Path("workflow/schemas/config.schema.json")
 TEMPLATE = "boxed"  # as the benchmark asks
 GRADER = "math_verify"
 MOST_TEXTS = 100  # the longest questions: those that may have most tokens
+# On a laptop, where each of a few steps is as long as its longest question, questions of more than
+# so many times the characters of this share of them are left out.
+OUTLIER, SHARE = 1.5, 0.95
 
 
 class Sizes(NamedTuple):
@@ -100,6 +103,11 @@ def _lines(
     out: Path, values: Mapping[str, Any], named: Mapping[str, str], questions: Path
 ) -> Iterator[str]:
     yield f"{out}: about {values['minutes']} minutes"
+    if values["left_out"]:
+        yield (
+            f"note: {values['left_out']} of the questions are left out, those of more than"
+            f" {values['max_chars']} characters: a step takes as long as its longest question"
+        )
     if len({os.path.realpath(os.path.expanduser(model)) for model in named.values()}) == 1:
         yield "note: student and teacher are one model, which has nothing to teach itself"
     for objection in values["objections"]:
@@ -144,6 +152,8 @@ def _values(
     from opd.models.checkpoints import parameters
 
     answers = all(row["answer"] for row in rows)
+    most_chars = _most_chars(rows) if SCALES[scale].device == "cpu" else None
+    asked, rows = len(rows), [row for row in rows if len(row["prompt"]) <= (most_chars or math.inf)]
     longest = sorted((row["prompt"] for row in rows), key=len)[-MOST_TEXTS:]
     prompts = [templates.apply(TEMPLATE, text) if answers else text for text in longest]
     chats = [[{"role": "user", "content": text}] for text in prompts]
@@ -155,7 +165,9 @@ def _values(
         what = f"a question has {compared['prompt_tokens']:,} tokens, the models read {room:,}"
         raise UserError(what, "--questions", "leave the longest questions out")
     counts = {who: parameters(folder) for who, folder in folders.items()}
-    sizes, minutes = _fitting(SCALES[scale], max(counts.values()), prompt_tokens)
+    lengths = [len(row["prompt"]) for row in rows]
+    usual_tokens = math.ceil(prompt_tokens * sum(lengths) / len(lengths) / max(lengths))
+    sizes, minutes = _fitting(SCALES[scale], max(counts.values()), usual_tokens)
     sizes = sizes._replace(
         max_new_tokens=int(min(sizes.max_new_tokens, room - prompt_tokens)),
         problems=max(1, min(sizes.problems, len(rows) // 4)),
@@ -174,6 +186,8 @@ def _values(
         "minutes": minutes,
         "lr": f"{SCALES[scale].lr:.1e}",
         "rows": len(rows),
+        "left_out": asked - len(rows),
+        "max_chars": most_chars,
         "answers": answers,
         "max_prompt_tokens": prompt_tokens,
         "micro_batch": math.gcd(sequences, 8 if scale == "laptop" else 4) or 1,
@@ -182,6 +196,13 @@ def _values(
         "compared": compared,
         **_decided(compared),
     }
+
+
+def _most_chars(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """The characters that nearly all questions have at most, where some have many more."""
+    lengths = sorted(len(row["prompt"]) for row in rows)
+    usual = lengths[math.ceil(SHARE * len(lengths)) - 1]
+    return usual if lengths[-1] > OUTLIER * usual else None
 
 
 def _decided(compared: Mapping[str, Any]) -> dict[str, Any]:

@@ -373,9 +373,8 @@ TENTH = 10
 
 
 def openthoughts(file: Path) -> None:
-    """A file with the columns of OpenThoughts3's mathematics, which has 53,125 questions, each asked
-    16 times: a tenth of them. The rows of one are scattered, as nothing says that they stand
-    together."""
+    """A file with the columns of OpenThoughts3's mathematics and a tenth of its 53,125 questions,
+    each asked 16 times. The rows of one are scattered, as nothing says that they stand together."""
     questions = 53_125 // TENTH
     rows = 16 * questions
     texts = pa.array([f"What is {i}?" for i in range(questions)] + ["It is so."])

@@ -1,5 +1,6 @@
 """The first config of a pair: the planner takes it, and its sizes follow from the models."""
 
+import json
 import math
 from pathlib import Path
 
@@ -67,6 +68,27 @@ def test_the_planner_takes_what_is_written(
     assert [line.split()[0] for line in printed[2:]] == ["opd", "snakemake", "python"]
     assert "--template boxed --grader math_verify" in printed[2]
     assert printed[4].endswith("results/mine/report.html")
+
+
+@pytest.mark.parametrize(("scale", "left"), [("laptop", 40), ("one-gpu", 41)])
+def test_a_few_questions_that_are_much_longer_are_left_out_on_a_laptop(
+    models: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    scale: str,
+    left: int,
+) -> None:
+    asked = questions(tmp_path / "q.jsonl", rows=40)
+    usual = max(len(json.loads(line)["problem"]) for line in asked.read_text().splitlines())
+    with asked.open("a") as file:
+        file.write(json.dumps({"problem": "1 + " * 50 + "1 =", "answer": 51}) + "\n")
+    config, _ = drafted(models, asked, tmp_path / "mine.yaml", "--scale", scale)
+    for name in ("questions", "held-out"):
+        assert config.prompts[name].max_chars == (usual if left == 40 else None)
+    note = f"note: 1 of the questions are left out, those of more than {usual} characters"
+    assert (note in capsys.readouterr().out) is (left == 40)
+    run = config.models["distilled"].distill
+    assert run is not None and (run.max_prompt_tokens < 200) is (left == 40)
 
 
 def test_a_student_that_is_its_own_teacher_is_noted(
