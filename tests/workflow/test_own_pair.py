@@ -36,4 +36,4 @@ def test_a_first_config_ends_in_a_report_with_curves_outlook_and_responses(
     assert header == ["", "question", "answer", "before", "after"] and len(rows) == 5
     assert all(re.fullmatch(r"\d+ \+ \d+ =", row[1]) for row in rows)
     note = report.parse(project.result("tables/outlook-outlook.md").read_text())[2]
-    assert note.startswith("Outlook: ") and "What the paper would try next" in note
+    assert note.startswith("Outlook: ") and "What to try next" in note

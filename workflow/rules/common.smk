@@ -156,6 +156,7 @@ onsuccess:
     PROGRESS.close()
     tell(
         console.notes_of_data(ARTIFACTS, Path(RESULTS), BEGAN),
+        console.trained(Path(RESULTS), BEGAN),
         console.findings(Path(RESULTS), BEGAN),
     )
 

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from opd.core import marked
+from opd.core.files import read_json
 from opd.core.security import visible
 from opd.results.claims_page import headline, mark
+from opd.results.outcome import outcomes
 from opd.stages.artifact import Artifact
+from opd.stages.registry import STAGES
 
 MOST = 8  # lines of one kind; the others are counted
 # How the log of a job ends that others took down.
@@ -122,6 +125,28 @@ def findings(results: Path, began: float) -> list[str]:
     if _since(results / "report" / "digest.json", began):
         pages.append(results / "report.html")
     return lines + [f"to be read: {page}" for page in pages]
+
+
+def trained(results: Path, began: float) -> list[str]:
+    """What came out of training, by the tables that were made since ``began``, and where the models
+    are that were trained since then; nothing where claims are judged."""
+    if (results / "claims").exists():
+        return []
+    tables = [*results.glob("tables/*/manifest.json")]
+    runs = [*results.glob("models/*/s*/manifest.json")]
+    tables, runs = ([file for file in sorted(of) if _since(file, began)] for of in (tables, runs))
+    read = {file: read_json(file) for file in (*tables, *runs)}
+    lines = [
+        visible(sentence)
+        for table in tables
+        if "columns" in read[table]["cfg"]
+        for sentence in outcomes(read[table]["numbers"])
+    ]
+    return lines + [
+        f"trained: {run.with_name('payload')}, which transformers loads"
+        for run in runs
+        if (stage := STAGES.get(read[run]["stage"])) and stage.trains
+    ]
 
 
 def shortened(lines: list[str]) -> list[str]:

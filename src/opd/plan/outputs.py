@@ -218,6 +218,11 @@ COURSES = {
     "sft": ("loss", "nll_nats"),
 }
 
+LOSS_IS = (
+    "The loss is what is minimised, for the sake of its gradient: it may be negative, and how far"
+    " the two are apart is the KL."
+)
+
 
 def _usual(config: Config) -> Iterator[Artifact]:
     """What a config without papers shows besides its own tables and figures: curves of every run
@@ -228,6 +233,7 @@ def _usual(config: Config) -> Iterator[Artifact]:
         if runs:
             shown = Figure(
                 title=f"Training ({kind})",
+                caption=LOSS_IS if kind == "distill" else "",
                 kind="curves",
                 series=[Series(label=name, model=name) for name in runs],
                 metrics=[Metric(name=name) for name in metrics],

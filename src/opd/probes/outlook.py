@@ -42,24 +42,25 @@ def outlook(values: Indicators, tokens: int) -> tuple[str, str]:
     values: ``draws.summary`` of what ``preflight.run`` measured; tokens: of the vocabulary.
     """
     template = package_file(__file__, "outlook.jinja")
-    entropy = {"entropy": values["entropy_teacher_nats"]["value"], "most_entropy": math.log(tokens)}
-    expected, _, because = _rendered(template, values, **entropy).partition(": ")
+    expected, _, because = _rendered(template, values=values, tokens=tokens).partition(": ")
     return " ".join(expected.split()), " ".join(because.split())
 
 
 def advice(report: Mapping[str, Any]) -> list[str]:
-    """What the paper would try next, for a report's indicators."""
+    """What to try next, for a report's indicators: what the paper would, or another teacher."""
     text = _rendered(package_file(__file__, "advice.jinja"), **report)
     return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
 
 
-def _rendered(template: Path, values: Indicators, **report: Any) -> str:
+def _rendered(template: Path, *, values: Indicators, tokens: int, **report: Any) -> str:
     """The text that a template makes of the indicators and of what else a report says."""
     low, high = _advantage(values)
     return render(
         template,
         **{**report, **LIMITS},
         values=values,
+        most_entropy=math.log(tokens),
+        untrained=_untrained(values, tokens),
         kl=values["kl_nats"]["value"],
         mass=min(values[f"overlap_mass_{who}"]["value"] for who in ("student", "teacher")),
         measured=not math.isnan(low),
@@ -72,6 +73,12 @@ def _rendered(template: Path, values: Indicators, **report: Any) -> str:
     )
 
 
+def _untrained(values: Indicators, tokens: int) -> dict[str, bool]:
+    """Whether student and teacher are hardly surer than one that gives all tokens equal chances."""
+    most = LIMITS["UNTRAINED"] * math.log(tokens)
+    return {who: values[f"entropy_{who}_nats"]["value"] > most for who in ("student", "teacher")}
+
+
 # Indicator, how it is called, what the paper says of its successful and of its failing pair.
 # R1-Distill-1.5B with JustRL-1.5B as a teacher, and with R1-Distill-7B: 1.5, 3.2, 4.1, 6.1, 6.2.
 _PAPER: tuple[tuple[str, str, str, str], ...] = (
@@ -80,15 +87,15 @@ _PAPER: tuple[tuple[str, str, str, str], ...] = (
     ("overlap_mass_teacher", "teacher's mass on it", "0.97-0.99", "0.97-0.99"),
     ("entropy_student_nats", "student's entropy, nats", "", ""),
     ("entropy_teacher_nats", "teacher's entropy, nats", "", ""),
-    ("entropy_gap_nats", "entropy gap, nats", "narrows", "stays"),
+    ("entropy_gap_nats", "their gap at a token, nats", "narrows", "stays"),
     ("kl_nats", "KL to the teacher, nats", "", ""),
-    ("share_student", "student's share right", "", ""),
-    ("share_teacher", "teacher's share right", "", ""),
+    ("share_student", "student's right responses, share", "", ""),
+    ("share_teacher", "teacher's right responses, share", "", ""),
     ("share_difference", "  difference", "", ""),
 )
 _REWARD = ("auroc", "AUROC of the reward", "0.73", "0.75")
 # The paper's advantages at the four depths.
-_ADVANTAGES = ("+0.37 (1K)", "+0.27 (4K)", "+0.15 (8K)", "+0.02 (16K)")
+_ADVANTAGES = ("+0.37 (1K tokens)", "+0.27 (4K)", "+0.15 (8K)", "+0.02 (16K)")
 
 
 def reported(measured: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -100,6 +107,7 @@ def reported(measured: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         **report,
         **LIMITS,
         indicators=indicator_rows(report),
+        untrained=_untrained(measured["values"], measured["tokens"]),
         not_zero=_not_zero(measured["own_teacher"]),
         BIASED=BIASED,
         percent=_percent,
@@ -133,9 +141,22 @@ def _advantage(values: Indicators) -> tuple[float, float]:
 def indicator_rows(report: Mapping[str, Any]) -> list[list[str]]:
     """The indicators of a report with their intervals, beside what the paper says of its two pairs;
     the first row says what the columns are."""
-    rows = [["indicator", "this pair", "95 % interval", "paper: success", "paper: failure"]]
+    rows = [
+        [
+            "indicator (nats: a token)",
+            "this pair",
+            "95 % interval",
+            "paper: success",
+            "paper: failure",
+        ]
+    ]
     advantages = [
-        (row["name"], f"advantage, prefix of {row['prefix']:,}", _ADVANTAGES[row["depth"] - 1], "")
+        (
+            row["name"],
+            f"advantage after {row['prefix']:,} tokens",
+            _ADVANTAGES[row["depth"] - 1],
+            "",
+        )
         for row in report["depths"]
     ]
     for name, title, success, failure in (*_PAPER, *advantages, _REWARD):

@@ -67,6 +67,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     )
     pairing.require_k(cfg["metrics_k"], models["vocabulary"], "metrics_k")
     models["objections"] = [str(error) for error in pairing.objections(cfg, models)]
+    print("the student answers", file=sys.stderr, flush=True)
     rollouts = _answered(cfg, inputs["student"], prompts, cache)
     # One bin: where in a response it is, is not asked here.
     longest = max(len(row["token_ids"]) for row in rollouts)
@@ -79,11 +80,13 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     depths: list[Row] = []
     if grader and correct is not None:
         kwargs = pairing.teacher_kwargs(cfg)
+        print("the teacher answers", file=sys.stderr, flush=True)
         of_teacher = {**cfg, "chat_template_kwargs": kwargs}
         answered = _answered(of_teacher, inputs["teacher"], prompts, cache)
         values |= _shares(rollouts, correct, right(answered, prompts, grader))
         values |= _with_answer(grader, student=rollouts, teacher=answered)
         models["reads"] = GRADERS[grader].reads
+        models["boxed"] = all("\\boxed" in row["prompt"] for row in prompts)
         advantages, depths = _by_depth(cfg, rollouts, inputs, cache)
         values |= advantages
     counts = {"prompts": len(prompts), "rollouts": len(rollouts)}
@@ -193,8 +196,8 @@ def read_questions(
 ) -> list[Row]:
     """The first n rows of PROMPTS from such a table, its folder, or the rows of a file (.jsonl,
     .json, .csv) with question, answer and prompt (the question if not given). With a ``template``
-    the prompt is the question in it. Raises ``UserError`` for what is none, where there is none, as
-    ``require_answers`` does where there is a grader, and as ``templates.apply``."""
+    the prompt is the question in it, once. Raises ``UserError`` for what is none, where there is
+    none, as ``require_answers`` does where there is a grader, and as ``templates.apply``."""
     if path.is_dir():
         path = path / "prompts.parquet"
     rows: list[Row]
@@ -210,7 +213,9 @@ def read_questions(
     if grader:
         require_answers(rows, grader, path)
     if template:
-        rows = [{**row, "prompt": templates.apply(template, row["question"])} for row in rows]
+        bare = (templates.unwrap(row["question"], template)[0] for row in rows)
+        asked = [templates.apply(template, question) for question in bare]
+        rows = [{**row, "prompt": text} for row, text in zip(rows, asked, strict=True)]
     return rows
 
 
@@ -337,6 +342,8 @@ def _by_depth(
     if deepest < 1:
         return {}, []
     longer = [row for row in rollouts if len(row["token_ids"]) > deepest]
+    cut = ", ".join(map(str, depths))
+    print(f"the teacher goes on from the student's first {cut} tokens", file=sys.stderr, flush=True)
     settings = {**cfg, "prefixes": list(depths), "samples": 1, "baseline": "rollout"}
     advantages, _ = continuation.advantages(settings, longer, inputs, cache)
     rows: list[Row] = [

@@ -77,7 +77,7 @@ def draft(student: str, teacher: str, questions: Path, scale: str, out: Path) ->
         "teacher": at_hand(teacher, "--teacher", LIGHT),
     }
     rows, named_columns = _read(questions)
-    values = _values(folders, rows, scale)
+    values = _values(folders, rows, scale) | {"columns": named_columns}
     named = {"student": student, "teacher": teacher}
     text = render(
         package_file(__file__, "draft.yaml.jinja"),
@@ -86,7 +86,6 @@ def draft(student: str, teacher: str, questions: Path, scale: str, out: Path) ->
         scale=scale,
         name=_name(out),
         file=str(questions) if is_path(str(questions)) else f"./{questions}",
-        columns=named_columns,
         asks=TEMPLATE,
         grader=GRADER,
         schema=os.path.relpath(SCHEMA.absolute(), out.absolute().parent),
@@ -103,13 +102,23 @@ def _lines(
     out: Path, values: Mapping[str, Any], named: Mapping[str, str], questions: Path
 ) -> Iterator[str]:
     yield f"{out}: about {values['minutes']} minutes"
+    read = [f"{what} from the column {column}" for what, column in values["columns"].items()]
+    yield f"note: it reads {', '.join(read)}"
+    if values["least"]:
+        yield (
+            "note: with models of this size there is time for so little that a run shows how all"
+            " of it works, hardly whether training helps"
+        )
     if values["left_out"]:
         yield (
             f"note: {values['left_out']} of the questions are left out, those of more than"
             f" {values['max_chars']} characters: a step takes as long as its longest question"
         )
     if len({os.path.realpath(os.path.expanduser(model)) for model in named.values()}) == 1:
-        yield "note: student and teacher are one model, which has nothing to teach itself"
+        yield (
+            "note: student and teacher are one model, which has nothing to teach itself: what moves"
+            " is rounding, which Adam scales up to steps of the learning rate"
+        )
     for objection in values["objections"]:
         yield f"note: {objection}"
     if not values["answers"]:
@@ -121,7 +130,7 @@ def _lines(
     if any(map(hub_id, named.values())):
         yield f"opd lock --configfile {out}    # once, online"
     yield f"snakemake --cores all --configfile {out}"
-    yield f"python -m webbrowser results/{_name(out)}/report.html"
+    yield f"and open results/{_name(out)}/report.html in a browser"
 
 
 def _name(out: Path) -> str:
@@ -152,6 +161,9 @@ def _values(
     from opd.models.checkpoints import parameters
 
     answers = all(row["answer"] for row in rows)
+    worn = [name for name in templates.TEMPLATES if all(_bare(row, name) for row in rows)][:1]
+    if worn:
+        rows = [{**row, "prompt": _bare(row, worn[0])} for row in rows]
     most_chars = _most_chars(rows) if SCALES[scale].device == "cpu" else None
     asked, rows = len(rows), [row for row in rows if len(row["prompt"]) <= (most_chars or math.inf)]
     longest = sorted((row["prompt"] for row in rows), key=len)[-MOST_TEXTS:]
@@ -167,10 +179,10 @@ def _values(
     counts = {who: parameters(folder) for who, folder in folders.items()}
     lengths = [len(row["prompt"]) for row in rows]
     usual_tokens = math.ceil(prompt_tokens * sum(lengths) / len(lengths) / max(lengths))
-    sizes, minutes = _fitting(SCALES[scale], max(counts.values()), usual_tokens)
-    sizes = sizes._replace(
-        max_new_tokens=int(min(sizes.max_new_tokens, room - prompt_tokens)),
-        problems=max(1, min(sizes.problems, len(rows) // 4)),
+    halved, minutes = _fitting(SCALES[scale], max(counts.values()), usual_tokens)
+    sizes = halved._replace(
+        max_new_tokens=int(min(halved.max_new_tokens, room - prompt_tokens)),
+        problems=max(1, min(halved.problems, len(rows) // 4)),
     )
     trained_on = len(rows) - (sizes.problems if answers else 0)
     if trained_on < 1:
@@ -184,10 +196,12 @@ def _values(
     return {
         **sizes._asdict(),
         "minutes": minutes,
+        "least": halved == LEAST,
         "lr": f"{SCALES[scale].lr:.1e}",
         "rows": len(rows),
         "left_out": asked - len(rows),
         "max_chars": most_chars,
+        "strip": worn,
         "answers": answers,
         "max_prompt_tokens": prompt_tokens,
         "micro_batch": math.gcd(sequences, 8 if scale == "laptop" else 4) or 1,
@@ -196,6 +210,12 @@ def _values(
         "compared": compared,
         **_decided(compared),
     }
+
+
+def _bare(row: Mapping[str, Any], template: str) -> str | None:
+    """A question without the template around it; None where there is none."""
+    text, fits = templates.unwrap(row["prompt"], template)
+    return text if fits else None
 
 
 def _most_chars(rows: Sequence[Mapping[str, Any]]) -> int | None:

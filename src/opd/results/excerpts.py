@@ -23,6 +23,8 @@ PROBLEMS = 5
 # Characters of a response that are shown: how it begins and, as the answer is there, how it ends.
 BEGINNING, END = 150, 250
 
+NO_CHARACTER = "\ufffd"  # what stands for bytes that are no text
+
 _RESPONSES = pa.schema(
     SCORES.field(name)
     for name in ("benchmark", "problem", "sample", "answer", "response", "correct")
@@ -68,7 +70,7 @@ def responses(cfg: Mapping[str, Any], inputs: Mapping[str, Path], out: Path) -> 
 
 def outlook(cfg: Mapping[str, Any], inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Write the indicators that a probe measured before training, and below them the outlook with
-    its reason and what the paper would try next.
+    its reason and what to try next.
 
     cfg: ``title``, ``caption``, ``rows`` [{label, probe}], the names of inputs of which the first
     of the first row counts. Returns the outlook.
@@ -76,9 +78,14 @@ def outlook(cfg: Mapping[str, Any], inputs: Mapping[str, Path], out: Path) -> di
     row = cfg["rows"][0]
     report = Reader(inputs).json(row["probe"][0], "preflight.json", row["label"])
     next_steps = " ".join(advice(report))
-    note = f"Outlook: {report['outlook']}. {report['because']}" + (
-        f" What the paper would try next: {next_steps}" if next_steps else ""
-    )
+    tokens = report["values"]["response_tokens"]["value"]
+    sentences = [
+        f"Outlook: {report['outlook']}. {report['because']}",
+        f"What to try next: {next_steps}" if next_steps else "",
+        f"Measured on {report['rollouts']} responses of the student, of {tokens:.0f} tokens on"
+        f" average, to {report['prompts']} prompts.",
+    ]
+    note = " ".join(filter(None, sentences))
     _write(out, cfg, indicator_rows(report), note)
     return {"outlook": report["outlook"]}
 
@@ -91,6 +98,8 @@ def _first_samples(reader: Reader, name: str, where: str) -> dict[Key, dict[str,
 
 def _verdict(row: Mapping[str, Any]) -> str:
     text = " ".join(row["response"].split())
+    if text.count(NO_CHARACTER) > len(text) / 2:
+        text = f"(no text: most of its {len(text)} characters are bytes of none)"
     if len(text) > BEGINNING + END:
         text = f"{text[:BEGINNING]} … {text[-END:]}"
     return f"{'✓' if row['correct'] > 0 else '✗'} {text}"

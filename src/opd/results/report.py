@@ -17,6 +17,7 @@ from opd.core.errors import UserError
 from opd.core.files import digest, read_json
 from opd.grading.graders import Choices
 from opd.results import claims_page
+from opd.results.outcome import outcomes
 from opd.results.quantity import column
 from opd.stages import check, on_disk
 from opd.stages.fresh import read_plan
@@ -101,6 +102,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         anchors={source.folder: name for name, source in shown.items()},
         results=f"results/{root.name}",
         sources=[*sources.values()],
+        outcomes=[] if "claims" in inputs else _outcomes(shown),
         origins=origins,
         duration=duration,
     )
@@ -316,6 +318,17 @@ def _table(
         "rows": rows,
         "note": note,
     }
+
+
+def _outcomes(shown: Mapping[str, Source]) -> list[str]:
+    """What came out of training, by the tables that are shown."""
+    tables = (made.manifest for name, made in shown.items() if name.startswith("table:"))
+    return [
+        sentence
+        for table in tables
+        if "rows" in table.cfg and "columns" in table.cfg
+        for sentence in outcomes(table.numbers)
+    ]
 
 
 def _graders(evaluations: Iterable[Mapping[str, Any]]) -> list[list[str]]:

@@ -165,6 +165,29 @@ def test_verdicts_and_pages_that_were_just_made(
     assert console.findings(tmp_path, BEGAN)[0] == marked.MARK
 
 
+def test_without_claims_what_came_out_and_where_models_are_is_said(tmp_path: Path) -> None:
+    change = {"change": 0.25, "change_low": 0.125, "change_high": 0.5, "avg": 0.75}
+    nothing = {"change": None, "change_low": None, "change_high": None, "avg": 0.5}
+    table = {"cfg": {"columns": []}, "numbers": {"mine": change, "teacher": nothing}}
+    words = {"cfg": {"words": "responses"}, "numbers": {"problems": 5}}
+    for folder, manifest in {
+        "tables/pair": table,
+        "tables/responses": words,
+        "models/first/s0": {"stage": "init"},
+        "models/run/s0": {"stage": "distill"},
+    }.items():
+        put(tmp_path / folder / "manifest.json", json.dumps(manifest))
+    payload = tmp_path / "models/run/s0/payload"
+    assert console.trained(tmp_path, BEGAN) == [
+        "mine: 50.0 % right before, 75.0 % after (+25.0 points, +12.5 to +50.0): better than"
+        " before",
+        f"trained: {payload}, which transformers loads",
+    ]
+    assert console.trained(tmp_path, BEGAN + 2) == []
+    made(tmp_path, "claims")
+    assert console.trained(tmp_path, BEGAN) == []
+
+
 def test_long_lists_are_counted() -> None:
     lines = [str(n) for n in range(11)]
     assert console.shortened(lines) == [*lines[:8], "and 3 more"]

@@ -48,6 +48,7 @@ SUCCESS = {
     "overlap_mass_student": found(0.98),
     "overlap_mass_teacher": found(0.97),
     "kl_nats": found(0.28),
+    "entropy_student_nats": found(0.5),
     "entropy_teacher_nats": found(0.4),
     "truncation_ratio": found(0.1),
     "share_difference": found(0.2, 0.1, 0.3),
@@ -108,7 +109,13 @@ def test_rules_of_the_outlook(change: dict[str, Any], expected: str, because: st
         ({}, ["Keep responses short"]),
         ({"advantage_fall": found(0.05, -0.02, 0.1)}, []),
         ({"overlap_mass_student": found(0.7)}, ["Cold start", "Keep responses short"]),
-        ({"kl_nats": found(0.001)}, ["new knowledge", "Keep responses short"]),
+        ({"advantage_depth1": found(0.01, 0, 0.03)}, ["new knowledge", "Keep responses short"]),
+        # Nothing else would change it where the teacher has nothing to teach.
+        ({"kl_nats": found(0.001), "truncation_ratio": found(0.5)}, ["new knowledge"]),
+        (
+            {"entropy_teacher_nats": found(5.5), "overlap_mass_student": found(0.7)},
+            ["that has been trained"],
+        ),
         ({"truncation_ratio": found(0.5)}, ["Keep responses short", "Allow longer responses"]),
         (
             {"advantage_depth1": found(0.1, -0.1, 0.3), "advantage_fall": found(0, -1, 1)},
@@ -116,9 +123,10 @@ def test_rules_of_the_outlook(change: dict[str, Any], expected: str, because: st
         ),
     ],
 )
-def test_what_the_paper_would_try_next(change: dict[str, Any], words: list[str]) -> None:
+def test_what_to_try_next(change: dict[str, Any], words: list[str]) -> None:
     whole = {
         "values": SUCCESS | change,
+        "tokens": 260,
         "templates": {"differing": 0},
         "thinking": {"student": "off", "teacher": "off"},
     }
@@ -126,6 +134,7 @@ def test_what_the_paper_would_try_next(change: dict[str, Any], words: list[str])
     assert len(given) == len(words)
     assert all(word in one for word, one in zip(words, given, strict=True))
     other = whole | {
+        "values": SUCCESS,
         "templates": {"differing": 2},
         "thinking": {"student": "on", "teacher": "off"},
     }
@@ -251,7 +260,9 @@ def test_what_a_student_learns_from_itself_is_checked(inputs: Inputs, tmp_path: 
     assert {name for name, (_, gradient) in same.items() if gradient > 1e-5} == {*BIASED}
     assert {n for n, (loss, _) in other.items() if loss < 1e-3} == {"symmetric_difference"}
     text = " ".join((tmp_path / "same" / "preflight.md").read_text().split())
-    assert "loss 0 for every preset, gradient 0 for all but biased_topk" in text
+    assert (
+        "the loss of every preset would be 0, and its gradient, but for the presets biased" in text
+    )
     assert "NOT 0" in (tmp_path / "other" / "preflight.md").read_text()
 
 
@@ -406,6 +417,10 @@ def test_a_template_asks_and_the_share_of_answers_is_told(
     assert preflight.read_questions(inputs["lines"], 1, None, "so: {question}")[0]["prompt"] == (
         f"so: {first}"
     )
+    # A question that is asked in the template already is asked in it once.
+    once = tmp_path / "asked.jsonl"
+    once.write_text(json.dumps({"question": f"so: {first}", "answer": "1"}) + "\n")
+    assert preflight.read_questions(once, 1, None, "so: {question}")[0]["prompt"] == f"so: {first}"
     report = json.loads((out / "preflight.json").read_text())
     text = " ".join(printed.out.split())
     told = [round(100 * report["values"][f"answered_{who}"]["value"]) for who in inputs if who in
@@ -413,7 +428,7 @@ def test_a_template_asks_and_the_share_of_answers_is_told(
     assert (
         f"answers: {told[0]} % of the student's responses and {told[1]} % of the teacher's" in text
     )
-    assert ("(--template boxed)" in text) is (min(told) < 50)
+    assert ("ask for it (template: boxed)" in text) is (min(told) < 50)
     rows = [
         {"prompt_id": str(i // 2), "response": r} for i, r in enumerate(("#1", "x", "#", "2#3"))
     ]

@@ -8,6 +8,7 @@ import pytest
 from pairs import pair, questions
 
 from opd.cli import main
+from opd.data import templates
 from opd.models import sizing
 from opd.plan.artifacts import plan
 from opd.plan.outputs import exhibits
@@ -65,9 +66,13 @@ def test_the_planner_takes_what_is_written(
     sample = config.prompts["held-out"].sample
     assert sample is not None and sample.n == 6
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed[2:]] == ["opd", "snakemake", "python"]
-    assert "--template boxed --grader math_verify" in printed[2]
-    assert printed[4].endswith("results/mine/report.html")
+    assert (
+        "note: it reads question from the column problem, answer from the column answer" in printed
+    )
+    preflight, run_it, read_it = printed[printed.index("") + 1 :]
+    assert preflight.startswith("opd preflight ") and run_it.startswith("snakemake ")
+    assert "--template boxed --grader math_verify" in preflight
+    assert "results/mine/report.html" in read_it
 
 
 @pytest.mark.parametrize(("scale", "left"), [("laptop", 40), ("one-gpu", 41)])
@@ -89,6 +94,31 @@ def test_a_few_questions_that_are_much_longer_are_left_out_on_a_laptop(
     assert (note in capsys.readouterr().out) is (left == 40)
     run = config.models["distilled"].distill
     assert run is not None and (run.max_prompt_tokens < 200) is (left == 40)
+
+
+@pytest.mark.parametrize("template", ["boxed", "dapo"])
+def test_what_asks_for_the_answer_in_every_question_is_taken_off(
+    models: tuple[Path, Path], tmp_path: Path, template: str
+) -> None:
+    """A question is asked for its answer once: 40 more bytes would be as many tokens."""
+    asked = questions(tmp_path / "q.jsonl")
+    bare, _ = drafted(models, asked, tmp_path / "bare.yaml")
+    rows = [json.loads(line) for line in asked.read_text().splitlines()]
+    for row in rows:
+        row["problem"] = templates.apply(template, row["problem"])
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config, _ = drafted(models, asked, tmp_path / "mine.yaml")
+    for name in ("questions", "held-out"):
+        assert config.prompts[name].strip == [template]
+    limits = [
+        run.max_prompt_tokens for c in (bare, config) if (run := c.models["distilled"].distill)
+    ]
+    assert limits[0] == limits[1]
+    # In one question alone it is part of it.
+    rows[0]["problem"] = "1 + 1 ="
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config, _ = drafted(models, asked, tmp_path / "other.yaml")
+    assert not config.prompts["questions"].strip
 
 
 def test_a_student_that_is_its_own_teacher_is_noted(

@@ -54,6 +54,20 @@ def test_five_problems_are_shown_before_and_after(tmp_path: Path) -> None:
     assert [cells[1] for cells in shown] == ["b-0", "b-1"]
 
 
+def test_a_response_that_is_no_text_is_said_to_be_none(tmp_path: Path) -> None:
+    sides = {side: evaluation(tmp_path / side, {"b": [0]}) for side in ("before", "after")}
+    for side, response in (("before", "\ufffd" * 7 + "ab"), ("after", "\ufffd" * 2 + "abc")):
+        rows = tables.read(sides[side] / "scores.parquet", SCORES).to_pylist()
+        rows[0]["response"] = response
+        tables.write(sides[side] / "scores.parquet", rows, SCORES)
+    row = {"label": "mine", "evaluations": ["after"], "base": ["before"]}
+    shown = made({"words": "responses", "rows": [row]}, sides, tmp_path / "out")[1]
+    assert shown[3:] == [
+        "✗ (no text: most of its 9 characters are bytes of none)",
+        "✗ \ufffd\ufffdabc",
+    ]
+
+
 def test_an_outlook_is_shown_with_its_reason(tmp_path: Path) -> None:
     probe = tmp_path / "probe"
     probe.mkdir()
@@ -61,10 +75,12 @@ def test_an_outlook_is_shown_with_its_reason(tmp_path: Path) -> None:
     names = (
         *("overlap_ratio", "overlap_mass_student", "overlap_mass_teacher", "kl_nats"),
         *("truncation_ratio", "entropy_student_nats", "entropy_teacher_nats", "entropy_gap_nats"),
+        "response_tokens",
     )
     told = {
         **{"outlook": "unlikely to help", "because": "They hardly speak one language.", "k": 4},
         **{"values": dict.fromkeys(names, value), "depths": [], "notes": [], "prompts": 3},
+        **{"tokens": 260, "rollouts": 6},
         **{"templates": {"differing": 0}, "thinking": {"student": "on", "teacher": "on"}},
     }
     (probe / "preflight.json").write_text(json.dumps(told))
@@ -73,4 +89,5 @@ def test_an_outlook_is_shown_with_its_reason(tmp_path: Path) -> None:
     assert rows[1][:3] == ["overlap of top k", "0.500", "0.400 to 0.600"]
     note = report.parse((tmp_path / "out" / "table.md").read_text())[2]
     assert note.startswith("Outlook: unlikely to help. They hardly speak one language.")
-    assert "What the paper would try next: " in note
+    assert "What to try next: " in note
+    assert "6 responses of the student, of 0 tokens on average, to 3 prompts" in note
