@@ -44,6 +44,10 @@ SHORT: dict[str, Any] = {
         "terse": {"grpo": {"steps": 1, "prompts_per_step": 2, "max_new_tokens": 16}},
     },
     "protocols": {"two-samples": {"samples": 1, "max_new_tokens": 24}},
+    "probes": {
+        "outlook": {"indicators": {"n": 4, "max_new_tokens": 24}},
+        "A6": {"prefix": {"max_new_tokens": 48}},
+    },
 }
 
 
