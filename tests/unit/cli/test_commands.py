@@ -1,5 +1,7 @@
-"""Commands of the rules stay within what the system takes, also with many seeds."""
+"""Commands of the rules: no path in them is run, and they stay within what the system takes, also
+with many seeds."""
 
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -24,6 +26,20 @@ def artifacts() -> dict[str, artifact.Artifact]:
     config = resolve.read([ROOT / "config/paper.yaml"], [f"seeds={[*range(SEEDS)]}"])
     made = plan.plan(config, {})
     return made | outputs.exhibits(config, made, ROOT / "config")
+
+
+def test_every_path_in_a_command_is_quoted() -> None:
+    """By Snakemake (:q), or as a variable in double quotes. Names of stages and of results folders
+    are words."""
+    commands = {name: rule["shell"] for name, rule in rules().items() if rule["shell"]}
+    text = (ROOT / "workflow/rules/common.smk").read_text()
+    commands |= dict(enumerate(re.findall(r"^ +shell\('(.*)'\)$", text, re.MULTILINE)))
+    assert {"distill", "figure", "table", "claims", "report", "release", 0} <= commands.keys()
+    words = {"params.stage", "PLAN"}
+    for name, command in commands.items():
+        places = re.findall(r"{(.*?)}", command)
+        assert [place for place in places if place not in words and place[-2:] != ":q"] == [], name
+        assert re.findall(r"(?<!\")\$|\$[\w{}.]*(?![\w{}.\"])", command) == [], name
 
 
 def test_settings_that_are_an_argument_are_short_enough(
