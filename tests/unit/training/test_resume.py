@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -321,6 +322,26 @@ def test_each_process_lists_what_it_wrote(tmp_path: Path) -> None:
         listed = json.loads((tmp_path / f"checkpoint-5.{rank}.json").read_text())
         assert sorted(listed) == sorted(own)
         assert (checksums.damaged(checkpoint) is None) == (rank == 2)
+
+
+def test_a_checkpoint_has_its_list_before_the_next_one_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one removes all but the last. Steps that write none do not wait."""
+    write, go_on = checksums.write, threading.Event()
+    monkeypatch.setattr(checksums, "write", lambda *given: go_on.wait(60) and write(*given))
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    (checkpoint / "weights").write_text("x")
+    sealing = checksums.Sealing({}, 0, 1)
+    args, state = SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=2)
+    sealing.on_save(args, state, SimpleNamespace())
+    sealing.on_step_end(args, state, SimpleNamespace(should_save=False))
+    assert checksums.damaged(checkpoint) == ""
+    threading.Timer(0.2, go_on.set).start()
+    sealing.on_step_end(args, state, SimpleNamespace(should_save=True))
+    assert checksums.damaged(checkpoint) is None
+    sealing.thread.shutdown()
 
 
 def test_parts_that_two_processes_write_side_by_side(tmp_path: Path) -> None:
