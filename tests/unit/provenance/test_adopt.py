@@ -316,6 +316,17 @@ def test_rollouts_that_are_none_are_refused(results: Path, tmp_path: Path, rows,
     assert not (results / ROLLOUTS.folder).exists()
 
 
+def test_rollouts_behind_a_link_are_not_taken(results: Path, tmp_path: Path):
+    """Of a folder: what it holds is a link that leads out."""
+    tables.write(tmp_path / "elsewhere.parquet", [ROLLOUT], GENERATIONS)
+    source = tmp_path / "theirs"
+    source.mkdir()
+    (source / "generations.parquet").symlink_to(tmp_path / "elsewhere.parquet")
+    with pytest.raises(UserError, match=r"generations\.parquet: it is a link that leads out"):
+        _adopt(source, ROLLOUTS, results)
+    assert not (results / ROLLOUTS.folder).exists()
+
+
 def test_a_recipe_is_named_by_its_name_its_seed_or_its_folder():
     known = {
         f: Artifact(stage, f, {}, ())
