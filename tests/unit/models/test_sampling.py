@@ -208,7 +208,10 @@ def test_another_list_or_other_settings_use_no_old_journal(model: Path, tmp_path
     assert path.read_bytes() == journaled
 
 
-def test_a_torn_journal_is_read_as_far_as_it_is_whole(tmp_path: Path) -> None:
+def test_a_torn_journal_is_read_as_far_as_it_is_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a word: that is what every kill may leave."""
     path = tmp_path / "journal.jsonl"
     lines: list[journal.Finished] = [{3: [1, 2], 0: []}, {7: [5]}, {1: [2**31 - 1], 2: [0]}]
     with journal.writing(path) as append:
@@ -224,6 +227,7 @@ def test_a_torn_journal_is_read_as_far_as_it_is_whole(tmp_path: Path) -> None:
         with journal.writing(path) as append:
             append({9: [9]})
         assert journal.read(path)[0] == merged | {9: [9]}
+    assert capsys.readouterr().err == ""
     # Blocks that were allocated and never written are zeros.
     path.write_bytes(whole + bytes(4096))
     assert journal.read(path)[1] == len(whole)
