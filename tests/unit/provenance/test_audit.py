@@ -6,6 +6,7 @@ import shutil
 from base64 import b64decode
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reported import Page
@@ -13,7 +14,6 @@ from results import SVG, Results, sample
 from scripts import without_script
 
 from opd.cli.main import main
-from opd.core import files
 from opd.core.errors import UserError
 from opd.core.files import content
 from opd.provenance import audit as audit_module
@@ -286,19 +286,32 @@ def test_nothing_outside_of_a_received_folder_is_read(
     (root / "models" / "c" / "s0").mkdir(parents=True)
     (root / "models" / "c" / "s0" / "payload").symlink_to(elsewhere)
     os.mkfifo(root / "models" / "c" / "s0" / "digest.json")
+    # As an entry of a store, with a kept step.
+    entry = elsewhere / ("0" * 64)
+    (elsewhere / f"{entry.name}.steps" / "2").mkdir(parents=True)
+    (elsewhere / f"{entry.name}.steps" / "2" / "weights").write_text("x")
+    entry.mkdir()
+    (root / "models" / "d" / "s0").mkdir(parents=True)
+    (root / "models" / "d" / "s0" / "payload").symlink_to(entry)
     (theirs / "more").symlink_to(tmp_path / "other" / "results" / "mini")
     opened: list[str] = []
-    own = files.file_digest
-    monkeypatch.setattr(files, "file_digest", lambda path: opened.append(str(path)) or own(path))
+    own = Path.open
+
+    def spied(path: Path, *how: Any, **more: Any) -> Any:
+        opened.append(os.path.relpath(os.path.realpath(path), tmp_path))
+        return own(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", spied)
     for place in (theirs, root, made.parent):
         report = audit(place)
-        assert not [path for path in opened if "elsewhere" in path or "other" in path]
+        assert opened and not [p for p in opened if p.startswith(("elsewhere", "other"))]
         found = {x.place.removeprefix("mini/"): x for x in report.audited}
         assert found["models/b/s0"].state == "modified"
         assert str(elsewhere / "large") in found["models/b/s0"].absent
     assert "models/a/s0" not in "".join(found)
     found = {x.place: [f.text for f in x.findings] for x in audit(root).audited}
     assert found["probes"] == ["orphaned: probes is a link out of this folder"]
+    assert not [place for place in found if place.startswith("round")]
     assert "missing: payload its link leads nowhere, or out of this folder" in "".join(
         found["models/c/s0"]
     )
