@@ -84,9 +84,11 @@ def test_a_snapshot_in_the_hubs_cache_is_read_as_files(tmp_path: Path) -> None:
     # As something that was made here it would not do.
     assert set(made_content(folder).values()) == {""}
     other = tmp_path / "models--org--other" / "blobs" / "0"
-    other.parent.mkdir(parents=True)
-    other.write_text("a")
-    for target in (other, tmp_path / "models--org--name" / "refs", "/etc/passwd"):
+    beside = tmp_path / "models--org--name" / "refs" / "main"
+    for path in (other, beside):
+        path.parent.mkdir(parents=True)
+        path.write_text("a")
+    for target in (other, beside, "/etc/passwd"):
         (folder / "x").symlink_to(target)
         with pytest.raises(UserError, match=r"0000/x: it is a link that leads out of its folder"):
             content(folder)

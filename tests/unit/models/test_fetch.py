@@ -101,6 +101,9 @@ def test_no_file_outside_of_a_folder_is_named_in_it(
     for harmless in (inside, text[:-1], b"[1]", b'{"weight_map": []}'):
         (folder / name).write_bytes(harmless)
         refuse_code(folder)
+    # From a folder below, what lies beside that is inside.
+    (folder / "1_Pooling" / "x.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}')
+    refuse_code(folder)
 
 
 @pytest.fixture
