@@ -51,12 +51,37 @@ def test_limits_of_time_and_memory(ask: sandbox.Verifier) -> None:
     # With what the start of the process took; sympy alone would not end.
     assert children_cpu_seconds() - before < sandbox.CPU_SECONDS + 5
     assert ask("math_verify", EQUAL) is True
+    assert ask.process is not None
+    soft, _ = resource.prlimit(ask.process.pid, resource.RLIMIT_AS)
+    assert soft == sandbox.MEMORY_BYTES
     # A list of 99,999 x 99,999 zeros.
     assert ask("math_verify", [("\\operatorname{eye}(99999)", "x")]) is not True
     if ask.process is not None:
         status = Path(f"/proc/{ask.process.pid}/status").read_text()
         peak = next(line for line in status.splitlines() if line.startswith("VmPeak"))
         assert int(peak.split()[1]) * 1024 <= sandbox.MEMORY_BYTES
+
+
+HUNGRY = """
+import os
+from opd.grading import sandbox
+
+def compare(given, truth):
+    if given == "much":
+        raise MemoryError
+    return given == truth
+
+sandbox.COMPARE = {"rule": compare}
+sandbox.serve(os.getppid())
+"""
+
+
+def test_want_of_memory_is_told_as_a_limit_and_ends_the_process() -> None:
+    asked = '["rule", [["much", "1"]]]\n["rule", [["1", "1"]]]\n'
+    done = subprocess.run(
+        [sys.executable, "-c", HUNGRY], input=asked, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["ready", "null"]
 
 
 @pytest.mark.parametrize("killed", [1, 2])
