@@ -101,6 +101,7 @@ THOUGHT = "<think>maybe \\boxed{9}</think> so the answer is 7."
         ("math_verify", "<think>so \\boxed{7}", "7", True, False),  # cut off while it thought
         ("math_verify", "<think>\\boxed{9}</think>\\boxed{7}", "7", True, True),
         ("math_verify", "\\boxed{9}</think>no box", "9", True, False),
+        ("rule", "<think>a</think>\\boxed{9}</think>no box", "9", True, False),  # thought twice
         ("rule", "\\boxed{7}", "7", True, True),
         ("choice", "<think>\\boxed{A}</think>I do not know", "A", True, False),
         ("world", "<think>1+1=2#2", "2", True, True),  # does not read a box
@@ -161,6 +162,21 @@ def test_decimals_are_added_up_as_fractions(answer: str, truth: str, equal: bool
     for choices, expected in ((graders.STRICT, equal), (graders.PAPERS, True)):
         graded, _ = graders.grade_all(pairs, "math_verify", None, choices)
         assert graded == [(answer, expected)] * 2
+
+
+def test_of_integers_a_percent_sign_does_not_count_where_the_protocol_says_exact() -> None:
+    """By math-verify, which does not count it either where it rounds."""
+    pair = ("\\boxed{28\\%}", "\\frac{56}{2}")
+    for choices in (graders.PAPERS, graders.STRICT):
+        graded, _ = graders.grade_all([pair], "math_verify", None, choices)
+        assert graded == [("28\\%", True)]
+
+
+def test_nothing_is_right_by_being_exact_alone() -> None:
+    """Floats have 0.1 + 0.2 and 0.3 differ, so the papers' rule does not take one for the other."""
+    pair = ("\\boxed{0.1+0.2}", "0.3")
+    for choices in (graders.PAPERS, graders.STRICT):
+        assert graders.grade_all([pair], "rule", None, choices) == ([("0.1+0.2", False)], 0)
 
 
 def test_the_page_says_what_the_graders_say() -> None:
