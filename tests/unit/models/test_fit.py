@@ -55,7 +55,7 @@ def test_every_model_counts_its_own_template(inputs: Inputs, tmp_path: Path) -> 
     kept, report = run(tmp_path, prompts, 14, small=inputs["student"])
     assert kept == ["q0", "q1", "q2"]
     assert report["models"] == {"small": {"too_long": 1, "longest_tokens": 804}}
-    kept, report = run(tmp_path, prompts, 19, small=inputs["student"], polite=polite)
+    kept, report = run(tmp_path, prompts, 19, polite=polite, small=inputs["student"])
     assert kept == ["q1"]
     assert report == {
         "prompts": 4,
