@@ -582,6 +582,8 @@ def test_control_tokens_in_a_prompt_are_said_and_counted(
         "<\uff5cUser\uff5c>a",
         "[INST] b </s>",
         "if a<|b|> c and |x| < 3 then <b>",
+        "so </think> <bos><eos><start_of_turn>",
+        "no <bot>, <thinks> or <|b c|>",
     ]
     report, said = report_of(tmp_path, capsys, [{"question": q} for q in asked])
     assert report["control_tokens"] == {
@@ -591,9 +593,15 @@ def test_control_tokens_in_a_prompt_are_said_and_counted(
         "[INST]": 1,
         "</s>": 1,
         "<|b|>": 1,
+        "</think>": 1,
+        "<bos>": 1,
+        "<eos>": 1,
+        "<start_of_turn>": 1,
     }
     assert report["notes"] == [
-        "5 of 5 prompts hold control tokens of chat templates (<|im_end|>, <|im_start|>, "
+        "6 of 7 prompts hold control tokens of chat templates (<|im_end|>, <|im_start|>, "
         "<\uff5cUser\uff5c>, ...): a tokenizer that has them makes them its own control ids"
     ]
     assert said.count("note: ") == 1 and "\x1b" not in said
+    _, said = report_of(tmp_path, capsys, [{"question": "<|\x1b[2J|>"}])
+    assert "(<|\u27e8U+001B\u27e9[2J|>)" in said and "\x1b" not in said
