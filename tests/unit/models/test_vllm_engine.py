@@ -123,6 +123,26 @@ def test_on_a_gpu_vllm_decides_how_many_are_in_flight(
     assert settings.get("max_num_seqs") == (None if gpu else 64)
 
 
+def test_the_engine_is_told_what_ends_a_response(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go on to the limit where a model ends with more than its tokenizer's own token."""
+    asked: list[tuple[str, dict[str, Any], Any]] = []
+    engine = SimpleNamespace(
+        add_request=lambda *request: asked.append(request), has_unfinished_requests=lambda: False
+    )
+    kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=None))
+    named = SimpleNamespace(SamplingParams=lambda **given: SimpleNamespace(**given))
+    monkeypatch.setitem(sys.modules, "vllm", named)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", kinds)
+    pool = vllm_engine.Pool(model, Sampler(model, CFG).settings, {7, 1})
+    task = {**pool.settings, "jobs": [[4, [5, 6], 9]], "journal": str(tmp_path / "journal")}
+    vllm_engine._work(engine, task, os.getppid())
+    ((id, prompt, parameters),) = asked
+    assert (id, prompt, parameters.seed) == ("4", {"prompt_token_ids": [5, 6]}, 9)
+    assert (parameters.stop_token_ids, parameters.max_tokens) == ([1, 7], 24)
+
+
 class Queue:
     """Stands for the engine: a token that tells the seed, journaled as a worker does. It breaks
     off when it has answered ``most`` requests."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -84,15 +85,11 @@ def test_a_server_of_rollouts_becomes_an_engine_in_the_trainers_process(
     }
 
 
-@pytest.mark.parametrize("stage", ["distill", "grpo"])
-def test_sharded_training_samples_through_vllm_from_its_own_weights(
-    stage: str, vllm: str, inputs: dict[str, Path], tmp_path: Path
-) -> None:
-    """After each step vLLM has the weights of the trainer, or the stage fails (``_compare``); also
-    of a student whose head is wider than its teacher's, and so is trained without some rows."""
-    cfg = CFG | STAGES[stage]
-    if stage == "distill":
-        inputs = {**inputs, "student": padded(inputs["student"], tmp_path / "wide", 512)}
+def trained(
+    stage: str, cfg: dict[str, Any], vllm: str, inputs: dict[str, Path], tmp_path: Path
+) -> tuple[dict[str, list[float]], list[str]]:
+    """The metrics of a rehearsed training run by name, one value a step, and what it said."""
+    cfg = CFG | STAGES[stage] | cfg
     command = [vllm, "-m", "opd", "stage", stage, "--cfg", json.dumps(cfg)]
     command += ["--input", *(str(inputs[name]) for name in cfg["inputs"])]
     command += ["--output", str(tmp_path / "made" / "digest.json")]
@@ -100,10 +97,43 @@ def test_sharded_training_samples_through_vllm_from_its_own_weights(
     environment = {**os.environ, marked.VARIABLE: "1", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = {line for line in done.stderr.splitlines() if line.startswith(on_cpu.SAID)}
-    assert len(said) == 3 and any("shards" in line for line in said), said
     rows = tables.read(tmp_path / "made" / "payload" / "metrics.parquet", METRICS).to_pylist()
-    assert [r["step"] for r in rows if r["name"] == "loss"] == [1, 2, 3]
+    courses: dict[str, list[float]] = {}
+    for row in rows:
+        if row["position"] is None and row["step"] > 0:
+            courses.setdefault(row["name"], []).append(row["value"])
+    return courses, done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("stage", ["distill", "grpo"])
+def test_sharded_training_samples_through_vllm_from_its_own_weights(
+    stage: str, vllm: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """After each step vLLM has the weights of the trainer, or the stage fails (``_compare``); also
+    of a student whose head is wider than its teacher's, and so is trained without some rows."""
+    if stage == "distill":
+        inputs = {**inputs, "student": padded(inputs["student"], tmp_path / "wide", 512)}
+    courses, lines = trained(stage, {}, vllm, inputs, tmp_path)
+    said = {line for line in lines if line.startswith(on_cpu.SAID)}
+    assert len(said) == 3 and any("shards" in line for line in said), said
+    assert len(courses["loss"]) == 3
+
+
+def test_rollouts_of_vllm_end_as_the_config_says(
+    vllm: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """With ``both`` at what ends a response of either model: of this teacher any token does, so
+    that each rollout is its first token, and none is cut off."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    teacher = tmp_path / "teacher"
+    shutil.copytree(inputs["teacher"], teacher)
+    every = [*range(len(AutoTokenizer.from_pretrained(teacher)))]
+    GenerationConfig(eos_token_id=every).save_pretrained(teacher)
+    cfg = {"steps": 1, "processes": 1, "end_tokens": "both"}
+    courses, lines = trained("distill", cfg, vllm, {**inputs, "teacher": teacher}, tmp_path)
+    assert f"{on_cpu.SAID}vLLM keeps weights as they are loaded" in "\n".join(lines)
+    assert courses["response_tokens"] == [1.0] and courses["truncation_ratio"] == [0.0]
 
 
 def trainer_with(served: Any) -> Any:
