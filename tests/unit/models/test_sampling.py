@@ -235,6 +235,18 @@ def test_a_torn_journal_is_read_as_far_as_it_is_whole(
     assert journal.read(tmp_path / "none") == ({}, 0)
 
 
+def test_each_line_of_a_journal_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When all of it is written: a loss of power takes no more than what is in flight."""
+    path, synced, fsync = tmp_path / "journal.jsonl", [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append(path.read_bytes().count(b"\n")) or fsync(file)
+    )
+    with journal.writing(path) as append:
+        append({0: [5, 6]})
+        append({1: [7]})
+    assert synced == [1, 2]
+
+
 def test_a_changed_journal_is_read_up_to_the_first_damage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
