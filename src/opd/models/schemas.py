@@ -17,3 +17,6 @@ GENERATIONS = schema(
     finish=TEXT,
     rejected=TEXT,
 ).append(TURNS)
+# Of the same rows in the same order, where asked for: the log-probability in nats of each of their
+# tokens under the model that sampled them, at the temperature that it was sampled with.
+LOGPROBS = schema(prompt_id=TEXT, sample=INTEGER, attempt=INTEGER, logprobs=pa.list_(pa.float32()))

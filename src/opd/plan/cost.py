@@ -235,7 +235,8 @@ def critical_path(artifacts: Artifacts, seconds: Mapping[str, float]) -> float:
 
 def disk(facts: Facts, folder: str) -> float:
     """Bytes that a stage leaves for good: weights, responses (in its table and in the store's
-    cache). Smaller files are not counted, nor links to weights that a run has kept."""
+    cache), log-probabilities of their tokens. Smaller files are not counted, nor links to weights
+    that a run has kept."""
     stage = facts.artifacts[folder].stage
     if stage == "fetch":
         return FETCHED_BYTES * parameters(facts, folder)
@@ -246,7 +247,8 @@ def disk(facts: Facts, folder: str) -> float:
         return 0.0
     natural = facts.tables["assumed"]["natural_tokens"]["middle"]
     sampled = load(facts, facts.artifacts[folder], natural)
-    return 2 * TOKEN_BYTES * sampled.sequences * timing.mean(sampled.limit, natural)
+    copies = 3 if facts.artifacts[folder].cfg.get("logprobs") else 2
+    return copies * TOKEN_BYTES * sampled.sequences * timing.mean(sampled.limit, natural)
 
 
 def passing(facts: Facts, folder: str) -> float:

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from opd.core import tables
 from opd.losses import metrics
 from opd.losses.schemas import METRICS
 from opd.models import checkpoints, pairing
 from opd.models.prompts import read_prompts
+from opd.models.states import hidden_states, padded
 from opd.probes.rollouts import Rollout, Row, counted, read_rollouts, right, tokens
 from opd.probes.schemas import ROLLOUTS
 from opd.stats import draws
@@ -135,27 +134,6 @@ def measure(
         rewards.cpu().numpy() / np.array(lengths),
         [row[:length] for row, length in zip(ratios.cpu().numpy(), lengths, strict=True)],
     )
-
-
-def padded(rows: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor]:
-    """Token ids [B, T] with padding behind, and a mask with ones on what counts."""
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-    return ids.to(device), mask.to(device)
-
-
-def hidden_states(
-    model: Any, batch: Sequence[tuple[Sequence[int], Sequence[int]]], device: str
-) -> Tensor:
-    """Last hidden states [N, H] that predict the tokens of responses to prompts (token ids of
-    each), one rollout after the other."""
-    ids, mask = padded([[*prompt, *response] for prompt, response in batch], device)
-    states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    of_responses = [
-        row[len(prompt) - 1 : len(prompt) - 1 + len(response)]
-        for row, (prompt, response) in zip(states, batch, strict=True)
-    ]
-    return torch.cat(of_responses)
 
 
 def summarise(

@@ -28,6 +28,7 @@ from opd.models import pairing, sizing
 from opd.models.checkpoints import parameters, positions, read_config
 from opd.models.prompts import read_prompts
 from opd.models.sampling import Request, Sampler
+from opd.models.states import hidden_states, padded
 from opd.probes import continuation, pair
 from opd.probes.outlook import reported
 from opd.probes.rollouts import Rollout, Row, right, tokens
@@ -257,12 +258,11 @@ def own_teacher(cfg: Mapping[str, Any], rollout: Rollout, student: Path) -> dict
     own = pairing.load_pair(cfg, student, None)
     response = rollout.response[:64]
     with torch.no_grad():
-        hidden = pair.hidden_states(
-            own.student, [(rollout.prompt, response)], own.device
-        ).unsqueeze(0)
+        states = hidden_states(own.student, [(rollout.prompt, response)], own.device)
+        hidden = states.unsqueeze(0)
     weight, bias = own.heads[0].weight.detach(), own.heads[0].bias
     head = own.heads[0]._replace(weight=weight, bias=None if bias is None else bias.detach())
-    ids, mask = pair.padded([response], own.device)
+    ids, mask = padded([response], own.device)
     hidden.requires_grad_()
     numbers = {}
     for name, preset in PRESETS.items():

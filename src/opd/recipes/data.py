@@ -217,6 +217,20 @@ class Generation(Sampled):
     attempts: Count | None = Field(
         default=None, description="most samples of a response that the rules reject; 1 if not given"
     )
+    logprobs: bool | None = Field(
+        default=None,
+        description="whether the log-probability of each sampled token is recorded, for importance "
+        "weights",
+    )
+
+    @model_validator(mode="after")
+    def _sampled_as_it_is_recorded(self) -> "Generation":
+        if self.logprobs and (not self.temperature or self.top_p < 1 or self.top_k):
+            raise ValueError(
+                "logprobs are those of the whole distribution: they need a temperature above 0, "
+                "top_p: 1 and no top_k"
+            )
+        return self
 
     @model_validator(mode="after")
     def _attempts_need_rules(self) -> "Generation":

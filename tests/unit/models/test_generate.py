@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from opd.core import tables
@@ -18,9 +19,11 @@ from opd.data import world
 from opd.data.schemas import PROMPTS, SFT_PAIRS
 from opd.models import filters, generate, init, journal
 from opd.models.sampling import Request, Sampler
-from opd.models.schemas import GENERATIONS
+from opd.models.schemas import GENERATIONS, LOGPROBS
 
 pytest.importorskip("torch")
+
+from probing import logits, rendered
 
 SHAPE = {"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 64, "seed": 0}
 CFG: dict[str, Any] = {"max_new_tokens": 24, "max_prompt_tokens": 64, "seed": 3, "samples": 2}
@@ -125,6 +128,27 @@ def test_attempts_end_when_all_are_accepted(inputs: Inputs, tmp_path: Path) -> N
     assert numbers["attempts"] == [
         {"responses": 80, "accepted": 80, "accept_rate": 1.0, "rejected": {"nonempty": 0}}
     ]
+
+
+def test_log_probabilities_of_tokens_are_recorded_where_they_are_asked_for(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    """At the temperature of the sampling, by the logits of one sequence at a time; the responses
+    are those without, attempts that a rule rejected among them."""
+    cfg = {**CFG, "temperature": 0.7, "rules": ["finished"], "attempts": 2}
+    plain, numbers = run(cfg, inputs, tmp_path / "plain")
+    rows, same = run({**cfg, "logprobs": True}, inputs, tmp_path / "recorded")
+    assert (rows, numbers) == (plain, same) and len(rows) > 80
+    assert not (tmp_path / "plain" / "logprobs.parquet").exists()
+    recorded = tables.read(tmp_path / "recorded" / "logprobs.parquet", LOGPROBS).to_pylist()
+    keys = ("prompt_id", "sample", "attempt")
+    assert [[row[k] for k in keys] for row in recorded] == [[row[k] for k in keys] for row in rows]
+    for row, own in list(zip(rows, recorded, strict=True))[::7]:
+        ids = row["token_ids"]
+        tokens = [*rendered(inputs["model"], row["prompt"]), *ids]
+        at = logits(inputs["model"], tokens)[-len(ids) - 1 : -1] / 0.7
+        expected = at[range(len(ids)), ids] - np.log(np.exp(at).sum(-1))
+        assert own["logprobs"] == pytest.approx(expected, abs=1e-5)
 
 
 # Forty shards a round at first, and three rounds.
