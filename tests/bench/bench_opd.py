@@ -21,7 +21,7 @@ from common import describe, table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opd.models.prompts import read_prompts
-from opd.training import distill, objective
+from opd.training import distill, measure, objective
 from opd.training.record import Record
 
 # Part of a step -> where it happens. "update" is what is left: backward, clipping, AdamW.
@@ -30,7 +30,7 @@ PARTS = {
     "teacher": (distill.Trainer, "_teacher"),
     "student": (distill.Trainer, "_hidden"),
     "loss": (objective, "token_losses"),
-    "measuring": (distill.Trainer, "_measure"),
+    "measuring": (measure, "add"),
     "logging": (Record, "on_log"),
 }
 

@@ -12,14 +12,24 @@ from opd.core.errors import UserError
 from opd.core.files import digest
 from opd.evaluation import tasks
 from opd.models.source import is_path, local
-from opd.plan.base import artifact, at, engine, inputs_of, settings_of, tell_teacher, terms, world
+from opd.plan.base import (
+    artifact,
+    at,
+    engine,
+    inputs_of,
+    settings_of,
+    sources,
+    tell_teacher,
+    terms,
+    world,
+)
 from opd.plan.hub_lock import locked
 from opd.plan.probes import demonstrations, probes
 from opd.recipes.config import Config
 from opd.recipes.evaluation import PROTOCOLS
 from opd.recipes.models import Kept, Model
 from opd.stages.artifact import Artifact
-from opd.training import batches
+from opd.training import batches, shares
 
 # Settings of vLLM that say where and how it runs, not what it samples.
 VLLM_PLACE = {
@@ -152,14 +162,8 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
         if model.trained:
             settings = _training(config, name, model, seed)
             inputs = inputs_of(config, model.trained, seed)
-            if model.distill and isinstance(model.distill.prompts, list):
-                del inputs["prompts"]
-                inputs |= {f"prompts:{name}": f"prompts/{name}" for name in model.distill.prompts}
-            if model.distill and model.distill.terms:
-                options = model.chat_template
-                settings["terms"], models = terms(config, model.distill, seed, options)
-                inputs |= models
-                del settings["loss"]
+            if model.distill:
+                _add_distilled(config, name, model, seed, settings, inputs)
             yield artifact(model.kind, folder, settings, inputs, seed)
         elif isinstance(model, Kept):
             inputs = inputs_of(config, model.keep, seed)
@@ -176,6 +180,32 @@ def _models(config: Config, seed: int, lock: Mapping[str, str]) -> Iterator[Arti
             yield artifact("fetch", folder, {"hub": model.hub.id, "revision": revision}, {})
 
 
+def _add_distilled(
+    config: Config,
+    name: str,
+    model: Model,
+    seed: int,
+    settings: dict[str, Any],
+    inputs: dict[str, str],
+) -> None:
+    """Add to the settings and inputs of a distillation several prompt sets, the terms of a sum, and
+    the sources of its rollouts. Raises ``UserError`` as ``opd.plan.base.sources`` does, and for
+    sources that cannot be dealt out to processes."""
+    assert model.distill is not None
+    if isinstance(model.distill.prompts, list):
+        del inputs["prompts"]
+        inputs |= {f"prompts:{name}": f"prompts/{name}" for name in model.distill.prompts}
+    if model.distill.terms:
+        settings["terms"], models = terms(config, model.distill, seed, model.chat_template)
+        inputs |= models
+        del settings["loss"]
+    if model.distill.rollouts:
+        where = f"models.{name}.distill.rollouts"
+        settings["rollouts"], generations = sources(config, model.distill, seed, where)
+        inputs |= generations
+        shares.require_equal_parts(shares.of_step(settings), settings.get("processes", 1), where)
+
+
 def _training(config: Config, name: str, model: Model, seed: int) -> dict[str, Any]:
     """The settings of a training run: what makes the result, and under ``execution`` what does not.
     Raises ``UserError`` for a step that cannot be dealt out to processes."""
@@ -184,6 +214,8 @@ def _training(config: Config, name: str, model: Model, seed: int) -> dict[str, A
     made_by = ("precision", "attention", "gradient_checkpointing", "processes")
     settings = settings_of(model.trained)
     settings |= {key: execution.pop(key) for key in made_by if key in execution}
+    if model.distill and not model.distill.samples:
+        execution.pop("vllm", None)
     if (vllm := execution.get("vllm")) is not None:
         settings["vllm"] = {key: vllm.pop(key) for key in vllm.keys() - VLLM_PLACE}
     if tracker := execution.get("report_to"):

@@ -99,6 +99,32 @@ def terms(
     return settings, inputs
 
 
+def sources(
+    config: Config, distill: Distill, seed: int, where: str
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The settings of the sources of a run's rollouts, and the stage's inputs for them:
+    generations:0, generations:1, ... as they are named. Raises ``UserError``, about ``where``, for
+    importance weights of a generation that does not record what they need."""
+    settings: list[dict[str, Any]] = []
+    inputs: dict[str, str] = {}
+    for i, source in enumerate(distill.rollouts or ()):
+        if source.generations is None:
+            settings.append({"own": source.own})
+            continue
+        name = f"generations:{len(inputs)}"
+        inputs[name] = at(config, "generations", source.generations, seed)
+        settings.append({"generations": name, "share": source.part})
+        if source.importance:
+            if not config.generations[source.generations].logprobs:
+                raise UserError(
+                    f"'{source.generations}' does not record the log-probabilities of its tokens",
+                    f"{where}.{i}.importance",
+                    f"say logprobs: true in generations.{source.generations}, or leave it out",
+                )
+            settings[-1]["importance"] = source.importance.model_dump()
+    return settings, inputs
+
+
 def world(config: Config, where: str) -> dict[str, Any]:
     """Settings of the miniature world. Raises ``UserError`` where a config has none."""
     if config.world is None:

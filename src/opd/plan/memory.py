@@ -13,7 +13,7 @@ from opd.plan import cost
 from opd.plan.cost import Facts
 from opd.plan.shape import Shape
 from opd.stages.registry import STAGES
-from opd.training import batches, terms
+from opd.training import batches, shares, terms
 
 Terms = dict[str, float]
 
@@ -98,8 +98,9 @@ def phases(
     always |= asleep
     rollouts = {**always, **awake}
     if stage != "sft" and not awake:
-        # Its keys are float32 where weights are; a step's rollouts are sampled together.
-        rollouts["cache"] = micro * times * length * student.cached(4)
+        # Its keys are float32 where weights are; a step's own rollouts are sampled together.
+        sampled = micro * times * shares.own_share(cfg)
+        rollouts["cache"] = sampled * length * student.cached(4)
 
     body = student.layers * student.layer
     gathered = width * (student.embeddings + 2 * student.layer) if sharded else 0

@@ -10,12 +10,12 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from opd.core.errors import UserError
+from opd.core.errors import LeftOut, UserError
 from opd.core.files import canonical
 from opd.core.security import redacted, visible_line
 from opd.stages import fresh
@@ -24,6 +24,9 @@ from opd.stages.identity import identity
 from opd.training import terms
 
 ROLES = ("student", "teacher", "model", "judge")
+# Roles of which a run may have several: teacher:0, and the models that sampled generations:0.
+SAMPLED = "generations:"
+SEVERAL = ("teacher:", SAMPLED)
 Compare = Callable[[Path, Path, str], dict[str, Any]]
 
 
@@ -81,7 +84,7 @@ def _sources(artifacts: Mapping[str, Artifact], folder: str) -> dict[str, str]:
         return source(start) if start else None
 
     named = artifacts[folder].named
-    roles = [role for role in named if role in ROLES or role.startswith("teacher:")]
+    roles = [role for role in named if role in ROLES or role.startswith(SEVERAL)]
     return {role: start for role in roles if (start := source(named[role]))}
 
 
@@ -118,12 +121,28 @@ def _of_stage(artifact: Artifact, models: Mapping[str, Path], compare: Compare) 
                 errors += pairing.objections_to_thinking(asked, compared)
         length = cfg.get("protocol", cfg).get("max_new_tokens")
         if length and "max_prompt_tokens" in cfg:
-            for path in models.values():
+            for path in (path for role, path in models.items() if not role.startswith(SAMPLED)):
                 tokens = cfg["max_prompt_tokens"] + length
                 require_room(read_config(path), tokens, "max_prompt_tokens and max_new_tokens")
+        errors += _of_generations(models)
     except UserError as error:
         errors.append(error)
     return errors
+
+
+def _of_generations(models: Mapping[str, Path]) -> Iterator[UserError]:
+    """What training would say of generations whose model has other tokens than the student."""
+    from opd.models import pairing
+    from opd.models.checkpoints import load_tokenizer
+
+    for role, path in models.items() if "student" in models else ():
+        if role.startswith(SAMPLED):
+            try:
+                pairing.never_compared(load_tokenizer(models["student"]), load_tokenizer(path))
+            except LeftOut:
+                reason = "the student has another tokenizer than the model that sampled it"
+                remedy = "take a generation of a model with the student's tokenizer"
+                yield UserError(reason, role, remedy)
 
 
 def _asked(cfg: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

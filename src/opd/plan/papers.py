@@ -20,7 +20,7 @@ from opd.results import claim_spec, figure_spec
 from opd.results.claim_spec import Claim
 from opd.results.figure_spec import PaperFigure
 from opd.results.quantity import MACRO, METRIC, SCORES, Quantity, column, of_series
-from opd.training import terms
+from opd.training import shares, terms
 
 Names = Mapping[str, Mapping[str, str]]  # arms and probes of a paper: name -> what it is
 
@@ -204,8 +204,12 @@ def check_shown(config: Config) -> None:
     def benchmarks(evaluation: str | None) -> list[str]:
         return [*config.evaluations[evaluation].benchmarks, MACRO] if evaluation else []
 
-    sums = [m.distill.terms for m in config.models.values() if m.distill and m.distill.terms]
-    logged = [*METRICS, *terms.measured(max(map(len, sums), default=0))]
+    distilled = [model.distill for model in config.models.values() if model.distill]
+    logged = [
+        *METRICS,
+        *terms.measured(max((len(run.terms or ()) for run in distilled), default=0)),
+        *shares.measured(max((len(run.rollouts or ()) for run in distilled), default=0)),
+    ]
     for name, figure in config.figures.items():
         for metric in figure.metrics:
             _require(metric.name, logged, f"figures.{name}.metrics", "metric")

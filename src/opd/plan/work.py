@@ -9,7 +9,7 @@ from opd.plan import cost, memory, timing
 from opd.plan.cost import Facts, Load
 from opd.plan.timing import Device, Model
 from opd.stages.registry import STAGES
-from opd.training import batches, terms
+from opd.training import batches, shares, terms
 
 # Sequences that probes read at a time, and that transformers samples, where a config does not say.
 MICRO_BATCH, BATCH = 8, 64
@@ -47,6 +47,8 @@ def work(facts: Facts, folder: str, on: Device, processes: int | None = None) ->
     used = {kind: inputs[role] for kind, role in roles.items() if role in inputs}
     if not used:
         return None
+    if artifact.cfg.get("logprobs"):  # what was sampled is read once more
+        used["score"] = used["sample"]
     if "terms" in artifact.cfg:  # as if each read all rows, whatever a term chooses
         read = filter(None, dict.fromkeys(terms.readings(artifact.cfg["terms"])))
         used |= {f"teacher:{i}": inputs[reading.model] for i, reading in enumerate(read)}
@@ -133,8 +135,9 @@ def _trained(
     moments = timing.UPDATE_BYTES * student.parameters / shards / on.bandwidth
     passes = 3 + bool(cfg.get("gradient_checkpointing"))
     step = {"update": passes * once + updates * moments}
-    if "sample" in models:
-        step["sample"] = _sampled(cfg, n, n, load, student, on, processes)
+    own = n * shares.own_share(cfg)
+    if "sample" in models and own:
+        step["sample"] = _sampled(cfg, own, own, load, student, on, processes)
     teachers = [model for kind, model in models.items() if kind.startswith("teacher")]
     if teachers:
         step["teacher"] = sum(_passes(teacher, reading, on) for teacher in teachers)

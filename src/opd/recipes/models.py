@@ -5,8 +5,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from opd.core.code import package_file
+from opd.core.errors import UserError
 from opd.core.schema import OneOf, Strict, load_yaml
-from opd.losses.spec import Aggregation
+from opd.losses.spec import Aggregation, loss_spec
 from opd.recipes.base import (
     MICRO_BATCH,
     Count,
@@ -23,6 +24,8 @@ from opd.recipes.base import (
     or_text,
 )
 from opd.recipes.losses import CheckedLoss, Contexts, Information, Loss, Term, contexts
+from opd.recipes.sources import RolloutSource
+from opd.training import shares
 
 # Kind of training, or protocols -> name -> published settings.
 PRESETS = load_yaml(package_file(__file__, "presets.yaml").read_text())
@@ -258,6 +261,11 @@ class Distill(OnPolicy):
     )
     steps: Count
     rollouts_per_prompt: Count = 4
+    rollouts: Annotated[list[RolloutSource], Field(min_length=1)] | None = Field(
+        default=None,
+        description="where the rollouts of a step come from, by shares of their number; the "
+        "student samples all of them if not given",
+    )
     schedule: Literal["constant", "cosine"] = "constant"
     information: Contexts | None = Field(
         default=None,
@@ -297,6 +305,39 @@ class Distill(OnPolicy):
                 raise ValueError("terms: all weights are 0")
             if any(term.reward for term in self.terms) and self.rollouts_per_prompt < 2:
                 raise ValueError("a reward needs rollouts_per_prompt of 2 or more to compare")
+        return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether the student samples any rollouts itself."""
+        return self.rollouts is None or any(source.own for source in self.rollouts)
+
+    @model_validator(mode="after")
+    def _sources_that_share(self) -> "Distill":
+        """Leaves out the one source that is meant where none is named."""
+        sources = self.rollouts or []
+        names = [source.generations for source in sources]
+        if len({*names}) < len(names):
+            raise ValueError("rollouts: a source stands there twice")
+        try:
+            shares.counts(
+                [source.part for source in sources] or [1.0],
+                self.prompts_per_step * self.rollouts_per_prompt,
+            )
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        if [source.own for source in sources] == [1.0]:
+            self.rollouts = None
+        losses = [self.loss]
+        if self.terms:
+            losses = [term.loss or self.loss for term in self.terms if not term.reward]
+        if any(source.importance for source in sources) and not all(
+            loss_spec(loss.model_dump(exclude_none=True)).support == "sampled" for loss in losses
+        ):
+            raise ValueError(
+                "importance weighs losses of the sampled token alone (sampled, k2, k3, a reward): "
+                "others take the mean over tokens themselves"
+            )
         return self
 
     @model_validator(mode="after")

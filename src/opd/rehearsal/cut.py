@@ -4,7 +4,8 @@ rows, samples and steps and shorter responses. Nothing else of a recipe changes.
 Lengths of responses are divided by ``TOKENS``, so that they keep their order. What is counted in
 prompts, samples and steps comes down to what ``MOST`` says, where it is more. Of the steps that a
 run keeps those stay that something names (``MODEL@STEP``), else the first; they become the steps 1,
-2, and so on, and the run ends one step later.
+2, and so on, and the run ends one step later. The shares of the sources of rollouts become those
+that so few rollouts can have.
 """
 
 import math
@@ -62,6 +63,9 @@ def cut(raw: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
     for section, recipes in config.items():
         if section in resolve.SWEPT:
             config[section] = {name: _recipe(section, recipe) for name, recipe in recipes.items()}
+    for model in config.get("models", {}).values():
+        if "rollouts" in model.get("distill", {}):
+            model["distill"]["rollouts"] = _shared_out(model["distill"], processes)
     protocols = {name: dict(own) for name, own in config.get("protocols", {}).items()}
     for evaluation in config.get("evaluations", {}).values():
         name = evaluation.get("protocol", "standard")
@@ -98,6 +102,24 @@ def _recipe(section: str, recipe: Any) -> Any:
     if isinstance(small.get("sample"), Mapping):
         small["sample"] = {k: _most(MOST, k, v) for k, v in small["sample"].items()}
     return small
+
+
+def _shared_out(run: Mapping[str, Any], processes: int) -> list[dict[str, Any]]:
+    """The sources of a run's rollouts with shares near to theirs, of which each process has a whole
+    number of the few rollouts of a step, and one at least."""
+    sources: list[dict[str, Any]] = run["rollouts"]
+    of_process = run["prompts_per_step"] * run["rollouts_per_prompt"] // processes
+    if not 1 < len(sources) <= of_process:
+        return sources
+    shares = [source.get("own") or source["share"] for source in sources]
+    counts = [1] * len(sources)
+    while sum(counts) < of_process:
+        missing = [share * of_process - n for share, n in zip(shares, counts, strict=True)]
+        counts[missing.index(max(missing))] += 1
+    return [
+        {**source, "own" if "own" in source else "share": count / of_process}
+        for source, count in zip(sources, counts, strict=True)
+    ]
 
 
 def _sizes(

@@ -11,13 +11,12 @@ from transformers import TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
 from opd.core.errors import UserError
-from opd.losses import metrics
 from opd.losses.terms import States
 from opd.losses.token import aggregate
 from opd.models import pairing
 from opd.models.checkpoints import load_model, load_tokenizer
 from opd.models.pairing import head_of, save_trimmed, trim_vocabularies
-from opd.training import common, launch, micro_batches, objective, terms
+from opd.training import common, launch, measure, micro_batches, objective, sources, terms
 from opd.training.objective import COUNTS, Term
 from opd.training.padding import packed_hidden, require_boundaries, trimmed
 from opd.training.prompts import load
@@ -37,9 +36,15 @@ class Trainer(DistillationTrainer):
     _buffered_inputs: Any
 
     def __init__(
-        self, sum_of: list[Term], cfg: dict[str, Any], models: dict[str, Any], **kwargs: Any
+        self,
+        sum_of: list[Term],
+        cfg: dict[str, Any],
+        models: dict[str, Any],
+        rollouts: sources.Sources,
+        **kwargs: Any,
     ) -> None:
-        self.sum_of, self.cfg = sum_of, cfg
+        self.sum_of, self.cfg, self.rollouts = sum_of, cfg, rollouts
+        self.examples: list[dict[str, Any]] = []  # of the step that is rolled out
         self.update = cfg.get("teacher_update", "frozen")
         only = next(iter(models.values())) if len(models) == 1 and self.update != "live" else None
         super().__init__(teacher_model=only, **kwargs)
@@ -56,7 +61,9 @@ class Trainer(DistillationTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._buffered_inputs = None  # and with it what was kept of the last step's rollouts
+        self.examples = inputs
         batch = super()._generate_and_score_completions(inputs)
+        batch |= self.rollouts.of_batch(inputs, batch["completion_mask"])
         for prompt in (reading.prompt for reading in self.teachers.readings):
             if prompt in inputs[0]:
                 encoded = self.processing_class.pad(
@@ -75,6 +82,15 @@ class Trainer(DistillationTrainer):
             )
             objective.grade(self.sum_of, inputs, batch, texts, self.accelerator, group)
         return batch
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *others: Any, **named: Any
+    ) -> list[list[int]]:
+        """The student's own responses, and beside them those of other sources."""
+        sample = super()._generate_single_turn
+        return self.rollouts.filled(
+            self.examples, prompt_ids, lambda own: sample(own, *others, **named)
+        )
 
     def _token_weights(self, batch: Mapping[str, Tensor]) -> Tensor:
         """What ``aggregate`` takes as the weights of this process's sequences of a step, [B]."""
@@ -154,11 +170,17 @@ class Trainer(DistillationTrainer):
             student = States(hidden, head_of(unwrapped_student))
             teachers = [read[t.reading] if t.reading else student for t in self.sum_of]
             losses = objective.token_losses(self.sum_of, inputs, student, teachers)
+            importance = sources.weights(inputs, student, self.temperature)
             if self.state.global_step % self.cfg["metrics_every"] == 0:
-                self._measure(student._replace(hidden=hidden.detach()), teachers, inputs)
+                read_off = student._replace(hidden=hidden.detach())
+                given = (read_off, teachers, self.eos_token_ids, self.cfg, self.bins)
+                measure.add(self.tallies, self.sum_of, inputs, *given)
         if COUNTS in inputs:
             self._add("terms", objective.tally(self.sum_of, inputs, losses))
         loss = objective.summed(inputs, losses, self._weights(self.state.global_step))
+        if sources.SOURCE in inputs:
+            self._add("sources", sources.tally(len(self.rollouts.clips), inputs, importance))
+            loss = loss * importance
         mask, how = inputs["completion_mask"], self.cfg["aggregation"]
         parts = self.args.gradient_accumulation_steps
         loss = aggregate(loss, mask, how, num_items_in_batch, parts, inputs.get(TOKEN_WEIGHTS))
@@ -168,36 +190,6 @@ class Trainer(DistillationTrainer):
         """The weight of each term at a step."""
         steps = self.args.max_steps
         return [terms.weight_at(term.settings["weight"], step, steps) for term in self.sum_of]
-
-    @torch.no_grad()
-    def _measure(self, student: States, teachers: list[States], inputs: dict[str, Tensor]) -> None:
-        """Add the measurements of a micro-batch to the tallies: of states, from hidden states
-        [B, T, H] in chunks of positions, and of its B responses. A state is measured beside the
-        teacher of the first term that it belongs to."""
-        ids, mask = inputs["completion_ids"], inputs["completion_mask"]
-        over, left, repeated = objective.over(inputs), mask != 0, metrics.repeats(ids, mask)
-        # Also where nothing counts here: all processes add up the same tallies.
-        none = torch.zeros(2, len(metrics.STATE), self.bins, dtype=torch.float64, device=ids.device)
-        tally = self.tallies.setdefault("state", none)
-        for i, (term, teacher) in enumerate(zip(self.sum_of, teachers, strict=True)):
-            if "teacher" not in term.settings:
-                continue
-            counted = left & (over[:, i] != 0)
-            left = left & ~counted
-            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[counted]
-            for part, sums in metrics.in_parts(
-                (student.hidden[counted], teacher.hidden[counted]),
-                (student.head, teacher.head),
-                term.temperatures,
-                ids[counted],
-                repeated[counted],
-                self.cfg["metrics_k"],
-            ):
-                tally += metrics.binned(sums, positions[part], self.cfg["position_bin"], self.bins)
-        last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0)).squeeze(1)
-        eos = torch.tensor(self.eos_token_ids, device=ids.device)
-        sums = metrics.response_metrics(mask, last, eos, repeated)
-        self._add("response", metrics.binned(sums, torch.zeros_like(last), 1, 1))
 
     def _add(self, name: str, tally: Tensor) -> None:
         self.tallies[name] = self.tallies.get(name, 0) + tally
@@ -211,22 +203,15 @@ class Trainer(DistillationTrainer):
 
     def _measurements(self) -> list[Value]:
         """The measurements since the last call, over all processes."""
-        values: list[Value] = []
-        for kind, names in (("state", metrics.STATE), ("response", metrics.RESPONSE)):
-            if kind in self.tallies:
-                tally = self.accelerator.reduce(self.tallies.pop(kind), "sum")
-                values += metrics.means(names, tally, self.cfg["position_bin"])
-        if "terms" in self.tallies:
-            tally = self.accelerator.reduce(self.tallies.pop("terms"), "sum")
+        tallies = {n: self.accelerator.reduce(t, "sum") for n, t in self.tallies.items()}
+        self.tallies.clear()
+        values = measure.means(tallies, self.cfg["position_bin"])
+        if "terms" in tallies:
             weights = self._weights(self.state.global_step - 1)
-            values += objective.means(self.sum_of, tally, weights)
-        means = {name: value for name, position, value in values if position is None}
-        if "entropy_student_nats" in means:
-            gap = metrics.entropy_gap_of_means_nats(
-                means["entropy_student_nats"], means["entropy_teacher_nats"]
-            )
-            values.append(("entropy_gap_of_means_nats", None, gap))
-        return values
+            values += objective.means(self.sum_of, tallies["terms"], weights)
+        if "sources" in tallies:
+            values += sources.means(tallies["sources"], self.rollouts.clips)
+        return values + measure.gaps(values)
 
     @torch.no_grad()
     def move_teacher(self) -> None:
@@ -289,7 +274,8 @@ def compared_pairs(
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
-    """Stage ``distill``: inputs student, prompts, and teacher, or the models that terms name.
+    """Stage ``distill``: inputs student, prompts, teacher, or the models that terms name, and the
+    generations that ``rollouts`` name.
 
     cfg: the settings of ``opd.recipes.models.Distill``; seed, threads, chat_template_kwargs,
     teacher_chat_template_kwargs, precision (``bfloat16``: compute only, weights stay float32),
@@ -299,10 +285,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     is one over contexts: the reverse KL then has their normalised geometric mean as its optimum
     (Many Faces, Eqs. 10 and 11).
 
+    With ``rollouts`` (``opd.training.shares``) a step draws some of its rollouts, or all, from
+    generations: the student learns from them as from its own.
+
     One optimiser update per step on that step's rollouts; prompts in order, a last partial batch
     dropped, epochs repeated as steps ask for (Rethinking OPD, Table 2 and section 3.3), or shuffled
     (``load``). Raises ``UserError`` where the pair does not fit (``pairing.compare``,
-    ``objections``), a prompt is too long, or the loss is no number.
+    ``objections``), a prompt is too long, a generation is not of the run's prompts or of the
+    student's tokens (``sources.Sources``), or the loss is no number.
     """
     if launch.needed(cfg):
         return launch.launch(__name__, cfg, inputs, out, scratch)
@@ -314,7 +304,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     pairing.require_k(cfg["metrics_k"], vocabulary, "metrics_k")
     ends = sorted({i for pair in pairs.values() for i in pairing.end_ids(cfg, pair)})
     beyond = sorted({i for pair in pairs.values() for i in pair["never_compared"]})
-    examples = load(cfg, inputs, tokenizer)
+    rollouts = sources.Sources(cfg, inputs, tokenizer, vocabulary, ends)
+    examples = load(cfg, inputs, tokenizer, rollouts)
     attention = cfg.get("attention")
     student = load_model(inputs["student"], attention=attention)
     # A teacher that is never updated may be held in what it is computed in.
@@ -349,6 +340,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         sum_of,
         cfg,
         models,
+        rollouts,
         model=student,
         args=args,
         train_dataset=examples,

@@ -14,7 +14,7 @@ from opd.grading.graders import GRADERS
 from opd.losses.spec import loss_spec
 from opd.losses.terms import States, TokenLoss, group_advantages, reward_loss, teacher_loss
 from opd.losses.weights import state_scores, token_weights
-from opd.training import terms
+from opd.training import sources, terms
 from opd.training.record import Value
 from opd.training.teachers import ROWS, Batch, Teachers
 
@@ -184,11 +184,12 @@ def step_weights(
 def tally(sum_of: Sequence[Term], batch: Batch, losses: Sequence[Tensor]) -> Tensor:
     """Sums over a micro-batch, [n, 7], which processes and micro-batches add up: tokens of the
     step; tokens that count; what they count times their loss; the sizes of losses, of tokens that
-    count and of all of the term's; responses that are right; the term's responses."""
-    counts, rows = batch[COUNTS], []
+    count and of all of the term's; of the term's responses that the student has sampled those that
+    are right, and all."""
+    counts, rows, sampled = batch[COUNTS], [], sources.own(batch)
     for i, (term, loss) in enumerate(zip(sum_of, losses, strict=True)):
         counted, size = counts[:, i] != 0, loss.abs().double()
-        own, grader = batch[ROWS][:, i], term.settings.get("reward", {}).get("grader")
+        own, grader = batch[ROWS][:, i] & sampled, term.settings.get("reward", {}).get("grader")
         right = batch[f"correct_{grader}"] * own if grader else own
         values = (
             batch["completion_mask"].sum(),

@@ -12,6 +12,7 @@ from opd.data import privileged
 from opd.models.checkpoints import read_config, require_room
 from opd.models.pairing import teacher_kwargs
 from opd.training import common, order, terms
+from opd.training.sources import Sources
 from opd.training.teachers import ROWS
 
 
@@ -55,9 +56,6 @@ def prompt_rows(
         own_chats, own = common.load_prompts(of_any_size, inputs[name], tokenizer, readers)
         chats += own_chats
         rows += [{**row, "prompts": name.removeprefix("prompts:")} for row in own]
-    if len(rows) < cfg["prompts_per_step"]:
-        reason = f"{len(rows)} prompts cannot fill a step of {cfg['prompts_per_step']}"
-        raise UserError(reason, "prompts", "lower prompts_per_step or make larger prompt sets")
     return chats, rows
 
 
@@ -90,24 +88,34 @@ def teacher_columns(
     return columns
 
 
-def load(cfg: dict[str, Any], inputs: Mapping[str, Path], tokenizer: Any) -> Dataset:
+def load(
+    cfg: dict[str, Any], inputs: Mapping[str, Path], tokenizer: Any, sources: Sources
+) -> Dataset:
     """The prompts as they are rolled out, each as often as it is, with what each teacher is asked
     where that differs: those of an epoch, in order and without a last partial batch; or, with
-    ``shuffle``, those of the whole run (``opd.training.order.shuffled``). Of a sum of terms also
-    the answers, and the terms that each belongs to. Raises ``UserError`` as ``terms.routed`` does,
-    and for a row without an answer where responses are graded."""
+    ``shuffle``, those of the whole run (``opd.training.order.shuffled``), as with several sources
+    of rollouts, of which each has its source and response. Of a sum of terms also the answers, and
+    the terms that each belongs to. Raises ``UserError`` as ``terms.routed`` and
+    ``Sources.answered`` do, and for a row without an answer where responses are graded."""
     sum_of = terms.terms_of(cfg)
     readers = [inputs["student"], *(inputs[name] for name in terms.models(sum_of))]
     chats, rows = prompt_rows(cfg, inputs, tokenizer, readers)
-    taken: Sequence[int] = range(len(rows) - len(rows) % cfg["prompts_per_step"])
+    answered, wanted = sources.answered(rows), cfg["steps"] * cfg["prompts_per_step"]
+    if len(answered) < cfg["prompts_per_step"]:
+        reason = f"{len(answered)} prompts cannot fill a step of {cfg['prompts_per_step']}"
+        raise UserError(reason, "prompts", "lower prompts_per_step or make larger prompt sets")
+    taken = answered[: len(answered) - len(answered) % cfg["prompts_per_step"]]
     if cfg.get("shuffle"):
-        taken = order.shuffled(len(rows), cfg["steps"] * cfg["prompts_per_step"], cfg["seed"])
+        taken = [answered[i] for i in order.shuffled(len(answered), wanted, cfg["seed"])]
+    elif sources.settings:
+        taken = [taken[i % len(taken)] for i in range(wanted)]
     rolled_out = [i for i in taken for _ in range(cfg["rollouts_per_prompt"])]
     routed = terms.routed(sum_of, rows)
     terms.require_answers(sum_of, rows)
     columns: dict[str, list[Any]] = {
         "prompt": [chats[i] for i in rolled_out],
         **teacher_columns(cfg, inputs, tokenizer, rows, routed, taken),
+        **sources.columns([rows[i] for i in rolled_out]),
     }
     if "terms" in cfg:
         if lost := sum(not any(row) for row in routed):

@@ -154,6 +154,18 @@ def test_fsdp_shards_states_and_gathers_a_few_layers():
     assert ddp["layer"]["weights"] == 4 * N
 
 
+def test_a_step_has_the_cache_of_the_students_own_rollouts():
+    """Keys and values of 3 layers, 2 wide, in float32, of 8 rollouts of 16 tokens."""
+    cfg = {key: value for key, value in RUN.items() if key != "vllm"}
+    for own, share in ((1.0, []), (0.5, [{"generations": "g", "share": 0.5}])):
+        sources = [{"own": own}, *share]
+        steps = memory.phases("distill", {**cfg, "rollouts": sources}, SMALL, ONE, math.inf)
+        assert steps["rollouts"]["cache"] == own * 8 * 16 * 3 * 2 * 2 * 4
+    offline = {**cfg, "rollouts": [{"generations": "g", "share": 1.0}]}
+    steps = memory.phases("distill", offline, SMALL, ONE, math.inf)
+    assert steps["rollouts"]["cache"] == 0
+
+
 def test_vllm_takes_what_it_needs_where_memory_is_not_known():
     """A share of what is not known has no bound: weights of two bytes, the keys and values of one
     sequence of 16 tokens, and the engine."""

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from probing import Inputs, make
+from probing import Inputs, make, with_swapped_tokens
 from transformers import GenerationConfig
 
 from opd.doctor import examine
@@ -28,6 +28,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     made = make(tmp_path_factory.mktemp("pairs"), 4)
     GenerationConfig(eos_token_id=[1, 3]).save_pretrained(made["teacher"])
     return made
+
+
+SHORT = {"max_prompt_tokens": 100, "max_new_tokens": 100}
 
 
 def config(models: Inputs, **distill: Any) -> dict[str, Any]:
@@ -79,6 +82,24 @@ def test_every_teacher_of_a_sum_is_compared(models: Inputs, tmp_path: Path) -> N
     del raw["models"]["later"], raw["models"]["unknown"]
     (line,) = lines(raw, tmp_path)
     assert line.startswith("models/x: end_tokens: responses end with <eos> for the student")
+
+
+def test_a_generation_is_of_a_model_with_the_students_tokens(
+    models: Inputs, tmp_path: Path
+) -> None:
+    """Which need not have room for what the run reads."""
+    other = with_swapped_tokens(models["teacher"], tmp_path / "other", "1", "2")
+    lines_of = {}
+    for name in ("t", "o"):
+        half = [{"own": 0.5}, {"generations": "g", "share": 0.5}]
+        raw = config(models, end_tokens="both", rollouts=half)
+        raw["models"]["o"] = {"path": str(other)}
+        del raw["models"]["later"], raw["models"]["unknown"]
+        raw["generations"] = {"g": {**SHORT, "model": name, "prompts": "p"}}
+        lines_of[name] = lines(raw, tmp_path)
+    assert lines_of["t"] == []
+    (line,) = lines_of["o"]
+    assert line.startswith("models/x (student tuned, teacher t): generations:0: the student has")
 
 
 def test_end_tokens_of_the_student_change_no_identity(models: Inputs) -> None:

@@ -101,6 +101,32 @@ def test_a_cache_that_holds_fewer_sequences_takes_more_iterations():
     assert step(fewer)["sample"] == pytest.approx(expected)
 
 
+def test_a_step_samples_the_students_own_share_of_its_rollouts():
+    """Where the queue is longer than an engine has slots, time goes with the tokens."""
+    on = device(bandwidth=math.inf, products=math.inf, iteration=0.0)
+    half = [{"own": 0.5}, {"generations": "generations:0", "share": 0.5}]
+    all_own = step(of("distill", on))
+    assert step(of("distill", on, rollouts=half))["sample"] == pytest.approx(all_own["sample"] / 2)
+    none = step(of("distill", on, rollouts=[{"generations": "generations:0", "share": 1.0}]))
+    assert "sample" not in none and none["update"] == all_own["update"]
+
+
+def test_responses_are_read_once_more_for_their_log_probabilities():
+    made = {
+        "m": Artifact("fetch", "m", {"hub": "some/model-1B"}, ()),
+        "p": Artifact("prompts", "p", {"inputs": []}, ()),
+    }
+    facts = Facts(made, {**SHIPPED, "prompt_tokens": 50}, {"p": {"prompts": 100}})
+    on = device(launch=0.0, natural=math.inf, products=1.0)
+    took = {}
+    for name, more in (("plain", {}), ("read", {"logprobs": True})):
+        cfg = {"samples": 1, "max_new_tokens": 150, "inputs": ["model", "prompts"], **more}
+        made["g"] = Artifact("generate", "g", cfg, ("m", "p"))
+        took[name] = work(facts, "g", on).parts
+    assert took["read"].pop("score") == pytest.approx(100 * 200 * 2e9, rel=0.01)
+    assert took["read"] == took["plain"]
+
+
 def test_transformers_samples_a_step_in_one_batch():
     cfg = {key: value for key, value in RUN.items() if key != "vllm"}
     made = {

@@ -41,6 +41,14 @@ def terms(*parts: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"models__x__distill": {"student": "a", "terms": [*parts], **more}}
 
 
+def drawn(*sources: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The change that makes the run x one with these sources of rollouts, 64 x 4 of them a step."""
+    return {
+        "generations__g": {**ASK, **more},
+        "models__x__distill": {"student": "a", "teacher": "b", "rollouts": [*sources]},
+    }
+
+
 def config(**changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "name": "t",
@@ -199,6 +207,38 @@ def asked(raw: dict[str, Any]) -> list[str]:
         (terms({"teacher": "b"}, prompts=["p", "p"], shuffle=True), ["a set stands there twice"]),
         (terms({"teacher": "b"}, prompts=["p", "q"], shuffle=True), ["distill.prompts", "'q'"]),
         (terms({"teacher": "a"}, teacher_update="live"), ["teacher_update goes with teacher"]),
+        (drawn(), ["models.x.distill.rollouts", "at least 1 item"]),
+        (drawn({"own": 0.5, "generations": "g"}), ["rollouts.0", "own and generations"]),
+        (drawn({"own": 1.5}), ["rollouts.0.own", "less than or equal to 1"]),
+        (
+            drawn({"own": 0.5}, {"generations": "g", "share": 0.25}),
+            ["models.x.distill", "the shares of the sources sum to 0.75; let them sum to 1"],
+        ),
+        (
+            drawn({"own": 0.999}, {"generations": "g", "share": 0.001}),
+            ["a share of 0.999 of the 256 rollouts of a step is no whole number", "as 1"],
+        ),
+        (
+            drawn({"own": 0.5}, {"generations": "gg", "share": 0.5}),
+            ["rollouts.1.generations", "'gg'", "did you mean 'g'"],
+        ),
+        (drawn({"own": 0.5}, {"own": 0.5}), ["rollouts: a source stands there twice"]),
+        (
+            drawn({"own": 0.5, "share": 0.5}, {"generations": "g", "share": 0.5}),
+            ["rollouts.0: share goes with generations, and not with own"],
+        ),
+        (
+            drawn({"generations": "g", "importance": {"clip": 2}}),
+            ["importance weighs losses of the sampled token alone"],
+        ),
+        (
+            drawn({"generations": "g"}, logprobs=True, temperature=0),
+            ["generations.g: logprobs are those of the whole distribution"],
+        ),
+        (
+            {**drawn({"generations": "g"}), "generations__g": {"model": "x", "prompts": "p"}},
+            ["refers to itself", "generations.g", "models.x"],
+        ),
         ({"models__x": {}}, ["models.x", "exactly one of init, hub", "none"]),
         ({"models__x__init": {}}, ["models.x", "init and distill"]),
         (
@@ -1289,3 +1329,82 @@ def test_figures_show_what_is_measured_of_terms() -> None:
     check_shown(resolve(config(figures={"f": figure}, **terms(*parts))))
     with pytest.raises(UserError, match=r"figures.f.metrics: unknown metric 'term_1_reward'"):
         check_shown(resolve(config(figures={"f": figure}, **terms(parts[0]))))
+
+
+def test_generations_are_inputs_by_their_place_as_sources() -> None:
+    parts = [{"own": 0.5}, {"generations": "h", "share": 0.25}, {"generations": "g", "share": 0.25}]
+    raw = config(**drawn(*parts), generations__h={"model": "b", "prompts": "p"}, seeds=[0, 7])
+    made = plan(resolve(raw), {})["models/x/s7"]
+    assert made.named["generations:0"] == "generations/h/s7"
+    assert made.named["generations:1"] == "generations/g/s7"
+    assert made.cfg["rollouts"] == [
+        {"own": 0.5},
+        {"generations": "generations:0", "share": 0.25},
+        {"generations": "generations:1", "share": 0.25},
+    ]
+
+
+def test_a_run_that_names_its_own_rollouts_is_the_one_that_names_none() -> None:
+    plain, own, other = (
+        plan(resolve(config(**{**drawn(*sources), **more})), {})["models/x/s0"]
+        for sources, more in (
+            ([{"own": 1.0}], {"models__x__distill": {"student": "a", "teacher": "b"}}),
+            ([{"own": 1}], {}),
+            ([{"own": 0.5}, {"generations": "g", "share": 0.5}], {}),
+        )
+    )
+    assert plain == own and "rollouts" not in plain.cfg
+    assert other.cfg == {
+        **plain.cfg,
+        "rollouts": other.cfg["rollouts"],
+        "inputs": [*plain.cfg["inputs"], "generations:0"],
+    }
+
+
+def test_offline_alone_starts_no_engine() -> None:
+    """So what it would be is no part of such a run."""
+    training = {"vllm": {"mode": "colocate", "gpu_memory_utilization": 0.3}}
+    mixed = [{"own": 0.5}, {"generations": "g", "share": 0.5}]
+    for sources, samples in ((mixed, True), ([{"generations": "g"}], False)):
+        here, there = (
+            plan(resolve(config(**drawn(*sources), **more)), {})["models/x/s0"].cfg
+            for more in ({"training": training}, {})
+        )
+        assert ("vllm" in here, "vllm" in here["execution"]) == (samples, samples)
+        assert (here == there) is not samples
+
+
+def test_importance_weights_need_what_the_generation_records() -> None:
+    sampled = {"preset": "sampled", "k": None}
+    change = drawn({"generations": "g", "importance": {"clip": 2}})
+    change["models__x__distill"]["loss"] = sampled
+    with pytest.raises(
+        UserError, match=r"models.x.distill.rollouts.0.importance: 'g' does not record .*; say logp"
+    ):
+        plan(resolve(config(**change)), {})
+    change["generations__g"] = {**ASK, "logprobs": True}
+    made = plan(resolve(config(**change)), {})
+    assert made["models/x/s0"].cfg["rollouts"][0]["importance"] == {"clip": 2.0}
+    assert made["generations/g/s0"].cfg["logprobs"] is True
+    plain = plan(resolve(config(generations__g=ASK)), {})["generations/g/s0"].cfg
+    assert "logprobs" not in plain
+
+
+def test_every_process_has_its_part_of_every_source() -> None:
+    sources = [{"own": 0.5}, {"generations": "g", "share": 0.5}]
+    change = drawn(*sources)
+    change["models__x__distill"] |= {"prompts_per_step": 2, "rollouts_per_prompt": 4}
+    plan(resolve(config(**change, training={"processes": 4})), {})
+    with pytest.raises(UserError, match=r"rollouts: the 4 and 4 rollouts .* to 8 processes"):
+        plan(resolve(config(**change, training={"processes": 8})), {})
+
+
+def test_figures_show_what_is_measured_of_sources() -> None:
+    from opd.plan.papers import check_shown
+
+    names = [{"name": "source_1_token_share"}, {"name": "offline_kl_nats"}]
+    figure = {**CURVES, "metrics": names}
+    parts = [{"own": 0.5}, {"generations": "g", "share": 0.5}]
+    check_shown(resolve(config(figures={"f": figure}, **drawn(*parts))))
+    with pytest.raises(UserError, match=r"unknown metric 'source_1_token_share'"):
+        check_shown(resolve(config(figures={"f": figure})))

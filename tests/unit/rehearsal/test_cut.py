@@ -177,3 +177,36 @@ def test_settings_of_a_preset_are_written_out_and_its_lengths_cut() -> None:
 def test_a_wrong_config_is_refused_as_always() -> None:
     with pytest.raises(UserError, match="seedz"):
         cut({"name": "own", "seedz": 1})
+
+
+@pytest.mark.parametrize(
+    ("shares", "processes", "expected"),
+    [
+        ([0.75, 0.25], 1, [0.75, 0.25]),
+        ([0.9, 0.1], 1, [0.75, 0.25]),
+        ([0.25, 0.7, 0.05], 1, [0.25, 0.5, 0.25]),
+        ([0.9, 0.1], 2, [0.5, 0.5]),
+        ([1.0], 2, [1.0]),
+    ],
+)
+def test_sources_keep_a_share_of_the_few_rollouts_that_are_left(
+    shares: list[float], processes: int, expected: list[float]
+) -> None:
+    """Two prompts of two rollouts a step, which are dealt out to the processes."""
+    names = [f"g{i}" for i in range(len(shares) - 1)]
+    named = zip(names, shares[1:], strict=True)
+    others = [{"generations": name, "share": share} for name, share in named]
+    run = {"student": "a", "teacher": "a", "prompts": "p", "steps": 2, "prompts_per_step": 50}
+    config = {
+        "name": "own",
+        "training": {"processes": processes},
+        "prompts": {"p": {"path": {"file": "/p.jsonl"}}},
+        "generations": {name: {"model": "a", "prompts": "p"} for name in names},
+        "models": {
+            "a": {"path": "/m"},
+            "run": {"distill": {**run, "rollouts": [{"own": shares[0]}, *others]}},
+        },
+    }
+    sources = cut(config, processes)["models"]["run"]["distill"]["rollouts"]
+    assert [source.get("own") or source["share"] for source in sources] == expected
+    resolve.resolve(cut(config, processes))

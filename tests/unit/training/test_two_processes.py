@@ -11,7 +11,19 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import GRPO, OPD, SFT, Inputs, course, files, run, stage, started, wait_for_step
+from tiny import (
+    GRPO,
+    OPD,
+    SFT,
+    Inputs,
+    course,
+    files,
+    generated,
+    run,
+    stage,
+    started,
+    wait_for_step,
+)
 
 from opd.cli import warm
 from opd.training import launch
@@ -48,7 +60,7 @@ def seen(step):
 
 
 def run(*given):
-    distill.Trainer._generate_single_turn = completions
+    distill.DistillationTrainer._generate_single_turn = completions
     distill.Trainer.training_step = seen(distill.Trainer.training_step)
     return distill.run(*given)
 """
@@ -89,7 +101,8 @@ def test_two_processes_are_one(
 
     from opd.training import distill
 
-    monkeypatch.setattr(distill.Trainer, "_generate_single_turn", recorded.completions)
+    sampler = distill.DistillationTrainer
+    monkeypatch.setattr(sampler, "_generate_single_turn", recorded.completions)
     cfg = {**STEPS, "aggregation": how, "micro_batch": 4, **CUT}
     one, two = (trained(n, cfg, inputs, tmp_path / str(n)) for n in (1, 2))
     start = load_file(inputs["student"] / "model.safetensors")
@@ -111,7 +124,8 @@ def test_a_sum_of_terms_in_two_processes_is_that_of_one(
 
     from opd.training import distill
 
-    monkeypatch.setattr(distill.Trainer, "_generate_single_turn", recorded.completions)
+    sampler = distill.DistillationTrainer
+    monkeypatch.setattr(sampler, "_generate_single_turn", recorded.completions)
     sum_of = [
         {
             "teacher": "teacher:0",
@@ -134,6 +148,30 @@ def test_a_sum_of_terms_in_two_processes_is_that_of_one(
     for name in ("loss", "term_0_token_share", "term_0_loss", "term_1_reward", "term_2_loss"):
         ours, theirs = (course(tmp_path / n, name) for n in "12")
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.usefixtures("recorded")
+def test_rollouts_of_a_generation_in_two_processes_are_those_of_one(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has as many of every source, and none of a step is in both."""
+    import recorded
+
+    from opd.training import distill
+
+    sampler = distill.DistillationTrainer
+    monkeypatch.setattr(sampler, "_generate_single_turn", recorded.completions)
+    made = generated(inputs["teacher"], inputs["prompts"], tmp_path / "made", logprobs=True)
+    source = {"generations": "generations:0", "share": 0.5, "importance": {"clip": 2.0}}
+    cfg = {**STEPS, "loss": {"preset": "sampled"}, "micro_batch": 2}
+    cfg |= {"rollouts": [{"own": 0.5}, source]}
+    given = {**inputs, "generations:0": made}
+    one, two = (trained(n, cfg, given, tmp_path / str(n)) for n in (1, 2))
+    assert (one - two).norm() <= 1e-4 * one.norm()
+    names = ("loss", "kl_nats", "offline_kl_nats", "source_1_token_share", "source_1_importance")
+    for name in names:
+        ours, theirs = (course(tmp_path / n, name) for n in "12")
+        assert ours == pytest.approx(theirs, rel=1e-3), name
 
 
 @pytest.mark.usefixtures("recorded")
