@@ -40,6 +40,8 @@ from opd.data import contamination
 from opd.data.schemas import PROMPTS
 from opd.losses.schemas import METRICS
 from opd.models import fetch
+from opd.plan import hub_lock, pairs
+from opd.provenance import diff
 from opd.recipes import resolve
 from opd.results import claims_page
 from opd.stages import records, registry
@@ -470,6 +472,25 @@ def test_an_error_cannot_steer_the_terminal(
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and "⟨U+001B⟩[2J" in said
     assert not CONTROLS.search(said)
+
+
+def test_errors_that_do_not_end_a_command_and_edits_cannot_steer_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of a lock and of pairs of models, and what a run says of settings that were edited."""
+    bad = UserError(f"{HOSTILE}\nand more", "models.m", "mend it")
+    monkeypatch.setattr(hub_lock, "lock", lambda *_: ({}, [bad]))
+    config = Path(__file__).parents[2] / "config" / "mini.yaml"
+    with pytest.raises(SystemExit):
+        main(["lock", "--configfile", str(config)])
+    monkeypatch.setattr(pairs, "refused", lambda *_, **__: [bad])
+    assert pairs.main(tmp_path / "plan.json", []) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == said.count("error: models.m: ") == 2
+    results = Results(tmp_path)
+    results.add("init", "models/m/s0", {"config.json": "{}"})
+    said += diff.edits(results.root / "models/m/s0", {"title": HOSTILE})
+    assert said.count("⟨U+001B⟩[2J") == 3 and not CONTROLS.search(said)
 
 
 @pytest.mark.parametrize(
