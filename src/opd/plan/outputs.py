@@ -332,7 +332,7 @@ def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Art
     runs = [f for f in closure(shown, artifacts) if artifacts[f].stage in stages]
     inputs |= {f"run:{folder}": folder for folder in runs}
     settings = {
-        "title": f"On-policy distillation, scale {config.name}",
+        "title": f"On-policy distillation: {config.name}",
         "scale": config.name,
         "sections": sections,
         "tables": [f.removeprefix("tables/") for f in shown if f.startswith("tables/")],

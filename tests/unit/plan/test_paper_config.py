@@ -170,7 +170,7 @@ def made_by(artifacts: Mapping[str, Artifact], stage: str) -> list[str]:
 
 def test_the_report_is_headed_by_scale_and_paper(config, planned):
     report = outputs.exhibits(config, planned, ROOT / "config")["report"].cfg
-    assert report["title"] == "On-policy distillation, scale paper"
+    assert report["title"] == "On-policy distillation: paper"
     paper = "Rethinking On-Policy Distillation (arXiv 2604.13016)"
     titles = [one["title"] for one in report["sections"]]
     assert titles in ([paper], [paper, "Other figures"])
