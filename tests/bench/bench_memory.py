@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import yaml
@@ -28,7 +29,7 @@ from trl.models.utils import _ForwardRedirection
 from opd.losses import fused, head
 from opd.plan import memory
 from opd.plan.shape import from_config
-from opd.training import objective
+from opd.training import adapter, objective
 from opd.training.distill import Trainer
 from opd.training.teachers import Teachers
 
@@ -46,6 +47,7 @@ BASE = {
 }
 R1, R1_7B = (f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{size}" for size in ("1.5B", "7B"))
 SMALL = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B", {"max_new_tokens": 3072})
+LORA = {"adapter": {"lora": {"r": 32, "alpha": 64, "dropout": 0.0, "target_modules": "all-linear"}}}
 SHARDED = {"processes": 8, "execution": {"accelerate": "fsdp2.yaml"}, "micro_batch": 4}
 # Student, teacher, what differs from BASE.
 CASES: list[tuple[str, str, dict[str, Any]]] = [
@@ -54,6 +56,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     (*SMALL[:2], {**SMALL[2], "gradient_checkpointing": False}),
     (*SMALL[:2], {**SMALL[2], "precision": "float32"}),
     (*SMALL[:2], {**SMALL[2], "loss": {"preset": "full"}}),
+    (*SMALL[:2], {**SMALL[2], **LORA}),
     (R1, R1, {}),
     (R1, R1, {"max_new_tokens": 15360, **SHARDED}),
     (R1, R1_7B, SHARDED),
@@ -132,7 +135,7 @@ def shard(model: Any, mesh: Any) -> None:
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
-def trainer(cfg: dict[str, Any], teacher: Any, device: str) -> Trainer:
+def trainer(cfg: dict[str, Any], student: Any, teacher: Any, device: str) -> Trainer:
     """The project's trainer, with no more of it than its loss takes."""
     made = Trainer.__new__(Trainer)
     narrow = cfg["precision"] == "bfloat16"
@@ -146,7 +149,8 @@ def trainer(cfg: dict[str, Any], teacher: Any, device: str) -> Trainer:
     made.__dict__.update(
         accelerator=accelerator,
         sum_of=sum_of,
-        teachers=Teachers({"teacher": teacher}, readings, made._read, accelerator),
+        teachers=Teachers({"teacher": teacher}, readings, made._of_model, accelerator),
+        model=student,
         update="frozen",
         temperature=1.0,
         bins=-(-cfg["max_new_tokens"] // 512),
@@ -171,6 +175,8 @@ def modes(device: str) -> contextlib.ExitStack:
         stack.enter_context(products_as_on_a_gpu())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(AllCount())
+        # PEFT moves its layers to where the others are, which fake ones cannot be.
+        stack.enter_context(patch.object(torch.nn.Module, "to", lambda module, *_, **__: module))
     return stack
 
 
@@ -195,16 +201,15 @@ def measure(
     peak: Any = Allocated() if device == "cuda" else Peak()
     peaks = {}
     with modes(device):
-        model = build(student, torch.float32).train()
+        model = adapter.adapted(build(student, torch.float32), {"seed": 0, **cfg}).train()
         frozen = build(teacher, torch.bfloat16 if narrow else torch.float32).eval()
         if cfg["gradient_checkpointing"]:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if processes > 1:
             shard(model, mesh)
-        made, optimizer = (
-            trainer(cfg, frozen, device),
-            torch.optim.AdamW(model.parameters(), foreach=True),
-        )
+        made = trainer(cfg, model, frozen, device)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trained, foreach=True)
         inputs = {
             f"{part}_{kind}": torch.ones(micro, cfg[f"max_{length}_tokens"], dtype=torch.long)
             for part, length in (("prompt", "prompt"), ("completion", "new"))
@@ -244,7 +249,7 @@ def reckoned(
     shapes = from_config(student), from_config(teacher)
     phases = memory.phases("distill", steps, shapes[0], {"teacher": shapes[1]}, memory=80e9)
     return {
-        name: max(memory.total(phases[part]) for part in parts) - memory.CONTEXT
+        name: max(memory.total(phases[p]) for p in parts if p in phases) - memory.CONTEXT
         for name, parts in PHASES.items()
     }
 

@@ -25,7 +25,7 @@ LIMIT_SECONDS = 180  # a first import of torch from a network file system takes 
 # What may be installed and still fail to start, for a library or a processor that is not there.
 TRIED = {
     "light": ("datasets", "matplotlib", "math_verify", "pyarrow", "scipy"),
-    "gpu": ("accelerate", "faiss", "sentence_transformers", "torch", "transformers", "trl"),
+    "gpu": ("accelerate", "faiss", "peft", "sentence_transformers", "torch", "transformers", "trl"),
     "vllm": ("lm_eval", "torch", "transformers"),
 }
 

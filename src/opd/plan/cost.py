@@ -70,7 +70,7 @@ def sharded(cfg: Mapping[str, Any]) -> bool:
 
 
 def checkpoint_bytes(cfg: Mapping[str, Any]) -> int:
-    """Bytes a parameter of a checkpoint of a training run."""
+    """Bytes a trained parameter of a checkpoint of a training run."""
     return FSDP_BYTES if sharded(cfg) else CHECKPOINT_BYTES
 
 
@@ -116,6 +116,19 @@ def parameters(facts: Facts, folder: str) -> float:
     stated = re.search(r"(?:^|[-_/])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", name, re.IGNORECASE)
     size = float(stated[1]) * {"B": 1e9, "M": 1e6}[stated[2].upper()] if stated else math.nan
     return float(facts.tables.get("parameters", {}).get(name, size))
+
+
+def trained(cfg: Mapping[str, Any], student: Shape) -> int:
+    """Parameters that a training run trains: its student's, or those of an adapter."""
+    if "adapter" not in cfg:
+        return student.parameters
+    return student.adapter(cfg["adapter"]["lora"]["r"], cfg["adapter"]["lora"]["target_modules"])
+
+
+def trained_by(facts: Facts, folder: str) -> float:
+    """The same of the run in a folder; as if it had no adapter where no shape is known."""
+    known = shape(facts, folder)
+    return trained(facts.artifacts[folder].cfg, known) if known else parameters(facts, folder)
 
 
 def rows(facts: Facts, folder: str) -> float:
@@ -282,7 +295,7 @@ def room(facts: Facts, widths: Mapping[str, int], workers: int) -> Room:
     running = [
         2
         * checkpoint_bytes(facts.artifacts[folder].cfg)
-        * parameters(facts, folder)
+        * trained_by(facts, folder)
         * (workers // min(width, workers))
         for folder, width in widths.items()
         if STAGES[facts.artifacts[folder].stage].trains

@@ -45,13 +45,15 @@ def phases(
     stage: str, cfg: Mapping[str, Any], student: Shape, teachers: Mapping[str, Shape], memory: float
 ) -> dict[str, Terms]:
     """Terms of each phase of a step of ``sft``, ``grpo`` or ``distill``, on each of the processes.
-    ``teachers`` are the models beside the student, by the names of the stage's inputs.
+    ``teachers`` are the models beside the student, by the names of the stage's inputs; a term whose
+    model is not among them reads the student itself.
 
     Always there:
-    - weights, moments: 4 and 8 bytes a parameter (float32; Adam), sharded under FSDP;
+    - weights, moments: 4 and 8 bytes a parameter (float32; Adam), sharded under FSDP; with an
+      adapter, of it alone there are moments, gradients and an update;
     - teacher: 2 bytes a parameter, whole on each process, 4 where it is not frozen or nothing is
-      computed in bfloat16; none for the student as it is. Several take turns, the largest while
-      the ``teacher`` reads, else only their heads;
+      computed in bfloat16. Several take turns, the largest while the ``teacher`` reads, else only
+      their heads;
     - states: of several teachers, or where token weights look at a whole step: last hidden states
       of a step's rollouts, 2 or 4 bytes an element, from when the teachers have read them;
     - vLLM: its share of the GPU where it samples in the same process, but for what it gives back
@@ -59,14 +61,16 @@ def phases(
     - context: of CUDA.
     Of a micro-batch whose sequences are all as long as they may be:
     - gradients: 4 bytes a parameter, sharded under FSDP between micro-batches, too;
-    - copies: what is computed with in bfloat16. One process casts all layers for the forward pass,
-      FSDP gathers embeddings and head, and a layer with the next one;
+    - copies: what is computed with in bfloat16. One process casts all layers for the forward pass
+      (of frozen ones a checkpointed pass keeps no copy), FSDP gathers embeddings and head, and a
+      layer with the next one;
     - checkpoints: what goes from layer to layer, or without gradient_checkpointing all that layers
       keep;
     - layer: what one layer keeps (``Shape.saved``) that is computed again, and three gradients of
       its MLP;
     - head: the fused loss. Chunks of logits in float32; in the backward pass also the gradients of
-      the head's weights, in float32, and a copy of them. In SFT the logits of all tokens;
+      the head's weights, if it is trained, in float32, and a copy of them. In SFT the logits of all
+      tokens;
     - mask: of attention, a byte for each pair of tokens of a sequence (of a row, if packed), and a
       number where it is used; none with flash or flex attention, and ``eager``, which keeps weights
       of every pair, is not reckoned;
@@ -80,20 +84,22 @@ def phases(
     width = 2 if narrow else 4
     # Between layers numbers are float32 unless FSDP has made the embeddings bfloat16.
     stream = 2 if narrow and sharded else 4
+    trained = cost.trained(cfg, student) / shards
     n = student.parameters / shards
     micro, times = batches.dealt(batches.sequences(stage, cfg), cfg)
     new = cfg.get("max_new_tokens", 0)
     length = cfg["max_tokens"] if stage == "sft" else cfg["max_prompt_tokens"] + new
     tokens, positions = micro * length, micro * new
 
-    frozen = cfg.get("teacher_update", "frozen")
-    held = {"frozen": width, "ema": 4, "live": 0}[frozen]
-    always = {"weights": 4 * n, "moments": 8 * n, "context": CONTEXT}
-    teacher = max(teachers.values(), key=lambda shape: shape.parameters, default=None)
+    models = terms.models(terms.terms_of(cfg)) if stage == "distill" else []
+    read = {name: teachers.get(name, student) for name in models}
+    held = 4 if cfg.get("teacher_update") == "ema" else width
+    always = {"weights": 4 * n, "moments": 8 * trained, "context": CONTEXT}
+    largest = max((shape.parameters for shape in teachers.values()), default=0)
     taking_turns = sum(shape.vocabulary * shape.hidden for shape in teachers.values())
-    if teacher:
-        always["teacher"] = held * (teacher.parameters if len(teachers) == 1 else taking_turns)
-    states = {"states": width * times * positions * _kept(cfg, teachers)} if teachers else {}
+    if teachers:
+        always["teacher"] = held * (largest if len(read) == 1 else taking_turns)
+    states = {"states": width * times * positions * _kept(cfg, read)} if read else {}
     asleep, awake = _vllm(cfg, student, memory)
     always |= asleep
     rollouts = {**always, **awake}
@@ -113,54 +119,59 @@ def phases(
     checkpointed = cfg.get("gradient_checkpointing", False)
     kept = tokens * stream * student.hidden if checkpointed else saved + squares * width
     copies = gathered if checkpointed else cast  # of the layers only as long as these keep them
-    begun = {**always, "gradients": 4 * n, **states}
-    both = student.hidden + sum(shape.hidden for shape in teachers.values())
+    begun = {**always, "gradients": 4 * trained, **states}
+    both = student.hidden + sum(shape.hidden for shape in read.values())
     held_back = {
         "checkpoints": student.layers * kept,
         **masked,
         "responses": 2 * width * positions * both,
     }
-    forward, backward, end = _head(stage, student, tokens, positions, narrow)
+    whole = "adapter" not in cfg
+    forward, backward, end = _head(stage, student, tokens, positions, narrow, whole)
     again = 3 * width * tokens * student.intermediate + (saved if checkpointed else 0)
     steps = {
         "rollouts": rollouts,
-        "forward": {**begun, "copies": cast, **held_back, "head": forward},
+        "forward": {**begun, "copies": cast if whole else copies, **held_back, "head": forward},
         "loss": {**begun, "copies": copies, **held_back, "head": backward},
         "layer": {**begun, "copies": copies, **held_back, "layer": again, "head": end},
-        "embeddings": {**begun, "copies": gathered, "head": end + 4 * student.embeddings},
-        "update": {**begun, "update": 4 * n},
+        "update": {**begun, "update": 4 * trained},
     }
-    if teacher:
+    if whole:
+        embeddings = {"copies": gathered, "head": end + 4 * student.embeddings}
+        steps["embeddings"] = {**begun, **embeddings}
+    if read:
         # Its layers keep nothing: an MLP's three tensors and a few of its width.
-        one = tokens * width * (4 * teacher.intermediate + 8 * teacher.hidden)
-        steps["teacher"] = {**begun, "copies": gathered, **masked, "layer": one}
-        if len(teachers) > 1:
-            steps["teacher"]["teacher"] += held * teacher.parameters
+        one = max(4 * shape.intermediate + 8 * shape.hidden for shape in read.values())
+        layer = {"layer": tokens * width * one}
+        steps["teacher"] = {**begun, "copies": gathered, **masked, **layer}
+        if teachers and len(read) > 1:
+            steps["teacher"]["teacher"] += held * largest
     return steps
 
 
-def _kept(cfg: Mapping[str, Any], teachers: Mapping[str, Shape]) -> float:
+def _kept(cfg: Mapping[str, Any], read: Mapping[str, Shape]) -> float:
     """Elements of the states of a token that are kept for a step, where they are: each model's for
     each thing that it is told. A term that chooses among rows counts as if it had all of them."""
     sum_of = terms.terms_of(cfg)
     if not terms.keeps_states(sum_of):
         return 0
-    read = {reading for reading in terms.readings(sum_of) if reading}
-    return sum(teachers[reading.model].hidden for reading in read)
+    readings = {reading for reading in terms.readings(sum_of) if reading}
+    return sum(read[reading.model].hidden for reading in readings)
 
 
 def _head(
-    stage: str, student: Shape, tokens: int, positions: int, narrow: bool
+    stage: str, student: Shape, tokens: int, positions: int, narrow: bool, trained: bool
 ) -> tuple[float, float, float]:
     """Bytes of the head when the loss is computed, in its backward pass, and after that."""
-    rows = 4 * student.vocabulary * student.hidden
+    elements = student.vocabulary * student.hidden
+    gradient = 4 * elements * trained
     if stage == "sft":  # logits as they are and in float32, and their gradients
         logits = 12 * tokens * student.vocabulary
-        return logits, logits + rows, rows
+        return logits, logits + gradient, gradient
     chunk = 4 * min(positions * student.vocabulary, CHUNK_ELEMENTS)
-    copy = rows / 2 if narrow else 0
-    backward = rows + copy + LOSS_CHUNKS * chunk + 4 * positions * student.hidden
-    return copy + MEASURED_CHUNKS * chunk, backward, rows
+    copy = 2 * elements if narrow else 0
+    backward = gradient + copy + LOSS_CHUNKS * chunk + 4 * positions * student.hidden
+    return copy + MEASURED_CHUNKS * chunk, backward, gradient
 
 
 def of_vllm(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,7 +243,9 @@ def of(facts: Facts, folder: str, gpus: int, memory: float) -> Job | None:
         return None
     if not trains:
         return Job(sampling(cfg, known[main]), [])
-    teachers = {name: known[name] for name in others}
+    update = cfg.get("teacher_update", "frozen")
+    itself = update == "live" or (update == "frozen" and "adapter" in cfg)
+    teachers = {n: known[n] for n in others if not (itself and inputs[n] == inputs["student"])}
 
     def taken(changed: Mapping[str, Any]) -> Terms:
         return training(stage, {**cfg, **changed}, known[main], teachers, memory)

@@ -1,7 +1,7 @@
 """The shape of a language model, and what follows from it: its parameters, what a layer keeps of a
 token for the backward pass, and the size of keys and values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 # Architectures that are such decoders, by transformers' name.
@@ -40,6 +40,18 @@ class Shape(NamedTuple):
     @property
     def parameters(self) -> int:
         return self.embeddings + self.layers * self.layer + self.hidden
+
+    def adapter(self, r: int, target_modules: Sequence[str] | str) -> int:
+        """Parameters of an adapter of rank r, of all matrices of the layers ("all-linear") or of
+        those that are named (``opd.training.adapter``)."""
+        ends = {
+            **{"q_proj": self.query, "k_proj": self.key, "v_proj": self.key, "o_proj": self.query},
+            **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), self.intermediate),
+        }
+        if not isinstance(target_modules, str):
+            named = {target.rpartition(".")[2] for target in target_modules}
+            ends = {name: width for name, width in ends.items() if name in named}
+        return self.layers * r * sum(self.hidden + width for width in ends.values())
 
     def saved(self, narrow: bool, stream: int, masked: bool = True) -> int:
         """Bytes that a layer keeps of one token for the backward pass, but for the mask.

@@ -61,7 +61,8 @@ def work(facts: Facts, folder: str, on: Device, processes: int | None = None) ->
         return Work(size, {"all": math.nan})
     parts: Seconds = {}
     if load.sequences and STAGES[artifact.stage].trains:
-        parts = _trained(artifact.stage, cfg, load, models, on)
+        trained = cost.trained_by(facts, folder)
+        parts = _trained(artifact.stage, cfg, load, models, trained, on)
     elif load.sequences:
         parts = _read(cfg, load, models, on)
     parts["start"] = on.start
@@ -120,9 +121,15 @@ def _read(cfg: Mapping[str, Any], load: Load, models: Mapping[str, Model], on: D
 
 
 def _trained(
-    stage: str, cfg: Mapping[str, Any], load: Load, models: Mapping[str, Model], on: Device
+    stage: str,
+    cfg: Mapping[str, Any],
+    load: Load,
+    models: Mapping[str, Model],
+    trained: float,
+    on: Device,
 ) -> Seconds:
-    """Seconds of a training run: of its steps, and of writing checkpoints and weights."""
+    """Seconds of a run that trains so many parameters: of its steps, and of writing checkpoints and
+    weights."""
     student, processes = models["update"], cfg["processes"]
     updates = cfg.get("updates_per_batch", 1)
     rollouts = updates * batches.sequences(stage, cfg)
@@ -132,8 +139,9 @@ def _trained(
     shards = processes if cost.sharded(cfg) else 1
     reading = _batches(stage, cfg, n, n / updates, load, on.natural, shards)
     once = _passes(student, reading, on)
-    moments = timing.UPDATE_BYTES * student.parameters / shards / on.bandwidth
-    passes = 3 + bool(cfg.get("gradient_checkpointing"))
+    moments = timing.UPDATE_BYTES * trained / shards / on.bandwidth
+    # Forward, and backward to inputs and to weights; those of an adapter are few.
+    passes = 3 + bool(cfg.get("gradient_checkpointing")) - ("adapter" in cfg)
     step = {"update": passes * once + updates * moments}
     own = n * shares.own_share(cfg)
     if "sample" in models and own:
@@ -149,10 +157,10 @@ def _trained(
     execution = cfg.get("execution", {})
     every, minutes = execution.get("checkpoint_every", steps), execution.get("checkpoint_minutes")
     writes = timing.saved(steps, every, minutes or math.inf, sum(step.values()))
-    weights = cost.MODEL_BYTES * (1 + len(execution.get("keep_steps", ())))
-    written = writes * cost.checkpoint_bytes(cfg) + weights
+    weights = cost.MODEL_BYTES * student.parameters * (1 + len(execution.get("keep_steps", ())))
+    written = writes * cost.checkpoint_bytes(cfg) * trained + weights
     parts = {part: steps * seconds for part, seconds in step.items()}
-    return {**parts, "write": written * student.parameters / on.disk}
+    return {**parts, "write": written / on.disk}
 
 
 def _batches(

@@ -52,6 +52,28 @@ class Released(Hub):
     id: str = Field(alias="hub", description="id of the weights on the hub")
 
 
+class Lora(Strict):
+    """Low-rank adaptation (Hu et al. 2021): W + alpha / r x B A is computed with in place of W, and
+    B and A, of rank r, are trained."""
+
+    r: Count
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="of what goes into A, in training"
+    )
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
+        default="all-linear",
+        description="which matrices have one, by the ends of their modules' names; all-linear: all "
+        "but embeddings and head, which never have one",
+    )
+
+
+class Adapter(Strict):
+    """What is trained in place of all weights (see ``opd.training.adapter``)."""
+
+    lora: Lora
+
+
 class Trained(Strict):
     """A training run; ``keep_steps`` are kept as models of their own, named MODEL@STEP, ``keep``
     says for how long."""
@@ -68,6 +90,9 @@ class Trained(Strict):
         exclude=True,
         description="whether the weights of keep_steps go once all that the config reads them for "
         "is made",
+    )
+    adapter: Adapter | None = Field(
+        default=None, description="trained in place of all weights, and merged into them in the end"
     )
     micro_batch: Count | None = MICRO_BATCH
     warmup: Share | None = None

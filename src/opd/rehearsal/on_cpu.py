@@ -118,17 +118,19 @@ def _colocate() -> None:
 
 def _compare(trainer: Any) -> None:
     """Have a trainer look, whenever it has sampled, whether vLLM sampled from its weights."""
+    from opd.training import adapter
+
     sample = trainer._generate_single_turn
 
     def compared(self: Any, *given: Any, **named: Any) -> Any:
         sampled = sample(self, *given, **named)
         worker = self.vllm_generation.llm.llm_engine.model_executor.driver_worker
         served = worker.model_runner.model
-        for name, weights in self.accelerator.unwrap_model(self.model).named_parameters():
-            whole = weights.full_tensor() if hasattr(weights, "full_tensor") else weights
+        student = self.accelerator.unwrap_model(self.model)
+        for name, weights in adapter.merged(student, dict(student.named_parameters())):
             if name.endswith(WHOLE):
-                theirs = served.get_parameter(name)[: len(whole)]
-                if not (theirs.float() == whole.detach().to(theirs.dtype).float()).all():
+                theirs = served.get_parameter(name)[: len(weights)]
+                if not (theirs.float() == weights.to(theirs.dtype).float()).all():
                     raise AssertionError(f"vLLM has other weights than the trainer: {name}")
         return sampled
 

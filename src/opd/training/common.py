@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from peft import PeftModel
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -25,7 +26,7 @@ from opd.losses.schemas import METRICS
 from opd.models.chat import require_options
 from opd.models.checkpoints import read_config, require_room
 from opd.models.prompts import read_prompts
-from opd.training import batches, trackers
+from opd.training import adapter, batches, trackers
 from opd.training.record import Record
 from opd.training.resume import Keep, resumable
 
@@ -101,6 +102,22 @@ def rollout_arguments(cfg: Mapping[str, Any], stage: str, scratch: Path) -> dict
         "shuffle_dataset": False,
         "chat_template_kwargs": cfg.get("chat_template_kwargs") or {},
     }
+
+
+class OnPolicy:
+    """What TRL's trainers that sample are mixed with: rollouts are sampled without dropout, and in
+    the type that is computed in, also where a model with an adapter is sampled from past the
+    forward that accelerate has put autocast into."""
+
+    model: Any
+    accelerator: Any
+
+    def _generate_single_turn(self, *given: Any, **named: Any) -> Any:
+        self.model.eval()
+        with self.accelerator.autocast():
+            sampled = super()._generate_single_turn(*given, **named)  # type: ignore[misc]
+        self.model.train()
+        return sampled
 
 
 def as_asked(
@@ -180,7 +197,8 @@ def train(
 ) -> dict[str, Any]:
     """Train as ``resumable`` does, call ``finish`` (in every process), and save model, tokenizer
     (as it is in ``source``) and metrics.parquet to ``out``. Model and tokenizer after each of
-    execution.keep_steps, a step being ``updates`` updates, go to kept/STEP in ``scratch``.
+    execution.keep_steps, a step being ``updates`` updates, go to kept/STEP in ``scratch``. A model
+    of which an adapter was trained is saved merged, with the adapter in the folder ``adapter``.
 
     Returns the first and last value of every metric. Raises ``UserError`` for a step to keep that
     the run does not have.
@@ -201,18 +219,26 @@ def train(
     def save(folder: Path) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if not trainer.accelerator.is_main_process:
+            return
+        if isinstance(model, PeftModel):
+            adapter.save(model, state, folder / "adapter")
+            # One after the other, so that a GPU never holds two copies.
+            state = {name: weight.cpu() for name, weight in adapter.merged(model, state)}
+            model = model.get_base_model()
         # Gathered from shards, weights that are tied no longer share memory: once is enough.
         for name in getattr(model, "all_tied_weights_keys", None) or {}:
             state.pop(name, None)
-        if trainer.accelerator.is_main_process:
-            trained, model.generation_config = model.generation_config, generation
-            model.save_pretrained(folder, state_dict=state)
-            model.generation_config = trained
-            # A tokenizer is saved with whether it came from local files alone; left to itself that
-            # depends on the environment, and the same stage writes other bytes.
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-            tokenizer.save_pretrained(folder)
+        trained, model.generation_config = model.generation_config, generation
+        model.save_pretrained(folder, state_dict=state)
+        model.generation_config = trained
+        # A tokenizer is saved with whether it came from local files alone; left to itself that
+        # depends on the environment, and the same stage writes other bytes.
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        tokenizer.save_pretrained(folder)
 
+    if getattr(trainer, "use_vllm", False):
+        adapter.serve_merged(trainer.vllm_generation)
     if tracked := execution.get("report_to"):
         place = Path(tracked["folder"])
         record.track = partial(trackers.begin, tracked["tracker"], place, scratch.name)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,23 @@ from opd.losses.terms import States
 from opd.losses.token import aggregate
 from opd.models import pairing
 from opd.models.checkpoints import load_model, load_tokenizer
-from opd.models.pairing import head_of, save_trimmed, trim_vocabularies
-from opd.training import common, launch, measure, micro_batches, objective, sources, terms
+from opd.models.pairing import head_of, save_trimmed
+from opd.training import adapter, common, launch, measure, micro_batches, objective, sources, terms
 from opd.training.objective import COUNTS, Term
 from opd.training.padding import packed_hidden, require_boundaries, trimmed
 from opd.training.prompts import load
 from opd.training.record import Record, Value
-from opd.training.teachers import ROWS, Teachers, on_device
-from opd.training.terms import Reading
+from opd.training.teachers import ROWS, Teachers, load_models, on_device
 
 # Of a batch: what each token of a sequence counts in the loss.
 TOKEN_WEIGHTS = "token_weights"
 
 
-class Trainer(DistillationTrainer):
+class Trainer(common.OnPolicy, DistillationTrainer):
     """TRL's rollouts and optimiser; the loss a sum of terms (``opd.training.objective``) that is
     aggregated over a step; measurements from ``opd.losses.metrics`` on the same hidden states.
-    ``models`` are those of the terms, by name."""
+    ``models`` are those of the terms, by name; the student itself where a term reads it as it is
+    (a live teacher), or as it started, without its adapter."""
 
     _buffered_inputs: Any
 
@@ -46,15 +47,15 @@ class Trainer(DistillationTrainer):
         self.sum_of, self.cfg, self.rollouts = sum_of, cfg, rollouts
         self.examples: list[dict[str, Any]] = []  # of the step that is rolled out
         self.update = cfg.get("teacher_update", "frozen")
-        only = next(iter(models.values())) if len(models) == 1 and self.update != "live" else None
-        super().__init__(teacher_model=only, **kwargs)
+        only = next(iter(models.values())) if len(models) == 1 else None
+        self.reads_itself = only is kwargs["model"]
+        super().__init__(teacher_model=None if self.reads_itself else only, **kwargs)
         if self.teacher_model is not None:
             # Under FSDP accelerate neither shards nor moves a model that is not trained.
             self.teacher_model.to(self.accelerator.device).eval()
-        if len(models) == 1:
             models = dict.fromkeys(models, self.teacher_model)
         readings = [term.reading for term in sum_of]
-        self.teachers = Teachers(models, readings, self._read, self.accelerator)
+        self.teachers = Teachers(models, readings, self._of_model, self.accelerator)
         self.bins = -(-self.max_completion_length // cfg["position_bin"])
         self.tallies: dict[str, Tensor] = {}
         self.measured: list[Value] = []
@@ -111,31 +112,45 @@ class Trainer(DistillationTrainer):
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         batch: dict[str, Any] = super()._prepare_inputs(generation_batch)
-        if ROWS not in batch or COUNTS in batch:
-            return batch
-        # The first micro-batch of a step of several terms.
-        self._buffered_inputs = batches = [trimmed(part) for part in self._buffered_inputs]
+        keeps_states = terms.keeps_states([term.settings for term in self.sum_of])
         with self.accelerator.autocast():
-            if terms.keeps_states([term.settings for term in self.sum_of]):
-                self.teachers.read_ahead(batches)
-            k = self.cfg["metrics_k"]
-            objective.count(
-                self.sum_of, batches, self.teachers, self._of_student, self.accelerator, k
-            )
-        return batches[self._step % self.args.gradient_accumulation_steps]
+            if ROWS in batch and COUNTS not in batch:
+                # The first micro-batch of a step of several terms.
+                self._buffered_inputs = batches = [trimmed(part) for part in self._buffered_inputs]
+                if keeps_states:
+                    self.teachers.read_ahead(batches)
+                k = self.cfg["metrics_k"]
+                objective.count(
+                    self.sum_of, batches, self.teachers, self._of_student, self.accelerator, k
+                )
+                batch = batches[self._step % self.args.gradient_accumulation_steps]
+            if self.reads_itself and not keeps_states:
+                # Before the pass that it is trained in, which FSDP lets no other pass be part of.
+                batch = trimmed(batch)
+                self.teachers.read_ahead([batch])
+        return batch
 
     def _of_student(self, batch: dict[str, Any]) -> States:
         """What the student makes of a micro-batch before it is trained on it."""
         student = self.accelerator.unwrap_model(self.model)
-        student.eval()
-        hidden = self._read(self.model_wrapped, batch, "prompt")
-        student.train()
-        return States(hidden, head_of(student))
+        return States(self._read(student, batch, "prompt"), head_of(student))
+
+    def _of_model(self, model: Any, batch: dict[str, Any], prompt: str) -> Tensor:
+        """``_hidden`` of a model of the terms."""
+        student = self.accelerator.unwrap_model(self.model)
+        as_it_started = model is student and self.update != "live"
+        with student.disable_adapter() if as_it_started else nullcontext():
+            return self._read(model, batch, prompt)
 
     def _read(self, model: Any, batch: dict[str, Any], prompt: str) -> Tensor:
-        """``_hidden`` of a model that accelerate may have wrapped."""
+        """``_hidden`` without dropout of a model that accelerate may have wrapped."""
         own = self.accelerator.unwrap_model(model)
+        if own is self.accelerator.unwrap_model(self.model):
+            model = self.model_wrapped
+        training = own.training
+        own.eval()
         hidden: Tensor = self._forward_redirection(model, own, self._hidden, own, batch, prompt)
+        own.train(training)
         return hidden
 
     def _hidden(self, model: Any, inputs: dict[str, Tensor], prompt: str) -> Tensor:
@@ -146,18 +161,9 @@ class Trainer(DistillationTrainer):
         )
         responses = inputs["completion_ids"].shape[1]
         if self.cfg.get("packing"):
-            return packed_hidden(model.base_model, ids, mask)[:, -responses - 1 : -1]
+            backbone = adapter.beneath(model).base_model
+            return packed_hidden(backbone, ids, mask)[:, -responses - 1 : -1]
         return self._get_last_hidden_state(model, ids, mask, responses)
-
-    def _teacher(self, student: Any, inputs: dict[str, Tensor], reading: Reading) -> States:
-        """What the model of a term makes of the student's responses."""
-        if self.update != "live":
-            return self.teachers.states(inputs, reading)
-        student.eval()
-        with torch.no_grad():
-            hidden = self._hidden(student, inputs, reading.asked(inputs))
-        student.train()
-        return States(hidden, head_of(student))
 
     def _compute_loss(
         self, unwrapped_student: Any, inputs: dict[str, Tensor], num_items_in_batch: Any
@@ -165,7 +171,7 @@ class Trainer(DistillationTrainer):
         inputs = trimmed(inputs)
         # TRL calls the backbone past the forward that accelerate has put autocast into.
         with self.accelerator.autocast():
-            read = {r: self._teacher(unwrapped_student, inputs, r) for r in self.teachers.readings}
+            read = {r: self.teachers.states(inputs, r) for r in self.teachers.readings}
             hidden = self._hidden(unwrapped_student, inputs, "prompt")
             student = States(hidden, head_of(unwrapped_student))
             teachers = [read[t.reading] if t.reading else student for t in self.sum_of]
@@ -217,8 +223,8 @@ class Trainer(DistillationTrainer):
     def move_teacher(self) -> None:
         """Let an EMA teacher follow the student by one step."""
         student = self.accelerator.unwrap_model(self.model)
-        pairs = zip(self.teacher_model.parameters(), student.parameters(), strict=True)
-        for average, weights in pairs:
+        own = adapter.merged(student, dict(student.named_parameters()))
+        for average, (_, weights) in zip(self.teacher_model.parameters(), own, strict=True):
             average.lerp_(weights.to(average.dtype), 1 - self.cfg["ema_decay"])
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -306,16 +312,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     beyond = sorted({i for pair in pairs.values() for i in pair["never_compared"]})
     rollouts = sources.Sources(cfg, inputs, tokenizer, vocabulary, ends)
     examples = load(cfg, inputs, tokenizer, rollouts)
-    attention = cfg.get("attention")
-    student = load_model(inputs["student"], attention=attention)
-    # A teacher that is never updated may be held in what it is computed in.
-    frozen = cfg.get("teacher_update", "frozen") == "frozen"
-    narrow = frozen and cfg.get("precision") == "bfloat16"
-    dtype = torch.bfloat16 if narrow else torch.float32
-    models = {name: load_model(inputs[name], dtype, attention) for name in pairs}
-    # The smallest vocabulary first: the student has that one before it meets the others.
-    for name in sorted(pairs, key=lambda name: int(pairs[name]["vocabulary"])):
-        trim_vocabularies(student, models[name], tokenizer, pairs[name]["never_compared"])
+    student = load_model(inputs["student"], attention=cfg.get("attention"))
+    others = load_models(cfg, inputs, pairs, student, tokenizer)
     arguments = common.rollout_arguments(cfg, "distill", scratch)
     if "end_tokens" in cfg:
         # The trained model ends its responses as it was trained to.
@@ -336,6 +334,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         with args.main_process_first(desc="the student that vLLM loads"):
             if args.process_index == 0:
                 save_trimmed(inputs["student"], vocabulary, scratch / "trimmed")
+    student = adapter.adapted(student, cfg)
+    models = {name: others.get(name, student) for name in pairs}
     trainer = Trainer(
         sum_of,
         cfg,
@@ -348,7 +348,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     )
     if cfg.get("packing"):
         with trainer.accelerator.autocast():
-            for model in (student, *models.values()):
+            for model in (student, *others.values()):
                 with on_device(model, trainer.accelerator.device):
                     require_boundaries(model)
     if trainer.update == "ema":

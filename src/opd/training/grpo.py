@@ -11,7 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 from opd.data import privileged
 from opd.grading.graders import GRADERS
 from opd.models.checkpoints import load_model, load_tokenizer
-from opd.training import common, launch, order
+from opd.training import adapter, common, launch, order
 from opd.training.padding import trimmed
 from opd.training.record import Record
 from opd.training.resume import step_of
@@ -65,7 +65,7 @@ def importance_weights(cap: float | None) -> dict[str, Any]:
     }
 
 
-class Trainer(GRPOTrainer):
+class Trainer(common.OnPolicy, GRPOTrainer):
     """Keeps the rollouts that further updates need in its checkpoints, and padding out of its
     micro-batches."""
 
@@ -148,8 +148,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
         examples = examples.select(taken)
     updates = cfg.get("updates_per_batch", 1)
     arguments = common.rollout_arguments({**cfg, "steps": batches * updates}, "grpo", scratch)
+    student = load_model(inputs["student"], attention=cfg.get("attention"))
     trainer = Trainer(
-        model=load_model(inputs["student"], attention=cfg.get("attention")),
+        model=adapter.adapted(student, cfg),
         reward_funcs=reward_functions,
         args=GRPOConfig(
             **arguments,

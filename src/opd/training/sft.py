@@ -25,7 +25,7 @@ from opd.models.checkpoints import (
     require_room,
     stop_ids,
 )
-from opd.training import common, launch
+from opd.training import adapter, common, launch
 from opd.training.padding import require_boundaries
 from opd.training.record import Record
 
@@ -309,7 +309,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
             "lower batch_size, or train for epochs instead of steps",
         )
     trainer = SFTTrainer(
-        model=load_student(cfg, inputs["student"], tokenizer),
+        model=adapter.adapted(load_student(cfg, inputs["student"], tokenizer), cfg),
         args=SFTConfig(
             **common.arguments(cfg, "sft", scratch),
             max_length=cfg["max_tokens"] if packing else None,

@@ -6,14 +6,17 @@ only some of the sequences are read.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.losses.head import Head
 from opd.losses.terms import States
-from opd.models.pairing import head_of
+from opd.models.checkpoints import load_model
+from opd.models.pairing import head_of, trim_vocabularies
 from opd.training.padding import trimmed
 from opd.training.terms import Reading
 
@@ -28,7 +31,8 @@ class Teachers:
     A single one stays on the device and reads a micro-batch when it is due. Several take turns:
     each is on the device once a step (``read_ahead``), and what it made of the step's rollouts is
     kept, on the device like all heads. ``forward`` (model, batch, prompt) gives hidden states
-    [B, T, H]; ``readings`` are those of the terms, in their order.
+    [B, T, H]; ``readings`` are those of the terms, in their order. One of the models may be the
+    student, which is on the device anyway.
     """
 
     def __init__(
@@ -89,11 +93,38 @@ class Teachers:
         return head_of(self.accelerator.unwrap_model(self.models[reading.model]))
 
 
+def load_models(
+    cfg: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    pairs: Mapping[str, Mapping[str, Any]],
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """The models of the terms beside the student, by name: those of ``pairs``
+    (``pairing.compare``), with the vocabularies of all, and of the student, cut to what they share.
+    What the student itself is (a live teacher), or was before its adapter, is not among them."""
+    update = cfg.get("teacher_update", "frozen")
+    # A teacher that is never updated may be held in what it is computed in.
+    narrow = update == "frozen" and cfg.get("precision") == "bfloat16"
+    dtype = torch.bfloat16 if narrow else torch.float32
+    itself = update == "live" or (update == "frozen" and "adapter" in cfg)
+    models = {
+        name: load_model(inputs[name], dtype, cfg.get("attention"))
+        for name in pairs
+        if not (itself and inputs[name].samefile(inputs["student"]))
+    }
+    # The smallest vocabulary first: the student has that one before it meets the others.
+    for name in sorted(models, key=lambda name: int(pairs[name]["vocabulary"])):
+        trim_vocabularies(student, models[name], tokenizer, pairs[name]["never_compared"])
+    return models
+
+
 @contextmanager
 def on_device(model: Any, device: torch.device) -> Iterator[None]:
     """A model that is not trained, for a while with its weights on ``device``; then they are where
     they were, without being copied back."""
-    home = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
+    tensors = (*model.parameters(), *model.buffers())
+    home = [(tensor, tensor.data) for tensor in tensors if tensor.device != device]
     try:
         for tensor, data in home:
             tensor.data = data.to(device)

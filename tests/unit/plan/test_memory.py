@@ -16,6 +16,7 @@ from opd.plan import calibrate, cost, local, memory, show
 from opd.plan.cost import Facts
 from opd.plan.shape import Shape, from_config
 from opd.stages.artifact import Artifact
+from opd.training import adapter
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
@@ -192,10 +193,72 @@ def test_the_mask_is_that_of_the_attention():
 
 
 def test_a_teacher_that_moves_is_float32_and_the_student_itself_is_none():
-    for update, size in (("ema", 4 * N), ("live", 0)):
-        steps = memory.phases("distill", {**RUN, "teacher_update": update}, SMALL, ONE, 1e9)
-        assert steps["layer"]["teacher"] == size
+    moving = memory.phases("distill", {**RUN, "teacher_update": "ema"}, SMALL, ONE, 1e9)
+    assert moving["layer"]["teacher"] == 4 * N
+    live = memory.phases("distill", {**RUN, "teacher_update": "live"}, SMALL, {}, 1e9)
+    assert "teacher" not in live["layer"] and live["teacher"]["layer"] > 0
+    both = moving["layer"]["responses"]
+    assert live["layer"]["responses"] == both
     assert "teacher" not in memory.phases("grpo", {**RUN, "group_size": 2}, SMALL, {}, 1e9)["layer"]
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "mlp.down_proj"]])
+def test_an_adapter_has_the_parameters_that_peft_gives_it(kind, targets):
+    excerpt = {
+        **{"model_type": kind, "hidden_size": 48, "intermediate_size": 80, "head_dim": 8},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3},
+        "vocab_size": 11,
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**excerpt))
+    lora = {"r": 3, "alpha": 6, "dropout": 0.0, "target_modules": targets}
+    student = adapter.adapted(model, {"adapter": {"lora": lora}, "seed": 0})
+    count = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
+    assert from_config(excerpt).adapter(3, targets) == count
+
+
+def test_of_an_adapter_alone_there_are_gradients_and_moments():
+    """Of rank 2: 2 x 3 x (q 4 + 4, k and v 4 + 2, o 4 + 4, three of the MLP 4 + 8) parameters; the
+    head has no gradient. With FSDP a quarter of all that is on each of four."""
+    size = 2 * 3 * (8 + 6 + 6 + 8 + 12 + 12 + 12)
+    lora = {"adapter": {"lora": {"r": 2, "alpha": 4, "target_modules": "all-linear"}}}
+    full = memory.phases("distill", RUN, SMALL, ONE, 1e9)
+    steps = memory.phases("distill", {**RUN, **lora}, SMALL, ONE, 1e9)
+    always = {"weights": 4 * N, "moments": 8 * size, "teacher": 2 * N}
+    assert without_context(steps["update"]) == {**always, "gradients": 4 * size, "update": 4 * size}
+    rows = 4 * 10 * 4
+    assert full["loss"]["head"] - steps["loss"]["head"] == rows
+    assert steps["layer"]["head"] == 0 and "embeddings" not in steps
+    fsdp = {**RUN, **lora, "processes": 4, "micro_batch": 1}
+    fsdp["execution"] = {"accelerate": "fsdp2.yaml"}
+    parts = memory.phases("distill", fsdp, SMALL, ONE, 1e9)["update"]
+    assert (parts["weights"], parts["moments"], parts["gradients"]) == (N, 2 * size, size)
+
+
+def test_the_start_of_a_student_with_an_adapter_is_no_second_model():
+    """As its only teacher, and as the reference beside another one, which then takes turns; with
+    the states of a step, where these are kept. Without adapter it is a copy."""
+    cfg = {**RUN, "max_prompt_tokens": 1024, "max_new_tokens": 64}
+    lora = {"adapter": {"lora": {"r": 2, "alpha": 4, "target_modules": "all-linear"}}}
+    shape = SHAPES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]
+    n, head = from_config(shape).parameters, shape["vocab_size"] * shape["hidden_size"]
+
+    def teacher(changed: dict[str, Any], inputs: dict[str, str]) -> float:
+        facts = planned({**cfg, **changed})
+        run = Artifact(
+            "distill", "run/s0", {**cfg, **changed, "inputs": [*inputs]}, (*inputs.values(),)
+        )
+        fetched = {"t": facts.artifacts["m"]}
+        facts = facts._replace(artifacts={**facts.artifacts, **fetched, "run/s0": run})
+        return memory.of(facts, "run/s0", 1, 1e15).terms.get("teacher", 0)
+
+    own = {"student": "m", "teacher": "m"}
+    assert teacher({}, own) == 2 * n and teacher(lora, own) == 0
+    assert teacher({"teacher_update": "live"}, own) == 0
+    sum_of = {"terms": [{"teacher": "teacher:0"}, {"reference": "student"}]}
+    two = {"student": "m", "teacher:0": "t"}
+    assert teacher(sum_of, two) == 2 * 2 * head
+    assert teacher({**sum_of, **lora}, two) == 2 * head
 
 
 def test_teachers_of_a_sum_take_turns():
@@ -220,7 +283,8 @@ def test_the_chunk_is_that_of_the_loss():
     assert memory.CHUNK_ELEMENTS == head.CHUNK_ELEMENTS
 
 
-def test_torch_tracks_within_15_percent_what_is_reckoned(monkeypatch):
+@pytest.mark.parametrize("has_adapter", [False, True])
+def test_torch_tracks_within_15_percent_what_is_reckoned(has_adapter, monkeypatch):
     """The trainer's own loss, backward pass and optimiser on fake tensors, as in
     tests/bench/bench_memory.py, where all layers are there: here are two."""
     monkeypatch.setattr(sys, "path", [str(ROOT / "tests" / "bench"), *sys.path])
@@ -228,6 +292,7 @@ def test_torch_tracks_within_15_percent_what_is_reckoned(monkeypatch):
 
     small = {**SHAPES["Qwen/Qwen3-0.6B"], "num_hidden_layers": 2}
     cfg = {**bench_memory.BASE, "max_prompt_tokens": 128, "max_new_tokens": 2048}
+    cfg |= bench_memory.LORA if has_adapter else {}
     tracked = bench_memory.measure(small, small, cfg, "cpu")
     reckoned = bench_memory.reckoned(small, small, cfg)
     for phase, size in tracked.items():

@@ -229,6 +229,17 @@ def test_checkpoints_and_kept_steps_are_written(execution, bytes):
     assert done.parts["write"] == pytest.approx(8 * (bytes + 4) * 1_777_088_000 / 1e9)
 
 
+def test_an_adapter_is_little_to_update_and_to_write():
+    """No products for the gradients of weights: 3 of 4 passes where layers are computed again."""
+    lora = {"adapter": {"lora": {"r": 8, "alpha": 8, "target_modules": "all-linear"}}}
+    on = device(disk=1e9, bandwidth=math.inf, iteration=0.0)
+    full, part = (of("distill", on, execution={}, **more) for more in ({}, lora))
+    assert part.parts["update"] == pytest.approx(full.parts["update"] * 3 / 4)
+    attention = 2 * (1536 + 1536) + 2 * (1536 + 256)
+    size = 8 * 28 * (attention + 3 * (1536 + 8960))
+    assert part.parts["write"] == pytest.approx((12 * size + 4 * 1_777_088_000) / 1e9)
+
+
 def test_every_device_of_a_job_starts():
     assert of("distill", device(start=7.0), processes=8).parts["start"] == 56
 

@@ -613,6 +613,34 @@ def test_what_changes_how_a_model_is_trained_is_apart_from_what_changes_it():
     assert artifacts(config(backend="vllm"))["models/x/s0"].cfg == plain
 
 
+@pytest.mark.parametrize(("name", "kind"), [("a", "sft"), ("b", "grpo"), ("x", "distill")])
+def test_an_adapter_belongs_to_what_makes_a_model_where_it_is_given(name, kind):
+    """With its defaults written out, so that one of them that changes makes another model."""
+    plain = artifacts(config())[f"models/{name}/s0"].cfg
+    assert "adapter" not in plain
+    given = config(**{f"models__{name}__{kind}__adapter": {"lora": {"r": 32, "alpha": 64}}})
+    lora = {"r": 32, "alpha": 64, "dropout": 0.0, "target_modules": "all-linear"}
+    assert artifacts(given)[f"models/{name}/s0"].cfg == {**plain, "adapter": {"lora": lora}}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"lora": {"r": 0, "alpha": 1}}, r"lora\.r: 0 is not allowed: .* greater than or equal"),
+        ({"lora": {"r": 4, "alpha": 0}}, r"lora\.alpha: 0 is not allowed"),
+        ({"lora": {"r": 4}}, r"lora\.alpha: .*[Ff]ield required"),
+        ({"lora": {"r": 4, "alpha": 1, "dropout": 1.0}}, r"lora\.dropout: 1.0 is not allowed"),
+        ({"prefix_tuning": {"n": 4}}, r"adapter\.prefix_tuning: no such key; .*lora"),
+        ({"lora": {"r": 4, "alpha": 1, "target_modules": []}}, r"lora\.target_modules"),
+        ({"lora": {"r": 4, "alpha": 1, "target_modules": "q_proj"}}, r"lora\.target_modules"),
+    ],
+)
+def test_adapters_that_are_none(adapter, message):
+    with pytest.raises(UserError, match=message) as refused:
+        resolve(config(models__x__distill__adapter=adapter))
+    assert "\n" not in str(refused.value)
+
+
 def test_flash_attention_computes_in_bfloat16():
     flash = {"attention": "flash_attention_2"}
     with pytest.raises(UserError, match=r"training: .*flash_attention_2 needs precision: bfloat16"):

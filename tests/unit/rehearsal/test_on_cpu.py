@@ -105,15 +105,23 @@ def trained(
     return courses, done.stderr.splitlines()
 
 
-@pytest.mark.parametrize("stage", ["distill", "grpo"])
+LORA = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [("distill", {}), ("grpo", {}), ("distill", {"adapter": {"lora": LORA}, "lr": 1e-2})],
+    ids=["distill", "grpo", "adapter"],
+)
 def test_sharded_training_samples_through_vllm_from_its_own_weights(
-    stage: str, vllm: str, inputs: dict[str, Path], tmp_path: Path
+    stage: str, more: dict[str, Any], vllm: str, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     """After each step vLLM has the weights of the trainer, or the stage fails (``_compare``); also
-    of a student whose head is wider than its teacher's, and so is trained without some rows."""
+    of a student whose head is wider than its teacher's, and so is trained without some rows, and
+    of one with an adapter, whose weights are merged for it."""
     if stage == "distill":
         inputs = {**inputs, "student": padded(inputs["student"], tmp_path / "wide", 512)}
-    courses, lines = trained(stage, {}, vllm, inputs, tmp_path)
+    courses, lines = trained(stage, more, vllm, inputs, tmp_path)
     said = {line for line in lines if line.startswith(on_cpu.SAID)}
     assert len(said) == 3 and any("shards" in line for line in said), said
     assert len(courses["loss"]) == 3

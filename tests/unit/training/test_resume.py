@@ -30,6 +30,7 @@ from tiny import (
     run,
     started,
     wait_for_step,
+    with_lora,
 )
 
 from opd.core.errors import UserError
@@ -55,6 +56,8 @@ CASES = {
     "shuffled": ("distill", {**OPD, **EVERY, "shuffle": True}),
     "shuffled-grpo": ("grpo", {**GRPO, **EVERY, "shuffle": True}),
     "ema": ("distill", {**EMA, **EVERY}),
+    "adapter": ("distill", with_lora({**OPD, **EVERY}, dropout=0.2)),
+    "adapter-updates": ("grpo", with_lora({**GRPO, **EVERY, "steps": 5, "updates_per_batch": 4})),
     "live": (
         "distill",
         {**OPD, **EVERY, "teacher_update": "live", "information": [{"message": "say {question}"}]},
@@ -135,7 +138,7 @@ def test_told_to_stop_at_any_step_a_run_ends_in_the_same_bytes(
     assert files(tmp_path / "a") == files(undisturbed)
 
 
-@pytest.mark.parametrize("case", ["sft", "held-out", "updates", "distill", "ema"])
+@pytest.mark.parametrize("case", ["sft", "held-out", "updates", "distill", "ema", "adapter"])
 def test_kept_steps_change_nothing_and_are_what_a_shorter_run_ends_with(
     inputs: Inputs, tmp_path: Path, case: str
 ) -> None:

@@ -23,10 +23,11 @@ from tiny import (
     stage,
     started,
     wait_for_step,
+    with_lora,
 )
 
 from opd.cli import warm
-from opd.training import launch
+from opd.training import checksums, launch
 
 # Completions that depend on the prompt alone: the same rollouts however they are shared out.
 RECORDED = """
@@ -205,6 +206,48 @@ def test_sharded_processes_are_those_with_whole_copies(
     for name in ("loss", "kl_nats"):
         ours, theirs = (course(tmp_path / n, name) for n in ("whole", "parts"))
         assert ours == pytest.approx(theirs, rel=max(tolerance, 1e-4)), name
+
+
+@pytest.mark.usefixtures("recorded")
+def test_an_adapter_in_shards_is_one_of_whole_copies(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a teacher that is read, the student's own start as a reference: five steps in FSDP2
+    over gloo, of which the last two are made from a checkpoint, in two processes and in one."""
+    import recorded
+
+    from opd.training import distill
+
+    monkeypatch.setattr(distill.Trainer, "_generate_single_turn", recorded.completions)
+    monkeypatch.setattr(launch, "WORKER", "opd.rehearsal.worker")
+    source = Path(launch.__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", str(source), prepend=os.pathsep)
+    sum_of = [
+        {"teacher": "teacher:0", "loss": {"preset": "full"}, "weight": 1.0},
+        {"reference": "student", "loss": {"preset": "k3"}, "weight": 0.5},
+    ]
+    cfg = {key: value for key, value in STEPS.items() if key != "loss"} | {"terms": sum_of}
+    cfg = with_lora({**cfg, "micro_batch": 2, "prompts_per_step": 8})
+    given = {**inputs, "teacher:0": inputs["teacher"]}
+    start = load_file(inputs["student"] / "model.safetensors")
+    before = torch.cat([w.flatten() for _, w in sorted(start.items())])
+    one, two = (trained(n, cfg, given, tmp_path / str(n)) - before for n in (1, 2))
+    execution = {"accelerate": str(ROOT / "config" / "accelerate" / "fsdp2.yaml")}
+    sharded = {**cfg, "execution": {**execution, "checkpoint_every": 3}, "processes": 2}
+    parts = trained(2, sharded, given, tmp_path / "parts") - before
+    assert one.norm() > 0.005 * before.norm()
+    assert (two - one).norm() <= 1e-3 * one.norm() and (parts - one).norm() <= 1e-3 * one.norm()
+    checkpoints = tmp_path / "parts-scratch"
+    state = torch.load(checkpoints / "checkpoint-3" / "pytorch_model_fsdp.bin", weights_only=True)
+    others = {name for name in state if ".lora_" not in name}
+    # torch leaves out what is frozen, but for the second name of weights that are tied.
+    assert len(state) - len(others) == 2 * 7 and others <= {"base_model.model.lm_head.weight"}
+    for path in checkpoints.glob("checkpoint-5*"):
+        checksums.drop(path)
+    again = tmp_path / "again"
+    again.mkdir()
+    launch.launch("recorded", sharded, given, again, checkpoints)
+    assert files(again) == files(tmp_path / "parts")
 
 
 def test_two_processes_measure_the_nll_of_one(inputs: Inputs, tmp_path: Path) -> None:
