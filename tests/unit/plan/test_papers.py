@@ -21,6 +21,7 @@ from opd.plan.papers import read_paper
 from opd.recipes.resolve import resolve
 from opd.results.claim_spec import read_claims
 from opd.training.grpo import LOGGED
+from opd.training.measure import PREFIXES
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
@@ -260,13 +261,16 @@ def test_the_first_papers_names_say_what_they_are(name: str) -> None:
 
 def test_metrics_are_those_that_training_logs() -> None:
     """``opd.losses.metrics`` imports torch, so that names stand a second time."""
-    assert {*metrics.STATE, *metrics.RESPONSE} <= {*METRICS}
+    of_states = [*metrics.STATE, "entropy_gap_of_means_nats"]
+    measured = {f"{prefix}{name}" for prefix in PREFIXES.values() for name in of_states}
+    measured |= {*metrics.RESPONSE}
+    assert measured <= {*METRICS}
     assert len(set(METRICS)) == len(METRICS)
     # What else is logged, as the trainers' sources name it.
     folder = ROOT / "src" / "opd" / "training"
     sources = "".join((folder / f"{name}.py").read_text() for name in ("distill", "grpo", "sft"))
     sources += (folder / "record.py").read_text()
-    for name in {*METRICS} - {*metrics.STATE, *metrics.RESPONSE}:
+    for name in {*METRICS} - measured:
         assert f'"{name}"' in sources, name
     assert {*LOGGED.values()} <= {*METRICS}
 
