@@ -171,8 +171,9 @@ class Sources:
                 try:
                     generation = read(folder, tokenizer, vocabulary, ends, limit, weighted)
                 except UserError as error:
-                    where = f"rollouts.{i}: {error.where}"
-                    raise UserError(error.what, where, error.remedy) from None
+                    raise UserError(
+                        error.what, f"rollouts.{i}: {error.where}", error.remedy
+                    ) from None
             self.generations.append(generation)
         self.clips = [source.get("importance", {}).get("clip", 0.0) for source in self.settings]
 

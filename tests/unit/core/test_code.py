@@ -177,10 +177,10 @@ def source(module: str) -> ast.Module:
 
 def test_no_stage_makes_anything_of_the_text_of_an_error():
     """The text is left out of the digest, so it may not be in what is made: whoever catches a
-    ``UserError`` uses it to raise again, at once, from another process, for a key of a file or for
-    a term of a sum."""
+    ``UserError`` uses it to raise again, at once, from another process, for a key of a file, for a
+    term of a sum or for a source of rollouts."""
     hand_over = {"resume", "launch", "vllm_pool", "vllm_engine", "verified", "verify", "schema"}
-    hand_over |= {"distill"}
+    hand_over |= {"distill", "sources"}
     for module in modules_of_stages():
         for node in ast.walk(source(module)):
             if not isinstance(node, ast.ExceptHandler) or not node.name or node.type is None:

@@ -234,22 +234,23 @@ def test_a_frozen_teacher_does_not_change(inputs: Inputs, tmp_path: Path) -> Non
     """With a step that changes the student much, its own step-0 self and an external teacher say
     of the same tokens what they said before; a live one does not."""
     from opd.losses.head import head_logits
-    from opd.training import distill
+    from opd.training.teachers import Teachers
 
     def before_and_after(update: str, own: Inputs, out: Path) -> list[torch.Tensor]:
         logged: list[torch.Tensor] = []
-        teacher = distill.Trainer._teacher
+        states = Teachers.states
         batch: dict[str, torch.Tensor] = {}
 
-        def spy(self: Any, student: Any, inputs: dict[str, torch.Tensor], reading: Any) -> Any:
+        def spy(self: Any, inputs: dict[str, torch.Tensor], reading: Any) -> Any:
             if not batch:
-                batch.update(inputs)
-            hidden, head = teacher(self, student, batch, reading)
+                # Without what a model made of it in this step.
+                batch.update({k: v for k, v in inputs.items() if not k.endswith("_states")})
+            hidden, head = states(self, batch, reading)
             logged.append(head_logits(hidden.flatten(0, 1), head).log_softmax(-1))
-            return teacher(self, student, inputs, reading)
+            return states(self, inputs, reading)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(distill.Trainer, "_teacher", spy)
+            patch.setattr(Teachers, "states", spy)
             run("distill", {**OPD, "information": TOLD, "lr": 0.1, "max_teacher_prompt_tokens": 32,
                         "teacher_update": update}, own, out)  # fmt: skip
         return logged
@@ -317,17 +318,17 @@ def test_positions_of_teacher_and_student_are_those_of_the_same_token(
     predict the first to the last token of the response, not one earlier or later."""
     from transformers import AutoModelForCausalLM
 
-    from opd.training import distill
+    from opd.training.teachers import Teachers
 
     found: list[Any] = []
-    teacher = distill.Trainer._teacher
+    states = Teachers.states
 
-    def spy(self: Any, student: Any, batch: dict[str, torch.Tensor], reading: Any) -> Any:
-        result = teacher(self, student, batch, reading)
+    def spy(self: Any, batch: dict[str, torch.Tensor], reading: Any) -> Any:
+        result = states(self, batch, reading)
         found.append((result[0], batch))
         return result
 
-    monkeypatch.setattr(distill.Trainer, "_teacher", spy)
+    monkeypatch.setattr(Teachers, "states", spy)
     cfg = {**OPD, "information": TOLD, "steps": 1, "max_teacher_prompt_tokens": 32}
     run("distill", cfg, inputs, tmp_path / "a")
     ((states, batch),) = found

@@ -23,6 +23,7 @@ from opd.models.sampling import Sampler
 from opd.models.schemas import GENERATIONS
 from opd.probes import rollouts
 from opd.training import common, distill, grpo, sft
+from opd.training.sources import Sources
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<assistant>' if m.role == 'assistant' else '<user>' }}"
@@ -112,10 +113,11 @@ def test_training_on_rollouts_and_what_the_teacher_is_told(asked: Inputs, tmp_pa
     tokenizer = load_tokenizer(asked["student"])
     cfg = {**OPD, "max_prompt_tokens": 200}
     user = {"role": "user", "content": "2+1="}
-    examples = distill.load(cfg, asked, tokenizer)
+    none = Sources(cfg, asked, tokenizer, len(tokenizer), [])
+    examples = distill.load(cfg, asked, tokenizer, none)
     assert examples[2]["prompt"] == [*TURNS, user] and "teacher_prompt" not in examples.column_names
     told = {"information": [{"message": "{prompt} so {answer}", "system": "know {answer}"}]}
-    examples = distill.load({**cfg, **told}, asked, tokenizer)
+    examples = distill.load({**cfg, **told}, asked, tokenizer, none)
     assert examples[2]["prompt"] == [*TURNS, user]
     assert read(asked["student"], examples[2]["teacher_prompt"]) == ASKED.replace(
         "be brief", "be brief<unk><unk>know 3"
