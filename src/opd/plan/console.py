@@ -136,12 +136,7 @@ def trained(results: Path, began: float) -> list[str]:
     runs = [*results.glob("models/*/s*/manifest.json")]
     tables, runs = ([file for file in sorted(of) if _since(file, began)] for of in (tables, runs))
     read = {file: read_json(file) for file in (*tables, *runs)}
-    lines = [
-        visible(sentence)
-        for table in tables
-        if "columns" in read[table]["cfg"]
-        for sentence in outcomes(read[table]["numbers"])
-    ]
+    lines = [visible(sentence) for table in tables for sentence in outcomes(read[table]["numbers"])]
     return lines + [
         f"trained: {run.with_name('payload')}, which transformers loads"
         for run in runs

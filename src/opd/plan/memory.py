@@ -243,8 +243,7 @@ def of(facts: Facts, folder: str, gpus: int, memory: float) -> Job | None:
         return None
     if not trains:
         return Job(sampling(cfg, known[main]), [])
-    update = cfg.get("teacher_update", "frozen")
-    itself = update == "live" or (update == "frozen" and "adapter" in cfg)
+    itself = terms.student_serves(cfg)
     teachers = {n: known[n] for n in others if not (itself and inputs[n] == inputs["student"])}
 
     def taken(changed: Mapping[str, Any]) -> Terms:

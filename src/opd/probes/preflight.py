@@ -215,8 +215,8 @@ def read_questions(
         require_answers(rows, grader, path)
     if template:
         bare = (templates.unwrap(row["question"], template)[0] for row in rows)
-        asked = [templates.apply(template, question) for question in bare]
-        rows = [{**row, "prompt": text} for row, text in zip(rows, asked, strict=True)]
+        prompts = [templates.apply(template, question) for question in bare]
+        rows = [{**row, "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
     return rows
 
 

@@ -161,11 +161,12 @@ def _values(
     from opd.models.checkpoints import parameters
 
     answers = all(row["answer"] for row in rows)
-    worn = [name for name in templates.TEMPLATES if all(_bare(row, name) for row in rows)][:1]
-    if worn:
-        rows = [{**row, "prompt": _bare(row, worn[0])} for row in rows]
+    strip = [name for name in templates.TEMPLATES if all(_bare(row, name) for row in rows)][:1]
+    if strip:
+        rows = [{**row, "prompt": _bare(row, strip[0])} for row in rows]
     most_chars = _most_chars(rows) if SCALES[scale].device == "cpu" else None
-    asked, rows = len(rows), [row for row in rows if len(row["prompt"]) <= (most_chars or math.inf)]
+    all_rows, limit = rows, most_chars or math.inf
+    rows = [row for row in all_rows if len(row["prompt"]) <= limit]
     longest = sorted((row["prompt"] for row in rows), key=len)[-MOST_TEXTS:]
     prompts = [templates.apply(TEMPLATE, text) if answers else text for text in longest]
     chats = [[{"role": "user", "content": text}] for text in prompts]
@@ -199,9 +200,9 @@ def _values(
         "least": halved == LEAST,
         "lr": f"{SCALES[scale].lr:.1e}",
         "rows": len(rows),
-        "left_out": asked - len(rows),
+        "left_out": len(all_rows) - len(rows),
         "max_chars": most_chars,
-        "strip": worn,
+        "strip": strip,
         "answers": answers,
         "max_prompt_tokens": prompt_tokens,
         "micro_batch": math.gcd(sequences, 8 if scale == "laptop" else 4) or 1,

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-def outcomes(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def outcomes(rows: Mapping[str, Any]) -> Iterator[str]:
     """A sentence for each row with a score and its change; ``rows`` are the numbers of a table
     (``opd.results.tables.run_table``), shares from 0 to 1."""
     for label, numbers in rows.items():
+        if not isinstance(numbers, Mapping):  # of a table of words
+            continue
         change, score = numbers.get("change"), numbers.get("avg")
         if change is None or score is None:
             continue

@@ -323,12 +323,7 @@ def _table(
 def _outcomes(shown: Mapping[str, Source]) -> list[str]:
     """What came out of training, by the tables that are shown."""
     tables = (made.manifest for name, made in shown.items() if name.startswith("table:"))
-    return [
-        sentence
-        for table in tables
-        if "rows" in table.cfg and "columns" in table.cfg
-        for sentence in outcomes(table.numbers)
-    ]
+    return [sentence for table in tables for sentence in outcomes(table.numbers)]
 
 
 def _graders(evaluations: Iterable[Mapping[str, Any]]) -> list[list[str]]:

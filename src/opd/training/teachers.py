@@ -18,7 +18,7 @@ from opd.losses.terms import States
 from opd.models.checkpoints import load_model
 from opd.models.pairing import head_of, trim_vocabularies
 from opd.training.padding import trimmed
-from opd.training.terms import Reading
+from opd.training.terms import Reading, student_serves
 
 # Of a batch: which terms each sequence belongs to, [B, n]; absent where there is no choice.
 ROWS = "term_rows"
@@ -103,11 +103,11 @@ def load_models(
     """The models of the terms beside the student, by name: those of ``pairs``
     (``pairing.compare``), with the vocabularies of all, and of the student, cut to what they share.
     What the student itself is (a live teacher), or was before its adapter, is not among them."""
-    update = cfg.get("teacher_update", "frozen")
     # A teacher that is never updated may be held in what it is computed in.
-    narrow = update == "frozen" and cfg.get("precision") == "bfloat16"
+    frozen = cfg.get("teacher_update", "frozen") == "frozen"
+    narrow = frozen and cfg.get("precision") == "bfloat16"
     dtype = torch.bfloat16 if narrow else torch.float32
-    itself = update == "live" or (update == "frozen" and "adapter" in cfg)
+    itself = student_serves(cfg)
     models = {
         name: load_model(inputs[name], dtype, cfg.get("attention"))
         for name in pairs

@@ -56,6 +56,13 @@ def models(terms: Sequence[Term]) -> list[str]:
     return list(dict.fromkeys(name for term in terms if (name := model_of(term))))
 
 
+def student_serves(cfg: Mapping[str, Any]) -> bool:
+    """Whether a term whose model is the student needs no second copy: it is the student as it is (a
+    live teacher), or as it was, which it still is beneath an adapter."""
+    update = cfg.get("teacher_update", "frozen")
+    return update == "live" or (update == "frozen" and "adapter" in cfg)
+
+
 def readings(terms: Sequence[Term]) -> list[Reading | None]:
     """The reading of each term, None of a reward. Terms whose model is told the same share it."""
     shared: dict[str, Reading] = {}
