@@ -188,12 +188,15 @@ def _values(
     trained_on = len(rows) - (sizes.problems if answers else 0)
     if trained_on < 1:
         raise UserError("one question is not enough", "--questions", "give some more")
-    # An even number, which deals out evenly.
-    sizes = sizes._replace(
-        prompts_per_step=max(1, min(sizes.prompts_per_step, trained_on) // 2 * 2)
-    )
+    # An even number, which deals out evenly, and so many responses that each process has as many.
+    prompts_per_step = max(1, min(sizes.prompts_per_step, trained_on) // 2 * 2)
     processes = 1 if SCALES[scale].device == "cpu" else SCALES[scale].devices
-    sequences = sizes.prompts_per_step * sizes.rollouts_per_prompt // processes
+    share = processes // math.gcd(prompts_per_step, processes)
+    sizes = sizes._replace(
+        prompts_per_step=prompts_per_step,
+        rollouts_per_prompt=share * math.ceil(sizes.rollouts_per_prompt / share),
+    )
+    sequences = prompts_per_step * sizes.rollouts_per_prompt // processes
     return {
         **sizes._asdict(),
         "minutes": minutes,

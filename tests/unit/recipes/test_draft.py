@@ -121,6 +121,19 @@ def test_what_asks_for_the_answer_in_every_question_is_taken_off(
     assert not config.prompts["questions"].strip
 
 
+@pytest.mark.parametrize("rows", [4, 9, 24])
+def test_few_questions_are_dealt_out_to_all_gpus(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    least = draft.SCALES["node"]._replace(sizes=draft.LEAST)
+    monkeypatch.setitem(draft.SCALES, "node", least)
+    asked = questions(tmp_path / "q.jsonl", rows=rows)
+    config, planned = drafted(models, asked, tmp_path / "mine.yaml", "--scale", "node")
+    run = config.models["distilled"].distill
+    assert run is not None and run.micro_batch and "models/distilled/s0" in planned
+    assert run.prompts_per_step * run.rollouts_per_prompt % (8 * run.micro_batch) == 0
+
+
 def test_a_student_that_is_its_own_teacher_is_noted(
     models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
