@@ -25,7 +25,7 @@ from opd.grading.graders import GRADERS, grader_named
 from opd.losses.fused import fused_token_loss
 from opd.losses.spec import PRESETS
 from opd.models import pairing, sizing
-from opd.models.checkpoints import parameters, positions, read_config
+from opd.models.checkpoints import load_tokenizer, parameters, positions, read_config
 from opd.models.prompts import read_prompts
 from opd.models.sampling import Request, Sampler
 from opd.models.states import hidden_states, padded
@@ -41,7 +41,7 @@ DEEPEST = 25
 DEPTHS = (1 / 16, 1 / 4, 1 / 2, 1)
 # What a preflight has where nothing is asked for, halved until it ends in MINUTES, and the least.
 USUAL = {"n": 48, "samples": 4, "max_new_tokens": 1024}
-LEAST = {"n": 8, "samples": 2, "max_new_tokens": 64}
+LEAST = {"n": 4, "samples": 2, "max_new_tokens": 64}
 MINUTES = 3
 
 
@@ -114,7 +114,7 @@ def preflight(
     template = cfg.pop("template", None)
     # Checked before they stand in a file that the user has never seen.
     rows = read_questions(prompts, cfg.get("n") or USUAL["n"], cfg.get("grader"), template)
-    _estimated(cfg, len(rows), student, teacher)
+    _estimated(cfg, [row["prompt"] for row in rows], student, teacher)
     with tempfile.TemporaryDirectory(prefix="opd-preflight-") as temporary:
         work = Path(temporary)
         tables.write(work / "prompts.parquet", rows, PROMPTS)
@@ -128,42 +128,52 @@ def preflight(
 def sized(
     asked: Mapping[str, int | None],
     rows: int,
+    prompt_tokens: float,
     parameters: Sequence[int],
     room: float,
-    device: str,
+    speed: sizing.Speed,
     graded: bool,
 ) -> tuple[dict[str, int], float]:
     """``n``, ``samples`` and ``max_new_tokens``, those that are not asked for (None) so that a
     preflight ends in ``MINUTES``; and the minutes that it takes if no response ends by itself.
 
-    rows: questions that there are. parameters: of student and teacher. room: tokens that a response
-    has in the models' context.
+    rows: questions that there are, of so many ``prompt_tokens`` on average. parameters: of student
+    and teacher. room: tokens that a response has in the models' context.
     """
     usual = USUAL | {"max_new_tokens": int(min(USUAL["max_new_tokens"], room))}
     sizes = {name: usual[name] if value is None else value for name, value in asked.items()}
     sizes["n"] = min(sizes["n"], rows)
     student, teacher = parameters
     # Where answers are graded the teacher answers, too, and ends what the student began.
-    of_teacher = 1 + sum(1 - depth for depth in DEPTHS) if graded else 0
+    begun = (0, *DEPTHS) if graded else ()
 
     def expected(sizes: sizing.Sizes) -> float:
-        tokens = math.prod(sizes.values())
-        of_student = sizing.minutes(tokens, student, device)
-        return of_student + sizing.minutes(of_teacher * tokens, teacher, device)
+        rollouts, most = sizes["n"] * sizes["samples"], sizes["max_new_tokens"]
+        whole = prompt_tokens + most  # both read what the student answers
+        of_student = sizing.Tokens(rollouts * most, rollouts * (prompt_tokens + whole))
+        of_teacher = sizing.Tokens(
+            rollouts * sum((1 - depth) * most for depth in begun),
+            rollouts * (whole + sum(prompt_tokens + depth * most for depth in begun)),
+        )
+        pairs = ((of_student, student), (of_teacher, teacher))
+        return sum(sizing.minutes(tokens, count, speed) for tokens, count in pairs)
 
     least = {name: LEAST[name] for name, value in asked.items() if value is None}
     return sizing.fitting(sizes, least, expected, MINUTES)
 
 
-def _estimated(cfg: dict[str, Any], rows: int, student: Path, teacher: Path) -> None:
+def _estimated(cfg: dict[str, Any], prompts: Sequence[str], student: Path, teacher: Path) -> None:
     """Write the sizes of a preflight into its settings, and say what it will take."""
     limits = [positions(read_config(model)) or math.inf for model in (student, teacher)]
     # Prompts are seldom as long as they may be: a short context is not left to them.
     room = max(min(limits) - cfg["max_prompt_tokens"], min(limits) // 2)
     counts = [parameters(model) for model in (student, teacher)]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    speed = sizing.speed("cuda" if torch.cuda.is_available() else "cpu")
     asked = {name: cfg.get(name) for name in USUAL}
-    sizes, minutes = sized(asked, rows, counts, room, device, bool(cfg.get("grader")))
+    lengths = [len(ids) for ids in load_tokenizer(student)(prompts)["input_ids"]]
+    tokens = sum(lengths) / len(lengths)
+    graded = bool(cfg.get("grader"))
+    sizes, minutes = sized(asked, len(prompts), tokens, counts, room, speed, graded)
     cfg |= sizes
     time = f"about {minutes:.0f} min" if minutes >= 1 else "less than a minute"
     print(

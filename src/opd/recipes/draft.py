@@ -27,6 +27,9 @@ MOST_TEXTS = 100  # the longest questions: those that may have most tokens
 # On a laptop, where each of a few steps is as long as its longest question, questions of more than
 # so many times the characters of this share of them are left out.
 OUTLIER, SHARE = 1.5, 0.95
+# From so many parameters on, a laptop's stages run one after the other, each on all cores: the
+# longest, distillation, has none to run beside.
+THREADED = 5e7
 
 
 class Sizes(NamedTuple):
@@ -41,8 +44,8 @@ class Sizes(NamedTuple):
     samples: int
 
 
-# No run is smaller: from fewer nothing could be learnt.
-LEAST = Sizes(5, 4, 2, 128, 8, 8, 2)
+# No run is smaller: in this one each part of it still happens.
+LEAST = Sizes(3, 2, 2, 64, 4, 4, 2)
 
 
 class Scale(NamedTuple):
@@ -210,6 +213,7 @@ def _values(
         "max_prompt_tokens": prompt_tokens,
         "micro_batch": math.gcd(sequences, 8 if scale == "laptop" else 4) or 1,
         "k": min(16, compared["vocabulary"] - 1),
+        "threads": SCALES[scale].devices if max(counts.values()) >= THREADED else 1,
         "parameters": {who: f"{count:,}" for who, count in counts.items()},
         "compared": compared,
         **_decided(compared),
@@ -243,14 +247,25 @@ def _fitting(scale: Scale, parameters: float, prompt_tokens: int) -> tuple[Sizes
     """The sizes of a scale, halved until they end in its minutes or are the least that there are;
     and the minutes that they are expected to take."""
 
+    device = sizing.speed(scale.device)
+
     def expected(sizes: sizing.Sizes) -> float:
         of = Sizes(**sizes)
         trained = of.steps * of.prompts_per_step * of.rollouts_per_prompt
         # Three models are evaluated; before that two are sampled, and the teacher ends four times
         # what the student began.
-        sampled = 3 * of.problems + 6 * of.n * of.samples
-        tokens = (sizing.TRAINED * trained + sampled) * (of.max_new_tokens + prompt_tokens)
-        return sizing.minutes(tokens, parameters, scale.device) / scale.devices
+        rollouts = of.n * of.samples
+        sampled = trained + 3 * of.problems + 6 * rollouts
+        # What is trained on both models read, and the student is updated on it; of the rollouts
+        # before that both read the student's.
+        whole = 4 * trained + 2 * rollouts
+        tokens = sizing.Tokens(
+            sampled * of.max_new_tokens,
+            sampled * prompt_tokens + whole * (of.max_new_tokens + prompt_tokens),
+        )
+        # The speed is that of all cores, and of one GPU.
+        at_once = 1 if scale.device == "cpu" else scale.devices
+        return sizing.minutes(tokens, parameters, device) / at_once
 
     least = LEAST._asdict()
     sizes, minutes = sizing.fitting(scale.sizes._asdict(), least, expected, scale.minutes)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -372,28 +373,41 @@ def test_models_that_do_not_belong_together(
 
 
 def test_sizes_end_in_minutes_unless_they_are_asked_for() -> None:
-    """Tokens times the cost of one, by hand."""
+    """Tokens times the cost of one, by hand: 30 of a question, and a token that is read costs a
+    quarter of one that is sampled."""
+    speed = sizing.Speed(1.2e-10, 0.3e-10)
 
     def cost(parameters: float) -> float:
-        return (parameters + sizing.BESIDES) * sizing.SECONDS["cpu"] / 60
+        return (parameters + sizing.BESIDES) * 1.2e-10 / 60
+
+    def tokens(most: int, graded: bool = True) -> float:
+        """Of a response of the student, in such as are sampled."""
+        both = 2 * most / 4 + 2 * 30 / 4  # read what the student answers
+        if not graded:
+            return most + 30 / 4 + both
+        # The student, the teacher, and 15/16 + 3/4 + 1/2 + 0 of it from the four depths.
+        begun = (1 / 16 + 1 / 4 + 1 / 2 + 1) * most / 4
+        return (1 + 1 + 2.1875) * most + 6 * 30 / 4 + begun + both
+
+    def sized(
+        asked: Mapping[str, int | None], rows: int, size: float, room: float, graded: bool
+    ) -> tuple[dict[str, int], float]:
+        return preflight.sized(asked, rows, 30, [int(size)] * 2, room, speed, graded)
 
     open_ = {"n": None, "samples": None, "max_new_tokens": None}
-    five = [5_000_000, 5_000_000]
-    # The student, the teacher, and 15/16 + 3/4 + 1/2 + 0 of it from the four depths.
-    share = 1 + 1 + 2.1875
-    sizes, minutes = preflight.sized(open_, 100, five, math.inf, "cpu", graded=True)
+    sizes, minutes = sized(open_, 100, 5e6, math.inf, graded=True)
     assert sizes == {"n": 12, "samples": 2, "max_new_tokens": 256}
-    assert minutes == pytest.approx(12 * 2 * 256 * share * cost(5e6))
+    assert minutes == pytest.approx(12 * 2 * tokens(256) * cost(5e6))
     assert minutes < 3 < 8 * minutes
-    sizes, minutes = preflight.sized(open_, 100, [135_000_000] * 2, math.inf, "cpu", graded=True)
-    assert sizes == {"n": 8, "samples": 2, "max_new_tokens": 128} and minutes < 3
+    sizes, minutes = sized(open_, 100, 135e6, math.inf, graded=True)
+    assert sizes == {"n": 6, "samples": 2, "max_new_tokens": 128} and minutes < 3
     # What is asked for stays; nothing exceeds context or file; without a grader no teacher samples.
     asked = {**open_, "max_new_tokens": 7168}
-    sizes, minutes = preflight.sized(asked, 100, [10**9] * 2, math.inf, "cpu", graded=True)
-    assert sizes == {"n": 8, "samples": 2, "max_new_tokens": 7168} and minutes > 3
-    sizes, minutes = preflight.sized(open_, 6, [10**4] * 2, 100, "cpu", graded=False)
+    sizes, minutes = sized(asked, 100, 1e9, math.inf, graded=True)
+    assert sizes == {"n": 4, "samples": 2, "max_new_tokens": 7168} and minutes > 3
+    sizes, minutes = sized(open_, 6, 1e4, 100, graded=False)
     assert sizes == {"n": 6, "samples": 4, "max_new_tokens": 100}
-    assert minutes == pytest.approx(6 * 4 * 100 * cost(1e4))
+    assert minutes == pytest.approx(6 * 4 * tokens(100, graded=False) * cost(1e4))
 
 
 def test_a_short_context_is_not_left_to_the_prompts(
@@ -401,7 +415,7 @@ def test_a_short_context_is_not_left_to_the_prompts(
 ) -> None:
     """Of models that read 512 tokens, where prompts may have 1,024."""
     cfg = {"max_prompt_tokens": 1024, "n": 2, "samples": 1}
-    preflight._estimated(cfg, 6, inputs["student"], inputs["teacher"])
+    preflight._estimated(cfg, ["1+1="] * 6, inputs["student"], inputs["teacher"])
     assert (cfg["n"], cfg["max_new_tokens"]) == (2, 256)
     assert "2 questions x 1 responses of up to 256 tokens" in capsys.readouterr().err
 

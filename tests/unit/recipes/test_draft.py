@@ -19,6 +19,13 @@ pytestmark = pytest.mark.unit
 ASKS = " Please reason step by step, and put your final answer within \\boxed{}."
 
 
+@pytest.fixture(autouse=True)
+def processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of a stated speed: sizes follow from it."""
+    speed = {"cpu": sizing.Speed(7e-11, 3e-11), "cuda": sizing.speed("cuda")}
+    monkeypatch.setattr(sizing, "speed", speed.__getitem__)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return pair(tmp_path_factory.mktemp("pair"))
@@ -121,6 +128,21 @@ def test_what_asks_for_the_answer_in_every_question_is_taken_off(
     assert not config.prompts["questions"].strip
 
 
+@pytest.mark.parametrize(("most", "threads"), [(1e8, 1), (1e6, 2)])
+def test_large_models_get_all_cores_of_a_laptop(
+    models: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    most: float,
+    threads: int,
+) -> None:
+    monkeypatch.setattr(draft, "THREADED", most)
+    asked = questions(tmp_path / "q.jsonl")
+    for scale, expected in (("laptop", threads), ("one-gpu", 1)):
+        config, _ = drafted(models, asked, tmp_path / f"{scale}.yaml", "--scale", scale)
+        assert config.threads == expected
+
+
 @pytest.mark.parametrize("rows", [4, 9, 24])
 def test_few_questions_are_dealt_out_to_all_gpus(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
@@ -144,23 +166,30 @@ def test_a_student_that_is_its_own_teacher_is_noted(
     assert "one model" not in capsys.readouterr().out
 
 
-def test_sizes_halve_until_they_end_in_minutes() -> None:
+def test_sizes_halve_until_they_end_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens times the cost of one, by hand; no size falls below the least."""
-    scale = draft.Scale(10, "cpu", 1, 1e-5, draft.Sizes(20, 8, 2, 128, 40, 16, 2))
+    speed = sizing.Speed(4e-10, 1e-10)
+    monkeypatch.setattr(sizing, "speed", lambda device: speed)
+    scale = draft.Scale(10, "cpu", 2, 1e-5, draft.Sizes(20, 8, 2, 128, 40, 16, 2))
 
-    def of(minutes: float, tokens: int) -> float:
-        """Parameters of models that need so many minutes for so many tokens."""
-        return minutes * 60 / tokens / sizing.SECONDS["cpu"] - sizing.BESIDES
+    def of(minutes: float, tokens: float) -> float:
+        """Parameters of models that need so many minutes for so many tokens that are sampled."""
+        return minutes * 60 / tokens / speed.sampled - sizing.BESIDES
 
-    # 3 x 20 x 8 x 2 + 3 x 40 + 6 x 16 x 2 sequences of 128 + 72 tokens
-    tokens = 1272 * 200
+    # 20 x 8 x 2 + 3 x 40 + 6 x 16 x 2 responses to 72 tokens; the first are read by the teacher and
+    # three times over in an update, 16 x 2 by both.
+    tokens = 632 * (128 + 72 / 4) + (4 * 320 + 2 * 32) * 200 / 4
     assert draft._fitting(scale, of(3.5, tokens), 72) == (scale.sizes, 4)
     assert draft._fitting(scale, of(9.9, tokens), 72) == (scale.sizes, 10)
-    # 3 x 10 x 4 x 2 + 3 x 20 + 6 x 8 x 2 sequences of as many, for answers to have room
-    less = math.ceil(10.1 * 396 * 200 / tokens)
-    halved = draft.Sizes(10, 4, 2, 128, 20, 8, 2)
-    assert draft._fitting(scale, of(10.1, tokens), 72) == (halved, less)
-    assert draft._fitting(scale._replace(devices=8), of(79, tokens), 72)[0] == scale.sizes
+    # Of half the sizes, and responses of 64 tokens.
+    fewer = (80 + 3 * 20 + 6 * 16) * (64 + 72 / 4) + (4 * 80 + 2 * 16) * 136 / 4
+    halved = draft.Sizes(10, 4, 2, 64, 20, 8, 2)
+    assert draft._fitting(scale, of(10.1, tokens), 72) == (
+        halved,
+        math.ceil(10.1 * fewer / tokens),
+    )
+    gpus = scale._replace(device="cuda", devices=8)
+    assert draft._fitting(gpus, of(79, tokens), 72)[0] == scale.sizes
     sizes, minutes = draft._fitting(scale, 1e10, 72)
     assert sizes == draft.LEAST and minutes > 10
 
