@@ -1,5 +1,6 @@
 """What is said of a finished run, of copies of it, and of whatever is changed in them."""
 
+import csv
 import json
 import os
 import random
@@ -402,6 +403,33 @@ def test_an_adopted_checkpoint_is_taken_and_not_trained(
     # Another recipe than the one it stands for is made.
     project.edit(lambda c: c["models"]["teacher"]["grpo"].update(lr=1e-3))
     assert teacher in project.would_make(target)
+
+
+def test_a_run_of_verl_is_in_table_figure_and_report(
+    finished: Project, copy: Project, tmp_path: Path
+):
+    step = tmp_path / "global_step_2"
+    (step / "actor").mkdir(parents=True)
+    _elsewhere(finished, tmp_path).rename(step / "actor" / "huggingface")
+    log = tmp_path / "verl.jsonl"
+    lines = [{"step": n, "data": {"val-topk/overlap_ratio": n / 4}} for n in (1, 2)]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.rmtree(copy.result("models/forward"))
+    done = _opd(copy, "adopt", str(step), "--as", "forward", "--metrics", str(log),
+                "--configfile", str(copy.config))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    copy.run()
+    with copy.result("tables/accuracy.csv").open() as file:
+        (row,) = (row for row in csv.DictReader(file) if row["row"] == "forward")
+    courses = "course_overlap_ratio_first", "course_overlap_ratio_last"
+    assert [float(row[name]) for name in courses] == [0.25, 0.5]
+    assert 0 <= float(row["avg"]) <= 1
+    (panel,) = read_json(copy.result("figures/overlap/payload/figure.json"))["panels"]
+    (line,) = (line for line in panel["lines"] if line["label"] == "forward")
+    assert (line["x"], line["y"]) == ([1, 2], [0.25, 0.5])
+    adopted = "Adopted, and not made here: models/forward/s0."
+    assert adopted in copy.result("report.html").read_text()
+    assert _wrong(_audit(copy)) == {}
 
 
 def test_adopted_rollouts_are_filtered(finished: Project, copy: Project, tmp_path: Path):

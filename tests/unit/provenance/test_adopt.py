@@ -292,7 +292,8 @@ def test_rollouts_in_each_form(results: Path, tmp_path: Path, form: str):
     turns = [{"role": "system", "content": "s"}]
     row = schemas.prompt_row("p", "1+1=", "2", "by hand", 0, turns=turns)
     tables.write(results / "prompts" / "rl" / "payload" / "prompts.parquet", [row], PROMPTS)
-    adopt._rollouts(source, results / "prompts" / "rl", tmp_path)
+    payloads = {"prompts": results / "prompts" / "rl" / "payload", "model": tmp_path / "none"}
+    adopt._rollouts(source, {}, payloads, tmp_path)
     read = tables.read(tmp_path / "generations.parquet", GENERATIONS)
     assert read.to_pylist() == [{**ROLLOUT, "turns": turns}]
 

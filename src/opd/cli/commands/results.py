@@ -43,6 +43,8 @@ def add(command: options.Add) -> None:
     options.add_path(adopt, "path", "a checkpoint's folder, or a file of rollouts")
     about = "a model or generation of the config; NAME/sSEED where there are several seeds"
     options.add(adopt, "--as", about, dest="recipe", required=True, metavar="RECIPE")
+    about = "what its training logged, of TRL or verl; what lies beside the checkpoint"
+    options.add_path(adopt, "--metrics", f"{about} if not given", metavar="FILE")
     options.add_configs(adopt)
 
     about = "list what nothing in a folder of results needs, and remove what is named"
@@ -134,7 +136,8 @@ def _adopt(arguments: argparse.Namespace) -> None:
     artifacts = artifacts_of(config, beside(arguments.configfile))
     artifact = recipe(arguments.recipe, artifacts, config.name)
     source, results = local(str(arguments.path)), Path("results") / config.name
-    folder = adopt(source, artifact, results, results.parent / ".store")
+    store, metrics = results.parent / ".store", arguments.metrics
+    folder = adopt(source, artifact, results, store, metrics)
     show([f"adopted: {folder} is {source}; remove {folder} to have it made instead"])
 
 
