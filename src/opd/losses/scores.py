@@ -82,7 +82,7 @@ def _held(held: Tensor, log_probs: Tensor, sampled_ids: Tensor, spec: LossSpec) 
         z_q = logq.gather(-1, support.ids)
         rest_q = torch.zeros_like(z_q[:, 0])
         if spec.tail:
-            rest_q = _outside(z_q.masked_fill(~support.valid, -torch.inf))
+            rest_q = _outside(z_q)  # -inf is what is no candidate
         return support, z_q, rest_q
 
     return teacher
@@ -93,6 +93,8 @@ def _outside(log_probs: Tensor) -> Tensor:
     return (-torch.expm1(log_probs.logsumexp(-1))).clamp(min=0).log()
 
 
+# Nats between the last of the top k and what comes behind it, where the two are nearly the same.
+_APART = 1e-5
 # What needs a teacher's log-probability of every token.
 _NEEDS_ALL = {"entropy_gap_nats", "entropy_teacher_nats", "teacher_rank", "kl_nats"}
 
@@ -113,7 +115,8 @@ def in_parts(
     for start in range(0, len(sampled_ids), size):
         part = slice(start, start + size)
         logits = head_logits(student.hidden[part], head, temperature)
-        own = Scores(*(of_teacher[part] for of_teacher in teacher))
+        ids, log_probs = teacher.ids[part, :k], teacher.log_probs[part, :k]
+        own = Scores(ids, log_probs, teacher.sampled[part])
         logq = _completed(own, sampled_ids[part], logits.shape[-1])
         sums = metrics.state_metrics(logits, logq, sampled_ids[part], repeated[part], k)
         nothing = torch.zeros_like(logits[:, 0])
@@ -127,14 +130,19 @@ def in_parts(
 
 
 def _completed(teacher: Scores, sampled_ids: Tensor, vocabulary: int) -> Tensor:
-    """Log-probabilities [N, V] that are the teacher's at the tokens that are held and at the
-    sampled one; all others have an equal part of the rest, which is no more than any of the top k
-    have."""
+    """Log-probabilities [N, V] that are the teacher's at its top k tokens, [N, k], and at the
+    sampled one; all others have an equal part of the rest. None of them comes before the top k,
+    whatever these were rounded to."""
     ids, sampled = teacher.ids.long(), sampled_ids.unsqueeze(-1)
     inside = (ids == sampled).any(-1)
     log_probs, of_sampled = teacher.log_probs.float(), teacher.sampled.float()
     also = of_sampled.masked_fill(inside, -torch.inf).unsqueeze(-1)
     others = vocabulary - ids.shape[-1] - (~inside).long()
     rest = _outside(torch.cat([log_probs, also], -1)) - others.clamp(min=1).log()
+    below = log_probs[:, -1] - _APART
+    rest, of_sampled = (
+        torch.minimum(rest, below),
+        torch.where(inside, of_sampled, of_sampled.minimum(below)),
+    )
     logq = rest.unsqueeze(-1).repeat(1, vocabulary).scatter_(-1, ids, log_probs)
     return logq.scatter_(-1, sampled, of_sampled.unsqueeze(-1))

@@ -140,6 +140,29 @@ def test_the_default_of_many_faces_needs_no_more_than_a_teachers_top_k() -> None
     assert loss.count_nonzero() > B
 
 
+def test_ties_that_rounding_makes_are_in_the_order_of_the_teacher() -> None:
+    """The token behind the top k has been rounded to the last of them, or above it."""
+    scores, (_, states) = held(TEACHER), student()
+    tied = scores.log_probs.clone()
+    tied[..., K] = tied[..., K - 1]
+    for name in ("teacher", "tail of the intersection", "biased_topk"):
+        losses = [
+            scored_token_loss(states, scores._replace(log_probs=log_probs), IDS, MASK, SPECS[name])
+            for log_probs in (scores.log_probs, tied)
+        ]
+        assert torch.equal(*losses), name
+    never, behind = torch.zeros(int(MASK.sum()), dtype=torch.bool), scores.ids[..., K][MASK].long()
+    above = (scores.log_probs[..., K - 1] + 1e-3)[MASK]
+    given = Scores(scores.ids[MASK], tied[MASK], above)
+    of_states = States(states.hidden[MASK], states.head)
+    ((_, sums),) = in_parts(of_states, given, 1.0, behind, never, K)
+    logits = logits_of(student()[0])[MASK]
+    expected = metrics.state_metrics(logits, TEACHER[MASK], behind, never, K)
+    for name in ("overlap_ratio", "top_mass_teacher", "teacher_rank_in_top"):
+        wanted = expected[name].total.float()
+        torch.testing.assert_close(sums[name].total, wanted, rtol=0, atol=2e-4)
+
+
 def test_all_tokens_leave_no_tail_and_a_token_that_is_ruled_out_stays_a_candidate() -> None:
     """As the reference has it, whose tail of no tokens has the log-probability of the floor."""
     teacher = TEACHER.clone()
