@@ -12,6 +12,7 @@
 #   models/MODEL@STEP/sSEED/           the weights after a step that keep_steps names;
 #                                      released.json where nothing needs them any longer
 #   generations/GENERATION/sSEED/      rollouts
+#   scores/SCORES/sSEED/               what a teacher makes of rollouts
 #   demonstrations/NAME/sSEED/         verified responses for the contexts of teachers
 #   probes/PROBE/sSEED/                what a pair of models shows without training
 #   evaluations/EVALUATION/MODEL/sSEED/  graded samples and a summary

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.faults
 
 # Kills of one artifact of each stage; those that import torch take longest.
 TORCH = (
-    *("init", "sft", "grpo", "distill", "generate", "evaluate"),
+    *("init", "sft", "grpo", "distill", "generate", "score", "evaluate"),
     *("pair", "continuation", "prefix", "signal", "judge", "indicators"),
     *("demonstrate", "summarise", "screening", "tree", "alignment"),
 )

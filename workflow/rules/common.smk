@@ -191,6 +191,7 @@ wildcard_constraints:
     data="[^/]+",
     model="[^/]+",
     generation="[^/]+",
+    scores="[^/]+",
     evaluation="[^/]+",
     benchmark="[^/]+",
     figure="[^/]+(/[^/]+)?",

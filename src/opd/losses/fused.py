@@ -3,6 +3,7 @@
 Legend: as in ``opd.losses.token``; H width of the hidden states h.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,11 @@ from opd.losses.head import (
     rows_of,
 )
 from opd.losses.spec import LossSpec
-from opd.losses.token import candidate_loss, candidates, rest_of
+from opd.losses.token import Candidates, candidate_loss, candidates, rest_of
+
+# What is known of the teacher at some of the positions (a slice of N), at which the student has
+# these logits [n, V]: the candidates, and their z_q and rest_q of ``candidate_loss``.
+Teacher = Callable[[slice, Tensor], tuple[Candidates, Tensor, Tensor]]
 
 
 def fused_token_loss(
@@ -46,33 +51,67 @@ def fused_token_loss(
     TRL's chunked kernel, which knows no floor: there a log-probability of -inf is one.
     """
     counts = mask != 0
-    h_p, h_q = narrow(student_hidden[counts]), narrow(teacher_hidden.detach()[counts])
-    student_head, teacher_head = gathered(student_head), gathered(teacher_head)
-    if not len(h_p):
-        # Connected to everything that expects a gradient.
-        loss = h_p.sum(-1).float()
-        return (
-            torch.zeros(mask.shape, device=loss.device) + loss.sum() + 0 * student_head.weight.sum()
-        )
-    with torch.autocast(h_p.device.type, enabled=False):
+    h_q, teacher_head = narrow(teacher_hidden.detach()[counts]), gathered(teacher_head)
+
+    def loss(h_p: Tensor, head: Head) -> Tensor:
         if spec.support == "vocabulary":
-            loss = _vocabulary_loss(h_p, student_head, h_q, teacher_head, spec, temperature)
-        else:
-            loss = _CandidateLoss.apply(
-                h_p,
-                student_head.weight,
-                student_head.bias,
-                h_q,
-                student_head,
-                teacher_head,
-                sampled_ids[counts],
-                spec,
-                temperature,
-                chunk_elements,
-            )
-    return torch.zeros(mask.shape, dtype=loss.dtype, device=loss.device).masked_scatter(
-        counts, loss
+            return _vocabulary_loss(h_p, head, h_q, teacher_head, spec, temperature)
+        teacher = _read_by(h_q, teacher_head, sampled_ids[counts], spec)
+        return candidates_loss(h_p, head, teacher, spec, temperature, chunk_elements)
+
+    return at_counted(student_hidden, student_head, counts, loss)
+
+
+def at_counted(
+    hidden: Tensor, head: Head, counts: Tensor, loss: Callable[[Tensor, Head], Tensor]
+) -> Tensor:
+    """A loss [N] of the positions that count (bool, [B, T]), from their states [N, H] and the head,
+    as [B, T], 0 elsewhere; with a gradient, if of 0, where no position counts."""
+    states, head = narrow(hidden[counts]), gathered(head)
+    if not len(states):
+        # Connected to everything that expects a gradient.
+        nothing = states.sum() + 0 * head.weight.sum()
+        return torch.zeros(counts.shape, device=states.device) + nothing.float()
+    with torch.autocast(states.device.type, enabled=False):
+        losses = loss(states, head)
+    zeros = torch.zeros(counts.shape, dtype=losses.dtype, device=losses.device)
+    return zeros.masked_scatter(counts, losses)
+
+
+def candidates_loss(
+    hidden: Tensor,
+    head: Head,
+    teacher: Teacher,
+    spec: LossSpec,
+    temperature: float,
+    chunk_elements: int,
+) -> Tensor:
+    """The loss of a spec with candidates, [N], of states [N, H] whose logits are divided by
+    ``temperature``, from what is known of a teacher."""
+    loss: Tensor = _CandidateLoss.apply(
+        hidden, head.weight, head.bias, head, teacher, spec, temperature, chunk_elements
     )
+    return loss
+
+
+def _read_by(h_q: Tensor, head_q: Head, sampled_ids: Tensor, spec: LossSpec) -> Teacher:
+    """A teacher from its states [N, H] and head."""
+    head_q = _cast(head_q, h_q.dtype)
+    # The logits of all tokens are for its normaliser and for its top k.
+    raw = spec.tail or spec.ratio_scope == "vocabulary"
+    weighted_by_q = (spec.weight, spec.weight_scope) == ("teacher", "vocabulary")
+    reads_all = raw or weighted_by_q or spec.support != "student"
+
+    def teacher(part: slice, logits_p: Tensor) -> tuple[Candidates, Tensor, Tensor]:
+        if reads_all:
+            logits_q = head_logits(h_q[part], head_q, spec.teacher_temperature)
+            support = candidates(logits_p, logits_q, sampled_ids[part], spec)
+            return support, logits_q.gather(-1, support.ids), rest_of(logits_q, support, spec)
+        support = candidates(logits_p, None, sampled_ids[part], spec)
+        z_q = rows_of(h_q[part], head_q, support.ids, spec.teacher_temperature)
+        return support, z_q, torch.zeros_like(z_q[:, 0])
+
+    return teacher
 
 
 def _vocabulary_loss(
@@ -121,34 +160,21 @@ class _CandidateLoss(torch.autograd.Function):
         h_p: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        h_q: Tensor,
-        head_p: Head,
-        head_q: Head,
-        sampled_ids: Tensor,
+        head: Head,
+        teacher: Teacher,
         spec: LossSpec,
         temperature: float,
         chunk_elements: int,
     ) -> Tensor:
-        head_p, head_q = _cast(head_p, h_p.dtype), _cast(head_q, h_q.dtype)
+        head = _cast(head, h_p.dtype)
         # A loss that is renormalised over the support does not depend on rest_p.
         raw = spec.tail or spec.ratio_scope == "vocabulary"
-        # The teacher's logits of all tokens are for its normaliser and for its top k.
-        weighted_by_q = (spec.weight, spec.weight_scope) == ("teacher", "vocabulary")
-        reads_all_q = raw or weighted_by_q or spec.support != "student"
         chunk = max(1, chunk_elements // weight.shape[0])
         parts = []
         for start in range(0, h_p.shape[0], chunk):
             part = slice(start, start + chunk)
-            logits_p = head_logits(h_p[part], head_p, temperature)
-            logits_q = None
-            if reads_all_q:
-                logits_q = head_logits(h_q[part], head_q, spec.teacher_temperature)
-            support = candidates(logits_p, logits_q, sampled_ids[part], spec)
-            if logits_q is None:
-                z_q = rows_of(h_q[part], head_q, support.ids, spec.teacher_temperature)
-                rest_q = torch.zeros_like(z_q[:, 0])
-            else:
-                z_q, rest_q = logits_q.gather(-1, support.ids), rest_of(logits_q, support, spec)
+            logits_p = head_logits(h_p[part], head, temperature)
+            support, z_q, rest_q = teacher(part, logits_p)
             with torch.enable_grad():
                 z_p = logits_p.gather(-1, support.ids).requires_grad_()
                 rest_p = rest_of(logits_p, support, spec).requires_grad_()
@@ -157,12 +183,12 @@ class _CandidateLoss(torch.autograd.Function):
                     loss.sum(), (z_p, rest_p), allow_unused=True, materialize_grads=True
                 )
             if not raw:  # else the backward pass has the slope of all logits
-                d_z = d_z * logit_slope(z_p.detach(), head_p, temperature)
+                d_z = d_z * logit_slope(z_p.detach(), head, temperature)
             parts.append((loss.detach(), support.ids, support.valid, d_z, rest_p.detach(), d_rest))
-            del logits_p, logits_q  # before the next chunk's are made
+            del logits_p  # before the next chunk's are made
         loss, *saved = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         ctx.save_for_backward(h_p, weight, bias, *saved)
-        ctx.settings = head_p[1:], spec.tail, raw, temperature, chunk
+        ctx.settings = head[1:], spec.tail, raw, temperature, chunk
         return loss
 
     @staticmethod
@@ -214,7 +240,7 @@ class _CandidateLoss(torch.autograd.Function):
             grad.to(leaf.dtype) if grad is not None else None
             for grad, leaf in zip((grad_hidden, grad_weight, grad_bias), leaves, strict=True)
         )
-        return (*grads, *(None,) * 7)
+        return (*grads, *(None,) * 5)
 
 
 def _cast(head: Head, dtype: torch.dtype) -> Head:

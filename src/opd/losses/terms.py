@@ -7,7 +7,7 @@ distribution, y the sampled token, sg stops the gradient.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,9 @@ class States(NamedTuple):
 
 
 # (student, own model, sampled ids [B, T], mask [B, T], advantages [B]) -> loss [B, T], 0 where the
-# mask is. The gradient reaches the student alone.
-TokenLoss = Callable[[States, States, Tensor, Tensor, Tensor], Tensor]
+# mask is. The gradient reaches the student alone. What stands for the own model is ``States``, or
+# the ``opd.losses.scores.Scores`` that were kept of it.
+TokenLoss = Callable[[States, Any, Tensor, Tensor, Tensor], Tensor]
 
 
 def teacher_loss(spec: LossSpec, temperature: float) -> TokenLoss:

@@ -17,6 +17,7 @@ from opd.plan.base import (
     at,
     engine,
     inputs_of,
+    scored_teacher,
     settings_of,
     sources,
     tell_teacher,
@@ -24,7 +25,7 @@ from opd.plan.base import (
     world,
 )
 from opd.plan.hub_lock import locked
-from opd.plan.probes import demonstrations, probes
+from opd.plan.probes import SAMPLING, demonstrations, probes
 from opd.recipes.config import Config
 from opd.recipes.evaluation import PROTOCOLS
 from opd.recipes.models import Kept, Model
@@ -53,6 +54,7 @@ def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
             *_sft_data(config, seed),
             *_models(config, seed, lock),
             *_generations(config, seed),
+            *_scores(config, seed),
             *_evaluations(config, seed),
             *demonstrations(config, seed),
             *probes(config, seed),
@@ -188,19 +190,26 @@ def _add_distilled(
     settings: dict[str, Any],
     inputs: dict[str, str],
 ) -> None:
-    """Add to the settings and inputs of a distillation several prompt sets, the terms of a sum, and
-    the sources of its rollouts. Raises ``UserError`` as ``opd.plan.base.sources`` does, and for
-    sources that cannot be dealt out to processes."""
+    """Add to the settings and inputs of a distillation several prompt sets, the terms of a sum, the
+    teacher of scores, and the sources of its rollouts. Raises ``UserError`` as ``sources`` and
+    ``scored_teacher`` of ``opd.plan.base`` do, and for sources that cannot be dealt out to
+    processes."""
     assert model.distill is not None
+    where = f"models.{name}.distill"
     if isinstance(model.distill.prompts, list):
         del inputs["prompts"]
         inputs |= {f"prompts:{name}": f"prompts/{name}" for name in model.distill.prompts}
     if model.distill.terms:
-        settings["terms"], models = terms(config, model.distill, seed, model.chat_template)
+        options = model.chat_template
+        settings["terms"], models = terms(config, model.distill, seed, options, where)
         inputs |= models
         del settings["loss"]
+    if scores := model.distill.scores:
+        teacher = scored_teacher(config, model.distill, scores, model.distill.loss, where)
+        settings["scores"], inputs["teacher"] = "scores", at(config, "models", teacher, seed)
+        tell_teacher(config, settings, teacher)
     if model.distill.rollouts:
-        where = f"models.{name}.distill.rollouts"
+        where = f"{where}.rollouts"
         settings["rollouts"], generations = sources(config, model.distill, seed, where)
         inputs |= generations
         shares.require_equal_parts(shares.of_step(settings), settings.get("processes", 1), where)
@@ -241,6 +250,18 @@ def _generations(config: Config, seed: int) -> Iterator[Artifact]:
         settings = {**settings_of(recipe), **engine(config, recipe.model)}
         folder = at(config, "generations", name, seed)
         yield artifact("generate", folder, settings, inputs_of(config, recipe, seed), seed)
+
+
+def _scores(config: Config, seed: int) -> Iterator[Artifact]:
+    for name, recipe in config.scores.items():
+        student = config.generations[recipe.generations].model
+        settings = {**settings_of(recipe), **engine(config, student)}
+        for key in SAMPLING:
+            settings.pop(key, None)
+        tell_teacher(config, settings, recipe.teacher)
+        inputs = inputs_of(config, recipe, seed)
+        inputs["student"] = at(config, "models", student, seed)
+        yield artifact("score", at(config, "scores", name, seed), settings, inputs)
 
 
 def _evaluations(config: Config, seed: int) -> Iterator[Artifact]:

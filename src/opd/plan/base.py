@@ -9,8 +9,11 @@ from pydantic import BaseModel
 from opd.core.errors import UserError
 from opd.core.files import canonical
 from opd.data import privileged
+from opd.losses.spec import loss_spec
+from opd.losses.sufficient import objection
 from opd.recipes.base import references
 from opd.recipes.config import Config
+from opd.recipes.losses import Loss
 from opd.recipes.models import Distill
 from opd.stages.artifact import Artifact
 from opd.stages.registry import code_digest, derive_seed
@@ -79,24 +82,56 @@ def tell_teacher(config: Config, settings: dict[str, Any], teacher: str | None) 
 
 
 def terms(
-    config: Config, distill: Distill, seed: int, options: Mapping[str, Any]
+    config: Config, distill: Distill, seed: int, options: Mapping[str, Any], where: str
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The settings of the terms of a sum, and the stage's inputs for their models: student, for the
-    student's start, or teacher:0, teacher:1, ... as they are first named. ``options`` are those of
-    the student's chat template."""
-    names = {distill.student: "student"}
+    student's start, or teacher:0, teacher:1, ... as they are first named; and for scores, scores:0,
+    ... ``options`` are those of the student's chat template. Raises ``UserError``, about ``where``,
+    as ``scored_teacher`` does."""
+    names, scored = {distill.student: "student"}, dict[str, str]()
     settings = []
-    for term in distill.terms or ():
+    for i, term in enumerate(distill.terms or ()):
         own = {"chat_template_kwargs": options, **settings_of(term)}
-        for kind in ("teacher", "reference"):
-            if model := getattr(term, kind):
+        models = {"teacher": term.teacher, "reference": term.reference}
+        if term.scores:
+            loss = term.loss or distill.loss
+            models["teacher"] = scored_teacher(
+                config, distill, term.scores, loss, f"{where}.terms.{i}"
+            )
+            own["scores"] = scored.setdefault(term.scores, f"scores:{len(scored)}")
+        for kind, model in models.items():
+            if model:
                 own[kind] = names.setdefault(model, f"teacher:{len(names) - 1}")
                 own.setdefault("loss", distill.loss.model_dump(mode="json", exclude_none=True))
                 tell_teacher(config, own, model)
         del own["chat_template_kwargs"]
         settings.append(own)
     inputs = {name: at(config, "models", model, seed) for model, name in names.items()}
-    return settings, inputs
+    return settings, inputs | {n: at(config, "scores", s, seed) for s, n in scored.items()}
+
+
+def scored_teacher(config: Config, distill: Distill, scores: str, loss: Loss, where: str) -> str:
+    """The teacher of scores that a run is trained from. Raises ``UserError``, about ``where``, for
+    rollouts that are not all of the generation that was scored, and for a loss or a metric that
+    needs more than the scores hold."""
+    recipe = config.scores[scores]
+    if [source.generations for source in distill.rollouts or ()] != [recipe.generations]:
+        raise UserError(
+            f"'{scores}' has scores of the responses of '{recipe.generations}' alone",
+            f"{where}.scores",
+            f"say rollouts: [{{generations: {recipe.generations}}}], or name the teacher",
+        )
+    settings = loss.model_dump(exclude_none=True)
+    spec = loss_spec({"teacher_temperature": distill.temperature, **settings})
+    if error := objection(spec, recipe.k):
+        raise UserError(error.what, f"{where}: {error.where}", error.remedy)
+    if distill.metrics_k > recipe.k:
+        raise UserError(
+            f"metrics_k is {distill.metrics_k}, and the scores hold {recipe.k} tokens a position",
+            f"{where}: metrics_k",
+            f"use at most {recipe.k}, or a larger k in scores.{scores}",
+        )
+    return recipe.teacher
 
 
 def sources(

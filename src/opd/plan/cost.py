@@ -17,6 +17,8 @@ Artifacts = Mapping[str, Artifact]
 # Bytes a parameter (weights in float32, with Adam's two moments, and those of FSDP, which has the
 # weights twice: as a model and as a state), of what is fetched, and of a token.
 MODEL_BYTES, CHECKPOINT_BYTES, FSDP_BYTES, FETCHED_BYTES, TOKEN_BYTES = 4, 12, 16, 2, 4
+# Of a token's scores: what is kept of each of the k tokens (id and log-probability), and besides.
+SCORE_BYTES, SCORED_TOKEN_BYTES = 6, 8
 # Tokens of the miniature world (opd.models.init), in characters and in words.
 WORLD_VOCABULARY = {None: 54, "words": 5 + len(grammar.vocabulary())}
 # Trials until a question has its demonstrations, where it is not hard.
@@ -32,6 +34,7 @@ USES = {
     "indicators": {**_SCORED_BY_BOTH, "sample": "student"},
     "judge": {"sample": "judge", "score": "judge"},
     "embed": {"score": "encoder"},
+    "score": {"score": "teacher"},
     "pair": _SCORED_BY_BOTH,
     "signal": _SCORED_BY_BOTH,
     **{stage: {"sample": "model"} for stage in ("generate", "evaluate", "demonstrate")},
@@ -248,19 +251,22 @@ def critical_path(artifacts: Artifacts, seconds: Mapping[str, float]) -> float:
 
 def disk(facts: Facts, folder: str) -> float:
     """Bytes that a stage leaves for good: weights, responses (in its table and in the store's
-    cache), log-probabilities of their tokens. Smaller files are not counted, nor links to weights
-    that a run has kept."""
-    stage = facts.artifacts[folder].stage
+    cache), log-probabilities of their tokens, scores. Smaller files are not counted, nor links to
+    weights that a run has kept."""
+    stage, cfg = facts.artifacts[folder].stage, facts.artifacts[folder].cfg
     if stage == "fetch":
         return FETCHED_BYTES * parameters(facts, folder)
     if stage == "init" or STAGES[stage].trains:
         stay, _ = _kept(facts, folder)
         return MODEL_BYTES * parameters(facts, folder) * (1 + stay)
-    if stage not in ("generate", "evaluate"):
+    if stage not in ("generate", "evaluate", "score"):
         return 0.0
     natural = facts.tables["assumed"]["natural_tokens"]["middle"]
     sampled = load(facts, facts.artifacts[folder], natural)
-    copies = 3 if facts.artifacts[folder].cfg.get("logprobs") else 2
+    if stage == "score":
+        tokens = sampled.sequences * timing.mean(sampled.written, natural)
+        return (SCORE_BYTES * cfg["k"] + SCORED_TOKEN_BYTES) * tokens
+    copies = 3 if cfg.get("logprobs") else 2
     return copies * TOKEN_BYTES * sampled.sequences * timing.mean(sampled.limit, natural)
 
 

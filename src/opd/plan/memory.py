@@ -156,7 +156,7 @@ def _kept(cfg: Mapping[str, Any], read: Mapping[str, Shape]) -> float:
     if not terms.keeps_states(sum_of):
         return 0
     readings = {reading for reading in terms.readings(sum_of) if reading}
-    return sum(read[reading.model].hidden for reading in readings)
+    return sum(read[reading.model].hidden for reading in readings if reading.model in read)
 
 
 def _head(

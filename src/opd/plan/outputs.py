@@ -310,7 +310,7 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
 
 
 # What a reader of the report wants to know the cost of, besides training.
-RUNS = ("generations", "demonstrations", "probes", "evaluations")
+RUNS = ("generations", "scores", "demonstrations", "probes", "evaluations")
 
 
 def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Artifact]) -> Artifact:

@@ -117,7 +117,8 @@ def _of_stage(artifact: Artifact, models: Mapping[str, Path], compare: Compare) 
             compared = compare(models["student"], models[name], options)
             if artifact.stage == "distill":
                 errors += pairing.objections(asked, compared)
-            elif artifact.stage != "indicators":  # which reports them
+            # The one reports them, the other leaves them to training.
+            elif artifact.stage not in ("indicators", "score"):
                 errors += pairing.objections_to_thinking(asked, compared)
         length = cfg.get("protocol", cfg).get("max_new_tokens")
         if length and "max_prompt_tokens" in cfg:

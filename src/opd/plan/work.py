@@ -49,9 +49,13 @@ def work(facts: Facts, folder: str, on: Device, processes: int | None = None) ->
         return None
     if artifact.cfg.get("logprobs"):  # what was sampled is read once more
         used["score"] = used["sample"]
+    if "scores" in artifact.cfg:  # of a teacher that is not loaded
+        del used["teacher"]
     if "terms" in artifact.cfg:  # as if each read all rows, whatever a term chooses
+        loaded = terms.models(artifact.cfg["terms"])
         read = filter(None, dict.fromkeys(terms.readings(artifact.cfg["terms"])))
-        used |= {f"teacher:{i}": inputs[reading.model] for i, reading in enumerate(read)}
+        names = [reading.model for reading in read if reading.model in loaded]
+        used |= {f"teacher:{i}": inputs[name] for i, name in enumerate(names)}
     cfg = {**artifact.cfg, "processes": processes or artifact.cfg.get("processes", 1)}
     models = {kind: _model(facts, model) for kind, model in used.items()}
     size = next(iter(models.values())).parameters

@@ -11,6 +11,7 @@ from opd.recipes.evaluation import Benchmark, Evaluation, Protocol
 from opd.recipes.models import Model
 from opd.recipes.outputs import Arm, Figure, Table
 from opd.recipes.probes import Demonstrations, Probe
+from opd.recipes.sources import Scores
 
 
 class Interpreters(Strict):
@@ -125,6 +126,7 @@ class Config(Strict):
     sft_data: dict[Name, SftData] = {}
     models: dict[Name, Model] = {}
     generations: dict[Name, Generation] = {}
+    scores: dict[Name, Scores] = {}
     benchmarks: dict[Name, Benchmark] = {}
     protocols: dict[Name, Protocol] = {}
     evaluations: dict[Name, Evaluation] = {}
@@ -172,6 +174,7 @@ class Config(Strict):
 # source.
 DEFAULTS: dict[str, type[Strict]] = {
     "generations": Generation,
+    "scores": Scores,
     "evaluations": Evaluation,
     "contamination": Contamination,
     **{

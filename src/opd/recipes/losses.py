@@ -8,7 +8,8 @@ from opd.core.schema import OneOf, Strict, checked
 from opd.data import privileged
 from opd.losses import spec
 from opd.losses.spec import LossSpec
-from opd.recipes.base import Count, Grader, ModelRef, NonNegative, Plain, Positive
+from opd.recipes.base import Count, Grader, ModelRef, NonNegative, Plain, Positive, ScoresRef
+from opd.training.terms import BY_STATES
 
 Inner = Annotated[float, Field(gt=0, lt=1)]
 
@@ -128,9 +129,12 @@ class Reward(Strict):
 class Term(OneOf):
     """A term of the sum that a step of distillation minimises (docs/training.md)."""
 
-    KINDS = ("teacher", "reference", "reward")
+    KINDS = ("teacher", "scores", "reference", "reward")
 
     teacher: ModelRef | None = None
+    scores: ScoresRef | None = Field(
+        default=None, description="the teacher of these scores, which is not loaded"
+    )
     reference: ModelRef | None = Field(
         default=None, description="a teacher, as the student's start, that metrics are not about"
     )
@@ -151,6 +155,11 @@ class Term(OneOf):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Term":
+        if self.scores and self.information:
+            raise ValueError("information: a teacher is told nothing when its scores are made")
+        for key in sorted(self.tokens.model_fields_set & BY_STATES) if self.tokens else ():
+            if self.scores:
+                raise ValueError(f"tokens.{key}: it needs the teacher itself, not its scores")
         if not self.reward:
             return self
         for key in ("loss", "information"):

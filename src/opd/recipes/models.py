@@ -19,6 +19,7 @@ from opd.recipes.base import (
     Plain,
     Positive,
     PromptsRef,
+    ScoresRef,
     SftDataRef,
     Share,
     or_text,
@@ -258,6 +259,11 @@ class Distill(OnPolicy):
 
     preset: Literal[*PRESETS["distill"]] | None = PRESET  # type: ignore[valid-type]
     teacher: ModelRef | None = Field(default=None, description="short for one term of weight 1")
+    scores: ScoresRef | None = Field(
+        default=None,
+        description="instead of teacher: the teacher of these scores, which is not loaded; all "
+        "rollouts are of their generation",
+    )
     terms: Annotated[list[Term], Field(min_length=1)] | None = Field(
         default=None, description="instead of teacher: the terms of the sum that a step minimises"
     )
@@ -314,8 +320,13 @@ class Distill(OnPolicy):
 
     @model_validator(mode="after")
     def _teacher_or_terms(self) -> "Distill":
-        if (self.teacher is None) == (self.terms is None):
-            raise ValueError("needs exactly one of teacher, terms")
+        if sum(given is not None for given in (self.teacher, self.terms, self.scores)) != 1:
+            raise ValueError("needs exactly one of teacher, terms, scores")
+        for key in ("information", "teacher_update", "ema_decay") if self.scores else ():
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} goes with teacher and not with scores, which stay as they are"
+                )
         if self.terms:
             for key, instead in (
                 ("information", "say it in a term"),
@@ -324,7 +335,7 @@ class Distill(OnPolicy):
             ):
                 if getattr(self, key) is not None:
                     raise ValueError(f"{key} goes with teacher and not with terms: {instead}")
-            if not any(term.teacher for term in self.terms):
+            if not any(term.teacher or term.scores for term in self.terms):
                 raise ValueError("terms: one of them needs a teacher; without any this is grpo")
             if not any(term.weighs for term in self.terms):
                 raise ValueError("terms: all weights are 0")

@@ -23,7 +23,7 @@ from opd.recipes.models import PRESETS, Keep, Kept, Model
 MODEL_KEYS = ("student", "teacher", "reference", "model", "models", "base", "judge", "encoder")
 # Sections in which a recipe may sweep.
 SWEPT = (
-    *("prompts", "contamination", "sft_data", "models", "generations", "evaluations"),
+    *("prompts", "contamination", "sft_data", "models", "generations", "scores", "evaluations"),
     *("demonstrations", "probes"),
 )
 

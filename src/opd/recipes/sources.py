@@ -1,11 +1,11 @@
-"""Recipes of where the rollouts of a distillation come from."""
+"""Recipes of where the rollouts of a distillation come from, and of what is kept of a teacher."""
 
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from opd.core.schema import OneOf, Strict
-from opd.recipes.base import GenerationsRef, Positive
+from opd.recipes.base import Count, GenerationsRef, ModelRef, Positive
 
 Part = Annotated[float, Field(gt=0, le=1)]
 
@@ -15,6 +15,15 @@ class Importance(Strict):
     that model gave it (``opd.losses.importance``)."""
 
     clip: Positive = Field(description="the most that a token counts")
+
+
+class Scores(Strict):
+    """What a teacher makes of the responses of a generation, kept so that training does without it
+    (see ``opd.models.score``)."""
+
+    generations: GenerationsRef
+    teacher: ModelRef
+    k: Count = Field(default=64, description="likeliest tokens that are kept of each position")
 
 
 class RolloutSource(OneOf):

@@ -29,6 +29,7 @@ MATHEMATICS = ("rule", "math_verify", "relaxed")
 KINDS = {
     "models": "trained model",
     "generations": "rollout set",
+    "scores": "set of scores",
     "demonstrations": "demonstration set",
     "evaluations": "evaluation",
     "probes": "probe",

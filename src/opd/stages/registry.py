@@ -70,6 +70,7 @@ _MODEL, _PROBE = "models/{model}/s{seed}", "probes/{probe}/s{seed}"
 _DEMOS, _DATA = "demonstrations/{demos}/s{seed}", "sft_data/{data}/s{seed}"
 _EMBEDDED, _NEAR = "embeddings/{encoder}/{prompts}", "neighbours/{encoder}/{prompts}/{against}"
 _RESPONSES = "generations/{generation}/s{seed}"
+_SCORES = "scores/{scores}/s{seed}"
 _EVALUATED = "evaluations/{evaluation}/{model}/s{seed}"
 _PAGE = "contamination/{contamination}"
 
@@ -94,6 +95,7 @@ STAGES: dict[str, Stage] = {
     ),
     "dataset": _fetch("opd.models.fetch:run_dataset", "fetch test data", "datasets/{benchmark}"),
     "generate": _sample("opd.models.generate:run", "sample responses", _RESPONSES, work="sampling"),
+    "score": _device("opd.models.score:run", "score responses by a teacher", _SCORES, resumes=True),
     "filter": Stage("opd.models.filters:run", "choose SFT data among responses", _DATA, work="cpu"),
     "sft": _train("opd.training.sft:run", "train on given responses", _MODEL),
     "grpo": _train("opd.training.grpo:run", "train by rewards", _MODEL),

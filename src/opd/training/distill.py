@@ -17,7 +17,17 @@ from opd.losses.token import aggregate
 from opd.models import pairing
 from opd.models.checkpoints import load_model, load_tokenizer
 from opd.models.pairing import head_of, save_trimmed
-from opd.training import adapter, common, launch, measure, micro_batches, objective, sources, terms
+from opd.training import (
+    adapter,
+    common,
+    launch,
+    measure,
+    micro_batches,
+    objective,
+    scored,
+    sources,
+    terms,
+)
 from opd.training.objective import COUNTS, Term
 from opd.training.padding import packed_hidden, require_boundaries, trimmed
 from opd.training.prompts import load
@@ -32,7 +42,7 @@ class Trainer(common.OnPolicy, DistillationTrainer):
     """TRL's rollouts and optimiser; the loss a sum of terms (``opd.training.objective``) that is
     aggregated over a step; measurements from ``opd.losses.metrics`` on the same hidden states.
     ``models`` are those of the terms, by name; the student itself where a term reads it as it is
-    (a live teacher), or as it started, without its adapter."""
+    (a live teacher), or as it started, without its adapter. ``tables``: see ``Teachers``."""
 
     _buffered_inputs: Any
 
@@ -41,6 +51,7 @@ class Trainer(common.OnPolicy, DistillationTrainer):
         sum_of: list[Term],
         cfg: dict[str, Any],
         models: dict[str, Any],
+        tables: dict[str, Any],
         rollouts: sources.Sources,
         **kwargs: Any,
     ) -> None:
@@ -55,7 +66,7 @@ class Trainer(common.OnPolicy, DistillationTrainer):
             self.teacher_model.to(self.accelerator.device).eval()
             models = dict.fromkeys(models, self.teacher_model)
         readings = [term.reading for term in sum_of]
-        self.teachers = Teachers(models, readings, self._of_model, self.accelerator)
+        self.teachers = Teachers(models, readings, self._of_model, self.accelerator, tables)
         self.bins = -(-self.max_completion_length // cfg["position_bin"])
         self.tallies: dict[str, Tensor] = {}
         self.measured: list[Value] = []
@@ -261,9 +272,9 @@ def compared_pairs(
     Raises ``UserError`` where a pair does not fit, in a sum of several with the term."""
     pairs: dict[str, dict[str, Any]] = {}
     for i, term in enumerate(sum_of):
-        if term.reading is None:
+        settings = {**cfg, **term.settings}
+        if (name := terms.model_of(term.settings)) is None:
             continue
-        name, settings = term.reading.model, {**cfg, **term.settings}
         try:
             pair = pairing.compare(settings, inputs["student"], inputs[name])
             for objection in pairing.objections(settings, pair):
@@ -280,8 +291,8 @@ def compared_pairs(
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
-    """Stage ``distill``: inputs student, prompts, teacher, or the models that terms name, and the
-    generations that ``rollouts`` name.
+    """Stage ``distill``: inputs student, prompts, teacher, or the models that terms name, the
+    generations that ``rollouts`` name, and scores; of a teacher with scores no weights are read.
 
     cfg: the settings of ``opd.recipes.models.Distill``; seed, threads, chat_template_kwargs,
     teacher_chat_template_kwargs, precision (``bfloat16``: compute only, weights stay float32),
@@ -335,11 +346,14 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
             if args.process_index == 0:
                 save_trimmed(inputs["student"], vocabulary, scratch / "trimmed")
     student = adapter.adapted(student, cfg)
-    models = {name: others.get(name, student) for name in pairs}
+    settings = terms.terms_of(cfg)
+    models = {name: others.get(name, student) for name in terms.models(settings)}
+    tables = {name: scored.reader(inputs[name], vocabulary) for name in terms.scores(settings)}
     trainer = Trainer(
         sum_of,
         cfg,
         models,
+        tables,
         rollouts,
         model=student,
         args=args,

@@ -5,13 +5,15 @@ of the states in responses of other sources.
 Legend: B sequences of a micro-batch, T response positions, M metrics, n terms.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from opd.losses import metrics
+from opd.losses import metrics, scores
+from opd.losses.metrics import Sums
+from opd.losses.scores import Scores
 from opd.losses.terms import States
 from opd.training import objective, sources
 from opd.training.objective import Term
@@ -28,7 +30,7 @@ def add(
     sum_of: Sequence[Term],
     batch: Batch,
     student: States,
-    teachers: Sequence[States],
+    teachers: Sequence[Any],
     ends: Sequence[int],
     cfg: Mapping[str, Any],
     bins: int,
@@ -55,7 +57,7 @@ def _add_states(
     sum_of: Sequence[Term],
     batch: Batch,
     student: States,
-    teachers: Sequence[States],
+    teachers: Sequence[Any],
     repeated: Tensor,
     rows: Tensor,
     cfg: Mapping[str, Any],
@@ -71,15 +73,29 @@ def _add_states(
         counted = left & (over[:, i] != 0)
         left = left & ~counted
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[counted]
-        for part, sums in metrics.in_parts(
-            (student.hidden[counted], teacher.hidden[counted]),
-            (student.head, teacher.head),
-            term.temperatures,
-            ids[counted],
-            repeated[counted],
-            cfg["metrics_k"],
-        ):
+        sampled = ids[counted], repeated[counted]
+        parts = _in_parts(student, teacher, term, counted, *sampled, cfg["metrics_k"])
+        for part, sums in parts:
             tally += metrics.binned(sums, positions[part], cfg["position_bin"], tally.shape[2])
+
+
+def _in_parts(
+    student: States,
+    teacher: States | Scores,
+    term: Term,
+    counted: Tensor,
+    ids: Tensor,
+    repeated: Tensor,
+    k: int,
+) -> Iterator[tuple[slice, dict[str, Sums]]]:
+    """The measurements of the states that are ``counted`` ([B, T], N of them), whose sampled tokens
+    are ``ids`` [N], part by part."""
+    hidden = student.hidden[counted]
+    if isinstance(teacher, Scores):
+        own, kept = States(hidden, student.head), Scores(*(values[counted] for values in teacher))
+        return scores.in_parts(own, kept, term.temperatures[0], ids, repeated, k)
+    states, heads = (hidden, teacher.hidden[counted]), (student.head, teacher.head)
+    return metrics.in_parts(states, heads, term.temperatures, ids, repeated, k)
 
 
 def means(tallies: Mapping[str, Tensor], width: int) -> list[Value]:
@@ -102,7 +118,7 @@ def gaps(values: Sequence[Value]) -> list[Value]:
     found: list[Value] = []
     for prefix in PREFIXES.values():
         student, teacher = f"{prefix}entropy_student_nats", f"{prefix}entropy_teacher_nats"
-        if student in over_all:
+        if student in over_all and teacher in over_all:
             gap = metrics.entropy_gap_of_means_nats(over_all[student], over_all[teacher])
             found.append((f"{prefix}entropy_gap_of_means_nats", None, gap))
     return found

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from opd.grading.graders import GRADERS
+from opd.losses.scores import scores_loss
 from opd.losses.spec import loss_spec
 from opd.losses.terms import States, TokenLoss, group_advantages, reward_loss, teacher_loss
 from opd.losses.weights import state_scores, token_weights
@@ -45,7 +46,8 @@ def made(cfg: Mapping[str, Any]) -> list[Term]:
             # One temperature for both, unless the loss names another for the teacher: a student
             # that equals its teacher would else be taught to be sharper or flatter than it is.
             spec = loss_spec({"teacher_temperature": temperature, **term["loss"]})
-            loss, k = teacher_loss(spec, temperature), spec.k or 0
+            loss_of = scores_loss if "scores" in term else teacher_loss
+            loss, k = loss_of(spec, temperature), spec.k or 0
             temperatures = (temperature, spec.teacher_temperature)
         sum_of.append(Term(term, reading, loss, k, temperatures))
     return sum_of
@@ -58,10 +60,10 @@ def over(batch: Batch) -> Tensor:
 
 
 def token_losses(
-    sum_of: Sequence[Term], batch: Batch, student: States, teachers: Sequence[States]
+    sum_of: Sequence[Term], batch: Batch, student: States, teachers: Sequence[Any]
 ) -> list[Tensor]:
-    """The loss of each term, [B, T], over all of its tokens. ``teachers``: the states that each
-    term reads."""
+    """The loss of each term, [B, T], over all of its tokens. ``teachers``: the states or the scores
+    that each term reads."""
     ids, masks = batch["completion_ids"], over(batch)
     advantages = batch.get(ADVANTAGES, torch.zeros(len(ids), 1, device=ids.device))
     return [

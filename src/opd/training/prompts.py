@@ -80,7 +80,8 @@ def teacher_columns(
         if ids is None:
             continue
         longest = max(map(len, ids)) + cfg["max_new_tokens"]
-        require_room(read_config(inputs[reading.model]), longest, "max_new_tokens")
+        if model := terms.models([sum_of[own[0]]]):
+            require_room(read_config(inputs[model[0]]), longest, "max_new_tokens")
         left, each = iter(ids), cfg["rollouts_per_prompt"]
         columns[reading.prompt] = [
             next(left) if row in reads else [] for row in taken for _ in range(each)

@@ -25,8 +25,8 @@ from opd.models.schemas import GENERATIONS, LOGPROBS
 from opd.training import shares
 from opd.training.record import Value
 
-# Of an example and of a batch: the source of its rollout. Of an example alone: its response there.
-# Of a batch alone: whether the student has sampled it.
+# Of an example and of a batch: the source of its rollout, and its response there (the place among
+# those that no rule rejected). Of a batch alone: whether the student has sampled it.
 SOURCE, RESPONSE, OWN = "rollout_source", "rollout_response", "rollout_own"
 # Of a batch, by TRL's name: the log-probability of each token under the model that sampled it,
 # [B, T]; and the most that a token counts, [B], 0 for a sequence without importance weights.
@@ -244,6 +244,7 @@ class Sources:
         sampled = [self.generations[source] is None for source in drawn]
         batch = {
             SOURCE: torch.tensor(drawn, device=device),
+            RESPONSE: torch.tensor([example[RESPONSE] for example in examples], device=device),
             OWN: torch.tensor(sampled, device=device),
         }
         if any(self.clips):

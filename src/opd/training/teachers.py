@@ -14,11 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.losses.head import Head
+from opd.losses.scores import Scores
 from opd.losses.terms import States
 from opd.models.checkpoints import load_model
 from opd.models.pairing import head_of, trim_vocabularies
+from opd.training import terms
 from opd.training.padding import trimmed
-from opd.training.terms import Reading, student_serves
+from opd.training.terms import Reading
 
 # Of a batch: which terms each sequence belongs to, [B, n]; absent where there is no choice.
 ROWS = "term_rows"
@@ -32,7 +34,8 @@ class Teachers:
     each is on the device once a step (``read_ahead``), and what it made of the step's rollouts is
     kept, on the device like all heads. ``forward`` (model, batch, prompt) gives hidden states
     [B, T, H]; ``readings`` are those of the terms, in their order. One of the models may be the
-    student, which is on the device anyway.
+    student, which is on the device anyway. Of others, by the names of their ``tables``, there are
+    scores (``opd.training.scored``) in place of states.
     """
 
     def __init__(
@@ -41,9 +44,10 @@ class Teachers:
         readings: list[Reading | None],
         forward: Callable[[Any, Batch, str], Tensor],
         accelerator: Any,
+        tables: Mapping[str, Callable[[Batch, str], Scores]] = {},
     ) -> None:
         self.models, self.by_term, self.forward = models, readings, forward
-        self.accelerator = accelerator
+        self.accelerator, self.tables = accelerator, tables
         self.readings = [*dict.fromkeys(reading for reading in readings if reading)]
         self.heads: dict[str, Head] = {}
         for name, model in models.items() if len(models) > 1 else ():
@@ -51,8 +55,11 @@ class Teachers:
             bias = None if head.bias is None else head.bias.detach().to(device)
             self.heads[name] = head._replace(weight=head.weight.detach().to(device), bias=bias)
 
-    def states(self, batch: Batch, reading: Reading) -> States:
-        """What a model makes of a micro-batch: as it was kept, or read now."""
+    def states(self, batch: Batch, reading: Reading) -> Any:
+        """What a model makes of a micro-batch: its ``States``, kept or read now, or its
+        ``Scores``."""
+        if reading.model in self.tables:
+            return self.tables[reading.model](batch, reading.asked(batch))
         hidden = batch.get(f"{reading.prompt}_states")
         if hidden is None:
             hidden = self._read(batch, reading)
@@ -102,19 +109,23 @@ def load_models(
 ) -> dict[str, Any]:
     """The models of the terms beside the student, by name: those of ``pairs``
     (``pairing.compare``), with the vocabularies of all, and of the student, cut to what they share.
-    What the student itself is (a live teacher), or was before its adapter, is not among them."""
+    What the student itself is (a live teacher), or was before its adapter, is not among them, nor
+    those of which there are scores."""
     # A teacher that is never updated may be held in what it is computed in.
     frozen = cfg.get("teacher_update", "frozen") == "frozen"
     narrow = frozen and cfg.get("precision") == "bfloat16"
     dtype = torch.bfloat16 if narrow else torch.float32
-    itself = student_serves(cfg)
+    itself = terms.student_serves(cfg)
     models = {
         name: load_model(inputs[name], dtype, cfg.get("attention"))
-        for name in pairs
+        for name in terms.models(terms.terms_of(cfg))
         if not (itself and inputs[name].samefile(inputs["student"]))
     }
-    # The smallest vocabulary first: the student has that one before it meets the others.
-    for name in sorted(models, key=lambda name: int(pairs[name]["vocabulary"])):
+    # The student has the smallest vocabulary before it meets the others.
+    vocabulary = min(int(pair["vocabulary"]) for pair in pairs.values())
+    if student.get_input_embeddings().weight.shape[0] > vocabulary:
+        student.resize_token_embeddings(vocabulary, mean_resizing=False)
+    for name in models:
         trim_vocabularies(student, models[name], tokenizer, pairs[name]["never_compared"])
     return models
 

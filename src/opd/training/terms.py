@@ -2,9 +2,10 @@
 plan can reckon with them; what a term computes is in ``opd.losses.terms``.
 
 A term is a mapping: ``teacher`` or ``reference`` (the input of the stage that is its model) with
-``loss``, and perhaps ``information`` and ``teacher_chat_template_kwargs``; or ``reward``. Each has
-a ``weight``, and perhaps ``where``, the rows that it is over, and ``tokens``, what each of their
-tokens counts (``opd.losses.weights``).
+``loss``, and perhaps ``information`` and ``teacher_chat_template_kwargs``, or ``scores`` (the input
+that holds what the teacher made of the responses, so that it is not loaded); or ``reward``. Each
+has a ``weight``, and perhaps ``where``, the rows that it is over, and ``tokens``, what each of
+their tokens counts (``opd.losses.weights``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,9 @@ MEASURED = ("loss", "weight", "token_share", "loss_share", "reward")
 
 
 class Reading(NamedTuple):
-    """One model that reads the responses after one prompt: an input of the stage, and the name of
-    what it is asked in a batch, where that is not what the student is asked."""
+    """One model that reads the responses after one prompt: an input of the stage (the model, or the
+    scores that are kept of it), and the name of what it is asked in a batch, where that is not what
+    the student is asked."""
 
     model: str
     prompt: str
@@ -42,7 +44,7 @@ def terms_of(cfg: Mapping[str, Any]) -> Sequence[Term]:
     if "terms" in cfg:
         terms: Sequence[Term] = cfg["terms"]
         return terms
-    keys = ("loss", "information", "teacher_chat_template_kwargs")
+    keys = ("loss", "information", "teacher_chat_template_kwargs", "scores")
     return [{"teacher": "teacher", "weight": 1.0, **{k: cfg[k] for k in keys if k in cfg}}]
 
 
@@ -52,8 +54,14 @@ def model_of(term: Term) -> str | None:
 
 
 def models(terms: Sequence[Term]) -> list[str]:
-    """The models of all terms, each once."""
-    return list(dict.fromkeys(name for term in terms if (name := model_of(term))))
+    """The models of all terms that are loaded, each once: not those of which there are scores."""
+    named = (model_of(term) for term in terms if "scores" not in term)
+    return list(dict.fromkeys(name for name in named if name))
+
+
+def scores(terms: Sequence[Term]) -> list[str]:
+    """The inputs that hold scores, of all terms, each once."""
+    return list(dict.fromkeys(term["scores"] for term in terms if "scores" in term))
 
 
 def student_serves(cfg: Mapping[str, Any]) -> bool:
@@ -68,7 +76,7 @@ def readings(terms: Sequence[Term]) -> list[Reading | None]:
     shared: dict[str, Reading] = {}
     result: list[Reading | None] = []
     for term in terms:
-        if (name := model_of(term)) is None:
+        if (name := term.get("scores") or model_of(term)) is None:
             result.append(None)
             continue
         model_and_context = repr(

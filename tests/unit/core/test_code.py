@@ -234,7 +234,12 @@ def copy(tmp_path: Path) -> Path:
     ("file", "old", "new", "stages"),
     [
         # A constant, a default, an operator, an imported name, a file, and what no stage imports.
-        ("losses/token.py", "= -100.0", "= -99.0", {"distill", "pair", "signal", "indicators"}),
+        (
+            "losses/token.py",
+            "= -100.0",
+            "= -99.0",
+            {"distill", "pair", "signal", "indicators", "score"},
+        ),
         (
             "losses/fused.py",
             "temperature: float = 1.0",

@@ -255,6 +255,16 @@ def test_disk_is_what_is_made(facts):
     # While runs of 1000 and 2000 parameters are under way, each on its own two devices of five.
     widths = {"distilled": 2, "reinforced": 2, "shown": 1}
     assert cost.room(facts, widths, 5) == (4 * 1000 * 3 + 4 * 2000, 2 * 2 * 12 * 2000, 0, 0)
+    # Ids and log-probabilities of 4 tokens, and 8 bytes more, of each token of the responses.
+    inputs = {"generations": "rollouts", "student": "distilled", "teacher": "teacher"}
+    kept = graph(("score", "kept", {"k": 4}, inputs))
+    scored = Facts({**facts.artifacts, **kept}, TABLES)
+    assert cost.disk(scored, "kept") == (4 * 6 + 8) * 40 * 2 * 50
+    # They are read once, by the teacher alone, with 2 operations a parameter and token.
+    on = calibrate.device(SHEET, TABLES)
+    parts = work(scored, "kept", on).parts
+    assert parts["score"] == pytest.approx(2 * 40 * 2 * (20 + 50) * 2000 / on.products)
+    assert parts.keys() == {"score", "start"}
     # A sharded run writes its weights twice.
     for more, size in (({}, 12), ({"processes": 2, "execution": {"accelerate": "fsdp2.yaml"}}, 16)):
         cfg = {**facts.artifacts["tuned"].cfg, **more}

@@ -167,6 +167,17 @@ def test_a_step_has_the_cache_of_the_students_own_rollouts():
     assert steps["rollouts"]["cache"] == 0
 
 
+def test_a_teacher_with_scores_takes_no_memory():
+    live, scored = (
+        memory.phases("distill", {**RUN, **more}, SMALL, teachers, math.inf)
+        for more, teachers in (({}, ONE), ({"scores": "scores"}, {}))
+    )
+    assert "teacher" in live and "teacher" not in scored
+    assert all("teacher" not in terms for terms in scored.values())
+    both = live["forward"]["responses"] - scored["forward"]["responses"]
+    assert both == 2 * 2 * (2 * 10) * SMALL.hidden
+
+
 def test_vllm_takes_what_it_needs_where_memory_is_not_known():
     """A share of what is not known has no bound: weights of two bytes, the keys and values of one
     sequence of 16 tokens, and the engine."""

@@ -111,6 +111,21 @@ def test_a_step_samples_the_students_own_share_of_its_rollouts():
     assert "sample" not in none and none["update"] == all_own["update"]
 
 
+def test_a_teacher_with_scores_takes_no_time():
+    live, scored = step(of("distill", device())), step(of("distill", device(), scores="scores"))
+    assert "teacher" in live and "teacher" not in scored
+    assert scored["update"] == live["update"]
+    terms = [
+        {"teacher": "t", "scores": "s", "weight": 1.0},
+        {"reference": "student", "weight": 1.0},
+    ]
+    mixed = of("distill", device(), terms=terms, loss=None)
+    student = {**RUN, "terms": terms[1:]}
+    assert step(mixed)["teacher"] == pytest.approx(
+        step(of("distill", device(), **student))["teacher"]
+    )
+
+
 def test_responses_are_read_once_more_for_their_log_probabilities():
     made = {
         "m": Artifact("fetch", "m", {"hub": "some/model-1B"}, ()),

@@ -49,6 +49,16 @@ def drawn(*sources: dict[str, Any], **more: Any) -> dict[str, Any]:
     }
 
 
+def scored(**more: Any) -> dict[str, Any]:
+    """The change that makes the run x one from scores of all of its rollouts."""
+    run = {"student": "a", "scores": "k", "rollouts": [{"generations": "g"}]}
+    return {
+        "generations__g": ASK,
+        "scores": {"k": {"generations": "g", "teacher": "b", "k": 16}},
+        "models__x__distill": {**run, "loss": {"preset": "teacher", "k": 16}, **more},
+    }
+
+
 def config(**changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "name": "t",
@@ -238,6 +248,16 @@ def asked(raw: dict[str, Any]) -> list[str]:
         (
             {**drawn({"generations": "g"}), "generations__g": {"model": "x", "prompts": "p"}},
             ["refers to itself", "generations.g", "models.x"],
+        ),
+        (
+            scored(teacher="b"),
+            ["models.x.distill", "needs exactly one of teacher, terms, scores"],
+        ),
+        (scored(scores="kk"), ["models.x.distill.scores", "'kk'", "did you mean 'k'"]),
+        (scored(information="answer"), ["information goes with teacher and not with scores"]),
+        (
+            terms({"scores": "k", "tokens": {"drift": 1}}, rollouts=[{"generations": "g"}]),
+            ["terms.0", "tokens.drift: it needs the teacher itself, not its scores"],
         ),
         ({"models__x": {}}, ["models.x", "exactly one of init, hub", "none"]),
         ({"models__x__init": {}}, ["models.x", "init and distill"]),
@@ -1425,6 +1445,56 @@ def test_every_process_has_its_part_of_every_source() -> None:
     plan(resolve(config(**change, training={"processes": 4})), {})
     with pytest.raises(UserError, match=r"rollouts: the 4 and 4 rollouts .* to 8 processes"):
         plan(resolve(config(**change, training={"processes": 8})), {})
+
+
+def test_a_run_from_scores_reads_them_and_the_small_files_of_their_teacher() -> None:
+    made = plan(resolve(config(**scored(), seeds=[0, 7])), {})
+    run, kept = made["models/x/s7"], made["scores/k/s7"]
+    assert run.named == {
+        "student": "models/a/s7",
+        "scores": "scores/k/s7",
+        "prompts": "prompts/p",
+        "teacher": "models/b/s7",
+        "generations:0": "generations/g/s7",
+    }
+    assert run.cfg["scores"] == "scores" and kept.cfg["k"] == 16
+    models = {"student": "models/a/s7", "teacher": "models/b/s7"}
+    assert kept.named == {"generations": "generations/g/s7", **models}
+    # As a term, beside the teacher itself in another one, and with the loss of the recipe.
+    parts = [{"scores": "k", "weight": 2.0}, {"teacher": "b"}]
+    change = scored(terms=parts)
+    del change["models__x__distill"]["scores"]
+    summed = plan(resolve(config(**change)), {})["models/x/s0"]
+    assert summed.named["scores:0"] == "scores/k/s0"
+    loss = {"preset": "teacher", "k": 16}
+    assert summed.cfg["terms"] == [
+        {"teacher": "teacher:0", "scores": "scores:0", "weight": 2.0, "loss": loss},
+        {"teacher": "teacher:0", "weight": 1.0, "loss": loss},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"rollouts": [{"own": 0.5}, {"generations": "g", "share": 0.5}]},
+            r"distill.scores: 'k' has scores of the responses of 'g' alone; say rollouts: \[",
+        ),
+        ({"rollouts": None}, r"distill.scores: 'k' has scores of the responses of 'g' alone"),
+        ({"loss": {"preset": "union", "k": 4}}, r"x.distill: loss.support: the support 'union'"),
+        ({"loss": {"preset": "full", "k": None}}, r"x.distill: loss.support: .*'vocabulary'"),
+        ({"loss": {"preset": "teacher", "k": 17}}, r"x.distill: loss.k: .* hold 16 tokens"),
+        ({"temperature": 0.7}, r"loss.teacher_temperature: .* at temperature 0.7, and scores"),
+        ({"metrics_k": 17}, r"metrics_k is 17, and the scores hold 16 tokens"),
+    ],
+)
+def test_a_loss_that_needs_more_than_scores_ends_the_plan(
+    more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(resolve(config(**scored(**more))), {})
+    at_one = {"temperature": 0.7, "loss": {"preset": "k2", "k": None, "teacher_temperature": 1.0}}
+    plan(resolve(config(**scored(**at_one))), {})
 
 
 def test_figures_show_what_is_measured_of_sources() -> None:
