@@ -36,7 +36,7 @@ def kind(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
-        return f"`{schema['const']}`"
+        return f"`{json.dumps(schema['const']).strip(chr(34))}`"
     if schema.get("type") == "array":
         return f"list of {kind(schema.get('items', {}))}"
     inner = [*schema.get("patternProperties", {}).values(), schema.get("additionalProperties")]

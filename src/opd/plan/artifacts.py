@@ -28,9 +28,10 @@ from opd.plan.hub_lock import locked
 from opd.plan.probes import SAMPLING, demonstrations, probes
 from opd.recipes.config import Config
 from opd.recipes.evaluation import PROTOCOLS
-from opd.recipes.models import Kept, Model
+from opd.recipes.models import Distill, Kept, Model
 from opd.stages.artifact import Artifact
 from opd.training import batches, shares
+from opd.training.terms import terms_of
 
 # Settings of vLLM that say where and how it runs, not what it samples.
 VLLM_PLACE = {
@@ -208,6 +209,8 @@ def _add_distilled(
         teacher = scored_teacher(config, model.distill, scores, model.distill.loss, where)
         settings["scores"], inputs["teacher"] = "scores", at(config, "models", teacher, seed)
         tell_teacher(config, settings, teacher)
+    if addresses := _served(config, model.distill, settings, where):
+        settings["execution"]["servers"] = addresses
     if model.distill.rollouts:
         where = f"{where}.rollouts"
         settings["rollouts"], generations = sources(config, model.distill, seed, where)
@@ -215,11 +218,37 @@ def _add_distilled(
         shares.require_equal_parts(shares.of_step(settings), settings.get("processes", 1), where)
 
 
+def _served(
+    config: Config, distill: Distill, settings: Mapping[str, Any], where: str
+) -> dict[str, dict[str, Any]]:
+    """Where the teachers of a run are that are behind a server: by the stage's input, the address
+    (url) and what the server may call the model (names). Raises ``UserError``, about ``where``, for
+    one without an address."""
+    places: dict[str, dict[str, Any]] = {}
+    addresses = config.training.servers or {}
+    for term, own in zip(distill.summed, terms_of(settings), strict=True):
+        if not (term.server and term.teacher):
+            continue
+        if term.teacher not in addresses:
+            raise UserError(
+                f"there is no address of the server of '{term.teacher}'",
+                f"{where}.server",
+                f"say training: {{servers: {{{term.teacher}: http://HOST:PORT}}}}",
+            )
+        model, names = config.models[term.teacher], [term.teacher]
+        if model.hub:
+            names.append(model.hub.id)
+        elif model.path:
+            names.append(data_path(model.path, f"models.{term.teacher}.path"))
+        places[own["teacher"]] = {"url": addresses[term.teacher], "names": names}
+    return places
+
+
 def _training(config: Config, name: str, model: Model, seed: int) -> dict[str, Any]:
     """The settings of a training run: what makes the result, and under ``execution`` what does not.
     Raises ``UserError`` for a step that cannot be dealt out to processes."""
     assert model.trained is not None
-    execution = config.training.model_dump(mode="json", exclude_none=True)
+    execution = config.training.model_dump(mode="json", exclude_none=True, exclude={"servers"})
     made_by = ("precision", "attention", "gradient_checkpointing", "processes")
     settings = settings_of(model.trained)
     settings |= {key: execution.pop(key) for key in made_by if key in execution}

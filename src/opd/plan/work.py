@@ -49,7 +49,7 @@ def work(facts: Facts, folder: str, on: Device, processes: int | None = None) ->
         return None
     if artifact.cfg.get("logprobs"):  # what was sampled is read once more
         used["score"] = used["sample"]
-    if "scores" in artifact.cfg:  # of a teacher that is not loaded
+    if {"scores", "server"} & artifact.cfg.keys():  # of a teacher that is not loaded
         del used["teacher"]
     if "terms" in artifact.cfg:  # as if each read all rows, whatever a term chooses
         loaded = terms.models(artifact.cfg["terms"])

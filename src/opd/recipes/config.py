@@ -1,11 +1,11 @@
 """A config: sections of recipes, and how everything is run."""
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
 from opd.core.schema import Strict
-from opd.recipes.base import Count, EvaluationRef, Name, Plain, Share
+from opd.recipes.base import Count, EvaluationRef, ModelName, Name, Plain, Share
 from opd.recipes.data import Contamination, Generation, PromptSet, SftData
 from opd.recipes.evaluation import Benchmark, Evaluation, Protocol
 from opd.recipes.models import Model
@@ -33,6 +33,9 @@ class Engine(Strict):
         default=None,
         description="vLLM on a GPU: responses do not depend on what else is in flight (slower)",
     )
+
+
+Address = Annotated[str, Field(pattern=r"^https?://[^/\s]+$")]
 
 
 class Training(Strict):
@@ -71,6 +74,12 @@ class Training(Strict):
     vllm: dict[str, Plain] | None = Field(
         default=None,
         description="TRL's vllm_* settings: rollouts in training go through vLLM where given",
+    )
+
+    servers: dict[ModelName, Address] | None = Field(
+        default=None,
+        description="where the teachers of terms with server: true are served, by their names: "
+        "http://HOST:PORT",
     )
 
     @model_validator(mode="after")

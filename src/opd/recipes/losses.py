@@ -126,6 +126,14 @@ class Reward(Strict):
     grader: Grader
 
 
+# Beside a ``teacher``.
+SERVER = Field(
+    default=None,
+    description="the teacher is asked of a server of vLLM (training.servers), and not loaded; for "
+    "losses of its own top k, or of the sampled token",
+)
+
+
 class Term(OneOf):
     """A term of the sum that a step of distillation minimises (docs/training.md)."""
 
@@ -146,6 +154,7 @@ class Term(OneOf):
         default=None, description="column of the prompts: value or values of the rows it is over"
     )
     tokens: TokenWeights | None = Field(default=None, description="what each token counts")
+    server: Literal[True] | None = SERVER
 
     @property
     def weighs(self) -> bool:
@@ -157,8 +166,10 @@ class Term(OneOf):
     def _makes_sense(self) -> "Term":
         if self.scores and self.information:
             raise ValueError("information: a teacher is told nothing when its scores are made")
+        if self.server and not self.teacher:
+            raise ValueError("server goes with teacher")
         for key in sorted(self.tokens.model_fields_set & BY_STATES) if self.tokens else ():
-            if self.scores:
+            if self.scores or self.server:
                 raise ValueError(f"tokens.{key}: it needs the teacher itself, not its scores")
         if not self.reward:
             return self

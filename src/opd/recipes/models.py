@@ -1,5 +1,6 @@
 """Recipes of models: fetched, with random weights, trained, or kept at a step of a training."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -8,6 +9,7 @@ from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.schema import OneOf, Strict, load_yaml
 from opd.losses.spec import Aggregation, loss_spec
+from opd.losses.sufficient import objection
 from opd.recipes.base import (
     MICRO_BATCH,
     Count,
@@ -24,7 +26,15 @@ from opd.recipes.base import (
     Share,
     or_text,
 )
-from opd.recipes.losses import CheckedLoss, Contexts, Information, Loss, Term, contexts
+from opd.recipes.losses import (
+    SERVER,
+    CheckedLoss,
+    Contexts,
+    Information,
+    Loss,
+    Term,
+    contexts,
+)
 from opd.recipes.sources import RolloutSource
 from opd.training import shares
 
@@ -264,6 +274,7 @@ class Distill(OnPolicy):
         description="instead of teacher: the teacher of these scores, which is not loaded; all "
         "rollouts are of their generation",
     )
+    server: Literal[True] | None = SERVER
     terms: Annotated[list[Term], Field(min_length=1)] | None = Field(
         default=None, description="instead of teacher: the terms of the sum that a step minimises"
     )
@@ -341,6 +352,28 @@ class Distill(OnPolicy):
                 raise ValueError("terms: all weights are 0")
             if any(term.reward for term in self.terms) and self.rollouts_per_prompt < 2:
                 raise ValueError("a reward needs rollouts_per_prompt of 2 or more to compare")
+        return self
+
+    @property
+    def summed(self) -> Sequence["Term | Distill"]:
+        """Its terms; the run itself, if it has the short form of one."""
+        return self.terms or [self]
+
+    @model_validator(mode="after")
+    def _served_with_what_it_gives(self) -> "Distill":
+        """A server gives scores (``opd.losses.sufficient``), of as many tokens as are asked for."""
+        if self.server:
+            if not self.teacher:
+                raise ValueError("server goes with teacher")
+            if self.teacher_update not in (None, "frozen"):
+                raise ValueError("teacher_update: a teacher behind a server is frozen")
+        for i, term in enumerate(self.summed):
+            if term.server:
+                where = f"terms.{i}: " if self.terms else ""
+                loss = (term.loss or self.loss).model_dump(exclude_none=True)
+                spec = loss_spec({"teacher_temperature": self.temperature, **loss})
+                if error := objection(spec, spec.k or 0):
+                    raise ValueError(f"{where}{error}")
         return self
 
     @property

@@ -64,8 +64,14 @@ def cut(raw: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
         if section in resolve.SWEPT:
             config[section] = {name: _recipe(section, recipe) for name, recipe in recipes.items()}
     for model in config.get("models", {}).values():
-        if "rollouts" in model.get("distill", {}):
-            model["distill"]["rollouts"] = _shared_out(model["distill"], processes)
+        run = model.get("distill", {})
+        if "rollouts" in run:
+            run["rollouts"] = _shared_out(run, processes)
+        run.pop("server", None)  # its teacher is a stand-in, which is loaded
+        if "terms" in run:
+            run["terms"] = [
+                {k: v for k, v in term.items() if k != "server"} for term in run["terms"]
+            ]
     protocols = {name: dict(own) for name, own in config.get("protocols", {}).items()}
     for evaluation in config.get("evaluations", {}).values():
         name = evaluation.get("protocol", "standard")

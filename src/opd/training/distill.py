@@ -25,6 +25,7 @@ from opd.training import (
     micro_batches,
     objective,
     scored,
+    servers,
     sources,
     terms,
 )
@@ -93,7 +94,7 @@ class Trainer(common.OnPolicy, DistillationTrainer):
                 [ids[mask != 0] for ids, mask in rollouts], skip_special_tokens=True
             )
             objective.grade(self.sum_of, inputs, batch, texts, self.accelerator, group)
-        return batch
+        return batch | self.teachers.ask_ahead(batch)
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], *others: Any, **named: Any
@@ -292,7 +293,8 @@ def compared_pairs(
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) -> dict[str, Any]:
     """Stage ``distill``: inputs student, prompts, teacher, or the models that terms name, the
-    generations that ``rollouts`` name, and scores; of a teacher with scores no weights are read.
+    generations that ``rollouts`` name, and scores; of a teacher with scores, or behind a server, no
+    weights are read.
 
     cfg: the settings of ``opd.recipes.models.Distill``; seed, threads, chat_template_kwargs,
     teacher_chat_template_kwargs, precision (``bfloat16``: compute only, weights stay float32),
@@ -323,6 +325,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     beyond = sorted({i for pair in pairs.values() for i in pair["never_compared"]})
     rollouts = sources.Sources(cfg, inputs, tokenizer, vocabulary, ends)
     examples = load(cfg, inputs, tokenizer, rollouts)
+    served = servers.connected(cfg, inputs, sum_of, pairs, vocabulary)
     student = load_model(inputs["student"], attention=cfg.get("attention"))
     others = load_models(cfg, inputs, pairs, student, tokenizer)
     arguments = common.rollout_arguments(cfg, "distill", scratch)
@@ -349,6 +352,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     settings = terms.terms_of(cfg)
     models = {name: others.get(name, student) for name in terms.models(settings)}
     tables = {name: scored.reader(inputs[name], vocabulary) for name in terms.scores(settings)}
+    tables |= {name: servers.asking(teacher, vocabulary) for name, teacher in served.items()}
     trainer = Trainer(
         sum_of,
         cfg,
@@ -370,5 +374,6 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
             raise UserError("an EMA teacher is not sharded", "teacher_update", "train it with ddp")
         trainer.add_callback(Follow(trainer))
     record = Record("distill", {}, lambda: trainer.measured, cfg.get("guard"))
-    numbers = common.train(trainer, record, cfg, inputs["student"], out, scratch)
-    return numbers | ({"never_compared": beyond} if beyond else {})
+    with servers.failures():
+        numbers = common.train(trainer, record, cfg, inputs["student"], out, scratch)
+    return numbers | ({"never_compared": beyond} if beyond else {}) | servers.reported(served)

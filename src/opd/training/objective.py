@@ -46,7 +46,7 @@ def made(cfg: Mapping[str, Any]) -> list[Term]:
             # One temperature for both, unless the loss names another for the teacher: a student
             # that equals its teacher would else be taught to be sharper or flatter than it is.
             spec = loss_spec({"teacher_temperature": temperature, **term["loss"]})
-            loss_of = scores_loss if "scores" in term else teacher_loss
+            loss_of = scores_loss if terms.scored_by(term) else teacher_loss
             loss, k = loss_of(spec, temperature), spec.k or 0
             temperatures = (temperature, spec.teacher_temperature)
         sum_of.append(Term(term, reading, loss, k, temperatures))

@@ -35,7 +35,8 @@ class Teachers:
     kept, on the device like all heads. ``forward`` (model, batch, prompt) gives hidden states
     [B, T, H]; ``readings`` are those of the terms, in their order. One of the models may be the
     student, which is on the device anyway. Of others, by the names of their ``tables``, there are
-    scores (``opd.training.scored``) in place of states.
+    scores in place of states (``opd.training.scored``; ``opd.training.servers``, which are asked
+    about all of a step at once: ``ask_ahead``).
     """
 
     def __init__(
@@ -59,6 +60,9 @@ class Teachers:
         """What a model makes of a micro-batch: its ``States``, kept or read now, or its
         ``Scores``."""
         if reading.model in self.tables:
+            if reading.served:  # asked about the longest of the step, too
+                tokens = batch["completion_ids"].shape[1]
+                return Scores(*(batch[name][:, :tokens] for name in _kept_as(reading)))
             return self.tables[reading.model](batch, reading.asked(batch))
         hidden = batch.get(f"{reading.prompt}_states")
         if hidden is None:
@@ -75,6 +79,19 @@ class Teachers:
                     for reading in self.readings:
                         if reading.model == name:
                             batch[f"{reading.prompt}_states"] = self._read(batch, reading)
+
+    def ask_ahead(self, batch: Batch) -> Batch:
+        """What servers make of the responses of a step, as ``states`` finds it in a micro-batch."""
+        kept: Batch = {}
+        for reading in self.readings:
+            if reading.served:
+                mask = batch["completion_mask"]
+                if ROWS in batch:
+                    mask = mask * self._rows(batch, reading).unsqueeze(1)
+                own = {**batch, "completion_mask": mask}
+                scores = self.tables[reading.model](own, reading.asked(batch))
+                kept |= zip(_kept_as(reading), scores, strict=True)
+        return kept
 
     def _rows(self, batch: Batch, reading: Reading) -> Tensor:
         """Which sequences a model reads, [B]: those of its terms."""
@@ -98,6 +115,11 @@ class Teachers:
         if reading.model in self.heads:
             return self.heads[reading.model]
         return head_of(self.accelerator.unwrap_model(self.models[reading.model]))
+
+
+def _kept_as(reading: Reading) -> list[str]:
+    """The names in a batch of the scores that a server has given for a reading."""
+    return [f"{reading.prompt}_scores_{name}" for name in Scores._fields]
 
 
 def load_models(

@@ -2,10 +2,10 @@
 plan can reckon with them; what a term computes is in ``opd.losses.terms``.
 
 A term is a mapping: ``teacher`` or ``reference`` (the input of the stage that is its model) with
-``loss``, and perhaps ``information`` and ``teacher_chat_template_kwargs``, or ``scores`` (the input
-that holds what the teacher made of the responses, so that it is not loaded); or ``reward``. Each
-has a ``weight``, and perhaps ``where``, the rows that it is over, and ``tokens``, what each of
-their tokens counts (``opd.losses.weights``).
+``loss``, and perhaps ``information`` and ``teacher_chat_template_kwargs``, or one of two that say
+that it is not loaded: ``scores`` (the input that holds what the teacher made of the responses) and
+``server`` (it is asked of one); or ``reward``. Each has a ``weight``, and perhaps ``where``, the
+rows that it is over, and ``tokens``, what each of their tokens counts (``opd.losses.weights``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,22 @@ BY_STATES = frozenset(
 MEASURED = ("loss", "weight", "token_share", "loss_share", "reward")
 
 
+# Before the name of a model, the name of its server.
+SERVER = "server:"
+
+
 class Reading(NamedTuple):
     """One model that reads the responses after one prompt: an input of the stage (the model, or the
-    scores that are kept of it), and the name of what it is asked in a batch, where that is not what
-    the student is asked."""
+    scores that are kept of it) or its server (``scored_by``), and the name of what it is asked in a
+    batch, where that is not what the student is asked."""
 
     model: str
     prompt: str
+
+    @property
+    def served(self) -> bool:
+        """Whether it is a server that reads."""
+        return self.model.startswith(SERVER)
 
     def asked(self, batch: Mapping[str, Any]) -> str:
         """The name in a batch of what the model is asked."""
@@ -44,7 +53,7 @@ def terms_of(cfg: Mapping[str, Any]) -> Sequence[Term]:
     if "terms" in cfg:
         terms: Sequence[Term] = cfg["terms"]
         return terms
-    keys = ("loss", "information", "teacher_chat_template_kwargs", "scores")
+    keys = ("loss", "information", "teacher_chat_template_kwargs", "scores", "server")
     return [{"teacher": "teacher", "weight": 1.0, **{k: cfg[k] for k in keys if k in cfg}}]
 
 
@@ -53,9 +62,15 @@ def model_of(term: Term) -> str | None:
     return term.get("teacher") or term.get("reference")
 
 
+def scored_by(term: Term) -> str | None:
+    """Where the scores of a term's teacher come from that is not loaded: the input that holds them,
+    or server:INPUT for the server of the model INPUT."""
+    return f"{SERVER}{model_of(term)}" if "server" in term else term.get("scores")
+
+
 def models(terms: Sequence[Term]) -> list[str]:
     """The models of all terms that are loaded, each once: not those of which there are scores."""
-    named = (model_of(term) for term in terms if "scores" not in term)
+    named = (model_of(term) for term in terms if not scored_by(term))
     return list(dict.fromkeys(name for name in named if name))
 
 
@@ -76,7 +91,7 @@ def readings(terms: Sequence[Term]) -> list[Reading | None]:
     shared: dict[str, Reading] = {}
     result: list[Reading | None] = []
     for term in terms:
-        if (name := term.get("scores") or model_of(term)) is None:
+        if (name := scored_by(term) or model_of(term)) is None:
             result.append(None)
             continue
         model_and_context = repr(

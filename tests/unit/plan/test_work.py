@@ -111,12 +111,13 @@ def test_a_step_samples_the_students_own_share_of_its_rollouts():
     assert "sample" not in none and none["update"] == all_own["update"]
 
 
-def test_a_teacher_with_scores_takes_no_time():
-    live, scored = step(of("distill", device())), step(of("distill", device(), scores="scores"))
+@pytest.mark.parametrize("how", [{"scores": "scores"}, {"server": True}])
+def test_a_teacher_with_scores_or_behind_a_server_takes_no_time(how):
+    live, scored = step(of("distill", device())), step(of("distill", device(), **how))
     assert "teacher" in live and "teacher" not in scored
     assert scored["update"] == live["update"]
     terms = [
-        {"teacher": "t", "scores": "s", "weight": 1.0},
+        {"teacher": "t", "weight": 1.0, **how},
         {"reference": "student", "weight": 1.0},
     ]
     mixed = of("distill", device(), terms=terms, loss=None)

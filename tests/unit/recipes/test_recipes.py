@@ -23,6 +23,7 @@ from opd.recipes.probes import PrefixProbe
 from opd.recipes.resolve import merge, resolve
 from opd.results.claim_spec import read_claims
 from opd.stages.artifact import Artifact, closure
+from opd.stages.identity import identity
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
@@ -57,6 +58,15 @@ def scored(**more: Any) -> dict[str, Any]:
         "scores": {"k": {"generations": "g", "teacher": "b", "k": 16}},
         "models__x__distill": {**run, "loss": {"preset": "teacher", "k": 16}, **more},
     }
+
+
+URL = "http://host:8000"
+
+
+def served(**more: Any) -> dict[str, Any]:
+    """The changes that make the run x one whose teacher is behind a server."""
+    run = {"student": "a", "teacher": "b", "server": True, "loss": {"preset": "teacher"}, **more}
+    return {"models__x__distill": run, "training": {"servers": {"b": URL}}}
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -217,6 +227,23 @@ def asked(raw: dict[str, Any]) -> list[str]:
         (terms({"teacher": "b"}, prompts=["p", "p"], shuffle=True), ["a set stands there twice"]),
         (terms({"teacher": "b"}, prompts=["p", "q"], shuffle=True), ["distill.prompts", "'q'"]),
         (terms({"teacher": "a"}, teacher_update="live"), ["teacher_update goes with teacher"]),
+        (
+            served(loss={"preset": "union"}),
+            ["loss.support", "'union' asks the teacher about tokens beyond its own top k"],
+        ),
+        (served(temperature=0.7), ["loss.teacher_temperature", "at temperature 0.7"]),
+        (served(teacher="a", teacher_update="live"), ["a teacher behind a server is frozen"]),
+        (
+            terms({"teacher": "b"}, {"teacher": "b", "server": True}),
+            ["models.x.distill", "terms.1: loss.support", "the support 'student'"],
+        ),
+        (terms({"reference": "a", "server": True}), ["terms.0", "server goes with teacher"]),
+        (
+            terms({"teacher": "b", "server": True, "tokens": {"drift": 1}}),
+            ["tokens.drift: it needs the teacher itself"],
+        ),
+        ({**served(), "training": {}}, ["models.x.distill.server", "no address", "servers: {b: h"]),
+        ({**served(), "training": {"servers": {"b": f"{URL}/v1"}}}, ["training.servers.b"]),
         (drawn(), ["models.x.distill.rollouts", "at least 1 item"]),
         (drawn({"own": 0.5, "generations": "g"}), ["rollouts.0", "own and generations"]),
         (drawn({"own": 1.5}), ["rollouts.0.own", "less than or equal to 1"]),
@@ -1406,6 +1433,41 @@ def test_a_run_that_names_its_own_rollouts_is_the_one_that_names_none() -> None:
         **plain.cfg,
         "rollouts": other.cfg["rollouts"],
         "inputs": [*plain.cfg["inputs"], "generations:0"],
+    }
+
+
+def test_that_a_teacher_is_served_makes_the_result_and_where_it_is_does_not() -> None:
+    plain, here, there = (
+        plan(resolve(config(**changes)), {})["models/x/s0"]
+        for changes in (
+            {**served(), "models__x__distill": {**served()["models__x__distill"], "server": None}},
+            served(),
+            {**served(), "training": {"servers": {"b": "https://other:1", "a": URL}}},
+        )
+    )
+    assert "servers" not in plain.cfg["execution"]
+    assert here.cfg == {**plain.cfg, "server": True, "execution": here.cfg["execution"]}
+    place = {"url": URL, "names": ["b"]}
+    assert here.cfg["execution"] == {**plain.cfg["execution"], "servers": {"teacher": place}}
+    assert there.cfg["execution"]["servers"]["teacher"]["url"] == "https://other:1"
+    assert here.inputs == there.inputs == plain.inputs
+    assert identity("distill", here.cfg, {}) == identity("distill", there.cfg, {})
+    assert identity("distill", here.cfg, {}) != identity("distill", plain.cfg, {})
+
+
+def test_the_server_of_a_term_is_that_of_its_model() -> None:
+    """Which may know it by its id on the hub, too."""
+    loss = {"preset": "k3"}
+    parts = [{"teacher": "b"}, {"teacher": "h", "server": True, "loss": loss, "weight": 0.5}]
+    raw = config(
+        models__h={"hub": {"id": "org/teacher", "revision": SHA}},
+        training={"servers": {"h": URL}},
+        **terms(*parts),
+    )
+    made = plan(resolve(raw), {})["models/x/s0"]
+    assert [term.get("server") for term in made.cfg["terms"]] == [None, True]
+    assert made.cfg["execution"]["servers"] == {
+        "teacher:1": {"url": URL, "names": ["h", "org/teacher"]}
     }
 
 

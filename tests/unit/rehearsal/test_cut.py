@@ -89,6 +89,27 @@ def test_only_documented_sizes_differ(names: list[str]) -> None:
     assert keys  # or nothing was compared
 
 
+def test_teachers_behind_servers_are_loaded() -> None:
+    """For there are stand-ins of them."""
+    run = {"student": "a", "prompts": "p", "steps": 2, "loss": {"preset": "k3"}}
+    term = {"teacher": "a", "server": True}
+    config = {
+        "name": "own",
+        "training": {"servers": {"a": "http://host:1"}},
+        "prompts": {"p": {"path": {"file": "/p.jsonl"}}},
+        "models": {
+            "a": {"path": "/m"},
+            "short": {"distill": {**run, **term}},
+            "sum": {"distill": {**run, "terms": [term, {"reference": "a"}]}},
+        },
+    }
+    models = resolve.resolve(cut(config)).models
+    assert models["short"].distill and models["sum"].distill
+    assert models["short"].distill.server is None
+    assert models["sum"].distill.terms and models["sum"].distill.terms[0].server is None
+    assert term == {"teacher": "a", "server": True}
+
+
 @pytest.mark.parametrize("names", PAPERS, ids=lambda names: names[-1])
 def test_jobs_and_what_they_are_made_from_stay(names: list[str]) -> None:
     """But for kept steps that nothing names, and the evaluations of these."""

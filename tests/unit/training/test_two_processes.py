@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from serving import Served, serving
 from tiny import (
     GRPO,
     OPD,
@@ -113,6 +114,31 @@ def test_two_processes_are_one(
     for name in ("loss", "kl_nats", "overlap_ratio", "response_tokens", "repetition_ratio"):
         ours, theirs = (course(tmp_path / n, name) for n in "12")
         assert ours == pytest.approx(theirs, rel=1e-3), name
+
+
+@pytest.mark.usefixtures("recorded")
+def test_each_process_asks_a_server_about_its_own_rollouts(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import recorded
+
+    from opd.training import distill
+
+    sampler = distill.DistillationTrainer
+    monkeypatch.setattr(sampler, "_generate_single_turn", recorded.completions)
+    teacher = Served(inputs["teacher"], "t")
+    with serving(teacher) as url:
+        place = {"servers": {"teacher": {"url": url, "names": ["t"]}}}
+        cfg = {**STEPS, "loss": {"preset": "teacher", "k": 4}, "micro_batch": 4, "steps": 2}
+        cfg |= {"server": True, "execution": place}
+        weights, asked = [], []
+        for processes in (1, 2):
+            weights.append(trained(processes, cfg, inputs, tmp_path / str(processes)))
+            tokens = [r["prompt"] for r in teacher.requests if isinstance(r["prompt"], list)]
+            asked.append(sorted(tokens))
+            teacher.requests.clear()
+    assert asked[0] == asked[1] and len(asked[0]) == 2 * 8
+    assert (weights[0] - weights[1]).norm() <= 1e-4 * weights[0].norm()
 
 
 @pytest.mark.usefixtures("recorded")
