@@ -4,9 +4,9 @@
 A chain is a list of words such as 11 plus 3 times 7, whose results are taken modulo a number. Texts
 name its numbers, a 11 plus b 3 times c 7, and the result of a step has the name of its left number.
 A response works a chain out step by step, by one of two *rules*: ``precedence`` of ``times``, as
-the reward wants, or from ``left`` to right. It may check a step, more than once, and restate what
-is left of the chain, and it ends with the answer in a box. A *dialect* has its own order of the
-equation, weights of words, and chances of what may be left out.
+the reward wants, or from ``left`` to right. It may check a step, more than once, and it ends with
+the answer in a box. A *dialect* has its own order of the equation, weights of words, and chances of
+what may be left out.
 """
 
 import random
@@ -35,11 +35,11 @@ def vocabulary() -> Words:
     return [*dict.fromkeys([*NUMBERS, *NAMES, *OTHERS, TIMES, *words])]
 
 
-def named(chain: Sequence[str], names: Sequence[str] = NAMES) -> Words:
+def named(chain: Sequence[str]) -> Words:
     """A chain with the name of each number before it: a 11 plus b 3."""
     words = [*chain]
     for i in reversed(range(0, len(words), 2)):
-        words.insert(i, names[i // 2])
+        words.insert(i, NAMES[i // 2])
     return words
 
 
@@ -121,5 +121,4 @@ def respond(
             words += write(rng, "CHECK", dialect, {**terms, "RESULT": [name, result]})
         chain[i - 1 : i + 2] = [stated]
         names.remove(next_name)
-        words += write(rng, "RESTATE?", dialect, {"CHAIN": named(chain, names)})
     return " ".join([*words, *write(rng, "END", dialect, {"ANSWER": [answer or chain[0]]})])
