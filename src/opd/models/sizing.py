@@ -51,12 +51,13 @@ def speed(device: str) -> Speed:
             torch.nn.functional.linear(states, matrix)
         return (time.thread_time() - start) / rows / (MATRICES * WIDTH[0] * WIDTH[1])
 
-    # By the clock of one thread: several wait for each other where other work is under way.
+    # By the clock of one thread: several wait for each other where other work is under way. They
+    # share what is read at once; what is sampled waits for memory, and they hardly help.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    seconds = {name: min(once(rows) for _ in range(3)) for name, rows in ROWS.items()}
+    seconds = {name: AROUND * min(once(rows) for _ in range(3)) for name, rows in ROWS.items()}
     torch.set_num_threads(threads)
-    return Speed(**{name: AROUND * one / threads for name, one in seconds.items()})
+    return Speed(sampled=seconds["sampled"], read=seconds["read"] / threads)
 
 
 def minutes(tokens: Tokens, parameters: float, of: Speed) -> float:

@@ -128,7 +128,7 @@ def preflight(
 def sized(
     asked: Mapping[str, int | None],
     rows: int,
-    prompt_tokens: float,
+    prompt_tokens: int,
     parameters: Sequence[int],
     room: float,
     speed: sizing.Speed,
@@ -137,8 +137,8 @@ def sized(
     """``n``, ``samples`` and ``max_new_tokens``, those that are not asked for (None) so that a
     preflight ends in ``MINUTES``; and the minutes that it takes if no response ends by itself.
 
-    rows: questions that there are, of so many ``prompt_tokens`` on average. parameters: of student
-    and teacher. room: tokens that a response has in the models' context.
+    rows: questions that there are, of at most so many ``prompt_tokens``, to which all are padded.
+    parameters: of student and teacher. room: tokens that a response has in the models' context.
     """
     usual = USUAL | {"max_new_tokens": int(min(USUAL["max_new_tokens"], room))}
     sizes = {name: usual[name] if value is None else value for name, value in asked.items()}
@@ -170,8 +170,7 @@ def _estimated(cfg: dict[str, Any], prompts: Sequence[str], student: Path, teach
     counts = [parameters(model) for model in (student, teacher)]
     speed = sizing.speed("cuda" if torch.cuda.is_available() else "cpu")
     asked = {name: cfg.get(name) for name in USUAL}
-    lengths = [len(ids) for ids in load_tokenizer(student)(prompts)["input_ids"]]
-    tokens = sum(lengths) / len(lengths)
+    tokens = max(len(ids) for ids in load_tokenizer(student)(prompts)["input_ids"])
     graded = bool(cfg.get("grader"))
     sizes, minutes = sized(asked, len(prompts), tokens, counts, room, speed, graded)
     cfg |= sizes
