@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from opd.results.labels import digits, with_unit
+from opd.results.quantity import POINTS
+
 
 def outcomes(rows: Mapping[str, Any]) -> Iterator[str]:
     """A sentence for each row with a score and its change; ``rows`` are the numbers of a table
@@ -22,6 +25,8 @@ def outcomes(rows: Mapping[str, Any]) -> Iterator[str]:
             verdict = "no difference that so few problems can show"
         if outlook := numbers.get("outlook"):
             verdict += f"; expected before training: {outlook}"
-        points = f"{100 * change:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}"
-        scores = f"{100 * (score - change):.1f} % right before, {100 * score:.1f} % after"
+        by, least, most = (digits(value, POINTS)[0] for value in (change, low, high))
+        points = f"{by} points, {least} to {most}"
+        before, after = (with_unit(value, "share") for value in (score - change, score))
+        scores = f"{before} right before, {after} after"
         yield f"{label}: {scores} ({points}): {verdict}"

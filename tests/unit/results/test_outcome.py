@@ -23,5 +23,14 @@ def test_the_interval_of_the_change_decides(low: float, high: float, verdict: st
     assert sentence.endswith(f"): {verdict}; expected before training: likely to help")
 
 
+def test_numbers_are_written_as_in_tables() -> None:
+    """With a minus sign, and none before zero."""
+    row = {"avg": 0.25, "change": -0.088, "change_low": -0.15, "change_high": -0.0001}
+    (sentence,) = outcomes({"run": row})
+    assert sentence == (
+        "run: 33.8 % right before, 25.0 % after (−8.8 points, −15.0 to +0.0): worse than before"
+    )
+
+
 def test_a_row_without_a_change_says_nothing() -> None:
     assert [*outcomes({"base": {"avg": 0.5, "change": None}, "other": {"problems": 5}})] == []
