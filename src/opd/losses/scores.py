@@ -28,6 +28,15 @@ class Scores(NamedTuple):
     ids: Tensor  # [B, T, k] the teacher's likeliest tokens at each position, likeliest first
     log_probs: Tensor  # [B, T, k] their log-probabilities
     sampled: Tensor  # [B, T] log-probability of the response's own token
+    # [B, T, k] the tokens that a named student finds likeliest, likeliest first, and their
+    # log-probabilities under the teacher; [B, T, 0] where none was named
+    student_ids: Tensor
+    student_log_probs: Tensor
+
+
+def of_teacher_alone(ids: Tensor, log_probs: Tensor, sampled: Tensor) -> Scores:
+    """Scores for which no student was named."""
+    return Scores(ids, log_probs, sampled, ids[..., :0], log_probs[..., :0])
 
 
 def scores_loss(spec: LossSpec, temperature: float) -> TokenLoss:
@@ -54,14 +63,16 @@ def scored_token_loss(
     Raises ``UserError`` for a loss that needs more than the scores hold. The mass of a tail is one
     less that of the candidates, so a tail below the precision of float32 (1e-7) counts as none.
     """
-    if error := objection(spec, teacher.ids.shape[-1]):
+    if error := objection(spec, teacher.ids.shape[-1], teacher.student_ids.shape[-1] > 0):
         raise error
     counts = mask != 0
     ids = sampled_ids[counts]
     if spec.support == "sampled":
         held, log_probs = ids.unsqueeze(-1), teacher.sampled[counts].unsqueeze(-1)
     else:
-        held, log_probs = (x[counts][:, : spec.k] for x in (teacher.ids, teacher.log_probs))
+        named = spec.support == "student"
+        of = teacher[3:] if named else teacher[:2]
+        held, log_probs = (x[counts][:, : spec.k] for x in of)
 
     def loss(hidden: Tensor, head: Head) -> Tensor:
         known = _held(held.long(), log_probs.float(), ids, spec)
@@ -78,7 +89,11 @@ def _held(held: Tensor, log_probs: Tensor, sampled_ids: Tensor, spec: LossSpec) 
         # A token that the teacher rules out is still before those that are not held.
         lowest = torch.finfo(logq.dtype).min
         logq.scatter_(-1, held[part], log_probs[part].clamp(min=lowest))
-        support = candidates(logits_p, logq, sampled_ids[part], spec)
+        if spec.support == "student":  # as it was named, whatever the one that is trained prefers
+            ids = held[part]
+            support = Candidates(ids, torch.ones_like(ids, dtype=torch.bool), None)
+        else:
+            support = candidates(logits_p, logq, sampled_ids[part], spec)
         z_q = logq.gather(-1, support.ids)
         rest_q = torch.zeros_like(z_q[:, 0])
         if spec.tail:
@@ -116,7 +131,7 @@ def in_parts(
         part = slice(start, start + size)
         logits = head_logits(student.hidden[part], head, temperature)
         ids, log_probs = teacher.ids[part, :k], teacher.log_probs[part, :k]
-        own = Scores(ids, log_probs, teacher.sampled[part])
+        own = of_teacher_alone(ids, log_probs, teacher.sampled[part])
         logq = _completed(own, sampled_ids[part], logits.shape[-1])
         sums = metrics.state_metrics(logits, logq, sampled_ids[part], repeated[part], k)
         nothing = torch.zeros_like(logits[:, 0])

@@ -10,16 +10,17 @@ from opd.losses.spec import LossSpec
 SUPPORTS = ("sampled", "teacher", "intersection", "student_filled")
 
 
-def objection(spec: LossSpec, held: int) -> UserError | None:
+def objection(spec: LossSpec, held: int, student: bool = False) -> UserError | None:
     """Why a loss needs more of its teacher than scores of ``held`` tokens a position, taken at
-    temperature 1; None where they suffice."""
-    if spec.support not in SUPPORTS:
+    temperature 1; None where they suffice. With those of as many tokens of a named ``student`` its
+    top k can be the support."""
+    if spec.support not in SUPPORTS and not (student and spec.support == "student"):
         return UserError(
             f"the support '{spec.support}' asks the teacher about tokens beyond its own top k, "
             "which scores do not hold",
             "loss.support",
-            f"use {', '.join(SUPPORTS[:-1])} or {SUPPORTS[-1]}, or let the teacher be read in "
-            "training",
+            f"use {', '.join(SUPPORTS[:-1])} or {SUPPORTS[-1]}, name a student in the scores for "
+            "its top k, or let the teacher be read in training",
         )
     if spec.k is not None and spec.k > held:
         return UserError(

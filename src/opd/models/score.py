@@ -4,7 +4,7 @@ without it: its likeliest tokens at each position, and the log-probability of th
 Legend: T tokens of a response, k tokens that are kept of each position.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from opd.models.states import by_response
 
 # Of the responses of a generation that no rule rejected, in their order: the prompt as the teacher
 # has read it; of each token in turn the k likeliest (k T of them), likeliest first, with their
-# log-probabilities in nats; the log-probability of the response's own token; and what the k leave
-# of the probability of 1.
+# log-probabilities in nats; the log-probability of the response's own token; what the k leave of
+# the probability of 1; and, where a student is named, the k tokens that it finds likeliest, with
+# their log-probabilities under the teacher.
 SCORES = schema(
     prompt_id=TEXT,
     sample=INTEGER,
@@ -39,6 +40,8 @@ SCORES = schema(
     log_probs=pa.list_(pa.float16()),
     sampled=pa.list_(pa.float32()),
     tail=pa.list_(pa.float32()),
+    student_ids=pa.list_(pa.int32()),
+    student_log_probs=pa.list_(pa.float32()),
 )
 # Responses that are read at a time, that are written together, so that a killed job has lost no
 # more, and that are one row group: what training reads for one of them.
@@ -50,13 +53,15 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
 
     cfg: k; threads, dtype, chat_template_kwargs (of the model that sampled),
     teacher_chat_template_kwargs. Inputs: generations, student (the model that sampled them, whose
-    chat template the prompts are in), teacher. Log-probabilities are those over the tokens that
-    both have, at temperature 1. Raises ``UserError`` where tokenizers differ or have fewer tokens
+    chat template the prompts are in), teacher, and perhaps named_student, which is asked as the
+    model that sampled. Log-probabilities are those over the tokens that all have, at temperature 1.
+    Raises ``UserError`` where tokenizers differ or have fewer tokens
     than k, for a response with a token that the teacher does not have, and where one is longer than
     the teacher can read. Responses that were read when a job was killed are not read again.
     """
-    pair = pairing.compare(cfg, inputs["student"], inputs["teacher"])
-    vocabulary = pair["vocabulary"]
+    readers = [inputs[name] for name in ("teacher", "named_student") if name in inputs]
+    pairs = [pairing.compare(cfg, inputs["student"], reader) for reader in readers]
+    vocabulary = min(pair["vocabulary"] for pair in pairs)
     pairing.require_k(cfg["k"], vocabulary, "k")
     path = inputs["generations"] / "generations.parquet"
     rows = [row for row in tables.read(path, GENERATIONS).to_pylist() if is_scored(row)]
@@ -66,17 +71,19 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     if largest >= vocabulary:
         reason = f"token {largest} is beyond the {vocabulary} that student and teacher share"
         raise UserError(reason, str(path), "sample with a model whose padding is never likely")
-    prompts = _prompts(cfg, rows, inputs["student"])
-    lengths = [len(prompts[row["prompt_id"]]) + len(row["token_ids"]) for row in rows]
-    require_room(read_config(inputs["teacher"]), max(lengths), "generations")
+    options = pairing.teacher_kwargs(cfg), cfg.get("chat_template_kwargs", {})
+    prompts = [_prompts(own, rows, inputs["student"]) for own in options[: len(readers)]]
+    for reader, asked in zip(readers, prompts, strict=True):
+        lengths = [len(asked[row["prompt_id"]]) + len(row["token_ids"]) for row in rows]
+        require_room(read_config(reader), max(lengths), "generations")
     starts = range(0, len(rows), PART)
     parts = [scratch / f"scores-{start}.parquet" for start in starts]
     left = [(start, part) for start, part in zip(starts, parts, strict=True) if not _sound(part)]
     if left:
-        model, device = _load(cfg, inputs["teacher"], vocabulary)
+        models = [_load(cfg, reader, vocabulary) for reader in readers]
         for start, part in tqdm(left, unit="part", desc="scoring"):
             own = rows[start : start + PART]
-            scored = pa.Table.from_pylist(_scored(model, device, own, prompts, cfg["k"]), SCORES)
+            scored = pa.Table.from_pylist(_scored(models, own, prompts, cfg["k"]), SCORES)
             with tables.writing(part) as temporary:
                 pq.write_table(scored, temporary, write_page_checksum=True)
     with (
@@ -105,55 +112,78 @@ def is_scored(row: Mapping[str, Any]) -> bool:
 
 
 def _prompts(
-    cfg: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], student: Path
+    options: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], student: Path
 ) -> dict[str, list[int]]:
-    """What the teacher reads before the responses, by the ids of prompts: token ids."""
-    tokenizer, options = load_tokenizer(student), pairing.teacher_kwargs(cfg)
+    """What is read before the responses, by the ids of prompts: token ids."""
+    tokenizer = load_tokenizer(student)
     require_options(tokenizer, options)
     chats = {row["prompt_id"]: conversations.chat(row) for row in rows}
     ids = conversations.encode(tokenizer, chats.values(), options)
     return dict(zip(chats, ids, strict=True))
 
 
-def _load(cfg: Mapping[str, Any], teacher: Path, vocabulary: int) -> tuple[Any, str]:
+def _load(cfg: Mapping[str, Any], folder: Path, vocabulary: int) -> Any:
     torch.set_num_threads(cfg.get("threads", 1))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(teacher, getattr(torch, cfg.get("dtype", "float32")))
+    model = load_model(folder, getattr(torch, cfg.get("dtype", "float32")))
     if model.get_input_embeddings().weight.shape[0] > vocabulary:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
-    return model.to(device).eval(), device
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def _scored(
-    model: Any,
-    device: str,
+    models: Sequence[Any],
     rows: Sequence[Mapping[str, Any]],
-    prompts: Mapping[str, Sequence[int]],
+    prompts: Sequence[Mapping[str, Sequence[int]]],
     k: int,
 ) -> list[dict[str, Any]]:
-    """Rows of SCORES for rows of GENERATIONS."""
-    asked = [(prompts[row["prompt_id"]], row["token_ids"]) for row in rows]
+    """Rows of SCORES for rows of GENERATIONS, by a teacher and perhaps for a named student, each
+    with its prompts."""
     keys = ("prompt_id", "sample", "attempt")
     scored = [
-        {**{key: row[key] for key in keys}, "prompt_ids": prompt}
-        for row, (prompt, _) in zip(rows, asked, strict=True)
+        {**{key: row[key] for key in keys}, "prompt_ids": prompts[0][row["prompt_id"]]}
+        for row in rows
     ]
-    head = pairing.head_of(model)
-    for i, hidden in by_response(model, asked, device, READ_AT_ONCE):
-        own = scores_of(hidden, head, torch.tensor(asked[i][1], device=device), k)
+    preferred: dict[int, Tensor] = {}
+    if len(models) > 1:
+        own_head = pairing.head_of(models[1])
+        states = _read(models[1], rows, prompts[1])
+        preferred = {i: top_k(hidden, own_head, k) for i, hidden in states}
+    head = pairing.head_of(models[0])
+    for i, hidden in _read(models[0], rows, prompts[0]):
+        ids = torch.tensor(rows[i]["token_ids"], device=hidden.device)
+        own = scores_of(hidden, head, ids, k, preferred.get(i, ids.new_zeros(len(ids), 0)))
         scored[i] |= {name: values.flatten().cpu().numpy() for name, values in own.items()}
     return scored
 
 
+def _read(
+    model: Any, rows: Sequence[Mapping[str, Any]], prompts: Mapping[str, Sequence[int]]
+) -> Iterator[tuple[int, Tensor]]:
+    asked = [(prompts[row["prompt_id"]], row["token_ids"]) for row in rows]
+    return by_response(model, asked, str(model.device), READ_AT_ONCE)
+
+
 @torch.no_grad()
-def scores_of(hidden: Tensor, head: Head, ids: Tensor, k: int) -> dict[str, Tensor]:
-    """The columns of SCORES that a teacher's states [T, H] give of the tokens ``ids`` [T] that they
-    predict: ids and log_probs [T, k], sampled and tail [T]. The logits of all positions are never
-    held at once; ties go to the lower id."""
+def top_k(hidden: Tensor, head: Head, k: int) -> Tensor:
+    """The k likeliest tokens of states [T, H], [T, k]; ties go to the lower id."""
+    return torch.cat([top_ids(head_logits(hidden[part], head), k) for part in _parts(hidden, head)])
+
+
+def _parts(hidden: Tensor, head: Head) -> list[slice]:
+    """Slices of states [T, H], so that the logits of all positions are never held at once."""
     size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    return [slice(start, start + size) for start in range(0, len(hidden), size)]
+
+
+@torch.no_grad()
+def scores_of(
+    hidden: Tensor, head: Head, ids: Tensor, k: int, student_ids: Tensor
+) -> dict[str, Tensor]:
+    """The columns of SCORES that a teacher's states [T, H] give of the tokens ``ids`` [T] that they
+    predict, and of those that a named student prefers, [T, k] or [T, 0]: ids, log_probs,
+    student_ids and student_log_probs like these, sampled and tail [T]."""
     parts = []
-    for start in range(0, len(ids), size):
-        part = slice(start, start + size)
+    for part in _parts(hidden, head):
         logq = head_logits(hidden[part], head).log_softmax(-1)
         top = top_ids(logq, k)
         log_probs = logq.gather(-1, top)
@@ -163,6 +193,8 @@ def scores_of(hidden: Tensor, head: Head, ids: Tensor, k: int) -> dict[str, Tens
                 "log_probs": log_probs.half(),
                 "sampled": logq.gather(-1, ids[part].unsqueeze(-1)).squeeze(-1),
                 "tail": (-torch.expm1(log_probs.logsumexp(-1))).clamp(min=0),
+                "student_ids": student_ids[part].int(),
+                "student_log_probs": logq.gather(-1, student_ids[part]),
             }
         )
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

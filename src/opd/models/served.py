@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from opd.core.errors import UserError
-from opd.losses.scores import Scores
+from opd.losses.scores import Scores, of_teacher_alone
 
 # Requests of a process in flight at once: what vLLM can make one batch of.
 IN_FLIGHT = 32
@@ -130,12 +130,12 @@ def scores(
         return _likeliest(server, ids, log_probs, response, k, vocabulary)
 
     shape, device = responses[0].shape, responses[0].device
-    result = Scores(
+    result = of_teacher_alone(
         torch.zeros(*shape, k, dtype=torch.int32), torch.zeros(*shape, k), torch.zeros(shape)
     )
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         for row, of_row in enumerate(pool.map(of_sequence, *sequences)):
-            for whole, part in zip(result, of_row, strict=bool(of_row)):
+            for whole, part in zip(result, of_row, strict=False):
                 whole[row, : len(part)] = torch.from_numpy(part)
     return Scores(*(whole.to(device) for whole in result))
 

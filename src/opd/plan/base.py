@@ -123,7 +123,7 @@ def scored_teacher(config: Config, distill: Distill, scores: str, loss: Loss, wh
         )
     settings = loss.model_dump(exclude_none=True)
     spec = loss_spec({"teacher_temperature": distill.temperature, **settings})
-    if error := objection(spec, recipe.k):
+    if error := objection(spec, recipe.k, recipe.named_student is not None):
         raise UserError(error.what, f"{where}: {error.where}", error.remedy)
     if distill.metrics_k > recipe.k:
         raise UserError(

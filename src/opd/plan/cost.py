@@ -17,8 +17,9 @@ Artifacts = Mapping[str, Artifact]
 # Bytes a parameter (weights in float32, with Adam's two moments, and those of FSDP, which has the
 # weights twice: as a model and as a state), of what is fetched, and of a token.
 MODEL_BYTES, CHECKPOINT_BYTES, FSDP_BYTES, FETCHED_BYTES, TOKEN_BYTES = 4, 12, 16, 2, 4
-# Of a token's scores: what is kept of each of the k tokens (id and log-probability), and besides.
-SCORE_BYTES, SCORED_TOKEN_BYTES = 6, 8
+# Of a token's scores: what is kept of each of the k tokens (id and log-probability), of each of the
+# k of a named student, and besides.
+SCORE_BYTES, NAMED_BYTES, SCORED_TOKEN_BYTES = 6, 8, 8
 # Tokens of the miniature world (opd.models.init), in characters and in words.
 WORLD_VOCABULARY = {None: 54, "words": 5 + len(grammar.vocabulary())}
 # Trials until a question has its demonstrations, where it is not hard.
@@ -34,7 +35,7 @@ USES = {
     "indicators": {**_SCORED_BY_BOTH, "sample": "student"},
     "judge": {"sample": "judge", "score": "judge"},
     "embed": {"score": "encoder"},
-    "score": {"score": "teacher"},
+    "score": {"score": "teacher", "student": "named_student"},
     "pair": _SCORED_BY_BOTH,
     "signal": _SCORED_BY_BOTH,
     **{stage: {"sample": "model"} for stage in ("generate", "evaluate", "demonstrate")},
@@ -265,7 +266,8 @@ def disk(facts: Facts, folder: str) -> float:
     sampled = load(facts, facts.artifacts[folder], natural)
     if stage == "score":
         tokens = sampled.sequences * timing.mean(sampled.written, natural)
-        return (SCORE_BYTES * cfg["k"] + SCORED_TOKEN_BYTES) * tokens
+        named = NAMED_BYTES if "named_student" in facts.artifacts[folder].named else 0
+        return ((SCORE_BYTES + named) * cfg["k"] + SCORED_TOKEN_BYTES) * tokens
     copies = 3 if cfg.get("logprobs") else 2
     return copies * TOKEN_BYTES * sampled.sequences * timing.mean(sampled.limit, natural)
 

@@ -23,6 +23,9 @@ class Scores(Strict):
 
     generations: GenerationsRef
     teacher: ModelRef
+    named_student: ModelRef | None = Field(
+        default=None, description="what the teacher makes of this model's top k is kept, too"
+    )
     k: Count = Field(default=64, description="likeliest tokens that are kept of each position")
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from opd.core.errors import UserError
 from opd.core.files import read_json
 from opd.losses.scores import Scores
-from opd.models.score import SCORES
 from opd.training.sources import RESPONSE
 
 # Row groups that are kept after they were read: neighbours of a step are often of one prompt.
 KEPT_GROUPS = 8
-READ = SCORES.names[3:]
+PROMPT = "prompt_ids"
+READ = ("ids", "log_probs", "sampled", "tail", "student_ids", "student_log_probs")
 Row = dict[str, Any]
 
 
@@ -45,9 +45,9 @@ def reader(folder: Path, vocabulary: int) -> Callable[[Mapping[str, Tensor], str
 
     @lru_cache(KEPT_GROUPS)
     def group(i: int) -> list[dict[str, Tensor]]:
-        columns = file.read_row_group(i, READ)
+        columns = file.read_row_group(i, [PROMPT, *READ])
         return [
-            {name: _tensor(columns[name][row].values.to_numpy()) for name in READ}
+            {name: _tensor(columns[name][row].values.to_numpy()) for name in (PROMPT, *READ)}
             for row in range(len(columns))
         ]
 
@@ -59,7 +59,7 @@ def reader(folder: Path, vocabulary: int) -> Callable[[Mapping[str, Tensor], str
             rows.append(group(number)[row])
             asked = batch[f"{prompt}_ids"][i][batch[f"{prompt}_mask"][i] != 0]
             # Of a row that no term of this teacher is over, nothing may be asked.
-            if len(asked) and asked.tolist() != rows[i]["prompt_ids"].tolist():
+            if len(asked) and asked.tolist() != rows[i][PROMPT].tolist():
                 reason, remedy = "another prompt", "use the chat template that it was sampled with"
             elif len(rows[i]["sampled"]) != mask[i].sum():
                 reason, remedy = "another response", "score the generation that the run draws from"
@@ -81,10 +81,10 @@ def filled(rows: list[dict[str, Tensor]], mask: Tensor, k: int) -> Scores:
     """Scores of responses, rows of SCORES, at the positions of a mask (bool, [B, T]); 0 elsewhere.
     The rounded log-probabilities of a position are all moved by what gives them back the mass that
     they had, so that what they leave of 1 is not a sum of rounding errors."""
-    ids, log_probs, sampled, tail = (
-        torch.cat([row[name] for row in rows]) for name in ("ids", "log_probs", "sampled", "tail")
-    )
+    columns = (torch.cat([row[name] for row in rows]) for name in READ)
+    ids, log_probs, sampled, tail, *named = columns
     ids, log_probs = ids.view(-1, k), log_probs.view(-1, k)
+    named = [values.view(len(sampled), k if len(values) else 0) for values in named]
     log_probs += (torch.log1p(-tail) - log_probs.logsumexp(-1)).unsqueeze(-1)
     places = mask.cpu().nonzero(as_tuple=True)
 
@@ -93,4 +93,4 @@ def filled(rows: list[dict[str, Tensor]], mask: Tensor, k: int) -> Scores:
         whole[places] = values
         return whole.to(mask.device)
 
-    return Scores(spread(ids), spread(log_probs), spread(sampled))
+    return Scores(*map(spread, (ids, log_probs, sampled, *named)))

@@ -10,7 +10,7 @@ from torch import Tensor
 from opd.core.errors import UserError
 from opd.losses import metrics
 from opd.losses.head import Head
-from opd.losses.scores import Scores, in_parts, scored_token_loss, scores_loss
+from opd.losses.scores import Scores, in_parts, of_teacher_alone, scored_token_loss, scores_loss
 from opd.losses.spec import PRESETS, LossSpec, loss_spec
 from opd.losses.sufficient import objection
 from opd.losses.terms import States
@@ -37,6 +37,12 @@ SPECS = {
     "renormalised, direct": LossSpec("teacher", K, "direct", ratio_scope="support"),
     "all that is held": LossSpec("teacher", HELD, weight="uniform"),
 }
+# What scores suffice for that have the top k of a named student, too.
+OF_STUDENT = {
+    f"{name} of a student": replace(spec, k=K)
+    for name, spec in PRESETS.items()
+    if spec.support == "student"
+}
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -48,7 +54,9 @@ TEACHER = 2 * random(B, T, V, seed=3)
 
 
 def held(logits: Tensor, k: int = HELD) -> Scores:
-    """The k likeliest tokens by sorting, with garbage where nothing counts."""
+    """The k likeliest tokens by sorting, and those of ``student``, with garbage where nothing
+    counts."""
+    named = logits_of(student(torch.float64)[0]).sort(-1, descending=True).indices[..., :HELD]
     log_probs = logits - logits.exp().sum(-1, keepdim=True).log()
     ordered = log_probs.sort(-1, descending=True)
     nowhere = MASK.unsqueeze(-1) == 0
@@ -56,6 +64,8 @@ def held(logits: Tensor, k: int = HELD) -> Scores:
         ordered.indices[..., :k].masked_fill(nowhere, 0).int(),
         ordered.values[..., :k].masked_fill(nowhere, torch.nan),
         log_probs.gather(-1, IDS.unsqueeze(-1)).squeeze(-1).masked_fill(~MASK, torch.nan),
+        named.masked_fill(nowhere, 0).int(),
+        log_probs.gather(-1, named).masked_fill(nowhere, torch.nan),
     )
 
 
@@ -70,12 +80,13 @@ def logits_of(leaves: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [*SPECS, *OF_STUDENT])
 def test_a_loss_from_scores_is_the_one_from_all_logits(name: str, rows: int) -> None:
+    spec = (SPECS | OF_STUDENT)[name]
     ours, states = student()
-    loss = scored_token_loss(states, held(TEACHER), IDS, MASK, SPECS[name], 1.3, rows * V)
+    loss = scored_token_loss(states, held(TEACHER), IDS, MASK, spec, 1.3, rows * V)
     plain, _ = student(torch.float64)
-    expected = token_loss(logits_of(plain) / 1.3, TEACHER, IDS, MASK, SPECS[name])
+    expected = token_loss(logits_of(plain) / 1.3, TEACHER, IDS, MASK, spec)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     gradients = zip(
         torch.autograd.grad((loss * UPSTREAM).sum(), ours),
@@ -131,6 +142,21 @@ def test_gradients_are_those_of_the_closed_form(name: str) -> None:
     torch.testing.assert_close(gradient.double(), torch.stack(numeric, -1), rtol=1e-4, atol=1e-5)
 
 
+def test_the_support_of_a_named_student_stays_when_the_trained_one_prefers_other_tokens() -> None:
+    """The reverse KL on it, summed by hand, of a student with its states turned round."""
+    scores = held(TEACHER)
+    leaves, states = student()
+    turned = [-leaves[0], *leaves[1:]]
+    spec = LossSpec("student", K, "direct")
+    loss = scored_token_loss(states._replace(hidden=turned[0]), scores, IDS, MASK, spec)
+    logp, logq = logits_of(turned).double().log_softmax(-1), TEACHER.log_softmax(-1)
+    ids = scores.student_ids[..., :K].long()
+    assert not (ids.sort(-1).values == logp.topk(K).indices.sort(-1).values).all(-1)[MASK].any()
+    ratio = (logp - logq).gather(-1, ids)
+    expected = (logp.gather(-1, ids).exp() * ratio).sum(-1) * MASK
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_default_of_many_faces_needs_no_more_than_a_teachers_top_k() -> None:
     ours, states = student()
     spec = replace(PRESETS["many_faces_default"], k=HELD)
@@ -153,7 +179,7 @@ def test_ties_that_rounding_makes_are_in_the_order_of_the_teacher() -> None:
         assert torch.equal(*losses), name
     never, behind = torch.zeros(int(MASK.sum()), dtype=torch.bool), scores.ids[..., K][MASK].long()
     above = (scores.log_probs[..., K - 1] + 1e-3)[MASK]
-    given = Scores(scores.ids[MASK], tied[MASK], above)
+    given = of_teacher_alone(scores.ids[MASK], tied[MASK], above)
     of_states = States(states.hidden[MASK], states.head)
     ((_, sums),) = in_parts(of_states, given, 1.0, behind, never, K)
     logits = logits_of(student()[0])[MASK]
@@ -197,12 +223,16 @@ def test_a_loss_that_needs_more_is_refused(settings: dict[str, object], where: s
     spec = loss_spec(settings)
     error = objection(spec, HELD)
     assert error is not None and error.where == where and "\n" not in str(error)
+    alone = of_teacher_alone(*held(TEACHER)[:3])
     with pytest.raises(UserError, match=r"scores"):
-        scored_token_loss(student()[1], held(TEACHER), IDS, MASK, spec)
+        scored_token_loss(student()[1], alone, IDS, MASK, spec)
 
 
 def test_every_other_preset_suffices() -> None:
     assert not any(objection(spec, HELD) for spec in SPECS.values())
+    for spec in OF_STUDENT.values():
+        assert objection(spec, HELD) and not objection(spec, HELD, student=True)
+        assert objection(replace(spec, k=HELD + 1), HELD, student=True)
 
 
 def test_what_is_measured_is_what_all_logits_give_or_absent() -> None:

@@ -65,6 +65,28 @@ def test_scores_are_those_of_the_teacher_to_the_precision_that_is_stated(
     assert report == {"k": K, "vocabulary": logq.shape[1]}
 
 
+def test_a_named_students_top_k_is_kept_with_what_the_teacher_makes_of_it(
+    given: Inputs, tmp_path: Path
+) -> None:
+    alone = scored(given, tmp_path / "alone")
+    rows = scored({**given, "named_student": given["student"]}, tmp_path / "a")
+    for row, plain in zip(rows, alone, strict=True):
+        assert plain["student_ids"] == plain["student_log_probs"] == []
+        assert {**row, "student_ids": [], "student_log_probs": []} == plain
+    asked = tables.read(given["generations"] / "generations.parquet", GENERATIONS).to_pylist()
+    response, row = asked[0], rows[0]
+    prompt = rendered(given["teacher"], response["prompt"])
+    own, teacher = (
+        np.array(logits(given[name], [*prompt, *response["token_ids"]])[len(prompt) - 1 : -1])
+        for name in ("student", "teacher")
+    )
+    order = np.argsort(-own, axis=1)[:, :K]
+    assert np.array_equal(np.reshape(row["student_ids"], (-1, K)), order)
+    logq = torch.log_softmax(torch.tensor(teacher).double(), -1).numpy()
+    kept = np.reshape(row["student_log_probs"], (-1, K))
+    np.testing.assert_allclose(kept, np.take_along_axis(logq, order, 1), atol=1e-5)
+
+
 def test_what_was_read_before_a_kill_is_not_read_again(
     given: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,11 +94,11 @@ def test_what_was_read_before_a_kill_is_not_read_again(
     whole = scored(given, tmp_path / "whole")
     read, part_of = [], score._scored
 
-    def killed(model: Any, device: str, rows: Any, *others: Any) -> Any:
+    def killed(models: Any, rows: Any, *others: Any) -> Any:
         read.append(len(rows))
         if len(read) == 2:
             raise KeyboardInterrupt
-        return part_of(model, device, rows, *others)
+        return part_of(models, rows, *others)
 
     monkeypatch.setattr(score, "_scored", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -265,6 +265,11 @@ def test_disk_is_what_is_made(facts):
     parts = work(scored, "kept", on).parts
     assert parts["score"] == pytest.approx(2 * 40 * 2 * (20 + 50) * 2000 / on.products)
     assert parts.keys() == {"score", "start"}
+    # A named student of 1000 parameters reads them, too; of 4 tokens each id and float32 are kept.
+    named = graph(("score", "named", {"k": 4}, inputs | {"named_student": "distilled"}))
+    scored = Facts({**facts.artifacts, **named}, TABLES)
+    assert cost.disk(scored, "named") == (4 * (6 + 8) + 8) * 40 * 2 * 50
+    assert work(scored, "named", on).parts["student"] == pytest.approx(parts["score"] / 2)
     # A sharded run writes its weights twice.
     for more, size in (({}, 12), ({"processes": 2, "execution": {"accelerate": "fsdp2.yaml"}}, 16)):
         cfg = {**facts.artifacts["tuned"].cfg, **more}

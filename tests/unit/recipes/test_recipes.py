@@ -1522,6 +1522,13 @@ def test_a_run_from_scores_reads_them_and_the_small_files_of_their_teacher() -> 
     assert run.cfg["scores"] == "scores" and kept.cfg["k"] == 16
     models = {"student": "models/a/s7", "teacher": "models/b/s7"}
     assert kept.named == {"generations": "generations/g/s7", **models}
+    # With a named student, whose top k the default loss can have as its support.
+    change = scored(loss={"k": 4})
+    with pytest.raises(UserError, match=r"loss.support: .* name a student in the scores"):
+        plan(resolve(config(**change)), {})
+    change["scores"]["k"]["named_student"] = "a"
+    named = plan(resolve(config(**change)), {})["scores/k/s0"]
+    assert named.named["named_student"] == "models/a/s0" and "named_student" not in named.cfg
     # As a term, beside the teacher itself in another one, and with the loss of the recipe.
     parts = [{"scores": "k", "weight": 2.0}, {"teacher": "b"}]
     change = scored(terms=parts)

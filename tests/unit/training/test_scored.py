@@ -66,11 +66,15 @@ def test_a_small_tail_survives_the_rounding_of_the_rest() -> None:
         "log_probs": exact.half().float(),
         "sampled": torch.tensor([-0.5]),
         "tail": torch.tensor([1e-5]),
+        "student_ids": torch.tensor([7, 3, 4]),
+        "student_log_probs": torch.tensor([-1.0, -2.0, -3.0]),
     }
     rounded = exact.half().double().exp().sum()
     assert abs(1 - rounded - 1e-5) > 1e-5
     mask = torch.tensor([[True, False]])
-    ids, log_probs, sampled = scored.filled([row], mask, 3)
+    ids, log_probs, sampled, *named = scored.filled([row], mask, 3)
+    assert named[0].tolist() == [[[7, 3, 4], [0, 0, 0]]]
+    assert named[1].tolist() == [[[-1, -2, -3], [0, 0, 0]]]
     assert ids.tolist() == [[[4, 7, 2], [0, 0, 0]]] and sampled.tolist() == [[-0.5, 0]]
     assert float(-torch.expm1(log_probs[0, 0].logsumexp(-1))) == pytest.approx(1e-5, rel=0.02)
     assert (abs(log_probs[0, 0] - exact) <= 2 * abs(exact) / 2048).all()
@@ -101,6 +105,24 @@ def test_training_from_scores_is_training_with_the_teacher(
         assert len(ours) == 3 and ours[0] == pytest.approx(theirs[0], abs=1e-3), metric
     for absent in ("kl_nats", "entropy_teacher_nats", "entropy_gap_of_means_nats"):
         assert not course(tmp_path / "scored", f"offline_{absent}")
+
+
+def test_the_default_loss_is_trained_from_scores_of_the_students_own_top_k(
+    given: Inputs, tmp_path: Path
+) -> None:
+    """In the first step these are the student's that is trained; then the support stays behind."""
+    named = {**given, "teacher": given["live"], "named_student": given["student"]}
+    scores = kept(named, tmp_path / "scores", k=6)
+    cfg = {**CFG, "loss": {"k": 4}}
+    run("distill", {**cfg, "scores": "scores"}, {**given, "scores": scores}, tmp_path / "scored")
+    run("distill", cfg, {**given, "teacher": given["live"]}, tmp_path / "live")
+    losses, norms = (
+        [course(tmp_path / which, name) for which in ("scored", "live")]
+        for name in ("loss", "grad_norm")
+    )
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-6)
+    assert norms[0][0] == pytest.approx(norms[1][0], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=0.2)
 
 
 def test_what_is_computed_in_bfloat16_is_trained_from_the_same_scores(
