@@ -107,7 +107,8 @@ def test_comment_reruns_nothing_and_a_loss_edit_reruns_training_only(copy: Proje
     assert "Nothing to be done" in project.run("-n")
     losses.write_text(text + "\n\nUNUSED = 1\n")
     made = {m for m in project.would_make() if m.startswith(("models", "prompts", "sft_data"))}
-    assert made == {"models/forward/s0", "models/forward-other/s0", "models/backward/s0"}
+    distilled = ("forward", "forward-other", "backward", "offline")
+    assert made == {f"models/{name}/s0" for name in distilled}
 
 
 def test_upstream_rerun_with_the_same_result_stops_there(copy: Project):
