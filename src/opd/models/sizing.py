@@ -35,12 +35,12 @@ class Speed(NamedTuple):
 
 
 @cache
-def speed(device: str) -> Speed:
-    """Of a device (cpu, cuda). A GPU is taken to need three times the published step in
-    config/calibration.yaml. A core of this processor is timed, in about two seconds, as one may
+def speed(device: str, devices: int) -> Speed:
+    """Of so many GPUs (cuda) or cores of this machine (cpu). A GPU is taken to need three times the
+    published step in config/calibration.yaml. A core is timed, in about two seconds, as one may
     take four times as long as another."""
     if device == "cuda":
-        return Speed(1.8e-13, 1.8e-13 * READ)
+        return Speed(1.8e-13 / devices, 1.8e-13 * READ / devices)
     import torch
 
     weights = [torch.randn(WIDTH) for _ in range(MATRICES)]
@@ -57,7 +57,7 @@ def speed(device: str) -> Speed:
     torch.set_num_threads(1)
     seconds = {name: AROUND * min(once(rows) for _ in range(3)) for name, rows in ROWS.items()}
     torch.set_num_threads(threads)
-    return Speed(sampled=seconds["sampled"], read=seconds["read"] / threads)
+    return Speed(sampled=seconds["sampled"], read=seconds["read"] / devices)
 
 
 def minutes(tokens: Tokens, parameters: float, of: Speed) -> float:

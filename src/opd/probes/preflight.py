@@ -168,7 +168,8 @@ def _estimated(cfg: dict[str, Any], prompts: Sequence[str], student: Path, teach
     # Prompts are seldom as long as they may be: a short context is not left to them.
     room = max(min(limits) - cfg["max_prompt_tokens"], min(limits) // 2)
     counts = [parameters(model) for model in (student, teacher)]
-    speed = sizing.speed("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = torch.cuda.is_available()
+    speed = sizing.speed("cuda", 1) if on_gpu else sizing.speed("cpu", cfg.get("threads", 1))
     asked = {name: cfg.get(name) for name in USUAL}
     tokens = max(len(ids) for ids in load_tokenizer(student)(prompts)["input_ids"])
     graded = bool(cfg.get("grader"))

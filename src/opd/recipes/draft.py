@@ -247,7 +247,7 @@ def _fitting(scale: Scale, parameters: float, prompt_tokens: int) -> tuple[Sizes
     """The sizes of a scale, halved until they end in its minutes or are the least that there are;
     and the minutes that they are expected to take."""
 
-    device = sizing.speed(scale.device)
+    speed = sizing.speed(scale.device, scale.devices)
 
     def expected(sizes: sizing.Sizes) -> float:
         of = Sizes(**sizes)
@@ -263,9 +263,7 @@ def _fitting(scale: Scale, parameters: float, prompt_tokens: int) -> tuple[Sizes
             sampled * of.max_new_tokens,
             sampled * prompt_tokens + whole * (of.max_new_tokens + prompt_tokens),
         )
-        # The speed is that of all cores, and of one GPU.
-        at_once = 1 if scale.device == "cpu" else scale.devices
-        return sizing.minutes(tokens, parameters, device) / at_once
+        return sizing.minutes(tokens, parameters, speed)
 
     least = LEAST._asdict()
     sizes, minutes = sizing.fitting(scale.sizes._asdict(), least, expected, scale.minutes)

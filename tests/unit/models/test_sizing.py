@@ -9,9 +9,10 @@ pytestmark = pytest.mark.unit
 
 def test_a_processor_is_timed_and_a_gpu_is_not() -> None:
     """Of many rows a token costs less than of few, both within far limits."""
-    measured = sizing.speed("cpu")
+    measured = sizing.speed("cpu", 1)
     assert 1e-14 < measured.read < measured.sampled < 1e-8
-    assert sizing.speed("cuda") == sizing.Speed(1.8e-13, 0.9e-13)
+    assert sizing.speed("cuda", 1) == sizing.Speed(1.8e-13, 0.9e-13)
+    assert sizing.speed("cuda", 4) == pytest.approx(sizing.Speed(0.45e-13, 0.225e-13))
 
 
 def test_minutes_are_those_of_both_kinds_of_tokens() -> None:

@@ -22,8 +22,12 @@ ASKS = " Please reason step by step, and put your final answer within \\boxed{}.
 @pytest.fixture(autouse=True)
 def processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of a stated speed: sizes follow from it."""
-    speed = {"cpu": sizing.Speed(7e-11, 3e-11), "cuda": sizing.speed("cuda")}
-    monkeypatch.setattr(sizing, "speed", speed.__getitem__)
+    timed = sizing.speed
+
+    def speed(device: str, devices: int) -> sizing.Speed:
+        return timed(device, devices) if device == "cuda" else sizing.Speed(7e-11, 3e-11)
+
+    monkeypatch.setattr(sizing, "speed", speed)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +173,11 @@ def test_a_student_that_is_its_own_teacher_is_noted(
 def test_sizes_halve_until_they_end_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens times the cost of one, by hand; no size falls below the least."""
     speed = sizing.Speed(4e-10, 1e-10)
-    monkeypatch.setattr(sizing, "speed", lambda device: speed)
+
+    def of_devices(device: str, devices: int) -> sizing.Speed:
+        return speed if device == "cpu" else sizing.Speed(*(s / devices for s in speed))
+
+    monkeypatch.setattr(sizing, "speed", of_devices)
     scale = draft.Scale(10, "cpu", 2, 1e-5, draft.Sizes(20, 8, 2, 128, 40, 16, 2))
 
     def of(minutes: float, tokens: float) -> float:
