@@ -70,9 +70,10 @@ def scored_token_loss(
     if spec.support == "sampled":
         held, log_probs = ids.unsqueeze(-1), teacher.sampled[counts].unsqueeze(-1)
     else:
-        named = spec.support == "student"
-        of = teacher[3:] if named else teacher[:2]
-        held, log_probs = (x[counts][:, : spec.k] for x in of)
+        held, log_probs = teacher.ids, teacher.log_probs
+        if spec.support == "student":
+            held, log_probs = teacher.student_ids, teacher.student_log_probs
+        held, log_probs = held[counts][:, : spec.k], log_probs[counts][:, : spec.k]
 
     def loss(hidden: Tensor, head: Head) -> Tensor:
         known = _held(held.long(), log_probs.float(), ids, spec)

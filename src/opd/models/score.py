@@ -55,9 +55,9 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     teacher_chat_template_kwargs. Inputs: generations, student (the model that sampled them, whose
     chat template the prompts are in), teacher, and perhaps named_student, which is asked as the
     model that sampled. Log-probabilities are those over the tokens that all have, at temperature 1.
-    Raises ``UserError`` where tokenizers differ or have fewer tokens
-    than k, for a response with a token that the teacher does not have, and where one is longer than
-    the teacher can read. Responses that were read when a job was killed are not read again.
+    Raises ``UserError`` where tokenizers differ or have fewer tokens than k, for a response with a
+    token that the teacher does not have, and where one is longer than a reader can read. Responses
+    that were read when a job was killed are not read again.
     """
     readers = [inputs[name] for name in ("teacher", "named_student") if name in inputs]
     pairs = [pairing.compare(cfg, inputs["student"], reader) for reader in readers]
@@ -166,10 +166,11 @@ def _read(
 @torch.no_grad()
 def top_k(hidden: Tensor, head: Head, k: int) -> Tensor:
     """The k likeliest tokens of states [T, H], [T, k]; ties go to the lower id."""
-    return torch.cat([top_ids(head_logits(hidden[part], head), k) for part in _parts(hidden, head)])
+    places = _chunks(hidden, head)
+    return torch.cat([top_ids(head_logits(hidden[part], head), k) for part in places])
 
 
-def _parts(hidden: Tensor, head: Head) -> list[slice]:
+def _chunks(hidden: Tensor, head: Head) -> list[slice]:
     """Slices of states [T, H], so that the logits of all positions are never held at once."""
     size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
     return [slice(start, start + size) for start in range(0, len(hidden), size)]
@@ -182,12 +183,12 @@ def scores_of(
     """The columns of SCORES that a teacher's states [T, H] give of the tokens ``ids`` [T] that they
     predict, and of those that a named student prefers, [T, k] or [T, 0]: ids, log_probs,
     student_ids and student_log_probs like these, sampled and tail [T]."""
-    parts = []
-    for part in _parts(hidden, head):
+    columns = []
+    for part in _chunks(hidden, head):
         logq = head_logits(hidden[part], head).log_softmax(-1)
         top = top_ids(logq, k)
         log_probs = logq.gather(-1, top)
-        parts.append(
+        columns.append(
             {
                 "ids": top.int(),
                 "log_probs": log_probs.half(),
@@ -197,4 +198,4 @@ def scores_of(
                 "student_log_probs": logq.gather(-1, student_ids[part]),
             }
         )
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: torch.cat([own[name] for own in columns]) for name in columns[0]}

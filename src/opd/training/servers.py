@@ -94,8 +94,8 @@ def reported(teachers: Mapping[str, Teacher]) -> dict[str, Any]:
     """What was served, for the report of a run: of each teacher id, root, max_model_len and the
     version of the server, and k. Where it was is no part of it."""
     keys = ("id", "root", "max_model_len", "version")
-    asked = {
+    by_input = {
         name.removeprefix(terms.SERVER): {"k": k, **{key: getattr(server, key) for key in keys}}
         for name, (server, k) in teachers.items()
     }
-    return {"served": asked} if asked else {}
+    return {"served": by_input} if by_input else {}
