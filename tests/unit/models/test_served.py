@@ -110,11 +110,18 @@ def test_so_many_requests_are_in_flight(
     server: Server, teacher: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(served, "IN_FLIGHT", 4)
-    teacher.pause = 0.05
+    four = threading.Barrier(4)
+
+    def waits_for_three_others(handler: Any) -> bool:
+        four.wait(60)
+        time.sleep(0.05)
+        return False
+
+    teacher.before = waits_for_three_others
     rows = [[3, 5 + i] for i in range(20)]
     found = scores(server, batch(rows), batch(rows), 2, V)
     assert teacher.most == 4
-    teacher.pause = 0.0
+    teacher.before = lambda handler: False
     alone = [scores(server, batch([row]), batch([row]), 2, V) for row in rows]
     for together, apart in zip(found, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(together, torch.cat(apart))
