@@ -14,6 +14,7 @@ A part stands between `<!-- fill: KIND SCALE ... -->` and `<!-- end -->`, each o
 SCALE is a folder of RESULTS, `results` if not given. What is not there leaves its part as it is.
 """
 
+import json
 import re
 import shutil
 import sys
@@ -40,7 +41,7 @@ def parts(text: str, where: str) -> list[tuple[list[str], str]]:
 
     Raises ``UserError`` for a part that is not closed, and for an end without a part.
     """
-    found: list[tuple[list[str], str]] = []
+    made: list[tuple[list[str], str]] = []
     words: list[str] = []
     lines: list[str] = []
     for number, line in enumerate(text.splitlines(keepends=True), 1):
@@ -50,13 +51,13 @@ def parts(text: str, where: str) -> list[tuple[list[str], str]]:
         if line.strip() == END and not words:
             raise UserError("an end without a part", at, "write <!-- fill: ... --> before it")
         if start or line.strip() == END:
-            found.append((words, "".join(lines)))
+            made.append((words, "".join(lines)))
             words, lines = start[1].split() if start else [], []
         else:
             lines.append(line)
     if words:
         raise UserError(f"the part '{' '.join(words)}' has no end", where, f"write {END} after it")
-    return [*found, ([], "".join(lines))]
+    return [*made, ([], "".join(lines))]
 
 
 def filled(text: str, fill: Callable[[list[str], str], str], where: str) -> str:
@@ -100,56 +101,56 @@ def _row(cells: Sequence[str]) -> str:
 def _claims(folder: Path) -> dict[str, Any]:
     if not (folder / "claims.json").is_file():
         raise FileNotFoundError(0, "", str(folder / "claims.json"))
-    found: dict[str, Any] = read_json(folder / "claims.json")
-    return found
+    results: dict[str, Any] = read_json(folder / "claims.json")
+    return results
 
 
 def counts(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
-    found = _claims(folder)
-    many = len(found["seeds"])
+    results = _claims(folder)
+    many = len(results["seeds"])
     lines = [
-        f"{sum(about['counts'].values())} claims of *{about['title']}*, scale {found['scale']}, "
+        f"{sum(about['counts'].values())} claims of *{about['title']}*, scale {results['scale']}, "
         f"{f'{many} seeds' if many > 1 else 'one seed'}: "
-        f"{claims_page.headline({**found, **about}, claims_page.mark)}"
-        f"{claims_page.ours({**found, **about}, claims_page.mark)}."
-        for about in found["papers"].values()
+        f"{claims_page.headline({**results, **about}, claims_page.mark)}"
+        f"{claims_page.ours({**results, **about}, claims_page.mark)}."
+        for about in results["papers"].values()
     ]
     return "\n\n".join(lines)
 
 
 def claims(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
-    found = _claims(folder)
+    results = _claims(folder)
     if not names:
-        return "\n\n".join(_all(found, paper) for paper in found["papers"])
-    named = {f"{one['paper']}/{one['id']}": one for one in found["claims"]}
-    named |= {one["id"]: one for one in found["claims"]}
-    published = ["published"] if found["comparable"] else []
+        return "\n\n".join(_all(results, paper) for paper in results["papers"])
+    named = {f"{claim['paper']}/{claim['id']}": claim for claim in results["claims"]}
+    named |= {claim["id"]: claim for claim in results["claims"]}
+    published = ["published"] if results["comparable"] else []
     lines = [_row(["claim", "verdict", "measured", *published])]
     lines.append(_row(["---"] * (3 + len(published))))
     for name in names:
-        one = named[name]
-        shown = [check["shown"] or "–" for check in one["checks"]]
-        cells = [f"{one['id']}: {one['statement']}", claims_page.verdict_of(one)]
-        cells += ["<br>".join(dict.fromkeys(shown))]
-        cells += [claims_page.published_briefly(one)] if published else []
+        claim = named[name]
+        measured = [check["shown"] or "–" for check in claim["checks"]]
+        cells = [f"{claim['id']}: {claim['statement']}", claims_page.verdict_of(claim)]
+        cells += ["<br>".join(dict.fromkeys(measured))]
+        cells += [claims_page.published_briefly(claim)] if published else []
         lines.append(_row([claims_page.unbroken(_cell(cell)) for cell in cells]))
     return "\n".join(lines)
 
 
-def _all(found: Mapping[str, Any], paper: str) -> str:
+def _all(results: Mapping[str, Any], paper: str) -> str:
     """Every claim of a paper that was run, and the names of the others."""
-    lines = [f"### {found['papers'][paper]['title']}", ""] if len(found["papers"]) > 1 else []
+    lines = [f"### {results['papers'][paper]['title']}", ""] if len(results["papers"]) > 1 else []
     lines += [_row(["claim", "verdict", "measured"]), _row(["---"] * 3)]
     absent = []
-    for one in found["claims"]:
-        if one["paper"] != paper:
+    for claim in results["claims"]:
+        if claim["paper"] != paper:
             continue
-        if one["verdict"] == "not run":
-            absent.append(one["id"])
+        if claim["verdict"] == "not run":
+            absent.append(claim["id"])
             continue
-        measured = "<br>".join(_cell(check["text"]) for check in one["checks"])
-        said = f"{one['id']}: {_cell(one['statement'])}"
-        lines.append(_row([said, claims_page.verdict_of(one), measured]))
+        measured = "<br>".join(_cell(check["text"]) for check in claim["checks"])
+        statement = f"{claim['id']}: {_cell(claim['statement'])}"
+        lines.append(_row([statement, claims_page.verdict_of(claim), measured]))
     return "\n".join([*lines, *(["", f"Not run: {', '.join(absent)}."] if absent else [])])
 
 
@@ -188,7 +189,7 @@ def arms(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:
     return "\n".join(_row([_cell(cell) for cell in row]) for row in (head, ["---"] * 3, *rows))
 
 
-def _told(information: Any) -> str:
+def _informed(information: Any) -> str:
     if information in (None, "none"):
         return ""
     return f", told `{information}`" if isinstance(information, str) else ", told otherwise"
@@ -202,12 +203,17 @@ def _model(model: Model, name: str) -> str:
     length = f"{run.steps} steps" if run.steps else f"{getattr(run, 'epochs', None)} epochs"
     match run:
         case Distill():
+            terms = [term.model_dump(exclude_unset=True) for term in run.terms or []]
+            teacher = " + ".join(f"`{json.dumps(term)}`" for term in terms)
+            pair = f"`{name}`: `{run.student}` ← {teacher or f'`{run.teacher or run.scores}`'}"
             loss = f"`{run.loss.preset}`" + (f", k = {run.loss.k}" if run.loss.k else "")
-            pair = f"`{name}`: `{run.student}` ← `{run.teacher}`{_told(run.information)}"
-            return f"{pair}, on `{run.prompts}`; {loss}; {length}, measured at k = {run.metrics_k}"
+            if terms and all({*term} & {"loss", "reward"} for term in terms):
+                loss = "their losses"
+            on = f"{_informed(run.information)}, on `{run.prompts}`; {loss}; {length}"
+            return f"{pair}{on}, measured at k = {run.metrics_k}"
         case Grpo():
-            told = _told(run.information)
-            return f"`{name}`: `{run.student}` after GRPO on `{run.prompts}`{told}; {length}"
+            information = _informed(run.information)
+            return f"`{name}`: `{run.student}` after GRPO on `{run.prompts}`{information}; {length}"
         case Sft():
             return f"`{name}`: `{run.student}` after SFT on `{run.data}`; {length}"
 
@@ -216,8 +222,8 @@ def _probe(probe: Probe) -> str:
     """A probe in a few words: its kind, the rollouts and models that it reads, what is told."""
     recipe = getattr(probe, probe.kind)
     read = [getattr(recipe, key, None) for key in ("generations", "teacher", "judge")]
-    told = _told(getattr(recipe, "information", None))
-    return f"`{probe.kind}` of {', '.join(f'`{name}`' for name in read if name)}{told}"
+    information = _informed(getattr(recipe, "information", None))
+    return f"`{probe.kind}` of {', '.join(f'`{name}`' for name in read if name)}{information}"
 
 
 def runs(folder: Path, names: Sequence[str], inner: str, page: Path) -> str:

@@ -130,12 +130,20 @@ def test_a_part_that_cannot_be_filled_changes_nothing(
     assert (root / "docs" / "other.md").read_text().count("\n") == 2
 
 
+def test_an_arm_of_several_terms_is_shown_by_its_terms(readme: ModuleType) -> None:
+    text = readme.arms(Path("results/mini"), ["mini-followups"], "", Path("README.md"))
+    (row,) = (line for line in text.splitlines() if line.startswith("| W4.beyond "))
+    assert '"weight": 1.25' in row and '"reference": "small", "weight": -0.25' in row
+    assert "their losses; 60 steps" in row and "None" not in text
+
+
 def test_the_projects_own_parts_are_well_formed(readme: ModuleType, tmp_path: Path) -> None:
     """Every kind, claim, table, figure and image that they name is there, and filling them from
     nothing leaves them as they are."""
     scales = {
         "mini-all": ("mini.yaml", "mini-all.yaml"),
         "mini-unmasking": ("mini.yaml", "mini-unmasking.yaml"),
+        "mini-followups": ("mini.yaml", "mini-followups.yaml"),
         "pilot": ("pilot.yaml",),
         "pilot-unmasking": ("pilot.yaml", "pilot-unmasking.yaml"),
     }
