@@ -6,6 +6,7 @@ after all else has run.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +40,9 @@ class Paper(NamedTuple):
 
 def read_papers(config: Config, root: Path) -> list[Paper]:
     """The papers of a config, which are held to each other, and the names of the config to them.
-    ``root`` holds claims/, figures/ and targets/. Raises ``UserError`` for papers' files that are
-    wrong, and for names that no paper has."""
+    Those of whose experiments none is asked for are left out. ``root`` holds claims/, figures/ and
+    targets/. Raises ``UserError`` for papers' files that are wrong, and for names that no paper
+    has."""
     known = sorted({experiment_of(name) for name in (*config.arms, *config.probes)})
     for name in () if config.experiments == "all" else config.experiments:
         _require(name, known, "experiments", "experiment of arms and probes")
@@ -48,7 +50,10 @@ def read_papers(config: Config, root: Path) -> list[Paper]:
     if papers:
         _check_papers(papers)
         _check_config(config, papers)
-    return papers
+    if config.experiments == "all":
+        return papers
+    asked = {*config.experiments}
+    return [p for p in papers if asked & {*map(experiment_of, chain(*p.names.values()))}]
 
 
 def read_paper(name: str, root: Path) -> Paper:

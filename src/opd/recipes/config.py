@@ -148,7 +148,9 @@ class Config(Strict):
         default={}, description="what the runs of the papers are here; the others are not run"
     )
     experiments: list[Name] | Literal["all"] = Field(
-        default="all", description="of which arms and probes claims and figures of papers are made"
+        default="all",
+        description="of which arms and probes claims and figures of papers are made; a paper that "
+        "has none of them is left out",
     )
     evaluation: EvaluationRef | None = Field(
         default=None, description="the evaluation that claims and figures of papers show"

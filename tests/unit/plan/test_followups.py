@@ -16,7 +16,11 @@ PAPER = read_paper("followups", CONFIG)
 
 def test_every_claim_can_be_judged_in_the_miniature() -> None:
     config = read([CONFIG / "mini.yaml", CONFIG / "mini-followups.yaml"])
-    assert PAPER.title in [paper.title for paper in read_papers(config, CONFIG)]
+    # Other papers have names in the config, and none of the experiments that it asks for.
+    assert [paper.title for paper in read_papers(config, CONFIG)] == [PAPER.title]
+    everything = config.model_copy(update={"experiments": "all"})
+    assert [paper.name for paper in read_papers(everything, CONFIG)] == config.papers
+    assert len(config.papers) == 3
     assert PAPER.names["arms"].keys() <= config.arms.keys()
     shown = {experiment_of(name) for name in PAPER.names["arms"]}
     assert shown == {*config.experiments} == {claim.experiment for claim in PAPER.claims}
