@@ -17,6 +17,7 @@ from opd.plan.values import check_values
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
 from opd.recipes.evaluation import PROTOCOLS
+from opd.recipes.models import Distill
 from opd.results import claim_spec, figure_spec
 from opd.results.claim_spec import Claim
 from opd.results.figure_spec import PaperFigure
@@ -209,15 +210,15 @@ def check_shown(config: Config) -> None:
     def benchmarks(evaluation: str | None) -> list[str]:
         return [*config.evaluations[evaluation].benchmarks, MACRO] if evaluation else []
 
-    distilled = [model.distill for model in config.models.values() if model.distill]
-    logged = [
-        *METRICS,
-        *terms.measured(max((len(run.terms or ()) for run in distilled), default=0)),
-        *shares.measured(max((len(run.rollouts or ()) for run in distilled), default=0)),
-    ]
+    def logged(runs: Collection[Distill]) -> list[str]:
+        of_terms = terms.measured(max((len(run.terms or ()) for run in runs), default=0))
+        of_sources = shares.measured(max((len(run.rollouts or ()) for run in runs), default=0))
+        return [*METRICS, *of_terms, *of_sources]
+
+    distilled = {name: model.distill for name, model in config.models.items() if model.distill}
     for name, figure in config.figures.items():
         for metric in figure.metrics:
-            _require(metric.name, logged, f"figures.{name}.metrics", "metric")
+            _require(metric.name, logged(distilled.values()), f"figures.{name}.metrics", "metric")
         for benchmark in figure.benchmarks if figure.evaluation else ():
             known, where = benchmarks(figure.evaluation), f"figures.{name}.benchmarks"
             _require(benchmark, known, where, "benchmark")
@@ -226,6 +227,10 @@ def check_shown(config: Config) -> None:
         specs = [spec if isinstance(spec, str) else spec.column for spec in table.columns]
         for quantity in (quantity for spec in specs for quantity in column(spec, where).quantities):
             if quantity.kind == METRIC:
-                _require(quantity.name, logged, where, "metric")
+                _require(quantity.name, logged(distilled.values()), where, "metric")
+                for row in table.rows:
+                    if run := distilled.get(row.model.partition("@")[0]):
+                        place = f"tables.{name}.rows, '{row.label}'"
+                        _require(quantity.name, logged([run]), place, f"metric of {row.model}")
             elif quantity.kind in SCORES:
                 _require(quantity.name, benchmarks(table.evaluation), where, "benchmark")

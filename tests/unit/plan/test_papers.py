@@ -229,6 +229,23 @@ def test_columns_of_a_config_are_held_to_what_a_table_can_show(column: Any, said
     assert "\n" not in str(caught.value)
 
 
+def test_columns_of_a_config_are_held_to_what_each_row_s_run_logs() -> None:
+    """A run of one teacher in the short form logs nothing of terms, whatever other runs do."""
+    given = mini()
+    given["models"]["summed"] = copy.deepcopy(given["models"]["small-from-small-rl"])
+    run = given["models"]["summed"]["distill"]
+    run["terms"] = [{"teacher": run.pop("teacher")}]
+    row = {"label": "summed", "model": "summed", "base": "small"}
+    table = {"title": "x", "evaluation": "held-out", "columns": ["course:term_0_token_share"]}
+    given["tables"]["x"] = {**table, "rows": [row, {"label": "start", "model": "small"}]}
+    shown(given)
+    given["tables"]["x"]["rows"].append({**row, "label": "short", "model": "small-from-small-rl"})
+    said = "tables.x.rows, 'short': unknown metric of small-from-small-rl 'term_0_token_share'"
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        shown(given)
+    assert "\n" not in str(caught.value)
+
+
 def test_benchmarks_of_a_configs_figures_are_those_of_its_evaluation() -> None:
     bars = {"title": "x", "kind": "bars", "evaluation": "held-out"}
     bars |= {"series": [{"label": "x", "model": "small"}], "benchmarks": ["macro", "easyy"]}
