@@ -184,7 +184,8 @@ def test_what_is_saved_is_the_student_with_its_adapter(
 
 def test_merged_weights_compute_what_the_adapter_does(inputs: Inputs) -> None:
     """As PEFT's own merge, to 1e-6, also where rollouts are computed in bfloat16; no weight of the
-    student is changed for it."""
+    student is changed for it. Logits are sums in another order, whose rounding differs from machine
+    to machine."""
     model, plain = taught(inputs), load_model(inputs["student"])
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with torch.autocast("cpu", torch.bfloat16):
@@ -193,7 +194,7 @@ def test_merged_weights_compute_what_the_adapter_does(inputs: Inputs) -> None:
     assert whole.keys() == plain.state_dict().keys()
     plain.load_state_dict(whole)
     scale = model(IDS).logits.abs().max().item()
-    torch.testing.assert_close(plain(IDS).logits, model(IDS).logits, rtol=0, atol=1e-6 * scale)
+    torch.testing.assert_close(plain(IDS).logits, model(IDS).logits, rtol=0, atol=1e-5 * scale)
     theirs = model.merge_and_unload().state_dict()
     for name, weight in whole.items():
         torch.testing.assert_close(weight, theirs[name], rtol=1e-6, atol=1e-6)
