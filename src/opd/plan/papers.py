@@ -53,8 +53,8 @@ def read_papers(config: Config, root: Path) -> list[Paper]:
         _check_config(config, papers)
     if config.experiments == "all":
         return papers
-    asked = {*config.experiments}
-    return [p for p in papers if asked & {*map(experiment_of, chain(*p.names.values()))}]
+    experiments = {*config.experiments}
+    return [p for p in papers if experiments & {*map(experiment_of, chain(*p.names.values()))}]
 
 
 def read_paper(name: str, root: Path) -> Paper:
