@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from opd.models import journal
 from opd.models.checkpoints import load_model
+from opd.models.live_rows import live_rows
 
 Finish = Literal["stop", "length"]
 
@@ -136,7 +137,7 @@ class Transformers:
         padding = [width - len(job.tokens) for job in jobs]
         ids = [[self.pad] * n + job.tokens for n, job in zip(padding, jobs, strict=True)]
         mask = [[0] * n + [1] * (width - n) for n in padding]
-        with torch.inference_mode():
+        with torch.inference_mode(), live_rows(self.model, self.stops):
             sequences = self.model.generate(
                 input_ids=torch.tensor(ids, device=self.device),
                 attention_mask=torch.tensor(mask, device=self.device),

@@ -25,6 +25,7 @@ from opd.data import conversations, privileged
 from opd.losses.schemas import METRICS
 from opd.models.chat import require_options
 from opd.models.checkpoints import read_config, require_room
+from opd.models.live_rows import live_rows
 from opd.models.prompts import read_prompts
 from opd.training import adapter, batches, trackers
 from opd.training.record import Record
@@ -111,10 +112,12 @@ class OnPolicy:
 
     model: Any
     accelerator: Any
+    eos_token_ids: Any
 
     def _generate_single_turn(self, *given: Any, **named: Any) -> Any:
         self.model.eval()
-        with self.accelerator.autocast():
+        model = self.accelerator.unwrap_model(self.model)
+        with self.accelerator.autocast(), live_rows(model, self.eos_token_ids):
             sampled = super()._generate_single_turn(*given, **named)  # type: ignore[misc]
         self.model.train()
         return sampled

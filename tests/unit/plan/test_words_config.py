@@ -14,6 +14,8 @@ from opd.recipes.resolve import read
 pytestmark = pytest.mark.unit
 CONFIG = Path(__file__).parents[3] / "config"
 HEADLINE, ALL = ("mini", "words"), ("mini", "mini-all", "words", "words-all")
+UNMASKING = ("mini", "mini-unmasking", "words", "words-unmasking")
+FOLLOW_UPS = ("mini", "mini-followups", "words", "words-followups")
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -28,7 +30,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-@pytest.mark.parametrize("names", [HEADLINE, ALL])
+@pytest.mark.parametrize("names", [HEADLINE, ALL, UNMASKING, FOLLOW_UPS])
 def test_every_setting_is_of_the_world_in_words(names: tuple[str, ...]) -> None:
     planned = plan(read([CONFIG / f"{name}.yaml" for name in names]), {})
     settings = [leaf for artifact in planned.values() for leaf in leaves(artifact.cfg)]
@@ -38,7 +40,7 @@ def test_every_setting_is_of_the_world_in_words(names: tuple[str, ...]) -> None:
     assert by_key["grader"] == {"rule"} and by_key["task"] == {"opd_words"}
     assert by_key["grammar"] == {"words"} and by_key["metrics_k"] == {16}
     texts = {value for _, value in settings if isinstance(value, str) and "{question}" in value}
-    assert len(texts) >= (4 if names == HEADLINE else 7)
+    assert len(texts) >= (7 if names == ALL else 1)
     words = {word for text in texts for word in re.sub(r"\{\w+\}", "", text).split()}
     assert words <= {*grammar.vocabulary()}
 
@@ -70,3 +72,12 @@ def test_labels_say_the_lengths_and_the_k_of_their_runs() -> None:
             assert run.loss.k == int(k[1] or k[2])
         checked += bool(run and (length or k))
     assert checked >= 20
+
+
+def test_labels_of_metrics_say_their_k() -> None:
+    config = read([CONFIG / f"{name}.yaml" for name in ALL])
+    columns = [column for table in config.tables.values() for column in table.columns]
+    metrics = [m for figure in config.figures.values() for m in getattr(figure, "metrics", ())]
+    labels = [shown.label for shown in (*columns, *metrics) if getattr(shown, "label", None)]
+    sizes = [int(found[1]) for label in labels if (found := re.search(r"\btop (\d+)", label))]
+    assert len(sizes) >= 3 and {*sizes} == {16}
