@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from opd.core import tables
 from opd.core.errors import UserError
 from opd.data import templates
-from opd.evaluation.schemas import SCORES, samples_by_problem
+from opd.evaluation.schemas import RESPONSES, SCORES, samples_by_problem
 from opd.evaluation.tasks import OURS
 from opd.grading.equivalence import normalise
 from opd.grading.graders import (
@@ -33,8 +33,9 @@ Row = dict[str, Any]
 
 
 def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
-    """Stage ``evaluate``: scores.parquet (every problem x sample), summary.json and
-    disagreements.csv (answers on which ``rule`` and ``math_verify`` differ, most frequent first).
+    """Stage ``evaluate``: scores.parquet and responses.parquet (every problem x sample),
+    summary.json and disagreements.csv (answers on which ``rule`` and ``math_verify`` differ, most
+    frequent first).
 
     cfg: benchmarks (what ``harness.load`` takes), protocol (samples, temperature, top_p, top_k,
     max_new_tokens, grader, ``Choices``, cut_off, template), max_prompt_tokens, backend, batch_size,
@@ -67,6 +68,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
         summary["benchmarks"][name]["choices"] = counts
     summary["grader_timeouts"] = timeouts
     tables.write(out / "scores.parquet", rows, SCORES)
+    tables.write(out / "responses.parquet", rows, RESPONSES)
     write_disagreements(out / "disagreements.csv", rows, graders)
     tables.write_json(out / "summary.json", summary)
     numbers = {name: values["avg"] for name, values in summary["benchmarks"].items()}
@@ -103,8 +105,9 @@ def score(
     cut_off_is_wrong: bool = False,
     choices: Choices = PAPERS,
 ) -> tuple[list[Row], int, dict[str, dict[str, int]]]:
-    """Rows of the schema SCORES, how many comparisons hit a limit, and of each benchmark whose
-    grader reads a box how many verdicts each choice of the protocol would change by being another.
+    """Rows of the schemas SCORES and RESPONSES, how many comparisons hit a limit, and of each
+    benchmark whose grader reads a box how many verdicts each choice of the protocol would change by
+    being another.
 
     ``answered`` holds ``harness.ScoredResponse`` by benchmark. A benchmark with graders is graded
     by each; its main metric is ``grader``, or where that is not one of its graders, the first.

@@ -31,7 +31,6 @@ class NotLogged(UserError):
     """A run has no such metric."""
 
 
-# Only these columns are read: responses are by far the largest part of the file.
 _ANSWERS = pa.schema(
     SCORES.field(name)
     for name in ("benchmark", "problem", "sample", "extracted", "correct", "tokens", "finish")
@@ -211,8 +210,14 @@ class Reader:
                     f"'{name}' did not log '{metric}' by position", where, "make position_bin less"
                 )
             columns = table.select(["step", "position", "value"])
-            curves.append(tuple(column.to_numpy() for column in columns))
+            steps, places, values = (column.to_numpy() for column in columns)
+            curves.append((steps, places, _in_decimals(values)))
         return curves
+
+
+def _in_decimals(values: Array) -> Array:
+    """The shortest decimal number that each is in 32 bits: 0.1, and not 0.10000000149."""
+    return values.astype(str).astype(float)
 
 
 def read_metrics(payload: Path) -> dict[str, tuple[Array, Array]]:
@@ -226,7 +231,7 @@ def read_metrics(payload: Path) -> dict[str, tuple[Array, Array]]:
     curves = {}
     for name in table["name"].unique().to_pylist():
         own = table.filter(pc.field("name") == name).sort_by("step")
-        curves[name] = (own["step"].to_numpy(), own["value"].to_numpy())
+        curves[name] = (own["step"].to_numpy(), _in_decimals(own["value"].to_numpy()))
         if np.any(np.diff(curves[name][0]) == 0):
             raise UserError(f"'{name}' is logged twice for a step", str(path), "make the run again")
     return curves

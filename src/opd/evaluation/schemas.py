@@ -1,4 +1,4 @@
-"""The table of graded responses, and which of its rows are the samples of a problem."""
+"""The tables of graded responses, and which of their rows are the samples of a problem."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,14 @@ SCORES = schema(
     benchmark=TEXT,
     problem=TEXT,
     sample=INTEGER,
-    answer=TEXT,
-    response=TEXT,
     extracted=TEXT,
     correct=NUMBER,
     scores=pa.map_(TEXT, NUMBER),
     tokens=INTEGER,
     finish=TEXT,
 )
+# The same rows in the same order, and their texts.
+RESPONSES = schema(benchmark=TEXT, problem=TEXT, sample=INTEGER, answer=TEXT, response=TEXT)
 
 
 def samples_by_problem(

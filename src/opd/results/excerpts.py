@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from opd.core import tables
 from opd.core.code import package_file
@@ -15,7 +16,7 @@ from opd.core.html import render
 from opd.core.markdown import line
 from opd.data.schemas import PROMPTS
 from opd.evaluation.reader import Reader
-from opd.evaluation.schemas import SCORES
+from opd.evaluation.schemas import RESPONSES, SCORES
 from opd.probes.outlook import advice, indicator_rows
 
 PAGES = package_file(__file__, "pages/tables")
@@ -25,10 +26,7 @@ BEGINNING, END = 150, 250
 
 NO_CHARACTER = "\ufffd"  # what stands for bytes that are no text
 
-_RESPONSES = pa.schema(
-    SCORES.field(name)
-    for name in ("benchmark", "problem", "sample", "answer", "response", "correct")
-)
+_CORRECT = pa.schema([SCORES.field("correct")])
 _QUESTIONS = pa.schema(PROMPTS.field(name) for name in ("id", "question"))
 Key = tuple[str, str]  # benchmark, problem
 
@@ -62,7 +60,7 @@ def responses(cfg: Mapping[str, Any], inputs: Mapping[str, Path], out: Path) -> 
     seed = "" if len(cfg["rows"][0]["base"]) == 1 else " of the first seed"
     note = (
         f"At even distances from all problems, the first sample of each{seed}; of long responses "
-        "the beginning and the end. All of them: scores.parquet of the evaluations."
+        "the beginning and the end. All of them: responses.parquet of the evaluations."
     )
     _write(out, cfg, rows, note)
     return {"problems": len(rows) - 1}
@@ -91,8 +89,9 @@ def outlook(cfg: Mapping[str, Any], inputs: Mapping[str, Path], out: Path) -> di
 
 
 def _first_samples(reader: Reader, name: str, where: str) -> dict[Key, dict[str, Any]]:
-    table = tables.read(reader.file(name, "scores.parquet", where), _RESPONSES)
-    rows = [row for row in table.to_pylist() if row["sample"] == 0]
+    responses = tables.read(reader.file(name, "responses.parquet", where), RESPONSES)
+    correct = tables.read(reader.file(name, "scores.parquet", where), _CORRECT)["correct"]
+    rows = responses.append_column("correct", correct).filter(pc.field("sample") == 0).to_pylist()
     return {(row["benchmark"], row["problem"]): row for row in rows}
 
 

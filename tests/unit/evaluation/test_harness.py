@@ -21,7 +21,7 @@ pytest.importorskip("lm_eval")
 from opd.data import schemas
 from opd.data.schemas import PROMPTS
 from opd.evaluation import evaluate, harness
-from opd.evaluation.schemas import SCORES
+from opd.evaluation.schemas import RESPONSES, SCORES
 from opd.evaluation.tasks import FOLDER
 from opd.grading import graders
 from opd.models import init
@@ -141,7 +141,13 @@ def run(
     cfg = {"protocol": PROTOCOL, "max_prompt_tokens": 600, "benchmarks": benchmarks, "seed": 1}
     cfg["batch_size"] = batch_size
     evaluate.run(cfg, {"model": model, **inputs}, out, scratch)
-    rows = tables.read(out / "scores.parquet", SCORES).to_pylist()
+    scores, responses = (
+        tables.read(out / f"{name}.parquet", kind).to_pylist()
+        for name, kind in (("scores", SCORES), ("responses", RESPONSES))
+    )
+    rows = [score | response for score, response in zip(scores, responses, strict=True)]
+    for row, score in zip(rows, scores, strict=True):
+        assert row == row | score  # the same sample of the same problem
     return json.loads((out / "summary.json").read_text()), rows
 
 
@@ -150,7 +156,9 @@ def test_stage(tmp_path: Path, model: Path) -> None:
     benchmarks = [{"name": name, "task": "opd_world"} for name in ("hard", "easy")]
     summary, rows = run(tmp_path, model, benchmarks, **inputs)
     first = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    assert set(first) == {"scores.parquet", "summary.json", "disagreements.csv"}
+    assert set(first) == {
+        *("scores.parquet", "responses.parquet", "summary.json", "disagreements.csv")
+    }
     assert [row["benchmark"] for row in rows] == ["hard"] * 15 + ["easy"] * 15
     assert [row["sample"] for row in rows] == [0, 1, 2] * 10
     assert len({row["response"] for row in rows[:3]}) > 1  # samples, not copies

@@ -10,7 +10,7 @@ from measurements import evaluation
 
 from opd.core import tables
 from opd.data.schemas import PROMPTS, prompt_row
-from opd.evaluation.schemas import SCORES
+from opd.evaluation.schemas import RESPONSES
 from opd.results import report
 from opd.results.tables import run_table
 
@@ -31,9 +31,9 @@ def test_five_problems_are_shown_before_and_after(tmp_path: Path) -> None:
     """At even distances, the first sample of each, with a verdict and the question."""
     before = evaluation(tmp_path / "before", {"b": [0] * 10}, samples=2)
     after = evaluation(tmp_path / "after", {"b": [*[1] * 5, *[0] * 5]}, samples=2)
-    rows = tables.read(after / "scores.parquet", SCORES).to_pylist()
+    rows = tables.read(after / "responses.parquet", RESPONSES).to_pylist()
     rows[0]["response"] = "a | b\n" + "x" * 400 + " end"
-    tables.write(after / "scores.parquet", rows, SCORES)
+    tables.write(after / "responses.parquet", rows, RESPONSES)
     prompts = tmp_path / "prompts"
     prompts.mkdir()
     about = {"answer": "7", "source": "s"}
@@ -57,9 +57,9 @@ def test_five_problems_are_shown_before_and_after(tmp_path: Path) -> None:
 def test_a_response_that_is_no_text_is_said_to_be_none(tmp_path: Path) -> None:
     sides = {side: evaluation(tmp_path / side, {"b": [0]}) for side in ("before", "after")}
     for side, response in (("before", "\ufffd" * 7 + "ab"), ("after", "\ufffd" * 2 + "abc")):
-        rows = tables.read(sides[side] / "scores.parquet", SCORES).to_pylist()
+        rows = tables.read(sides[side] / "responses.parquet", RESPONSES).to_pylist()
         rows[0]["response"] = response
-        tables.write(sides[side] / "scores.parquet", rows, SCORES)
+        tables.write(sides[side] / "responses.parquet", rows, RESPONSES)
     row = {"label": "mine", "evaluations": ["after"], "base": ["before"]}
     shown = made({"words": "responses", "rows": [row]}, sides, tmp_path / "out")[1]
     assert shown[3:] == [
