@@ -8,7 +8,7 @@ store behind a copy whose links were followed. docs/audit.md says what that prov
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,8 @@ Plan = Mapping[str, Planned | None]
 class Audited(NamedTuple):
     """An artifact, or a file or store entry that is none, and what is wrong with it. ``drift``:
     versions {package: (then, now)}; ``absent``: plain files it was made from that are not here;
-    ``removed``: weights of a kept step that were removed as planned."""
+    ``removed``: weights of a kept step that were removed as planned; ``left_out``: files that a
+    crate was made without."""
 
     place: str
     stage: str
@@ -44,6 +45,7 @@ class Audited(NamedTuple):
     absent: tuple[str, ...] = ()
     adopted: bool = False
     removed: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def state(self) -> State:
@@ -165,15 +167,19 @@ def _artifact(made: Made, around: Around) -> Audited:
         {p: (then[p], now[p]) for p in sorted(then) if p in now and then[p] != now[p]},
         (*(x.used.path for x in made.inputs if x.place is None and not x.used.made),),
         bool(origin and origin.adopted),
-        (*(_removed(made, outputs, around) if made.stage == "keep" else ()),),
+        (*(_gone(made, outputs, around, check.removed) if made.stage == "keep" else ()),),
+        (*_gone(made, outputs, around, check.left_out),),
     )
 
 
-def _removed(made: Made, outputs: Mapping[str, str], around: Around) -> Iterable[str]:
-    """Weights that were removed as planned."""
+def _gone(
+    made: Made, outputs: Mapping[str, str], around: Around, marked: Callable[..., dict[str, str]]
+) -> Iterable[str]:
+    """Files in whose place there is a mark: weights that were removed as planned, or what a crate
+    was made without."""
     folder = made.payload(around.store)
     now = around.hashes(folder) if folder else {}
-    return check.removed(outputs, now).keys() - now.keys()
+    return marked(outputs, now).keys() - now.keys()
 
 
 def _payload(made: Made, outputs: Mapping[str, str], around: Around) -> Iterator[Finding]:
@@ -186,7 +192,7 @@ def _payload(made: Made, outputs: Mapping[str, str], around: Around) -> Iterator
     elif outputs:
         yield from check.files(outputs, around.hashes(folder), "payload/")
         if made.stage != "keep":
-            for name in sorted(_removed(made, outputs, around)):
+            for name in sorted(_gone(made, outputs, around, check.removed)):
                 yield Finding(State.MISSING, f"payload/{name}", "is gone, and is no kept step")
 
 

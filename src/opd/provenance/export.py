@@ -22,7 +22,7 @@ from opd.core.text import size
 from opd.plan.state import target_folders
 from opd.provenance.crate import TEXTS, File, Packed, metadata
 from opd.stages import check, on_disk
-from opd.stages.check import REMOVED, WEIGHTS
+from opd.stages.check import LEFT_OUT, REMOVED, WEIGHTS
 from opd.stages.fresh import read_plan
 from opd.stages.on_disk import Made
 from opd.stages.records import Manifest, read
@@ -30,6 +30,11 @@ from opd.stages.registry import STAGES
 
 # Others' work, to be had where it came from; weights and files above this size are left out, too.
 LARGEST_BYTES = 50_000_000
+# What a small crate is without: texts, and vectors of texts. No figure, table or claim reads them.
+TEXTUAL = {
+    *("generations.parquet", "logprobs.parquet", "responses.parquet", "rollouts.parquet"),
+    *("pairs.parquet", "embeddings.npy", "hashes.txt"),
+}
 # What belongs to the workflow besides the package, below the folder of the Snakefile.
 WORKFLOW = (
     *("Snakefile", "pyproject.toml", "LICENSE", "CITATION.cff"),
@@ -45,6 +50,7 @@ def export(
     targets: Sequence[str],
     out: Path,
     full: bool = False,
+    small: bool = False,
     agent: str | None = None,
     workflow: Path = Path(),
 ) -> Iterator[str]:
@@ -52,8 +58,10 @@ def export(
     pages, folders) were made from; lines to print. The same results give the same bytes.
 
     ``out`` is a zip file or a folder, ``agent`` ("NAME <URL>") who ran it all, ``workflow`` the
-    folder of the Snakefile; ``full`` packs weights, fetched objects and large files, too. Raises
-    ``UserError`` where nothing is to be packed, or not as it was made, and where ``out`` exists."""
+    folder of the Snakefile; ``full`` packs weights, fetched objects and large files, too, ``small``
+    leaves out what is ``TEXTUAL``. A mark with its digest lies in the place of what is left out
+    (``opd.stages.check``). Raises ``UserError`` where nothing is to be packed, or not as it was
+    made, and where ``out`` exists."""
     if out.exists():
         raise UserError("it is there already", str(out), "remove it, or name another")
     archives = [end for _, ends, _ in shutil.get_unpack_formats() for end in ends]
@@ -61,7 +69,7 @@ def export(
         remedy = "give a name that ends in .zip, or that of a new folder"
         raise UserError("no such archive is written", f"--out {out}", remedy)
     root = Path(os.path.abspath(results))
-    artifacts = gather(root, targets, full)
+    artifacts = gather(root, targets, full, small)
     code = list(sources(workflow))
     places = (root / "config.yaml", root / "plan.json")
     beside = [_file(root, path) for path in places if path.is_file()]
@@ -78,15 +86,17 @@ def export(
         yield f"left out, but listed: {len(left_out)} files, {total} (--full packs them)"
     with tempfile.TemporaryDirectory() as temporary:
         contents = {file.path: file.source for file in [*code, *beside, *packed]}
-        for name, text in (("ro-crate-metadata.json", described), ("README.md", readme)):
-            contents[name] = Path(temporary, name)
+        texts = {"ro-crate-metadata.json": described, "README.md": readme}
+        texts |= {f"{file.path}{LEFT_OUT}": check.mark(file.sha256) for file in left_out}
+        for number, (name, text) in enumerate(texts.items()):
+            contents[name] = Path(temporary, str(number))
             contents[name].write_text(text, encoding="utf-8")
         write(out, contents)
     written = sum(path.stat().st_size for path in files_below(out).values())
     yield f"written: {out} ({size(written)})"
 
 
-def gather(root: Path, targets: Sequence[str], full: bool) -> list[Packed]:
+def gather(root: Path, targets: Sequence[str], full: bool, small: bool = False) -> list[Packed]:
     """The artifacts of a results folder, or those behind some of it, sorted by folder."""
     folders = [f for f in on_disk.folders(root) if (root / f / "digest.json").is_file()]
     if not folders:
@@ -107,10 +117,10 @@ def gather(root: Path, targets: Sequence[str], full: bool) -> list[Packed]:
         more = f", and {len(wrong) - 1} more artifacts" if len(wrong) > 1 else ""
         remedy = "run the workflow again, or export a --target that is complete"
         raise UserError(f"{wrong[0]}{more}", str(root), remedy)
-    return [_packed(made, full) for made in artifacts]
+    return [_packed(made, full, small) for made in artifacts]
 
 
-def _packed(made: Made, full: bool) -> Packed:
+def _packed(made: Made, full: bool, small: bool) -> Packed:
     """What a crate holds of an artifact, whose copies are held to its files."""
     root, folder = made.root, made.path
     manifest = read(folder / "manifest.json", Manifest)
@@ -119,11 +129,12 @@ def _packed(made: Made, full: bool) -> Packed:
         raise UserError(f"a version with a stage '{manifest.stage}' made it", str(folder), remedy)
     files = [_file(root, folder / name) for name in ("digest.json", "manifest.json")]
     for name, sha256 in sorted(manifest.outputs.items()):
-        source, mark = folder / "payload" / name, folder / "payload" / f"{name}{REMOVED}"
-        if mark.is_file() and not source.exists():
-            files.append(_file(root, mark))
+        source = folder / "payload" / name
+        marks = [Path(f"{source}{ending}") for ending in (REMOVED, LEFT_OUT)]
+        if not source.exists() and (lying := [mark for mark in marks if mark.is_file()]):
+            files += [_file(root, mark) for mark in lying]
             continue
-        reason = "" if full else _why_left_out(manifest.stage, source)
+        reason = "" if full else _why_left_out(manifest.stage, source, small)
         files.append(_file(root, source, sha256, reason))
     for name, path in made.copies.items():
         if not path.is_file():
@@ -138,11 +149,13 @@ def _packed(made: Made, full: bool) -> Packed:
     return Packed(made.folder, manifest, made.inputs, files, there)
 
 
-def _why_left_out(stage: str, file: Path) -> str:
+def _why_left_out(stage: str, file: Path, small: bool) -> str:
     if STAGES[stage].network == "always":
         return "it can be fetched where it came from"
     if file.suffix == WEIGHTS:
         return "weights"
+    if small and file.name in TEXTUAL:
+        return "texts"
     return f"larger than {size(LARGEST_BYTES)}" if file.stat().st_size > LARGEST_BYTES else ""
 
 

@@ -14,12 +14,13 @@ from opd.stages.on_disk import Made
 from opd.stages.records import Digest, Finding, Manifest, Planned, State, digest_in, plain, read
 
 WEIGHTS = ".safetensors"
-# NAME.removed in the place of weights says that they were removed as planned (opd.stages.removal).
-REMOVED = ".removed"
+# NAME.removed in the place of weights says that they were removed as planned (opd.stages.removal),
+# NAME.left-out in the place of any file that a crate was made without it (opd.provenance.export).
+REMOVED, LEFT_OUT = ".removed", ".left-out"
 
 
 def mark(sha256: str) -> str:
-    """The text of the file in the place of weights that were removed."""
+    """The text of the file in the place of one that was removed or left out."""
     return f"{sha256}\n"
 
 
@@ -27,10 +28,20 @@ def removed(outputs: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str
     """Weights that were removed as planned -> their mark, which has their digest. Both arguments as
     for ``files``."""
     weights = {name: sha256 for name, sha256 in outputs.items() if name.endswith(WEIGHTS)}
+    return _marked(weights, now, REMOVED)
+
+
+def left_out(outputs: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Files that a crate was made without -> their mark, which has their digest. Both arguments as
+    for ``files``."""
+    return _marked(outputs, now, LEFT_OUT)
+
+
+def _marked(outputs: Mapping[str, str], now: Mapping[str, str], ending: str) -> dict[str, str]:
     return {
-        name: f"{name}{REMOVED}"
-        for name, sha256 in weights.items()
-        if now.get(f"{name}{REMOVED}") == hashlib.sha256(mark(sha256).encode()).hexdigest()
+        name: f"{name}{ending}"
+        for name, sha256 in outputs.items()
+        if now.get(f"{name}{ending}") == hashlib.sha256(mark(sha256).encode()).hexdigest()
     }
 
 
@@ -38,9 +49,9 @@ def files(
     outputs: Mapping[str, str], now: Mapping[str, str], folder: str = ""
 ) -> Iterator[Finding]:
     """Files against the digests that they were made with: name -> sha256 (empty for what is no
-    plain file, or cannot be read). Weights that were ``removed`` count as there. ``folder`` goes
-    before the names."""
-    marks = removed(outputs, now)
+    plain file, or cannot be read). What was ``removed`` or ``left_out`` counts as there. ``folder``
+    goes before the names."""
+    marks = removed(outputs, now) | left_out(outputs, now)
     there = {name: sha256 for name, sha256 in now.items() if name not in marks.values()}
     now = {name: outputs[name] for name in marks} | there
     for name in sorted({*outputs, *now}):

@@ -16,6 +16,7 @@ from results import SVG, Results
 from opd.core.errors import UserError
 from opd.core.files import digest
 from opd.plan import hub_lock
+from opd.provenance import audit as audit_module
 from opd.provenance import export as exporting
 from opd.recipes import resolve
 from opd.stages import check, on_disk
@@ -113,6 +114,9 @@ def test_all_of_it_is_packed_in_its_place_but_weights_and_what_was_fetched(resul
         "results/mini/logs/models/small.log",
         "results/mini/config.yaml",
     }
+    for name in ("models/small", "models/small-from-large/s0", "models/other/s0"):
+        expected.add(f"results/mini/{name}/payload/model.safetensors.left-out")
+    expected.add("results/mini/models/small/payload/config.json.left-out")
     assert mine == expected
     there = {"Snakefile", "LICENSE", "README.md", "config/mini.yaml", "src/opd/cli/main.py"}
     assert there | {"workflow/rules/stages.smk", "pyproject.toml"} <= names
@@ -220,6 +224,31 @@ def test_an_exported_folder_is_as_complete_as_what_it_was_made_of(results, tmp_p
     list(exporting.export(root, [], tmp_path / "again", full=True, workflow=crate))
     for name in ("ro-crate-metadata.json", "README.md"):
         assert (tmp_path / "again" / name).read_text() == (crate / name).read_text()
+
+
+def test_a_crate_is_complete_without_what_it_leaves_out(results, tmp_path):
+    """A mark lies in its place; with another text it is none. A crate of a crate is alike."""
+    texts = {"scores.parquet": "1", "responses.parquet": "a long text"}
+    results.add("evaluate", "evaluations/m/x/s0", texts, {"model": "models/other/s0"})
+    names, _ = packed(results, tmp_path / "crate", small=True)
+    payload = "results/mini/evaluations/m/x/s0/payload"
+    assert names & {f"{payload}/{name}" for name in texts} == {f"{payload}/scores.parquet"}
+    assert f"{payload}/responses.parquet.left-out" in names
+    root = tmp_path / "crate" / "results" / "mini"
+    made = on_disk.behind(Made(root, name) for name in on_disk.folders(root))
+    assert len(made) == 7 and not [finding for one in made for finding in check.shown(one)]
+    text = "\n".join(audit_module.lines(audit_module.audit(root), "here", 1.0))
+    # Two weights, two fetched files and the text.
+    assert "not in this crate, and listed in its README.md: 5 files" in text
+    again = tmp_path / "again"
+    list(exporting.export(root, [], again, small=True, workflow=tmp_path / "crate"))
+    assert {p.relative_to(again).as_posix() for p in again.rglob("*") if p.is_file()} == names
+    mark = tmp_path / "crate" / payload / "responses.parquet.left-out"
+    mark.write_text(mark.read_text().upper())
+    assert [finding.text for finding in check.shown(Made(root, "evaluations/m/x/s0"))] == [
+        "missing: responses.parquet is gone",
+        "modified: responses.parquet.left-out was added",
+    ]
 
 
 def test_of_weights_that_were_removed_as_planned_the_mark_is_packed(results, tmp_path):

@@ -66,7 +66,10 @@ def add(command: options.Add) -> None:
     about = "an artifact: what is behind it alone, may be repeated; all of it"
     options.add(export, "--target", f"{about} if not given", [], action="append")
     about = "with weights, fetched objects and files above 50 MB, which are only listed otherwise"
-    options.add_flag(export, "--full", about)
+    packed = export.add_mutually_exclusive_group()
+    options.add_flag(packed, "--full", about)
+    about = "without texts of responses and SFT data, and embeddings, which are only listed then"
+    options.add_flag(packed, "--small", about)
     about = "who ran it; nobody is named if not given"
     options.add(export, "--agent", about, metavar="NAME <URL>")
 
@@ -159,4 +162,5 @@ def _export(arguments: argparse.Namespace) -> None:
     if not results_folders(results.absolute()):
         made = naming.locate(results)
         results, targets = made.root, [*targets, made.folder]
-    show(export(results, targets, arguments.out, arguments.full, arguments.agent))
+    how = {"full": arguments.full, "small": arguments.small, "agent": arguments.agent}
+    show(export(results, targets, arguments.out, **how))
