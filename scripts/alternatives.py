@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # Tokens of a line, alternatives of each, and the least probability of these.
-ACROSS, DEEP, LEAST = 12, 5, 0.02
-ROWS = DEEP + 2.0  # of a line: the token, its alternatives, and some space
+ACROSS, DEEP, LEAST = 13, 4, 0.02
+ROWS = DEEP + 1.5  # of a line: the token, its alternatives, and some space
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def drawn(tokenizer: Any, question: str, response: list[int], chances: Tensor) -
             shade = colormaps["Blues"](0.1 + 0.8 * chance)
             axes.fill_between(edges, below, below + 0.95, color=shade, linewidth=0)
             label = f"{tokenizer.decode([other])} {chance:.0%}"
-            style = {"color": "white" if chance > 0.55 else "black", "size": 6.5}
+            style = {"color": "white" if chance > 0.55 else "black", "size": 6}
             axes.text(left + 0.5, below + 0.5, label, **middle, **style)
     return page
 
