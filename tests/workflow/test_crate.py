@@ -12,6 +12,7 @@ import pytest
 import yaml
 from project import ROOT, Project
 
+from opd.provenance import audit
 from opd.stages import check, on_disk
 
 VALIDATE = Path(__file__).with_name("validate_crate.py")
@@ -26,6 +27,37 @@ def validator() -> str:
     if os.environ.get("CI"):
         pytest.fail(f"no {path}: make .venv-crate/installed")
     pytest.skip(f"no {path}: make .venv-crate/installed, or name another in OPD_CRATE")
+
+
+PARTS = {
+    "name": "parts",
+    "papers": [],
+    "targets": ["t", "report"],
+    "world": {"rl_times": 0.6, "other_times": 0.1},
+    "defaults": {
+        "init": {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32},
+        "sft": {"batch_size": 8, "lr": 1.0e-2, "max_tokens": 64},
+        "evaluations": {"max_prompt_tokens": 32, "batch_size": 64},
+    },
+    "prompts": {"easy": {"world": {"split": "easy", "n": 8}}},
+    "sft_data": {"mixed": {"world": {"n": 64}}},
+    "models": {
+        "init": {"init": {}},
+        "base": {"sft": {"student": "init", "data": "mixed", "steps": 2}},
+        "longer": {"sft": {"student": "init", "data": "mixed", "steps": 4}},
+    },
+    "benchmarks": {"easy": {"task": "opd_world", "prompts": "easy"}},
+    "protocols": {"one": {"samples": 1, "temperature": 0.7, "top_p": 1.0, "max_new_tokens": 12}},
+    "evaluations": {"held-out": {"benchmarks": ["easy"], "protocol": "one"}},
+    "tables": {
+        "t": {
+            "title": "Both",
+            "evaluation": "held-out",
+            "columns": ["avg:easy", "change:easy"],
+            "rows": [{"label": "longer", "model": "longer", "base": "base"}],
+        }
+    },
+}
 
 
 def exported(project: Project, out: Path, *options: str) -> None:
@@ -84,6 +116,33 @@ def test_the_crate_of_one_figure_validates_with_an_agent(
         "ro-crate-1.1_22",
         "ro-crate-1.1_30",
     }
+
+
+def test_small_crates_of_single_seeds_are_put_together_without_training(tmp_path: Path):
+    """What is made of both seeds is made anew, from scores alone, and an audit finds all of it."""
+    together = tmp_path / "together"
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / "tiny.yaml").write_text(yaml.safe_dump({**PARTS, "seeds": [seed]}))
+        part = Project(folder)
+        part.run()
+        exported(part, tmp_path / f"{seed}.zip", "--small")
+        with zipfile.ZipFile(tmp_path / f"{seed}.zip") as archive:
+            archive.extractall(together)
+    for path in together.rglob("*"):  # as unzip does, and this module does not
+        os.utime(path, (315_532_800,) * 2)
+    assert not [*together.rglob("*.safetensors"), *together.rglob("responses.parquet")]
+    (together / "tiny.yaml").write_text(yaml.safe_dump({**PARTS, "seeds": [0, 1]}))
+    project = Project(together)
+    assert project.would_make() == {"tables/t", "report"}
+    project.run()
+    assert "Seeds: 2" in project.result("tables/t.md").read_text()
+    result = audit.audit(project.result(""))
+    assert not audit.fails(result), [x for x in result.audited if x.findings]
+    # Weights of six models, and the texts of four evaluations and of the corpus.
+    assert len([name for x in result.audited for name in x.left_out]) == 11
+    assert project.would_make() == set()
 
 
 def test_the_validator_sees_what_is_wrong(finished: Project, validator: str, tmp_path: Path):
