@@ -16,7 +16,7 @@ SHELL := bash
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help mini mini-all pilot rehearsal install install-light test lint unit workflow data faults test-slurm test-slurm-nightly \
+.PHONY: help mini mini-all words pilot rehearsal install install-light test lint unit workflow data faults test-slurm test-slurm-nightly \
 	vllm-cpu lock readme docs clean
 
 help: ## this list
@@ -32,6 +32,11 @@ mini: $(STAMP) ## the first paper in miniature and parts of the second, one seed
 mini-all: $(STAMP) ## every miniature experiment with three seeds
 	$(SNAKEMAKE) --configfile config/mini.yaml config/mini-all.yaml
 	@cat results/mini-all/tables/experiments.md; $(call shown,mini-all)
+
+words: $(STAMP) ## every experiment of two papers in a miniature of words; SEEDS=[0] for one of its five seeds
+	$(SNAKEMAKE) --configfile config/mini.yaml config/mini-all.yaml config/words.yaml config/words-all.yaml \
+	  $(if $(SEEDS),--config seeds=$(SEEDS))
+	@cat results/words-all/tables/experiments.md; $(call shown,words-all)
 
 # BACKEND=transformers does without vLLM.
 BACKEND ?= vllm
