@@ -328,16 +328,16 @@ def _outcomes(shown: Mapping[str, Source]) -> list[str]:
 
 
 def _graders(evaluations: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    """Of every evaluation and benchmark whose answers are mathematics in a box: its name, the
-    grader that counts, the score by each of ``MATHEMATICS`` (%), and how many verdicts each of
-    ``Choices`` would change."""
+    """Of every evaluation and benchmark whose answers are graded as mathematics in a box by each of
+    ``MATHEMATICS``: its name, the grader that counts, the score by each (%), and how many verdicts
+    each of ``Choices`` would change."""
     rows = []
     for row in evaluations:
         summary: dict[str, Any] = {"benchmarks": {}}
         with suppress(UserError):  # what is damaged or missing is said elsewhere
             summary = read_json(row["payload"] / "summary.json")
         for benchmark, values in summary["benchmarks"].items():
-            if "choices" in values and "rule" in values["metrics"]:
+            if "choices" in values and values["metrics"].keys() >= {*MATHEMATICS}:
                 scores = [html.number(100 * values["metrics"][g], ".1f") for g in MATHEMATICS]
                 changed = [str(values["choices"][choice]) for choice in Choices._fields]
                 counts = row["made"].manifest.cfg["protocol"]["grader"]

@@ -352,7 +352,10 @@ def test_scores_by_every_grader_stand_side_by_side(tmp_path):
         "choices": {"box": 3, "thinking": 132, "exact": 0},
     }
     others = {"metrics": {"choice": 0.5}, "choices": {"box": 1, "thinking": 1, "exact": 0}}
-    summary = {"benchmarks": {"aime": graded, "gpqa": others, "easy": {"metrics": {"world": 1.0}}}}
+    # By one grader that reads boxes there is nothing to stand beside.
+    alone = {**graded, "metrics": {"rule": 0.5}}
+    benchmarks = {"aime": graded, "gpqa": others, "words": alone}
+    summary = {"benchmarks": benchmarks | {"easy": {"metrics": {"world": 1.0}}}}
     files = {"summary.json": json.dumps(summary)}
     protocol = {"cfg": {"protocol": {"grader": "math_verify"}}}
     results.run("evaluate", "evaluations/e/m/s0", {}, **protocol)
