@@ -32,7 +32,7 @@ from opd.stages.registry import STAGES
 LARGEST_BYTES = 50_000_000
 # What a small crate is without: texts, and vectors of texts. No figure, table or claim reads them.
 TEXTUAL = {
-    *("generations.parquet", "logprobs.parquet", "responses.parquet", "rollouts.parquet"),
+    *("generations.parquet", "logprobs.parquet", "responses.parquet"),
     *("pairs.parquet", "embeddings.npy", "hashes.txt"),
 }
 # What belongs to the workflow besides the package, below the folder of the Snakefile.

@@ -251,6 +251,13 @@ def test_a_crate_is_complete_without_what_it_leaves_out(results, tmp_path):
     ]
 
 
+def test_no_figure_table_or_claim_reads_what_a_small_crate_is_without():
+    """But tables of responses, which show texts."""
+    shown = [p.read_text() for p in Path(exporting.__file__).parents[1].glob("results/*.py")]
+    read = {name for name in exporting.TEXTUAL if any(f'"{name}"' in text for text in shown)}
+    assert read == {"responses.parquet"} and any('"rollouts.parquet"' in text for text in shown)
+
+
 def test_of_weights_that_were_removed_as_planned_the_mark_is_packed(results, tmp_path):
     files = {"model.safetensors": "weights", "config.json": "{}"}
     sources = {"model": "models/small-from-large/s0"}
