@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("trl")
@@ -61,8 +62,8 @@ def test_every_step_is_logged_once_also_after_a_kill(
     monkeypatch.setattr(trackers, "require", lambda kind: None)
     _, metrics = killed_and_resumed("tensorboard", inputs, tmp_path, monkeypatch)
     rows = [(step, name, value) for step, values in logged for name, value in values.items()]
-    assert len(rows) == len(metrics)
-    assert {row[:2]: row[2] for row in rows} == pytest.approx(metrics, rel=1e-6)
+    kept = [(step, name, float(np.float32(value))) for step, name, value in rows]  # in 32 bits
+    assert sorted(kept) == sorted((*key, value) for key, value in metrics.items())
     assert {step for step, _, _ in rows} == {*range(STEPS + 1)}
     assert {name for _, name in metrics} >= {"loss", "grad_norm", "nll_nats"}
     assert runs == ["out-scratch", "closed"] * 2
