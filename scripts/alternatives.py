@@ -1,6 +1,6 @@
 """Draw a response of a model with what it might have written instead, word by word.
 
-python scripts/alternatives.py results/mini/models/small/s0/payload \
+python scripts/alternatives.py results/words/models/small/s0/payload \
     "compute a 11 plus b 3 times c 7 ?" docs/figures/words.png
 """
 
