@@ -263,12 +263,20 @@ def read_claims(path: Path) -> dict[str, Any]:
 
 
 def read_targets(path: Path) -> list[dict[str, str]]:
-    """Published rows, one dict each with the columns TARGETS. Raises ``UserError`` for other
-    columns, and for an id that is given twice."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or tuple(rows[0]) != TARGETS:
+    """Published rows, one dict each with the columns TARGETS. Raises ``UserError`` for what is no
+    text, other columns, a row with more or fewer cells, and an id that is given twice."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = [cells for cells in csv.reader(file) if cells]
+    except UnicodeDecodeError:
+        raise UserError("it is no UTF-8", str(path), "save it as UTF-8") from None
+    if len(lines) < 2 or tuple(lines[0]) != TARGETS:
         raise UserError("it has other columns", str(path), f"expected {', '.join(TARGETS)}")
+    for cells in lines:
+        if len(cells) != len(TARGETS):
+            reason = f"row '{cells[0]}' has {len(cells)} cells, not {len(TARGETS)}"
+            raise UserError(reason, str(path), "fill every column, and quote a cell with a comma")
+    rows = [dict(zip(TARGETS, cells, strict=True)) for cells in lines[1:]]
     for name, count in Counter(row["id"] for row in rows).items():
         if count > 1:
             raise UserError(f"two rows have the id '{name}'", str(path), "rename one")

@@ -94,6 +94,8 @@ def judge(interval: Interval, band: Band, strictly: bool = False) -> str:
     """Whether an interval lies in a band; ``strictly``: its ends do not belong to it."""
     low = -np.inf if band[0] is None else band[0]
     high = np.inf if band[1] is None else band[1]
+    if np.isnan(interval).any():
+        return INCONCLUSIVE
     below = operator.lt if strictly else operator.le
     if below(low, interval.low) and below(interval.high, high):
         return REPRODUCED
@@ -182,7 +184,11 @@ def equivalent(left: Side, right: Side, within: float) -> Check:
 
 def monotone(sides: Sequence[Side], direction: str, by: float = 0.0) -> list[Check]:
     """Every quantity is more (or less) than the one before, by at least ``by``; where that is below
-    zero it may go back by as much."""
+    zero it may go back by as much. One quantity alone has no order, and is not judged."""
+    if len(sides) < 2:
+        (only,) = sides
+        text = f"not measured: a second value of {only.what} of {only.whose}"
+        return [Check(text, NOT_RUN, seeds=only.estimate.seeds)]
     amount = _limit(abs(by), apart(sides[0].estimate.unit))
     words = f" by at least {amount}" if by > 0 else f", or back by at most {amount}" if by else ""
     band = (by, None) if direction == "rising" else (None, -by)

@@ -2,7 +2,8 @@
 number of a table, a mark of a figure and a number that decides a claim come from.
 
 Scores and probes share the draws of seeds and of problems (``opd.stats.intervals.weights``), so
-draws of two of them are paired: a difference of quantities is the difference of their draws.
+draws of two of them are paired: a difference of quantities is the difference of their draws. With
+several seeds the interval is as wide as so few of them ask for (``opd.stats.few_seeds``).
 
 Metrics vary over seeds only, of which a bootstrap is far too narrow: with several seeds they have
 Student's t interval over seeds, of differences seed by seed. With one run, a mean over steps has an
@@ -20,12 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from opd.core import tables
 from opd.core.errors import UserError
 from opd.evaluation.reader import Evaluations, NotLogged, Reader
 from opd.results.quantity import MACRO, METRIC, POINTS, PROBE, SCORES, Quantity, apart, unit_of
 from opd.stats import intervals
-from opd.stats.draws import DRAWS
+from opd.stats.draws import read_draws
+from opd.stats.few_seeds import widened
 from opd.stats.intervals import LEVEL, RESAMPLES, Array, Interval, boundless, weights
 
 LIMITS = {"share": (0.0, 1.0), POINTS: (-1.0, 1.0)}
@@ -43,8 +44,10 @@ class Undefined(Missing):
 
 class Estimate(NamedTuple):
     """A value with its draws [R] in the same unit (all equal to it where nothing can be drawn; NaN
-    where a draw has no gap), the number of seeds behind it, ``intervals.least`` of its scores, and
-    its value for each of several seeds [S] where it varies over seeds only."""
+    where a draw has no gap), the number of seeds behind it, ``intervals.least`` of its scores, its
+    value for each of several seeds [S] (of a ratio, as far as it is linear in its two sides),
+    whether it varies over seeds only, and whether it is a ratio, which may lie beyond what a share
+    may be."""
 
     value: float
     draws: Array
@@ -52,13 +55,19 @@ class Estimate(NamedTuple):
     unit: str
     least: float = 0.0
     by_seed: Array | None = None
+    only_seeds: bool = False
+    ratio: bool = False
 
     def interval(self) -> Interval:
         """The value with its 95 % interval, infinite where it has no bounds."""
-        if self.by_seed is not None:
+        if self.only_seeds and self.by_seed is not None:
             return intervals.student(self.by_seed)
-        limits = LIMITS.get(self.unit, (-np.inf, np.inf))
-        return intervals.bounds(self.value, self.draws, self.least, limits)
+        limits = LIMITS.get("" if self.ratio else self.unit, (-np.inf, np.inf))
+        drawn = intervals.bounds(self.value, self.draws, self.least, limits)
+        if self.by_seed is None:
+            return drawn
+        mean, low, high = widened(drawn, self.draws, self.by_seed)
+        return Interval(mean, max(low, limits[0]), min(high, limits[1]))
 
     @property
     def seed_by_seed(self) -> Array:
@@ -75,10 +84,12 @@ class Estimate(NamedTuple):
         # A run of its own is paired with every seed of the other side.
         if len(without) < 2 and all(side.seeds == 1 for side in without):
             by_seed = self.seed_by_seed - other.seed_by_seed
+        kind = self.only_seeds or other.only_seeds, self.ratio or other.ratio
         # Only where the pair as a whole never moves: else the draws say how far it does.
         floor = 0.0 if np.nanmax(draws) > np.nanmin(draws) else max(self.least, other.least)
         seeds = max(self.seeds, other.seeds)
-        return Estimate(self.value - other.value, draws, seeds, apart(self.unit), floor, by_seed)
+        value, unit = self.value - other.value, apart(self.unit)
+        return Estimate(value, draws, seeds, unit, floor, by_seed, *kind)
 
 
 class Measurements:
@@ -201,19 +212,35 @@ def _score(quantity: Quantity, measured: Measurements) -> Estimate:
         for side in intervals.averages(*scores)
     ]
     how = (measured.resamples, measured.seed, only)
+
+    def mean(cells: Sequence[Array], unit: str) -> Estimate:
+        means, draws = intervals.bootstrap([cells], *how)
+        chosen = cells if only is None else [cells[only]]
+        floor = intervals.least(chosen) if unit in LIMITS else 0.0
+        of_seeds = np.mean([benchmark.mean(axis=1) for benchmark in chosen], axis=0)
+        by_seed = of_seeds if measured.seeds > 1 else None
+        return Estimate(float(means[0]), draws[:, 0], seeds, unit, floor, by_seed)
+
     if kind == "recovery":
+        now, base, goal = sides
+        gap = mean(intervals.less(goal, base), POINTS)
         recovered = intervals.shares(sides, *how)
-        if recovered is None:
+        if recovered is None or gap.interval().low <= 0:
             where = "all benchmarks" if only is None else name
             raise Undefined(f"the gap that {whose} could close may be none (on {where})")
-        return Estimate(*recovered, seeds, unit)
+        by_seed = _linear(recovered[0], mean(intervals.less(now, base), POINTS), gap)
+        return Estimate(*recovered, seeds, unit, by_seed=by_seed, ratio=True)
     if kind == "length":
-        means, draws = intervals.bootstrap(sides, *how)
-        return Estimate(float(means[0] / means[1]), draws[:, 0] / draws[:, 1], seeds, unit)
-    cells = intervals.less(*sides) if kind == "change" else sides[0]
-    means, draws = intervals.bootstrap([cells], *how)
-    floor = intervals.least(cells if only is None else [cells[only]]) if unit in LIMITS else 0.0
-    return Estimate(float(means[0]), draws[:, 0], seeds, unit, floor)
+        part, whole = (mean(side, "tokens") for side in sides)
+        return _ratio(part, whole, unit, f"the length before {whose}, which it is a share of,")
+    return mean(intervals.less(*sides) if kind == "change" else sides[0], unit)
+
+
+def _linear(ratio: float, part: Estimate, whole: Estimate) -> Array | None:
+    """Of each of several seeds [S] what it adds to a ratio, as far as it is linear in the two."""
+    if part.by_seed is None and whole.by_seed is None:
+        return None
+    return ratio + (part.seed_by_seed - ratio * whole.seed_by_seed) / whole.value
 
 
 # Metrics of training
@@ -228,8 +255,8 @@ def _metric(quantity: Quantity, measured: Measurements) -> Estimate:
     if per is None:
         return part
     whole, whose = _of_runs(per, measured), measured.label(per.of, "run")
-    if whole.value == 0:
-        raise Undefined(f"{per.name} of {whose} is 0")
+    if not (whole.seed_by_seed * whole.value > 0).all():
+        raise Undefined(f"{per.name} of {whose} is 0, or differs in sign between seeds")
     if part.by_seed is None and whole.by_seed is None:
         return _ratio(part, whole, quantity.unit, f"{per.name} of {whose}, which it is a share of,")
     return _of_seeds(part.seed_by_seed / whole.seed_by_seed, quantity.unit, measured)
@@ -240,15 +267,19 @@ def _ratio(part: Estimate, whole: Estimate, unit: str, what: str) -> Estimate:
     whole is none, or of the other sign, may be any ratio. Raises ``Undefined`` where that leaves no
     bound; ``what`` names the whole."""
     draws = np.where(whole.draws * whole.value > 0, whole.draws, np.nan)
-    if boundless(draws):
+    _, low, high = whole.interval()
+    if boundless(draws) or low <= 0 <= high:
         raise Undefined(f"{what} may be 0")
-    return Estimate(part.value / whole.value, part.draws / draws, part.seeds, unit)
+    ratio, seeds = part.value / whole.value, max(part.seeds, whole.seeds)
+    by_seed = _linear(ratio, part, whole)
+    return Estimate(ratio, part.draws / draws, seeds, unit, by_seed=by_seed, ratio=True)
 
 
 def _of_seeds(values: Array, unit: str, measured: Measurements) -> Estimate:
     """The mean of one value for each of several seeds [S]."""
     of_seeds, _ = weights(measured.seeds, (), measured.resamples, measured.seed)
-    return Estimate(float(values.mean()), of_seeds @ values, len(values), unit, by_seed=values)
+    mean, draws = float(values.mean()), of_seeds @ values
+    return Estimate(mean, draws, len(values), unit, by_seed=values, only_seeds=True)
 
 
 def _of_runs(quantity: Quantity, measured: Measurements) -> Estimate:
@@ -337,12 +368,17 @@ def _of_probe(quantity: Quantity, measured: Measurements) -> Estimate:
         name = numbered(quantity, measured)[0 if quantity.at == "first" else -1]
     values, draws, slacks = zip(*(read_probe(measured.reader, r, name) for r in runs), strict=True)
     drawn = np.stack([np.resize(d, measured.resamples) for d in draws], axis=1)
-    of_seeds = np.ones(1)
+    if re.fullmatch(r"p_.*|.*_p", name):  # a p value says how likely its own run is by chance
+        largest = max(values)
+        return Estimate(largest, np.full(measured.resamples, largest), len(runs), unit_of(name))
+    of_seeds, by_seed = np.ones(1), None
     if len(runs) > 1:
         of_seeds, _ = weights(measured.seeds, (), measured.resamples, measured.seed)
+        by_seed = np.array(values)
     of_all = (drawn * of_seeds).sum(axis=1)
-    value, slack = float(np.mean(values)), float(np.mean(slacks))
-    return Estimate(value, of_all, len(runs), unit_of(name), slack)
+    # Where the draws move they say how far.
+    slack = float(np.mean(slacks)) if np.ptp(of_all) == 0 else 0.0
+    return Estimate(float(np.mean(values)), of_all, len(runs), unit_of(name), slack, by_seed)
 
 
 def numbered(quantity: Quantity, measured: Measurements) -> list[str]:
@@ -368,9 +404,8 @@ def read_probe(reader: Reader, run: str, name: str) -> tuple[float, Array, float
         words = f"prefix of {prefix} tokens" if kind and prefix.isdigit() else name
         raise Missing(f"{words}, which could not be measured" if summary else words)
     value = float(summary["value"])
-    table = tables.read(reader.file(run, "draws.parquet", run), DRAWS)
-    draws = dict(zip(table["name"].to_pylist(), table["draws"].to_pylist(), strict=True))
-    drawn = np.array(draws.get(name) or [value], dtype=np.float64)
+    draws = read_draws(reader.file(run, "draws.parquet", run))
+    drawn = draws.get(name, np.array([value]))
     ends = [summary[end] for end in ("low", "high") if summary.get(end) is not None]
     slack = max((abs(value - end) for end in ends), default=0.0)
     return value, drawn, slack if np.ptp(drawn) == 0 else 0.0

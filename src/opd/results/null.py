@@ -20,6 +20,8 @@ from zlib import crc32
 
 import numpy as np
 
+from opd.core.errors import UserError
+from opd.core.text import suggestion
 from opd.results import claim_spec
 from opd.results.claim_spec import Test, quantities
 from opd.results.estimate import at
@@ -137,7 +139,10 @@ _LOG_RATIO, _CHANGE = r"log_ratio_.*", r"change_.*"  # of either sign
 def _value(quantity: Quantity, draws: int, seed: int) -> Array:
     name, of = quantity.name, quantity.of
     if _ALIGNMENT.fullmatch(name):
-        return _alignment(of, draws, seed)[name]
+        known = _alignment(of, draws, seed)
+        if name not in known:
+            raise UserError(f"no value '{name}'", f"probe {of}", suggestion(name, known))
+        return known[name]
     first, second = _random(seed, of, name, quantity.at or "").random((2, draws))
     unit = unit_of(name)
     if re.fullmatch(_CORRELATION, name):

@@ -138,9 +138,10 @@ class Quantity:
 # Patterns of names with their units; the first that fits counts.
 _UNITS = {
     r"rho_.*": "",  # a rank correlation, with whatever it is
-    r"advantage_(q?\d+|\*)|lost": POINTS,  # an advantage in accuracy at some prefix
+    r"advantage_(q?\d+|\*)|lost|change_.*": POINTS,  # of an accuracy
     r"(teacher|student)_(q?\d+|\*)|passed|unjudged": "share",
-    r"(overlap_mass|top_mass|(max|min|extreme)_advantage|accuracy_|format_|passed_at_).*": "share",
+    r"(accuracy|answered|format|passed_at)_.*": "share",
+    r"(overlap_mass|top_mass|(max|min|extreme)_advantage).*": "share",
     r"overlap_token_advantage.*|loss|(.*_)?nats": "nats",
     r"(.*_)?tokens": "tokens",
     r"(.*_)?ratio": "share",
@@ -287,10 +288,10 @@ def of_series(text: str, of: str, at: str | None = None, probe: bool = False) ->
     return Quantity(METRIC, of, text, at or "end")
 
 
-def of_curve(name: str, of: str = "") -> Quantity:
+def of_curve(name: str) -> Quantity:
     """What a line over steps shows of a series: ``avg:BENCHMARK``, or a metric with its last value.
     Raises ``ValueError`` for other scores, which nothing has over steps."""
-    quantity = of_series(name, of, "last")
+    quantity = of_series(name, "", "last")
     if quantity.kind not in (METRIC, "avg"):
         raise ValueError(f"no curve of '{name}': use avg:BENCHMARK or a metric")
     return quantity

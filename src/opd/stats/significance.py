@@ -18,11 +18,17 @@ PERMUTATIONS = 20_000
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
     """Spearman's correlation of the pairs [N] of which both are finite; NaN for fewer than three,
     or where one of both is constant."""
-    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    finite = np.isfinite(a) & np.isfinite(b)
-    if finite.sum() < 3 or np.ptp(a[finite]) == 0 or np.ptp(b[finite]) == 0:
+    a, b = _finite(x, y)
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
-    return float(np.corrcoef(rankdata(a[finite]), rankdata(b[finite]))[0, 1])
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
+def _finite(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+    """The pairs of which both are numbers."""
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    both = np.isfinite(a) & np.isfinite(b)
+    return a[both], b[both]
 
 
 def correlation(x: Array, y: Array) -> draws.Value:
@@ -42,7 +48,7 @@ def permutation_p(x: Array, y: Array) -> float | None:
     value = spearman(x, y)
     if not math.isfinite(value):
         return None
-    a, b = ((ranks - ranks.mean()) / ranks.std() for ranks in (rankdata(x), rankdata(y)))
+    a, b = ((ranks - ranks.mean()) / ranks.std() for ranks in map(rankdata, _finite(x, y)))
     rng = np.random.default_rng(0)
     shuffled = rng.permuted(np.tile(b, (PERMUTATIONS, 1)), axis=1)
     correlations = np.abs(shuffled @ a) / len(a)

@@ -24,7 +24,14 @@ from opd.evaluation.reader import Reader
 from opd.losses.schemas import METRICS
 from opd.recipes.resolve import resolve
 from opd.results import claims, claims_page, figure_spec
-from opd.results.claim_spec import check, parse, quantities, read_claims, read_targets
+from opd.results.claim_spec import (
+    TARGETS,
+    check,
+    parse,
+    quantities,
+    read_claims,
+    read_targets,
+)
 from opd.results.claims import Side, bounded, checks, equivalent, greater, judge, monotone, worst
 from opd.results.estimate import Estimate, Measurements
 from opd.results.labels import with_unit
@@ -228,6 +235,22 @@ def test_monotone_checks_every_step() -> None:
     assert [one.verdict for one in monotone(sides, "falling")] == [YES, NO, YES]
     assert [one.verdict for one in monotone(sides, "falling", -0.02)] == [YES] * 3
     assert [one.value for one in monotone(sides, "falling")] == pytest.approx([-0.1, 0.01, -0.26])
+
+
+def test_one_value_has_no_order(tmp_path: Path) -> None:
+    """As where a scale has measured a probe at one prefix only: a part of a claim that was not
+    tested is not left out of it."""
+    of = {"probe": "P", "value": "advantage_*"}
+    falls = {"monotone": {"of": [of], "direction": "falling"}}
+    positive = {"at_least": {"of": {**of, "at": "first"}, "value": 0.1}}
+    probes = {"P": {"label": "prefixes", "runs": ["p"]}}
+    path = probe(tmp_path / "p", {"advantage_2": 0.4}, {"advantage_2": [0.3, 0.5]})
+    measured = Measurements({"probes": probes, "resamples": 99}, Reader({"p": path}))
+    (claim,) = parse([{**GOOD, "test": {"all": [positive, falls]}}])
+    first, second = checks(claim.test, measured)
+    assert (first.verdict, second.verdict) == (YES, NOT_RUN)
+    assert second.text == "not measured: a second value of advantage 2 of prefixes"
+    assert second.value is None
 
 
 def test_how_often_verdicts_are_wrong() -> None:
@@ -544,10 +567,17 @@ def test_a_row_says_what_no_test_tests(tmp_path: Path, inputs: dict[str, Path]) 
         (">0.80", 0.8, np.inf),
         ("<3", -np.inf, 3.0),
         ("716", 715.995, 716.005),
+        ("~88000", 87500.0, 88500.0),  # printed as ~88K
+        ("~20", 15.0, 25.0),
+        ("~0", -0.005, 0.005),
+        ("~0.85", 0.845, 0.855),
+        ("7e-8", 6.5e-8, 7.5e-8),
+        ("3.3E-6", 3.25e-6, 3.35e-6),
+        ("1.2e3", 1150.0, 1250.0),
     ],
 )
 def test_what_a_printed_number_may_be(text: str, low: float, high: float) -> None:
-    assert printed(text).reach == pytest.approx((low, high))
+    assert printed(text).reach == pytest.approx((low, high), rel=1e-9, abs=0)
 
 
 def test_one_seed_is_said_to_be_one(tmp_path: Path, inputs: dict[str, Path]) -> None:
@@ -811,6 +841,29 @@ def test_a_file_of_claims_names_its_paper(
     path.write_text(yaml.safe_dump({**FILE, **change}))
     with pytest.raises(UserError, match=said) as caught:
         read_claims(path)
+    assert str(path) in str(caught.value)
+
+
+ROW = "R1,E1,Fig1,a student,a teacher,overlap,-,a setting,0.72,printed,a source"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            f"{ROW}, page 3",
+            "row 'R1' has 12 cells, not 11; fill every column, and quote a cell with a comma",
+        ),
+        (ROW.replace("a setting", "a, setting"), "row 'R1' has 12 cells, not 11"),
+        ("R1,E1,Fig1", "row 'R1' has 3 cells, not 11"),
+        (ROW.replace("-", "–"), "it is no UTF-8; save it as UTF-8"),
+    ],
+)
+def test_a_published_row_has_a_cell_in_each_column(tmp_path: Path, row: str, said: str) -> None:
+    path = tmp_path / "targets.csv"
+    path.write_text("\n".join([",".join(TARGETS), row, ""]), encoding="cp1252")
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        read_targets(path)
     assert str(path) in str(caught.value)
 
 

@@ -1,5 +1,6 @@
 """Estimates of quantities against numbers by hand."""
 
+import json
 from operator import sub as difference
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from measurements import evaluation, probe, run
 
 from opd.core import tables
 from opd.core.errors import UserError
+from opd.core.files import read_json
 from opd.evaluation.reader import Reader
 from opd.evaluation.schemas import SCORES
 from opd.losses.schemas import METRICS
@@ -24,6 +26,7 @@ from opd.results.estimate import (
     blocks,
 )
 from opd.results.quantity import read, unit_of
+from opd.stats.few_seeds import widened
 from opd.stats.intervals import averages, bootstrap, bounds, interval, less, student, weights
 
 Given = dict[str, Any]
@@ -81,15 +84,25 @@ def found(quantity: Given, reader: Reader, resamples: int = 500) -> Estimate:
 
 
 def test_one_benchmark_is_drawn_as_among_all(reader: Reader) -> None:
-    """The interval of the first is that of it alone; another has another part of the stream."""
+    """The draws of the first are those of it alone; another has another part of the stream."""
     sides = [["s0", "s1"], ["student"] * 2]
     after, base = (reader.evaluations(names, "here").scores("easy") for names in sides)
-    alone = interval(after, 4000)
-    easy = found({"avg": "after", "benchmark": "easy"}, reader, 4000)
-    assert easy.interval() == pytest.approx(alone, abs=1e-12) and easy.seeds == 2
-    means, draws = bootstrap([less(*averages(after, base))], 4000, 0)
-    change = found({"change": "after", "benchmark": "easy"}, reader, 4000)
-    assert change.interval() == pytest.approx(bounds(means[0], draws[:, 0]), abs=1e-12)
+    means, draws = bootstrap([*averages(after), less(*averages(after, base))], 4000, 0)
+    for quantity, column in (("avg", 0), ("change", 1)):
+        easy = found({quantity: "after", "benchmark": "easy"}, reader, 4000)
+        assert easy.value == pytest.approx(means[column]) and easy.seeds == 2
+        np.testing.assert_allclose(easy.draws, draws[:, column], atol=1e-12)
+        # 14 and 15 of 16: wider than the bootstrap, and no more than all.
+        drawn = bounds(easy.value, easy.draws)
+        assert easy.by_seed is not None and easy.interval().low < drawn.low
+        assert easy.interval() == pytest.approx(
+            widened(drawn, easy.draws, easy.by_seed)._replace(high=easy.interval().high)
+        )
+    assert found({"avg": "after", "benchmark": "easy"}, reader).interval().high == 1
+    alone = interval(reader.evaluations(["s0"], "here").scores("easy"), 4000)
+    arms = {"after": {"label": "a", "evaluations": ["s0"], "base": ["student"]}}
+    easy = estimate({"avg": "after", "benchmark": "easy"}, reader, arms, {}, 4000)
+    assert easy.by_seed is None and easy.interval() == pytest.approx(alone, abs=1e-12)
 
 
 def test_values_by_hand(reader: Reader) -> None:
@@ -109,6 +122,19 @@ def test_values_by_hand(reader: Reader) -> None:
     # Seven of eight problems are better and one is worse, by as little as the least of the others:
     # to swap none, this one or that one is as extreme, to either side, of 2^8 swaps.
     assert found({"p": "after"}, reader).value == pytest.approx(6 / 256)
+
+
+def test_a_ratio_may_lie_beyond_what_a_share_may_be() -> None:
+    """A recovery of 100 % from 70 and 130: Student's t is 12.7 times 30 points to either side. A
+    share of right answers ends at 1."""
+    by_seed = np.array([0.7, 1.3])
+    draws = by_seed[np.random.default_rng(0).integers(2, size=(4000, 2))].mean(axis=1)
+    recovery = Estimate(1.0, draws, 2, "share", by_seed=by_seed, ratio=True)
+    half = 12.706 * 0.3
+    assert recovery.interval() == pytest.approx((1, 1 - half, 1 + half), rel=0.05)
+    assert recovery._replace(ratio=False).interval()[1:] == (0, 1)
+    other = recovery._replace(value=0.5, draws=np.full(4000, 0.5), by_seed=np.full(2, 0.5))
+    assert difference(recovery, other).interval().high > 1
 
 
 def test_length_is_a_share_of_that_of_the_base(tmp_path: Path) -> None:
@@ -277,6 +303,16 @@ def test_a_metric_as_a_share_of_another(reader: Reader) -> None:
     assert of_one.by_seed is not None and of_one.by_seed.tolist() == pytest.approx([1, 21.5 / 1.5])
 
 
+def test_no_share_of_what_is_nothing_with_one_seed(tmp_path: Path) -> None:
+    """Starts of 0, 0.2 and 0.2 have a mean that is not 0."""
+    starts = {"a": 0.0, "b": 0.2, "c": 0.2}
+    inputs = {n: run(tmp_path / n, truncation_ratio={1: v, 2: 0.1}) for n, v in starts.items()}
+    arms = {"A": {"label": "a", "run": [*inputs]}}
+    share = {"metric": "truncation_ratio", "of": "A", "at": "last", "per": {"at": "start"}}
+    with pytest.raises(Undefined, match="truncation_ratio of a is 0, or differs in sign"):
+        estimate(share, Reader(inputs), arms, {})
+
+
 def test_a_metric_less_that_at_another_time(reader: Reader) -> None:
     """20, 19, ..., 1 and 40, 39, ..., 21: the middle is 10.5 and 30.5, the end 1.5 and 21.5."""
     one = found({"metric": "kl_nats", "of": "once", "at": "mid", "less": {"at": "end"}}, reader)
@@ -322,9 +358,43 @@ def test_probes_average_drawn_seeds(reader: Reader) -> None:
     both = found({"probe": "P", "value": "auroc"}, reader, 4000)
     assert both.value == pytest.approx(0.75) and both.seeds == 2
     # First draw of a probe 0.6 or 0.7, second 0.8 or 0.9, each averaged over two drawn seeds.
-    assert set(both.draws.round(9)) == {0.6, 0.65, 0.7, 0.8, 0.85, 0.9}
+    assert set(both.draws.round(6)) == {0.6, 0.65, 0.7, 0.8, 0.85, 0.9}
     one = found({"probe": "Q", "value": "auroc"}, reader, 5)
-    assert one.draws.tolist() == [0.6, 0.8, 0.6, 0.8, 0.6] and one.seeds == 1
+    assert one.draws == pytest.approx([0.6, 0.8, 0.6, 0.8, 0.6]) and one.seeds == 1
+
+
+def of_three(tmp_path: Path, name: str, *values: tuple[float, float, float, list[float]]) -> Any:
+    """The estimate of a probe's value over seeds that are given as (value, low, high, draws)."""
+    inputs = {}
+    for i, (value, low, high, draws) in enumerate(values):
+        folder = probe(tmp_path / f"p{i}", {name: value}, {name: draws})
+        report = read_json(folder / "probe.json")
+        report["values"][name] |= {"low": low, "high": high}
+        (folder / "probe.json").write_text(json.dumps(report))
+        inputs[f"p{i}"] = folder
+    probes = {"P": {"label": "p", "runs": [*inputs]}}
+    return estimate({"probe": "P", "value": name}, Reader(inputs), {}, probes, 4000)
+
+
+def test_one_seed_that_never_moves_does_not_stand_for_all(tmp_path: Path) -> None:
+    """30 of 30, 18 and 15 of them: of the mean, 0.7, a variance of 0.0233 over seeds and of 0.0018
+    over prompts, for which Student's t is 3.79: 0.60 to either side."""
+    rng = np.random.default_rng(0)
+    drawn = [(r, r, r, rng.binomial(30, r, 4000) / 30) for r in (0.6, 0.5)]
+    seeds = [(v, v - 0.17, v + 0.17, d.tolist()) for v, _, _, d in drawn]
+    got = of_three(tmp_path, "format_prefix", (1.0, 0.88, 1.0, [1.0]), *seeds)
+    low, high = got.interval()[1:]
+    assert low == pytest.approx(0.7 - 0.60, abs=0.07) and high == 1
+    # Where none moves it is as far as each may be off.
+    still = of_three(tmp_path / "still", "format_prefix", *[(1.0, 0.88, 1.0, [1.0])] * 3)
+    assert still.interval() == pytest.approx((1, 0.88, 1))
+
+
+@pytest.mark.parametrize("name", ["mcnemar_p", "p_welch_cosine", "p_cluster_signal"])
+def test_p_values_of_several_runs_are_not_averaged(name: str, tmp_path: Path) -> None:
+    """The largest stands for them, without an interval."""
+    seeds = [(p, p, p, [p]) for p in (1e-6, 0.03, 0.002)]
+    assert of_three(tmp_path, name, *seeds).interval() == (0.03, 0.03, 0.03)
 
 
 def drawn_pair(tmp_path: Path, mean: tuple[float, float], sd: tuple[float, float], r: float) -> Any:

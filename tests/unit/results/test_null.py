@@ -321,6 +321,18 @@ def test_a_part_that_cannot_fail_is_an_error_of_its_claim(
     assert wrong.startswith(f"{path}: claim both: part 2 of its test holds of ")
 
 
+def test_a_value_that_no_probe_has_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = {"probe": "E1.p", "value": "kept_positive"}
+    path = claims_file(tmp_path, {"kept": {"at_least": {"of": of, "value": 0.6}}})
+    with pytest.raises(SystemExit) as ended:
+        main.main(["claims", str(path)])
+    assert ended.value.code == 2
+    error = "error: probe E1.p: no value 'kept_positive'; did you mean 'kept_positive_ratio'?"
+    assert capsys.readouterr().err.startswith(error)
+
+
 def test_all_claims_are_listed_without_check(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

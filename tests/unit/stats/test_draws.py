@@ -1,5 +1,6 @@
 """Draws of probes: AUROC against counting pairs, pairing, and where there is nothing to draw."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,25 @@ def test_a_difference_is_paired() -> None:
     assert found.value == pytest.approx(0.25) and found.draws == pytest.approx(0.25)
     same = draws.difference(one, one)
     assert same.value == 0 and not same.draws.any()
+
+
+def test_draws_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """By name, in order, of whatever number; to seven digits, and on the same side of nothing."""
+    first, second = np.random.default_rng(0).normal(size=(2, 2000))
+    values = {
+        "b": draws.Value(0.0, first, 1),
+        "missing": draws.Value(None, None, 0),
+        "a": draws.Value(0.0, np.array([0.0, -1e-30, 1e-30]), 1),
+        "c": draws.Value(0.0, second, 1),
+    }
+    draws.write(tmp_path, values, {})
+    read = draws.read_draws(tmp_path / "draws.parquet")
+    assert [*read] == ["b", "a", "c"]
+    assert read["b"] == pytest.approx(first, rel=1e-7) and read["c"] == pytest.approx(second)
+    assert [*np.sign(read["a"])] == [0, -1, 1]
+    assert (tmp_path / "draws.parquet").stat().st_size < 4000 * 4
+    draws.write(tmp_path, {"missing": values["missing"]}, {})
+    assert draws.read_draws(tmp_path / "draws.parquet") == {}
 
 
 @pytest.mark.parametrize("right", [0, 1])

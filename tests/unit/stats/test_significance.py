@@ -27,6 +27,9 @@ def test_p_by_permutation() -> None:
     expected = stats.spearmanr(x, y).pvalue
     assert permutation_p(x, y) == pytest.approx(expected, abs=0.03)
     assert permutation_p(x[:2], x[:2]) is None
+    # What is no number counts in neither.
+    more = [np.append(values, other) for values, other in ((x, np.nan), (y, 0.0))]
+    assert permutation_p(*more) == permutation_p(x, y)
     assert correlation(x, np.ones(12)).value is None
 
 
