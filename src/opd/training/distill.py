@@ -30,7 +30,8 @@ from opd.training import (
     terms,
 )
 from opd.training.objective import COUNTS, Term
-from opd.training.padding import packed_hidden, require_boundaries, trimmed
+from opd.training.padding import require_boundaries, trimmed
+from opd.training.positions import packed_hidden, padded_hidden
 from opd.training.prompts import load
 from opd.training.record import Record, Value
 from opd.training.teachers import ROWS, Teachers, load_models, on_device
@@ -172,10 +173,8 @@ class Trainer(common.OnPolicy, DistillationTrainer):
             for kind in ("ids", "mask")
         )
         responses = inputs["completion_ids"].shape[1]
-        if self.cfg.get("packing"):
-            backbone = adapter.beneath(model).base_model
-            return packed_hidden(backbone, ids, mask)[:, -responses - 1 : -1]
-        return self._get_last_hidden_state(model, ids, mask, responses)
+        hidden = packed_hidden if self.cfg.get("packing") else padded_hidden
+        return hidden(adapter.beneath(model).base_model, ids, mask)[:, -responses - 1 : -1]
 
     def _compute_loss(
         self, unwrapped_student: Any, inputs: dict[str, Tensor], num_items_in_batch: Any

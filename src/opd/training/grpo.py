@@ -13,6 +13,7 @@ from opd.grading.graders import GRADERS
 from opd.models.checkpoints import load_model, load_tokenizer
 from opd.training import adapter, common, launch, order
 from opd.training.padding import trimmed
+from opd.training.positions import count_positions
 from opd.training.record import Record
 from opd.training.resume import step_of
 
@@ -149,6 +150,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, scratch: Path) 
     updates = cfg.get("updates_per_batch", 1)
     arguments = common.rollout_arguments({**cfg, "steps": batches * updates}, "grpo", scratch)
     student = load_model(inputs["student"], attention=cfg.get("attention"))
+    count_positions(student.base_model)
     trainer = Trainer(
         model=adapter.adapted(student, cfg),
         reward_funcs=reward_functions,

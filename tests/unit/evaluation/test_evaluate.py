@@ -100,6 +100,10 @@ def test_what_is_cut_off_is_wrong_where_the_protocol_says_so() -> None:
     assert [row["correct"] for row in cut] == [1, 0, 0]
     assert cut[1]["scores"] == [("math_verify", 0.0), ("rule", 0.0)]
     assert [row["extracted"] for row in cut] == [row["extracted"] for row in as_they_are]
+    # What is right and cut off does not vote for what is right, and takes nothing from it.
+    assert evaluate.majority(cut[:2], cut_off_is_wrong=True) == 1
+    assert evaluate.majority(cut[1:2], cut_off_is_wrong=True) == 0
+    assert evaluate.majority(as_they_are[:2]) == 1
 
 
 def test_the_summary_counts_what_each_choice_of_the_protocol_would_change() -> None:

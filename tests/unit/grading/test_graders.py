@@ -357,6 +357,12 @@ def test_an_answer_equals_itself_if_anything_is_left_of_it(grader: str, answer: 
         ("Cat", "C", False), ("D", "C", False), ("12", "C", False), ("C4", "C", False),
         ("True", "True", True), ("yes", "True", True), ("No.", "False", True),
         ("no", "True", False), ("untrue", "True", False), ("\\text{true}", "True", True),
+        ("\\text {C}", "C", True), ("Answer: C", "C", True), ("The answer is C", "C", False),
+        # Several, or a sentence.
+        ("A or B", "A", False), ("A, C", "A", False), ("(a) and (b)", "A", False),
+        ("A dog", "A", False), ("I don't know", "I", False), ("C, a cat", "C", True),
+        ("C, D", "D", False), ("True or False", "True", False), ("yes/no", "True", False),
+        ("Yes, it is", "True", True), ("answer", "C", False),
     ],
 )  # fmt: skip
 def test_choices(box: str, answer: str, right: bool) -> None:
@@ -377,6 +383,9 @@ THINKING = "<think>\nAnswer: C\n</think>\n\n"
         ("letter", "So.\nAnswer: B", "B", True),
         ("letter", THINKING + "So.\n**Answer: (B)**\n", "B", True),
         ("letter", "answer: B) two", "B", True),
+        ("letter", "Answer: B or C", "B", False),
+        ("letter", "Answer: (A), (B)", "A", False),
+        ("letter", "Answer: B, as in a", "B", True),
         ("letter", THINKING + "Answer: B", "C", False),  # what it thought does not count
         ("letter", "Answer: B\nI am sure.", "B", False),  # the last line
         ("letter", "Answer: Because", "B", False),
@@ -421,3 +430,19 @@ def test_only_some_graders_leave_the_thinking_out_of_themselves() -> None:
         ("B", True),
         (None, False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "plain", "without"),
+    [
+        ("3\\mathrm{i}", "3i", "3"),
+        ("2 + 3\\mathrm{ i }", "2+3i", "2+3"),
+        ("2\\mathrm{e}", "2e", "2"),
+        ("3 \\mathrm {i}^2", "3i^2", "3"),
+    ],
+)
+def test_an_imaginary_unit_is_no_unit(given: str, plain: str, without: str) -> None:
+    """By the paper's rule; math-verify takes it for one."""
+    pairs = [(f"\\boxed{{{given}}}", plain), (f"\\boxed{{{given}}}", without)]
+    verdicts, _ = graders.grade_all(pairs, "rule")
+    assert [right for _, right in verdicts] == [True, False]

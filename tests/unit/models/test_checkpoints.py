@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny import SHAPE
+from tiny import SFT, SHAPE, Inputs, run
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from opd.core.errors import UserError
 from opd.models import checkpoints, init, sampling
@@ -130,3 +133,67 @@ def test_a_sound_checkpoint_is_loaded_also_without_stop_ids_of_its_own(
 def test_want_of_memory_is_no_fault_of_a_file(error: Exception) -> None:
     with pytest.raises(type(error)), checkpoints.reading(Path("m"), "weights"):
         raise error
+
+
+TEXT = "Answer in a box.\n\nThe sum of 12 and 345 is \\boxed{357}."
+
+
+def byte_level(folder: Path, tokenizer_class: str, digits: bool = False) -> Tokenizer:
+    """A tokenizer of bytes put into a checkpoint of a Llama, by the name of a class, as
+    R1-Distill-Llama-8B has it."""
+    tokenizer = Tokenizer(BPE())
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    split = [pre_tokenizers.Digits(individual_digits=True), by_bytes] if digits else [by_bytes]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet, special = pre_tokenizers.ByteLevel.alphabet(), ["<|end|>", "<|pad|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT, "12 345 357 345"] * 20, trainer)
+    tokenizer.save(str(folder / TOKENIZER))
+    own = {"tokenizer_class": tokenizer_class, "eos_token": "<|end|>", "pad_token": "<|pad|>"}
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (folder / SETTINGS).write_text(json.dumps({**own, "chat_template": template}))
+    (folder / TEMPLATE).unlink(missing_ok=True)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_class", "digits"),
+    [("LlamaTokenizerFast", False), ("GPT2Tokenizer", True), ("PreTrainedTokenizerFast", True)],
+)
+def test_a_tokenizer_is_what_its_tokenizer_json_says(
+    tokenizer_class: str, digits: bool, sound: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(sound, folder)
+    settings(CONFIG, model_type="llama")(folder)
+    written = byte_level(folder, tokenizer_class, digits)
+    tokenizer = checkpoints.load_tokenizer(folder)
+    ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    assert ids == written.encode(TEXT, add_special_tokens=False).ids
+    assert tokenizer.decode(ids) == TEXT and tokenizer.padding_side == "left"
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|end|>", "<|pad|>")
+
+
+def test_a_trained_model_has_the_tokenizer_of_its_student(inputs: Inputs, tmp_path: Path) -> None:
+    folder = tmp_path / "student"
+    shutil.copytree(inputs["student"], folder)
+    shape = json.loads((folder / CONFIG).read_text())
+    written = byte_level(folder, "LlamaTokenizerFast")
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=written.get_vocab_size(),
+            **{k: shape[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers")},
+            num_attention_heads=2,
+            bos_token_id=None,
+            eos_token_id=0,
+        )
+    )
+    model.save_pretrained(folder)
+    run("sft", {**SFT, "steps": 1}, {**inputs, "student": folder}, tmp_path / "trained")
+    trained = checkpoints.load_tokenizer(tmp_path / "trained")
+    assert trained.decode(trained.encode(TEXT, add_special_tokens=False)) == TEXT
+    saved = Tokenizer.from_file(str(tmp_path / "trained" / TOKENIZER))
+    assert saved.encode(TEXT).ids == written.encode(TEXT, add_special_tokens=False).ids

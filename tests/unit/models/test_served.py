@@ -90,6 +90,17 @@ def test_scores_are_the_model_s_own(server: Server, model: Path, teacher: Served
     assert (request["temperature"], request["max_tokens"]) == (1.0, 1)
 
 
+def test_a_server_is_asked_past_a_proxy(
+    teacher: Served, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster's variables name one for what lies outside."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(teacher) as url:
+        assert scored(connect(url, ["teacher"], model), 4).ids.shape == (3, 4, 4)
+
+
 def test_equally_likely_tokens_are_in_the_order_of_their_ids(
     server: Server, teacher: Served
 ) -> None:

@@ -22,7 +22,7 @@ from opd.models import generate
 from opd.models.schemas import GENERATIONS
 from opd.probes import continuation
 from opd.probes.schemas import CONTINUATIONS
-from opd.stats.draws import DRAWS
+from opd.stats.draws import read_draws
 
 EOS, MOST = 1, 24
 CFG: dict[str, Any] = {
@@ -50,8 +50,7 @@ def run(cfg: dict[str, Any], inputs: Inputs, out: Path) -> tuple[dict[str, Any],
     continuation.run(cfg, inputs, out, out.with_name(f"{out.name}-cache"))
     values = json.loads((out / "probe.json").read_text())["values"]
     rows = tables.read(out / "continuations.parquet", CONTINUATIONS).to_pylist()
-    drawn = tables.read(out / "draws.parquet", DRAWS).to_pylist()
-    return values, rows, {row["name"]: np.array(row["draws"]) for row in drawn}
+    return values, rows, read_draws(out / "draws.parquet")
 
 
 def rollouts_of(inputs: Inputs, longer: int) -> list[Any]:
@@ -118,7 +117,7 @@ def test_values_are_what_the_table_counts(inputs: Inputs, tmp_path: Path) -> Non
         assert advantage["low"] <= advantage["value"] <= advantage["high"]
         # Paired over prompts, within a prefix and across them.
         for name in ("teacher", "student"):
-            assert len(drawn[f"{name}_{prefix}"]) == 2000
+            assert len(drawn[f"{name}_{prefix}"]) == 1000
         assert drawn[f"advantage_{prefix}"] == pytest.approx(
             drawn[f"teacher_{prefix}"] - drawn[f"student_{prefix}"]
         )

@@ -30,8 +30,9 @@ from opd.models import init
 from opd.probes import pair, rollouts
 from opd.probes.schemas import ROLLOUTS
 from opd.stages import run as runner
+from opd.stages.registry import code_digest
 from opd.stats import draws
-from opd.stats.draws import DRAWS
+from opd.stats.draws import read_draws
 
 K, BIN = 4, 4
 CFG: dict[str, Any] = {"metrics_k": K, "position_bin": BIN, "temperature": 0.8, "seed": 0}
@@ -215,7 +216,7 @@ def test_a_kind_that_is_missing_has_no_auroc(inputs: Inputs, tmp_path: Path) -> 
     assert values["auroc"] == {"value": None, "low": None, "high": None, "n": 4}
     assert values["reward_correct_nats"]["value"] is None
     assert values["n_correct"]["value"] == 0 and values["n_incorrect"]["value"] == 4
-    names = tables.read(tmp_path / "a" / "draws.parquet", DRAWS)["name"].to_pylist()
+    names = read_draws(tmp_path / "a" / "draws.parquet")
     assert "auroc" not in names and "reward_incorrect_nats" in names
 
 
@@ -226,8 +227,7 @@ def test_two_teachers_are_compared_on_the_same_draws(inputs: Inputs, tmp_path: P
     drawn = {}
     for name, teacher in (("theirs", inputs["teacher"]), ("own", inputs["student"])):
         run(cfg, {**inputs, "teacher": teacher}, tmp_path / name)
-        rows = tables.read(tmp_path / name / "draws.parquet", DRAWS).to_pylist()
-        drawn[name] = {row["name"]: np.array(row["draws"]) for row in rows}
+        drawn[name] = read_draws(tmp_path / name / "draws.parquet")
     for name in ("entropy_student_nats", "n_correct", "response_tokens"):
         assert np.array_equal(drawn["theirs"][name], drawn["own"][name])
         assert len(drawn["own"][name]) == draws.RESAMPLES
@@ -269,7 +269,7 @@ def test_the_teacher_reads_the_students_prompt_with_its_own_options(
 
 def test_as_a_stage(inputs: Inputs, tmp_path: Path) -> None:
     """Through the store, with the files that the settings name."""
-    cfg = {**CFG, "grader": "world", "inputs": list(inputs), "code": "x"}
+    cfg = {**CFG, "grader": "world", "inputs": list(inputs), "code": code_digest("pair")}
     where = (tmp_path / "made" / "digest.json", {}, tmp_path / "store")
     assert runner.run_stage("pair", cfg, list(inputs.values()), *where)
     assert not runner.run_stage("pair", cfg, list(inputs.values()), *where)

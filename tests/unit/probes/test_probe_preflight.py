@@ -23,13 +23,12 @@ from probing import (
 )
 
 from opd.cli import main
-from opd.core import tables
 from opd.losses.spec import BIASED
 from opd.models import init, sizing
 from opd.probes import pair, preflight
 from opd.probes.outlook import advice, outlook
 from opd.stages import run
-from opd.stats.draws import DRAWS
+from opd.stats.draws import read_draws
 
 USUAL = ["--n", "6", "--samples", "3", "--max-new-tokens", "24", "--k", "4"]
 
@@ -180,14 +179,13 @@ def test_the_command_reports_a_pair(
     assert len(journals) == 2 + len(report["depths"]) > 3
     probe = json.loads((out / "probe.json").read_text())
     assert probe["values"] == report["values"]
-    rows = tables.read(out / "draws.parquet", DRAWS).to_pylist()
-    drawn = {row["name"]: np.array(row["draws"]) for row in rows}
+    drawn = read_draws(out / "draws.parquet")
     assert drawn["share_difference"] == pytest.approx(
         drawn["share_teacher"] - drawn["share_student"]
     )
     prefixes = [depth["prefix"] for depth in report["depths"]]
     assert prefixes == sorted(set(prefixes)) and prefixes[0] >= 1
-    assert all(drawn[depth["name"]].shape == (2000,) for depth in report["depths"])
+    assert all(drawn[depth["name"]].shape == (1000,) for depth in report["depths"])
 
     from opd.models.sampling import Request, Sampler
 

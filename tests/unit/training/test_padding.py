@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GRPO, OPD, SFT, Inputs, course, run
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3ForCausalLM
 
 from opd.core.errors import UserError
-from opd.models.checkpoints import load_model
+from opd.models.checkpoints import load_model, load_tokenizer
 from opd.training import distill, grpo
-from opd.training.padding import packed_hidden, require_boundaries, trimmed
+from opd.training.padding import require_boundaries, trimmed
+from opd.training.positions import count_positions, packed_hidden, padded_hidden
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4)
 
@@ -50,6 +51,30 @@ def test_what_is_trimmed_is_padding(lengths: list[tuple[int, int]], left: int, r
         for row, wide in enumerate(batch[f"{part}_mask"] != 0):
             assert torch.equal(ids[row][mask[row] != 0], batch[f"{part}_ids"][row][wide])
     assert torch.equal(narrow["old_per_token_logps"], -narrow["completion_ids"].float())
+
+
+def learned(vocabulary: int = 40) -> Any:
+    """A model whose positions are learned, each with a vector of its own."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": vocabulary, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+    config = GPT2Config(**shape, **dropout, bos_token_id=None, eos_token_id=1)
+    model = GPT2LMHeadModel._from_config(config)
+    torch.nn.init.normal_(model.transformer.wpe.weight)
+    return model.eval()
+
+
+def with_learned_positions(inputs: Inputs, folder: Path) -> Inputs:
+    """Student and teacher are models of learned positions."""
+    models = {name: folder / name for name in ("student", "teacher")}
+    for name, path in models.items():
+        tokenizer = load_tokenizer(inputs[name])
+        model = learned(len(tokenizer))
+        if name == "teacher":
+            torch.nn.init.normal_(model.transformer.wte.weight)
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    return {**inputs, **models}
 
 
 def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
@@ -137,7 +162,34 @@ def test_grpo_without_padding_is_that_with_it(
     assert used < 0.95 * sum(rows * columns for rows, columns in seen)
 
 
+@pytest.mark.parametrize("stage", ["distill", "grpo"])
+def test_learned_positions_are_those_of_tokens(
+    stage: str, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of a micro-batch are padded on the left to the longest: training all at a time is
+    that of one at a time, where there is none."""
+    answers = completions if stage == "distill" else lambda *given: (completions(*given), None)
+    module = {"distill": distill, "grpo": grpo}[stage]
+    monkeypatch.setattr(module.Trainer, "_generate_single_turn", answers)
+    monkeypatch.setattr(
+        grpo,
+        "rewards",
+        lambda _: [lambda completion_ids, **_: [len(i) / 6 for i in completion_ids]],
+    )
+    cfg = {"distill": DISTILL, "grpo": {**GRPO, "group_size": 4, "lr": 1e-2}}[stage]
+    models = with_learned_positions(inputs, tmp_path / "models")
+    for micro_batch in (1, 8):
+        run(stage, {**cfg, "micro_batch": micro_batch}, models, tmp_path / str(micro_batch))
+    for name in ("loss", "grad_norm", "entropy_student_nats"):
+        alone, padded = (course(tmp_path / folder, name) for folder in ("1", "8"))
+        assert padded == pytest.approx(alone, rel=1e-4, abs=1e-6), name
+
+
 def model_of(family: str, attention: str) -> Any:
+    if family == "GPT2":
+        model = learned()
+        model.set_attn_implementation(attention)
+        return model
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(
         vocab_size=40,
@@ -153,7 +205,9 @@ def model_of(family: str, attention: str) -> Any:
     )
 
 
-def padded_hidden(backbone: Any, ids: Tensor, mask: Tensor) -> Tensor:
+def hidden_without_positions(backbone: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """As a trainer of TRL reads a model."""
+    count_positions(backbone)
     return backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 
@@ -184,7 +238,7 @@ def loss_and_gradient(
     return loss.detach(), torch.cat([gradient.flatten() for gradient in found])
 
 
-FAMILIES = ("Qwen2", "Qwen3", "Llama")
+FAMILIES = ("Qwen2", "Qwen3", "Llama", "GPT2")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -193,14 +247,14 @@ def test_a_packed_row_is_its_sequences(family: str, attention: str) -> None:
     model = model_of(family, attention)
     weights = torch.randn(3, 10, 32)
     loss, gradient = loss_and_gradient(each_alone, model, weights)
-    for hidden_of in (packed_hidden, padded_hidden):
+    for hidden_of in (packed_hidden, padded_hidden, hidden_without_positions):
         found, found_gradient = loss_and_gradient(hidden_of, model, weights)
         assert found.item() == pytest.approx(loss.item(), rel=1e-5)
         assert (found_gradient - gradient).norm() < 1e-5 * gradient.norm()
     require_boundaries(model)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES[:3])
 def test_flex_attention_packs_forward(family: str) -> None:
     """Uncompiled, as compiling takes minutes on a CPU, where it has no backward pass either."""
     weights = torch.randn(3, 10, 32)

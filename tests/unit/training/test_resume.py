@@ -598,3 +598,26 @@ def test_on_a_gpu_a_resumed_run_has_the_same_metrics(
     for name in ("loss", "kl_nats", "entropy_student_nats", "overlap_ratio"):
         ours, theirs = (course(tmp_path / folder, name) for folder in ("a", "whole"))
         assert ours == pytest.approx(theirs, rel=1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("engine", "groups"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"use_vllm": True, "vllm_mode": "server", "vllm_tensor_parallel_size": 2}, [0, 1, 2, 3]),
+        ({"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 2}, [0, 0, 1, 1]),
+    ],
+)
+def test_processes_that_share_an_engine_sample_the_same(
+    engine: dict[str, Any], groups: list[int]
+) -> None:
+    """Each has a part of every layer: with other tokens they would compute nothing."""
+    drawn = []
+    for process in range(4):
+        accelerator = SimpleNamespace(process_index=process, num_processes=1, device="cpu")
+        trainer: Any = SimpleNamespace(accelerator=accelerator, args=SimpleNamespace(**engine))
+        steps = resume.Steps(5, trainer, 30)
+        steps.on_step_begin(None, SimpleNamespace(global_step=3), None)
+        drawn.append(torch.rand(4).tolist())
+    equal = [[a == b for b in drawn] for a in drawn]
+    assert equal == [[a == b for b in groups] for a in groups]

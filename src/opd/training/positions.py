@@ -1,0 +1,51 @@
+"""Positions of tokens in sequences that are padded on the left, as prompts are, and what a model
+makes of such sequences.
+
+Legend: B sequences of L tokens with padding, N tokens without; H width of the hidden states.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """The positions [B, L] of the tokens of sequences, from 0 at the first that is no padding; 0
+    where there is padding before it."""
+    return ((mask != 0).cumsum(1) - 1).clamp(min=0)
+
+
+def padded_hidden(backbone: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Last hidden states [B, L, H] of sequences [B, L] with padding."""
+    named = {"attention_mask": mask, "position_ids": positions_of(mask)}
+    hidden: Tensor = backbone(input_ids=ids, **named, use_cache=False).last_hidden_state
+    return hidden
+
+
+def packed_hidden(backbone: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Last hidden states [B, L, H] of sequences [B, L], computed as one row of the N tokens that
+    are no padding; 0 where there is padding.
+
+    The positions of the row begin at 0 with every sequence. From that transformers tells the
+    sequences apart: flash attention takes each by itself, the others get a block-diagonal mask.
+    """
+    kept = mask != 0
+    positions = positions_of(mask)[kept]
+    row = backbone(input_ids=ids[kept][None], position_ids=positions[None], use_cache=False)
+    hidden = row.last_hidden_state[0]
+    padded = hidden.new_zeros(*mask.shape, hidden.shape[-1])
+    padded[kept] = hidden
+    return padded
+
+
+def count_positions(backbone: Any) -> None:
+    """Have a model that is given no positions count them as ``positions_of`` does. Left to itself
+    it counts padding, which learned positions, those of GPT-2, take for tokens."""
+
+    def before(_: Any, args: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = named.get("attention_mask")
+        if mask is None or mask.dim() != 2 or named.get("position_ids") is not None:
+            return args, named
+        return args, {**named, "position_ids": positions_of(mask)}
+
+    backbone.register_forward_pre_hook(before, with_kwargs=True)
