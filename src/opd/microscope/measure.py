@@ -94,7 +94,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         for measure in statistics.MEASURES
     }
     described = {"teacher": name, "left_out": len(left_out), "over_questions": over_questions}
-    numbers = draws.write(out, statistics.values(cells), described)
+    prompt_ids = [question["prompt_id"] for question in questions]
+    numbers = draws.write(out, statistics.values(cells, prompt_ids), described)
     tables.write(out / "tokens.parquet", rows, schemas.TOKENS)
     write_cells(out, cells)
     tables.write(out / "left_out.parquet", left_out, schemas.LEFT_OUT)

@@ -45,7 +45,8 @@ class PathIndex:
     """The rollouts of one question, on disk in ``folder``, and the paths that are analysed.
 
     ``records`` [N] holds of each rollout: tokens, prefix (tokens it was forced to begin with),
-    correct, finished. An index that is opened again has the rollouts, and no path yet.
+    correct, finished. An index that is opened again has the rollouts, and no path yet. ``selected``
+    has the numbers of the rollouts that were made paths.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,6 +55,7 @@ class PathIndex:
         written = self._records.exists()
         self.records = np.fromfile(self._records, RECORD) if written else np.zeros(0, RECORD)
         self.paths: list[Array] = []
+        self.selected: list[int] = []
         self._followed = np.zeros((0, len(self.records), 2), TOKEN)
 
     def append(
@@ -84,11 +86,16 @@ class PathIndex:
         self.records = np.concatenate([self.records, records])
         self._followed = np.concatenate([self._followed, followed(arrays, self.paths)], axis=1)
 
-    def add_paths(self, paths: Sequence[Sequence[int]]) -> list[int]:
-        """Analyse further paths: their numbers. The rollouts on disk are read once for all."""
+    def add_paths(self, paths: Sequence[Sequence[int]], selected: Sequence[int] = ()) -> list[int]:
+        """Analyse further paths: their numbers. The rollouts on disk are read once for all.
+
+        ``selected`` are the numbers of the rollouts that the paths are, if these were selected by
+        what became of them: see ``children``.
+        """
         added = [np.asarray(path, dtype=TOKEN) for path in paths]
         self._followed = np.concatenate([self._followed, followed(self._rollouts(), added)])
         self.paths += added
+        self.selected += selected
         return list(range(len(self.paths) - len(added), len(self.paths)))
 
     def _rollouts(self) -> Iterator[Array]:
@@ -111,19 +118,23 @@ class PathIndex:
         was made to begin with a prefix passes the nodes within it by force, and what becomes of it
         is no sample of what the student does after these: a share of successes that counts it there
         is biased, however many rollouts there are. ``unforced`` counts a rollout from the last
-        token of its prefix on.
+        token of its prefix on; and those that are ``selected`` on no path, for what became of them
+        is known from the path's kind, and no sample either.
         """
         shared, following = self._followed[path].T
         correct = self.records["correct"].astype(bool)
         tokens = self.paths[path]
         first = np.maximum(self.records["prefix"].astype(np.int64) - 1, 0)
+        counted = np.ones(len(first), dtype=bool)
         if counts == "whole":
             first[:] = 0
+        else:
+            counted[self.selected] = False
         # Along the path: from the first node that counts to the one where it leaves.
-        on = shared > first
+        on = counted & (shared > first)
         along = [_covering(first[k], shared[k], len(tokens)) for k in (on, on & correct)]
         # Off it: at the node where a rollout leaves.
-        left = (following != NO_TOKEN) & (shared < len(tokens)) & (shared >= first)
+        left = counted & (following != NO_TOKEN) & (shared < len(tokens)) & (shared >= first)
         keys = shared[left].astype(np.int64) << 32 | following[left].astype(np.int64)
         off, place, visits = np.unique(keys, return_inverse=True, return_counts=True)
         successes = np.bincount(place[correct[left]], minlength=len(off))

@@ -20,7 +20,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
     """
     names = cfg["names"]
     cells = [cell for i, name in enumerate(names) for cell in read_cells(inputs[f"of:{i}"], name)]
-    values = statistics.values(cells)
+    payloads = [inputs[f"of:{i}"] for i in range(len(names))]
+    values = statistics.values(cells, {id for payload in payloads for id in _left_out(payload)})
     tests: dict[str, Any] = {}
     for name in statistics.MEASURES if cells else ():
         contrast = statistics.contrast(cells, name)
@@ -50,6 +51,15 @@ def read_cells(payload: Path, teacher: str) -> list[Cell]:
     """Cells of an ``alignment`` stage, under this name of the teacher."""
     rows = tables.read(payload / "cells.parquet", schemas.CELLS).to_pylist()
     return [Cell(**{**row, "teacher": teacher, "numbers": dict(row["numbers"])}) for row in rows]
+
+
+def _left_out(payload: Path) -> list[str]:
+    """Questions of which an ``alignment`` stage left out a path or all: with those of its cells
+    they are all of its tree."""
+    ids: list[str] = tables.read(payload / "left_out.parquet", schemas.LEFT_OUT)[
+        "prompt_id"
+    ].to_pylist()
+    return ids
 
 
 def write_cells(out: Path, cells: Iterable[Cell]) -> None:

@@ -3,6 +3,7 @@ prompt (the paper, appendix E.9, Tables 7 to 9)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     demonstration); optional form, system, n. Inputs: student, prompts, demos:SOURCE. A question
     that lacks a demonstration for one context is not asked with that. Values: accuracy_NAME_ratio
     over the kept questions, accuracy_NAME_BIN_ratio, change_NAME (against the baseline),
-    questions_BIN, questions, with_NAME and with_every_source (questions with a correct
+    change_NAME_from_OTHER (against each context before it, over the questions that were asked in
+    both), questions_BIN, questions, with_NAME and with_every_source (questions with a correct
     demonstration).
     """
     prompts = read_prompts(inputs["prompts"], cfg.get("n"))
@@ -101,14 +103,25 @@ def summarise(
     ids = sorted(kept)
     weights = draws.multiplicities(ids) if ids else np.zeros((draws.RESAMPLES, 0))
     of_level = {level: np.array([bins[id] == level for id in ids], dtype=bool) for level in BINS}
-    base = np.array([passes[BASELINE][id] / samples for id in ids])
     values: dict[str, draws.Value] = {}
-    for name, counts in passes.items():
-        asked = np.array([id in counts for id in ids], dtype=bool)
-        share = np.array([counts.get(id, 0) / samples for id in ids])
+    asked_in = {
+        name: np.array([id in counts for id in ids], dtype=bool) for name, counts in passes.items()
+    }
+    shares = {
+        name: np.array([counts.get(id, 0) / samples for id in ids])
+        for name, counts in passes.items()
+    }
+    for name, other in combinations([name for name in passes if name != BASELINE], 2):
+        both = asked_in[name] & asked_in[other]
+        change = (shares[other] - shares[name]) * both
+        values[f"change_{other}_from_{name}"] = draws.mean(change, both, weights)
+    for name, asked in asked_in.items():
+        share = shares[name]
         values[f"accuracy_{name}_ratio"] = draws.mean(share * asked, asked, weights)
         if name != BASELINE:
-            values[f"change_{name}"] = draws.mean((share - base) * asked, asked, weights)
+            values[f"change_{name}"] = draws.mean(
+                (share - shares[BASELINE]) * asked, asked, weights
+            )
         for level, inside in of_level.items():
             both = asked & inside
             values[f"accuracy_{name}_{level}_ratio"] = draws.mean(share * both, both, weights)

@@ -143,18 +143,21 @@ def contrast(cells: Sequence[Cell], name: str) -> Contrast:
     return Contrast(difference, low, high, welch, paired, cluster, n)
 
 
-def values(cells: Sequence[Cell]) -> dict[str, draws.Value]:
+def values(cells: Sequence[Cell], prompt_ids: Iterable[str] = ()) -> dict[str, draws.Value]:
     """Values of a probe by name, with bootstrap draws of questions: every number of the cells, over
     all paths (NAME), over the correct and the incorrect ones (NAME_correct, NAME_incorrect) and the
     difference of these (NAME_difference); cosine_spread, the standard deviation over nodes; and the
     counts nodes, undefined, cells_correct, cells_incorrect, paths and questions. No cell, no value.
 
     Over all paths a question counts once; within a kind every cell does, as in the paper.
+    ``prompt_ids`` are all questions of the tree, also those without a cell: draws are of these, so
+    that values of teachers that lack different questions are paired all the same.
     """
     if not cells:
         return {}
-    questions, place = np.unique([cell.prompt_id for cell in cells], return_inverse=True)
-    weights = draws.multiplicities(questions.tolist())
+    questions = sorted({*prompt_ids, *(cell.prompt_id for cell in cells)})
+    place = np.searchsorted(questions, [cell.prompt_id for cell in cells])
+    weights = draws.multiplicities(questions)
 
     def sums(numbers: ArrayLike, chosen: Array | slice = slice(None)) -> Array:
         """Sums over the chosen cells of each question, [questions]."""

@@ -158,7 +158,8 @@ def _choose_paths(question: Question, cfg: Mapping[str, Any]) -> None:
         for number in sorted(np.flatnonzero(kind).tolist(), key=rank):
             distinct.setdefault(index.rollout(number).tobytes(), number)
         question.numbers += [*distinct.values()][: cfg[f"{name}_paths"]]
-    index.add_paths([index.rollout(number).tolist() for number in question.numbers])
+    paths = [index.rollout(number).tolist() for number in question.numbers]
+    index.add_paths(paths, question.numbers)
 
 
 def _chosen(

@@ -10,6 +10,8 @@ pytest.importorskip("torch")
 from probing import Inputs, with_swapped_tokens
 
 from opd.cli import main
+from opd.core import tables
+from opd.data.schemas import PROMPTS
 from opd.microscope.command import called
 
 USUAL = ["--grader", "world", "--max-new-tokens", "6", "--rollouts", "60", "--min-visits", "40"]
@@ -92,9 +94,28 @@ def test_a_teacher_with_another_tokenizer_is_told_and_the_other_goes_on(
     assert "| - | - |" in rows["foreign"] and "[" in rows["good"]
 
 
+@pytest.mark.parametrize("command", ["align", "preflight"])
+def test_questions_are_asked_in_the_template(
+    command: str, pointed: Inputs, questions: Path, tmp_path: Path
+) -> None:
+    """Also where a preflight goes on with the alignment."""
+    out = tmp_path / "out"
+    options = ["--student", str(pointed["student"]), "--teacher", str(pointed["good"])]
+    options += ["--questions", str(questions), "--out", str(out), "--template", "{question}?!"]
+    few = ["--grader", "world", "--max-new-tokens", "6", "--n", "2"]
+    if command == "align":
+        main.main([command, *options, *few, "--rollouts", "20", "--min-visits", "10"])
+    else:
+        main.main([command, *options, *few, "--samples", "2", "--align"])
+    made = out if command == "align" else out / "align"
+    rows = tables.read(made / "questions" / "prompts.parquet", PROMPTS).to_pylist()
+    assert [row["prompt"] for row in rows] == ["1?!", "2?!"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"--out": __file__}, "it is a file, where a folder is to be"),
         ({"--grader": "digit"}, "unknown grader 'digit'"),
         ({"--questions": "missing.jsonl"}, "cannot be read"),
         ({"--student": "missing"}, "'missing' names no model"),

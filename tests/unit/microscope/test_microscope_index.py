@@ -67,6 +67,20 @@ def test_counts_are_those_of_a_recount(
         assert found(one, number, "whole") == expected
 
 
+def test_selected_rollouts_count_on_no_path_unless_as_the_paper_counts(tmp_path: Path) -> None:
+    rollouts = [[1, 2, 3], [1, 2, 4], [1, 5, 3], [1, 2, 3], [6, 6, 6]]
+    correct = [True, False, False, False, True]
+    one = PathIndex(tmp_path)
+    one.append(rollouts, correct)
+    one.add_paths([rollouts[0], rollouts[2]], [0, 2])
+    one.append([[1, 2, 3]], [True], prefix=[2])
+    # Of 1, 2, 3 the second and its equal, and the one that was sampled after 1, 2.
+    assert found(one, 0) == {(0, 1): (2, 0), (0, 6): (1, 1), (1, 2): (3, 1), (2, 3): (2, 1),
+                             (2, 4): (1, 0)}  # fmt: skip
+    assert found(one, 1) == {(0, 1): (2, 0), (0, 6): (1, 1), (1, 2): (3, 1)}
+    assert found(one, 0, "whole") == recount([*rollouts, [1, 2, 3]], [*correct, True], rollouts[0])
+
+
 def test_long_rollouts_and_an_index_that_is_opened_again(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     trunk = rng.integers(0, 50, 700).tolist()

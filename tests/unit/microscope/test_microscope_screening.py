@@ -66,6 +66,26 @@ def test_values_on_fixture_data() -> None:
     assert counts == {"easy": 1, "medium": 2, "hard": 1} and value["questions"] == 4
 
 
+def test_contexts_are_compared_over_questions_that_were_asked_in_both() -> None:
+    """A wrong response changes nothing where there is one; an easy question has none."""
+    passes = {
+        "baseline": {"a": 8, "b": 4, "c": 2},
+        "self_1c": {"a": 8, "b": 6, "c": 4},
+        "self_1c1w": {"b": 6, "c": 4},
+        "other": {"a": 7, "c": 2},
+    }
+    bins = {"a": "easy", "b": "medium", "c": "medium"}
+    found = screening.summarise(passes, bins, {"a", "b", "c"}, 8)
+    value = {name: one.value for name, one in found.items()}
+    change = value["accuracy_self_1c1w_ratio"] - value["accuracy_self_1c_ratio"]
+    assert change == pytest.approx(10 / 16 - 18 / 24)
+    same = found["change_self_1c1w_from_self_1c"]
+    assert same.value == 0 and same.n == 2
+    assert same.draws is not None and not same.draws.any()
+    assert value["change_other_from_self_1c"] == pytest.approx((-1 - 2) / 16)
+    assert value["change_other_from_self_1c1w"] == pytest.approx(-2 / 8)
+
+
 @pytest.fixture(scope="module")
 def inputs(pointed: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     # The second has no right answer.

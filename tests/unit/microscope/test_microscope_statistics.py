@@ -79,6 +79,32 @@ def test_a_question_is_the_mean_of_its_paths_and_counts_once() -> None:
     assert values([]) == {}
 
 
+def test_teachers_that_lack_different_questions_are_paired() -> None:
+    """Two teachers that differ by 0.02 on every question; the second lacks one of 36. Their
+    difference has the draws of plain resamples of the 36, far closer together than of either."""
+    rng = np.random.default_rng(1)
+    ids = [f"q{i:02d}" for i in range(36)]
+    level = rng.normal(0.03, 0.1, 36)
+    one = [made(id, "a", True, value) for id, value in zip(ids, level, strict=True)]
+    other = [made(id, "b", True, value - 0.02) for id, value in zip(ids, level, strict=True)]
+    del other[20]
+    first, second = (values(cells, ids)["cosine"] for cells in (one, other))
+    assert first.draws is not None and second.draws is not None
+    taken = np.random.default_rng(0).multinomial(36, np.full(36, 1 / 36), 2000)
+    known = np.arange(36) != 20
+    expected = [
+        np.average(level, weights=w) - np.average(level[known] - 0.02, weights=w[known])
+        for w in taken
+    ]
+    found = first.draws - second.draws
+    low, high = np.quantile(found, [0.025, 0.975])
+    np.testing.assert_allclose((low, high), np.quantile(expected, [0.025, 0.975]), atol=0.001)
+    assert np.corrcoef(first.draws, second.draws)[0, 1] > 0.95
+    assert high - low < 0.3 * np.ptp(np.quantile(first.draws, [0.025, 0.975]))
+    assert second.value == pytest.approx(np.mean(level[known]) - 0.02)
+    assert values(other, ids)["questions"].value == 35
+
+
 def test_spread_is_over_all_nodes() -> None:
     rng = np.random.default_rng(1)
     scores = [rng.choice([-1.0, 1.0, 0.3], n) for n in (5, 9, 20)]

@@ -95,7 +95,8 @@ def test_targeted_rollouts_begin_with_their_prefix_and_top_up(
         records = index.records
         assert len(records) == one["rollouts"] and one["targeted"] == (records["prefix"] > 0).sum()
         assert (records["prefix"][:60] == 0).all() and (records["prefix"][60:] > 0).all()
-        own = [p["token_ids"] for p in paths if p["prompt_id"] == one["prompt_id"]]
+        mine = [p for p in paths if p["prompt_id"] == one["prompt_id"]]
+        own, selected = [p["token_ids"] for p in mine], {p["rollout"] for p in mine}
         made = [index.rollout(i).tolist() for i in range(len(records))]
         for rollout, prefix in zip(made, records["prefix"].tolist(), strict=True):
             if prefix:  # a path up to a node, and a token
@@ -104,7 +105,7 @@ def test_targeted_rollouts_begin_with_their_prefix_and_top_up(
         for letter in "abc":
             at_root = [made[i][0] == tokens[letter] for i in range(len(made))]
             initial, forced = (
-                sum(at_root[:60]),
+                sum(hit and i not in selected for i, hit in enumerate(at_root[:60])),
                 sum(hit and records["prefix"][i] == 1 for i, hit in enumerate(at_root) if i >= 60),
             )
             assert initial + forced == max(initial, 80)
@@ -161,14 +162,19 @@ def test_both_counts_share_one_tree(
         assert (all_of_it.records[:before] == first.records).all()
         assert len(all_of_it.records) == question["rollouts"] > before
         made = [all_of_it.rollout(i).tolist() for i in range(len(all_of_it.records))]
+        selected = {p["rollout"] for p in paths if p["prompt_id"] == question["prompt_id"]}
         for path in (p for p in paths if p["prompt_id"] == question["prompt_id"]):
             at = question["prompt_id"], path["path"]
             mine = [row for row in counted if (row["prompt_id"], row["path"]) == at]
             for row in mine:
                 node, child = path["token_ids"][: row["depth"]], row["token"]
                 free = [
-                    r[: row["depth"] + 1] == [*node, child] and forced <= row["depth"] + 1
-                    for r, forced in zip(made, all_of_it.records["prefix"].tolist(), strict=True)
+                    r[: row["depth"] + 1] == [*node, child]
+                    and forced <= row["depth"] + 1
+                    and i not in selected
+                    for i, (r, forced) in enumerate(
+                        zip(made, all_of_it.records["prefix"].tolist(), strict=True)
+                    )
                 ]
                 assert sum(free) == row["visits"]
                 assert all_of_it.records["correct"][free].sum() == row["successes"]
