@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -32,7 +33,7 @@ def validator() -> str:
 PARTS = {
     "name": "parts",
     "papers": [],
-    "targets": ["t", "report"],
+    "targets": ["t", "course", "report"],
     "world": {"rl_times": 0.6, "other_times": 0.1},
     "defaults": {
         "init": {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32},
@@ -49,6 +50,14 @@ PARTS = {
     "benchmarks": {"easy": {"task": "opd_world", "prompts": "easy"}},
     "protocols": {"one": {"samples": 1, "temperature": 0.7, "top_p": 1.0, "max_new_tokens": 12}},
     "evaluations": {"held-out": {"benchmarks": ["easy"], "protocol": "one"}},
+    "figures": {
+        "course": {
+            "title": "Its loss",
+            "kind": "curves",
+            "metrics": [{"name": "loss"}],
+            "series": [{"label": "longer", "model": "longer"}],
+        }
+    },
     "tables": {
         "t": {
             "title": "Both",
@@ -118,7 +127,8 @@ def test_the_crate_of_one_figure_validates_with_an_agent(
     }
 
 
-def test_small_crates_of_single_seeds_are_put_together_without_training(tmp_path: Path):
+@pytest.mark.parametrize("end", [".zip", ".tar.xz"])
+def test_small_crates_of_single_seeds_are_put_together_without_training(end: str, tmp_path: Path):
     """What is made of both seeds is made anew, from scores alone, and an audit finds all of it."""
     together = tmp_path / "together"
     for seed in (0, 1):
@@ -127,15 +137,16 @@ def test_small_crates_of_single_seeds_are_put_together_without_training(tmp_path
         (folder / "tiny.yaml").write_text(yaml.safe_dump({**PARTS, "seeds": [seed]}))
         part = Project(folder)
         part.run()
-        exported(part, tmp_path / f"{seed}.zip", "--small")
-        with zipfile.ZipFile(tmp_path / f"{seed}.zip") as archive:
-            archive.extractall(together)
-    for path in together.rglob("*"):  # as unzip does, and this module does not
-        os.utime(path, (315_532_800,) * 2)
+        crate = tmp_path / f"{seed}{end}"
+        exported(part, crate, "--small")
+        shutil.unpack_archive(crate, together)
+    if end == ".zip":
+        for path in together.rglob("*"):  # as unzip does, and shutil does not
+            os.utime(path, (315_532_800,) * 2)
     assert not [*together.rglob("*.safetensors"), *together.rglob("responses.parquet")]
     (together / "tiny.yaml").write_text(yaml.safe_dump({**PARTS, "seeds": [0, 1]}))
     project = Project(together)
-    assert project.would_make() == {"tables/t", "report"}
+    assert project.would_make() == {"tables/t", "figures/course", "report"}
     project.run()
     assert "Seeds: 2" in project.result("tables/t.md").read_text()
     result = audit.audit(project.result(""))

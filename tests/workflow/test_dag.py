@@ -1,6 +1,7 @@
 """What runs again after which edit: the promises that the design makes about the DAG."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from project import ROOT, Project
+from project import ROOT, TINY, Project
 
 from opd.core.files import read_json
 
@@ -49,8 +50,26 @@ def test_snakemakes_own_report_has_what_each_result_says(finished: Project, tmp_
     assert {"report.html", "claims.html", "overlap.png", "fig05.png", "accuracy.csv"} <= names
 
 
+def test_snakemakes_own_report_has_tables_that_no_config_names(copy: Project, tmp_path: Path):
+    """A config without a paper shows what was said of a pair before training."""
+    copy.edit(lambda c: c.pop("papers"))
+    table = f"results/{copy.name}/tables/outlook-outlook.csv"
+    copy.run(table)
+    copy.run(table, "--report", str(tmp_path / "report.zip"))
+    with zipfile.ZipFile(tmp_path / "report.zip") as file:
+        page = file.read("report/report.html").decode()
+    assert "<strong>Before training: outlook.</strong>" in page
+
+
 def test_finished_run_has_nothing_to_do(finished: Project):
     assert "Nothing to be done" in finished.run("-n")
+
+
+def test_jobs_that_wait_are_looked_at_when_another_ends_and_not_in_between(copy: Project):
+    """Looking takes processor time, and without this it is done ever more often."""
+    output = copy.run("--cores", "1", "--forcerun", "figure", "--verbose")
+    ended = output.count("Finished jobid")
+    assert ended >= 4 and output.count("Ready jobs") <= ended + 1
 
 
 def test_edit_of_k_lists_that_run_and_what_shows_it_and_editing_back_trains_nothing(copy: Project):
@@ -160,6 +179,22 @@ def test_an_edit_is_seen_without_snakemakes_records(copy: Project):
     assert line in said and "→ 8)" in said
     assert {"models/forward/s0", EVALUATION, "tables/accuracy", "report"} <= copy.would_make()
     assert "models/teacher/s0" not in copy.would_make()
+
+
+def test_data_that_changed_at_an_older_time_is_read_again(copy: Project):
+    """As where ``cp -p`` puts an earlier file in its place: Snakemake goes by times."""
+    labelled = copy.folder / "labelled.jsonl"
+    shutil.copy(TINY.with_name("labelled.jsonl"), labelled)
+    path = {"file": str(labelled)}
+    copy.edit(lambda c: c["prompts"]["labelled"].update(path=path))
+    copy.run()
+    first, *rows = labelled.read_text().splitlines(keepends=True)
+    labelled.write_text("".join(rows))
+    os.utime(labelled, (1e9, 1e9))
+    assert {"prompts/labelled", "prompts/labelled-short"} <= copy.would_make()
+    labelled.write_text(first + "".join(rows))
+    os.utime(labelled, (1e9, 1e9))
+    assert not copy.would_make()
 
 
 def test_old_results_are_not_shown_under_an_edited_config(copy: Project):

@@ -12,7 +12,7 @@ from snakemake.utils import update_config
 
 from opd.cli import warm
 from opd.core.errors import UserError
-from opd.core.files import canonical
+from opd.core.files import canonical, refuse_file
 from opd.core.security import visible
 from opd.plan import (
     artifacts,
@@ -41,6 +41,7 @@ try:
         resolve.read_file(Path(file))
     update_config(config, resolve.typed(workflow.config_settings.config))
     CONFIG = resolve.resolve(config)
+    refuse_file(Path("results", CONFIG.name))
     LOCK = hub_lock.read(Path(workflow.basedir, "config", "hub.lock.yaml"))
     ARTIFACTS = artifacts.plan(CONFIG, LOCK)
     ARTIFACTS |= outputs.exhibits(CONFIG, ARTIFACTS, Path(workflow.basedir, "config"))
@@ -79,7 +80,7 @@ RELEASED = outputs.released(CONFIG, READING, TARGETS)
 # A job parses all of this again when it starts: it is told what the run that submitted it has parsed.
 RULES = sorted(Path(workflow.basedir, "workflow", "rules").glob("*.smk"))
 PARSED = fresh.parsed(ARTIFACTS, [Path(workflow.basedir, "Snakefile"), *RULES])
-EDITED, AGAIN, OTHERWISE = [], {}, {}
+EDITED, OTHER_DATA, AGAIN, OTHERWISE = [], [], {}, {}
 REMADE = {}  # kept steps that this run makes again -> their runs
 PROGRESS = ExitStack()  # what tells of it on the console, while the run lasts
 if workflow.is_main_process:
@@ -101,6 +102,7 @@ if workflow.is_main_process:
             f"not as the config says: {first}{more}; what is asked for is made again",
             file=sys.stderr,
         )
+    OTHER_DATA = fresh.other_data(ARTIFACTS, Path(RESULTS), Path("results/.store"))
     AGAIN = state.again(ARTIFACTS, Path(RESULTS), Path("results/.store"))
 else:
     OTHERWISE = fresh.edited_since(
@@ -134,6 +136,12 @@ if workflow.remote_exec:
 
 
 onstart:
+    # Whenever Snakemake has looked for what can run, it looks again a timespan of this limit later,
+    # and every job that ends begins one more such chain: with its usual 100/1s this takes a fifth of
+    # a core after 150 jobs, and more after more. A limit that somebody has asked for stays.
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    if limit and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
     if workflow.local_exec:
         if CONFIG.warm_starts:
             warm.begin()
@@ -228,13 +236,19 @@ def threads_of(stage):
 
 
 def force(folder):
-    """Have an artifact made again that was made with other settings, and weights that it has yet to
-    read and that were removed. Snakemake sees edits by its own records only, which a copy of the
-    results or a clean-up lacks, and of weights nothing."""
+    """Have an artifact made again that was made with other settings or from other data, and weights
+    that it has yet to read and that were removed. Snakemake sees edits by its own records only,
+    which a copy of the results or a clean-up lacks, data by times, and of weights nothing.
+    """
     # There is no public way. dag_settings.forcerun makes targets of all that it names, so that what
     # nobody asked for would run; to remove the file, or to make it older, would also do so in a dry
     # run; an input that is newer than it would be one input less in the next run.
     if folder in EDITED and RerunTrigger.PARAMS in workflow.dag_settings.rerun_triggers:
+        workflow.dag.forcefiles.add(f"{RESULTS}/{folder}/digest.json")
+    if (
+        folder in OTHER_DATA
+        and RerunTrigger.MTIME in workflow.dag_settings.rerun_triggers
+    ):
         workflow.dag.forcefiles.add(f"{RESULTS}/{folder}/digest.json")
     for source in AGAIN.get(folder, ()):
         workflow.dag.forcefiles.add(f"{RESULTS}/{source}/digest.json")

@@ -67,6 +67,7 @@ rule table:
         **of("table"),
     params:
         cfg=cfg_of("tables/{table}"),
+        said=said_of("tables/{table}"),
     shell:
         'exec "$OPD_PYTHON_table" -m opd stage table --cfg {params.cfg:q} --input {input:q}'
         f" --output {{output.digest:q}} --plan {PLAN}"

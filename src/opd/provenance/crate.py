@@ -26,7 +26,7 @@ from opd.stages import registry
 from opd.stages.on_disk import Input
 from opd.stages.records import Manifest
 
-TEXTS = yaml.safe_load(package_file(__file__, "crate.yaml").read_text())
+TEXTS = yaml.safe_load(package_file(__file__, "crate.yaml").read_text(encoding="utf-8"))
 UNKNOWN = "unknown"
 
 
@@ -71,8 +71,8 @@ def metadata(
         raise UserError("the package rocrate is missing", "opd export", remedy) from error
     crate = ROCrate(version="1.1")
     crate.metadata.extra_terms.update(TEXTS["terms"])
-    known = yaml.safe_load((workflow / "config" / "sources.yaml").read_text())
-    cff = yaml.safe_load((workflow / "CITATION.cff").read_text())
+    known = yaml.safe_load((workflow / "config" / "sources.yaml").read_text(encoding="utf-8"))
+    cff = yaml.safe_load((workflow / "CITATION.cff").read_text(encoding="utf-8"))
     person = _person(crate, agent)
     tools, steps = _workflow(crate, code, cff, sorted({x.manifest.stage for x in artifacts}))
     folders = {x.folder: _dataset(crate, root, x) for x in artifacts}
@@ -218,7 +218,7 @@ def _function(stage: str) -> tuple[str, str]:
     """The file of a stage's function, and the first paragraph of its docstring."""
     module, _, function = registry.STAGES[stage].run.partition(":")
     path = f"{module.replace('.', '/')}.py"
-    tree = ast.parse((Path(opd.__file__).parents[1] / path).read_text())
+    tree = ast.parse((Path(opd.__file__).parents[1] / path).read_text(encoding="utf-8"))
     (defined,) = (x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == function)
     text = ast.get_docstring(defined) or ""
     return path, " ".join(text.partition("\n\n")[0].split())

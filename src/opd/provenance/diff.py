@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -181,7 +182,7 @@ def _values(made: Made) -> Any:
         return _cells(table)
     if made.stage == "claims" and (claims := _file(made, "claims.json")):
         return {
-            claim["id"]: {
+            f"{claim['paper']}/{claim['id']}": {
                 "verdict": claim["verdict"],
                 **{f"check {i}": check["value"] for i, check in enumerate(claim["checks"])},
             }
@@ -191,13 +192,13 @@ def _values(made: Made) -> Any:
 
 
 def _cells(table: Path) -> dict[str, dict[str, float | str]]:
-    """The cells of a table by row and column. Rows of words, as of responses, may be called alike:
-    they go by their place, too."""
-    with table.open(newline="") as file:
+    """The cells of a table by row and column. Rows that are called alike, as those of responses
+    are, go by their place, too."""
+    with table.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    cells = {}
+    cells, counts = {}, Counter(label for label, *_ in rows)
     for place, (label, *values) in enumerate(rows, 1):
-        name = label if header[0] == "row" else f"{place}: {label}"
+        name = f"{place}: {label}" if counts[label] > 1 else label
         columns = zip(header[1:], values, strict=True)
         cells[name] = {column: _parsed(text) for column, text in columns if column != "digests"}
     return cells

@@ -7,6 +7,7 @@ files, logs, and the workflow. ro-crate-metadata.json describes it (``opd.proven
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ WORKFLOW = (
     *("Snakefile", "pyproject.toml", "LICENSE", "CITATION.cff"),
     *("workflow", "config", "envs", "slurm"),
 )
+# 1980-01-01, which zip files count from: the time of every file of a crate, in seconds.
+ZIP_BEGINS = 315_532_800
 # Account, paths and setup lines of this site.
 SITE = "slurm/site.yaml"
 PAGES = package_file(__file__, "pages")
@@ -57,16 +60,16 @@ def export(
     """Write a crate of a results folder (results/NAME), or of what ``targets`` (figures, tables,
     pages, folders) were made from; lines to print. The same results give the same bytes.
 
-    ``out`` is a zip file or a folder, ``agent`` ("NAME <URL>") who ran it all, ``workflow`` the
-    folder of the Snakefile; ``full`` packs weights, fetched objects and large files, too, ``small``
-    leaves out what is ``TEXTUAL``. A mark with its digest lies in the place of what is left out
-    (``opd.stages.check``). Raises ``UserError`` where nothing is to be packed, or not as it was
-    made, and where ``out`` exists."""
+    ``out`` is a .zip or .tar.xz file or a folder, ``agent`` ("NAME <URL>") who ran it all,
+    ``workflow`` the folder of the Snakefile; ``full`` packs weights, fetched objects and large
+    files, too, ``small`` leaves out what is ``TEXTUAL``. A mark with its digest lies in the place
+    of what is left out (``opd.stages.check``). Raises ``UserError`` where nothing is to be packed,
+    or not as it was made, and where ``out`` exists."""
     if out.exists():
         raise UserError("it is there already", str(out), "remove it, or name another")
     archives = [end for _, ends, _ in shutil.get_unpack_formats() for end in ends]
-    if out.name.endswith(tuple(archives)) and out.suffix != ".zip":
-        remedy = "give a name that ends in .zip, or that of a new folder"
+    if out.name.endswith(tuple(archives)) and not out.name.endswith((".zip", ".tar.xz")):
+        remedy = "give a name that ends in .zip or .tar.xz, or that of a new folder"
         raise UserError("no such archive is written", f"--out {out}", remedy)
     root = Path(os.path.abspath(results))
     artifacts = gather(root, targets, full, small)
@@ -201,17 +204,21 @@ def _file(root: Path, source: Path, sha256: str = "", left_out: str = "") -> Fil
 
 
 def write(out: Path, contents: Mapping[str, Path]) -> None:
-    """Write files by their paths, in order and without times, as a zip file (a name that
-    ends so) or a folder. ``out`` is complete or not there."""
+    """Write files by their paths, in order and without times, as a zip or tar.xz file (a name
+    that ends so) or a folder. ``out`` is complete or not there."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out, str(os.getpid())) as partial:
         if out.suffix == ".zip":
             _write_zip(partial, contents)
             return
+        if out.name.endswith(".tar.xz"):
+            _write_tar(partial, contents)
+            return
         for name, source in contents.items():
             target = partial / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+            os.utime(target, (ZIP_BEGINS, ZIP_BEGINS))  # Snakemake goes by which is newer
 
 
 def _write_zip(path: Path, contents: Mapping[str, Path]) -> None:
@@ -227,3 +234,13 @@ def _write_zip(path: Path, contents: Mapping[str, Path]) -> None:
             entry.file_size = contents[name].stat().st_size
             with contents[name].open("rb") as source, archive.open(entry, "w") as target:
                 shutil.copyfileobj(source, target, 2**20)
+
+
+def _write_tar(path: Path, contents: Mapping[str, Path]) -> None:
+    with tarfile.open(path, "w:xz") as archive:
+        for name in sorted(contents):
+            entry = tarfile.TarInfo(name)
+            entry.mtime = ZIP_BEGINS
+            entry.size = contents[name].stat().st_size
+            with contents[name].open("rb") as source:
+                archive.addfile(entry, source)

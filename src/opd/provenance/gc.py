@@ -7,7 +7,8 @@ works on at the moment is locked, and left alone.
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,17 @@ def identities(results: Path) -> set[str]:
 
 
 def size(paths: Iterable[Path]) -> int:
-    """Bytes on the disk below some paths; a file of several names counts once."""
-    statuses = (below.lstat() for path in paths for below in (path, *path.rglob("*")))
-    return sum({(s.st_dev, s.st_ino): s.st_blocks * 512 for s in statuses}.values())
+    """Bytes on the disk below some paths; a file of several names counts once, and none that a
+    running stage removes meanwhile."""
+    sizes: dict[tuple[int, int], int] = {}
+    for path in paths:
+        # Unlike rglob, os.walk stands a folder that is gone before it is read.
+        walked = (Path(above, name) for above, *names in os.walk(path) for name in chain(*names))
+        for below in (path, *walked):
+            with suppress(FileNotFoundError):
+                status = below.lstat()
+                sizes[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(sizes.values())
 
 
 def as_json(results: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from opd.core.errors import UserError
 from opd.data import conversations
 from opd.data.conversations import Turn
-from opd.provenance.training_logs import json_lines
+from opd.data.loaders import json_lines
 
 # Columns of prompt and response. ``instruction`` goes first: beside it ``input`` is empty.
 FORMS = (
@@ -30,10 +30,10 @@ Prompt = str | tuple[tuple[str, str], ...]  # a text, or (role, content) of mess
 
 def lines_or_table(file: Path) -> list[dict[str, Any]]:
     """The rows of a file of rollouts, be it lines of JSON or parquet. Raises ``UserError``."""
-    if file.suffix in (".jsonl", ".json"):
-        return [*json_lines(file)]
     if not file.is_file():
         raise UserError("no such file", str(file), "give a file of rollouts")
+    if file.suffix in (".jsonl", ".json"):
+        return [*json_lines(file)]
     try:
         rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:

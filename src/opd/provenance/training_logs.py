@@ -13,7 +13,8 @@ from typing import Any
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.core.files import parse_json, read_bytes, read_json
+from opd.core.files import read_bytes, read_json
+from opd.data.loaders import json_lines
 from opd.losses.schemas import METRICS
 
 Logged = Iterable[tuple[int, Mapping[str, Any]]]  # a step, and values by name
@@ -71,10 +72,10 @@ def read(path: Path) -> list[dict[str, Any]]:
         logged = [*_trainer_state(path)]
         samples = any("completions/mean_length" in metrics for _, metrics in logged)
         rows = _rows(logged, TRL if samples else LOSS, "trl/")
-    elif path.suffix == ".jsonl":
-        rows = _rows(_file_logger(path), VERL, "verl/")
     elif path.is_dir() or "tfevents" in path.name:
         rows = _rows(_events(path), VERL, "verl/")
+    elif path.suffix == ".jsonl":
+        rows = _rows(_file_logger(path), VERL, "verl/")
     else:
         rows = _rows(_console(path), VERL, "verl/")
     if not rows:
@@ -115,7 +116,7 @@ def _trainer_state(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _file_logger(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(json_lines(path), start=1):
-        yield _step(line, line.get("data"), f"{path}: line {number}")
+        yield _step(line, line.get("data"), f"{path}:{number}")
 
 
 def _step(entry: Any, metrics: Any, where: str) -> tuple[int, dict[str, Any]]:
@@ -155,20 +156,3 @@ def _number(text: str) -> float | None:
         return float(_NUMPY.sub(r"\1", text.strip()))
     except ValueError:
         return None
-
-
-def json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file with one on each line. Raises ``UserError`` with the line that holds
-    none."""
-    number = 0
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for line in lines:
-                number += 1
-                if line.strip():
-                    value = parse_json(line)
-                    if not isinstance(value, dict):
-                        raise ValueError("no object")
-                    yield value
-    except (OSError, ValueError) as error:
-        raise UserError(f"not JSON ({error})", f"{file}: line {number}", "mend it") from error

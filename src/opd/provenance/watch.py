@@ -38,16 +38,16 @@ def watch(folder: Path, seconds: float = 0.5) -> Iterator[str]:
     """Lines to print of the run whose artifact is ``folder``: of one that is under way until it
     ends, of one that is done all steps, of one that stopped why it did; every minute without a
     step, when the run was last heard of. Raises ``UserError`` where there is none."""
-    widths: dict[str, int] = {}
+    widths: dict[str, int] | None = None
     done = (folder / "digest.json").is_file()
     for line in _finished(folder) if done else _under_way(folder, seconds):
         if isinstance(line, str):
             yield line
             continue
-        if not widths:
+        if widths is None:
             widths = {name: max(9, len(name)) for name in SHOWN if name in line}
             room = shutil.get_terminal_size((120, 24)).columns - 11
-            while sum(widths.values()) + 2 * len(widths) > room:
+            while widths and sum(widths.values()) + 2 * len(widths) > room:
                 widths.popitem()
             yield "  ".join([f"{'step':>11}", *(f"{n:>{width}}" for n, width in widths.items())])
         step = f"{line['step']:.0f}/{line['of']:.0f}"
@@ -86,7 +86,7 @@ def _under_way(folder: Path, seconds: float) -> Iterator[dict[str, float] | str]
     seen, last, heard = 0, 0.0, time.monotonic()
     while True:
         alive = running.is_file() and lock.held(journal.parent)
-        text = journal.read_text(errors="replace") if is_plain(journal) else ""
+        text = journal.read_text(encoding="utf-8", errors="replace") if is_plain(journal) else ""
         lines = text[: text.rfind("\n") + 1].splitlines()
         # A run that goes on from a checkpoint writes a shorter journal first.
         for number, text in enumerate(lines[min(seen, len(lines)) :], min(seen, len(lines)) + 1):

@@ -15,7 +15,7 @@ from opd.core.text import size
 from opd.stages import naming, on_disk
 from opd.stages.on_disk import Made
 from opd.stages.records import Manifest, plain
-from opd.stages.registry import STAGES
+from opd.stages.registry import STAGES, code_digest
 
 PAGES = package_file(__file__, "pages")
 # Section of a results folder -> where the config says what is in it, if not in an entry of its own
@@ -45,7 +45,7 @@ def as_json(made: Made, origin: Manifest) -> dict[str, Any]:
     """What its manifest says, and where it is from: the folders behind it, sources first."""
     behind = [_shown(x.path) for x in on_disk.behind([made]) if x.path != made.path]
     about = {"folder": _shown(made.path), "config": config_key(made.folder), "behind": behind}
-    return {**about, **plain(origin), "again": _again(made)}
+    return {**about, **plain(origin), "again": _again(made, origin)}
 
 
 def lines(made: Made, origin: Manifest) -> list[str]:
@@ -64,7 +64,8 @@ def lines(made: Made, origin: Manifest) -> list[str]:
         files=files_below(payload) if payload else {},
         size=size,
         sources=_tree(made, "", set()),
-        again=_again(made),
+        again=_again(made, origin),
+        edited=_edited(origin),
     )
     return text.splitlines()
 
@@ -120,10 +121,18 @@ def _tree(made: Made, indent: str, opened: set[Path]) -> Iterator[str]:
                 yield from _tree(inner, indent + "  ", opened)
 
 
-def _again(made: Made) -> list[str]:
-    """Commands that make an artifact in ``again/`` and compare; none where an input is gone."""
+def _edited(origin: Manifest) -> bool:
+    """Whether the code of a stage is not the one that made an artifact."""
+    if origin.stage not in STAGES or "code" not in origin.cfg:
+        return False
+    return bool(origin.cfg["code"] != code_digest(origin.stage))
+
+
+def _again(made: Made, origin: Manifest) -> list[str]:
+    """Commands that make an artifact in ``again/`` and compare; none where an input is gone, or
+    where the code is another one."""
     places = [_shown(source.place) for source in made.inputs if source.place]
-    if len(places) < len(made.inputs):
+    if len(places) < len(made.inputs) or _edited(origin):
         return []
     place, again = _shown(made.path), f"again/{made.folder}"
     make = ["opd", "stage", made.stage, "--cfg", f"{place}/manifest.json", "--input", *places]

@@ -165,8 +165,7 @@ def shown(
     }
     yield from files(record.outputs, now)
     unlike = disagreement(record, manifest)
-    # What was adopted was made by no code of the config's, nor from its inputs.
-    stale = None if record.adopted or not planned else settings(record, planned)
+    stale = settings(record, planned) if planned else None
     yield from filter(None, [unlike, stale])
-    if not record.adopted:
+    if not record.adopted:  # it was not made from its inputs
         yield from inputs(made)

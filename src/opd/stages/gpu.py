@@ -1,8 +1,8 @@
 """The GPUs of this machine: which of them a stage has for itself, and what it draws from them.
 
 Snakemake itself assigns no GPUs to jobs. So a stage locks each device that it computes on and makes
-only these visible; what Slurm has allotted is taken as it is. All of it goes by NVML (the package
-nvidia-ml-py): without it, or without a GPU, nothing happens.
+only these visible, of those that were visible before, as Slurm allots them. All of it goes by NVML
+(the package nvidia-ml-py): without it, or without a GPU, nothing happens.
 """
 
 import fcntl
@@ -72,7 +72,7 @@ def lease(stage: str, cfg: Mapping[str, Any]) -> Iterator[None]:
     children. Raises ``UserError`` where fewer devices are visible than the stage needs.
     """
     least, more = wanted(stage, cfg)
-    library = nvml() if least and "SLURM_JOB_ID" not in os.environ else None
+    library = nvml() if least else None
     devices = visible(library) if library else {}
     if not devices:
         yield

@@ -72,7 +72,7 @@ class Made:
         used, order = self.manifest.inputs, self.manifest.cfg.get("inputs")
         order = order if isinstance(order, list) else []
         names = sorted(used, key=lambda n: (order.index(n) if n in order else len(order), n))
-        return [Input(name, used[name], _source(self.root, used[name].path)) for name in names]
+        return [Input(name, used[name], _source(self.root, used[name])) for name in names]
 
     @property
     def sources(self) -> list[Path]:
@@ -125,14 +125,20 @@ def below(path: str) -> str:
     """What a recorded path says below its results folder (of results/NAME/X: X), else itself."""
     parts = Path(path).parts
     places = [i for i, part in enumerate(parts[:-2]) if part == "results"]
-    return Path(*parts[places[-1] + 2 :]).as_posix() if places else path
+    if not places:
+        return path
+    # Of a path from the folder that holds ``results`` the first: a model may have this name, too.
+    place = places[-1] if Path(path).is_absolute() else places[0]
+    return Path(*parts[place + 2 :]).as_posix()
 
 
-def _source(root: Path, recorded: str) -> Path | None:
+def _source(root: Path, used: Used) -> Path | None:
     """Where an input lies now that a manifest has recorded; None: nowhere, or not ``inside``. Paths
     are recorded from the folder that holds ``results``; the results folder may have been copied or
-    renamed since."""
-    for place in (root / below(recorded), root.parent.parent / recorded, Path(recorded)):
+    renamed since, with the artifacts in it. A plain file or folder may belong to other results."""
+    own = root / below(used.path)
+    places = [root.parent.parent / used.path, Path(used.path)]
+    for place in [own, *places] if used.made else [*places, own]:
         if place.exists() and inside(root, place):
             return place
     return None

@@ -15,7 +15,7 @@ from typing import Any
 from opd.core.errors import UserError
 from opd.core.files import files_below, link_files, made_content, remove, replacing
 from opd.stages import check, lock
-from opd.stages.check import REMOVED
+from opd.stages.check import LEFT_OUT, REMOVED
 from opd.stages.keep import steps_of
 from opd.stages.records import Contents, Digest, Manifest, json_text, load, read, write_json
 
@@ -102,6 +102,18 @@ def refuse(payload: Path) -> None:
             "its weights were removed when all that read them was made",
             str(payload),
             "run the same snakemake command again: it trains the run again that has them",
+        )
+
+
+def refuse_left_out(payload: Path) -> None:
+    """Raise ``UserError`` where weights that a stage is to read were left out of the crate that its
+    results were unpacked from."""
+    ends = f"{check.WEIGHTS}{LEFT_OUT}"
+    if left_out := [name for name in files_below(payload) if name.endswith(ends)]:
+        raise UserError(
+            f"{left_out[0].removesuffix(LEFT_OUT)} was left out of the crate that this is from",
+            str(payload),
+            "export it with --full, or remove the digest.json beside it to have it made again",
         )
 
 

@@ -54,6 +54,8 @@ def resolve_input(path: Path, look: bool = False) -> tuple[Path, Used]:
     if not (path.is_file() or path.is_dir()):
         raise UserError("neither a file nor a folder", str(path), "give a file in its place")
     if path.name != "digest.json":
+        if path.name == "payload" and path.with_name("digest.json").is_file():
+            verify.artifact(path.with_name("digest.json"), look)  # of other results
         return path, Used(path=str(path), identity="", outputs=digest(content(path)))
     payload, outputs, key = verify.artifact(path, look)
     refuse_code(payload)
@@ -143,6 +145,7 @@ def _compute(
     """Run a stage into an entry of the store, and write its record. What is the same as before
     stays in place, removed steps of a training run among it. Where a run ends differently, the
     steps kept of it before go."""
+    _require_code(stage, cfg)  # just before it is imported: others may have had the GPU for hours
     store, key, steps = entry.parent, entry.name, steps_of(entry)
     record, running = store / f"{key}.json", folder / "running.json"
     before = {int(path.name) for path in steps.glob("*") if path.is_dir()}
@@ -151,7 +154,7 @@ def _compute(
     work = scratch / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    started = time.time()
+    started, own_code = time.time(), modules(stage) if "code" in cfg else {}
     try:
         run = _function(stage, cfg, paths)
         with gpu.telemetry(stage) as drawn:
@@ -191,8 +194,6 @@ def _compute(
     # Others may have it loaded, too.
     torch = sys.modules.get("torch") if STAGES[stage].computes else None
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    # The code may have been edited while a job was queued.
-    as_planned = "code" in cfg and cfg["code"] == code_digest(stage)
     made = Manifest(
         stage=stage,
         identity=key,
@@ -200,7 +201,7 @@ def _compute(
         inputs=inputs,
         outputs=outputs,
         numbers=numbers or {},
-        modules=modules(stage) if as_planned else {},
+        modules=own_code,
         versions=versions(),
         host=platform.node(),
         device=torch.cuda.get_device_name() if torch and torch.cuda.is_available() else "cpu",
@@ -212,6 +213,16 @@ def _compute(
     )
     write(record, made, key)
     _store_steps(keep_steps, scratch / "kept", steps)
+
+
+def _require_code(stage: str, cfg: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` where the settings name other code than would run. Local jobs start long
+    after Snakemake has planned them, and what an edit makes is not to be stored as what was
+    planned."""
+    if "code" in cfg and cfg["code"] != code_digest(stage):
+        reason = "its code is not that of its settings: it was edited since they were written"
+        remedy = "run the same snakemake command again; by hand, give settings without 'code'"
+        raise UserError(reason, f"opd stage {stage}", remedy)
 
 
 def _same_as_before(
@@ -288,6 +299,8 @@ def run_stage(
             if computed:
                 for payload in payloads.values() if not STAGES[stage].looks else ():
                     removal.refuse(payload)
+                    if STAGES[stage].python != "light":  # which reads no weights
+                        removal.refuse_left_out(payload)
                 with gpu.lease(stage, cfg), lock.watched(scratch, str(folder)):
                     _compute(stage, cfg, payloads, used, entry, folder, scratch)
             # Room for what follows. The lock stays until all is done.

@@ -34,6 +34,8 @@ BAD = {
     "token.yaml": CONFIG.replace("hidden: 16", "hidden: hf_" + "a" * 34),
     "ref.yaml": CONFIG + "generations: {r: {model: smal, prompts: rl}}\n",
     "target.yaml": CONFIG + "targets: [reprt]\n",
+    "over.yaml": "name: mini\nx-needs: [base]\n",
+    "file.yaml": CONFIG.replace("name: mini", "name: file"),
     "paper.yaml": CONFIG + "papers: [rethinking]\n",
     "data.yaml": CONFIG.replace("world: {split: rl, n: 4}", "path: {file: ./none.jsonl}"),
 }
@@ -69,6 +71,8 @@ OPD = {
     "plan --configfile target.yaml": "error: targets: unknown figure, table or page 'reprt'; did you",
     "plan --configfile paper.yaml": "error: config: papers need evaluation: the one that their claims are about",
     "plan --configfile data.yaml": "error: prompts.rl.path.file: no such file: ",
+    "plan --configfile over.yaml": "error: --configfile: what was given is laid over config/base.yaml, which was not; give config/base.yaml before it",
+    "plan --configfile my.yaml --calibration no.yaml": "error: no.yaml: no such file; make it again",
     "lock --configfile no.yaml": "error: no.yaml: no such config; mend the path, or name another",
     "why": "opd why: error: the following arguments are required: path",
     "why headlin": "error: results/mini: no artifact is called 'headlin'; did you mean 'headline'?",
@@ -93,6 +97,7 @@ OPD = {
     f"preflight {PAIR} q --n 0": "argument --n: 0 is not allowed: a whole number from 1 up",
     "preflight --student small --teacher ./t --questions q": "error: --student: 'small' names no mod",
     f"preflight {PAIR} q": "s: no such folder; ",
+    f"preflight {PAIR} q --align": "error: --grader: an alignment needs one; name one, or leave",
     "stage distil": "opd stage: error: argument STAGE: invalid choice: 'distil'; did you mean 'disti",
     "stage table --cfg no.json --output x/digest.json": "error: --cfg no.json: no such file; give set",
     "stage table --cfg { --output x/digest.json": "error: --cfg: not JSON (",
@@ -107,6 +112,7 @@ SNAKEMAKE = {
     "-R small": "error: --forcerun: small is neither a rule nor a file that one makes; write results",
     "--configfile results/mini/claims/digest.json": "it is no config: --configfile takes all that",
     "--configfile key.yaml": "error: modles: no such key; did you mean 'models'?",
+    "--configfile file.yaml": "error: results/file: it is a file, where a folder is to be; remove or",
     "--config seeds=[0,0]": "error: config: seeds: 0 stands there twice",
 }
 
@@ -119,6 +125,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results.add("init", "models/large/s0", {"w": "0"})
     (results.root / "plan.json").write_text(json.dumps({"models/planned/s0": {}}))
     (folder / "results" / ".store").mkdir()
+    (folder / "results" / "file").touch()
     (folder / "config").mkdir()
     shutil.copy(ROOT / "config/calibration.yaml", folder / "config")
     for name, text in {"my.yaml": CONFIG, **BAD}.items():

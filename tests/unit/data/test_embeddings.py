@@ -272,11 +272,13 @@ def test_a_killed_stage_loses_one_chunk_at_most(tmp_path: Path) -> None:
     assert not list(cache.rglob("*.partial"))
 
 
-def test_the_cache_outlives_the_stage_and_is_keyed_by_the_encoders_code_alone(tmp_path: Path):
+def test_the_cache_outlives_the_stage_and_is_keyed_by_the_encoders_code_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = payload(tmp_path / "p", ["one", "two"])
     store, cfg = tmp_path / "store", {**HASHED, "inputs": ["prompts"]}
 
-    def embed(name: str, **more: int) -> int:
+    def embed(name: str, **more: str) -> int:
         output = tmp_path / name / "digest.json"
         source = prompts / "prompts.parquet"
         folder = tmp_path / f"{name}-in"
@@ -287,7 +289,8 @@ def test_the_cache_outlives_the_stage_and_is_keyed_by_the_encoders_code_alone(tm
 
     assert embed("a") == 2
     # As after an edit of the stage's own code: it runs again, with nothing to encode.
-    assert embed("b", code=1) == 0
+    monkeypatch.setattr("opd.stages.run.code_digest", lambda stage: "edited")
+    assert embed("b", code="edited") == 0
     assert module_digest("opd.data.encoders") != code_digest("embed")
 
 

@@ -18,7 +18,7 @@ from opd.models import init
 from opd.models.schemas import GENERATIONS
 from opd.plan import state
 from opd.provenance import adopt, gc
-from opd.stages import fresh, identity, records, run
+from opd.stages import fresh, identity, lock, records, run
 from opd.stages.artifact import Artifact
 
 SHAPE = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32, "seed": 0}
@@ -123,6 +123,8 @@ def test_it_needs_no_inputs_and_an_edit_of_code_is_none_of_it(theirs: Path, resu
 def test_an_edited_recipe_is_run_and_a_damaged_file_is_not_taken(
     theirs: Path, results: Path, monkeypatch
 ):
+    monkeypatch.setattr(run, "code_digest", lambda _: CFG["code"])
+    monkeypatch.setattr(run, "modules", lambda _: {})
     _adopt(theirs, TEACHER, results)
     payload = results / TEACHER.folder / "payload" / "config.json"
     kept = payload.read_bytes()
@@ -258,6 +260,19 @@ def test_what_a_killed_adoption_left_is_cleared_by_the_next_and_seen_by_gc(
     assert not left.exists()
 
 
+def test_what_is_not_linked_yet_is_left_alone_by_gc(
+    theirs: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def cleared(*given):
+        assert [*gc.lines(results.parent, ["unused"])]
+        records.write(*given)
+
+    monkeypatch.setattr(adopt, "write", cleared)
+    _adopt(theirs, TEACHER, results)
+    assert (results / TEACHER.folder / "payload" / "model.safetensors").is_file()
+    assert [*(results.parent / ".store" / ".scratch").iterdir()] == []
+
+
 @pytest.mark.parametrize("umask", [0o002, 0o077])
 def test_what_was_adopted_has_the_modes_of_umask(theirs: Path, results: Path, umask: int):
     before = os.umask(umask)
@@ -303,6 +318,7 @@ def test_rollouts_in_each_form(results: Path, tmp_path: Path, form: str):
     [
         ([{**ROLLOUT, "prompt_id": "q"}], "'q' is none of the prompts"),
         ([{**ROLLOUT, "response": None}], "'response' is empty"),
+        ([ROLLOUT, {**ROLLOUT, "response": "8"}], "sample 0 of the prompt .* is there 2 times"),
         ([], "no rollouts"),
     ],
 )
@@ -312,9 +328,19 @@ def test_rollouts_that_are_none_are_refused(results: Path, tmp_path: Path, rows,
     with pytest.raises(UserError, match=words):
         _adopt(source, ROLLOUTS, results)
     source.write_text("{")
-    with pytest.raises(UserError, match="line 1: not JSON"):
+    with pytest.raises(UserError, match=r"theirs\.jsonl:1: not JSON"):
         _adopt(source, ROLLOUTS, results)
     assert not (results / ROLLOUTS.folder).exists()
+
+
+def test_nothing_is_adopted_into_the_place_of_a_run(theirs: Path, results: Path):
+    """That would take its place as soon as it ends."""
+    folder, scratch = results / TEACHER.folder, results.parent / ".store" / ".scratch" / "run"
+    folder.mkdir(parents=True)
+    (folder / "running.json").write_text(json.dumps({"scratch": str(scratch)}))
+    with lock.alone(scratch), pytest.raises(UserError, match="it is being made just now; wait"):
+        _adopt(theirs, TEACHER, results)
+    _adopt(theirs, TEACHER, results)  # what a killed run has left hinders nobody
 
 
 def test_rollouts_behind_a_link_are_not_taken(results: Path, tmp_path: Path):

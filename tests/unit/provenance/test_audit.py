@@ -164,6 +164,24 @@ def test_rows_of_words_are_compared_by_their_place(tmp_path: Path) -> None:
     assert [*diff.numbers(*pair)] == ["2: s ← t.after: 4 | 5 (+1)"]
 
 
+def test_rows_and_claims_that_are_called_alike_are_all_compared(tmp_path: Path) -> None:
+    """Two rows of a table may have the same label, and claims of two papers the same id."""
+    both = []
+    for name, value in (("a", 1), ("b", 2)):
+        results = Results(tmp_path / name / "results" / "mini")
+        text = f"row,avg\nsmall,{value}\nlarge,3\nsmall,4\n"
+        results.add("table", "tables/t", {"table.csv": text}, {})
+        claims = [
+            {"paper": paper, "id": "E1", "verdict": "reproduced", "checks": [{"value": number}]}
+            for paper, number in (("one", value), ("two", 5))
+        ]
+        results.add("claims", "claims", {"claims.json": json.dumps({"claims": claims})}, {})
+        both.append(results.root)
+    (claims_pair, table_pair) = diff.compare(*both).first
+    assert [*diff.numbers(*table_pair)] == ["1: small.avg: 1 | 2 (+1)"]
+    assert [*diff.numbers(*claims_pair)] == ["one/E1.check 0: 1 | 2 (+1)"]
+
+
 def test_a_page_has_both_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = _two(tmp_path)
     for results, colour in ((a, "<rect/>"), (b, "<circle/>")):

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import subprocess
+import tarfile
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -269,6 +271,10 @@ def test_of_weights_that_were_removed_as_planned_the_mark_is_packed(results, tmp
     mark = payload / "model.safetensors.removed"
     mark.write_text(f"{hashlib.sha256(b'weights').hexdigest()}\n")
     packed(results, tmp_path / "crate", full=True)
+    # Snakemake makes anew what is older than its inputs.
+    assert {p.stat().st_mtime for p in (tmp_path / "crate").rglob("*") if p.is_file()} == {
+        datetime(1980, 1, 1, tzinfo=UTC).timestamp()
+    }
     made = Made(tmp_path / "crate" / "results" / "mini", "models/small-from-large@1/s0")
     assert [*check.shown(made)] == []
     assert (made.path / "payload" / mark.name).read_bytes() == mark.read_bytes()
@@ -286,6 +292,25 @@ def test_the_same_results_give_the_same_bytes(results, tmp_path):
     assert [e.filename for e in entries] == sorted(e.filename for e in entries)
     assert {e.date_time for e in entries} == {(1980, 1, 1, 0, 0, 0)}
     assert {e.external_attr >> 16 & 0o777 for e in entries} == {0o644, 0o755}
+
+
+def test_a_tar_file_holds_the_files_of_a_zip_file_and_nobody_s_name(results, tmp_path):
+    names, _ = packed(results, tmp_path / "crate.zip")
+    for name in ("one.tar.xz", "two.tar.xz"):
+        list(exporting.export(results.root, [], tmp_path / name, workflow=ROOT))
+        for path in results.root.rglob("*"):
+            os.utime(path, (1e9, 1e9))
+    assert (tmp_path / "one.tar.xz").read_bytes() == (tmp_path / "two.tar.xz").read_bytes()
+    with (
+        tarfile.open(tmp_path / "one.tar.xz") as archive,
+        zipfile.ZipFile(tmp_path / "crate.zip") as zipped,
+    ):
+        entries = archive.getmembers()
+        assert [e.name for e in entries] == sorted(names)
+        for entry in entries:
+            assert archive.extractfile(entry).read() == zipped.read(entry.name)
+    kinds = {(e.mtime, e.mode, e.uid, e.gid, e.uname, e.gname) for e in entries}
+    assert kinds == {(datetime(1980, 1, 1, tzinfo=UTC).timestamp(), 0o644, 0, 0, "", "")}
 
 
 def test_nobody_and_no_machine_is_named_unless_asked_for(results, tmp_path):
@@ -444,7 +469,7 @@ def test_what_git_ignores_of_the_workflow_is_not_packed(results, tmp_path):
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tgz"])
 def test_no_folder_is_called_like_an_archive(results, tmp_path, name):
     with pytest.raises(
-        UserError, match=r"no such archive is written; give a name that ends in \.zip"
+        UserError, match=r"no such archive is written; give a name that ends in \.zip or \.tar\.xz"
     ):
         packed(results, tmp_path / name)
     assert not (tmp_path / name).exists()
@@ -461,12 +486,13 @@ def test_refusals(results, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="did you mean"):
         packed(results, tmp_path / "x.zip", "fig06")
 
-    def full_disk(*_: Any) -> None:
+    def full_disk(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exporting.shutil, "copyfileobj", full_disk)
     monkeypatch.setattr(exporting.shutil, "copyfile", full_disk)
-    for out in ("x.zip", "x"):
+    monkeypatch.setattr(tarfile, "copyfileobj", full_disk)
+    for out in ("x.zip", "x.tar.xz", "x"):
         with pytest.raises(OSError, match="No space"):
             packed(results, tmp_path / out)
     assert not list(tmp_path.glob("*x*"))

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,22 @@ def test_sizes_count_a_file_once(tmp_path: Path) -> None:
     one = gc.size([tmp_path / "a"])
     assert 50_000 <= one <= 60_000
     assert gc.size([tmp_path / "a", tmp_path / "b"]) == one
+
+
+def test_what_a_running_stage_removes_meanwhile_has_no_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "weights").write_bytes(bytes(50_000))
+    lstat = Path.lstat
+
+    def late(path: Path) -> os.stat_result:
+        with suppress(FileNotFoundError):
+            (tmp_path / "checkpoint-1").rename(tmp_path / "gone")
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", late)
+    assert gc.size([tmp_path / "checkpoint-1"]) == 0
 
 
 def test_a_folder_without_a_store(tmp_path: Path) -> None:

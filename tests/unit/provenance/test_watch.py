@@ -43,6 +43,19 @@ def test_a_run_that_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ]
 
 
+@pytest.mark.parametrize("columns", ["8", "14", "24"])
+def test_a_terminal_that_is_narrow_has_the_steps_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    rows = [{"step": s, "name": "loss", "position": None, "value": 0.5} for s in (1, 2)]
+    tables.write(tmp_path / "metrics.parquet", rows, METRICS)
+    (tmp_path / "digest.json").write_text("{}")
+    monkeypatch.setenv("COLUMNS", columns)
+    heading, *steps = (line.split() for line in watch(tmp_path))
+    assert heading == (["step", "loss"] if columns == "24" else ["step"])
+    assert [step[0] for step in steps] == ["1/2", "2/2"]
+
+
 def test_a_run_under_way_that_is_killed_and_goes_on(tmp_path: Path) -> None:
     """Every step is shown once, also where the journal was cut back to a checkpoint."""
     scratch = tmp_path / "scratch"

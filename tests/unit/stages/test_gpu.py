@@ -215,13 +215,15 @@ def test_without_a_gpu_nothing_happens(here, devices):
         assert drawn == {} and not here.exists()
 
 
-def test_what_slurm_has_allotted_is_left_as_it_is(here, monkeypatch):
+def test_stages_of_one_allotment_of_slurm_share_it_out(here, monkeypatch):
+    """As where snakemake itself is a job: an allotment may be larger than what a stage needs."""
     Machine(4)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    with gpu.lease("distill", {"processes": 1}):
+    with gpu.lease("distill", {"processes": 2}):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
-    assert not here.exists()
+    with gpu.lease("distill", {"processes": 1}):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
 
 
 def test_more_devices_than_there_are_is_an_error_not_a_wait(here):

@@ -223,11 +223,23 @@ def test_weights_stay_while_other_results_that_link_them_need_them(runs: Runs, t
         late.evaluate(2, "harder")
 
 
-def test_what_is_left_of_a_step_is_its_artifact_after_an_edit_of_the_stage(runs: Runs):
+def test_weights_that_a_crate_left_out_are_said_to_be(runs: Runs):
+    """They come back by no command but one that makes them again."""
+    weights = runs.results / "models/m@2/s0/payload" / WEIGHTS
+    weights.unlink()
+    weights.with_name(f"{WEIGHTS}.left-out").write_text("0" * 64)
+    with pytest.raises(UserError, match=r"model.safetensors was left out of the crate.* --full"):
+        removal.refuse_left_out(weights.parent)
+
+
+def test_what_is_left_of_a_step_is_its_artifact_after_an_edit_of_the_stage(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+):
     """With other code the artifact has another identity, and the run still ends as it did."""
     runs.release(2)
     record = runs.results / "models/m@2/s0/digest.json"
     before = records.read(record, Digest)
+    monkeypatch.setattr(runner, "code_digest", lambda _: "edited")
     cfg = {"inputs": ["model"], "step": 2, "code": "edited"}
     assert runs.make("keep", "models/m@2/s0", cfg, "models/m/s0") is True
     after = records.read(record, Digest)

@@ -70,6 +70,23 @@ def test_stage_is_computed_once_and_then_linked(stage, tmp_path):
     assert (tmp_path / "a.txt").read_text() == "1"
 
 
+def test_edited_code_is_not_stored_as_what_was_planned(stage, tmp_path, monkeypatch):
+    """Else what an edit made for a moment is found in the store for ever after."""
+    call, calls = stage
+    monkeypatch.setattr(runner, "modules", lambda _: {"opd.fake_stage": "1"})
+    monkeypatch.setattr(runner, "code_digest", lambda _: "edited")
+    with pytest.raises(UserError, match=r"not that of its settings.* run the same snakemake"):
+        call("a", 1, code="planned")
+    assert not calls and not (tmp_path / "a" / "digest.json").exists()
+    assert not list((tmp_path / "store").glob("*.json"))
+    monkeypatch.setattr(runner, "code_digest", lambda _: "planned")
+    assert call("a", 1, code="planned")
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["modules"] == {"opd.fake_stage": "1"}
+    monkeypatch.setattr(runner, "code_digest", lambda _: "edited")
+    assert call("b", 1, code="planned") is False  # as the planned code has made it
+
+
 @pytest.mark.parametrize("linked", ["", "results", "results/mini", "results/mini/models"])
 def test_a_level_of_the_results_may_be_a_link_to_another_disk(stage, tmp_path, linked):
     """Snakemake writes below the link, and gc needs to see what is there."""
@@ -418,6 +435,16 @@ def test_tables_of_other_versions_and_files_of_a_folder_may_differ(hub, monkeypa
     assert take("fetch", path="folder") == "second"
     monkeypatch.setattr(runner, "versions", lambda: {"datasets": "other"})
     assert take("dataset", hub="a/b", revision="0" * 40) == "second"
+
+
+def test_the_payload_of_other_results_is_held_to_their_record(stage, tmp_path):
+    """A path of a config may name an artifact."""
+    call, _ = stage
+    call("theirs", 1)
+    assert call("a", 2, {"x": tmp_path / "theirs" / "payload"})
+    (tmp_path / "theirs" / "payload" / "result.txt").write_text("edited")
+    with pytest.raises(UserError, match=r"modified after it was made: result\.txt was changed"):
+        call("b", 2, {"x": tmp_path / "theirs" / "payload"})
 
 
 def test_lost_payload_of_an_input_is_named(stage, tmp_path):

@@ -168,3 +168,23 @@ def test_a_store_that_cannot_be_written(record: Path, read: list[str]) -> None:
     verify.artifact(record)
     verify.artifact(record)
     assert len(read) == 4
+
+
+def test_plain_inputs_are_read_again_only_where_they_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, store, read = tmp_path / "model", tmp_path / "store", []
+    model.mkdir()
+    for name in ("weights", "config"):
+        (model / name).write_text(name)
+    real = verify.file_digest
+    monkeypatch.setattr(verify, "file_digest", lambda path: read.append(path.name) or real(path))
+    time.sleep(verify.TICK_NS / 1e9 * 2)
+    assert verify.plain(model, store) == content(model) and sorted(read) == ["config", "weights"]
+    assert verify.plain(model, store) == content(model) and len(read) == 2
+    # In place, at the time of before: the folder's own time stays, too.
+    times = (model / "weights").stat()
+    (model / "weights").write_text("others ")
+    os.utime(model / "weights", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert verify.plain(model, store) == content(model) and read[2:] == ["weights"]
+    assert verify.plain(model / "config", store) == content(model / "config")

@@ -38,7 +38,7 @@ def add(command: options.Add) -> None:
         "as torch names it, or a part of that; H100, what was measured, or cpu, as the config "
         "computes, if not given",
     )
-    options.add_flag(plan, "--jobs", "list every job")
+    options.add_flag(plan, "--jobs", "list every job, as --json does")
     options.add_json(plan)
     options.add_path(plan, "--calibration", "rates of `opd calibrate`", RATES, metavar="FILE")
 
@@ -114,11 +114,11 @@ def _plan(arguments: argparse.Namespace) -> None:
     from opd.plan.show import as_json, lines
 
     part = (arguments.configfile, arguments.target, arguments.claim)
+    devices = (arguments.gpus, arguments.memory, arguments.device)
     rates, settings = arguments.calibration, arguments.config
     if arguments.json:
-        show_json(as_json(*part, arguments.device, rates, settings))
+        show_json(as_json(*part, *devices, rates, settings))
     else:
-        devices = (arguments.gpus, arguments.memory, arguments.device)
         show(lines(*part, *devices, arguments.jobs, rates, settings))
 
 

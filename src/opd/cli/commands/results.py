@@ -59,10 +59,12 @@ def add(command: options.Add) -> None:
         "export",
         _export,
         "pack results, with what made them, as an RO-Crate",
-        usage="opd export RESULTS --out FILE.zip [options]",
+        usage="opd export RESULTS --out FILE [options]",
     )
     options.add_path(export, "results", "results/NAME, or an artifact: what is behind that alone")
-    options.add_path(export, "--out", "a file that ends in .zip, or a new folder", required=True)
+    options.add_path(
+        export, "--out", "a file that ends in .zip or .tar.xz, or a new folder", required=True
+    )
     about = "an artifact: what is behind it alone, may be repeated; all of it"
     options.add(export, "--target", f"{about} if not given", [], action="append")
     about = "with weights, fetched objects and files above 50 MB, which are only listed otherwise"

@@ -15,6 +15,9 @@ from opd.models.source import GRAMMAR, local
 
 ANSWERS = f"of answers: {', '.join(GRADERS)}"
 QUESTIONS = "prompts.parquet, or lines of JSON with question, answer and prompt"
+TEMPLATE = (
+    f"what asks, {', '.join(TEMPLATES)} or text with {{question}}; the bare prompt if not given"
+)
 CHOICES = {
     "backend": (("transformers", "vllm"), "what samples"),
     "dtype": (("float32", "bfloat16"), "what models are computed in"),
@@ -57,10 +60,7 @@ def add(command: options.Add) -> None:
         about = f"{about}; {IN_MINUTES}"
         options.add(preflight, f"--{name.replace('_', '-')}", about, type=whole(1), metavar="N")
     options.add_counts(preflight, PREFLIGHT)
-    about = (
-        f"what asks, {', '.join(TEMPLATES)} or text with {{question}}; the bare prompt if not given"
-    )
-    options.add(preflight, "--template", about)
+    options.add(preflight, "--template", TEMPLATE)
     about = "that rollouts are sampled at"
     options.add(preflight, "--temperature", about, 1.0, type=options.positive, metavar="T")
     options.add(preflight, "--grader", f"{ANSWERS}; nothing is graded if not given")
@@ -83,6 +83,7 @@ def add(command: options.Add) -> None:
     about = "the student with a right response in its prompt is a teacher, too"
     options.add_flag(align, "--demonstrate", about)
     options.add_counts(align, ALIGN)
+    options.add(align, "--template", TEMPLATE)
     options.add(align, "--system", "a system prompt; none if not given")
     _add_common(align)
 
@@ -125,6 +126,8 @@ def _questions(path: Path) -> Path:
 
 
 def _preflight(arguments: argparse.Namespace) -> None:
+    if arguments.align and not arguments.grader:
+        raise UserError("an alignment needs one", "--grader", "name one, or leave --align out")
     student = _model(arguments.student, "--student")
     teacher = _model(arguments.teacher, "--teacher")
     prompts = _questions(arguments.questions)
@@ -137,8 +140,6 @@ def _preflight(arguments: argparse.Namespace) -> None:
     if arguments.align:
         from opd.microscope.command import align
 
-        if not cfg["grader"]:
-            raise UserError("an alignment needs one", "--grader", "name one, or leave --align out")
         given = {name: value for name, value in cfg.items() if value is not None}
         cfg = {name: value for name, (value, _) in ALIGN.items()} | given | {"demonstrate": False}
         out = arguments.out / "align" if arguments.out else None
@@ -146,7 +147,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
 
 
 def _align(arguments: argparse.Namespace) -> None:
-    cfg = _settings(arguments, *ALIGN, "system", "demonstrate")
+    cfg = _settings(arguments, *ALIGN, "system", "demonstrate", "template")
     student = _model(arguments.student, "--student")
     teachers = [_model(teacher, "--teacher") for teacher in arguments.teacher]
     questions = _questions(arguments.questions)
