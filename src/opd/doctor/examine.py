@@ -27,11 +27,17 @@ from opd.stages.registry import STAGES
 def examine(configs: list[Path], settings: list[str], profile: str | None = None) -> list[Finding]:
     """What a run of these configs (later ones on top) and settings (KEY=VALUE) would lack, started
     here, through a Snakemake profile where one is named. What is wrong is found, not raised."""
-    options = slurm.profile(profile)[1] if profile else {}
+    findings = [*_tools()]
+    options: dict[str, Any] = {}
+    if profile:
+        try:
+            options = slurm.profile(profile)[1]
+        except UserError as bad:
+            findings.append(_refused("profile", bad))
+            profile = None
     if not configs:
         named = options.get("configfile") or ["config/mini.yaml"]
         configs = [Path(name) for name in ([named] if isinstance(named, str) else named)]
-    findings = [*_tools()]
     asks: dict[str, dict[str, Any]] = {}
     try:
         config = resolve.read(configs, settings)
@@ -46,7 +52,11 @@ def examine(configs: list[Path], settings: list[str], profile: str | None = None
         about_run, asks = _run(config, names, site, classes, elsewhere)
         findings += about_run
     if profile:
-        findings += slurm.examine(profile, asks)
+        try:
+            for finding in slurm.examine(profile, asks):
+                findings.append(finding)
+        except UserError as bad:
+            findings.append(_refused("profile", bad))
     return findings
 
 
@@ -71,6 +81,7 @@ def _run(
         try:
             artifacts = state.artifacts_of(config, Path("config"))
             folders = closure(outputs.targets(config, artifacts), artifacts)
+            tables = calibrate.tables(Path("config/calibration.yaml"))
             states = state.states(artifacts, folders, results, results.parent / ".store")
         except UserError as bad:
             findings.append(_refused("plan", bad))
@@ -89,7 +100,6 @@ def _run(
             artifacts, [artifact.folder for artifact in to_run], results, online=ready(of_hub)
         )
         findings += [_refused("models", error) for error in refused]
-        tables = calibrate.tables(Path("config/calibration.yaml"))
         released = outputs.released(config, artifacts, outputs.targets(config, artifacts))
         facts = cost.Facts(artifacts, tables, state.counted(states, results), released)
         device = "cpu" if resources.without_gpu(config) else "gpu"

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from opd.core.errors import UserError
+from opd.core.schema import read_yaml
 from opd.doctor.base import Finding, output, some
 
 PLUGIN = "snakemake-executor-plugin-slurm"
@@ -36,14 +38,14 @@ class Partition(NamedTuple):
 
 
 def profile(name: str) -> tuple[Path | None, dict[str, Any]]:
-    """File that ``snakemake --profile NAME`` reads here (None: no such file), and its options."""
+    """File that ``snakemake --profile NAME`` reads here (None: no such file), and its options.
+    Raises ``UserError`` where these are not readable."""
     try:
         from snakemake.cli import get_profile_dir
     except ImportError:
         return None, {}
     _, file = get_profile_dir(name) or (None, None)
-    options = yaml.safe_load(file.read_text()) if file else None
-    return file, options if isinstance(options, dict) else {}
+    return file, read_yaml(file) if file else {}
 
 
 def asked(
@@ -66,7 +68,8 @@ def _resources(resources: Any) -> dict[str, Any]:
 
 
 def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
-    """Findings about a profile and its cluster; ``rules``: what the workflow asks for, by rule."""
+    """Findings about a profile and its cluster; ``rules``: what the workflow asks for, by rule.
+    Raises ``UserError`` for options that are wrong."""
     file, options = profile(name)
     if file is None:
         remedy = "run at the top of the repository, or give the name of a profile"
@@ -92,9 +95,16 @@ def examine(name: str, rules: Mapping[str, Mapping[str, Any]]) -> Iterator[Findi
     yield Finding("Slurm", "ok", f"{version}, cluster {settings.get('ClusterName', 'unnamed')}")
     yield _started()
     yield _status(options, settings, file)
-    yield from _partitions(
-        asked(options, rules), partitions(table), int(options.get("retries", 0)) + 1
-    )
+    attempts = _count(options, "retries", 0, file) + 1
+    yield from _partitions(asked(options, rules), partitions(table), attempts)
+
+
+def _count(options: Mapping[str, Any], key: str, default: int, file: Path) -> int:
+    """A whole number among a profile's options. Raises ``UserError`` for any other value."""
+    value = str(options.get(key, default))
+    if not value.isdecimal():
+        raise UserError(f"{value!r} is no whole number", f"{file}: {key}", "write one")
+    return int(value)
 
 
 def _plugin() -> Finding:
@@ -129,14 +139,15 @@ def _status(options: Mapping[str, Any], settings: Mapping[str, str], file: Path)
         what = "none, and sacct is asked for states: Snakemake would wait for ever"
         return Finding(subject, "missing", what, f"slurm-status-command: squeue in {file}")
     seconds = _number(settings.get("MinJobAge", "")) or math.inf  # 0: for good
-    init = int(options.get("slurm-init-seconds-before-status-checks", DEFAULT_INIT_SECONDS))
+    key = "slurm-init-seconds-before-status-checks"
+    init = _count(options, key, DEFAULT_INIT_SECONDS, file)
     if seconds < POLLS_KEPT * init:
         # The plugin then asks sacct after all.
         what = f"ended jobs stay in squeue's list for {seconds:g} s (MinJobAge), too short for it"
         if accounting:
             return Finding(subject, "warning", what, f"slurm-status-command: sacct in {file}")
         most = seconds // POLLS_KEPT
-        remedy = f"slurm-init-seconds-before-status-checks: {most:g} in {file}"
+        remedy = f"{key}: {most:g} in {file}"
         return Finding(subject, "missing", f"{what}, and there is no sacct to fall back on", remedy)
     choice = "sacct could be" if accounting else "sacct would not do"
     return Finding(subject, "ok", f"{storage}: squeue is asked for states, {choice}")

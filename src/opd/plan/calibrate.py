@@ -26,6 +26,7 @@ HEADER = (
     "# config/calibration.yaml, and for stages that run no model in seconds. Do not edit.\n"
 )
 REMEDY = "make it again with `opd calibrate`"
+RATES = Path("results/calibration.yaml")  # where that writes if no file is named
 BOUNDS = ("low", "middle", "high")
 # The machine to reckon with where none is named, and what stands in for one that is not listed.
 STANDARD = "H100"
@@ -123,13 +124,13 @@ def write(path: Path, rates: Mapping[str, Any]) -> None:
     text = yaml.safe_dump(made, sort_keys=False, default_flow_style=None, width=100)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(HEADER + text)
+        temporary.write_text(HEADER + text, encoding="utf-8")
 
 
 def tables(path: Path) -> dict[str, Any]:
     """config/calibration.yaml: machines, what is assumed, and sizes. Raises ``UserError`` without
     them."""
-    shipped = read(path)
+    shipped = read(path) if path.exists() else {}
     if "machines" not in shipped:
         remedy = "give the repository's calibration.yaml"
         raise UserError("no machines to reckon with", str(path), remedy)
@@ -137,8 +138,13 @@ def tables(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A calibration file, empty where there is none. Raises ``UserError`` for another format."""
-    calibration = read_yaml(path, REMEDY) if path.exists() else {"format": FORMAT}
+    """A calibration file; nothing is measured before the first. Raises ``UserError`` where a file
+    that was named is not there, and for another format."""
+    if not path.exists():
+        if path != RATES:
+            raise UserError("no such file", str(path), REMEDY)
+        return {}
+    calibration = read_yaml(path, REMEDY)
     if calibration.pop("format", None) != FORMAT:
         raise UserError("made by another version", str(path), REMEDY)
     return calibration

@@ -45,7 +45,8 @@ def failures(artifacts: Iterable[str], results: Path, began: float = 0.0) -> dic
 def ending(log: Path) -> str:
     """Why a job ended that has not made its artifact: the last line of its log that begins with
     ``error:``, else its last line; of a bar that it ended in the midst of it, without a word."""
-    text = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    text = [line for line in lines if line.strip()]
     errors = [line.removeprefix("error: ") for line in text if line.startswith("error: ")]
     last = (errors or text or ["its log is empty"])[-1].strip()
     return visible(f"it ended without a word, at {last}" if BAR.search(last) else last)
@@ -108,7 +109,7 @@ def notes_of_data(artifacts: Mapping[str, Artifact], results: Path, began: float
     for folder, artifact in artifacts.items():
         report = results / folder / "payload" / "report.json"
         if artifact.stage == "prompts" and _since(results / folder / "digest.json", began):
-            notes = json.loads(report.read_text()).get("notes", [])
+            notes = json.loads(report.read_text(encoding="utf-8")).get("notes", [])
             lines += [f"note: {folder}: {visible(note)}" for note in notes]
     return lines
 
@@ -117,7 +118,7 @@ def findings(results: Path, began: float) -> list[str]:
     """Verdicts by paper, and the pages to read, of those that were made since ``began``."""
     lines, pages = [], []
     if _since(results / "claims" / "digest.json", began):
-        verdicts: dict[str, Any] = json.loads((results / "claims.json").read_text())
+        verdicts: dict[str, Any] = json.loads((results / "claims.json").read_text(encoding="utf-8"))
         lines += [marked.mark()] if marked.mark() else []
         for paper in verdicts["papers"].values():
             lines.append(f"{paper['title']}: {headline(verdicts | paper, mark)}")

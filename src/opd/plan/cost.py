@@ -38,7 +38,8 @@ USES = {
     "score": {"score": "teacher", "student": "named_student"},
     "pair": _SCORED_BY_BOTH,
     "signal": _SCORED_BY_BOTH,
-    **{stage: {"sample": "model"} for stage in ("generate", "evaluate", "demonstrate")},
+    "alignment": _SCORED_BY_BOTH,
+    **{key: {"sample": "model"} for key in ("generate", "evaluate", "demonstrate", "summarise")},
     **{stage: {"sample": "teacher"} for stage in ("prefix", "continuation")},
     **{stage: {"sample": "student"} for stage in ("screening", "tree")},
 }
@@ -84,39 +85,40 @@ def width(cfg: Mapping[str, Any], device: str) -> int:
     return int(cfg.get("processes", 1) * (threads if device == "cpu" else 1))
 
 
+def origin(artifacts: Artifacts, folder: str) -> Artifact | None:
+    """The model that a trained or kept one began as, any other itself. None where it is unknown."""
+    artifact = artifacts.get(folder)
+    source = artifact and (artifact.named.get("student") or artifact.named.get("model"))
+    return origin(artifacts, source) if source else artifact
+
+
 def shape(facts: Facts, folder: str) -> Shape | None:
     """The shape of a model: of our own from its recipe, of others by the config.json that lies here
     or is listed; of a trained or kept one that of its student. None where nothing tells."""
-    if folder not in facts.artifacts:
+    if not (made := origin(facts.artifacts, folder)):
         return None
-    cfg, inputs = facts.artifacts[folder].cfg, facts.artifacts[folder].named
-    if source := inputs.get("student") or inputs.get("model"):
-        return shape(facts, source)
-    if facts.artifacts[folder].stage == "init":
+    cfg = made.cfg
+    if made.stage == "init":
         key = cfg["hidden"] // cfg["heads"]
         sizes = (cfg["hidden"], cfg["intermediate"], cfg["hidden"], key * cfg["kv_heads"])
         vocabulary = WORLD_VOCABULARY[cfg.get("world", {}).get("grammar")]
         return Shape(cfg["layers"], *sizes, vocabulary, tied=True, normed=key)
     listed = facts.tables.get("shapes", {})
     name = cfg.get("hub") or cfg.get("path", "")
-    return from_config(local.config(inputs.get("files", "")) or listed.get(name, {}))
+    return from_config(local.config(made.named.get("files", "")) or listed.get(name, {}))
 
 
 def parameters(facts: Facts, folder: str) -> float:
     """Parameters of a model: by its shape, by its weights where they lie here, as listed, or as the
     name says ("...-1.5B"); of a trained or kept one those of its student. NaN where nothing
     tells."""
-    if folder not in facts.artifacts:
+    if not (made := origin(facts.artifacts, folder)):
         return math.nan
-    artifact = facts.artifacts[folder]
-    inputs = artifact.named
-    if source := inputs.get("student") or inputs.get("model"):
-        return parameters(facts, source)
     if known := shape(facts, folder):
         return float(known.parameters)
-    if not math.isnan(count := local.parameters(inputs.get("files", ""))):
+    if not math.isnan(count := local.parameters(made.named.get("files", ""))):
         return count
-    name = artifact.cfg.get("hub") or artifact.cfg.get("path", "")
+    name = made.cfg.get("hub") or made.cfg.get("path", "")
     stated = re.search(r"(?:^|[-_/])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", name, re.IGNORECASE)
     size = float(stated[1]) * {"B": 1e9, "M": 1e6}[stated[2].upper()] if stated else math.nan
     return float(facts.tables.get("parameters", {}).get(name, size))
@@ -214,6 +216,10 @@ def _sequences(facts: Facts, artifact: Artifact, response: float) -> float:
     cfg, inputs, stage = artifact.cfg, artifact.named, artifact.stage
     if stage == "evaluate":
         return problems(facts, artifact) * cfg["protocol"]["samples"]
+    if stage == "summarise":
+        return _demonstrations(facts, inputs["demonstrations"])
+    if stage == "alignment":
+        return _paths(facts, inputs["tree"])
     source = next((inputs[n] for n in ("generations", "prompts", "data") if n in inputs), "")
     count = rows(facts, source)
     if STAGES[stage].trains:
@@ -239,6 +245,26 @@ def _sequences(facts: Facts, artifact: Artifact, response: float) -> float:
         picks = paths * windows * (cfg["top_gradient"] + cfg["top_difference"])
         samples = cfg["rollouts"] + picks * len(cfg["teachers"]) * cfg["min_visits"] / 2
     return count * samples
+
+
+def _demonstrations(facts: Facts, folder: str) -> float:
+    """Texts that demonstrations have at most. NaN where nothing tells."""
+    if folder not in facts.artifacts:
+        return math.nan
+    cfg, inputs = facts.artifacts[folder].cfg, facts.artifacts[folder].named
+    if "demonstrations" in inputs:  # as many summaries
+        return _demonstrations(facts, inputs["demonstrations"])
+    questions = min(rows(facts, inputs["prompts"]), cfg.get("n") or math.inf)
+    return questions * (cfg["correct"] + cfg["wrong"])
+
+
+def _paths(facts: Facts, folder: str) -> float:
+    """Paths that a tree has at most. NaN where nothing tells."""
+    if folder not in facts.artifacts:
+        return math.nan
+    cfg, inputs = facts.artifacts[folder].cfg, facts.artifacts[folder].named
+    questions = min(rows(facts, inputs["prompts"]), cfg.get("questions") or math.inf)
+    return questions * (cfg["correct_paths"] + cfg["incorrect_paths"])
 
 
 def critical_path(artifacts: Artifacts, seconds: Mapping[str, float]) -> float:

@@ -65,7 +65,11 @@ def lock(
 ) -> tuple[dict[str, str], list[UserError]]:
     """Ask the hub at which commit each object of a config stands, and add that to the lock. Returns
     the lock, and what is in the way: each object of which the hub tells no commit (nothing is
-    written then, and the lock is empty) or that is gated and not open to this user."""
+    written then, and the lock is empty) or that is gated and not open to this user. Raises
+    ``UserError`` where there is no folder for the lock."""
+    if not path.parent.is_dir():
+        remedy = "run at the top of the repository, or name another file with --lock"
+        raise UserError(f"no such folder: {path.parent}", str(path), remedy)
     locked, absent, gated = read(path), [], []
     for where, recipe in hub_objects(config).items():
         kind, _, name = key(recipe).partition("/")
@@ -84,7 +88,7 @@ def lock(
     if absent:
         return {}, absent + gated
     with replacing(path) as temporary:
-        temporary.write_text(HEADER + yaml.safe_dump(locked))  # with sorted keys
+        temporary.write_text(HEADER + yaml.safe_dump(locked), encoding="utf-8")  # with sorted keys
     return locked, gated
 
 

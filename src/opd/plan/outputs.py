@@ -11,23 +11,25 @@ from typing import Any
 
 from opd.core.errors import UserError
 from opd.plan.base import artifact, at
-from opd.plan.papers import Paper, check_shown, experiment_of, read_papers
+from opd.plan.papers import Paper, check_shown, read_papers
 from opd.recipes.base import unknown
 from opd.recipes.config import Config
-from opd.recipes.outputs import Compared, Figure, Metric, Series, Table
+from opd.recipes.outputs import Compared, Figure, Metric, Series, Table, experiment_of
 from opd.results import claim_spec, figure_spec
 from opd.stages.artifact import Artifact, closure
 from opd.stages.registry import STAGES
 
-# How folders of what is made to be looked at begin.
-SHOWN = ("figures/", "tables/", "contamination/", "claims", "report")
+# How folders of what is made to be looked at begin, and of that what the report shows.
+REPORTED = ("figures/", "tables/", "claims")
+SHOWN = (*REPORTED, "contamination/", "report")
 
 
 def exhibits(
     config: Config, measured: Mapping[str, Artifact], root: Path = Path("config")
 ) -> dict[str, Artifact]:
     """Every artifact that a config shows, by folder; ``measured`` is from ``opd.plan.artifacts``.
-    Raises ``UserError`` for a target that does not exist, and for papers' files that are wrong."""
+    There is a report where it has anything to show. Raises ``UserError`` for a target that does not
+    exist, and for papers' files that are wrong."""
     papers = read_papers(config, root)
     check_shown(config)
     made = [_table(config, name, table) for name, table in config.tables.items()]
@@ -39,7 +41,8 @@ def exhibits(
     shown = {exhibit.folder: exhibit for exhibit in made}
     for exhibit in [] if papers else _usual(config):
         shown.setdefault(exhibit.folder, exhibit)
-    return {**shown, "report": _report(config, papers, {**measured, **shown})}
+    report = _report(config, papers, {**measured, **shown})
+    return {**shown, "report": report} if shown else shown
 
 
 def targets(config: Config, artifacts: Iterable[str]) -> list[str]:
@@ -57,6 +60,9 @@ def targets(config: Config, artifacts: Iterable[str]) -> list[str]:
         if target == "claims" and not config.papers:
             remedy = "name one under papers, or leave 'claims' out"
             raise UserError("there are no claims without a paper", "targets", remedy)
+        if target == "report" and not _reported(shown):
+            remedy = "describe a figure or a table, or leave 'report' out"
+            raise UserError("there is nothing to be in a report", "targets", remedy)
         if target not in names:
             raise unknown(target, names, "targets", "figure, table or page")
     asked = {folder for target in config.targets for folder in names[target]}
@@ -313,15 +319,19 @@ def _claims(config: Config, papers: Iterable[Paper]) -> Artifact:
 RUNS = ("generations", "scores", "demonstrations", "probes", "evaluations")
 
 
+def _reported(folders: Iterable[str]) -> list[str]:
+    return [folder for folder in folders if folder.startswith(REPORTED)]
+
+
 def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Artifact]) -> Artifact:
-    """One page of all that is asked for, with every run behind it."""
-    asked = targets(config, artifacts)
-    shown = [folder for folder in asked if not folder.startswith("contamination/")]
+    """One page of all that is asked for, or of all there is where that is the report alone, with
+    every run behind it."""
+    reported = _reported(targets(config, artifacts)) or _reported(artifacts)
     inputs: dict[str, str] = {}
-    for folder in shown:
+    for folder in reported:
         section, _, name = folder.partition("/")
         inputs[f"{section.removesuffix('s')}:{name}" if name else section] = folder
-    figures = [f.removeprefix("figures/") for f in shown if f.startswith("figures/")]
+    figures = [f.removeprefix("figures/") for f in reported if f.startswith("figures/")]
     titles = {paper.name: paper.title for paper in papers}
     sections = []
     for paper, title in {**titles, "": "Other figures" if titles else "Figures"}.items():
@@ -329,13 +339,13 @@ def _report(config: Config, papers: Iterable[Paper], artifacts: Mapping[str, Art
         if names:
             sections.append({"title": title, "figures": names})
     stages = {name for name, stage in STAGES.items() if stage.trains or stage.section in RUNS}
-    runs = [f for f in closure(shown, artifacts) if artifacts[f].stage in stages]
+    runs = [f for f in closure(reported, artifacts) if artifacts[f].stage in stages]
     inputs |= {f"run:{folder}": folder for folder in runs}
     settings = {
         "title": f"On-policy distillation: {config.name}",
         "scale": config.name,
         "sections": sections,
-        "tables": [f.removeprefix("tables/") for f in shown if f.startswith("tables/")],
+        "tables": [f.removeprefix("tables/") for f in reported if f.startswith("tables/")],
         "runs": [{"name": f, "stage": artifacts[f].stage, "folder": f} for f in runs],
     }
     return artifact("report", "report", settings, inputs)

@@ -18,6 +18,7 @@ from typing import Any
 from opd.core.errors import LeftOut, UserError
 from opd.core.files import canonical
 from opd.core.security import redacted, visible_line
+from opd.plan.cost import origin
 from opd.stages import fresh
 from opd.stages.artifact import Artifact
 from opd.stages.identity import identity
@@ -72,20 +73,12 @@ def _named(artifact: Artifact) -> str:
 
 def _sources(artifacts: Mapping[str, Artifact], folder: str) -> dict[str, str]:
     """Role -> folder of the fetched model that a stage's model is, or was trained from."""
-
-    def source(name: str) -> str | None:
-        artifact = artifacts.get(name)
-        if artifact is None:
-            return None
-        if artifact.stage == "fetch":
-            return name
-        named = artifact.named
-        start = named.get("student") or named.get("model")
-        return source(start) if start else None
-
-    named = artifacts[folder].named
-    roles = [role for role in named if role in ROLES or role.startswith(SEVERAL)]
-    return {role: start for role in roles if (start := source(named[role]))}
+    models = {
+        role: origin(artifacts, name)
+        for role, name in artifacts[folder].named.items()
+        if role in ROLES or role.startswith(SEVERAL)
+    }
+    return {role: made.folder for role, made in models.items() if made and made.stage == "fetch"}
 
 
 def _at_hand(artifact: Artifact, results: Path, online: bool) -> Path | None:

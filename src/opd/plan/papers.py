@@ -18,6 +18,7 @@ from opd.recipes.base import unknown
 from opd.recipes.config import Config
 from opd.recipes.evaluation import PROTOCOLS
 from opd.recipes.models import Distill
+from opd.recipes.outputs import experiment_of
 from opd.results import claim_spec, figure_spec
 from opd.results.claim_spec import Claim
 from opd.results.figure_spec import PaperFigure
@@ -86,11 +87,6 @@ def read_paper(name: str, root: Path) -> Paper:
         raise UserError(bad.what, f"{name}: {bad.where}", bad.remedy) from bad
     files = {key: paths[key].absolute() for key in ("claims", "targets")}
     return Paper(name, declared["title"], names, claims, figures, files)
-
-
-def experiment_of(name: str) -> str:
-    """The experiment of an arm or probe: E04 of ``E04.success``."""
-    return name.partition(".")[0]
 
 
 def _require(name: str, known: Collection[str], where: str, kind: str) -> None:

@@ -78,10 +78,10 @@ def read_site(named: str | None, default: Path) -> Site:
         return Site()
     path = Path(named) if named else default
     settings = read_yaml(path, REMEDY)
-    for rule in settings.get("rules") or ():
+    site = valid(Site, settings, str(path), REMEDY)
+    for rule in site.rules:
         if rule not in STAGES:
             raise unknown(rule, STAGES, f"{path}.rules.{rule}", "rule")
-    site = valid(Site, settings, str(path), REMEDY)
     if site.gpu_model and site.gres:
         raise UserError("gpu_model and gres exclude each other", str(path), "give one of the two")
     return site

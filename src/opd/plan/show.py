@@ -27,7 +27,6 @@ PARTS = {
     "write": "writing weights",
     "start": "starting",
 }
-RATES = Path("results/calibration.yaml")  # of `opd calibrate`
 
 
 class _Plan(NamedTuple):
@@ -49,15 +48,14 @@ def lines(
     gibibytes: float | None = None,
     device: str | None = None,
     jobs: bool = False,
-    rates: Path = RATES,
+    rates: Path = calibrate.RATES,
     settings: Iterable[str] = (),
 ) -> list[str]:
     """Lines to print. ``configs`` and ``settings`` (KEY=VALUE) are as for Snakemake, later ones on
     top. Raises ``UserError`` for what no plan can be made of, and for an unknown target, claim or
     device."""
-    plan = _plan(configs, targets, claim, device, rates, settings)
-    on = plan.on._replace(memory=gibibytes * GIB) if gibibytes else plan.on
-    printed = text(plan.facts, plan.states, on, gpus, plan.title, jobs)
+    plan = _plan(configs, targets, claim, gibibytes, device, rates, settings)
+    printed = text(plan.facts, plan.states, plan.on, gpus, plan.title, jobs)
     return [*printed, *(f"would be refused: {reason}" for reason in plan.refused)]
 
 
@@ -65,18 +63,20 @@ def as_json(
     configs: list[Path],
     targets: list[str],
     claim: str | None = None,
+    gpus: int | None = None,
+    gibibytes: float | None = None,
     device: str | None = None,
-    rates: Path = RATES,
+    rates: Path = calibrate.RATES,
     settings: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """The same as plain data: hours of a device (low, most likely, high) of what is to run, null
+    """Every job as plain data: hours of a device (low, most likely, high) of what is to run, null
     where the size of its models or data is not known."""
-    plan = _plan(configs, targets, claim, device, rates, settings)
+    plan = _plan(configs, targets, claim, gibibytes, device, rates, settings)
     rows: list[dict[str, Any]] = []
     for folder, state in plan.states.items():
         row: dict[str, Any] = {"stage": plan.facts.artifacts[folder].stage, "state": state}
         if state in planned.TO_RUN:
-            job = calibrate.estimate(plan.facts, folder, plan.on)
+            job = calibrate.estimate(plan.facts, folder, plan.on, gpus)
             known = math.isfinite(job.high)
             row["hours"] = [getattr(job, bound) / 3600 for bound in BOUNDS] if known else None
         rows.append({"folder": folder, **row})
@@ -88,6 +88,7 @@ def _plan(
     configs: list[Path],
     targets: list[str],
     claim: str | None,
+    gibibytes: float | None,
     device: str | None,
     rates: Path,
     settings: Iterable[str],
@@ -112,6 +113,8 @@ def _plan(
     results = Path("results") / config.name
     folders = artifact.closure(needed, artifacts)
     on = calibrate.machine(device, without_gpu(config), calibrate.read(rates), tables)
+    if gibibytes:
+        on = on._replace(memory=gibibytes * GIB)
     states = planned.states(artifacts, folders, results, results.parent / ".store")
     facts = Facts(artifacts, tables, planned.counted(states, results), released)
     to_run = [folder for folder, state in states.items() if state in planned.TO_RUN]

@@ -31,10 +31,10 @@ TO_RUN = ("run", "stale")
 
 
 def beside(files: Sequence[Path]) -> Path:
-    """The folder with the lock, papers' files and calibration.yaml: that of the first config file,
-    or, where it has none of these, config/, as for snakemake."""
-    folder, names = files[0].parent, ("claims", "hub.lock.yaml", "calibration.yaml")
-    return folder if any((folder / name).exists() for name in names) else Path("config")
+    """The folder with the lock, papers' files and calibration.yaml: config/, as for snakemake, or,
+    where there is none, that of the first config file."""
+    here = Path("config")
+    return here if here.is_dir() else files[0].parent
 
 
 def artifacts_of(config: Config, root: Path) -> dict[str, Artifact]:

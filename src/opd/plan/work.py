@@ -47,6 +47,10 @@ def work(facts: Facts, folder: str, on: Device, processes: int | None = None) ->
     used = {kind: inputs[role] for kind, role in roles.items() if role in inputs}
     if not used:
         return None
+    if artifact.stage == "alignment":
+        # The student itself may be the teacher, with more in its prompt.
+        name = f"teacher:{artifact.cfg['teacher']['name']}"
+        used["teacher"] = inputs.get(name, inputs["student"])
     if artifact.cfg.get("logprobs"):  # what was sampled is read once more
         used["score"] = used["sample"]
     if {"scores", "server"} & artifact.cfg.keys():  # of a teacher that is not loaded

@@ -97,7 +97,7 @@ def draft(student: str, teacher: str, questions: Path, scale: str, out: Path) ->
     resolve(load_yaml(text))
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     return [*_lines(out, values, named, questions)]
 
 

@@ -1,6 +1,6 @@
 """Recipes of models: fetched, with random weights, trained, or kept at a step of a training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.schema import OneOf, Strict, load_yaml
-from opd.losses.spec import Aggregation, loss_spec
+from opd.losses.spec import Aggregation, LossSpec, loss_spec
 from opd.losses.sufficient import objection
 from opd.recipes.base import (
     MICRO_BATCH,
@@ -24,6 +24,7 @@ from opd.recipes.base import (
     ScoresRef,
     SftDataRef,
     Share,
+    TopP,
     or_text,
 )
 from opd.recipes.losses import (
@@ -39,7 +40,8 @@ from opd.recipes.sources import RolloutSource
 from opd.training import shares
 
 # Kind of training, or protocols -> name -> published settings.
-PRESETS = load_yaml(package_file(__file__, "presets.yaml").read_text())
+METRICS_K = 16
+PRESETS = load_yaml(package_file(__file__, "presets.yaml").read_text(encoding="utf-8"))
 PRESET = Field(default=None, exclude=True, description="published settings (recipes/presets.yaml)")
 
 
@@ -155,7 +157,7 @@ class OnPolicy(Trained):
     prompts_per_step: Count = 64
     lr: Positive = 1e-6
     temperature: Positive = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: TopP | None = None
     max_prompt_tokens: Count = 1024
     max_new_tokens: Count = 7168
     shuffle: bool | None = Field(
@@ -264,6 +266,18 @@ class Guard(Strict):
 TOKEN_BUDGET, RANKS = 32768, 8
 
 
+def _losses(loss: Loss, terms: Sequence[Term] | None) -> list[LossSpec]:
+    """The losses of a sum's terms, or the one of a run without."""
+    losses = [term.loss or loss for term in terms if not term.reward] if terms else [loss]
+    return [loss_spec(each.model_dump(exclude_none=True)) for each in losses]
+
+
+def _largest_k(settings: Mapping[str, Any]) -> int:
+    """The largest k of the losses of a run, as far as its ``settings`` are valid."""
+    losses = _losses(settings["loss"], settings.get("terms")) if "loss" in settings else []
+    return max((loss.k for loss in losses if loss.k), default=METRICS_K)
+
+
 class Distill(OnPolicy):
     """On-policy distillation (see ``opd.training.distill``)."""
 
@@ -293,7 +307,11 @@ class Distill(OnPolicy):
         description="of micro_batch_mean: ranks that a step's sequences are dealt to before they "
         f"are cut, whatever trains here; {RANKS} if not given",
     )
-    metrics_k: Count = 16
+    metrics_k: Count = Field(
+        default_factory=_largest_k,
+        description="top tokens that overlap, masses and ranks are of; those of the loss (of the "
+        f"terms' losses the most), or {METRICS_K} where it has no k, if not given",
+    )
     metrics_every: Count = Field(default=1, description="steps between measurements")
     position_bin: Count = Field(default=512, description="tokens in a bin of response positions")
     guard: Guard = Guard()
@@ -397,11 +415,9 @@ class Distill(OnPolicy):
             raise ValueError(str(error)) from None
         if [source.own for source in sources] == [1.0]:
             self.rollouts = None
-        losses = [self.loss]
-        if self.terms:
-            losses = [term.loss or self.loss for term in self.terms if not term.reward]
+        losses = _losses(self.loss, self.terms)
         if any(source.importance for source in sources) and not all(
-            loss_spec(loss.model_dump(exclude_none=True)).support == "sampled" for loss in losses
+            loss.support == "sampled" for loss in losses
         ):
             raise ValueError(
                 "importance weighs losses of the sampled token alone (sampled, k2, k3, a reward): "

@@ -1,11 +1,16 @@
 """Recipes of what is shown: tables, figures, and the arms of a paper."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from opd.core.schema import Strict
 from opd.recipes.base import EvaluationRef, ModelRef, ProbeRef
+
+
+def experiment_of(name: str) -> str:
+    """The experiment of an arm or probe: E04 of ``E04.success``."""
+    return name.partition(".")[0]
 
 
 class Compared(Strict):
@@ -31,8 +36,17 @@ class Shown(Strict):
     caption: str = ""
 
 
+def or_arm(schema: dict[str, Any]) -> None:
+    """Makes the JSON schema of a row allow the ``arm`` that ``resolve`` writes out."""
+    arm = {"type": "string", "description": "has label, model, base and teacher, if not given here"}
+    schema["properties"] = {"arm": arm, **schema["properties"]}
+    schema["anyOf"] = [{"required": ["arm"]}, {"required": schema.pop("required")}]
+
+
 class Row(Compared):
     """A row of a table: a model, and the probe whose values its columns may show."""
+
+    model_config = ConfigDict(json_schema_extra=or_arm)
 
     probe: ProbeRef | None = None
 

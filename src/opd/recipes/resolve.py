@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from opd.models.source import hub_id, source
 from opd.recipes.base import Plain, naming, references, unknown
 from opd.recipes.config import DEFAULTS, Config
 from opd.recipes.models import PRESETS, Keep, Kept, Model
+from opd.recipes.outputs import Compared, experiment_of
 
 # Keys of recipes that name models.
 MODEL_KEYS = ("student", "teacher", "reference", "model", "models", "base", "judge", "encoder")
@@ -41,12 +42,23 @@ def resolve(raw: Mapping[str, Any]) -> Config:
         remedy = "write plain values: text in quotes, numbers, lists, mappings"
         raise UserError(f"no plain values ({error})", "config", remedy) from None
     _refuse_secrets(raw)
-    # As in Docker's files: where YAML has its anchors.
+    _require_parts(raw)
+    # As in Docker's files: where YAML has its anchors, and what shipped files say of themselves.
     raw = {key: value for key, value in raw.items() if not str(key).startswith("x-")}
     config = valid(Config, expanded(raw), "", "mend this key of the config", ["[key]"])
     _settle_models(config)
     _check_references(config)
     return config
+
+
+def _require_parts(raw: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` where a shipped overlay (``x-needs``) was given without a file that it is
+    laid over (``x-parts``)."""
+    needs, parts = raw.get("x-needs"), raw.get("x-parts")
+    if isinstance(needs, list) and (missing := [x for x in needs if x not in (parts or {})]):
+        files = " ".join(f"config/{name}.yaml" for name in needs)
+        reason = f"what was given is laid over config/{missing[0]}.yaml, which was not"
+        raise UserError(reason, "--configfile", f"give {files} before it")
 
 
 def read(paths: Iterable[Path], entries: Iterable[str] = ()) -> Config:
@@ -144,8 +156,8 @@ def _refuse_secrets(value: Any, where: str = "") -> None:
 def expanded(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Write ``defaults`` into each recipe, each ``sweep`` out as recipes of its own, and what is
     named by a text (``opd.models.source``) as the recipe of it. What goes by the name of a built-in
-    protocol is laid over it."""
-    config = _with_sources(raw)
+    protocol is laid over it, and a table's row over the arm that it names."""
+    config = _with_arms(_with_sources(raw))
     defaults = config.get("defaults", {})
     _check_keys(defaults, DEFAULTS, "defaults")
     for stage, values in defaults.items():
@@ -162,7 +174,12 @@ def expanded(raw: Mapping[str, Any]) -> dict[str, Any]:
             for stage in recipe.keys() & defaults.keys():
                 if isinstance(recipe[stage], Mapping):
                     recipe[stage] = merge(defaults[stage], recipe[stage])
-            expanded |= _sweep(f"{section}.{name}", name, recipe)
+            where = f"{section}.{name}"
+            for swept, written in _sweep(where, name, recipe):
+                if swept in expanded:
+                    remedy = "give one of them another name"
+                    raise UserError(f"there are two recipes called '{swept}'", where, remedy)
+                expanded[swept] = written
         config[section] = expanded
     protocols = config.get("protocols")
     if isinstance(protocols, Mapping):
@@ -237,6 +254,31 @@ def _named(value: Any, key: str, models: dict[str, Any]) -> Any:
     return name
 
 
+def _with_arms(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with rows of tables that name an arm written out, its label after its experiment."""
+    arms, tables = config.get("arms", {}), config.get("tables")
+    if not isinstance(arms, Mapping) or not isinstance(tables, Mapping):
+        return dict(config)
+
+    def written(row: Any, where: str) -> Any:
+        if not isinstance(row, Mapping) or "arm" not in row:
+            return row
+        name = str(row["arm"])
+        if not isinstance(arms.get(name), Mapping):
+            raise unknown(name, arms, f"{where}.arm", "arm")
+        arm = {key: arms[name][key] for key in Compared.model_fields if key in arms[name]}
+        arm["label"] = f"{experiment_of(name)} {arm.get('label')}"
+        return arm | {key: value for key, value in row.items() if key != "arm"}
+
+    tables = dict(tables)
+    for name, table in tables.items():
+        if isinstance(table, Mapping) and isinstance(table.get("rows"), list):
+            rows = enumerate(table["rows"])
+            rows_written = [written(row, f"tables.{name}.rows.{i}") for i, row in rows]
+            tables[name] = {**table, "rows": rows_written}
+    return {**config, "tables": tables}
+
+
 def _check_keys(values: Any, known: Iterable[str], where: str) -> None:
     if not isinstance(values, Mapping):
         raise UserError(f"expected a mapping, got {values!r}", where, "write KEY: VALUE")
@@ -245,21 +287,20 @@ def _check_keys(values: Any, known: Iterable[str], where: str) -> None:
             raise UserError("no such key", f"{where}.{key}", suggestion(str(key), known))
 
 
-def _sweep(where: str, name: str, recipe: dict[str, Any]) -> dict[str, Any]:
+def _sweep(where: str, name: str, recipe: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """``sweep: {distill.loss.k: [1, 4]}`` -> recipes ``name-1`` and ``name-4``."""
     sweep = recipe.pop("sweep", None)
     if sweep is None:
-        return {name: recipe}
-    if not isinstance(sweep, Mapping) or [type(v) for v in sweep.values()] != [list]:
+        yield name, recipe
+        return
+    if not isinstance(sweep, Mapping) or [v and type(v) for v in sweep.values()] != [list]:
         raise UserError(f"got {sweep!r}", f"{where}.sweep", "write one KEY: [VALUE, ...]")
     ((key, values),) = sweep.items()
-    expanded = {}
     for value in values:
         swept = value
         for part in reversed(key.split(".")):
             swept = {part: swept}
-        expanded[f"{name}-{value}"] = merge(recipe, swept)
-    return expanded
+        yield f"{name}-{value}", merge(recipe, swept)
 
 
 def _settle_models(config: Config) -> None:

@@ -5,7 +5,6 @@ libraries; models and datasets of the hub are stand-ins that a hub of this machi
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import yaml
 
 from opd.core import marked
 from opd.core.errors import UserError
+from opd.core.files import digest, make_folder, replacing
 from opd.core.security import visible
 from opd.plan import hub_lock
 from opd.plan.artifacts import data_files, data_path
@@ -34,7 +34,7 @@ def prepare(raw: dict[str, Any], root: Path, folder: Path) -> tuple[dict[str, st
     config that is wrong.
     """
     config = resolve.resolve(raw)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = hub_lock.read(root / "config" / "hub.lock.yaml")
     commits: dict[str, str] = {}
     notes: list[str] = []
@@ -47,10 +47,9 @@ def prepare(raw: dict[str, Any], root: Path, folder: Path) -> tuple[dict[str, st
         try:
             if isinstance(recipe, Hub):
                 if not place.is_dir():
-                    partial = place.with_name(f".{place.name}")
-                    shutil.rmtree(partial, ignore_errors=True)
-                    stand_ins.model(recipe.id, partial, taught, seed=len(commits))
-                    partial.rename(place)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    with replacing(place) as partial:
+                        stand_ins.model(recipe.id, partial, taught, seed=len(commits))
             else:
                 given = recipe.model_dump(exclude_none=True)
                 stand_ins.dataset(recipe.id, given, place)
@@ -63,7 +62,7 @@ def prepare(raw: dict[str, Any], root: Path, folder: Path) -> tuple[dict[str, st
         if not link.is_symlink():
             link.symlink_to(root.absolute() / name)
     text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=100)
-    (folder / "config.yaml").write_text(text)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
     return commits, notes
 
 
@@ -131,12 +130,15 @@ def _at(raw: dict[str, Any], where: str, end: int | None = None) -> dict[str, An
 def _own(path: Path, folder: Path) -> str:
     """The path of what stands in for a file or a folder of one's own: the first rows of a file, the
     stand-in of a checkpoint, any other folder itself."""
+    key = digest(str(path.absolute()))[:8]  # others may have its name
     if path.is_dir() and (path / "config.json").is_file():
-        place = folder / "models" / path.name
+        place = folder / "models" / key / path.name
         if not place.is_dir():
-            stand_ins.own_model(path, place)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(place) as partial:
+                stand_ins.own_model(path, partial, seed=int(key, 16))
     elif path.is_file():
-        place = folder / "data" / path.name
+        place = folder / "data" / key / path.name
         stand_ins.first_rows(path, place)
     else:
         place = path

@@ -1,11 +1,12 @@
 """The rule by which a config becomes its rehearsal: the same recipes, by the same names, with fewer
 rows, samples and steps and shorter responses. Nothing else of a recipe changes.
 
-Lengths of responses are divided by ``TOKENS``, so that they keep their order. What is counted in
-prompts, samples and steps comes down to what ``MOST`` says, where it is more. Of the steps that a
-run keeps those stay that something names (``MODEL@STEP``), else the first; they become the steps 1,
-2, and so on, and the run ends one step later. The shares of the sources of rollouts become those
-that so few rollouts can have.
+Lengths of responses are divided by ``TOKENS``, so that they keep their order; all of them stay
+where no response may have more than ``SHORT`` tokens. What is counted in prompts, samples and steps
+comes down to what ``MOST`` says, where it is more. Of the steps that a run keeps those stay that
+something names (``MODEL@STEP``), else the first; they become the steps 1, 2, and so on, and the run
+ends one step later. The shares of the sources of rollouts become those that so few rollouts can
+have.
 """
 
 import math
@@ -23,6 +24,7 @@ from opd.recipes.models import PRESETS, RANKS
 
 TOKENS = 128
 SHORTEST = 4
+SHORT = TOKENS * SHORTEST  # and all below become the shortest
 # Lengths in tokens of responses and of what lies within them.
 LENGTHS = ("max_new_tokens", "prefixes", "longer_than", "position_bin", "first_window")
 # What is counted: the most of it that a rehearsal has.
@@ -56,13 +58,21 @@ def cut(raw: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
     """The rehearsal of a config as it is written (``raw``, merged from its files), with defaults
     and sweeps written out; its name ends in ``-rehearsal``. Of the training processes ``processes``
     stay. Raises ``UserError`` as ``opd.recipes.resolve`` does for a config that is wrong."""
-    resolve.resolve(raw)
+    checked = resolve.resolve(raw)
     config: dict[str, Any] = resolve.expanded(raw)
     config.pop("defaults", None)
     config["name"] = f"{config['name']}-rehearsal"
+    protocols = {name: dict(own) for name, own in config.get("protocols", {}).items()}
+    for evaluation in config.get("evaluations", {}).values():
+        name = evaluation.get("protocol", "standard")
+        protocols.setdefault(name, dict(PRESETS["protocols"].get(name, {})))
+    longest = _longest([checked.model_dump(exclude={"defaults"}), protocols])
+    by = TOKENS if longest > SHORT else 1
+    config["protocols"] = {name: _sizes(Protocol, own, by) for name, own in protocols.items()}
     for section, recipes in config.items():
         if section in resolve.SWEPT:
-            config[section] = {name: _recipe(section, recipe) for name, recipe in recipes.items()}
+            small = {name: _recipe(section, recipe, by) for name, recipe in recipes.items()}
+            config[section] = small
     for model in config.get("models", {}).values():
         run = model.get("distill", {})
         if "rollouts" in run:
@@ -72,25 +82,36 @@ def cut(raw: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
             run["terms"] = [
                 {k: v for k, v in term.items() if k != "server"} for term in run["terms"]
             ]
-    protocols = {name: dict(own) for name, own in config.get("protocols", {}).items()}
-    for evaluation in config.get("evaluations", {}).values():
-        name = evaluation.get("protocol", "standard")
-        protocols.setdefault(name, dict(PRESETS["protocols"].get(name, {})))
-    config["protocols"] = {name: _sizes(Protocol, own) for name, own in protocols.items()}
     most = TRAINING | {"processes": processes}
     training = config.get("training", {}).items()
     config["training"] = {key: _most(most, key, value) for key, value in training}
     return _renamed(config, _steps(config))
 
 
-def length(tokens: int) -> int:
-    """What becomes of a length in tokens."""
-    return max(SHORTEST, math.ceil(tokens / TOKENS)) if tokens else tokens
+def length(tokens: int, by: int = TOKENS) -> int:
+    """What becomes of a length in tokens that is divided by so many."""
+    return min(tokens, max(SHORTEST, math.ceil(tokens / by)))
 
 
-def _recipe(section: str, recipe: Any) -> Any:
+def lengths(tokens: list[int], by: int = TOKENS) -> list[int]:
+    """What becomes of lengths each of which is longer than the one before, and stays so."""
+    cut: list[int] = []
+    for n in tokens:
+        cut.append(max(length(n, by), cut[-1] + 1 if cut else 0))
+    return cut
+
+
+def _longest(value: Any) -> int:
+    """The most tokens that a part of a config lets a response have."""
+    if isinstance(value, Mapping):
+        named = value.get("max_new_tokens")
+        return max([named if isinstance(named, int) else 0, *map(_longest, value.values())])
+    return max(map(_longest, value), default=0) if isinstance(value, list) else 0
+
+
+def _recipe(section: str, recipe: Any, by: int) -> Any:
     """A recipe with its sizes cut: those of the section itself, and those of its kind."""
-    small = _sizes(DEFAULTS[section], recipe) if section in DEFAULTS else dict(recipe)
+    small = _sizes(DEFAULTS[section], recipe, by) if section in DEFAULTS else dict(recipe)
     for kind in small.keys() & DEFAULTS.keys():
         if isinstance(small[kind], Mapping):
             settings = dict(small[kind])
@@ -100,11 +121,11 @@ def _recipe(section: str, recipe: Any) -> Any:
                 settings.pop("epochs", None)
             if settings.get("aggregation") == "micro_batch_mean":
                 settings.setdefault("data_parallel_size", RANKS)
-            small[kind] = _sizes(DEFAULTS[kind], settings, MOST_OF.get(kind, {}))
+            small[kind] = _sizes(DEFAULTS[kind], settings, by, MOST_OF.get(kind, {}))
             penalty = small[kind].get("length_penalty")
             if isinstance(penalty, Mapping) and penalty.get("free"):
                 # Below the longest response, also where both are cut to the same length.
-                small[kind]["length_penalty"] = {**penalty, "free": length(penalty["free"]) - 1}
+                small[kind]["length_penalty"] = {**penalty, "free": length(penalty["free"], by) - 1}
     if isinstance(small.get("sample"), Mapping):
         small["sample"] = {k: _most(MOST, k, v) for k, v in small["sample"].items()}
     return small
@@ -129,16 +150,20 @@ def _shared_out(run: Mapping[str, Any], processes: int) -> list[dict[str, Any]]:
 
 
 def _sizes(
-    kind: type[BaseModel], settings: Mapping[str, Any], of_kind: Mapping[str, int] = {}
+    kind: type[BaseModel],
+    settings: Mapping[str, Any],
+    by: int,
+    of_kind: Mapping[str, int] = {},
 ) -> dict[str, Any]:
-    """Settings of a kind of recipe with its sizes cut, also those that are left to defaults."""
+    """Settings of a kind of recipe with its sizes cut, lengths divided ``by`` so many; also those
+    that are left to defaults."""
     most, small = {**MOST, **of_kind}, dict(settings)
     for key, field in kind.model_fields.items():
         value = settings.get(key, field.default)
         if value is None or value is PydanticUndefined or isinstance(value, bool):
             continue
         if key in LENGTHS:
-            value = [length(v) for v in value] if isinstance(value, list) else length(value)
+            value = lengths(value, by) if isinstance(value, list) else length(value, by)
         else:
             value = _most(most, key, value)
         if value != settings.get(key, field.default):

@@ -27,8 +27,10 @@ FILE = re.compile(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
 def commit(name: str, known: str = "") -> str:
-    """A commit (40 hex digits) for a repository, beginning with what is known of it."""
-    return (known + hashlib.sha1(name.encode()).hexdigest())[:40]
+    """A commit (40 hex digits) for a repository, beginning with what is ``known`` of it: the digits
+    of a revision that is no branch or tag."""
+    begun = known if COMMIT.fullmatch(known) else ""
+    return (begun + hashlib.sha1(name.encode()).hexdigest())[:40]
 
 
 @contextmanager
@@ -69,28 +71,21 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def do_POST(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
+    def _answer(self) -> None:
         given = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.requests.append(f"{self.command} {self.path}")
         address = urlsplit(self.path)
         path = unquote(address.path)
         if asked := FILE.fullmatch(path):
             kind, name, _, file = asked.groups()
-            self._file(f"{kind or 'models'}/{name}", file, body)
+            self._file(f"{kind or 'models'}/{name}", file)
         elif asked := API.fullmatch(path):
             kind, name, what, rest = asked.groups()
             self._about(f"{kind}/{name}", what or "revision", rest or "", address.query, given)
         else:
             self._json({"error": f"nothing is at {path}"}, HTTPStatus.NOT_FOUND)
+
+    do_HEAD = do_GET = do_POST = _answer
 
     def _about(self, repository: str, what: str, rest: str, query: str, given: bytes) -> None:
         folder = self.root / repository
@@ -140,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
                 }
             )
 
-    def _file(self, repository: str, name: str, body: bool) -> None:
+    def _file(self, repository: str, name: str) -> None:
         folder = (self.root / repository).resolve()
         path = (folder / name).resolve()
         if repository not in self.commits or not path.is_relative_to(folder) or not path.is_file():
@@ -160,9 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", f'"{_blob(data)}"')
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(last + 1 - first))
-        self.end_headers()
-        if body:
-            self.wfile.write(data[first : last + 1])
+        self._end(data[first : last + 1])
 
     def _json(self, value: Any, status: HTTPStatus = HTTPStatus.OK, code: str = "") -> None:
         data = json.dumps(value).encode()
@@ -172,6 +165,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("X-Error-Message", value["error"])
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        self._end(data)
+
+    def _end(self, data: bytes) -> None:
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)

@@ -47,7 +47,7 @@ def kinds(results: Path) -> tuple[list[Kind], list[str]]:
         counts[stage]["made" if there else "failed" if folder in failures else "not reached"] += 1
         log = results / "logs" / f"{folder}.log"
         if there and log.is_file():
-            lines = log.read_text(errors="replace").splitlines()
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             replaced[stage].update({li.removeprefix(SAID) for li in lines if li.startswith(SAID)})
     of_all = [
         Kind(stage, STAGES[stage].label, sum(n.values()), n["made"], n["failed"], replaced[stage])
@@ -61,7 +61,7 @@ def write(results: Path, page: Path, notes: list[str]) -> list[str]:
     of_all, failures = kinds(results)
     text = render(PAGES, "rehearsal.html.j2", kinds=of_all, failures=failures, notes=notes)
     with replacing(page) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     jobs, made = sum(kind.jobs for kind in of_all), sum(kind.made for kind in of_all)
     return [
         f"{made} of {jobs} jobs were made, {sum(kind.failed for kind in of_all)} failed",

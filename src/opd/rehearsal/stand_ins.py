@@ -10,13 +10,14 @@ import random
 import re
 import string
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.schema import load_yaml
-from opd.data import templates
+from opd.data import loaders, templates
 from opd.data.layouts import LAYOUTS, Layout, choose
 
 FAMILIES: list[dict[str, Any]] = load_yaml(
@@ -99,7 +100,7 @@ def _language_model(
         pad_token=entry["pad"],
         **({"bos_token": entry["begins"]} if "begins" in entry else {}),
     )
-    tokenizer.chat_template = template.read_text()
+    tokenizer.chat_template = template.read_text(encoding="utf-8")
     size = re.search(r"(\d+(?:\.\d+)?)B", name)
     width = WIDTH[bool(size and float(size[1]) > LARGE)]
     wide = bool(entry.get("wide") and re.search(entry["wide"], name))
@@ -147,7 +148,9 @@ def own_model(source: Path, folder: Path, seed: int = 0) -> None:
     """Write the stand-in of a checkpoint that lies in a folder: its configuration with two narrow
     layers, and its own tokenizer."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    from opd.models.checkpoints import read_tokenizer
 
     config = AutoConfig.from_pretrained(source)
     narrow: dict[str, Any] = {
@@ -160,7 +163,7 @@ def own_model(source: Path, folder: Path, seed: int = 0) -> None:
     for key, value in narrow.items():
         if getattr(config, key, None) is not None:
             setattr(config, key, value)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = read_tokenizer(source)
     torch.manual_seed(seed)
     made = AutoModelForCausalLM.from_config(config)
     if (source / "generation_config.json").is_file():
@@ -172,22 +175,24 @@ def own_model(source: Path, folder: Path, seed: int = 0) -> None:
 
 
 def first_rows(source: Path, path: Path) -> None:
-    """Write the first rows of a data file of one's own to another of the same kind."""
+    """Write the first rows of a data file of one's own to another of the same kind. Raises
+    ``UserError`` as ``opd.data.loaders.read_file`` does."""
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from pyarrow import csv
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    if source.suffix == ".parquet":
+    if source.suffix == ".parquet":  # of which the loader reads no more columns than it knows
         with pq.ParquetFile(source) as file:
-            pq.write_table(pa.Table.from_batches([next(file.iter_batches(ROWS))]), path)
-    elif source.suffix == ".json":
-        path.write_text(json.dumps(json.loads(source.read_text())[:ROWS]))
+            first = islice(file.iter_batches(ROWS), 1)
+            pq.write_table(pa.Table.from_batches(first, file.schema_arrow), path)
+        return
+    rows = [*islice(loaders.read_file(source, {}), ROWS)]
+    if source.suffix == ".csv":
+        csv.write_csv(pa.Table.from_pylist(rows), path)
     else:
-        header = 1 if source.suffix == ".csv" else 0
-        with source.open() as lines:
-            path.write_text(
-                "".join(line for line, _ in zip(lines, range(ROWS + header), strict=False))
-            )
+        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+        path.write_text(json.dumps(rows) if source.suffix == ".json" else lines, encoding="utf-8")
 
 
 def response(prompt: str, dice: random.Random, thinks: bool) -> str:
@@ -321,7 +326,7 @@ def dataset(name: str, source: Mapping[str, Any], folder: Path) -> None:
     ]
     # By this ``datasets`` finds configurations and splits.
     text = json.dumps({"configs": about} if about else {})
-    (folder / "README.md").write_text(f"---\n{text}\n---\n")
+    (folder / "README.md").write_text(f"---\n{text}\n---\n", encoding="utf-8")
 
 
 def _rows(layout: Layout, name: str, seed: str) -> list[dict[str, Any]]:

@@ -9,5 +9,5 @@ from opd.training import launch
 
 if __name__ == "__main__":
     task = Path(sys.argv[1])
-    on_cpu.train_here(json.loads(task.read_text())[1])
+    on_cpu.train_here(json.loads(task.read_text(encoding="utf-8"))[1])
     launch.main(task)

@@ -109,4 +109,4 @@ def _write(out: Path, cfg: Mapping[str, Any], rows: Sequence[Sequence[str]], not
     heading, *others = rows
     lines = [heading, ["---"] * len(heading), *others]
     page = render(PAGES, "excerpts.md.j2", cfg=cfg, lines=map(line, lines), note=note)
-    (out / "table.md").write_text(page)
+    tables.write_text(out / "table.md", page)

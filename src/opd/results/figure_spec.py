@@ -7,7 +7,7 @@ every scale; a scale draws the figures of which it has a series.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from opd.core.errors import UserError
 from opd.core.schema import OneOf, Strict, checked, valid
@@ -42,7 +42,8 @@ class Panel(Strict):
     label: str | None = None
     unit: str | None = None
     percent: bool | None = None  # shows shares in percent, as scores always are
-    each: str | None = None  # words for a bar of several values, as "prefix of {} tokens"
+    # Words for a bar of several values, as "prefix of {} tokens".
+    each: Annotated[str, Field(pattern=r"\{\}")] | None = None
     title: str | None = None
     series: list[PaperSeries] = []
 

@@ -218,7 +218,7 @@ def _bars(
             own, label = replace(quantity, name=name), series["label"]
             if several:
                 part = name.removeprefix(quantity.name.removesuffix("*")) or name
-                words = panel.get("each", "{}").format(part.replace("_", " "))
+                words = panel.get("each", "{}").replace("{}", part.replace("_", " "))
                 label = words if alone else f"{label}: {words}"
             bar = {"series": own.of, "metric": own.short, "label": label, "marks": []}
             bar |= {"group": series.get("group"), "value": None, "low": None, "high": None}
@@ -273,7 +273,11 @@ def _bar_panels(panels: Sequence[Cfg], cfg: Cfg, measured: Measurements) -> list
 
 def read_bars(cfg: Cfg, measured: Measurements) -> Data:
     """One panel per quantity, one bar per series, or per value of a probe."""
-    return {"panels": _bar_panels(cfg["panels"], cfg, measured)}
+    panels = _bar_panels(cfg["panels"], cfg, measured)
+    if not panels:
+        remedy = "name arms for scores and metrics, probes for values"
+        raise UserError("no series has any of these quantities", "panels", remedy)
+    return {"panels": panels}
 
 
 def read_heatmap(cfg: Cfg, measured: Measurements) -> Data:
@@ -290,7 +294,9 @@ def read_heatmap(cfg: Cfg, measured: Measurements) -> Data:
         bins = np.arange(0, starts[-1] + 1, width)
         borders = [[*bins, bins[-1] + width], [*steps, steps[-1] + 1]]
         step, position, value = logged[:, ~np.isnan(logged[2])]
-        means = binned_statistic_2d(position, step, value, "mean", borders).statistic
+        means = np.full((len(bins), len(steps)), np.nan)
+        if len(value):
+            means = binned_statistic_2d(position, step, value, "mean", borders).statistic
         panels.append(
             {
                 "series": series["of"],
@@ -303,6 +309,9 @@ def read_heatmap(cfg: Cfg, measured: Measurements) -> Data:
                 "values": [_plain(row) for row in means],
             }
         )
+    if not any(row.count(None) < len(row) for panel in panels for row in panel["values"]):
+        reason = f"'{metric['name']}' is no number at any position"
+        raise UserError(reason, "metrics", "name another metric")
     label = metric.get("label") or label_of(metric["name"])
     return {"label": label, "xlabel": cfg.get("xlabel", "training step"), "panels": panels}
 
@@ -377,7 +386,7 @@ def _mark(data: Data, place: Cfg, row: Cfg, of_probe: bool) -> bool:
         return False
     mark = {**value._asdict(), "text": row["value"]}
     series, at, placed = place["series"], place.get("at"), False
-    quantity = of_series(place["metric"], series, str(at), of_probe)
+    quantity = of_series(place["metric"], series, None if at is None else str(at), of_probe)
     for panel in _panels(data):
         for line in panel.get("lines", []):
             if (line["series"], panel["metric"]) == (series, place["metric"]) and line["x"]:

@@ -39,7 +39,12 @@ def parse(text: str) -> Printed | None:
         return None
     sign = (match["bound"] or "")[:1]
     bound = {"≥": ">", "≤": "<", "≈": "~"}.get(sign, sign)
-    places = len(re.split("[eE]", match["low"])[0].partition(".")[2])
-    # Lists drop final zeros: 0.70 may stand there as 0.7.
-    slack = min(0.005, 0.5 * 10**-places)
+    digits, _, exponent = match["low"].lower().partition("e")
+    slack = 0.5 * 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
+    shown = digits.rstrip("0")
+    if bound == "~" and "." not in digits and shown:  # ~88000: zeros at the end are no digits
+        slack *= 10.0 ** (len(digits) - len(shown))
+    elif not exponent:
+        # Lists drop final zeros: 0.70 may stand there as 0.7.
+        slack = min(0.005, slack)
     return Printed(float(match["low"]), float(match["high"] or match["low"]), bound, slack)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opd.core import html
+from opd.core import html, tables
 from opd.core.code import package_file
 from opd.core.errors import UserError
 from opd.core.files import digest, read_json
@@ -107,7 +107,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[str, An
         origins=origins,
         duration=duration,
     )
-    (out / "report.html").write_text(page)
+    tables.write_text(out / "report.html", page)
     return {"verdicts": verdicts["counts"], "modified or stale": len(wrong)}
 
 
@@ -161,7 +161,6 @@ def _figure(
     verdicts: Mapping[str, Any],
     measured: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    caption = payload / "caption.md"
     cfg = made.manifest.cfg
     paper = name.rpartition("/")[0]
     claims = [c for c in verdicts["claims"] if f"{c['paper']}/{c['figure']}" == name]
@@ -179,7 +178,7 @@ def _figure(
             "verdict": "|".join(claim["verdict"] for claim in claims),
         },
         "made": made,
-        "caption": caption.read_text(errors="replace") if caption.is_file() else "",
+        "caption": _text(payload / "caption.md"),
         "image": html.image(payload / "figure.svg"),
         "narrow": html.image(payload / "narrow.svg"),
         "spots": _spots(payload / "spots.json"),
@@ -188,6 +187,11 @@ def _figure(
         "labels": _labels(cfg),
         "claims": claims,
     }
+
+
+def _text(path: Path) -> str:
+    """A file of an exhibit; nothing where it is missing, which is said elsewhere."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _named(cfg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -307,8 +311,7 @@ def _columns(cfg: Mapping[str, Any]) -> dict[str, str]:
 def _table(
     name: str, made: Source, payload: Path, measured: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    path = payload / "table.md"
-    header, rows, note = parse(path.read_text(errors="replace") if path.is_file() else "")
+    header, rows, note = parse(_text(payload / "table.md"))
     title = made.manifest.cfg.get("title") or name
     return {
         "name": name,

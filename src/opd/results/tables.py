@@ -86,8 +86,9 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     evaluations, base, teacher, run, probe}]; the last five are lists of names of ``inputs``, one
     per seed; ``seed`` and ``resamples`` of the bootstrap. ``opd.results.quantity.column`` has the
     columns. The last column of the csv holds role:input/file=digest (sha256, 12
-    digits) of every file that was read of a row's inputs. Returns {row: {csv column: number}}.
-    Raises ``UserError`` as ``opd.results.figures.run_figure`` does.
+    digits) of every file that was read of a row's inputs. Returns {row: {csv column: number}}, in
+    which rows of one label go by their place, too. Raises ``UserError`` as
+    ``opd.results.figures.run_figure`` does.
     """
     if "words" in cfg:
         return WORDS[cfg["words"]](cfg, inputs, out)
@@ -100,7 +101,8 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     names = [name.replace(":", "_") + end for name, _, parsed in columns for end in parsed.endings]
     cells = {place: [_cell(parsed, place, measured) for _, _, parsed in columns] for place in arms}
     raw, records = [["row", *names, "seeds", "digests"]], {}
-    for place, row in arms.items():
+    labels = Counter(row["label"] for row in cfg["rows"])
+    for number, (place, row) in enumerate(arms.items(), 1):
         values = [value for _, numbers in cells[place] for value in numbers]
         written = [f"{value:.10g}" if isinstance(value, float) else value for value in values]
         seeds = max(len(row.get(role) or []) for role in ROLES)
@@ -111,7 +113,8 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
             for file, digest in measured.reader.digests(name).items()
         )
         raw.append([row["label"], *written, seeds, digests])
-        records[row["label"]] = dict(zip(names, values, strict=True))
+        called = f"{number}: {row['label']}" if labels[row["label"]] > 1 else row["label"]
+        records[called] = dict(zip(names, values, strict=True))
     tables.write_csv(out / "table.csv", raw)
     headers = [label or _header(parsed, measured) for _, label, parsed in columns]
     texts = [[arms[place]["label"], *(text for text, _ in row)] for place, row in cells.items()]
@@ -129,5 +132,5 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
         kinds=[parsed.kind for _, _, parsed in columns],
         seeds=sorted(counts),
     )
-    (out / "table.md").write_text(page)
+    tables.write_text(out / "table.md", page)
     return records

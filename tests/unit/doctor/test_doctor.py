@@ -357,6 +357,9 @@ def test_a_folder_that_is_yet_to_be_made_is_tried_above(tmp_path):
 
 
 def test_what_is_wrong_with_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "results").touch()
+    (found,) = machine.file_system(tmp_path / "results" / "mini")
+    assert found.state == "missing" and f"{tmp_path / 'results'}: it is a file" in found.what
     (found,) = machine.file_system(Path("/proc/self"))
     assert found.state == "missing" and found.what.startswith("/proc/self: ")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -690,6 +693,32 @@ def test_a_config_that_is_wrong_is_a_finding_and_the_rest_is_looked_at(clone, ca
     assert code == 1 and "seedz: no such key" in printed and "ok       partitions" in printed
     code, printed = run(capsys, "--configfile", "gone.yaml")
     assert code == 1 and "gone.yaml: no such config" in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\texecutor: slurm\n", "profile.yaml: not readable as YAML"),
+        ("- slurm\n", "profile.yaml: not a mapping"),
+        ("executor: slurm\nretries: many\n", "retries: 'many' is no whole number"),
+        (
+            "executor: slurm\nslurm-status-command: squeue\n"
+            "slurm-init-seconds-before-status-checks: soon\n",
+            "checks: 'soon' is no whole number",
+        ),
+    ],
+)
+def test_a_profile_that_is_wrong_is_a_finding_and_the_rest_is_looked_at(clone, text, said):
+    (clone / "slurm" / "profile.yaml").write_text(text)
+    findings = examine([Path("my.yaml")], [], "slurm")
+    assert said in [finding.what for finding in findings if finding.subject == "profile"][-1]
+    assert only(findings, "plan").state == "ok"
+
+
+def test_a_table_of_rates_that_is_damaged_is_a_finding(clone):
+    (clone / "config" / "calibration.yaml").write_text("format: 0\n")
+    found = only(examine([Path("my.yaml")], []), "plan")
+    assert found.state == "missing" and "made by another version" in found.what
 
 
 def test_a_site_file_has_the_last_word_on_interpreters_and_partitions(clone, monkeypatch):

@@ -25,6 +25,7 @@ from opd.plan.cost import Facts
 from opd.plan.work import work
 from opd.recipes.resolve import resolve
 from opd.stages.artifact import Artifact, closure
+from opd.stages.registry import STAGES
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
@@ -173,6 +174,67 @@ def test_every_reading_of_a_sum_is_work_of_a_teacher():
     assert several.parts["teacher"] == pytest.approx(2.5 * plain.parts["teacher"])
     assert several.parts["update"] == plain.parts["update"]
     assert several.parts["sample"] == plain.parts["sample"]
+
+
+@pytest.mark.parametrize("stage", [name for name, stage in STAGES.items() if stage.computes])
+def test_every_stage_that_makes_use_of_a_gpu_is_reckoned(stage):
+    assert cost.USES[stage]
+
+
+def microscope() -> dict[str, Artifact]:
+    """Demonstrations by the model of 2000 parameters for the first 10 prompts, in few words by that
+    of 1000, whose tree of 5 prompts these two look at."""
+    lengths = {"max_new_tokens": 50, "max_prompt_tokens": 9}
+    of_tree = {"tree": "tree", "student": "student", "prompts": "prompts"}
+    return models() | graph(
+        (
+            "demonstrate",
+            "demonstrations",
+            {**lengths, "n": 10, "correct": 3, "wrong": 1, "trials": 60},
+            {"model": "teacher", "prompts": "prompts"},
+        ),
+        (
+            "summarise",
+            "short",
+            lengths,
+            {"model": "student", "demonstrations": "demonstrations", "prompts": "prompts"},
+        ),
+        (
+            "tree",
+            "tree",
+            {**lengths, "questions": 5, "correct_paths": 2, "incorrect_paths": 1},
+            {"student": "student", "prompts": "prompts"},
+        ),
+        (
+            "alignment",
+            "aligned",
+            {**lengths, "teacher": {"name": "big"}},
+            {**of_tree, "teacher:big": "teacher"},
+        ),
+        ("alignment", "aligned-with-itself", {**lengths, "teacher": {"name": "own"}}, of_tree),
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "operations"),
+    [
+        ("short", 2 * 10 * 4 * (9 + 50) * 1000),
+        ("aligned", 2 * 5 * 3 * (9 + 50) * 3000),
+        ("aligned-with-itself", 2 * 5 * 3 * (9 + 50) * 2000),
+    ],
+)
+def test_summaries_and_alignments_count_what_they_read(folder, operations):
+    done = work(Facts(microscope(), TABLES), folder, calibrate.device(SHEET, TABLES))
+    assert done.seconds == pytest.approx(operations / 1e11)
+
+
+@pytest.mark.parametrize(
+    ("folder", "lost"), [("short", "demonstrations"), ("aligned", "tree"), ("short", "prompts")]
+)
+def test_what_is_not_known_of_summaries_and_alignments_is_not_a_number(folder, lost):
+    known = {name: made for name, made in microscope().items() if name != lost}
+    done = work(Facts(known, TABLES), folder, calibrate.device(SHEET, TABLES))
+    assert math.isnan(done.seconds)
 
 
 def test_what_runs_no_model_has_no_work(facts):
@@ -410,6 +472,8 @@ def test_calibration_of_nothing_is_refused(tmp_path):
     (tmp_path / "c.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="not a mapping"):
         calibrate.read(tmp_path / "c.yaml")
+    with pytest.raises(UserError, match="no such file"):
+        calibrate.read(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="no machines"):
         calibrate.tables(tmp_path / "none.yaml")
 
@@ -463,6 +527,18 @@ def test_what_is_unknown_is_refused(tmp_path, monkeypatch, more, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         list(show.lines([ROOT / "config" / "mini.yaml"], **{"targets": [], **more}))
+
+
+def test_plain_data_are_of_the_same_devices(tmp_path, monkeypatch):
+    """What samples a step on two of eight GPUs, in little memory, takes other hours."""
+    monkeypatch.chdir(tmp_path)
+    part = [ROOT / "config" / "paper.yaml"], ["models/r1-1.5b-from-justrl/s0"]
+    devices: dict[str, Any] = {"gpus": 2, "gibibytes": 24}
+    of_all, of_two = (show.as_json(*part, **given)["artifacts"][-1] for given in ({}, devices))
+    assert of_all["folder"] == of_two["folder"] == part[1][0]
+    assert of_all["hours"] != of_two["hours"]
+    low, _, high = (3600 * hour for hour in of_two["hours"])
+    assert show.span(low, high) in show.lines(*part, **devices, jobs=True)[-1]
 
 
 def test_where_all_is_there_nothing_is_reckoned():

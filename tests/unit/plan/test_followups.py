@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from opd.plan.artifacts import plan
-from opd.plan.papers import experiment_of, read_paper, read_papers
+from opd.plan.papers import read_paper, read_papers
+from opd.recipes.outputs import experiment_of
 from opd.recipes.resolve import read
 from opd.results import claim_spec
 

@@ -67,6 +67,14 @@ def test_nothing_is_written_when_the_hub_does_not_answer(tmp_path):
     assert commits == {} and list(tmp_path.iterdir()) == []
 
 
+def test_where_the_lock_cannot_be_written_the_hub_is_not_asked(tmp_path):
+    def ask(kind, name, revision):
+        raise AssertionError("asked")
+
+    with pytest.raises(UserError, match="run at the top of the repository"):
+        lock(config(), tmp_path / "config" / "hub.lock.yaml", ask)
+
+
 def test_what_is_gated_or_missing_is_named_at_once(tmp_path, monkeypatch, capsys):
     """By a hub and its real client: a line each; no commit is written that no hub has told, and
     none at all where one is missing."""

@@ -60,6 +60,12 @@ def test_shapes_have_the_parameters_that_their_authors_state(name, parameters, t
     assert checkpoints.parameters(tmp_path) == parameters
 
 
+def test_a_config_that_lacks_a_size_has_no_shape():
+    whole = SHAPES["Qwen/Qwen3-0.6B"]
+    for key in ("num_attention_heads", "vocab_size", "model_type"):
+        assert from_config({k: v for k, v in whole.items() if k != key}) is None
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
 @pytest.mark.parametrize(("narrow", "stream"), [(True, 4), (True, 2), (False, 4)])
 def test_a_layer_keeps_what_autograd_saves(kind, narrow, stream):
@@ -366,6 +372,21 @@ def test_the_configs_for_one_card_fit_it(overlays, device, gpus):
     size = {"RTX 4090": 24, "H100": 80}[device] * 2**30 / 1e9
     assert size / 2 < float(needed.split()[3]) < size
     assert not [line for line in lines if line.startswith(("would not fit", "not counted"))]
+
+
+@pytest.mark.parametrize(
+    ("files", "settings"),
+    [
+        (["paper"], []),
+        (["paper"], ["use_released=false"]),
+        (["many-faces"], []),
+        (["many-faces", "many-faces-science"], []),
+        (["unmasking"], []),
+    ],
+)
+def test_shipped_configs_fit_the_gpu_that_they_are_planned_for(files, settings):
+    lines = show.lines([ROOT / "config" / f"{name}.yaml" for name in files], [], settings=settings)
+    assert not [line for line in lines if line.startswith("would not fit")]
 
 
 # What lies here

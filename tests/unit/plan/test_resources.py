@@ -121,6 +121,8 @@ def test_gpus_as_a_generic_resource(tmp_path):
         ("classes: {light: {mem_mb: 300}}", "classes.light.mem_mb: 300 is not allowed"),
         ("rules: {distill: {class: tpu}}", "rules.distill.class: 'tpu' is not allowed"),
         ("rules: {train: {runtime: 3}}", "rules.train"),
+        ("rules: [{sft: {runtime: 3}}]", "rules: Input should be a valid dictionary"),
+        ("rules: 3", "rules: 3 is not allowed: Input should be a valid dictionary"),
         (
             "rules: {opd: {runtime: 3}}",
             "rules.opd: unknown rule 'opd'; it is called 'distill' here",

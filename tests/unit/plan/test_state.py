@@ -11,7 +11,7 @@ import yaml
 from opd.core.errors import UserError
 from opd.plan import show, state
 from opd.plan.artifacts import plan
-from opd.recipes.resolve import resolve
+from opd.recipes.resolve import read, resolve
 from opd.results.claim_spec import TARGETS
 from opd.stages.artifact import Artifact, closure
 from opd.stages.run import run_stage
@@ -91,6 +91,24 @@ def test_a_run_without_the_steps_that_it_should_have_kept_runs_again(tmp_path):
     (tmp_path / "store" / f"{identity}.steps" / "5.json").write_text("{}")
     states.append(state.states(kept, ["a"], tmp_path / "r", tmp_path / "store"))
     assert states == [{"a": "store"}, {"a": "run"}, {"a": "store"}]
+
+
+def test_a_config_is_planned_by_the_lock_of_its_run(tmp_path, monkeypatch):
+    """Which snakemake reads in config/, whatever lies beside the config."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    config = tmp_path / "mine" / "my.yaml"
+    config.write_text("name: t\nmodels: {m: {hub: {id: a/b}}}\n")
+    (tmp_path / "mine" / "hub.lock.yaml").write_text(f"models/a/b: {'a' * 40}\n")
+
+    def revision() -> str:
+        made = state.artifacts_of(read([config]), state.beside([config]))
+        return made["models/m"].cfg["revision"]
+
+    assert revision() == "a" * 40
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "hub.lock.yaml").write_text(f"models/a/b: {'b' * 40}\n")
+    assert revision() == "b" * 40
 
 
 # Claims

@@ -321,6 +321,15 @@ def published() -> dict[Quantity, float]:
         if quantity.name == f"accuracy_{context}_ratio" and before in numbers:
             change = Quantity("probe", quantity.of, f"change_{context}")
             numbers.setdefault(change, accuracy - numbers[before])
+    # The paper compares contexts by their accuracies, whatever questions these are of.
+    for probe_name in {quantity.of for quantity in numbers if quantity.of.endswith(".screening")}:
+        one, both = (
+            Quantity("probe", probe_name, f"accuracy_{context}_ratio")
+            for context in ("self_1c", "self_1c1w")
+        )
+        if one in numbers and both in numbers:
+            paired = Quantity("probe", probe_name, "change_self_1c1w_from_self_1c")
+            numbers[paired] = numbers[both] - numbers[one]
     of = {name: shipped().probes[name].pool for name in shipped().probes}
     for name, group in of.items():
         for value in ("cosine", "weighted_cosine", "positive_ratio"):

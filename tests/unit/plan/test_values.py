@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opd.core import tables
 from opd.core.errors import UserError
-from opd.microscope import pool, screening, statistics
+from opd.microscope import pool, schemas, screening, statistics
 from opd.microscope.statistics import Cell
 from opd.plan.values import VALUES, check_values
 from opd.recipes.resolve import read as read_config
@@ -44,6 +45,7 @@ def cells() -> list[Cell]:
 def test_values_of_alignments_and_pools(tmp_path: Path) -> None:
     assert {*statistics.values(cells())} == {*VALUES["alignment"]}
     pool.write_cells(tmp_path, cells())
+    tables.write(tmp_path / "left_out.parquet", [], schemas.LEFT_OUT)
     (tmp_path / "out").mkdir()
     pool.run({"names": ["t"]}, {"of:0": tmp_path}, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "probe.json").read_text())["values"]

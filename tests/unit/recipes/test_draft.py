@@ -215,6 +215,15 @@ def test_questions_without_answers_are_trained_on_and_not_graded(
     assert "nothing is graded; call the column with the answers" in printed
 
 
+@pytest.mark.parametrize("name", ["2024", "on"])
+def test_a_name_that_yaml_takes_for_something_else_stays_a_name(
+    models: tuple[Path, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draft, "_fitting", lambda *_: (draft.LEAST, 1))
+    config, _ = drafted(models, questions(tmp_path / "q.jsonl"), tmp_path / f"{name}.yaml")
+    assert config.name == name
+
+
 @pytest.mark.parametrize(
     ("name", "text", "line"),
     [

@@ -69,6 +69,9 @@ def served(**more: Any) -> dict[str, Any]:
     return {"models__x__distill": run, "training": {"servers": {"b": URL}}}
 
 
+ARMS = {"E1.a": {"label": "an arm", "model": "x", "base": "a", "teacher": "b", "evaluation": "e"}}
+
+
 def config(**changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "name": "t",
@@ -414,6 +417,24 @@ def asked(raw: dict[str, Any]) -> list[str]:
             )
         ),
         ({"models__x__sweep": {"distill.lr": 3}}, ["models.x.sweep", "[VALUE"]),
+        ({"models__x__sweep": {"distill.lr": []}}, ["models.x.sweep", "[VALUE"]),
+        ({"models__x__sweep": {}}, ["models.x.sweep", "[VALUE"]),
+        (
+            {"models__x__sweep": {"distill.steps": [1, 4]}, "models__x-4": {"init": {}}},
+            ["models.x-4: there are two recipes called 'x-4'"],
+        ),
+        (
+            {"models__i-4": {"init": {}}, "models__i": {"init": {}, "sweep": {"init.seed": [4]}}},
+            ["two recipes called 'i-4'"],
+        ),
+        ({"models__x__sweep": {"distill.steps": [1, "1"]}}, ["two recipes called 'x-1'"]),
+        ({"tables__t1__rows": [{"arm": "E1.a"}]}, ["tables.t1.rows.0.arm: unknown arm 'E1.a'"]),
+        (
+            {"arms": ARMS, "tables__t1__rows": [{"arm": "E1.b"}]},
+            ["tables.t1.rows.0.arm: unknown arm 'E1.b'", "E1.a"],
+        ),
+        ({"arms": ARMS, "tables__t1__rows": [{"arm": ["E1.a"]}]}, ["tables.t1.rows.0.arm"]),
+        ({"arms": {"E1.a": 3}, "tables__t1__rows": [{"arm": "E1.a"}]}, ["unknown arm 'E1.a'"]),
         ({"generations__g": {**ASK, "attempts": 2}}, ["generations.g", "attempts need rules"]),
         ({"generations__g": {**ASK, "rules": ["answered"]}}, ["generations.g.rules", "'answered'"]),
         (
@@ -424,6 +445,18 @@ def asked(raw: dict[str, Any]) -> list[str]:
             ["probes.e.continuation", "prefixes are [6, 2, 2]", "each longer than the one before"],
         ),
         ({"engine": {"batch_invariant": True}}, ["batch_invariant needs backend: vllm"]),
+        (
+            {"training": {"vllm": {"max_model_len": 64}}},
+            ["training.vllm.max_model_len", "not allowed", "'max_model_length'"],
+        ),
+        (
+            {"training": {"vllm": {"mode": "colocate", "max_model_length": 2000}}},
+            ["models.b: vLLM would cut responses", "max_model_length (2000)", "(8192)"],
+        ),
+        (
+            {"training": {"processes": 3, "vllm": {"tensor_parallel_size": 2}}},
+            ["vllm.tensor_parallel_size (2) does not divide processes (3)"],
+        ),
         (
             {**KEEP, "tables__t1__rows": [{"label": "x", "model": "x@2"}]},
             [
@@ -652,9 +685,9 @@ def test_what_changes_how_a_model_is_trained_is_apart_from_what_changes_it():
     assert cfg["execution"] == training | {"report_to": tracked}
     assert made_by.items() <= cfg.items()
     assert not made_by.keys() & plain.keys()
-    vllm = {"mode": "server", "server_host": "a", "tensor_parallel_size": 2}
+    vllm = {"mode": "server", "server_host": "a", "max_model_length": 9999}
     cfg = artifacts(config(training={"vllm": vllm}))["models/x/s0"].cfg
-    assert cfg["vllm"] == {"mode": "server", "tensor_parallel_size": 2}
+    assert cfg["vllm"] == {"mode": "server", "max_model_length": 9999}
     assert cfg["execution"]["vllm"] == {"server_host": "a"}
     # What answers benchmarks is another choice.
     assert artifacts(config(backend="vllm"))["models/x/s0"].cfg == plain
@@ -786,6 +819,21 @@ def test_what_a_teacher_is_told_is_in_its_own_run_alone():
     assert "{solution}" in swept["models/x-full/s0"].cfg["information"][0]["message"]
 
 
+def test_a_row_is_what_its_arm_is_but_for_what_it_says_itself():
+    rows = [
+        {"arm": "E1.a"},
+        {"arm": "E1.a", "base": "i", "label": "own"},
+        {"label": "b", "model": "b"},
+    ]
+    made = resolve(config(arms=ARMS, tables__t1__rows=rows)).tables["t1"].rows
+    fields = [(row.label, row.model, row.base, row.teacher, row.probe) for row in made]
+    assert fields == [
+        ("E1 an arm", "x", "a", "b", None),
+        ("own", "x", "i", "b", None),
+        ("b", "b", None, None, None),
+    ]
+
+
 def test_sweep_expands_to_named_runs():
     made = artifacts(config(models__x__sweep={"distill.loss.k": [1, 8]}, tables=None))
     assert made["models/x-1/s0"].cfg["loss"]["k"] == 1
@@ -804,6 +852,22 @@ def test_an_edit_changes_the_settings_of_just_the_stages_it_concerns():
     evaluations = {f"evaluations/e/{m}/s0" for m in "iabx"}
     assert _changed(config(), config(protocols__short__max_new_tokens=9)) == evaluations
     assert _changed(config(), config(prompts__d__dedup__threshold=0.7)) == {"prompts/d"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"loss": {"k": 8}}, 8),
+        ({"loss": {"k": 8}, "metrics_k": 3}, 3),
+        ({"loss": {"preset": "sampled", "k": None}}, 16),
+        ({"terms": [{"teacher": "b", "loss": {"k": 5}}, {"teacher": "a"}]}, 5),
+        ({"terms": [{"teacher": "b"}, {"reward": {"grader": "world"}}]}, 4),
+    ],
+)
+def test_metrics_are_of_as_many_tokens_as_the_loss(given: dict[str, Any], expected: int) -> None:
+    run = {"student": "a", **({} if "terms" in given else {"teacher": "b"}), **given}
+    made = artifacts(config(models__x__distill=run))["models/x/s0"]
+    assert made.cfg["metrics_k"] == expected
 
 
 def test_how_a_step_is_cut_belongs_to_the_mean_that_depends_on_it():
@@ -1301,6 +1365,24 @@ def test_targets_name_a_paper_or_one_figure_of_it():
     assert targets(resolve(with_paper(targets=["t1"])), artifacts(with_paper())) == ["tables/t1"]
 
 
+PAGE = {"contamination": {"r": {"prompts": "o", "benchmarks": ["p"], "encoder": "hashed"}}}
+
+
+@pytest.mark.parametrize(("more", "shown"), [({}, []), (PAGE, ["contamination/r"])])
+def test_without_anything_to_be_in_it_there_is_no_report(more: dict[str, Any], shown: list[str]):
+    raw = config(models={"i": {"init": {}}}, tables=None, evaluations=None, **more)
+    raw["generations"] = {"g": {"model": "i", "prompts": "p"}}
+    assert targets(resolve(raw), artifacts(raw)) == shown and "generations/g/s0" in artifacts(raw)
+    with pytest.raises(UserError, match="targets: there is nothing to be in a report; describe"):
+        artifacts({**raw, "targets": ["report"]})
+
+
+def test_a_report_that_is_asked_for_alone_shows_all_there_is():
+    raw = config(targets=["report"])
+    assert targets(resolve(raw), artifacts(raw)) == ["report"]
+    assert {"tables/t1", "models/x/s0"} <= {*artifacts(raw)["report"].inputs}
+
+
 def test_papers_need_the_evaluation_that_their_claims_are_about():
     with pytest.raises(UserError, match="papers need evaluation"):
         artifacts(config(papers=["rethinking_opd"]))
@@ -1575,3 +1657,23 @@ def test_figures_show_what_is_measured_of_sources() -> None:
     check_shown(resolve(config(figures={"f": figure}, **drawn(*parts))))
     with pytest.raises(UserError, match=r"unknown metric 'source_1_token_share'"):
         check_shown(resolve(config(figures={"f": figure})))
+
+
+def test_a_file_for_accelerate_has_no_precision_of_its_own(tmp_path):
+    """It would be computed in, and is no part of an identity."""
+    file = tmp_path / "mine.yaml"
+    for own, precision, right in (
+        ("bf16", None, False),
+        ("bf16", "bfloat16", True),
+        ("no", None, True),
+        ("'no'", "bfloat16", True),
+        ("fp16", "bfloat16", False),
+    ):
+        file.write_text(f"mixed_precision: {own}\n")
+        given = {"accelerate": str(file), **({"precision": precision} if precision else {})}
+        if right:
+            asked(config(training=given))
+            continue
+        words = r"its mixed_precision is \w+, and training\.precision decides"
+        with pytest.raises(UserError, match=words):
+            asked(config(training=given))

@@ -11,7 +11,7 @@ from opd.core.errors import UserError
 from opd.plan import artifacts, outputs
 from opd.recipes import resolve
 from opd.recipes.config import Config
-from opd.rehearsal.cut import cut, length
+from opd.rehearsal.cut import LENGTHS, cut, length, lengths
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
@@ -19,6 +19,15 @@ PAPERS = [
     ["paper.yaml"],
     ["many-faces.yaml"],
     ["unmasking.yaml"],
+]
+# Configs of short responses, laid over each other.
+SMALL = [
+    ["mini"],
+    ["mini", "mini-followups"],
+    ["mini", "mini-all", "mini-unmasking"],
+    ["mini", "mini-all", "words", "words-all", "words-reasons"],
+    ["mini", "mini-followups", "words", "words-followups"],
+    ["mini", "mini-unmasking", "words", "words-unmasking"],
 ]
 # What the documentation says that a rehearsal may change (docs/rehearsal.md).
 SIZES = set(
@@ -141,9 +150,24 @@ def test_jobs_and_what_they_are_made_from_stay(names: list[str]) -> None:
 
 
 def test_lengths_keep_their_order() -> None:
-    lengths = [512, 1024, 3072, 7168, 10240, 15360, 31744]
-    assert [length(n) for n in lengths] == [4, 8, 24, 56, 80, 120, 248]
-    assert length(0) == 0 and length(1) == 4
+    tokens = [512, 1024, 3072, 7168, 10240, 15360, 31744]
+    assert [length(n) for n in tokens] == [4, 8, 24, 56, 80, 120, 248]
+    assert [length(n) for n in (0, 1, 2, 16)] == [0, 1, 2, 4]
+    assert lengths([128, 256, 512, 1024, 4096]) == [4, 5, 6, 8, 32]
+
+
+@pytest.mark.parametrize("files", SMALL, ids=lambda files: files[-1])
+def test_short_responses_keep_their_lengths(files: list[str]) -> None:
+    """Prefixes, and what is cut off by them, could not be any shorter."""
+    names = [f"{name}.yaml" for name in files]
+    before, after = resolve.resolve(raw(names)), resolve.resolve(cut(raw(names)))
+    assert artifacts.plan(after, {})
+
+    def limits(config: Config) -> set[tuple[tuple[str, ...], Any]]:
+        plain = config.model_dump(mode="json", exclude={"defaults"})
+        return {(path, value) for path, value in leaves(plain) if {*LENGTHS} & {*path}}
+
+    assert limits(before) == limits(after)
 
 
 def test_steps_that_something_names_stay_as_the_first_ones() -> None:

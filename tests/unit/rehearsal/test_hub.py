@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +64,10 @@ def test_the_real_clients_lock_fetch_and_stream(tmp_path: Path) -> None:
     assert question.startswith("No. 0: ") and rows == stand_ins.ROWS
     assert named == ["1_Pooling/config.json", "config.json"]
     assert (gone, known) == ("RepositoryNotFoundError", commits[f"models/{MODEL}"])
+
+
+@pytest.mark.parametrize("revision", ["", "abc", "0" * 40, "main", "v1.0", "refs/pr/1"])
+def test_a_commit_has_forty_digits_whatever_is_known_of_it(revision: str) -> None:
+    commit = hub.commit(MODEL, revision)
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    assert commit.startswith(revision) or not hub.COMMIT.fullmatch(revision)

@@ -114,3 +114,30 @@ def test_of_a_file_of_ones_own_the_first_rows_stay(tmp_path: Path, suffix: str) 
     stand_ins.first_rows(source, made)
     kept = list(loaders.read({"path": str(made)}, None, Counter()))
     assert [row["question"] for row in kept] == [f"q{n}" for n in range(stand_ins.ROWS)]
+
+
+def test_rows_of_csv_may_have_several_lines(tmp_path: Path) -> None:
+    source, made = tmp_path / "own.csv", tmp_path / "made.csv"
+    cells = "".join(f'"is it\n{n}, or ""more""?",{n}\n' for n in range(100))
+    source.write_text(f"question,answer\n{cells}", encoding="utf-8-sig")
+    stand_ins.first_rows(source, made)
+    rows = [*loaders.read_file(source, {})]
+    assert [*loaders.read_file(made, {})] == rows[: stand_ins.ROWS]
+
+
+def test_a_file_without_rows_stays_one_and_what_is_no_table_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    empty = tmp_path / "empty.parquet"
+    schema = pa.schema({"question": pa.string()})
+    pq.write_table(schema.empty_table(), empty)
+    stand_ins.first_rows(empty, tmp_path / "made.parquet")
+    made = pq.read_table(tmp_path / "made.parquet")
+    assert (made.schema, made.num_rows) == (schema, 0)
+    for name, text in (("empty.jsonl", ""), ("empty.json", "[]"), ("empty.csv", "")):
+        (tmp_path / name).write_text(text)
+        stand_ins.first_rows(tmp_path / name, tmp_path / f"made-{name}")
+        assert not [*loaders.read_file(tmp_path / f"made-{name}", {})]
+    (tmp_path / "own.json").write_text('{"rows": []}')
+    with pytest.raises(UserError, match="a dict, not an array"):
+        stand_ins.first_rows(tmp_path / "own.json", tmp_path / "made.json")

@@ -150,6 +150,10 @@ def changed(figure: dict[str, Any], **change: Any) -> dict[str, Any]:
             "needs exactly one of avg, change, recovery",
         ),
         (changed(BARS, panels=[{"quantity": {"avg": "macro", "at": "end"}}]), "at: no such key"),
+        (
+            changed(BARS, panels=[{"quantity": {"value": "a_*"}, "each": "prefix {n}"}]),
+            "figure f.panels.0.each: 'prefix {n}' is not allowed",
+        ),
         (changed(CURVES, published=["R9999"]), "figure f.published: no published row 'R9999'"),
         (
             changed(

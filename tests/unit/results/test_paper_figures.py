@@ -52,6 +52,7 @@ def by_position(folder: Path, more: float) -> Path:
             {"step": step, "name": "entropy_nats", "position": at, "value": step + at / 10 + more}
             for at in (0, 8, 24)[: step if step < 3 else 3]
         ]
+        table.append({"step": step, "name": "never_nats", "position": 0, "value": np.nan})
     tables.write(path / "metrics.parquet", table, METRICS)
     return path
 
@@ -198,11 +199,11 @@ def test_accuracy_over_kept_steps(tmp_path: Path, inputs: dict[str, Path]) -> No
 def test_intervals_say_what_is_drawn(tmp_path: Path, inputs: dict[str, Path]) -> None:
     _, caption = drawn(REWARDS, inputs, tmp_path / "probe")
     assert (
-        "Intervals are 95 %: of probes from 2,000 bootstrap draws of seeds and prompts." in caption
+        "Intervals are 95 %: of probes from 1,000 bootstrap draws of seeds and prompts." in caption
     )
     probes = {"E2": {**REWARDS["probes"]["E2"], "runs": REWARDS["probes"]["E2"]["runs"][:1]}}
     _, caption = drawn({**REWARDS, "probes": probes}, inputs, tmp_path / "once")
-    assert "of probes from 2,000 bootstrap draws of prompts." in caption
+    assert "of probes from 1,000 bootstrap draws of prompts." in caption
     one = {"E1.run": {**QUANTITIES["arms"]["E1.run"]}}
     for key in ("evaluations", "base", "teacher", "run"):
         one["E1.run"][key] = one["E1.run"][key][:1]
@@ -290,6 +291,20 @@ def test_a_heat_map_has_steps_across_and_positions_upwards(
     lower, upper = int(0.72 * height), int(0.18 * height)
     assert image[lower, int(0.15 * width)] < image[lower, int(0.75 * width)]
     assert image[lower, int(0.75 * width)] < image[upper, int(0.75 * width)]
+
+
+def test_a_series_without_a_number_has_an_empty_heat_map(
+    tmp_path: Path, inputs: dict[str, Path]
+) -> None:
+    rows = [{"step": step, "position": 0, "value": np.nan} for step in (1, 2)]
+    for row in rows:
+        row["name"] = "entropy_nats"
+    (tmp_path / "r").mkdir()
+    tables.write(tmp_path / "r" / "metrics.parquet", rows, METRICS)
+    series = [{"arm": "E1.run"}, {"label": "never", "runs": ["r"]}]
+    given = {**inputs, "r": tmp_path / "r"}
+    found, _ = drawn({**HEAT, "series": series}, given, tmp_path / "f")
+    assert found["panels"][1]["values"] == [[None, None]]
 
 
 def pointed_at(folder: Path) -> dict[str, np.ndarray]:
@@ -441,14 +456,16 @@ def test_published_values_of_bars(tmp_path: Path, inputs: dict[str, Path]) -> No
         ["0.58-0.60"],
     ]
     published = [
-        {"target": "B", "series": "E1.run", "metric": "overlap_ratio"},  # at no time
+        # At the end, as claims have it.
+        {"target": "B", "series": "E1.run", "metric": "overlap_ratio"},
         {"target": "C", "series": "E1.run", "metric": "overlap_ratio", "at": 2},
         {"target": "D", "series": "E1.run", "metric": "avg:macro", "at": "start"},
     ]
     end = {"quantity": {"metric": "overlap_ratio", "at": "end"}}
     cfg = {**QUANTITIES, "published": published, "comparable": True}
-    found, _ = drawn({**cfg, "panels": [*cfg["panels"], end]}, inputs, tmp_path / "none")
-    assert not any(map(marks, found["panels"]))
+    found, _ = drawn({**cfg, "panels": [*cfg["panels"], end]}, inputs, tmp_path / "end")
+    texts = [[mark["text"] for mark in marks(panel)] for panel in found["panels"]]
+    assert texts == [[], [], [], ["0.58-0.60"]]
     published = [{"target": "F", "series": "E3", "metric": "advantage_2"}]
     cfg = {**PREFIXES, "published": published, "comparable": True}
     found, _ = drawn(cfg, inputs, tmp_path / "g")
@@ -574,6 +591,15 @@ def test_names_of_points_do_not_overlap(
             "metrics: no curve of 'recovery:macro': use avg:BENCHMARK or a metric",
         ),
         ({**SCATTER, "series": [{"arm": "E1.student"}]}, "no series has both quantities"),
+        (
+            {**QUANTITIES, "series": [{"probe": "E2"}]},
+            "panels: no series has any of these quantities; name arms for scores and metrics",
+        ),
+        ({**PREFIXES, "series": [{"probe": "E2"}]}, "no series has any of these quantities"),
+        (
+            {**HEAT, "metrics": [{"name": "never_nats"}]},
+            "metrics: 'never_nats' is no number at any position",
+        ),
     ],
 )
 def test_what_is_not_there_is_named(
