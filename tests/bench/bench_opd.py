@@ -27,7 +27,7 @@ from opd.training.record import Record
 # Part of a step -> where it happens. "update" is what is left: backward, clipping, AdamW.
 PARTS = {
     "generation": (distill.Trainer, "_generate_and_score_completions"),
-    "teacher": (distill.Trainer, "_teacher"),
+    "teacher": (distill.Trainer, "_of_model"),
     "student": (distill.Trainer, "_hidden"),
     "loss": (objective, "token_losses"),
     "measuring": (measure, "add"),

@@ -15,7 +15,8 @@ from common import describe, table
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3Model
 
-from opd.training.padding import packed_hidden, trimmed
+from opd.training.padding import trimmed
+from opd.training.positions import packed_hidden, padded_hidden
 
 # Case -> layers and width of the model, sequences of a step and of a micro-batch, tokens of a
 # prompt, mean of the exponential law of response lengths, and where they are cut: as the miniature,
@@ -47,10 +48,6 @@ def joined(part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         for kind in ("ids", "mask")
     )
     return ids, mask
-
-
-def padded_hidden(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    return model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 
 WAYS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {

@@ -21,7 +21,7 @@ from opd.losses.fused import fused_token_loss
 from opd.losses.head import Head
 from opd.losses.spec import PRESETS
 from opd.losses.token import token_loss
-from opd.training.padding import packed_hidden
+from opd.training.positions import packed_hidden
 
 SPEC = PRESETS["rethinking_code"]
 

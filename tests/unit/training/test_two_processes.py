@@ -7,8 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import forked
 import psutil
 import pytest
+import recorded
 import torch
 from safetensors.torch import load_file
 from serving import Served, serving
@@ -17,6 +19,7 @@ from tiny import (
     OPD,
     SFT,
     Inputs,
+    Stage,
     course,
     files,
     generated,
@@ -28,59 +31,23 @@ from tiny import (
 )
 
 from opd.cli import warm
-from opd.training import checksums, launch
+from opd.training import checksums, distill, launch
 
-# Completions that depend on the prompt alone: the same rollouts however they are shared out.
-RECORDED = """
-import os
-import random
-from pathlib import Path
-
-from opd.training import distill
-
-
-def completions(self, prompt_ids, images, multimodal_fields):
-    made = []
-    for ids in prompt_ids:
-        dice = random.Random(str(list(ids)))
-        made.append([dice.randrange(5, 40) for _ in range(dice.randint(1, 6))])
-    return made
-
-
-def seen(step):
-    "After a step, the share of the first gradient's numbers that bfloat16 can hold."
-    def look(self, *given, **named):
-        loss = step(self, *given, **named)
-        if self.accelerator.sync_gradients and "SEEN" in os.environ:
-            gradient = next(p.grad for p in self.model.parameters() if p.grad is not None)
-            whole = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
-            whole = whole[whole != 0]
-            held = (whole == whole.bfloat16().float()).double().mean().item()
-            Path(os.environ["SEEN"]).write_text(str(held))
-        return loss
-    return look
-
-
-def run(*given):
-    distill.DistillationTrainer._generate_single_turn = completions
-    distill.Trainer.training_step = seen(distill.Trainer.training_step)
-    return distill.run(*given)
-"""
 ROOT = Path(__file__).parents[3]
 CUT = {"max_token_len_per_gpu": 24, "data_parallel_size": 4}
 STEPS = {**OPD, "steps": 5, "lr": 1e-2, "loss": {"preset": "full"}}
 
 
 @pytest.fixture
-def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module ``recorded`` that every process can import, and this process too."""
-    (tmp_path / "recorded.py").write_text(RECORDED)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+def same_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process has the completions of ``recorded``, as others do."""
+    monkeypatch.setattr(distill.DistillationTrainer, "_generate_single_turn", recorded.completions)
 
 
-def trained(processes: int, cfg: dict[str, Any], inputs: Inputs, out: Path) -> torch.Tensor:
-    """All weights in one row, after training on recorded rollouts."""
+def trained(
+    processes: int, cfg: dict[str, Any], inputs: Inputs, out: Path, train: Stage = forked.train
+) -> torch.Tensor:
+    """All weights in one row, after training on recorded rollouts; ``train`` starts several."""
     scratch = out.with_name(f"{out.name}-scratch")
     for folder in (out, scratch):
         folder.mkdir()
@@ -88,23 +55,14 @@ def trained(processes: int, cfg: dict[str, Any], inputs: Inputs, out: Path) -> t
     if processes == 1:
         stage("distill")(cfg, inputs, out, scratch)
     else:
-        numbers = launch.launch("recorded", cfg, inputs, out, scratch)
-        assert numbers["last"]["loss"]
+        assert train("recorded", cfg, inputs, out, scratch)["last"]["loss"]
     return torch.cat([w.flatten() for _, w in sorted(load_file(out / "model.safetensors").items())])
 
 
-@pytest.mark.usefixtures("recorded")
+@pytest.mark.usefixtures("same_rollouts")
 @pytest.mark.parametrize("how", ["token_mean", "sequence_mean", "micro_batch_mean"])
-def test_two_processes_are_one(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_two_processes_are_one(inputs: Inputs, tmp_path: Path, how: str) -> None:
     """Weights after 5 steps within 1e-4, metrics too."""
-    import recorded  # type: ignore[import-not-found]
-
-    from opd.training import distill
-
-    sampler = distill.DistillationTrainer
-    monkeypatch.setattr(sampler, "_generate_single_turn", recorded.completions)
     cfg = {**STEPS, "aggregation": how, "micro_batch": 4, **CUT}
     one, two = (trained(n, cfg, inputs, tmp_path / str(n)) for n in (1, 2))
     start = load_file(inputs["student"] / "model.safetensors")
@@ -116,16 +74,8 @@ def test_two_processes_are_one(
         assert ours == pytest.approx(theirs, rel=1e-3), name
 
 
-@pytest.mark.usefixtures("recorded")
-def test_each_process_asks_a_server_about_its_own_rollouts(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import recorded
-
-    from opd.training import distill
-
-    sampler = distill.DistillationTrainer
-    monkeypatch.setattr(sampler, "_generate_single_turn", recorded.completions)
+@pytest.mark.usefixtures("same_rollouts")
+def test_each_process_asks_a_server_about_its_own_rollouts(inputs: Inputs, tmp_path: Path) -> None:
     teacher = Served(inputs["teacher"], "t")
     with serving(teacher) as url:
         place = {"servers": {"teacher": {"url": url, "names": ["t"]}}}
@@ -141,18 +91,10 @@ def test_each_process_asks_a_server_about_its_own_rollouts(
     assert (weights[0] - weights[1]).norm() <= 1e-4 * weights[0].norm()
 
 
-@pytest.mark.usefixtures("recorded")
-def test_a_sum_of_terms_in_two_processes_is_that_of_one(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("same_rollouts")
+def test_a_sum_of_terms_in_two_processes_is_that_of_one(inputs: Inputs, tmp_path: Path) -> None:
     """Quantiles, scaled weights and advantages are those of all processes: with micro-batches of
     one, groups of two responses lie in one process, and those of eight in both."""
-    import recorded
-
-    from opd.training import distill
-
-    sampler = distill.DistillationTrainer
-    monkeypatch.setattr(sampler, "_generate_single_turn", recorded.completions)
     sum_of = [
         {
             "teacher": "teacher:0",
@@ -177,17 +119,11 @@ def test_a_sum_of_terms_in_two_processes_is_that_of_one(
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6), name
 
 
-@pytest.mark.usefixtures("recorded")
+@pytest.mark.usefixtures("same_rollouts")
 def test_rollouts_of_a_generation_in_two_processes_are_those_of_one(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: Inputs, tmp_path: Path
 ) -> None:
     """Each has as many of every source, and none of a step is in both."""
-    import recorded
-
-    from opd.training import distill
-
-    sampler = distill.DistillationTrainer
-    monkeypatch.setattr(sampler, "_generate_single_turn", recorded.completions)
     made = generated(inputs["teacher"], inputs["prompts"], tmp_path / "made", logprobs=True)
     source = {"generations": "generations:0", "share": 0.5, "importance": {"clip": 2.0}}
     cfg = {**STEPS, "loss": {"preset": "sampled"}, "micro_batch": 2}
@@ -201,21 +137,26 @@ def test_rollouts_of_a_generation_in_two_processes_are_those_of_one(
         assert ours == pytest.approx(theirs, rel=1e-3), name
 
 
-@pytest.mark.usefixtures("recorded")
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
+@pytest.mark.usefixtures("same_rollouts")
+@pytest.mark.parametrize(
+    ("precision", "tolerance", "train"),
+    [("float32", 1e-5, launch.launch), ("bfloat16", 0.05, forked.train)],
+    ids=["float32", "bfloat16"],
+)
 def test_sharded_processes_are_those_with_whole_copies(
     inputs: Inputs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     precision: str,
     tolerance: float,
+    train: Stage,
 ) -> None:
     """What five steps change, in FSDP2 over gloo and with a whole copy in each process. In bfloat16
     the two compute otherwise (autocast rounds what goes into products, FSDP2 all weights), but in
     both gradients are added up in float32: few of their numbers are ones that bfloat16 holds."""
+    folders = (Path(recorded.__file__).parent, Path(launch.__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)), prepend=os.pathsep)
     monkeypatch.setattr(launch, "WORKER", "opd.rehearsal.worker")
-    source = Path(launch.__file__).parents[2]
-    monkeypatch.setenv("PYTHONPATH", str(source), prepend=os.pathsep)
     cfg = {**STEPS, "lr": 1e-3, "micro_batch": 2, "precision": precision}
     cfg |= {"gradient_checkpointing": True, "prompts_per_step": 8}
     sharded = {"execution": {"accelerate": str(ROOT / "config" / "accelerate" / "fsdp2.yaml")}}
@@ -223,7 +164,7 @@ def test_sharded_processes_are_those_with_whole_copies(
     before = torch.cat([w.flatten() for _, w in sorted(start.items())])
     whole = trained(2, cfg, inputs, tmp_path / "whole") - before
     monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
-    parts = trained(2, cfg | sharded, inputs, tmp_path / "parts") - before
+    parts = trained(2, cfg | sharded, inputs, tmp_path / "parts", train) - before
     assert float((tmp_path / "seen").read_text()) < 0.1
     assert whole.norm() > 0.01 * before.norm()
     difference = ((whole - parts).norm() / whole.norm()).item()
@@ -234,20 +175,10 @@ def test_sharded_processes_are_those_with_whole_copies(
         assert ours == pytest.approx(theirs, rel=max(tolerance, 1e-4)), name
 
 
-@pytest.mark.usefixtures("recorded")
-def test_an_adapter_in_shards_is_one_of_whole_copies(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("same_rollouts")
+def test_an_adapter_in_shards_is_one_of_whole_copies(inputs: Inputs, tmp_path: Path) -> None:
     """Beside a teacher that is read, the student's own start as a reference: five steps in FSDP2
     over gloo, of which the last two are made from a checkpoint, in two processes and in one."""
-    import recorded
-
-    from opd.training import distill
-
-    monkeypatch.setattr(distill.Trainer, "_generate_single_turn", recorded.completions)
-    monkeypatch.setattr(launch, "WORKER", "opd.rehearsal.worker")
-    source = Path(launch.__file__).parents[2]
-    monkeypatch.setenv("PYTHONPATH", str(source), prepend=os.pathsep)
     sum_of = [
         {"teacher": "teacher:0", "loss": {"preset": "full"}, "weight": 1.0},
         {"reference": "student", "loss": {"preset": "k3"}, "weight": 0.5},
@@ -272,16 +203,19 @@ def test_an_adapter_in_shards_is_one_of_whole_copies(
         checksums.drop(path)
     again = tmp_path / "again"
     again.mkdir()
-    launch.launch("recorded", sharded, given, again, checkpoints)
+    forked.train("recorded", sharded, given, again, checkpoints)
     assert files(again) == files(tmp_path / "parts")
 
 
 def test_two_processes_measure_the_nll_of_one(inputs: Inputs, tmp_path: Path) -> None:
     """Five traces, two at a time in each process: the second has nothing left in the end."""
     cfg = {**SFT, "held_out": 0.25, "nll_every": 1, "micro_batch": 2}
-    for n in (1, 2):
-        numbers = run("sft", {**cfg, "processes": n}, inputs, tmp_path / str(n))
-        assert numbers["pairs"]["measured"] == 5
+    alone = run("sft", cfg, inputs, tmp_path / "1")
+    out, scratch = tmp_path / "2", tmp_path / "2-scratch"
+    for folder in (out, scratch):
+        folder.mkdir()
+    both = forked.train("opd.training.sft", {**cfg, "processes": 2}, inputs, out, scratch)
+    assert alone["pairs"]["measured"] == both["pairs"]["measured"] == 5
     for name in ("loss", "nll_nats", "perplexity"):
         ours, theirs = (course(tmp_path / n, name) for n in "12")
         assert ours == pytest.approx(theirs, rel=1e-4), name
