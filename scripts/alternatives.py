@@ -13,7 +13,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
+
+from opd.models.checkpoints import load_tokenizer
 
 # Tokens of a line, alternatives of each, and the least probability of these.
 ACROSS, DEEP, LEAST = 13, 4, 0.02
@@ -27,7 +29,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = load_tokenizer(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model)
     message = {"role": "user", "content": arguments.question}
     asked = tokenizer.apply_chat_template(
