@@ -85,7 +85,7 @@ def test_the_probe_of_the_page(copy: Path, tmp_path: Path) -> None:
         for prompt, sample, length in (("a", 0, 2), ("a", 1, 4), ("b", 0, 9))
     ]
     generations = write_rollouts(tmp_path / "generations", rollouts)
-    cfg = json.dumps({"inputs": ["generations"], "code": "0"})
+    cfg = json.dumps({"inputs": ["generations"]})
     made = tmp_path / "made" / "digest.json"
     arguments = ["--input", str(generations), "--output", str(made), "--store", str(tmp_path / "s")]
     python(copy, "-m", "opd", "stage", "length", "--cfg", cfg, *arguments)

@@ -144,6 +144,7 @@ def test_the_projects_own_parts_are_well_formed(readme: ModuleType, tmp_path: Pa
         "mini-all": ("mini.yaml", "mini-all.yaml"),
         "mini-unmasking": ("mini.yaml", "mini-unmasking.yaml"),
         "mini-followups": ("mini.yaml", "mini-followups.yaml"),
+        "words-all": ("mini.yaml", "mini-all.yaml", "words.yaml", "words-all.yaml"),
         "pilot": ("pilot.yaml",),
         "pilot-unmasking": ("pilot.yaml", "pilot-unmasking.yaml"),
     }

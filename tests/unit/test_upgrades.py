@@ -5,9 +5,13 @@ import importlib
 import inspect
 import os
 import subprocess
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from opd.recipes.config import VllmSetting
 
 TRAINER = "trl.trainer.distillation_trainer.DistillationTrainer"
 GRPO = "trl.trainer.grpo_trainer.GRPOTrainer"
@@ -15,11 +19,6 @@ GRPO = "trl.trainer.grpo_trainer.GRPOTrainer"
 TAKEN = [
     (f"{TRAINER}._generate_and_score_completions", ["inputs"], "training.distill"),
     (f"{TRAINER}._generate_single_turn", ["prompt_ids"], "tests"),
-    (
-        f"{TRAINER}._get_last_hidden_state",
-        ["unwrapped_model", "input_ids", "attention_mask", "logits_to_keep"],
-        "training.distill",
-    ),
     (
         f"{TRAINER}._compute_loss",
         ["unwrapped_student", "inputs", "num_items_in_batch"],
@@ -79,3 +78,13 @@ def test_what_a_rehearsal_replaces_in_vllm_is_there() -> None:
         code = f"import {module} as module; module.{name}"
         done = subprocess.run([python, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, f"rehearsal.on_cpu takes {path}: {done.stderr[-300:]}"
+
+
+def test_settings_of_vllm_are_those_that_trl_takes():
+    from trl import DistillationConfig, GRPOConfig
+
+    taken, more = (
+        {f.name.removeprefix("vllm_") for f in fields(c) if f.name.startswith("vllm_")}
+        for c in (DistillationConfig, GRPOConfig)
+    )
+    assert {*get_args(VllmSetting)} == taken == taken & more
