@@ -12,7 +12,7 @@ from snakemake.utils import update_config
 
 from opd.cli import warm
 from opd.core.errors import UserError
-from opd.core.files import canonical, refuse_file
+from opd.core.files import canonical
 from opd.core.security import visible
 from opd.plan import (
     artifacts,
@@ -41,7 +41,6 @@ try:
         resolve.read_file(Path(file))
     update_config(config, resolve.typed(workflow.config_settings.config))
     CONFIG = resolve.resolve(config)
-    refuse_file(Path("results", CONFIG.name))
     LOCK = hub_lock.read(Path(workflow.basedir, "config", "hub.lock.yaml"))
     ARTIFACTS = artifacts.plan(CONFIG, LOCK)
     ARTIFACTS |= outputs.exhibits(CONFIG, ARTIFACTS, Path(workflow.basedir, "config"))
@@ -80,7 +79,7 @@ RELEASED = outputs.released(CONFIG, READING, TARGETS)
 # A job parses all of this again when it starts: it is told what the run that submitted it has parsed.
 RULES = sorted(Path(workflow.basedir, "workflow", "rules").glob("*.smk"))
 PARSED = fresh.parsed(ARTIFACTS, [Path(workflow.basedir, "Snakefile"), *RULES])
-EDITED, OTHER_DATA, AGAIN, OTHERWISE = [], [], {}, {}
+EDITED, AGAIN, OTHERWISE = [], {}, {}
 REMADE = {}  # kept steps that this run makes again -> their runs
 PROGRESS = ExitStack()  # what tells of it on the console, while the run lasts
 if workflow.is_main_process:
@@ -102,7 +101,6 @@ if workflow.is_main_process:
             f"not as the config says: {first}{more}; what is asked for is made again",
             file=sys.stderr,
         )
-    OTHER_DATA = fresh.other_data(ARTIFACTS, Path(RESULTS), Path("results/.store"))
     AGAIN = state.again(ARTIFACTS, Path(RESULTS), Path("results/.store"))
 else:
     OTHERWISE = fresh.edited_since(
@@ -236,19 +234,13 @@ def threads_of(stage):
 
 
 def force(folder):
-    """Have an artifact made again that was made with other settings or from other data, and weights
-    that it has yet to read and that were removed. Snakemake sees edits by its own records only,
-    which a copy of the results or a clean-up lacks, data by times, and of weights nothing.
-    """
+    """Have an artifact made again that was made with other settings, and weights that it has yet to
+    read and that were removed. Snakemake sees edits by its own records only, which a copy of the
+    results or a clean-up lacks, and of weights nothing."""
     # There is no public way. dag_settings.forcerun makes targets of all that it names, so that what
     # nobody asked for would run; to remove the file, or to make it older, would also do so in a dry
     # run; an input that is newer than it would be one input less in the next run.
     if folder in EDITED and RerunTrigger.PARAMS in workflow.dag_settings.rerun_triggers:
-        workflow.dag.forcefiles.add(f"{RESULTS}/{folder}/digest.json")
-    if (
-        folder in OTHER_DATA
-        and RerunTrigger.MTIME in workflow.dag_settings.rerun_triggers
-    ):
         workflow.dag.forcefiles.add(f"{RESULTS}/{folder}/digest.json")
     for source in AGAIN.get(folder, ()):
         workflow.dag.forcefiles.add(f"{RESULTS}/{source}/digest.json")

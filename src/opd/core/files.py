@@ -147,22 +147,6 @@ def replacing(path: Path, key: str = "") -> Iterator[Path]:
         remove(temporary)
 
 
-def make_folder(path: Path) -> Path:
-    """A folder that a user has named, made if it is not there. Raises ``UserError`` where it, or
-    one above it, is a file."""
-    refuse_file(path)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def refuse_file(path: Path) -> None:
-    """Raise ``UserError`` where a folder, or one above it, is a file."""
-    for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            reason = "it is a file, where a folder is to be"
-            raise UserError(reason, str(place), "remove or rename it, or name another")
-
-
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

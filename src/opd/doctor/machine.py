@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from opd.core.errors import UserError
-from opd.core.files import refuse_file
 from opd.doctor.base import Finding, State, output, some
 from opd.plan.show import GIB, digits
 from opd.stages import lock
@@ -28,11 +27,6 @@ def above(path: Path) -> Path:
 def file_system(results: Path) -> Iterator[Finding]:
     """Whether files can be written, linked and locked where results go, and the clock there."""
     folder = above(results)
-    try:
-        refuse_file(results)
-    except UserError as bad:
-        yield Finding("results folder", "missing", f"{bad.where}: {bad.what}", bad.remedy)
-        return
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
             file = Path(name) / "file"

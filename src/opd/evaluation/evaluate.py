@@ -63,7 +63,7 @@ def run(cfg: dict[str, Any], inputs: dict[str, Path], out: Path, cache: Path) ->
     rows, timeouts, changed = score(
         answered, graders, protocol["grader"], cut_off_is_wrong, choices
     )
-    summary = summarise(rows, list(answered), cfg["seed"], cut_off_is_wrong)
+    summary = summarise(rows, list(answered), cfg["seed"])
     for name, counts in changed.items():
         summary["benchmarks"][name]["choices"] = counts
     summary["grader_timeouts"] = timeouts
@@ -185,9 +185,7 @@ def write_disagreements(
     tables.write_csv(path, [columns, *cells])
 
 
-def summarise(
-    rows: list[Row], benchmarks: list[str], seed: int, cut_off_is_wrong: bool = False
-) -> Row:
+def summarise(rows: list[Row], benchmarks: list[str], seed: int) -> Row:
     """Numbers per benchmark and their macro mean, from rows of the schema SCORES.
 
     avg is the mean over problems of the mean score of the samples (avg@k), se its standard error
@@ -212,7 +210,7 @@ def summarise(
             "samples": k,
             **_bounds([correct[None]], seed),
             "pass": {str(n): pass_at_k(correct, n) for n in ks} if binary else {},
-            "maj": majority(own, cut_off_is_wrong),
+            "maj": majority(own),
             "format_rate": float(np.mean([row["extracted"] is not None for row in own])),
             "truncation_rate": float(np.mean([row["finish"] == "length" for row in own])),
             "mean_tokens": float(np.mean([row["tokens"] for row in own])),
@@ -244,16 +242,14 @@ def pass_at_k(correct: NDArray[np.float64], k: int) -> float:
     return float(np.mean([1 - math.comb(n - c, k) / math.comb(n, k) for c in rights]))
 
 
-def majority(rows: Sequence[Row], cut_off_is_wrong: bool = False) -> float:
+def majority(rows: Sequence[Row]) -> float:
     """Mean over problems of the score of the answer that most of its samples give (maj@k; Wang et
     al. 2023, self-consistency). Answers are the same if they are after normalisation; samples
-    without one do not vote, nor with ``cut_off_is_wrong`` those that reached the limit; of equally
-    frequent answers each counts its share."""
+    without one do not vote; of equally frequent answers each counts its share."""
     votes: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         scores_of = votes.setdefault(row["problem"], {})
-        is_cut_off = cut_off_is_wrong and row["finish"] == "length"
-        if row["extracted"] is not None and not is_cut_off:
+        if row["extracted"] is not None:
             scores_of.setdefault(normalise(row["extracted"]), []).append(row["correct"])
     won = []
     for scores_of in votes.values():

@@ -142,15 +142,6 @@ def last_number(text: str) -> str | None:
     return numbers[-1].replace(",", "") if numbers else None
 
 
-_FIRST_WORD = re.compile(
-    r"(?:\\[a-z]+ *(?=\{)|[^\w\\])*(?:(?i:answer)(?: is)?\W+)?([A-Za-z]+)(?!\w)"
-)
-# A further choice behind the first.
-_ANOTHER = re.compile(
-    r"\W*(?:[,/&]|\b(?:or|and)\b)\W*(?:[A-J](?!\w)|[a-j]\)|(?i:true|false|yes|no)(?!\w))"
-)
-
-
 def _last_digit(text: str) -> str | None:
     digits = re.findall(r"#(\d)", text)
     return digits[-1] if digits else None
@@ -164,9 +155,8 @@ def _last_line(text: str) -> str:
 
 
 def _letter(text: str) -> str | None:
-    line = _last_line(text)
-    letter = re.fullmatch(r"\W*([A-Z])(?:\W.*)?", line)
-    return letter[1] if letter and not _ANOTHER.match(line, letter.end(1)) else None
+    letter = re.fullmatch(r"\W*([A-Z])(?:\W.*)?", _last_line(text))
+    return letter[1] if letter else None
 
 
 def _boolean(text: str) -> str | None:
@@ -182,14 +172,10 @@ def _integer(text: str) -> str | None:
 
 
 def _word(text: str) -> str:
-    """What a text chooses by its first word, with yes and no as true and false: ``C. 12`` and
-    ``\\text{(c)}`` choose c. Empty where it begins a sentence (``A dog``) or names another
-    choice (``A or B``)."""
-    first = _FIRST_WORD.match(text)
-    if first is None or _ANOTHER.match(text, first.end()):
-        return ""
-    begins_sentence = len(first[1]) == 1 and re.match(r"(?: |['’])[A-Za-z]", text[first.end() :])
-    return "" if begins_sentence else _truth_value(first[1])
+    """The first word of a choice, with yes and no as true and false: ``C. 12`` and
+    ``\\text{(c)}`` choose c."""
+    first = re.match(r"(?:\\[a-z]+(?=\{)|[^\w\\])*([A-Za-z]+)(?!\w)", text)
+    return _truth_value(first[1]) if first else ""
 
 
 def _truth_value(word: str) -> str:

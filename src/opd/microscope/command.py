@@ -11,7 +11,7 @@ from typing import Any
 from opd.core import tables
 from opd.core.code import package_file
 from opd.core.errors import UserError
-from opd.core.files import make_folder, read_json
+from opd.core.files import read_json
 from opd.core.markdown import render
 from opd.data.schemas import PROMPTS
 from opd.microscope import demonstrations, measure, pool, schemas, tree
@@ -47,15 +47,16 @@ def align(
     questions: as ``opd preflight`` takes prompts, with answers. cfg: those of
     ``opd.models.sampling.settings``, n (questions), rollouts, min_visits, min_children_visits,
     grader, demonstrate (whether the student with a right response of its own in the prompt is a
-    teacher, too), optional template (that asks) and system. Raises ``UserError`` for what is
-    missing; what cannot be measured is in the report with its reason.
+    teacher, too), optional system. Raises ``UserError`` for what is missing; what cannot be
+    measured is in the report with its reason.
     """
     require_folders(student, *teachers)
     if not teachers and not cfg["demonstrate"]:
         raise UserError("there is no teacher", "--teacher", "name one, or add --demonstrate")
-    rows = read_questions(questions, cfg["n"], cfg["grader"], cfg.get("template"))
+    rows = read_questions(questions, cfg["n"], cfg["grader"])
     with tempfile.TemporaryDirectory(prefix="opd-align-") as temporary:
-        made = Path(temporary) if out is None else make_folder(out)
+        made = Path(temporary) if out is None else out
+        made.mkdir(parents=True, exist_ok=True)
         text = _measured({**FIXED, **cfg}, student, teachers, rows, made, out is not None)
         tables.write_text(made / "align.md", text)
         return text

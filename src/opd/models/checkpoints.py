@@ -11,7 +11,6 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,7 +18,6 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from opd.core.errors import UserError
@@ -30,8 +28,6 @@ from opd.models import chat
 TEMPLATE_CPU_SECONDS = 5
 TEMPLATE_BYTES = 512 << 20
 TEMPLATE_CHARS = 1_000_000
-# What tokenizers differ in: words, spaces, lines, digits, mathematics, accents.
-SAMPLE = "Reason  step by step.\n\n\tIts d\u00e9j\u00e0-vu is \\boxed{12345} + 3.5x_1^2, isn't it?"
 # Settings that say how many parts a model has. More would be built one by one, for hours.
 _PARTS = re.compile(r"n(um)?_.*(layer|expert|head|block)s?")
 MOST_PARTS = 10_000
@@ -102,32 +98,12 @@ def _require_attention(path: Path, attention: str) -> None:
         ) from error
 
 
-def read_tokenizer(path: Path, **named: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint as its tokenizer.json has it; ``named`` is for transformers.
-
-    transformers puts what is usual for the class that tokenizer_config.json names in the place of
-    what tokenizer.json says, and knows by their names on the hub of which models not to: the
-    tokenizer of R1-Distill-Llama, of the class of Llama's, would lose spaces and lines. Raises
-    ``ValueError`` where it cannot be read as it is.
-    """
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **named)
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        return tokenizer
-    ids = Tokenizer.from_file(str(file)).encode(SAMPLE, add_special_tokens=False).ids
-    if tokenizer.encode(SAMPLE, add_special_tokens=False) != ids:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **named)
-        if tokenizer.encode(SAMPLE, add_special_tokens=False) != ids:
-            raise ValueError("transformers reads it otherwise than its tokenizer.json says")
-    return tokenizer
-
-
 def load_tokenizer(path: Path, options: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, padding on the left as generation needs it; with chat template
     ``options``, which are held to what the template reads (``chat.require_options``). Raises
     ``UserError`` where it has no chat template, or one that cannot be used."""
     with reading(path, "tokenizer"):
-        tokenizer = read_tokenizer(path, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     if tokenizer.chat_template is None:
         raise UserError("the tokenizer has no chat template", str(path), "use a model that has one")
     if reason := _template_trouble(tokenizer):

@@ -197,10 +197,6 @@ def _completion(
         raise UserError(what, server.url, "serve the teacher with vLLM") from None
 
 
-# A teacher is served inside a cluster, of which no proxy knows.
-_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
 def _answer(url: str, path: str, request: Mapping[str, Any] | None = None) -> Any:
     """What a server answers, read from JSON. While it is away it is asked again, for up to
     PATIENCE_SECONDS; where nothing is posted, as before training, a line tells of it."""
@@ -209,7 +205,7 @@ def _answer(url: str, path: str, request: Mapping[str, Any] | None = None) -> An
     (pause, longest), until = PAUSES_SECONDS, time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            with _DIRECTLY.open(asked, timeout=ANSWER_SECONDS) as answer:
+            with urllib.request.urlopen(asked, timeout=ANSWER_SECONDS) as answer:
                 return from_json(answer.read())  # in half the time of json, and answers are long
         except urllib.error.HTTPError as error:
             if error.code not in AWAY:

@@ -6,11 +6,10 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from opd.core.errors import UserError
 from opd.core.files import digest
-from opd.core.schema import read_yaml
 from opd.evaluation import tasks
 from opd.models.source import is_path, local
 from opd.plan.base import (
@@ -27,12 +26,23 @@ from opd.plan.base import (
 )
 from opd.plan.hub_lock import locked
 from opd.plan.probes import SAMPLING, demonstrations, probes
-from opd.recipes.config import Config, Training, VllmPlace
+from opd.recipes.config import Config
 from opd.recipes.evaluation import PROTOCOLS
 from opd.recipes.models import Distill, Kept, Model
 from opd.stages.artifact import Artifact
 from opd.training import batches, shares
 from opd.training.terms import terms_of
+
+# Settings of vLLM that say where and how it runs, not what it samples.
+VLLM_PLACE = {
+    "server_base_url",
+    "server_host",
+    "server_port",
+    "server_timeout",
+    "group_port",
+    "gpu_memory_utilization",
+    "enable_sleep_mode",
+}
 
 
 def plan(config: Config, lock: Mapping[str, str]) -> dict[str, Artifact]:
@@ -234,22 +244,10 @@ def _served(
     return places
 
 
-def _require_precision(training: Training) -> None:
-    """Raise ``UserError`` where the file for accelerate has a precision of its own: that would be
-    computed in, and is in no identity."""
-    file = Path(training.accelerate or "")
-    own = read_yaml(file).get("mixed_precision") if file.is_file() else None
-    wanted = "bf16" if training.precision == "bfloat16" else "no"
-    if own not in (None, False, "no", wanted):  # YAML has no for false
-        reason = f"its mixed_precision is {own}, and training.precision decides"
-        raise UserError(reason, str(file), 'write mixed_precision: "no"')
-
-
 def _training(config: Config, name: str, model: Model, seed: int) -> dict[str, Any]:
     """The settings of a training run: what makes the result, and under ``execution`` what does not.
     Raises ``UserError`` for a step that cannot be dealt out to processes."""
     assert model.trained is not None
-    _require_precision(config.training)
     execution = config.training.model_dump(mode="json", exclude_none=True, exclude={"servers"})
     made_by = ("precision", "attention", "gradient_checkpointing", "processes")
     settings = settings_of(model.trained)
@@ -257,7 +255,7 @@ def _training(config: Config, name: str, model: Model, seed: int) -> dict[str, A
     if model.distill and not model.distill.samples:
         execution.pop("vllm", None)
     if (vllm := execution.get("vllm")) is not None:
-        settings["vllm"] = {key: vllm.pop(key) for key in vllm.keys() - {*get_args(VllmPlace)}}
+        settings["vllm"] = {key: vllm.pop(key) for key in vllm.keys() - VLLM_PLACE}
     if tracker := execution.get("report_to"):
         # Logs are no part of what a run makes, and no audit looks at them.
         folder = f"results/{config.name}/logs/{tracker}/{name}-s{seed}"

@@ -26,7 +26,6 @@ HEADER = (
     "# config/calibration.yaml, and for stages that run no model in seconds. Do not edit.\n"
 )
 REMEDY = "make it again with `opd calibrate`"
-RATES = Path("results/calibration.yaml")  # where that writes if no file is named
 BOUNDS = ("low", "middle", "high")
 # The machine to reckon with where none is named, and what stands in for one that is not listed.
 STANDARD = "H100"
@@ -130,7 +129,7 @@ def write(path: Path, rates: Mapping[str, Any]) -> None:
 def tables(path: Path) -> dict[str, Any]:
     """config/calibration.yaml: machines, what is assumed, and sizes. Raises ``UserError`` without
     them."""
-    shipped = read(path) if path.exists() else {}
+    shipped = read(path)
     if "machines" not in shipped:
         remedy = "give the repository's calibration.yaml"
         raise UserError("no machines to reckon with", str(path), remedy)
@@ -138,13 +137,8 @@ def tables(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A calibration file; nothing is measured before the first. Raises ``UserError`` where a file
-    that was named is not there, and for another format."""
-    if not path.exists():
-        if path != RATES:
-            raise UserError("no such file", str(path), REMEDY)
-        return {}
-    calibration = read_yaml(path, REMEDY)
+    """A calibration file, empty where there is none. Raises ``UserError`` for another format."""
+    calibration = read_yaml(path, REMEDY) if path.exists() else {"format": FORMAT}
     if calibration.pop("format", None) != FORMAT:
         raise UserError("made by another version", str(path), REMEDY)
     return calibration

@@ -76,17 +76,10 @@ class Shape(NamedTuple):
         return 2 * width * self.layers * self.key
 
 
-# What a config.json has to say of a decoder.
-NEEDED = {
-    *("num_attention_heads", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    "vocab_size",
-}
-
-
 def from_config(config: Mapping[str, Any]) -> Shape | None:
     """The shape of a model by its config.json; None where it is no such decoder."""
     kind = config.get("model_type")
-    if kind not in KINDS or not config.keys() >= NEEDED:
+    if kind not in KINDS:
         return None
     heads = config["num_attention_heads"]
     width = config.get("head_dim") or config["hidden_size"] // heads

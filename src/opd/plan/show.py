@@ -27,6 +27,7 @@ PARTS = {
     "write": "writing weights",
     "start": "starting",
 }
+RATES = Path("results/calibration.yaml")  # of `opd calibrate`
 
 
 class _Plan(NamedTuple):
@@ -48,7 +49,7 @@ def lines(
     gibibytes: float | None = None,
     device: str | None = None,
     jobs: bool = False,
-    rates: Path = calibrate.RATES,
+    rates: Path = RATES,
     settings: Iterable[str] = (),
 ) -> list[str]:
     """Lines to print. ``configs`` and ``settings`` (KEY=VALUE) are as for Snakemake, later ones on
@@ -66,7 +67,7 @@ def as_json(
     gpus: int | None = None,
     gibibytes: float | None = None,
     device: str | None = None,
-    rates: Path = calibrate.RATES,
+    rates: Path = RATES,
     settings: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Every job as plain data: hours of a device (low, most likely, high) of what is to run, null

@@ -18,7 +18,7 @@ import transformers
 
 from opd.core import tables
 from opd.core.errors import UserError
-from opd.core.files import input_files, make_folder
+from opd.core.files import input_files
 from opd.data import columns, conversations, layouts, loaders, templates
 from opd.data.schemas import PROMPTS, prompt_row
 from opd.grading.graders import GRADERS, grader_named
@@ -118,7 +118,8 @@ def preflight(
     with tempfile.TemporaryDirectory(prefix="opd-preflight-") as temporary:
         work = Path(temporary)
         tables.write(work / "prompts.parquet", rows, PROMPTS)
-        made = work if out is None else make_folder(out)
+        made = work if out is None else out
+        made.mkdir(parents=True, exist_ok=True)
         inputs = {"student": student, "teacher": teacher, "prompts": work}
         run(cfg, inputs, made, made / ".cache")
         return (made / "preflight.md").read_text(encoding="utf-8")

@@ -10,8 +10,7 @@ import platform
 import re
 import shutil
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -68,10 +67,6 @@ def adopt(
     before, damage = load(folder / "manifest.json", Manifest)
     if not (before.adopted if before else damage and damage.state == State.MISSING):
         raise UserError("it has been made already", str(folder), "remove this folder first")
-    running = folder / "running.json"
-    if running.is_file() and lock.held(Path(read_json(running)["scratch"])):
-        remedy = "wait until it has ended, or stop it"
-        raise UserError("it is being made just now", str(folder), remedy)
     paths = [
         Path(x) if Path(x).is_absolute() else results / x / "digest.json" for x in artifact.inputs
     ]
@@ -250,7 +245,6 @@ def _rollouts(
     # The probes put a prompt before its rollout as the row has it.
     rows = [{**row, "turns": row.get("turns") or turns.get(row.get("prompt_id"))} for row in rows]
     tables.write(target, rows, GENERATIONS)
-    _require_each_once(rows, str(file))
     ids = set(tables.read(target, GENERATIONS)["prompt_id"].to_pylist())
     if not ids:
         raise UserError("there are no rollouts", str(file), "give a file that has some")
@@ -258,14 +252,6 @@ def _rollouts(
         remedy = "give rollouts of the prompts that the recipe names"
         raise UserError(f"'{strange[0]}' is none of the prompts in {path}", str(file), remedy)
     return {"prompts": len(ids), "generations": len(rows), **numbers}
-
-
-def _require_each_once(rows: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Raise ``UserError`` where two rollouts are one sample of one prompt: it would count twice."""
-    places = Counter((row.get("prompt_id"), row.get("sample"), row.get("attempt")) for row in rows)
-    if twice := next((place for place, times in places.items() if times > 1), None):
-        reason = f"sample {twice[1]} of the prompt '{twice[0]}' is there {places[twice]} times"
-        raise UserError(reason, where, "give each sample once, with a number of its own")
 
 
 def _rollout_file(source: Path) -> Path:

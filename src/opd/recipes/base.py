@@ -19,7 +19,6 @@ Count = Annotated[int, Field(ge=1)]
 Number = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-TopP = Annotated[float, Field(gt=0, le=1)]
 Plain = str | int | float | bool | None
 TEMPLATE_NAMES = ", ".join(templates.TEMPLATES)
 
@@ -83,7 +82,7 @@ class Sampled(Asked):
     """How models are sampled where a recipe says nothing else."""
 
     temperature: NonNegative = 1.0
-    top_p: TopP = 1.0
+    top_p: Share = 1.0
 
 
 def check_greedy(temperature: float, samples: int) -> None:

@@ -38,27 +38,6 @@ class Engine(Strict):
 Address = Annotated[str, Field(pattern=r"^https?://[^/\s]+$")]
 
 
-# TRL's settings that begin with vllm_ and go with distill and grpo: first where and how vLLM runs,
-# which is no part of what it samples.
-VllmPlace = Literal[
-    "server_base_url",
-    "server_host",
-    "server_port",
-    "server_timeout",
-    "group_port",
-    "gpu_memory_utilization",
-    "enable_sleep_mode",
-]
-VllmSetting = Literal[
-    VllmPlace,
-    "mode",
-    "model_impl",
-    "structured_outputs_regex",
-    "max_model_length",
-    "tensor_parallel_size",
-]
-
-
 class Training(Strict):
     """How models are trained: what changes the result, then what does not."""
 
@@ -92,7 +71,7 @@ class Training(Strict):
     report_to: Literal["tensorboard", "wandb"] | None = Field(
         default=None, description="a tracker that shows metrics of training while it goes on"
     )
-    vllm: dict[VllmSetting, Plain] | None = Field(
+    vllm: dict[str, Plain] | None = Field(
         default=None,
         description="TRL's vllm_* settings: rollouts in training go through vLLM where given",
     )
@@ -107,12 +86,6 @@ class Training(Strict):
     def _attention_has_its_type(self) -> "Training":
         if (self.attention or "").startswith("flash_") and self.precision != "bfloat16":
             raise ValueError(f"attention: {self.attention} needs precision: bfloat16")
-        size = (self.vllm or {}).get("tensor_parallel_size") or 1
-        if isinstance(size, int) and (self.processes or 1) % size:
-            raise ValueError(
-                f"vllm.tensor_parallel_size ({size}) does not divide processes "
-                f"({self.processes or 1})"
-            )
         return self
 
 
@@ -203,16 +176,6 @@ class Config(Strict):
             raise ValueError("engine.batch_invariant needs backend: vllm")
         if twice := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
             raise ValueError(f"seeds: {twice[0]} stands there twice, which is one run and no two")
-        room = (self.training.vllm or {}).get("max_model_length")
-        for name, model in self.models.items():
-            run = model.distill or model.grpo
-            longest = run.max_prompt_tokens + run.max_new_tokens if run else 0
-            if isinstance(room, int) and longest > room:
-                raise ValueError(
-                    f"models.{name}: vLLM would cut responses short, as training.vllm."
-                    f"max_model_length ({room}) is less than max_prompt_tokens + max_new_tokens "
-                    f"({longest})"
-                )
         if self.papers and self.evaluation is None:
             raise ValueError("papers need evaluation: the one that their claims are about")
         return self

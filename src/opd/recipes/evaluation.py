@@ -18,8 +18,8 @@ from opd.recipes.base import (
     Plain,
     PromptsRef,
     Ref,
+    Share,
     Template,
-    TopP,
     check_greedy,
 )
 from opd.recipes.models import PRESETS
@@ -66,7 +66,7 @@ class Protocol(Strict):
 
     samples: Count = 16
     temperature: NonNegative = 0.7
-    top_p: TopP = 0.95
+    top_p: Share = 0.95
     top_k: Count | None = None
     max_new_tokens: Count = 31744
     grader: Literal["rule", "math_verify", "relaxed"] = Field(

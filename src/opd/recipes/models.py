@@ -24,7 +24,6 @@ from opd.recipes.base import (
     ScoresRef,
     SftDataRef,
     Share,
-    TopP,
     or_text,
 )
 from opd.recipes.losses import (
@@ -157,7 +156,7 @@ class OnPolicy(Trained):
     prompts_per_step: Count = 64
     lr: Positive = 1e-6
     temperature: Positive = 1.0
-    top_p: TopP | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_prompt_tokens: Count = 1024
     max_new_tokens: Count = 7168
     shuffle: bool | None = Field(

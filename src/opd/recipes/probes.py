@@ -28,7 +28,6 @@ from opd.recipes.base import (
     Ref,
     Sampled,
     Share,
-    TopP,
 )
 from opd.recipes.losses import Information
 from opd.stages.registry import STAGES
@@ -188,7 +187,7 @@ class Demonstrate(Asking):
     wrong: Number = 1
     trials: Count = 60
     temperature: Positive = 0.7
-    top_p: TopP = 1.0
+    top_p: Share = 1.0
     thinking: bool = Field(default=False, description="keep the thinking in the text (ours: no)")
 
 
@@ -200,7 +199,7 @@ class Summarise(Asked):
     template: str = Field(default=SUMMARISE, description="with {question} and {response} (ours)")
     system: str | None = SYSTEM
     temperature: NonNegative = 0.7
-    top_p: TopP = 1.0
+    top_p: Share = 1.0
     max_prompt_tokens: Count = 32768
     max_new_tokens: Count = 2048
     batch_size: Count = 256

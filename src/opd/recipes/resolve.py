@@ -42,23 +42,12 @@ def resolve(raw: Mapping[str, Any]) -> Config:
         remedy = "write plain values: text in quotes, numbers, lists, mappings"
         raise UserError(f"no plain values ({error})", "config", remedy) from None
     _refuse_secrets(raw)
-    _require_parts(raw)
-    # As in Docker's files: where YAML has its anchors, and what shipped files say of themselves.
+    # As in Docker's files: where YAML has its anchors.
     raw = {key: value for key, value in raw.items() if not str(key).startswith("x-")}
     config = valid(Config, expanded(raw), "", "mend this key of the config", ["[key]"])
     _settle_models(config)
     _check_references(config)
     return config
-
-
-def _require_parts(raw: Mapping[str, Any]) -> None:
-    """Raise ``UserError`` where a shipped overlay (``x-needs``) was given without a file that it is
-    laid over (``x-parts``)."""
-    needs, parts = raw.get("x-needs"), raw.get("x-parts")
-    if isinstance(needs, list) and (missing := [x for x in needs if x not in (parts or {})]):
-        files = " ".join(f"config/{name}.yaml" for name in needs)
-        reason = f"what was given is laid over config/{missing[0]}.yaml, which was not"
-        raise UserError(reason, "--configfile", f"give {files} before it")
 
 
 def read(paths: Iterable[Path], entries: Iterable[str] = ()) -> Config:

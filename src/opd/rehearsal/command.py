@@ -15,7 +15,7 @@ import yaml
 
 from opd.core import marked
 from opd.core.errors import UserError
-from opd.core.files import digest, make_folder, replacing
+from opd.core.files import digest, replacing
 from opd.core.security import visible
 from opd.plan import hub_lock
 from opd.plan.artifacts import data_files, data_path
@@ -34,7 +34,7 @@ def prepare(raw: dict[str, Any], root: Path, folder: Path) -> tuple[dict[str, st
     config that is wrong.
     """
     config = resolve.resolve(raw)
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     lock = hub_lock.read(root / "config" / "hub.lock.yaml")
     commits: dict[str, str] = {}
     notes: list[str] = []

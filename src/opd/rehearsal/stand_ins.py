@@ -148,9 +148,7 @@ def own_model(source: Path, folder: Path, seed: int = 0) -> None:
     """Write the stand-in of a checkpoint that lies in a folder: its configuration with two narrow
     layers, and its own tokenizer."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
-    from opd.models.checkpoints import read_tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     config = AutoConfig.from_pretrained(source)
     narrow: dict[str, Any] = {
@@ -163,7 +161,7 @@ def own_model(source: Path, folder: Path, seed: int = 0) -> None:
     for key, value in narrow.items():
         if getattr(config, key, None) is not None:
             setattr(config, key, value)
-    tokenizer = read_tokenizer(source)
+    tokenizer = AutoTokenizer.from_pretrained(source)
     torch.manual_seed(seed)
     made = AutoModelForCausalLM.from_config(config)
     if (source / "generation_config.json").is_file():

@@ -16,11 +16,11 @@ from typing import Any
 from opd.core.errors import UserError
 from opd.core.files import digest, parse_json, read_bytes, replacing
 from opd.stages import check as checks
-from opd.stages import records, verify
+from opd.stages import records
 from opd.stages.artifact import Artifact, sources_first
 from opd.stages.identity import settings_digest
 from opd.stages.on_disk import Made
-from opd.stages.records import Manifest, Planned, State, digest_in, json_text, load
+from opd.stages.records import Planned, State, digest_in, json_text
 
 
 def described(artifacts: Mapping[str, Artifact], targets: Iterable[str] = ()) -> dict[str, Planned]:
@@ -148,25 +148,6 @@ def other_settings(artifacts: Mapping[str, Artifact], results: Path) -> list[str
         if (results / folder / "digest.json").is_file()
         and checks.settings(digest_in(results / folder), planned)
     ]
-
-
-def other_data(artifacts: Mapping[str, Artifact], results: Path, store: Path) -> list[str]:
-    """Folders of the artifacts that are there, made from plain files or folders which hold
-    something else by now. Snakemake goes by times, which a copy may bring along, and which those of
-    a folder do not show of the files in it."""
-    folders = []
-    for folder, artifact in artifacts.items():
-        plain = {n: Path(p) for n, p in artifact.named.items() if os.path.isabs(p)}
-        made = load(results / folder / "manifest.json", Manifest)[0] if plain else None
-        if made is None or made.adopted:
-            continue
-        then = {name: used.outputs for name, used in made.inputs.items()}
-        if any(
-            name in then and path.exists() and digest(verify.plain(path, store)) != then[name]
-            for name, path in plain.items()
-        ):
-            folders.append(folder)
-    return folders
 
 
 def check(plan: Path, inputs: Iterable[Path]) -> None:

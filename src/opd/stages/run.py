@@ -145,7 +145,6 @@ def _compute(
     """Run a stage into an entry of the store, and write its record. What is the same as before
     stays in place, removed steps of a training run among it. Where a run ends differently, the
     steps kept of it before go."""
-    _require_code(stage, cfg)  # just before it is imported: others may have had the GPU for hours
     store, key, steps = entry.parent, entry.name, steps_of(entry)
     record, running = store / f"{key}.json", folder / "running.json"
     before = {int(path.name) for path in steps.glob("*") if path.is_dir()}
@@ -297,6 +296,7 @@ def run_stage(
             )
             computed = STAGES[stage].looks or not in_store
             if computed:
+                _require_code(stage, cfg)
                 for payload in payloads.values() if not STAGES[stage].looks else ():
                     removal.refuse(payload)
                     if STAGES[stage].python != "light":  # which reads no weights

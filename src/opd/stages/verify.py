@@ -11,15 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from opd.core.errors import UserError
-from opd.core.files import (
-    digest,
-    file_digest,
-    files_below,
-    input_files,
-    parse_json,
-    plain_digest,
-    replacing,
-)
+from opd.core.files import files_below, parse_json, plain_digest, replacing
 from opd.stages import check
 from opd.stages.records import Digest, Finding, load
 
@@ -32,12 +24,8 @@ Stamp = list[int]
 def stamps(folder: Path) -> dict[str, Stamp]:
     """Relative path -> what tells whether a file was written to, of all below a folder that is no
     plain folder."""
-    return {name: _stamp(path) for name, path in files_below(folder).items()}
-
-
-def _stamp(path: Path) -> Stamp:
-    status = path.lstat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    statuses = {name: path.lstat() for name, path in files_below(folder).items()}
+    return {n: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for n, s in statuses.items()}
 
 
 def remember(path: Path, seen: Mapping[str, tuple[Stamp, str]]) -> None:
@@ -50,32 +38,15 @@ def remember(path: Path, seen: Mapping[str, tuple[Stamp, str]]) -> None:
             temporary.write_text(json.dumps(settled))
 
 
-def _recalled(memory: Path | None) -> dict[str, tuple[Stamp, str]]:
-    """What was written down of files that were read. A memory that is missing or damaged is
-    none."""
-    with suppress(OSError, ValueError, AttributeError, TypeError):
-        text = memory.read_text() if memory else "{}"
-        return {name: (mark, sha) for name, (mark, sha) in parse_json(text).items()}
-    return {}
-
-
-def plain(path: Path, store: Path) -> dict[str, str]:
-    """``opd.core.files.content`` of an input that no stage made, without reading again what has not
-    changed since."""
-    place = store / ".cache" / "plain" / f"{digest(str(path))}.json"
-    known, seen = _recalled(place), {}
-    for name, file in input_files(path).items():
-        old, mark = known.get(name), _stamp(file)
-        seen[name] = old if old and old[0] == mark else (mark, file_digest(file))
-    if seen != known:
-        remember(place, seen)
-    return {name: sha for name, (_, sha) in seen.items()}
-
-
 def _changes(folder: Path, outputs: Mapping[str, str], memory: Path | None) -> list[Finding]:
     """What is wrong with the files below ``folder``, of which ``outputs`` has the digests.
     ``memory`` is the file in which the digests of what was read are kept, if any."""
-    known, seen = _recalled(memory), {}
+    known: dict[str, tuple[Stamp, str]] = {}
+    # A memory that is missing or damaged is none.
+    with suppress(OSError, ValueError, AttributeError, TypeError):
+        text = memory.read_text() if memory else "{}"
+        known = {name: (mark, sha) for name, (mark, sha) in parse_json(text).items()}
+    seen = {}
     for name, mark in stamps(folder).items():
         old = known.get(name)
         # A memory that speaks against a file is not believed: it may be what is damaged.

@@ -12,6 +12,7 @@ import torch
 import transformers
 from peft import PeftModel
 from transformers import (
+    AutoTokenizer,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -23,7 +24,7 @@ from opd.core.errors import UserError
 from opd.data import conversations, privileged
 from opd.losses.schemas import METRICS
 from opd.models.chat import require_options
-from opd.models.checkpoints import read_config, read_tokenizer, require_room
+from opd.models.checkpoints import read_config, require_room
 from opd.models.live_rows import live_rows
 from opd.models.prompts import read_prompts
 from opd.training import adapter, batches, trackers
@@ -236,7 +237,7 @@ def train(
         model.generation_config = trained
         # A tokenizer is saved with whether it came from local files alone; left to itself that
         # depends on the environment, and the same stage writes other bytes.
-        tokenizer = read_tokenizer(source, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
         tokenizer.save_pretrained(folder)
 
     if getattr(trainer, "use_vllm", False):

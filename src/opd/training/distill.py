@@ -30,8 +30,8 @@ from opd.training import (
     terms,
 )
 from opd.training.objective import COUNTS, Term
-from opd.training.padding import require_boundaries, trimmed
-from opd.training.positions import packed_hidden, padded_hidden
+from opd.training.padding import packed_hidden, require_boundaries, trimmed
+from opd.training.positions import padded_hidden
 from opd.training.prompts import load
 from opd.training.record import Record, Value
 from opd.training.teachers import ROWS, Teachers, load_models, on_device

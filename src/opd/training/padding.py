@@ -2,12 +2,15 @@
 
 TRL pads prompts (on the left) and responses (on the right) to the longest of all rollouts of a
 step, and then cuts the step into micro-batches.
+
+Legend: B sequences of L tokens with padding, N tokens without; H width of the hidden states.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from opd.core.errors import UserError
 
@@ -38,6 +41,22 @@ def trimmed(batch: Mapping[str, Any]) -> dict[str, Any]:
                 if parts.get(name) is not None:
                     parts[name] = parts[name][:, used]
     return parts
+
+
+def packed_hidden(backbone: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Last hidden states [B, L, H] of sequences [B, L], computed as one row of the N tokens that
+    are no padding; 0 where there is padding.
+
+    The positions of the row begin at 0 with every sequence. From that transformers tells the
+    sequences apart: flash attention takes each by itself, the others get a block-diagonal mask.
+    """
+    kept = mask != 0
+    positions = (kept.cumsum(1) - 1)[kept]
+    row = backbone(input_ids=ids[kept][None], position_ids=positions[None], use_cache=False)
+    hidden = row.last_hidden_state[0]
+    padded = hidden.new_zeros(*mask.shape, hidden.shape[-1])
+    padded[kept] = hidden
+    return padded
 
 
 def require_boundaries(model: Any) -> None:

@@ -1,7 +1,6 @@
-"""Positions of tokens in sequences that are padded on the left, as prompts are, and what a model
-makes of such sequences.
+"""Positions of tokens in sequences that are padded on the left, as prompts are.
 
-Legend: B sequences of L tokens with padding, N tokens without; H width of the hidden states.
+Legend: B sequences of L tokens with padding; H width of the hidden states.
 """
 
 from typing import Any
@@ -20,22 +19,6 @@ def padded_hidden(backbone: Any, ids: Tensor, mask: Tensor) -> Tensor:
     named = {"attention_mask": mask, "position_ids": positions_of(mask)}
     hidden: Tensor = backbone(input_ids=ids, **named, use_cache=False).last_hidden_state
     return hidden
-
-
-def packed_hidden(backbone: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """Last hidden states [B, L, H] of sequences [B, L], computed as one row of the N tokens that
-    are no padding; 0 where there is padding.
-
-    The positions of the row begin at 0 with every sequence. From that transformers tells the
-    sequences apart: flash attention takes each by itself, the others get a block-diagonal mask.
-    """
-    kept = mask != 0
-    positions = positions_of(mask)[kept]
-    row = backbone(input_ids=ids[kept][None], position_ids=positions[None], use_cache=False)
-    hidden = row.last_hidden_state[0]
-    padded = hidden.new_zeros(*mask.shape, hidden.shape[-1])
-    padded[kept] = hidden
-    return padded
 
 
 def count_positions(backbone: Any) -> None:

@@ -45,9 +45,6 @@ class Steps(TrainerCallback):
         self.seed, self.trainer, self.minutes = seed, trainer, minutes
         self.saved_at = time.monotonic()
         self.stopping = self.updating = False
-        args: Any = trainer.args
-        shared = getattr(args, "use_vllm", False) and args.vllm_mode == "colocate"
-        self.engine_processes = args.vllm_tensor_parallel_size if shared else 1
 
     def handle(self, *_: Any) -> None:
         if self.stopping:  # a second signal must not end the writing of the checkpoint
@@ -67,9 +64,8 @@ class Steps(TrainerCallback):
         if self._in_any_process(self.stopping):
             raise SystemExit(STOPPED)
         self.updating = False
-        # Processes that hold one vLLM engine together have to sample the same.
-        group = self.trainer.accelerator.process_index // self.engine_processes
-        text = f"{self.seed}/{int(state.global_step)}/{group}"
+        process = self.trainer.accelerator.process_index
+        text = f"{self.seed}/{int(state.global_step)}/{process}"
         set_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -1,7 +1,6 @@
 """``opd stage STAGE``: one stage with explicit files, as the rules of the workflow run it."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +52,6 @@ def _run(arguments: argparse.Namespace) -> None:
         from opd.stages.fresh import check
 
         check(arguments.plan, arguments.input)
-    # Of the user's shell: transformers would compute in it, whatever the settings say.
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     stage, settings, output = arguments.stage, _settings(arguments.cfg), arguments.output
     if mark():
         from opd.rehearsal import on_cpu

@@ -15,9 +15,6 @@ from opd.models.source import GRAMMAR, local
 
 ANSWERS = f"of answers: {', '.join(GRADERS)}"
 QUESTIONS = "prompts.parquet, or lines of JSON with question, answer and prompt"
-TEMPLATE = (
-    f"what asks, {', '.join(TEMPLATES)} or text with {{question}}; the bare prompt if not given"
-)
 CHOICES = {
     "backend": (("transformers", "vllm"), "what samples"),
     "dtype": (("float32", "bfloat16"), "what models are computed in"),
@@ -60,7 +57,10 @@ def add(command: options.Add) -> None:
         about = f"{about}; {IN_MINUTES}"
         options.add(preflight, f"--{name.replace('_', '-')}", about, type=whole(1), metavar="N")
     options.add_counts(preflight, PREFLIGHT)
-    options.add(preflight, "--template", TEMPLATE)
+    about = (
+        f"what asks, {', '.join(TEMPLATES)} or text with {{question}}; the bare prompt if not given"
+    )
+    options.add(preflight, "--template", about)
     about = "that rollouts are sampled at"
     options.add(preflight, "--temperature", about, 1.0, type=options.positive, metavar="T")
     options.add(preflight, "--grader", f"{ANSWERS}; nothing is graded if not given")
@@ -83,7 +83,6 @@ def add(command: options.Add) -> None:
     about = "the student with a right response in its prompt is a teacher, too"
     options.add_flag(align, "--demonstrate", about)
     options.add_counts(align, ALIGN)
-    options.add(align, "--template", TEMPLATE)
     options.add(align, "--system", "a system prompt; none if not given")
     _add_common(align)
 
@@ -147,7 +146,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
 
 
 def _align(arguments: argparse.Namespace) -> None:
-    cfg = _settings(arguments, *ALIGN, "system", "demonstrate", "template")
+    cfg = _settings(arguments, *ALIGN, "system", "demonstrate")
     student = _model(arguments.student, "--student")
     teachers = [_model(teacher, "--teacher") for teacher in arguments.teacher]
     questions = _questions(arguments.questions)
