@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import matplotlib
@@ -49,3 +51,28 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert variables["accuracy"] == {"easy": 4 / 8, "hard": 3 / 8}
     lines = [axis.lines[0] for axis in variables["axes"]]  # type: ignore[attr-defined]
     assert [list(line.get_ydata()) for line in lines] == [[0.5, 0.75], [1, 0.25]]
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(
+    _git("rev-parse", "--is-shallow-repository").stdout.strip() != "false",
+    reason="needs the project's history",
+)
+def test_the_commits_that_pages_name_are_in_the_history() -> None:
+    """So that who reads a number can have the code that it is from."""
+    pages = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+    named = {
+        (page.name, commit)
+        for page in pages
+        for commit in re.findall(r"commits?\s+`?([0-9a-f]{7,40})\b", page.read_text())
+    }
+    assert {commit for _, commit in named} >= {"c9298bb"}
+    lost = {
+        (page, commit)
+        for page, commit in named
+        if _git("merge-base", "--is-ancestor", commit, "HEAD").returncode
+    }
+    assert not lost
