@@ -26,7 +26,7 @@ from opd.evaluation.reader import Evaluations, NotLogged, Reader
 from opd.results.quantity import MACRO, METRIC, POINTS, PROBE, SCORES, Quantity, apart, unit_of
 from opd.stats import intervals
 from opd.stats.draws import read_draws
-from opd.stats.few_seeds import widened
+from opd.stats.few_seeds import p_value, widened
 from opd.stats.intervals import LEVEL, RESAMPLES, Array, Interval, boundless, weights
 
 LIMITS = {"share": (0.0, 1.0), POINTS: (-1.0, 1.0)}
@@ -84,12 +84,21 @@ class Estimate(NamedTuple):
         # A run of its own is paired with every seed of the other side.
         if len(without) < 2 and all(side.seeds == 1 for side in without):
             by_seed = self.seed_by_seed - other.seed_by_seed
-        kind = self.only_seeds or other.only_seeds, self.ratio or other.ratio
+        sides = self, other
+        only_seeds = any(side.only_seeds for side in sides) and all(
+            side.only_seeds or _still(side.draws) for side in sides
+        )
+        kind = only_seeds, self.ratio or other.ratio
         # Only where the pair as a whole never moves: else the draws say how far it does.
-        floor = 0.0 if np.nanmax(draws) > np.nanmin(draws) else max(self.least, other.least)
+        floor = max(self.least, other.least) if _still(draws) else 0.0
         seeds = max(self.seeds, other.seeds)
         value, unit = self.value - other.value, apart(self.unit)
         return Estimate(value, draws, seeds, unit, floor, by_seed, *kind)
+
+
+def _still(draws: Array) -> bool:
+    """Whether draws are all alike, but for the rounding of weights that sum to 1."""
+    return bool(np.nanmax(draws) - np.nanmin(draws) <= 1e-12)
 
 
 class Measurements:
@@ -197,7 +206,7 @@ def _score(quantity: Quantity, measured: Measurements) -> Estimate:
     seeds, unit = max(len(side.seeds) for side in evaluations), quantity.unit
     field = FIELDS.get(kind, "correct")
     scores = [[side.scores(name, field)[0] for name in benchmarks] for side in evaluations]
-    if kind in ("pass", "maj", "p"):
+    if kind in ("pass", "maj") or (kind == "p" and measured.seeds == 1):
         if kind == "p":
             after, before = (side if only is None else [side[only]] for side in scores)
             value: float | None = intervals.paired_test(after, before, seed=measured.seed)
@@ -221,6 +230,11 @@ def _score(quantity: Quantity, measured: Measurements) -> Estimate:
         by_seed = of_seeds if measured.seeds > 1 else None
         return Estimate(float(means[0]), draws[:, 0], seeds, unit, floor, by_seed)
 
+    if kind == "p":
+        change = mean(intervals.less(*sides), POINTS)
+        assert change.by_seed is not None
+        value = p_value(change.draws, change.by_seed)
+        return Estimate(value, np.full(measured.resamples, value), seeds, unit)
     if kind == "recovery":
         now, base, goal = sides
         gap = mean(intervals.less(goal, base), POINTS)
@@ -377,7 +391,7 @@ def _of_probe(quantity: Quantity, measured: Measurements) -> Estimate:
         by_seed = np.array(values)
     of_all = (drawn * of_seeds).sum(axis=1)
     # Where the draws move they say how far.
-    slack = float(np.mean(slacks)) if np.ptp(of_all) == 0 else 0.0
+    slack = float(np.mean(slacks)) if _still(of_all) else 0.0
     return Estimate(float(np.mean(values)), of_all, len(runs), unit_of(name), slack, by_seed)
 
 

@@ -26,7 +26,7 @@ from opd.results.estimate import (
     blocks,
 )
 from opd.results.quantity import read, unit_of
-from opd.stats.few_seeds import widened
+from opd.stats.few_seeds import p_value, widened
 from opd.stats.intervals import averages, bootstrap, bounds, interval, less, student, weights
 
 Given = dict[str, Any]
@@ -119,9 +119,13 @@ def test_values_by_hand(reader: Reader) -> None:
     assert found({"tokens": "after"}, reader).value == pytest.approx(11.5)
     assert found({"truncated": "after"}, reader).value == pytest.approx(0.25)
     assert found({"answered": "after"}, reader).value == pytest.approx(after)
-    # Seven of eight problems are better and one is worse, by as little as the least of the others:
-    # to swap none, this one or that one is as extreme, to either side, of 2^8 swaps.
-    assert found({"p": "after"}, reader).value == pytest.approx(6 / 256)
+    # Over two seeds by the t that the interval of the change is from; of one seed by swaps: of
+    # eight problems seven are better and one is as before, so 4 of 2^8 swaps are as extreme.
+    change, p = found({"change": "after"}, reader, 4000), found({"p": "after"}, reader, 4000)
+    assert p.value == p_value(change.draws, change.by_seed) and p.interval() == (p.value,) * 3
+    one = {"evaluations": ["s0"], "base": ["student"]}
+    arms = {"one": {"label": "one", **one}}
+    assert estimate({"p": "one"}, reader, arms, {}).value == pytest.approx(4 / 256)
 
 
 def test_a_ratio_may_lie_beyond_what_a_share_may_be() -> None:
@@ -386,8 +390,22 @@ def test_one_seed_that_never_moves_does_not_stand_for_all(tmp_path: Path) -> Non
     low, high = got.interval()[1:]
     assert low == pytest.approx(0.7 - 0.60, abs=0.07) and high == 1
     # Where none moves it is as far as each may be off.
-    still = of_three(tmp_path / "still", "format_prefix", *[(1.0, 0.88, 1.0, [1.0])] * 3)
-    assert still.interval() == pytest.approx((1, 0.88, 1))
+    for seeds in (3, 6, 7):  # sixths and sevenths sum to 1 only up to rounding
+        still = of_three(tmp_path / f"{seeds}", "format_prefix", *[(1.0, 0.88, 1.0, [1.0])] * seeds)
+        assert still.interval() == pytest.approx((1, 0.88, 1))
+
+
+def test_only_what_varies_over_seeds_alone_has_students_t() -> None:
+    """A probe's draws of prompts are not lost where a metric is taken from it."""
+    rng, by_seed = np.random.default_rng(0), np.array([0.60, 0.61, 0.62])
+    noisy = Estimate(0.61, rng.normal(0.61, 0.08, 4000), 3, "share", by_seed=by_seed)
+    course = Estimate(0.5, np.full(4000, 0.5), 3, "share", by_seed=by_seed - 0.11, only_seeds=True)
+    fixed = Estimate(0.3, np.full(4000, 0.3), 1, "share")
+    difference = noisy - course
+    assert difference.interval().high - difference.interval().low > 0.28
+    assert (course - fixed).only_seeds and not (noisy - fixed).only_seeds
+    expected = student(by_seed - 0.41)
+    assert (course - fixed).interval() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["mcnemar_p", "p_welch_cosine", "p_cluster_signal"])

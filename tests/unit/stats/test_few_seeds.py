@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from opd.stats.few_seeds import widened
+from opd.stats.few_seeds import p_value, widened
 from opd.stats.intervals import Array, Interval, averages, bootstrap, bounds, less, student
 
 
@@ -41,6 +41,33 @@ def test_width_of_two_parts_by_hand() -> None:
     cells = np.array([[0.2], [0.4]]) + np.where(np.arange(100) % 2, 0.5, -0.5)
     _, wide = of(cells)
     assert (wide.high - wide.low) / 2 == pytest.approx(5.691 * np.sqrt(0.0125), rel=0.04)
+
+
+def test_p_values_are_those_of_the_same_t() -> None:
+    """Of seeds alone: the test of one sample. Of two parts: where the interval has its end at 0."""
+    from scipy.stats import ttest_1samp
+
+    by_seed = np.array([0.02, 0.1, 0.05])
+    _, draws = bootstrap([[np.repeat(by_seed[:, None], 200, axis=1)]], 4000, 0)
+    assert p_value(draws[:, 0], by_seed) == pytest.approx(ttest_1samp(by_seed, 0).pvalue, rel=0.04)
+    cells = np.array([[0.2], [0.4]]) + np.where(np.arange(100) % 2, 0.5, -0.5)
+    drawn, wide = of(cells)
+    _, draws = bootstrap([[cells]], 4000, 0)
+    half = (wide.high - wide.low) / 2
+    at_the_end = p_value(draws[:, 0] - 0.3 + half, cells.mean(axis=1) - 0.3 + half)
+    assert at_the_end == pytest.approx(0.05, abs=0.003)
+    assert p_value(np.zeros(9), np.zeros(3)) == 1 and p_value(np.ones(9), np.ones(3)) == 0
+
+
+def test_alike_models_are_seldom_called_different() -> None:
+    """Three seeds of each, which differ by chance; 60 problems of four samples."""
+    rng, called = np.random.default_rng(1), 0
+    for _ in range(200):
+        logits = rng.normal(0, 1.5, 60) + rng.normal(0, 0.5, (2, 3, 1))
+        after, before = rng.binomial(4, 1 / (1 + np.exp(-logits))) / 4
+        _, draws = bootstrap([[after - before]], 500, 0)
+        called += p_value(draws[:, 0], (after - before).mean(axis=1)) < 0.05
+    assert called <= 0.12 * 200
 
 
 def test_ends_keep_their_distances_and_what_has_no_ends_has_none() -> None:
