@@ -39,7 +39,7 @@ REWRITES = [
         (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])|\\?[%$]", ""),
         # Lists in words, units after a number, text.
         (r" ?\\(?:text|mbox) ?\{ ?(?:and|or) ?\} ?| (?:and|or) ", ","),
-        (r"(?<=[\d})]) ?\\mathrm ?\{ ?([ie]) ?\}", r"\1"),
+        (r"(?<=[\d})]) ?\\(?:text|mathrm|mbox) ?\{ ?([ie]) ?\}", r"\1"),
         (r"(?<=[\d})]) ?\\(?:text|mathrm|mbox) ?\{[^{}]*\} ?(?:\^ ?\{?\d\}?)? ?\.? ?$", ""),
         (rf"(?<=[\d}})]) ?(?:{UNITS})(?:e?s)? ?(?:\^ ?\{{?\d\}}?)? ?\.? ?$", ""),
         (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox) ?\{([^{}]*)\}", r"\1"),

@@ -142,12 +142,11 @@ def last_number(text: str) -> str | None:
     return numbers[-1].replace(",", "") if numbers else None
 
 
-_FIRST_WORD = re.compile(
-    r"(?:\\[a-z]+ *(?=\{)|[^\w\\])*(?:(?i:answer)(?: is)?\W+)?([A-Za-z]+)(?!\w)"
-)
-# A further choice behind the first.
+_FIRST_WORD = re.compile(r"[^\w\\]*(?:(?i:answer)(?: is)?\W+)?([A-Za-z]+)(?!\w)")
+# A further choice behind the first: a letter, unless it is a word of a sentence, or a truth value.
 _ANOTHER = re.compile(
-    r"\W*(?:[,/&]|\b(?:or|and)\b)\W*(?:[A-J](?!\w)|[a-j]\)|(?i:true|false|yes|no)(?!\w))"
+    r"\W*(?:[,;/&]|\b(?:or|and)\b)\W*"
+    r"([B-HJ](?!\w)|[AI](?! ?\w)|[a-j](?=\)|\W*$|\W*[,;/&])|(?i:true|false|yes|no)(?!\w))"
 )
 
 
@@ -164,9 +163,27 @@ def _last_line(text: str) -> str:
 
 
 def _letter(text: str) -> str | None:
-    line = _last_line(text)
+    line = _without_commands(_last_line(text))
     letter = re.fullmatch(r"\W*([A-Z])(?:\W.*)?", line)
-    return letter[1] if letter and not _ANOTHER.match(line, letter.end(1)) else None
+    return letter[1] if letter and not _chooses_another(line, letter) else None
+
+
+def _without_commands(text: str) -> str:
+    """A text in which what LaTeX sets in some way stands as it is: ``\\text{A} \\text{ or }``."""
+    bare, inner = text.replace("\\ ", " "), r"\\[a-z]+ *\{([^{}]*)\}"
+    while (further := re.sub(inner, r"\1", bare)) != bare:
+        bare = further
+    return bare
+
+
+def _chooses_another(text: str, first: re.Match[str]) -> bool:
+    """Whether other choices than the ``first`` stand behind it."""
+    end = first.end(1)
+    while another := _ANOTHER.match(text, end):
+        if _truth_value(another[1]) != _truth_value(first[1]):
+            return True
+        end = another.end()
+    return False
 
 
 def _boolean(text: str) -> str | None:
@@ -185,10 +202,11 @@ def _word(text: str) -> str:
     """What a text chooses by its first word, with yes and no as true and false: ``C. 12`` and
     ``\\text{(c)}`` choose c. Empty where it begins a sentence (``A dog``) or names another
     choice (``A or B``)."""
-    first = _FIRST_WORD.match(text)
-    if first is None or _ANOTHER.match(text, first.end()):
+    bare = _without_commands(text)
+    first = _FIRST_WORD.match(bare)
+    if first is None or _chooses_another(bare, first):
         return ""
-    begins_sentence = len(first[1]) == 1 and re.match(r"(?: |['’])[A-Za-z]", text[first.end() :])
+    begins_sentence = first[1] in "AI" and re.match(r"(?: |['’])[A-Za-z]", bare[first.end() :])
     return "" if begins_sentence else _truth_value(first[1])
 
 

@@ -114,7 +114,11 @@ def read_tokenizer(path: Path, **named: Any) -> PreTrainedTokenizerBase:
     file = path / "tokenizer.json"
     if not file.is_file():
         return tokenizer
-    ids = Tokenizer.from_file(str(file)).encode(SAMPLE, add_special_tokens=False).ids
+    as_stored = Tokenizer.from_file(str(file))
+    # Of the last call before it was saved; transformers sets both anew with each.
+    as_stored.no_padding()
+    as_stored.no_truncation()
+    ids = as_stored.encode(SAMPLE, add_special_tokens=False).ids
     if tokenizer.encode(SAMPLE, add_special_tokens=False) != ids:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **named)
         if tokenizer.encode(SAMPLE, add_special_tokens=False) != ids:

@@ -363,6 +363,12 @@ def test_an_answer_equals_itself_if_anything_is_left_of_it(grader: str, answer: 
         ("A dog", "A", False), ("I don't know", "I", False), ("C, a cat", "C", True),
         ("C, D", "D", False), ("True or False", "True", False), ("yes/no", "True", False),
         ("Yes, it is", "True", True), ("answer", "C", False),
+        (r"A \text{ and } C", "A", False), (r"\text{A} \text{ or } \text{B}", "A", False),
+        (r"\text{(A)},\ \text{(C)}", "A", False), (r"\mathbf{A},\mathbf{C}", "A", False),
+        ("A; B", "A", False), ("a, c", "A", False), (r"True \text{ or } False", "True", False),
+        # One after all.
+        ("C because it is", "C", True), (r"\textbf{B} mitosis", "B", True), ("True, yes", "True", True),
+        ("C, I think", "C", True), ("C, a mammal", "C", True), ("A, A", "A", True),
     ],
 )  # fmt: skip
 def test_choices(box: str, answer: str, right: bool) -> None:
@@ -436,6 +442,8 @@ def test_only_some_graders_leave_the_thinking_out_of_themselves() -> None:
     ("given", "plain", "without"),
     [
         ("3\\mathrm{i}", "3i", "3"),
+        ("3\\text{i}", "3i", "3"),
+        ("2+3\\mbox{i}", "2+3i", "2+3"),
         ("2 + 3\\mathrm{ i }", "2+3i", "2+3"),
         ("2\\mathrm{e}", "2e", "2"),
         ("3 \\mathrm {i}^2", "3i^2", "3"),

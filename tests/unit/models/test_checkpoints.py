@@ -177,6 +177,21 @@ def test_a_tokenizer_is_what_its_tokenizer_json_says(
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|end|>", "<|pad|>")
 
 
+@pytest.mark.parametrize("call", [{"padding": "max_length"}, {"truncation": True}])
+def test_how_a_tokenizer_was_called_last_is_no_part_of_it(
+    call: dict[str, Any], sound: Path, tmp_path: Path
+) -> None:
+    """It is saved with it, and every call sets it anew."""
+    folder = tmp_path / "model"
+    shutil.copytree(sound, folder)
+    tokenizer = checkpoints.load_tokenizer(folder)
+    before = tokenizer.encode(TEXT)
+    tokenizer("a", max_length=4 if "truncation" in call else 512, **call)
+    tokenizer.save_pretrained(folder)
+    assert json.loads((folder / "tokenizer.json").read_text())[[*call][0]]
+    assert checkpoints.load_tokenizer(folder).encode(TEXT) == before
+
+
 def test_a_trained_model_has_the_tokenizer_of_its_student(inputs: Inputs, tmp_path: Path) -> None:
     folder = tmp_path / "student"
     shutil.copytree(inputs["student"], folder)
