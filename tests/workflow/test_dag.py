@@ -192,6 +192,7 @@ def test_data_that_changed_at_an_older_time_is_read_again(copy: Project):
     labelled.write_text("".join(rows))
     os.utime(labelled, (1e9, 1e9))
     assert {"prompts/labelled", "prompts/labelled-short"} <= copy.would_make()
+    assert "data that has changed since: results/tiny/prompts/labelled;" in copy.run("-n")
     labelled.write_text(first + "".join(rows))
     os.utime(labelled, (1e9, 1e9))
     assert not copy.would_make()

@@ -94,15 +94,19 @@ if workflow.is_main_process:
             file=sys.stderr,
         )
     EDITED = fresh.other_settings(ARTIFACTS, Path(RESULTS))
-    if EDITED:
-        edits = diff.edits(Path(RESULTS, EDITED[0]), ARTIFACTS[EDITED[0]].cfg)
-        first = f"{RESULTS}/{EDITED[0]}" + (f" ({edits})" if edits else "")
-        more = f" and {len(EDITED) - 1} more" if len(EDITED) > 1 else ""
-        print(
-            f"not as the config says: {first}{more}; what is asked for is made again",
-            file=sys.stderr,
-        )
     OTHER_DATA = fresh.other_data(ARTIFACTS, Path(RESULTS), Path("results/.store"))
+    for reason, folders in (
+        ("not as the config says", EDITED),
+        ("made from data that has changed since", OTHER_DATA),
+    ):
+        if folders:
+            edits = diff.edits(Path(RESULTS, folders[0]), ARTIFACTS[folders[0]].cfg)
+            first = f"{RESULTS}/{folders[0]}" + (f" ({edits})" if edits else "")
+            more = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
+            print(
+                f"{reason}: {first}{more}; what is asked for is made again",
+                file=sys.stderr,
+            )
     AGAIN = state.again(ARTIFACTS, Path(RESULTS), Path("results/.store"))
 else:
     OTHERWISE = fresh.edited_since(

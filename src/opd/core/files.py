@@ -59,14 +59,19 @@ def plain_digest(path: Path) -> str:
 
 def input_files(path: Path) -> dict[str, Path]:
     """The files below a folder that was not made here by their relative paths, each as the plain
-    file that it is; one file by its name.
+    file that it is; one file by its name. What Python has compiled is none of them: to import a
+    file writes it.
 
     A link may lead to a file of the same folder and, from a snapshot in the hub's cache, to one of
     the blobs of its repository. Raises ``UserError`` for all else that is no plain file.
     """
     top = Path(os.path.realpath(path))
     blobs = [top.parent.parent / "blobs"] if top.parent.name == "snapshots" else []
-    files = {name: Path(os.path.realpath(file)) for name, file in files_below(top).items()}
+    files = {
+        name: Path(os.path.realpath(file))
+        for name, file in files_below(top).items()
+        if "__pycache__" not in file.relative_to(top).parts
+    }
     for name, file in files.items():
         if not (file.is_file() and any(file.is_relative_to(place) for place in (top, *blobs))):
             kind = "a link that leads out of its folder" if (top / name).is_symlink() else "no file"

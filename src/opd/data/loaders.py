@@ -227,8 +227,13 @@ def _parquet(path: Path, source: Mapping[str, Any]) -> Iterator[Row]:
                 yield from _rows(batch, source["path"], first)
                 first += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        reason = f"not a whole parquet file, at row {first} or later ({error})"
-        raise UserError(reason, str(path), "fetch it again") from error
+        raise not_parquet(path, first, error) from error
+
+
+def not_parquet(path: Path, row: int, error: Exception) -> UserError:
+    """What to raise where a parquet file cannot be read from a row on."""
+    reason = f"not a whole parquet file, at row {row} or later ({error})"
+    return UserError(reason, str(path), "fetch it again")
 
 
 def _rows(batch: Any, name: str, first: int) -> Iterator[Row]:

@@ -32,9 +32,8 @@ TO_RUN = ("run", "stale")
 
 def beside(files: Sequence[Path]) -> Path:
     """The folder with the lock, papers' files and calibration.yaml: config/, as for snakemake, or,
-    where there is none, that of the first config file."""
-    here = Path("config")
-    return here if here.is_dir() else files[0].parent
+    where no workflow is here, that of the first config file."""
+    return Path("config") if Path("Snakefile").is_file() else files[0].parent
 
 
 def artifacts_of(config: Config, root: Path) -> dict[str, Artifact]:

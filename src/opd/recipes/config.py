@@ -107,13 +107,20 @@ class Training(Strict):
     def _attention_has_its_type(self) -> "Training":
         if (self.attention or "").startswith("flash_") and self.precision != "bfloat16":
             raise ValueError(f"attention: {self.attention} needs precision: bfloat16")
-        size = (self.vllm or {}).get("tensor_parallel_size") or 1
+        size = self.own_engine.get("tensor_parallel_size") or 1
         if isinstance(size, int) and (self.processes or 1) % size:
             raise ValueError(
                 f"vllm.tensor_parallel_size ({size}) does not divide processes "
                 f"({self.processes or 1})"
             )
         return self
+
+    @property
+    def own_engine(self) -> dict[str, Plain]:
+        """Settings of the vLLM in the trainer's processes; none where a server samples, which has
+        its own."""
+        settings: dict[str, Plain] = {**(self.vllm or {})}
+        return {} if settings.get("mode") == "server" else settings
 
 
 class World(Strict):
@@ -130,8 +137,9 @@ class World(Strict):
 
 
 class Config(Strict):
-    """A scale: everything that one results folder holds. Keys that begin with ``x-`` are ignored:
-    they are where a file has its anchors."""
+    """A scale: everything that one results folder holds. Keys that begin with ``x-`` are where a
+    file has its anchors, and are ignored but for ``x-parts`` and ``x-needs``: by these a shipped
+    file says what it is laid over."""
 
     model_config = ConfigDict(json_schema_extra={"patternProperties": {"^x-": {}}})
 
@@ -203,10 +211,12 @@ class Config(Strict):
             raise ValueError("engine.batch_invariant needs backend: vllm")
         if twice := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
             raise ValueError(f"seeds: {twice[0]} stands there twice, which is one run and no two")
-        room = (self.training.vllm or {}).get("max_model_length")
+        room = self.training.own_engine.get("max_model_length")
         for name, model in self.models.items():
             run = model.distill or model.grpo
-            longest = run.max_prompt_tokens + run.max_new_tokens if run else 0
+            if run is None or (model.distill and not model.distill.samples):
+                continue
+            longest = run.max_prompt_tokens + run.max_new_tokens
             if isinstance(room, int) and longest > room:
                 raise ValueError(
                     f"models.{name}: vLLM would cut responses short, as training.vllm."

@@ -73,6 +73,7 @@ def cut(raw: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
         if section in resolve.SWEPT:
             small = {name: _recipe(section, recipe, by) for name, recipe in recipes.items()}
             config[section] = small
+    _leave_room(config)
     for model in config.get("models", {}).values():
         run = model.get("distill", {})
         if "rollouts" in run:
@@ -85,6 +86,10 @@ def cut(raw: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
     most = TRAINING | {"processes": processes}
     training = config.get("training", {}).items()
     config["training"] = {key: _most(most, key, value) for key, value in training}
+    size = (config["training"].get("vllm") or {}).get("tensor_parallel_size")
+    if isinstance(size, int):
+        own = config["training"]["vllm"]
+        own["tensor_parallel_size"] = math.gcd(size, config["training"].get("processes") or 1)
     return _renamed(config, _steps(config))
 
 
@@ -94,11 +99,22 @@ def length(tokens: int, by: int = TOKENS) -> int:
 
 
 def lengths(tokens: list[int], by: int = TOKENS) -> list[int]:
-    """What becomes of lengths each of which is longer than the one before, and stays so."""
+    """What becomes of lengths within a response each of which is longer than the one before, and
+    stays so."""
     cut: list[int] = []
     for n in tokens:
-        cut.append(max(length(n, by), cut[-1] + 1 if cut else 0))
+        cut.append(max(math.ceil(n / by), cut[-1] + 1 if cut else 1))
     return cut
+
+
+def _leave_room(config: dict[str, Any]) -> None:
+    """Let what goes on after prefixes, and the rollouts that are cut there, be longer than these."""
+    for probe in config.get("probes", {}).values():
+        if own := probe.get("continuation"):
+            longest = max(own["prefixes"][-1], own.get("longer_than") or 0)
+            for recipe in (own, config["generations"][own["generations"]]):
+                if "max_new_tokens" in recipe:
+                    recipe["max_new_tokens"] = max(recipe["max_new_tokens"], longest + 1)
 
 
 def _longest(value: Any) -> int:

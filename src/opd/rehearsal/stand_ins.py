@@ -183,9 +183,12 @@ def first_rows(source: Path, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix == ".parquet":  # of which the loader reads no more columns than it knows
-        with pq.ParquetFile(source) as file:
-            first = islice(file.iter_batches(ROWS), 1)
-            pq.write_table(pa.Table.from_batches(first, file.schema_arrow), path)
+        try:
+            with pq.ParquetFile(source) as file:
+                first = pa.Table.from_batches(islice(file.iter_batches(ROWS), 1), file.schema_arrow)
+        except (pa.ArrowException, OSError) as error:
+            raise loaders.not_parquet(source, 0, error) from error
+        pq.write_table(first, path)
         return
     rows = [*islice(loaders.read_file(source, {}), ROWS)]
     if source.suffix == ".csv":

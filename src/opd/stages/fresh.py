@@ -162,11 +162,19 @@ def other_data(artifacts: Mapping[str, Artifact], results: Path, store: Path) ->
             continue
         then = {name: used.outputs for name, used in made.inputs.items()}
         if any(
-            name in then and path.exists() and digest(verify.plain(path, store)) != then[name]
+            name in then and path.exists() and _digest_of_data(path, store) != then[name]
             for name, path in plain.items()
         ):
             folders.append(folder)
     return folders
+
+
+def _digest_of_data(path: Path, store: Path) -> str | None:
+    """None where it cannot be read, which is for the job to say that reads it."""
+    try:
+        return digest(verify.plain(path, store))
+    except (UserError, OSError):
+        return None
 
 
 def check(plan: Path, inputs: Iterable[Path]) -> None:

@@ -135,10 +135,10 @@ def below(path: str) -> str:
 def _source(root: Path, used: Used) -> Path | None:
     """Where an input lies now that a manifest has recorded; None: nowhere, or not ``inside``. Paths
     are recorded from the folder that holds ``results``; the results folder may have been copied or
-    renamed since, with the artifacts in it. A plain file or folder may belong to other results."""
-    own = root / below(used.path)
+    renamed since, with the artifacts in it; what no stage made is no part of them, and may belong
+    to other results that have an artifact of the same name."""
     places = [root.parent.parent / used.path, Path(used.path)]
-    for place in [own, *places] if used.made else [*places, own]:
+    for place in [root / below(used.path), *places] if used.made else places:
         if place.exists() and inside(root, place):
             return place
     return None

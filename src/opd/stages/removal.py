@@ -106,10 +106,9 @@ def refuse(payload: Path) -> None:
 
 
 def refuse_left_out(payload: Path) -> None:
-    """Raise ``UserError`` where weights that a stage is to read were left out of the crate that its
-    results were unpacked from."""
-    ends = f"{check.WEIGHTS}{LEFT_OUT}"
-    if left_out := [name for name in files_below(payload) if name.endswith(ends)]:
+    """Raise ``UserError`` where weights or texts that a stage is to read were left out of the crate
+    that its results were unpacked from."""
+    if left_out := [name for name in files_below(payload) if name.endswith(LEFT_OUT)]:
         raise UserError(
             f"{left_out[0].removesuffix(LEFT_OUT)} was left out of the crate that this is from",
             str(payload),

@@ -299,7 +299,7 @@ def run_stage(
             if computed:
                 for payload in payloads.values() if not STAGES[stage].looks else ():
                     removal.refuse(payload)
-                    if STAGES[stage].python != "light":  # which reads no weights
+                    if STAGES[stage].computes:  # all else reads what every crate has
                         removal.refuse_left_out(payload)
                 with gpu.lease(stage, cfg), lock.watched(scratch, str(folder)):
                     _compute(stage, cfg, payloads, used, entry, folder, scratch)

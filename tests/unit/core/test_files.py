@@ -77,6 +77,17 @@ def snapshot(cache: Path, files: dict[str, str]) -> Path:
     return folder
 
 
+def test_what_python_compiles_beside_a_file_is_no_part_of_a_folder(tmp_path: Path) -> None:
+    """To read a task's functions writes it: the folder would have changed by its being read."""
+    folder = tmp_path / "__pycache__" / "tasks"  # wherever the folder itself lies
+    folder.mkdir(parents=True)
+    (folder / "functions.py").write_text("1")
+    before = content(folder)
+    (folder / "inner" / "__pycache__").mkdir(parents=True)
+    (folder / "inner" / "__pycache__" / "functions.cpython-311.pyc").write_bytes(b"1")
+    assert content(folder) == before and [*before] == ["functions.py"]
+
+
 def test_a_snapshot_in_the_hubs_cache_is_read_as_files(tmp_path: Path) -> None:
     folder = snapshot(tmp_path, {"config.json": "a", "1_Pooling/config.json": "b"})
     assert content(folder) == {"config.json": A, "1_Pooling/config.json": B}

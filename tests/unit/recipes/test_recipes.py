@@ -685,9 +685,10 @@ def test_what_changes_how_a_model_is_trained_is_apart_from_what_changes_it():
     assert cfg["execution"] == training | {"report_to": tracked}
     assert made_by.items() <= cfg.items()
     assert not made_by.keys() & plain.keys()
-    vllm = {"mode": "server", "server_host": "a", "max_model_length": 9999}
-    cfg = artifacts(config(training={"vllm": vllm}))["models/x/s0"].cfg
-    assert cfg["vllm"] == {"mode": "server", "max_model_length": 9999}
+    # A server has devices and a length of its own, which these say nothing of.
+    own = {"mode": "server", "max_model_length": 10, "tensor_parallel_size": 2}
+    cfg = artifacts(config(training={"vllm": {**own, "server_host": "a"}}))["models/x/s0"].cfg
+    assert cfg["vllm"] == own
     assert cfg["execution"]["vllm"] == {"server_host": "a"}
     # What answers benchmarks is another choice.
     assert artifacts(config(backend="vllm"))["models/x/s0"].cfg == plain

@@ -41,7 +41,9 @@ def own(tmp_path: Path, *runs: str) -> dict[str, Any]:
 
 def test_what_has_the_same_name_stays_apart(made: list[tuple[str, int]], tmp_path: Path) -> None:
     raw = own(tmp_path, "a", "b")
+    raw["prompts"]["a"]["path"]["sha256"] = "0" * 64
     command.prepare(raw, tmp_path, tmp_path / "rehearsal")
+    assert [*raw["prompts"]["a"]["path"]] == ["file"]  # the digest was that of the whole file
     for run in ("a", "b"):
         assert Path(raw["models"][run]["path"], "config.json").read_text() == run
         assert f'"{run}"' in Path(raw["prompts"][run]["path"]["file"]).read_text()

@@ -153,7 +153,8 @@ def test_lengths_keep_their_order() -> None:
     tokens = [512, 1024, 3072, 7168, 10240, 15360, 31744]
     assert [length(n) for n in tokens] == [4, 8, 24, 56, 80, 120, 248]
     assert [length(n) for n in (0, 1, 2, 16)] == [0, 1, 2, 4]
-    assert lengths([128, 256, 512, 1024, 4096]) == [4, 5, 6, 8, 32]
+    assert lengths([128, 256, 512, 1024, 4096]) == [1, 2, 4, 8, 32]
+    assert lengths([8, 24, 40]) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("files", SMALL, ids=lambda files: files[-1])
@@ -255,3 +256,37 @@ def test_sources_keep_a_share_of_the_few_rollouts_that_are_left(
     sources = cut(config, processes)["models"]["run"]["distill"]["rollouts"]
     assert [source.get("own") or source["share"] for source in sources] == expected
     resolve.resolve(cut(config, processes))
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "most"), [([64, 128, 256], 640), ([8, 24, 40, 56], 96), ([100, 101, 102, 103], 104)]
+)
+def test_prefixes_leave_something_to_go_on_with(prefixes: list[int], most: int) -> None:
+    """Of the rollouts, and of what the teacher may write; beside a response of 16,384 tokens."""
+    probe = {"generations": "g", "teacher": "a", "grader": "rule", "max_new_tokens": most}
+    small = cut(
+        {
+            "name": "own",
+            "prompts": {"p": {"path": {"file": "/p.jsonl"}}},
+            "models": {"a": {"path": "/m"}},
+            "generations": {
+                "g": {"model": "a", "prompts": "p", "max_new_tokens": most},
+                "long": {"model": "a", "prompts": "p", "max_new_tokens": 16384},
+            },
+            "probes": {"E10": {"continuation": {**probe, "prefixes": prefixes}}},
+        }
+    )
+    own = small["probes"]["E10"]["continuation"]
+    assert own["prefixes"][-1] < min(
+        own["max_new_tokens"], small["generations"]["g"]["max_new_tokens"]
+    )
+    assert len({*own["prefixes"]}) == len(prefixes)
+    resolve.resolve(small)
+
+
+@pytest.mark.parametrize(("processes", "left"), [(1, 1), (2, 2)])
+def test_an_engine_is_shared_by_as_many_processes_as_there_are(processes: int, left: int) -> None:
+    vllm = {"mode": "colocate", "tensor_parallel_size": 2}
+    small = cut({"name": "own", "training": {"processes": 8, "vllm": vllm}}, processes)
+    assert small["training"]["vllm"] == {**vllm, "tensor_parallel_size": left}
+    resolve.resolve(small)

@@ -141,3 +141,7 @@ def test_a_file_without_rows_stays_one_and_what_is_no_table_is_refused(tmp_path:
     (tmp_path / "own.json").write_text('{"rows": []}')
     with pytest.raises(UserError, match="a dict, not an array"):
         stand_ins.first_rows(tmp_path / "own.json", tmp_path / "made.json")
+    (tmp_path / "own.parquet").write_text("no table")
+    with pytest.raises(UserError, match="not a whole parquet file"):
+        stand_ins.first_rows(tmp_path / "own.parquet", tmp_path / "other.parquet")
+    assert not (tmp_path / "other.parquet").exists() and not (tmp_path / "made.json").exists()

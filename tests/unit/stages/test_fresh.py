@@ -1,5 +1,6 @@
 """What lies in a results folder against a plan: what is refused where it is shown."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,27 @@ def test_the_config_of_a_run_shows_whether_it_was_changed(tmp_path: Path) -> Non
     for at in range(0, len(text), 7):
         path.write_bytes(text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :])
         assert not fresh.as_written(path)
+
+
+def test_data_that_changed_is_found_whatever_its_times_and_what_is_broken_ends_nothing(
+    tmp_path: Path,
+) -> None:
+    """A folder that holds what no input may hold is for the job to name that reads it: others of
+    the same plan do not need it."""
+    data, results, store = tmp_path / "mine", tmp_path / "results" / "t", tmp_path / ".store"
+    data.mkdir()
+    (data / "weights").write_text("a")
+    plan = {"models/m": Artifact("fetch", "models/m", {"inputs": ["files"]}, (str(data),))}
+    used = Used(path=str(data), identity="", outputs=digest(content(data)))
+    given = {"stage": "fetch", "identity": "", "cfg": {}, "outputs": {}}
+    (results / "models" / "m").mkdir(parents=True)
+    write(results / "models/m/manifest.json", Manifest(**given, inputs={"files": used}))
+
+    assert fresh.other_data(plan, results, store) == []
+    (data / "link").symlink_to("/nowhere")
+    assert fresh.other_data(plan, results, store) == ["models/m"]
+    (data / "link").unlink()
+    assert fresh.other_data(plan, results, store) == []
+    (data / "weights").write_text("b")
+    os.utime(data / "weights", (0, 0))
+    assert fresh.other_data(plan, results, store) == ["models/m"]

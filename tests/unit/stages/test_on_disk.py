@@ -46,6 +46,10 @@ def test_a_model_of_other_results_is_no_model_of_one_s_own(tmp_path: Path, monke
     write_json(record, {**json.loads(record.read_text()), "inputs": {"data": used}}, "x")
     ((name, _, place),) = on_disk.Made(mine.root, "models/other").inputs
     assert (name, place) == ("data", tmp_path / payload)
+    # Also not where they were left behind, as in a copy.
+    theirs.root.rename(tmp_path / "elsewhere")
+    ((_, _, place),) = on_disk.Made(mine.root, "models/other").inputs
+    assert place is None
 
 
 def test_a_model_may_be_called_results():
