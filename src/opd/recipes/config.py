@@ -116,10 +116,10 @@ class Training(Strict):
         return self
 
     @property
-    def own_engine(self) -> dict[str, Plain]:
+    def own_engine(self) -> dict[VllmSetting, Plain]:
         """Settings of the vLLM in the trainer's processes; none where a server samples, which has
         its own."""
-        settings: dict[str, Plain] = {**(self.vllm or {})}
+        settings = self.vllm or {}
         return {} if settings.get("mode") == "server" else settings
 
 

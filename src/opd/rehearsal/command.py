@@ -56,10 +56,10 @@ def prepare(raw: dict[str, Any], root: Path, folder: Path) -> tuple[dict[str, st
         except UserError as unknown:
             notes.append(str(unknown))
     for where, path in data_files(config).items():
-        recipe = _at(raw, where, -1)
-        recipe[where.rpartition(".")[2]] = _own(Path(data_path(path, where)), folder)
+        source = _at(raw, where, -1)
+        source[where.rpartition(".")[2]] = _own(Path(data_path(path, where)), folder)
         if where.endswith(".file"):
-            recipe.pop("sha256", None)  # of the whole file
+            source.pop("sha256", None)  # of the whole file
     for name in ("config", "workflow", "Snakefile"):
         link = folder / name
         if not link.is_symlink():

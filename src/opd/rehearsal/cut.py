@@ -108,7 +108,7 @@ def lengths(tokens: list[int], by: int = TOKENS) -> list[int]:
 
 
 def _leave_room(config: dict[str, Any]) -> None:
-    """Let what goes on after prefixes, and the rollouts that are cut there, be longer than these."""
+    """Let what goes on after prefixes, and rollouts that are cut there, be longer than these."""
     for probe in config.get("probes", {}).values():
         if own := probe.get("continuation"):
             longest = max(own["prefixes"][-1], own.get("longer_than") or 0)

@@ -188,7 +188,7 @@ def test_how_a_tokenizer_was_called_last_is_no_part_of_it(
     before = tokenizer.encode(TEXT)
     tokenizer("a", max_length=4 if "truncation" in call else 512, **call)
     tokenizer.save_pretrained(folder)
-    assert json.loads((folder / "tokenizer.json").read_text())[[*call][0]]
+    assert json.loads((folder / "tokenizer.json").read_text())[next(iter(call))]
     assert checkpoints.load_tokenizer(folder).encode(TEXT) == before
 
 

@@ -259,7 +259,8 @@ def test_sources_keep_a_share_of_the_few_rollouts_that_are_left(
 
 
 @pytest.mark.parametrize(
-    ("prefixes", "most"), [([64, 128, 256], 640), ([8, 24, 40, 56], 96), ([100, 101, 102, 103], 104)]
+    ("prefixes", "most"),
+    [([64, 128, 256], 640), ([8, 24, 40, 56], 96), ([100, 101, 102, 103], 104)],
 )
 def test_prefixes_leave_something_to_go_on_with(prefixes: list[int], most: int) -> None:
     """Of the rollouts, and of what the teacher may write; beside a response of 16,384 tokens."""

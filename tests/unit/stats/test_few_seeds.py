@@ -51,7 +51,7 @@ def test_p_values_are_those_of_the_same_t() -> None:
     _, draws = bootstrap([[np.repeat(by_seed[:, None], 200, axis=1)]], 4000, 0)
     assert p_value(draws[:, 0], by_seed) == pytest.approx(ttest_1samp(by_seed, 0).pvalue, rel=0.04)
     cells = np.array([[0.2], [0.4]]) + np.where(np.arange(100) % 2, 0.5, -0.5)
-    drawn, wide = of(cells)
+    _, wide = of(cells)
     _, draws = bootstrap([[cells]], 4000, 0)
     half = (wide.high - wide.low) / 2
     at_the_end = p_value(draws[:, 0] - 0.3 + half, cells.mean(axis=1) - 0.3 + half)
