@@ -153,7 +153,7 @@ lock: ## resolves pyproject.toml into envs/; needs uv
 	$(call conda,envs/gpu.yaml,--extra train --extra vllm -c envs/vllm.txt)
 	$(call conda,envs/workflow.yaml,--extra slurm -c envs/constraints.txt)
 
-readme: $(STAMP) ## the generated parts of README.md and docs/, from results/mini-all and results/pilot
+readme: $(STAMP) ## the generated parts of README.md and docs/, from results/
 	python scripts/readme.py
 
 clean: ## the environments and tool caches; results/ stays

@@ -54,6 +54,8 @@ def reference(schema: dict[str, Any]) -> str:
     parts = {"Config": schema, **schema["$defs"]}
     lines = ["# Keys of a config", ""]
     for name, part in parts.items():
+        # Of what may also be a text, the mapping.
+        part = next((form for form in part.get("anyOf", ()) if "properties" in form), part)
         described = (part.get("description") or "").replace("``", "`")
         lines += [
             f"## {name}",

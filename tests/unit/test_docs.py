@@ -10,6 +10,8 @@ import matplotlib
 import measurements
 import pytest
 
+from opd.losses.metric_names import DISTILL, GRPO
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
@@ -76,3 +78,13 @@ def test_the_commits_that_pages_name_are_in_the_history() -> None:
         if _git("merge-base", "--is-ancestor", commit, "HEAD").returncode
     }
     assert not lost
+
+
+def test_every_metric_is_explained() -> None:
+    text = (DOCS / "training.md").read_text()
+    named = set(re.findall(r"`([a-z_]+)`", text))
+    assert {*DISTILL.split(), *GRPO.split(), "nll_nats", "perplexity"} - named == {
+        f"{part}_code"
+        for of in ("student", "teacher")
+        for part in (f"overlap_mass_{of}", f"max_advantage_{of}", f"min_advantage_{of}")
+    }  # named by their pattern

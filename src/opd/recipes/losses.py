@@ -1,5 +1,6 @@
 """Recipes of what distillation minimises: losses, what a teacher is told, and terms of a sum."""
 
+import inspect
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field, create_model, model_validator
@@ -39,9 +40,16 @@ Information = Annotated[Entry, checked(contexts)]
 Contexts = Annotated[Entry | list[Entry], checked(contexts)]
 
 
+def _described() -> dict[str, str]:
+    """Setting of a loss -> what the list in the docstring of ``LossSpec`` says of it."""
+    entries = (inspect.getdoc(LossSpec) or "").split("\n- ")[1:]
+    parted = (" ".join(entry.split()).partition(": ") for entry in entries)
+    return {name: text for names, _, text in parted for name in names.split(", ")}
+
+
 # Every setting of a loss; what is not given is the preset's.
 _SETTINGS: dict[str, Any] = {
-    name: (kind | None, None)
+    name: (kind | None, Field(default=None, description=_described().get(name)))
     for name, kind in get_type_hints(LossSpec, include_extras=True).items()
 }
 

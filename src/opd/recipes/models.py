@@ -254,12 +254,20 @@ class Guard(Strict):
     noted."""
 
     action: Literal["flag", "stop"] = "flag"
-    reference_steps: Count = 10
-    patience: Count = 5
-    length_ratio: Positive | None = 3.0
-    repetition: Share | None = 0.75
-    entropy_rise_nats: Positive | None = 1.0
-    top_mass_drop: Share | None = 0.2
+    reference_steps: Count = Field(
+        default=10, description="the first steps, whose median is what later ones are compared with"
+    )
+    patience: Count = Field(default=5, description="steps in a row that have to show it")
+    length_ratio: Positive | None = Field(
+        default=3.0, description="response length as a multiple of that median; null: not watched"
+    )
+    repetition: Share | None = Field(default=0.75, description="share of repeated 3-grams")
+    entropy_rise_nats: Positive | None = Field(
+        default=1.0, description="the student's entropy above that median"
+    )
+    top_mass_drop: Share | None = Field(
+        default=0.2, description="mass on the student's top k below that median"
+    )
 
 
 # Of Rethinking OPD's runs: thunlp/OPD at 0a44395, on_policy_distillation.sh, lines 163 and 239.
