@@ -45,7 +45,7 @@ PARTS = {
     "models": {
         "init": {"init": {}},
         "base": {"sft": {"student": "init", "data": "mixed", "steps": 2}},
-        "longer": {"sft": {"student": "init", "data": "mixed", "steps": 4}},
+        "longer": {"sft": {"student": "init", "data": "mixed", "steps": 4, "keep_steps": [2]}},
     },
     "benchmarks": {"easy": {"task": "opd_world", "prompts": "easy"}},
     "protocols": {"one": {"samples": 1, "temperature": 0.7, "top_p": 1.0, "max_new_tokens": 12}},
@@ -63,7 +63,10 @@ PARTS = {
             "title": "Both",
             "evaluation": "held-out",
             "columns": ["avg:easy", "change:easy"],
-            "rows": [{"label": "longer", "model": "longer", "base": "base"}],
+            "rows": [
+                {"label": "longer", "model": "longer", "base": "base"},
+                {"label": "half of it", "model": "longer@2", "base": "base"},
+            ],
         }
     },
 }
@@ -147,12 +150,18 @@ def test_small_crates_of_single_seeds_are_put_together_without_training(end: str
     (together / "tiny.yaml").write_text(yaml.safe_dump({**PARTS, "seeds": [0, 1]}))
     project = Project(together)
     assert project.would_make() == {"tables/t", "figures/course", "report"}
+    command = [sys.executable, "-m", "opd", "plan", "--json", "--configfile", "tiny.yaml"]
+    done = subprocess.run(
+        command, cwd=together, env=project.environment, capture_output=True, text=True
+    )
+    states = {job["folder"]: job["state"] for job in json.loads(done.stdout)["artifacts"]}
+    assert {name for name, made in states.items() if made != "there"} == project.would_make()
     project.run()
     assert "Seeds: 2" in project.result("tables/t.md").read_text()
     result = audit.audit(project.result(""))
     assert not audit.fails(result), [x for x in result.audited if x.findings]
-    # Weights of six models, and the texts of four evaluations and of the corpus.
-    assert len([name for x in result.audited for name in x.left_out]) == 11
+    # Weights of six models and two kept steps, and the texts of six evaluations and of the corpus.
+    assert len([name for x in result.audited for name in x.left_out]) == 15
     assert project.would_make() == set()
 
 

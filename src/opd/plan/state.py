@@ -131,13 +131,23 @@ def _state(
             return "run", None
         inputs[name] = digest(digests[path] if path in digests else content(Path(path)))
     key = identity(artifact.stage, artifact.cfg, inputs)
-    keep_steps = artifact.cfg.get("execution", {}).get("keep_steps", ())
-    if not all((store / f"{key}.steps" / f"{step}.json").is_file() for step in keep_steps):
-        return "run", None
+    for step in artifact.cfg.get("execution", {}).get("keep_steps", ()):
+        in_store = (store / f"{key}.steps" / f"{step}.json").is_file()
+        if not in_store and _run_of_kept(results, artifact.folder, step) != key:
+            return "run", None
     if made and made.identity == key:
         return "there", made.outputs
     record, _ = load(store / f"{key}.json", Contents)
     return ("store", record.outputs) if record and (store / key).is_dir() else ("run", None)
+
+
+def _run_of_kept(results: Path, run: str, step: int) -> str | None:
+    """The identity of the run that an artifact's kept step is from, which a crate has without the
+    store; None where there is none."""
+    model, _, seed = run.rpartition("/")
+    made, _ = load(results / f"{model}@{step}" / seed / "manifest.json", Manifest)
+    source = made.inputs.get("model") if made else None
+    return source.identity if source else None
 
 
 def counted(states: Mapping[str, str], results: Path) -> dict[str, dict[str, Any]]:
