@@ -32,8 +32,9 @@ TO_RUN = ("run", "stale")
 
 def beside(files: Sequence[Path]) -> Path:
     """The folder with the lock, papers' files and calibration.yaml: config/, as for snakemake, or,
-    where no workflow is here, that of the first config file."""
-    return Path("config") if Path("Snakefile").is_file() else files[0].parent
+    where that has none of these, that of the first config file."""
+    here, names = Path("config"), ("hub.lock.yaml", "claims", "calibration.yaml")
+    return here if any((here / name).exists() for name in names) else files[0].parent
 
 
 def artifacts_of(config: Config, root: Path) -> dict[str, Artifact]:

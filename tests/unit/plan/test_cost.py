@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 from collections import Counter
@@ -487,7 +486,6 @@ def test_the_command_says_what_the_miniature_would_cost(tmp_path):
         "import sys\nfrom opd.cli.main import main\nmain(sys.argv[1:])\n"
         f"print([m for m in {heavy} if m in sys.modules])"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", script, "plan", "--configfile", str(ROOT / "config" / "mini.yaml")],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
@@ -496,12 +494,9 @@ def test_the_command_says_what_the_miniature_would_cost(tmp_path):
         text=True,
         check=True,
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     *lines, imported = done.stdout.splitlines()
     assert imported == "[]"
     assert list(tmp_path.iterdir()) == []
-    # Of a processor, so that a busy machine changes nothing.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
     config = resolve(yaml.safe_load((ROOT / "config" / "mini.yaml").read_text()))
     made = plan(config, {})
     made |= outputs.exhibits(config, made, ROOT / "config")

@@ -107,9 +107,8 @@ def test_a_config_is_planned_by_the_lock_of_its_run(tmp_path, monkeypatch):
 
     assert revision() == "a" * 40
     (tmp_path / "config").mkdir()
+    assert revision() == "a" * 40  # that may be of anything else
     (tmp_path / "config" / "hub.lock.yaml").write_text(f"models/a/b: {'b' * 40}\n")
-    assert revision() == "a" * 40  # of whatever else has a folder of that name
-    (tmp_path / "Snakefile").touch()
     assert revision() == "b" * 40
 
 
