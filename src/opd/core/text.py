@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 # What earlier versions, TRL (transformers' names included) and verl call a key -> our keys for it,
 # of which a recipe has one at most.
@@ -46,6 +47,14 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "chat_template_kwargs": ("chat_template",),
     "seed": ("seeds",),
 }
+
+
+def distinct(labels: Sequence[str]) -> list[str]:
+    """Labels of rows; those that several rows have with the row's place, from 1, before them."""
+    counts = Counter(labels)
+    return [
+        f"{place}: {label}" if counts[label] > 1 else label for place, label in enumerate(labels, 1)
+    ]
 
 
 def suggestion(name: str, known: Iterable[str], elsewhere: str = "") -> str:

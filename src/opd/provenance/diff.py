@@ -2,7 +2,6 @@
 
 import csv
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from opd.core.errors import UserError
 from opd.core.files import is_plain, read_json
 from opd.core.html import image, render
 from opd.core.security import visible
+from opd.core.text import distinct
 from opd.stages import naming, on_disk, registry
 from opd.stages.artifact import sources_first
 from opd.stages.on_disk import Made
@@ -196,9 +196,8 @@ def _cells(table: Path) -> dict[str, dict[str, float | str]]:
     are, go by their place, too."""
     with table.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    cells, counts = {}, Counter(label for label, *_ in rows)
-    for place, (label, *values) in enumerate(rows, 1):
-        name = f"{place}: {label}" if counts[label] > 1 else label
+    cells = {}
+    for name, (_, *values) in zip(distinct([label for label, *_ in rows]), rows, strict=True):
         columns = zip(header[1:], values, strict=True)
         cells[name] = {column: _parsed(text) for column, text in columns if column != "digests"}
     return cells

@@ -86,10 +86,10 @@ def cut(raw: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
     most = TRAINING | {"processes": processes}
     training = config.get("training", {}).items()
     config["training"] = {key: _most(most, key, value) for key, value in training}
-    size = (config["training"].get("vllm") or {}).get("tensor_parallel_size")
-    if isinstance(size, int):
-        own = config["training"]["vllm"]
-        own["tensor_parallel_size"] = math.gcd(size, config["training"].get("processes") or 1)
+    vllm = config["training"].get("vllm") or {}
+    if isinstance(size := vllm.get("tensor_parallel_size"), int):
+        size = math.gcd(size, config["training"].get("processes") or 1)
+        config["training"]["vllm"] = {**vllm, "tensor_parallel_size": size}
     return _renamed(config, _steps(config))
 
 

@@ -41,9 +41,9 @@ def parse(text: str) -> Printed | None:
     bound = {"≥": ">", "≤": "<", "≈": "~"}.get(sign, sign)
     digits, _, exponent = match["low"].lower().partition("e")
     slack = 0.5 * 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
-    shown = digits.rstrip("0")
-    if bound == "~" and "." not in digits and shown:  # ~88000: zeros at the end are no digits
-        slack *= 10.0 ** (len(digits) - len(shown))
+    significant = digits.rstrip("0")
+    if bound == "~" and "." not in digits and significant:  # ~88000: zeros at the end are no digits
+        slack *= 10.0 ** (len(digits) - len(significant))
     elif not exponent:
         # Lists drop final zeros: 0.70 may stand there as 0.7.
         slack = min(0.005, slack)

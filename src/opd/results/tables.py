@@ -12,6 +12,7 @@ from opd.core import tables
 from opd.core.code import package_file
 from opd.core.html import MISSING, render
 from opd.core.markdown import line
+from opd.core.text import distinct
 from opd.evaluation.reader import Reader
 from opd.results import excerpts
 from opd.results.estimate import Measurements, Missing, Undefined, estimate
@@ -101,8 +102,8 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
     names = [name.replace(":", "_") + end for name, _, parsed in columns for end in parsed.endings]
     cells = {place: [_cell(parsed, place, measured) for _, _, parsed in columns] for place in arms}
     raw, records = [["row", *names, "seeds", "digests"]], {}
-    labels = Counter(row["label"] for row in cfg["rows"])
-    for number, (place, row) in enumerate(arms.items(), 1):
+    row_names = distinct([row["label"] for row in arms.values()])
+    for row_name, (place, row) in zip(row_names, arms.items(), strict=True):
         values = [value for _, numbers in cells[place] for value in numbers]
         written = [f"{value:.10g}" if isinstance(value, float) else value for value in values]
         seeds = max(len(row.get(role) or []) for role in ROLES)
@@ -113,8 +114,7 @@ def run_table(cfg: dict[str, Any], inputs: dict[str, Path], out: Path) -> dict[s
             for file, digest in measured.reader.digests(name).items()
         )
         raw.append([row["label"], *written, seeds, digests])
-        called = f"{number}: {row['label']}" if labels[row["label"]] > 1 else row["label"]
-        records[called] = dict(zip(names, values, strict=True))
+        records[row_name] = dict(zip(names, values, strict=True))
     tables.write_csv(out / "table.csv", raw)
     headers = [label or _header(parsed, measured) for _, label, parsed in columns]
     texts = [[arms[place]["label"], *(text for text, _ in row)] for place, row in cells.items()]

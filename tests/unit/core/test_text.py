@@ -2,7 +2,7 @@
 
 import pytest
 
-from opd.core.text import number, size, suggestion
+from opd.core.text import distinct, number, size, suggestion
 
 pytestmark = pytest.mark.unit
 
@@ -36,3 +36,8 @@ def test_numbers_have_three_significant_digits(value, text):
 )
 def test_sizes_have_decimal_units(count, text):
     assert size(count) == text
+
+
+def test_labels_that_stand_there_twice_go_by_their_place():
+    assert distinct(["a", "b", "a", "c"]) == ["1: a", "b", "3: a", "c"]
+    assert distinct([]) == []

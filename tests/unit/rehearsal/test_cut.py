@@ -290,4 +290,5 @@ def test_an_engine_is_shared_by_as_many_processes_as_there_are(processes: int, l
     vllm = {"mode": "colocate", "tensor_parallel_size": 2}
     small = cut({"name": "own", "training": {"processes": 8, "vllm": vllm}}, processes)
     assert small["training"]["vllm"] == {**vllm, "tensor_parallel_size": left}
+    assert vllm["tensor_parallel_size"] == 2  # what was given stays as it is
     resolve.resolve(small)

@@ -123,9 +123,8 @@ def test_values_by_hand(reader: Reader) -> None:
     # eight problems seven are better and one is as before, so 4 of 2^8 swaps are as extreme.
     change, p = found({"change": "after"}, reader, 4000), found({"p": "after"}, reader, 4000)
     assert p.value == p_value(change.draws, change.by_seed) and p.interval() == (p.value,) * 3
-    one = {"evaluations": ["s0"], "base": ["student"]}
-    arms = {"one": {"label": "one", **one}}
-    assert estimate({"p": "one"}, reader, arms, {}).value == pytest.approx(4 / 256)
+    arms = {"once": {"label": "one run", "evaluations": ["s0"], "base": ["student"]}}
+    assert estimate({"p": "once"}, reader, arms, {}).value == pytest.approx(4 / 256)
 
 
 def test_a_ratio_may_lie_beyond_what_a_share_may_be() -> None:
